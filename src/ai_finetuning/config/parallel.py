@@ -1,0 +1,34 @@
+"""ParallelConfig: who holds which weights and sees which data."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Literal
+
+from .section import require, section
+
+_SIZE = re.compile(r"^\d+(\.\d+)?\s*(GB|GiB|MB|MiB)$")
+
+
+@section
+class ParallelConfig:
+    """The documented fields of MultiGPUTrainingConfig as a section of the YAML."""
+
+    SECTION: ClassVar[str] = "parallel"
+
+    strategy: Literal["ddp", "model_parallel", "pipeline", "fsdp", "tensor", "auto"] = "ddp"
+    """How the work is spread over devices."""
+    max_memory_per_gpu: dict[int, str] | None = None
+    """Most memory a GPU may use for weights, as `22GB` (10^9) or `22GiB` (2^30), by GPU index."""
+    pipeline_parallel_size: int = 1
+    """Pipeline stages."""
+    tensor_parallel_size: int = 1
+    """Ranks that share each layer."""
+
+    def __post_init__(self) -> None:
+        for name in ("pipeline_parallel_size", "tensor_parallel_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"parallel.{name}", value, "1 以上にしてください。", "it must be at least 1.")
+        for index, size in (self.max_memory_per_gpu or {}).items():
+            require(index >= 0 and bool(_SIZE.match(size)), f"parallel.max_memory_per_gpu[{index}]", size,
+                    "22GB や 22GiB のように書いてください。", "write it like 22GB or 22GiB.")

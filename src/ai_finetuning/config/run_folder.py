@@ -1,0 +1,12 @@
+"""Names of the files in a run's folder."""
+
+from __future__ import annotations
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+CURVE = "loss.png"
+REPORT = "report.html"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+RUN = "run.json"

@@ -1,0 +1,114 @@
+"""Every refusal of the toolkit.
+
+Each error carries its message in Japanese and English (name, value, rule, way out), the exit code of
+sysexits(3) that the command line ends with, and is also the builtin exception a caller would expect.
+"""
+
+from __future__ import annotations
+
+import os
+
+_LOCALE_VARIABLES = ("AIFT_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
+
+
+def prefers_japanese() -> bool:
+    """Whether messages are shown in Japanese: the first locale variable that is set decides."""
+    chosen = next((os.environ[name] for name in _LOCALE_VARIABLES if os.environ.get(name)), "")
+    return chosen.lower().startswith("ja")
+
+
+def localized(ja: str, en: str) -> str:
+    """The text for the user's locale."""
+    return ja if prefers_japanese() else en
+
+
+class ToolkitError(Exception):
+    """A refusal with its reason and the way out, in both languages."""
+
+    exit_code = 70
+
+    def __init__(self, ja: str, en: str) -> None:
+        super().__init__(ja, en)
+        self.ja = ja
+        self.en = en
+
+    def __str__(self) -> str:
+        return localized(self.ja, self.en)
+
+
+class UsageError(ToolkitError, ValueError):
+    """The command line cannot be understood (EX_USAGE)."""
+
+    exit_code = 64
+
+
+class DataError(ToolkitError, ValueError):
+    """The data cannot be trained on as it is (EX_DATAERR)."""
+
+    exit_code = 65
+
+
+class InputNotFoundError(ToolkitError, FileNotFoundError):
+    """A named file, folder or model is not there (EX_NOINPUT)."""
+
+    exit_code = 66
+
+
+class HubError(ToolkitError, ConnectionError):
+    """The model hub does not answer or refuses (EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+
+class DivergedError(ToolkitError, ArithmeticError):
+    """Losses or gradients stopped being finite (EX_SOFTWARE)."""
+
+    exit_code = 70
+
+
+class OutOfMemoryError(ToolkitError, MemoryError):
+    """The smallest micro-batch does not fit (EX_SOFTWARE)."""
+
+    exit_code = 70
+
+
+class StorageError(ToolkitError, OSError):
+    """A file cannot be written or there is too little space (EX_IOERR)."""
+
+    exit_code = 74
+
+
+class RunLockedError(ToolkitError, BlockingIOError):
+    """Another run holds the output folder (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+class PreemptedError(ToolkitError, InterruptedError):
+    """The run was asked to stop and has saved its state (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+class ConfigError(ToolkitError, ValueError):
+    """A setting has a value that it cannot have (EX_CONFIG)."""
+
+    exit_code = 78
+
+
+class ModelError(ToolkitError, ValueError):
+    """The model cannot do what was asked of it (EX_CONFIG)."""
+
+    exit_code = 78
+
+
+class NotBuiltError(ToolkitError, NotImplementedError):
+    """A documented option that this version does not run yet (EX_CONFIG)."""
+
+    exit_code = 78
+
+
+class CheckpointError(ToolkitError, RuntimeError):
+    """No checkpoint can be used for what was asked (EX_DATAERR)."""
+
+    exit_code = 65
