@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 SENTENCES = [
-    "日本の首都は東京です。", "今日は良い天気ですね。", "質問に答えてください。", "私は毎朝七時に起きます。",
-    "りんごが三つあります。", "電車は九時に出発します。", "機械学習の勉強をしています。", "ありがとうございました。",
-    "Hello, how are you?", "大阪は関西にある都市です。", "カタカナとひらがなと漢字。", "一二三四五六七八九十百千万。",
+    "日本の首都は東京です。",
+    "今日は良い天気ですね。",
+    "質問に答えてください。",
+    "私は毎朝七時に起きます。",
+    "りんごが三つあります。",
+    "電車は九時に出発します。",
+    "機械学習の勉強をしています。",
+    "ありがとうございました。",
+    "Hello, how are you?",
+    "大阪は関西にある都市です。",
+    "カタカナとひらがなと漢字。",
+    "一二三四五六七八九十百千万。",
 ]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}"
@@ -18,7 +27,7 @@ CHAT_TEMPLATE = (
 SPECIALS = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def build_tokenizer(chat_template: str | None = CHAT_TEMPLATE):
     """A byte-level BPE tokenizer of about 400 pieces with pad, BOS, EOS and role tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,11 +37,17 @@ def build_tokenizer(chat_template: str | None = CHAT_TEMPLATE):
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     core.train_from_iterator(SENTENCES, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
         additional_special_tokens=SPECIALS[3:],
     )
     if chat_template is not None:
@@ -55,8 +70,16 @@ def build_model(kind: str = "llama", *, seed: int = 0, vocab_size: int = 400, hi
 
     name, extra = CONFIGS[kind]
     config = getattr(transformers, name)(
-        vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=layers,
-        num_attention_heads=4, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1, eos_token_id=2, **extra,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **extra,
     )
     torch.manual_seed(seed)
     return transformers.AutoModelForCausalLM.from_config(config)

@@ -64,7 +64,14 @@ class DataConfig:
     """Forms of characters."""
 
     def __post_init__(self) -> None:
-        require(self.max_length >= 8, "data.max_length", self.max_length, "8 以上にしてください。", "it must be at least 8.")
+        require(
+            self.max_length >= 8, "data.max_length", self.max_length, "8 以上にしてください。", "it must be at least 8."
+        )
         share = self.eval
-        require(not isinstance(share, float) or 0 < share < 1, "data.eval", share,
-                "割合なら 0 より大きく 1 より小さくしてください。", "a share must be above 0 and below 1.")
+        require(
+            not isinstance(share, float) or 0 < share < 1,
+            "data.eval",
+            share,
+            "割合なら 0 より大きく 1 より小さくしてください。",
+            "a share must be above 0 and below 1.",
+        )

@@ -40,12 +40,28 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         require(self.r >= 1, "lora.r", self.r, "1 以上にしてください。", "it must be at least 1.")
-        require(self.lora_alpha >= 1, "lora.lora_alpha", self.lora_alpha, "1 以上にしてください。", "it must be at least 1.")
-        require(0 <= self.lora_dropout < 1, "lora.lora_dropout", self.lora_dropout, "0 以上 1 未満にしてください。",
-                "it must be at least 0 and below 1.")
-        require(self.task_type == "CAUSAL_LM", "lora.task_type", self.task_type, "CAUSAL_LM だけに対応しています。",
-                "only CAUSAL_LM is supported.")
+        require(
+            self.lora_alpha >= 1, "lora.lora_alpha", self.lora_alpha, "1 以上にしてください。", "it must be at least 1."
+        )
+        require(
+            0 <= self.lora_dropout < 1,
+            "lora.lora_dropout",
+            self.lora_dropout,
+            "0 以上 1 未満にしてください。",
+            "it must be at least 0 and below 1.",
+        )
+        require(
+            self.task_type == "CAUSAL_LM",
+            "lora.task_type",
+            self.task_type,
+            "CAUSAL_LM だけに対応しています。",
+            "only CAUSAL_LM is supported.",
+        )
         targets = self.target_modules
-        require(targets is None or targets == "all-linear" or (isinstance(targets, list) and len(targets) > 0),
-                "lora.target_modules", targets, "モジュール名のリスト、'all-linear' または None にしてください。",
-                "it must be a list of module names, 'all-linear' or None.")
+        require(
+            targets is None or targets == "all-linear" or (isinstance(targets, list) and len(targets) > 0),
+            "lora.target_modules",
+            targets,
+            "モジュール名のリスト、'all-linear' または None にしてください。",
+            "it must be a list of module names, 'all-linear' or None.",
+        )

@@ -30,5 +30,10 @@ class ParallelConfig:
             value = getattr(self, name)
             require(value >= 1, f"parallel.{name}", value, "1 以上にしてください。", "it must be at least 1.")
         for index, size in (self.max_memory_per_gpu or {}).items():
-            require(index >= 0 and bool(_SIZE.match(size)), f"parallel.max_memory_per_gpu[{index}]", size,
-                    "22GB や 22GiB のように書いてください。", "write it like 22GB or 22GiB.")
+            require(
+                index >= 0 and bool(_SIZE.match(size)),
+                f"parallel.max_memory_per_gpu[{index}]",
+                size,
+                "22GB や 22GiB のように書いてください。",
+                "write it like 22GB or 22GiB.",
+            )

@@ -18,7 +18,7 @@ from .training import TrainingConfig
 class RunConfig:
     """What `aift train` runs: the YAML's sections."""
 
-    SECTION: ClassVar[str] = "run"
+    SECTION: ClassVar[str] = ""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """The model."""
@@ -37,16 +37,20 @@ class RunConfig:
         if self.method == "full" and self.lora.use_qlora:
             raise ConfigError(
                 "method が full で lora.use_qlora が true です。量子化した重みはそのままでは訓練できません。method: qlora にしてください。",
-                "method is full and lora.use_qlora is true; quantized weights cannot be trained in full: use method: qlora.")
+                "method is full and lora.use_qlora is true; quantized weights cannot be trained in full: use method: qlora.",
+            )
         if self.method == "lora" and self.lora.use_qlora:
             self.method = "qlora"
         if self.method == "qlora" and not self.lora.use_qlora:
             if "use_qlora" in typed(self.lora):
                 raise ConfigError(
                     "method が qlora で lora.use_qlora が false です。どちらかに揃えてください。",
-                    "method is qlora and lora.use_qlora is false; make them agree.")
+                    "method is qlora and lora.use_qlora is false; make them agree.",
+                )
             self.lora = with_values(self.lora, use_qlora=True)
         if self.method == "full" and typed(self.lora):
             names = ", ".join(sorted(typed(self.lora)))
-            raise ConfigError(f"method が full なので lora の設定（{names}）は使われません。lora を消すか method: lora にしてください。",
-                              f"method is full, so lora settings ({names}) have no effect; remove them or use method: lora.")
+            raise ConfigError(
+                f"method が full なので lora の設定（{names}）は使われません。lora を消すか method: lora にしてください。",
+                f"method is full, so lora settings ({names}) have no effect; remove them or use method: lora.",
+            )

@@ -28,10 +28,11 @@ def section(cls: type[T]) -> type[T]:
     A bool is not an int, a string is not a number, an unknown keyword is refused with a suggestion; every
     refusal is a ConfigError. The names that the caller gave are remembered (see typed()).
     """
-    cls = pydantic_dataclass(config=ConfigDict(strict=True, arbitrary_types_allowed=False))(cls)
+    pydantic_dataclass(config=ConfigDict(strict=True))(cls)  # changes the class in place
     validate = cls.__init__
     positional = [
-        name for name, parameter in inspect.signature(cls).parameters.items()
+        name
+        for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     ]
 
@@ -39,7 +40,7 @@ def section(cls: type[T]) -> type[T]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         refuse_unknown(cls, kwargs)
         try:
-            validate(self, *args, **kwargs)  # type: ignore[call-arg]
+            validate(self, *args, **kwargs)
         except ValidationError as error:
             raise _config_error(cls, error) from None
         object.__setattr__(self, "_typed", frozenset(positional[: len(args)]) | frozenset(kwargs))
@@ -63,8 +64,13 @@ def with_values(config: T, **changes: Any) -> T:
 
 
 def label(cls: type) -> str:
-    """The name that users see before a field: `training` for TrainingConfig."""
+    """The name that users see for a section: `training` for TrainingConfig."""
     return str(getattr(cls, "SECTION", cls.__name__))
+
+
+def field_path(cls: type, field: object) -> str:
+    """The name that users see for a field: `training.batch_size`, but `method` for RunConfig's own."""
+    return f"{label(cls)}.{field}" if label(cls) else str(field)
 
 
 def field_names(cls: type) -> list[str]:
@@ -82,8 +88,10 @@ def refuse_unknown(cls: type, keys: typing.Iterable[str]) -> None:
         near = [meant] if meant else difflib.get_close_matches(key, names, n=2, cutoff=0.6)
         hint_ja = f"もしかして: {', '.join(near)}" if near else f"使えるキー: {', '.join(names)}"
         hint_en = f"did you mean {', '.join(near)}?" if near else f"known keys: {', '.join(names)}"
-        raise ConfigError(f"{label(cls)}.{key} というキーはありません。{hint_ja}",
-                          f"{label(cls)}.{key} is not a known key; {hint_en}")
+        raise ConfigError(
+            f"{field_path(cls, key)} というキーはありません。{hint_ja}",
+            f"{field_path(cls, key)} is not a known key; {hint_en}",
+        )
 
 
 def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
@@ -98,10 +106,12 @@ def _config_error(cls: type, error: ValidationError) -> ConfigError:
     inner = problem.get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):
         return inner
-    name = f"{label(cls)}.{problem['loc'][0]}" if problem["loc"] else label(cls)
+    name = field_path(cls, problem["loc"][0]) if problem["loc"] else label(cls)
     if problem["type"] in ("missing", "unexpected_positional_argument"):
-        return ConfigError(f"{name}: 引数が正しくありません（{problem['msg']}）。",
-                           f"{name}: the arguments are off ({problem['msg']}).")
+        return ConfigError(
+            f"{name}: 引数が正しくありません（{problem['msg']}）。",
+            f"{name}: the arguments are off ({problem['msg']}).",
+        )
     return ConfigError(
         f"{name} が {problem['input']!r} です。型または値が正しくありません（{problem['msg']}）。",
         f"{name} is {problem['input']!r} ({type(problem['input']).__name__}); {problem['msg']}.",
@@ -118,18 +128,20 @@ def build(cls: type[T], values: object, path: str = "") -> T:
         return values
     if not isinstance(values, dict):
         name = path or label(cls)
-        raise ConfigError(f"{name} が {values!r} です。キーと値の組で書いてください。",
-                          f"{name} is {values!r}; it must be a mapping of keys to values.")
+        raise ConfigError(
+            f"{name} が {values!r} です。キーと値の組で書いてください。",
+            f"{name} is {values!r}; it must be a mapping of keys to values.",
+        )
     refuse_unknown(cls, values)
     hints = typing.get_type_hints(cls)
-    return cls(**{key: _plain(hints[key], value, f"{label(cls)}.{key}") for key, value in values.items()})
+    return cls(**{key: _plain(hints[key], value, field_path(cls, key)) for key, value in values.items()})
 
 
 def _plain(hint: Any, value: object, path: str) -> object:
     """One YAML value in the type its field wants."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     nested = [option for option in options if dataclasses.is_dataclass(option)]
-    if nested and isinstance(value, dict):
+    if nested and value is not None:
         return build(typing.cast(type, nested[0]), value, path)
     if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
         return tuple(value)

@@ -28,14 +28,29 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for beta in self.betas:
-            require(0 <= beta < 1, "training.optimizer.betas", self.betas, "0 以上 1 未満にしてください。",
-                    "each must be at least 0 and below 1.")
+            require(
+                0 <= beta < 1,
+                "training.optimizer.betas",
+                self.betas,
+                "0 以上 1 未満にしてください。",
+                "each must be at least 0 and below 1.",
+            )
         require(self.eps > 0, "training.optimizer.eps", self.eps, "正の値にしてください。", "it must be positive.")
-        require(0 <= self.weight_decay < 1, "training.optimizer.weight_decay", self.weight_decay,
-                "0 以上 1 未満にしてください。", "it must be at least 0 and below 1.")
+        require(
+            0 <= self.weight_decay < 1,
+            "training.optimizer.weight_decay",
+            self.weight_decay,
+            "0 以上 1 未満にしてください。",
+            "it must be at least 0 and below 1.",
+        )
         ratio = self.lora_plus_ratio
-        require(ratio is None or ratio >= 1, "training.optimizer.lora_plus_ratio", ratio,
-                "1 以上にしてください（論文の推奨は 16）。", "it must be at least 1 (the paper suggests 16).")
+        require(
+            ratio is None or ratio >= 1,
+            "training.optimizer.lora_plus_ratio",
+            ratio,
+            "1 以上にしてください（論文の推奨は 16）。",
+            "it must be at least 1 (the paper suggests 16).",
+        )
 
 
 @section
@@ -52,10 +67,20 @@ class ScheduleConfig:
     """Where cosine decay ends, as a share of the learning rate."""
 
     def __post_init__(self) -> None:
-        require(self.max_steps is None or self.max_steps >= 1, "training.schedule.max_steps", self.max_steps,
-                "1 以上にしてください。", "it must be at least 1.")
-        require(0 <= self.min_lr_ratio <= 1, "training.schedule.min_lr_ratio", self.min_lr_ratio,
-                "0 から 1 にしてください。", "it must be between 0 and 1.")
+        require(
+            self.max_steps is None or self.max_steps >= 1,
+            "training.schedule.max_steps",
+            self.max_steps,
+            "1 以上にしてください。",
+            "it must be at least 1.",
+        )
+        require(
+            0 <= self.min_lr_ratio <= 1,
+            "training.schedule.min_lr_ratio",
+            self.min_lr_ratio,
+            "0 から 1 にしてください。",
+            "it must be between 0 and 1.",
+        )
 
 
 @section
@@ -76,9 +101,13 @@ class CheckpointConfig:
     """Resume although batch size, data, seed or model differ from the checkpoint's."""
 
     def __post_init__(self) -> None:
-        require(self.save_total_limit >= 2, "training.checkpoint.save_total_limit", self.save_total_limit,
-                "2 以上にしてください（1 つが壊れても再開できるように）。",
-                "it must be at least 2, so that a damaged checkpoint leaves another.")
+        require(
+            self.save_total_limit >= 2,
+            "training.checkpoint.save_total_limit",
+            self.save_total_limit,
+            "2 以上にしてください（1 つが壊れても再開できるように）。",
+            "it must be at least 2, so that a damaged checkpoint leaves another.",
+        )
 
 
 @section
@@ -101,10 +130,25 @@ class RuntimeConfig:
     """Show progress."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**32, "training.runtime.seed", self.seed, "0 以上 2^32 未満にしてください。",
-                "it must be at least 0 and below 2^32.")
+        require(
+            0 <= self.seed < 2**32,
+            "training.runtime.seed",
+            self.seed,
+            "0 以上 2^32 未満にしてください。",
+            "it must be at least 0 and below 2^32.",
+        )
         patience = self.early_stopping_patience
-        require(patience is None or patience >= 1, "training.runtime.early_stopping_patience", patience,
-                "1 以上にしてください。", "it must be at least 1.")
-        require(self.early_stopping_threshold >= 0, "training.runtime.early_stopping_threshold",
-                self.early_stopping_threshold, "0 以上にしてください。", "it must not be negative.")
+        require(
+            patience is None or patience >= 1,
+            "training.runtime.early_stopping_patience",
+            patience,
+            "1 以上にしてください。",
+            "it must be at least 1.",
+        )
+        require(
+            self.early_stopping_threshold >= 0,
+            "training.runtime.early_stopping_threshold",
+            self.early_stopping_threshold,
+            "0 以上にしてください。",
+            "it must not be negative.",
+        )

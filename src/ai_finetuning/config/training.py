@@ -15,7 +15,10 @@ from .section import build, refuse_unknown, require, section
 from .sections import CheckpointConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 
 _SECTIONS: dict[str, type] = {
-    "optimizer": OptimizerConfig, "schedule": ScheduleConfig, "checkpoint": CheckpointConfig, "runtime": RuntimeConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "checkpoint": CheckpointConfig,
+    "runtime": RuntimeConfig,
 }
 
 
@@ -71,24 +74,58 @@ class TrainingConfig:
         kwargs = values.kwargs if isinstance(values, ArgsKwargs) else values
         if not kwargs:
             return values
-        changed = {key: build(kind, kwargs[key]) for key, kind in _SECTIONS.items() if isinstance(kwargs.get(key), dict)}
+        changed: dict[str, object] = {
+            key: build(kind, kwargs[key]) for key, kind in _SECTIONS.items() if isinstance(kwargs.get(key), dict)
+        }
         return ArgsKwargs(values.args if isinstance(values, ArgsKwargs) else (), {**kwargs, **changed})
 
     def __post_init__(self) -> None:
-        require(0 < self.learning_rate < 1 and math.isfinite(self.learning_rate), "training.learning_rate",
-                self.learning_rate, "0 より大きく 1 より小さくしてください。", "it must be above 0 and below 1.")
-        for name in ("batch_size", "gradient_accumulation_steps", "num_epochs", "eval_steps", "save_steps",
-                     "logging_steps", "world_size"):
+        require(
+            0 < self.learning_rate < 1 and math.isfinite(self.learning_rate),
+            "training.learning_rate",
+            self.learning_rate,
+            "0 より大きく 1 より小さくしてください。",
+            "it must be above 0 and below 1.",
+        )
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "num_epochs",
+            "eval_steps",
+            "save_steps",
+            "logging_steps",
+            "world_size",
+        ):
             value = getattr(self, name)
             require(value >= 1, f"training.{name}", value, "1 以上にしてください。", "it must be at least 1.")
-        require(self.warmup_steps >= 0, "training.warmup_steps", self.warmup_steps, "0 以上にしてください。",
-                "it must not be negative.")
-        require(self.max_grad_norm >= 0 and math.isfinite(self.max_grad_norm), "training.max_grad_norm",
-                self.max_grad_norm, "0 以上にしてください（0 で無効）。", "it must not be negative (0 switches clipping off).")
-        require(bool(self.output_dir.strip()), "training.output_dir", self.output_dir, "フォルダー名を書いてください。",
-                "it must name a folder.")
-        require(self.local_rank >= -1, "training.local_rank", self.local_rank, "-1 以上にしてください。",
-                "it must be -1 or a rank.")
+        require(
+            self.warmup_steps >= 0,
+            "training.warmup_steps",
+            self.warmup_steps,
+            "0 以上にしてください。",
+            "it must not be negative.",
+        )
+        require(
+            self.max_grad_norm >= 0 and math.isfinite(self.max_grad_norm),
+            "training.max_grad_norm",
+            self.max_grad_norm,
+            "0 以上にしてください（0 で無効）。",
+            "it must not be negative (0 switches clipping off).",
+        )
+        require(
+            bool(self.output_dir.strip()),
+            "training.output_dir",
+            self.output_dir,
+            "フォルダー名を書いてください。",
+            "it must name a folder.",
+        )
+        require(
+            self.local_rank >= -1,
+            "training.local_rank",
+            self.local_rank,
+            "-1 以上にしてください。",
+            "it must be -1 or a rank.",
+        )
 
 
 class MultiGPUTrainingConfig(TrainingConfig):
@@ -107,10 +144,15 @@ class MultiGPUTrainingConfig(TrainingConfig):
     ) -> None:
         refuse_unknown(TrainingConfig, kwargs)
         super().__init__(**kwargs)
-        self.parallel = build(ParallelConfig, {
-            "strategy": strategy, "max_memory_per_gpu": max_memory_per_gpu,
-            "pipeline_parallel_size": pipeline_parallel_size, "tensor_parallel_size": tensor_parallel_size,
-        })
+        self.parallel = build(
+            ParallelConfig,
+            {
+                "strategy": strategy,
+                "max_memory_per_gpu": max_memory_per_gpu,
+                "pipeline_parallel_size": pipeline_parallel_size,
+                "tensor_parallel_size": tensor_parallel_size,
+            },
+        )
         self.strategy = self.parallel.strategy
         self.max_memory_per_gpu = self.parallel.max_memory_per_gpu
         self.pipeline_parallel_size = self.parallel.pipeline_parallel_size
