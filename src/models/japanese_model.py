@@ -1,5 +1,5 @@
 """Documented import path; the objects are those of ai_finetuning."""
 
-from ai_finetuning.models.japanese_model import JapaneseModel, SUPPORTED_MODELS
+from ai_finetuning.models.japanese_model import SUPPORTED_MODELS, JapaneseModel
 
 __all__ = ["JapaneseModel", "SUPPORTED_MODELS"]

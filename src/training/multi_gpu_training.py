@@ -1,6 +1,7 @@
 """Documented import path; the objects are those of ai_finetuning."""
 
-from ai_finetuning.config.training import MultiGPUTrainingConfig
 from ai_finetuning.training.multi_gpu_training import AdvancedMultiGPUTrainer
+
+from ai_finetuning.config.training import MultiGPUTrainingConfig
 
 __all__ = ["AdvancedMultiGPUTrainer", "MultiGPUTrainingConfig"]

@@ -8,4 +8,10 @@ from ai_finetuning.hardware.gpu import (
     set_memory_fraction,
 )
 
-__all__ = ["clear_gpu_memory", "get_available_device", "get_gpu_memory_info", "optimize_model_for_gpu", "set_memory_fraction"]
+__all__ = [
+    "clear_gpu_memory",
+    "get_available_device",
+    "get_gpu_memory_info",
+    "optimize_model_for_gpu",
+    "set_memory_fraction",
+]

@@ -1,0 +1,197 @@
+"""Practice text for the demo, written for this project (CC0): prose, facts, questions in several phrasings.
+
+Everything is a pure function of the tables below; `corpus()` is what a tiny model is first trained on,
+`lessons()` what it is fine-tuned on, `exam()` asks the same facts in phrasings that `lessons()` never uses.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+# prefecture: (seat of its government, region)
+PREFECTURES = {
+    "北海道": ("札幌市", "北海道"),
+    "青森県": ("青森市", "東北"),
+    "岩手県": ("盛岡市", "東北"),
+    "宮城県": ("仙台市", "東北"),
+    "秋田県": ("秋田市", "東北"),
+    "山形県": ("山形市", "東北"),
+    "福島県": ("福島市", "東北"),
+    "茨城県": ("水戸市", "関東"),
+    "栃木県": ("宇都宮市", "関東"),
+    "群馬県": ("前橋市", "関東"),
+    "埼玉県": ("さいたま市", "関東"),
+    "千葉県": ("千葉市", "関東"),
+    "東京都": ("新宿区", "関東"),
+    "神奈川県": ("横浜市", "関東"),
+    "新潟県": ("新潟市", "中部"),
+    "富山県": ("富山市", "中部"),
+    "石川県": ("金沢市", "中部"),
+    "福井県": ("福井市", "中部"),
+    "山梨県": ("甲府市", "中部"),
+    "長野県": ("長野市", "中部"),
+    "岐阜県": ("岐阜市", "中部"),
+    "静岡県": ("静岡市", "中部"),
+    "愛知県": ("名古屋市", "中部"),
+    "三重県": ("津市", "近畿"),
+    "滋賀県": ("大津市", "近畿"),
+    "京都府": ("京都市", "近畿"),
+    "大阪府": ("大阪市", "近畿"),
+    "兵庫県": ("神戸市", "近畿"),
+    "奈良県": ("奈良市", "近畿"),
+    "和歌山県": ("和歌山市", "近畿"),
+    "鳥取県": ("鳥取市", "中国"),
+    "島根県": ("松江市", "中国"),
+    "岡山県": ("岡山市", "中国"),
+    "広島県": ("広島市", "中国"),
+    "山口県": ("山口市", "中国"),
+    "徳島県": ("徳島市", "四国"),
+    "香川県": ("高松市", "四国"),
+    "愛媛県": ("松山市", "四国"),
+    "高知県": ("高知市", "四国"),
+    "福岡県": ("福岡市", "九州"),
+    "佐賀県": ("佐賀市", "九州"),
+    "長崎県": ("長崎市", "九州"),
+    "熊本県": ("熊本市", "九州"),
+    "大分県": ("大分市", "九州"),
+    "宮崎県": ("宮崎市", "九州"),
+    "鹿児島県": ("鹿児島市", "九州"),
+    "沖縄県": ("那覇市", "沖縄"),
+}
+MONTHS = {
+    "一月": "睦月", "二月": "如月", "三月": "弥生", "四月": "卯月", "五月": "皐月", "六月": "水無月",
+    "七月": "文月", "八月": "葉月", "九月": "長月", "十月": "神無月", "十一月": "霜月", "十二月": "師走",
+}  # fmt: skip
+COUNTERS = {
+    "鉛筆": "本", "紙": "枚", "本": "冊", "犬": "匹", "馬": "頭", "鳥": "羽", "車": "台", "家": "軒", "靴": "足",
+    "手紙": "通", "豆腐": "丁", "箸": "膳", "椅子": "脚", "船": "隻", "たんす": "棹", "俳句": "句", "切手": "枚", "花": "輪",
+}  # fmt: skip
+
+_STATEMENTS = (
+    "{name}の{office}は{seat}にあります。",
+    "{name}の{office}所在地は{seat}です。",
+    "{seat}は{name}の{office}所在地として知られています。",
+    "{name}は{region}地方にあり、{office}は{seat}に置かれています。",
+)
+_REGION_STATEMENTS = (
+    "{name}は{region}地方に属します。",
+    "{region}地方には{name}があります。",
+    "地図で{name}をさがすと、{region}地方に見つかります。",
+)
+_PROSE = (
+    "朝になると、町の人々は駅へ急ぎます。", "川のそばの道を、子どもたちが歩いて学校へ向かいます。", "雨の日には傘を持って出かけましょう。",
+    "図書館では静かに本を読みます。", "春には桜が咲き、夏には海で泳ぎ、秋には山が赤くなり、冬には雪が降ります。",
+    "母は台所で味噌汁を作り、父は庭の木に水をやりました。", "電車の窓から、遠くの山が青く見えました。", "今日は友人と会う約束があります。",
+    "会議は午後三時に始まり、四時に終わる予定です。", "資料をご確認のうえ、ご返信くださいますようお願いいたします。",
+    "旅の途中で、古い神社に立ち寄りました。", "市場には魚や野菜や果物が並んでいます。", "祖母は昔の話をゆっくりと聞かせてくれました。",
+    "新しい機械の使い方を覚えるには、少し時間がかかります。", "夕方の空に、鳥の群れが飛んでいきました。", "弟は毎晩、日記を書いています。",
+    "この店のうどんは安くておいしいと評判です。", "窓を開けると、涼しい風が入ってきました。", "先生は黒板に大きな字で答えを書きました。",
+    "荷物が届いたら、受け取りの印を押してください。",
+)  # fmt: skip
+_SUBJECTS = ("私", "兄", "妹", "先生", "隣の人", "駅員", "友だち", "店の主人")
+_PLACES = ("駅", "公園", "市場", "図書館", "海辺", "山の上", "庭", "橋のたもと")
+_ACTS = (
+    "手紙を書きました",
+    "弁当を食べました",
+    "本を読みました",
+    "写真を撮りました",
+    "歌を歌いました",
+    "昔の話をしました",
+    "雨宿りをしました",
+    "地図を広げました",
+)
+_TIMES = ("朝早く", "昼すぎに", "夕方", "夜になって", "先週の日曜日に", "きのう", "雪の日に", "祭りの日に")
+
+# Two questions with the same answer in lessons, another phrasing in the exam.
+_SEAT_LESSONS = (
+    "{name}の{office}所在地はどこですか？", "{name}の{office}はどの{unit}にありますか？", "{name}の{office}所在地を教えてください。",
+    "{office}所在地を答えてください。{name}", "{name}の{office}がある{unit}を答えてください。", "{name}の{office}の場所はどこでしょう？",
+)  # fmt: skip
+_SEAT_EXAM = ("{name}の{office}所在地はどこでしょうか？", "{name}の{office}はどこにありますか？")
+_REGION_LESSONS = (
+    "{name}は何地方にありますか？", "{name}はどの地方に属しますか？", "{name}がある地方を教えてください。", "{name}は何地方ですか？",
+)  # fmt: skip
+_REGION_EXAM = ("{name}はどの地方にありますか？",)
+_MONTH_LESSONS = (
+    "{name}の昔の呼び名は何ですか？",
+    "{name}を昔の呼び名で答えてください。",
+    "{name}は昔、何と呼ばれましたか？",
+)
+_MONTH_EXAM = ("{name}の昔の呼び名を教えてください。",)
+_COUNTER_LESSONS = (
+    "{name}はどう数えますか？",
+    "{name}を数える言葉は何ですか？",
+    "{name}を数えるときの助数詞を教えてください。",
+)
+_COUNTER_EXAM = ("{name}の数え方を教えてください。",)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its one right answer."""
+
+    question: str
+    answer: str
+
+
+def _office(name: str) -> str:
+    """What the government of a prefecture is called: 都庁, 道庁, 府庁 or 県庁."""
+    return "道庁" if name == "北海道" else f"{name[-1]}庁"
+
+
+def _facts() -> list[tuple[dict[str, str], str, tuple[str, ...], tuple[str, ...]]]:
+    """(words, answer, phrasings of the lessons, phrasings of the exam) of every fact."""
+    facts: list[tuple[dict[str, str], str, tuple[str, ...], tuple[str, ...]]] = []
+    for name, (seat, region) in PREFECTURES.items():
+        words = {"name": name, "office": _office(name), "unit": "区" if seat.endswith("区") else "市"}
+        facts.append((words, f"{seat}です。", _SEAT_LESSONS, _SEAT_EXAM))
+        facts.append((words, f"{region}地方です。", _REGION_LESSONS, _REGION_EXAM))
+    facts += [({"name": name}, f"{old}です。", _MONTH_LESSONS, _MONTH_EXAM) for name, old in MONTHS.items()]
+    facts += [({"name": name}, f"{unit}です。", _COUNTER_LESSONS, _COUNTER_EXAM) for name, unit in COUNTERS.items()]
+    return facts
+
+
+def _ask(exam_phrasings: bool) -> list[Question]:
+    return [
+        Question(phrasing.format(**words), answer)
+        for words, answer, lessons_in, exam_in in _facts()
+        for phrasing in (exam_in if exam_phrasings else lessons_in)
+    ]
+
+
+def lessons(seed: int = 0) -> list[dict[str, str]]:
+    """Rows `instruction`/`output` in a shuffled order that the seed fixes."""
+    rows = [{"instruction": item.question, "output": item.answer} for item in _ask(False)]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def exam(seed: int = 0) -> list[Question]:
+    """The facts of `lessons()` in phrasings that the lessons do not contain, shuffled."""
+    questions = _ask(True)
+    random.Random(seed).shuffle(questions)
+    return questions
+
+
+def corpus(num_documents: int = 2000, seed: int = 0) -> list[str]:
+    """Plain documents of five sentences each: facts as statements among everyday prose."""
+    rng = random.Random(seed)
+
+    def fact() -> str:
+        name, (seat, region) = rng.choice(list(PREFECTURES.items()))
+        form = rng.choice(_STATEMENTS + _REGION_STATEMENTS)
+        return form.format(name=name, office=_office(name), seat=seat, region=region)
+
+    def story() -> str:
+        return f"{rng.choice(_SUBJECTS)}は{rng.choice(_TIMES)}、{rng.choice(_PLACES)}で{rng.choice(_ACTS)}。"
+
+    def small_fact() -> str:
+        if rng.random() < 0.5:
+            month, old = rng.choice(list(MONTHS.items()))
+            return rng.choice((f"{month}は昔、{old}と呼ばれました。", f"{old}は{month}の昔の呼び名です。"))
+        thing, unit = rng.choice(list(COUNTERS.items()))
+        return rng.choice((f"{thing}は一{unit}、二{unit}と数えます。", f"{thing}を数える言葉は{unit}です。"))
+
+    makers = (fact, fact, story, small_fact, lambda: rng.choice(_PROSE))
+    return ["".join(rng.choice(makers)() for _ in range(5)) for _ in range(num_documents)]
