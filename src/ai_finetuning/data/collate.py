@@ -1,0 +1,77 @@
+"""Rows of Examples to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .tokenize import IGNORED, Example
+
+
+@dataclass
+class Batch:
+    """A micro-batch.
+
+    Attributes:
+        input_ids: [rows, tokens] int64.
+        labels: [rows, tokens] int64, unshifted; -100 on padding, prompts and the first token of every document.
+        position_ids: [rows, tokens] int64; in packed rows they restart at every document.
+        attention_mask: [rows, tokens] int64, 1 on tokens; None for packed rows, where the restarts part the documents.
+        num_label_tokens: labels that carry loss after the shift.
+        num_tokens: tokens that are not padding.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    num_label_tokens: int
+    num_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        mask = None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True)
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            mask,
+            self.num_label_tokens,
+            self.num_tokens,
+        )
+
+
+def collate(rows: Sequence[Sequence[Example]], *, pad_token_id: int, packed: bool) -> Batch:
+    """One tensor row for each row of documents, padded at the right to the longest.
+
+    Packed rows have no attention mask: transformers parts documents where position_ids restart, if there is no mask and no
+    cache (PERFORMANCE.md section 5). Their padding is a document of its own.
+    """
+    width = max(sum(map(len, row)) for row in rows)
+    shape = (len(rows), width)
+    ids = torch.full(shape, pad_token_id, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED, dtype=torch.int64)
+    positions = torch.zeros(shape, dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        start = 0
+        for document in row:
+            stop = start + len(document)
+            ids[index, start:stop] = torch.from_numpy(document.input_ids)
+            labels[index, start:stop] = torch.from_numpy(document.labels)
+            labels[index, start] = IGNORED
+            positions[index, start:stop] = torch.arange(stop - start)
+            mask[index, start:stop] = 1
+            start = stop
+        positions[index, start:] = torch.arange(width - start)
+    return Batch(
+        ids,
+        labels,
+        positions,
+        None if packed else mask,
+        int((labels[:, 1:] != IGNORED).sum()),
+        int(mask.sum()),
+    )

@@ -1,0 +1,337 @@
+"""Files to rows: JSONL, JSON, CSV, TSV, XLSX, Parquet, TXT, `.gz` of these, `datasets` folders and hub ids."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, HubError, InputNotFoundError
+from .encoding import decode, mojibake
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read, and where it stood (`faq.csv:12`)."""
+
+    values: dict[str, Any]
+    source: str
+
+
+@dataclass
+class FileReport:
+    """What was found in a file."""
+
+    path: str
+    kind: str
+    encoding: str | None = None
+    rows: int = 0
+    skipped: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def skip(self, reason: str) -> None:
+        """Counts a row that is left out; the first ten reasons are kept."""
+        self.skipped += 1
+        if len(self.reasons) < 10:
+            self.reasons.append(reason)
+
+
+Reader = Callable[[Path, bytes, FileReport, bool], Iterator[Row]]
+
+
+def _refuse(report: FileReport, skip: bool, source: str, ja: str, en: str) -> None:
+    """A bad row: counted where the user asked for that, else the end."""
+    if skip:
+        report.skip(f"{source}: {en}")
+        return
+    raise DataError(
+        f"{source}: {ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
+        f"{source}: {en}. Mend the row, or leave such rows out with data.skip_bad_rows=true.",
+    )
+
+
+def _text(raw: bytes, report: FileReport) -> str:
+    text, report.encoding = decode(raw, report.path)
+    broken = mojibake(text)
+    if broken is not None:
+        raise DataError(
+            f"{report.path} は文字化けしています（{broken}）。元のファイルから作り直してください。文字化けした文では訓練しません。",
+            f"{report.path} is mojibake ({broken}); make it again from the original file. Broken text is never trained on.",
+        )
+    return text
+
+
+def _read_jsonl(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
+    # Not splitlines(): U+2028 and U+0085 may stand inside JSON strings.
+    for number, line in enumerate(_text(raw, report).split("\n"), start=1):
+        if not line.strip():
+            continue
+        source = f"{path.name}:{number}"
+        try:
+            values = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            snippet = line.strip()[:60]
+            _refuse(
+                report,
+                skip,
+                source,
+                f"JSON として読めません（{error}）: {snippet}",
+                f"not valid JSON ({error}): {snippet}",
+            )
+            continue
+        if isinstance(values, dict):
+            yield Row(values, source)
+        else:
+            kind = type(values).__name__
+            _refuse(
+                report,
+                skip,
+                source,
+                f"{kind} です。1 行に 1 つの {{...}} を書いてください",
+                f"a {kind}; each line must be one {{...}} object",
+            )
+
+
+def _read_json(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
+    text = _text(raw, report)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _read_jsonl(path, raw, report, skip)
+            return
+        raise DataError(
+            f"{path} の {error.lineno} 行目が JSON として読めません（{error.msg}）。",
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}).",
+        ) from None
+    if isinstance(content, dict):
+        content = next(
+            (value for key, value in content.items() if key in ("data", "rows", "train") and isinstance(value, list)),
+            [content],
+        )
+    for number, values in enumerate(content, start=1):
+        source = f"{path.name}[{number}]"
+        if isinstance(values, dict):
+            yield Row(values, source)
+        else:
+            kind = type(values).__name__
+            _refuse(
+                report,
+                skip,
+                source,
+                f"{kind} です。{{...}} の配列にしてください",
+                f"a {kind}; the file must be an array of {{...}} objects",
+            )
+
+
+def _table(rows: Iterator[tuple[int, list[Any]]], path: Path, report: FileReport, skip: bool) -> Iterator[Row]:
+    """Rows of a table: the first row with at least two filled cells (or the only column) is the header."""
+    header: list[str] | None = None
+    for number, cells in rows:
+        filled = [cell for cell in cells if cell is not None and str(cell).strip()]
+        if not filled:
+            continue
+        if header is None:
+            if len(filled) == 1 and len(cells) > 1:
+                continue  # a title above the table, often in merged cells
+            header = ["" if cell is None else str(cell).strip() for cell in cells]
+            continue
+        source = f"{path.name}:{number}"
+        if len(cells) > len(header) and any(cells[len(header) :]):
+            _refuse(
+                report,
+                skip,
+                source,
+                f"セルが {len(cells)} 個あり、見出しの {len(header)} 個より多いです",
+                f"{len(cells)} cells under {len(header)} headings",
+            )
+            continue
+        yield Row({key: cell for key, cell in zip(header, cells, strict=False) if key}, source)
+
+
+def _read_delimited(delimiter: str | None) -> Reader:
+    def read(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
+        text = _text(raw, report)
+        mark = delimiter
+        if mark is None:
+            first = text.split("\n", 1)[0]
+            mark = "\t" if "\t" in first and "," not in first else ","
+        csv.field_size_limit(2**27)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+        try:
+            yield from _table(((reader.line_num, cells) for cells in reader), path, report, skip)
+        except csv.Error as error:
+            raise DataError(
+                f"{path} の {reader.line_num} 行目が CSV として読めません（{error}）。引用符を確認してください。",
+                f"{path}, line {reader.line_num}: not valid CSV ({error}); check the quotes.",
+            ) from None
+
+    return read
+
+
+def _read_xlsx(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
+    from zipfile import BadZipFile
+
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(raw), read_only=True, data_only=True)
+    except (BadZipFile, KeyError, OSError) as error:
+        raise DataError(
+            f"{path} を Excel ファイルとして読めません（{error}）。.xlsx で保存し直してください。",
+            f"{path} cannot be read as an Excel file ({error}); save it as .xlsx again.",
+        ) from None
+    sheet = book.worksheets[0]
+    report.encoding = f"sheet {sheet.title!r}"
+    rows = (
+        (number, [_excel_cell(cell) for cell in cells])
+        for number, cells in enumerate(sheet.iter_rows(values_only=True), 1)
+    )
+    yield from _table(rows, path, report, skip)
+
+
+def _excel_cell(cell: Any) -> Any:
+    """Excel writes a line end in a cell as _x000D_ plus LF now and then, and whole numbers as floats."""
+    if isinstance(cell, str):
+        return cell.replace("_x000D_", "")
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
+
+
+def _read_parquet(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(raw))
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(
+            f"{path} を Parquet として読めません（{error}）。", f"{path} is not valid Parquet ({error})."
+        ) from None
+    for number, values in enumerate(table.to_pylist(), start=1):
+        yield Row(values, f"{path.name}[{number}]")
+
+
+def _read_txt(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
+    """Documents parted by blank lines; a file without blank lines holds one document a line. Tabs: Excel's Unicode text."""
+    text = _text(raw, report)
+    first = text.lstrip("\ufeff").split("\n", 1)[0]
+    if report.encoding == "utf-16" and "\t" in first:
+        yield from _read_delimited("\t")(path, raw, report, skip)
+        return
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    blank = any(not line.strip() for line in lines[:-1])
+    start = 1
+    block: list[str] = []
+    for number, line in enumerate([*lines, ""], start=1):
+        if line.strip():
+            start = start if block else number
+            block.append(line)
+        if block and (not blank or not line.strip()):
+            yield Row({"text": "\n".join(block)}, f"{path.name}:{start}")
+            block = []
+
+
+READERS: dict[str, Reader] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_delimited(None),
+    ".tsv": _read_delimited("\t"),
+    ".xlsx": _read_xlsx,
+    ".parquet": _read_parquet,
+    ".txt": _read_txt,
+}
+
+
+def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Row], FileReport]:
+    """All rows of a file, a `datasets` folder or a hub id, and what was found.
+
+    Raises:
+        InputNotFoundError: no such file. DataError: a kind, encoding or row that cannot be used. HubError: no such data set.
+    """
+    place = Path(path)
+    if place.is_dir():
+        return _read_dataset_folder(place)
+    if not place.exists():
+        return _read_missing(str(path))
+    inner = Path(place.stem) if place.suffix == ".gz" else place
+    kind = inner.suffix.lower()
+    if kind not in READERS:
+        raise DataError(
+            f"{path} の種類 {kind or '（拡張子なし）'} は読めません。使えるのは {' '.join(READERS)} とその .gz です。",
+            f"{path}: files of kind {kind or '(no extension)'} cannot be read; known: {' '.join(READERS)} and .gz of these.",
+        )
+    report = FileReport(str(path), kind.removeprefix("."))
+    try:
+        raw = gzip.decompress(place.read_bytes()) if place.suffix == ".gz" else place.read_bytes()
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path} の gzip が壊れています（{error}）。", f"{path}: damaged gzip ({error}).") from None
+    rows = list(READERS[kind](place, raw, report, skip_bad_rows))
+    report.rows = len(rows)
+    if not rows:
+        raise DataError(
+            f"{path} に使える行がありません（{len(raw)} バイト、読み飛ばし {report.skipped} 行）。",
+            f"{path} holds no usable row ({len(raw)} bytes, {report.skipped} rows left out).",
+        )
+    return rows, report
+
+
+def _read_dataset_folder(place: Path) -> tuple[list[Row], FileReport]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(place))
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(
+            f"{place} はフォルダーですが、datasets の save_to_disk の形ではありません（{error}）。",
+            f"{place} is a folder, but not one of datasets' save_to_disk ({error}).",
+        ) from None
+    return _dataset_rows(loaded, str(place))
+
+
+def _dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
+    if isinstance(loaded, dict):
+        if "train" not in loaded:
+            raise DataError(
+                f"{name} に train がありません（あるのは {', '.join(loaded)}）。",
+                f"{name} has no split `train` (found {', '.join(loaded)}).",
+            )
+        loaded = loaded["train"]
+    rows = [Row(values, f"{Path(name).name}[{number}]") for number, values in enumerate(loaded, start=1)]
+    if not rows:
+        raise DataError(f"{name} に行がありません。", f"{name} holds no row.")
+    return rows, FileReport(name, "datasets", rows=len(rows))
+
+
+def _read_missing(name: str) -> tuple[list[Row], FileReport]:
+    """A name without a file: a hub id, or a typing error answered with near names."""
+    place = Path(name)
+    if name.count("/") == 1 and not place.suffix and not place.parent.is_dir() and not name.startswith((".", "/")):
+        return _read_hub(name)
+    names = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, names, n=3, cutoff=0.5)
+    raise InputNotFoundError(
+        f"データファイル {name} がありません。"
+        + (f"もしかして: {', '.join(near)}" if near else f"（現在のフォルダー: {Path.cwd()}）"),
+        f"data file {name} does not exist"
+        + (f"; did you mean {', '.join(near)}?" if near else f" (current folder: {Path.cwd()})."),
+    )
+
+
+def _read_hub(name: str) -> tuple[list[Row], FileReport]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # datasets raises many kinds here; all of them mean: no such data, or no hub
+        raise HubError(
+            f"データセット {name} を取得できません（{str(error).splitlines()[0][:150]}）。ファイルなら拡張子まで書き、ハブならネットワークと名前を確認してください。",
+            f"data set {name} cannot be had ({str(error).splitlines()[0][:150]}). A file needs its extension; for a hub id check name and network.",
+        ) from None
+    return _dataset_rows(loaded, name)

@@ -1,0 +1,107 @@
+"""The order of the data: a pure function of seed, epoch and step (docs/decisions/0003)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from .collate import Batch, collate
+from .packing import pack
+from .tokenize import Example
+
+# Rows of this many steps are sorted by length together: enough for narrow batches, few enough to stay random.
+_WINDOW_STEPS = 16
+
+
+class Loader:
+    """Batches of one rank.
+
+    Args:
+        examples: documents.
+        rows_per_step: rows of an optimizer step over all ranks (batch size x accumulation x ranks).
+        seed: of the order.
+        packing: several documents a row, isolated from each other.
+        max_length: capacity of a packed row.
+        group_by_length: rows of similar length share a step's micro-batches (without packing).
+        pad_token_id: what fills rows up.
+        data_rank, data_size: this rank takes every data_size-th row of a step.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        rows_per_step: int,
+        seed: int,
+        packing: bool,
+        max_length: int,
+        group_by_length: bool,
+        pad_token_id: int,
+        data_rank: int = 0,
+        data_size: int = 1,
+    ) -> None:
+        self._examples = examples
+        self._rows_per_step = rows_per_step
+        self._seed = seed
+        self._packed = packing
+        self._by_length = group_by_length and not packing
+        self._pad_token_id = pad_token_id
+        self._data_rank, self._data_size = data_rank, data_size
+        lengths = [len(item) for item in examples]
+        self._rows = pack(lengths, max_length) if packing else [[index] for index in range(len(examples))]
+        self._order = lru_cache(maxsize=2)(self._order_of_epoch)
+
+    def __len__(self) -> int:
+        """Optimizer steps in an epoch; the last may have fewer rows."""
+        return -(-len(self._rows) // self._rows_per_step)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in an epoch, over all ranks."""
+        return len(self._rows)
+
+    def _order_of_epoch(self, epoch: int) -> np.ndarray:
+        """[rows] int64: a permutation of the rows."""
+        generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+        order = generator.permutation(len(self._rows))
+        if not self._by_length:
+            return order
+        # Inside a window rows are sorted by length, then whole steps are shuffled back; the short last step stays last.
+        window = _WINDOW_STEPS * self._rows_per_step
+        parts = []
+        for first in range(0, len(order), window):
+            part = order[first : first + window]
+            part = part[np.argsort([-len(self._examples[self._rows[row][0]]) for row in part], kind="stable")]
+            whole = len(part) // self._rows_per_step
+            steps = [part[step * self._rows_per_step : (step + 1) * self._rows_per_step] for step in range(whole)]
+            parts += [steps[step] for step in generator.permutation(whole)]
+            if len(part) % self._rows_per_step:
+                parts.append(part[whole * self._rows_per_step :])
+        return np.concatenate(parts)
+
+    def micro_batches(self, epoch: int, index: int, micro_batch_size: int) -> list[Batch]:
+        """This rank's micro-batches of step `index` of `epoch`; the rows do not depend on micro_batch_size."""
+        first = index * self._rows_per_step
+        rows = self._order(epoch)[first : first + self._rows_per_step]
+        mine = [self._rows[row] for row in rows[self._data_rank :: self._data_size]]
+        return [
+            collate(
+                [[self._examples[document] for document in row] for row in mine[start : start + micro_batch_size]],
+                pad_token_id=self._pad_token_id,
+                packed=self._packed,
+            )
+            for start in range(0, len(mine), micro_batch_size)
+        ]
+
+
+def evaluation_batches(examples: Sequence[Example], *, batch_size: int, pad_token_id: int) -> list[Batch]:
+    """Padded batches of similar lengths, longest first, so that memory is tried at once."""
+    order = sorted(range(len(examples)), key=lambda index: (-len(examples[index]), index))
+    return [
+        collate(
+            [[examples[index]] for index in order[start : start + batch_size]], pad_token_id=pad_token_id, packed=False
+        )
+        for start in range(0, len(order), batch_size)
+    ]

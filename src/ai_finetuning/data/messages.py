@@ -1,0 +1,36 @@
+"""The currency of the data package: every format becomes one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: role `system`, `user` or `assistant`, and its text."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation whose assistant turns are learnt; source says where it came from (`faq.csv:12`)."""
+
+    messages: tuple[Message, ...]
+    source: str = ""
+
+    def as_dicts(self) -> list[dict[str, str]]:
+        """The messages as chat templates take them."""
+        return [{"role": message.role, "content": message.content} for message in self.messages]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """A text that is learnt whole."""
+
+    text: str
+    source: str = ""
+
+
+Sample = Conversation | PlainText

@@ -1,0 +1,347 @@
+"""Samples to tokens and labels.
+
+Labels come from character offsets of the whole rendered conversation. Parts encoded one by one and joined would train on
+token sequences that the model never meets: unigram and BPE tokenizers merge across the boundary (JAPANESE.md section 6.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError, localized
+from ..japanese.prompts import render
+from ..notices import warn
+from .messages import Conversation, PlainText, Sample
+
+IGNORED = -100
+MAX_LOST_SHARE = 0.2
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of tokens.
+
+    Attributes:
+        input_ids: [tokens] int32.
+        labels: [tokens] int32, unshifted; -100 where no loss is taken.
+        characters: characters of the text under the live labels.
+        source: where the sample came from.
+    """
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    characters: int = 0
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass
+class EncodeReport:
+    """What happened on the way from samples to tokens."""
+
+    rows: int = 0
+    tokens: int = 0
+    live_tokens: int = 0
+    characters: int = 0
+    longest: int = 0
+    over_long: int = 0
+    lost_live_tokens: int = 0
+    dropped: int = 0
+    split_conversations: int = 0
+    max_length: int = 0
+    over_long_sources: list[str] = field(default_factory=list)
+
+    @property
+    def characters_per_token(self) -> float:
+        """Characters of live text per live token."""
+        return self.characters / max(1, self.live_tokens)
+
+    def lines(self) -> list[str]:
+        """The report for the user, in the locale's language."""
+        fit = round(self.characters_per_token * self.max_length)
+        lines = [
+            localized(
+                f"{self.rows} 行、{self.tokens} トークン（損失のかかるもの {self.live_tokens}、1 トークン約 {self.characters_per_token:.2f} 文字、最長 {self.longest}）",
+                f"{self.rows} rows, {self.tokens} tokens ({self.live_tokens} with loss, {self.characters_per_token:.2f} characters per token, longest {self.longest})",
+            )
+        ]
+        if self.over_long:
+            share = self.lost_live_tokens / max(1, self.live_tokens + self.lost_live_tokens)
+            lines.append(
+                localized(
+                    f"max_length {self.max_length} トークン（約 {fit} 文字）を超える行: {self.over_long}、失われる回答トークン {share:.1%}、除いた行 {self.dropped}",
+                    f"rows over max_length {self.max_length} tokens (about {fit} characters): {self.over_long}; answer tokens lost {share:.1%}; rows dropped {self.dropped}",
+                )
+            )
+        if self.split_conversations:
+            lines.append(
+                localized(
+                    f"テンプレートが履歴を書き換えるため 1 応答ごとに分けた会話: {self.split_conversations}",
+                    f"conversations split into one row per answer, because the template rewrites history: {self.split_conversations}",
+                )
+            )
+        return lines
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A text to encode, and the character ranges that carry loss."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    source: str
+    add_special_tokens: bool
+    append_eos: bool
+
+
+def encode(
+    samples: Sequence[Sample],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    on_long: str = "truncate",
+    loss_on: str = "auto",
+) -> tuple[list[Example], EncodeReport]:
+    """Tokens and labels of all samples.
+
+    Args:
+        samples: conversations and plain texts.
+        tokenizer: a transformers tokenizer; conversations need its chat template.
+        max_length: most tokens in a row.
+        on_long: `truncate` keeps the head, `drop` leaves the row out, `error` refuses.
+        loss_on: `auto` (the assistant's turns; all of a plain text), `assistant`, or `all`.
+
+    Returns:
+        Examples in the order of the samples, and the report.
+
+    Raises:
+        DataError: rows without a live label, a cut of more than 20 % of the answers, an over-long row with on_long `error`,
+            plain texts with loss_on `assistant`.
+    """
+    report = EncodeReport(max_length=max_length)
+    rendered = [item for sample in samples for item in _render(sample, tokenizer, loss_on, report)]
+    examples: list[Example] = []
+    dead: list[str] = []
+    for item, ids, live, ends in _encoded(rendered, tokenizer):
+        report.longest = max(report.longest, len(ids))
+        if len(ids) > max_length:
+            _count_over_long(report, item, on_long, ids, live, max_length)
+            if on_long == "drop":
+                continue
+        kept = slice(0, max_length)
+        labels = np.where(live[kept], ids[kept], IGNORED).astype(np.int32)
+        labels[:1] = IGNORED  # nothing predicts the first token
+        if not (labels != IGNORED).any():
+            dead.append(item.source)
+            continue
+        last = ends[min(len(ids), max_length) - 1]
+        characters = sum(max(0, min(end, last) - start) for start, end in item.spans)
+        examples.append(Example(ids[kept].astype(np.int32), labels, characters, item.source))
+    _refuse_dead(dead, len(rendered), max_length)
+    return examples, _finish(report, examples)
+
+
+def _count_over_long(
+    report: EncodeReport, item: _Rendered, on_long: str, ids: NDArray[Any], live: NDArray[Any], max_length: int
+) -> None:
+    if on_long == "error":
+        raise DataError(
+            f"{item.source} が {len(ids)} トークンで、max_length {max_length} を超えています。max_length を上げるか on_long を truncate か drop にしてください。",
+            f"{item.source} has {len(ids)} tokens, more than max_length {max_length}; raise max_length or set on_long to truncate or drop.",
+        )
+    report.over_long += 1
+    report.over_long_sources.append(item.source)
+    if on_long == "drop":
+        report.dropped += 1
+    else:
+        report.lost_live_tokens += int(live[max_length:].sum())
+
+
+def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
+    if dead:
+        where = ", ".join(dead[:5])
+        raise DataError(
+            f"{rows} 行のうち {len(dead)} 行に、損失のかかるトークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。max_length を上げるか on_long=drop にしてください。",
+            f"{len(dead)} of {rows} rows have no token that carries loss ({where}): the prompt fills max_length {max_length}. Raise max_length or set on_long=drop.",
+        )
+
+
+def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
+    report.rows = len(examples)
+    report.tokens = sum(map(len, examples))
+    report.live_tokens = sum(int((item.labels != IGNORED).sum()) for item in examples)
+    report.characters = sum(item.characters for item in examples)
+    if not examples:
+        raise DataError(
+            f"max_length {report.max_length} に収まる行がありません（最長 {report.longest} トークン）。max_length を上げてください。",
+            f"no row fits max_length {report.max_length} (the longest has {report.longest} tokens); raise max_length.",
+        )
+    share = report.lost_live_tokens / max(1, report.live_tokens + report.lost_live_tokens)
+    if share > MAX_LOST_SHARE:
+        raise DataError(
+            f"max_length {report.max_length} では回答トークンの {share:.0%} が切り捨てられます（{report.over_long} 行）。max_length を {report.longest} まで上げるか、on_long=drop にしてください。",
+            f"max_length {report.max_length} would cut {share:.0%} of the answer tokens ({report.over_long} rows); raise it (up to {report.longest}) or set on_long=drop.",
+        )
+    if report.over_long:
+        warn(localized(report.lines()[1], report.lines()[1]), report.lines()[1])
+    return report
+
+
+def _render(sample: Sample, tokenizer: Any, loss_on: str, report: EncodeReport) -> Iterator[_Rendered]:
+    if isinstance(sample, PlainText):
+        if loss_on == "assistant":
+            raise DataError(
+                f"{sample.source}: data.loss_on が assistant ですが、ただの文章には応答がありません。auto か all にしてください。",
+                f"{sample.source}: data.loss_on is assistant, but plain text has no assistant's turn; use auto or all.",
+            )
+        yield _Rendered(sample.text, ((0, len(sample.text)),), sample.source, True, True)
+        return
+    messages = sample.as_dicts()
+    text = render(tokenizer, messages)
+    if loss_on == "all":
+        yield _Rendered(text, ((0, len(text)),), sample.source, False, not _ends_turn(text, tokenizer))
+        return
+    spans = _spans(text, messages, tokenizer)
+    if spans is not None:
+        end = spans[-1][1]
+        yield _Rendered(text[:end], tuple(spans), sample.source, False, not _ends_turn(text[:end], tokenizer))
+        return
+    report.split_conversations += 1
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield _single_turn(sample, messages[: index + 1], tokenizer)
+
+
+def _single_turn(sample: Conversation, messages: list[dict[str, str]], tokenizer: Any) -> _Rendered:
+    """The last assistant turn of a conversation whose template rewrites earlier turns."""
+    prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
+    whole = render(tokenizer, messages)
+    if not whole.startswith(prompt):
+        shared = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), 0)
+        raise DataError(
+            f"{sample.source}: チャットテンプレートの生成プロンプトが、応答を含む全体の先頭と一致しません（{shared} 文字目から）。model.chat_template で別のテンプレートを指定してください。",
+            f"{sample.source}: the template's generation prompt is not how the whole conversation begins (from character {shared}); choose another model.chat_template.",
+        )
+    end = _end_of_turn(whole, len(prompt), len(whole), tokenizer)
+    return _Rendered(whole[:end], ((len(prompt), end),), sample.source, False, not _ends_turn(whole[:end], tokenizer))
+
+
+def _spans(text: str, messages: list[dict[str, str]], tokenizer: Any) -> list[tuple[int, int]] | None:
+    """Character ranges of the assistant's turns with their turn-end token, or None where the template rewrites history."""
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
+        upto = text if index == len(messages) - 1 else render(tokenizer, messages[: index + 1])
+        if not (text.startswith(prompt) and text.startswith(upto) and len(upto) > len(prompt)):
+            return None
+        spans.append((len(prompt), _end_of_turn(text, len(prompt), len(upto), tokenizer)))
+    return spans
+
+
+def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    added = (token.content for token in tokenizer.added_tokens_decoder.values())
+    return tuple({*tokenizer.all_special_tokens, *added} - {""})
+
+
+def _ends_turn(text: str, tokenizer: Any) -> bool:
+    return text.rstrip().endswith(_special_tokens(tokenizer))
+
+
+def _end_of_turn(text: str, start: int, stop: int, tokenizer: Any) -> int:
+    """Where a turn's loss ends: behind its turn-end token, before the line end that some templates print after it."""
+    stripped = text[start:stop].rstrip()
+    return start + len(stripped) if stripped.endswith(_special_tokens(tokenizer)) else stop
+
+
+def _encoded(
+    rendered: list[_Rendered], tokenizer: Any
+) -> Iterator[tuple[_Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
+    """(text, ids [tokens], live [tokens], end of each token in characters [tokens]) of every text."""
+    groups = [(special, [item for item in rendered if item.add_special_tokens is special]) for special in (False, True)]
+    results: dict[int, tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]] = {}
+    for special, items in groups:
+        for first in range(0, len(items), _BATCH):
+            part = items[first : first + _BATCH]
+            for item, found in zip(part, _encode_batch(part, tokenizer, special), strict=True):
+                results[id(item)] = found
+    for item in rendered:
+        yield item, *results[id(item)]
+
+
+def _encode_batch(
+    items: list[_Rendered], tokenizer: Any, special: bool
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
+    texts = [item.text for item in items]
+    if getattr(tokenizer, "is_fast", False):
+        coded = tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, return_attention_mask=False)
+        for item, ids, offsets in zip(items, coded["input_ids"], coded["offset_mapping"], strict=True):
+            yield _with_eos(item, ids, np.asarray(offsets, dtype=np.int64).reshape(-1, 2), tokenizer)
+        return
+    for item in items:
+        ids = tokenizer(item.text, add_special_tokens=special)["input_ids"]
+        yield _with_eos(item, ids, _offsets_by_prefix(item, ids, tokenizer, special), tokenizer)
+
+
+def _with_eos(
+    item: _Rendered, ids: list[int], offsets: NDArray[np.int64], tokenizer: Any
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Ids, live flags and ends; eos is appended where the text does not end its turn by itself."""
+    array = np.asarray(ids, dtype=np.int64)
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    live = np.zeros(len(array), dtype=bool)
+    for start, end in item.spans:
+        live |= (starts >= start) & (ends <= end) & (ends > starts)
+        # A token that begins in the blank before the answer (a sentencepiece "▁東京") belongs to the answer.
+        for index in np.flatnonzero((starts < start) & (ends > start)):
+            live[index] |= not item.text[starts[index] : start].strip()
+    eos = tokenizer.eos_token_id
+    if item.add_special_tokens and len(array) and starts[0] == ends[0] == 0 and array[-1] != eos:
+        live[0] = False  # the BOS that the tokenizer put in front
+    if item.append_eos and eos is not None:
+        if len(array) and array[-1] == eos:
+            live[-1] = True
+        else:
+            array, live = np.append(array, eos), np.append(live, True)
+            ends = np.append(ends, len(item.text))
+    return array, live, ends
+
+
+def _offsets_by_prefix(item: _Rendered, ids: list[int], tokenizer: Any, special: bool) -> NDArray[np.int64]:
+    """Offsets for tokenizers that give none: tokens of a prefix of the text are a prefix of the text's tokens, or it is refused."""
+    offsets = np.zeros((len(ids), 2), dtype=np.int64)
+    marks = sorted({0, len(item.text), *(edge for span in item.spans for edge in span)})
+    done = 0
+    for left, right in zip(marks, marks[1:], strict=False):
+        count = len(ids) if right == len(item.text) else _prefix_length(item, right, ids, tokenizer, special)
+        offsets[done:count] = (left, right)
+        done = count
+    return offsets
+
+
+def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any, special: bool) -> int:
+    prefix = tokenizer(item.text[:right], add_special_tokens=special)["input_ids"]
+    if prefix and prefix[-1] == tokenizer.eos_token_id and not item.text[:right].endswith(str(tokenizer.eos_token)):
+        prefix = prefix[:-1]
+    if ids[: len(prefix)] == prefix:
+        return len(prefix)
+    if ids[: len(prefix) - 1] == prefix[:-1]:
+        return len(prefix) - 1  # one token straddles the boundary: it counts to what follows
+    raise DataError(
+        f"{item.source}: このトークナイザーは文字位置を返さず、質問と回答の境目を確定できません。tokenizer.json のあるモデルを使ってください。",
+        f"{item.source}: this tokenizer gives no offsets, and where the answer begins cannot be told; use a model with tokenizer.json.",
+    )
+
+
+def max_token_id(examples: Sequence[Example]) -> int:
+    """The largest token id, to be compared with the model's embedding rows."""
+    return max(int(item.input_ids.max()) for item in examples)

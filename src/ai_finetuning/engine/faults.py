@@ -1,0 +1,80 @@
+"""The only place where faults are injected: AIFT_FAULT="save:kill@20,step:nan@5x3,step:oom@3x2".
+
+Each entry is POINT:ACTION@STEP, with xN for N occurrences. Points: `step` (before the forward pass), `save` (before each
+file of a checkpoint), `rename` (before a checkpoint gets its name), `rotate` (before old ones go), `final` (before the
+model is put in place), `eval` (before an evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full`
+(ENOSPC), `term`, `usr1` and `int` (signals to oneself).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from dataclasses import dataclass
+
+import torch
+
+_ENTRY = re.compile(r"^(?P<point>\w+):(?P<action>\w+)@(?P<step>\d+)(x(?P<times>\d+))?$")
+
+
+@dataclass
+class Fault:
+    """One planned fault."""
+
+    point: str
+    action: str
+    step: int
+    times: int
+
+
+def _plan(text: str) -> list[Fault]:
+    faults = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        match = _ENTRY.match(entry)
+        if match is None:
+            raise ValueError(f"AIFT_FAULT entry {entry!r}; write it like save:kill@20 or step:nan@5x3")
+        faults.append(Fault(match["point"], match["action"], int(match["step"]), int(match["times"] or 1)))
+    return faults
+
+
+_PLANNED: dict[str, list[Fault]] = {}
+
+
+def _faults() -> list[Fault]:
+    text = os.environ.get("AIFT_FAULT", "")
+    if not text:
+        return []
+    if text not in _PLANNED:
+        _PLANNED[text] = _plan(text)
+    return _PLANNED[text]
+
+
+def reset() -> None:
+    """Forgets which faults have happened (tests run several trainings in one process)."""
+    _PLANNED.clear()
+
+
+def trigger(point: str, step: int) -> str | None:
+    """Lets a planned fault happen; returns `nan` or `spike` for the caller to apply to its loss."""
+    for fault in _faults():
+        consecutive = fault.action in ("nan", "spike")
+        due = fault.step <= step if consecutive else fault.step == step
+        if fault.point != point or fault.times <= 0 or not due:
+            continue
+        fault.times -= 1
+        return _happen(fault.action, point, step)
+    return None
+
+
+def _happen(action: str, point: str, step: int) -> str | None:
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "oom":
+        raise torch.OutOfMemoryError(f"injected at {point} of step {step}")
+    elif action == "full":
+        raise OSError(errno.ENOSPC, "No space left on device (injected)")
+    elif action in ("term", "usr1", "int"):
+        os.kill(os.getpid(), getattr(signal, f"SIG{action.upper()}"))
+    return action if action in ("nan", "spike") else None

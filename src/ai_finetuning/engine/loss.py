@@ -1,0 +1,84 @@
+"""Next-token cross entropy, summed over live labels; the one place where labels are shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100
+# Most bytes of fp32 logits that exist at a time; larger batches recompute them in the backward pass.
+CHUNK_BYTES = 256 * 2**20
+
+
+class BatchLike(Protocol):
+    """What the engine knows of a batch; every tensor is [rows, tokens]."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+
+    @property
+    def num_label_tokens(self) -> int:
+        """Labels that carry loss after the shift."""
+
+    def to(self, device: torch.device) -> BatchLike:
+        """The batch on a device."""
+
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+def _sum_of_chunk(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross entropies in fp32.
+
+    Args:
+        logits: [live, vocabulary] in any dtype.
+        targets: [live] token ids.
+    """
+    rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
+    if logits.shape[0] <= rows:
+        return _sum_of_chunk(logits, targets)
+    pieces = [
+        checkpoint(_sum_of_chunk, part, wanted, use_reentrant=False)
+        for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.stack(pieces).sum()
+
+
+def make_loss(*, logits_to_keep: bool) -> LossFunction:
+    """The loss function for a model.
+
+    Args:
+        logits_to_keep: whether the model computes its head on given positions only (transformers' argument of that name);
+            then positions that no row has a live label for cost nothing in the head.
+    """
+
+    def token_loss_sum(model: nn.Module, batch: BatchLike) -> Tensor:
+        targets = batch.labels[:, 1:]
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "position_ids": batch.position_ids,
+            # With a cache, packed documents leak into each other without a word (PERFORMANCE.md section 5).
+            "use_cache": False,
+        }
+        if logits_to_keep:
+            kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+            logits = model(**inputs, logits_to_keep=kept).logits
+            targets = targets[:, kept]
+        else:
+            logits = model(**inputs).logits[:, :-1]
+        live = targets != IGNORED
+        return cross_entropy_sum(logits[live], targets[live])
+
+    return token_loss_sum

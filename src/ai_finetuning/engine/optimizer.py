@@ -1,0 +1,121 @@
+"""Optimizers by name, and their state as flat tensors under parameter names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+NamedParameters = list[tuple[str, nn.Parameter]]
+_NO_DECAY = re.compile(r"(bias$|norm|ln_|layernorm)", re.IGNORECASE)
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    lora_plus_ratio: float | None,
+) -> list[dict[str, Any]]:
+    """Groups by weight decay (matrices only) and learning rate (LoRA+, arXiv:2402.12354: lora_B learns faster)."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named:
+        decay = 0.0 if parameter.ndim < 2 or _NO_DECAY.search(name) else weight_decay
+        ratio = lora_plus_ratio if lora_plus_ratio is not None and "lora_B" in name else 1.0
+        key = (decay, ratio)
+        group = groups.setdefault(
+            key,
+            {
+                "params": [],
+                "names": [],
+                "weight_decay": decay,
+                "lr": learning_rate * ratio,
+                "peak": learning_rate * ratio,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(
+    named: NamedParameters,
+    *,
+    name: str = "adamw",
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    lora_plus_ratio: float | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer over the trainable parameters.
+
+    Raises:
+        ConfigError: 8-bit states asked for where bitsandbytes is not installed.
+    """
+    trainable = [(key, parameter) for key, parameter in named if parameter.requires_grad]
+    groups = parameter_groups(
+        trainable, learning_rate=learning_rate, weight_decay=weight_decay, lora_plus_ratio=lora_plus_ratio
+    )
+    if name == "adamw_8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise ConfigError(
+                "training.optimizer.name が adamw_8bit ですが、bitsandbytes がありません。adamw にするか bitsandbytes を入れてください。",
+                "training.optimizer.name is adamw_8bit, but bitsandbytes is not installed; use adamw or install it.",
+            ) from error
+        return AdamW8bit(groups, lr=learning_rate, betas=betas, eps=eps)
+    devices = {parameter.device.type for _, parameter in trainable}
+    fused = devices <= {"cpu", "cuda"} and all(parameter.is_floating_point() for _, parameter in trainable)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiplies every group's peak learning rate by the schedule's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def _named_states(optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `<parameter name>/<key>`; numbers become 0-d tensors."""
+    tensors = {}
+    for name, parameter in _named_states(optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts a state of optimizer_tensors() back; keys that were numbers become numbers again."""
+    eight_bit = type(optimizer).__module__.startswith("bitsandbytes")
+    states: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition("/")
+        states.setdefault(name, {})[part] = tensor
+    for name, parameter in _named_states(optimizer):
+        if name not in states:
+            continue
+        state = optimizer.state[parameter]
+        for part, tensor in states[name].items():
+            if eight_bit and part == "step":
+                state[part] = int(tensor.item())
+            else:
+                state[part] = tensor.clone().to(
+                    "cpu" if part == "step" and not _on_device(optimizer) else parameter.device
+                )
+
+
+def _on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step` lives beside the parameters (fused and capturable optimizers)."""
+    return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)

@@ -1,0 +1,59 @@
+"""What `fp16=True` and `precision` mean on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..hardware.gpu import cpu_has_bf16
+
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the forward pass computes."""
+
+    name: str
+    reason_ja: str
+    reason_en: str
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of autocast, or None for plain fp32."""
+        return _DTYPES[self.name]
+
+    @property
+    def scaler(self) -> bool:
+        """Whether gradients need scaling (fp16 only)."""
+        return self.name == "fp16"
+
+
+def resolve_precision(requested: str, *, fp16: bool, device: torch.device) -> Precision:
+    """The precision that the machine does well.
+
+    Args:
+        requested: `auto` follows `fp16`; `fp32`, `bf16` and `fp16` are taken where the device can.
+        fp16: the documented flag, understood as "mixed precision".
+        device: where the run computes.
+    """
+    if requested == "fp32" or (requested == "auto" and not fp16):
+        return Precision("fp32", "fp32 で計算します。", "computing in fp32.")
+    if device.type == "cpu":
+        if cpu_has_bf16():
+            asked = "" if requested == "bf16" else "（CPU の fp16 は遅いため）"
+            because = "" if requested == "bf16" else " (fp16 is slow on a CPU)"
+            return Precision("bf16", f"混合精度は bf16 で計算します{asked}。", f"mixed precision in bf16{because}.")
+        return Precision(
+            "fp32",
+            "この CPU には bf16 命令がないため fp32 で計算します。",
+            "computing in fp32: this CPU has no bf16 instructions.",
+        )
+    if device.type == "cuda" and requested != "fp16" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("bf16", "混合精度は bf16 で計算します。", "mixed precision in bf16.")
+    if device.type == "cuda":
+        return Precision(
+            "fp16", "混合精度は fp16 と勾配スケーリングで計算します。", "mixed precision in fp16 with gradient scaling."
+        )
+    return Precision("fp32", f"{device.type} では fp32 で計算します。", f"computing in fp32 on {device.type}.")

@@ -1,0 +1,62 @@
+"""The learning rate over the steps, as a pure function, and the rules for the warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ..errors import ConfigError
+from ..notices import notice, warn
+
+
+def _linear(progress: float, _: float) -> float:
+    return 1.0 - progress
+
+
+def _cosine(progress: float, floor: float) -> float:
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _constant(progress: float, _: float) -> float:
+    return 1.0
+
+
+SHAPES: dict[str, Callable[[float, float], float]] = {"linear": _linear, "cosine": _cosine, "constant": _constant}
+
+
+def lr_factor(step: int, *, shape: str, warmup: int, total: int, floor: float = 0.0) -> float:
+    """What the peak learning rate is multiplied by at a step (counted from 0)."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total - warmup)
+    return SHAPES[shape](min(progress, 1.0), floor)
+
+
+def resolve_warmup(warmup_steps: int, *, typed: bool, total_steps: int) -> int:
+    """The warm-up in force.
+
+    The untouched default of 100 is capped at a tenth of the steps. A typed value is kept, warned about above 30 % of the
+    steps and refused from the total on.
+
+    Raises:
+        ConfigError: for a typed warm-up that leaves no step at the full learning rate.
+    """
+    if not typed:
+        capped = min(warmup_steps, total_steps // 10)
+        if capped < warmup_steps:
+            notice(
+                f"warmup_steps は既定の {warmup_steps} から {capped} に抑えました（全 {total_steps} ステップの 1 割）。",
+                f"warmup_steps: the default of {warmup_steps} is capped at {capped} (a tenth of {total_steps} steps).",
+            )
+        return capped
+    if warmup_steps >= total_steps:
+        raise ConfigError(
+            f"training.warmup_steps が {warmup_steps} ですが、全体が {total_steps} ステップしかありません。{max(1, total_steps // 10)} 以下にしてください。",
+            f"training.warmup_steps is {warmup_steps}, but the run has only {total_steps} steps; use {max(1, total_steps // 10)} or fewer.",
+        )
+    if warmup_steps > 0.3 * total_steps:
+        warn(
+            f"training.warmup_steps が {warmup_steps} で、全 {total_steps} ステップの {warmup_steps / total_steps:.0%} です。通常は 3〜10 % です。",
+            f"training.warmup_steps is {warmup_steps}, {warmup_steps / total_steps:.0%} of {total_steps} steps; 3-10 % is usual.",
+        )
+    return warmup_steps

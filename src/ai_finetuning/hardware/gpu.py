@@ -1,0 +1,157 @@
+"""The documented GPU functions, and what else the toolkit asks the machine."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ..errors import ConfigError
+from ..notices import notice
+
+_GB = 1e9
+
+
+def get_available_device() -> torch.device:
+    """The best device there is: CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def get_gpu_memory_info() -> dict[str, Any]:
+    """Memory of every CUDA device in GB (10^9 bytes), in the documented shape; `available` is False without one."""
+    if not torch.cuda.is_available():
+        return {"available": False, "device_count": 0, "devices": []}
+    return {
+        "available": True,
+        "device_count": torch.cuda.device_count(),
+        "devices": [_device_info(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _device_info(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    free, total = torch.cuda.mem_get_info(index)
+    return {
+        "index": index,
+        "name": properties.name,
+        "total_memory_gb": total / _GB,
+        "allocated_memory_gb": torch.cuda.memory_allocated(index) / _GB,
+        "free_memory_gb": free / _GB,
+        "multi_processor_count": properties.multi_processor_count,
+    }
+
+
+def optimize_model_for_gpu(
+    model: torch.nn.Module,
+    device: torch.device | None = None,
+    enable_mixed_precision: bool = True,
+    gradient_checkpointing: bool = False,
+) -> tuple[torch.nn.Module, torch.device]:
+    """Moves a model to a device in the 16-bit type that the device computes in.
+
+    Args:
+        model: any module; one that is quantized keeps its weights.
+        device: None takes the best one.
+        enable_mixed_precision: bf16 where the device has it, fp16 on older GPUs; never fp16 on a CPU.
+        gradient_checkpointing: recompute activations in the backward pass, where the model can.
+
+    Returns:
+        (model, device).
+    """
+    place = torch.device(device) if device is not None else get_available_device()
+    dtype = sixteen_bit(place) if enable_mixed_precision else None
+    if getattr(model, "is_quantized", False):
+        dtype = None
+    if enable_mixed_precision and dtype is None and place.type == "cpu":
+        notice(
+            "この CPU には bf16 命令がないため fp32 のまま使います。", "this CPU has no bf16 instructions: fp32 stays."
+        )
+    model = model.to(device=place, dtype=dtype) if dtype is not None else model.to(place)
+    if gradient_checkpointing:
+        enable = getattr(model, "gradient_checkpointing_enable", None)
+        if enable is None:
+            notice(
+                f"{type(model).__name__} は Gradient Checkpointing に対応していないため、そのまま使います。",
+                f"{type(model).__name__} has no gradient checkpointing; it is used as it is.",
+            )
+        else:
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model, place
+
+
+def sixteen_bit(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type that a device computes well in, or None."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if cpu_has_bf16() else None
+
+
+def clear_gpu_memory() -> None:
+    """Frees what nothing refers to any more, on CUDA and MPS; harmless on a CPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def set_memory_fraction(fraction: float = 0.9) -> None:
+    """The share of GPU memory that this process may use.
+
+    Raises:
+        ConfigError: a fraction that is not above 0 and at most 1.
+    """
+    if isinstance(fraction, bool) or not 0 < fraction <= 1:
+        raise ConfigError(
+            f"fraction が {fraction!r} です。0 より大きく 1 以下にしてください。",
+            f"fraction is {fraction!r}; it must be above 0 and at most 1.",
+        )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.set_per_process_memory_fraction(fraction, index)
+    elif torch.backends.mps.is_available():
+        torch.mps.set_per_process_memory_fraction(fraction)
+    else:
+        notice("GPU がないため、メモリー上限の設定は何もしません。", "there is no GPU: the memory limit has no effect.")
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that a run could take on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+@functools.lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """The processor's feature flags (Linux; empty elsewhere)."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return frozenset()
+    for line in info.read_text(encoding="utf-8").splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices by instruction (AVX512-BF16, AMX, Arm BF16)."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, hyper-threads counted once."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))

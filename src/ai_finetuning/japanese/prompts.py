@@ -1,0 +1,46 @@
+"""The one renderer of conversations, for training, chat and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import DataError
+
+# Templates that print today's date (llm-jp-4, gpt-oss) would render the same data differently every day; the date is frozen.
+FROZEN_DATE = "2026-01-01"
+
+
+def _frozen_strftime(format_text: str) -> str:
+    from datetime import datetime
+
+    return datetime.fromisoformat(FROZEN_DATE).strftime(format_text)
+
+
+def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
+    """A conversation as the model reads it, by the tokenizer's chat template.
+
+    Args:
+        tokenizer: with a chat_template.
+        messages: dicts with role and content.
+        add_generation_prompt: end where the assistant begins to answer.
+
+    Raises:
+        DataError: the template refuses the conversation (roles that do not alternate, a system role it does not have).
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            strftime_now=_frozen_strftime,
+        )
+    except Exception as error:  # jinja2.TemplateError of the template's own raise_exception, in any jinja version
+        if type(error).__module__.split(".")[0] != "jinja2":
+            raise
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(
+            f"チャットテンプレートがこの会話（{roles}）を受け付けません: {error}。model.chat_template で別のテンプレートを指定できます。",
+            f"the chat template refuses this conversation ({roles}): {error}. Choose another one with model.chat_template.",
+        ) from None
+    return str(text)

@@ -1,0 +1,184 @@
+"""LoRA adapters: put on, saved, loaded, merged."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError, InputNotFoundError, ModelError
+from .quantized import quantized_bits
+
+
+def add_lora(
+    model: Any,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | str | None = None,
+    bias: str = "none",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    modules_to_save: Sequence[str] | None = None,
+) -> Any:
+    """Freezes a model and puts a LoRA adapter on it; adapter weights are fp32.
+
+    Args:
+        target_modules: names of linear layers; None or `all-linear` takes every linear layer but the head.
+
+    Raises:
+        ConfigError: a target that the model does not have.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    targets = list(target_modules) if isinstance(target_modules, list | tuple) else "all-linear"
+    if isinstance(targets, list):
+        _check_targets(model, targets)
+    prepare_frozen(model)
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, bias=bias,  # type: ignore[arg-type]
+        task_type="CAUSAL_LM", target_modules=targets,
+        use_rslora=use_rslora, use_dora=use_dora, modules_to_save=list(modules_to_save) if modules_to_save else None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        wrapped = get_peft_model(model, config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    names = {
+        name.split(".")[-1] for name, module in model.named_modules() if getattr(module, "weight", None) is not None
+    }
+    unknown = [target for target in targets if target.split(".")[-1] not in names]
+    if unknown:
+        linear = sorted(
+            {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
+        raise ConfigError(
+            f"lora.target_modules の {', '.join(unknown)} はこのモデルにありません。線形層: {', '.join(linear)}",
+            f"lora.target_modules names {', '.join(unknown)}, which this model does not have; linear layers: {', '.join(linear)}.",
+        )
+
+
+def prepare_frozen(model: Any) -> None:
+    """Freezes all weights; norms of quantized models compute in fp32, as in the QLoRA paper (arXiv:2305.14314)."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if quantized_bits(model) is not None:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and parameter.is_floating_point() and "norm" in name.lower():
+                parameter.data = parameter.data.float()
+
+
+def trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The adapter_config.json of an adapter's folder.
+
+    Raises:
+        InputNotFoundError: no such folder, or no adapter in it. ModelError: weights only as a pickle.
+    """
+    place = Path(folder)
+    file = place / "adapter_config.json"
+    if not file.is_file():
+        raise InputNotFoundError(
+            f"{place} に LoRA アダプターがありません（adapter_config.json が必要です）。",
+            f"{place} holds no LoRA adapter (no adapter_config.json).",
+        )
+    if not (place / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{place} に adapter_model.safetensors がありません。安全のため .bin は読み込みません。",
+            f"{place} has no adapter_model.safetensors; for safety .bin files are not read.",
+        )
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
+    """A model with a saved adapter on it.
+
+    Raises:
+        ModelError: the adapter was trained on another base; told by its shapes before any weight is changed.
+    """
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    config = adapter_config(folder)
+    modules = dict(model.named_modules())
+    with safe_open(str(Path(folder) / "adapter_model.safetensors"), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if not key.endswith("lora_A.weight"):
+                continue
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            wanted = file.get_slice(key).get_shape()[1]
+            module = modules.get(name)
+            features = getattr(module, "in_features", None) or getattr(module, "nx", None)
+            if module is None or (features is not None and features != wanted):
+                raise ModelError(
+                    f"アダプター {folder} は {config.get('base_model_name_or_path')} 用で、このモデルとは形が合いません（{name}）。元のベースモデルを指定してください。",
+                    f"the adapter {folder} was trained on {config.get('base_model_name_or_path')} and does not fit this model ({name}); name its own base.",
+                )
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close two models' next-token distributions are: mean KL in nats, share of equal most likely tokens."""
+
+    kl: float
+    top1: float
+
+
+@torch.no_grad()
+def logits_of(model: Any, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """fp32 logits [tokens, vocabulary] of each [1, tokens] input, in eval mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        return [model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu() for ids in batches]
+    finally:
+        model.train(was_training)
+
+
+def agreement(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> Agreement:
+    """KL(first || second) and top-1 agreement over all positions."""
+    kl, same, count = 0.0, 0, 0
+    for left, right in zip(first, second, strict=True):
+        a, b = left.log_softmax(-1), right.log_softmax(-1)
+        kl += float((a.exp() * (a - b)).sum())
+        same += int((left.argmax(-1) == right.argmax(-1)).sum())
+        count += left.shape[0]
+    return Agreement(kl / max(1, count), same / max(1, count))
+
+
+def merge_into(model: Any) -> Any:
+    """Merges an adapter into its 16- or 32-bit base; refuses weights that are not finite.
+
+    Raises:
+        ModelError: the base is quantized (merging would quantize the adapter too), or the merged weights are not finite.
+    """
+    if quantized_bits(model) is not None:
+        raise ModelError(
+            "量子化したベースにはアダプターを統合しません（誤差が大きくなります）。ベースを 16bit で読み込み直してください。",
+            "an adapter is not merged into a quantized base, which would quantize it too; load the base in 16 bit.",
+        )
+    try:
+        return model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(f"統合できません: {error}", f"cannot merge: {error}") from error

@@ -1,0 +1,258 @@
+"""Answers from conversations: the model's own prompt, stop tokens and strings, no half characters, no endless loops."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from ..errors import ConfigError
+from ..japanese.prompts import render
+from .tokenizers import PromptStyle, prompt_style
+
+Conversation = Sequence[dict[str, str]]
+# A window of this many characters that comes back this often is a loop.
+LOOP_WINDOW, LOOP_TIMES = 20, 4
+
+
+class _Stops(StoppingCriteria):
+    """Ends a row when its answer contains a stop string, runs in a loop, or when the caller gave up."""
+
+    def __init__(self, tokenizer: Any, prompt_length: int, strings: Sequence[str], given_up: threading.Event) -> None:
+        self._tokenizer = tokenizer
+        self._prompt_length = prompt_length
+        self._strings = strings
+        self._given_up = given_up
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self._given_up.is_set():
+            return torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        answers = input_ids[:, self._prompt_length :]
+        done = [self._done(row) for row in answers]
+        return torch.tensor(done, device=input_ids.device)
+
+    def _done(self, row: torch.Tensor) -> bool:
+        if self._strings:
+            tail = self._tokenizer.decode(row[-32:], skip_special_tokens=False)
+            if any(stop in tail for stop in self._strings):
+                return True
+        if len(row) < LOOP_WINDOW or len(row) % 16:
+            return False
+        return is_looping(self._tokenizer.decode(row, skip_special_tokens=True))
+
+
+def is_looping(text: str) -> bool:
+    """Whether a text ends in the same 20 characters four times over."""
+    window = text[-LOOP_WINDOW:]
+    return len(window) == LOOP_WINDOW and len(set(window)) > 1 and text.count(window) >= LOOP_TIMES
+
+
+def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, do_sample: bool) -> None:
+    rules = (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 以上", "at least 1"),
+        ("temperature", temperature, temperature > 0 or not do_sample, "0 より大きい値（0 なら do_sample=False）", "above 0 (for 0 use do_sample=False)"),
+        ("top_p", top_p, 0 < top_p <= 1, "0 より大きく 1 以下", "above 0 and at most 1"),
+        ("top_k", top_k, top_k >= 0, "0 以上", "0 or more"),
+    )  # fmt: skip
+    for name, value, holds, ja, en in rules:
+        if not holds:
+            raise ConfigError(
+                f"{name} が {value!r} です。{ja}にしてください。", f"{name} is {value!r}; it must be {en}."
+            )
+
+
+def _arguments(
+    tokenizer: Any, style: PromptStyle, *, max_new_tokens: int, temperature: float, top_p: float, top_k: int,
+    do_sample: bool, extra: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    _check(max_new_tokens, temperature, top_p, top_k, do_sample)
+    sampling = (
+        {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        if do_sample
+        else dict.fromkeys(("temperature", "top_p", "top_k"))
+    )
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": do_sample,
+        "eos_token_id": list(style.stop_token_ids) or None,
+        "pad_token_id": tokenizer.pad_token_id,
+        "use_cache": True,
+        **sampling,
+        **extra,
+    }
+
+
+def _encode(
+    tokenizer: Any, prompts: list[str], device: torch.device, max_positions: int | None
+) -> dict[str, torch.Tensor]:
+    """Left-padded prompts, [rows, tokens]; templates write their own BOS, so none is added."""
+    rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    width = max(map(len, rows))
+    if max_positions is not None and width >= max_positions:
+        raise ConfigError(
+            f"入力が {width} トークンで、モデルの上限 {max_positions} に達しています。短くしてください。",
+            f"the prompt has {width} tokens, and the model takes at most {max_positions}; shorten it.",
+        )
+    ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def clean_answer(text: str, style: PromptStyle) -> str:
+    """The answer alone: cut at the first stop string, `<NL>` as line ends, no half character at the end."""
+    for stop in style.stop_strings:
+        text = text.split(stop, 1)[0]
+    if style.newline is not None:
+        text = text.replace(style.newline, "\n")
+    return text.rstrip("\ufffd").strip()
+
+
+def _decode(tokenizer: Any, ids: torch.Tensor, style: PromptStyle) -> str:
+    stops = set(style.stop_token_ids)
+    kept = []
+    for number in ids.tolist():
+        if number in stops:
+            break
+        kept.append(number)
+    # `<NL>` is a special token for some tokenizers; it must survive until it becomes a line end.
+    text = tokenizer.decode(kept, skip_special_tokens=style.newline is None)
+    if style.newline is not None:
+        for token in set(tokenizer.all_special_tokens) - {style.newline}:
+            text = text.replace(token, "")
+    return clean_answer(text, style)
+
+
+@torch.no_grad()
+def generate_text(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Conversation],
+    *,
+    style: PromptStyle | None = None,
+    max_new_tokens: int = 512,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    top_k: int = 50,
+    do_sample: bool = True,
+    seed: int | None = None,
+    **extra: Any,
+) -> list[str]:
+    """One answer for each conversation, as one batch.
+
+    Args:
+        model: a causal language model; its training mode is put back afterwards.
+        tokenizer: with chat template.
+        conversations: messages that end with the user's turn.
+        style: how answers end; None is derived from tokenizer and model.
+        max_new_tokens, temperature, top_p, top_k, do_sample: as in transformers.
+        seed: of the sampling.
+        **extra: further arguments of `generate` (repetition_penalty, ...).
+
+    Raises:
+        ConfigError: a value out of range, or a prompt longer than the model takes.
+    """
+    style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
+    arguments = _arguments(
+        tokenizer, style, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        do_sample=do_sample, extra=extra,
+    )  # fmt: skip
+    prompts = [render(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
+    inputs = _encode(tokenizer, prompts, model.device, getattr(model.config, "max_position_embeddings", None))
+    length = inputs["input_ids"].shape[1]
+    stops = StoppingCriteriaList([_Stops(tokenizer, length, style.stop_strings, threading.Event())])
+    if seed is not None:
+        torch.manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    try:
+        output = model.generate(**inputs, stopping_criteria=stops, **arguments)
+    finally:
+        model.train(was_training)
+    return [_decode(tokenizer, row[length:], style) for row in output]
+
+
+def stream_text(
+    model: Any,
+    tokenizer: Any,
+    conversation: Conversation,
+    *,
+    style: PromptStyle | None = None,
+    max_new_tokens: int = 512,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    top_k: int = 50,
+    do_sample: bool = True,
+    **extra: Any,
+) -> Iterator[str]:
+    """The answer piece by piece; together the pieces are what generate_text returns.
+
+    Half characters and beginnings of stop strings are held back. Closing the iterator stops the generation.
+    """
+    from transformers import TextIteratorStreamer
+
+    style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
+    arguments = _arguments(
+        tokenizer, style, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        do_sample=do_sample, extra=extra,
+    )  # fmt: skip
+    prompt = render(tokenizer, conversation, add_generation_prompt=True)
+    inputs = _encode(tokenizer, [prompt], model.device, getattr(model.config, "max_position_embeddings", None))
+    given_up, failure = threading.Event(), []
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=style.newline is None)
+    criteria = StoppingCriteriaList([_Stops(tokenizer, inputs["input_ids"].shape[1], style.stop_strings, given_up)])
+
+    def work() -> None:
+        try:
+            with torch.no_grad():
+                model.generate(**inputs, streamer=streamer, stopping_criteria=criteria, **arguments)
+        except Exception as error:  # handed to the reader below; a thread's exception would vanish
+            failure.append(error)
+            streamer.end()
+
+    was_training = model.training
+    model.eval()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield from _pieces(streamer, tokenizer, style)
+    finally:
+        given_up.set()
+        thread.join()
+        model.train(was_training)
+    if failure:
+        raise failure[0]
+
+
+def _pieces(streamer: Any, tokenizer: Any, style: PromptStyle) -> Iterator[str]:
+    """What may be shown already, cleaned; the rest waits."""
+    marks = [*style.stop_strings, *([style.newline] if style.newline else []), *tokenizer.all_special_tokens]
+    whole, shown = "", 0
+    for piece in streamer:
+        whole += piece
+        for token in tokenizer.all_special_tokens:
+            if token != style.newline:
+                whole = whole.replace(token, "")
+        safe = clean_answer(_without_beginning_of(whole, marks), style)
+        if len(safe) > shown:
+            yield safe[shown:]
+            shown = len(safe)
+    last = clean_answer(whole, style)
+    if len(last) > shown:
+        yield last[shown:]
+
+
+def _without_beginning_of(text: str, marks: Sequence[str]) -> str:
+    """The text without a tail that could be the beginning of a mark, and without a trailing blank that cleaning may take."""
+    cut = 0
+    for mark in marks:
+        for length in range(min(len(mark) - 1, len(text)), 0, -1):
+            if text.endswith(mark[:length]):
+                cut = max(cut, length)
+                break
+    return text[: len(text) - cut].rstrip("\ufffd").rstrip()

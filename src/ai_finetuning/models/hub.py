@@ -1,0 +1,218 @@
+"""Finding a model before anything is loaded: local folders, the local cache, and a hub that may not answer.
+
+The hub is asked once, with a limit of five seconds (the client's own retries take 23 s where it refuses and
+more than 200 s where it accepts and stays silent), and every refusal names the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from ..errors import HubError, InputNotFoundError, ModelError
+from . import catalog
+
+LIMIT_SECONDS = 5.0
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
+_TRUE = {"1", "ON", "YES", "TRUE"}
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect proves that the file is there; following it would carry the token to another host."""
+
+    def redirect_request(self, *args: object, **kwargs: object) -> None:
+        return None
+
+
+def offline() -> bool:
+    """Whether the user switched the hub off (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE)."""
+    return any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def endpoint() -> str:
+    """Address of the hub: HF_ENDPOINT, or the public one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that `name` is, or None where it reads like a hub id.
+
+    Raises:
+        InputNotFoundError: `name` reads like a path and is not there; near names are suggested.
+        ModelError: the folder holds no model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _require_model_files(path)
+        return path
+    if not _HUB_ID.match(name) or name.startswith((".", "~")):
+        raise _missing_path(path)
+    if "/" in name and path.parent.is_dir() and _near_entries(path):
+        raise _missing_path(path)
+    return None
+
+
+def _require_model_files(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    if (path / "adapter_config.json").is_file():
+        base = adapter_base(path)
+        raise ModelError(
+            f"{path} は LoRA アダプターで、モデル全体ではありません。ベースモデル {base} と組み合わせて読み込んでください (load_lora_model、または aift merge)。",
+            f"{path} is a LoRA adapter, not a whole model. Load it together with its base model {base} (load_lora_model, or aift merge).",
+        )
+    raise ModelError(
+        f"{path} に config.json がありません。save_pretrained で保存したモデルのフォルダーを指定してください。",
+        f"{path} has no config.json; name a folder written by save_pretrained.",
+    )
+
+
+def adapter_base(folder: Path) -> str:
+    """The model that an adapter was trained on, as its adapter_config.json says."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(config.get("base_model_name_or_path") or "?")
+
+
+def _near_entries(path: Path) -> list[str]:
+    if not path.parent.is_dir():
+        return []
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    return [str(path.parent / near) for near in difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)]
+
+
+def _missing_path(path: Path) -> InputNotFoundError:
+    nearest = next((parent for parent in path.parents if parent.is_dir()), None)
+    near = _near_entries(path) or catalog.near(str(path))
+    ja = f"モデルのフォルダー {path} が見つかりません。"
+    en = f"The model folder {path} does not exist."
+    if near:
+        ja, en = ja + f" もしかして: {'、'.join(near)}", en + f" Did you mean: {', '.join(near)}?"
+    elif nearest is not None:
+        ja, en = ja + f" {nearest} まではあります。", en + f" {nearest} does exist."
+    return InputNotFoundError(
+        ja + " フォルダーのパスか、組織名/モデル名 の形の ID を指定してください。",
+        en + " Name a folder, or an id of the form organisation/model.",
+    )
+
+
+def cached(model_id: str) -> bool:
+    """Whether configuration and every weight file of a hub model are already on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model_id, "config.json")
+    if not isinstance(config, str):
+        return False
+    folder = Path(config).parent
+    if (folder / "model.safetensors").is_file():
+        return True
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return False
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / shard).is_file() for shard in shards)
+
+
+def locate(name: str, *, limit_seconds: float = LIMIT_SECONDS) -> bool:
+    """Makes sure that `name` can be loaded, within seconds; returns whether to load without asking the hub.
+
+    Raises:
+        InputNotFoundError, ModelError: a local path that is not there or holds no model.
+        HubError: the hub does not answer, refuses, or does not know the id.
+    """
+    if local_folder(name) is not None or cached(name):
+        return True
+    if offline():
+        raise HubError(
+            f"モデル {name} はこのマシンに保存されておらず、オフライン設定 (HF_HUB_OFFLINE) のためダウンロードできません。{_suggest_ja(name)}"
+            " ダウンロード済みのフォルダーを指定するか、HF_HUB_OFFLINE を外してください。",
+            f"Model {name} is not on this machine, and offline mode (HF_HUB_OFFLINE) forbids the download.{_suggest_en(name)}"
+            " Name a downloaded folder, or unset HF_HUB_OFFLINE.",
+        )
+    preflight(name, limit_seconds=limit_seconds)
+    return False
+
+
+def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
+    """Asks the hub for the model's config.json (HEAD, at most `limit_seconds` in all).
+
+    Raises:
+        HubError: with the reason (no answer, gated, unknown id, server error) and the way out.
+    """
+    url = f"{endpoint()}/{model_id}/resolve/main/config.json"
+    answer: dict[str, object] = {}
+    # A thread, because a socket's time-out bounds neither the name look-up nor an answer that trickles in.
+    asker = threading.Thread(target=_ask, args=(url, limit_seconds, answer), daemon=True)
+    asker.start()
+    asker.join(limit_seconds)
+    if "status" not in answer:
+        reason = answer.get("reason", f"no answer within {limit_seconds:g} s")
+        raise _unreachable(model_id, str(reason))
+    status, code = int(str(answer["status"])), str(answer["code"])
+    if status >= 400 and code != "EntryNotFound":
+        raise _refused(model_id, status, code)
+
+
+def _ask(url: str, limit_seconds: float, answer: dict[str, object]) -> None:
+    from huggingface_hub import get_token
+
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "ai-finetuning-toolkit"})
+    token = get_token()
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=limit_seconds) as response:
+            answer["code"], answer["status"] = "", response.status
+    except urllib.error.HTTPError as error:
+        answer["code"] = error.headers.get("X-Error-Code", "")
+        answer["status"] = error.code
+    except (OSError, ValueError) as error:
+        answer["reason"] = getattr(error, "reason", error)
+
+
+def _unreachable(model_id: str, reason: str) -> HubError:
+    return HubError(
+        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason})。ネットワークを確認してください。オフラインなら"
+        " ダウンロード済みのフォルダーを指定し (HF_HUB_OFFLINE=1)、ミラーがあれば HF_ENDPOINT に設定してください。",
+        f"Model {model_id}: {endpoint()} does not answer ({reason}). Check the network. Offline, name a downloaded folder"
+        " (HF_HUB_OFFLINE=1); where there is a mirror, set HF_ENDPOINT to it.",
+    )
+
+
+def _refused(model_id: str, status: int, code: str) -> HubError:
+    """The hub's answer as a message with its own way out."""
+    if code == "GatedRepo":
+        return HubError(
+            f"モデル {model_id} は利用申請が必要です (gated)。{endpoint()}/{model_id} を開いて条件に同意し、`hf auth login` でログインするか HF_TOKEN を設定してください。",
+            f"Model {model_id} is gated. Open {endpoint()}/{model_id}, accept its terms, then log in with `hf auth login` or set HF_TOKEN.",
+        )
+    # The hub answers 401 for an unknown id too, so that private names do not leak.
+    if code == "RepoNotFound" or status == 404:
+        return HubError(
+            f"モデル {model_id} は {endpoint()} にありません。{_suggest_ja(model_id)} 名前の綴りを確認してください。非公開のモデルなら HF_TOKEN を設定してください。",
+            f"Model {model_id} does not exist on {endpoint()}.{_suggest_en(model_id)} Check the spelling; for a private model set HF_TOKEN.",
+        )
+    if status in (401, 403):
+        return HubError(
+            f"モデル {model_id}: {endpoint()} が認証を求めています ({status})。HF_TOKEN が正しいか、`hf auth login` で確認してください。",
+            f"Model {model_id}: {endpoint()} asks for authentication ({status}). Check HF_TOKEN, or log in with `hf auth login`.",
+        )
+    return HubError(
+        f"モデル {model_id}: {endpoint()} がエラー {status} を返しました。しばらく待つか、ミラー (HF_ENDPOINT) やダウンロード済みのフォルダーを使ってください。",
+        f"Model {model_id}: {endpoint()} answered with error {status}. Wait and retry, or use a mirror (HF_ENDPOINT) or a downloaded folder.",
+    )
+
+
+def _suggest_ja(name: str) -> str:
+    near = catalog.near(name)
+    return f" もしかして: {'、'.join(near)}" if near else ""
+
+
+def _suggest_en(name: str) -> str:
+    near = catalog.near(name)
+    return f" Did you mean: {', '.join(near)}?" if near else ""

@@ -1,0 +1,358 @@
+"""From a name to a causal language model: dtype, attention, 8/4 bit, safetensors only, no foreign code.
+
+Everything that can be known from the configuration is checked before weights are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
+
+from ..errors import HubError, ModelError, ToolkitError
+from ..hardware.gpu import cpu_has_bf16, get_available_device
+from ..notices import notice, warn
+from . import catalog, hub
+from .quantized import forbid_cpu_packing, kbit_config, quiet_bitsandbytes, require_quantized
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What was decided before the weights are read."""
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    bits: int | None
+    local_files_only: bool
+    trust_remote_code: bool
+    device_map: Any
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    dtype: torch.dtype | str | None = "auto",
+    device: torch.device | None = None,
+    attention: str = "auto",
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    device_map: Any = None,
+    quantization: Mapping[str, object] | None = None,
+) -> PreTrainedModel:
+    """Loads a causal language model in eval mode.
+
+    Args:
+        name: hub id, catalog alias or local folder.
+        dtype: of the weights; "auto" (or None) takes what the machine does well (see `resolve_dtype`).
+        device: where the model goes; None takes the best one there is.
+        attention: "auto" (flash-attention 2, SDPA, eager in this order) or one of `ATTENTIONS` to start from.
+        load_in_8bit, load_in_4bit: bitsandbytes weights, on CPUs too.
+        gradient_checkpointing: recompute activations in the backward pass.
+        trust_remote_code: run code from the model's repository.
+        device_map: passed to transformers instead of `device` (several devices).
+        quantization: bitsandbytes settings that differ from the defaults.
+
+    Raises:
+        ModelError: the model cannot be loaded as asked. HubError: the hub does not give it.
+        InputNotFoundError: a local path that is not there.
+    """
+    bits = _bits(load_in_8bit, load_in_4bit)
+    real_name = catalog.resolve(name)
+    local_only = hub.locate(real_name)
+    config = read_config(real_name, local_files_only=local_only)
+    trusted = allow_remote_code(real_name, config, trust_remote_code)
+    require_safetensors(real_name)
+    place = torch.device(device) if device is not None else get_available_device()
+    plan = LoadPlan(
+        name=real_name,
+        device=place,
+        dtype=resolve_dtype(dtype, place),
+        bits=bits,
+        local_files_only=local_only,
+        trust_remote_code=trusted,
+        device_map=device_map if device_map is not None else {"": place},
+    )
+    extra = _quantization(plan, config, quantization or {})
+    model = _with_attention(plan, attention, extra)
+    quiet_bitsandbytes()
+    if bits is not None:
+        require_quantized(model, bits, real_name)
+    forbid_cpu_packing(model)
+    if gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    return model.eval()
+
+
+def _bits(load_in_8bit: bool, load_in_4bit: bool) -> int | None:
+    if load_in_8bit and load_in_4bit:
+        raise ModelError(
+            "load_in_8bit と load_in_4bit が両方 True です。どちらか一方だけにしてください。",
+            "load_in_8bit and load_in_4bit are both True; choose one of them.",
+        )
+    return 8 if load_in_8bit else 4 if load_in_4bit else None
+
+
+def _quantization(plan: LoadPlan, config: Mapping[str, Any], settings: Mapping[str, object]) -> dict[str, object]:
+    """The quantization argument of from_pretrained; a checkpoint that is quantized already brings its own."""
+    if plan.bits is None:
+        return {}
+    stored = config.get("quantization_config")
+    if stored is None:
+        return {"quantization_config": kbit_config(plan.bits, plan.dtype, **settings)}
+    if not stored.get(f"load_in_{plan.bits}bit"):
+        raise ModelError(
+            f"{plan.name} はすでに別の方式 ({stored.get('quant_method')}) で量子化されているため、{plan.bits}bit では読み込めません。量子化前のモデルを指定してください。",
+            f"{plan.name} is quantized already ({stored.get('quant_method')}), so it cannot be loaded in {plan.bits} bit. Name the model before quantization.",
+        )
+    return {}
+
+
+def read_config(name: str, *, local_files_only: bool = False) -> dict[str, Any]:
+    """The model's config.json as a dict; no code of the repository runs."""
+    try:
+        config, _ = PretrainedConfig.get_config_dict(name, local_files_only=local_files_only)
+    except OSError as error:
+        raise _not_loaded(name, error) from error
+    return config
+
+
+def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
+    """Whether code from the repository may run; without the opt-in a repository that brings code is refused.
+
+    A model that the catalog knows to have a built-in class is loaded by that class, its code stays unused.
+
+    Raises:
+        ModelError: the repository's configuration points at code (`auto_map`), and nobody allowed it.
+    """
+    if not config.get("auto_map"):
+        return False
+    if trust_remote_code:
+        warn(
+            f"{name} のリポジトリーに含まれるコードを実行します (trust_remote_code)。",
+            f"Running code from the repository of {name} (trust_remote_code).",
+        )
+        return True
+    row = catalog.lookup(name)
+    if row is not None and not getattr(row, "trust_remote_code", True):
+        return False
+    raise ModelError(
+        f"{name} の config.json はリポジトリー内のコード (auto_map) の実行を求めています。実行しません。内容を確認して信頼できる場合だけ"
+        " trust_remote_code=True (設定では model.trust_remote_code: true) を指定してください。",
+        f"{name}: its config.json wants to run code from the repository (auto_map); refused. Read that code, and only if you trust"
+        " it pass trust_remote_code=True (in a config: model.trust_remote_code: true).",
+    )
+
+
+def require_safetensors(name: str) -> None:
+    """Refuses a local folder whose weights exist only as pickles: unpickling can run any code.
+
+    Raises:
+        ModelError: no *.safetensors in the folder.
+    """
+    folder = Path(name)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    raise ModelError(
+        f"{name} に safetensors の重みがありません (あるのは {'、'.join(pickles) or 'なし'})。安全のため safetensors だけを読み込みます。"
+        " 信頼できる環境で save_pretrained し直して変換してください。",
+        f"{name} has no safetensors weights (found: {', '.join(pickles) or 'none'}). Safetensors only: pickles can run code."
+        " Convert it with save_pretrained in an environment that you trust.",
+    )
+
+
+def resolve_dtype(requested: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The dtype of the weights on this device.
+
+    "auto" or None: bfloat16 on GPUs and CPUs that compute in it, float16 on older GPUs, float32 on other CPUs.
+    float16 on a CPU is several times slower than either, so it becomes what "auto" gives, with one line.
+    """
+    if isinstance(requested, str) and requested != "auto" and requested not in DTYPES:
+        raise ModelError(
+            f"dtype は {requested!r} です。auto, {', '.join(DTYPES)} のいずれかにしてください。",
+            f"dtype is {requested!r}; it must be auto, {', '.join(DTYPES)}.",
+        )
+    automatic = _automatic_dtype(device)
+    if requested is None or requested == "auto":
+        return automatic
+    wanted = DTYPES[requested] if isinstance(requested, str) else requested
+    if wanted is torch.float16 and device.type == "cpu":
+        notice(
+            f"CPU では float16 は遅いため、{_short(automatic)} で読み込みます。",
+            f"float16 is slow on a CPU; loading in {_short(automatic)} instead.",
+        )
+        return automatic
+    return wanted
+
+
+def _automatic_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if cpu_has_bf16() else torch.float32
+    return torch.bfloat16
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _with_attention(plan: LoadPlan, attention: str, extra: Mapping[str, object]) -> PreTrainedModel:
+    """Loads with the first attention implementation that machine and model accept, and says which in one line."""
+    if attention != "auto" and attention not in ATTENTIONS:
+        raise ModelError(
+            f"attention は {attention!r} です。auto, {', '.join(ATTENTIONS)} のいずれかにしてください。",
+            f"attention is {attention!r}; it must be auto, {', '.join(ATTENTIONS)}.",
+        )
+    order = ATTENTIONS if attention == "auto" else ATTENTIONS[ATTENTIONS.index(attention) :]
+    refusals: dict[str, str] = {}
+    for implementation in order:
+        reason = _why_no_flash(plan) if implementation == "flash_attention_2" else None
+        if reason is not None:
+            refusals[implementation] = reason
+            continue
+        try:
+            model = _from_pretrained(plan, implementation, extra)
+        except (ImportError, ValueError) as error:
+            if isinstance(error, ToolkitError) or implementation == "eager" or not _about_attention(error):
+                raise
+            refusals[implementation] = str(error).split(". ")[0].splitlines()[0][:120]
+            continue
+        _say_attention(implementation, refusals)
+        return model
+    raise AssertionError("eager attention always loads or raises")
+
+
+def _about_attention(error: Exception) -> bool:
+    return "attention" in str(error).lower() or "flash" in str(error).lower()
+
+
+def _why_no_flash(plan: LoadPlan) -> str | None:
+    if plan.device.type != "cuda":
+        return f"needs a GPU, not {plan.device.type}"
+    if not is_flash_attn_2_available():
+        return "not installed"
+    if plan.dtype is torch.float32:
+        return "needs a 16-bit dtype"
+    return None
+
+
+def _say_attention(chosen: str, refusals: Mapping[str, str]) -> None:
+    why = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    notice(
+        f"アテンション: {chosen}" + (f" ({why})" if why else ""), f"Attention: {chosen}" + (f" ({why})" if why else "")
+    )
+
+
+def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, object]) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            plan.name,
+            dtype=plan.dtype,
+            attn_implementation=implementation,
+            device_map=plan.device_map,
+            use_safetensors=True,
+            trust_remote_code=plan.trust_remote_code,
+            local_files_only=plan.local_files_only,
+            output_loading_info=True,
+            **extra,
+        )
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, ToolkitError | torch.OutOfMemoryError):
+            raise
+        raise _not_loaded(plan.name, error) from error
+    except ValueError as error:
+        if _about_attention(error):
+            raise
+        raise _not_loaded(plan.name, error) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ModelError(
+            f"{plan.name} の重みファイルが壊れています ({error})。ダウンロードまたは保存をやり直してください。",
+            f"{plan.name}: a weight file is damaged ({error}). Download or save it again.",
+        ) from error
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        warn(
+            f"{plan.name} のファイルに無い重みが {len(missing)} 個あり、乱数で初期化されました (例: {missing[0]})。",
+            f"{plan.name}: {len(missing)} weights are not in its files and were initialised at random (for example {missing[0]}).",
+        )
+    return model
+
+
+def _not_loaded(name: str, error: Exception) -> ToolkitError:
+    """A library's failure with what the user can do about it."""
+    text = str(error)
+    first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+    if "safetensors" in text and ("does not appear to have" in text or "no file named" in text.lower()):
+        return ModelError(
+            f"{name} に safetensors の重みがありません。safetensors だけを読み込みます。変換済みのモデルを使ってください。",
+            f"{name} has no safetensors weights. Safetensors only: use a converted model.",
+        )
+    if isinstance(error, OSError) and not Path(name).is_dir():
+        return HubError(
+            f"{name} をダウンロードできませんでした: {first} ネットワーク、HF_TOKEN、モデル名を確認してください。",
+            f"{name} could not be downloaded: {first} Check the network, HF_TOKEN and the name.",
+        )
+    return ModelError(
+        f"{name} を読み込めませんでした: {first} config.json と重みが揃った、文章生成 (causal LM) のモデルか確認してください。",
+        f"{name} could not be loaded: {first} Check that it is a causal language model with matching config.json and weights.",
+    )
+
+
+def enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Recomputes activations in the backward pass; hides the rename in transformers 5.2x.
+
+    `activation_checkpointing_enable` replaces `gradient_checkpointing_enable` in transformers 6; remove the second
+    branch when the floor has it.
+    """
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    model.config.use_cache = False
+
+
+def check_fits(model: nn.Module, *, max_token_id: int, max_length: int) -> None:
+    """Refuses data that the model cannot take: a token id without an embedding row, or too many positions.
+
+    Raises:
+        ModelError: with the numbers and the way out (stock code raises IndexError, or passes silently with RoPE).
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max_token_id >= rows:
+        raise ModelError(
+            f"トークン ID {max_token_id} がモデルの語彙 {rows} 行を超えています。このモデル用のトークナイザーを使ってください。",
+            f"Token id {max_token_id} is beyond the model's {rows} embedding rows; use the tokenizer that belongs to this model.",
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ModelError(
+            f"max_length は {max_length} ですが、このモデルは {positions} トークンまでです。data.max_length を {positions} 以下にしてください。",
+            f"max_length is {max_length}, but this model takes at most {positions} tokens; set data.max_length to {positions} or less.",
+        )
+
+
+def weight_marks(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:
+    """A few values of every parameter, to tell later whether weights were changed (cheap, not a hash)."""
+    marks = {}
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        step = max(1, flat.numel() // samples)
+        marks[name] = tuple(flat[::step][:samples].float().cpu().tolist())
+    return marks

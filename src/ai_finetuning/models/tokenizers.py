@@ -1,0 +1,239 @@
+"""From a name to a tokenizer that segments as the model was trained, with its own pad token and a chat template."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import ConfigError, HubError, ModelError
+from ..japanese.prompts import render
+from ..japanese.templates import TEMPLATES, ChatTemplate
+from ..notices import notice, warn
+from . import catalog, hub
+
+# Texts whose segmentation differs where a unigram model is run as BPE, or where normalisation differs.
+PROBES = (
+    "日本の首都は東京です。", "吾輩は猫である。名前はまだ無い。", "国境の長いトンネルを抜けると雪国であった。", "株式会社の代表取締役社長",
+    "お問い合わせありがとうございます。担当者より折り返しご連絡いたします。", "東京特許許可局", "すもももももももものうち", "機械学習と自然言語処理",
+    "カタカナとひらがな、漢字と English の混在", "１２３４５と12345", "「こんにちは」と言った。", "改行\n\nのある文", "、。！？（）〜ー・", "𠮷野家で鷗外を読む",
+    "🍣を食べた", "あいうえおかきくけこさしすせそ", "昨日、私は友達と一緒に映画を見に行きました。", "次の文章を要約してください。", "### 指示:", "  先頭の空白",
+)  # fmt: skip
+# Tokens that models reserve for padding, in the order in which they are preferred.
+_PADS = (
+    "<PAD|LLM-jp>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|endoftext|>", "<unk>", "<|unk|>",
+    "[UNK]", "<s>", "<|startoftext|>", "<|begin_of_text|>",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a model's answers end and are written.
+
+    Attributes:
+        stop_token_ids: any of them ends an answer.
+        stop_strings: texts that end an answer.
+        newline: what the model writes for a line end, or None.
+        verified: whether the template's form was read in a source.
+    """
+
+    stop_token_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...] = ()
+    newline: str | None = None
+    verified: bool = True
+
+
+def load_tokenizer(
+    name: str, *, chat_template: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """A tokenizer, checked against sentencepiece, padded on its own token, with a chat template.
+
+    Args:
+        name: hub id, alias or folder.
+        chat_template: a key of japanese.templates, a file or Jinja text; None takes the tokenizer's, then the catalog's.
+        trust_remote_code: run code from the repository.
+
+    Raises:
+        ModelError: the tokenizer does not segment as its sentencepiece model does, or cannot be loaded.
+        HubError, InputNotFoundError: it cannot be had.
+    """
+    real_name = catalog.resolve(name)
+    local_only = hub.locate(real_name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            real_name, trust_remote_code=trust_remote_code, local_files_only=local_only
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        kind = ModelError if Path(real_name).is_dir() else HubError
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise kind(
+            f"{real_name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か tokenizer.model が必要です。",
+            f"the tokenizer of {real_name} cannot be loaded ({reason}); it needs tokenizer.json or tokenizer.model.",
+        ) from error
+    tokenizer = _with_parity(tokenizer, real_name)
+    ensure_pad(tokenizer, _embedding_rows(real_name))
+    tokenizer.chat_template = choose_template(tokenizer, real_name, chat_template)
+    return tokenizer
+
+
+def _files(name: str, *names: str) -> dict[str, Path]:
+    """Those of the named files that are on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(name)
+    found = {}
+    for file in names:
+        place = folder / file if folder.is_dir() else try_to_load_from_cache(name, file)
+        if isinstance(place, str | Path) and Path(place).is_file():
+            found[file] = Path(place)
+    return found
+
+
+def _embedding_rows(name: str) -> int | None:
+    config = _files(name, "config.json").get("config.json")
+    if config is None:
+        return None
+    values = json.loads(config.read_text(encoding="utf-8"))
+    return values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
+
+
+def parity_problems(tokenizer: Any, model_file: Path) -> list[str]:
+    """Probes that a tokenizer segments otherwise than its sentencepiece model."""
+    import sentencepiece
+
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    return [
+        text
+        for text in PROBES
+        if tokenizer.encode(text, add_special_tokens=False) != reference.encode(text, out_type=int)
+    ]
+
+
+def check_tokenizer_parity(folder: str | Path) -> list[str]:
+    """Japanese probes that AutoTokenizer segments otherwise than the folder's sentencepiece model; empty where all agree.
+
+    transformers 5 builds Llama tokenizers as BPE: a unigram model without tokenizer.json is then segmented in a way that the
+    model never saw, without an error (JAPANESE.md section 6.3).
+    """
+    files = _files(str(folder), "tokenizer.model")
+    if not files:
+        return []
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    return parity_problems(tokenizer, files["tokenizer.model"])
+
+
+def _with_parity(tokenizer: Any, name: str) -> Any:
+    files = _files(name, "tokenizer.model", "tokenizer.json")
+    # A tokenizer.json is the maker's own word and is used as it is (GPT-style files called tokenizer.model are no sentencepiece).
+    if "tokenizer.model" not in files or "tokenizer.json" in files:
+        return tokenizer
+    problems = parity_problems(tokenizer, files["tokenizer.model"])
+    if not problems:
+        return tokenizer
+    repaired = _sentencepiece_backend(tokenizer, files["tokenizer.model"])
+    left = parity_problems(repaired, files["tokenizer.model"])
+    if left:
+        raise ModelError(
+            f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。モデルが学習していない分かち方になるため使いません。tokenizer.json のある版を使ってください。",
+            f"the tokenizer of {name} does not segment as its sentencepiece model ({len(left)} of {len(PROBES)} probes, such as {left[0]!r}); the model never saw such tokens. Use a version with tokenizer.json.",
+        )
+    notice(
+        f"{name} のトークナイザーは transformers の変換で分かち方が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
+        f"{name}: transformers' conversion changes the segmentation ({len(problems)} of {len(PROBES)} probes); its sentencepiece model is used directly.",
+    )
+    return repaired
+
+
+def _sentencepiece_backend(tokenizer: Any, model_file: Path) -> Any:
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    return SentencePieceBackend(vocab_file=str(model_file), legacy=False, **special)
+
+
+def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
+    """Gives the tokenizer a pad token other than eos; the vocabulary never outgrows the model's embeddings."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    chosen = next((token for token in _PADS if token in vocabulary and token != tokenizer.eos_token), None)
+    if chosen is None and embedding_rows is not None and len(tokenizer) < embedding_rows:
+        chosen = "<pad>"
+    if chosen is None:
+        eos = tokenizer.eos_token_id
+        chosen = next(token for token, number in sorted(vocabulary.items(), key=lambda item: item[1]) if number != eos)
+    tokenizer.pad_token = chosen
+    notice(
+        f"パディングには {chosen} を使います（eos {tokenizer.eos_token} とは別にして、文末の学習を守ります）。",
+        f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that ends of answers stay in the loss.",
+    )
+
+
+def choose_template(tokenizer: Any, name: str, wanted: str | None) -> str:
+    """The chat template in force, as Jinja text.
+
+    Raises:
+        ConfigError: a name that is neither a template's key, a file nor Jinja text.
+    """
+    if wanted is not None:
+        return _named_template(wanted)
+    if tokenizer.chat_template:
+        return str(tokenizer.chat_template)
+    row = catalog.lookup(name)
+    template = row.chat_template if row is not None else None
+    if template is not None:
+        if not template.verified:
+            warn(
+                f"{name} のプロンプト形式 {template.key} は未確認です。モデルの説明ページと見比べてください（model.chat_template で変更可）。",
+                f"the prompt format {template.key} of {name} is unconfirmed; compare it with the model's page (model.chat_template changes it).",
+            )
+        return template.jinja
+    notice(
+        f"{name} にはチャットテンプレートがないため、会話には alpaca_ja（### 指示: / ### 応答:）を使います。model.chat_template で変更できます。",
+        f"{name} has no chat template; conversations use alpaca_ja (### 指示: / ### 応答:). Change it with model.chat_template.",
+    )
+    return TEMPLATES["alpaca_ja"].jinja
+
+
+def _named_template(wanted: str) -> str:
+    if wanted in TEMPLATES:
+        return TEMPLATES[wanted].jinja
+    if "{{" in wanted or "{%" in wanted:
+        return wanted
+    if Path(wanted).is_file():
+        return Path(wanted).read_text(encoding="utf-8")
+    raise ConfigError(
+        f"model.chat_template が {wanted!r} です。テンプレート名（{', '.join(TEMPLATES)}）、ファイル、Jinja の文のいずれかにしてください。",
+        f"model.chat_template is {wanted!r}; give a template's name ({', '.join(TEMPLATES)}), a file or Jinja text.",
+    )
+
+
+def known_template(tokenizer: Any) -> ChatTemplate | None:
+    """The catalog's template that a tokenizer carries, told by its text; a saved folder needs no other note of it."""
+    return next((item for item in TEMPLATES.values() if item.jinja == tokenizer.chat_template), None)
+
+
+def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
+    """How answers end: eos, the model's own list, and the token that the template puts behind an answer."""
+    template = known_template(tokenizer)
+    ids = {tokenizer.eos_token_id, _turn_end_id(tokenizer)}
+    listed = getattr(generation_config, "eos_token_id", None)
+    ids |= set(listed) if isinstance(listed, list | tuple) else {listed}
+    stops = tuple(sorted(item for item in ids if isinstance(item, int)))
+    if template is None:
+        return PromptStyle(stops)
+    return PromptStyle(stops, template.stop_strings, template.newline, template.verified)
+
+
+def _turn_end_id(tokenizer: Any) -> int | None:
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "回答"}]
+    text = render(tokenizer, messages)
+    tail = text[text.rindex("回答") + 2 :].strip() if "回答" in text else ""
+    ids = tokenizer.encode(tail, add_special_tokens=False) if tail else []
+    specials = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return ids[0] if len(ids) >= 1 and ids[0] in specials else None

@@ -1,0 +1,111 @@
+"""One process, one device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .strategy import LossFunction
+
+
+class SingleDevice:
+    """The plain strategy: autocast where asked, a gradient scaler for fp16."""
+
+    data_rank = 0
+    data_size = 1
+    is_main = True
+
+    def __init__(self, device: torch.device, *, autocast: torch.dtype | None = None, scaler: bool = False) -> None:
+        self.device = device
+        self._autocast = autocast
+        self._scaler = torch.amp.GradScaler(device.type, enabled=scaler)
+
+    def placement(self) -> dict[str, Any]:
+        """The device."""
+        return {"device": self.device}
+
+    def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
+        """Moves the model to the device, where it is not there already."""
+        if not getattr(model, "is_quantized", False) and not hasattr(model, "hf_device_map"):
+            model.to(self.device)
+        self._model = model
+        self._loss = loss
+        return model
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Keeps the optimizer for the scaler."""
+        self._optimizer = optimizer
+        return optimizer
+
+    def sum(self, value: float) -> float:
+        """The value itself."""
+        return value
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast)
+
+    def _backward(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
+        """Accumulates gradients micro-batch by micro-batch."""
+        total = torch.zeros((), device=self.device)
+        for batch in group:
+            with self._computing():
+                loss = self._loss(self._model, batch.to(self.device)) / num_valid
+            self._backward(loss)
+            total += loss.detach().float()
+        return float(total)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Any]) -> tuple[float, int]:
+        """Sums of losses and label tokens; the model's mode is put back."""
+        was_training = self._model.training
+        self._model.eval()
+        total, tokens = torch.zeros((), device=self.device, dtype=torch.float64), 0
+        try:
+            for batch in batches:
+                with self._computing():
+                    total += self._loss(self._model, batch.to(self.device)).double()
+                tokens += batch.num_label_tokens
+        finally:
+            self._model.train(was_training)
+        return float(total), tokens
+
+    def _gradients(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """Norm over all gradients; scaled down in place where it exceeds max_norm."""
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self._optimizer)
+        parameters = self._gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if max_norm > 0 and torch.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return float(norm)
+
+    def step(self) -> bool:
+        """One update; fp16 skips it, and lowers the scale, where gradients overflowed."""
+        scale = self._scaler.get_scale()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return not self._scaler.is_enabled() or self._scaler.get_scale() >= scale
+
+    def state_dict(self) -> dict[str, Any]:
+        """The gradient scaler's numbers."""
+        return dict(self._scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts the scaler's numbers back."""
+        if state:
+            self._scaler.load_state_dict(state)
+
+    def close(self) -> None:
+        """Nothing to release."""

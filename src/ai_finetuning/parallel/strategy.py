@@ -1,0 +1,53 @@
+"""The seam between the loop and the machine: who holds which weights, and who sees which data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+# (model, batch) -> sum of the token losses of the batch's live labels, a scalar tensor.
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+class Strategy(Protocol):
+    """One way to spread a training step; the loop knows nothing else of the machine."""
+
+    data_rank: int
+    data_size: int
+    is_main: bool
+
+    def placement(self) -> dict[str, Any]:
+        """What loading has to know: {"device": ...} or {"device_map": ...}."""
+
+    def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
+        """Takes the model over; returns what the forward pass runs on."""
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Takes the optimizer over; called once, before the first step."""
+
+    def sum(self, value: float) -> float:
+        """The sum over all data ranks."""
+
+    def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
+        """Gradients of (sum of token losses) / num_valid over the group's micro-batches; returns that loss over all ranks."""
+
+    def evaluate(self, batches: Sequence[Any]) -> tuple[float, int]:
+        """(sum of token losses, number of label tokens) over all ranks, without gradients, in eval mode."""
+
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """The global gradient norm before clipping to max_norm (0: not clipped)."""
+
+    def step(self) -> bool:
+        """The optimizer's step; False where loss scaling skipped it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the strategy itself must remember (the loss scale)."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts state_dict() back."""
+
+    def close(self) -> None:
+        """Releases processes and devices."""
