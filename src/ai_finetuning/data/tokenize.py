@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, localized
 from ..japanese.prompts import render
-from ..notices import warn
 from .messages import Conversation, PlainText, Sample
 
 IGNORED = -100
@@ -190,8 +189,6 @@ def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
             f"max_length {report.max_length} では回答トークンの {share:.0%} が切り捨てられます（{report.over_long} 行）。max_length を {report.longest} まで上げるか、on_long=drop にしてください。",
             f"max_length {report.max_length} would cut {share:.0%} of the answer tokens ({report.over_long} rows); raise it (up to {report.longest}) or set on_long=drop.",
         )
-    if report.over_long:
-        warn(localized(report.lines()[1], report.lines()[1]), report.lines()[1])
     return report
 
 

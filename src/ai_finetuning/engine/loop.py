@@ -118,6 +118,8 @@ def fit(run: Run) -> TrainState:
         with SignalFlags() as signals:
             if state.step == 0 and run.evaluation is not None:
                 evaluate(run, metrics)
+                if run.keep_best:
+                    save(run)  # the weights before training may turn out to be the best ones
             while state.step < run.total_steps and not stop_early:
                 outcome = step_with_retry(run)
                 advance(run, outcome)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ from torch import nn
 
 from ..errors import ConfigError, InputNotFoundError, ModelError
 from .quantized import quantized_bits
+
+
+@contextlib.contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Hides two warnings of peft 0.21 that a user can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        # peft asks transformers by a name that transformers 6 drops; remove when peft's floor asks by the new one.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def add_lora(
@@ -49,8 +60,7 @@ def add_lora(
         use_rslora=use_rslora, use_dora=use_dora, modules_to_save=list(modules_to_save) if modules_to_save else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+    with _quiet_peft():
         wrapped = get_peft_model(model, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
@@ -134,7 +144,8 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
                     f"アダプター {folder} は {config.get('base_model_name_or_path')} 用で、このモデルとは形が合いません（{name}）。元のベースモデルを指定してください。",
                     f"the adapter {folder} was trained on {config.get('base_model_name_or_path')} and does not fit this model ({name}); name its own base.",
                 )
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with _quiet_peft():
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 @dataclass(frozen=True)

@@ -216,3 +216,14 @@ def _suggest_ja(name: str) -> str:
 def _suggest_en(name: str) -> str:
     near = catalog.near(name)
     return f" Did you mean: {', '.join(near)}?" if near else ""
+
+
+def reachability(limit_seconds: float = LIMIT_SECONDS) -> str:
+    """One line for `aift env`: whether the hub answers."""
+    answer: dict[str, object] = {}
+    asker = threading.Thread(target=_ask, args=(endpoint(), limit_seconds, answer), daemon=True)
+    asker.start()
+    asker.join(limit_seconds)
+    if "status" in answer:
+        return f"{endpoint()}: HTTP {answer['status']}"
+    return f"{endpoint()}: {answer.get('reason', f'no answer within {limit_seconds:g} s')}"

@@ -5,6 +5,7 @@ Everything that can be known from the configuration is checked before weights ar
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,6 +259,7 @@ def _say_attention(chosen: str, refusals: Mapping[str, str]) -> None:
 
 
 def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, object]) -> PreTrainedModel:
+    _quiet_progress()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             plan.name,
@@ -292,6 +294,14 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
             f"{plan.name}: {len(missing)} weights are not in its files and were initialised at random (for example {missing[0]}).",
         )
     return model
+
+
+def _quiet_progress() -> None:
+    """Loading bars are for terminals; in a log each of their steps would be a line."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _not_loaded(name: str, error: Exception) -> ToolkitError:

@@ -61,7 +61,8 @@ def load_tokenizer(
         HubError, InputNotFoundError: it cannot be had.
     """
     real_name = catalog.resolve(name)
-    local_only = hub.locate(real_name)
+    # A folder that holds only a tokenizer will do, such as an adapter's.
+    local_only = Path(real_name).is_dir() or hub.locate(real_name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             real_name, trust_remote_code=trust_remote_code, local_files_only=local_only

@@ -1,0 +1,53 @@
+"""aift env"""
+
+from __future__ import annotations
+
+import typer
+
+from ...errors import localized
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command(
+        "env",
+        help=localized(
+            "この機械の状態（版、CPU、GPU、ディスク、ハブ）。", "This machine: versions, CPU, GPU, disk, hub."
+        ),
+    )(env)
+
+
+def env(
+    as_json: bool = typer.Option(False, "--json", help=localized("JSON で出力", "print JSON")),
+) -> None:
+    """Everything that explains why a run is slow or fails."""
+    import json
+    from pathlib import Path
+
+    from ...data.cache import cache_folder
+    from ...hardware.environment import environment
+    from ...training.output_folder import free_disk_bytes
+
+    found = environment()
+    found["free_disk_gb"] = round(free_disk_bytes(Path.cwd()) / 1e9, 1)
+    found["token_cache"] = str(cache_folder())
+    found["hub"] = _hub()
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=1))
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, inner in value.items():
+                print(f"  {name}: {inner}")
+        else:
+            print(f"{key}: {value}")
+
+
+def _hub() -> str:
+    """Whether the hub answers, within its time limit."""
+    from ...models import hub
+
+    if hub.offline():
+        return localized("オフライン設定 (HF_HUB_OFFLINE)", "offline by HF_HUB_OFFLINE")
+    return hub.reachability()

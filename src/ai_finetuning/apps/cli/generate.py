@@ -1,0 +1,48 @@
+"""aift generate"""
+
+from __future__ import annotations
+
+import typer
+
+from ...errors import localized
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("generate", help=localized("1 回だけ答えさせる。", "Answers once."))(generate)
+
+
+def generate(
+    model: str = typer.Argument(
+        ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
+    ),
+    prompts: list[str] = typer.Argument(..., help=localized("指示（複数可）", "instructions, one or more")),
+    input_text: str | None = typer.Option(
+        None, "--input", help=localized("指示に添える文章", "material for the instruction")
+    ),
+    system: str | None = typer.Option(None, help=localized("システムプロンプト", "system prompt")),
+    base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
+    bits: int | None = typer.Option(None, help=localized("4 か 8 で量子化して読み込む", "4 or 8: load quantized")),
+    max_new_tokens: int = typer.Option(512),
+    temperature: float = typer.Option(0.7),
+    top_p: float = typer.Option(0.9),
+    top_k: int = typer.Option(50),
+    greedy: bool = typer.Option(False, "--greedy", help=localized("毎回同じ答えにする", "the same answer every time")),
+    seed: int | None = typer.Option(None),
+) -> None:
+    """Prints the answers, one block for each instruction."""
+    from ...inference.session import open_model
+    from ...models.generation import generate_text
+
+    opened = open_model(model, base=base, bits=bits)
+    head = [{"role": "system", "content": system}] if system else []
+    conversations = [
+        [*head, {"role": "user", "content": f"{prompt}\n\n{input_text}" if input_text else prompt}]
+        for prompt in prompts
+    ]
+    answers = generate_text(
+        opened.model, opened.tokenizer, conversations, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        top_k=top_k, do_sample=not greedy, seed=seed,
+    )  # fmt: skip
+    for answer in answers:
+        print(answer)

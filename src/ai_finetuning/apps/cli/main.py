@@ -1,0 +1,62 @@
+"""`aift`: one verb a file; nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from ...errors import ToolkitError, localized
+from . import chat, data, demo, env, generate, merge, models, schema, train
+
+USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
+
+app = typer.Typer(
+    name="aift",
+    help=localized("日本語 LLM のファインチューニング。", "Fine-tunes Japanese language models."),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for verb in (train, generate, chat, merge, models, env, schema, demo):
+    verb.register(app)
+app.add_typer(data.app, name="data", help=localized("データを確かめる。", "Looks at data."))
+
+
+def _safe_streams() -> None:
+    """A console that cannot show a character (CP932) shows a substitute instead of stopping the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; returns its exit code (sysexits)."""
+    from click.exceptions import Abort, ClickException, Exit
+
+    try:
+        result: Any = typer.main.get_command(app).main(args=arguments, prog_name="aift", standalone_mode=False)
+    except ToolkitError as error:
+        print(localized(f"エラー: {error.ja}", f"error: {error.en}"), file=sys.stderr)
+        return error.exit_code
+    except Exit as stop:
+        return stop.exit_code
+    except ClickException as error:
+        error.show()
+        return USAGE
+    except (Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """The entry point of `aift`."""
+    _safe_streams()
+    sys.exit(run(sys.argv[1:]))

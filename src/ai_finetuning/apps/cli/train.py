@@ -1,0 +1,85 @@
+"""aift train"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from ...errors import localized
+
+
+class _WithSettings(TyperCommand):
+    """`aift train --help` ends with every setting; they are read only then."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from ...config.describe import table
+
+        with formatter.section(
+            localized("設定（YAML のキー、または key=value）", "Settings (keys of the YAML, or key=value)")
+        ):
+            formatter.write_dl([(f"{key} [{default}]", text) for key, default, text in table()])
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command(
+        "train",
+        cls=_WithSettings,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        help=localized(
+            "訓練する。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora data.train=FILE",
+            "Trains. Examples: aift train run.yaml training.learning_rate=1e-4, aift train model=PATH method=lora data.train=FILE",
+        ),
+    )(train)
+
+
+def train(
+    context: typer.Context,
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help=localized("計画だけを表示し、何も書かない。", "Print the plan and write nothing.")
+    ),
+) -> None:
+    """Trains as a YAML and overrides say."""
+    from ...config.load import load_config
+
+    arguments = list(context.args)
+    path = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
+    config = load_config(path, arguments)
+    _require_data(config.data.train)
+    if dry_run:
+        _show_plan(config)
+        return
+    from ...training.run import run_training
+
+    result = run_training(config)
+    print(localized("次に試せること:", "what to type next:"))
+    print(f"  aift chat {result.folder}")
+    if config.method != "full":
+        print(f"  aift merge {result.folder} --out {result.folder}-merged")
+
+
+def _require_data(train_data: object) -> None:
+    from ...errors import ConfigError
+
+    if train_data is None:
+        raise ConfigError(
+            "data.train がありません。学習データのファイルを data.train=FILE で指定してください。",
+            "data.train is missing; name the training data with data.train=FILE.",
+        )
+
+
+def _show_plan(config: object) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ...training.run import plan_training
+
+    plan, lines = plan_training(config)  # type: ignore[arg-type]
+    for line in lines:
+        print(line)
+    table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
+    for label, value in plan.table():
+        table.add_row(label, value)
+    Console(width=None if Console().is_terminal else 160).print(table)

@@ -1,0 +1,255 @@
+"""YAML and `key=value` to RunConfig, strictly; and back to YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError, InputNotFoundError, UsageError
+from .run import RunConfig
+from .section import build, refuse_unknown
+from .synonyms import SYNONYMS
+
+# Flags that stand for a field, as users type them.
+FLAGS = {
+    "resume": "training.checkpoint.resume_from_checkpoint",
+    "restart": "training.checkpoint.restart",
+    "allow_changed": "training.checkpoint.allow_changed",
+}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2's core schema where it matters: 3e-4 is a float, yes/no/on/off are texts; a key twice is an error."""
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}  # fmt: skip
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)  # fmt: skip
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise ConfigError(
+                f"{node.start_mark.name}: キー {key} が 2 回あります（{seen[key]} 行目と {line} 行目）。一方を消してください。",
+                f"{node.start_mark.name}: key {key} appears twice (lines {seen[key]} and {line}); remove one.",
+            )
+        seen[key] = line
+    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """One YAML document of plain values.
+
+    Raises:
+        ConfigError: text that is no YAML, with its line, or a key that appears twice.
+    """
+    loader = _StrictLoader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{mark.line + 1}" if mark is not None else "?"
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(
+            f"{name} の {line} 行目を YAML として読めません（{reason}）。",
+            f"{name}, line {line}, is not valid YAML ({reason}).",
+        ) from None
+    finally:
+        loader.dispose()
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run.
+
+    Args:
+        path: a YAML file, or None for overrides alone.
+        overrides: `key=value`, `--key value`, `--key=value`; a key may be bare where one section has it.
+
+    Raises:
+        InputNotFoundError: no such file. ConfigError: an unknown key or a value that cannot be. UsageError: an override
+            that is no `key=value`.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read(Path(path))
+    for key, text in parse_overrides(overrides):
+        path_of_key, hint = resolve_key(key)
+        _put(values, path_of_key, _value(text, hint, key))
+    return build(RunConfig, _with_model_section(values))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputNotFoundError(
+            f"設定ファイル {path} がありません。", f"there is no configuration file {path}."
+        ) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(
+            f"設定ファイル {path} を UTF-8 として読めません（{error}）。UTF-8 で保存し直してください。",
+            f"configuration file {path} cannot be read as UTF-8 ({error}); save it as UTF-8.",
+        ) from None
+    values = parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} の一番外側はキーと値の組にしてください（model:, data:, training: など）。",
+            f"{path}: the outermost level must be keys and values (model:, data:, training:, ...).",
+        )
+    return _with_model_section(values)
+
+
+def _with_model_section(values: dict[str, Any]) -> dict[str, Any]:
+    """`model: NAME` means `model: {name: NAME}`."""
+    return values | {"model": {"name": values["model"]}} if isinstance(values.get("model"), str) else values
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """(key, text of the value) of every override; a flag without a value is `true`.
+
+    Raises:
+        UsageError: an argument that is neither.
+    """
+    found: list[tuple[str, str]] = []
+    items = list(arguments)
+    while items:
+        item = items.pop(0)
+        if item.startswith("--") and "=" not in item:
+            value = items.pop(0) if items and not items[0].startswith("--") and not _is_override(items[0]) else "true"
+            found.append((_plain_key(item), value))
+        elif _is_override(item.removeprefix("--")):
+            key, _, value = item.partition("=")
+            found.append((_plain_key(key), value))
+        else:
+            raise UsageError(
+                f"引数 {item!r} を解釈できません。key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
+                f"argument {item!r} cannot be understood; write key=value or --key value (training.learning_rate=1e-4).",
+            )
+    return found
+
+
+def _is_override(item: str) -> bool:
+    return re.match(r"^[A-Za-z][\w.\-]*=", item) is not None
+
+
+def _plain_key(key: str) -> str:
+    return key.removeprefix("--").replace("-", "_")
+
+
+def section_class(hint: Any) -> type | None:
+    """The configuration class that a type hint names, or None."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
+
+
+def fields_of(cls: type, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every field below a section, as path to type hint, sections themselves included."""
+    hints = typing.get_type_hints(cls)
+    found: dict[tuple[str, ...], Any] = {}
+    for field in dataclasses.fields(cls):
+        found[(*prefix, field.name)] = hints[field.name]
+        nested = section_class(hints[field.name])
+        if nested is not None:
+            found |= fields_of(nested, (*prefix, field.name))
+    return found
+
+
+def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
+    """The path of a dotted or bare key, and its type.
+
+    Raises:
+        ConfigError: no section has it, or several have.
+    """
+    fields = fields_of(RunConfig)
+    wanted = tuple(FLAGS.get(key, key).split("."))
+    if wanted == ("model",):
+        wanted = ("model", "name")
+    if wanted in fields and section_class(fields[wanted]) is None:
+        return wanted, fields[wanted]
+    matches = [path for path in fields if path[-len(wanted) :] == wanted and section_class(fields[path]) is None]
+    if len(matches) == 1:
+        return matches[0], fields[matches[0]]
+    if len(matches) > 1:
+        names = ", ".join(".".join(path) for path in matches)
+        raise ConfigError(
+            f"キー {key} は {names} のどれか決められません。セクション名を付けてください。",
+            f"key {key} could be {names}; write the section's name with it.",
+        )
+    if len(wanted) == 2 and (wanted[0],) in fields:
+        section = section_class(fields[(wanted[0],)])
+        if section is not None:
+            refuse_unknown(section, [wanted[1]])
+    keys = [".".join(path) for path in fields if section_class(fields[path]) is None]
+    meant = SYNONYMS.get(wanted[-1])
+    last = {name.split(".")[-1]: name for name in keys}
+    near = [meant] if meant else [last[name] for name in difflib.get_close_matches(wanted[-1], last, n=2, cutoff=0.6)]
+    hint_ja = f"もしかして: {', '.join(near)}" if near else "aift train --help で一覧を見られます。"
+    hint_en = f"did you mean {', '.join(near)}?" if near else "aift train --help lists them."
+    raise ConfigError(f"{key} というキーはありません。{hint_ja}", f"{key} is not a known key; {hint_en}")
+
+
+def _value(text: str, hint: Any, name: str) -> Any:
+    """An override's text in the type of its field."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    plain = parse_yaml(text, name) if text.strip() else text
+    if plain is None and type(None) in options:
+        return None
+    if str in options and not isinstance(plain, list | dict):
+        return plain if isinstance(plain, float) and float in options else text
+    if any(typing.get_origin(option) in (list, tuple) for option in options) and isinstance(plain, str):
+        return [part.strip() for part in plain.split(",")]
+    return plain
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if isinstance(inner, str) and part == "model":
+            inner = values[part] = {"name": inner}
+        values = inner
+    values[path[-1]] = value
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A section as plain values, in the order of its fields; what load_config reads back."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_plain(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        plain[field.name] = value
+    return plain
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return str(yaml.safe_dump(to_plain(config), allow_unicode=True, sort_keys=False, width=120))

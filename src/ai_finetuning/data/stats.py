@@ -1,0 +1,46 @@
+"""What `aift data show` and `aift data stats` say: exact tokens, lengths, what would be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .tokenize import IGNORED, Example
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One token of a row: its id, its text (a half character shows as bytes), whether it carries loss, whether it is special."""
+
+    id: int
+    text: str
+    live: bool
+    special: bool
+
+
+def shown_tokens(example: Example, tokenizer: Any) -> list[ShownToken]:
+    """Every token of a row, as the model gets it."""
+    specials = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    pieces = tokenizer.convert_ids_to_tokens(example.input_ids.tolist())
+    shown = []
+    for number, piece, label in zip(example.input_ids.tolist(), pieces, example.labels.tolist(), strict=True):
+        text = tokenizer.decode([number], skip_special_tokens=False)
+        if "\ufffd" in text or not text:
+            text = str(piece)  # part of a character: the tokenizer's own spelling of the bytes
+        shown.append(ShownToken(number, text, label != IGNORED, number in specials))
+    return shown
+
+
+def histogram(lengths: Sequence[int], *, bins: int = 12) -> list[tuple[int, int, int]]:
+    """(from, to, rows) of equal ranges of lengths; `to` is included."""
+    low, high = min(lengths), max(lengths)
+    width = max(1, -(-(high - low + 1) // bins))
+    edges = range(low, high + 1, width)
+    return [(edge, edge + width - 1, sum(edge <= length < edge + width for length in lengths)) for edge in edges]
+
+
+def percentile(lengths: Sequence[int], share: float) -> int:
+    """The length that `share` of the rows do not exceed."""
+    ordered = sorted(lengths)
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]

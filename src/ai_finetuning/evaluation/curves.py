@@ -1,0 +1,43 @@
+"""The loss curve of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
+    """Exponential mean without the bias of its beginning."""
+    mean, weight, smooth = 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        smooth.append(mean / weight)
+    return smooth
+
+
+def draw_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Training and held-out loss over the steps, as PNG; works without a display and without Japanese fonts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [row for row in history if row.get("loss") is not None]
+    scored = [row for row in history if row.get("eval_loss") is not None]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    x, y = [row["step"] for row in steps], [row["loss"] for row in steps]
+    axes.plot(x, y, color="#9ecae1", linewidth=0.8, label="train loss")
+    axes.plot(x, _smooth(y), color="#08519c", linewidth=1.6, label="train loss (smoothed)")
+    if scored:
+        axes.plot(
+            [row["step"] for row in scored],
+            [row["eval_loss"] for row in scored],
+            "o-",
+            color="#d94801",
+            label="held-out loss",
+        )
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure).print_png(str(path))

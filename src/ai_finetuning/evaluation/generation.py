@@ -1,0 +1,41 @@
+"""Answers to questions, and how many are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..models.generation import generate_text
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A question, the answer that was wanted, the model's."""
+
+    question: str
+    wanted: str
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is the wanted one, exactly."""
+        return self.answer.strip() == self.wanted.strip()
+
+
+def grade(
+    model: Any, tokenizer: Any, questions: Sequence[tuple[str, str]], *, batch_size: int = 32, max_new_tokens: int = 32
+) -> list[Graded]:
+    """Greedy answers to (question, wanted answer) pairs."""
+    graded = []
+    for start in range(0, len(questions), batch_size):
+        part = questions[start : start + batch_size]
+        conversations = [[{"role": "user", "content": question}] for question, _ in part]
+        answers = generate_text(model, tokenizer, conversations, max_new_tokens=max_new_tokens, do_sample=False)
+        graded += [Graded(*pair, answer) for pair, answer in zip(part, answers, strict=True)]
+    return graded
+
+
+def exact_match(graded: Sequence[Graded]) -> float:
+    """Share of right answers."""
+    return sum(item.right for item in graded) / max(1, len(graded))

@@ -1,0 +1,64 @@
+"""What a run ran on: versions, processor, GPUs, memory, disk, locale."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import locale
+import os
+import platform
+import sys
+from typing import Any
+
+import psutil
+import torch
+
+from .gpu import cpu_flags, cpu_has_bf16, get_available_device, get_gpu_memory_info, physical_cores
+
+PACKAGES = (
+    "ai-finetuning-toolkit", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "torchao", "safetensors", "tokenizers",
+    "sentencepiece", "datasets", "pydantic", "numpy",
+)  # fmt: skip
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "sve")
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions; None where a package is missing."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Everything that may explain a run's numbers; no secret is among it."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpu": {
+            "name": _cpu_name(),
+            "cores": physical_cores(),
+            "flags": sorted(cpu_flags() & set(_FLAGS)),
+            "bf16": cpu_has_bf16(),
+        },
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "device": str(get_available_device()),
+        "gpu": get_gpu_memory_info(),
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "locale": {
+            "LANG": os.environ.get("LANG", ""),
+            "preferred_encoding": locale.getpreferredencoding(False),
+            "stdout_encoding": getattr(sys.stdout, "encoding", None),
+        },
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

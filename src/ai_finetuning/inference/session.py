@@ -1,0 +1,120 @@
+"""A model for talking: by name or adapter folder, with its tokenizer; a chat with history."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UsageError
+from ..models.adapters import adapter_config, load_adapter
+from ..models.generation import generate_text, stream_text
+from ..models.loading import load_causal_lm
+from ..models.quantized import allow_cpu_packing
+from ..models.tokenizers import load_tokenizer
+
+
+@dataclass
+class OpenModel:
+    """A model ready to answer.
+
+    Attributes:
+        model, tokenizer: loaded, in eval mode.
+        base_name: what the weights were loaded from.
+        has_adapter: whether a LoRA adapter lies on them.
+    """
+
+    model: Any
+    tokenizer: Any
+    base_name: str
+    has_adapter: bool
+
+    @contextlib.contextmanager
+    def adapter(self, on: bool) -> Iterator[None]:
+        """Answers with or without the adapter inside the block."""
+        if on or not self.has_adapter:
+            yield
+        else:
+            with self.model.disable_adapter():
+                yield
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name is the folder of a LoRA adapter."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def open_model(
+    name: str,
+    *,
+    base: str | None = None,
+    bits: int | None = None,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> OpenModel:
+    """Loads a model, or an adapter's folder with its base.
+
+    Args:
+        name: hub id, alias, folder of a model, or folder of an adapter.
+        base: the adapter's base, where the one in its configuration is not to be used.
+        bits: 4 or 8 loads the base quantized.
+
+    Raises:
+        UsageError: a base for something that is no adapter. ToolkitError: as loading raises.
+    """
+    adapter = is_adapter(name)
+    if base is not None and not adapter:
+        raise UsageError(
+            f"{name} は LoRA アダプターではないので、--base は使えません。",
+            f"{name} is no LoRA adapter, so --base has no meaning.",
+        )
+    base_name = (base or str(adapter_config(name)["base_model_name_or_path"])) if adapter else name
+    with_tokenizer = name if adapter and (Path(name) / "tokenizer_config.json").is_file() else base_name
+    tokenizer = load_tokenizer(with_tokenizer, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    model = load_causal_lm(
+        base_name, dtype=dtype, device=device, load_in_4bit=bits == 4, load_in_8bit=bits == 8, trust_remote_code=trust_remote_code
+    )  # fmt: skip
+    if adapter:
+        model = load_adapter(model, name)
+    allow_cpu_packing(model)  # for answers only: nothing here trains or saves these weights
+    return OpenModel(model.eval(), tokenizer, base_name, adapter)
+
+
+@dataclass
+class Chat:
+    """A conversation that goes on."""
+
+    opened: OpenModel
+    system: str | None = None
+    history: list[dict[str, str]] = field(default_factory=list)
+
+    def _messages(self, text: str) -> list[dict[str, str]]:
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return [*head, *self.history, {"role": "user", "content": text}]
+
+    def stream(self, text: str, **options: Any) -> Iterator[str]:
+        """The answer piece by piece; question and answer join the history when it is complete."""
+        pieces = []
+        for piece in stream_text(self.opened.model, self.opened.tokenizer, self._messages(text), **options):
+            pieces.append(piece)
+            yield piece
+        self.remember(text, "".join(pieces))
+
+    def compare(self, text: str, **options: Any) -> tuple[str, str]:
+        """(without, with the adapter) answers to the same question; the one with it joins the history."""
+        answers = []
+        for on in (False, True):
+            with self.opened.adapter(on):
+                answers += generate_text(self.opened.model, self.opened.tokenizer, [self._messages(text)], **options)
+        self.remember(text, answers[1])
+        return answers[0], answers[1]
+
+    def remember(self, question: str, answer: str) -> None:
+        """Adds a turn to the history."""
+        self.history += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -1,0 +1,100 @@
+"""Memory and disk of a run by simple formulas, before anything is loaded.
+
+Sources: bytes per parameter of mixed-precision AdamW as in ZeRO (arXiv:1910.02054, section 3.1); activations per token and
+layer after Korthikanti et al. (arXiv:2205.05198) for gated MLPs without stored attention scores; NF4 with double
+quantization as in QLoRA (arXiv:2305.14314). Estimates, to be compared with the peak that a run reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import localized
+from .shape import ModelShape
+
+# Bytes of a quantized weight with its scales.
+KBIT_BYTES = {4: 0.58, 8: 1.07}
+# Libraries, allocator and buffers that every process has.
+BASE_BYTES = 600 * 2**20
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes at the peak of a training step, by what they are for."""
+
+    weights: int
+    gradients_and_optimizer: int
+    activations: int
+    logits: int
+    base: int = BASE_BYTES
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients_and_optimizer + self.activations + self.logits + self.base
+
+    def text(self) -> str:
+        """One line for people, in GiB."""
+        parts = [
+            (localized("重み", "weights"), self.weights),
+            (localized("勾配とオプティマイザー", "gradients and optimizer"), self.gradients_and_optimizer),
+            (localized("活性", "activations"), self.activations),
+            (localized("ロジット", "logits"), self.logits),
+            (localized("その他", "other"), self.base),
+        ]
+        inside = " + ".join(f"{name} {size / _GIB:.2f}" for name, size in parts)
+        return f"{self.total / _GIB:.2f} GiB = {inside}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one micro-batch holds and how it is computed.
+
+    Attributes:
+        trainable: parameters that get gradients.
+        bits: 4 or 8 where the base is quantized.
+        frozen_bytes: bytes of a frozen weight (2 or 4).
+        tokens: rows x tokens of a micro-batch, padding included.
+        compute_bytes: bytes of an activation (2 under autocast, else 4).
+        optimizer_bytes: of AdamW's two moments: 8, or 2 with 8-bit states.
+    """
+
+    trainable: int
+    bits: int | None
+    frozen_bytes: int
+    tokens: int
+    compute_bytes: int
+    optimizer_bytes: int = 8
+    full: bool = False
+
+
+def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> MemoryEstimate:
+    """The peak of a training step."""
+    if work.full:
+        weights = 4 * shape.parameters + (work.compute_bytes * shape.parameters if work.compute_bytes == 2 else 0)
+    elif work.bits is not None:
+        body = shape.parameters - shape.embedding_parameters
+        weights = int(KBIT_BYTES[work.bits] * body) + work.frozen_bytes * shape.embedding_parameters
+    else:
+        weights = work.frozen_bytes * shape.parameters
+    adapter = 0 if work.full else 4 * work.trainable
+    per_layer = work.tokens * work.compute_bytes * (11 * shape.hidden + 4 * shape.intermediate)
+    kept = work.tokens * work.compute_bytes * shape.hidden * shape.layers
+    activations = kept + per_layer if checkpointing else per_layer * shape.layers
+    return MemoryEstimate(
+        weights=weights + adapter,
+        gradients_and_optimizer=(4 + work.optimizer_bytes) * work.trainable,
+        activations=activations,
+        logits=2 * work.tokens * shape.vocabulary * 4,
+    )
+
+
+def checkpoint_bytes(trainable: int, optimizer_bytes: int = 8) -> int:
+    """One checkpoint: fp32 weights that train, and the optimizer's moments."""
+    return (4 + optimizer_bytes) * trainable + 2**20
+
+
+def disk_bytes(trainable: int, *, kept: int, model_bytes: int, optimizer_bytes: int = 8) -> int:
+    """The most that a run has on disk at a time: kept checkpoints, the one being written, the final model."""
+    return (kept + 1) * checkpoint_bytes(trainable, optimizer_bytes) + model_bytes + 8 * 2**20

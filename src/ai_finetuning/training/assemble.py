@@ -1,0 +1,403 @@
+"""The one place where parts meet: configuration, data, model, strategy, engine, folder."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config.lora import LoRAConfig
+from ..config.run import RunConfig
+from ..config.section import typed
+from ..data.loader import Loader, evaluation_batches
+from ..data.prepare import PreparedData, prepare
+from ..data.tokenize import max_token_id
+from ..engine.checkpoint import LoadedCheckpoint
+from ..engine.checkpoint import load as load_checkpoint
+from ..engine.loop import Evaluation, Run, TrainState, fit, load, load_weights
+from ..engine.loss import make_loss
+from ..engine.metrics import read_metrics
+from ..engine.optimizer import build_optimizer
+from ..engine.precision import Precision, resolve_precision
+from ..engine.rng import seed_everything
+from ..engine.schedule import resolve_warmup
+from ..errors import ConfigError
+from ..hardware.gpu import free_memory_bytes, get_available_device, peak_memory_bytes
+from ..models.adapters import add_lora, trainable_parameters
+from ..models.base_model import BaseModel
+from ..models.loading import check_fits, enable_gradient_checkpointing, weight_marks
+from ..notices import notice
+from ..parallel.choose import check_strategy, choose
+from ..planner import memory
+from ..planner.plan import Plan
+from ..planner.shape import ModelShape, read_shape, shape_of
+from . import base, resume, saving
+from .isolation import refuse_leaking_attention
+from .output_folder import OutputFolder, free_disk_bytes
+from .progress import progress
+from .trackers import trackers
+
+# Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
+USUAL_LORA_RATES = "1e-4 - 3e-4"
+
+
+@dataclass
+class Job:
+    """What a trainer's face hands over.
+
+    Attributes:
+        model: the base.
+        config: all settings.
+        train, held_out: data in any form that data.prepare takes.
+        use_accelerate: run the step through Accelerate.
+    """
+
+    model: BaseModel
+    config: RunConfig
+    train: Any
+    held_out: Any = None
+    use_accelerate: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether all weights train."""
+        return self.config.method == "full"
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of the base that is asked for, or None."""
+        return base.wanted_bits(self.model, self.config)
+
+
+@dataclass
+class Result:
+    """What a run gave.
+
+    Attributes:
+        model: the trained module, in eval mode.
+        folder: where it is saved.
+        state: where the loop ended; None where a completed run was only loaded.
+        history: rows of metrics.jsonl.
+        seconds: of the loop.
+        peak_memory_bytes: of the process or the GPU.
+    """
+
+    model: nn.Module
+    folder: Path
+    state: TrainState | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before weights are loaded."""
+
+    tokenizer: Any
+    data: PreparedData
+    loader: Loader
+    shape: ModelShape
+    plan: Plan
+    precision: Precision
+    device: torch.device
+    fingerprint: dict[str, Any]
+
+
+def check(job: Job) -> None:
+    """Refuses what needs neither data nor weights to be refused, and says what has no effect."""
+    config = job.config
+    parallel = config.parallel
+    check_strategy(
+        parallel.strategy,
+        pipeline_parallel_size=parallel.pipeline_parallel_size,
+        tensor_parallel_size=parallel.tensor_parallel_size,
+        world_size=config.training.world_size,
+    )
+    base.check_method(job.model, config)
+    if job.train is None:
+        raise ConfigError(
+            "学習データがありません。train_texts か train_dataset（設定では data.train）を指定してください。",
+            "there is no training data; give train_texts or train_dataset (in a configuration: data.train).",
+        )
+    if config.training.ddp:
+        notice(
+            "ddp=True ですがプロセスは 1 つなので、通常どおり訓練します。",
+            "ddp=True, but there is one process: training as usual.",
+        )
+    if not job.full and "learning_rate" not in typed(config.training):
+        rate = config.training.learning_rate
+        notice(
+            f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
+            f"learning_rate stands at its default of {rate:g}, which is low for LoRA; {USUAL_LORA_RATES} is usual.",
+        )
+
+
+def prepare_job(job: Job) -> Prepared:
+    """Tokenizer, data and plan; no weight is read."""
+    config, training = job.config, job.config.training
+    tokenizer = job.model.ensure_tokenizer()
+    data = prepare(job.train, job.held_out, tokenizer, config.data, seed=training.runtime.seed)
+    device = job.model.device or get_available_device()
+    precision = resolve_precision(training.runtime.precision, fp16=training.fp16, device=device)
+    rows_per_step = training.batch_size * training.gradient_accumulation_steps
+    loader = Loader(
+        data.train,
+        rows_per_step=rows_per_step,
+        seed=training.runtime.seed,
+        packing=config.data.packing,
+        max_length=max(config.data.max_length, data.longest),
+        group_by_length=config.data.group_by_length,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    total = training.schedule.max_steps or training.num_epochs * len(loader)
+    warmup = resolve_warmup(training.warmup_steps, typed="warmup_steps" in typed(training), total_steps=total)
+    module = base.plain_module(job.model)
+    shape = shape_of(module) if module is not None else read_shape(job.model.model_name)
+    plan = _plan(job, data, loader, shape, precision, device, total, warmup)
+    return Prepared(
+        tokenizer, data, loader, shape, plan, precision, device, _fingerprint(job, data, plan, precision.name)
+    )
+
+
+def _plan(
+    job: Job, data: PreparedData, loader: Loader, shape: ModelShape, precision: Precision, device: torch.device,
+    total: int, warmup: int,
+) -> Plan:  # fmt: skip
+    config, training = job.config, job.config.training
+    trainable = shape.parameters if job.full else shape.lora_parameters(config.lora.r, _targets(config.lora))
+    width = max(config.data.max_length, data.longest) if config.data.packing else data.longest
+    compute = 2 if precision.autocast is not None else 4
+    moments = 2 if training.optimizer.name == "adamw_8bit" else 8
+    work = memory.Workload(
+        trainable=trainable, bits=job.bits, frozen_bytes=compute, tokens=training.batch_size * width,
+        compute_bytes=compute, optimizer_bytes=moments, full=job.full,
+    )  # fmt: skip
+    free = free_memory_bytes(device)
+    if job.model.model is not None:
+        free += sum(weight.numel() * weight.element_size() for weight in job.model.model.parameters())
+    without = memory.estimate(shape, work, checkpointing=False)
+    checkpointing = training.gradient_checkpointing
+    if "gradient_checkpointing" not in typed(training):
+        checkpointing = without.total > 0.8 * free
+    model_bytes = shape.parameters * compute if job.full else 4 * trainable
+    return Plan(
+        model=job.model.model_name, method=config.method, device=str(device), precision=precision.name,
+        parameters=shape.parameters, trainable=trainable, rows=len(data.train), eval_rows=len(data.held_out),
+        tokens=sum(map(len, data.train)), label_tokens=sum(int((item.labels != -100).sum()) for item in data.train),
+        rows_per_step=training.batch_size * training.gradient_accumulation_steps, steps_per_epoch=len(loader),
+        total_steps=total, warmup_steps=warmup, gradient_checkpointing=checkpointing,
+        memory=memory.estimate(shape, work, checkpointing=True) if checkpointing else without, free_memory_bytes=free,
+        disk_bytes=memory.disk_bytes(
+            trainable, kept=training.checkpoint.save_total_limit, model_bytes=model_bytes, optimizer_bytes=moments
+        ),
+        free_disk_bytes=free_disk_bytes(Path(training.output_dir)), output_dir=training.output_dir,
+    )  # fmt: skip
+
+
+def _targets(lora: LoRAConfig) -> list[str] | None:
+    return lora.target_modules if isinstance(lora.target_modules, list) else None
+
+
+def _fingerprint(job: Job, data: PreparedData, plan: Plan, precision: str) -> dict[str, Any]:
+    """What has to be the same for a resumed run to be the same run."""
+    config, training = job.config, job.config.training
+    same = {
+        "model": job.model.model_name,
+        "method": config.method,
+        "data": data.digest,
+        "rows": plan.rows,
+        "batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "learning_rate": training.learning_rate,
+        "warmup_steps": plan.warmup_steps,
+        "total_steps": plan.total_steps,
+        "max_grad_norm": training.max_grad_norm,
+        "max_length": config.data.max_length,
+        "packing": config.data.packing,
+        "group_by_length": config.data.group_by_length,
+        "seed": training.runtime.seed,
+        "precision": precision,
+        "schedule": training.schedule.name,
+        "optimizer": training.optimizer.name,
+        "betas": list(training.optimizer.betas),
+        "weight_decay": training.optimizer.weight_decay,
+        "lora_plus_ratio": training.optimizer.lora_plus_ratio,
+    }
+    if not job.full:
+        lora = config.lora
+        same |= {
+            f"lora.{name}": getattr(lora, name)
+            for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_qlora", "qlora_4bit", "use_rslora", "use_dora", "modules_to_save")
+        }  # fmt: skip
+    return same
+
+
+def plan_job(job: Job) -> tuple[Plan, list[str]]:
+    """The plan and the lines about the data; nothing is written."""
+    check(job)
+    prepared = prepare_job(job)
+    return prepared.plan, prepared.data.lines
+
+
+def run_job(job: Job) -> Result:
+    """Trains, saves and returns the model.
+
+    Raises:
+        ToolkitError: with reason and way out; see errors.py for the kinds.
+    """
+    check(job)
+    options = job.config.training.checkpoint
+    with OutputFolder(job.config.training.output_dir, keep=options.save_total_limit) as folder:
+        start = resume.find(folder, options)
+        prepared = prepare_job(job)
+        if start is not None:
+            differs = resume.refuse_differences(start.fingerprint, prepared.fingerprint, allowed=options.allow_changed)
+            if start.completed and not differs:
+                notice(
+                    f"{folder.path} の実行は完了しているので、そのモデルを返します。",
+                    f"the run in {folder.path} is complete; returning its model.",
+                )
+                return Result(
+                    saving.load_saved(job, folder.path),
+                    folder.path,
+                    history=read_metrics(folder.path / "metrics.jsonl"),
+                )
+        folder.refuse_too_little_space(prepared.plan.disk_bytes)
+        for line in prepared.data.lines:
+            notice(line, line)
+        return _train(job, prepared, folder, start)
+
+
+def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Start | None) -> Result:
+    config, training = job.config, job.config.training
+    model, marks, dtype = _model(job, prepared)
+    run = _run(job, prepared, folder, model)
+    run.fingerprint = prepared.fingerprint | {"weights": marks}
+    loaded = load_checkpoint(start.checkpoint) if start is not None and start.checkpoint is not None else None
+    if loaded is not None:
+        resume.refuse_differences(
+            loaded.state["fingerprint"], run.fingerprint, allowed=training.checkpoint.allow_changed
+        )
+    resolved = saving.resolved_config(config, prepared.plan)
+    folder.begin(
+        resuming=start is not None and start.inside,
+        files=saving.descriptions(resolved),
+        fingerprint=prepared.fingerprint,
+        total_steps=prepared.plan.total_steps,
+    )
+    run.callbacks = [
+        *([progress(training.logging_steps)] if training.runtime.progress else []),
+        *trackers(training.runtime.report_to, folder.path / "trackers", folder.path.name),
+    ]
+    _restore(run, loaded, start, prepared)
+    notice(prepared.precision.reason_ja, prepared.precision.reason_en)
+    began = time.perf_counter()
+    try:
+        state = fit(run)
+    except BaseException as error:
+        folder.write_run(status="stopped", reason=f"{type(error).__name__}: {str(error)[:300]}")
+        raise
+    finally:
+        run.strategy.close()
+    if training.checkpoint.load_best and state.best_step is not None and state.best_step != state.step:
+        best = load_checkpoint(folder.store.folder / f"checkpoint-{state.best_step}")
+        load_weights(run.trainable(), best.tensors["model"])
+        notice(
+            f"最良のステップ {state.best_step} の重みに戻しました。",
+            f"back to the best weights, of step {state.best_step}.",
+        )
+    result = Result(
+        model, folder.path, state, seconds=time.perf_counter() - began, peak_memory_bytes=_peak(prepared.device)
+    )
+    saving.finish(job, prepared, folder, result, dtype)
+    return result
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    """The transformers model inside an adapter."""
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if get_base is not None else model
+
+
+def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.Start | None, prepared: Prepared) -> None:
+    if loaded is not None:
+        load(run, loaded.tensors, loaded.state)
+        resume.fit_position(run.state, loaded.state["fingerprint"], run.fingerprint, len(run.loader))
+        notice(f"ステップ {run.state.step} から再開します。", f"resuming from step {run.state.step}.")
+    elif start is not None and start.foreign is not None:
+        resume.load_foreign(run, start.foreign)
+
+
+def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
+    """The base, as the method needs it, with its adapter; a mark of its weights; the dtype to save it in."""
+    config, training = job.config, job.config.training
+    seed_everything(training.runtime.seed)
+    model, dtype = base.load_base(job.model, config)
+    marks = hashlib.sha256(json.dumps(weight_marks(model)).encode()).hexdigest()
+    examples = [*prepared.data.train, *prepared.data.held_out]
+    check_fits(model, max_token_id=max_token_id(examples), max_length=prepared.data.longest)
+    if config.data.packing:
+        refuse_leaking_attention(model, prepared.plan.model)
+    if job.full:
+        base.as_masters(model)
+    else:
+        lora = config.lora
+        model = add_lora(
+            model, r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout, target_modules=lora.target_modules,
+            bias=lora.bias, use_rslora=lora.use_rslora, use_dora=lora.use_dora, modules_to_save=lora.modules_to_save,
+        )  # fmt: skip
+    if prepared.plan.gradient_checkpointing:
+        enable_gradient_checkpointing(_unwrapped(model))
+    trains, everything = trainable_parameters(model)
+    notice(
+        f"学習する重み {trains:,} / {everything:,}（{trains / everything:.2%}）",
+        f"{trains:,} of {everything:,} parameters train ({trains / everything:.2%})",
+    )
+    return model, marks, dtype
+
+
+def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module) -> Run:
+    training = job.config.training
+    precision, plan = prepared.precision, prepared.plan
+    strategy = choose(
+        device=prepared.device, autocast=precision.autocast, scaler=precision.scaler, use_accelerate=job.use_accelerate
+    )
+    forward = inspect.signature(_unwrapped(model).forward).parameters
+    strategy.prepare(model, make_loss(logits_to_keep="logits_to_keep" in forward))
+    options = training.optimizer
+    optimizer = build_optimizer(
+        list(model.named_parameters()), name=options.name, learning_rate=training.learning_rate, betas=options.betas,
+        eps=options.eps, weight_decay=options.weight_decay, lora_plus_ratio=options.lora_plus_ratio,
+    )  # fmt: skip
+    strategy.attach(optimizer)
+    held_out = prepared.data.held_out
+
+    def batches(size: int) -> Any:
+        return evaluation_batches(held_out, batch_size=size, pad_token_id=prepared.tokenizer.pad_token_id)
+
+    return Run(
+        model=model, strategy=strategy, loader=prepared.loader, optimizer=optimizer,
+        state=TrainState(micro_batch_size=training.batch_size), store=folder.store, metrics_path=folder.path / "metrics.jsonl",
+        total_steps=plan.total_steps, shape=training.schedule.name, warmup=plan.warmup_steps,
+        floor=training.schedule.min_lr_ratio, max_grad_norm=training.max_grad_norm, eval_steps=training.eval_steps,
+        save_steps=training.save_steps, keep_best=training.checkpoint.load_best and bool(held_out),
+        evaluation=Evaluation(batches, prepared.data.held_out_characters) if held_out else None,
+        patience=training.runtime.early_stopping_patience, threshold=training.runtime.early_stopping_threshold,
+        scaled=precision.scaler,
+        memory_hint_ja=f"見積もり: {plan.memory.text()}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
+        memory_hint_en=f"The estimate: {plan.memory.text()}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
+    )  # fmt: skip
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_memory_bytes()

@@ -1,0 +1,50 @@
+"""Packed documents must not see each other; whether they do is asked of the real model, before step 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+
+# Most relative change of the second document's logits that rounding may cause when the first document changes.
+TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def leak_of_packing(model: Any, *, tokens: int = 12) -> float:
+    """Relative change of a document's logits when its neighbour in a packed row changes; 0 where they are isolated.
+
+    A leak passes without an error where a mask or a cache is given (PERFORMANCE.md section 5), and attention
+    implementations differ: so the model itself is asked.
+    """
+    was_training = model.training
+    model.eval()
+    rows = model.get_input_embeddings().weight.shape[0]
+    device = model.device
+    generator = torch.Generator().manual_seed(0)
+    first, other, second = (torch.randint(0, rows, (1, tokens), generator=generator).to(device) for _ in range(3))
+    positions = torch.arange(tokens, device=device).repeat(2)[None]
+    try:
+        answers = [
+            model(
+                input_ids=torch.cat([head, second], dim=1), position_ids=positions, attention_mask=None, use_cache=False
+            ).logits[0, tokens:].float()
+            for head in (first, other)
+        ]  # fmt: skip
+    finally:
+        model.train(was_training)
+    scale = float(answers[0].abs().max()) or 1.0
+    return float((answers[0] - answers[1]).abs().max()) / scale
+
+
+def refuse_leaking_attention(model: Any, name: str) -> None:
+    """Raises ModelError where documents of a packed row see each other."""
+    leak = leak_of_packing(model)
+    if leak > TOLERANCE:
+        attention = getattr(model.config, "_attn_implementation", "?")
+        raise ModelError(
+            f"{name}（アテンション {attention}）では、詰めた行の中で文書どうしが混ざります（変化 {leak:.1%}）。data.packing=false にするか、model.attention を sdpa か eager にしてください。",
+            f"{name} (attention {attention}) lets documents of a packed row see each other (change {leak:.1%}); set data.packing=false, or model.attention to sdpa or eager.",
+        )

@@ -1,0 +1,73 @@
+"""The card of a trained model: what it is, what was measured, how to use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from ..config.run import RunConfig
+from ..models.catalog import CatalogRow
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, float) else "-" if value is None else f"{value:,}"
+
+
+def _scores(summary: dict[str, Any]) -> list[str]:
+    before, after = summary["held_out_before"] or {}, summary["held_out_after"] or {}
+    if not after:
+        return ["検証データは使っていません。 / No held-out data was used."]
+    rows = [
+        ("検証損失 / held-out loss (nats per token)", "eval_loss"),
+        ("パープレキシティ / perplexity", "eval_perplexity"),
+        ("1 文字あたりのビット数 / bits per character", "eval_bits_per_character"),
+    ]
+    lines = ["| | 学習前 / before | 学習後 / after |", "|---|---|---|"]
+    return lines + [f"| {label} | {_number(before.get(key))} | {_number(after.get(key))} |" for label, key in rows]
+
+
+def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, Any], row: CatalogRow | None) -> str:
+    """README.md in Markdown with the front matter of the Hugging Face hub."""
+    adapter = config.method != "full"
+    front = {
+        "language": ["ja"],
+        "library_name": "peft" if adapter else "transformers",
+        "base_model": row.id if row is not None else config.model.name,
+        "pipeline_tag": "text-generation",
+        "tags": sorted({"ai-finetuning-toolkit", config.method, "lora" if adapter else "full"}),
+    }
+    licence = [f"- ライセンス / licence of the base: {row.licence}"] if row is not None and row.licence else []
+    notes = [f"- {ja} / {en}" for ja, en in (row.licence_notices() if row is not None else [])]
+    plan = summary["plan"]
+    device = machine["gpu"]["devices"][0]["name"] if machine["gpu"]["devices"] else machine["cpu"]["name"]
+    remote = (
+        ["- リポジトリーのコードを実行する設定でした / code of the repository was allowed to run"]
+        if config.model.trust_remote_code
+        else []
+    )
+    use = (
+        ["```python", "from ai_finetuning import LoRAFinetuningTrainer", "", f'model, tokenizer = LoRAFinetuningTrainer.load_lora_model("{front["base_model"]}", "THIS_FOLDER")', "```", "", "`aift chat THIS_FOLDER`"]
+        if adapter
+        else ["```python", "from ai_finetuning import JapaneseModel", "", 'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))', "```", "", "`aift chat THIS_FOLDER`"]
+    )  # fmt: skip
+    training = config.training
+    lines = [
+        "---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(), "---", "",
+        f"# {front['base_model']} ({config.method})", "",
+        "AI Fine-tuning Toolkit で訓練しました。 / Trained with the AI Fine-tuning Toolkit.", "",
+        "## 測定値 / Measured", "", *_scores(summary), "",
+        f"- 訓練損失（最後の 10 ステップの平均） / training loss, mean of the last 10 steps: {_number(summary['train_loss_last_10_steps'])}",
+        f"- ステップ / steps: {summary['steps']:,}（{_number(summary['epochs'], 2)} エポック / epochs、{summary['tokens']:,} トークン / tokens）",
+        f"- 飛ばしたステップ / skipped steps: {summary['skipped_steps']}",
+        f"- 時間 / time: {summary['seconds']:,} s（{_number(summary['tokens_per_second'], 1)} tokens/s）、最大メモリー / peak memory: {summary['peak_memory_gb']} GB（見積もり / estimate {summary['estimated_memory_gb']} GB）",
+        f"- 機械 / machine: {device}, {plan['device']}, {plan['precision']}",
+        f"- torch {machine['versions']['torch']}, transformers {machine['versions']['transformers']}, peft {machine['versions']['peft']}, Python {machine['versions']['python']}", "",
+        "## 設定 / Settings", "",
+        f"- 方法 / method: {config.method}、学習した重み / trained parameters: {plan['trainable']:,} / {plan['parameters']:,}",
+        f"- 行 / rows: {plan['rows']:,}（検証 / held out {plan['eval_rows']:,}）",
+        f"- learning_rate {training.learning_rate:g}, batch {training.batch_size} x {training.gradient_accumulation_steps}, warm-up {plan['warmup_steps']}, seed {training.runtime.seed}",
+        "- すべての設定は config.yaml、数値は metrics.jsonl にあります。 / All settings are in config.yaml, all numbers in metrics.jsonl.",
+        *licence, *notes, *remote, "", "## 使い方 / Use", "", *use, "",
+    ]  # fmt: skip
+    return "\n".join(lines)

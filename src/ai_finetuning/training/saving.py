@@ -1,0 +1,166 @@
+"""What stays of a run: model or adapter, tokenizer, configuration, numbers, curve, card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..config.load import to_plain
+from ..config.run import RunConfig
+from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
+from ..config.section import with_values
+from ..engine.metrics import read_metrics
+from ..evaluation.curves import draw_curve
+from ..evaluation.report import write_report
+from ..hardware.environment import environment
+from ..models import catalog
+from ..models.adapters import load_adapter
+from ..models.loading import load_causal_lm
+from ..models.tokenizers import prompt_style
+from ..notices import notice, warn
+from ..planner.plan import Plan
+from . import base
+from .model_card import model_card
+from .output_folder import OutputFolder
+
+if TYPE_CHECKING:
+    from .assemble import Job, Prepared, Result
+
+
+def resolved_config(config: RunConfig, plan: Plan) -> RunConfig:
+    """The configuration with what was decided for the user put in."""
+    training = config.training
+    runtime = with_values(training.runtime, precision=plan.precision)
+    decided = {
+        "warmup_steps": plan.warmup_steps,
+        "gradient_checkpointing": plan.gradient_checkpointing,
+        "runtime": runtime,
+    }
+    return with_values(config, training=with_values(training, **decided))
+
+
+def descriptions(config: RunConfig) -> dict[str, str]:
+    """The files that describe a run: what `aift train` reads again, and the machine."""
+    import yaml
+
+    plain = to_plain(config)
+    if config.method == "full":
+        plain.pop("lora")  # without effect, and refused beside method: full
+    return {
+        CONFIG: yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=120),
+        ENVIRONMENT: json.dumps(environment(), ensure_ascii=False, indent=1),
+    }
+
+
+def finish(job: Job, prepared: Prepared, folder: OutputFolder, result: Result, dtype: torch.dtype) -> None:
+    """Saves everything; the run counts as completed only when all of it is in place.
+
+    Raises:
+        StorageError: the model cannot be written.
+    """
+    model: Any = result.model
+    _ready_for_use(model)
+    if job.full:
+        model.to(dtype)
+    job.model.model = model
+    history = result.history = read_metrics(folder.path / METRICS)
+    summary = summarize(result, prepared)
+
+    def save(place: Path) -> None:
+        model.save_pretrained(place)
+        (place / "README.md").unlink(missing_ok=True)
+        _save_generation_config(model, prepared.tokenizer, place)
+        prepared.tokenizer.save_pretrained(place)
+        card = model_card(job.config, summary, environment(), catalog.lookup(job.model.model_name))
+        (place / "README.md").write_text(card, encoding="utf-8")
+        _pictures(place, folder.path, history, summary, job.config)
+
+    names = folder.place_model(save)
+    folder.write_run(status="completed", files=names, result=summary)
+    what = ("モデル", "the model") if job.full else ("LoRA アダプター", "the LoRA adapter")
+    notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
+
+
+def _pictures(
+    place: Path, run: Path, history: list[dict[str, Any]], summary: dict[str, Any], config: RunConfig
+) -> None:
+    """The curve and the report; a picture that cannot be drawn is no reason to lose a model."""
+    try:
+        draw_curve(history, place / CURVE)
+        write_report(
+            place / REPORT,
+            history=history,
+            summary=summary,
+            config=to_plain(config),
+            picture=place / CURVE,
+            name=run.name,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        warn(f"損失の図を描けませんでした（{error}）。", f"the curve could not be drawn ({error}).")
+
+
+def _ready_for_use(model: Any) -> None:
+    """Takes back what only training needs, so that it is not saved with the model."""
+    for module in {id(item): item for item in (model, getattr(model, "base_model", None)) if item is not None}.values():
+        disable = getattr(module, "activation_checkpointing_disable", None) or getattr(
+            module, "gradient_checkpointing_disable", None
+        )
+        if disable is not None:
+            disable()
+            break
+    model.config.use_cache = True
+    model.eval()
+
+
+def _save_generation_config(model: Any, tokenizer: Any, place: Path) -> None:
+    """generation_config.json whose eos list has every token that ends an answer, so that any server stops there."""
+    config = model.generation_config
+    stops = prompt_style(tokenizer, config).stop_token_ids
+    config.eos_token_id = list(stops) if len(stops) > 1 else (stops[0] if stops else config.eos_token_id)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.save_pretrained(place)
+
+
+def summarize(result: Result, prepared: Prepared) -> dict[str, Any]:
+    """The measured numbers of a run."""
+    steps = [row for row in result.history if "loss" in row]
+    evaluations = [row for row in result.history if "eval_loss" in row]
+    state = result.state
+    assert state is not None
+    tail = [row["loss"] for row in steps[-10:] if row["loss"] is not None]
+    return {
+        "steps": state.step,
+        "epochs": steps[-1]["epoch"] if steps else 0,
+        "tokens": state.tokens,
+        "skipped_steps": state.skipped,
+        "train_loss_last_10_steps": sum(tail) / len(tail) if tail else None,
+        "held_out_before": _scores(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else None,
+        "held_out_after": _scores(evaluations[-1]) if evaluations else None,
+        "best_step": state.best_step,
+        "seconds": round(result.seconds, 1),
+        "tokens_per_second": round(state.tokens / result.seconds, 1) if result.seconds > 0 else None,
+        "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
+        "estimated_memory_gb": round(prepared.plan.memory.total / 1e9, 2),
+        "characters_per_token": round(prepared.data.report.characters_per_token, 3),
+        "plan": {key: value for key, value in asdict(prepared.plan).items() if key not in ("memory", "free_memory_bytes", "free_disk_bytes")},
+    }  # fmt: skip
+
+
+def _scores(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key) for key in ("step", "eval_loss", "eval_perplexity", "eval_bits_per_character")}
+
+
+def load_saved(job: Job, folder: Path) -> nn.Module:
+    """The model of a completed run."""
+    if job.full:
+        model = load_causal_lm(str(folder), dtype=job.model.torch_dtype, device=job.model.device)
+    else:
+        module, _ = base.load_base(job.model, job.config)
+        model = load_adapter(module, folder)
+    job.model.model = model
+    return model.eval()

@@ -1,0 +1,87 @@
+"""TensorBoard, Weights & Biases and MLflow through Accelerate's trackers; a tracker that fails never stops a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..engine.hooks import Callback
+from ..errors import ConfigError
+from ..notices import warn
+
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+class Tracker(Callback):
+    """Sends metrics to one tracker; the first failure is said, and nothing is sent after it."""
+
+    def __init__(self, name: str, folder: Path, run_name: str) -> None:
+        self._name = name
+        self._tracker: Any = None
+        try:
+            self._tracker = _start(name, folder, run_name)
+        except Exception as error:  # any failure of a tracker's own client
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._tracker = None
+        warn(
+            f"{self._name} に記録できません（{str(error)[:200]}）。訓練は続き、数値は metrics.jsonl に残ります。",
+            f"{self._name} cannot be reached ({str(error)[:200]}); training goes on, the numbers are in metrics.jsonl.",
+        )
+
+    def _send(self, row: dict[str, Any]) -> None:
+        if self._tracker is None:
+            return
+        values = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
+        try:
+            self._tracker.log(values, step=row["step"])
+        except Exception as error:  # see above
+            self._give_up(error)
+
+    def on_step(self, row: dict[str, Any]) -> None:
+        """Sends the step's row."""
+        self._send(row)
+
+    def on_evaluation(self, row: dict[str, Any]) -> None:
+        """Sends the evaluation's row."""
+        self._send(row)
+
+    def on_end(self) -> None:
+        """Closes the tracker."""
+        if self._tracker is not None:
+            try:
+                self._tracker.finish()
+            except Exception as error:  # see above
+                self._give_up(error)
+
+
+def _start(name: str, folder: Path, run_name: str) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState()
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = kind(run_name, logging_dir=folder) if kind.requires_logging_directory else kind(run_name)
+    if hasattr(tracker, "start"):
+        tracker.start()
+    return tracker
+
+
+def trackers(names: Sequence[str], folder: Path, run_name: str) -> list[Callback]:
+    """One callback for each tracker.
+
+    Raises:
+        ConfigError: a tracker whose package is not installed.
+    """
+    import importlib.util
+
+    for name in names:
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise ConfigError(
+                f"training.runtime.report_to が {name} ですが、{_PACKAGES[name]} がありません。pip install {_PACKAGES[name]} してください。",
+                f"training.runtime.report_to is {name}, but {_PACKAGES[name]} is not installed: pip install {_PACKAGES[name]}.",
+            )
+    return [Tracker(name, folder, run_name) for name in names]
