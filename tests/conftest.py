@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AIFT_LANG", "en")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Tests neither read nor fill the user's cache of tokens.
+os.environ["AIFT_CACHE"] = tempfile.mkdtemp(prefix="aift-cache-")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,6 +25,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}; set AIFT_SHARED to the folder to run this test")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def clean_faults():
+    """No injected fault of one test happens in the next."""
+    from ai_finetuning.engine import faults
+
+    faults.reset()
+    yield
+    faults.reset()
 
 
 @pytest.fixture(scope="session")

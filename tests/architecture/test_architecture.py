@@ -117,5 +117,5 @@ def test_loop_and_step_stay_short():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 lengths[node.name] = (node.end_lineno or 0) - node.lineno + 1
-    assert lengths.get("fit", 0) <= 80
-    assert lengths.get("train_step", 0) <= 40
+    assert lengths["fit"] <= 80
+    assert lengths["train_step"] <= 40

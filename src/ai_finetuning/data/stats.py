@@ -11,7 +11,10 @@ from .tokenize import IGNORED, Example
 
 @dataclass(frozen=True)
 class ShownToken:
-    """One token of a row: its id, its text (a half character shows as bytes), whether it carries loss, whether it is special."""
+    """One token of a row: id, text, whether it carries loss, whether it is special.
+
+    A character made of several tokens stands at the last of them, `‥` at the others.
+    """
 
     id: int
     text: str
@@ -22,12 +25,15 @@ class ShownToken:
 def shown_tokens(example: Example, tokenizer: Any) -> list[ShownToken]:
     """Every token of a row, as the model gets it."""
     specials = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    pieces = tokenizer.convert_ids_to_tokens(example.input_ids.tolist())
-    shown = []
-    for number, piece, label in zip(example.input_ids.tolist(), pieces, example.labels.tolist(), strict=True):
-        text = tokenizer.decode([number], skip_special_tokens=False)
-        if "\ufffd" in text or not text:
-            text = str(piece)  # part of a character: the tokenizer's own spelling of the bytes
+    shown: list[ShownToken] = []
+    part: list[int] = []  # tokens of a character that is not complete yet
+    for number, label in zip(example.input_ids.tolist(), example.labels.tolist(), strict=True):
+        part.append(number)
+        text = tokenizer.decode(part, skip_special_tokens=False)
+        if "\ufffd" in text and len(part) < 4:
+            text = "‥"
+        else:
+            part = []
         shown.append(ShownToken(number, text, label != IGNORED, number in specials))
     return shown
 

@@ -141,7 +141,7 @@ def encode(
         if not (labels != IGNORED).any():
             dead.append(item.source)
             continue
-        last = ends[min(len(ids), max_length) - 1]
+        last = int(ends[min(len(ids), max_length) - 1])
         characters = sum(max(0, min(end, last) - start) for start, end in item.spans)
         examples.append(Example(ids[kept].astype(np.int32), labels, characters, item.source))
     _refuse_dead(dead, len(rendered), max_length)

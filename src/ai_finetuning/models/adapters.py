@@ -53,7 +53,7 @@ def add_lora(
     targets = list(target_modules) if isinstance(target_modules, list | tuple) else "all-linear"
     if isinstance(targets, list):
         _check_targets(model, targets)
-    prepare_frozen(model)
+    model.requires_grad_(False)
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, bias=bias,  # type: ignore[arg-type]
         task_type="CAUSAL_LM", target_modules=targets,
@@ -81,16 +81,6 @@ def _check_targets(model: nn.Module, targets: list[str]) -> None:
             f"lora.target_modules の {', '.join(unknown)} はこのモデルにありません。線形層: {', '.join(linear)}",
             f"lora.target_modules names {', '.join(unknown)}, which this model does not have; linear layers: {', '.join(linear)}.",
         )
-
-
-def prepare_frozen(model: Any) -> None:
-    """Freezes all weights; norms of quantized models compute in fp32, as in the QLoRA paper (arXiv:2305.14314)."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    if quantized_bits(model) is not None:
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and parameter.is_floating_point() and "norm" in name.lower():
-                parameter.data = parameter.data.float()
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:

@@ -338,26 +338,6 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     model.config.use_cache = False
 
 
-def check_fits(model: nn.Module, *, max_token_id: int, max_length: int) -> None:
-    """Refuses data that the model cannot take: a token id without an embedding row, or too many positions.
-
-    Raises:
-        ModelError: with the numbers and the way out (stock code raises IndexError, or passes silently with RoPE).
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if max_token_id >= rows:
-        raise ModelError(
-            f"トークン ID {max_token_id} がモデルの語彙 {rows} 行を超えています。このモデル用のトークナイザーを使ってください。",
-            f"Token id {max_token_id} is beyond the model's {rows} embedding rows; use the tokenizer that belongs to this model.",
-        )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise ModelError(
-            f"max_length は {max_length} ですが、このモデルは {positions} トークンまでです。data.max_length を {positions} 以下にしてください。",
-            f"max_length is {max_length}, but this model takes at most {positions} tokens; set data.max_length to {positions} or less.",
-        )
-
-
 def weight_marks(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:
     """A few values of every parameter, to tell later whether weights were changed (cheap, not a hash)."""
     marks = {}

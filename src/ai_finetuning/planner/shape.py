@@ -22,7 +22,9 @@ class ModelShape:
         parameters: all of them, tied ones once.
         embedding_parameters: input embedding and head; they stay in 16 bit where the rest is quantized.
         linear_features: (name, inputs, outputs) of every linear layer but the head.
-        layers, hidden, intermediate, vocabulary: as in the configuration.
+        layers, hidden, intermediate: as in the configuration.
+        vocabulary: rows of the input embedding.
+        positions: tokens that the model was made for; None where its configuration does not say.
     """
 
     parameters: int
@@ -32,6 +34,24 @@ class ModelShape:
     hidden: int
     intermediate: int
     vocabulary: int
+    positions: int | None
+
+    def refuse_misfit(self, *, max_token_id: int, max_length: int) -> None:
+        """Refuses data that the model cannot take: a token id without an embedding row, or too many positions.
+
+        Raises:
+            ModelError: with the numbers and the way out (stock code raises IndexError, or passes silently with RoPE).
+        """
+        if max_token_id >= self.vocabulary:
+            raise ModelError(
+                f"トークン ID {max_token_id} がモデルの語彙 {self.vocabulary} 行を超えています。このモデル用のトークナイザーを使ってください。",
+                f"Token id {max_token_id} is beyond the model's {self.vocabulary} embedding rows; use the tokenizer that belongs to this model.",
+            )
+        if self.positions is not None and max_length > self.positions:
+            raise ModelError(
+                f"{max_length} トークンの行がありますが、このモデルは {self.positions} トークンまでです。data.max_length を {self.positions} 以下にしてください。",
+                f"There is a row of {max_length} tokens, but this model takes at most {self.positions}; set data.max_length to {self.positions} or less.",
+            )
 
     def lora_parameters(self, r: int, targets: Sequence[str] | None) -> int:
         """Weights of a LoRA adapter of rank r on the layers whose last name is in targets (None: all)."""
@@ -64,11 +84,12 @@ def shape_of(model: nn.Module) -> ModelShape:
         layers=int(config.num_hidden_layers),
         hidden=hidden,
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
-        vocabulary=int(config.vocab_size),
+        vocabulary=int(embedding.weight.shape[0]),
+        positions=getattr(config, "max_position_embeddings", None),
     )
 
 
-def read_shape(name: str) -> ModelShape:
+def read_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
     """The shape of a model by name, built on the meta device: no weight is read, no memory taken.
 
     Raises:
@@ -77,9 +98,9 @@ def read_shape(name: str) -> ModelShape:
     real = catalog.resolve(name)
     local_only = hub.locate(real)
     try:
-        config = AutoConfig.from_pretrained(real, local_files_only=local_only, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(real, local_files_only=local_only, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(

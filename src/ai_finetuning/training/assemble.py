@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config.lora import LoRAConfig
 from ..config.run import RunConfig
-from ..config.section import typed
+from ..config.section import typed, with_values
 from ..data.loader import Loader, evaluation_batches
 from ..data.prepare import PreparedData, prepare
 from ..data.tokenize import max_token_id
@@ -32,7 +32,7 @@ from ..errors import ConfigError
 from ..hardware.gpu import free_memory_bytes, get_available_device, peak_memory_bytes
 from ..models.adapters import add_lora, trainable_parameters
 from ..models.base_model import BaseModel
-from ..models.loading import check_fits, enable_gradient_checkpointing, weight_marks
+from ..models.loading import enable_gradient_checkpointing, weight_marks
 from ..notices import notice
 from ..parallel.choose import check_strategy, choose
 from ..planner import memory
@@ -160,7 +160,9 @@ def prepare_job(job: Job) -> Prepared:
     total = training.schedule.max_steps or training.num_epochs * len(loader)
     warmup = resolve_warmup(training.warmup_steps, typed="warmup_steps" in typed(training), total_steps=total)
     module = base.plain_module(job.model)
-    shape = shape_of(module) if module is not None else read_shape(job.model.model_name)
+    trusted = bool(getattr(job.model, "trust_remote_code", False))
+    shape = shape_of(module) if module is not None else read_shape(job.model.model_name, trust_remote_code=trusted)
+    shape.refuse_misfit(max_token_id=max_token_id([*data.train, *data.held_out]), max_length=data.longest)
     plan = _plan(job, data, loader, shape, precision, device, total, warmup)
     return Prepared(
         tokenizer, data, loader, shape, plan, precision, device, _fingerprint(job, data, plan, precision.name)
@@ -243,7 +245,8 @@ def _fingerprint(job: Job, data: PreparedData, plan: Plan, precision: str) -> di
 def plan_job(job: Job) -> tuple[Plan, list[str]]:
     """The plan and the lines about the data; nothing is written."""
     check(job)
-    prepared = prepare_job(job)
+    data = with_values(job.config.data, cache=False)
+    prepared = prepare_job(replace(job, config=with_values(job.config, data=data)))
     return prepared.plan, prepared.data.lines
 
 
@@ -266,7 +269,7 @@ def run_job(job: Job) -> Result:
                     f"the run in {folder.path} is complete; returning its model.",
                 )
                 return Result(
-                    saving.load_saved(job, folder.path),
+                    saving.load_saved(job, folder.path, in_fp32=prepared.precision.name == "fp32"),
                     folder.path,
                     history=read_metrics(folder.path / "metrics.jsonl"),
                 )
@@ -340,10 +343,8 @@ def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
     """The base, as the method needs it, with its adapter; a mark of its weights; the dtype to save it in."""
     config, training = job.config, job.config.training
     seed_everything(training.runtime.seed)
-    model, dtype = base.load_base(job.model, config)
+    model, dtype = base.load_base(job.model, config, in_fp32=prepared.precision.name == "fp32")
     marks = hashlib.sha256(json.dumps(weight_marks(model)).encode()).hexdigest()
-    examples = [*prepared.data.train, *prepared.data.held_out]
-    check_fits(model, max_token_id=max_token_id(examples), max_length=prepared.data.longest)
     if config.data.packing:
         refuse_leaking_attention(model, prepared.plan.model)
     if job.full:

@@ -69,8 +69,12 @@ def _stored_quantization(model: BaseModel) -> dict[str, Any]:
     return dict(read_config(name, local_files_only=hub.locate(name)).get("quantization_config") or {})
 
 
-def load_base(model: BaseModel, config: RunConfig) -> tuple[Any, torch.dtype]:
-    """The base's module, loaded as the method needs it, and the dtype that a full model is saved in."""
+def load_base(model: BaseModel, config: RunConfig, *, in_fp32: bool) -> tuple[Any, torch.dtype]:
+    """The base's module, loaded as the method needs it, and the dtype that a full model is saved in.
+
+    Args:
+        in_fp32: the run computes in fp32, so a frozen base whose dtype the user left open is loaded in it too.
+    """
     if model.model is not None and _is_peft(model.model):
         notice(
             "このモデルには前回のアダプターが付いているため、ベースを読み込み直して最初から訓練します。",
@@ -88,24 +92,27 @@ def load_base(model: BaseModel, config: RunConfig) -> tuple[Any, torch.dtype]:
         model.model = None
     if bits is not None:
         model.load_in_4bit, model.load_in_8bit = bits == 4, bits == 8
-    module = model.ensure_model()
+    module = _ensure(model, torch.float32 if in_fp32 and model.torch_dtype is None else model.torch_dtype)
     return module, next(module.parameters()).dtype
+
+
+def _ensure(model: BaseModel, dtype: torch.dtype | None) -> Any:
+    """The module, loaded in this dtype if it has to be; what the user asked for stays as it was said."""
+    asked, model.torch_dtype = model.torch_dtype, dtype
+    try:
+        return model.ensure_model()
+    finally:
+        model.torch_dtype = asked
 
 
 def _load_full(model: BaseModel) -> tuple[Any, torch.dtype]:
     """Weights to be trained in full are read in fp32, so that no digit of them is lost, and saved in the model's own dtype."""
     if model.model is not None:
         return model.model, next(model.model.parameters()).dtype
-    asked = model.torch_dtype
     name = catalog.resolve(model.model_name)
     stored = read_config(name, local_files_only=hub.locate(name))
     own = DTYPES.get(str(stored.get("dtype") or stored.get("torch_dtype")), torch.float32)
-    model.torch_dtype = torch.float32
-    try:
-        module = model.ensure_model()
-    finally:
-        model.torch_dtype = asked
-    return module, asked or own
+    return _ensure(model, torch.float32), model.torch_dtype or own
 
 
 def as_masters(module: Any) -> None:

@@ -155,12 +155,12 @@ def _scores(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row.get(key) for key in ("step", "eval_loss", "eval_perplexity", "eval_bits_per_character")}
 
 
-def load_saved(job: Job, folder: Path) -> nn.Module:
+def load_saved(job: Job, folder: Path, *, in_fp32: bool) -> nn.Module:
     """The model of a completed run."""
     if job.full:
         model = load_causal_lm(str(folder), dtype=job.model.torch_dtype, device=job.model.device)
     else:
-        module, _ = base.load_base(job.model, job.config)
+        module, _ = base.load_base(job.model, job.config, in_fp32=in_fp32)
         model = load_adapter(module, folder)
     job.model.model = model
     return model.eval()

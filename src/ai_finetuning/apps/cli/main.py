@@ -36,23 +36,24 @@ def _safe_streams() -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs one command; returns its exit code (sysexits)."""
-    from click.exceptions import Abort, ClickException, Exit
-
     try:
         result: Any = typer.main.get_command(app).main(args=arguments, prog_name="aift", standalone_mode=False)
     except ToolkitError as error:
         print(localized(f"エラー: {error.ja}", f"error: {error.en}"), file=sys.stderr)
         return error.exit_code
-    except Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except ClickException as error:
-        error.show()
-        return USAGE
-    except (Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
+        if not hasattr(error, "show"):
+            raise
+        error.show()
+        return USAGE
     return result if isinstance(result, int) else 0
 
 
