@@ -43,3 +43,17 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.models import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+    """A function: everything that was printed or logged so far."""
+    caplog.set_level("INFO", logger="ai_finetuning")
+    read: list[str] = []
+
+    def text() -> str:
+        captured = capsys.readouterr()
+        read.append(captured.out + captured.err)
+        return "".join(read) + caplog.text
+
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -44,6 +45,8 @@ def verify(folder: Path) -> list[str]:
         return [f"{MANIFEST} is missing"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         return [f"{MANIFEST} cannot be read ({error})"]
+    if manifest.pop("sha256", None) != _digest_of(manifest):
+        return [f"{MANIFEST} does not have its SHA-256"]
     if version != FORMAT_VERSION:
         return [f"format version {version}; this version reads {FORMAT_VERSION}"]
     problems = []
@@ -56,6 +59,12 @@ def verify(folder: Path) -> list[str]:
         elif sha256_of(path) != entry["sha256"]:
             problems.append(f"{name} does not have its SHA-256")
     return problems
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own, in canonical form: UTF-8, sorted keys, no spaces."""
+    text = json.dumps(manifest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
 def load(folder: Path) -> LoadedCheckpoint:
@@ -143,6 +152,7 @@ class CheckpointStore:
         text = json.dumps(state, ensure_ascii=False).encode("utf-8")
         files[STATE] = {"bytes": len(text), "sha256": write_durably(folder / STATE, text)}
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "tensors": contents}
+        manifest["sha256"] = _digest_of(manifest)
         trigger("save", step)
         write_durably(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode("utf-8"))
         fsync_folder(folder)

@@ -1,6 +1,6 @@
-"""The only place where faults are injected: AIFT_FAULT="save:kill@20,step:nan@5x3,step:oom@3x2".
+"""The only place where faults are injected: AIFT_FAULT="save:kill@20#2,step:nan@5x3,step:oom@3x2".
 
-Each entry is POINT:ACTION@STEP, with xN for N occurrences. Points: `step` (before the forward pass), `save` (before each
+Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, and xN for N occurrences. Points: `step` (before the forward pass), `save` (before each
 file of a checkpoint), `rename` (before a checkpoint gets its name), `rotate` (before old ones go), `final` (before the
 model is put in place), `eval` (before an evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full`
 (ENOSPC), `term`, `usr1` and `int` (signals to oneself).
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-_ENTRY = re.compile(r"^(?P<point>\w+):(?P<action>\w+)@(?P<step>\d+)(x(?P<times>\d+))?$")
+_ENTRY = re.compile(r"^(?P<point>\w+):(?P<action>\w+)@(?P<step>\d+)(#(?P<nth>\d+))?(x(?P<times>\d+))?$")
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Fault:
     point: str
     action: str
     step: int
+    skip: int
     times: int
 
 
@@ -35,7 +36,15 @@ def _plan(text: str) -> list[Fault]:
         match = _ENTRY.match(entry)
         if match is None:
             raise ValueError(f"AIFT_FAULT entry {entry!r}; write it like save:kill@20 or step:nan@5x3")
-        faults.append(Fault(match["point"], match["action"], int(match["step"]), int(match["times"] or 1)))
+        faults.append(
+            Fault(
+                match["point"],
+                match["action"],
+                int(match["step"]),
+                int(match["nth"] or 1) - 1,
+                int(match["times"] or 1),
+            )
+        )
     return faults
 
 
@@ -58,14 +67,18 @@ def reset() -> None:
 
 def trigger(point: str, step: int) -> str | None:
     """Lets a planned fault happen; returns `nan` or `spike` for the caller to apply to its loss."""
+    happened = None
     for fault in _faults():
         consecutive = fault.action in ("nan", "spike")
         due = fault.step <= step if consecutive else fault.step == step
         if fault.point != point or fault.times <= 0 or not due:
             continue
+        if fault.skip:
+            fault.skip -= 1
+            continue
         fault.times -= 1
-        return _happen(fault.action, point, step)
-    return None
+        happened = _happen(fault.action, point, step) or happened
+    return happened
 
 
 def _happen(action: str, point: str, step: int) -> str | None:

@@ -112,11 +112,12 @@ def fit(run: Run) -> TrainState:
     """
     state = run.state
     run.model.train()
-    metrics = MetricsFile(run.metrics_path, keep_until_step=state.step)
+    fresh = state.step == 0 and state.best_loss is None
+    metrics = MetricsFile(run.metrics_path, keep_until_step=-1 if fresh else state.step)
     started, evaluated, stop_early = time.perf_counter(), -1, False
     try:
         with SignalFlags() as signals:
-            if state.step == 0 and run.evaluation is not None:
+            if fresh and run.evaluation is not None:
                 evaluate(run, metrics)
                 if run.keep_best:
                     save(run)  # the weights before training may turn out to be the best ones

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..notices import warn
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics file; a half-written last line is left out."""
@@ -23,15 +25,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """Appends rows; on resume the rows after the checkpoint's step are cut first."""
+    """Appends rows; on resume the rows after the checkpoint's step are cut first.
+
+    Where the disk is full, rows wait in memory until there is room again.
+    """
 
     def __init__(self, path: Path, *, keep_until_step: int = 0) -> None:
-        self._path = path
         kept = [row for row in read_metrics(path) if row["step"] <= keep_until_step]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(self._line(row) for row in kept), encoding="utf-8")
         os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._warned = False
 
     @staticmethod
     def _line(row: dict[str, Any]) -> str:
@@ -42,11 +49,24 @@ class MetricsFile:
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one row; numbers that are not finite become null."""
-        self._file.write(self._line(row))
-        self._file.flush()
+        self._waiting += self._line(row).encode("utf-8")
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+        except OSError as error:
+            if not self._warned:
+                warn(
+                    f"{self._path} に書き込めません（{error}）。数値はメモリーに残し、訓練を続けます。",
+                    f"{self._path} cannot be written ({error}); its rows wait in memory and training goes on.",
+                )
+            self._warned = True
 
     def close(self) -> None:
         """Closes the file."""
+        self._flush()
         self._file.close()
 
 

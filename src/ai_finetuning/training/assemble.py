@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -306,7 +307,8 @@ def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Sta
     try:
         state = fit(run)
     except BaseException as error:
-        folder.write_run(status="stopped", reason=f"{type(error).__name__}: {str(error)[:300]}")
+        with contextlib.suppress(OSError):
+            folder.write_run(status="stopped", reason=f"{type(error).__name__}: {str(error)[:300]}")
         raise
     finally:
         run.strategy.close()

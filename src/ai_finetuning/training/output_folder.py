@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import json
 import os
@@ -81,12 +82,19 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Unlocks; a disk that failed on the way is told as such.
+
+        Raises:
+            StorageError: in place of the operating system's error.
+        """
         with contextlib.suppress(OSError):
             (self.path / OWNER).unlink(missing_ok=True)
             if self._made and not self._began:  # refused before anything was written: leave no trace
                 (self.path / LOCK).unlink(missing_ok=True)
                 self.path.rmdir()
         self._lock.release()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO):
+            raise storage_error(self.path, error) from error
 
     def _write_owner(self) -> None:
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
@@ -133,12 +141,9 @@ class OutputFolder:
         self._began = True
         if not resuming:
             self._archive()
-        try:
-            for name, text in files.items():
-                write_durably(self.path / name, text.encode("utf-8"))
-            self.write_run(status="running", pid=os.getpid(), host=socket.gethostname(), started=_now(), **values)
-        except OSError as error:
-            raise storage_error(self.path, error) from error
+        for name, text in files.items():
+            write_durably(self.path / name, text.encode("utf-8"))
+        self.write_run(status="running", pid=os.getpid(), host=socket.gethostname(), started=_now(), **values)
 
     def _archive(self) -> None:
         """Renames an earlier run to `<dir>.<time>`; files that are not ours stay."""
@@ -162,7 +167,7 @@ class OutputFolder:
         """Writes the model beside and moves it into place; returns the names of its files.
 
         Raises:
-            StorageError: it cannot be written; checkpoints and an earlier model are left as they were.
+            OSError: it cannot be written; checkpoints and an earlier model are left as they were.
         """
         staging = self.path / STAGING
         try:
@@ -178,9 +183,9 @@ class OutputFolder:
                 os.replace(staging / name, self.path / name)
             staging.rmdir()
             fsync_folder(self.path)
-        except OSError as error:
+        except OSError:
             shutil.rmtree(staging, ignore_errors=True)
-            raise storage_error(self.path, error) from error
+            raise
         return names
 
     def refuse_too_little_space(self, needed: int) -> None:
