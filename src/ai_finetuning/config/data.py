@@ -22,8 +22,8 @@ class NormalizeConfig:
     """Combining sequences are composed (NFC), compatibility ideographs in people's names stay."""
     widen_kana: bool = True
     """Half-width katakana become full-width."""
-    strip_control: bool = True
-    """Control and zero-width characters that no text needs are removed."""
+    strip_control: bool = False
+    """Control and zero-width characters are removed; else rows with control characters are refused."""
     narrow_ascii: bool = False
     """Full-width letters and digits become half-width."""
     wave_dash: bool = False

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -80,7 +82,7 @@ def read(key: str) -> tuple[list[Example], EncodeReport, list[str]] | None:
             note = json.loads(str(stored["note"]))
             ids, labels = stored["input_ids"], stored["labels"]
             ends = np.cumsum(stored["lengths"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     examples = [
         Example(ids[end - length : end], labels[end - length : end], characters, source)

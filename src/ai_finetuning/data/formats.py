@@ -141,7 +141,7 @@ def _from_pair(values: Mapping[str, Any], roles: Mapping[str, str]) -> list[Mess
     question = _string(values, roles["instruction"])
     extra = _string(values, roles["input"], required=False) if "input" in roles else ""
     messages = [
-        Message("user", f"{question}\n\n{extra}" if extra else question),
+        Message("user", question, extra),
         Message("assistant", _string(values, roles["output"])),
     ]
     system = _string(values, roles["system"], required=False) if "system" in roles else ""

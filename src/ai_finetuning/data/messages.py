@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..japanese.prompts import user_turn
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: role `system`, `user` or `assistant`, and its text."""
+    """One turn: role `system`, `user` or `assistant`, its text, and the material that a user's instruction is about."""
 
     role: str
     content: str
+    input: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,12 @@ class Conversation:
 
     def as_dicts(self) -> list[dict[str, str]]:
         """The messages as chat templates take them."""
-        return [{"role": message.role, "content": message.content} for message in self.messages]
+        return [
+            user_turn(message.content, message.input)
+            if message.role == "user"
+            else {"role": message.role, "content": message.content}
+            for message in self.messages
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from .formats import BadRow, conversation, map_columns, to_sample
 from .messages import Conversation, Message, PlainText, Sample
 
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -98,9 +99,28 @@ def load_samples(
         samples += _samples(rows, report, columns, system_prompt, skip_bad_rows)
     if not samples:
         raise DataError("学習データに使える行がありません。", "the data holds no usable row.")
-    cleaned = [_clean(sample, normalize or {}, report) for sample in samples]
+    cleaned: list[Sample] = []
+    for sample in samples:
+        try:
+            cleaned.append(_clean(sample, normalize or {}, report))
+        except BadRow as error:
+            _leave_out(error, sample.source, report, skip_bad_rows)
+    if not cleaned:
+        raise DataError("学習データに使える行がありません。", "the data holds no usable row.")
     report.samples = len(cleaned)
     return cleaned, report
+
+
+def _leave_out(error: BadRow, source: str, report: DataReport, skip: bool) -> None:
+    """A bad row: counted where the user asked for that, else the end."""
+    if not skip:
+        raise DataError(
+            f"{source}: {error.ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
+            f"{source}: {error.en}. Mend the row, or leave such rows out with data.skip_bad_rows=true.",
+        ) from None
+    report.skipped += 1
+    if len(report.reasons) < 10:
+        report.reasons.append(f"{source}: {localized(error.ja, error.en)}")
 
 
 _Item = Row | Sample
@@ -151,14 +171,7 @@ def _samples(
         try:
             samples.append(_sample(row, roles, system_prompt))
         except BadRow as error:
-            if not skip:
-                raise DataError(
-                    f"{row.source}: {error.ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
-                    f"{row.source}: {error.en}. Mend the row, or leave such rows out with data.skip_bad_rows=true.",
-                ) from None
-            report.skipped += 1
-            if len(report.reasons) < 10:
-                report.reasons.append(f"{row.source}: {localized(error.ja, error.en)}")
+            _leave_out(error, row.source, report, skip)
     return samples
 
 
@@ -171,20 +184,31 @@ def _sample(row: _Item, roles: Mapping[str, str], system_prompt: str | None) -> 
 
 
 def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> Sample:
-    """Normalises a sample's texts, counts what changed, notes private-use characters, refuses lone surrogates."""
+    """Normalises a sample's texts, counts what changed, notes private-use characters.
+
+    Raises:
+        BadRow: a lone surrogate, or control characters that are not to be stripped.
+    """
 
     def clean(text: str) -> str:
         if _SURROGATE.search(text):
-            raise DataError(
-                f"{sample.source}: 壊れた文字（単独のサロゲート）があります。データを作り直してください。",
-                f"{sample.source}: the text holds a lone surrogate, half a character; make the data again.",
+            raise BadRow(
+                "壊れた文字（単独のサロゲート）があります", "the text holds a lone surrogate, half a character"
             )
         if _PRIVATE_USE.search(text) and sample.source not in report.private_use_rows[-1:]:
             report.private_use_rows.append(sample.source)
         text, counts = normalize_text(text, **switches)
+        control = _CONTROL.search(text)
+        if control is not None:
+            code = f"U+{ord(control.group()):04X}"
+            raise BadRow(
+                f"制御文字 {code} があります（data.normalize.strip_control=true で取り除けます）",
+                f"the text holds the control character {code} (data.normalize.strip_control=true removes such)",
+            )
         report.normalized.update(counts)
         return text
 
     if isinstance(sample, PlainText):
         return PlainText(clean(sample.text), sample.source)
-    return Conversation(tuple(Message(item.role, clean(item.content)) for item in sample.messages), sample.source)
+    cleaned = (Message(item.role, clean(item.content), clean(item.input)) for item in sample.messages)
+    return Conversation(tuple(cleaned), sample.source)

@@ -41,7 +41,7 @@ def normalize(
     bom: bool = True,
     compose: bool = True,
     widen_kana: bool = True,
-    strip_control: bool = True,
+    strip_control: bool = False,
     narrow_ascii: bool = False,
     wave_dash: bool = False,
     collapse_blank_lines: bool = False,
@@ -49,7 +49,7 @@ def normalize(
     """The text in one form, and how often each rule changed something.
 
     By default: CRLF and CR to LF, U+FEFF removed, combining sequences composed (NFC, but U+F900-FAFF and U+2F800-2FA1F stay),
-    half-width katakana widened, control and zero-width characters removed. The rest is opt-in.
+    half-width katakana widened. The rest is opt-in.
     """
     counts: Counter[str] = Counter()
     if newlines and "\r" in text:

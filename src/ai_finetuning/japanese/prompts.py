@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache
 from typing import Any
 
 from ..errors import DataError
@@ -11,10 +14,21 @@ from ..errors import DataError
 FROZEN_DATE = "2026-01-01"
 
 
-def _frozen_strftime(format_text: str) -> str:
-    from datetime import datetime
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
-    return datetime.fromisoformat(FROZEN_DATE).strftime(format_text)
+
+@cache
+def _frozen(template: str) -> str:
+    """The template with its calls of strftime_now replaced by the frozen date, as text."""
+    day = datetime.fromisoformat(FROZEN_DATE)
+    return _DATE_CALL.sub(lambda call: repr(day.strftime(call.group(2))), template)
+
+
+def user_turn(instruction: str, material: str | None = None) -> dict[str, str]:
+    """A user's message; templates that have a place of their own for the material (### 入力:) find the parts by name."""
+    if not material:
+        return {"role": "user", "content": instruction}
+    return {"role": "user", "content": f"{instruction}\n\n{material}", "instruction": instruction, "input": material}
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
@@ -33,7 +47,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_generat
             list(messages),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            strftime_now=_frozen_strftime,
+            chat_template=_frozen(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None,
         )
     except Exception as error:  # jinja2.TemplateError of the template's own raise_exception, in any jinja version
         if type(error).__module__.split(".")[0] != "jinja2":

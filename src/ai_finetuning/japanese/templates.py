@@ -54,13 +54,16 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
-def _turns(user: tuple[str, str], assistant: tuple[str, str], generation: str, *, eos: bool = True) -> str:
+def _turns(
+    user: tuple[str, str], assistant: tuple[str, str], generation: str, *, eos: bool = True,
+    user_content: str = "message['content']",
+) -> str:  # fmt: skip
     """The loop over user and assistant turns: text before and after each content, and what asks for an answer."""
     end = " + eos_token" if eos else ""
     return (
         "{%- for message in turns -%}"
         "{%- if message['role'] == 'user' -%}"
-        f"{{{{- {_quoted(user[0])} + message['content'] + {_quoted(user[1])} -}}}}"
+        f"{{{{- {_quoted(user[0])} + {user_content} + {_quoted(user[1])} -}}}}"
         "{%- elif message['role'] == 'assistant' -%}"
         f"{{{{- {_quoted(assistant[0])} + message['content']{end} + {_quoted(assistant[1])} -}}}}"
         "{%- else -%}{{- raise_exception('roles other than user and assistant are not known here') -}}{%- endif -%}"
@@ -74,13 +77,28 @@ def _head(default: str | None) -> str:
 
 
 def _headings(
-    preamble: str, colon: str, *, bos: bool = False, fixed_system: bool = True, first_gap: str = "\n\n"
+    preamble: str, colon: str, *, bos: bool = False, fixed_system: bool = False, material: bool = True
 ) -> str:
-    """`### 指示:` and `### 応答:` under a preamble; the assistant's part is opened by the user's."""
-    start = "{{- bos_token -}}" if bos else ""
-    system = _quoted(preamble) if fixed_system else "(system if system is not none else " + _quoted(preamble) + ")"
-    body = _turns(("\n\n### 指示" + colon, "\n\n### 応答" + colon), ("", ""), "")
-    return _head(preamble) + start + "{{- " + system + " -}}" + body
+    """`### 指示:` and `### 応答:` under a preamble; the assistant's part is opened by the user's.
+
+    Args:
+        preamble: the sentence on top.
+        colon: what follows `指示`.
+        bos: print the bos token first.
+        fixed_system: the preamble stands even where the conversation has a system text.
+        material: a question with material (`input`) has a section `### 入力` and the sentence for it on top.
+    """
+    opening = _quoted(preamble)
+    content = "message['content']"
+    if material:
+        opening = f"({_quoted(_WITH_INPUT)} if turns[0]['input'] else {opening})"
+        content = (
+            "(message['instruction'] + " + _quoted("\n\n### 入力" + colon) + " + message['input']"
+            " if message['input'] else message['content'])"
+        )  # fmt: skip
+    system = opening if fixed_system else f"(system if system is not none else {opening})"
+    body = _turns(("\n\n### 指示" + colon, "\n\n### 応答" + colon), ("", ""), "", user_content=content)
+    return _head(None) + ("{{- bos_token -}}" if bos else "") + "{{- " + system + " -}}" + body
 
 
 def _chatml(default: str | None, prompt_extra: str = "") -> str:
@@ -179,47 +197,49 @@ TEMPLATES: dict[str, ChatTemplate] = {
     for item in (
         ChatTemplate(
             "alpaca_ja",
-            _headings(_WITHOUT_INPUT, ":\n", fixed_system=False),
+            _headings(_WITHOUT_INPUT, ":\n"),
             system_default=_WITHOUT_INPUT,
             stop_strings=_HEADING_STOPS,
         ),
         ChatTemplate(
             "stablelm_ja",
-            _headings(_WITH_INPUT, ": \n", fixed_system=False),
+            _headings(_WITH_INPUT, ": \n"),
             system_default=_WITH_INPUT,
             stop_strings=_HEADING_STOPS,
         ),
         ChatTemplate(
             "stablelm_ja_alpha",
-            _headings(_WITH_INPUT, ": \n", fixed_system=False),
+            _headings(_WITH_INPUT, ": \n"),
             system_default=_WITH_INPUT,
             stop_strings=_HEADING_STOPS,
         ),
         ChatTemplate(
             "llm_jp_v2v3",
-            _headings(_WITHOUT_INPUT, ":\n", bos=True),
+            _headings(_WITHOUT_INPUT, ":\n", bos=True, fixed_system=True, material=False),
             system_default=_WITHOUT_INPUT,
             stop_strings=_HEADING_STOPS,
         ),
         ChatTemplate(
             "weblab_alpaca",
-            _headings(_WITHOUT_INPUT, ":\n", fixed_system=False),
+            _headings(_WITHOUT_INPUT, ":\n"),
             system_default=_WITHOUT_INPUT,
             stop_strings=_HEADING_STOPS,
         ),
         ChatTemplate(
             "nekomata",
-            _headings(_WITH_INPUT, ":\n", fixed_system=False),
+            _headings(_WITH_INPUT, ":\n"),
             system_default=_WITH_INPUT,
             stop_strings=_HEADING_STOPS,
         ),
         ChatTemplate(
             "stockmark2",
-            _headings(_WITHOUT_INPUT, ":\n", bos=True, fixed_system=False),
+            _headings(_WITHOUT_INPUT, ":\n", bos=True, material=False),
             stop_strings=_HEADING_STOPS,
             verified=False,
         ),
-        ChatTemplate("rinna_nl", _RINNA, stop_strings=("ユーザー:", "<NL>ユーザー"), newline="<NL>"),
+        ChatTemplate(
+            "rinna_nl", _RINNA, stop_strings=("ユーザー:", "<NL>ユーザー"), newline="<NL>", rewrites_history=True
+        ),
         ChatTemplate(
             "rinna_bilingual",
             _head(None)
@@ -244,7 +264,7 @@ TEMPLATES: dict[str, ChatTemplate] = {
         ),
         # Sources differ on the multi-turn form (with or without a new [INST]).
         ChatTemplate(
-            "llama2_ja", _llama2(_HONEST, after="", next_open="<s>[INST] "), system_default=_HONEST, verified=False
+            "llama2_ja", _llama2(_HONEST, after="", next_open="[INST] "), system_default=_HONEST, verified=False
         ),
         ChatTemplate("swallow_llama2_v01", _llama2(None, after="", next_open="[INST] ")),
         ChatTemplate("shisa_llama2", _llama2(None, after="", next_open="[INST] ", close=" [/INST]"), verified=False),

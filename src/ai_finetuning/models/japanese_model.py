@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ToolkitError
 from ..hardware.gpu import free_memory_bytes, get_available_device
+from ..japanese.prompts import user_turn
 from ..notices import notice, warn
 from . import catalog
 from .base_model import BaseModel
@@ -197,6 +198,5 @@ def _messages(instruction: str, input_text: str | None, options: dict[str, Any])
     """The conversation of one question; takes `history` and `system` out of the options."""
     history = list(options.pop("history", None) or [])
     system = options.pop("system", None)
-    content = f"{instruction}\n\n{input_text}" if input_text else instruction
     head = [{"role": "system", "content": system}] if system else []
-    return [*head, *history, {"role": "user", "content": content}]
+    return [*head, *history, user_turn(instruction, input_text)]
