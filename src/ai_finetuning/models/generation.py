@@ -110,7 +110,7 @@ def clean_answer(text: str, style: PromptStyle) -> str:
         text = text.split(stop, 1)[0]
     if style.newline is not None:
         text = text.replace(style.newline, "\n")
-    return text.rstrip("\ufffd").strip()
+    return text.strip().rstrip("\ufffd").strip()
 
 
 def _decode(tokenizer: Any, ids: torch.Tensor, style: PromptStyle) -> str:

@@ -134,9 +134,13 @@ def _with_parity(tokenizer: Any, name: str) -> Any:
     problems = parity_problems(tokenizer, files["tokenizer.model"])
     if not problems:
         return tokenizer
-    repaired = _sentencepiece_backend(tokenizer, files["tokenizer.model"])
-    left = parity_problems(repaired, files["tokenizer.model"])
-    if left:
+    # "legacy" decides whether sentencepiece puts a blank in front of the text, as the model file says, or never.
+    for legacy in (False, True):
+        repaired = _sentencepiece_backend(tokenizer, files["tokenizer.model"], legacy=legacy)
+        left = parity_problems(repaired, files["tokenizer.model"])
+        if not left:
+            break
+    else:
         raise ModelError(
             f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。モデルが学習していない分かち方になるため使いません。tokenizer.json のある版を使ってください。",
             f"the tokenizer of {name} does not segment as its sentencepiece model ({len(left)} of {len(PROBES)} probes, such as {left[0]!r}); the model never saw such tokens. Use a version with tokenizer.json.",
@@ -148,11 +152,11 @@ def _with_parity(tokenizer: Any, name: str) -> Any:
     return repaired
 
 
-def _sentencepiece_backend(tokenizer: Any, model_file: Path) -> Any:
+def _sentencepiece_backend(tokenizer: Any, model_file: Path, *, legacy: bool) -> Any:
     from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    return SentencePieceBackend(vocab_file=str(model_file), legacy=False, **special)
+    return SentencePieceBackend(vocab_file=str(model_file), legacy=legacy, **special)
 
 
 def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:

@@ -1,0 +1,68 @@
+"""SUPPORTED_MODELS: the documented keys, the true numbers, the ids that do not exist."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from ai_finetuning import SUPPORTED_MODELS, JapaneseModel
+from ai_finetuning.japanese.templates import TEMPLATES
+from ai_finetuning.models import catalog
+
+
+def test_at_least_the_28_models_with_their_keys():
+    assert len(SUPPORTED_MODELS) >= 28
+    assert JapaneseModel.SUPPORTED_MODELS is SUPPORTED_MODELS
+    assert JapaneseModel.list_supported_models() == SUPPORTED_MODELS
+    for name, values in SUPPORTED_MODELS.items():
+        assert isinstance(values["display_name"], str), name
+        assert {"parameters_billion", "licence", "memory_gb", "template", "stop_tokens", "lora_targets", "newline", "verified"} <= values.keys()  # fmt: skip
+        assert values["template"] is None or values["template"] in TEMPLATES, name
+
+
+def test_every_row_of_the_design_is_there_with_its_numbers(shared):
+    rows = yaml.safe_load((shared / "design" / "models.yaml").read_text(encoding="utf-8"))
+    rows = rows.get("models", rows) if isinstance(rows, dict) else rows
+    wanted = {row["id"] if isinstance(row, dict) and "id" in row else row for row in rows}
+    wanted = {name for name in wanted if "/" in name and " " not in name}  # one row is a service, not a model
+    assert wanted <= set(SUPPORTED_MODELS), sorted(wanted - set(SUPPORTED_MODELS))[:5]
+
+
+def open_ids() -> list[str]:
+    """Ids that the specification names."""
+    import os
+    import re
+    from pathlib import Path
+
+    spec = Path(os.environ.get("AIFT_SHARED", Path(__file__).parents[4] / "shared")) / "spec" / "api_reference.ja.md"
+    if not spec.is_file():
+        pytest.skip(f"the specification is not at {spec}; set AIFT_SHARED")
+    return re.findall(r'"([\w-]+/[\w.-]+)"', spec.read_text(encoding="utf-8"))
+
+
+def test_every_id_of_the_specification_is_a_key():
+    found = [name for name in open_ids() if name.split("/")[0] in {key.split("/")[0] for key in SUPPORTED_MODELS}]
+    assert found
+    assert set(found) <= set(SUPPORTED_MODELS)
+
+
+def test_an_id_that_does_not_exist_warns_and_names_the_real_one(said):
+    aliases = {name: values["alias_of"] for name, values in SUPPORTED_MODELS.items() if "alias_of" in values}
+    assert aliases
+    for name, real in aliases.items():
+        assert catalog.resolve(name) == real
+        assert f"{name} was never published; using {real}" in said()
+        assert SUPPORTED_MODELS[name]["template"] == SUPPORTED_MODELS[real]["template"]
+
+
+def test_near_names_are_suggested():
+    assert "elyza/ELYZA-japanese-Llama-2-7b-instruct" in catalog.near("elyza/ELYZA-japanese-Llama2-7b-instruct")
+    assert catalog.near("zzzz") == []
+
+
+def test_memory_grows_with_the_method():
+    for name, values in SUPPORTED_MODELS.items():
+        memory = values["memory_gb"]
+        if {"infer", "qlora", "full"} <= memory.keys():
+            assert memory["qlora"] < memory["full"], name
+            assert values["min_gpu_memory_gb"] >= memory["infer"] - 1

@@ -1,0 +1,161 @@
+"""generate_japanese on a real model that was made to say known things."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.models import build_model, build_tokenizer
+
+from ai_finetuning import JapaneseModel
+from ai_finetuning.errors import ConfigError
+from ai_finetuning.japanese.templates import TEMPLATES
+from ai_finetuning.models.generation import clean_answer, generate_text, is_looping, stream_text
+from ai_finetuning.models.tokenizers import PromptStyle, prompt_style
+
+QUESTION = [{"role": "user", "content": "首都は？"}]
+
+
+@pytest.fixture(scope="module")
+def parrot(tiny_model_dir: Path):
+    """A function: a model trained in seconds to answer one question with one text under one template."""
+    from ai_finetuning.japanese.prompts import render
+
+    def train(answer: str, template: str | None = None, extra: list[str] | None = None):
+        tokenizer = copy.deepcopy(build_tokenizer())
+        if extra:
+            tokenizer.add_special_tokens({"additional_special_tokens": extra})
+        if template:
+            tokenizer.chat_template = TEMPLATES[template].jinja
+        model = build_model(vocab_size=len(tokenizer), hidden_size=64)
+        text = render(tokenizer, QUESTION, add_generation_prompt=True) + answer
+        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+        return model.eval(), tokenizer
+
+    return train
+
+
+def answer_of(model, tokenizer, **options) -> str:
+    return generate_text(model, tokenizer, [QUESTION], do_sample=False, **{"max_new_tokens": 60} | options)[0]
+
+
+def test_only_the_answer_up_to_its_end(parrot):
+    model, tokenizer = parrot("東京です。</s>もっと話す")
+    assert answer_of(model, tokenizer) == "東京です。"
+
+
+def test_a_stop_string_ends_families_without_turn_tokens(parrot):
+    model, tokenizer = parrot("東京です。\n\n### 指示:\n次は", "alpaca_ja")
+    assert answer_of(model, tokenizer) == "東京です。"
+
+
+def test_nl_tokens_become_line_ends_both_ways(parrot):
+    model, tokenizer = parrot("東京です。<NL>京都ではない。</s>", "rinna_nl", ["<NL>"])
+    assert answer_of(model, tokenizer) == "東京です。\n京都ではない。"
+    assert (
+        "".join(stream_text(model, tokenizer, QUESTION, do_sample=False, max_new_tokens=60))
+        == "東京です。\n京都ではない。"
+    )
+
+
+def test_no_half_characters_at_the_end(parrot):
+    """Byte-level tokens of 鷗 cut in the middle: the broken character is left out."""
+    model, tokenizer = parrot("鷗鷗鷗</s>")
+    whole = tokenizer.encode("鷗", add_special_tokens=False)
+    assert len(whole) == 3
+    for count in range(1, 9):
+        answer = answer_of(model, tokenizer, max_new_tokens=count)
+        assert answer == "鷗" * (count // 3)
+
+
+@pytest.mark.parametrize("text", ["東京です。</s>", "鷗とか、🍣とか。</s>", "一行目\n二行目</s>"])
+def test_streamed_pieces_are_the_whole_answer(parrot, text: str):
+    model, tokenizer = parrot(text)
+    pieces = list(stream_text(model, tokenizer, QUESTION, do_sample=False, max_new_tokens=40))
+    assert "".join(pieces) == answer_of(model, tokenizer) == text.removesuffix("</s>")
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_closing_a_stream_stops_the_work(tiny_model_dir: Path):
+    model, tokenizer = build_model(), build_tokenizer()
+    stream = stream_text(model, tokenizer, QUESTION, max_new_tokens=900, do_sample=True)
+    next(stream)
+    import time
+
+    began = time.perf_counter()
+    stream.close()
+    assert time.perf_counter() - began < 2
+
+
+def test_batches_answer_each_question_as_if_it_were_alone(tiny_model_dir: Path):
+    model = JapaneseModel(str(tiny_model_dir), torch_dtype=torch.float32)
+    questions = ["首都は？", "日本で一番高い山の名前と高さを教えてください。"]
+    together = model.generate_batch(questions, max_new_tokens=12, do_sample=False)
+    alone = [model.generate_japanese(question, max_new_tokens=12, do_sample=False) for question in questions]
+    assert together == alone
+
+
+def test_the_documented_call_loads_on_first_use_and_a_seed_repeats_it(tiny_model_dir: Path):
+    model = JapaneseModel(str(tiny_model_dir))
+    assert model.model is None
+    one = model.generate_japanese("首都は？", input_text="日本", max_new_tokens=8, temperature=0.7, top_p=0.9, top_k=50, do_sample=True, seed=1)  # fmt: skip
+    assert model.model is not None
+    assert one == model.generate_japanese("首都は？", "日本", 8, seed=1)
+
+
+def test_history_and_system_reach_the_prompt(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    from ai_finetuning.models import generation
+
+    model = JapaneseModel(str(tiny_model_dir), torch_dtype=torch.float32)
+    prompts = []
+    original = generation.render
+
+    def seen(*args, **kwargs):
+        prompts.append(original(*args, **kwargs))
+        return prompts[-1]
+
+    monkeypatch.setattr(generation, "render", seen)
+    past = [{"role": "user", "content": "日本語で"}, {"role": "assistant", "content": "はい。"}]
+    model.generate_japanese("首都は？", history=past, system="短く。", max_new_tokens=2)
+    assert (
+        prompts[-1]
+        == "<|system|>\n短く。\n<|user|>\n日本語で\n<|assistant|>\nはい。</s>\n<|user|>\n首都は？\n<|assistant|>\n"
+    )
+
+
+def test_generation_leaves_the_training_mode_alone(tiny_model_dir: Path):
+    model = build_model().train()
+    generate_text(model, build_tokenizer(), [QUESTION], max_new_tokens=2)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"max_new_tokens": 0}]
+)
+def test_values_out_of_range_are_refused(options: dict):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        generate_text(build_model(), build_tokenizer(), [QUESTION], **options)
+
+
+def test_a_prompt_longer_than_the_model_is_refused():
+    with pytest.raises(ConfigError, match="at most 1024"):
+        generate_text(build_model(), build_tokenizer(), [[{"role": "user", "content": "首都は？" * 500}]])
+
+
+def test_endless_loops_are_seen():
+    assert is_looping("前置き。" + "同じことを何度も何度も言い続ける文です。" * 5)
+    assert not is_looping("日本の首都は東京です。" * 2)
+    assert not is_looping("短い")
+
+
+def test_cleaning():
+    style = PromptStyle((2,), ("### 指示:",), "<NL>")
+    assert clean_answer(" 東京<NL>です\ufffd ### 指示: 次", style) == "東京\nです"
+    assert prompt_style(build_tokenizer()).stop_token_ids == (2,)

@@ -1,0 +1,125 @@
+"""Tokenizers segment as their models were trained, pad on a token of their own, and have a template."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.support.models import SENTENCES, build_tokenizer
+
+from ai_finetuning.errors import ConfigError, ModelError
+from ai_finetuning.japanese.templates import TEMPLATES
+from ai_finetuning.models import tokenizers as module
+from ai_finetuning.models.tokenizers import PROBES, ensure_pad, load_tokenizer, prompt_style
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["dummy prefix", "no prefix"])
+def unigram(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as many Japanese models have it: a sentencepiece unigram model, LlamaTokenizer, no tokenizer.json."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("unigram")
+    (folder / "text.txt").write_text("\n".join([*SENTENCES, *PROBES] * 20), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=480, model_type="unigram",
+        byte_fallback=True, hard_vocab_limit=False, pad_id=3, minloglevel=2, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, character_coverage=1.0, add_dummy_prefix=request.param,
+    )  # fmt: skip
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 480}), encoding="utf-8")
+    return folder
+
+
+def test_a_unigram_model_without_tokenizer_json_is_repaired(unigram: Path, said):
+    """transformers 5 alone segments it otherwise, silently; ids have to be sentencepiece's own."""
+    import sentencepiece
+
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(unigram / "tokenizer.model"))
+    stock = module.check_tokenizer_parity(unigram)
+    assert stock, "transformers became right by itself: the repair can go"
+    tokenizer = load_tokenizer(str(unigram))
+    assert f"changes the segmentation ({len(stock)} of {len(PROBES)} probes)" in said()
+    for text in [*PROBES, *SENTENCES]:
+        assert tokenizer.encode(text, add_special_tokens=False) == reference.encode(text, out_type=int)
+    assert tokenizer.eos_token == "</s>"
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_a_repaired_tokenizer_gives_exact_labels(unigram: Path):
+    from ai_finetuning.data.messages import Conversation, Message
+    from ai_finetuning.data.tokenize import IGNORED, encode
+
+    tokenizer = load_tokenizer(str(unigram), chat_template="alpaca_ja")
+    sample = Conversation((Message("user", "日本の首都は？"), Message("assistant", "東京です。")))
+    (example,), _ = encode([sample], tokenizer, max_length=256)
+    live = [int(i) for i, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORED]
+    assert tokenizer.decode(live, skip_special_tokens=True).strip() == "東京です。"
+    assert live[-1] == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_that_cannot_be_repaired_is_refused(unigram: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_sentencepiece_backend", lambda tokenizer, file, legacy: tokenizer)
+    with pytest.raises(ModelError, match="does not segment as its sentencepiece model"):
+        load_tokenizer(str(unigram))
+
+
+def test_pad_is_never_eos(said):
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.pad_token = tokenizer.eos_token
+    ensure_pad(tokenizer, 400)
+    assert tokenizer.pad_token == "<pad>"
+    tokenizer.pad_token = None
+    ensure_pad(tokenizer, 400)
+    assert tokenizer.pad_token == "<pad>"
+    assert "padding with <pad>, apart from eos </s>" in said()
+
+
+def test_a_tokenizer_without_any_spare_token_does_not_outgrow_the_model():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"</s>": 0, "あ": 1, "い": 2}, unk_token="あ"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    ensure_pad(tokenizer, embedding_rows=3)
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    assert tokenizer.pad_token_id < 3
+
+
+def test_templates_come_from_the_user_then_the_tokenizer_then_alpaca(tiny_model_dir: Path, tmp_path: Path, said):
+    assert load_tokenizer(str(tiny_model_dir)).chat_template == build_tokenizer().chat_template
+    assert load_tokenizer(str(tiny_model_dir), chat_template="calm2").chat_template == TEMPLATES["calm2"].jinja
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+    assert load_tokenizer(str(tiny_model_dir), chat_template=str(own)).chat_template == own.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="calm2"):
+        load_tokenizer(str(tiny_model_dir), chat_template="calm_2")
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model_dir, bare)
+    (bare / "chat_template.jinja").unlink()
+    assert load_tokenizer(str(bare)).chat_template == TEMPLATES["alpaca_ja"].jinja
+    assert "alpaca_ja" in said()
+
+
+def test_an_unconfirmed_form_says_so_on_use(said):
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.chat_template = None
+    module.choose_template(tokenizer, "elyza/ELYZA-japanese-Llama-2-7b-instruct", None)
+    assert "llama2_ja of elyza/ELYZA-japanese-Llama-2-7b-instruct is unconfirmed" in said()
+
+
+def test_stops_are_eos_the_models_list_and_the_turn_end():
+    from transformers import GenerationConfig
+
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>", "<|eom|>"]})
+    tokenizer.chat_template = TEMPLATES["llama3"].jinja
+    eot, eom = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|eom|>"])
+    style = prompt_style(tokenizer, GenerationConfig(eos_token_id=[tokenizer.eos_token_id, eom]))
+    assert set(style.stop_token_ids) == {tokenizer.eos_token_id, eot, eom}
+    tokenizer.chat_template = TEMPLATES["rinna_nl"].jinja
+    assert prompt_style(tokenizer).newline == "<NL>"
+    assert "ユーザー:" in prompt_style(tokenizer).stop_strings
