@@ -15,7 +15,7 @@ import pytest
 from tests.support.commands import call, spawn, start, write_run
 from tests.support.runs import losses, weights_digest
 
-AUTO = "training.checkpoint.resume_from_checkpoint=auto"
+AUTO = "training.resume_from_checkpoint=auto"  # as the documentation types it
 
 
 def evaluations(folder: Path) -> list[tuple[int, float]]:

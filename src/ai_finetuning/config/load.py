@@ -193,7 +193,12 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
         wanted = ("model", "name")
     if wanted in fields and section_class(fields[wanted]) is None:
         return wanted, fields[wanted]
-    matches = [path for path in fields if path[-len(wanted) :] == wanted and section_class(fields[path]) is None]
+    # Bare, or with its section but without the part of it: training.resume_from_checkpoint.
+    matches = [
+        path
+        for path in fields
+        if path[-1] == wanted[-1] and path[: len(wanted) - 1] == wanted[:-1] and section_class(fields[path]) is None
+    ]
     if len(matches) == 1:
         return matches[0], fields[matches[0]]
     if len(matches) > 1:
@@ -221,11 +226,12 @@ def _value(text: str, hint: Any, name: str) -> Any:
     plain = parse_yaml(text, name) if text.strip() else text
     if plain is None and type(None) in options:
         return None
+    many = any(typing.get_origin(option) in (list, tuple) for option in options)
+    if many and isinstance(plain, str) and "," in plain:
+        return [part.strip() for part in plain.split(",")]
     if str in options and not isinstance(plain, list | dict):
         return plain if isinstance(plain, float) and float in options else text
-    if any(typing.get_origin(option) in (list, tuple) for option in options) and isinstance(plain, str):
-        return [part.strip() for part in plain.split(",")]
-    return plain
+    return [plain] if many and isinstance(plain, str) else plain
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -85,13 +85,21 @@ def refuse_unknown(cls: type, keys: typing.Iterable[str]) -> None:
         if key in names:
             continue
         meant = SYNONYMS.get(key)
-        near = [meant] if meant else difflib.get_close_matches(key, names, n=2, cutoff=0.6)
+        near = [meant] if meant else _elsewhere(key) or difflib.get_close_matches(key, names, n=2, cutoff=0.6)
         hint_ja = f"もしかして: {', '.join(near)}" if near else f"使えるキー: {', '.join(names)}"
         hint_en = f"did you mean {', '.join(near)}?" if near else f"known keys: {', '.join(names)}"
         raise ConfigError(
             f"{field_path(cls, key)} というキーはありません。{hint_ja}",
             f"{field_path(cls, key)} is not a known key; {hint_en}",
         )
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Fields of this name in other sections."""
+    from .load import fields_of
+    from .run import RunConfig
+
+    return [".".join(path) for path in fields_of(RunConfig) if path[-1] == key][:2]
 
 
 def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:

@@ -28,6 +28,7 @@ SYNONYMS: dict[str, str] = {
     "optim": "training.optimizer.name",
     "weight_decay": "training.optimizer.weight_decay",
     "loraplus_lr_ratio": "training.optimizer.lora_plus_ratio",
+    "resume": "training.checkpoint.resume_from_checkpoint",
     "save_total_limit": "training.checkpoint.save_total_limit",
     "load_best_model_at_end": "training.checkpoint.load_best",
     "overwrite_output_dir": "training.checkpoint.restart",

@@ -1,0 +1,160 @@
+"""One YAML and key=value overrides, strictly read; schema and help come from the same classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ai_finetuning.config.load import load_config, parse_yaml, to_yaml
+from ai_finetuning.errors import ConfigError, InputNotFoundError, UsageError
+
+YAML = """
+model: tiny/model
+method: qlora
+data:
+  train: [a.jsonl, b.csv]
+  eval: 0.1
+  max_length: 256
+training:
+  learning_rate: 3e-4
+  num_epochs: 2
+  output_dir: ./out
+  schedule: {name: cosine}
+lora:
+  r: 8
+  target_modules: [q_proj, v_proj]
+parallel:
+  strategy: ddp
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(YAML, encoding="utf-8")
+    return path
+
+
+def test_a_yaml_becomes_the_documented_classes(config_file: Path):
+    config = load_config(config_file)
+    assert config.model.name == "tiny/model"
+    assert config.method == "qlora"
+    assert config.lora.use_qlora is True
+    assert config.data.train == ["a.jsonl", "b.csv"]
+    assert config.training.learning_rate == 3e-4  # plain PyYAML reads a string here
+    assert config.training.schedule.name == "cosine"
+    assert config.training.gradient_accumulation_steps == 4
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.learning_rate=1e-4", "lora.r=4", "training.schedule.max_steps=7", "data.packing=true"],
+        ["--training.learning_rate", "1e-4", "--lora.r", "4", "--max-steps", "7", "--packing"],
+        ["learning_rate=1e-4", "r=4", "max_steps=7", "packing=true"],
+        ["--learning-rate=1e-4", "--r=4", "training.max_steps=7", "--data.packing=true"],
+    ],
+)
+def test_overrides_are_written_as_people_write_them(config_file: Path, overrides: list[str]):
+    config = load_config(config_file, overrides)
+    assert config.training.learning_rate == 1e-4
+    assert config.lora.r == 4
+    assert config.training.schedule.max_steps == 7
+    assert config.data.packing is True
+
+
+def test_overrides_alone_are_enough():
+    config = load_config(None, ["model=/some/path", "method=lora", "data.train=a.csv", "training.output_dir=out", "training.resume_from_checkpoint=auto"])  # fmt: skip
+    assert config.model.name == "/some/path"
+    assert config.data.train == "a.csv"
+    assert config.training.checkpoint.resume_from_checkpoint == "auto"
+    assert load_config(None, ["data.train=a.csv,b.csv", "target_modules=q_proj,v_proj"]).lora.target_modules == ["q_proj", "v_proj"]  # fmt: skip
+
+
+def test_a_written_configuration_is_read_back_the_same(config_file: Path, tmp_path: Path):
+    config = load_config(config_file)
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(config), encoding="utf-8")
+    assert to_yaml(load_config(again)) == to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {learning_rte: 1e-4}", "did you mean learning_rate?"),
+        ("training: {per_device_train_batch_size: 1}", "did you mean training.batch_size?"),
+        ("data: {cutoff_len: 1}", "did you mean data.max_length?"),
+        ("training: {max_length: 1}", "data.max_length"),
+        ("training: {learning_rate: 'fast'}", "training.learning_rate is 'fast'"),
+        ("training: {batch_size: true}", "training.batch_size is True"),
+        ("training: {fp16: yes}", "training.fp16 is 'yes'"),
+        ("trainin: {}", "did you mean training?"),
+        ("method: dora", "method is 'dora'"),
+        ("training: {batch_size: 1, batch_size: 2}", "appears twice (lines 1 and 1)"),
+        ("a: [", "line 1"),
+        ("- 1", "outermost level"),
+        ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_bad_yaml_is_refused_with_the_way_out(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path)
+    assert message in refusal.value.en
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("lr=1", ConfigError, "did you mean training.learning_rate?"),
+        ("name=x", ConfigError, "write the section's name"),
+        ("learning_rate", UsageError, "key=value"),
+        ("training.batch_size=many", ConfigError, "batch_size is 'many'"),
+        ("batch_size=3.5", ConfigError, "batch_size is 3.5"),
+    ],
+)
+def test_bad_overrides_are_refused(override: str, error: type[Exception], message: str):
+    with pytest.raises(error, match=message.replace("?", r"\?")):
+        load_config(None, [override])
+
+
+def test_missing_and_misencoded_files(tmp_path: Path):
+    with pytest.raises(InputNotFoundError):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "sjis.yaml").write_bytes("model: 日本語".encode("cp932"))
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_config(tmp_path / "sjis.yaml")
+    (tmp_path / "bom.yaml").write_bytes("\ufeffmodel: 日本語".encode())
+    assert load_config(tmp_path / "bom.yaml").model.name == "日本語"
+
+
+def test_yaml_values_that_surprise_people_are_read_as_they_look():
+    assert parse_yaml("{a: 1e3, b: 1.5e-4, c: on, d: no, e: 012, f: 2026-01-01}", "x") | {"e": 0} == {
+        "a": 1000.0, "b": 1.5e-4, "c": "on", "d": "no", "e": 0, "f": "2026-01-01",
+    }  # fmt: skip
+
+
+def test_the_schema_knows_every_key_and_refuses_others():
+    from ai_finetuning.config.describe import json_schema, table
+    from ai_finetuning.config.load import fields_of, section_class
+    from ai_finetuning.config.run import RunConfig
+
+    schema = json_schema()
+    text = json.dumps(schema, ensure_ascii=False)
+    fields = fields_of(RunConfig)
+    for path in fields:
+        assert f'"{path[-1]}"' in text
+    assert '"additionalProperties": false' in text
+    keys = {key for key, _, _ in table()}
+    assert keys == {".".join(path) for path, hint in fields.items() if section_class(hint) is None}
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_ready_made_configurations_load(path: Path):
+    config = load_config(path)
+    assert config.data.train is not None
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["method"] == config.method
