@@ -66,8 +66,10 @@ def open_model(
         bits: 4 or 8 loads the base quantized.
 
     Raises:
-        UsageError: a base for something that is no adapter. ToolkitError: as loading raises.
+        UsageError: a base for something that is no adapter, other bits than 4 and 8. ToolkitError: as loading raises.
     """
+    if bits not in (None, 4, 8):
+        raise UsageError(f"bits が {bits} です。4 か 8 にしてください。", f"bits is {bits}; it must be 4 or 8.")
     adapter = is_adapter(name)
     if base is not None and not adapter:
         raise UsageError(

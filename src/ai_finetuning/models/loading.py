@@ -259,7 +259,7 @@ def _say_attention(chosen: str, refusals: Mapping[str, str]) -> None:
 
 
 def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, object]) -> PreTrainedModel:
-    _quiet_progress()
+    quiet_progress()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             plan.name,
@@ -296,7 +296,7 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
     return model
 
 
-def _quiet_progress() -> None:
+def quiet_progress() -> None:
     """Loading bars are for terminals; in a log each of their steps would be a line."""
     from transformers.utils import logging
 

@@ -34,7 +34,7 @@ from ..hardware.gpu import free_memory_bytes, get_available_device, peak_memory_
 from ..models.adapters import add_lora, trainable_parameters
 from ..models.base_model import BaseModel
 from ..models.loading import enable_gradient_checkpointing, weight_marks
-from ..notices import notice
+from ..notices import notice, warn
 from ..parallel.choose import check_strategy, choose
 from ..planner import memory
 from ..planner.plan import Plan
@@ -275,9 +275,21 @@ def run_job(job: Job) -> Result:
                     history=read_metrics(folder.path / "metrics.jsonl"),
                 )
         folder.refuse_too_little_space(prepared.plan.disk_bytes)
+        _warn_of_memory(prepared.plan)
         for line in prepared.data.lines:
             notice(line, line)
         return _train(job, prepared, folder, start)
+
+
+def _warn_of_memory(plan: Plan) -> None:
+    """The estimate is a formula: it warns, the run decides."""
+    if plan.fits:
+        return
+    need, free = plan.memory.text(), f"{plan.free_memory_bytes / 2**30:.2f} GiB"
+    warn(
+        f"メモリーが足りない見込みです（見積もり {need}、空き {free}）。data.max_length か batch_size を下げるか、method: qlora を使ってください。",
+        f"memory may not suffice (estimate {need}, free {free}); lower data.max_length or batch_size, or use method: qlora.",
+    )
 
 
 def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Start | None) -> Result:

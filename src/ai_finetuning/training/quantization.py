@@ -53,7 +53,8 @@ class QuantizationOptimizer:
             compute_dtype: of what stays unquantized; fp16 becomes what the machine does well on a CPU.
             llm_int8_threshold: activations above it are computed in 16 bit.
             llm_int8_has_fp16_weight: refused: such weights cannot be saved in 8 bit.
-            llm_int8_enable_fp32_cpu_offload: passed on; layers that stay on the CPU are not quantized.
+            llm_int8_enable_fp32_cpu_offload: without effect, which is said: the whole model is on one device, and a saved copy
+                that carries this flag is loaded unquantized by stock transformers.
 
         Raises:
             ConfigError: a folder in use, or a combination that cannot be reloaded. ModelError: nothing was quantized, or the
@@ -69,11 +70,12 @@ class QuantizationOptimizer:
                 f"llm_int8_threshold が {llm_int8_threshold} です。0 以上にしてください。",
                 f"llm_int8_threshold is {llm_int8_threshold}; it must be 0 or more.",
             )
-        settings = {
-            "llm_int8_threshold": llm_int8_threshold,
-            "llm_int8_enable_fp32_cpu_offload": llm_int8_enable_fp32_cpu_offload,
-        }
-        return self._quantize(8, output_dir, compute_dtype, settings)
+        if llm_int8_enable_fp32_cpu_offload:
+            notice(
+                "llm_int8_enable_fp32_cpu_offload は使いません。モデル全体が 1 つの装置にあり、この設定が残ると再読み込み時に量子化されないためです。",
+                "llm_int8_enable_fp32_cpu_offload has no effect: the whole model is on one device, and with it a saved copy would be loaded unquantized.",
+            )
+        return self._quantize(8, output_dir, compute_dtype, {"llm_int8_threshold": llm_int8_threshold})
 
     def quantize_to_4bit(
         self,

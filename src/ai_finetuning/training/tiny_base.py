@@ -11,6 +11,7 @@ from ..config.data import DataConfig
 from ..config.sections import CheckpointConfig, RuntimeConfig, ScheduleConfig
 from ..config.training import TrainingConfig
 from ..models.japanese_model import JapaneseModel
+from ..models.loading import quiet_progress
 from .full_finetuning import FullFinetuningTrainer
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -58,6 +59,7 @@ def write_random_llama(
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(seed)
+    quiet_progress()
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -153,7 +153,9 @@ def test_the_schema_knows_every_key_and_refuses_others():
     assert keys == {".".join(path) for path, hint in fields.items() if section_class(hint) is None}
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[3] / "configs").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_the_ready_made_configurations_load(path: Path):
     config = load_config(path)
     assert config.data.train is not None

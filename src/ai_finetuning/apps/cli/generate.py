@@ -32,14 +32,12 @@ def generate(
 ) -> None:
     """Prints the answers, one block for each instruction."""
     from ...inference.session import open_model
+    from ...japanese.prompts import user_turn
     from ...models.generation import generate_text
 
     opened = open_model(model, base=base, bits=bits)
     head = [{"role": "system", "content": system}] if system else []
-    conversations = [
-        [*head, {"role": "user", "content": f"{prompt}\n\n{input_text}" if input_text else prompt}]
-        for prompt in prompts
-    ]
+    conversations = [[*head, user_turn(prompt, input_text)] for prompt in prompts]
     answers = generate_text(
         opened.model, opened.tokenizer, conversations, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
         top_k=top_k, do_sample=not greedy, seed=seed,

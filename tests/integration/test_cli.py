@@ -1,0 +1,247 @@
+"""`aift`, verb by verb, as a user types it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.commands import call, environment, spawn, write_run
+from tests.support.models import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    assert call("train", str(write_run(folder, tiny_model_dir, num_epochs=1))) == 0
+    return folder / "out"
+
+
+def test_help_lists_the_verbs_and_every_setting(capsys):
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    assert all(
+        verb in text for verb in ("train", "generate", "chat", "merge", "models", "env", "schema", "data", "demo")
+    )
+    assert call("train", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(key in text for key in ("--dry-run", "training.learning_rate", "data.on_long", "lora.use_rslora", "training.checkpoint.restart"))  # fmt: skip
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys\nfrom ai_finetuning.apps.cli.main import run\nrun(['--help'])\nprint([m for m in ('torch', 'transformers', 'pydantic', 'datasets', 'rich.table') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_the_module_is_the_command(capsys):
+    done = subprocess.run([sys.executable, "-m", "ai_finetuning", "--help"], env=environment(), capture_output=True, text=True, check=True)  # fmt: skip
+    assert "aift" in done.stdout
+
+
+def test_a_run_by_overrides_alone(tmp_path: Path, tiny_model_dir: Path, said):
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes("質問,回答\r\n首都は？,東京です。\r\n人口は？,多いです。\r\n".encode("cp932"))
+    code = call("train", f"model={tiny_model_dir}", "method=lora", f"data.train={rows}", f"training.output_dir={tmp_path / 'out'}", "training.resume_from_checkpoint=auto", "num_epochs=1")  # fmt: skip
+    assert code == 0
+    text = said()
+    assert "cp932, 2 rows" in text
+    assert f"aift chat {tmp_path / 'out'}" in text
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, tiny_model_dir: Path, said):
+    config = write_run(tmp_path, tiny_model_dir)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert call("train", str(config), "--dry-run") == 0
+    text = said()
+    for word in ("rows", "tokens", "steps", "precision", "memory", "disk", "24", "22"):
+        assert word in text, word
+    assert "Attention" not in text  # no weight was read
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_generate_answers_and_repeats_itself_when_greedy(adapter: Path, tiny_model_dir: Path, capsys):
+    arguments = [
+        "generate",
+        str(adapter),
+        "3の次の数は何ですか？",
+        "5の次の数は何ですか？",
+        "--greedy",
+        "--max-new-tokens",
+        "6",
+    ]
+    assert call(*arguments) == 0
+    first = capsys.readouterr().out
+    assert call(*arguments) == 0
+    assert capsys.readouterr().out == first
+    assert (
+        call("generate", str(tiny_model_dir), "要約して", "--input", "長い文", "--bits", "4", "--max-new-tokens", "2")
+        == 0
+    )
+    assert call("generate", str(tiny_model_dir), "要約", "--bits", "5") == 64
+    assert call("generate", str(tiny_model_dir), "要約", "--base", str(tiny_model_dir)) == 64
+    assert call("generate", str(adapter) + "x", "要約") == 66
+
+
+def test_chat_talks_compares_and_obeys_commands(adapter: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    lines = "/help\n3の次の数は何ですか？\n/compare\n4の次の数は何ですか？\n/adapter\n/reset\n/quit\nnever\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert call("chat", str(adapter), "--greedy", "--max-new-tokens", "4") == 0
+    text = capsys.readouterr().out
+    assert "/compare shows both" in text
+    assert "compare: on" in text
+    assert "without adapter" in text
+    assert "adapter: off" in text
+    assert "history cleared" in text
+
+
+def test_merge_reports_its_agreement_and_loads_plain(adapter: Path, tmp_path: Path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    assert call("merge", str(adapter), "--out", str(tmp_path / "merged")) == 0
+    text = capsys.readouterr().out
+    assert "KL 0.0" in text
+    assert "top-1 " in text
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert str(model.dtype) == "torch.bfloat16"
+    assert call("generate", str(tmp_path / "merged"), "3の次の数は何ですか？", "--max-new-tokens", "2") == 0
+    assert call("merge", str(adapter), "--out", str(tmp_path / "merged")) != 0  # never over an existing folder
+    assert call("merge", str(tmp_path / "merged"), "--out", str(tmp_path / "b")) == 66
+
+
+def test_models_lists_searches_and_describes(capsys):
+    assert call("models", "llm-jp-3-1.8b") == 0
+    assert "llm-jp/llm-jp-3-1.8b-instruct3" in capsys.readouterr().out
+    assert call("models", "llm-jp/llm-jp-3-1.8b-instruct3") == 0
+    assert "licence: Apache-2.0" in capsys.readouterr().out
+    assert call("models", "--fits", "--method", "qlora") == 0
+    assert call("models", "--method", "x") == 78
+    assert call("models", "no such model") == 0
+
+
+def test_env_as_text_and_json(capsys):
+    assert call("env", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"versions", "hub", "free_disk_gb"} <= found.keys()
+    assert call("env") == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "transformers", "cpu", "locale"):
+        assert word in text.lower()
+
+
+def test_schema_is_json_for_editors(tmp_path: Path):
+    assert call("schema", "--out", str(tmp_path / "schema.json")) == 0
+    schema = json.loads((tmp_path / "schema.json").read_text(encoding="utf-8"))
+    assert "$schema" in schema
+    assert {"model", "method", "data", "training", "lora", "parallel"} == schema["properties"].keys()
+
+
+def test_data_show_prints_the_exact_tokens_and_where_loss_is(adapter: Path, tiny_model_dir: Path, capsys):
+    rows = adapter.parent / "rows.jsonl"
+    assert call("data", "show", str(rows), "--model", str(tiny_model_dir), "--row", "2") == 0
+    text = capsys.readouterr().out
+    assert "rows.jsonl:2" in text
+    mask = next(line for line in text.splitlines() if line.startswith("loss: ")).removeprefix("loss: ")
+    from ai_finetuning import DataConfig
+    from ai_finetuning.data.prepare import load_examples
+
+    examples, *_ = load_examples(str(rows), build_tokenizer(), DataConfig())
+    assert mask == "".join("0" if label == -100 else "1" for label in examples[1].labels)
+    assert "⟨</s>⟩" in text
+    assert call("data", "show", str(rows), "--model", str(tiny_model_dir), "--row", "99") == 64
+
+
+def test_data_stats_counts_and_says_what_would_be_cut(adapter: Path, tiny_model_dir: Path, capsys):
+    assert (
+        call("data", "stats", str(adapter.parent / "rows.jsonl"), "--model", str(tiny_model_dir), "--max-length", "30")
+        == 0
+    )
+    text = capsys.readouterr().out
+    assert "22 rows" in text
+    assert "characters per token" in text
+    assert "rows over max_length 30" in text
+    assert "#" in text
+
+
+CODES = [
+    (64, ["train", "model={model}", "what"], "what"),
+    (64, ["no-such-verb"], "no-such-verb"),
+    (64, ["generate"], "Missing argument"),
+    (65, ["train", "model={model}", "data.train={bad}"], "bad.jsonl:1"),
+    (66, ["train", "none.yaml"], "none.yaml"),
+    (66, ["train", "model={model}", "data.train=none.csv"], "none.csv"),
+    (66, ["train", "model={model}x", "data.train={rows}"], "does not exist"),
+    (69, ["train", "model=nobody/nothing", "data.train={rows}"], "offline"),
+    (78, ["train", "model={model}"], "data.train"),
+    (78, ["train", "model={model}", "data.train={rows}", "batch_size=0"], "batch_size is 0"),
+    (78, ["train", "model={model}", "data.train={rows}", "parallel.strategy=fsdp"], "fsdp"),
+]
+
+
+@pytest.mark.parametrize(("code", "arguments", "word"), CODES, ids=[f"{code}-{word}" for code, _, word in CODES])
+def test_exit_codes_and_reasons(
+    tmp_path: Path, tiny_model_dir: Path, said, monkeypatch, code: int, arguments: list[str], word: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text("{\n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"text": "文"}\n', encoding="utf-8")
+    values = {"model": tiny_model_dir, "bad": tmp_path / "bad.jsonl", "rows": tmp_path / "rows.jsonl"}
+    assert call(*(argument.format(**values) for argument in arguments)) == code
+    assert word in said()
+    assert not (tmp_path / "outputs").exists()  # nothing half-written
+
+
+def test_messages_follow_the_locale(tmp_path: Path):
+    for language, word in (
+        ("ja", "エラー: 設定ファイル none.yaml がありません。"),
+        ("en", "error: there is no configuration file"),
+    ):
+        code, output = spawn("train", "none.yaml", AIFT_LANG=language)
+        assert code == 66
+        assert word in output
+    done = subprocess.run(
+        [sys.executable, "-m", "ai_finetuning", "train", "none.yaml"], capture_output=True, text=True, encoding="utf-8",
+        env={key: value for key, value in environment(LC_ALL="ja_JP.UTF-8", LANG="ja_JP.UTF-8").items() if key != "AIFT_LANG"},
+    )  # fmt: skip
+    assert "ありません" in done.stderr
+
+
+def test_a_cp932_console_never_crashes(tmp_path: Path, tiny_model_dir: Path):
+    """Characters that CP932 cannot show (𠮷, 🍣, é) become substitutes; the program goes on."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "𠮷野家の🍣は？", "output": "caféで—食べる。"}\n', encoding="utf-8")
+    for language in ("ja", "en"):
+        for arguments in (
+            ["data", "show", str(rows), "--model", str(tiny_model_dir)],
+            ["models"],
+            ["train", "--help"],
+            ["env"],
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "ai_finetuning", *arguments], capture_output=True,
+                env=environment(PYTHONIOENCODING="cp932", PYTHONUTF8="0", AIFT_LANG=language),
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr.decode("cp932", "replace")
+            done.stdout.decode("cp932")
+
+
+@pytest.mark.slow
+def test_the_demo_teaches_its_model(tmp_path: Path, capsys):
+    assert call("demo", "--out", str(tmp_path / "demo")) == 0
+    text = capsys.readouterr().out
+    assert "学習前" in text
+    assert "学習後" in text
+
+
+def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys):
+    """Every part of `make demo`, with fewer steps."""
+    assert call("demo", "--out", str(tmp_path / "demo"), "--steps", "8", "--epochs", "1") == 0
+    text = capsys.readouterr().out
+    for word in ("学習前", "学習後", "loss.png", "report.html", "aift chat", "aift merge", "exact match"):
+        assert word in text
+    assert (tmp_path / "demo" / "adapter" / "loss.png").is_file()
+    assert (tmp_path / "demo" / "adapter" / "adapter_model.safetensors").is_file()

@@ -1,0 +1,247 @@
+"""The training step against a plain fp32 reference: loss and gradients, however the rows are cut, padded or packed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.support.models import build_model
+
+from ai_finetuning.data.collate import collate
+from ai_finetuning.data.loader import Loader
+from ai_finetuning.data.tokenize import IGNORED, Example
+from ai_finetuning.engine.loss import make_loss
+from ai_finetuning.engine.optimizer import build_optimizer
+from ai_finetuning.parallel.accelerated import Accelerated
+from ai_finetuning.parallel.single import SingleDevice
+
+KINDS = ["llama", "qwen2", "stablelm", "gpt_neox"]
+
+
+def rows(count: int = 7, seed: int = 0) -> list[Example]:
+    """Rows of 5 to 40 tokens; the first third carries no loss."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        ids = generator.integers(3, 400, generator.integers(5, 40)).astype(np.int32)
+        labels = ids.copy()
+        labels[: max(1, len(ids) // 3)] = IGNORED
+        found.append(Example(ids, labels, len(ids)))
+    return found
+
+
+def reference(model: torch.nn.Module, examples: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss per token and gradients, one unpadded row at a time, in plain PyTorch."""
+    model.zero_grad()
+    tokens = sum(int((item.labels[1:] != IGNORED).sum()) for item in examples)
+    total = 0.0
+    for item in examples:
+        ids, labels = (torch.tensor(array, dtype=torch.int64) for array in (item.input_ids, item.labels))
+        logits = model(input_ids=ids[None]).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=IGNORED, reduction="sum") / tokens
+        loss.backward()
+        total += float(loss)
+    return total, gradients(model)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def ours(model, examples, *, micro: int, packing: bool = False, strategy=None, keep: bool = True):
+    """The same step by loader, loss and strategy."""
+    model.zero_grad()
+    strategy = strategy or SingleDevice(torch.device("cpu"))
+    strategy.prepare(model, make_loss(logits_to_keep=keep))
+    loader = Loader(
+        examples, rows_per_step=len(examples), seed=0, packing=packing, max_length=64, group_by_length=True, pad_token_id=0
+    )  # fmt: skip
+    group = [batch for index in range(len(loader)) for batch in loader.micro_batches(0, index, micro)]
+    tokens = sum(batch.num_label_tokens for batch in group)
+    return strategy.forward_backward(group, tokens), gradients(model)
+
+
+def assert_close(one, other, tolerance: float = 1e-5) -> None:
+    assert one[0] == pytest.approx(other[0], abs=tolerance)
+    for name, gradient in other[1].items():
+        scale = max(1.0, float(gradient.abs().max()))
+        assert torch.allclose(one[1][name], gradient, atol=tolerance * scale), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("micro", [1, 2, 3, 7])
+def test_any_micro_batch_gives_the_reference(kind: str, micro: int):
+    """Padding, short last micro-batches and accumulation change neither loss nor gradients."""
+    model = build_model(kind)
+    assert_close(ours(model, rows(), micro=micro), reference(model, rows()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_give_the_reference(kind: str, attention: str):
+    """Documents in one row do not see each other, in every attention implementation that is allowed."""
+    model = build_model(kind)
+    model.set_attn_implementation(attention)
+    assert_close(ours(model, rows(12), micro=2, packing=True), reference(model, rows(12)))
+
+
+def test_packing_fills_rows_and_parts_documents():
+    loader = Loader(
+        rows(12), rows_per_step=2, seed=0, packing=True, max_length=64, group_by_length=False, pad_token_id=0
+    )
+    assert loader.num_rows < 8
+    (batch,) = loader.micro_batches(0, 0, 2)
+    assert batch.attention_mask is None
+    starts = (batch.position_ids == 0).sum()
+    assert starts > batch.input_ids.shape[0]
+    assert (batch.labels[batch.position_ids == 0] == IGNORED).all()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_head_on_live_positions_only_is_the_same(keep: bool):
+    model = build_model()
+    assert_close(ours(model, rows(), micro=3, keep=keep), reference(model, rows()), 1e-6)
+
+
+def test_chunked_logits_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    from ai_finetuning.engine import loss
+
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 16 * 400 * 4)
+    model = build_model()
+    assert_close(ours(model, rows(), micro=7), reference(model, rows()), 1e-6)
+
+
+def test_accelerate_gives_the_same_gradients():
+    model = build_model()
+    plain = ours(model, rows(), micro=2)
+    other = build_model()
+    assert_close(ours(other, rows(), micro=2, strategy=Accelerated(torch.device("cpu"))), plain, 0.0)
+
+
+def test_bf16_autocast_stays_near_the_reference():
+    model = build_model()
+    mixed = ours(model, rows(), micro=3, strategy=SingleDevice(torch.device("cpu"), autocast=torch.bfloat16))
+    exact = reference(model, rows())
+    assert mixed[0] == pytest.approx(exact[0], rel=0.01)
+    norm = torch.stack([gradient.norm() for gradient in exact[1].values()]).norm()
+    error = torch.stack([(mixed[1][name] - gradient).norm() for name, gradient in exact[1].items()]).norm()
+    assert error / norm < 0.05
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    from ai_finetuning.models.loading import enable_gradient_checkpointing
+
+    model = build_model().train()
+    exact = reference(model, rows())
+    enable_gradient_checkpointing(model)
+    assert_close(ours(model, rows(), micro=3), exact, 1e-6)
+
+
+def test_clipping_is_by_the_global_norm():
+    model = build_model()
+    strategy = SingleDevice(torch.device("cpu"))
+    ours(model, rows(), micro=2, strategy=strategy)
+    expected = torch.nn.utils.clip_grad_norm_([p.clone().requires_grad_() for p in []] or model.parameters(), 1e9)
+    assert strategy.clip_grad_norm(0.01) == pytest.approx(float(expected), rel=1e-5)
+    after = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert float(after) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_every_row_is_seen_once_an_epoch_in_an_order_of_the_seed():
+    examples = [Example(np.full(6 + index % 5, index + 3, dtype=np.int32), np.full(6 + index % 5, index + 3, dtype=np.int32), 1) for index in range(23)]  # fmt: skip
+
+    def order(seed: int, epoch: int, micro: int = 2, by_length: bool = False) -> list[int]:
+        loader = Loader(examples, rows_per_step=4, seed=seed, packing=False, max_length=64, group_by_length=by_length, pad_token_id=0)  # fmt: skip
+        return [int(row[0]) for index in range(len(loader)) for batch in loader.micro_batches(epoch, index, micro) for row in batch.input_ids]  # fmt: skip
+
+    for by_length in (False, True):
+        assert sorted(order(1, 0, by_length=by_length)) == list(range(3, 26))
+        assert order(1, 0, by_length=by_length) == order(1, 0, micro=4, by_length=by_length)
+        assert order(1, 0, by_length=by_length) != order(1, 1, by_length=by_length)
+        assert order(1, 0, by_length=by_length) != order(2, 0, by_length=by_length)
+
+
+def test_length_groups_pad_less():
+    def padding(by_length: bool) -> int:
+        loader = Loader(rows(200), rows_per_step=8, seed=0, packing=False, max_length=64, group_by_length=by_length, pad_token_id=0)  # fmt: skip
+        batches = [batch for index in range(len(loader)) for batch in loader.micro_batches(0, index, 8)]
+        return sum(batch.input_ids.numel() - batch.num_tokens for batch in batches)
+
+    assert padding(True) < 0.5 * padding(False)
+
+
+def test_ranks_share_the_rows_of_a_step():
+    def ids(**rank: int) -> list[list[int]]:
+        loader = Loader(rows(9), rows_per_step=4, seed=0, packing=False, max_length=64, group_by_length=False, pad_token_id=0, **rank)  # fmt: skip
+        return [[int(row[0]) for batch in loader.micro_batches(0, index, 2) for row in batch.input_ids] for index in range(len(loader))]  # fmt: skip
+
+    whole, first, second = ids(), ids(data_rank=0, data_size=2), ids(data_rank=1, data_size=2)
+    for step, parts in zip(whole, zip(first, second, strict=True), strict=True):
+        assert sorted(step) == sorted([*parts[0], *parts[1]])
+
+
+def test_the_optimizer_is_adamw_with_decay_on_matrices_only():
+    model = build_model()
+    optimizer = build_optimizer(
+        list(model.named_parameters()), name="adamw", learning_rate=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, lora_plus_ratio=None
+    )  # fmt: skip
+    assert isinstance(optimizer, torch.optim.AdamW)
+    for group in optimizer.param_groups:
+        dims = {parameter.ndim for parameter in group["params"]}
+        assert (group["weight_decay"] == 0.1) == (1 not in dims)
+    seen = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert seen == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"),
+    [
+        ("linear", {0: 1 / 11, 9: 10 / 11, 10: 1.0, 55: 0.5, 99: 1 / 90}),
+        ("cosine", {10: 1.0, 55: 0.5}),
+        ("constant", {10: 1.0, 55: 1.0, 99: 1.0}),
+    ],
+)
+def test_schedules(shape: str, points: dict[int, float]):
+    from ai_finetuning.engine.schedule import lr_factor
+
+    for step, expected in points.items():
+        assert lr_factor(step, shape=shape, warmup=10, total=100, floor=0.0) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("steps", "typed", "total", "expected"), [(100, False, 200, 20), (100, False, 5, 0), (100, True, 1000, 100), (3, True, 100, 3)]
+)  # fmt: skip
+def test_the_warm_up_rules(steps: int, typed: bool, total: int, expected: int):
+    from ai_finetuning.engine.schedule import resolve_warmup
+
+    assert resolve_warmup(steps, typed=typed, total_steps=total) == expected
+
+
+def test_a_typed_warm_up_is_warned_about_and_refused(said):
+    from ai_finetuning.engine.schedule import resolve_warmup
+    from ai_finetuning.errors import ConfigError
+
+    assert resolve_warmup(40, typed=True, total_steps=100) == 40
+    assert "warmup" in said()
+    with pytest.raises(ConfigError, match="only 100 steps"):
+        resolve_warmup(100, typed=True, total_steps=100)
+
+
+def test_precision_follows_the_machine():
+    from ai_finetuning.engine.precision import resolve_precision
+    from ai_finetuning.hardware.gpu import cpu_has_bf16
+
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", fp16=False, device=cpu).name == "fp32"
+    assert resolve_precision("auto", fp16=True, device=cpu).name == ("bf16" if cpu_has_bf16() else "fp32")
+    assert resolve_precision("fp16", fp16=True, device=cpu).name != "fp16"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+        old = resolve_precision("auto", fp16=True, device=torch.device("cuda"))
+        assert (old.name, old.scaler) == ("fp16", True)
+
+
+def test_collate_counts():
+    batch = collate([[rows(2)[0]], [rows(2)[1]]], pad_token_id=0, packed=False)
+    assert batch.num_tokens == sum(len(item) for item in rows(2))
+    assert batch.num_label_tokens == int((batch.labels[:, 1:] != IGNORED).sum())

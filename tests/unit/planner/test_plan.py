@@ -1,0 +1,66 @@
+"""What is known of a run before it loads: sizes from the configuration alone, memory by formulas, checked against real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.models import build_model, save_tiny_model
+
+from ai_finetuning.models.adapters import add_lora, trainable_parameters
+from ai_finetuning.planner import memory
+from ai_finetuning.planner.shape import read_shape, shape_of
+
+KINDS = ["llama", "qwen2", "stablelm", "gpt_neox"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_are_counted_without_weights(tmp_path: Path, kind: str):
+    save_tiny_model(tmp_path / kind, kind)
+    (tmp_path / kind / "model.safetensors").unlink()
+    shape = read_shape(str(tmp_path / kind))
+    model = build_model(kind)
+    assert shape == shape_of(model)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.positions == 1024
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapter_sizes_are_those_that_peft_makes(kind: str):
+    model = build_model(kind)
+    expected = shape_of(model).lora_parameters(4, None)
+    assert trainable_parameters(add_lora(model, r=4, alpha=8))[0] == expected
+
+
+def test_memory_follows_method_and_checkpointing():
+    shape = shape_of(build_model())
+    base = {"trainable": 1000, "frozen_bytes": 2, "tokens": 2048, "compute_bytes": 2, "optimizer_bytes": 8}
+
+    def total(checkpointing: bool = False, **changes) -> int:
+        return memory.estimate(shape, memory.Workload(**base | {"bits": None, "full": False} | changes), checkpointing=checkpointing).total  # fmt: skip
+
+    assert total(bits=4) < total(bits=8) < total() < total(full=True, trainable=shape.parameters)
+    assert total(checkpointing=True) < total()
+    assert total(tokens=4096) > total()
+
+
+def test_the_estimate_is_near_what_autograd_keeps():
+    """Saved activations of a real step, counted by hooks, against the formula: within a factor of 1.5."""
+    model = build_model(hidden_size=128, layers=4).train()
+    ids = torch.randint(3, 400, (4, 128))
+    sizes: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in parameters:
+            sizes[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    assert hidden.requires_grad
+    work = memory.Workload(trainable=0, bits=None, frozen_bytes=4, tokens=ids.numel(), compute_bytes=4, optimizer_bytes=8, full=False)  # fmt: skip
+    estimated = memory.estimate(shape_of(model), work, checkpointing=False).activations
+    assert 1 / 1.5 < estimated / sum(sizes.values()) < 1.5
