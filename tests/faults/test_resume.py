@@ -415,3 +415,35 @@ def test_at_least_two_verified_checkpoints_are_kept(tmp_path: Path, tiny_model_d
     left = sorted((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
     assert [path.name for path in left] == ["checkpoint-22", "checkpoint-24"]
     assert [verify(path) for path in left] == [[], []]
+
+
+VARIANTS = {
+    "full with accelerate": ["method=full"],
+    "8-bit Adam": ["method=full", "training.optimizer.name=adamw_8bit"],
+    "QLoRA in 4 bit": ["method=qlora", "lora.r=4"],
+    "QLoRA in 8 bit": ["method=qlora", "lora.qlora_4bit=false", "lora.r=4"],
+    "bf16": ["training.runtime.precision=bf16", "lora.lora_dropout=0.1"],
+    "packing": ["data.packing=true", "data.max_length=96", "training.warmup_steps=0", "lora.lora_dropout=0.1"],
+    "DoRA, LoRA+, cosine": ["lora.use_dora=true", "lora_plus_ratio=8", "schedule.name=cosine"],
+    "gradient checkpointing": ["gradient_checkpointing=true", "lora.lora_dropout=0.1"],
+    "best checkpoint": ["checkpoint.load_best=true", "training.learning_rate=0.1", "eval_steps=1"],
+    "full heads": ["lora.modules_to_save=lm_head", "lora.bias=all"],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_method_resumes_to_the_same_bits(tmp_path: Path, tiny_model_dir: Path, faulty, name: str):
+    def run(folder: str, *extra: str) -> int:
+        return call(
+            "train", f"model.name={tiny_model_dir}", "model.dtype=float32", f"data.train={tmp_path / 'rows.jsonl'}", "data.max_length=64",
+            f"data.eval={tmp_path / 'held_out.jsonl'}", f"training.output_dir={tmp_path / folder}", "training.warmup_steps=2", "learning_rate=5e-3", "batch_size=2",
+            "gradient_accumulation_steps=2", "num_epochs=3", "eval_steps=4", "save_steps=3", "progress=false", "fp16=false", *VARIANTS[name], *extra,
+        )  # fmt: skip
+
+    write_run(tmp_path, tiny_model_dir)
+    assert run("whole") == 0
+    faulty("step:term@4")
+    assert run("stopped") == 75
+    faulty("")
+    assert run("stopped", AUTO) == 0
+    assert_same(tmp_path / "stopped", tmp_path / "whole")

@@ -193,12 +193,8 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
         wanted = ("model", "name")
     if wanted in fields and section_class(fields[wanted]) is None:
         return wanted, fields[wanted]
-    # Bare, or with its section but without the part of it: training.resume_from_checkpoint.
-    matches = [
-        path
-        for path in fields
-        if path[-1] == wanted[-1] and path[: len(wanted) - 1] == wanted[:-1] and section_class(fields[path]) is None
-    ]
+    # Parts of the path may be left out: learning_rate, schedule.name, training.resume_from_checkpoint.
+    matches = [path for path in fields if _abbreviates(wanted, path) and section_class(fields[path]) is None]
     if len(matches) == 1:
         return matches[0], fields[matches[0]]
     if len(matches) > 1:
@@ -218,6 +214,12 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
     hint_ja = f"もしかして: {', '.join(near)}" if near else "aift train --help で一覧を見られます。"
     hint_en = f"did you mean {', '.join(near)}?" if near else "aift train --help lists them."
     raise ConfigError(f"{key} というキーはありません。{hint_ja}", f"{key} is not a known key; {hint_en}")
+
+
+def _abbreviates(wanted: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    """Whether a key is a path with some of its sections left out."""
+    rest = iter(path)
+    return wanted[-1] == path[-1] and all(part in rest for part in wanted)
 
 
 def _value(text: str, hint: Any, name: str) -> Any:
