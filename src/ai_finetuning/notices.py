@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import logging
+import sys
+from typing import TextIO
 
 from .errors import localized
 
 LOGGER = logging.getLogger("ai_finetuning")
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at that moment: a progress bar that is showing puts the line above itself."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """The stream of the moment."""
+        return sys.stderr
+
+
 def _ready() -> logging.Logger:
     """The toolkit's logger; a plain stderr handler is added where the program configured none."""
     if not LOGGER.hasHandlers():
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("[aift] %(message)s"))
         LOGGER.addHandler(handler)
     if LOGGER.level == logging.NOTSET:

@@ -119,3 +119,18 @@ def test_loop_and_step_stay_short():
                 lengths[node.name] = (node.end_lineno or 0) - node.lineno + 1
     assert lengths["fit"] <= 80
     assert lengths["train_step"] <= 40
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_pickle_no_shell_no_network_listener(path: Path):
+    text = path.read_text(encoding="utf-8")
+    for word in (
+        "torch.save(",
+        "torch.load(",
+        "import pickle",
+        "shell=True",
+        "os.system(",
+        "0.0.0.0",
+        "yaml.load(text)",
+    ):
+        assert word not in text, word

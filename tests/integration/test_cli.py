@@ -229,6 +229,37 @@ def test_a_cp932_console_never_crashes(tmp_path: Path, tiny_model_dir: Path):
             done.stdout.decode("cp932")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_a_terminal_shows_a_bar_and_messages_stand_above_it(tmp_path: Path, tiny_model_dir: Path):
+    import os
+    import pty
+
+    config = write_run(tmp_path, tiny_model_dir, runtime={"progress": True})
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ai_finetuning", "train", str(config)], stdout=subprocess.DEVNULL, stderr=follower,
+        env=environment(TERM="xterm", COLUMNS="100"),
+    )  # fmt: skip
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not piece:
+            break
+        seen += piece
+    assert process.wait() == 0
+    text = seen.decode("utf-8")
+    assert "24/24" in text
+    assert "tok/s" in text
+    assert "━" in text
+    for line in text.split("\n"):
+        if "held-out loss" in line:  # the bar is wiped before the message is written
+            assert line.rindex("[aift]") == 0 or line[: line.rindex("[aift]")].endswith("\x1b[2K")
+
+
 @pytest.mark.slow
 def test_the_demo_teaches_its_model(tmp_path: Path, capsys):
     assert call("demo", "--out", str(tmp_path / "demo")) == 0

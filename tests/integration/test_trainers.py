@@ -400,6 +400,16 @@ def test_tracker_writes_and_a_broken_one_does_not_stop_the_run(tiny_model_dir: P
     assert caplog.text.count("cannot be reached") == 1
 
 
+def test_a_tracker_that_is_not_installed_is_refused_before_loading(tiny_model_dir: Path, tmp_path: Path, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest))
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        train_lora(tiny_model_dir, tmp_path / "out", runtime={"report_to": ("wandb",)})
+    assert not (tmp_path / "out").exists()
+
+
 def test_token_id_beyond_the_vocabulary_is_refused(tmp_path: Path):
     from tests.support.models import build_model
 

@@ -43,7 +43,7 @@ from . import base, resume, saving
 from .isolation import refuse_leaking_attention
 from .output_folder import OutputFolder, free_disk_bytes
 from .progress import progress
-from .trackers import trackers
+from .trackers import Tracker, require_trackers
 
 # Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
 USUAL_LORA_RATES = "1e-4 - 3e-4"
@@ -123,6 +123,7 @@ def check(job: Job) -> None:
         world_size=config.training.world_size,
     )
     base.check_method(job.model, config)
+    require_trackers(config.training.runtime.report_to)
     if job.train is None:
         raise ConfigError(
             "学習データがありません。train_texts か train_dataset（設定では data.train）を指定してください。",
@@ -311,7 +312,7 @@ def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Sta
     )
     run.callbacks = [
         *([progress(training.logging_steps)] if training.runtime.progress else []),
-        *trackers(training.runtime.report_to, folder.path / "trackers", folder.path.name),
+        *(Tracker(name, folder.path / "trackers", folder.path.name) for name in training.runtime.report_to),
     ]
     _restore(run, loaded, start, prepared)
     notice(prepared.precision.reason_ja, prepared.precision.reason_en)

@@ -39,13 +39,15 @@ class Lines(Callback):
     def __init__(self, every: int) -> None:
         self._every = every
         self._speed = _Speed()
+        self._before: int | None = None  # steps that were done before this process began
 
     def on_step(self, row: dict[str, Any]) -> None:
         """Says where the run stands."""
         speed = self._speed.add(row)
+        self._before = row["step"] - 1 if self._before is None else self._before
         if row["step"] % self._every and row["step"] != row["total_steps"]:
             return
-        left = (row["total_steps"] - row["step"]) * row["seconds"] / max(1, row["step"])
+        left = (row["total_steps"] - row["step"]) * row["seconds"] / (row["step"] - self._before)
         text = f"{row['step']}/{row['total_steps']}  {_numbers(row, speed)}"
         notice(f"{text}  残り約 {left:.0f} 秒", f"{text}  about {left:.0f} s left")
 

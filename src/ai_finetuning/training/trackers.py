@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,15 @@ def _start(name: str, folder: Path, run_name: str) -> Any:
     return tracker
 
 
-def trackers(names: Sequence[str], folder: Path, run_name: str) -> list[Callback]:
-    """One callback for each tracker.
+def require_trackers(names: Sequence[str]) -> None:
+    """Refuses, before anything is loaded, a tracker whose package is not installed.
 
     Raises:
-        ConfigError: a tracker whose package is not installed.
+        ConfigError: with the command that installs it.
     """
-    import importlib.util
-
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
                 f"training.runtime.report_to が {name} ですが、{_PACKAGES[name]} がありません。pip install {_PACKAGES[name]} してください。",
                 f"training.runtime.report_to is {name}, but {_PACKAGES[name]} is not installed: pip install {_PACKAGES[name]}.",
             )
-    return [Tracker(name, folder, run_name) for name in names]

@@ -214,6 +214,14 @@ def test_a_wrong_file_name_suggests_near_ones(tmp_path: Path):
         read_rows(tmp_path / "trian.jsonl")
 
 
+def test_a_hub_id_without_a_hub_says_the_way_out(monkeypatch: pytest.MonkeyPatch):
+    from ai_finetuning.errors import HubError
+
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    with pytest.raises(HubError, match="nobody/nothing cannot be had"):
+        read_rows("nobody/nothing")
+
+
 def test_other_kinds_and_broken_archives_are_refused(tmp_path: Path):
     for name in ("a.docx", "a.xlsx", "a.parquet", "a.jsonl.gz"):
         (tmp_path / name).write_bytes(b"no such thing")
