@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, HubError, InputNotFoundError
+from ..hardware.network import endpoint, head, offline
 from .encoding import decode, mojibake
 
 
@@ -327,6 +328,13 @@ def _read_missing(name: str) -> tuple[list[Row], FileReport]:
 def _read_hub(name: str) -> tuple[list[Row], FileReport]:
     import datasets
 
+    # The client's own retries would take minutes where the hub does not answer; offline it looks into its cache only.
+    answer = None if offline() else head(f"{endpoint()}/api/datasets/{name}")
+    if answer is not None and answer.status is None:
+        raise HubError(
+            f"データセット {name} を取りに行きましたが、{endpoint()} が応答しません（{answer.reason}）。ファイルなら拡張子まで書き、ハブならネットワークか HF_ENDPOINT を確認してください。",
+            f"data set {name} cannot be had: {endpoint()} does not answer ({answer.reason}). A file needs its extension; for a hub id check the network or HF_ENDPOINT.",
+        )
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # datasets raises many kinds here; all of them mean: no such data, or no hub

@@ -8,36 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from ..errors import HubError, InputNotFoundError, ModelError
+from ..hardware.network import LIMIT_SECONDS, endpoint, head, offline
 from . import catalog
 
-LIMIT_SECONDS = 5.0
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
-_TRUE = {"1", "ON", "YES", "TRUE"}
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect proves that the file is there; following it would carry the token to another host."""
-
-    def redirect_request(self, *args: object, **kwargs: object) -> None:
-        return None
-
-
-def offline() -> bool:
-    """Whether the user switched the hub off (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE)."""
-    return any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-
-
-def endpoint() -> str:
-    """Address of the hub: HF_ENDPOINT, or the public one."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def local_folder(name: str) -> Path | None:
@@ -145,34 +123,11 @@ def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
         HubError: with the reason (no answer, gated, unknown id, server error) and the way out.
     """
     url = f"{endpoint()}/{model_id}/resolve/main/config.json"
-    answer: dict[str, object] = {}
-    # A thread, because a socket's time-out bounds neither the name look-up nor an answer that trickles in.
-    asker = threading.Thread(target=_ask, args=(url, limit_seconds, answer), daemon=True)
-    asker.start()
-    asker.join(limit_seconds)
-    if "status" not in answer:
-        reason = answer.get("reason", f"no answer within {limit_seconds:g} s")
-        raise _unreachable(model_id, str(reason))
-    status, code = int(str(answer["status"])), str(answer["code"])
-    if status >= 400 and code != "EntryNotFound":
-        raise _refused(model_id, status, code)
-
-
-def _ask(url: str, limit_seconds: float, answer: dict[str, object]) -> None:
-    from huggingface_hub import get_token
-
-    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "ai-finetuning-toolkit"})
-    token = get_token()
-    if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
-    try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=limit_seconds) as response:
-            answer["code"], answer["status"] = "", response.status
-    except urllib.error.HTTPError as error:
-        answer["code"] = error.headers.get("X-Error-Code", "")
-        answer["status"] = error.code
-    except (OSError, ValueError) as error:
-        answer["reason"] = getattr(error, "reason", error)
+    answer = head(url, limit_seconds)
+    if answer.status is None:
+        raise _unreachable(model_id, answer.reason)
+    if answer.status >= 400 and answer.code != "EntryNotFound":
+        raise _refused(model_id, answer.status, answer.code)
 
 
 def _unreachable(model_id: str, reason: str) -> HubError:
@@ -220,10 +175,5 @@ def _suggest_en(name: str) -> str:
 
 def reachability(limit_seconds: float = LIMIT_SECONDS) -> str:
     """One line for `aift env`: whether the hub answers."""
-    answer: dict[str, object] = {}
-    asker = threading.Thread(target=_ask, args=(endpoint(), limit_seconds, answer), daemon=True)
-    asker.start()
-    asker.join(limit_seconds)
-    if "status" in answer:
-        return f"{endpoint()}: HTTP {answer['status']}"
-    return f"{endpoint()}: {answer.get('reason', f'no answer within {limit_seconds:g} s')}"
+    answer = head(endpoint(), limit_seconds)
+    return f"{endpoint()}: {f'HTTP {answer.status}' if answer.status is not None else answer.reason}"

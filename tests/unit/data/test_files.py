@@ -222,6 +222,15 @@ def test_a_hub_id_without_a_hub_says_the_way_out(monkeypatch: pytest.MonkeyPatch
         read_rows("nobody/nothing")
 
 
+def test_a_hub_that_does_not_answer_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    from ai_finetuning.errors import HubError
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match="does not answer"):
+        read_rows("nobody/nothing")
+
+
 def test_other_kinds_and_broken_archives_are_refused(tmp_path: Path):
     for name in ("a.docx", "a.xlsx", "a.parquet", "a.jsonl.gz"):
         (tmp_path / name).write_bytes(b"no such thing")

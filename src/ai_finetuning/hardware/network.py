@@ -1,0 +1,64 @@
+"""One question to the hub, bounded in time: whether something is there."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+LIMIT_SECONDS = 5.0
+_TRUE = {"1", "ON", "YES", "TRUE"}
+
+
+@dataclass
+class Answer:
+    """Status and X-Error-Code of an answer; status None and the reason where there was none."""
+
+    status: int | None = None
+    code: str = ""
+    reason: str = ""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect proves that the file is there; following it would carry the token to another host."""
+
+    def redirect_request(self, *args: object, **kwargs: object) -> None:
+        return None
+
+
+def offline() -> bool:
+    """Whether the user switched the hub off (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE)."""
+    return any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def endpoint() -> str:
+    """Address of the hub: HF_ENDPOINT, or the public one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def head(url: str, limit_seconds: float = LIMIT_SECONDS) -> Answer:
+    """The answer to HEAD, within the limit; the user's hub token goes along, never to another host."""
+    answer = Answer(reason=f"no answer within {limit_seconds:g} s")
+    # A thread, because a socket's time-out bounds neither the name look-up nor an answer that trickles in.
+    asker = threading.Thread(target=_ask, args=(url, limit_seconds, answer), daemon=True)
+    asker.start()
+    asker.join(limit_seconds)
+    return answer
+
+
+def _ask(url: str, limit_seconds: float, answer: Answer) -> None:
+    from huggingface_hub import get_token
+
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "ai-finetuning-toolkit"})
+    token = get_token()
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=limit_seconds) as response:
+            answer.status = response.status
+    except urllib.error.HTTPError as error:
+        answer.code, answer.status = error.headers.get("X-Error-Code", ""), error.code
+    except (OSError, ValueError) as error:
+        answer.reason = str(getattr(error, "reason", error))
