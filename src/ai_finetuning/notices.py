@@ -11,7 +11,7 @@ from .errors import localized
 LOGGER = logging.getLogger("ai_finetuning")
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # no type parameter before Python 3.11
     """Writes to what sys.stderr is at that moment: a progress bar that is showing puts the line above itself."""
 
     def __init__(self) -> None:

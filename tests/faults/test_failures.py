@@ -20,17 +20,6 @@ from ai_finetuning.engine.checkpoint import verify
 from ai_finetuning.engine.metrics import read_metrics
 
 
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch):
-    from ai_finetuning.engine import faults
-
-    def plan(text: str) -> None:
-        faults.reset()
-        monkeypatch.setenv("AIFT_FAULT", text)
-
-    return plan
-
-
 def finite(folder: Path) -> bool:
     return all(
         bool(torch.isfinite(tensor).all())

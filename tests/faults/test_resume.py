@@ -109,18 +109,6 @@ def test_kill_minus_9_from_outside_at_random_moments(tmp_path: Path, tiny_model_
     assert_same(tmp_path / "killed" / "out", tmp_path / "whole" / "out")
 
 
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch):
-    """Sets AIFT_FAULT for this process."""
-    from ai_finetuning.engine import faults
-
-    def plan(text: str) -> None:
-        faults.reset()
-        monkeypatch.setenv("AIFT_FAULT", text)
-
-    return plan
-
-
 @pytest.mark.parametrize("name", ["term", "int"])
 def test_sigterm_saves_and_exits_75_and_resumes_to_the_same_bits(
     tmp_path: Path, tiny_model_dir: Path, reference: Path, faulty, name: str, said

@@ -99,7 +99,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         values = _read(Path(path))
     for key, text in parse_overrides(overrides):
         path_of_key, hint = resolve_key(key)
-        _put(values, path_of_key, _value(text, hint, key))
+        # `--resume` alone means the newest checkpoint.
+        _put(values, path_of_key, "auto" if (key, text) == ("resume", "true") else _value(text, hint, key))
     return build(RunConfig, _with_model_section(values))
 
 

@@ -86,17 +86,18 @@ def _read_jsonl(path: Path, raw: bytes, report: FileReport, skip: bool) -> Itera
                 f"not valid JSON ({error}): {snippet}",
             )
             continue
-        if isinstance(values, dict):
-            yield Row(values, source)
-        else:
-            kind = type(values).__name__
-            _refuse(
-                report,
-                skip,
-                source,
-                f"{kind} です。1 行に 1 つの {{...}} を書いてください",
-                f"a {kind}; each line must be one {{...}} object",
-            )
+        yield from _object(values, source, report, skip)
+
+
+def _object(values: Any, source: str, report: FileReport, skip: bool) -> Iterator[Row]:
+    """A JSON value as a row; anything but an object is a bad row."""
+    if isinstance(values, dict):
+        yield Row(values, source)
+        return
+    kind = type(values).__name__
+    _refuse(
+        report, skip, source, f"{kind} です。行は {{...}} の形にしてください", f"a {kind}; every row must be a {{...}} object"
+    )  # fmt: skip
 
 
 def _read_json(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
@@ -117,18 +118,7 @@ def _read_json(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterat
             [content],
         )
     for number, values in enumerate(content, start=1):
-        source = f"{path.name}[{number}]"
-        if isinstance(values, dict):
-            yield Row(values, source)
-        else:
-            kind = type(values).__name__
-            _refuse(
-                report,
-                skip,
-                source,
-                f"{kind} です。{{...}} の配列にしてください",
-                f"a {kind}; the file must be an array of {{...}} objects",
-            )
+        yield from _object(values, f"{path.name}[{number}]", report, skip)
 
 
 def _table(rows: Iterator[tuple[int, list[Any]]], path: Path, report: FileReport, skip: bool) -> Iterator[Row]:

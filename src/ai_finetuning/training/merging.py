@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..engine.checkpoint_files import fsync_folder
-from ..errors import ConfigError, ModelError
+from ..errors import ModelError
 from ..models.adapters import adapter_config, agreement, load_adapter, logits_of, merge_into
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import PROBES, load_tokenizer
 from ..notices import notice
 from .lora_finetuning import saved_tokenizer
-from .output_folder import storage_error
+from .output_folder import new_folder, refuse_used_folder
 
 # Rounding to bf16 moves next-token distributions a little; above these the merge counts as failed.
 MAX_KL, MIN_TOP1 = 0.05, 0.9
@@ -50,11 +48,7 @@ def merge_adapter(
         StorageError: it cannot be written.
     """
     place = Path(out)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ConfigError(
-            f"出力先 {place} は空ではありません。新しいフォルダーを指定してください。",
-            f"the output folder {place} is not empty; choose a new one.",
-        )
+    refuse_used_folder(place)
     name = base or str(adapter_config(adapter)["base_model_name_or_path"])
     tokenizer = load_tokenizer(saved_tokenizer(adapter) or name)
     model = load_adapter(load_causal_lm(name, dtype=dtype, device=device), adapter).eval()
@@ -62,10 +56,7 @@ def merge_adapter(
     wanted = logits_of(model, probes)
     merged = merge_into(model)
     merged.config.use_cache = True
-    staging = place.with_name(f".staging-{place.name}")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+    with new_folder(place) as staging:
         merged.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         generation = Path(adapter) / "generation_config.json"
@@ -80,14 +71,6 @@ def merge_adapter(
                 f"統合したモデルが、アダプター付きのモデルと一致しません（KL {close.kl:.4f}、最尤一致 {close.top1:.1%}）。保存を取り消しました。dtype を float32 にして試してください。",
                 f"the merged model does not agree with base plus adapter (KL {close.kl:.4f}, top-1 {close.top1:.1%}); nothing was kept. Try dtype float32.",
             )
-        if place.exists():
-            place.rmdir()
-        os.replace(staging, place)
-        fsync_folder(place.absolute().parent)
-    except OSError as error:
-        raise storage_error(place, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     notice(
         f"{place} に統合しました（再読み込みで確認: KL {close.kl:.5f}、最尤一致 {close.top1:.1%}）。",
         f"merged into {place} (read back and compared: KL {close.kl:.5f}, top-1 {close.top1:.1%}).",

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, LOCK, M
 from ..engine.checkpoint import CheckpointStore
 from ..engine.checkpoint_files import fsync_folder, write_durably
 from ..engine.faults import trigger
-from ..errors import ConfigError, RunLockedError, StorageError
+from ..errors import ConfigError, RunLockedError, StorageError, ToolkitError
 from ..notices import notice, warn
 
 OWNER = ".lock-owner.json"
@@ -201,6 +201,39 @@ class OutputFolder:
                 f"ディスクの空き {free / 1e9:.2f} GB は必要な {needed / 1e9:.2f} GB に近いです。",
                 f"{free / 1e9:.2f} GB of free disk is close to the {needed / 1e9:.2f} GB needed.",
             )
+
+
+def refuse_used_folder(place: Path) -> None:
+    """Raises ConfigError where a new folder is wanted and something is there."""
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConfigError(
+            f"出力先 {place} は空ではありません。新しいフォルダーを指定してください。",
+            f"the output folder {place} is not empty; choose a new one.",
+        )
+
+
+@contextlib.contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `place` when the block ends well, and goes when it does not.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    staging = place.with_name(f".staging-{place.name}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        if place.exists():
+            place.rmdir()
+        os.replace(staging, place)
+        fsync_folder(place.absolute().parent)
+    except OSError as error:
+        if isinstance(error, ToolkitError):
+            raise
+        raise storage_error(place, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def free_disk_bytes(path: Path) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.checkpoint_files import fsync_folder
 from ..errors import ConfigError
 from ..models import catalog, hub
 from ..models.adapters import agreement, logits_of
@@ -21,7 +18,7 @@ from ..models.loading import load_causal_lm, read_config
 from ..models.quantized import linear_modules, weight_bytes
 from ..models.tokenizers import load_tokenizer
 from ..notices import notice
-from .output_folder import storage_error
+from .output_folder import new_folder, refuse_used_folder
 
 QUANT_TYPES = ("nf4", "fp4")
 
@@ -105,32 +102,15 @@ class QuantizationOptimizer:
 
     def _quantize(self, bits: int, output_dir: str, dtype: torch.dtype, settings: dict[str, Any]) -> Any:
         place = Path(output_dir)
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise ConfigError(
-                f"output_dir の {place} は空ではありません。新しいフォルダーを指定してください。",
-                f"output_dir {place} is not empty; choose a new folder.",
-            )
+        refuse_used_folder(place)
         self._refuse_quantized()
-        staging = place.with_name(f".staging-{place.name}")
-        try:
-            staging.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(place, error) from error
-        try:
+        with new_folder(place) as staging:
             model = load_causal_lm(
                 self.model_name_or_path, dtype=dtype, device=self.device, load_in_8bit=bits == 8, load_in_4bit=bits == 4, quantization=settings
             )  # fmt: skip
             # Before any forward: on some processors bitsandbytes re-packs weights in their first one (QUANTIZATION.md A2).
             model.save_pretrained(staging)
             load_tokenizer(self.model_name_or_path).save_pretrained(staging)
-            if place.exists():
-                place.rmdir()
-            os.replace(staging, place)
-            fsync_folder(place.absolute().parent)
-        except OSError as error:
-            raise storage_error(place, error) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         count, size = len(linear_modules(model, bits)), sum(path.stat().st_size for path in place.glob("*.safetensors"))
         notice(
             f"{count} 個の線形層を {bits}bit にして {place} に保存しました（{size / 1e6:.1f} MB）。",

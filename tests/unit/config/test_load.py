@@ -71,6 +71,8 @@ def test_overrides_alone_are_enough():
     assert config.model.name == "/some/path"
     assert config.data.train == "a.csv"
     assert config.training.checkpoint.resume_from_checkpoint == "auto"
+    for typed in (["--resume"], ["--resume", "auto"], ["--resume=auto"], ["resume=auto"], ["--resume", "--restart"]):
+        assert load_config(None, typed).training.checkpoint.resume_from_checkpoint == "auto"
     assert load_config(None, ["data.train=a.csv,b.csv", "target_modules=q_proj,v_proj"]).lora.target_modules == ["q_proj", "v_proj"]  # fmt: skip
 
 
