@@ -30,12 +30,11 @@ class LoRAConfig:
     """Load the base quantized."""
     qlora_4bit: bool = True
     """4 bit (NF4, double quantization); False for 8 bit."""
-    _: dataclasses.KW_ONLY
-    use_rslora: bool = False
+    use_rslora: bool = dataclasses.field(default=False, kw_only=True)
     """rsLoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r)."""
-    use_dora: bool = False
+    use_dora: bool = dataclasses.field(default=False, kw_only=True)
     """DoRA (arXiv:2402.09353): magnitude and direction apart."""
-    modules_to_save: list[str] | None = None
+    modules_to_save: list[str] | None = dataclasses.field(default=None, kw_only=True)
     """Modules trained and saved whole (embed_tokens, lm_head after adding tokens)."""
 
     def __post_init__(self) -> None:

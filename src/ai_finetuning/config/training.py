@@ -58,14 +58,13 @@ class TrainingConfig:
     """Rank on this machine; -1 takes the launcher's."""
     world_size: int = 1
     """Processes of the run; 1 takes the launcher's."""
-    _: dataclasses.KW_ONLY
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig, kw_only=True)
     """Optimizer and its numbers."""
-    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig, kw_only=True)
     """Learning-rate schedule."""
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig, kw_only=True)
     """Checkpoints and resuming."""
-    runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
+    runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig, kw_only=True)
     """Precision, seed, logging, early stopping."""
 
     @model_validator(mode="before")
