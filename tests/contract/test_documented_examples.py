@@ -102,3 +102,24 @@ def test_the_examples_of_the_readme_run(tmp_path: Path):
         (folder / "faq.csv").write_bytes("質問,回答\r\n首都は？,東京です。\r\n人口は？,多いです。\r\n".encode("cp932"))
         if code:
             run(folder, code)
+
+
+def test_the_example_scripts_run(tmp_path: Path):
+    save_tiny_model(tmp_path / "model")
+    rows = "".join(f"{number}の次は？,{number + 1}です。\r\n" for number in range(20))
+    (tmp_path / "faq.csv").write_bytes(("質問,回答\r\n" + rows).encode("cp932"))
+    (tmp_path / "questions.txt").write_text("3の次は？\n", encoding="utf-8")
+    calls = {
+        "lora_faq_csv.py": (["model", "faq.csv", "out"], "held-out loss"),
+        "compare_before_after.py": (["out", "questions.txt"], "あり:"),
+    }
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert scripts == set(calls)
+    for name, (arguments, word) in calls.items():
+        path = ROOT / "examples" / name
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+        done = subprocess.run(
+            [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", env=environment()
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert word in done.stdout

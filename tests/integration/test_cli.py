@@ -195,6 +195,20 @@ def test_exit_codes_and_reasons(
     assert not (tmp_path / "outputs").exists()  # nothing half-written
 
 
+def test_an_error_of_our_own_making_exits_70_with_its_traceback(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch, said
+):
+    from ai_finetuning.engine import loop
+
+    def broken(run) -> None:
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(loop, "step_with_retry", broken)
+    assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 70
+    assert "a mistake of ours" in said()
+    assert "aift env" in said()
+
+
 def test_messages_follow_the_locale(tmp_path: Path):
     for language, word in (
         ("ja", "エラー: 設定ファイル none.yaml がありません。"),

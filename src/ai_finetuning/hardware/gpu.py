@@ -14,6 +14,7 @@ import torch
 
 from ..errors import ConfigError
 from ..notices import notice
+from .checkpointing import enable_activation_checkpointing
 
 _GB = 1e9
 
@@ -77,15 +78,11 @@ def optimize_model_for_gpu(
             "この CPU には bf16 命令がないため fp32 のまま使います。", "this CPU has no bf16 instructions: fp32 stays."
         )
     model = model.to(device=place, dtype=dtype) if dtype is not None else model.to(place)
-    if gradient_checkpointing:
-        enable = getattr(model, "gradient_checkpointing_enable", None)
-        if enable is None:
-            notice(
-                f"{type(model).__name__} は Gradient Checkpointing に対応していないため、そのまま使います。",
-                f"{type(model).__name__} has no gradient checkpointing; it is used as it is.",
-            )
-        else:
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if gradient_checkpointing and not enable_activation_checkpointing(model):
+        notice(
+            f"{type(model).__name__} は Gradient Checkpointing に対応していないため、そのまま使います。",
+            f"{type(model).__name__} has no gradient checkpointing; it is used as it is.",
+        )
     return model, place
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from ..errors import HubError, ModelError, ToolkitError
+from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import cpu_has_bf16, get_available_device
 from ..notices import notice, warn
 from . import catalog, hub
@@ -93,7 +94,7 @@ def load_causal_lm(
         require_quantized(model, bits, real_name)
     forbid_cpu_packing(model)
     if gradient_checkpointing:
-        enable_gradient_checkpointing(model)
+        enable_activation_checkpointing(model)
     return model.eval()
 
 
@@ -322,20 +323,6 @@ def _not_loaded(name: str, error: Exception) -> ToolkitError:
         f"{name} を読み込めませんでした: {first} config.json と重みが揃った、文章生成 (causal LM) のモデルか確認してください。",
         f"{name} could not be loaded: {first} Check that it is a causal language model with matching config.json and weights.",
     )
-
-
-def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Recomputes activations in the backward pass; hides the rename in transformers 5.2x.
-
-    `activation_checkpointing_enable` replaces `gradient_checkpointing_enable` in transformers 6; remove the second
-    branch when the floor has it.
-    """
-    options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    model.config.use_cache = False
 
 
 def weight_marks(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:

@@ -30,10 +30,11 @@ from ..engine.precision import Precision, resolve_precision
 from ..engine.rng import seed_everything
 from ..engine.schedule import resolve_warmup
 from ..errors import ConfigError
+from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import free_memory_bytes, get_available_device, peak_memory_bytes
 from ..models.adapters import add_lora, trainable_parameters
 from ..models.base_model import BaseModel
-from ..models.loading import enable_gradient_checkpointing, weight_marks
+from ..models.loading import weight_marks
 from ..notices import notice, warn
 from ..parallel.choose import check_strategy, choose
 from ..planner import memory
@@ -371,7 +372,7 @@ def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
             bias=lora.bias, use_rslora=lora.use_rslora, use_dora=lora.use_dora, modules_to_save=lora.modules_to_save,
         )  # fmt: skip
     if prepared.plan.gradient_checkpointing:
-        enable_gradient_checkpointing(_unwrapped(model))
+        enable_activation_checkpointing(_unwrapped(model))
     trains, everything = trainable_parameters(model)
     notice(
         f"学習する重み {trains:,} / {everything:,}（{trains / everything:.2%}）",

@@ -17,6 +17,7 @@ from ..config.section import with_values
 from ..engine.metrics import read_metrics
 from ..evaluation.curves import draw_curve
 from ..evaluation.report import write_report
+from ..hardware.checkpointing import disable_activation_checkpointing
 from ..hardware.environment import environment
 from ..models import catalog
 from ..models.adapters import load_adapter
@@ -64,7 +65,8 @@ def finish(job: Job, prepared: Prepared, folder: OutputFolder, result: Result, d
         StorageError: the model cannot be written.
     """
     model: Any = result.model
-    _ready_for_use(model)
+    disable_activation_checkpointing(model)
+    model.eval()
     if job.full:
         model.to(dtype)
     job.model.model = model
@@ -102,19 +104,6 @@ def _pictures(
         )
     except (ImportError, RuntimeError, ValueError) as error:
         warn(f"損失の図を描けませんでした（{error}）。", f"the curve could not be drawn ({error}).")
-
-
-def _ready_for_use(model: Any) -> None:
-    """Takes back what only training needs, so that it is not saved with the model."""
-    for module in {id(item): item for item in (model, getattr(model, "base_model", None)) if item is not None}.values():
-        disable = getattr(module, "activation_checkpointing_disable", None) or getattr(
-            module, "gradient_checkpointing_disable", None
-        )
-        if disable is not None:
-            disable()
-            break
-    model.config.use_cache = True
-    model.eval()
 
 
 def _save_generation_config(model: Any, tokenizer: Any, place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
 import typer
@@ -50,10 +51,16 @@ def run(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
-        if not hasattr(error, "show"):
-            raise
-        error.show()
-        return USAGE
+        if hasattr(error, "show"):
+            error.show()
+            return USAGE
+        traceback.print_exc()
+        ja = f"内部エラー: {type(error).__name__}。上の内容と `aift env` の出力を添えて報告してください。"
+        en = (
+            f"internal error: {type(error).__name__}. Please report it with the lines above and what `aift env` prints."
+        )
+        print(localized(ja, en), file=sys.stderr)
+        return INTERNAL
     return result if isinstance(result, int) else 0
 
 
