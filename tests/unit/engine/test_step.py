@@ -137,6 +137,30 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert_close(ours(model, rows(), micro=3), exact, 1e-6)
 
 
+def test_the_scaler_of_fp16_skips_an_overflow_and_lowers_its_scale():
+    """The arithmetic of fp16 on older GPUs, on a CPU: scaled gradients clip as unscaled ones, an overflow changes no weight."""
+    model, scaled = build_model(), SingleDevice(torch.device("cpu"), scaler=True)
+    exact = reference(model, rows())
+    scaled.prepare(model, make_loss(logits_to_keep=True))
+    optimizer = scaled.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    ours(model, rows(), micro=2, strategy=scaled)
+    scale = scaled.state_dict()["scale"]
+    norm = torch.stack([gradient.norm() for gradient in exact[1].values()]).norm()
+    assert scaled.clip_grad_norm(1e9) == pytest.approx(float(norm), rel=1e-4)
+    assert scaled.step() is True
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer.zero_grad()
+    ours(model, rows(), micro=2, strategy=scaled)
+    next(model.parameters()).grad.fill_(float("inf"))
+    assert scaled.clip_grad_norm(1.0) == float("inf")
+    assert scaled.step() is False
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert scaled.state_dict()["scale"] == scale / 2
+    again = SingleDevice(torch.device("cpu"), scaler=True)
+    again.load_state_dict(scaled.state_dict())
+    assert again.state_dict() == scaled.state_dict()
+
+
 def test_clipping_is_by_the_global_norm():
     model = build_model()
     strategy = SingleDevice(torch.device("cpu"))
