@@ -48,8 +48,8 @@ class DataConfig:
     """Put several short documents into a row, isolated from each other."""
     group_by_length: bool = True
     """Without packing: rows of similar length share a micro-batch."""
-    on_long: Literal["truncate", "drop", "error"] = "truncate"
-    """What happens to rows longer than max_length."""
+    on_long: Literal["truncate", "drop", "error", "split"] = "truncate"
+    """What happens to rows longer than max_length; split, for plain texts, makes several rows of them."""
     system_prompt: str | None = None
     """System message for conversations that have none."""
     columns: dict[str, str] | None = None

@@ -63,6 +63,6 @@ def table() -> list[tuple[str, str, str]]:
         value: Any = defaults
         for part in path[:-1]:
             owner = section_class(fields_of(owner)[(part,)]) or owner
-            value = value[part]
+            value = value[part] if value[part] is not None else to_plain(owner())  # a section that is off by default
         lines.append((".".join(path), str(value[path[-1]]), texts[owner.__name__].get(path[-1], "")))
     return lines

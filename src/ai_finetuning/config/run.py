@@ -22,8 +22,8 @@ class RunConfig:
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """The model."""
-    method: Literal["full", "lora", "qlora"] = "lora"
-    """Train all weights, LoRA adapters, or LoRA adapters on a quantized base."""
+    method: Literal["full", "lora", "qlora", "pretrain"] = "lora"
+    """Train all weights, LoRA adapters, LoRA adapters on a quantized base, or a new model from scratch."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The data."""
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
@@ -33,11 +33,21 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     """The strategy."""
 
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight trains, and the whole model is saved."""
+        return self.method in ("full", "pretrain")
+
     def __post_init__(self) -> None:
-        if self.method == "full" and self.lora.use_qlora:
+        if self.model.architecture is not None and self.method != "pretrain":
             raise ConfigError(
-                "method が full で lora.use_qlora が true です。量子化した重みはそのままでは訓練できません。method: qlora にしてください。",
-                "method is full and lora.use_qlora is true; quantized weights cannot be trained in full: use method: qlora.",
+                f"model.architecture は最初から訓練するとき（method: pretrain）だけ使えます。いまは method: {self.method} です。",
+                f"model.architecture is for training from scratch (method: pretrain); the method is {self.method}.",
+            )
+        if self.trains_all and self.lora.use_qlora:
+            raise ConfigError(
+                f"method が {self.method} で lora.use_qlora が true です。量子化した重みはそのままでは訓練できません。method: qlora にしてください。",
+                f"method is {self.method} and lora.use_qlora is true; quantized weights cannot be trained in full: use method: qlora.",
             )
         if self.method == "lora" and self.lora.use_qlora:
             self.method = "qlora"
@@ -48,9 +58,9 @@ class RunConfig:
                     "method is qlora and lora.use_qlora is false; make them agree.",
                 )
             self.lora = with_values(self.lora, use_qlora=True)
-        if self.method == "full" and typed(self.lora):
+        if self.trains_all and typed(self.lora):
             names = ", ".join(sorted(typed(self.lora)))
             raise ConfigError(
-                f"method が full なので lora の設定（{names}）は使われません。lora を消すか method: lora にしてください。",
-                f"method is full, so lora settings ({names}) have no effect; remove them or use method: lora.",
+                f"method が {self.method} なので lora の設定（{names}）は使われません。lora を消すか method: lora にしてください。",
+                f"method is {self.method}, so lora settings ({names}) have no effect; remove them or use method: lora.",
             )

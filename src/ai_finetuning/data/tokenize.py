@@ -115,7 +115,8 @@ def encode(
         samples: conversations and plain texts.
         tokenizer: a transformers tokenizer; conversations need its chat template.
         max_length: most tokens in a row.
-        on_long: `truncate` keeps the head, `drop` leaves the row out, `error` refuses.
+        on_long: `truncate` keeps the head, `drop` leaves the row out, `error` refuses, `split` cuts plain texts into rows; a
+            row begins with the last token of the one before, so that every token is predicted once.
         loss_on: `auto` (the assistant's turns; all of a plain text), `assistant`, or `all`.
 
     Returns:
@@ -135,17 +136,25 @@ def encode(
             _count_over_long(report, item, on_long, ids, live, max_length)
             if on_long == "drop":
                 continue
-        kept = slice(0, max_length)
-        labels = np.where(live[kept], ids[kept], IGNORED).astype(np.int32)
-        labels[:1] = IGNORED  # nothing predicts the first token
-        if not (labels != IGNORED).any():
+        rows = range(0, max(1, len(ids) - 1), max_length - 1) if on_long == "split" else (0,)
+        made = [_example(item, ids, live, ends, slice(start, start + max_length)) for start in rows]
+        examples += [example for example in made if (example.labels != IGNORED).any()]
+        if not any((example.labels != IGNORED).any() for example in made):
             dead.append(item.source)
-            continue
-        last = int(ends[min(len(ids), max_length) - 1])
-        characters = sum(max(0, min(end, last) - start) for start, end in item.spans)
-        examples.append(Example(ids[kept].astype(np.int32), labels, characters, item.source))
     _refuse_dead(dead, len(rendered), max_length)
     return examples, _finish(report, examples)
+
+
+def _example(
+    item: _Rendered, ids: NDArray[Any], live: NDArray[Any], ends: NDArray[Any], kept: slice
+) -> Example:  # fmt: skip
+    """The row of a text's tokens `kept`, and the characters under its live labels."""
+    labels = np.where(live[kept], ids[kept], IGNORED).astype(np.int32)
+    labels[:1] = IGNORED  # nothing predicts the first token
+    first = int(ends[kept.start]) if kept.start else 0
+    last = int(ends[min(len(ids), kept.stop) - 1])
+    characters = sum(max(0, min(end, last) - max(start, first)) for start, end in item.spans)
+    return Example(ids[kept].astype(np.int32), labels, characters, item.source)
 
 
 def _count_over_long(
@@ -156,6 +165,13 @@ def _count_over_long(
             f"{item.source} が {len(ids)} トークンで、max_length {max_length} を超えています。max_length を上げるか on_long を truncate か drop にしてください。",
             f"{item.source} has {len(ids)} tokens, more than max_length {max_length}; raise max_length or set on_long to truncate or drop.",
         )
+    if on_long == "split":
+        if not item.add_special_tokens:
+            raise DataError(
+                f"{item.source} は会話なので on_long=split で分けられません。truncate か drop にしてください。",
+                f"{item.source} is a conversation, which on_long=split cannot cut; use truncate or drop.",
+            )
+        return
     report.over_long += 1
     report.over_long_sources.append(item.source)
     if on_long == "drop":

@@ -67,6 +67,7 @@ def kbit_config(bits: int, compute_dtype: torch.dtype, **settings: object):
 
 def linear_modules(model: nn.Module, bits: int) -> list[nn.Module]:
     """The modules whose weights are really held in `bits` bits."""
+    quiet_bitsandbytes()
     try:
         from bitsandbytes.nn import Linear4bit, Linear8bitLt
     except ImportError:

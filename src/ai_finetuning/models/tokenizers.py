@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,14 +102,14 @@ def _embedding_rows(name: str) -> int | None:
     return values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
 
 
-def parity_problems(tokenizer: Any, model_file: Path) -> list[str]:
-    """Probes that a tokenizer segments otherwise than its sentencepiece model."""
+def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PROBES) -> list[str]:
+    """Texts that a tokenizer segments otherwise than its sentencepiece model."""
     import sentencepiece
 
     reference = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     return [
         text
-        for text in PROBES
+        for text in texts
         if tokenizer.encode(text, add_special_tokens=False) != reference.encode(text, out_type=int)
     ]
 
@@ -128,8 +129,10 @@ def check_tokenizer_parity(folder: str | Path) -> list[str]:
 
 def _with_parity(tokenizer: Any, name: str) -> Any:
     files = _files(name, "tokenizer.model", "tokenizer.json")
-    # A tokenizer.json is the maker's own word and is used as it is (GPT-style files called tokenizer.model are no sentencepiece).
-    if "tokenizer.model" not in files or "tokenizer.json" in files:
+    # A tokenizer.json is the maker's own word (GPT-style files called tokenizer.model are no sentencepiece).
+    if "tokenizer.json" in files:
+        return _as_in_file(tokenizer, name, files["tokenizer.json"])
+    if "tokenizer.model" not in files:
         return tokenizer
     problems = parity_problems(tokenizer, files["tokenizer.model"])
     if not problems:
@@ -150,6 +153,30 @@ def _with_parity(tokenizer: Any, name: str) -> Any:
         f"{name}: transformers' conversion changes the segmentation ({len(problems)} of {len(PROBES)} probes); its sentencepiece model is used directly.",
     )
     return repaired
+
+
+def _as_in_file(tokenizer: Any, name: str, file: Path) -> Any:
+    """The tokenizer, if it segments as its tokenizer.json says; else that file read as it is.
+
+    transformers 5 chooses a class by the model's type, and some of them put their own rules over the file's.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    reference = Tokenizer.from_file(str(file))
+    if all(
+        tokenizer.encode(text, add_special_tokens=False) == reference.encode(text, add_special_tokens=False).ids
+        for text in PROBES
+    ):
+        return tokenizer
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    notice(
+        f"{name}: {type(tokenizer).__name__} では tokenizer.json と分かち方が変わるため、tokenizer.json をそのまま使います。",
+        f"{name}: {type(tokenizer).__name__} segments otherwise than tokenizer.json says; the file is used as it is.",
+    )
+    plain = PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
+    plain.chat_template = tokenizer.chat_template
+    return plain
 
 
 def _sentencepiece_backend(tokenizer: Any, model_file: Path, *, legacy: bool) -> Any:

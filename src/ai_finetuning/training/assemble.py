@@ -70,7 +70,7 @@ class Job:
     @property
     def full(self) -> bool:
         """Whether all weights train."""
-        return self.config.method == "full"
+        return self.config.trains_all
 
     @property
     def bits(self) -> int | None:

@@ -12,12 +12,13 @@ from ..models import catalog, hub
 from ..models.base_model import BaseModel
 from ..models.loading import DTYPES, read_config
 from ..models.quantized import quantized_bits
+from ..models.scratch import ScratchModel
 from ..notices import notice
 
 
 def wanted_bits(model: BaseModel, config: RunConfig) -> int | None:
     """Bits of the base that will be trained on: 4 or 8, or None for 16 and 32."""
-    if config.method == "full":
+    if config.trains_all:
         return None
     if config.lora.use_qlora:
         return 4 if config.lora.qlora_4bit else 8
@@ -30,7 +31,7 @@ def _is_peft(module: Any) -> bool:
 
 def plain_module(model: BaseModel) -> Any:
     """The loaded module, where it is as its configuration says: no adapter, not quantized; else None."""
-    loaded = model.model
+    loaded = model.ensure_model() if isinstance(model, ScratchModel) else model.model
     return loaded if loaded is not None and not _is_peft(loaded) and quantized_bits(loaded) is None else None
 
 
@@ -40,7 +41,7 @@ def check_method(model: BaseModel, config: RunConfig) -> None:
     Raises:
         ConfigError: full fine-tuning of a quantized model. ModelError: QLoRA of weights that were changed in memory.
     """
-    if config.method == "full":
+    if config.trains_all:
         loaded = quantized_bits(model.model) if model.model is not None else None
         bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else loaded
         if bits is None and _stored_quantization(model):
@@ -63,7 +64,7 @@ def _changed(model: BaseModel) -> bool:
 
 
 def _stored_quantization(model: BaseModel) -> dict[str, Any]:
-    if model.model is not None:
+    if model.model is not None or isinstance(model, ScratchModel):
         return {}
     name = catalog.resolve(model.model_name)
     return dict(read_config(name, local_files_only=hub.locate(name)).get("quantization_config") or {})
@@ -81,7 +82,7 @@ def load_base(model: BaseModel, config: RunConfig, *, in_fp32: bool) -> tuple[An
             "this model carries an earlier adapter: the base is loaded again and training starts from it.",
         )
         model.model = None
-    if config.method == "full":
+    if config.trains_all:
         return _load_full(model)
     bits = wanted_bits(model, config)
     if bits is not None and model.model is not None and quantized_bits(model.model) != bits:
@@ -107,6 +108,8 @@ def _ensure(model: BaseModel, dtype: torch.dtype | None) -> Any:
 
 def _load_full(model: BaseModel) -> tuple[Any, torch.dtype]:
     """Weights to be trained in full are read in fp32, so that no digit of them is lost, and saved in the model's own dtype."""
+    if isinstance(model, ScratchModel):
+        return model.ensure_model(), model.torch_dtype or torch.float32
     if model.model is not None:
         return model.model, next(model.model.parameters()).dtype
     name = catalog.resolve(model.model_name)

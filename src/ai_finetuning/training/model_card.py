@@ -29,7 +29,7 @@ def _scores(summary: dict[str, Any]) -> list[str]:
 
 def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, Any], row: CatalogRow | None) -> str:
     """README.md in Markdown with the front matter of the Hugging Face hub."""
-    adapter = config.method != "full"
+    adapter = not config.trains_all
     front = {
         "language": ["ja"],
         "library_name": "peft" if adapter else "transformers",

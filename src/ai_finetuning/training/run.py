@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..config.run import RunConfig
 from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
+from ..models.scratch import ScratchModel
 from ..planner.plan import Plan
 from .assemble import Job, Result, plan_job, run_job
 from .sources import config_source
@@ -12,6 +13,13 @@ from .sources import config_source
 
 def job_of(config: RunConfig) -> Job:
     """The job that a configuration describes; nothing is loaded."""
+    train, held_out = config_source(config.data.train), config_source(config.data.eval)
+    if config.method == "pretrain":
+        scratch = ScratchModel(
+            config.model.name, config.model.architecture, torch_dtype=DTYPES.get(config.model.dtype),
+            attention=config.model.attention, chat_template=config.model.chat_template, seed=config.training.runtime.seed,
+        )  # fmt: skip
+        return Job(scratch, config, train, held_out)
     model = JapaneseModel(
         config.model.name,
         torch_dtype=DTYPES.get(config.model.dtype),
@@ -19,7 +27,7 @@ def job_of(config: RunConfig) -> Job:
         chat_template=config.model.chat_template,
         trust_remote_code=config.model.trust_remote_code,
     )
-    return Job(model, config, config_source(config.data.train), config_source(config.data.eval))
+    return Job(model, config, train, held_out)
 
 
 def run_training(config: RunConfig) -> Result:

@@ -50,7 +50,7 @@ def descriptions(config: RunConfig) -> dict[str, str]:
     import yaml
 
     plain = to_plain(config)
-    if config.method == "full":
+    if config.trains_all:
         plain.pop("lora")  # without effect, and refused beside method: full
     return {
         CONFIG: yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=120),

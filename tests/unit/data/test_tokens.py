@@ -271,3 +271,18 @@ def test_prepare_says_everything_once(tmp_path: Path):
     assert "rows held out: 1" in text
     assert len(data.train) == len(data.held_out) == 1
     assert json.dumps(data.digest)
+
+
+def test_long_texts_are_split_into_rows_that_predict_every_token_once():
+    tokenizer = build_tokenizer()
+    text = "".join(SENTENCES) * 5
+    (whole,), _ = encode([PlainText(text, "w")], tokenizer, max_length=9999)
+    parts, report = encode([PlainText(text, "w")], tokenizer, max_length=50, on_long="split")
+    assert all(len(part) <= 50 for part in parts)
+    predicted = [int(label) for part in parts for label in part.labels if label != IGNORED]
+    assert predicted == [int(label) for label in whole.labels if label != IGNORED]
+    assert sum(part.characters for part in parts) == pytest.approx(len(text), abs=len(parts))
+    assert report.over_long == report.lost_live_tokens == 0
+    assert {part.source for part in parts} == {"w"}
+    with pytest.raises(DataError, match="split"):
+        encode([talk("首都は？", "東京です。" * 30)], tokenizer, max_length=40, on_long="split")

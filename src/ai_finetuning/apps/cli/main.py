@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ...errors import ToolkitError, localized
-from . import chat, data, demo, env, generate, merge, models, schema, train
+from . import chat, data, demo, env, generate, merge, models, schema, tokenizer, train
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for verb in (train, generate, chat, merge, models, env, schema, demo):
     verb.register(app)
+app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作る。", "Makes a tokenizer."))
 app.add_typer(data.app, name="data", help=localized("データを確かめる。", "Looks at data."))
 
 

@@ -56,7 +56,7 @@ def train(
     result = run_training(config)
     print(localized("次に試せること:", "what to type next:"))
     print(f"  aift chat {result.folder}")
-    if config.method != "full":
+    if not config.trains_all:
         print(f"  aift merge {result.folder} --out {result.folder}-merged")
 
 

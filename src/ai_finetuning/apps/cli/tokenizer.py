@@ -1,0 +1,50 @@
+"""aift tokenizer train"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ...errors import localized
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def tokenizer() -> None:
+    """A group, so that its verb is typed."""
+
+
+@app.command(help=localized("文章から sentencepiece（unigram）のトークナイザーを作る。", "Makes a sentencepiece (unigram) tokenizer from texts."))  # fmt: skip
+def train(
+    files: list[str] = typer.Argument(..., help=localized("文章のファイル", "files of text")),
+    out: Path = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder")),
+    vocabulary: int = typer.Option(8192, "--vocab", help=localized("語彙数", "pieces")),
+    character_coverage: float = typer.Option(
+        0.9995, "--coverage", help=localized("文字の被覆率", "share of characters with pieces")
+    ),  # fmt: skip
+) -> None:
+    """Writes tokenizer.model and tokenizer.json that segment alike, with a chat template."""
+    from ...data.messages import PlainText
+    from ...data.sources import load_samples
+    from ...models.tokenizer_training import train_tokenizer
+    from ...training.output_folder import new_folder, refuse_used_folder
+
+    refuse_used_folder(out)
+    samples, report = load_samples([Path(file) for file in files])
+    for line in report.lines():
+        print(line)
+    texts = [
+        sample.text if isinstance(sample, PlainText) else "\n".join(message.content for message in sample.messages)
+        for sample in samples
+    ]
+    with new_folder(out) as staging:
+        train_tokenizer(texts, staging, vocabulary=vocabulary, character_coverage=character_coverage)
+    print(
+        localized(
+            f"トークナイザーを {out} に作りました（{vocabulary} 個）。", f"tokenizer of {vocabulary} pieces: {out}"
+        )
+    )
+    print(localized("次に試せること:", "what to type next:"))
+    print(f"  aift train method=pretrain model={out} data.train=FILE data.on_long=split data.packing=true")
