@@ -17,6 +17,7 @@ ROWS = {
     "notices": 1,
     "config": 2,
     "japanese": 2,
+    "embedded": 2,
     "hardware": 2,
     "data": 10,
     "models": 10,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import embedded
 from ..errors import DataError, HubError, InputNotFoundError
 from ..hardware.network import endpoint, head, offline
 from .encoding import decode, mojibake
@@ -241,12 +242,12 @@ READERS: dict[str, Reader] = {
 
 
 def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Row], FileReport]:
-    """All rows of a file, a `datasets` folder or a hub id, and what was found.
+    """All rows of a file, an embedded data set, a `datasets` folder or a hub id, and what was found.
 
     Raises:
         InputNotFoundError: no such file. DataError: a kind, encoding or row that cannot be used. HubError: no such data set.
     """
-    place = Path(path)
+    place = embedded.data_file(str(path)) if embedded.is_embedded(str(path)) else Path(path)
     if place.is_dir():
         return _read_dataset_folder(place)
     if not place.exists():
