@@ -71,11 +71,11 @@ def following(question: str, answer: str) -> bool:
     if name.endswith("曜日"):
         week = "月火水木金土日"
         monday = datetime.date(2024, 1, 1)
-        return week[(monday + datetime.timedelta(week.index(name[0]) + 1)).weekday()] == found[0]
+        return week[(monday + datetime.timedelta(week.index(name[0]) + 1)).weekday()] + "曜日" == found
     if name.endswith("月"):
         return read_kanji(found.removesuffix("月")) == read_kanji(name.removesuffix("月")) % 12 + 1
     ring = ZODIAC if name.endswith("年") else "春夏秋冬"
-    return ring[(ring.index(name[0]) + 1) % len(ring)] == found[0]
+    return ring[(ring.index(name[0]) + 1) % len(ring)] + name[1:] == found
 
 
 def era(question: str, answer: str) -> bool:
@@ -123,6 +123,14 @@ CHECKS: dict[str, Callable[[str, str], bool]] = {
 }  # fmt: skip
 
 
+def right(kind: str, question: str, answer: str) -> bool:
+    """Whether a row passes its kind's check; an answer that cannot even be read does not."""
+    try:
+        return CHECKS[kind](question, answer)
+    except (AttributeError, KeyError, ValueError, IndexError):
+        return False
+
+
 def problems(folder: Path) -> list[str]:
     """What is wrong with the files."""
     found: list[str] = []
@@ -139,8 +147,8 @@ def problems(folder: Path) -> list[str]:
                 found.append(f"{part}:{number}: roles")
                 continue
             for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=True):
-                if unicodedata.normalize("NFC", question + answer) != question + answer or not CHECKS[kind](
-                    question, answer
+                if unicodedata.normalize("NFC", question + answer) != question + answer or not right(
+                    kind, question, answer
                 ):
                     found.append(f"{part}:{number}: {question} -> {answer}")
 

@@ -83,7 +83,7 @@ def test_the_data_set_trains_by_name(tiny_model_dir: Path, tmp_path: Path, said)
         "data.max_length=256", f"training.output_dir={tmp_path / 'out'}", "max_steps=2", "progress=false",
     )  # fmt: skip
     assert code == 0
-    assert "2420 rows" in said()
+    assert "2417 rows" in said()
 
 
 def test_unknown_names_list_those_that_there_are():
