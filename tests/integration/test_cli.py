@@ -282,6 +282,16 @@ def test_the_demo_teaches_its_model(tmp_path: Path, capsys):
     assert "学習後" in text
 
 
+def test_the_full_demo_compares_three_methods(tmp_path: Path, capsys):
+    assert call("demo", "--full", "--out", str(tmp_path / "demo"), "--steps", "8", "--epochs", "1") == 0
+    text = capsys.readouterr().out
+    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
+    assert {"full", "lora", "qlora"} <= lines.keys()
+    megabytes = {name: float(lines[name].split("│")[6].split()[0]) for name in ("full", "lora", "qlora")}
+    assert megabytes["full"] > megabytes["lora"] == megabytes["qlora"]
+    assert (tmp_path / "demo" / "comparison" / "comparison.png").is_file()
+
+
 def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys):
     """Every part of `make demo`, with fewer steps."""
     assert call("demo", "--out", str(tmp_path / "demo"), "--steps", "8", "--epochs", "1") == 0

@@ -16,6 +16,24 @@ def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
     return smooth
 
 
+def draw_bars(groups: dict[str, dict[str, float]], path: Path) -> None:
+    """One panel for each measure, one bar for each method, as PNG.
+
+    Args:
+        groups: measure -> method -> value.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(groups), 3.2), layout="constrained")
+    for axes, (measure, values) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        bars = axes.bar(list(values), list(values.values()), color=["#08519c", "#d94801", "#31a354"][: len(values)])
+        axes.bar_label(bars, fmt="%.3g")
+        axes.set_title(measure)
+        axes.margins(y=0.15)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
 def draw_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Training and held-out loss over the steps, as PNG; works without a display and without Japanese fonts."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -27,6 +27,11 @@ def demo(
     out: Path = typer.Option(Path("outputs/demo"), "--out", help=localized("出力先", "output folder")),
     steps: int = typer.Option(BASE_STEPS, help=localized("ベースモデルの訓練ステップ数", "steps of the base model")),
     epochs: int = typer.Option(12, help=localized("LoRA のエポック数", "epochs of LoRA")),
+    full: bool = typer.Option(
+        False,
+        "--full",
+        help=localized("フル・LoRA・QLoRA を同じデータで比べる。", "Compare full, LoRA and QLoRA on the same data."),
+    ),
 ) -> None:
     """Pre-trains a tiny base on text written for this project, fine-tunes it with LoRA, asks the same questions again."""
     from ...config.data import DataConfig
@@ -44,11 +49,15 @@ def demo(
     )
     base = train_tiny_base(out / "base", corpus(), steps=steps)
 
+    questions = [(item.question, item.answer) for item in exam()][:EXAM_QUESTIONS]
+    if full:
+        _compare(base, lessons(), questions, out, epochs)
+        return
+
     _say(
         "2/3 日本語の質問応答で LoRA ファインチューニングします",
         "2/3 it is fine-tuned with LoRA on Japanese questions and answers",
     )
-    questions = [(item.question, item.answer) for item in exam()][:EXAM_QUESTIONS]
     model = JapaneseModel(str(base))
     before = grade(model.ensure_model(), model.ensure_tokenizer(), questions)
     config = TrainingConfig(
@@ -77,6 +86,44 @@ def demo(
     print(f"  aift chat {folder} --compare --greedy")
     print(f"  aift merge {folder} --out {out / 'merged'}")
     print(f"  aift train model={base} method=lora data.train=FILE learning_rate=1e-3 training.output_dir=outputs/mine")
+
+
+def _compare(base: Path, rows: Any, questions: list[tuple[str, str]], out: Path, epochs: int) -> None:
+    """Full, LoRA and QLoRA as a table and a plot."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ...evaluation.curves import draw_bars
+    from ...training.comparison import compare_methods
+
+    _say("2/2 フル・LoRA・QLoRA を同じデータで訓練します", "2/2 full, LoRA and QLoRA are trained on the same data")
+    measured = compare_methods(base, rows, questions, out / "comparison", epochs=epochs)
+    table = Table(title=localized("同じデータでの比較", "the same data"))
+    for name in (localized("方法", "method"), localized("検証損失", "held-out loss"), localized("正解率", "exact match"), localized("時間", "time"), localized("メモリー*", "memory*"), localized("ディスク", "disk")):  # fmt: skip
+        table.add_column(name, justify="right" if table.columns else "left")
+    for item in measured:
+        table.add_row(
+            item.method, f"{item.held_out_loss:.3f}", f"{item.accuracy:.0%}", f"{item.seconds:.1f} s", f"{item.memory_bytes / 1e6:.1f} MB", f"{item.disk_bytes / 1e6:.2f} MB"
+        )  # fmt: skip
+    Console(width=None if Console().is_terminal else 120).print(table)
+    print(
+        localized(
+            "* 重み・勾配・オプティマイザーの合計（活性は含みません）",
+            "* weights, gradients and optimizer; activations are left out",
+        )
+    )
+    picture = out / "comparison" / "comparison.png"
+    draw_bars(
+        {
+            "held-out loss": {item.method: item.held_out_loss for item in measured},
+            "exact match (%)": {item.method: 100 * item.accuracy for item in measured},
+            "seconds": {item.method: item.seconds for item in measured},
+            "memory (MB)": {item.method: item.memory_bytes / 1e6 for item in measured},
+            "disk (MB)": {item.method: item.disk_bytes / 1e6 for item in measured},
+        },
+        picture,
+    )
+    print(localized(f"図: {picture}", f"plot: {picture}"))
 
 
 def _say(ja: str, en: str) -> None:
