@@ -78,7 +78,7 @@ def test_a_refusing_hub_fails_within_seconds(monkeypatch: pytest.MonkeyPatch):
     began = time.perf_counter()
     with pytest.raises(HubError, match="does not answer"):
         JapaneseModel("someone/model").load_model()
-    assert time.perf_counter() - began < hub.LIMIT_SECONDS
+    assert time.perf_counter() - began < 2 * hub.LIMIT_SECONDS
 
 
 def test_a_silent_hub_is_bounded(monkeypatch: pytest.MonkeyPatch):
@@ -88,7 +88,7 @@ def test_a_silent_hub_is_bounded(monkeypatch: pytest.MonkeyPatch):
         began = time.perf_counter()
         with pytest.raises(HubError, match="does not answer"):
             hub.locate("someone/model", limit_seconds=0.5)
-        assert time.perf_counter() - began < 2
+        assert time.perf_counter() - began < 5
 
 
 def test_offline_is_said(monkeypatch: pytest.MonkeyPatch):
