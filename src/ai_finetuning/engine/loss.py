@@ -35,15 +35,15 @@ LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
 def _sum_of_chunk(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross entropies in fp32.
 
     Args:
-        logits: [live, vocabulary] in any dtype.
-        targets: [live] token ids.
+        logits: [positions, vocabulary] in any dtype.
+        targets: [positions] token ids; -100 takes no loss.
     """
     rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
     if logits.shape[0] <= rows:
@@ -78,6 +78,9 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
             targets = targets[:, kept]
         else:
             logits = model(**inputs).logits[:, :-1]
+        if 2 * batch.num_label_tokens >= targets.numel():
+            # Mostly live: picking the live rows would copy the logits, and their gradient, once more.
+            return cross_entropy_sum(logits.flatten(0, 1), targets.flatten())
         live = targets != IGNORED
         return cross_entropy_sum(logits[live], targets[live])
 
