@@ -128,6 +128,22 @@ def test_a_full_disk_at_the_end_exits_74_and_a_resume_finishes(tmp_path: Path, t
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
+def test_a_best_checkpoint_that_could_not_be_written_does_not_cost_the_model(
+    tmp_path: Path, tiny_model_dir: Path, faulty, said
+):
+    settings = {"checkpoint": {"load_best": True}, "learning_rate": 0.3, "eval_steps": 1}
+    assert call("train", str(write_run(tmp_path / "plain", tiny_model_dir, **settings))) == 0
+    rows = read_metrics(tmp_path / "plain" / "out" / "metrics.jsonl")
+    best = min((row for row in rows if "eval_loss" in row), key=lambda row: row["eval_loss"])["step"]
+    assert best < 24
+    faulty(f"save:full@{best}")
+    assert call("train", str(write_run(tmp_path, tiny_model_dir, **settings))) == 0
+    text = said()
+    assert f"checkpoint-{best}, cannot be used" in text
+    assert "the last weights are returned" in text
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
 def test_too_little_disk_is_refused_before_step_1(tmp_path: Path, tiny_model_dir: Path, monkeypatch, said):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))

@@ -20,7 +20,7 @@ from ..config.section import typed, with_values
 from ..data.loader import Loader, evaluation_batches
 from ..data.prepare import PreparedData, prepare
 from ..data.tokenize import max_token_id
-from ..engine.checkpoint import LoadedCheckpoint
+from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.loop import Evaluation, Run, TrainState, fit, load, load_weights
 from ..engine.loss import make_loss
@@ -326,18 +326,29 @@ def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Sta
         raise
     finally:
         run.strategy.close()
-    if training.checkpoint.load_best and state.best_step is not None and state.best_step != state.step:
-        best = load_checkpoint(folder.store.folder / f"checkpoint-{state.best_step}")
-        load_weights(run.trainable(), best.tensors["model"])
-        notice(
-            f"最良のステップ {state.best_step} の重みに戻しました。",
-            f"back to the best weights, of step {state.best_step}.",
-        )
+    if training.checkpoint.load_best and state.best_step not in (None, state.step):
+        _back_to_best(run, folder.store.folder / f"checkpoint-{state.best_step}")
     result = Result(
         model, folder.path, state, seconds=time.perf_counter() - began, peak_memory_bytes=_peak(prepared.device)
     )
     saving.finish(job, prepared, folder, result, dtype)
     return result
+
+
+def _back_to_best(run: Run, checkpoint: Path) -> None:
+    """Puts the weights of the best evaluation back; where its checkpoint could not be written, the last ones stay."""
+    problems = verify(checkpoint)
+    if problems:
+        warn(
+            f"最良の {checkpoint.name} が使えないため（{problems[0]}）、最後の重みを返します。",
+            f"the best one, {checkpoint.name}, cannot be used ({problems[0]}); the last weights are returned.",
+        )
+        return
+    load_weights(run.trainable(), load_checkpoint(checkpoint).tensors["model"])
+    notice(
+        f"最良のステップ {run.state.best_step} の重みに戻しました。",
+        f"back to the best weights, of step {run.state.best_step}.",
+    )
 
 
 def _unwrapped(model: nn.Module) -> Any:
