@@ -1,4 +1,4 @@
-# make setup | demo | test | check | bench   (test-faults, test-all: the long parts)
+# make setup | demo | test | check | bench   (test-faults, test-gpu, test-all: the other parts)
 PYTHON ?= python3
 BIN := .venv/bin
 ifeq ($(OS),Windows_NT)
@@ -7,7 +7,7 @@ endif
 # Tests run in two processes of one thread each: on small models that is faster than one process of two threads.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-.PHONY: setup demo test test-faults test-all check bench
+.PHONY: setup demo test test-faults test-gpu test-all check bench
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -23,6 +23,9 @@ test: setup
 
 test-faults: setup
 	$(PYTEST) -m "faults"
+
+test-gpu: setup
+	$(BIN)/python -m pytest -q -m "gpu"
 
 test-all: setup
 	$(PYTEST) -m "not gpu"
