@@ -19,6 +19,7 @@ ROWS = {
     "japanese": 2,
     "embedded": 2,
     "hardware": 2,
+    "kernels": 3,
     "data": 10,
     "models": 10,
     "parallel": 20,

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from .section import require, section
 
-OPTIMIZERS = ("adamw", "adamw_8bit")
+OPTIMIZERS = ("adamw", "adamw_8bit", "muon")
 
 
 @section
@@ -15,8 +15,8 @@ class OptimizerConfig:
 
     SECTION: ClassVar[str] = "training.optimizer"
 
-    name: Literal["adamw", "adamw_8bit"] = "adamw"
-    """AdamW (fused where the device has it), or bitsandbytes' AdamW with 8-bit states."""
+    name: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """AdamW (fused where the device has it); bitsandbytes' AdamW with 8-bit states; or Muon for the matrices of hidden layers and AdamW for the rest (all-weights training only)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and the second moment."""
     eps: float = 1e-8
@@ -59,12 +59,14 @@ class ScheduleConfig:
 
     SECTION: ClassVar[str] = "training.schedule"
 
-    name: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape of the decay after the warm-up."""
+    name: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """Shape after the warm-up; `wsd` (warm-up, stable, decay; arXiv:2404.06395) is constant, then linear over the last decay_ratio of the steps."""
     max_steps: int | None = None
     """Optimizer steps to run; overrides num_epochs."""
     min_lr_ratio: float = 0.0
-    """Where cosine decay ends, as a share of the learning rate."""
+    """Where cosine and wsd decay end, as a share of the learning rate."""
+    decay_ratio: float = 0.2
+    """Share of the steps after the warm-up in which wsd decays."""
 
     def __post_init__(self) -> None:
         require(
@@ -80,6 +82,13 @@ class ScheduleConfig:
             self.min_lr_ratio,
             "0 から 1 にしてください。",
             "it must be between 0 and 1.",
+        )
+        require(
+            0 < self.decay_ratio <= 1,
+            "training.schedule.decay_ratio",
+            self.decay_ratio,
+            "0 より大きく 1 以下にしてください。",
+            "it must be above 0 and at most 1.",
         )
 
 
@@ -128,6 +137,8 @@ class RuntimeConfig:
     """What counts as an improvement of the held-out loss, in nats per token."""
     progress: bool = True
     """Show progress."""
+    kernels: Literal["auto", "portable", "plain"] = "auto"
+    """How the step computes: `auto` takes fused blocks where they serve the model, `portable` the model's own modules without padding, `plain` padded rows."""
 
     def __post_init__(self) -> None:
         require(

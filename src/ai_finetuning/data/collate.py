@@ -11,6 +11,22 @@ from torch import Tensor
 from .tokenize import IGNORED, Example
 
 
+@dataclass(frozen=True)
+class Documents:
+    """A micro-batch as one row of documents.
+
+    Attributes:
+        input_ids, position_ids: [1, tokens] int64; positions restart at every document.
+        targets: [tokens] int64, what each token has to predict; -100 takes no loss.
+        lengths: of the documents, in order; their sum is `tokens`.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    targets: Tensor
+    lengths: tuple[int, ...]
+
+
 @dataclass
 class Batch:
     """A micro-batch.
@@ -22,6 +38,7 @@ class Batch:
         attention_mask: [rows, tokens] int64, 1 on tokens; None for packed rows, where the restarts part the documents.
         num_label_tokens: labels that carry loss after the shift.
         num_tokens: tokens that are not padding.
+        lengths: of the documents of each row, in order.
     """
 
     input_ids: Tensor
@@ -30,6 +47,18 @@ class Batch:
     attention_mask: Tensor | None
     num_label_tokens: int
     num_tokens: int
+    lengths: tuple[tuple[int, ...], ...]
+
+    def documents(self) -> Documents:
+        """All documents in one row, without padding."""
+        real = [slice(0, sum(row)) for row in self.lengths]
+        ids, positions, labels = (
+            torch.cat([tensor[index, kept] for index, kept in enumerate(real)])
+            for tensor in (self.input_ids, self.position_ids, self.labels)
+        )
+        targets = torch.full_like(labels, IGNORED)
+        targets[:-1] = labels[1:]  # the first label of a document is ignored, so nothing crosses a border
+        return Documents(ids[None], positions[None], targets, tuple(size for row in self.lengths for size in row))
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -41,6 +70,7 @@ class Batch:
             mask,
             self.num_label_tokens,
             self.num_tokens,
+            self.lengths,
         )
 
 
@@ -74,4 +104,5 @@ def collate(rows: Sequence[Sequence[Example]], *, pad_token_id: int, packed: boo
         None if packed else mask,
         int((labels[:, 1:] != IGNORED).sum()),
         int(mask.sum()),
+        tuple(tuple(map(len, row)) for row in rows),
     )

@@ -21,6 +21,7 @@ from .faults import trigger
 from .hooks import Callback, SignalFlags, is_out_of_memory
 from .metrics import MetricsFile, text_metrics
 from .optimizer import load_optimizer_tensors, optimizer_tensors
+from .schedule import Schedule
 from .step import StepOutcome, step_with_retry
 
 MAX_BAD_STEPS = 3
@@ -76,9 +77,7 @@ class Run:
     store: CheckpointStore
     metrics_path: Path
     total_steps: int
-    shape: str = "linear"
-    warmup: int = 0
-    floor: float = 0.0
+    schedule: Schedule = Schedule()
     max_grad_norm: float = 1.0
     eval_steps: int = 100
     save_steps: int = 500

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.loss import LinearCrossEntropy
+
 IGNORED = -100
 # Most bytes of fp32 logits that exist at a time; larger batches recompute them in the backward pass.
 CHUNK_BYTES = 256 * 2**20
@@ -29,6 +31,9 @@ class BatchLike(Protocol):
 
     def to(self, device: torch.device) -> BatchLike:
         """The batch on a device."""
+
+    def documents(self) -> Any:
+        """The documents in one row (data/collate.py)."""
 
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -53,6 +58,34 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
         for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
     ]
     return torch.stack(pieces).sum()
+
+
+class DocumentModel(Protocol):
+    """What the document loss knows of a model (models/documents.py)."""
+
+    head: nn.Linear
+    cap: float
+    cast: Callable[[Tensor], Tensor]
+    compiled: bool
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Last hidden states [tokens, d]."""
+
+
+def make_document_loss(model: DocumentModel) -> LossFunction:
+    """The loss over documents in one row without padding; the head runs on positions with a label only."""
+
+    def token_loss_sum(_: nn.Module, batch: BatchLike) -> Tensor:
+        documents = batch.documents()
+        hidden = model.hidden(documents.input_ids, documents.position_ids, documents.lengths)
+        live = documents.targets != IGNORED
+        kept, targets = (hidden, documents.targets) if bool(live.all()) else (hidden[live], documents.targets[live])
+        loss: Tensor = LinearCrossEntropy.apply(
+            kept, model.head.weight, targets, model.cap, CHUNK_BYTES, model.cast, model.compiled
+        )
+        return loss
+
+    return token_loss_sum
 
 
 def make_loss(*, logits_to_keep: bool) -> LossFunction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,39 @@ def parameter_groups(
     return list(groups.values())
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan 2024; step size matched to AdamW's, arXiv:2502.16982) for hidden matrices, AdamW for everything else.
+
+    One optimizer to the loop: both parts share parameter groups and state.
+
+    Args:
+        matrices: groups of 2-D weights of hidden layers.
+        rest: groups of embeddings, head, norms and biases.
+    """
+
+    def __init__(
+        self, matrices: list[dict[str, Any]], rest: list[dict[str, Any]], *, betas: tuple[float, float], eps: float
+    ) -> None:
+        super().__init__([*matrices, *rest], {})
+        self._parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        ]
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, betas=betas, eps=eps, fused=True))
+        for part in self._parts:
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Both parts' updates."""
+        for part in self._parts:
+            part.step()
+
+
+def _is_matrix(parameter: nn.Parameter, embeddings: Iterable[nn.Parameter]) -> bool:
+    return parameter.ndim == 2 and all(parameter is not embedding for embedding in embeddings)
+
+
 def build_optimizer(
     named: NamedParameters,
     *,
@@ -52,16 +85,23 @@ def build_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     lora_plus_ratio: float | None = None,
+    embeddings: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters.
+
+    Args:
+        embeddings: weights that Muon leaves to AdamW although they are matrices.
 
     Raises:
         ConfigError: 8-bit states asked for where bitsandbytes is not installed.
     """
     trainable = [(key, parameter) for key, parameter in named if parameter.requires_grad]
-    groups = parameter_groups(
-        trainable, learning_rate=learning_rate, weight_decay=weight_decay, lora_plus_ratio=lora_plus_ratio
-    )
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay, "lora_plus_ratio": lora_plus_ratio}
+    if name == "muon":
+        matrices = [item for item in trainable if _is_matrix(item[1], embeddings)]
+        rest = [item for item in trainable if not _is_matrix(item[1], embeddings)]
+        return Muon(parameter_groups(matrices, **rates), parameter_groups(rest, **rates), betas=betas, eps=eps)
+    groups = parameter_groups(trainable, **rates)
     if name == "adamw_8bit":
         try:
             from bitsandbytes.optim import AdamW8bit

@@ -4,32 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..notices import notice, warn
 
 
-def _linear(progress: float, _: float) -> float:
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves.
+
+    Attributes:
+        shape: a key of SHAPES.
+        warmup: steps of linear rise.
+        floor: where cosine and wsd end, as a share of the peak.
+        decay: share of the steps after the warm-up in which wsd falls.
+    """
+
+    shape: str = "linear"
+    warmup: int = 0
+    floor: float = 0.0
+    decay: float = 0.2
+
+
+def _linear(progress: float, _: Schedule) -> float:
     return 1.0 - progress
 
 
-def _cosine(progress: float, floor: float) -> float:
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+def _cosine(progress: float, schedule: Schedule) -> float:
+    return schedule.floor + (1.0 - schedule.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def _constant(progress: float, _: float) -> float:
+def _constant(progress: float, _: Schedule) -> float:
     return 1.0
 
 
-SHAPES: dict[str, Callable[[float, float], float]] = {"linear": _linear, "cosine": _cosine, "constant": _constant}
+def _wsd(progress: float, schedule: Schedule) -> float:
+    left = min(1.0, (1.0 - progress) / schedule.decay)
+    return schedule.floor + (1.0 - schedule.floor) * left
 
 
-def lr_factor(step: int, *, shape: str, warmup: int, total: int, floor: float = 0.0) -> float:
-    """What the peak learning rate is multiplied by at a step (counted from 0)."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, total - warmup)
-    return SHAPES[shape](min(progress, 1.0), floor)
+SHAPES: dict[str, Callable[[float, Schedule], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant": _constant,
+    "wsd": _wsd,
+}
+
+
+def lr_factor(step: int, schedule: Schedule, *, total: int) -> float:
+    """What the peak learning rate is multiplied by at a step (counted from 0) of `total`."""
+    if step < schedule.warmup:
+        return (step + 1) / (schedule.warmup + 1)
+    progress = (step - schedule.warmup) / max(1, total - schedule.warmup)
+    return SHAPES[schedule.shape](min(progress, 1.0), schedule)
 
 
 def resolve_warmup(warmup_steps: int, *, typed: bool, total_steps: int) -> int:

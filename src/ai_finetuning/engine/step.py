@@ -46,9 +46,7 @@ def train_step(run: Run) -> StepOutcome:
     state, strategy, optimizer = run.state, run.strategy, run.optimizer
     fault = trigger("step", state.step + 1)
     group = run.loader.micro_batches(state.epoch, state.index, state.micro_batch_size)
-    set_learning_rate(
-        optimizer, lr_factor(state.step, shape=run.shape, warmup=run.warmup, total=run.total_steps, floor=run.floor)
-    )
+    set_learning_rate(optimizer, lr_factor(state.step, run.schedule, total=run.total_steps))
     num_valid = strategy.sum(sum(batch.num_label_tokens for batch in group))
     loss = strategy.forward_backward(group, max(1.0, num_valid))
     if fault is not None:

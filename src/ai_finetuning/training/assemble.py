@@ -17,23 +17,25 @@ from torch import nn
 from ..config.lora import LoRAConfig
 from ..config.run import RunConfig
 from ..config.section import typed, with_values
+from ..config.sections import ScheduleConfig
 from ..data.loader import Loader, evaluation_batches
 from ..data.prepare import PreparedData, prepare
 from ..data.tokenize import max_token_id
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.loop import Evaluation, Run, TrainState, fit, load, load_weights
-from ..engine.loss import make_loss
+from ..engine.loss import LossFunction, make_document_loss, make_loss
 from ..engine.metrics import read_metrics
 from ..engine.optimizer import build_optimizer
 from ..engine.precision import Precision, resolve_precision
 from ..engine.rng import seed_everything
-from ..engine.schedule import resolve_warmup
+from ..engine.schedule import Schedule, resolve_warmup
 from ..errors import ConfigError
 from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import free_memory_bytes, get_available_device, peak_memory_bytes
-from ..models.adapters import add_lora, trainable_parameters
+from ..models.adapters import add_lora, embedding_weights, trainable_parameters
 from ..models.base_model import BaseModel
+from ..models.documents import DocumentPath, open_documents
 from ..models.loading import weight_marks
 from ..notices import notice, warn
 from ..parallel.choose import check_strategy, choose
@@ -48,6 +50,8 @@ from .trackers import Tracker, require_trackers
 
 # Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
 USUAL_LORA_RATES = "1e-4 - 3e-4"
+# Bytes of optimizer state a trained weight; muon's matrices have one moment, which most weights of a model belong to.
+_OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
 
 
 @dataclass
@@ -180,7 +184,7 @@ def _plan(
     trainable = shape.parameters if job.full else shape.lora_parameters(config.lora.r, _targets(config.lora))
     width = max(config.data.max_length, data.longest) if config.data.packing else data.longest
     compute = 2 if precision.autocast is not None else 4
-    moments = 2 if training.optimizer.name == "adamw_8bit" else 8
+    moments = _OPTIMIZER_BYTES[training.optimizer.name]
     work = memory.Workload(
         trainable=trainable, bits=job.bits, frozen_bytes=compute, tokens=training.batch_size * width,
         compute_bytes=compute, optimizer_bytes=moments, full=job.full,
@@ -231,6 +235,7 @@ def _fingerprint(job: Job, data: PreparedData, plan: Plan, precision: str) -> di
         "seed": training.runtime.seed,
         "precision": precision,
         "schedule": training.schedule.name,
+        "decay_ratio": training.schedule.decay_ratio,
         "optimizer": training.optimizer.name,
         "betas": list(training.optimizer.betas),
         "weight_decay": training.optimizer.weight_decay,
@@ -297,7 +302,8 @@ def _warn_of_memory(plan: Plan) -> None:
 def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Start | None) -> Result:
     config, training = job.config, job.config.training
     model, marks, dtype = _model(job, prepared)
-    run = _run(job, prepared, folder, model)
+    path = _documents(job, prepared, model)
+    run = _run(job, prepared, folder, model, path)
     run.fingerprint = prepared.fingerprint | {"weights": marks}
     loaded = load_checkpoint(start.checkpoint) if start is not None and start.checkpoint is not None else None
     if loaded is not None:
@@ -326,6 +332,8 @@ def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Sta
         raise
     finally:
         run.strategy.close()
+        if path is not None:
+            path.close()
     if training.checkpoint.load_best and state.best_step not in (None, state.step):
         _back_to_best(run, folder.store.folder / f"checkpoint-{state.best_step}")
     result = Result(
@@ -372,8 +380,6 @@ def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
     seed_everything(training.runtime.seed)
     model, dtype = base.load_base(job.model, config, in_fp32=prepared.precision.name == "fp32")
     marks = hashlib.sha256(json.dumps(weight_marks(model)).encode()).hexdigest()
-    if config.data.packing:
-        refuse_leaking_attention(model, prepared.plan.model)
     if job.full:
         base.as_masters(model)
     else:
@@ -392,18 +398,18 @@ def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
     return model, marks, dtype
 
 
-def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module) -> Run:
+def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, path: DocumentPath | None) -> Run:
     training = job.config.training
     precision, plan = prepared.precision, prepared.plan
     strategy = choose(
         device=prepared.device, autocast=precision.autocast, scaler=precision.scaler, use_accelerate=job.use_accelerate
     )
-    forward = inspect.signature(_unwrapped(model).forward).parameters
-    strategy.prepare(model, make_loss(logits_to_keep="logits_to_keep" in forward))
+    strategy.prepare(model, _loss(model, path))
     options = training.optimizer
     optimizer = build_optimizer(
         list(model.named_parameters()), name=options.name, learning_rate=training.learning_rate, betas=options.betas,
         eps=options.eps, weight_decay=options.weight_decay, lora_plus_ratio=options.lora_plus_ratio,
+        embeddings=embedding_weights(_unwrapped(model)),
     )  # fmt: skip
     strategy.attach(optimizer)
     held_out = prepared.data.held_out
@@ -414,8 +420,7 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module) -
     return Run(
         model=model, strategy=strategy, loader=prepared.loader, optimizer=optimizer,
         state=TrainState(micro_batch_size=training.batch_size), store=folder.store, metrics_path=folder.path / "metrics.jsonl",
-        total_steps=plan.total_steps, shape=training.schedule.name, warmup=plan.warmup_steps,
-        floor=training.schedule.min_lr_ratio, max_grad_norm=training.max_grad_norm, eval_steps=training.eval_steps,
+        total_steps=plan.total_steps, schedule=_schedule(training.schedule, plan.warmup_steps), max_grad_norm=training.max_grad_norm, eval_steps=training.eval_steps,
         save_steps=training.save_steps, keep_best=training.checkpoint.load_best and bool(held_out),
         evaluation=Evaluation(batches, prepared.data.held_out_characters) if held_out else None,
         patience=training.runtime.early_stopping_patience, threshold=training.runtime.early_stopping_threshold,
@@ -423,6 +428,30 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module) -
         memory_hint_ja=f"見積もり: {plan.memory.text()}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
         memory_hint_en=f"The estimate: {plan.memory.text()}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
     )  # fmt: skip
+
+
+def _documents(job: Job, prepared: Prepared, model: nn.Module) -> DocumentPath | None:
+    """The path of the training step, said in one line; None for padded rows."""
+    path, reason = open_documents(
+        _unwrapped(model), prepared.device, autocast=prepared.precision.autocast,
+        kernels=job.config.training.runtime.kernels,
+    )  # fmt: skip
+    name = path.name if path is not None else "plain"
+    because = f" ({reason})" if reason else ""
+    notice(f"学習ステップ: {name}{because}", f"training step: {name}{because}")
+    if path is None and job.config.data.packing:
+        refuse_leaking_attention(_unwrapped(model), prepared.plan.model)
+    return path
+
+
+def _loss(model: nn.Module, path: DocumentPath | None) -> LossFunction:
+    if path is not None:
+        return make_document_loss(path)
+    return make_loss(logits_to_keep="logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters)
+
+
+def _schedule(options: ScheduleConfig, warmup: int) -> Schedule:
+    return Schedule(options.name, warmup, options.min_lr_ratio, options.decay_ratio)
 
 
 def _peak(device: torch.device) -> int:

@@ -226,10 +226,10 @@ def test_the_optimizer_is_adamw_with_decay_on_matrices_only():
     ],
 )
 def test_schedules(shape: str, points: dict[int, float]):
-    from ai_finetuning.engine.schedule import lr_factor
+    from ai_finetuning.engine.schedule import Schedule, lr_factor
 
     for step, expected in points.items():
-        assert lr_factor(step, shape=shape, warmup=10, total=100, floor=0.0) == pytest.approx(expected, abs=1e-9)
+        assert lr_factor(step, Schedule(shape, warmup=10), total=100) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,300 @@
+"""A transformer block's parts with hand-written gradients, for bf16 activations on a CPU.
+
+Products are torch's (oneDNN), everything between them is kernels/cpu.cpp. Saved for the backward pass is only what cannot be
+had again cheaply. Tensors are [tokens, features]; documents of a packed row are told apart by their lengths alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from . import native
+
+# Queries of one product: a block sees only the keys before its end, which saves up to half of the work of long documents.
+QUERY_BLOCK = 256
+
+
+class Norm(torch.autograd.Function):
+    """RMSNorm (arXiv:1910.07467), or LayerNorm where a bias is given: y = norm(x) * (offset + weight) + bias."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, offset: float, centered: bool
+    ) -> Tensor:
+        scale = weight.float()
+        y, stats = native.norm_forward(
+            x, scale, None if bias is None else bias.float(), eps=eps, offset=offset, centered=centered
+        )
+        ctx.save_for_backward(x, weight, stats)
+        ctx.offset, ctx.centered, ctx.with_bias = offset, centered, bias is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        x, weight, stats = ctx.saved_tensors
+        dx, dw, db = native.norm_backward(
+            dy.contiguous(), x, weight.float(), stats, offset=ctx.offset, centered=ctx.centered,
+            dx=ctx.needs_input_grad[0], dw=ctx.needs_input_grad[1] or ctx.needs_input_grad[2],
+        )  # fmt: skip
+        dw = None if dw is None else dw.to(weight.dtype)
+        return dx, dw, db.to(weight.dtype) if db is not None and ctx.with_bias else None, None, None, None
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A group's adapters: scale of each; p of the dropout on their common input."""
+
+    scales: tuple[float, ...]
+    dropout: float = 0.0
+
+
+def _seed() -> int:
+    """From torch's generator, so that a restored random state gives the same choices."""
+    return int(torch.randint(0, 2**62, ()).item())
+
+
+class Linears(torch.autograd.Function):
+    """Linear layers of one input: y_i = x W_i^T + b_i + scale_i (drop(x) A_i^T) B_i^T, and `residual` added to the only y.
+
+    One product with all A, one with all dA; the gradient of x is summed inside the products. Weights that need no gradient
+    get none, an input that needs none neither.
+
+    Inputs after the first four: n weights, n biases (None allowed), and with lora n pairs A [r, in], B [out, r].
+    Weights in fp32 are masters: `cast` gives their bf16 copies.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, residual: Tensor | None, lora: LoRA | None, count: int, cast: Any, *weights: Any
+    ) -> tuple[Tensor, ...]:
+        plain, biases, pairs = weights[:count], weights[count : 2 * count], weights[2 * count :]
+        compute = [cast(weight) for weight in plain]
+        outputs = []
+        for weight, bias in zip(compute, biases, strict=True):
+            if residual is not None:
+                out = torch.addmm(residual, x, weight.t())
+            else:
+                out = torch.mm(x, weight.t())
+            outputs.append(out if bias is None else out.add_(bias))
+        ctx.seed, saved = 0, [x]
+        if lora is not None:
+            ctx.seed = _seed() if lora.dropout else 0
+            source = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
+            down = torch.cat([a.to(x.dtype) for a in pairs[0::2]])
+            hidden = torch.mm(source, down.t())
+            start = 0
+            for out, b, scale in zip(outputs, pairs[1::2], lora.scales, strict=True):
+                part = hidden[:, start : start + b.shape[1]]
+                out.addmm_(part, b.to(x.dtype).t(), alpha=scale)
+                start += b.shape[1]
+            saved.append(hidden)
+        ctx.save_for_backward(*saved, *plain, *pairs)
+        ctx.lora, ctx.count, ctx.cast, ctx.biased = lora, count, cast, [bias is not None for bias in biases]
+        ctx.with_residual = residual is not None
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+        lora, count = ctx.lora, ctx.count
+        x, *rest = ctx.saved_tensors
+        hidden = rest.pop(0) if lora is not None else None
+        plain, pairs = rest[:count], rest[count:]
+        dys = [gradient.contiguous() for gradient in gradients]
+        need = ctx.needs_input_grad[5:]
+        dx: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.mm(dys[0], ctx.cast(plain[0]))
+            for dy, weight in zip(dys[1:], plain[1:], strict=True):
+                dx.addmm_(dy, ctx.cast(weight))
+        dws = [
+            torch.mm(dy.t(), x).to(weight.dtype) if wanted else None
+            for dy, weight, wanted in zip(dys, plain, need[:count], strict=True)
+        ]
+        dbs = [
+            dy.sum(0, dtype=torch.float32) if biased and wanted else None
+            for dy, biased, wanted in zip(dys, ctx.biased, need[count : 2 * count], strict=True)
+        ]
+        dpairs: list[Tensor | None] = []
+        if lora is not None:
+            assert hidden is not None
+            dpairs = _lora_backward(ctx, dys, x, hidden, pairs, dx)
+        residual = gradients[0] if ctx.with_residual else None
+        return dx, residual, None, None, None, *dws, *dbs, *dpairs
+
+
+def _lora_backward(
+    ctx: Any, dys: Sequence[Tensor], x: Tensor, hidden: Tensor, pairs: Sequence[Tensor], dx: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients of A and B in their dtype; adds the adapters' share to dx."""
+    lora = ctx.lora
+    dhidden, start, dbs = torch.empty_like(hidden), 0, []
+    for dy, b, scale in zip(dys, pairs[1::2], lora.scales, strict=True):
+        part = slice(start, start + b.shape[1])
+        scaled = b.to(x.dtype) * scale
+        dhidden[:, part] = torch.mm(dy, scaled)
+        dbs.append(torch.mm(dy.t(), hidden[:, part]).to(b.dtype).mul_(scale))
+        start = part.stop
+    source = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
+    das = torch.mm(dhidden.t(), source).to(pairs[0].dtype).split([b.shape[1] for b in pairs[1::2]])
+    if dx is not None:
+        down = torch.cat([a.to(x.dtype) for a in pairs[0::2]])
+        if lora.dropout:
+            native.add_dropped(dx, torch.mm(dhidden, down), ctx.seed, lora.dropout)
+        else:
+            dx.addmm_(dhidden, down)
+    return [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What a layer's attention computes.
+
+    Attributes:
+        heads, kv_heads, head_dim: sizes.
+        scale: factor of the scores.
+        window: keys that a query sees, itself included; 0 for all before it.
+        cap: scores become cap * tanh(score / cap); 0 for none.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+    cap: float = 0.0
+
+
+class Attention(torch.autograd.Function):
+    """Causal attention inside each document, rotary positions included.
+
+    q [tokens, heads * d], k and v [tokens, kv_heads * d] before rotation; cos, sin [tokens, rotated / 2] fp32; lengths of the
+    documents in order (tokens after the last one, padding, give zeros). Short products per document and block of queries:
+    on CPUs several times faster than scaled_dot_product_attention in the backward pass (PERFORMANCE.md section 3).
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...], shape: AttentionShape
+    ) -> Tensor:
+        out = torch.zeros_like(q) if sum(lengths) < q.shape[0] else torch.empty_like(q)
+        still = cos[:, :0].contiguous()
+        saved, start = [], 0
+        for length in lengths:
+            rows = slice(start, start + length)
+            turned = (cos[rows], sin[rows])
+            qh = _heads(q[rows], turned, shape.heads, shape.head_dim)
+            kh = _heads(k[rows], turned, shape.kv_heads, shape.head_dim)
+            vh = _heads(v[rows], (still[rows], still[rows]), shape.kv_heads, shape.head_dim)
+            result = torch.empty_like(qh)
+            saved += [qh, kh, vh]
+            for block in _blocks(length):
+                saved += _attend(qh, kh, vh, result, block, shape)
+            native.from_heads(result, out[rows], still[rows], still[rows], shape.head_dim)
+            start += length
+        ctx.save_for_backward(cos, sin, *saved)
+        ctx.lengths, ctx.shape, ctx.tokens = lengths, shape, q.shape[0]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        shape: AttentionShape = ctx.shape
+        cos, sin, *saved = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        make = torch.zeros if sum(ctx.lengths) < ctx.tokens else torch.empty
+        dq, dk, dv = (
+            make(ctx.tokens, heads * shape.head_dim, dtype=gradient.dtype)
+            for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
+        )
+        still, start, place = cos[:, :0].contiguous(), 0, 0
+        for length in ctx.lengths:
+            rows = slice(start, start + length)
+            qh, kh, vh = saved[place : place + 3]
+            place += 3
+            gh = _heads(gradient[rows], (still[rows], still[rows]), shape.heads, shape.head_dim)
+            dqh, dkh, dvh = torch.empty_like(qh), torch.zeros_like(kh), torch.zeros_like(vh)
+            for block in _blocks(length):
+                probabilities, capped = saved[place], saved[place + 1] if shape.cap else None
+                place += 2 if shape.cap else 1
+                _attend_backward((qh, kh, vh), gh, (dqh, dkh, dvh), (probabilities, capped), block, shape)
+            native.from_heads(dqh, dq[rows], cos[rows], sin[rows], shape.head_dim)
+            native.from_heads(dkh, dk[rows], cos[rows], sin[rows], shape.head_dim)
+            native.from_heads(dvh, dv[rows], still[rows], still[rows], shape.head_dim)
+            start += length
+        return dq, dk, dv, None, None, None, None
+
+
+def _heads(x: Tensor, turned: tuple[Tensor, Tensor], heads: int, head_dim: int) -> Tensor:
+    """x [tokens, heads * d] as [heads, tokens, d], rotated."""
+    out = x.new_empty(heads, x.shape[0], head_dim)
+    native.to_heads(x, out, *turned, head_dim)
+    return out
+
+
+def _blocks(length: int) -> list[slice]:
+    return [slice(first, min(first + QUERY_BLOCK, length)) for first in range(0, length, QUERY_BLOCK)]
+
+
+def _keys(block: slice, shape: AttentionShape) -> slice:
+    """Keys that some query of the block sees."""
+    return slice(max(0, block.start - shape.window + 1) if shape.window else 0, block.stop)
+
+
+def _grouped(x: Tensor, block: slice, kv_heads: int) -> Tensor:
+    """Rows of a block of x [heads, tokens, d] as [kv_heads, group * queries, d]; a copy only where the block is not all."""
+    heads, tokens, width = x.shape
+    part = x if block.stop - block.start == tokens else x[:, block].contiguous()
+    return part.view(kv_heads, heads // kv_heads * (block.stop - block.start), width)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: AttentionShape
+) -> list[Tensor]:
+    """Writes a block of the output; returns probabilities, and the capped scores where there is a cap."""
+    keys, queries = _keys(block, shape), block.stop - block.start
+    scores = torch.bmm(_grouped(q, block, shape.kv_heads), k[:, keys].transpose(1, 2))
+    capped = torch.empty_like(scores) if shape.cap else None
+    native.softmax_forward(
+        scores, capped, queries, first=block.start - keys.start, window=shape.window, scale=shape.scale, cap=shape.cap
+    )
+    result = torch.bmm(scores, v[:, keys])
+    out[:, block] = result.view(shape.heads, queries, shape.head_dim)
+    return [scores] if capped is None else [scores, capped]
+
+
+def _attend_backward(
+    inputs: tuple[Tensor, Tensor, Tensor], gradient: Tensor, outputs: tuple[Tensor, Tensor, Tensor],
+    kept: tuple[Tensor, Tensor | None], block: slice, shape: AttentionShape,
+) -> None:  # fmt: skip
+    """Adds a block's gradients to outputs = (dq, dk, dv)."""
+    (q, k, v), (dq, dk, dv), (probabilities, capped) = inputs, outputs, kept
+    keys, queries = _keys(block, shape), block.stop - block.start
+    g = _grouped(gradient, block, shape.kv_heads)
+    dv[:, keys] += torch.bmm(probabilities.transpose(1, 2), g)
+    scores = torch.bmm(g, v[:, keys].transpose(1, 2))
+    native.softmax_backward(
+        scores, probabilities, capped, queries, first=block.start - keys.start, window=shape.window,
+        scale=shape.scale, cap=shape.cap,
+    )  # fmt: skip
+    dq[:, block] = torch.bmm(scores, k[:, keys]).view(shape.heads, queries, shape.head_dim)
+    dk[:, keys] += torch.bmm(scores.transpose(1, 2), _grouped(q, block, shape.kv_heads))
+
+
+class Gated(torch.autograd.Function):
+    """act(gate) * up (arXiv:2002.05202)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return native.gated_forward(gate, up, activation)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        return *native.gated_backward(gradient.contiguous(), gate, up, ctx.activation), None

@@ -1,0 +1,105 @@
+"""Compiles kernels/cpu.cpp once per machine and source, and loads it; where that cannot be, training goes on without."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from ..hardware.gpu import cpu_has_bf16
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+# -march=native: the library is built for this processor, and its name says for which.
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
+_TIMEOUT_SECONDS = 120
+
+
+class KernelsUnavailableError(Exception):
+    """Why there are no compiled kernels here; never reaches the user as an error."""
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels lie: `AIFT_CACHE`, else the user's cache folder."""
+    root = os.environ.get("AIFT_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "aift" / "kernels"
+
+
+def _processor() -> str:
+    """What -march=native stands for: the processor's name and its instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+def _compile(compiler: str, target: Path) -> None:
+    """Writes the library under its final name in one rename, so that processes that start together agree."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        code, library = Path(folder) / "cpu.o", Path(folder) / "cpu.so"
+        # Linked without OpenMP: its symbols come from the copy that torch has loaded, so that there is one pool of threads.
+        for command in (
+            [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(code)],
+            [compiler, "-shared", str(code), "-o", str(library)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+            if done.returncode != 0:
+                raise KernelsUnavailableError(f"{compiler}: {done.stderr.strip()[:200]}")
+        os.replace(library, target)
+
+
+def _share_openmp() -> None:
+    """Makes the OpenMP runtime that torch uses visible to the kernels."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    loaded = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
+    if not loaded:
+        raise KernelsUnavailableError("torch runs without OpenMP")
+    for path in sorted(loaded):
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The compiled kernels.
+
+    Raises:
+        KernelsUnavailableError: with the reason: another system than Linux, no bf16 instructions, no compiler.
+    """
+    if sys.platform != "linux":
+        raise KernelsUnavailableError(f"not built for {sys.platform}")
+    if not cpu_has_bf16():
+        raise KernelsUnavailableError("the processor has no bf16 instructions")
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise KernelsUnavailableError("no C++ compiler (g++ or clang++)")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, _processor()])
+    target = cache_folder() / f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    try:
+        if not target.is_file():
+            _compile(compiler, target)
+        _share_openmp()
+        return ctypes.CDLL(str(target))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelsUnavailableError(str(error)[:200]) from error
+
+
+def why_unavailable(device: torch.device) -> str | None:
+    """None where compiled kernels run on this device, else the reason in a few words."""
+    if device.type != "cpu":
+        return f"not built for {device.type}"
+    try:
+        library()
+    except KernelsUnavailableError as error:
+        return str(error)
+    return None

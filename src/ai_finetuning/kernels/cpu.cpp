@@ -1,0 +1,308 @@
+// Pointwise and row-wise kernels of a transformer block for CPUs: bfloat16 in memory, float in registers.
+// Matrix products stay with torch (oneDNN). Every function works on contiguous rows, is deterministic for any number
+// of threads, and has a reference in plain torch in kernels/reference.py that the tests compare it with.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+typedef uint16_t bf16;
+
+static inline float load(bf16 value) {
+  uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+// Round to nearest, ties to even; NaN stays NaN because its quiet bit is set first.
+static inline bf16 store(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  uint32_t quiet = (bits >> 16) | 0x40u;
+  return static_cast<bf16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
+
+// exp(x) for x <= 88 as 2^n * 2^f with f in [-0.5, 0.5] by its Taylor polynomial, relative error below 3e-7; 0 below -87.
+static inline float fast_exp(float x) {
+  float scaled = std::max(x, -87.0f) * 1.44269504f;
+  float whole = std::floor(scaled + 0.5f);
+  float f = scaled - whole;
+  float p = 1.540353039e-04f;
+  p = p * f + 1.333355815e-03f;
+  p = p * f + 9.618129108e-03f;
+  p = p * f + 5.550410866e-02f;
+  p = p * f + 2.402265070e-01f;
+  p = p * f + 6.931471806e-01f;
+  p = p * f + 1.000000000e+00f;
+  int32_t exponent = (static_cast<int32_t>(whole) + 127) << 23;
+  float power;
+  std::memcpy(&power, &exponent, 4);
+  return x < -87.0f ? 0.0f : p * power;
+}
+
+static inline float fast_tanh(float x) {
+  float bounded = std::min(std::max(x, -20.0f), 20.0f);
+  float e = fast_exp(2.0f * bounded);
+  return (e - 1.0f) / (e + 1.0f);
+}
+
+static const int64_t ROWS_PER_BLOCK = 64;
+
+extern "C" {
+
+// y = (x - mean) * rstd * (offset + w) + b; RMSNorm has no mean and no b. stats: [rows, 2] of mean, rstd.
+void norm_forward(const bf16* x, const float* w, const float* b, bf16* y, float* stats, int64_t rows, int64_t d,
+                  float eps, float offset, int centered) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; ++r) {
+    const bf16* in = x + r * d;
+    bf16* out = y + r * d;
+    float mean = 0.0f;
+    if (centered) {
+      float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < d; ++i) total += load(in[i]);
+      mean = total / d;
+    }
+    float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < d; ++i) {
+      float c = load(in[i]) - mean;
+      squares += c * c;
+    }
+    float rstd = 1.0f / std::sqrt(squares / d + eps);
+    stats[2 * r] = mean;
+    stats[2 * r + 1] = rstd;
+    if (b) {
+#pragma omp simd
+      for (int64_t i = 0; i < d; ++i) out[i] = store((load(in[i]) - mean) * rstd * (offset + w[i]) + b[i]);
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < d; ++i) out[i] = store((load(in[i]) - mean) * rstd * (offset + w[i]));
+    }
+  }
+}
+
+// dx; and, where dw is not null, dw and db ([d] floats) through partial sums of fixed blocks of rows.
+void norm_backward(const bf16* dy, const bf16* x, const float* w, const float* stats, bf16* dx, float* dw, float* db,
+                   int64_t rows, int64_t d, float offset, int centered) {
+  int64_t blocks = (rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
+  std::vector<float> partial(dw ? static_cast<size_t>(blocks * d * 2) : 0, 0.0f);
+#pragma omp parallel for schedule(static)
+  for (int64_t block = 0; block < blocks; ++block) {
+    float* sum_w = dw ? partial.data() + block * d * 2 : nullptr;
+    float* sum_b = dw ? sum_w + d : nullptr;
+    int64_t last = std::min(rows, (block + 1) * ROWS_PER_BLOCK);
+    for (int64_t r = block * ROWS_PER_BLOCK; r < last; ++r) {
+      const bf16 *g = dy + r * d, *in = x + r * d;
+      float mean = stats[2 * r], rstd = stats[2 * r + 1];
+      float dot = 0.0f, total = 0.0f;
+#pragma omp simd reduction(+ : dot, total)
+      for (int64_t i = 0; i < d; ++i) {
+        float scaled = load(g[i]) * (offset + w[i]);
+        dot += scaled * (load(in[i]) - mean);
+        total += scaled;
+      }
+      dot = dot * rstd * rstd / d;
+      total = centered ? total / d : 0.0f;
+      if (dx) {
+        bf16* out = dx + r * d;
+#pragma omp simd
+        for (int64_t i = 0; i < d; ++i) {
+          float scaled = load(g[i]) * (offset + w[i]);
+          out[i] = store((scaled - total - (load(in[i]) - mean) * dot) * rstd);
+        }
+      }
+      if (dw) {
+#pragma omp simd
+        for (int64_t i = 0; i < d; ++i) {
+          float gradient = load(g[i]);
+          sum_w[i] += gradient * (load(in[i]) - mean) * rstd;
+          sum_b[i] += gradient;
+        }
+      }
+    }
+  }
+  if (!dw) return;
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t i = 0; i < d; ++i) {
+      dw[i] += partial[block * d * 2 + i];
+      if (db) db[i] += partial[block * d * 2 + d + i];
+    }
+}
+
+// Rotates the first 2 * half features of every head and moves [tokens, heads, d] to [heads, tokens, d] of one document
+// (to_heads), or back with the opposite rotation (the gradient). cos, sin: [tokens, half]; half 0 only moves.
+void rope(const bf16* in, bf16* out, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t d,
+          int64_t half, int64_t token_stride, int to_heads) {
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float *c = cos + t * half, *s = sin + t * half;
+    for (int64_t h = 0; h < heads; ++h) {
+      const bf16* a = to_heads ? in + t * token_stride + h * d : in + (h * tokens + t) * d;
+      bf16* o = to_heads ? out + (h * tokens + t) * d : out + t * token_stride + h * d;
+      float sign = to_heads ? 1.0f : -1.0f;
+#pragma omp simd
+      for (int64_t i = 0; i < half; ++i) {
+        float first = load(a[i]), second = load(a[i + half]);
+        o[i] = store(first * c[i] - sign * second * s[i]);
+        o[i + half] = store(second * c[i] + sign * first * s[i]);
+      }
+      for (int64_t i = 2 * half; i < d; ++i) o[i] = a[i];
+    }
+  }
+}
+
+// Softmax over the keys that a query sees, in place: scores [matrices, queries, keys] of queries first..first+queries-1 of
+// each group of `queries` rows; query q sees keys max(0, q - window + 1)..q (window 0: all before it). With a cap, scores
+// become cap * tanh(score / cap) and `capped` receives them for the gradient. Masked places become 0.
+void softmax_forward(bf16* scores, bf16* capped, int64_t matrices, int64_t queries, int64_t keys, int64_t first,
+                     int64_t window, float scale, float cap) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < matrices * queries; ++row) {
+    bf16* s = scores + row * keys;
+    int64_t position = first + row % queries;
+    int64_t last = std::min(position + 1, keys);
+    int64_t begin = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
+    if (cap > 0.0f) {
+      bf16* kept = capped + row * keys;
+#pragma omp simd
+      for (int64_t i = begin; i < last; ++i) {
+        s[i] = store(cap * fast_tanh(load(s[i]) * scale / cap));
+        kept[i] = s[i];
+      }
+    }
+    float factor = cap > 0.0f ? 1.0f : scale;
+    float largest = -INFINITY;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = begin; i < last; ++i) largest = std::max(largest, load(s[i]));
+    float shift = largest * factor;
+    float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = begin; i < last; ++i) total += fast_exp(load(s[i]) * factor - shift);
+    float inverse = 1.0f / total;
+#pragma omp simd
+    for (int64_t i = begin; i < last; ++i) s[i] = store(fast_exp(load(s[i]) * factor - shift) * inverse);
+    for (int64_t i = 0; i < begin; ++i) s[i] = 0;
+    for (int64_t i = last; i < keys; ++i) s[i] = 0;
+  }
+}
+
+// Gradient of the scores, in place of the gradient of the probabilities.
+void softmax_backward(bf16* gradient, const bf16* probabilities, const bf16* capped, int64_t matrices, int64_t queries,
+                      int64_t keys, int64_t first, int64_t window, float scale, float cap) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < matrices * queries; ++row) {
+    bf16* g = gradient + row * keys;
+    const bf16* p = probabilities + row * keys;
+    int64_t position = first + row % queries;
+    int64_t last = std::min(position + 1, keys);
+    int64_t begin = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
+    float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t i = begin; i < last; ++i) dot += load(g[i]) * load(p[i]);
+    if (cap > 0.0f) {
+      const bf16* kept = capped + row * keys;
+#pragma omp simd
+      for (int64_t i = begin; i < last; ++i) {
+        float share = load(kept[i]) / cap;
+        g[i] = store(load(p[i]) * (load(g[i]) - dot) * scale * (1.0f - share * share));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = begin; i < last; ++i) g[i] = store(load(p[i]) * (load(g[i]) - dot) * scale);
+    }
+    for (int64_t i = 0; i < begin; ++i) g[i] = 0;
+    for (int64_t i = last; i < keys; ++i) g[i] = 0;
+  }
+}
+
+static const float GELU_A = 0.7978845608f, GELU_B = 0.044715f;
+
+// h = act(gate) * up; act 0: SiLU, 1: GELU by tanh. All [count].
+void gated_forward(const bf16* gate, const bf16* up, bf16* h, int64_t count, int act) {
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < count; ++i) {
+    float g = load(gate[i]);
+    float a = act == 0 ? g / (1.0f + fast_exp(-g))
+                       : 0.5f * g * (1.0f + fast_tanh(GELU_A * (g + GELU_B * g * g * g)));
+    h[i] = store(a * load(up[i]));
+  }
+}
+
+// dgate and dup, and h once more where it is not null (the gradient of the next product's weight needs it).
+void gated_backward(const bf16* dh, const bf16* gate, const bf16* up, bf16* dgate, bf16* dup, int64_t count, int act) {
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < count; ++i) {
+    float d = load(dh[i]), g = load(gate[i]), u = load(up[i]);
+    float a, slope;
+    if (act == 0) {
+      float s = 1.0f / (1.0f + fast_exp(-g));
+      a = g * s;
+      slope = s * (1.0f + g * (1.0f - s));
+    } else {
+      float inner = GELU_A * (g + GELU_B * g * g * g);
+      float t = fast_tanh(inner);
+      a = 0.5f * g * (1.0f + t);
+      slope = 0.5f * (1.0f + t) + 0.5f * g * (1.0f - t * t) * GELU_A * (1.0f + 3.0f * GELU_B * g * g);
+    }
+    dgate[i] = store(d * u * slope);
+    dup[i] = store(d * a);
+  }
+}
+
+// Cross entropy of each row of logits [rows, vocabulary], which become their own gradient. cap as in softmax_forward.
+void cross_entropy(bf16* logits, const int64_t* targets, float* losses, int64_t rows, int64_t vocabulary, float cap,
+                   int with_gradient) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; ++r) {
+    bf16* z = logits + r * vocabulary;
+    float largest = -INFINITY;
+    if (cap > 0.0f) {
+#pragma omp simd
+      for (int64_t i = 0; i < vocabulary; ++i) z[i] = store(cap * fast_tanh(load(z[i]) / cap));
+    }
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < vocabulary; ++i) largest = std::max(largest, load(z[i]));
+    float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < vocabulary; ++i) total += fast_exp(load(z[i]) - largest);
+    float wanted = load(z[targets[r]]);
+    losses[r] = std::log(total) + largest - wanted;
+    if (!with_gradient) continue;
+    float inverse = 1.0f / total;
+    float slope = 1.0f - (cap > 0.0f ? (wanted / cap) * (wanted / cap) : 0.0f);
+    float at_target = (fast_exp(wanted - largest) * inverse - 1.0f) * slope;
+    if (cap > 0.0f) {
+#pragma omp simd
+      for (int64_t i = 0; i < vocabulary; ++i) {
+        float share = load(z[i]) / cap;
+        z[i] = store(fast_exp(load(z[i]) - largest) * inverse * (1.0f - share * share));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < vocabulary; ++i) z[i] = store(fast_exp(load(z[i]) - largest) * inverse);
+    }
+    z[targets[r]] = store(at_target);
+  }
+}
+
+// Keeps each value with probability 1 - p and divides it by that; a counter-based generator (splitmix64) makes the same
+// choice for the same seed and place in the forward and in the backward pass. Adds to `out` where `add` is set.
+void dropout(const bf16* x, bf16* out, int64_t count, uint64_t seed, float p, int add) {
+  float factor = 1.0f / (1.0f - p);
+  uint32_t limit = static_cast<uint32_t>(p * 4294967295.0);
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < count; ++i) {
+    uint64_t z = seed + static_cast<uint64_t>(i + 1) * 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    uint32_t drawn = static_cast<uint32_t>((z ^ (z >> 31)) >> 32);
+    float value = drawn >= limit ? load(x[i]) * factor : 0.0f;
+    out[i] = store(add ? load(out[i]) + value : value);
+  }
+}
+}

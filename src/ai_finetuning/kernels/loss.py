@@ -1,0 +1,75 @@
+"""Cross entropy straight from hidden states: all logits never exist at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import native
+
+# (logits [rows, vocabulary], targets [rows], cap, with_gradient) -> losses [rows] fp32; logits become their gradient.
+RowKernel = Callable[..., Tensor]
+
+
+def plain_cross_entropy(logits: Tensor, targets: Tensor, *, cap: float, with_gradient: bool) -> Tensor:
+    """The row kernel in plain torch: any device and dtype, computed in fp32."""
+    scores = logits.float()
+    if cap:
+        scores = torch.tanh(scores / cap) * cap
+    log_sum = torch.logsumexp(scores, dim=-1)
+    losses = log_sum - scores.gather(1, targets[:, None])[:, 0]
+    if with_gradient:
+        gradient = (scores - log_sum[:, None]).exp_()
+        gradient[torch.arange(len(targets), device=targets.device), targets] -= 1
+        logits.copy_(gradient.mul_(1 - (scores / cap).square()) if cap else gradient)
+    return losses
+
+
+def row_kernel(dtype: torch.dtype, device: torch.device, *, compiled: bool) -> RowKernel:
+    """The kernel for logits of this dtype and place."""
+    return native.cross_entropy if compiled and dtype is torch.bfloat16 and device.type == "cpu" else plain_cross_entropy
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the cross entropies of softmax(hidden W^T), without ever holding all logits.
+
+    The gradients of hidden and W are made beside the loss, chunk by chunk (arXiv:2410.10989); the backward pass only
+    scales them. hidden [rows, d]; weight [vocabulary, d], cast by `cast`; targets [rows] int64, none ignored; logits become
+    cap * tanh(logit / cap) where cap is not 0.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, chunk_bytes: int, cast: Any, compiled: bool
+    ) -> Tensor:
+        compute = cast(weight)
+        hidden = hidden.to(compute.dtype)
+        kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
+        rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        dhidden = torch.empty_like(hidden) if wants_hidden else None
+        dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
+            logits = torch.mm(hidden[part], compute.t())
+            total += kernel(logits, targets[part], cap=cap, with_gradient=wants_hidden or wants_weight).sum()
+            if dhidden is not None:
+                dhidden[part] = torch.mm(logits, compute)
+            if dweight is not None:
+                dweight += torch.mm(logits.t(), hidden[part])
+        ctx.gradients = dhidden, dweight, weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        dhidden, dweight, dtype = ctx.gradients
+        ctx.gradients = None
+        return (
+            None if dhidden is None else dhidden.mul_(gradient),
+            None if dweight is None else dweight.mul_(gradient).to(dtype),
+            None, None, None, None, None,
+        )  # fmt: skip

@@ -1,0 +1,129 @@
+"""The compiled kernels as functions of tensors: shapes are checked here, pointers go no further."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .build import library
+
+_P, _I, _F, _N, _U = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_uint64
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "norm_forward": (_P, _P, _P, _P, _P, _I, _I, _F, _F, _N),
+    "norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _F, _N),
+    "rope": (_P, _P, _P, _P, _I, _I, _I, _I, _I, _N),
+    "softmax_forward": (_P, _P, _I, _I, _I, _I, _I, _F, _F),
+    "softmax_backward": (_P, _P, _P, _I, _I, _I, _I, _I, _F, _F),
+    "gated_forward": (_P, _P, _P, _I, _N),
+    "gated_backward": (_P, _P, _P, _P, _P, _I, _N),
+    "cross_entropy": (_P, _P, _P, _I, _I, _F, _N),
+    "dropout": (_P, _P, _I, _U, _F, _N),
+}
+ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
+
+
+@lru_cache(maxsize=len(_SIGNATURES))
+def _function(name: str) -> Any:
+    function = getattr(library(), name)
+    function.argtypes, function.restype = _SIGNATURES[name], None
+    return function
+
+
+def _call(name: str, *arguments: Tensor | float | int | None) -> None:
+    """Tensors as pointers; all of them have to be contiguous on the CPU."""
+    values = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            assert argument.device.type == "cpu" and argument.is_contiguous(), name
+            values.append(argument.data_ptr())
+        else:
+            values.append(argument)
+    _function(name)(*values)
+
+
+def norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, offset: float, centered: bool
+) -> tuple[Tensor, Tensor]:
+    """(y, stats) of x [rows, d] bf16; weight, bias [d] fp32; stats [rows, 2] fp32."""
+    y, stats = torch.empty_like(x), torch.empty(x.shape[0], 2)
+    _call("norm_forward", x, weight, bias, y, stats, x.shape[0], x.shape[1], eps, offset, int(centered))
+    return y, stats
+
+
+def norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, stats: Tensor, *, offset: float, centered: bool, dx: bool, dw: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dx [rows, d] bf16, dweight [d], dbias [d]); None where not asked for."""
+    gradient = torch.empty_like(x) if dx else None
+    dweight = torch.zeros_like(weight) if dw else None
+    dbias = torch.zeros_like(weight) if dw and centered else None
+    _call(
+        "norm_backward", dy, x, weight, stats, gradient, dweight, dbias, x.shape[0], x.shape[1], offset, int(centered)
+    )
+    return gradient, dweight, dbias
+
+
+def to_heads(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:
+    """x [tokens, heads * d] into out [heads, tokens, d], its first 2 * cos.shape[1] features rotated."""
+    tokens, width = x.shape
+    _call("rope", x, out, cos, sin, tokens, width // head_dim, head_dim, cos.shape[1], width, 1)
+
+
+def from_heads(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:
+    """The transpose of to_heads: x [heads, tokens, d] into out [tokens, heads * d]."""
+    tokens, width = out.shape
+    _call("rope", x, out, cos, sin, tokens, width // head_dim, head_dim, cos.shape[1], width, 0)
+
+
+def softmax_forward(
+    scores: Tensor, capped: Tensor | None, queries: int, *, first: int, window: int, scale: float, cap: float
+) -> None:
+    """In place on scores [matrices, group * queries, keys]; see cpu.cpp."""
+    rows, keys = scores.shape[0] * scores.shape[1] // queries, scores.shape[2]
+    _call("softmax_forward", scores, capped, rows, queries, keys, first, window, scale, cap)
+
+
+def softmax_backward(
+    gradient: Tensor, probabilities: Tensor, capped: Tensor | None, queries: int, *, first: int, window: int,
+    scale: float, cap: float,
+) -> None:  # fmt: skip
+    """In place on gradient, of probabilities before and of scores after."""
+    rows, keys = gradient.shape[0] * gradient.shape[1] // queries, gradient.shape[2]
+    _call("softmax_backward", gradient, probabilities, capped, rows, queries, keys, first, window, scale, cap)
+
+
+def gated_forward(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """act(gate) * up."""
+    out = torch.empty_like(gate)
+    _call("gated_forward", gate, up, out, gate.numel(), ACTIVATIONS[activation])
+    return out
+
+
+def gated_backward(dh: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """(dgate, dup)."""
+    dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+    _call("gated_backward", dh, gate, up, dgate, dup, gate.numel(), ACTIVATIONS[activation])
+    return dgate, dup
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, cap: float, with_gradient: bool) -> Tensor:
+    """Losses [rows] fp32; logits [rows, vocabulary] bf16 become their gradient. targets [rows] int64, none ignored."""
+    losses = torch.empty(logits.shape[0])
+    _call("cross_entropy", logits, targets, losses, *logits.shape, cap, int(with_gradient))
+    return losses
+
+
+def dropout(x: Tensor, seed: int, p: float) -> Tensor:
+    """Inverted dropout by a counter-based generator: the same choice for the same seed."""
+    out = torch.empty_like(x)
+    _call("dropout", x, out, x.numel(), seed, p, 0)
+    return out
+
+
+def add_dropped(out: Tensor, x: Tensor, seed: int, p: float) -> None:
+    """out += dropout(x): the gradient's way back."""
+    _call("dropout", x, out, x.numel(), seed, p, 1)

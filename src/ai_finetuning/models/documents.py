@@ -1,0 +1,165 @@
+"""How a training step runs a model: documents of a row isolated by their lengths, no padding, no mask, no cache.
+
+Three paths behind one call: fused blocks (models/fused.py), the model's own modules with document attention ("portable"), or
+none, where a model does not take lengths; then batches are padded and transformers' masks part the documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from ..kernels.attention import NAME, document_attention
+from ..kernels.build import why_unavailable
+from . import fused
+
+AttentionInterface.register(NAME, document_attention)
+
+# Most relative difference to the model's own answer, by what is computed in.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+
+
+@dataclass
+class DocumentPath:
+    """A model opened for training on documents.
+
+    Attributes:
+        name: `fused` or `portable`.
+        model: the transformers model inside any adapter.
+        head: the linear layer from hidden states to logits.
+        cap: logits become cap * tanh(logit / cap); 0 for none.
+        cast: a weight in the dtype of the products.
+        compiled: whether the compiled loss kernel runs.
+        compute: dtype of the products.
+    """
+
+    name: str
+    model: Any
+    head: nn.Linear
+    cap: float
+    cast: Callable[[Tensor], Tensor]
+    compiled: bool
+    compute: torch.dtype
+    _attention: str = "eager"
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these lengths."""
+        decoder = self.model.get_decoder()
+        output = decoder(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, **self._arguments(lengths)
+        )
+        return output.last_hidden_state[0]
+
+    def _arguments(self, lengths: tuple[int, ...]) -> dict[str, Any]:
+        if self.model.config._attn_implementation == NAME:
+            return {"document_lengths": lengths}
+        ends = torch.tensor([0, *lengths], device=self.model.device).cumsum(0).to(torch.int32)
+        longest = max(lengths)
+        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+    def close(self) -> None:
+        """The model as it was."""
+        if self.name == "fused":
+            fused.detach(self.model)
+        self.model.set_attn_implementation(self._attention)
+
+
+def open_documents(
+    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str
+) -> tuple[DocumentPath | None, str]:
+    """The fastest path that computes what the model itself computes, and why it is not a faster one.
+
+    The path is tried on the real model before it is used: two documents in a row against each of them alone.
+
+    Args:
+        model: a transformers causal LM (inside any adapter), with its adapter on.
+        kernels: `auto`, or `portable` (no fused blocks), or `plain` (the padded way).
+    """
+    if kernels == "plain":
+        return None, ""
+    head, reason = _head(model)
+    if head is None:
+        return None, reason
+    weights = next(model.parameters()).dtype
+    compute = autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
+    cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
+    before = model.config._attn_implementation
+    why_not_fused = fused.why_not(model, device, autocast=autocast) if kernels == "auto" else "asked for"
+    answers = _answers(model, autocast)
+    for name in ("portable",) if why_not_fused else ("fused", "portable"):
+        flash = before == "flash_attention_2" and weights is not torch.float32
+        if not flash:
+            model.set_attn_implementation(NAME)
+        cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
+        compiled = compute is torch.bfloat16 and why_unavailable(device) is None
+        path = DocumentPath(name, model, head, cap, cast, compiled, compute, before)
+        problem = _differs(path, answers, autocast)
+        if problem is None:
+            return path, why_not_fused or ""
+        path.close()
+        why_not_fused = problem
+    return None, why_not_fused or ""
+
+
+def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda weight: weight.to(dtype)
+
+
+def _head(model: Any) -> tuple[nn.Linear | None, str]:
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None, "the head is not a plain linear layer"
+    return head, ""
+
+
+def _probe(model: Any) -> tuple[Tensor, Tensor]:
+    rows = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randint(0, rows, (1, size), generator=generator).to(model.device) for size in (7, 12))  # type: ignore[return-value]
+
+
+def _computing(device: torch.device, autocast: torch.dtype | None) -> Any:
+    return torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None)
+
+
+@torch.no_grad()
+def _answers(model: Any, autocast: torch.dtype | None) -> list[Tensor]:
+    """The model's own logits [tokens, vocabulary] of each probe, alone."""
+    was_training = model.training
+    model.eval()
+    try:
+        with _computing(model.device, autocast):
+            return [model(input_ids=ids, use_cache=False).logits[0].float() for ids in _probe(model)]
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def _differs(path: DocumentPath, answers: list[Tensor], autocast: torch.dtype | None) -> str | None:
+    """Why the path is not the model: it failed, or its logits of two documents in one row are others."""
+    model, probes = path.model, _probe(path.model)
+    lengths = tuple(ids.shape[1] for ids in probes)
+    positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
+    was_training = model.training
+    model.eval()
+    try:
+        with _computing(model.device, autocast):
+            hidden = path.hidden(torch.cat(probes, dim=1), positions, lengths)
+            logits = (hidden.to(path.compute) @ path.cast(path.head.weight).t()).float()
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return f"{type(error).__name__}: {str(error)[:100]}"
+    finally:
+        model.train(was_training)
+    logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
+    wanted = torch.cat(answers)
+    difference = float((logits - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    if difference <= _TOLERANCE[path.compute]:
+        return None
+    return f"its answers differ by {difference:.1%}"

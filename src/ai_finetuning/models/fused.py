@@ -1,0 +1,258 @@
+"""Puts the fused blocks of kernels/blocks.py under a transformers model, and takes them off again.
+
+The model keeps its modules, parameters and classes: only the `forward` of single layers is replaced, on the instance, and a
+call without document lengths (generation, a user's own call) still goes through the original one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
+from ..kernels.build import why_unavailable
+from ..kernels.native import ACTIVATIONS
+
+
+class MasterCasts:
+    """bf16 copies of fp32 master weights, made once after each update."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[int, Tensor]] = {}
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The weight itself where it is bf16, else its copy, refreshed when the weight has changed."""
+        if weight.dtype is torch.bfloat16:
+            return weight
+        version, copy = self._copies.get(id(weight), (-1, None))
+        if version != weight._version:
+            copy = weight.detach().to(torch.bfloat16) if copy is None else copy.copy_(weight.detach())
+            self._copies[id(weight)] = (weight._version, copy)
+        assert copy is not None
+        return copy
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a decoder layer of an architecture is put together.
+
+    Attributes:
+        centered: LayerNorm instead of RMSNorm.
+        offset: added to the norm's weight (Gemma multiplies by 1 + w).
+        norms: names of (before attention, after attention, before MLP, after MLP); None where there is none.
+        head_norms: names of the norms on every head of q and k.
+        rotary: attribute of the attention with the number of rotated features; None for all.
+        supports: refuses configurations with a reason, or None.
+    """
+
+    norms: tuple[str | None, str | None, str | None, str | None] = (
+        "input_layernorm", None, "post_attention_layernorm", None,
+    )  # fmt: skip
+    centered: bool = False
+    offset: float = 0.0
+    head_norms: tuple[str, str] | None = None
+    rotary: str | None = None
+    supports: Callable[[Any], str | None] = field(default=lambda config: None)
+
+
+def _stablelm(config: Any) -> str | None:
+    if config.use_parallel_residual:
+        return "parallel residual"
+    return "per-head LayerNorm" if config.qk_layernorm else None
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(head_norms=("q_norm", "k_norm")),
+    "stablelm": Family(centered=True, rotary="rotary_ndims", supports=_stablelm),
+    "gemma2": Family(
+        norms=("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        offset=1.0,
+    ),
+}
+
+
+@dataclass
+class _Layer:
+    """What one layer's fused forward works with."""
+
+    family: Family
+    module: Any
+    attention: AttentionShape
+    activation: str
+    cast: MasterCasts
+
+
+def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None) -> str | None:
+    """None where the fused blocks serve this model, else the reason in a few words."""
+    config = model.config
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        return f"no fused blocks for {config.model_type}"
+    if autocast is not torch.bfloat16:
+        return "they compute in bf16"
+    reason = why_unavailable(device) or family.supports(config)
+    if reason is not None:
+        return reason
+    activation = _activation(config)
+    if activation not in ACTIVATIONS:
+        return f"activation {activation}"
+    if getattr(config, "attention_dropout", 0.0) or getattr(config, "hidden_dropout", 0.0):
+        return "dropout inside the model"
+    return next((reason for layer in model.model.layers for reason in map(_why_not_linear, _linears(layer)) if reason), None)
+
+
+def _activation(config: Any) -> str:
+    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
+
+
+def _linears(layer: Any) -> list[nn.Module]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj,
+    ]  # fmt: skip
+
+
+def _why_not_linear(module: Any) -> str | None:
+    base = getattr(module, "base_layer", module)
+    if type(base) is not nn.Linear:
+        return f"weights are {type(base).__name__}"
+    if base is module:
+        return None
+    if len(module.active_adapters) != 1 or module.active_adapters[0] not in module.lora_A:
+        return "not one active adapter"
+    if getattr(module, "lora_variant", None):
+        return "a LoRA variant (DoRA)"
+    if any(getattr(module, "lora_bias", {}).values()):
+        return "LoRA with a bias"
+    return None
+
+
+def attach(model: Any) -> MasterCasts:
+    """Replaces the layers' forward on the instances; call why_not() first."""
+    config = model.config
+    family, cast = FAMILIES[config.model_type], MasterCasts()
+    for layer in model.model.layers:
+        plan = _Layer(family, layer, _attention_shape(layer.self_attn, config), _activation(config), cast)
+        layer.forward = _with_fallback(layer, plan)
+    norm = model.model.norm
+    original = norm.forward
+
+    def final_norm(hidden: Tensor) -> Tensor:
+        if hidden.dtype is not torch.bfloat16:
+            return original(hidden)  # type: ignore[no-any-return]
+        return _norm(norm, hidden.reshape(-1, hidden.shape[-1]), family).view_as(hidden)
+
+    norm.forward = final_norm
+    return cast
+
+
+def detach(model: Any) -> None:
+    """The model as it was."""
+    for module in (*model.model.layers, model.model.norm):
+        module.__dict__.pop("forward", None)
+
+
+def _attention_shape(attention: Any, config: Any) -> AttentionShape:
+    heads = config.num_attention_heads
+    window = getattr(attention, "sliding_window", None)
+    if config.model_type == "mistral":
+        window = config.sliding_window
+    return AttentionShape(
+        heads=heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=attention.head_dim,
+        scale=float(getattr(attention, "scaling", attention.head_dim**-0.5)),
+        window=window or 0,
+        cap=float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
+    )
+
+
+def _with_fallback(layer: Any, plan: _Layer) -> Callable[..., Tensor]:
+    original = layer.forward
+
+    def forward(
+        hidden_states: Tensor, *arguments: Any, position_embeddings: Any = None, document_lengths: Any = None, **others: Any
+    ) -> Tensor:
+        if document_lengths is None:
+            return original(  # type: ignore[no-any-return]
+                hidden_states, *arguments, position_embeddings=position_embeddings, **others
+            )
+        return _forward(plan, hidden_states, position_embeddings, document_lengths)
+
+    return forward
+
+
+def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], lengths: tuple[int, ...]) -> Tensor:
+    """A decoder layer on hidden [1, tokens, d]."""
+    layer, family = plan.module, plan.family
+    attention, mlp = layer.self_attn, layer.mlp
+    before, after, before_mlp, after_mlp = family.norms
+    shape = hidden.shape
+    x = hidden.reshape(-1, shape[-1]).to(torch.bfloat16)
+    q, k, v = _linear((attention.q_proj, attention.k_proj, attention.v_proj), _norm_of(layer, before, x, family), plan)
+    if family.head_norms is not None:
+        q, k = (
+            _norm(getattr(attention, name), part.view(-1, plan.attention.head_dim), family).view_as(part)
+            for name, part in zip(family.head_norms, (q, k), strict=True)
+        )
+    cos, sin = (_half(table) for table in embeddings)
+    mixed = Attention.apply(q, k, v, cos, sin, lengths, plan.attention)
+    x = _add(plan, x, mixed, attention.o_proj, after)
+    gate, up = _linear((mlp.gate_proj, mlp.up_proj), _norm_of(layer, before_mlp, x, family), plan)
+    x = _add(plan, x, Gated.apply(gate, up, plan.activation), mlp.down_proj, after_mlp)
+    return x.view(shape)
+
+
+def _half(table: Tensor) -> Tensor:
+    """[1, tokens, rotated] cos or sin as [tokens, rotated / 2] fp32; both halves are the same."""
+    return table[0, :, : table.shape[-1] // 2].float().contiguous()
+
+
+def _add(plan: _Layer, x: Tensor, inner: Tensor, module: nn.Module, norm: str | None) -> Tensor:
+    """x + norm(linear(inner)); without a norm the addition happens inside the product."""
+    if norm is None:
+        return _linear((module,), inner, plan, residual=x)[0]
+    return x + _norm_of(plan.module, norm, _linear((module,), inner, plan)[0], plan.family)
+
+
+def _norm_of(layer: Any, name: str | None, x: Tensor, family: Family) -> Tensor:
+    assert name is not None
+    return _norm(getattr(layer, name), x, family)
+
+
+def _norm(module: Any, x: Tensor, family: Family) -> Tensor:
+    eps = getattr(module, "variance_epsilon", None) or module.eps
+    return Norm.apply(x, module.weight, getattr(module, "bias", None), eps, family.offset, family.centered)
+
+
+def _linear(modules: Sequence[Any], x: Tensor, plan: _Layer, *, residual: Tensor | None = None) -> Any:
+    """The outputs of linear layers on one input, with their adapters."""
+    bases = [getattr(module, "base_layer", module) for module in modules]
+    adapted = [module for module in modules if hasattr(module, "base_layer")]
+    if len(adapted) not in (0, len(modules)):
+        assert residual is None
+        return [_linear((module,), x, plan)[0] for module in modules]
+    lora, pairs = _adapters(adapted)
+    return Linears.apply(
+        x, residual, lora, len(modules), plan.cast,
+        *(base.weight for base in bases), *(base.bias for base in bases), *pairs,
+    )  # fmt: skip
+
+
+def _adapters(modules: Sequence[Any]) -> tuple[LoRA | None, list[Tensor]]:
+    if not modules or modules[0].disable_adapters:
+        return None, []
+    scales, pairs, p = [], [], 0.0
+    for module in modules:
+        name = module.active_adapters[0]
+        scales.append(float(module.scaling[name]))
+        pairs += [module.lora_A[name].weight, module.lora_B[name].weight]
+        p = float(getattr(module.lora_dropout[name], "p", 0.0)) if module.training else 0.0
+    return LoRA(tuple(scales), p), pairs
