@@ -19,7 +19,7 @@ from ..config.run import RunConfig
 from ..config.section import typed, with_values
 from ..data.loader import Loader, evaluation_batches
 from ..data.prepare import PreparedData, prepare
-from ..data.tokenize import max_token_id
+from ..data.tokenize import count_live, max_token_id
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.loop import Evaluation, Run, TrainState, fit, load, load_weights
@@ -196,7 +196,7 @@ def _plan(
     return Plan(
         model=job.model.model_name, method=config.method, device=str(device), precision=precision.name,
         parameters=shape.parameters, trainable=trainable, rows=len(data.train), eval_rows=len(data.held_out),
-        tokens=sum(map(len, data.train)), label_tokens=sum(int((item.labels != -100).sum()) for item in data.train),
+        tokens=sum(map(len, data.train)), label_tokens=count_live(data.train),
         rows_per_step=training.batch_size * training.gradient_accumulation_steps, steps_per_epoch=len(loader),
         total_steps=total, warmup_steps=warmup, gradient_checkpointing=checkpointing,
         memory=memory.estimate(shape, work, checkpointing=True) if checkpointing else without, free_memory_bytes=free,
