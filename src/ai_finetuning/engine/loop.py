@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DivergedError, PreemptedError
+from ..hardware.gpu import is_out_of_memory
 from ..notices import notice, warn
 from ..parallel.strategy import Strategy
 from . import rng
 from .checkpoint import CheckpointStore
 from .faults import trigger
-from .hooks import Callback, SignalFlags, is_out_of_memory
+from .hooks import Callback, SignalFlags
 from .metrics import MetricsFile, text_metrics
 from .optimizer import load_optimizer_tensors, optimizer_tensors
 from .step import StepOutcome, step_with_retry
