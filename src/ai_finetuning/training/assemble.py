@@ -406,10 +406,13 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module) -
         eps=options.eps, weight_decay=options.weight_decay, lora_plus_ratio=options.lora_plus_ratio,
     )  # fmt: skip
     strategy.attach(optimizer)
-    held_out = prepared.data.held_out
+    held_out, data = prepared.data.held_out, job.config.data
+    packing_length = max(data.max_length, prepared.data.longest) if data.packing else None
 
     def batches(size: int) -> Any:
-        return evaluation_batches(held_out, batch_size=size, pad_token_id=prepared.tokenizer.pad_token_id)
+        return evaluation_batches(
+            held_out, batch_size=size, pad_token_id=prepared.tokenizer.pad_token_id, packing_length=packing_length
+        )
 
     return Run(
         model=model, strategy=strategy, loader=prepared.loader, optimizer=optimizer,
