@@ -422,10 +422,24 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module) -
         save_steps=training.save_steps, keep_best=training.checkpoint.load_best and bool(held_out),
         evaluation=Evaluation(batches, prepared.data.held_out_characters) if held_out else None,
         patience=training.runtime.early_stopping_patience, threshold=training.runtime.early_stopping_threshold,
-        scaled=precision.scaler,
+        scaled=precision.scaler, save_in_background=_copy_fits(plan, prepared.device),
         memory_hint_ja=f"見積もり: {plan.memory.text()}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
         memory_hint_en=f"The estimate: {plan.memory.text()}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
     )  # fmt: skip
+
+
+def _copy_fits(plan: Plan, device: torch.device) -> bool:
+    """Whether the host has memory for the copy that checkpoints are written from while training goes on."""
+    copy = memory.checkpoint_bytes(plan.trainable)
+    free = plan.free_memory_bytes - plan.memory.total
+    if device.type == "cuda":
+        free = free_memory_bytes(torch.device("cpu"))
+    if copy > free:
+        notice(
+            f"メモリーの空きが少ないため、チェックポイントの書き込み中（{copy / 2**30:.2f} GiB）は学習を待たせます。",
+            f"little memory is free: training waits while a checkpoint ({copy / 2**30:.2f} GiB) is written.",
+        )
+    return copy <= free
 
 
 def _peak(device: torch.device) -> int:
