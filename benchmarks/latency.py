@@ -245,7 +245,8 @@ def saving(rounds: int) -> dict[str, Any]:
                 if name == "background":
                     steps["beside a write"].append(step(run))
                     run.writer.wait()
-        size = sum(path.stat().st_size for path in (Path(place) / "sync" / "checkpoint-1").iterdir())
+        newest = runs["sync"].store.newest()
+        size = sum(path.stat().st_size for path in newest.iterdir())
         for run in runs.values():
             run.writer.__exit__(None, None, None)
     return {
@@ -260,7 +261,7 @@ def evaluation(rounds: int) -> dict[str, Any]:
     """Tokens a second of an evaluation, rows packed and padded; the sums agree."""
     from ai_finetuning.data.loader import evaluation_batches
 
-    examples = _examples(256)
+    examples = _examples(96)
     with tempfile.TemporaryDirectory() as place:
         run = _run(Path(place), examples, background=False)
     batches = {
@@ -406,7 +407,7 @@ def main() -> None:
             ("collation", lambda: collation(4 * rounds)),
         ):  # fmt: skip
             found[name] = measure()
-            print(json.dumps({name: found[name]}, indent=1, ensure_ascii=False), flush=True)
+            print(json.dumps({name: found[name]}, ensure_ascii=False), flush=True)
     found["load_after"] = os.getloadavg()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
