@@ -146,12 +146,55 @@ def test_a_second_sigint_stops_at_once_and_leaves_the_earlier_checkpoint_whole(
     tmp_path: Path, tiny_model_dir: Path, reference: Path, faulty
 ):
     config = str(write_run(tmp_path, tiny_model_dir))
-    faulty("step:int@7,save:int@7#2")
+    faulty("step:int@7,save:int@7#2,save:slow@7#2")
     assert call("train", config) == 130
     names = {path.name for path in (tmp_path / "out" / "checkpoints").glob("checkpoint-*")}
     assert names == {"checkpoint-4"}
     faulty("")
     assert call("train", config, AUTO) == 0
+    assert_same(tmp_path / "out", reference)
+
+
+def test_kill_minus_9_while_a_checkpoint_is_written_beside_later_steps(
+    tmp_path: Path, tiny_model_dir: Path, reference: Path
+):
+    """The disk is slow at step 8, the process dies in step 10: 8 has no name yet, the run goes on from 4 to the same bits."""
+    config = str(write_run(tmp_path, tiny_model_dir))
+    code, output = spawn("train", config, fault="save:slow@8#2,step:kill@10")
+    assert code == -signal.SIGKILL, output
+    names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
+    assert names == {"checkpoint-4", ".staging-8"}
+    assert len(losses(tmp_path / "out")) == 9
+    assert call("train", config, AUTO) == 0
+    assert_same(tmp_path / "out", reference)
+
+
+def test_a_checkpoint_holds_its_own_step_however_slow_the_disk_is(tmp_path: Path, tiny_model_dir: Path):
+    """Two runs save at 6 and 7 and stop: the slow one writes 6 while step 7 changes weights and moments, with the same bytes."""
+    from ai_finetuning.engine import faults
+
+    files = {}
+    for name, slow in (("fast", ""), ("slow", "save:slow@6,")):
+        with pytest.MonkeyPatch.context() as patch:
+            faults.reset()
+            patch.setenv("AIFT_FAULT", f"{slow}step:usr1@6,step:term@7")
+            assert call("train", str(write_run(tmp_path / name, tiny_model_dir))) == 75
+        place = tmp_path / name / "out" / "checkpoints"
+        files[name] = {
+            (folder.name, path.name): path.read_bytes()
+            for folder in place.iterdir()
+            for path in folder.glob("*.safetensors")
+        }
+    assert files["slow"] == files["fast"]
+    assert {folder for folder, _ in files["slow"]} == {"checkpoint-4", "checkpoint-6", "checkpoint-7"}
+
+
+def test_the_end_of_a_run_waits_for_its_last_checkpoint(tmp_path: Path, tiny_model_dir: Path, reference: Path, faulty):
+    from ai_finetuning.engine.checkpoint import verify
+
+    faulty("save:slow@24")
+    assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 0
+    assert verify(tmp_path / "out" / "checkpoints" / "checkpoint-24") == []
     assert_same(tmp_path / "out", reference)
 
 

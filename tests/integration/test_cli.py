@@ -37,6 +37,17 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip().endswith("[]")
 
 
+def test_the_first_step_waits_for_no_library_that_it_does_not_use(tmp_path: Path, tiny_model_dir: Path):
+    config = ["train", f"model={tiny_model_dir}", "method=full", f"data.train={tmp_path / 'rows.jsonl'}", f"training.output_dir={tmp_path / 'out'}"]  # fmt: skip
+    write_run(tmp_path, tiny_model_dir)
+    code = f"import sys\nfrom ai_finetuning.apps.cli.main import run\nrun({config!r})\nprint([m for m in ('bitsandbytes', 'peft', 'datasets', 'pandas', 'matplotlib', 'tensorboard') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(AIFT_FAULT="step:term@1"), capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert "saved at step 1" in done.stderr
+    assert done.stdout.strip().endswith("[]")
+
+
 def test_the_module_is_the_command(capsys):
     done = subprocess.run([sys.executable, "-m", "ai_finetuning", "--help"], env=environment(), capture_output=True, text=True, check=True)  # fmt: skip
     assert "aift" in done.stdout

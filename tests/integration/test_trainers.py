@@ -310,6 +310,21 @@ def test_packing_trains_the_same_tokens(tiny_model_dir: Path, tmp_path: Path):
     assert len(rows) < 6
 
 
+def test_packed_runs_score_held_out_rows_as_padded_ones_do(tiny_model_dir: Path, tmp_path: Path):
+    """Before the first step, where the weights are the same: loss and bits per character agree, the tokens are equal."""
+    rows = []
+    for packing in (True, False):
+        data = DataConfig(max_length=128, packing=packing)
+        trainer = train_lora(
+            tiny_model_dir, tmp_path / str(packing), data=data, evaluate=ROWS[:9], num_epochs=1, warmup_steps=0
+        )
+        rows.append(next(row for row in trainer.result.history if "eval_loss" in row))
+    packed, padded = rows
+    assert packed["eval_tokens"] == padded["eval_tokens"]
+    for name in ("eval_loss", "eval_bits_per_character"):
+        assert packed[name] == pytest.approx(padded[name], rel=1e-6)
+
+
 def test_packing_is_refused_where_documents_see_each_other(tiny_model_dir: Path):
     """The probe finds a leak in a model that ignores position_ids, and none in one that does not."""
     from tests.support.models import build_model

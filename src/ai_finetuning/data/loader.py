@@ -96,12 +96,22 @@ class Loader:
         ]
 
 
-def evaluation_batches(examples: Sequence[Example], *, batch_size: int, pad_token_id: int) -> list[Batch]:
-    """Padded batches of similar lengths, longest first, so that memory is tried at once."""
-    order = sorted(range(len(examples)), key=lambda index: (-len(examples[index]), index))
+def evaluation_batches(
+    examples: Sequence[Example], *, batch_size: int, pad_token_id: int, packing_length: int | None = None
+) -> list[Batch]:
+    """Batches of rows of similar lengths, longest first, so that memory is tried at once.
+
+    Args:
+        packing_length: capacity of a packed row; None pads every document to the longest of its batch.
+    """
+    lengths = [len(item) for item in examples]
+    rows = [[index] for index in range(len(examples))] if packing_length is None else pack(lengths, packing_length)
+    rows.sort(key=lambda row: (-sum(lengths[document] for document in row), row[0]))
     return [
         collate(
-            [[examples[index]] for index in order[start : start + batch_size]], pad_token_id=pad_token_id, packed=False
+            [[examples[document] for document in row] for row in rows[start : start + batch_size]],
+            pad_token_id=pad_token_id,
+            packed=packing_length is not None,
         )
-        for start in range(0, len(order), batch_size)
+        for start in range(0, len(rows), batch_size)
     ]

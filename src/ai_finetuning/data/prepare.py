@@ -14,7 +14,7 @@ from ..errors import DataError, localized
 from . import cache
 from .sources import load_samples
 from .text_dataset import TextDataset
-from .tokenize import EncodeReport, Example, encode
+from .tokenize import EncodeReport, Example, count_live, encode
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         report = EncodeReport(
             rows=len(examples),
             tokens=sum(map(len, examples)),
-            live_tokens=sum(int((item.labels != -100).sum()) for item in examples),
+            live_tokens=count_live(examples),
             characters=sum(item.characters for item in examples),
             longest=max(map(len, examples)),
             max_length=source.max_length,

@@ -191,6 +191,8 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
     """
 
     def clean(text: str) -> str:
+        if not text:
+            return text
         if _SURROGATE.search(text):
             raise BadRow(
                 "壊れた文字（単独のサロゲート）があります", "the text holds a lone surrogate, half a character"

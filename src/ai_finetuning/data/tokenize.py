@@ -6,8 +6,11 @@ token sequences that the model never meets: unigram and BPE tokenizers merge acr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,8 @@ from .messages import Conversation, PlainText, Sample
 
 IGNORED = -100
 MAX_LOST_SHARE = 0.2
-_BATCH = 512
+_BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
+_Tokens = tuple[list[int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,13 @@ def encode(
             plain texts with loss_on `assistant`.
     """
     report = EncodeReport(max_length=max_length)
-    rendered = [item for sample in samples for item in _render(sample, tokenizer, loss_on, report)]
+    marks = _special_tokens(tokenizer)
+    rendered = (item for sample in samples for item in _render(sample, tokenizer, marks, loss_on, report))
     examples: list[Example] = []
     dead: list[str] = []
+    count = 0
     for item, ids, live, ends in _encoded(rendered, tokenizer):
+        count += 1
         report.longest = max(report.longest, len(ids))
         if len(ids) > max_length:
             _count_over_long(report, item, on_long, ids, live, max_length)
@@ -141,7 +148,7 @@ def encode(
         examples += [example for example in made if (example.labels != IGNORED).any()]
         if not any((example.labels != IGNORED).any() for example in made):
             dead.append(item.source)
-    _refuse_dead(dead, len(rendered), max_length)
+    _refuse_dead(dead, count, max_length)
     return examples, _finish(report, examples)
 
 
@@ -192,7 +199,7 @@ def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
 def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
     report.rows = len(examples)
     report.tokens = sum(map(len, examples))
-    report.live_tokens = sum(int((item.labels != IGNORED).sum()) for item in examples)
+    report.live_tokens = count_live(examples)
     report.characters = sum(item.characters for item in examples)
     if not examples:
         raise DataError(
@@ -208,7 +215,9 @@ def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
     return report
 
 
-def _render(sample: Sample, tokenizer: Any, loss_on: str, report: EncodeReport) -> Iterator[_Rendered]:
+def _render(
+    sample: Sample, tokenizer: Any, marks: tuple[str, ...], loss_on: str, report: EncodeReport
+) -> Iterator[_Rendered]:
     if isinstance(sample, PlainText):
         if loss_on == "assistant":
             raise DataError(
@@ -220,20 +229,22 @@ def _render(sample: Sample, tokenizer: Any, loss_on: str, report: EncodeReport) 
     messages = sample.as_dicts()
     text = render(tokenizer, messages)
     if loss_on == "all":
-        yield _Rendered(text, ((0, len(text)),), sample.source, False, not _ends_turn(text, tokenizer))
+        yield _Rendered(text, ((0, len(text)),), sample.source, False, not _ends_turn(text, marks))
         return
-    spans = _spans(text, messages, tokenizer)
+    spans = _spans(text, messages, tokenizer, marks)
     if spans is not None:
         end = spans[-1][1]
-        yield _Rendered(text[:end], tuple(spans), sample.source, False, not _ends_turn(text[:end], tokenizer))
+        yield _Rendered(text[:end], tuple(spans), sample.source, False, not _ends_turn(text[:end], marks))
         return
     report.split_conversations += 1
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
-            yield _single_turn(sample, messages[: index + 1], tokenizer)
+            yield _single_turn(sample, messages[: index + 1], tokenizer, marks)
 
 
-def _single_turn(sample: Conversation, messages: list[dict[str, str]], tokenizer: Any) -> _Rendered:
+def _single_turn(
+    sample: Conversation, messages: list[dict[str, str]], tokenizer: Any, marks: tuple[str, ...]
+) -> _Rendered:
     """The last assistant turn of a conversation whose template rewrites earlier turns."""
     prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
     whole = render(tokenizer, messages)
@@ -243,11 +254,13 @@ def _single_turn(sample: Conversation, messages: list[dict[str, str]], tokenizer
             f"{sample.source}: チャットテンプレートの生成プロンプトが、応答を含む全体の先頭と一致しません（{shared} 文字目から）。model.chat_template で別のテンプレートを指定してください。",
             f"{sample.source}: the template's generation prompt is not how the whole conversation begins (from character {shared}); choose another model.chat_template.",
         )
-    end = _end_of_turn(whole, len(prompt), len(whole), tokenizer)
-    return _Rendered(whole[:end], ((len(prompt), end),), sample.source, False, not _ends_turn(whole[:end], tokenizer))
+    end = _end_of_turn(whole, len(prompt), len(whole), marks)
+    return _Rendered(whole[:end], ((len(prompt), end),), sample.source, False, not _ends_turn(whole[:end], marks))
 
 
-def _spans(text: str, messages: list[dict[str, str]], tokenizer: Any) -> list[tuple[int, int]] | None:
+def _spans(
+    text: str, messages: list[dict[str, str]], tokenizer: Any, marks: tuple[str, ...]
+) -> list[tuple[int, int]] | None:
     """Character ranges of the assistant's turns with their turn-end token, or None where the template rewrites history."""
     spans = []
     for index, message in enumerate(messages):
@@ -257,52 +270,83 @@ def _spans(text: str, messages: list[dict[str, str]], tokenizer: Any) -> list[tu
         upto = text if index == len(messages) - 1 else render(tokenizer, messages[: index + 1])
         if not (text.startswith(prompt) and text.startswith(upto) and len(upto) > len(prompt)):
             return None
-        spans.append((len(prompt), _end_of_turn(text, len(prompt), len(upto), tokenizer)))
+        spans.append((len(prompt), _end_of_turn(text, len(prompt), len(upto), marks)))
     return spans
 
 
 def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """What can end a turn; asked once for all rows, the answer takes as long as a row."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values())
     return tuple({*tokenizer.all_special_tokens, *added} - {""})
 
 
-def _ends_turn(text: str, tokenizer: Any) -> bool:
-    return text.rstrip().endswith(_special_tokens(tokenizer))
+def _ends_turn(text: str, marks: tuple[str, ...]) -> bool:
+    return text.rstrip().endswith(marks)
 
 
-def _end_of_turn(text: str, start: int, stop: int, tokenizer: Any) -> int:
+def _end_of_turn(text: str, start: int, stop: int, marks: tuple[str, ...]) -> int:
     """Where a turn's loss ends: behind its turn-end token, before the line end that some templates print after it."""
     stripped = text[start:stop].rstrip()
-    return start + len(stripped) if stripped.endswith(_special_tokens(tokenizer)) else stop
+    return start + len(stripped) if stripped.endswith(marks) else stop
 
 
 def _encoded(
-    rendered: list[_Rendered], tokenizer: Any
+    rendered: Iterable[_Rendered], tokenizer: Any
 ) -> Iterator[tuple[_Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
-    """(text, ids [tokens], live [tokens], end of each token in characters [tokens]) of every text."""
-    groups = [(special, [item for item in rendered if item.add_special_tokens is special]) for special in (False, True)]
-    results: dict[int, tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]] = {}
-    for special, items in groups:
-        for first in range(0, len(items), _BATCH):
-            part = items[first : first + _BATCH]
-            for item, found in zip(part, _encode_batch(part, tokenizer, special), strict=True):
-                results[id(item)] = found
+    """(text, ids [tokens], live [tokens], end of each token in characters [tokens]) of every text, in order.
+
+    A batch is segmented without Python's lock, by as many threads as the tokenizer takes, while this thread renders the
+    next one and labels the one before; few batches are in memory at a time.
+    """
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        waiting: deque[tuple[list[_Rendered], Future[list[_Tokens]]]] = deque()
+        for items in _batches(rendered):
+            waiting.append((items, worker.submit(_segment, items, tokenizer)))
+            if len(waiting) > _AHEAD:
+                yield from _labelled(*waiting.popleft(), tokenizer)
+        while waiting:
+            yield from _labelled(*waiting.popleft(), tokenizer)
+
+
+def _labelled(
+    items: list[_Rendered], tokens: Future[list[_Tokens]], tokenizer: Any
+) -> Iterator[tuple[_Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
+    for item, (ids, offsets) in zip(items, tokens.result(), strict=True):
+        yield item, *_with_eos(item, ids, offsets, tokenizer)
+
+
+def _batches(rendered: Iterable[_Rendered]) -> Iterator[list[_Rendered]]:
+    """Lists of at most _BATCH texts, and of about _BATCH_CHARACTERS."""
+    batch: list[_Rendered] = []
+    characters = 0
     for item in rendered:
-        yield item, *results[id(item)]
+        batch.append(item)
+        characters += len(item.text)
+        if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
-def _encode_batch(
-    items: list[_Rendered], tokenizer: Any, special: bool
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
-    texts = [item.text for item in items]
-    if getattr(tokenizer, "is_fast", False):
-        coded = tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, return_attention_mask=False)
-        for item, ids, offsets in zip(items, coded["input_ids"], coded["offset_mapping"], strict=True):
-            yield _with_eos(item, ids, np.asarray(offsets, dtype=np.int64).reshape(-1, 2), tokenizer)
-        return
-    for item in items:
-        ids = tokenizer(item.text, add_special_tokens=special)["input_ids"]
-        yield _with_eos(item, ids, _offsets_by_prefix(item, ids, tokenizer, special), tokenizer)
+def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
+    """Ids and offsets [tokens, 2] of every text."""
+    if not getattr(tokenizer, "is_fast", False):
+        coded = [tokenizer(item.text, add_special_tokens=item.add_special_tokens)["input_ids"] for item in items]
+        return [(ids, _offsets_by_prefix(item, ids, tokenizer)) for item, ids in zip(items, coded, strict=True)]
+    tokenizer("")  # sets the backend's switches (no truncation, no padding, special tokens) as every call of it does
+    found: dict[int, _Tokens] = {}
+    for special in (False, True):
+        places = [place for place, item in enumerate(items) if item.add_special_tokens is special]
+        texts = [items[place].text for place in places]
+        # transformers' call would make lists of lists of all that an encoding holds: three times the work of what is used.
+        for place, encoding in zip(
+            places, tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=special), strict=True
+        ):
+            offsets = encoding.offsets
+            flat = np.fromiter(chain.from_iterable(offsets), dtype=np.int64, count=2 * len(offsets))
+            found[place] = (encoding.ids, flat.reshape(-1, 2))
+    return [found[place] for place in range(len(items))]
 
 
 def _with_eos(
@@ -329,20 +373,20 @@ def _with_eos(
     return array, live, ends
 
 
-def _offsets_by_prefix(item: _Rendered, ids: list[int], tokenizer: Any, special: bool) -> NDArray[np.int64]:
+def _offsets_by_prefix(item: _Rendered, ids: list[int], tokenizer: Any) -> NDArray[np.int64]:
     """Offsets for tokenizers that give none: tokens of a prefix of the text are a prefix of the text's tokens, or it is refused."""
     offsets = np.zeros((len(ids), 2), dtype=np.int64)
     marks = sorted({0, len(item.text), *(edge for span in item.spans for edge in span)})
     done = 0
     for left, right in zip(marks, marks[1:], strict=False):
-        count = len(ids) if right == len(item.text) else _prefix_length(item, right, ids, tokenizer, special)
+        count = len(ids) if right == len(item.text) else _prefix_length(item, right, ids, tokenizer)
         offsets[done:count] = (left, right)
         done = count
     return offsets
 
 
-def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any, special: bool) -> int:
-    prefix = tokenizer(item.text[:right], add_special_tokens=special)["input_ids"]
+def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any) -> int:
+    prefix = tokenizer(item.text[:right], add_special_tokens=item.add_special_tokens)["input_ids"]
     if prefix and prefix[-1] == tokenizer.eos_token_id and not item.text[:right].endswith(str(tokenizer.eos_token)):
         prefix = prefix[:-1]
     if ids[: len(prefix)] == prefix:
@@ -357,4 +401,9 @@ def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any, 
 
 def max_token_id(examples: Sequence[Example]) -> int:
     """The largest token id, to be compared with the model's embedding rows."""
-    return max(int(item.input_ids.max()) for item in examples)
+    return int(np.concatenate([item.input_ids for item in examples]).max())
+
+
+def count_live(examples: Sequence[Example]) -> int:
+    """Labels that carry loss."""
+    return int((np.concatenate([item.labels for item in examples]) != IGNORED).sum()) if examples else 0

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, InputNotFoundError
 from ..notices import notice, warn
-from .checkpoint_files import fsync_folder, sha256_of, write_durably, write_tensors
+from .checkpoint_files import Cancelled, fsync_folder, refuse_cancelled, sha256_of, write_durably, write_tensors
 from .faults import trigger
 
 FORMAT_VERSION = 1
@@ -108,8 +109,9 @@ class CheckpointStore:
         return next((path for _, path in self.candidates()), None)
 
     def save(
-        self, step: int, *, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], protect: int | None = None
-    ) -> Path:
+        self, step: int, *, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], protect: int | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Path:  # fmt: skip
         """Writes a checkpoint and removes old ones.
 
         Args:
@@ -117,35 +119,41 @@ class CheckpointStore:
             tensors: by group, under global names.
             state: JSON values.
             protect: a step whose checkpoint is never removed (the best one).
+            cancelled: once it is set, what has no name yet gets none.
 
         Raises:
             OSError: the disk is full or not writable; nothing half-written stays visible.
+            Cancelled: `cancelled` was set in time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         final, staging = self.folder / f"checkpoint-{step}", self.folder / f"{_STAGING}{step}"
         shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir()
-            self._write(staging, step, tensors, state)
+            self._write(staging, step, tensors, state, cancelled)
             trigger("rename", step)
+            refuse_cancelled(cancelled)
             if final.exists():
                 self._remove(final)
             os.replace(staging, final)
             fsync_folder(self.folder)
-        except OSError:
+        except (OSError, Cancelled):
             shutil.rmtree(staging, ignore_errors=True)
             raise
         trigger("rotate", step)
         self._rotate(protect)
         return final
 
-    def _write(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def _write(
+        self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
+        cancelled: threading.Event | None,
+    ) -> None:  # fmt: skip
         files: dict[str, Any] = {}
         contents: dict[str, Any] = {}
         for group, named in tensors.items():
             name = f"{group}-00001-of-00001.safetensors"
             trigger("save", step)
-            size, digest, entries = write_tensors(folder / name, named)
+            size, digest, entries = write_tensors(folder / name, named, cancelled)
             files[name] = {"bytes": size, "sha256": digest, "group": group}
             contents |= {f"{group}:{key}": {"file": name, **entry} for key, entry in entries.items()}
         trigger("save", step)

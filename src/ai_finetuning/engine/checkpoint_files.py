@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,16 @@ DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+
+
+class Cancelled(Exception):
+    """The checkpoint being written is not wanted any more."""
+
+
+def refuse_cancelled(cancelled: threading.Event | None) -> None:
+    """Raises Cancelled where the event is set."""
+    if cancelled is not None and cancelled.is_set():
+        raise Cancelled
 
 
 def fsync_folder(folder: Path) -> None:
@@ -39,11 +50,16 @@ def write_durably(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> tuple[int, str, dict[str, Any]]:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], cancelled: threading.Event | None = None
+) -> tuple[int, str, dict[str, Any]]:
     """Writes a safetensors file in one pass, a tensor at a time.
 
     Returns:
         (bytes, SHA-256, entries for the manifest: shape, dtype and slice of the global tensor).
+
+    Raises:
+        Cancelled: the event was set on the way.
     """
     header: dict[str, Any] = {}
     entries: dict[str, Any] = {}
@@ -69,6 +85,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> tuple[int, str, dic
             file.write(part)
             digest.update(part)
         for tensor in tensors.values():
+            refuse_cancelled(cancelled)
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)
             if flat.numel():
                 raw = flat.view(torch.uint8).numpy().data

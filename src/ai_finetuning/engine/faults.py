@@ -3,7 +3,7 @@
 Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, and xN for N occurrences. Points: `step` (before the forward pass), `save` (before each
 file of a checkpoint), `rename` (before a checkpoint gets its name), `rotate` (before old ones go), `final` (before the
 model is put in place), `eval` (before an evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full`
-(ENOSPC), `term`, `usr1` and `int` (signals to oneself).
+(ENOSPC), `slow` (the disk takes a second), `term`, `usr1` and `int` (signals to oneself).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import signal
+import time
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,8 @@ def _happen(action: str, point: str, step: int) -> str | None:
         raise torch.OutOfMemoryError(f"injected at {point} of step {step}")
     elif action == "full":
         raise OSError(errno.ENOSPC, "No space left on device (injected)")
+    elif action == "slow":
+        time.sleep(1)
     elif action in ("term", "usr1", "int"):
         os.kill(os.getpid(), getattr(signal, f"SIG{action.upper()}"))
     return action if action in ("nan", "spike") else None

@@ -8,8 +8,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-
 
 class Callback:
     """Listens to a run; progress bars and trackers are callbacks."""
@@ -60,11 +58,3 @@ class SignalFlags:
 
     def _ask_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DivergedError, PreemptedError
+from ..hardware.gpu import is_out_of_memory
 from ..notices import notice, warn
 from ..parallel.strategy import Strategy
 from . import rng
 from .checkpoint import CheckpointStore
+from .checkpoint_writer import CheckpointWriter, Snapshot
 from .faults import trigger
-from .hooks import Callback, SignalFlags, is_out_of_memory
+from .hooks import Callback, SignalFlags
 from .metrics import MetricsFile, text_metrics
 from .optimizer import load_optimizer_tensors, optimizer_tensors
 from .schedule import Schedule
@@ -86,10 +88,18 @@ class Run:
     patience: int | None = None
     threshold: float = 0.0
     scaled: bool = False
+    save_in_background: bool = True
     fingerprint: dict[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
     memory_hint_ja: str = ""
     memory_hint_en: str = ""
+
+    def __post_init__(self) -> None:
+        self.writer = CheckpointWriter(self.store, background=self.save_in_background, on_saved=self._tell_saved)
+
+    def _tell_saved(self, folder: Path) -> None:
+        for callback in self.callbacks:
+            callback.on_save(folder)
 
     def trainable(self) -> dict[str, Tensor]:
         """The parameters that training changes, under their global names."""
@@ -115,7 +125,7 @@ def fit(run: Run) -> TrainState:
     metrics = MetricsFile(run.metrics_path, keep_until_step=-1 if fresh else state.step)
     started, evaluated, stop_early = time.perf_counter(), -1, False
     try:
-        with SignalFlags() as signals:
+        with SignalFlags() as signals, run.writer:
             if fresh and run.evaluation is not None:
                 evaluate(run, metrics)
                 if run.keep_best:
@@ -133,6 +143,7 @@ def fit(run: Run) -> TrainState:
                     save(run)
                     signals.save = False
                 if signals.stop:
+                    run.writer.wait()
                     raise PreemptedError(
                         f"{signals.stop} を受け取ったので、ステップ {state.step} で保存して止まりました。resume_from_checkpoint=auto で続きから再開できます。",
                         f"{signals.stop} received: saved at step {state.step} and stopped. Go on with resume_from_checkpoint=auto.",
@@ -205,6 +216,7 @@ def refuse_divergence(run: Run, outcome: StepOutcome) -> None:
     )
     if state.bad_in_a_row < MAX_BAD_STEPS:
         return
+    run.writer.wait()
     last = run.store.newest()
     raise DivergedError(
         f"有限でない損失または勾配が {MAX_BAD_STEPS} ステップ続いたので止めました。最後の正常なチェックポイント: {last or 'なし'}。学習率を下げるか fp32 を試してください。",
@@ -264,34 +276,16 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int]:
 
 
 def save(run: Run) -> None:
-    """Writes a checkpoint; a full disk is said and training goes on, weights that are not finite are never written."""
+    """Takes a checkpoint of the state as it is now; it is written beside the training."""
     state = run.state
-    model = run.trainable()
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in model.values() if tensor.is_floating_point()):
-        warn(
-            f"ステップ {state.step} の重みに有限でない値があるため、チェックポイントを書きません。",
-            f"weights of step {state.step} are not finite: no checkpoint is written.",
-        )
-        return
     content = {
         "train": asdict(state),
         "rng": rng.capture(),
         "strategy": run.strategy.state_dict(),
         "fingerprint": run.fingerprint,
     }
-    tensors = {"model": model, "optimizer": optimizer_tensors(run.optimizer)}
-    try:
-        folder = run.store.save(
-            state.step, tensors=tensors, state=content, protect=state.best_step if run.keep_best else None
-        )
-    except OSError as error:
-        warn(
-            f"ステップ {state.step} のチェックポイントを書けませんでした（{error}）。以前のものを残して訓練を続けます。",
-            f"the checkpoint of step {state.step} could not be written ({error}); earlier ones stay and training goes on.",
-        )
-        return
-    for callback in run.callbacks:
-        callback.on_save(folder)
+    tensors = {"model": run.trainable(), "optimizer": optimizer_tensors(run.optimizer)}
+    run.writer.save(Snapshot(state.step, tensors, content, state.best_step if run.keep_best else None))
 
 
 def load(run: Run, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import OutOfMemoryError
+from ..hardware.gpu import is_out_of_memory
 from ..notices import warn
 from .faults import trigger
-from .hooks import is_out_of_memory
 from .optimizer import set_learning_rate
 from .rng import DeviceRandomState
 from .schedule import lr_factor

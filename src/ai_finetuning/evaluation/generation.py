@@ -26,14 +26,12 @@ class Graded:
 def grade(
     model: Any, tokenizer: Any, questions: Sequence[tuple[str, str]], *, batch_size: int = 32, max_new_tokens: int = 32
 ) -> list[Graded]:
-    """Greedy answers to (question, wanted answer) pairs."""
-    graded = []
-    for start in range(0, len(questions), batch_size):
-        part = questions[start : start + batch_size]
-        conversations = [[{"role": "user", "content": question}] for question, _ in part]
-        answers = generate_text(model, tokenizer, conversations, max_new_tokens=max_new_tokens, do_sample=False)
-        graded += [Graded(*pair, answer) for pair, answer in zip(part, answers, strict=True)]
-    return graded
+    """Greedy answers to (question, wanted answer) pairs, in their order."""
+    conversations = [[{"role": "user", "content": question}] for question, _ in questions]
+    answers = generate_text(
+        model, tokenizer, conversations, max_new_tokens=max_new_tokens, do_sample=False, batch_size=batch_size
+    )
+    return [Graded(*pair, answer) for pair, answer in zip(questions, answers, strict=True)]
 
 
 def exact_match(graded: Sequence[Graded]) -> float:

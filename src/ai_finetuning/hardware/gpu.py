@@ -105,6 +105,14 @@ def clear_gpu_memory() -> None:
         torch.mps.empty_cache()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+
+
 def set_memory_fraction(fraction: float = 0.9) -> None:
     """The share of GPU memory that this process may use.
 

@@ -10,7 +10,9 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..errors import ConfigError
+from ..hardware.gpu import clear_gpu_memory, is_out_of_memory
 from ..japanese.prompts import render
+from ..notices import warn
 from .tokenizers import PromptStyle, prompt_style
 
 Conversation = Sequence[dict[str, str]]
@@ -50,8 +52,9 @@ def is_looping(text: str) -> bool:
     return len(window) == LOOP_WINDOW and len(set(window)) > 1 and text.count(window) >= LOOP_TIMES
 
 
-def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, do_sample: bool) -> None:
+def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, do_sample: bool, batch_size: int) -> None:
     rules = (
+        ("batch_size", batch_size, batch_size >= 1, "1 以上", "at least 1"),
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 以上", "at least 1"),
         ("temperature", temperature, temperature > 0 or not do_sample, "0 より大きい値（0 なら do_sample=False）", "above 0 (for 0 use do_sample=False)"),
         ("top_p", top_p, 0 < top_p <= 1, "0 より大きく 1 以下", "above 0 and at most 1"),
@@ -66,9 +69,9 @@ def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, do
 
 def _arguments(
     tokenizer: Any, style: PromptStyle, *, max_new_tokens: int, temperature: float, top_p: float, top_k: int,
-    do_sample: bool, extra: dict[str, Any],
+    do_sample: bool, extra: dict[str, Any], batch_size: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
-    _check(max_new_tokens, temperature, top_p, top_k, do_sample)
+    _check(max_new_tokens, temperature, top_p, top_k, do_sample, batch_size)
     sampling = (
         {"temperature": temperature, "top_p": top_p, "top_k": top_k}
         if do_sample
@@ -86,9 +89,10 @@ def _arguments(
 
 
 def _encode(
-    tokenizer: Any, prompts: list[str], device: torch.device, max_positions: int | None
-) -> dict[str, torch.Tensor]:
-    """Left-padded prompts, [rows, tokens]; templates write their own BOS, so none is added."""
+    tokenizer: Any, conversations: Sequence[Conversation], max_positions: int | None
+) -> list[list[int]]:  # fmt: skip
+    """The ids of every prompt; templates write their own BOS, so none is added."""
+    prompts = [render(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
     rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
     width = max(map(len, rows))
     if max_positions is not None and width >= max_positions:
@@ -96,7 +100,13 @@ def _encode(
             f"入力が {width} トークンで、モデルの上限 {max_positions} に達しています。短くしてください。",
             f"the prompt has {width} tokens, and the model takes at most {max_positions}; shorten it.",
         )
-    ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.int64)
+    return rows
+
+
+def _left_padded(rows: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask, [rows, tokens] int64."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.int64)
     for index, row in enumerate(rows):
         ids[index, width - len(row) :] = torch.tensor(row)
@@ -141,9 +151,12 @@ def generate_text(
     top_k: int = 50,
     do_sample: bool = True,
     seed: int | None = None,
+    batch_size: int = 32,
     **extra: Any,
 ) -> list[str]:
-    """One answer for each conversation, as one batch.
+    """One answer for each conversation, in their order.
+
+    Prompts of similar length make a batch, longest first. Where memory runs out, the batch is halved and tried again.
 
     Args:
         model: a causal language model; its training mode is put back afterwards.
@@ -152,6 +165,7 @@ def generate_text(
         style: how answers end; None is derived from tokenizer and model.
         max_new_tokens, temperature, top_p, top_k, do_sample: as in transformers.
         seed: of the sampling.
+        batch_size: most conversations answered at a time.
         **extra: further arguments of `generate` (repetition_penalty, ...).
 
     Raises:
@@ -160,21 +174,54 @@ def generate_text(
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
     arguments = _arguments(
         tokenizer, style, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        do_sample=do_sample, extra=extra,
+        do_sample=do_sample, extra=extra, batch_size=batch_size,
     )  # fmt: skip
-    prompts = [render(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
-    inputs = _encode(tokenizer, prompts, model.device, getattr(model.config, "max_position_embeddings", None))
-    length = inputs["input_ids"].shape[1]
-    stops = StoppingCriteriaList([_Stops(tokenizer, length, style.stop_strings, threading.Event())])
+    if not conversations:
+        return []
+    rows = _encode(tokenizer, conversations, getattr(model.config, "max_position_embeddings", None))
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+    answers: dict[int, str] = {}
     if seed is not None:
         torch.manual_seed(seed)
     was_training = model.training
     model.eval()
     try:
-        output = model.generate(**inputs, stopping_criteria=stops, **arguments)
+        while len(answers) < len(rows):
+            places = order[len(answers) : len(answers) + batch_size]
+            found = _answers(model, tokenizer, [rows[place] for place in places], style, arguments)
+            if found is None:
+                batch_size = _halved(len(places))
+            else:
+                answers |= zip(places, found, strict=True)
     finally:
         model.train(was_training)
+    return [answers[place] for place in range(len(rows))]
+
+
+def _answers(
+    model: Any, tokenizer: Any, rows: Sequence[list[int]], style: PromptStyle, arguments: dict[str, Any]
+) -> list[str] | None:
+    """The answers to one batch of prompts; None where memory ran out and fewer may fit."""
+    inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
+    length = inputs["input_ids"].shape[1]
+    stops = StoppingCriteriaList([_Stops(tokenizer, length, style.stop_strings, threading.Event())])
+    try:
+        output = model.generate(**inputs, stopping_criteria=stops, **arguments)
+    except (RuntimeError, MemoryError) as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+        return None
     return [_decode(tokenizer, row[length:], style) for row in output]
+
+
+def _halved(size: int) -> int:
+    """The next batch size; what the failed batch held is given back first."""
+    clear_gpu_memory()
+    warn(
+        f"生成でメモリーが足りないため、バッチを {size} 件から {size // 2} 件にしてやり直します。",
+        f"out of memory while generating: the batch goes from {size} to {size // 2} conversations and is done again.",
+    )
+    return size // 2
 
 
 def stream_text(
@@ -201,8 +248,8 @@ def stream_text(
         tokenizer, style, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         do_sample=do_sample, extra=extra,
     )  # fmt: skip
-    prompt = render(tokenizer, conversation, add_generation_prompt=True)
-    inputs = _encode(tokenizer, [prompt], model.device, getattr(model.config, "max_position_embeddings", None))
+    rows = _encode(tokenizer, [conversation], getattr(model.config, "max_position_embeddings", None))
+    inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     given_up, failure = threading.Event(), []
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=style.newline is None)
     criteria = StoppingCriteriaList([_Stops(tokenizer, inputs["input_ids"].shape[1], style.stop_strings, given_up)])

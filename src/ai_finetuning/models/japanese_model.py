@@ -136,7 +136,7 @@ class JapaneseModel(BaseModel):
         do_sample: bool = True,
         **kwargs: Any,
     ) -> list[str]:
-        """Answers to several instructions at once."""
+        """Answers to several instructions, in their order; `batch_size` (32) says how many are answered at a time."""
         conversations = [_messages(item, None, dict(kwargs)) for item in instructions]
         rest = {key: value for key, value in kwargs.items() if key not in ("history", "system")}
         return self._generate(conversations, max_new_tokens, temperature, top_p, top_k, do_sample, rest)

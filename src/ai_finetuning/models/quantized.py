@@ -8,6 +8,7 @@ eval mode re-packs the weights in place, after which gradients are wrong and sav
 from __future__ import annotations
 
 import logging
+import sys
 
 import torch
 from torch import nn
@@ -68,10 +69,10 @@ def kbit_config(bits: int, compute_dtype: torch.dtype, **settings: object):
 def linear_modules(model: nn.Module, bits: int) -> list[nn.Module]:
     """The modules whose weights are really held in `bits` bits."""
     quiet_bitsandbytes()
-    try:
-        from bitsandbytes.nn import Linear4bit, Linear8bitLt
-    except ImportError:
+    if "bitsandbytes" not in sys.modules:  # its import takes a second, and its weights cannot be there without it
         return []
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
     kind, dtypes = (Linear8bitLt, {torch.int8}) if bits == 8 else (Linear4bit, None)
     found = [module for module in model.modules() if isinstance(module, kind)]
     if dtypes is None:

@@ -20,7 +20,7 @@ from ..config.section import typed, with_values
 from ..config.sections import ScheduleConfig
 from ..data.loader import Loader, evaluation_batches
 from ..data.prepare import PreparedData, prepare
-from ..data.tokenize import max_token_id
+from ..data.tokenize import count_live, max_token_id
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.loop import Evaluation, Run, TrainState, fit, load, load_weights
@@ -200,7 +200,7 @@ def _plan(
     return Plan(
         model=job.model.model_name, method=config.method, device=str(device), precision=precision.name,
         parameters=shape.parameters, trainable=trainable, rows=len(data.train), eval_rows=len(data.held_out),
-        tokens=sum(map(len, data.train)), label_tokens=sum(int((item.labels != -100).sum()) for item in data.train),
+        tokens=sum(map(len, data.train)), label_tokens=count_live(data.train),
         rows_per_step=training.batch_size * training.gradient_accumulation_steps, steps_per_epoch=len(loader),
         total_steps=total, warmup_steps=warmup, gradient_checkpointing=checkpointing,
         memory=memory.estimate(shape, work, checkpointing=True) if checkpointing else without, free_memory_bytes=free,
@@ -412,10 +412,13 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
         embeddings=embedding_weights(_unwrapped(model)),
     )  # fmt: skip
     strategy.attach(optimizer)
-    held_out = prepared.data.held_out
+    held_out, data = prepared.data.held_out, job.config.data
+    packing_length = max(data.max_length, prepared.data.longest) if data.packing else None
 
     def batches(size: int) -> Any:
-        return evaluation_batches(held_out, batch_size=size, pad_token_id=prepared.tokenizer.pad_token_id)
+        return evaluation_batches(
+            held_out, batch_size=size, pad_token_id=prepared.tokenizer.pad_token_id, packing_length=packing_length
+        )
 
     return Run(
         model=model, strategy=strategy, loader=prepared.loader, optimizer=optimizer,
@@ -424,7 +427,7 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
         save_steps=training.save_steps, keep_best=training.checkpoint.load_best and bool(held_out),
         evaluation=Evaluation(batches, prepared.data.held_out_characters) if held_out else None,
         patience=training.runtime.early_stopping_patience, threshold=training.runtime.early_stopping_threshold,
-        scaled=precision.scaler,
+        scaled=precision.scaler, save_in_background=_copy_fits(plan, prepared.device),
         memory_hint_ja=f"見積もり: {plan.memory.text()}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
         memory_hint_en=f"The estimate: {plan.memory.text()}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
     )  # fmt: skip
@@ -452,6 +455,20 @@ def _loss(model: nn.Module, path: DocumentPath | None) -> LossFunction:
 
 def _schedule(options: ScheduleConfig, warmup: int) -> Schedule:
     return Schedule(options.name, warmup, options.min_lr_ratio, options.decay_ratio)
+
+
+def _copy_fits(plan: Plan, device: torch.device) -> bool:
+    """Whether the host has memory for the copy that checkpoints are written from while training goes on."""
+    copy = memory.checkpoint_bytes(plan.trainable)
+    free = plan.free_memory_bytes - plan.memory.total
+    if device.type == "cuda":
+        free = free_memory_bytes(torch.device("cpu"))
+    if copy > free:
+        notice(
+            f"メモリーの空きが少ないため、チェックポイントの書き込み中（{copy / 2**30:.2f} GiB）は学習を待たせます。",
+            f"little memory is free: training waits while a checkpoint ({copy / 2**30:.2f} GiB) is written.",
+        )
+    return copy <= free
 
 
 def _peak(device: torch.device) -> int:

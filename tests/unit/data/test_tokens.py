@@ -286,3 +286,34 @@ def test_long_texts_are_split_into_rows_that_predict_every_token_once():
     assert {part.source for part in parts} == {"w"}
     with pytest.raises(DataError, match="split"):
         encode([talk("首都は？", "東京です。" * 30)], tokenizer, max_length=40, on_long="split")
+
+
+@pytest.mark.parametrize("threads", ["true", "false"])
+def test_rows_encoded_together_are_those_encoded_one_by_one(threads: str, monkeypatch: pytest.MonkeyPatch):
+    """Several batches of texts and conversations mixed, by many threads: ids, labels, characters and order are the serial ones."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", threads)
+    tokenizer = build_tokenizer()
+    samples = []
+    for number in range(700):
+        text = f"{SENTENCES[number % 12]}{number}"
+        if number % 3:
+            samples.append(talk(text, text[::-1] * (number % 7 + 1), source=f"rows:{number}"))
+        else:
+            samples.append(PlainText(text * (20000 if number == 300 else 1), f"rows:{number}"))
+    together, _ = encode(samples, tokenizer, max_length=2**20)
+    alone = [encode([sample], tokenizer, max_length=2**20)[0][0] for sample in samples]
+    assert [(item.source, item.characters) for item in together] == [(item.source, item.characters) for item in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one.input_ids, other.input_ids)
+        assert np.array_equal(one.labels, other.labels)
+
+
+def test_a_tokenizer_that_was_told_to_cut_and_pad_does_neither():
+    """What is set on the tokenizer for other uses does not reach the rows."""
+    plain, told = build_tokenizer(), copy.deepcopy(build_tokenizer())
+    told.backend_tokenizer.enable_truncation(4)
+    told.backend_tokenizer.enable_padding(length=64)
+    samples = [talk("首都は？", "東京です。"), PlainText("今日は良い天気ですね。")]
+    for one, other in zip(*(encode(samples, item, max_length=64)[0] for item in (plain, told)), strict=True):
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+        assert one.labels.tolist() == other.labels.tolist()

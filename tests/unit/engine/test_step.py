@@ -8,7 +8,7 @@ import torch
 from tests.support.models import build_model
 
 from ai_finetuning.data.collate import collate
-from ai_finetuning.data.loader import Loader
+from ai_finetuning.data.loader import Loader, evaluation_batches
 from ai_finetuning.data.tokenize import IGNORED, Example
 from ai_finetuning.engine.loss import make_loss
 from ai_finetuning.engine.optimizer import build_optimizer
@@ -95,6 +95,24 @@ def test_packing_fills_rows_and_parts_documents():
     starts = (batch.position_ids == 0).sum()
     assert starts > batch.input_ids.shape[0]
     assert (batch.labels[batch.position_ids == 0] == IGNORED).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_packed_evaluation_is_the_padded_one(batch_size: int):
+    """The same loss to fp32 rounding and the same label tokens, in less width."""
+    strategy = SingleDevice(torch.device("cpu"))
+    strategy.prepare(build_model(), make_loss(logits_to_keep=True))
+    examples = rows(23)
+    padded, packed = (
+        evaluation_batches(examples, batch_size=batch_size, pad_token_id=0, packing_length=length)
+        for length in (None, 64)
+    )
+    (one, tokens), (other, packed_tokens) = strategy.evaluate(padded), strategy.evaluate(packed)
+    assert packed_tokens == tokens
+    assert other == pytest.approx(one, rel=1e-6)
+    assert sum(batch.num_tokens for batch in packed) == sum(batch.num_tokens for batch in padded)
+    assert sum(len(batch.input_ids) for batch in packed) < len(examples) / 2
+    assert all(batch.input_ids.shape[1] <= 64 and batch.attention_mask is None for batch in packed)
 
 
 @pytest.mark.parametrize("keep", [True, False])

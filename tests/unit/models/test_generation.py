@@ -103,6 +103,54 @@ def test_batches_answer_each_question_as_if_it_were_alone(tiny_model_dir: Path):
     assert together == alone
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("batch_size", [3, 32])
+def test_many_questions_get_the_answers_they_get_alone_in_their_order(kind: str, batch_size: int):
+    """Batches padded on the left, sorted by length, with a cache: in fp32 the greedy answers are those of one at a time without."""
+    model, tokenizer = build_model(kind, vocab_size=400, seed=3), build_tokenizer()
+    conversations = [
+        [{"role": "user", "content": "首都は？" * (number * 5 % 7 + 1) + str(number)}] for number in range(10)
+    ]
+    together = generate_text(model, tokenizer, conversations, max_new_tokens=12, do_sample=False, batch_size=batch_size)
+    alone = [
+        generate_text(model, tokenizer, [item], max_new_tokens=12, do_sample=False, use_cache=False)[0]
+        for item in conversations
+    ]
+    assert together == alone
+    assert len(set(alone)) > 1
+
+
+def test_memory_that_runs_out_halves_the_batch_and_loses_no_answer(said):
+    """A model that fits three rows at a time."""
+    model, tokenizer = build_model(seed=3), build_tokenizer()
+    conversations = [[{"role": "user", "content": "首都は？" * (number % 4 + 1)}] for number in range(9)]
+    whole = generate_text(model, tokenizer, conversations, max_new_tokens=6, do_sample=False)
+    sizes = []
+
+    def small(module, arguments, options) -> None:
+        sizes.append(len(options["input_ids"]))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("no room for more than three rows")
+
+    model.register_forward_pre_hook(small, with_kwargs=True)
+    found = generate_text(model, tokenizer, conversations, max_new_tokens=6, do_sample=False, batch_size=8)
+    assert found == whole
+    assert sizes[:2] == [8, 4]
+    assert max(sizes[2:]) == 2
+    assert "from 8 to 4" in said()
+
+
+def test_memory_for_not_even_one_answer_is_an_error():
+    model = build_model()
+
+    def none(module, arguments, options) -> None:
+        raise torch.OutOfMemoryError("nothing fits")
+
+    model.register_forward_pre_hook(none, with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate_text(model, build_tokenizer(), [QUESTION] * 4, max_new_tokens=2)
+
+
 def test_the_documented_call_loads_on_first_use_and_a_seed_repeats_it(tiny_model_dir: Path):
     model = JapaneseModel(str(tiny_model_dir))
     assert model.model is None
@@ -138,7 +186,8 @@ def test_generation_leaves_the_training_mode_alone(tiny_model_dir: Path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"max_new_tokens": 0}]
+    "options",
+    [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"max_new_tokens": 0}, {"batch_size": 0}],
 )
 def test_values_out_of_range_are_refused(options: dict):
     with pytest.raises(ConfigError, match=next(iter(options))):
