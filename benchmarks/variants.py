@@ -1,0 +1,40 @@
+"""What is compared: one line a variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Interpreters: the project's own environment, and those that requirements-peers*.txt make.
+OWN, PEERS, FACTORY = "own", "peers", "peers-lf"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        worker: module in benchmarks/workers.
+        environment: OWN, PEERS or FACTORY.
+        label: for the table.
+        best: the peer's best documented settings instead of its defaults.
+        settings: the project's own `key=value` settings.
+    """
+
+    worker: str
+    environment: str
+    label: str
+    best: bool = False
+    settings: tuple[str, ...] = ()
+
+
+VARIANTS = {
+    "ours": Variant("ours", OWN, "this toolkit, packing"),
+    "naive": Variant("naive", OWN, "the documented way: padded to 512, fp32"),
+    "hf": Variant("hf_trainer", PEERS, "HF Trainer, dynamic padding, bf16"),
+    "hf-best": Variant("hf_trainer", PEERS, "HF Trainer, grouped by length, bf16", best=True),
+    "trl": Variant("trl_sft", PEERS, "TRL SFTTrainer, defaults"),
+    "trl-packing": Variant("trl_sft", PEERS, "TRL packing, no checkpointing", best=True),
+    "lf": Variant("llama_factory", FACTORY, "LLaMA-Factory, defaults"),
+    "lf-packing": Variant("llama_factory", FACTORY, "LLaMA-Factory neat packing, no checkpointing", best=True),
+}
+QUICK = ("ours", "naive")
