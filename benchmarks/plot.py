@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "performance.md"
 def table(result: dict[str, Any]) -> str:
     """One row a variant; every number with what qualifies it."""
     clock = "wall"
-    head = "| variant | tokens/s (min - max) | ours is faster by (min - max) | share of FLOP limit | useful slots | peak memory | ours / peer |"
+    head = "| variant | tokens/s (min - max) | ours is faster by (min - max) | share of FLOP limit | useful slots | peak memory | memory, ours / peer |"
     lines = [_caption(result), "", head, "|---|---|---|---|---|---|---|"]
     for name, row in result["summary"].items():
         speed, ratio = row["tokens_per_second"], row[f"ours_is_faster_{clock}"]
@@ -36,7 +36,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _caption(result: dict[str, Any]) -> str:
-    rows = result["summary"]["ours"]["steps"]
+    rows = min(row["steps"] for row in result["summary"].values())
     hardware = result["hardware"]
     return (
         f"{result['model']} model, {result['method']}, {result['threads']} threads, {hardware.get('gpu', hardware['cpu'])}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Above this the wall clock measured the machine's other work too (PERFORMANCE.md section 10).
@@ -57,20 +57,32 @@ def contaminated(step: dict[str, Any], threads: int, cores: int) -> bool:
 
 
 def summarise(
-    variants: dict[str, Steps], *, base: str, flops: float, ceiling: float, threads: int, cores: int, device: str
+    groups: Sequence[Mapping[str, Steps]],
+    *,
+    base: str,
+    flops: float,
+    ceiling: float,
+    threads: int,
+    cores: int,
+    device: str,
 ) -> dict[str, dict[str, Any]]:
     """The table's row of every variant, from its counted steps.
 
     Args:
-        base: the variant that is compared with all others.
+        groups: what was stepped in turn together; a variant in several of them has all its steps in its row, but is compared with the
+            base group by group.
+        base: the variant that all others are compared with; in every group.
         flops: FLOPs that a token needs.
         ceiling: FLOP/s of the machine with the run's threads.
         device: whose memory is compared, cpu or cuda.
     """
     memory = "device_peak_bytes" if device == "cuda" else "peak_bytes"
-    peaks = {name: max(step[memory] for step in steps) for name, steps in variants.items()}
+    names = list(dict.fromkeys(name for group in groups for name in group))
+    ours = {name: [step for group in groups if name in group for step in group[base]] for name in names}
+    found = {name: [step for group in groups if name in group for step in group[name]] for name in names}
+    peaks = {name: max(step[memory] for step in steps) for name, steps in found.items()}
     rows = {}
-    for name, steps in variants.items():
+    for name, steps in found.items():
         tokens = sum(step["tokens"] for step in steps)
         rows[name] = {
             "steps": len(steps),
@@ -83,8 +95,8 @@ def summarise(
             "minor_faults_per_token": sum(step["minor_faults"] for step in steps) / tokens,
             "stretch": statistics.median(stretch(step, threads) for step in steps),
             "contaminated_steps": sum(contaminated(step, threads, cores) for step in steps),
-            f"{base}_is_faster_wall": paired_ratios(variants[base], steps, "wall"),
-            f"{base}_is_faster_cpu": paired_ratios(variants[base], steps, "cpu"),
+            f"{base}_is_faster_wall": paired_ratios(ours[name], steps, "wall"),
+            f"{base}_is_faster_cpu": paired_ratios(ours[name], steps, "cpu"),
             f"{base}_memory_ratio": peaks[base] / peaks[name],
         }
     return rows

@@ -13,8 +13,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from benchmarks.inputs import save_documents, save_model  # noqa: E402
 from benchmarks.rounds import Worker, WorkerError, environment, run_rounds  # noqa: E402
 from benchmarks.shapes import SHAPES, flops_per_token  # noqa: E402
 from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, VARIANTS  # noqa: E402
+from benchmarks.variants import groups as variant_groups  # noqa: E402
 from benchmarks.workers.channel import Spec  # noqa: E402
 
 # A packed row holds as many tokens as this many documents of mean length: then all variants step over equally many documents.
@@ -47,6 +48,7 @@ def arguments() -> argparse.Namespace:
         "--documents-per-step", type=int, default=DOCUMENTS_A_ROW, help=f"a multiple of {DOCUMENTS_A_ROW}"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--together", type=int, default=4, help="most processes that hold memory at a time")
     parser.add_argument("--peers", default=str(ROOT / "build" / "peers"), help="environment of requirements-peers.txt")
     parser.add_argument(
         "--peers-lf", default=str(ROOT / "build" / "peers-lf"), help="environment of requirements-llamafactory.txt"
@@ -62,18 +64,20 @@ def arguments() -> argparse.Namespace:
     given.variants = given.variants or list(QUICK if given.quick else VARIANTS)
     if given.documents_per_step % DOCUMENTS_A_ROW or given.documents_per_step < DOCUMENTS_A_ROW:
         parser.error(f"--documents-per-step {given.documents_per_step} is not a multiple of {DOCUMENTS_A_ROW}")
+    if given.together < 2:
+        parser.error(f"--together {given.together} leaves no room for a peer beside ours")
     if "ours" not in given.variants:
         parser.error("--variants needs `ours`: everything is compared with it")
     return given
 
 
-def build_spec(given: argparse.Namespace, folder: Path, documents: Sequence[corpus.Document]) -> Spec:
+def build_spec(given: argparse.Namespace, folder: Path, model: Path, documents: Sequence[corpus.Document]) -> Spec:
     """What all workers have in common."""
     mean = sum(map(len, documents)) / len(documents)
     per_step = given.documents_per_step
     tokens = -(-round(DOCUMENTS_A_ROW * mean) // 8) * 8
     return Spec(
-        model=str(folder / "model"), documents=str(folder / "documents"), scratch=str(folder / "scratch"), method=given.method,
+        model=str(model), documents=str(folder / "documents"), scratch=str(folder / "scratch"), method=given.method,
         device=given.device, per_step=per_step, rows_per_step=per_step // DOCUMENTS_A_ROW, pack_tokens=tokens,
         steps=corpus.picked_steps(len(documents) // per_step, warmup=given.warmup, counted=given.steps),
     )  # fmt: skip
@@ -155,15 +159,19 @@ def commit() -> str:
     return head.strip() + ("+changes" if dirty.strip() else "")
 
 
-def measure(given: argparse.Namespace, spec: Spec, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(raw steps, versions) of all variants."""
-    python = interpreters(given)
+Steps = dict[str, list[dict[str, Any]]]
+
+
+def measure(
+    given: argparse.Namespace, spec: Spec, folder: Path, python: Mapping[str, str], names: Sequence[str]
+) -> tuple[Steps, dict[str, Any]]:
+    """(raw steps, versions) of variants that are stepped in turn."""
     workers: dict[str, Worker] = {}
     versions = {}
     try:
-        for name in given.variants:
+        for name in names:
             variant = VARIANTS[name]
-            own = spec.__class__(**asdict(spec) | {"scratch": f"{spec.scratch}-{name}", "best": variant.best, "settings": variant.settings})  # fmt: skip
+            own = replace(spec, scratch=f"{spec.scratch}-{name}", best=variant.best, settings=variant.settings)
             workers[name] = Worker(
                 name, variant, own, python=python[variant.environment], folder=folder, threads=given.threads
             )
@@ -182,6 +190,7 @@ def say(text: str) -> None:
 
 def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     """The whole run: inputs, gate, ceiling, rounds, ceiling."""
+    python = interpreters(given)
     shape = SHAPES[given.model]
     folder = given.work / f"{given.model}-{given.method}-{given.device}"
     count = max(corpus.MIN_DOCUMENTS, given.documents_per_step * (given.warmup + given.steps))
@@ -191,8 +200,8 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         warmup=given.warmup,
     )  # fmt: skip
     save_documents(folder / "documents", documents)
-    save_model(folder / "model", shape, device=given.device)
-    spec = build_spec(given, folder, documents)
+    model = save_model(given.work / "models" / given.model, shape, device=given.device)
+    spec = build_spec(given, folder, model, documents)
     share, mean_length = corpus.label_share(documents), corpus.token_mean_length(documents)
     load = os.getloadavg()
     gates = {}
@@ -201,11 +210,17 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             gates[name] = open_gate(spec, VARIANTS[name].settings, folder, given.threads)["findings"]
             say(f"gate open: {name}: " + "; ".join(f"{g['precision']} loss {g['loss']:.1e}, gradient {g['gradient']:.1e}, leak {g['leak']:.1e}" for g in gates[name]))  # fmt: skip
     before = ceiling(given, spec, share)
-    steps, versions = measure(given, spec, folder)
+    groups, versions = [], {}
+    for names in variant_groups(given.variants, together=given.together):
+        steps, used = measure(given, spec, folder, python, names)
+        groups.append(steps)
+        versions |= used
     after = ceiling(given, spec, share)
     best = max(*before.values(), *after.values())
     flops = flops_per_token(shape, given.method, label_share=share, mean_length=mean_length)
-    counted = {name: [step for step in found if not step["warmup"]] for name, found in steps.items()}
+    counted = [
+        {name: [step for step in found if not step["warmup"]] for name, found in steps.items()} for steps in groups
+    ]
     hardware = machine(given)
     return {
         "model": given.model, "method": given.method, "device": given.device, "threads": given.threads,
@@ -215,7 +230,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         "gate": gates, "ceiling_gflops": {"before": before, "after": after, "used": best},
         "flops_per_token": flops, "limit_tokens_per_second": best * 1e9 / flops,
         "summary": ratios.summarise(counted, base="ours", flops=flops, ceiling=best * 1e9, threads=given.threads, cores=hardware["cores"], device=given.device),
-        "labels": {name: VARIANTS[name].label for name in steps}, "steps": steps,
+        "labels": {name: VARIANTS[name].label for name in given.variants}, "groups": groups,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Interpreters: the project's own environment, and those that requirements-peers*.txt make.
@@ -38,3 +39,19 @@ VARIANTS = {
     "lf-packing": Variant("llama_factory", FACTORY, "LLaMA-Factory neat packing, no checkpointing", best=True),
 }
 QUICK = ("ours", "naive")
+
+
+def groups(names: Sequence[str], *, together: int) -> list[list[str]]:
+    """Who is stepped in turn with whom: the peers in even parts, our own variants in every part.
+
+    Eight processes that wait with their weights, states and buffers leave too little memory for the one that computes; so each
+    peer is compared with our own variant of its own part, run at the same time.
+
+    Args:
+        names: variants; those of the worker `ours` take part everywhere.
+        together: most processes at a time; a part has at least one peer.
+    """
+    own = [name for name in names if VARIANTS[name].worker == "ours"]
+    peers = [name for name in names if name not in own]
+    parts = -(-len(peers) // max(1, together - len(own)))
+    return [own + peers[part::parts] for part in range(parts)] or [own]

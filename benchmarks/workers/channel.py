@@ -58,6 +58,8 @@ class Channel:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._device = device
+        # Where memory runs out, it is a variant that the system ends, not somebody's work.
+        Path("/proc/self/oom_score_adj").write_text("900", encoding="utf-8")
 
     def ready(self, **facts: Any) -> None:
         """Says that the first step can begin, and waits for the driver."""

@@ -17,6 +17,7 @@ from benchmarks.corpus import (
 )
 from benchmarks.inputs import read_documents, save_documents
 from benchmarks.shapes import SHAPES, flops_per_token
+from benchmarks.variants import VARIANTS, groups
 
 
 def test_documents_have_the_lengths_of_japanese_instruction_data():
@@ -130,7 +131,7 @@ def test_a_disturbed_step_is_marked():
 def result() -> dict:
     """A result of two variants, as training_step.py writes it."""
     steps = {"ours": [step(100, 1, 2, machine_busy=2.0)] * 2, "naive": [step(80, 4, 8, machine_busy=8.0)] * 2}
-    summary = ratios.summarise(steps, base="ours", flops=1e6, ceiling=4e8, threads=2, cores=2, device="cpu")
+    summary = ratios.summarise([steps], base="ours", flops=1e6, ceiling=4e8, threads=2, cores=2, device="cpu")
     return {
         "model": "tiny", "method": "lora", "device": "cpu", "threads": 2, "date": "2026-01-01T00:00:00Z", "commit": "abc",
         "hardware": {"cpu": "a CPU"}, "documents": {"per_step": 8}, "ceiling_gflops": {"used": 0.4},
@@ -146,6 +147,24 @@ def test_summary_divides_real_tokens_by_time_and_by_the_limit():
     assert rows["naive"]["ours_is_faster_wall"]["median"] == 5
     assert rows["naive"]["useful_slots"] == 0.5
     assert rows["ours"]["contaminated_steps"] == 0
+
+
+def test_a_peer_is_compared_with_the_steps_of_its_own_group():
+    """Ours was half as fast while the second group ran; both peers are a quarter as fast as ours beside them."""
+    parts = [
+        {"ours": [step(100, 1, 2)], "hf": [step(100, 4, 8)]},
+        {"ours": [step(100, 2, 4)], "trl": [step(100, 8, 16)]},
+    ]
+    rows = ratios.summarise(parts, base="ours", flops=1e6, ceiling=4e8, threads=2, cores=2, device="cpu")
+    assert [rows[name]["ours_is_faster_wall"]["median"] for name in ("ours", "hf", "trl")] == [1, 4, 4]
+    assert rows["ours"]["steps"] == 2
+
+
+def test_every_group_has_ours_and_few_enough_processes():
+    parts = groups(list(VARIANTS), together=4)
+    assert all(part[0] == "ours" and 2 <= len(part) <= 4 for part in parts)
+    assert sorted(name for part in parts for name in part if name != "ours") == sorted(set(VARIANTS) - {"ours"})
+    assert groups(["ours"], together=4) == [["ours"]]
 
 
 def test_publishing_replaces_the_table_between_its_marks(tmp_path):
