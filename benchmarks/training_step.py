@@ -32,6 +32,9 @@ from benchmarks.workers.channel import Spec  # noqa: E402
 
 # A packed row holds as many tokens as this many documents of mean length: then all variants step over equally many documents.
 DOCUMENTS_A_ROW = 8
+# Processes at a time that 24 GB hold: one that waits keeps most of its peak, and a padded batch of 1024-token documents takes 8 GB,
+# with 100k words 12.
+TOGETHER, TOGETHER_BIG = 3, 2
 
 
 def arguments() -> argparse.Namespace:
@@ -48,7 +51,7 @@ def arguments() -> argparse.Namespace:
         "--documents-per-step", type=int, default=DOCUMENTS_A_ROW, help=f"a multiple of {DOCUMENTS_A_ROW}"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--together", type=int, default=4, help="most processes that hold memory at a time")
+    parser.add_argument("--together", type=int, help="most processes at a time (default: what 24 GB hold)")
     parser.add_argument("--peers", default=str(ROOT / "build" / "peers"), help="environment of requirements-peers.txt")
     parser.add_argument(
         "--peers-lf", default=str(ROOT / "build" / "peers-lf"), help="environment of requirements-llamafactory.txt"
@@ -64,6 +67,8 @@ def arguments() -> argparse.Namespace:
     given.variants = given.variants or list(QUICK if given.quick else VARIANTS)
     if given.documents_per_step % DOCUMENTS_A_ROW or given.documents_per_step < DOCUMENTS_A_ROW:
         parser.error(f"--documents-per-step {given.documents_per_step} is not a multiple of {DOCUMENTS_A_ROW}")
+    if given.together is None:
+        given.together = TOGETHER_BIG if given.model == "big" else TOGETHER
     if given.together < 2:
         parser.error(f"--together {given.together} leaves no room for a peer beside ours")
     if "ours" not in given.variants:
