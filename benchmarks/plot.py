@@ -68,6 +68,7 @@ def picture(result: dict[str, Any], path: Path) -> Path:
     left.set(xlabel="real tokens per second (median, min - max); dotted: FLOP limit")
     memory = right.barh(labels, [row["peak_bytes"] / 2**30 for row in rows], color=colours)
     right.bar_label(memory, fmt="%.1f", padding=3)
+    right.margins(x=0.15)
     right.set(xlabel="peak memory, GiB")
     figure.suptitle(f"{result['model']} model, {result['method']}, {result['threads']} threads, {result['date'][:10]}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,9 +32,10 @@ from benchmarks.workers.channel import Spec  # noqa: E402
 
 # A packed row holds as many tokens as this many documents of mean length: then all variants step over equally many documents.
 DOCUMENTS_A_ROW = 8
-# Processes at a time that 24 GB hold: one that waits keeps most of its peak, and a padded batch of 1024-token documents takes 8 GB,
-# with 100k words 12.
+# Processes at a time that 24 GB hold (one that waits keeps most of its peak), and rows of a padded micro-batch: eight rows of 1024 tokens
+# take transformers' Trainer 10 GB, and would take it twice that with 100k words.
 TOGETHER, TOGETHER_BIG = 3, 2
+MICRO_BATCH, MICRO_BATCH_BIG = 8, 4
 
 
 def arguments() -> argparse.Namespace:
@@ -83,7 +84,8 @@ def build_spec(given: argparse.Namespace, folder: Path, model: Path, documents: 
     tokens = -(-round(DOCUMENTS_A_ROW * mean) // 8) * 8
     return Spec(
         model=str(model), documents=str(folder / "documents"), scratch=str(folder / "scratch"), method=given.method,
-        device=given.device, per_step=per_step, rows_per_step=per_step // DOCUMENTS_A_ROW, pack_tokens=tokens,
+        device=given.device, per_step=per_step, micro_batch=MICRO_BATCH_BIG if given.model == "big" else MICRO_BATCH,
+        rows_per_step=per_step // DOCUMENTS_A_ROW, pack_tokens=tokens,
         steps=corpus.picked_steps(len(documents) // per_step, warmup=given.warmup, counted=given.steps),
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ class Variant:
     settings: tuple[str, ...] = ()
 
 
+# The order decides who waits beside whom (groups): the two HF Trainers, which take most memory, are apart.
 VARIANTS = {
     "ours": Variant("ours", OWN, "this toolkit, packing"),
     "naive": Variant("naive", OWN, "the documented way: padded to 512, fp32"),

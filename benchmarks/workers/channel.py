@@ -26,6 +26,7 @@ class Spec:
         method: full, lora or qlora.
         device: cpu or cuda.
         per_step: documents of an optimizer step.
+        micro_batch: most rows of a padded micro-batch; more documents a step are accumulated.
         rows_per_step, pack_tokens: the same as packed rows: how many, and of how many tokens.
         steps: which of the epoch's steps to run, in this order.
         best: the peer's best documented settings instead of its defaults.
@@ -38,6 +39,7 @@ class Spec:
     method: str
     device: str
     per_step: int
+    micro_batch: int
     rows_per_step: int
     pack_tokens: int
     steps: Sequence[int]

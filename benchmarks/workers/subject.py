@@ -61,9 +61,11 @@ def dataset(spec: Spec) -> Any:
 
 
 def arguments(spec: Spec, rows: int) -> dict[str, Any]:
-    """TrainingArguments that every trainer gets; everything else stays at the trainer's default."""
+    """TrainingArguments that every trainer gets, for steps of `rows` rows; everything else stays at the trainer's default."""
+    at_once = min(rows, spec.micro_batch)
     return {
-        "output_dir": spec.scratch, "max_steps": len(spec.steps), "per_device_train_batch_size": rows,
+        "output_dir": spec.scratch, "max_steps": len(spec.steps), "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": rows // at_once,
         "learning_rate": LEARNING_RATE, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
         "use_cpu": spec.device == "cpu", "dataloader_pin_memory": spec.device == "cuda",
     }  # fmt: skip
