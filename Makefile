@@ -1,4 +1,4 @@
-# make setup | demo | test | check | bench   (test-faults, test-gpu, test-all: the other parts)
+# make setup | demo | test | check | bench   (test-faults, test-gpu, test-all, bench-peers: the other parts)
 PYTHON ?= python3
 BIN := .venv/bin
 ifeq ($(OS),Windows_NT)
@@ -7,7 +7,7 @@ endif
 # Tests run in two processes of one thread each: on small models that is faster than one process of two threads.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-.PHONY: setup demo test test-faults test-gpu test-all check bench
+.PHONY: setup demo test test-faults test-gpu test-all check bench bench-peers bench-peers-setup
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -35,5 +35,22 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/architecture
 
+# The training step against a plain loop on a tiny model, a minute or two; `make bench-peers` is the real thing (docs/performance.md).
 bench: setup
-	@echo "none yet: the first benchmark comes with the training-step issue"
+	$(BIN)/python benchmarks/training_step.py --quick
+
+bench-peers: setup build/peers/.ready build/peers-lf/.ready
+	$(BIN)/python benchmarks/training_step.py --plot
+
+bench-peers-setup: build/peers/.ready build/peers-lf/.ready
+
+build/peers/.ready: benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+build/peers-lf/.ready: benchmarks/requirements-llamafactory.txt
+	$(PYTHON) -m venv build/peers-lf
+	build/peers-lf/bin/python -m pip install --quiet -r $<
+	build/peers-lf/bin/python -m pip install --quiet --no-deps llamafactory==0.9.5
+	@touch $@

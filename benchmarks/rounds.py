@@ -1,0 +1,120 @@
+"""One process per variant, stepped in turn: A B C A B C."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.variants import Variant
+from benchmarks.workers.channel import Spec
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class WorkerError(Exception):
+    """A variant's process ended or wrote something else than its protocol."""
+
+
+def environment(threads: int, device: str) -> dict[str, str]:
+    """A worker's environment: its threads, no network, the device and no other."""
+    settings = {
+        "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "DISABLE_VERSION_CHECK": "1", "AIFT_LANG": "en",
+        "PYTHONPATH": str(ROOT / "src"), "PYTHONUTF8": "1", "PYTHONWARNINGS": "ignore",
+    }  # fmt: skip
+    if device == "cpu":
+        settings["CUDA_VISIBLE_DEVICES"] = ""
+    return os.environ | settings
+
+
+class Worker:
+    """A variant's process; built on construction, at its first step once ready() returns.
+
+    Args:
+        python: the interpreter of the variant's environment.
+        folder: for the spec and the log.
+    """
+
+    def __init__(self, name: str, variant: Variant, spec: Spec, *, python: str, folder: Path, threads: int) -> None:
+        self.name = name
+        self._log = folder / f"{name}.log"
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(asdict(spec)), encoding="utf-8")
+        with self._log.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [python, "-m", f"benchmarks.workers.{variant.worker}", str(path)], cwd=ROOT, stderr=log,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+                env=environment(threads, spec.device),
+            )  # fmt: skip
+
+    def ready(self) -> dict[str, Any]:
+        """What the worker says of itself, once it stands before its first step."""
+        return self._read()
+
+    def step(self) -> dict[str, Any]:
+        """Lets the worker do one optimizer step; its measurements, and how busy the machine was meanwhile."""
+        before = busy_seconds()
+        self._write("step")
+        measured = self._read()
+        after = busy_seconds()
+        return measured | {"machine_busy": None if before is None or after is None else after - before}
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self._process.poll() is None:
+            try:
+                self._write("stop")
+                self._process.wait(timeout=30)
+            except (WorkerError, subprocess.TimeoutExpired):
+                self._process.kill()
+                self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._ended() from error
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        return dict(json.loads(line))
+
+    def _ended(self) -> WorkerError:
+        tail = "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        return WorkerError(f"{self.name} ended with exit code {self._process.wait()}; the end of {self._log}:\n{tail}")
+
+
+def busy_seconds() -> float | None:
+    """CPU seconds that all processes (and stolen time) have taken since boot; None outside Linux."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        return None
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, line.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def run_rounds(
+    workers: Mapping[str, Worker], *, warmup: int, counted: int, say: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """All steps of all workers, one at a time and in turn; the first `warmup` steps of each are marked."""
+    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    for turn in range(warmup + counted):
+        for name, worker in workers.items():
+            steps[name].append(worker.step() | {"round": turn, "warmup": turn < warmup})
+        last = "  ".join(f"{name} {found[-1]['wall']:.1f}s" for name, found in steps.items())
+        say(f"{'warm-up' if turn < warmup else 'round'} {turn + 1}/{warmup + counted}: {last}")
+    return steps

@@ -1,0 +1,117 @@
+"""Sizes of the benchmark's Llama models, their FLOPs, and what the machine could do at best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+LORA_RANK, LORA_ALPHA = 16, 32
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama without biases."""
+
+    hidden: int
+    layers: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tied: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.hidden // self.heads
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the linear layers of one block."""
+        kv = self.kv_heads * self.head_dim
+        body = [(self.hidden, self.hidden), (self.hidden, kv), (self.hidden, kv), (self.hidden, self.hidden)]
+        return [*body, (self.hidden, self.ffn), (self.hidden, self.ffn), (self.ffn, self.hidden)]
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all linear layers, without the head."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears)
+
+    @property
+    def lora_parameters(self) -> int:
+        """Adapter weights with LORA_RANK on every linear layer."""
+        return self.layers * sum(LORA_RANK * (inputs + outputs) for inputs, outputs in self.linears)
+
+    def config(self) -> Any:
+        """The LlamaConfig."""
+        from transformers import LlamaConfig
+
+        from benchmarks.corpus import BOS, EOS, PAD
+
+        return LlamaConfig(
+            vocab_size=self.vocabulary, hidden_size=self.hidden, intermediate_size=self.ffn, num_hidden_layers=self.layers,
+            num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, max_position_embeddings=2048,
+            tie_word_embeddings=self.tied, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
+        )  # fmt: skip
+
+
+SHAPES = {
+    "tiny": Shape(256, 6, 1024, 4, 2, 32000),
+    "small": Shape(768, 12, 2048, 12, 4, 32000),
+    "big": Shape(768, 12, 2048, 12, 4, 100000),
+    # For a GPU; never measured yet.
+    "1b": Shape(2048, 16, 8192, 32, 8, 128256),
+    "8b": Shape(4096, 32, 14336, 32, 8, 128256, tied=False),
+}
+
+
+def flops_per_token(shape: Shape, method: str, *, label_share: float, mean_length: float) -> float:
+    """FLOPs that a training step cannot do without, per real token (PERFORMANCE.md section 1).
+
+    Linear layers: 4 per weight where the weights are frozen (forward, gradient of the input), 6 where they train; the head
+    likewise, on labelled tokens only; 6 per adapter weight; causal attention forward and 2.5 times that backward.
+
+    Args:
+        label_share: share of tokens that carry loss.
+        mean_length: mean length of a token's document.
+    """
+    per_weight = 6 if method == "full" else 4
+    adapters = 0 if method == "full" else 6 * shape.lora_parameters
+    head = per_weight * shape.hidden * shape.vocabulary * label_share
+    attention = 3.5 * 2 * mean_length * shape.hidden * shape.layers
+    return per_weight * shape.linear_parameters + head + adapters + attention
+
+
+def matmul_ceiling(shape: Shape, *, tokens: int, device: str, label_share: float, repeats: int = 7) -> dict[str, float]:
+    """GFLOP/s of bf16 matrix products at the shapes of a step, medians of `repeats`; all threads of this process."""
+    import torch
+
+    place = torch.device(device)
+    rows = {"hidden-hidden": (tokens, shape.hidden, shape.hidden), "hidden-ffn": (tokens, shape.hidden, shape.ffn)}
+    rows["ffn-hidden"] = (tokens, shape.ffn, shape.hidden)
+    rows["head"] = (max(1, round(tokens * label_share)), shape.hidden, shape.vocabulary)
+    found = {}
+    for name, (count, inputs, outputs) in rows.items():
+        left = torch.randn(count, inputs, device=place).bfloat16()
+        right = torch.randn(outputs, inputs, device=place).bfloat16().t()
+        # Into memory that is there already: fresh pages would be timed, not the product.
+        out = torch.empty(count, outputs, device=place, dtype=torch.bfloat16)
+        seconds = []
+        for repeat in range(repeats + 1):
+            _wait(device)
+            began = time.perf_counter()
+            torch.mm(left, right, out=out)
+            _wait(device)
+            if repeat:  # the first one sets the library up
+                seconds.append(time.perf_counter() - began)
+        found[name] = 2 * count * inputs * outputs / statistics.median(seconds) / 1e9
+    return found
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()

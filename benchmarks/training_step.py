@@ -1,0 +1,265 @@
+"""Speed and memory of a training step against other ways to train (protocol: PERFORMANCE.md section 10, docs/performance.md).
+
+python benchmarks/training_step.py --quick                         # ours against a plain loop, a minute
+python benchmarks/training_step.py --model small --method lora     # against all peers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+# As a script this file's folder would stand where the repository has to.
+sys.path[0] = str(ROOT)
+
+from benchmarks import corpus, plot, ratios  # noqa: E402
+from benchmarks.inputs import save_documents, save_model  # noqa: E402
+from benchmarks.rounds import Worker, WorkerError, environment, run_rounds  # noqa: E402
+from benchmarks.shapes import SHAPES, flops_per_token  # noqa: E402
+from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, VARIANTS  # noqa: E402
+from benchmarks.variants import groups as variant_groups  # noqa: E402
+from benchmarks.workers.channel import Spec  # noqa: E402
+
+# A packed row holds as many tokens as this many documents of mean length: then all variants step over equally many documents.
+DOCUMENTS_A_ROW = 8
+# Processes at a time that 24 GB hold (one that waits keeps most of its peak), and rows of a padded micro-batch: eight rows of 1024 tokens
+# take transformers' Trainer 10 GB, and would take it twice that with 100k words.
+TOGETHER, TOGETHER_BIG = 3, 2
+MICRO_BATCH, MICRO_BATCH_BIG = 8, 4
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny model, ours against the plain loop")
+    parser.add_argument("--model", choices=SHAPES, default="small")
+    parser.add_argument("--method", choices=("lora", "full", "qlora"), default="lora")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=None)
+    parser.add_argument("--steps", type=int, default=10, help="counted steps of each variant")
+    parser.add_argument("--warmup", type=int, default=2, help="steps of each variant that are not counted")
+    parser.add_argument(
+        "--documents-per-step", type=int, default=DOCUMENTS_A_ROW, help=f"a multiple of {DOCUMENTS_A_ROW}"
+    )
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--together", type=int, help="most processes at a time (default: what 24 GB hold)")
+    parser.add_argument("--peers", default=str(ROOT / "build" / "peers"), help="environment of requirements-peers.txt")
+    parser.add_argument(
+        "--peers-lf", default=str(ROOT / "build" / "peers-lf"), help="environment of requirements-llamafactory.txt"
+    )
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="models, documents, logs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--plot", action="store_true", help="also write the picture and the table of docs/performance.md"
+    )
+    given = parser.parse_args()
+    if given.quick:
+        given.model = "tiny"
+    given.variants = given.variants or list(QUICK if given.quick else VARIANTS)
+    if given.documents_per_step % DOCUMENTS_A_ROW or given.documents_per_step < DOCUMENTS_A_ROW:
+        parser.error(f"--documents-per-step {given.documents_per_step} is not a multiple of {DOCUMENTS_A_ROW}")
+    if given.together is None:
+        given.together = TOGETHER_BIG if given.model == "big" else TOGETHER
+    if given.together < 2:
+        parser.error(f"--together {given.together} leaves no room for a peer beside ours")
+    if "ours" not in given.variants:
+        parser.error("--variants needs `ours`: everything is compared with it")
+    return given
+
+
+def build_spec(given: argparse.Namespace, folder: Path, model: Path, documents: Sequence[corpus.Document]) -> Spec:
+    """What all workers have in common."""
+    mean = sum(map(len, documents)) / len(documents)
+    per_step = given.documents_per_step
+    tokens = -(-round(DOCUMENTS_A_ROW * mean) // 8) * 8
+    return Spec(
+        model=str(model), documents=str(folder / "documents"), scratch=str(folder / "scratch"), method=given.method,
+        device=given.device, per_step=per_step, micro_batch=MICRO_BATCH_BIG if given.model == "big" else MICRO_BATCH,
+        rows_per_step=per_step // DOCUMENTS_A_ROW, pack_tokens=tokens,
+        steps=corpus.picked_steps(len(documents) // per_step, warmup=given.warmup, counted=given.steps),
+    )  # fmt: skip
+
+
+def interpreters(given: argparse.Namespace) -> dict[str, str]:
+    """The Python of every environment that the variants need.
+
+    Raises:
+        SystemExit: one that is not there, saying how to make it.
+    """
+    found = {OWN: sys.executable, PEERS: f"{given.peers}/bin/python", FACTORY: f"{given.peers_lf}/bin/python"}
+    for name in {VARIANTS[variant].environment for variant in given.variants}:
+        if not Path(found[name]).is_file():
+            raise SystemExit(f"{found[name]} does not exist; `make bench-peers-setup` makes the peers' environments.")
+    return found
+
+
+def open_gate(spec: Spec, settings: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
+    """The gate's findings.
+
+    Raises:
+        SystemExit: the gate stays shut; no speed is measured.
+    """
+    path = folder / "gate.json"
+    path.write_text(json.dumps(asdict(spec) | {"settings": list(settings)}), encoding="utf-8")
+    with (folder / "gate.log").open("w", encoding="utf-8") as log:
+        ended = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gate", str(path)], cwd=ROOT, env=environment(threads, spec.device), check=False,
+            stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8",
+        )  # fmt: skip
+    lines = ended.stdout.splitlines()
+    answer = json.loads(lines[-1]) if lines else {"error": f"exit code {ended.returncode}, see {folder / 'gate.log'}"}
+    if "findings" not in answer:
+        raise SystemExit(f"The gate stays shut, so no speed is measured: {answer['error']}")
+    return dict(answer)
+
+
+def ceiling(given: argparse.Namespace, spec: Spec, share: float) -> dict[str, float]:
+    """GFLOP/s at the shapes of a step, measured in a process of its own with the run's threads."""
+    code = (
+        "import json, sys; from benchmarks.shapes import SHAPES, matmul_ceiling; "
+        "model, tokens, device, share = sys.argv[1:]; "
+        "print(json.dumps(matmul_ceiling(SHAPES[model], tokens=int(tokens), device=device, label_share=float(share))))"
+    )
+    tokens = str(spec.pack_tokens * spec.rows_per_step)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, given.model, tokens, given.device, str(share)], cwd=ROOT, check=True,
+        env=environment(given.threads, given.device), stdout=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def machine(given: argparse.Namespace) -> dict[str, Any]:
+    """The hardware."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+    facts: dict[str, Any] = {"cpu": names[0] if names else platform.processor(), "cores": len(os.sched_getaffinity(0))}
+    memory = Path("/proc/meminfo").read_text(encoding="utf-8").split()[1]
+    facts |= {
+        "memory_gib": round(int(memory) / 2**20, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    if given.device == "cuda":
+        import torch
+
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def commit() -> str:
+    """The commit, with `+changes` where the working tree differs from it."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.strip() + ("+changes" if dirty.strip() else "")
+
+
+Steps = dict[str, list[dict[str, Any]]]
+
+
+def measure(
+    given: argparse.Namespace, spec: Spec, folder: Path, python: Mapping[str, str], names: Sequence[str]
+) -> tuple[Steps, dict[str, Any]]:
+    """(raw steps, versions) of variants that are stepped in turn."""
+    workers: dict[str, Worker] = {}
+    versions = {}
+    try:
+        for name in names:
+            variant = VARIANTS[name]
+            own = replace(spec, scratch=f"{spec.scratch}-{name}", best=variant.best, settings=variant.settings)
+            workers[name] = Worker(
+                name, variant, own, python=python[variant.environment], folder=folder, threads=given.threads
+            )
+            versions[name] = workers[name].ready()["versions"]
+            say(f"ready: {name} ({variant.label})")
+        return run_rounds(workers, warmup=given.warmup, counted=given.steps, say=say), versions
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+def say(text: str) -> None:
+    """A line with the time; speeds are not among them until the end."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def benchmark(given: argparse.Namespace) -> dict[str, Any]:
+    """The whole run: inputs, gate, ceiling, rounds, ceiling."""
+    python = interpreters(given)
+    shape = SHAPES[given.model]
+    folder = given.work / f"{given.model}-{given.method}-{given.device}"
+    count = max(corpus.MIN_DOCUMENTS, given.documents_per_step * (given.warmup + given.steps))
+    count = -(-count // given.documents_per_step) * given.documents_per_step
+    documents = corpus.shuffled(
+        corpus.documents(count, vocabulary=shape.vocabulary), per_step=given.documents_per_step, counted=given.steps,
+        warmup=given.warmup,
+    )  # fmt: skip
+    save_documents(folder / "documents", documents)
+    model = save_model(given.work / "models" / given.model, shape, device=given.device)
+    spec = build_spec(given, folder, model, documents)
+    share, mean_length = corpus.label_share(documents), corpus.token_mean_length(documents)
+    load = os.getloadavg()
+    gates = {}
+    for name in given.variants:
+        if VARIANTS[name].worker == "ours":
+            gates[name] = open_gate(spec, VARIANTS[name].settings, folder, given.threads)["findings"]
+            say(f"gate open: {name}: " + "; ".join(f"{g['precision']} loss {g['loss']:.1e}, gradient {g['gradient']:.1e}, leak {g['leak']:.1e}" for g in gates[name]))  # fmt: skip
+    before = ceiling(given, spec, share)
+    groups, versions = [], {}
+    for names in variant_groups(given.variants, together=given.together):
+        steps, used = measure(given, spec, folder, python, names)
+        groups.append(steps)
+        versions |= used
+    after = ceiling(given, spec, share)
+    best = max(*before.values(), *after.values())
+    flops = flops_per_token(shape, given.method, label_share=share, mean_length=mean_length)
+    counted = [
+        {name: [step for step in found if not step["warmup"]] for name, found in steps.items()} for steps in groups
+    ]
+    hardware = machine(given)
+    return {
+        "model": given.model, "method": given.method, "device": given.device, "threads": given.threads,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "hardware": hardware,
+        "load": {"before": load, "after": os.getloadavg()}, "versions": versions,
+        "documents": {"count": count, "per_step": given.documents_per_step, "label_share": share, "token_mean_length": mean_length, "pack_tokens": spec.pack_tokens},
+        "gate": gates, "ceiling_gflops": {"before": before, "after": after, "used": best},
+        "flops_per_token": flops, "limit_tokens_per_second": best * 1e9 / flops,
+        "summary": ratios.summarise(counted, base="ours", flops=flops, ceiling=best * 1e9, threads=given.threads, cores=hardware["cores"], device=given.device),
+        "labels": {name: VARIANTS[name].label for name in given.variants}, "groups": groups,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Runs, prints the table, writes the JSON."""
+    given = arguments()
+    try:
+        result = benchmark(given)
+    except WorkerError as error:
+        raise SystemExit(str(error)) from error
+    given.out.mkdir(parents=True, exist_ok=True)
+    name = f"{result['date'][:10]}_{given.model}-{given.method}-{given.device}-{given.threads}t" + (
+        "_quick" if given.quick else ""
+    )
+    path = given.out / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(plot.table(result))
+    say(f"wrote {path}")
+    if given.plot:
+        for written in plot.publish(path):
+            say(f"wrote {written}")
+
+
+if __name__ == "__main__":
+    main()

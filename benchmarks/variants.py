@@ -1,0 +1,58 @@
+"""What is compared: one line a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Interpreters: the project's own environment, and those that requirements-peers*.txt make.
+OWN, PEERS, FACTORY = "own", "peers", "peers-lf"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        worker: module in benchmarks/workers.
+        environment: OWN, PEERS or FACTORY.
+        label: for the table.
+        best: the peer's best documented settings instead of its defaults.
+        settings: the project's own `key=value` settings.
+    """
+
+    worker: str
+    environment: str
+    label: str
+    best: bool = False
+    settings: tuple[str, ...] = ()
+
+
+# The order decides who waits beside whom (groups): the two HF Trainers, which take most memory, are apart.
+VARIANTS = {
+    "ours": Variant("ours", OWN, "this toolkit, packing"),
+    "naive": Variant("naive", OWN, "the documented way: padded to 512, fp32"),
+    "hf": Variant("hf_trainer", PEERS, "HF Trainer, dynamic padding, bf16"),
+    "hf-best": Variant("hf_trainer", PEERS, "HF Trainer, grouped by length, bf16", best=True),
+    "trl": Variant("trl_sft", PEERS, "TRL SFTTrainer, defaults"),
+    "trl-packing": Variant("trl_sft", PEERS, "TRL packing, no checkpointing", best=True),
+    "lf": Variant("llama_factory", FACTORY, "LLaMA-Factory, defaults"),
+    "lf-packing": Variant("llama_factory", FACTORY, "LLaMA-Factory neat packing, no checkpointing", best=True),
+}
+QUICK = ("ours", "naive")
+
+
+def groups(names: Sequence[str], *, together: int) -> list[list[str]]:
+    """Who is stepped in turn with whom: the peers in even parts, our own variants in every part.
+
+    Eight processes that wait with their weights, states and buffers leave too little memory for the one that computes; so each
+    peer is compared with our own variant of its own part, run at the same time.
+
+    Args:
+        names: variants; those of the worker `ours` take part everywhere.
+        together: most processes at a time; a part has at least one peer.
+    """
+    own = [name for name in names if VARIANTS[name].worker == "ours"]
+    peers = [name for name in names if name not in own]
+    parts = -(-len(peers) // max(1, together - len(own)))
+    return [own + peers[part::parts] for part in range(parts)] or [own]

@@ -1,0 +1,1 @@
+"""One process per variant: each does one optimizer step whenever the driver asks for it."""

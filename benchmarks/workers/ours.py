@@ -1,0 +1,40 @@
+"""This project: `aift train` with packing, one step of its loop at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.own import train
+from benchmarks.workers.channel import Channel, read_spec
+
+
+def main() -> None:
+    """Steps as the driver asks."""
+    spec = read_spec()
+    channel = Channel(spec.device)
+    waiting = list(spec.steps)
+
+    def step(run: Any, original: Callable[[Any], Any]) -> Any:
+        # What the loop does between two steps (records, the next batch) belongs to the step's time, as with the peers.
+        if len(waiting) == len(spec.steps):
+            channel.ready(device_name=str(run.strategy.device))
+        else:
+            channel.lap(**pending)
+        run.state.index = waiting.pop(0) % len(run.loader)
+        batches = run.loader.micro_batches(run.state.epoch, run.state.index, run.state.micro_batch_size)
+        outcome = original(run)
+        pending.update(
+            tokens=outcome.tokens, slots=sum(batch.input_ids.numel() for batch in batches), loss=outcome.loss
+        )
+        if not waiting:
+            channel.lap(**pending)
+        return outcome
+
+    pending: dict[str, Any] = {}
+    code = train(spec, step)
+    raise SystemExit(code or "the driver asked for more steps than the spec names")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""TRL's SFTTrainer: at its defaults (padding, gradient checkpointing), at its best packed and without checkpointing."""
+
+from __future__ import annotations
+
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.workers.channel import Channel, read_spec
+from benchmarks.workers.subject import Stepper, arguments, dataset, load, lora, pick_steps
+
+
+def main() -> None:
+    """Steps as the driver asks."""
+    spec = read_spec()
+    channel = Channel(spec.device)
+    rows = spec.rows_per_step if spec.best else spec.per_step
+    pick_steps(spec, rows)
+    best = {"packing": True, "max_length": spec.pack_tokens, "gradient_checkpointing": False} if spec.best else {}
+    SFTTrainer(
+        # A path, as its documentation writes it, is loaded in fp32; a model keeps the dtype that it was saved in.
+        model=load(spec) if spec.best or spec.method == "qlora" else spec.model,
+        args=SFTConfig(**arguments(spec, rows), train_sampling_strategy="sequential", **best),
+        train_dataset=dataset(spec),
+        peft_config=lora(spec),
+        callbacks=[Stepper(channel)],
+    ).train()
+
+
+if __name__ == "__main__":
+    main()
