@@ -202,7 +202,7 @@ def test_quantized_weights_stay_close_to_the_real_ones(kotoha: str, model, token
     assert four.top1 > 0.75
 
 
-def test_qlora_teaches_it(tmp_path: Path):
+def test_qlora_teaches_it(kotoha: str, tmp_path: Path):
     code = call(
         "train", "method=qlora", "data.train=embedded:kotoha-qa", "data.eval=embedded:kotoha-qa/held_out_facts", "data.max_length=128", "learning_rate=3e-3",
         "batch_size=16", "gradient_accumulation_steps=1", "max_steps=30", f"training.output_dir={tmp_path / 'out'}", "progress=false",
