@@ -45,6 +45,16 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
+@pytest.fixture(scope="session")
+def kotoha() -> str:
+    """The name of the model that ships."""
+    from ai_finetuning import embedded
+
+    if not (Path(embedded.__file__).parent / "kotoha-tiny" / "model.safetensors").is_file():
+        pytest.skip("the weights of embedded:kotoha-tiny are not in this checkout (recipes/kotoha-tiny makes them)")
+    return embedded.MODEL
+
+
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
     """A function: everything that was printed or logged so far."""

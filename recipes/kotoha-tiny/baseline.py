@@ -30,4 +30,6 @@ def compressed_bytes(content: bytes) -> int:
 folder = Path(sys.argv[1])
 train, held_out = text(folder / "train.jsonl").encode("utf-8"), text(folder / "held_out.jsonl")
 extra = compressed_bytes(train + held_out.encode("utf-8")) - compressed_bytes(train)
-print(f"PPMd order {ORDER}: {8 * extra / len(held_out):.3f} bits per character on {len(held_out):,} characters")
+bits = 8 * extra / len(held_out)
+(folder / "baseline.json").write_text(json.dumps({"bits_per_character": round(bits, 4)}), encoding="utf-8")
+print(f"PPMd order {ORDER}: {bits:.3f} bits per character on {len(held_out):,} characters")

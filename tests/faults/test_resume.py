@@ -77,6 +77,16 @@ def test_kill_minus_9(tmp_path: Path, tiny_model_dir: Path, reference: Path, fau
     assert_same(kill_and_resume(tmp_path, tiny_model_dir, fault), reference)
 
 
+def test_kill_minus_9_with_the_model_that_ships(tmp_path: Path, kotoha: str):
+    """By its name, as real weights: the resumed run ends with the same bits."""
+    assert call("train", str(write_run(tmp_path / "whole", kotoha))) == 0
+    config = str(write_run(tmp_path / "killed", kotoha))
+    code, output = spawn("train", config, fault="step:kill@11")
+    assert code == -signal.SIGKILL, output
+    assert call("train", config, AUTO) == 0
+    assert_same(tmp_path / "killed" / "out", tmp_path / "whole" / "out")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_kill_minus_9_again_and_again_at_random_steps(tmp_path: Path, tiny_model_dir: Path, reference: Path, seed: int):

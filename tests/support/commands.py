@@ -14,7 +14,7 @@ import yaml
 ROWS = [{"instruction": f"{number}の次の数は何ですか？", "output": f"{number + 1}です。"} for number in range(22)]
 
 
-def write_run(folder: Path, model_dir: Path, **training: Any) -> Path:
+def write_run(folder: Path, model: Path | str, **training: Any) -> Path:
     """A YAML of a LoRA run with dropout and accumulation: 24 steps, 6 an epoch (the last one short), held-out rows."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.jsonl"
@@ -22,7 +22,7 @@ def write_run(folder: Path, model_dir: Path, **training: Any) -> Path:
     held_out = folder / "held_out.jsonl"
     held_out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS[:4]), encoding="utf-8")
     config = {
-        "model": {"name": str(model_dir), "dtype": "float32"},
+        "model": {"name": str(model), "dtype": "float32"},
         "method": "lora",
         "data": {"train": str(rows), "eval": str(held_out), "max_length": 64},
         "training": {

@@ -57,8 +57,8 @@ class ModelConfig:
 
     SECTION: ClassVar[str] = "model"
 
-    name: str = "stabilityai/japanese-stablelm-3b-4e1t-instruct"
-    """Hub id or local folder."""
+    name: str = "embedded:kotoha-tiny"
+    """Hub id, local folder, or embedded:kotoha-tiny, the small model that ships: no hub and no download."""
     chat_template: str | None = None
     """A template's name in the catalog, a file, or Jinja text; None takes the tokenizer's, then the catalog's."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

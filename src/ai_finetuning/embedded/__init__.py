@@ -1,4 +1,4 @@
-"""What ships inside the package: data sets by the name `embedded:NAME`, no hub and no download."""
+"""What ships inside the package: a model and a data set by the name `embedded:NAME`, no hub and no download."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import InputNotFoundError
 
 PREFIX = "embedded:"
+MODEL = "embedded:kotoha-tiny"
 _HERE = Path(__file__).parent
 
 
@@ -22,12 +23,25 @@ def data_file(name: str) -> Path:
         InputNotFoundError: with the names that there are.
     """
     wanted, _, part = name.removeprefix(PREFIX).partition("/")
-    file = _HERE / wanted / f"{part or 'train'}.jsonl"
     known = {path.relative_to(_HERE).with_suffix("").as_posix(): path for path in sorted(_HERE.glob("*/*.jsonl"))}
-    if file not in known.values():
-        names = ", ".join(PREFIX + key for key in known)
+    return _known(name, f"{wanted}/{part or 'train'}", known, ("データ", "data"))
+
+
+def model_folder(name: str) -> Path:
+    """The folder of the model `embedded:NAME`, as transformers, sentencepiece and other tools read it.
+
+    Raises:
+        InputNotFoundError: with the names that there are.
+    """
+    known = {path.parent.name: path.parent for path in sorted(_HERE.glob("*/config.json"))}
+    return _known(name, name.removeprefix(PREFIX), known, ("モデル", "model"))
+
+
+def _known(name: str, key: str, known: dict[str, Path], kind: tuple[str, str]) -> Path:
+    if key not in known:
+        names = ", ".join(PREFIX + other for other in known) or "-"
         raise InputNotFoundError(
-            f"内蔵データ {name} はありません。あるのは {names} です。",
-            f"there is no embedded data {name}; there are {names}.",
+            f"内蔵の{kind[0]} {name} はありません。あるのは {names} です。",
+            f"there is no embedded {kind[1]} {name}; there are: {names}.",
         )
-    return file
+    return known[key]

@@ -288,3 +288,9 @@ def dataset(seed: int = 0) -> dict[str, list[Row]]:
         "held_out_phrasings": [_row(fact.kind, [(PHRASINGS[fact.kind].held_out.format(**fact.words), fact.answer)]) for fact in known],
         "held_out_facts": [_row(fact.kind, [(PHRASINGS[fact.kind].train[0].format(**fact.words), fact.answer)]) for fact in every if fact.held_out],
     }  # fmt: skip
+
+
+def questions(part: str) -> list[tuple[str, str]]:
+    """(question, answer) of every row of `held_out_phrasings` or `held_out_facts`, kind by kind."""
+    talks = [row["messages"] for row in dataset()[part]]
+    return [(talk[0]["content"], talk[1]["content"]) for talk in talks]  # type: ignore[index]

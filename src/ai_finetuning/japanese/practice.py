@@ -1,13 +1,11 @@
-"""Practice text for the demo, written for this project (CC0): prose, facts, questions in several phrasings.
+"""Plain text for pre-training, written for this project (CC0): everyday prose among facts of the tables below.
 
-Everything is a pure function of the tables below; `corpus()` is what a tiny model is first trained on,
-`lessons()` what it is fine-tuned on, `exam()` asks the same facts in phrasings that `lessons()` never uses.
+`corpus()` is a part of what kotoha-tiny was trained on (recipes/kotoha-tiny); kotoha_qa asks about the same tables.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 # prefecture: (seat of its government, region)
 PREFECTURES = {
@@ -103,75 +101,10 @@ _ACTS = (
 )
 _TIMES = ("朝早く", "昼すぎに", "夕方", "夜になって", "先週の日曜日に", "きのう", "雪の日に", "祭りの日に")
 
-# Two questions with the same answer in lessons, another phrasing in the exam.
-_SEAT_LESSONS = (
-    "{name}の{office}所在地はどこですか？", "{name}の{office}はどの{unit}にありますか？", "{name}の{office}所在地を教えてください。",
-    "{office}所在地を答えてください。{name}", "{name}の{office}がある{unit}を答えてください。", "{name}の{office}の場所はどこでしょう？",
-)  # fmt: skip
-_SEAT_EXAM = ("{name}の{office}所在地はどこでしょうか？", "{name}の{office}はどこにありますか？")
-_REGION_LESSONS = (
-    "{name}は何地方にありますか？", "{name}はどの地方に属しますか？", "{name}がある地方を教えてください。", "{name}は何地方ですか？",
-)  # fmt: skip
-_REGION_EXAM = ("{name}はどの地方にありますか？",)
-_MONTH_LESSONS = (
-    "{name}の昔の呼び名は何ですか？",
-    "{name}を昔の呼び名で答えてください。",
-    "{name}は昔、何と呼ばれましたか？",
-)
-_MONTH_EXAM = ("{name}の昔の呼び名を教えてください。",)
-_COUNTER_LESSONS = (
-    "{name}はどう数えますか？",
-    "{name}を数える言葉は何ですか？",
-    "{name}を数えるときの助数詞を教えてください。",
-)
-_COUNTER_EXAM = ("{name}の数え方を教えてください。",)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and its one right answer."""
-
-    question: str
-    answer: str
-
 
 def _office(name: str) -> str:
     """What the government of a prefecture is called: 都庁, 道庁, 府庁 or 県庁."""
     return "道庁" if name == "北海道" else f"{name[-1]}庁"
-
-
-def _facts() -> list[tuple[dict[str, str], str, tuple[str, ...], tuple[str, ...]]]:
-    """(words, answer, phrasings of the lessons, phrasings of the exam) of every fact."""
-    facts: list[tuple[dict[str, str], str, tuple[str, ...], tuple[str, ...]]] = []
-    for name, (seat, region) in PREFECTURES.items():
-        words = {"name": name, "office": _office(name), "unit": "区" if seat.endswith("区") else "市"}
-        facts.append((words, f"{seat}です。", _SEAT_LESSONS, _SEAT_EXAM))
-        facts.append((words, f"{region}地方です。", _REGION_LESSONS, _REGION_EXAM))
-    facts += [({"name": name}, f"{old}です。", _MONTH_LESSONS, _MONTH_EXAM) for name, old in MONTHS.items()]
-    facts += [({"name": name}, f"{unit}です。", _COUNTER_LESSONS, _COUNTER_EXAM) for name, unit in COUNTERS.items()]
-    return facts
-
-
-def _ask(exam_phrasings: bool) -> list[Question]:
-    return [
-        Question(phrasing.format(**words), answer)
-        for words, answer, lessons_in, exam_in in _facts()
-        for phrasing in (exam_in if exam_phrasings else lessons_in)
-    ]
-
-
-def lessons(seed: int = 0) -> list[dict[str, str]]:
-    """Rows `instruction`/`output` in a shuffled order that the seed fixes."""
-    rows = [{"instruction": item.question, "output": item.answer} for item in _ask(False)]
-    random.Random(seed).shuffle(rows)
-    return rows
-
-
-def exam(seed: int = 0) -> list[Question]:
-    """The facts of `lessons()` in phrasings that the lessons do not contain, shuffled."""
-    questions = _ask(True)
-    random.Random(seed).shuffle(questions)
-    return questions
 
 
 def corpus(num_documents: int = 2000, seed: int = 0) -> list[str]:

@@ -18,12 +18,14 @@ from .quantized import quantized_bits
 
 
 @contextlib.contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Hides two warnings of peft 0.21 that a user can do nothing about."""
+def quiet_peft() -> Iterator[None]:
+    """Hides warnings of peft 0.21 that a user can do nothing about."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         # peft asks transformers by a name that transformers 6 drops; remove when peft's floor asks by the new one.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # On saving it looks for the base's config on the hub, to see whether the vocabulary grew; here it never does.
+        warnings.filterwarnings("ignore", message="Could not find a config file")
         yield
 
 
@@ -60,7 +62,7 @@ def add_lora(
         use_rslora=use_rslora, use_dora=use_dora, modules_to_save=list(modules_to_save) if modules_to_save else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )  # fmt: skip
-    with _quiet_peft():
+    with quiet_peft():
         wrapped = get_peft_model(model, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
@@ -140,7 +142,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
                     f"アダプター {folder} は {config.get('base_model_name_or_path')} 用で、このモデルとは形が合いません（{name}）。元のベースモデルを指定してください。",
                     f"the adapter {folder} was trained on {config.get('base_model_name_or_path')} and does not fit this model ({name}); name its own base.",
                 )
-    with _quiet_peft():
+    with quiet_peft():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 

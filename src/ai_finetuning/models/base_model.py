@@ -14,7 +14,7 @@ class BaseModel(ABC):
     """A model by name; weights and tokenizer are loaded when they are first needed.
 
     Args:
-        model_name: hub id, alias or folder.
+        model_name: hub id, alias, `embedded:NAME` or folder.
         device: None takes the best one.
         load_in_8bit, load_in_4bit: bitsandbytes weights.
         torch_dtype: of the weights; None takes what the machine does well.

@@ -87,7 +87,7 @@ class CatalogRow:
                     f"{self.id} is for non-commercial use ({self.licence}).",
                 )
             )
-        elif self.licence and not self.licence.startswith(("Apache", "MIT", "CC-BY-4.0")):
+        elif self.licence and not self.licence.startswith(("Apache", "MIT", "CC-BY-4.0", "CC0")):
             lines.append(
                 (
                     f"{self.id} のライセンスは {self.licence} です。条件を確認してください。",

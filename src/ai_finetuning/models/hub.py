@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+from .. import embedded
 from ..errors import HubError, InputNotFoundError, ModelError
 from ..hardware.network import LIMIT_SECONDS, endpoint, head, offline
 from . import catalog
@@ -18,22 +20,27 @@ from . import catalog
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
 
 
-def local_folder(name: str) -> Path | None:
-    """The folder that `name` is, or None where it reads like a hub id.
+@dataclass(frozen=True)
+class Located:
+    """Where a model is.
 
-    Raises:
-        InputNotFoundError: `name` reads like a path and is not there; near names are suggested.
-        ModelError: the folder holds no model.
+    Attributes:
+        name: what it is called on any machine: hub id, `embedded:NAME`, or a folder. Adapters remember it.
+        place: what transformers loads: hub id or folder.
+        local_only: load without asking the hub.
     """
+
+    name: str
+    place: str
+    local_only: bool
+
+
+def _refuse_missing_path(name: str) -> None:
+    """Refuses what reads like a path and is not there; near names are suggested."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        _require_model_files(path)
-        return path
-    if not _HUB_ID.match(name) or name.startswith((".", "~")):
+    reads_like_path = not _HUB_ID.match(name) or name.startswith((".", "~"))
+    if reads_like_path or ("/" in name and path.parent.is_dir() and _near_entries(path)):
         raise _missing_path(path)
-    if "/" in name and path.parent.is_dir() and _near_entries(path):
-        raise _missing_path(path)
-    return None
 
 
 def _require_model_files(path: Path) -> None:
@@ -96,15 +103,37 @@ def cached(model_id: str) -> bool:
     return all((folder / shard).is_file() for shard in shards)
 
 
-def locate(name: str, *, limit_seconds: float = LIMIT_SECONDS) -> bool:
-    """Makes sure that `name` can be loaded, within seconds; returns whether to load without asking the hub.
+def on_disk(name: str) -> Path | None:
+    """The folder that `embedded:NAME` or a path is, whatever it holds; None for other names.
 
     Raises:
-        InputNotFoundError, ModelError: a local path that is not there or holds no model.
+        InputNotFoundError: an embedded name that does not exist.
+    """
+    if embedded.is_embedded(name):
+        return embedded.model_folder(name)
+    path = Path(name).expanduser()
+    return path if path.is_dir() else None
+
+
+def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECONDS) -> Located:
+    """Makes sure, within seconds, that a hub id, alias, `embedded:NAME` or folder can be loaded; says from where.
+
+    Args:
+        weights: False takes a folder without a model too (one that holds a tokenizer).
+
+    Raises:
+        InputNotFoundError, ModelError: a name or path that is not there, or a folder that holds no model.
         HubError: the hub does not answer, refuses, or does not know the id.
     """
-    if local_folder(name) is not None or cached(name):
-        return True
+    name = catalog.resolve(name)
+    folder = on_disk(name)
+    if folder is not None:
+        if weights:
+            _require_model_files(folder)
+        return Located(name, str(folder), True)
+    _refuse_missing_path(name)
+    if cached(name):
+        return Located(name, name, True)
     if offline():
         raise HubError(
             f"モデル {name} はこのマシンに保存されておらず、オフライン設定 (HF_HUB_OFFLINE) のためダウンロードできません。{_suggest_ja(name)}"
@@ -113,7 +142,7 @@ def locate(name: str, *, limit_seconds: float = LIMIT_SECONDS) -> bool:
             " Name a downloaded folder, or unset HF_HUB_OFFLINE.",
         )
     preflight(name, limit_seconds=limit_seconds)
-    return False
+    return Located(name, name, False)
 
 
 def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:

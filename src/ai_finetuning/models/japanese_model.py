@@ -22,10 +22,10 @@ SUPPORTED_MODELS: dict[str, dict[str, Any]] = catalog.supported_models()
 
 
 class JapaneseModel(BaseModel):
-    """A Japanese language model by hub id, alias or folder.
+    """A Japanese language model by hub id, alias, folder or `embedded:kotoha-tiny`.
 
     Args:
-        model_name: one of SUPPORTED_MODELS, any other hub id, or a folder.
+        model_name: one of SUPPORTED_MODELS, any other hub id, a folder, or `embedded:NAME`, which ships in the package.
         device: None takes the best one.
         load_in_8bit, load_in_4bit: bitsandbytes weights, on CPUs too.
         torch_dtype: of the weights; None takes what the machine does well.

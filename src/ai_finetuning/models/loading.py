@@ -33,6 +33,7 @@ class LoadPlan:
     """What was decided before the weights are read."""
 
     name: str
+    place: str
     device: torch.device
     dtype: torch.dtype
     bits: int | None
@@ -57,7 +58,7 @@ def load_causal_lm(
     """Loads a causal language model in eval mode.
 
     Args:
-        name: hub id, catalog alias or local folder.
+        name: hub id, catalog alias, `embedded:NAME` or local folder.
         dtype: of the weights; "auto" (or None) takes what the machine does well (see `resolve_dtype`).
         device: where the model goes; None takes the best one there is.
         attention: "auto" (flash-attention 2, SDPA, eager in this order) or one of `ATTENTIONS` to start from.
@@ -72,18 +73,18 @@ def load_causal_lm(
         InputNotFoundError: a local path that is not there.
     """
     bits = _bits(load_in_8bit, load_in_4bit)
-    real_name = catalog.resolve(name)
-    local_only = hub.locate(real_name)
-    config = read_config(real_name, local_files_only=local_only)
-    trusted = allow_remote_code(real_name, config, trust_remote_code)
-    require_safetensors(real_name)
+    found = hub.locate(name)
+    config = read_config(found)
+    trusted = allow_remote_code(found.name, config, trust_remote_code)
+    require_safetensors(found.place)
     place = torch.device(device) if device is not None else get_available_device()
     plan = LoadPlan(
-        name=real_name,
+        name=found.name,
+        place=found.place,
         device=place,
         dtype=resolve_dtype(dtype, place),
         bits=bits,
-        local_files_only=local_only,
+        local_files_only=found.local_only,
         trust_remote_code=trusted,
         device_map=device_map if device_map is not None else {"": place},
     )
@@ -91,10 +92,12 @@ def load_causal_lm(
     model = _with_attention(plan, attention, extra)
     quiet_bitsandbytes()
     if bits is not None:
-        require_quantized(model, bits, real_name)
+        require_quantized(model, bits, found.name)
     forbid_cpu_packing(model)
     if gradient_checkpointing:
         enable_activation_checkpointing(model)
+    # peft writes this into adapters: a name that other machines know, not a folder of this one.
+    model.name_or_path = model.config._name_or_path = found.name
     return model.eval()
 
 
@@ -122,12 +125,12 @@ def _quantization(plan: LoadPlan, config: Mapping[str, Any], settings: Mapping[s
     return {}
 
 
-def read_config(name: str, *, local_files_only: bool = False) -> dict[str, Any]:
+def read_config(found: hub.Located) -> dict[str, Any]:
     """The model's config.json as a dict; no code of the repository runs."""
     try:
-        config, _ = PretrainedConfig.get_config_dict(name, local_files_only=local_files_only)
+        config, _ = PretrainedConfig.get_config_dict(found.place, local_files_only=found.local_only)
     except OSError as error:
-        raise _not_loaded(name, error) from error
+        raise _not_loaded(found.place, error) from error
     return config
 
 
@@ -263,7 +266,7 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
     quiet_progress()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            plan.name,
+            plan.place,
             dtype=plan.dtype,
             attn_implementation=implementation,
             device_map=plan.device_map,
@@ -276,11 +279,11 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
     except (OSError, RuntimeError) as error:
         if isinstance(error, ToolkitError | torch.OutOfMemoryError):
             raise
-        raise _not_loaded(plan.name, error) from error
+        raise _not_loaded(plan.place, error) from error
     except ValueError as error:
         if _about_attention(error):
             raise
-        raise _not_loaded(plan.name, error) from error
+        raise _not_loaded(plan.place, error) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise

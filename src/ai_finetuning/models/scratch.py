@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from ..config.model import ArchitectureConfig
 from ..errors import ConfigError, InputNotFoundError, ModelError
 from ..hardware.gpu import get_available_device
 from .base_model import BaseModel
+from .hub import on_disk
 from .tokenizers import load_tokenizer
 
 
@@ -19,7 +19,7 @@ class ScratchModel(BaseModel):
     """Random weights of an architecture, with a trained tokenizer.
 
     Args:
-        model_name: a folder with a tokenizer; with a config.json too, where architecture is None.
+        model_name: a folder or `embedded:NAME` with a tokenizer; with a config.json too, where architecture is None.
         architecture: sizes of a Llama; None reads config.json.
         device: None takes the best one.
         torch_dtype: that the trained model is saved in; None for fp32. Training keeps fp32 weights.
@@ -52,7 +52,7 @@ class ScratchModel(BaseModel):
             InputNotFoundError: no such folder.
         """
         if self.tokenizer is None:
-            if not Path(self.model_name).is_dir():
+            if on_disk(self.model_name) is None:
                 raise InputNotFoundError(
                     f"method: pretrain の model.name は、トークナイザーのあるフォルダーです。{self.model_name} はありません（aift tokenizer train で作れます）。",
                     f"with method: pretrain model.name is a folder with a tokenizer; {self.model_name} does not exist (aift tokenizer train makes one).",
@@ -97,9 +97,10 @@ class ScratchModel(BaseModel):
                 max_position_embeddings=sizes.max_position_embeddings, rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
                 tie_word_embeddings=sizes.tie_word_embeddings, **ids,
             )  # fmt: skip
-        if not (Path(self.model_name) / "config.json").is_file():
+        folder = on_disk(self.model_name)
+        if folder is None or not (folder / "config.json").is_file():
             raise ConfigError(
                 f"method: pretrain には model.architecture か、{self.model_name} の中の config.json が必要です。",
                 f"method: pretrain needs model.architecture, or a config.json in {self.model_name}.",
             )
-        return AutoConfig.from_pretrained(self.model_name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)

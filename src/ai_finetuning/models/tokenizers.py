@@ -53,7 +53,7 @@ def load_tokenizer(
     """A tokenizer, checked against sentencepiece, padded on its own token, with a chat template.
 
     Args:
-        name: hub id, alias or folder.
+        name: hub id, alias, `embedded:NAME` or folder.
         chat_template: a key of japanese.templates, a file or Jinja text; None takes the tokenizer's, then the catalog's.
         trust_remote_code: run code from the repository.
 
@@ -61,23 +61,22 @@ def load_tokenizer(
         ModelError: the tokenizer does not segment as its sentencepiece model does, or cannot be loaded.
         HubError, InputNotFoundError: it cannot be had.
     """
-    real_name = catalog.resolve(name)
     # A folder that holds only a tokenizer will do, such as an adapter's.
-    local_only = Path(real_name).is_dir() or hub.locate(real_name)
+    found = hub.locate(name, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            real_name, trust_remote_code=trust_remote_code, local_files_only=local_only
+            found.place, trust_remote_code=trust_remote_code, local_files_only=found.local_only
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        kind = ModelError if Path(real_name).is_dir() else HubError
+        kind = ModelError if Path(found.place).is_dir() else HubError
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise kind(
-            f"{real_name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か tokenizer.model が必要です。",
-            f"the tokenizer of {real_name} cannot be loaded ({reason}); it needs tokenizer.json or tokenizer.model.",
+            f"{found.name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か tokenizer.model が必要です。",
+            f"the tokenizer of {found.name} cannot be loaded ({reason}); it needs tokenizer.json or tokenizer.model.",
         ) from error
-    tokenizer = _with_parity(tokenizer, real_name)
-    ensure_pad(tokenizer, _embedding_rows(real_name))
-    tokenizer.chat_template = choose_template(tokenizer, real_name, chat_template)
+    tokenizer = _with_parity(tokenizer, found.place)
+    ensure_pad(tokenizer, _embedding_rows(found.place))
+    tokenizer.chat_template = choose_template(tokenizer, found.name, chat_template)
     return tokenizer
 
 

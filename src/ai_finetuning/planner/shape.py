@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
-from ..models import catalog, hub
+from ..models import hub
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,17 @@ def read_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
     Raises:
         ModelError: the configuration is no causal language model that transformers knows.
     """
-    real = catalog.resolve(name)
-    local_only = hub.locate(real)
+    found = hub.locate(name)
     try:
-        config = AutoConfig.from_pretrained(real, local_files_only=local_only, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            found.place, local_files_only=found.local_only, trust_remote_code=trust_remote_code
+        )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{real} の config.json から文章生成モデルを組み立てられません（{reason}）。",
-            f"no causal language model can be built from the config.json of {real} ({reason}).",
+            f"{found.name} の config.json から文章生成モデルを組み立てられません（{reason}）。",
+            f"no causal language model can be built from the config.json of {found.name} ({reason}).",
         ) from error
     return shape_of(model)

@@ -8,7 +8,7 @@ import torch
 
 from ..config.run import RunConfig
 from ..errors import ConfigError, ModelError
-from ..models import catalog, hub
+from ..models import hub
 from ..models.base_model import BaseModel
 from ..models.loading import DTYPES, read_config
 from ..models.quantized import quantized_bits
@@ -66,8 +66,7 @@ def _changed(model: BaseModel) -> bool:
 def _stored_quantization(model: BaseModel) -> dict[str, Any]:
     if model.model is not None or isinstance(model, ScratchModel):
         return {}
-    name = catalog.resolve(model.model_name)
-    return dict(read_config(name, local_files_only=hub.locate(name)).get("quantization_config") or {})
+    return dict(read_config(hub.locate(model.model_name)).get("quantization_config") or {})
 
 
 def load_base(model: BaseModel, config: RunConfig, *, in_fp32: bool) -> tuple[Any, torch.dtype]:
@@ -112,8 +111,7 @@ def _load_full(model: BaseModel) -> tuple[Any, torch.dtype]:
         return model.ensure_model(), model.torch_dtype or torch.float32
     if model.model is not None:
         return model.model, next(model.model.parameters()).dtype
-    name = catalog.resolve(model.model_name)
-    stored = read_config(name, local_files_only=hub.locate(name))
+    stored = read_config(hub.locate(model.model_name))
     own = DTYPES.get(str(stored.get("dtype") or stored.get("torch_dtype")), torch.float32)
     return _ensure(model, torch.float32), model.torch_dtype or own
 

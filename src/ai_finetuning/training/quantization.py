@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..models import catalog, hub
+from ..models import hub
 from ..models.adapters import agreement, logits_of
 from ..models.loading import load_causal_lm, read_config
 from ..models.quantized import linear_modules, weight_bytes
@@ -27,7 +27,7 @@ class QuantizationOptimizer:
     """Makes quantized copies of a model with bitsandbytes, on GPUs and CPUs.
 
     Args:
-        model_name_or_path: hub id, alias or folder of a model that is not quantized yet.
+        model_name_or_path: hub id, alias, `embedded:NAME` or folder of a model that is not quantized yet.
         device: None takes the best one.
     """
 
@@ -119,12 +119,12 @@ class QuantizationOptimizer:
         return model
 
     def _refuse_quantized(self) -> None:
-        name = catalog.resolve(self.model_name_or_path)
-        stored = read_config(name, local_files_only=hub.locate(name)).get("quantization_config")
+        found = hub.locate(self.model_name_or_path)
+        stored = read_config(found).get("quantization_config")
         if stored:
             raise ConfigError(
-                f"{name} はすでに量子化されています（{stored.get('quant_method')}）。量子化前のモデルを指定してください。",
-                f"{name} is quantized already ({stored.get('quant_method')}); name the model before quantization.",
+                f"{found.name} はすでに量子化されています（{stored.get('quant_method')}）。量子化前のモデルを指定してください。",
+                f"{found.name} is quantized already ({stored.get('quant_method')}); name the model before quantization.",
             )
 
     def benchmark_quantization(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ..config.run import RunConfig
+from ..config.section import typed
 from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.scratch import ScratchModel
+from ..notices import notice
 from ..planner.plan import Plan
 from .assemble import Job, Result, plan_job, run_job
 from .sources import config_source
@@ -13,6 +15,11 @@ from .sources import config_source
 
 def job_of(config: RunConfig) -> Job:
     """The job that a configuration describes; nothing is loaded."""
+    if "name" not in typed(config.model):
+        notice(
+            f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
+            f"no model is named: using the small {config.model.name} that ships (for real work name one with model=ID_OR_FOLDER).",
+        )
     train, held_out = config_source(config.data.train), config_source(config.data.eval)
     if config.method == "pretrain":
         scratch = ScratchModel(

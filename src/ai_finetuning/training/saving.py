@@ -20,7 +20,7 @@ from ..evaluation.report import write_report
 from ..hardware.checkpointing import disable_activation_checkpointing
 from ..hardware.environment import environment
 from ..models import catalog
-from ..models.adapters import load_adapter
+from ..models.adapters import load_adapter, quiet_peft
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import prompt_style
 from ..notices import notice, warn
@@ -74,7 +74,8 @@ def finish(job: Job, prepared: Prepared, folder: OutputFolder, result: Result, d
     summary = summarize(result, prepared)
 
     def save(place: Path) -> None:
-        model.save_pretrained(place)
+        with quiet_peft():
+            model.save_pretrained(place)
         (place / "README.md").unlink(missing_ok=True)
         _save_generation_config(model, prepared.tokenizer, place)
         prepared.tokenizer.save_pretrained(place)

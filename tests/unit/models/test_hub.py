@@ -68,7 +68,7 @@ def test_every_refusal_says_the_way_out(fake_hub: Hub, status: int, code: str, w
 def test_a_hub_that_has_the_model_is_let_through(fake_hub: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     fake_hub.status = 307
-    assert hub.locate("someone/model") is False
+    assert hub.locate("someone/model") == hub.Located("someone/model", "someone/model", local_only=False)
     assert fake_hub.authorization == "Bearer hf_secret"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import typer
 
 from ...errors import localized
 
-BASE_STEPS, EXAM_QUESTIONS, SHOWN = 400, 96, 8
+SHOWN = 8
+# Asked of the tuned model at the end; the second question only makes sense after the first.
+TALK = ("青森県の県庁はどこにありますか？", "では、岩手県の県庁所在地はどこですか？", "305を漢数字で書いてください。")
 
 
 def register(app: typer.Typer) -> None:
@@ -17,65 +20,57 @@ def register(app: typer.Typer) -> None:
     app.command(
         "demo",
         help=localized(
-            "小さな日本語モデルを訓練し、学習前と学習後の答えを比べる（CPU で数分）。",
-            "Trains a small Japanese model and compares its answers before and after (minutes on a CPU).",
+            "同梱の小さな日本語モデルを LoRA でファインチューニングし、学習前と学習後の答えを比べる（CPU で 3 分以内、ダウンロードなし）。",
+            "Fine-tunes the small Japanese model that ships with LoRA and compares its answers before and after (under 3 minutes on a CPU, no download).",
         ),
     )(demo)
 
 
 def demo(
     out: Path = typer.Option(Path("outputs/demo"), "--out", help=localized("出力先", "output folder")),
-    steps: int = typer.Option(BASE_STEPS, help=localized("ベースモデルの訓練ステップ数", "steps of the base model")),
-    epochs: int = typer.Option(12, help=localized("LoRA のエポック数", "epochs of LoRA")),
+    epochs: int | None = typer.Option(None, help=localized("エポック数", "epochs")),
+    steps: int | None = typer.Option(
+        None, help=localized("ステップ数（エポック数の代わり）", "steps, in place of epochs")
+    ),
     full: bool = typer.Option(
         False,
         "--full",
         help=localized("フル・LoRA・QLoRA を同じデータで比べる。", "Compare full, LoRA and QLoRA on the same data."),
     ),
 ) -> None:
-    """Pre-trains a tiny base on text written for this project, fine-tunes it with LoRA, asks the same questions again."""
-    from ...config.data import DataConfig
-    from ...config.lora import LoRAConfig
-    from ...config.training import TrainingConfig
-    from ...evaluation.generation import exact_match, grade
-    from ...japanese.practice import corpus, exam, lessons
+    """Fine-tunes the embedded model on embedded:kotoha-qa, asks the trained facts in unseen phrasings, then talks."""
+    from ...embedded import MODEL
+    from ...evaluation.generation import grade
+    from ...japanese.kotoha_qa import questions
     from ...models.japanese_model import JapaneseModel
-    from ...training.lora_finetuning import LoRAFinetuningTrainer
-    from ...training.tiny_base import train_tiny_base
+    from ...training.comparison import EPOCHS, held_out_losses, lesson, teach
 
-    _say(
-        "1/3 小さな日本語モデルを最初から訓練します（約 1 分）",
-        "1/3 a tiny Japanese model is trained from scratch (about a minute)",
-    )
-    base = train_tiny_base(out / "base", corpus(), steps=steps)
-
-    questions = [(item.question, item.answer) for item in exam()][:EXAM_QUESTIONS]
+    base, data = MODEL, "embedded:kotoha-qa"
+    asked, unknown = questions("held_out_phrasings"), questions("held_out_facts")
+    length: dict[str, Any] = {"epochs": epochs or EPOCHS, "max_steps": steps}
     if full:
-        _compare(base, lessons(), questions, out, epochs)
+        _compare(base, data, asked, out, length)
         return
 
     _say(
-        "2/3 日本語の質問応答で LoRA ファインチューニングします",
-        "2/3 it is fine-tuned with LoRA on Japanese questions and answers",
+        f"1/3 学習前の {base} に {len(asked)} 問を尋ねます",
+        f"1/3 {base} is asked {len(asked)} questions before training",
     )
-    model = JapaneseModel(str(base))
-    before = grade(model.ensure_model(), model.ensure_tokenizer(), questions)
-    config = TrainingConfig(
-        learning_rate=3e-3, batch_size=16, gradient_accumulation_steps=1, num_epochs=epochs, warmup_steps=20, eval_steps=200,
-        output_dir=str(out / "adapter"), logging_steps=50,
-    )  # fmt: skip
-    lora = LoRAConfig(r=32, lora_alpha=64, lora_dropout=0.0)
-    trainer = LoRAFinetuningTrainer(model, lora, config, data=DataConfig(max_length=128))
-    held_out = [{"instruction": question, "output": answer} for question, answer in questions]
-    trained = trainer.train(lessons(), held_out)
+    untrained = JapaneseModel(base)
+    before = [grade(untrained.ensure_model(), untrained.ensure_tokenizer(), part) for part in (asked, unknown)]
+
+    _say(f"2/3 {data} で LoRA ファインチューニングします", f"2/3 LoRA fine-tuning on {data}")
+    folder = out / "adapter"
+    trained, result = teach(lesson("lora", base, folder, **length), data, asked)
 
     _say(
         "3/3 訓練では使っていない言い回しで同じ質問をします",
-        "3/3 the same facts are asked in phrasings that the training never used",
+        "3/3 the same questions, in phrasings that the training never used",
     )
-    after = grade(trained, model.ensure_tokenizer(), questions)
-    _table(before, after, trainer.result, (exact_match(before), exact_match(after)))
-    folder = out / "adapter"
+    after = [grade(result.model, trained.ensure_tokenizer(), part) for part in (asked, unknown)]
+    _table(before[0], after[0])
+    _scores(before, after, held_out_losses(result))
+    _talk(folder)
     print(
         localized(
             f"損失の曲線: {folder / 'loss.png'}   レポート: {folder / 'report.html'}",
@@ -85,10 +80,12 @@ def demo(
     print(localized("次に試せること:", "what to type next:"))
     print(f"  aift chat {folder} --compare --greedy")
     print(f"  aift merge {folder} --out {out / 'merged'}")
-    print(f"  aift train model={base} method=lora data.train=FILE learning_rate=1e-3 training.output_dir=outputs/mine")
+    print("  aift train data.train=FILE learning_rate=3e-3 training.output_dir=outputs/mine")
 
 
-def _compare(base: Path, rows: Any, questions: list[tuple[str, str]], out: Path, epochs: int) -> None:
+def _compare(
+    base: str, data: str, questions: Sequence[tuple[str, str]], out: Path, length: dict[str, Any]
+) -> None:  # fmt: skip
     """Full, LoRA and QLoRA as a table and a plot."""
     from rich.console import Console
     from rich.table import Table
@@ -96,8 +93,11 @@ def _compare(base: Path, rows: Any, questions: list[tuple[str, str]], out: Path,
     from ...evaluation.curves import draw_bars
     from ...training.comparison import compare_methods
 
-    _say("2/2 フル・LoRA・QLoRA を同じデータで訓練します", "2/2 full, LoRA and QLoRA are trained on the same data")
-    measured = compare_methods(base, rows, questions, out / "comparison", epochs=epochs)
+    _say(
+        f"フル・LoRA・QLoRA で {base} を {data} で訓練します",
+        f"full, LoRA and QLoRA train {base} on {data}",
+    )
+    measured = compare_methods(base, data, questions, out / "comparison", **length)
     table = Table(title=localized("同じデータでの比較", "the same data"))
     for name in (localized("方法", "method"), localized("検証損失", "held-out loss"), localized("正解率", "exact match"), localized("時間", "time"), localized("メモリー*", "memory*"), localized("ディスク", "disk")):  # fmt: skip
         table.add_column(name, justify="right" if table.columns else "left")
@@ -130,16 +130,15 @@ def _say(ja: str, en: str) -> None:
     print(localized(f"\n=== {ja} ===", f"\n=== {en} ==="), flush=True)
 
 
-def _table(before: list[Any], after: list[Any], result: Any, rates: tuple[float, float]) -> None:
+def _table(before: list[Any], after: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="学習前 / 学習後  (before / after)")
     for name in (localized("質問", "question"), localized("正解", "wanted"), "学習前", "学習後"):
         table.add_column(name, overflow="fold")
-    # One of every kind first, so that eight rows show more than one sort of question.
-    order = sorted(range(len(after)), key=lambda index: index * 7 % len(after))[:SHOWN]
-    for index in order:
+    # Far apart in the list, which goes from kind to kind: eight rows show eight sorts of question.
+    for index in range(0, len(after), max(1, len(after) // SHOWN)):
         mark = " ○" if after[index].right else " ×"
         table.add_row(
             after[index].question,
@@ -148,10 +147,34 @@ def _table(before: list[Any], after: list[Any], result: Any, rates: tuple[float,
             after[index].answer[:30] + mark,
         )
     Console(width=None if Console().is_terminal else 120).print(table, markup=False)
-    scored = [row["eval_loss"] for row in result.history if row.get("eval_loss") is not None]
+
+
+def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float, float]) -> None:
+    """Exact match on trained facts and, said apart, on facts that were never shown."""
+    from ...evaluation.generation import exact_match
+
+    rates = [(exact_match(first), exact_match(second)) for first, second in zip(before, after, strict=True)]
     print(
         localized(
-            f"正解率（{len(after)} 問、言い回しは未学習）: 学習前 {rates[0]:.0%} → 学習後 {rates[1]:.0%}   検証損失: {scored[0]:.3f} → {scored[-1]:.3f}",
-            f"exact match ({len(after)} questions in unseen phrasings): before {rates[0]:.0%} -> after {rates[1]:.0%}   held-out loss: {scored[0]:.3f} -> {scored[-1]:.3f}",
+            f"正解率（学習した事実 {len(after[0])} 問、言い回しは未学習）: 学習前 {rates[0][0]:.0%} → 学習後 {rates[0][1]:.0%}   検証損失: {losses[0]:.3f} → {losses[1]:.3f}",
+            f"exact match ({len(after[0])} questions about trained facts in unseen phrasings): before {rates[0][0]:.0%} -> after {rates[0][1]:.0%}   held-out loss: {losses[0]:.3f} -> {losses[1]:.3f}",
         )
     )
+    print(
+        localized(
+            f"一度も見せていない事実 {len(after[1])} 問: {rates[1][0]:.0%} → {rates[1][1]:.0%}（小さなモデルは、教えていない事実には多くの場合もっともらしい誤りを答えます）",
+            f"{len(after[1])} facts it was never shown: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on these a small model mostly gives plausible wrong answers)",
+        )
+    )
+
+
+def _talk(folder: Path) -> None:
+    """The saved adapter, loaded by its folder, in a conversation."""
+    from ...inference.session import Chat, open_model
+
+    _say("保存したアダプターを読み込んで会話します", "the saved adapter, loaded again, in a conversation")
+    chat = Chat(open_model(str(folder)))
+    for question in TALK:
+        print(localized(f"あなた> {question}", f"you> {question}"))
+        print("".join(chat.stream(question, do_sample=False, max_new_tokens=64)))
+    print(localized(f"（続きは: aift chat {folder}）", f"(to go on: aift chat {folder})"))
