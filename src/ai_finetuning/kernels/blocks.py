@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from . import native
 
@@ -77,10 +76,7 @@ class Linears(torch.autograd.Function):
         compute = [cast(weight) for weight in plain]
         outputs = []
         for weight, bias in zip(compute, biases, strict=True):
-            if residual is not None:
-                out = torch.addmm(residual, x, weight.t())
-            else:
-                out = torch.mm(x, weight.t())
+            out = torch.addmm(residual, x, weight.t()) if residual is not None else torch.mm(x, weight.t())
             outputs.append(out if bias is None else out.add_(bias))
         ctx.seed, saved = 0, [x]
         if lora is not None:
@@ -180,7 +176,14 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...], shape: AttentionShape
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        lengths: tuple[int, ...],
+        shape: AttentionShape,
     ) -> Tensor:
         out = torch.zeros_like(q) if sum(lengths) < q.shape[0] else torch.empty_like(q)
         still = cos[:, :0].contiguous()
@@ -252,9 +255,7 @@ def _grouped(x: Tensor, block: slice, kv_heads: int) -> Tensor:
     return part.view(kv_heads, heads // kv_heads * (block.stop - block.start), width)
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: AttentionShape
-) -> list[Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: AttentionShape) -> list[Tensor]:
     """Writes a block of the output; returns probabilities, and the capped scores where there is a cap."""
     keys, queries = _keys(block, shape), block.stop - block.start
     scores = torch.bmm(_grouped(q, block, shape.kv_heads), k[:, keys].transpose(1, 2))

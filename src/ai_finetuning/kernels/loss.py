@@ -30,7 +30,9 @@ def plain_cross_entropy(logits: Tensor, targets: Tensor, *, cap: float, with_gra
 
 def row_kernel(dtype: torch.dtype, device: torch.device, *, compiled: bool) -> RowKernel:
     """The kernel for logits of this dtype and place."""
-    return native.cross_entropy if compiled and dtype is torch.bfloat16 and device.type == "cpu" else plain_cross_entropy
+    return (
+        native.cross_entropy if compiled and dtype is torch.bfloat16 and device.type == "cpu" else plain_cross_entropy
+    )
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -43,7 +45,14 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, chunk_bytes: int, cast: Any, compiled: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        cap: float,
+        chunk_bytes: int,
+        cast: Any,
+        compiled: bool,
     ) -> Tensor:
         compute = cast(weight)
         hidden = hidden.to(compute.dtype)

@@ -38,7 +38,8 @@ def _call(name: str, *arguments: Tensor | float | int | None) -> None:
     values = []
     for argument in arguments:
         if isinstance(argument, Tensor):
-            assert argument.device.type == "cpu" and argument.is_contiguous(), name
+            assert argument.device.type == "cpu", name
+            assert argument.is_contiguous(), name
             values.append(argument.data_ptr())
         else:
             values.append(argument)

@@ -51,7 +51,11 @@ class DocumentPath:
         """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these lengths."""
         decoder = self.model.get_decoder()
         output = decoder(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, **self._arguments(lengths)
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=None,
+            use_cache=False,
+            **self._arguments(lengths),
         )
         return output.last_hidden_state[0]
 

@@ -72,7 +72,12 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(head_norms=("q_norm", "k_norm")),
     "stablelm": Family(centered=True, rotary="rotary_ndims", supports=_stablelm),
     "gemma2": Family(
-        norms=("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        norms=(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        ),
         offset=1.0,
     ),
 }
@@ -105,7 +110,9 @@ def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None) -
         return f"activation {activation}"
     if getattr(config, "attention_dropout", 0.0) or getattr(config, "hidden_dropout", 0.0):
         return "dropout inside the model"
-    return next((reason for layer in model.model.layers for reason in map(_why_not_linear, _linears(layer)) if reason), None)
+    return next(
+        (reason for layer in model.model.layers for reason in map(_why_not_linear, _linears(layer)) if reason), None
+    )
 
 
 def _activation(config: Any) -> str:
@@ -178,7 +185,11 @@ def _with_fallback(layer: Any, plan: _Layer) -> Callable[..., Tensor]:
     original = layer.forward
 
     def forward(
-        hidden_states: Tensor, *arguments: Any, position_embeddings: Any = None, document_lengths: Any = None, **others: Any
+        hidden_states: Tensor,
+        *arguments: Any,
+        position_embeddings: Any = None,
+        document_lengths: Any = None,
+        **others: Any,
     ) -> Tensor:
         if document_lengths is None:
             return original(  # type: ignore[no-any-return]

@@ -1,0 +1,203 @@
+"""The compiled kernels against plain torch in fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ai_finetuning.kernels.attention import document_attention
+from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.kernels.loss import LinearCrossEntropy
+
+REASON = why_unavailable(torch.device("cpu"))
+compiled = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels here: {REASON}")
+BF16_ERROR = 2e-2
+
+
+def apart(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative L2 distance."""
+    return float((got.detach().float() - wanted.detach()).norm() / wanted.detach().norm().clamp_min(1e-12))
+
+
+def leaf(*shape: int, seed: int) -> torch.Tensor:
+    """bf16 values, so that both sides begin with the same numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16().float().requires_grad_()
+
+
+def both(function, reference, *inputs: torch.Tensor) -> None:
+    """Outputs and all gradients of the two agree to what bf16 can hold."""
+    wanted = reference(*inputs)
+    seed = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(9)).bfloat16()
+    exact = torch.autograd.grad(wanted, inputs, seed.float())
+    halves = [item.detach().bfloat16().requires_grad_() for item in inputs]
+    got = function(*halves)
+    rough = torch.autograd.grad(got, halves, seed)
+    assert apart(got, wanted) < BF16_ERROR
+    for index, (mine, theirs) in enumerate(zip(rough, exact, strict=True)):
+        assert apart(mine, theirs) < BF16_ERROR, index
+
+
+@compiled
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm(offset: float):
+    from ai_finetuning.kernels.blocks import Norm
+
+    both(
+        lambda x, w: Norm.apply(x, w, None, 1e-6, offset, False),
+        lambda x, w: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (offset + w),
+        leaf(150, 96, seed=0), leaf(96, seed=1),
+    )  # fmt: skip
+
+
+@compiled
+def test_layer_norm():
+    from ai_finetuning.kernels.blocks import Norm
+
+    both(
+        lambda x, w, b: Norm.apply(x, w, b, 1e-5, 0.0, True),
+        lambda x, w, b: F.layer_norm(x, (96,), w, b, 1e-5),
+        leaf(150, 96, seed=0), leaf(96, seed=1), leaf(96, seed=2),
+    )  # fmt: skip
+
+
+@compiled
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+def test_gated(activation: str):
+    from ai_finetuning.kernels.blocks import Gated
+
+    act = F.silu if activation == "silu" else lambda x: F.gelu(x, approximate="tanh")
+    both(
+        lambda g, u: Gated.apply(g, u, activation), lambda g, u: act(g) * u, leaf(70, 50, seed=0), leaf(70, 50, seed=1)
+    )
+
+
+def _reference_attention(q, k, v, *, heads, kv_heads, lengths, window=0, cap=0.0):
+    d, out, start = q.shape[1] // heads, [], 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        queries = q[rows].view(length, heads, d).transpose(0, 1)
+        keys, values = (
+            x[rows].view(length, kv_heads, d).transpose(0, 1).repeat_interleave(heads // kv_heads, dim=0)
+            for x in (k, v)
+        )
+        scores = queries @ keys.transpose(1, 2) * d**-0.5
+        scores = torch.tanh(scores / cap) * cap if cap else scores
+        distance = torch.arange(length)[:, None] - torch.arange(length)[None]
+        seen = (distance >= 0) & (distance < (window or length))
+        out.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ values).transpose(0, 1).reshape(length, -1))
+        start += length
+    return torch.cat(out)
+
+
+CASES = [
+    pytest.param({"lengths": (5, 1, 40)}, id="short"),
+    pytest.param({"lengths": (300, 17)}, id="several blocks of queries"),
+    pytest.param({"lengths": (300, 17), "window": 64}, id="window"),
+    pytest.param({"lengths": (270, 9), "cap": 2.0}, id="softcap"),
+    pytest.param({"lengths": (270, 9), "cap": 2.0, "window": 33}, id="softcap and window"),
+]
+
+
+@compiled
+@pytest.mark.parametrize("case", CASES)
+def test_fused_attention(case: dict):
+    from ai_finetuning.kernels.blocks import Attention, AttentionShape
+
+    tokens = sum(case["lengths"])
+    shape = AttentionShape(4, 2, 16, 16**-0.5, case.get("window", 0), case.get("cap", 0.0))
+    still = torch.ones(tokens, 8), torch.zeros(tokens, 8)
+    both(
+        lambda q, k, v: Attention.apply(q, k, v, *still, case["lengths"], shape),
+        lambda q, k, v: _reference_attention(q, k, v, heads=4, kv_heads=2, **case),
+        leaf(tokens, 64, seed=0), leaf(tokens, 32, seed=1), leaf(tokens, 32, seed=2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_portable_attention_is_exact(case: dict):
+    """The same in plain torch, fp32: any device, any model."""
+    tokens = sum(case["lengths"])
+    q, k, v = leaf(tokens, 64, seed=0), leaf(tokens, 32, seed=1), leaf(tokens, 32, seed=2)
+    wanted = _reference_attention(q, k, v, heads=4, kv_heads=2, **case)
+    heads = [x.view(1, tokens, -1, 16).transpose(1, 2) for x in (q, k, v)]
+    got, _ = document_attention(
+        None, *heads, None, document_lengths=case["lengths"], scaling=16**-0.5,
+        sliding_window=case.get("window"), softcap=case.get("cap"),
+    )  # fmt: skip
+    assert torch.allclose(got.reshape(tokens, 64), wanted, atol=1e-5)
+
+
+def test_portable_attention_refuses_what_it_does_not_know():
+    """Sinks, a mask or missing lengths are an error, never another result."""
+    x = torch.zeros(1, 2, 4, 8)
+    for arguments in ({}, {"document_lengths": (4,), "s_aux": torch.zeros(2)}):
+        with pytest.raises(ValueError, match="document attention"):
+            document_attention(None, x, x, x, None, **arguments)
+    with pytest.raises(ValueError, match="mask"):
+        document_attention(None, x, x, x, torch.zeros(1, 1, 4, 4), document_lengths=(4,))
+
+
+@compiled
+def test_linears_with_adapters_and_residual():
+    """Base, bias, LoRA and residual of a group in one call."""
+    from ai_finetuning.kernels.blocks import Linears, LoRA
+
+    x, res = leaf(60, 32, seed=0), leaf(60, 24, seed=1)
+    w, b, down, up = leaf(24, 32, seed=2), leaf(24, seed=3), leaf(4, 32, seed=4), leaf(24, 4, seed=5)
+    both(
+        lambda x, res, w, b, down, up: Linears.apply(x, res, LoRA((0.5,)), 1, lambda t: t, w, b, down, up)[0],
+        lambda x, res, w, b, down, up: res + x @ w.t() + b + 0.5 * (x @ down.t()) @ up.t(),
+        x, res, w, b, down, up,
+    )  # fmt: skip
+
+
+@compiled
+def test_lora_dropout_keeps_the_expectation_and_drops_alike_in_both_passes():
+    """The gradient of A is zero exactly where the forward pass dropped; survivors are scaled by 1 / (1 - p)."""
+    from ai_finetuning.kernels.blocks import Linears, LoRA
+
+    x = torch.ones(1, 4096, dtype=torch.bfloat16)
+    w = torch.zeros(1, 4096, dtype=torch.bfloat16)
+    down = torch.ones(1, 4096, requires_grad=True)
+    up = torch.ones(1, 1)
+    torch.manual_seed(3)
+    (y,) = Linears.apply(x, None, LoRA((1.0,), 0.25), 1, lambda t: t, w, None, down, up)
+    y.backward()
+    assert down.grad is not None
+    kept = down.grad[0] != 0
+    assert 0.72 < float(kept.float().mean()) < 0.78
+    assert torch.allclose(down.grad[0][kept], torch.tensor(1 / 0.75), rtol=1e-2)
+    assert float(y) == pytest.approx(float(down.grad.sum()), rel=1e-2)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 50 * 7, 2**20])
+@pytest.mark.parametrize("cap", [0.0, 3.0])
+def test_chunked_loss_is_the_plain_one(chunk_bytes: int, cap: float):
+    """Loss and gradients of hidden states and head, whatever the chunk."""
+    hidden, weight = leaf(23, 16, seed=0), leaf(50, 16, seed=1)
+    targets = torch.randint(0, 50, (23,), generator=torch.Generator().manual_seed(2))
+    logits = hidden @ weight.t()
+    logits = torch.tanh(logits / cap) * cap if cap else logits
+    wanted = F.cross_entropy(logits, targets, reduction="sum")
+    exact = torch.autograd.grad(wanted / 23, (hidden, weight))
+    got = LinearCrossEntropy.apply(hidden, weight, targets, cap, chunk_bytes, lambda t: t, False)
+    mine = torch.autograd.grad(got / 23, (hidden, weight))
+    assert float(got.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    for a, b in zip(mine, exact, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize("cap", [0.0, 3.0])
+def test_compiled_loss(cap: float):
+    hidden, weight = leaf(40, 16, seed=0), leaf(333, 16, seed=1)
+    targets = torch.randint(0, 333, (40,), generator=torch.Generator().manual_seed(2))
+
+    def plain(hidden, weight):
+        logits = hidden @ weight.t()
+        return F.cross_entropy(torch.tanh(logits / cap) * cap if cap else logits, targets, reduction="sum")[None]
+
+    both(
+        lambda h, w: LinearCrossEntropy.apply(h, w, targets, cap, 4096, lambda t: t, True)[None], plain, hidden, weight
+    )

@@ -1,0 +1,205 @@
+"""The step's paths against one document at a time in fp32, for every family: loss, all gradients, no leak."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from ai_finetuning.data.collate import collate
+from ai_finetuning.data.tokenize import IGNORED, Example
+from ai_finetuning.engine.loss import make_document_loss
+from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
+from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.models.adapters import add_lora
+from ai_finetuning.models.documents import open_documents
+
+CPU = torch.device("cpu")
+SIZES = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+# A window of 16 is shorter than the longest document.
+FAMILIES = {
+    "Llama": {"num_key_value_heads": 2},
+    "Qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "Qwen3": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
+    "Mistral": {"num_key_value_heads": 2, "sliding_window": 16},
+    "StableLm": {"num_key_value_heads": 4, "use_qkv_bias": True},
+    "Gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16},
+    "GPTNeoX": {},
+}
+FUSED = [name for name in FAMILIES if name != "GPTNeoX"]
+REASON = why_unavailable(CPU)
+needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels here: {REASON}")
+
+
+def build(family: str, *, lora: bool = False, dropout: float = 0.0):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SIZES | FAMILIES[family])
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases other than their ones and zeros
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    if not lora:
+        return model, model
+    wrapped = add_lora(model, r=4, alpha=8, dropout=dropout)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return wrapped, model
+
+
+def examples(seed: int = 0) -> list[Example]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for length in (37, 5, 20, 2):
+        ids = torch.randint(3, 300, (length,), generator=generator).numpy().astype("int32")
+        labels = ids.copy()
+        labels[: length // 3] = IGNORED
+        found.append(Example(ids, labels, length))
+    return found
+
+
+def reference(wrapped) -> tuple[float, dict[str, torch.Tensor]]:
+    wrapped.zero_grad()
+    total = torch.zeros(())
+    for item in examples():
+        ids, labels = (torch.tensor(part, dtype=torch.int64) for part in (item.input_ids, item.labels))
+        logits = wrapped(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        total = total + F.cross_entropy(logits, labels[1:], ignore_index=IGNORED, reduction="sum")
+    total.backward()
+    return float(total.detach()), gradients(wrapped)
+
+
+def gradients(wrapped) -> dict[str, torch.Tensor]:
+    return {name: item.grad.clone() for name, item in wrapped.named_parameters() if item.grad is not None}
+
+
+def step(wrapped, model, *, autocast: torch.dtype | None, kernels: str, packed: bool = True):
+    """(path's name, loss, gradients) of the same documents in one step."""
+    path, reason = open_documents(model, CPU, autocast=autocast, kernels=kernels)
+    assert path is not None, reason
+    documents = examples()
+    rows = [[documents[0], documents[1]], [documents[2], documents[3]]] if packed else [[item] for item in documents]
+    batch = collate(rows, pad_token_id=0, packed=packed)
+    wrapped.zero_grad()
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):
+            loss = make_document_loss(path)(wrapped, batch)
+        loss.backward()
+    finally:
+        path.close()
+    return path.name, float(loss.detach()), gradients(wrapped)
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    apart = sum((one[name] - other[name]).square().sum() for name in one)
+    return float((apart / sum(item.square().sum() for item in other.values())).sqrt())
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_portable_path_is_exact(family: str, lora: bool, packed: bool):
+    wrapped, model = build(family, lora=lora)
+    wrapped.train()
+    loss, wanted = reference(wrapped)
+    name, got, mine = step(wrapped, model, autocast=None, kernels="auto", packed=packed)
+    assert name == "portable"  # the fused blocks compute in bf16
+    assert got == pytest.approx(loss, rel=1e-5)
+    assert distance(mine, wanted) < 1e-5
+
+
+@needs_kernels
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FUSED)
+def test_fused_path_errs_no_more_than_bf16(family: str, lora: bool, checkpointing: bool):
+    wrapped, model = build(family, lora=lora)
+    wrapped.train()
+    loss, wanted = reference(wrapped)
+    if checkpointing:
+        enable_activation_checkpointing(model)
+    name, got, mine = step(wrapped, model, autocast=torch.bfloat16, kernels="auto")
+    assert name == "fused"
+    assert got == pytest.approx(loss, rel=2e-3)
+    assert distance(mine, wanted) < 3e-2
+
+
+@needs_kernels
+def test_dropout_repeats_itself_under_checkpointing():
+    """The same random state gives the same masks, also where layers are recomputed."""
+    found = []
+    for checkpointing in (False, True):
+        wrapped, model = build("Llama", lora=True, dropout=0.3)
+        wrapped.train()
+        if checkpointing:
+            enable_activation_checkpointing(model)
+        torch.manual_seed(7)
+        found.append(step(wrapped, model, autocast=torch.bfloat16, kernels="auto"))
+    assert found[0][0] == found[1][0] == "fused"
+    assert found[0][1] == found[1][1]
+    assert distance(found[0][2], found[1][2]) == 0
+
+
+@pytest.mark.parametrize(
+    "autocast", [None, pytest.param(torch.bfloat16, marks=needs_kernels)], ids=["portable", "fused"]
+)
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma2", "GPTNeoX"])
+def test_nothing_leaks(family: str, autocast: torch.dtype | None):
+    """Another first document changes no bit of the second one's hidden states."""
+    _, model = build(family)
+    path, reason = open_documents(model, CPU, autocast=autocast, kernels="auto")
+    assert path is not None, reason
+    second, positions = torch.randint(3, 300, (1, 9)), torch.cat([torch.arange(6), torch.arange(9)])[None]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):
+        answers = [
+            path.hidden(torch.cat([torch.full((1, 6), token), second], dim=1), positions, (6, 9))[6:]
+            for token in (5, 77)
+        ]
+    path.close()
+    assert torch.equal(*answers)
+
+
+@needs_kernels
+def test_the_model_comes_back_as_it_was():
+    _, model = build("Llama")
+    ids = torch.randint(3, 300, (1, 11))
+    before = model(input_ids=ids).logits
+    path, _ = open_documents(model, CPU, autocast=torch.bfloat16, kernels="auto")
+    assert path is not None
+    assert path.name == "fused"
+    path.close()
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert model.config._attn_implementation == "eager"
+    assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+def test_plain_is_a_choice():
+    _, model = build("Llama")
+    assert open_documents(model, CPU, autocast=None, kernels="plain") == (None, "")
+
+
+@needs_kernels
+def test_masters_are_cast_again_after_an_update():
+    """A fused step after an optimizer step uses the new weights."""
+    wrapped, model = build("Llama")
+    path, _ = open_documents(model, CPU, autocast=torch.bfloat16, kernels="auto")
+    assert path is not None
+    loss = make_document_loss(path)
+    batch = collate([[item] for item in examples()], pad_token_id=0, packed=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
+    losses = []
+    for _ in range(8):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(wrapped, batch)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(value.detach()))
+    path.close()
+    assert losses[-1] < 0.9 * losses[0]
