@@ -59,6 +59,11 @@ class DocumentPath:
         )
         return output.last_hidden_state[0]
 
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets the optimizer tell the path of its updates; without it fused steps would go on with the weights of the first."""
+        if isinstance(self.cast, fused.MasterCasts):
+            optimizer.register_step_post_hook(self.cast.updated)
+
     def _arguments(self, lengths: tuple[int, ...]) -> dict[str, Any]:
         if self.model.config._attn_implementation == NAME:
             return {"document_lengths": lengths}

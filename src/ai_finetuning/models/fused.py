@@ -19,20 +19,31 @@ from ..kernels.native import ACTIVATIONS
 
 
 class MasterCasts:
-    """bf16 copies of fp32 master weights, made once after each update."""
+    """bf16 copies of fp32 master weights, made once after each update.
+
+    Fused AdamW changes weights without raising their version counter, so the optimizer has to say that it has stepped:
+    `updated` is registered as its post-step hook. Copies into weights (a resume) are seen by the counter.
+    """
 
     def __init__(self) -> None:
-        self._copies: dict[int, tuple[int, Tensor]] = {}
+        self._copies: dict[int, tuple[tuple[int, int], Tensor]] = {}
+        self._steps = 0
+
+    def updated(self, *_: Any) -> None:
+        """The optimizer has stepped."""
+        self._steps += 1
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The weight itself where it is bf16, else its copy, refreshed when the weight has changed."""
         if weight.dtype is torch.bfloat16:
             return weight
-        version, copy = self._copies.get(id(weight), (-1, None))
-        if version != weight._version:
-            copy = weight.detach().to(torch.bfloat16) if copy is None else copy.copy_(weight.detach())
-            self._copies[id(weight)] = (weight._version, copy)
-        assert copy is not None
+        now = (self._steps, weight._version)
+        made, copy = self._copies.get(id(weight), (None, None))
+        if copy is None:
+            copy = weight.detach().to(torch.bfloat16)
+        elif made != now:
+            copy = copy.copy_(weight.detach())
+        self._copies[id(weight)] = (now, copy)
         return copy
 
 

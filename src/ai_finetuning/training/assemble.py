@@ -412,6 +412,8 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
         embeddings=embedding_weights(_unwrapped(model)),
     )  # fmt: skip
     strategy.attach(optimizer)
+    if path is not None:
+        path.watch(optimizer)
     held_out, data = prepared.data.held_out, job.config.data
     packing_length = max(data.max_length, prepared.data.longest) if data.packing else None
 
