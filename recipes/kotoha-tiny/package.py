@@ -1,10 +1,10 @@
 """A trained kotoha-tiny into the folder that ships: weights, tokenizer, curve, card, numbers.
 
-    python recipes/kotoha-tiny/package.py MODEL DATA [--run RUN] [--step N] [--out OUT]
+    python recipes/kotoha-tiny/package.py MODEL DATA [--run RUN] [--step N] [--before RUN] [--note TEXT] [--out OUT]
 
 MODEL is a Hugging Face folder (the finished run's own, or a snapshot of one that goes on), DATA the folder that prepare.py
 and baseline.py wrote, RUN the run's folder with metrics.jsonl (MODEL, if left out), N the step
-of a snapshot that the run has left behind, OUT the package's embedded/kotoha-tiny.
+of a snapshot that the run has left behind, --before an earlier run that RUN began from, TEXT what the card says of the runs, OUT the package's embedded/kotoha-tiny.
 What stood in OUT is replaced only when the new folder is whole, segments text alike in both tokenizer files, and is below 25 MB.
 """
 
@@ -112,7 +112,21 @@ def write_model(source: Path, tokenizer: Path, out: Path) -> None:
         raise SystemExit(f"tokenizer.json and tokenizer.model segment differently: {problems[0]!r}")
 
 
-def facts(folder: Path, run: Path, data: Path, history: list[dict[str, Any]]) -> dict[str, Any]:
+def joined(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two runs' metrics as one history: steps and tokens of the second count on."""
+    if not before:
+        return after
+    last = [row for row in before if row.get("loss") is not None][-1]
+    total = last["step"] + after[-1]["total_steps"]
+    counted = [
+        row | {"step": row["step"] + last["step"], "total_steps": total}
+        | ({"tokens": row["tokens"] + last["tokens"]} if "tokens" in row else {})
+        for row in after
+    ]  # fmt: skip
+    return before + counted
+
+
+def facts(folder: Path, run: Path, data: Path, history: list[dict[str, Any]], note: str) -> dict[str, Any]:
     """training.json: everything that the card states as a number."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
@@ -131,6 +145,7 @@ def facts(folder: Path, run: Path, data: Path, history: list[dict[str, Any]]) ->
         "versions": {key: environment["versions"][key] for key in ("torch", "transformers", "sentencepiece", "tokenizers")},
         "settings": {key: training[key] for key in ("learning_rate", "batch_size", "gradient_accumulation_steps", "warmup_steps")}
         | {"max_length": config["data"]["max_length"], "optimizer": training["optimizer"], "schedule": training["schedule"]},
+        "note": note,
         "samples": {"seed": SAMPLE_SEED, "temperature": 0.8, "top_p": 0.9, "texts": samples(folder)},
     }  # fmt: skip
 
@@ -141,6 +156,7 @@ def card(found: dict[str, Any]) -> str:
     ppmd = bits["ppmd_order_8_same_split"]
     compared = f"| PPMd（order 8、同じ分割 / same split） | {ppmd:.3f} |\n" if ppmd else ""
     text, cpu = found["text"], found["hardware"]["cpu"]
+    note = f"- {found['note']}\n" if found["note"] else ""
     unfinished = "" if found["steps"] == found["total_steps"] else f" of {found['total_steps']:,}"
     # The rows are bold where a user would look first.
     shown = "\n".join(f"- **{prompt}**{answer}" for prompt, answer in found["samples"]["texts"])
@@ -161,7 +177,7 @@ without a download, and no source of facts.
 
 | | |
 |---|---|
-| parameters | {found["parameters"]:,} ({shape["model_type"]}, {shape["num_hidden_layers"]} layers, width {shape["hidden_size"]}, {shape["num_attention_heads"]} heads, tied embeddings), bf16 |
+| parameters | {found["parameters"]:,} ({shape["model_type"]}, {shape["num_hidden_layers"]} layers, width {shape["hidden_size"]}, {shape["num_attention_heads"]} heads, {"tied" if shape["tie_word_embeddings"] else "untied"} embeddings), bf16 |
 | tokenizer | {shape["vocab_size"]:,} pieces, sentencepiece unigram with byte fallback, no normalisation; `tokenizer.model` and `tokenizer.json` give the same ids |
 | context | trained on {settings["max_length"]} tokens, at most {shape["max_position_embeddings"]} |
 | chat | `<\\|user\\|>`question`<\\|assistant\\|>`answer`</s>`; the base has never seen a conversation |
@@ -182,7 +198,7 @@ without a download, and no source of facts.
 - 本文 / text: {text["train"]["documents"]:,} works of {text["train"]["characters"]:,} characters (Aozora Bunko, authors who died in 1945 or earlier), and {text["own"]["documents"]:,} short documents of our own program, {text["own"]["characters"]:,} characters
 - {found["tokens"]:,} tokens, {found["steps"]:,} steps{unfinished}, {found["seconds"] / 3600:.1f} h on {cpu["name"]} ({cpu["cores"]} core(s), {", ".join(cpu["flags"])}, {found["hardware"]["device"]}), torch {found["versions"]["torch"]}
 - {settings["optimizer"]["name"]}, learning rate {settings["learning_rate"]:g}, {settings["batch_size"] * settings["gradient_accumulation_steps"]} rows of {settings["max_length"]} tokens a step, {settings["schedule"]["name"]} schedule
-- `recipes/kotoha-tiny/` makes it again; every number of this page is in `training.json`
+{note}- `recipes/kotoha-tiny/` makes such a model again; every number of this page is in `training.json`
 
 ## 生成例 / Samples
 
@@ -222,6 +238,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--step", type=int)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path, default=Path(ai_finetuning.embedded.__file__).parent / NAME)
     options = parser.parse_args()
     run = options.run or options.model
@@ -231,7 +249,8 @@ def main() -> None:
     write_model(options.model, options.data / "tokenizer", staging)
     last = options.step or float("inf")
     history = [row for row in read_metrics(run / "metrics.jsonl") if row["step"] <= last]
-    found = facts(staging, run, options.data, history)
+    history = joined(read_metrics(options.before / "metrics.jsonl") if options.before else [], history)
+    found = facts(staging, run, options.data, history, options.note)
     (staging / "training.json").write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
     draw_curve(history, staging / "loss.png")
     (staging / "README.md").write_text(card(found), encoding="utf-8")

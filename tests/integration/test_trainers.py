@@ -18,6 +18,7 @@ from ai_finetuning import (
     LoRAConfig,
     LoRAFinetuningTrainer,
     MultiGPUTrainingConfig,
+    ScheduleConfig,
     TextDataset,
     TrainingConfig,
 )
@@ -353,7 +354,8 @@ def test_packing_is_refused_where_documents_see_each_other(tiny_model_dir: Path)
 def test_best_checkpoint_is_returned_where_asked(tiny_model_dir: Path, tmp_path: Path):
     """With a rate that ruins the model, the best weights are earlier ones; the returned model is exactly those."""
     trainer = train_lora(
-        tiny_model_dir, tmp_path / "out", evaluate=ROWS[:6], eval_steps=1, learning_rate=0.3, num_epochs=3, checkpoint={"load_best": True}
+        tiny_model_dir, tmp_path / "out", evaluate=ROWS[:6], eval_steps=1, learning_rate=0.3, num_epochs=3,
+        schedule=ScheduleConfig(name="constant"), checkpoint={"load_best": True},
     )  # fmt: skip
     state, history = trainer.result.state, trainer.result.history
     scores = {row["step"]: row["eval_loss"] for row in history if row.get("eval_loss") is not None}

@@ -65,8 +65,11 @@ class DocumentModel(Protocol):
 
     head: nn.Linear
     cap: float
-    cast: Callable[[Tensor], Tensor]
     compiled: bool
+
+    @property
+    def cast(self) -> Callable[[Tensor], Tensor]:
+        """A weight in the dtype of the products."""
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Last hidden states [tokens, d]."""

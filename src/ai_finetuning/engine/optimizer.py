@@ -96,7 +96,11 @@ def build_optimizer(
         ConfigError: 8-bit states asked for where bitsandbytes is not installed.
     """
     trainable = [(key, parameter) for key, parameter in named if parameter.requires_grad]
-    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay, "lora_plus_ratio": lora_plus_ratio}
+    rates: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "lora_plus_ratio": lora_plus_ratio,
+    }
     if name == "muon":
         matrices = [item for item in trainable if _is_matrix(item[1], embeddings)]
         rest = [item for item in trainable if not _is_matrix(item[1], embeddings)]

@@ -42,7 +42,7 @@ def document_attention(
         raise ValueError(f"document attention was called with {', '.join(unknown) or 'no lengths or with a mask'}")
     groups = query.shape[1] // key.shape[1]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    parts = []
+    parts: list[Tensor] = []
     for q, k, v in zip(*(x.split(_cover(lengths, x.shape[2]), dim=2) for x in (query, key, value)), strict=True):
         if len(parts) == len(lengths):  # padding
             parts.append(torch.zeros_like(q))

@@ -35,7 +35,7 @@ def _function(name: str) -> Any:
 
 def _call(name: str, *arguments: Tensor | float | int | None) -> None:
     """Tensors as pointers; all of them have to be contiguous on the CPU."""
-    values = []
+    values: list[Any] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             assert argument.device.type == "cpu", name

@@ -112,7 +112,7 @@ def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None) -
     if family is None:
         return f"no fused blocks for {config.model_type}"
     if autocast is not torch.bfloat16:
-        return "they compute in bf16"
+        return "the fused blocks compute in bf16"
     reason = why_unavailable(device) or family.supports(config)
     if reason is not None:
         return reason
