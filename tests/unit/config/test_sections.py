@@ -89,3 +89,10 @@ def test_sections_from_plain_values():
     assert run.training.optimizer.betas == (0.9, 0.95)
     assert run.lora.use_qlora is True
     assert build(RunConfig, {"lora": {"use_qlora": True}}).method == "qlora"
+
+
+def test_muon_is_for_training_all_weights():
+    training = TrainingConfig(optimizer=OptimizerConfig(name="muon"))
+    with pytest.raises(ConfigError, match="muon"):
+        RunConfig(method="lora", training=training)
+    assert RunConfig(method="full", training=training).training.optimizer.name == "muon"

@@ -241,6 +241,7 @@ def test_the_optimizer_is_adamw_with_decay_on_matrices_only():
         ("linear", {0: 1 / 11, 9: 10 / 11, 10: 1.0, 55: 0.5, 99: 1 / 90}),
         ("cosine", {10: 1.0, 55: 0.5}),
         ("constant", {10: 1.0, 55: 1.0, 99: 1.0}),
+        ("wsd", {0: 1 / 11, 10: 1.0, 55: 1.0, 82: 1.0, 91: 0.5}),
     ],
 )
 def test_schedules(shape: str, points: dict[int, float]):
@@ -287,3 +288,47 @@ def test_collate_counts():
     batch = collate([[rows(2)[0]], [rows(2)[1]]], pad_token_id=0, packed=False)
     assert batch.num_tokens == sum(len(item) for item in rows(2))
     assert batch.num_label_tokens == int((batch.labels[:, 1:] != IGNORED).sum())
+
+
+def _muon(model):
+    embeddings = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    return build_optimizer(
+        list(model.named_parameters()), name="muon", learning_rate=1e-2, weight_decay=0.1, embeddings=embeddings
+    )
+
+
+def _one_step(model, optimizer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+
+
+def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adamw():
+    """Hidden matrices keep one momentum; embeddings, head and norms keep AdamW's two moments."""
+    from ai_finetuning.engine.optimizer import optimizer_tensors
+
+    model = build_model("llama")
+    optimizer = _muon(model)
+    _one_step(model, optimizer, 0)
+    keys = optimizer_tensors(optimizer).keys()
+    for name, parameter in model.named_parameters():
+        hidden = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        assert (f"{name}/momentum_buffer" in keys) == hidden
+        assert (f"{name}/exp_avg_sq" in keys) == (not hidden)
+
+
+def test_muon_goes_on_from_its_saved_state():
+    """The state of optimizer_tensors() gives the same next weights, bit for bit."""
+    from ai_finetuning.engine.optimizer import load_optimizer_tensors, optimizer_tensors
+
+    model, other = build_model("llama"), build_model("llama")
+    optimizer = _muon(model)
+    _one_step(model, optimizer, 0)
+    other.load_state_dict(model.state_dict())
+    restored = _muon(other)
+    load_optimizer_tensors(restored, {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer).items()})
+    _one_step(model, optimizer, 1)
+    _one_step(other, restored, 1)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, dict(other.named_parameters())[name]), name
