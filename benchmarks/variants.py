@@ -31,6 +31,7 @@ class Variant:
 # The order decides who waits beside whom (groups): the two HF Trainers, which take most memory, are apart.
 VARIANTS = {
     "ours": Variant("ours", OWN, "this toolkit, packing"),
+    "ours-portable": Variant("ours", OWN, "this toolkit, portable", settings=("training.runtime.kernels=portable",)),
     "naive": Variant("naive", OWN, "the documented way: padded to 512, fp32"),
     "hf": Variant("hf_trainer", PEERS, "HF Trainer, dynamic padding, bf16"),
     "hf-best": Variant("hf_trainer", PEERS, "HF Trainer, grouped by length, bf16", best=True),

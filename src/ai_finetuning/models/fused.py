@@ -37,7 +37,7 @@ class MasterCasts:
         """The weight itself where it is bf16, else its copy, refreshed when the weight has changed."""
         if weight.dtype is torch.bfloat16:
             return weight
-        now = (self._steps, weight._version)
+        now = (self._steps if weight.requires_grad else 0, weight._version)  # a frozen weight is cast once
         made, copy = self._copies.get(id(weight), (None, None))
         if copy is None:
             copy = weight.detach().to(torch.bfloat16)

@@ -161,9 +161,10 @@ def test_a_peer_is_compared_with_the_steps_of_its_own_group():
 
 
 def test_every_group_has_ours_and_few_enough_processes():
-    parts = groups(list(VARIANTS), together=3)
+    peers = [name for name in VARIANTS if VARIANTS[name].worker != "ours"]
+    parts = groups(["ours", *peers], together=3)
     assert all(part[0] == "ours" and 2 <= len(part) <= 3 for part in parts)
-    assert sorted(name for part in parts for name in part if name != "ours") == sorted(set(VARIANTS) - {"ours"})
+    assert sorted(name for part in parts for name in part if name != "ours") == sorted(peers)
     assert groups(["ours"], together=4) == [["ours"]]
 
 
