@@ -60,6 +60,11 @@ CONFIGS = {
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2}),
     "stablelm": ("StableLmConfig", {"num_key_value_heads": 4}),
     "gpt_neox": ("GPTNeoXConfig", {}),
+    "qwen3_tied": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2Config",
+        {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 24, "attn_implementation": "eager"},
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Batch:
     num_label_tokens: int
     num_tokens: int
     lengths: tuple[tuple[int, ...], ...]
+
+    def without_labels(self) -> Batch:
+        """The same batch without loss: what a rank computes that has nothing left while others have."""
+        return replace(self, labels=torch.full_like(self.labels, IGNORED), num_label_tokens=0, num_tokens=0)
 
     def documents(self) -> Documents:
         """All documents in one row, without padding."""

@@ -82,18 +82,27 @@ class Loader:
         return np.concatenate(parts)
 
     def micro_batches(self, epoch: int, index: int, micro_batch_size: int) -> list[Batch]:
-        """This rank's micro-batches of step `index` of `epoch`; the rows do not depend on micro_batch_size."""
+        """This rank's micro-batches of step `index` of `epoch`; the rows of all ranks do not depend on micro_batch_size.
+
+        Every rank gets the same number of micro-batches: one that has fewer rows computes some without labels, since sharded
+        weights are gathered by all ranks together.
+        """
         first = index * self._rows_per_step
         rows = self._order(epoch)[first : first + self._rows_per_step]
-        mine = [self._rows[row] for row in rows[self._data_rank :: self._data_size]]
-        return [
-            collate(
-                [[self._examples[document] for document in row] for row in mine[start : start + micro_batch_size]],
-                pad_token_id=self._pad_token_id,
-                packed=self._packed,
-            )
-            for start in range(0, len(mine), micro_batch_size)
+        mine = rows[self._data_rank :: self._data_size]
+        most = -(-len(rows) // self._data_size)
+        batches = [
+            self._collate(mine[start : start + micro_batch_size]) for start in range(0, len(mine), micro_batch_size)
         ]
+        missing = -(-most // micro_batch_size) - len(batches)
+        return batches + [self._collate(rows[:1]).without_labels()] * missing
+
+    def _collate(self, rows: np.ndarray) -> Batch:
+        return collate(
+            [[self._examples[document] for document in self._rows[row]] for row in rows],
+            pad_token_id=self._pad_token_id,
+            packed=self._packed,
+        )
 
 
 def evaluation_batches(

@@ -45,6 +45,14 @@ class SingleDevice:
         """The value itself."""
         return value
 
+    def any(self, flag: bool) -> bool:
+        """The flag itself."""
+        return flag
+
+    def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """All of them."""
+        return list(model.named_parameters())
+
     def _computing(self) -> contextlib.AbstractContextManager[Any]:
         if self._autocast is None:
             return contextlib.nullcontext()

@@ -31,6 +31,12 @@ class Strategy(Protocol):
     def sum(self, value: float) -> float:
         """The sum over all data ranks."""
 
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; every process has to ask."""
+
+    def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """What the optimizer works on, under global names: this process's parts, sharing the model's memory."""
+
     def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
         """Gradients of (sum of token losses) / num_valid over the group's micro-batches; returns that loss over all ranks."""
 

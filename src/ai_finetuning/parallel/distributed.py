@@ -1,0 +1,172 @@
+"""Several processes: weights replicated (ddp) or sharded (fsdp), each layer shared (tensor) or not, in this fixed order.
+
+The model is cut along `tp` first and wrapped along `dp` afterwards; LoRA is in it by then (an adapter added later would be
+reduced by nobody, DISTRIBUTED.md section 10, fault 2), and the optimizer comes last, over this rank's parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from .layout import layout_of, local, local_parameter
+from .reducer import GradientReducer
+from .shard import set_last, shard_layers
+from .single import SingleDevice
+from .strategy import LossFunction
+
+
+class Distributed(SingleDevice):
+    """Data parallel over `dp`, tensor parallel over `tp`; parallel/pipeline.py adds `pp`.
+
+    Args:
+        device: of this rank.
+        mesh: [pp, dp, tp].
+        sharded: FSDP2 (arXiv:2304.11277) instead of replicas.
+        cut_layers: what cuts the model along `tp`; needed where that is above 1.
+    """
+
+    def __init__(
+        self, device: torch.device, mesh: DeviceMesh, *, sharded: bool = False, autocast: torch.dtype | None = None,
+        scaler: bool = False, cut_layers: Callable[[nn.Module, DeviceMesh], None] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(device, autocast=autocast, scaler=scaler)
+        self.mesh, self._sharded, self._cut_layers = mesh, sharded, cut_layers
+        self.data_rank, self.data_size = mesh.get_local_rank("dp"), mesh["dp"].size()
+        self.is_main = dist.get_rank() == 0
+        self._data_group = mesh.get_group("dp")
+        self._reducer: GradientReducer | None = None
+
+    def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
+        """Cuts, then shards or replicates; every rank of `dp` starts from the weights of its first."""
+        super().prepare(model, loss)
+        if self.mesh["tp"].size() > 1:
+            assert self._cut_layers is not None
+            self._cut_layers(model, self.mesh["tp"])
+        if self._sharded:
+            self._step_module = shard_layers(model, self.mesh["dp"], loss)
+        else:
+            self._same_weights(model)
+        self._take_parts(model)
+        return model
+
+    def _take_parts(self, model: nn.Module) -> None:
+        """This rank's trainable parts and their layouts; the reducer where weights are replicated."""
+        whole = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._whole = whole
+        self._parts = {name: local_parameter(p) for name, p in whole.items()}
+        self.layouts = {name: layout_of(p, self.mesh) for name, p in whole.items()}
+        if not self._sharded and self.data_size > 1:
+            self._reducer = GradientReducer(list(whole.values()), self._data_group)
+
+    def _same_weights(self, model: nn.Module) -> None:
+        if self.data_size == 1:
+            return
+        source = dist.get_global_rank(self._data_group, 0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                dist.broadcast(local(parameter.data), source, group=self._data_group)
+
+    def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """This rank's parts of what trains."""
+        return list(self._parts.items())
+
+    def sum(self, value: float) -> float:
+        """The sum over all data ranks."""
+        return self._all_reduce(value, self._data_group)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        return self._all_reduce(float(flag), None) > 0
+
+    def _all_reduce(self, value: float, group: dist.ProcessGroup | None) -> float:
+        number = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(number, group=group)
+        return float(number)
+
+    def _loss_of(self, batch: Any) -> Tensor:
+        if self._sharded:
+            loss: Tensor = self._step_module(batch)
+            return loss
+        return self._loss(self._model, batch)
+
+    def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
+        """Gradients over this rank's micro-batches, summed over the data ranks in the last of them."""
+        total = torch.zeros((), device=self.device)
+        for index, batch in enumerate(group):
+            last = index == len(group) - 1
+            if self._sharded:
+                set_last(self._step_module, last)
+            elif last and self._reducer is not None:
+                self._reducer.last_backward()
+            with self._computing():
+                loss = self._loss_of(batch.to(self.device)) / num_valid
+            self._backward(loss)
+            total += loss.detach().float()
+        self._finish_gradients()
+        return self.sum(float(total))
+
+    def _finish_gradients(self) -> None:
+        if self._reducer is not None:
+            self._reducer.finish()
+        for name, parameter in self._whole.items():
+            part = self._parts[name]
+            if part is not parameter:
+                part.grad = None if parameter.grad is None else local(parameter.grad)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Any]) -> tuple[float, int]:
+        """Every data rank scores its share; ranks with fewer batches score empty ones, so that all make the same calls."""
+        mine = list(batches[self.data_rank :: self.data_size])
+        most = -(-len(batches) // self.data_size)
+        mine += [batches[-1].without_labels()] * (most - len(mine))
+        total, tokens = self._evaluate_mine(mine)
+        return self.sum(total), int(self.sum(tokens))
+
+    def _evaluate_mine(self, batches: Sequence[Any]) -> tuple[float, int]:
+        was_training = self._model.training
+        self._model.eval()
+        total, tokens = torch.zeros((), device=self.device, dtype=torch.float64), 0
+        try:
+            for batch in batches:
+                with self._computing():
+                    total += self._loss_of(batch.to(self.device)).double()
+                tokens += batch.num_label_tokens
+        finally:
+            self._model.train(was_training)
+        return float(total), tokens
+
+    def _gradients(self) -> list[nn.Parameter]:
+        return [part for part in self._parts.values() if part.grad is not None]
+
+    @torch.no_grad()
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """The norm over every weight once, whoever holds it: owners' squares, summed over all processes."""
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self._optimizer)
+        square = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name, part in self._parts.items():
+            if part.grad is not None and self.layouts[name].owner:
+                square += part.grad.double().square().sum()
+        dist.all_reduce(square)
+        norm = float(square.sqrt())
+        if max_norm > 0 and norm > max_norm and torch.isfinite(square):
+            torch._foreach_mul_([part.grad for part in self._gradients() if part.grad is not None], max_norm / norm)
+        return norm
+
+    def step(self) -> bool:
+        """One update of this rank's parts; the whole weights' gradients are dropped with them."""
+        updated = super().step()
+        for parameter in self._whole.values():
+            parameter.grad = None
+        return updated
+
+    def close(self) -> None:
+        """Takes the hooks off."""
+        if self._reducer is not None:
+            self._reducer.close()

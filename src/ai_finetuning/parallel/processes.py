@@ -1,0 +1,73 @@
+"""The processes of a run: what the launcher started, and how they agree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What torchrun, accelerate launch, Ray or SLURM's torchrun wrote into the environment.
+
+    Attributes:
+        rank, size: of this process among all.
+        local_rank: on its machine; picks the GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+
+def launched() -> Launched:
+    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set. Nothing else is read."""
+    return Launched(
+        int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    )
+
+
+def backend_for(device: torch.device) -> str:
+    """gloo on CPUs; on GPUs NCCL for device tensors and gloo for host tensors (checkpoints, flags)."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> Iterator[None]:
+    """The default group of all launched processes; one that is there already is used and left alone."""
+    if dist.is_initialized() or launched().size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend_for(device), timeout=timedelta(seconds=timeout_seconds))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """`value` of every rank, by rank; the value alone in one process."""
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def wait_for_all(group: dist.ProcessGroup | None = None) -> None:
+    """Returns once every rank has come here."""
+    gather(None, group)

@@ -1,0 +1,53 @@
+"""FSDP2: every layer's weights are cut over the data ranks and gathered while the layer computes (arXiv:2304.11277)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from .strategy import LossFunction
+
+
+class Step(nn.Module):
+    """Model and loss in one forward, so that weights the loss reads (the head's) are gathered when it does."""
+
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Any) -> Tensor:
+        """The sum of the batch's token losses."""
+        return self._loss(self.model, batch)
+
+
+def layers_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The repeated blocks: the children of the largest ModuleList."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if lists:
+        yield from max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
+
+
+def shard_layers(model: nn.Module, mesh: DeviceMesh, loss: LossFunction) -> Step:
+    """Shards each block, then the rest, in place; gradients are summed, not averaged."""
+    step = Step(model, loss)
+    blocks = list(layers_of(model))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(step, mesh=mesh)
+    for module in (*blocks, step):
+        assert isinstance(module, FSDPModule)
+        # The loss is divided by the step's label tokens already. gloo cannot multiply while it sums (PREMUL_SUM).
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    return step
+
+
+def set_last(step: nn.Module, last: bool) -> None:
+    """Whether the next backward pass is the step's last: only then are gradients communicated."""
+    assert isinstance(step, FSDPModule)
+    step.set_requires_gradient_sync(last)

@@ -1,0 +1,41 @@
+"""ddp and fsdp on two processes against one fp32 process, and the faults that train wrongly without an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ai_finetuning.parallel.distributed import Distributed
+from ai_finetuning.parallel.mesh import Sizes, build_mesh
+from tests.support.parity import CPU, Case, differences
+
+CASES = [
+    Case(kind, method, data)
+    for kind in ("llama", "stablelm", "gpt_neox", "qwen3_tied", "gemma2")
+    for method in ("full", "lora")
+    for data in ("padded", "packed", "documents")
+] + [
+    # Fewer rows than ranks, or an odd one: one of them computes without labels.
+    Case("llama", "full", "padded", rows=1),
+    Case("llama", "lora", "documents", rows=1),
+    Case("stablelm", "full", "documents", rows=3),
+]
+
+
+def data_parallel(sharded: bool) -> Any:
+    return lambda case: Distributed(CPU, build_mesh(Sizes(dp=2), "cpu"), sharded=sharded)
+
+
+def assert_equal(found: dict[str, dict[str, float]]) -> None:
+    for case, worst in found.items():
+        assert worst["loss"] < 1e-6, (case, worst)
+        assert worst["norm"] < 1e-6, (case, worst)
+        assert worst["gradient"] < 1e-6, (case, worst)
+        assert worst["weight"] < 5e-6, (case, worst)
+        assert worst["covered"] == 1.0, (case, worst)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+def test_two_ranks_do_the_step_of_one(sharded: bool, tmp_path: Path):
+    assert_equal(differences(2, CASES, data_parallel(sharded), tmp_path))

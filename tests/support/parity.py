@@ -1,0 +1,163 @@
+"""One optimizer step of a strategy on several ranks against the same step in one fp32 process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ai_finetuning.data.loader import Loader
+from ai_finetuning.data.tokenize import Example
+from ai_finetuning.engine.loss import make_document_loss, make_loss
+from ai_finetuning.engine.optimizer import build_optimizer
+from ai_finetuning.models.adapters import add_lora
+from ai_finetuning.models.documents import open_documents
+from ai_finetuning.parallel.single import SingleDevice
+
+from .models import build_model
+from .ranks import run_ranks
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: architecture, `full` or `lora`, `padded`, `packed` (transformers' masks) or `documents` (the portable path)."""
+
+    kind: str
+    method: str = "full"
+    data: str = "padded"
+    rows: int = 11
+    layers: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.method}-{self.data}-{self.rows}"
+
+
+@dataclass
+class Outcome:
+    """Loss, norm, and by name: (gradient, weight after an AdamW step, index of that part in the whole)."""
+
+    loss: float
+    norm: float
+    parts: dict[str, tuple[np.ndarray, np.ndarray, tuple[slice, ...]]]
+
+
+def documents(count: int) -> list[Example]:
+    """Documents of 5 to 30 tokens whose prompts are masked unevenly."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        size = int(random.integers(5, 30))
+        ids = random.integers(3, 400, size)
+        labels = ids.copy()
+        labels[: int(random.integers(0, size - 2))] = -100
+        found.append(Example(ids.astype(np.int64), labels.astype(np.int64)))
+    return found
+
+
+def loader(case: Case, rank: int = 0, size: int = 1) -> Loader:
+    """All documents in one optimizer step."""
+    packed = case.data != "padded"
+    return Loader(
+        documents(case.rows), rows_per_step=case.rows, seed=0, packing=packed, max_length=48, group_by_length=False,
+        pad_token_id=0, data_rank=rank, data_size=size,
+    )  # fmt: skip
+
+
+def model_of(case: Case) -> Any:
+    """The same random weights in every process; adapters that already do something."""
+    model = build_model(case.kind, layers=case.layers)
+    if case.method == "lora":
+        model = add_lora(model, r=4, alpha=8, dropout=0.0, target_modules="all-linear")
+        generator = torch.Generator().manual_seed(7)
+        for name, parameter in sorted(model.named_parameters()):
+            if "lora_" in name:
+                parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def loss_of(case: Case, model: Any) -> Any:
+    """The loss as assemble would choose it."""
+    if case.data != "documents":
+        return make_loss(logits_to_keep=True)
+    inner = model.get_base_model() if case.method == "lora" else model
+    path, reason = open_documents(inner, CPU, autocast=None, kernels="portable")
+    assert path is not None, reason
+    return make_document_loss(path)
+
+
+def take_step(case: Case, strategy: Any, micro_batch_size: int = 2) -> Outcome:
+    """Prepares the model, and does one step: clip at 1, AdamW at the documented default rate (its first step magnifies tiny gradients)."""
+    model = model_of(case)
+    strategy.prepare(model, loss_of(case, model))
+    trained = [(name, p) for name, p in strategy.named_parameters(model) if p.requires_grad]
+    optimizer = build_optimizer(trained, learning_rate=2e-5)
+    strategy.attach(optimizer)
+    data = loader(case, strategy.data_rank, strategy.data_size)
+    group = data.micro_batches(0, 0, micro_batch_size)
+    num_valid = strategy.sum(sum(batch.num_label_tokens for batch in group))
+    loss = strategy.forward_backward(group, num_valid)
+    gradients = {name: p.grad.clone().numpy() for name, p in trained if p.grad is not None}
+    norm = strategy.clip_grad_norm(1.0)
+    strategy.step()
+    layouts = getattr(strategy, "layouts", None)
+    parts = {}
+    for name, p in trained:
+        if name in gradients:
+            index = tuple(slice(None) for _ in p.shape)
+            if layouts is not None:
+                index = tuple(slice(o, o + s) for o, s in zip(layouts[name].offset, layouts[name].size, strict=True))
+            parts[name] = (gradients[name], p.detach().numpy().copy(), index)
+    return Outcome(loss, norm, parts)
+
+
+def _rank(rank: int, cases: Sequence[Case], build: Callable[[Case], Any]) -> list[Outcome]:
+    outcomes = []
+    for case in cases:
+        strategy = build(case)
+        outcomes.append(take_step(case, strategy))
+        strategy.close()
+    return outcomes
+
+
+def differences(
+    world: int, cases: Sequence[Case], build: Callable[[Case], Any], folder: Path, *, limit: float = 240.0
+) -> dict[str, dict[str, float]]:
+    """Largest differences of `world` ranks to one process, by case.
+
+    Args:
+        build: called on every rank, gives the strategy.
+
+    Returns:
+        `loss` (absolute), `norm` (relative), `gradient` (largest relative L2 over weights), `weight` (largest absolute after
+        the step), `covered` (share of the trained elements that some rank holds).
+    """
+    answers = run_ranks(world, _rank, cases, build, folder=folder, limit=limit)
+    found = {}
+    for index, case in enumerate(cases):
+        wanted = take_step(case, SingleDevice(CPU))
+        found[str(case)] = _compare(wanted, [rank[index] for rank in answers])
+    return found
+
+
+def _compare(wanted: Outcome, got: Sequence[Outcome]) -> dict[str, float]:
+    worst = {"gradient": 0.0, "weight": 0.0}
+    seen = {name: np.zeros(gradient.shape, bool) for name, (gradient, _, _) in wanted.parts.items()}
+    for outcome in got:
+        for name, (gradient, weight, part) in outcome.parts.items():
+            whole, after, _ = wanted.parts[name]
+            seen[name][part] = True
+            scale = max(float(np.linalg.norm(whole)), 1e-12)
+            worst["gradient"] = max(worst["gradient"], float(np.linalg.norm(gradient - whole[part])) / scale)
+            if weight.size:
+                worst["weight"] = max(worst["weight"], float(np.abs(weight - after[part]).max()))
+    return worst | {
+        "loss": max(abs(outcome.loss - wanted.loss) for outcome in got),
+        "norm": max(abs(outcome.norm - wanted.norm) / wanted.norm for outcome in got),
+        "covered": sum(int(mask.sum()) for mask in seen.values()) / sum(mask.size for mask in seen.values()),
+    }
