@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.parity import CPU, Case, differences
+
 from ai_finetuning.parallel.distributed import Distributed
 from ai_finetuning.parallel.mesh import Sizes, build_mesh
-from tests.support.parity import CPU, Case, differences
 
 CASES = [
     Case(kind, method, data)

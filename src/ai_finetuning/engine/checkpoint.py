@@ -8,16 +8,19 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError, InputNotFoundError
 from ..notices import notice, warn
+from ..parallel.layout import Layout
+from ..parallel.processes import Peers, gather
 from .checkpoint_files import Cancelled, fsync_folder, refuse_cancelled, sha256_of, write_durably, write_tensors
+from .checkpoint_pieces import read_tensors
 from .faults import trigger
 
 FORMAT_VERSION = 1
@@ -26,6 +29,9 @@ STATE = "state.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 _STAGING = ".staging-"
 _TRASH = ".trash-"
+T = TypeVar("T")
+# By group and name, of tensors that are parts of larger ones.
+Layouts = Mapping[str, Mapping[str, Layout]]
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,11 @@ def _digest_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
-def load(folder: Path) -> LoadedCheckpoint:
-    """Reads a checkpoint that verify() has found whole."""
+def load(folder: Path, layouts: Mapping[str, Layout] | None = None) -> LoadedCheckpoint:
+    """Reads a checkpoint that verify() has found whole; with layouts, this rank's parts only."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, entry in manifest["files"].items():
-        if "group" in entry:
-            tensors.setdefault(entry["group"], {}).update(load_file(folder / name))
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return LoadedCheckpoint(tensors, state, manifest["step"])
+    return LoadedCheckpoint(read_tensors(folder, manifest, layouts), state, manifest["step"])
 
 
 class CheckpointStore:
@@ -89,6 +91,11 @@ class CheckpointStore:
     def __init__(self, folder: Path, *, keep: int = 3) -> None:
         self.folder = folder
         self._keep = max(2, keep)
+        self._peers = Peers()
+
+    def share(self, peers: Peers) -> None:
+        """From now on these processes write each checkpoint together: every rank its parts, the main one the rest."""
+        self._peers = peers
 
     def clean(self) -> None:
         """Removes what a killed run left half-done; called by the run that holds the lock."""
@@ -110,7 +117,7 @@ class CheckpointStore:
 
     def save(
         self, step: int, *, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], protect: int | None = None,
-        cancelled: threading.Event | None = None,
+        cancelled: threading.Event | None = None, layouts: Layouts | None = None,
     ) -> Path:  # fmt: skip
         """Writes a checkpoint and removes old ones.
 
@@ -120,50 +127,96 @@ class CheckpointStore:
             state: JSON values.
             protect: a step whose checkpoint is never removed (the best one).
             cancelled: once it is set, what has no name yet gets none.
+            layouts: by group, of the tensors that are parts of larger ones.
 
         Raises:
             OSError: the disk is full or not writable; nothing half-written stays visible.
             Cancelled: `cancelled` was set in time.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         final, staging = self.folder / f"checkpoint-{step}", self.folder / f"{_STAGING}{step}"
-        shutil.rmtree(staging, ignore_errors=True)
         try:
-            staging.mkdir()
-            self._write(staging, step, tensors, state, cancelled)
-            trigger("rename", step)
-            refuse_cancelled(cancelled)
-            if final.exists():
-                self._remove(final)
-            os.replace(staging, final)
-            fsync_folder(self.folder)
+            self._together(lambda: self._stage(staging))
+            written = self._together(lambda: self._write(staging, step, tensors, cancelled, layouts or {}))
+            self._together(lambda: self._publish(staging, final, step, state, written, cancelled))
         except (OSError, Cancelled):
-            shutil.rmtree(staging, ignore_errors=True)
+            if self._peers.is_main:
+                shutil.rmtree(staging, ignore_errors=True)
             raise
-        trigger("rotate", step)
-        self._rotate(protect)
+        if self._peers.is_main:
+            trigger("rotate", step)
+            self._rotate(protect)
         return final
 
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """What every rank's work gave; the first error of any rank is raised on all."""
+        answer: tuple[Any, OSError | Cancelled | None]
+        try:
+            answer = work(), None
+        except (OSError, Cancelled) as error:
+            answer = None, error
+        answers = gather(answer, self._peers)
+        problems = [answer[1], *(problem for _, problem in answers)]
+        for problem in problems:
+            if problem is not None:
+                raise problem
+        return [result for result, _ in answers]
+
+    def agree(self, yes: bool) -> bool:
+        """Whether every rank says yes."""
+        return all(gather(yes, self._peers))
+
+    def _stage(self, staging: Path) -> None:
+        if self._peers.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+
     def _write(
-        self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
-        cancelled: threading.Event | None,
-    ) -> None:  # fmt: skip
+        self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], cancelled: threading.Event | None,
+        layouts: Layouts,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+        """This rank's files, and the pieces in them."""
         files: dict[str, Any] = {}
-        contents: dict[str, Any] = {}
+        pieces: dict[str, Any] = {}
+        rank, size = self._peers.rank, self._peers.size
         for group, named in tensors.items():
-            name = f"{group}-00001-of-00001.safetensors"
+            name = f"{group}-{rank + 1:05d}-of-{size:05d}.safetensors"
             trigger("save", step)
-            size, digest, entries = write_tensors(folder / name, named, cancelled)
-            files[name] = {"bytes": size, "sha256": digest, "group": group}
-            contents |= {f"{group}:{key}": {"file": name, **entry} for key, entry in entries.items()}
+            if not named:
+                continue
+            length, digest, entries = write_tensors(folder / name, named, cancelled, layouts.get(group))
+            files[name] = {"bytes": length, "sha256": digest, "group": group}
+            pieces |= {f"{group}:{key}": {"file": name, **entry} for key, entry in entries.items()}
+        return files, pieces
+
+    def _publish(
+        self, staging: Path, final: Path, step: int, state: dict[str, Any],
+        written: list[tuple[dict[str, Any], dict[str, Any]]], cancelled: threading.Event | None,
+    ) -> None:  # fmt: skip
+        """State and manifest, then the name: the work of the main process."""
+        if not self._peers.is_main:
+            return
+        files: dict[str, Any] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for own_files, own_pieces in written:
+            files |= own_files
+            for key, piece in own_pieces.items():
+                found.setdefault(key, []).append(piece)
+        contents = {key: pieces[0] if len(pieces) == 1 else pieces for key, pieces in found.items()}
         trigger("save", step)
         text = json.dumps(state, ensure_ascii=False).encode("utf-8")
-        files[STATE] = {"bytes": len(text), "sha256": write_durably(folder / STATE, text)}
+        files[STATE] = {"bytes": len(text), "sha256": write_durably(staging / STATE, text)}
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "tensors": contents}
         manifest["sha256"] = _digest_of(manifest)
         trigger("save", step)
-        write_durably(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode("utf-8"))
-        fsync_folder(folder)
+        write_durably(staging / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode("utf-8"))
+        fsync_folder(staging)
+        trigger("rename", step)
+        refuse_cancelled(cancelled)
+        if final.exists():
+            self._remove(final)
+        os.replace(staging, final)
+        fsync_folder(self.folder)
 
     def _remove(self, folder: Path) -> None:
         """Renames before deleting, so that a kill in between leaves no checkpoint with files missing."""

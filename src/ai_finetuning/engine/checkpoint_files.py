@@ -7,11 +7,14 @@ import json
 import os
 import struct
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..parallel.layout import Layout
 
 # https://github.com/huggingface/safetensors: 8 bytes little-endian header length, JSON header, then the raw bytes.
 DTYPE_NAMES = {
@@ -51,9 +54,15 @@ def write_durably(path: Path, content: bytes) -> str:
 
 
 def write_tensors(
-    path: Path, tensors: dict[str, Tensor], cancelled: threading.Event | None = None
+    path: Path,
+    tensors: dict[str, Tensor],
+    cancelled: threading.Event | None = None,
+    layouts: Mapping[str, Layout] | None = None,
 ) -> tuple[int, str, dict[str, Any]]:
     """Writes a safetensors file in one pass, a tensor at a time.
+
+    Args:
+        layouts: of the tensors that are parts of larger ones.
 
     Returns:
         (bytes, SHA-256, entries for the manifest: shape, dtype and slice of the global tensor).
@@ -71,10 +80,11 @@ def write_tensors(
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }
+        layout = layouts.get(name) if layouts is not None else None
         entries[name] = {
-            "shape": list(tensor.shape),
+            "shape": list(tensor.shape if layout is None else layout.shape),
             "dtype": DTYPE_NAMES[tensor.dtype],
-            "slice": [[0, length] for length in tensor.shape],
+            "slice": [[0, length] for length in tensor.shape] if layout is None else layout.ranges(),
         }
         offset += size
     head = json.dumps(header, separators=(",", ":")).encode("utf-8")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..notices import warn
-from .checkpoint import CheckpointStore
+from .checkpoint import CheckpointStore, Layouts
 from .checkpoint_files import Cancelled
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -28,6 +28,7 @@ class Snapshot:
     tensors: Tensors
     state: dict[str, Any]
     protect: int | None
+    layouts: Layouts | None = None
 
 
 class CheckpointWriter:
@@ -70,7 +71,9 @@ class CheckpointWriter:
         if self._thread is None:
             self._tell(self._write(snapshot))
             return
-        copied = Snapshot(snapshot.step, self._copied(snapshot.tensors), snapshot.state, snapshot.protect)
+        copied = Snapshot(
+            snapshot.step, self._copied(snapshot.tensors), snapshot.state, snapshot.protect, snapshot.layouts
+        )
         self._writing = self._thread.submit(self._write, copied)
 
     def wait(self) -> None:
@@ -97,7 +100,8 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot) -> Path | None:
         step, weights = snapshot.step, snapshot.tensors["model"].values()
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights if tensor.is_floating_point()):
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights if tensor.is_floating_point())
+        if not self._store.agree(finite):
             warn(
                 f"ステップ {step} の重みに有限でない値があるため、チェックポイントを書きません。",
                 f"weights of step {step} are not finite: no checkpoint is written.",
@@ -110,6 +114,7 @@ class CheckpointWriter:
                 state=snapshot.state,
                 protect=snapshot.protect,
                 cancelled=self._cancelled,
+                layouts=snapshot.layouts,
             )
         except OSError as error:
             warn(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import DivergedError, PreemptedError
 from ..hardware.gpu import is_out_of_memory
 from ..notices import notice, warn
+from ..parallel.layout import Layout
 from ..parallel.strategy import Strategy
 from . import rng
 from .checkpoint import CheckpointStore
@@ -77,7 +78,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     state: TrainState
     store: CheckpointStore
-    metrics_path: Path
+    metrics_path: Path | None
     total_steps: int
     schedule: Schedule = Schedule()
     max_grad_norm: float = 1.0
@@ -89,6 +90,7 @@ class Run:
     threshold: float = 0.0
     scaled: bool = False
     save_in_background: bool = True
+    retry_smaller: bool = True
     fingerprint: dict[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
     memory_hint_ja: str = ""
@@ -102,8 +104,9 @@ class Run:
             callback.on_save(folder)
 
     def trainable(self) -> dict[str, Tensor]:
-        """The parameters that training changes, under their global names."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        """The parameters that training changes, under their global names; this process's parts of them."""
+        named = self.strategy.named_parameters(self.model)
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def release_memory(self) -> None:
         """Returns cached GPU memory after a failed step."""
@@ -139,20 +142,31 @@ def fit(run: Run) -> TrainState:
                     stop_early = evaluate(run, metrics)
                     evaluated = state.step
                 improved = run.keep_best and evaluated == state.step == state.best_step
-                if state.step % run.save_steps == 0 or improved or signals.save or signals.stop:
+                asked = run.strategy.any(signals.save or signals.stop is not None)
+                if state.step % run.save_steps == 0 or improved or asked:
                     save(run)
                     signals.save = False
-                if signals.stop:
+                if asked and run.strategy.any(signals.stop is not None):
                     run.writer.wait()
-                    raise PreemptedError(
-                        f"{signals.stop} を受け取ったので、ステップ {state.step} で保存して止まりました。resume_from_checkpoint=auto で続きから再開できます。",
-                        f"{signals.stop} received: saved at step {state.step} and stopped. Go on with resume_from_checkpoint=auto.",
-                    )
+                    stop_preempted(state.step, signals.stop)
     finally:
         metrics.close()
         for callback in run.callbacks:
             callback.on_end()
     return state
+
+
+def stop_preempted(step: int, signal: str | None) -> NoReturn:
+    """Leaves the loop after a signal to this process or, without a name, to another of the run.
+
+    Raises:
+        PreemptedError: always.
+    """
+    name = signal or "SIGTERM"
+    raise PreemptedError(
+        f"{name} を受け取ったので、ステップ {step} で保存して止まりました。resume_from_checkpoint=auto で続きから再開できます。",
+        f"{name} received: saved at step {step} and stopped. Go on with resume_from_checkpoint=auto.",
+    )
 
 
 def advance(run: Run, outcome: StepOutcome) -> None:
@@ -265,7 +279,7 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int]:
             trigger("eval", state.step)
             return run.strategy.evaluate(evaluation.batches(state.eval_batch_size))
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or state.eval_batch_size == 1:
+            if not is_out_of_memory(error) or state.eval_batch_size == 1 or not run.retry_smaller:
                 raise
         run.release_memory()
         state.eval_batch_size //= 2
@@ -278,14 +292,34 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int]:
 def save(run: Run) -> None:
     """Takes a checkpoint of the state as it is now; it is written beside the training."""
     state = run.state
+    states = run.strategy.gather(rng.capture())
     content = {
         "train": asdict(state),
-        "rng": rng.capture(),
+        "rng": states[0] if len(states) == 1 else states,
         "strategy": run.strategy.state_dict(),
         "fingerprint": run.fingerprint,
     }
+    tensors, layouts = owned_tensors(run)
+    protect = state.best_step if run.keep_best else None
+    run.writer.save(Snapshot(state.step, tensors, content, protect, layouts))
+
+
+def owned_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Layout]] | None]:
+    """What this process writes into a checkpoint by group, and of which whole each tensor is a part."""
     tensors = {"model": run.trainable(), "optimizer": optimizer_tensors(run.optimizer)}
-    run.writer.save(Snapshot(state.step, tensors, content, state.best_step if run.keep_best else None))
+    layouts = run.strategy.layouts
+    if layouts is None:
+        return tensors, None
+    weights = {name: tensor for name, tensor in tensors["model"].items() if layouts[name].owner}
+    moments, parts = {}, {}
+    for key, tensor in tensors["optimizer"].items():
+        layout = layouts[key.rpartition("/")[0]]
+        cut = tuple(tensor.shape) == layout.size and layout.size != ()
+        if layout.owner and (cut or not any(layout.offset)):
+            moments[key] = tensor
+            if cut:
+                parts[key] = layout
+    return {"model": weights, "optimizer": moments}, {"model": layouts, "optimizer": parts}
 
 
 def load(run: Run, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
@@ -295,7 +329,7 @@ def load(run: Run, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any
     for name, value in content["train"].items():
         setattr(run.state, name, value)
     run.strategy.load_state_dict(content["strategy"])
-    rng.restore(content["rng"])
+    rng.restore(rng.state_of_rank(content["rng"], run.strategy.rank))
 
 
 @torch.no_grad()

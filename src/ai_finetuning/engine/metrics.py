@@ -28,9 +28,16 @@ class MetricsFile:
     """Appends rows; on resume the rows after the checkpoint's step are cut first.
 
     Where the disk is full, rows wait in memory until there is room again.
+
+    Args:
+        path: None for a process that writes nothing.
     """
 
-    def __init__(self, path: Path, *, keep_until_step: int = 0) -> None:
+    def __init__(self, path: Path | None, *, keep_until_step: int = 0) -> None:
+        if path is None:
+            path = Path(os.devnull)
+            self._path, self._file, self._waiting, self._warned = path, path.open("ab", buffering=0), b"", True
+            return
         kept = [row for row in read_metrics(path) if row["step"] <= keep_until_step]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(self._line(row) for row in kept), encoding="utf-8")

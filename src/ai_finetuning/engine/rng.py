@@ -50,6 +50,11 @@ def restore(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_unpack(item) for item in state["cuda"][: torch.cuda.device_count()]])
 
 
+def state_of_rank(states: dict[str, Any] | list[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """The saved state that a rank goes on from; a rank that the saved run did not have takes another's."""
+    return states[rank % len(states)] if isinstance(states, list) else states
+
+
 class DeviceRandomState:
     """A cheap snapshot of torch's generators, taken at the start of every step for a retry."""
 

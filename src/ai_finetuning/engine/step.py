@@ -60,7 +60,7 @@ def train_step(run: Run) -> StepOutcome:
         loss=loss,
         grad_norm=norm,
         label_tokens=int(num_valid),
-        tokens=sum(batch.num_tokens for batch in group),
+        tokens=int(strategy.sum(sum(batch.num_tokens for batch in group))),
         learning_rate=optimizer.param_groups[0]["lr"],
         updated=updated,
         finite=finite or (run.scaled and math.isfinite(loss)),
@@ -91,7 +91,7 @@ def step_with_retry(run: Run) -> StepOutcome:
         try:
             return train_step(run)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or not run.retry_smaller:
                 raise
             reason = str(error).splitlines()[0][:200]
         # Outside the except block, so that the traceback no longer holds the tensors of the failed step.

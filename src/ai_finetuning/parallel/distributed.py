@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from .layout import layout_of, local, local_parameter
+from .processes import Peers, gather
 from .reducer import GradientReducer
 from .shard import set_last, shard_layers
 from .single import SingleDevice
@@ -38,7 +39,8 @@ class Distributed(SingleDevice):
         super().__init__(device, autocast=autocast, scaler=scaler)
         self.mesh, self._sharded, self._cut_layers = mesh, sharded, cut_layers
         self.data_rank, self.data_size = mesh.get_local_rank("dp"), mesh["dp"].size()
-        self.is_main = dist.get_rank() == 0
+        self.rank, self.is_main = dist.get_rank(), dist.get_rank() == 0
+        self._all = Peers(self.rank, dist.get_world_size())
         self._data_group = mesh.get_group("dp")
         self._reducer: GradientReducer | None = None
 
@@ -83,6 +85,10 @@ class Distributed(SingleDevice):
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
         return self._all_reduce(float(flag), None) > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every process, by rank."""
+        return gather(value, self._all)
 
     def _all_reduce(self, value: float, group: dist.ProcessGroup | None) -> float:
         number = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -149,6 +155,7 @@ class Distributed(SingleDevice):
         """The norm over every weight once, whoever holds it: owners' squares, summed over all processes."""
         if self._scaler.is_enabled():
             self._scaler.unscale_(self._optimizer)
+        assert self.layouts is not None
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for name, part in self._parts.items():
             if part.grad is not None and self.layouts[name].owner:

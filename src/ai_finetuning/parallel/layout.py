@@ -25,6 +25,10 @@ class Layout:
     size: tuple[int, ...]
     owner: bool
 
+    def ranges(self) -> list[list[int]]:
+        """[begin, end] of this part in every dimension of the whole."""
+        return [[start, start + length] for start, length in zip(self.offset, self.size, strict=True)]
+
 
 def layout_of(weight: Tensor, mesh: DeviceMesh) -> Layout:
     """The layout of a parameter on the mesh [pp, dp, tp].

@@ -59,15 +59,41 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
         dist.destroy_process_group()
 
 
-def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """`value` of every rank, by rank; the value alone in one process."""
-    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+@dataclass(frozen=True)
+class Peers:
+    """Processes that do something together.
+
+    Attributes:
+        rank, size: of this process among them.
+        group: theirs; None is the default group.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the first of them."""
+        return self.rank == 0
+
+
+def all_peers() -> Peers:
+    """All processes, in a gloo group of their own: what one thread sends there does not mix with another's messages."""
+    if not dist.is_initialized():
+        return Peers()
+    return Peers(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+
+
+def gather(value: Any, peers: Peers) -> list[Any]:
+    """`value` of every one of them, by rank."""
+    if peers.size == 1:
         return [value]
-    values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
+    values: list[Any] = [None] * peers.size
+    dist.all_gather_object(values, value, group=peers.group)
     return values
 
 
-def wait_for_all(group: dist.ProcessGroup | None = None) -> None:
-    """Returns once every rank has come here."""
-    gather(None, group)
+def wait_for(peers: Peers) -> None:
+    """Returns once every one of them has come here."""
+    gather(None, peers)

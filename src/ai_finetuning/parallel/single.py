@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layout import Layout
 from .strategy import LossFunction
 
 
@@ -17,7 +18,9 @@ class SingleDevice:
 
     data_rank = 0
     data_size = 1
+    rank = 0
     is_main = True
+    layouts: dict[str, Layout] | None = None
 
     def __init__(self, device: torch.device, *, autocast: torch.dtype | None = None, scaler: bool = False) -> None:
         self.device = device
@@ -48,6 +51,10 @@ class SingleDevice:
     def any(self, flag: bool) -> bool:
         """The flag itself."""
         return flag
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value alone."""
+        return [value]
 
     def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """All of them."""

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .layout import Layout
+
 # (model, batch) -> sum of the token losses of the batch's live labels, a scalar tensor.
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -17,7 +19,9 @@ class Strategy(Protocol):
 
     data_rank: int
     data_size: int
+    rank: int
     is_main: bool
+    layouts: dict[str, Layout] | None
 
     def placement(self) -> dict[str, Any]:
         """What loading has to know: {"device": ...} or {"device_map": ...}."""
@@ -33,6 +37,9 @@ class Strategy(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; every process has to ask."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every process, by rank."""
 
     def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """What the optimizer works on, under global names: this process's parts, sharing the model's memory."""

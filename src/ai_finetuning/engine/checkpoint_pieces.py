@@ -1,0 +1,102 @@
+"""Reads any part of a checkpoint's tensors from whichever files hold it, so that a run resumes under any other layout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..parallel.layout import Layout
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+Ranges = list[list[int]]
+
+
+def pieces_of(entry: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pieces of one tensor; a manifest names a tensor in one piece without a list."""
+    return entry if isinstance(entry, list) else [entry]
+
+
+def read_tensors(
+    folder: Path, manifest: dict[str, Any], layouts: Mapping[str, Layout] | None
+) -> dict[str, dict[str, Tensor]]:
+    """Tensors by group; with layouts, this rank's parts of the weights named there and of their optimizer state.
+
+    Raises:
+        ValueError: the pieces do not make up what is wanted.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {}
+    with _Files(folder) as files:
+        for key, entry in manifest["tensors"].items():
+            group, _, name = key.partition(":")
+            pieces = pieces_of(entry)
+            whole = [[0, length] for length in pieces[0]["shape"]]
+            wanted = _wanted(group, name, whole, layouts)
+            if wanted is not None:
+                tensors.setdefault(group, {})[name] = files.read(name, pieces, wanted)
+    return tensors
+
+
+def _wanted(group: str, name: str, whole: Ranges, layouts: Mapping[str, Layout] | None) -> Ranges | None:
+    """The part to read; None where this rank does not hold the weight."""
+    if layouts is None:
+        return whole
+    layout = layouts.get(name if group == "model" else name.rpartition("/")[0])
+    if layout is None:
+        return None
+    # Moments have their weight's shape and are cut like it; counters and scales are whole everywhere.
+    return layout.ranges() if [end for _, end in whole] == list(layout.shape) and whole else whole
+
+
+class _Files:
+    """Opens each file once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, Any] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stack.close()
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            self._open[name] = self._stack.enter_context(safe_open(self._folder / name, framework="pt"))
+        return self._open[name]
+
+    def read(self, name: str, pieces: list[dict[str, Any]], wanted: Ranges) -> Tensor:
+        """One part, put together from the pieces that overlap it."""
+        if len(pieces) == 1 and pieces[0]["slice"] == wanted:
+            found: Tensor = self._file(pieces[0]["file"]).get_tensor(name)
+            return found
+        result = torch.empty([end - start for start, end in wanted], dtype=DTYPES[pieces[0]["dtype"]])
+        covered = 0
+        for piece, common in _overlapping(pieces, wanted):
+            inside = tuple(
+                slice(a - start, b - start) for (a, b), (start, _) in zip(common, piece["slice"], strict=True)
+            )
+            place = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(common, wanted, strict=True))
+            part = self._file(piece["file"]).get_slice(name)[inside]
+            result[place] = part
+            covered += part.numel()
+        if covered != result.numel():
+            raise ValueError(f"the checkpoint holds {covered} of the {result.numel()} wanted numbers of {name}")
+        return result
+
+
+def _overlapping(pieces: list[dict[str, Any]], wanted: Ranges) -> Iterator[tuple[dict[str, Any], Ranges]]:
+    for piece in pieces:
+        common = [[max(a, start), min(b, end)] for (a, b), (start, end) in zip(piece["slice"], wanted, strict=True)]
+        if all(a < b for a, b in common):
+            yield piece, common
