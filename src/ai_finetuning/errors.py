@@ -108,6 +108,12 @@ class NotBuiltError(ToolkitError, NotImplementedError):
     exit_code = 78
 
 
+class ProcessesError(ToolkitError, RuntimeError):
+    """A process of the run died or stood still (EX_SOFTWARE)."""
+
+    exit_code = 70
+
+
 class CheckpointError(ToolkitError, RuntimeError):
     """No checkpoint can be used for what was asked (EX_DATAERR)."""
 

@@ -34,6 +34,11 @@ def _ready() -> logging.Logger:
     return LOGGER
 
 
+def speak(*, only_errors: bool) -> None:
+    """Lets one process of a run talk and the others keep still (they raise errors all the same)."""
+    _ready().setLevel(logging.ERROR if only_errors else logging.INFO)
+
+
 def notice(ja: str, en: str) -> None:
     """Tells the user something worth knowing once."""
     _ready().info(localized(ja, en))

@@ -24,11 +24,38 @@ class ParallelConfig:
     """Pipeline stages."""
     tensor_parallel_size: int = 1
     """Ranks that share each layer."""
+    processes: int | None = None
+    """Processes to start on this machine; left alone, one for each GPU, and one on a CPU. Without effect under a launcher."""
+    max_restarts: int = 0
+    """How often processes that died are started anew, from the last checkpoint."""
+    timeout_seconds: float = 1800.0
+    """Seconds without any progress after which a run of several processes says which one is behind, and ends."""
 
     def __post_init__(self) -> None:
         for name in ("pipeline_parallel_size", "tensor_parallel_size"):
             value = getattr(self, name)
             require(value >= 1, f"parallel.{name}", value, "1 以上にしてください。", "it must be at least 1.")
+        require(
+            self.processes is None or self.processes >= 1,
+            "parallel.processes",
+            self.processes,
+            "1 以上にしてください。",
+            "it must be at least 1.",
+        )
+        require(
+            self.max_restarts >= 0,
+            "parallel.max_restarts",
+            self.max_restarts,
+            "0 以上にしてください。",
+            "it must not be negative.",
+        )
+        require(
+            self.timeout_seconds > 0,
+            "parallel.timeout_seconds",
+            self.timeout_seconds,
+            "0 より大きくしてください。",
+            "it must be above 0.",
+        )
         for index, size in (self.max_memory_per_gpu or {}).items():
             require(
                 index >= 0 and bool(_SIZE.match(size)),

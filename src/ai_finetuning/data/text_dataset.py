@@ -52,6 +52,13 @@ class TextDataset(Dataset[dict[str, Tensor]]):
                 f"TextDataset: {cut} of {len(whole)} texts ({cut / len(whole):.0%}) are cut at max_length {max_length} tokens (about {fit} characters).",
             )
 
+    @classmethod
+    def of(cls, examples: list[Example], *, max_length: int, pad_token_id: int) -> TextDataset:
+        """A data set of texts that are tokenized and cut already."""
+        found = cls.__new__(cls)
+        found.examples, found.max_length, found.pad_token_id = examples, max_length, pad_token_id
+        return found
+
     def _cut(self, item: Example) -> Example:
         if len(item) <= self.max_length:
             return item

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..parallel.layout import Layout
@@ -43,6 +46,38 @@ def read_tensors(
             if wanted is not None:
                 tensors.setdefault(group, {})[name] = files.read(name, pieces, wanted)
     return tensors
+
+
+def write_shards(
+    place: Path, checkpoint: Path, *, dtype: torch.dtype, tied: set[str], shard_bytes: int = 5 * 10**9
+) -> None:
+    """The weights of a checkpoint as a Hugging Face model's files: shards of at most shard_bytes and their index.
+
+    Args:
+        tied: names that are left out, since loading ties them to others.
+    """
+    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    names = [key.partition(":")[2] for key in manifest["tensors"] if key.startswith("model:")]
+    shards: list[dict[str, int]] = [{}]
+    for name in sorted(set(names) - tied):
+        size = math.prod(pieces_of(manifest["tensors"][f"model:{name}"])[0]["shape"]) * dtype.itemsize
+        if shards[-1] and sum(shards[-1].values()) + size > shard_bytes:
+            shards.append({})
+        shards[-1][name] = size
+    files = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    files = ["model.safetensors"] if len(shards) == 1 else files
+    with _Files(checkpoint) as source:
+        for file, shard in zip(files, shards, strict=True):
+            tensors = {}
+            for name in shard:
+                pieces = pieces_of(manifest["tensors"][f"model:{name}"])
+                tensors[name] = source.read(name, pieces, [[0, length] for length in pieces[0]["shape"]]).to(dtype)
+            save_file(tensors, place / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(sum(shard.values()) for shard in shards)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (place / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def _wanted(group: str, name: str, whole: Ranges, layouts: Mapping[str, Layout] | None) -> Ranges | None:

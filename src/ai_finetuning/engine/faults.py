@@ -1,9 +1,9 @@
 """The only place where faults are injected: AIFT_FAULT="save:kill@20#2,step:nan@5x3,step:oom@3x2".
 
-Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, and xN for N occurrences. Points: `step` (before the forward pass), `save` (before each
+Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, xN for N occurrences, and %R for rank R only. Points: `step` (before the forward pass), `save` (before each
 file of a checkpoint), `rename` (before a checkpoint gets its name), `rotate` (before old ones go), `final` (before the
 model is put in place), `eval` (before an evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full`
-(ENOSPC), `slow` (the disk takes a second), `term`, `usr1` and `int` (signals to oneself).
+(ENOSPC), `slow` (the disk takes a second), `hang` (for an hour), `term`, `usr1` and `int` (signals to oneself).
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
-_ENTRY = re.compile(r"^(?P<point>\w+):(?P<action>\w+)@(?P<step>\d+)(#(?P<nth>\d+))?(x(?P<times>\d+))?$")
+from ..parallel.processes import launched
+
+_ENTRY = re.compile(
+    r"^(?P<point>\w+):(?P<action>\w+)@(?P<step>\d+)(#(?P<nth>\d+))?(x(?P<times>\d+))?(%(?P<rank>\d+))?$"
+)
 
 
 @dataclass
@@ -37,6 +41,8 @@ def _plan(text: str) -> list[Fault]:
         match = _ENTRY.match(entry)
         if match is None:
             raise ValueError(f"AIFT_FAULT entry {entry!r}; write it like save:kill@20 or step:nan@5x3")
+        if match["rank"] is not None and int(match["rank"]) != launched().rank:
+            continue
         faults.append(
             Fault(
                 match["point"],
@@ -91,6 +97,8 @@ def _happen(action: str, point: str, step: int) -> str | None:
         raise OSError(errno.ENOSPC, "No space left on device (injected)")
     elif action == "slow":
         time.sleep(1)
+    elif action == "hang":
+        time.sleep(3600)
     elif action in ("term", "usr1", "int"):
         os.kill(os.getpid(), getattr(signal, f"SIG{action.upper()}"))
     return action if action in ("nan", "spike") else None

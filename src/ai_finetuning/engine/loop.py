@@ -291,6 +291,11 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int]:
 
 def save(run: Run) -> None:
     """Takes a checkpoint of the state as it is now; it is written beside the training."""
+    run.writer.save(snapshot(run))
+
+
+def snapshot(run: Run) -> Snapshot:
+    """What a checkpoint of this moment holds; every process has to ask."""
     state = run.state
     states = run.strategy.gather(rng.capture())
     content = {
@@ -301,7 +306,22 @@ def save(run: Run) -> None:
     }
     tensors, layouts = owned_tensors(run)
     protect = state.best_step if run.keep_best else None
-    run.writer.save(Snapshot(state.step, tensors, content, protect, layouts))
+    return Snapshot(state.step, tensors, content, protect, layouts)
+
+
+def last_checkpoint(run: Run) -> Path:
+    """The checkpoint of the weights as the loop left them; written now where there is none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = run.store.folder / f"checkpoint-{run.state.step}"
+    if not run.store.agree(folder.is_dir()):
+        taken = snapshot(run)
+        run.store.save(
+            taken.step, tensors=taken.tensors, state=taken.state, protect=taken.protect, layouts=taken.layouts
+        )
+    return folder
 
 
 def owned_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Layout]] | None]:

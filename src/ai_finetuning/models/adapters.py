@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import ConfigError, InputNotFoundError, ModelError
@@ -191,3 +193,25 @@ def merge_into(model: Any) -> Any:
         return model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ModelError(f"統合できません: {error}", f"cannot merge: {error}") from error
+
+
+def tied_names(model: Any) -> set[str]:
+    """Names of weights that loading makes from others (a head tied to the embedding), which files leave out."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return set()
+    return set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+
+
+def write_adapter(place: Path, model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """An adapter's folder from its whole weights by parameter name, as PEFT's save_pretrained writes it."""
+    from peft import get_peft_model_state_dict
+
+    settings = copy.copy(model.peft_config["default"])
+    settings.inference_mode = True
+    state = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        place / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    settings.save_pretrained(place)

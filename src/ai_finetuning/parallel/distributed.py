@@ -40,6 +40,7 @@ class Distributed(SingleDevice):
         self.mesh, self._sharded, self._cut_layers = mesh, sharded, cut_layers
         self.data_rank, self.data_size = mesh.get_local_rank("dp"), mesh["dp"].size()
         self.rank, self.is_main = dist.get_rank(), dist.get_rank() == 0
+        self.exchanges = 0  # what the watchdog compares across processes
         self._all = Peers(self.rank, dist.get_world_size())
         self._data_group = mesh.get_group("dp")
         self._reducer: GradientReducer | None = None
@@ -91,6 +92,7 @@ class Distributed(SingleDevice):
         return gather(value, self._all)
 
     def _all_reduce(self, value: float, group: dist.ProcessGroup | None) -> float:
+        self.exchanges += 1
         number = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(number, group=group)
         return float(number)

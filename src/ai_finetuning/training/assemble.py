@@ -23,7 +23,7 @@ from ..data.prepare import PreparedData, prepare
 from ..data.tokenize import count_live, max_token_id
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
-from ..engine.loop import Evaluation, Run, TrainState, fit, load, load_weights
+from ..engine.loop import Evaluation, Run, TrainState, fit, last_checkpoint, load, load_weights
 from ..engine.loss import LossFunction, make_document_loss, make_loss
 from ..engine.metrics import read_metrics
 from ..engine.optimizer import build_optimizer
@@ -38,14 +38,18 @@ from ..models.base_model import BaseModel
 from ..models.documents import DocumentPath, open_documents
 from ..models.loading import weight_marks
 from ..notices import notice, warn
-from ..parallel.choose import check_strategy, choose
+from ..parallel.choose import Choice, check_strategy, choose
+from ..parallel.distributed import Distributed
+from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
+from ..parallel.watchdog import Watchdog
 from ..planner import memory
 from ..planner.plan import Plan
 from ..planner.shape import ModelShape, read_shape, shape_of
 from . import base, resume, saving
 from .isolation import refuse_leaking_attention
+from .launch import run_processes, wanted_processes
 from .output_folder import OutputFolder, free_disk_bytes
-from .progress import progress
+from .progress import progress, speaking_main_process
 from .trackers import Tracker, require_trackers
 
 # Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
@@ -115,17 +119,20 @@ class Prepared:
     precision: Precision
     device: torch.device
     fingerprint: dict[str, Any]
+    choice: Choice
 
 
-def check(job: Job) -> None:
-    """Refuses what needs neither data nor weights to be refused, and says what has no effect."""
+def check(job: Job, processes: int | None = None) -> Choice:
+    """Refuses what needs neither data nor weights to be refused, and says what has no effect; how the run is spread."""
     config = job.config
     parallel = config.parallel
-    check_strategy(
+    choice = check_strategy(
         parallel.strategy,
+        processes=processes,
         pipeline_parallel_size=parallel.pipeline_parallel_size,
         tensor_parallel_size=parallel.tensor_parallel_size,
         world_size=config.training.world_size,
+        local_rank=config.training.local_rank,
     )
     base.check_method(job.model, config)
     require_trackers(config.training.runtime.report_to)
@@ -134,7 +141,7 @@ def check(job: Job) -> None:
             "学習データがありません。train_texts か train_dataset（設定では data.train）を指定してください。",
             "there is no training data; give train_texts or train_dataset (in a configuration: data.train).",
         )
-    if config.training.ddp:
+    if config.training.ddp and choice.processes == 1:
         notice(
             "ddp=True ですがプロセスは 1 つなので、通常どおり訓練します。",
             "ddp=True, but there is one process: training as usual.",
@@ -145,16 +152,26 @@ def check(job: Job) -> None:
             f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
             f"learning_rate stands at its default of {rate:g}, which is low for LoRA; {USUAL_LORA_RATES} is usual.",
         )
+    return choice
 
 
-def prepare_job(job: Job) -> Prepared:
+def _device(job: Job, choice: Choice) -> torch.device:
+    """Where this process computes: with several, each takes the GPU of its rank on the machine."""
+    device = job.model.device or get_available_device()
+    if choice.processes > 1 and device.type == "cuda":
+        return torch.device("cuda", launched().local_rank)
+    return device
+
+
+def prepare_job(job: Job, choice: Choice) -> Prepared:
     """Tokenizer, data and plan; no weight is read."""
     config, training = job.config, job.config.training
     tokenizer = job.model.ensure_tokenizer()
     data = prepare(job.train, job.held_out, tokenizer, config.data, seed=training.runtime.seed)
-    device = job.model.device or get_available_device()
+    device = _device(job, choice)
     precision = resolve_precision(training.runtime.precision, fp16=training.fp16, device=device)
     rows_per_step = training.batch_size * training.gradient_accumulation_steps
+    data_rank, data_size = choice.data_place(launched().rank)
     loader = Loader(
         data.train,
         rows_per_step=rows_per_step,
@@ -163,6 +180,8 @@ def prepare_job(job: Job) -> Prepared:
         max_length=max(config.data.max_length, data.longest),
         group_by_length=config.data.group_by_length,
         pad_token_id=tokenizer.pad_token_id,
+        data_rank=data_rank,
+        data_size=data_size,
     )
     total = training.schedule.max_steps or training.num_epochs * len(loader)
     warmup = resolve_warmup(training.warmup_steps, typed="warmup_steps" in typed(training), total_steps=total)
@@ -172,7 +191,7 @@ def prepare_job(job: Job) -> Prepared:
     shape.refuse_misfit(max_token_id=max_token_id([*data.train, *data.held_out]), max_length=data.longest)
     plan = _plan(job, data, loader, shape, precision, device, total, warmup)
     return Prepared(
-        tokenizer, data, loader, shape, plan, precision, device, _fingerprint(job, data, plan, precision.name)
+        tokenizer, data, loader, shape, plan, precision, device, _fingerprint(job, data, plan, precision.name), choice
     )
 
 
@@ -252,9 +271,10 @@ def _fingerprint(job: Job, data: PreparedData, plan: Plan, precision: str) -> di
 
 def plan_job(job: Job) -> tuple[Plan, list[str]]:
     """The plan and the lines about the data; nothing is written."""
-    check(job)
+    processes = wanted_processes(job)
+    choice = check(job, processes if processes > 1 else None)
     data = with_values(job.config.data, cache=False)
-    prepared = prepare_job(replace(job, config=with_values(job.config, data=data)))
+    prepared = prepare_job(replace(job, config=with_values(job.config, data=data)), choice)
     return prepared.plan, prepared.data.lines
 
 
@@ -264,11 +284,33 @@ def run_job(job: Job) -> Result:
     Raises:
         ToolkitError: with reason and way out; see errors.py for the kinds.
     """
-    check(job)
+    processes = wanted_processes(job)
+    choice = check(job, processes if processes > 1 else None)
+    if processes > 1:
+        return _run_in_processes(job, processes)
+    if choice.processes == 1:
+        return _run_here(job, choice, Peers())
+    device = _device(job, choice)
+    with process_group(device), speaking_main_process():
+        return _run_here(job, choice, all_peers())
+
+
+def _run_in_processes(job: Job, processes: int) -> Result:
+    """The run in processes that this one starts; its model, loaded from where they saved it."""
+    began = time.perf_counter()
+    run_processes(job, processes)
+    folder = Path(job.config.training.output_dir)
+    job.model.model = None
+    model = saving.load_saved(job, folder, in_fp32=not job.config.training.fp16)
+    return Result(model, folder, None, read_metrics(folder / "metrics.jsonl"), time.perf_counter() - began)
+
+
+def _run_here(job: Job, choice: Choice, peers: Peers) -> Result:
+    """One process's part of a run."""
     options = job.config.training.checkpoint
-    with OutputFolder(job.config.training.output_dir, keep=options.save_total_limit) as folder:
+    with OutputFolder(job.config.training.output_dir, keep=options.save_total_limit, peers=peers) as folder:
         start = resume.find(folder, options)
-        prepared = prepare_job(job)
+        prepared = _prepare_in_turn(job, choice, peers)
         if start is not None:
             differs = resume.refuse_differences(start.fingerprint, prepared.fingerprint, allowed=options.allow_changed)
             if start.completed and not differs:
@@ -281,11 +323,19 @@ def run_job(job: Job) -> Result:
                     folder.path,
                     history=read_metrics(folder.path / "metrics.jsonl"),
                 )
-        folder.refuse_too_little_space(prepared.plan.disk_bytes)
+        if peers.is_main:
+            folder.refuse_too_little_space(prepared.plan.disk_bytes)
         _warn_of_memory(prepared.plan)
         for line in prepared.data.lines:
             notice(line, line)
-        return _train(job, prepared, folder, start)
+        return _train(job, prepared, folder, start, peers)
+
+
+def _prepare_in_turn(job: Job, choice: Choice, peers: Peers) -> Prepared:
+    """The main process tokenizes first; the others find its cache."""
+    prepared = prepare_job(job, choice) if peers.is_main else None
+    wait_for(peers)
+    return prepared or prepare_job(job, choice)
 
 
 def _warn_of_memory(plan: Plan) -> None:
@@ -299,13 +349,15 @@ def _warn_of_memory(plan: Plan) -> None:
     )
 
 
-def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Start | None) -> Result:
+def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Start | None, peers: Peers) -> Result:
     config, training = job.config, job.config.training
     model, marks, dtype = _model(job, prepared)
     path = _documents(job, prepared, model)
     run = _run(job, prepared, folder, model, path)
     run.fingerprint = prepared.fingerprint | {"weights": marks}
-    loaded = load_checkpoint(start.checkpoint) if start is not None and start.checkpoint is not None else None
+    loaded = None
+    if start is not None and start.checkpoint is not None:
+        loaded = load_checkpoint(start.checkpoint, run.strategy.layouts)
     if loaded is not None:
         resume.refuse_differences(
             loaded.state["fingerprint"], run.fingerprint, allowed=training.checkpoint.allow_changed
@@ -317,15 +369,17 @@ def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Sta
         fingerprint=prepared.fingerprint,
         total_steps=prepared.plan.total_steps,
     )
-    run.callbacks = [
-        *([progress(training.logging_steps)] if training.runtime.progress else []),
-        *(Tracker(name, folder.path / "trackers", folder.path.name) for name in training.runtime.report_to),
-    ]
+    if peers.is_main:
+        run.callbacks = [
+            *([progress(training.logging_steps)] if training.runtime.progress else []),
+            *(Tracker(name, folder.path / "trackers", folder.path.name) for name in training.runtime.report_to),
+        ]
     _restore(run, loaded, start, prepared)
     notice(prepared.precision.reason_ja, prepared.precision.reason_en)
     began = time.perf_counter()
     try:
-        state = fit(run)
+        with _watched(job, run, folder):
+            state = fit(run)
     except BaseException as error:
         with contextlib.suppress(OSError):
             folder.write_run(status="stopped", reason=f"{type(error).__name__}: {str(error)[:300]}")
@@ -334,16 +388,41 @@ def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Sta
         run.strategy.close()
         if path is not None:
             path.close()
-    if training.checkpoint.load_best and state.best_step not in (None, state.step):
-        _back_to_best(run, folder.store.folder / f"checkpoint-{state.best_step}")
     result = Result(
         model, folder.path, state, seconds=time.perf_counter() - began, peak_memory_bytes=_peak(prepared.device)
     )
-    saving.finish(job, prepared, folder, result, dtype)
+    _finish(job, prepared, folder, run, result, dtype)
+    wait_for(peers)
     return result
 
 
-def _back_to_best(run: Run, checkpoint: Path) -> None:
+def _watched(job: Job, run: Run, folder: OutputFolder) -> contextlib.AbstractContextManager[Any]:
+    """A watchdog where there are several processes."""
+    if not isinstance(run.strategy, Distributed):
+        return contextlib.nullcontext()
+    strategy = run.strategy
+    return Watchdog(lambda: strategy.exchanges, timeout_seconds=job.config.parallel.timeout_seconds, folder=folder.path)
+
+
+def _finish(job: Job, prepared: Prepared, folder: OutputFolder, run: Run, result: Result, dtype: torch.dtype) -> None:
+    """Saves the model, the best or the last; where its parts lie in several processes, out of a checkpoint."""
+    best = job.config.training.checkpoint.load_best and run.state.best_step not in (None, run.state.step)
+    checkpoint = folder.store.folder / f"checkpoint-{run.state.best_step}"
+    if best:
+        best = _back_to_best(run, checkpoint)
+    if prepared.choice.replicated:
+        if run.strategy.is_main:
+            saving.finish(job, prepared, folder, result, dtype)
+        return
+    if not best:
+        checkpoint = last_checkpoint(run)
+    if run.strategy.is_main:
+        saving.finish(job, prepared, folder, result, dtype, saving.export_of(job, run.model, checkpoint, dtype))
+        job.model.model = None
+        result.model = saving.load_saved(job, folder.path, in_fp32=prepared.precision.name == "fp32")
+
+
+def _back_to_best(run: Run, checkpoint: Path) -> bool:
     """Puts the weights of the best evaluation back; where its checkpoint could not be written, the last ones stay."""
     problems = verify(checkpoint)
     if problems:
@@ -351,12 +430,13 @@ def _back_to_best(run: Run, checkpoint: Path) -> None:
             f"最良の {checkpoint.name} が使えないため（{problems[0]}）、最後の重みを返します。",
             f"the best one, {checkpoint.name}, cannot be used ({problems[0]}); the last weights are returned.",
         )
-        return
-    load_weights(run.trainable(), load_checkpoint(checkpoint).tensors["model"])
+        return False
+    load_weights(run.trainable(), load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"])
     notice(
         f"最良のステップ {run.state.best_step} の重みに戻しました。",
         f"back to the best weights, of step {run.state.best_step}.",
     )
+    return True
 
 
 def _unwrapped(model: nn.Module) -> Any:
@@ -390,6 +470,11 @@ def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
         )  # fmt: skip
     if prepared.plan.gradient_checkpointing:
         enable_activation_checkpointing(_unwrapped(model))
+    if prepared.choice.sizes.dp > 1:
+        # Different dropout on different rows; the main process goes on as one alone would.
+        data_rank, _ = prepared.choice.data_place(launched().rank)
+        if data_rank:
+            torch.manual_seed(training.runtime.seed + data_rank)
     trains, everything = trainable_parameters(model)
     notice(
         f"学習する重み {trains:,} / {everything:,}（{trains / everything:.2%}）",
@@ -402,12 +487,16 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
     training = job.config.training
     precision, plan = prepared.precision, prepared.plan
     strategy = choose(
-        device=prepared.device, autocast=precision.autocast, scaler=precision.scaler, use_accelerate=job.use_accelerate
+        prepared.choice,
+        device=prepared.device,
+        autocast=precision.autocast,
+        scaler=precision.scaler,
+        use_accelerate=job.use_accelerate,
     )
     strategy.prepare(model, _loss(model, path))
     options = training.optimizer
     optimizer = build_optimizer(
-        list(model.named_parameters()), name=options.name, learning_rate=training.learning_rate, betas=options.betas,
+        strategy.named_parameters(model), name=options.name, learning_rate=training.learning_rate, betas=options.betas,
         eps=options.eps, weight_decay=options.weight_decay, lora_plus_ratio=options.lora_plus_ratio,
         embeddings=embedding_weights(_unwrapped(model)),
     )  # fmt: skip
@@ -424,12 +513,12 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
 
     return Run(
         model=model, strategy=strategy, loader=prepared.loader, optimizer=optimizer,
-        state=TrainState(micro_batch_size=training.batch_size), store=folder.store, metrics_path=folder.path / "metrics.jsonl",
+        state=TrainState(micro_batch_size=training.batch_size), store=folder.store, metrics_path=folder.path / "metrics.jsonl" if strategy.is_main else None,
         total_steps=plan.total_steps, schedule=_schedule(training.schedule, plan.warmup_steps), max_grad_norm=training.max_grad_norm, eval_steps=training.eval_steps,
         save_steps=training.save_steps, keep_best=training.checkpoint.load_best and bool(held_out),
         evaluation=Evaluation(batches, prepared.data.held_out_characters) if held_out else None,
         patience=training.runtime.early_stopping_patience, threshold=training.runtime.early_stopping_threshold,
-        scaled=precision.scaler, save_in_background=_copy_fits(plan, prepared.device),
+        scaled=precision.scaler, retry_smaller=prepared.choice.processes == 1, save_in_background=_copy_fits(plan, prepared.device),
         memory_hint_ja=f"見積もり: {plan.memory.text()}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
         memory_hint_en=f"The estimate: {plan.memory.text()}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
     )  # fmt: skip
@@ -437,10 +526,12 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
 
 def _documents(job: Job, prepared: Prepared, model: nn.Module) -> DocumentPath | None:
     """The path of the training step, said in one line; None for padded rows."""
+    kernels = job.config.training.runtime.kernels
+    if kernels == "auto" and not prepared.choice.replicated:
+        kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
     path, reason = open_documents(
-        _unwrapped(model), prepared.device, autocast=prepared.precision.autocast,
-        kernels=job.config.training.runtime.kernels,
-    )  # fmt: skip
+        _unwrapped(model), prepared.device, autocast=prepared.precision.autocast, kernels=kernels
+    )
     name = path.name if path is not None else "plain"
     because = f" ({reason})" if reason else ""
     notice(f"学習ステップ: {name}{because}", f"training step: {name}{because}")

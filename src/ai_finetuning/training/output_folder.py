@@ -24,6 +24,7 @@ from ..engine.checkpoint_files import fsync_folder, write_durably
 from ..engine.faults import trigger
 from ..errors import ConfigError, RunLockedError, StorageError, ToolkitError
 from ..notices import notice, warn
+from ..parallel.processes import Peers, wait_for
 
 OWNER = ".lock-owner.json"
 STAGING = ".staging-model"
@@ -32,12 +33,12 @@ TRACKERS = "trackers"
 OURS = (
     CONFIG, ENVIRONMENT, METRICS, METRICS + ".tmp", CURVE, REPORT, CHECKPOINTS, TRACKERS, STAGING, "README.md", "config.json",
     "generation_config.json", "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "tokenizer*",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*", "merges.txt", "spiece.model", RUN,
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*", "merges.txt", "spiece.model", "stacks-rank-*.txt", RUN,
 )  # fmt: skip
 
 
 class OutputFolder:
-    """A run's folder, locked while it is open.
+    """A run's folder, locked while it is open; of several processes the main one writes, the others wait for it to open.
 
     Raises on opening:
         StorageError: the folder cannot be made or written.
@@ -45,14 +46,22 @@ class OutputFolder:
         ConfigError: files that are not ours carry names that the run would write.
     """
 
-    def __init__(self, path: str | Path, *, keep: int) -> None:
+    def __init__(self, path: str | Path, *, keep: int, peers: Peers | None = None) -> None:
         self.path = Path(path)
+        self._peers = peers or Peers()
         self.store = CheckpointStore(self.path / CHECKPOINTS, keep=keep)
         self._lock = FileLock(str(self.path / LOCK), timeout=0)
         self._made = False
         self._began = False
 
     def __enter__(self) -> OutputFolder:
+        if self._peers.is_main:
+            self._open()
+        wait_for(self._peers)
+        self.store.share(self._peers)
+        return self
+
+    def _open(self) -> None:
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -77,7 +86,6 @@ class OutputFolder:
             raise
         self.store.clean()
         shutil.rmtree(self.path / STAGING, ignore_errors=True)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -87,6 +95,8 @@ class OutputFolder:
         Raises:
             StorageError: in place of the operating system's error.
         """
+        if not self._peers.is_main:
+            return
         with contextlib.suppress(OSError):
             (self.path / OWNER).unlink(missing_ok=True)
             if self._made and not self._began:  # refused before anything was written: leave no trace
@@ -129,7 +139,9 @@ class OutputFolder:
             return {}
 
     def write_run(self, **values: Any) -> None:
-        """Changes run.json in one step."""
+        """Changes run.json in one step; the main process does."""
+        if not self._peers.is_main:
+            return
         content = self.run() | values
         temporary = self.path / (RUN + ".tmp")
         write_durably(temporary, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
@@ -139,6 +151,8 @@ class OutputFolder:
     def begin(self, *, resuming: bool, files: dict[str, str], **values: Any) -> None:
         """Makes the folder this run's: moves an earlier run away, writes the run's description."""
         self._began = True
+        if not self._peers.is_main:
+            return
         if not resuming:
             self._archive()
         for name, text in files.items():

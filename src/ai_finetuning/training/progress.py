@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..engine.hooks import Callback
-from ..notices import notice
+from ..notices import notice, speak
+from ..parallel.processes import launched
+
+
+@contextlib.contextmanager
+def speaking_main_process() -> Iterator[None]:
+    """Of several processes only the main one talks."""
+    speak(only_errors=not launched().is_main)
+    try:
+        yield
+    finally:
+        speak(only_errors=False)
 
 
 class _Speed:

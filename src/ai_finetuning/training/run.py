@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..config.run import RunConfig
-from ..config.section import typed
+from ..config.section import typed, with_values
+from ..errors import ConfigError
 from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.scratch import ScratchModel
@@ -13,8 +16,29 @@ from .assemble import Job, Result, plan_job, run_job
 from .sources import config_source
 
 
-def job_of(config: RunConfig) -> Job:
+def with_processes(config: RunConfig, *, gpus: int, cpu_processes: int) -> RunConfig:
+    """The configuration for so many processes of this machine.
+
+    Raises:
+        ConfigError: more GPUs than there are, or both kinds.
+    """
+    there = torch.cuda.device_count()
+    if gpus and cpu_processes:
+        raise ConfigError(
+            "--gpus と --cpu-processes は同時に使えません。どちらか一方にしてください。",
+            "--gpus and --cpu-processes cannot be used together; give one of them.",
+        )
+    if gpus > there:
+        raise ConfigError(
+            f"--gpus が {gpus} ですが、GPU は {there} 個です。GPU なしで試すには --cpu-processes {gpus} を使ってください。",
+            f"--gpus is {gpus}, but there are {there} GPUs; to try without GPUs use --cpu-processes {gpus}.",
+        )
+    return with_values(config, parallel=with_values(config.parallel, processes=gpus or cpu_processes))
+
+
+def job_of(config: RunConfig, device: str | None = None) -> Job:
     """The job that a configuration describes; nothing is loaded."""
+    place = torch.device(device) if device is not None else None
     if "name" not in typed(config.model):
         notice(
             f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
@@ -24,11 +48,12 @@ def job_of(config: RunConfig) -> Job:
     if config.method == "pretrain":
         scratch = ScratchModel(
             config.model.name, config.model.architecture, torch_dtype=DTYPES.get(config.model.dtype),
-            attention=config.model.attention, chat_template=config.model.chat_template, seed=config.training.runtime.seed,
+            attention=config.model.attention, chat_template=config.model.chat_template, device=place, seed=config.training.runtime.seed,
         )  # fmt: skip
         return Job(scratch, config, train, held_out)
     model = JapaneseModel(
         config.model.name,
+        device=place,
         torch_dtype=DTYPES.get(config.model.dtype),
         attention=config.model.attention,
         chat_template=config.model.chat_template,
@@ -37,19 +62,19 @@ def job_of(config: RunConfig) -> Job:
     return Job(model, config, train, held_out)
 
 
-def run_training(config: RunConfig) -> Result:
+def run_training(config: RunConfig, device: str | None = None) -> Result:
     """Trains as the configuration says.
 
     Raises:
         ToolkitError: with the reason and the way out.
     """
-    return run_job(job_of(config))
+    return run_job(job_of(config, device))
 
 
-def plan_training(config: RunConfig) -> tuple[Plan, list[str]]:
+def plan_training(config: RunConfig, device: str | None = None) -> tuple[Plan, list[str]]:
     """The resolved plan and the lines about the data; writes nothing.
 
     Raises:
         ToolkitError: what run_training would refuse before it loads weights.
     """
-    return plan_job(job_of(config))
+    return plan_job(job_of(config, device))

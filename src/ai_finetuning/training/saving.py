@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,15 @@ from ..config.load import to_plain
 from ..config.run import RunConfig
 from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
 from ..config.section import with_values
+from ..engine.checkpoint import load as load_checkpoint
+from ..engine.checkpoint_pieces import write_shards
 from ..engine.metrics import read_metrics
 from ..evaluation.curves import draw_curve
 from ..evaluation.report import write_report
 from ..hardware.checkpointing import disable_activation_checkpointing
 from ..hardware.environment import environment
 from ..models import catalog
-from ..models.adapters import load_adapter, quiet_peft
+from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import prompt_style
 from ..notices import notice, warn
@@ -58,8 +62,14 @@ def descriptions(config: RunConfig) -> dict[str, str]:
     }
 
 
-def finish(job: Job, prepared: Prepared, folder: OutputFolder, result: Result, dtype: torch.dtype) -> None:
+def finish(
+    job: Job, prepared: Prepared, folder: OutputFolder, result: Result, dtype: torch.dtype,
+    export: Callable[[Path], None] | None = None,
+) -> None:  # fmt: skip
     """Saves everything; the run counts as completed only when all of it is in place.
+
+    Args:
+        export: writes the weights of a model whose parts lie in several processes; None: the model is whole here.
 
     Raises:
         StorageError: the model cannot be written.
@@ -67,15 +77,16 @@ def finish(job: Job, prepared: Prepared, folder: OutputFolder, result: Result, d
     model: Any = result.model
     disable_activation_checkpointing(model)
     model.eval()
-    if job.full:
-        model.to(dtype)
-    job.model.model = model
+    if export is None:
+        if job.full:
+            model.to(dtype)
+        job.model.model = model
     history = result.history = read_metrics(folder.path / METRICS)
     summary = summarize(result, prepared)
 
     def save(place: Path) -> None:
         with quiet_peft():
-            model.save_pretrained(place)
+            (export or model.save_pretrained)(place)
         (place / "README.md").unlink(missing_ok=True)
         _save_generation_config(model, prepared.tokenizer, place)
         prepared.tokenizer.save_pretrained(place)
@@ -87,6 +98,22 @@ def finish(job: Job, prepared: Prepared, folder: OutputFolder, result: Result, d
     folder.write_run(status="completed", files=names, result=summary)
     what = ("モデル", "the model") if job.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
+
+
+def export_of(job: Job, model: Any, checkpoint: Path, dtype: torch.dtype) -> Callable[[Path], None]:
+    """Writes a model out of a checkpoint, a tensor at a time: no process ever holds all of it."""
+
+    def export(place: Path) -> None:
+        if job.full:
+            write_shards(place, checkpoint, dtype=dtype, tied=tied_names(model))
+            config = copy.deepcopy(model.config)
+            config.dtype = dtype
+            config.architectures = [type(model).__name__]
+            config.save_pretrained(place)
+        else:
+            write_adapter(place, model, load_checkpoint(checkpoint).tensors["model"])
+
+    return export
 
 
 def _pictures(

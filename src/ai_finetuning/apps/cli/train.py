@@ -40,6 +40,15 @@ def train(
     dry_run: bool = typer.Option(
         False, "--dry-run", help=localized("計画だけを表示し、何も書かない。", "Print the plan and write nothing.")
     ),
+    gpus: int = typer.Option(
+        0, "--gpus", min=0, help=localized("使う GPU の数（既定は全部）。", "GPUs to use (default: all of them).")
+    ),
+    cpu_processes: int = typer.Option(
+        0,
+        "--cpu-processes",
+        min=0,
+        help=localized("GPU なしで試す CPU プロセスの数。", "CPU processes, for trying strategies without GPUs."),
+    ),
 ) -> None:
     """Trains as a YAML and overrides say."""
     from ...config.load import load_config
@@ -48,12 +57,17 @@ def train(
     path = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
     config = load_config(path, arguments)
     _require_data(config.data.train)
+    if gpus or cpu_processes:
+        from ...training.run import with_processes
+
+        config = with_processes(config, gpus=gpus, cpu_processes=cpu_processes)
+    device = "cpu" if cpu_processes else None
     if dry_run:
-        _show_plan(config)
+        _show_plan(config, device)
         return
     from ...training.run import run_training
 
-    result = run_training(config)
+    result = run_training(config, device)
     print(localized("次に試せること:", "what to type next:"))
     print(f"  aift chat {result.folder}")
     if not config.trains_all:
@@ -70,13 +84,13 @@ def _require_data(train_data: object) -> None:
         )
 
 
-def _show_plan(config: object) -> None:
+def _show_plan(config: object, device: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from ...training.run import plan_training
 
-    plan, lines = plan_training(config)  # type: ignore[arg-type]
+    plan, lines = plan_training(config, device)  # type: ignore[arg-type]
     for line in lines:
         print(line)
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
