@@ -19,7 +19,7 @@ def spread(model: Any, device_map: DeviceMap) -> None:
     """Lays a model out by a map, in place, and lets tensors follow it; a second call with the same map changes nothing.
 
     Forward hooks of our own, not accelerate's: those take every argument to the first device, `logits_to_keep` too, which
-    has to be where the hidden states end, and bring all logits back (docs/decisions/0012).
+    has to be where the hidden states end, and bring all logits back (docs/decisions/0016).
 
     Args:
         model: a transformers causal LM, inside any adapter; on the CPU, or loaded with the same map.
