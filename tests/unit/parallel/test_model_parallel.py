@@ -13,8 +13,10 @@ from tests.support.virtual import MixedDevicesError, virtual_devices
 from torch import nn
 
 from ai_finetuning.engine.loss import make_document_loss, make_loss
+from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.errors import ConfigError, ModelError
 from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
+from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import open_documents
 from ai_finetuning.models.placement import spread
 from ai_finetuning.parallel.device_map import ModelParallel, capacities, memory_bytes
@@ -95,6 +97,37 @@ def test_a_spread_model_opens_its_document_path_recomputes_and_generates(kind: s
     assert scored / tokens == pytest.approx(loss, abs=1e-6)
     for (name, p), (_, q) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
         assert torch.allclose(p.grad, q.grad, atol=1e-6), name
+
+
+def two_steps(strategy: SingleDevice, change: dict[str, Any]) -> list[tuple[float, float]]:
+    """(loss, norm) of two steps; LoRA with whatever `change` adds to it, or Muon on all weights."""
+    model = build_model(layers=4)
+    if "name" not in change:
+        torch.manual_seed(0)
+        model = add_lora(model, r=4, alpha=8, **change)
+    strategy.prepare(model, make_loss(logits_to_keep=True))
+    embeddings = [weight for name, weight in model.named_parameters() if "embed" in name or "lm_head" in name]
+    name = change.get("name", "adamw")
+    strategy.attach(
+        build_optimizer(strategy.named_parameters(model), name=name, learning_rate=1e-3, embeddings=embeddings)
+    )
+    group, found = loader(Case("llama")).micro_batches(0, 0, 4), []
+    for _ in range(2):
+        loss = strategy.forward_backward(group, sum(batch.num_label_tokens for batch in group))
+        found.append((loss, strategy.clip_grad_norm(1.0)))
+        strategy.step()
+        model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize(
+    "change", [{"use_dora": True}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"name": "muon"}], ids=str
+)
+def test_dora_saved_modules_and_muon(change: dict[str, Any]):
+    with virtual_devices():
+        got = two_steps(ModelParallel(device_map_of("llama")), change)
+    for pair, wanted in zip(got, two_steps(SingleDevice(CPU), change), strict=True):
+        assert pair == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_removed_boundary_is_noticed():
