@@ -102,7 +102,7 @@ def take_step(case: Case, strategy: Any, micro_batch_size: int = 2) -> Outcome:
     group = data.micro_batches(0, 0, micro_batch_size)
     num_valid = strategy.sum(sum(batch.num_label_tokens for batch in group))
     loss = strategy.forward_backward(group, num_valid)
-    gradients = {name: p.grad.clone().numpy() for name, p in trained if p.grad is not None}
+    gradients = {name: p.grad.clone().cpu().numpy() for name, p in trained if p.grad is not None}
     norm = strategy.clip_grad_norm(1.0)
     strategy.step()
     layouts = getattr(strategy, "layouts", None)
@@ -112,7 +112,7 @@ def take_step(case: Case, strategy: Any, micro_batch_size: int = 2) -> Outcome:
             index = tuple(slice(None) for _ in p.shape)
             if layouts is not None:
                 index = tuple(slice(o, o + s) for o, s in zip(layouts[name].offset, layouts[name].size, strict=True))
-            parts[name] = (gradients[name], p.detach().numpy().copy(), index)
+            parts[name] = (gradients[name], p.detach().cpu().numpy().copy(), index)
     return Outcome(loss, norm, parts)
 
 

@@ -19,7 +19,7 @@ class ParallelConfig:
     strategy: Literal["ddp", "model_parallel", "pipeline", "fsdp", "tensor", "auto"] = "ddp"
     """How the work is spread over devices."""
     max_memory_per_gpu: dict[int, str] | None = None
-    """Most memory a GPU may use for weights, as `22GB` (10^9) or `22GiB` (2^30), by GPU index."""
+    """Most memory that `model_parallel` may use on a GPU, as `22GB` (10^9) or `22GiB` (2^30), by GPU index; all free memory if not given."""
     pipeline_parallel_size: int = 1
     """Pipeline stages."""
     tensor_parallel_size: int = 1

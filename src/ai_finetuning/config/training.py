@@ -31,9 +31,9 @@ class TrainingConfig:
     learning_rate: float = 2e-5
     """Peak learning rate of the schedule."""
     batch_size: int = 4
-    """Rows in a micro-batch on each device."""
+    """Most rows that a device holds at a time."""
     gradient_accumulation_steps: int = 4
-    """Micro-batches in an optimizer step."""
+    """Times batch_size: rows of an optimizer step, over all devices together."""
     num_epochs: int = 3
     """Passes over the training rows."""
     warmup_steps: int = 100

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
+from .placement import DeviceMap
 
 
 class BaseModel(ABC):
@@ -46,6 +47,8 @@ class BaseModel(ABC):
         self.load_in_8bit = load_in_8bit
         self.load_in_4bit = load_in_4bit
         self.torch_dtype = torch_dtype
+        # Devices by module name, set by training under model_parallel before it loads.
+        self.device_map: DeviceMap | None = None
         self.model: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
 

@@ -81,6 +81,7 @@ class JapaneseModel(BaseModel):
             load_in_4bit=self.load_in_4bit,
             gradient_checkpointing=self.gradient_checkpointing,
             trust_remote_code=self.trust_remote_code,
+            device_map=self.device_map,
         )
         self._marks = weight_marks(self.model)
         return self.model

@@ -21,6 +21,7 @@ from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import cpu_has_bf16, get_available_device
 from ..notices import notice, warn
 from . import catalog, hub
+from .placement import DeviceMap, spread
 from .quantized import forbid_cpu_packing, kbit_config, quiet_bitsandbytes, require_quantized
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,7 +53,7 @@ def load_causal_lm(
     load_in_4bit: bool = False,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
-    device_map: Any = None,
+    device_map: DeviceMap | None = None,
     quantization: Mapping[str, object] | None = None,
 ) -> PreTrainedModel:
     """Loads a causal language model in eval mode.
@@ -65,7 +66,7 @@ def load_causal_lm(
         load_in_8bit, load_in_4bit: bitsandbytes weights, on CPUs too.
         gradient_checkpointing: recompute activations in the backward pass.
         trust_remote_code: run code from the model's repository.
-        device_map: passed to transformers instead of `device` (several devices).
+        device_map: devices by module name, instead of `device`.
         quantization: bitsandbytes settings that differ from the defaults.
 
     Raises:
@@ -94,6 +95,8 @@ def load_causal_lm(
     if bits is not None:
         require_quantized(model, bits, found.name)
     forbid_cpu_packing(model)
+    if isinstance(device_map, Mapping) and len(device_map) > 1:
+        spread(model, device_map)
     if gradient_checkpointing:
         enable_activation_checkpointing(model)
     # peft writes this into adapters: a name that other machines know, not a folder of this one.

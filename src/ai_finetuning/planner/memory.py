@@ -71,23 +71,42 @@ class Workload:
 
 def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> MemoryEstimate:
     """The peak of a training step."""
-    if work.full:
-        weights = 4 * shape.parameters + (work.compute_bytes * shape.parameters if work.compute_bytes == 2 else 0)
-    elif work.bits is not None:
-        body = shape.parameters - shape.embedding_parameters
-        weights = int(KBIT_BYTES[work.bits] * body) + work.frozen_bytes * shape.embedding_parameters
-    else:
-        weights = work.frozen_bytes * shape.parameters
-    adapter = 0 if work.full else 4 * work.trainable
-    per_layer = work.tokens * work.compute_bytes * (11 * shape.hidden + 4 * shape.intermediate)
-    kept = work.tokens * work.compute_bytes * shape.hidden * shape.layers
-    activations = kept + per_layer if checkpointing else per_layer * shape.layers
+    body = shape.parameters - shape.embedding_parameters
+    kept, computing = layer_activations(shape, work, checkpointing=checkpointing)
     return MemoryEstimate(
-        weights=weights + adapter,
-        gradients_and_optimizer=(4 + work.optimizer_bytes) * work.trainable,
-        activations=activations,
-        logits=2 * work.tokens * shape.vocabulary * 4,
+        weights=weight_bytes(work, body, shape.embedding_parameters) + (0 if work.full else 4 * work.trainable),
+        gradients_and_optimizer=state_bytes(work, work.trainable),
+        activations=kept * shape.layers + computing,
+        logits=logit_bytes(shape, work),
     )
+
+
+def weight_bytes(work: Workload, body: int, embeddings: int) -> int:
+    """Bytes of the base's weights: `body` of its layers, and embeddings and head, which are never quantized.
+
+    Full fine-tuning keeps fp32 masters, and under autocast their 16-bit copies.
+    """
+    if work.full:
+        return (4 + (work.compute_bytes if work.compute_bytes == 2 else 0)) * (body + embeddings)
+    if work.bits is not None:
+        return int(KBIT_BYTES[work.bits] * body) + work.frozen_bytes * embeddings
+    return work.frozen_bytes * (body + embeddings)
+
+
+def state_bytes(work: Workload, trainable: int) -> int:
+    """Bytes of the fp32 gradients and of the optimizer's moments of `trainable` weights."""
+    return (4 + work.optimizer_bytes) * trainable
+
+
+def layer_activations(shape: ModelShape, work: Workload, *, checkpointing: bool) -> tuple[int, int]:
+    """(bytes that every layer keeps until its backward pass, bytes of the one that is computed again)."""
+    whole = work.tokens * work.compute_bytes * (11 * shape.hidden + 4 * shape.intermediate)
+    return (work.tokens * work.compute_bytes * shape.hidden, whole) if checkpointing else (whole, 0)
+
+
+def logit_bytes(shape: ModelShape, work: Workload) -> int:
+    """Bytes of the fp32 logits and their gradient."""
+    return 2 * work.tokens * shape.vocabulary * 4
 
 
 def checkpoint_bytes(trainable: int, optimizer_bytes: int = 8) -> int:

@@ -90,7 +90,12 @@ def shape_of(model: nn.Module) -> ModelShape:
 
 
 def read_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
-    """The shape of a model by name, built on the meta device: no weight is read, no memory taken.
+    """The shape of a model by name; see meta_model for what is raised."""
+    return shape_of(meta_model(name, trust_remote_code=trust_remote_code))
+
+
+def meta_model(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """A model by name, built on the meta device: no weight is read, no memory taken.
 
     Raises:
         ModelError: the configuration is no causal language model that transformers knows.
@@ -101,11 +106,11 @@ def read_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
             found.place, local_files_only=found.local_only, trust_remote_code=trust_remote_code
         )
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{found.name} の config.json から文章生成モデルを組み立てられません（{reason}）。",
             f"no causal language model can be built from the config.json of {found.name} ({reason}).",
         ) from error
-    return shape_of(model)
+    return model

@@ -1,0 +1,95 @@
+"""What each layer of a model costs in a training step, for a map of several devices (parallel/device_map.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..errors import ModelError
+from ..parallel.device_map import Block, Split, balance
+from . import memory
+from .memory import Workload
+from .shape import ModelShape, shape_of
+
+
+def split_model(
+    model: Any, work: Workload, capacity: Mapping[int, int], *, checkpointing: bool, targets: Sequence[str] | None = None
+) -> Split:  # fmt: skip
+    """The balanced map of a model over devices.
+
+    Args:
+        model: a transformers causal LM without an adapter, on the meta device too.
+        capacity: bytes by device index.
+        targets: layers that get an adapter, where work is not full; None for all linear layers but the head.
+
+    Raises:
+        ModelError: no list of layers is found in the model.
+    """
+    return balance(blocks_of(model, work, checkpointing=checkpointing, targets=targets), capacity)
+
+
+def blocks_of(
+    model: Any, work: Workload, *, checkpointing: bool, targets: Sequence[str] | None = None
+) -> list[Block]:  # fmt: skip
+    """The unsplittable parts of a model in the order of its forward pass; their bytes sum to memory.estimate()'s.
+
+    What comes before the layers is one block; what comes after them (the final norm) lies with the head, where the loss is
+    computed. A tied head is the embedding's own weight, so there both are one block, and the hidden states come back to the
+    first device.
+    """
+    shape = shape_of(model)
+    front, layers, back = modules_of(model)
+    kept, computing = memory.layer_activations(shape, work, checkpointing=checkpointing)
+    logits = memory.logit_bytes(shape, work)
+    rank = 0 if work.full else work.trainable / max(1, shape.lora_parameters(1, targets))
+    own = {
+        id(weight)
+        for place in (model.get_input_embeddings(), model.get_output_embeddings())
+        for weight in place.parameters()
+    }
+
+    def block(modules: Sequence[str], activations: int = 0, transient: int = 0) -> Block:
+        held = {id(weight): weight for name in modules for weight in model.get_submodule(name).parameters()}
+        embeddings = sum(weight.numel() for key, weight in held.items() if key in own)
+        body = sum(weight.numel() for weight in held.values()) - embeddings
+        trains = body + embeddings if work.full else round(rank * _adapter_rank_one(shape, modules, targets))
+        weights = memory.weight_bytes(work, body, embeddings) + (0 if work.full else 4 * trains)
+        return Block(tuple(modules), weights, memory.state_bytes(work, trains), activations, transient)
+
+    middle = [block([name], kept, computing) for name in layers]
+    if model.get_input_embeddings().weight is model.get_output_embeddings().weight:
+        return [block([*front, *back], logits), *middle]
+    return [block(front), *middle, block(back, logits)]
+
+
+def _adapter_rank_one(shape: ModelShape, modules: Sequence[str], targets: Sequence[str] | None) -> int:
+    """Weights of an adapter of rank 1 on the linear layers inside some modules."""
+    prefixes = tuple(f"{name}." for name in modules)
+    inside = tuple(item for item in shape.linear_features if f"{item[0]}.".startswith(prefixes))
+    return replace(shape, linear_features=inside).lora_parameters(1, targets)
+
+
+def modules_of(model: Any) -> tuple[list[str], list[str], list[str]]:
+    """Names of the modules before the layers, of the layers, and of those after them with the head, which is last.
+
+    Raises:
+        ModelError: the decoder has no list of layers.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    children = list(model.get_decoder().children())
+    lists = [child for child in children if isinstance(child, nn.ModuleList) and len(child)]
+    if len(lists) != 1:
+        kind = type(model).__name__
+        raise ModelError(
+            f"{kind} には層のリストが見つからないため、model_parallel で分けられません。strategy: fsdp を使ってください。",
+            f"no single list of layers is found in {kind}, so model_parallel cannot split it; use strategy: fsdp.",
+        )
+    at = children.index(lists[0])
+    # Rotary embeddings and dropout hold no weights and run before the first layer, wherever they are listed.
+    after = [child for child in children[at + 1 :] if next(child.parameters(), None) is not None]
+    before = [child for child in children if child is not lists[0] and child not in after]
+    back = [*after, model.get_output_embeddings()]
+    return tuple([names[id(module)] for module in part] for part in (before, lists[0], back))  # type: ignore[return-value]
