@@ -156,16 +156,6 @@ def machine(given: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-def commit() -> str:
-    """The commit, with `+changes` where the working tree differs from it."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.strip() + ("+changes" if dirty.strip() else "")
-
-
 Steps = dict[str, list[dict[str, Any]]]
 
 
@@ -231,7 +221,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     hardware = machine(given)
     return {
         "model": given.model, "method": given.method, "device": given.device, "threads": given.threads,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "hardware": hardware,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": plot.commit(), "hardware": hardware,
         "load": {"before": load, "after": os.getloadavg()}, "versions": versions,
         "documents": {"count": count, "per_step": given.documents_per_step, "label_share": share, "token_mean_length": mean_length, "pack_tokens": spec.pack_tokens},
         "gate": gates, "ceiling_gflops": {"before": before, "after": after, "used": best},
