@@ -44,7 +44,7 @@ METHODS = {
 }
 SEEDS = (1, 2, 3)
 STEPS, EVERY = 200, 50
-ROWS, TOKENS = 4, 128
+ROWS, TOKENS = 2, 128
 # A packed row holds other documents for every seed: single steps are compared as means of this many.
 WINDOW = 20
 
@@ -87,13 +87,17 @@ def smooth(loss: Sequence[float]) -> list[float]:
 
 
 def apart(one: Run, other: Run) -> dict[str, float]:
-    """Two runs' distance: RMS of the smoothed curves' difference, and the last held-out losses' signed difference (nats a token)."""
-    gaps = [a - b for a, b in zip(smooth(one["loss"]), smooth(other["loss"]), strict=True)]
-    last = str(max(map(int, one["held_out"])))
-    return {
-        "curve": math.sqrt(statistics.fmean(gap * gap for gap in gaps)),
-        "held_out": one["held_out"][last] - other["held_out"][last],
-    }
+    """Two runs' distance in nats a token: RMS over the smoothed training curve and over the evaluations, and the signed difference at the end."""
+    held_out = [one["held_out"][step] - other["held_out"][step] for step in one["held_out"]]
+    return {"curve": _rms(_gaps(one, other)), "held_out": _rms(held_out), "end": held_out[-1]}
+
+
+def _gaps(one: Run, other: Run) -> list[float]:
+    return [a - b for a, b in zip(smooth(one["loss"]), smooth(other["loss"]), strict=True)]
+
+
+def _rms(gaps: Sequence[float]) -> float:
+    return math.sqrt(statistics.fmean(gap * gap for gap in gaps))
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
@@ -103,15 +107,15 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         of = {(run["variant"], run["seed"]): run for run in runs if run["method"] == method}
         seeds = sorted({seed for _, seed in of})
         between = [apart(of["plain", one], of["plain", other]) for one, other in itertools.combinations(seeds, 2)]
-        spread = {key: [abs(item[key]) for item in between] for key in ("curve", "held_out")}
+        spread = {key: [abs(item[key]) for item in between] for key in ("curve", "held_out", "end")}
         paths = {}
         for variant in VARIANTS:
             if variant == "plain":
                 continue
             gaps = [apart(of[variant, seed], of["plain", seed]) for seed in seeds]
-            paths[variant] = {key: [item[key] for item in gaps] for key in ("curve", "held_out")}
+            paths[variant] = {key: [item[key] for item in gaps] for key in ("curve", "held_out", "end")}
             paths[variant]["within_noise"] = all(
-                max(map(abs, paths[variant][key])) < statistics.fmean(spread[key]) for key in ("curve", "held_out")
+                max(paths[variant][key]) < statistics.fmean(spread[key]) for key in ("curve", "held_out")
             )
         found[method] = {"between_seeds": spread, "paths": paths}
     return found
@@ -123,26 +127,27 @@ def table(result: dict[str, Any]) -> str:
         f"{result['steps']} steps of {ROWS} packed rows of {TOKENS} tokens, seeds {', '.join(map(str, result['seeds']))}, one thread; nats a token; "
         f"{result['date'][:10]}, commit {result['commit'][:8]}.",
         "",
-        "| method | compared with plain bf16, same seed | loss curve apart, RMS: mean (max) | held-out loss at the end, difference by seed | within the noise |",
-        "|---|---|---|---|---|",
+        "| method | compared with plain bf16, same seed | training loss apart, RMS: mean (max) | held-out loss apart, RMS: mean (max) | held-out at the end, by seed | within the noise |",
+        "|---|---|---|---|---|---|",
     ]
     for method, found in result["comparison"].items():
         for variant, gaps in found["paths"].items():
-            signed = ", ".join(f"{gap:+.4f}" for gap in gaps["held_out"])
-            lines.append(
-                f"| {method} | {VARIANTS[variant][0]} | {statistics.fmean(gaps['curve']):.4f} ({max(gaps['curve']):.4f}) | {signed} | {'yes' if gaps['within_noise'] else '**no**'} |"
-            )
+            signed = ", ".join(f"{gap:+.4f}" for gap in gaps["end"])
+            said = "yes" if gaps["within_noise"] else "**no**"
+            lines.append(f"| {method} | {VARIANTS[variant][0]} | {_of(gaps['curve'])} | {_of(gaps['held_out'])} | {signed} | {said} |")  # fmt: skip
         spread = found["between_seeds"]
-        lines.append(
-            f"| {method} | *the noise: plain, another seed* | *{statistics.fmean(spread['curve']):.4f} (min {min(spread['curve']):.4f})* | "
-            f"*{', '.join(f'{gap:.4f}' for gap in spread['held_out'])}* | |"
-        )
+        signed = ", ".join(f"{gap:.4f}" for gap in spread["end"])
+        lines.append(f"| {method} | *the noise: plain, another seed* | *{_of(spread['curve'])}* | *{_of(spread['held_out'])}* | *{signed}* | |")  # fmt: skip
     ends = {
         method: [run["held_out"][str(result["steps"])] for run in result["runs"] if run["method"] == method and run["variant"] == "plain"]
         for method in result["comparison"]
     }  # fmt: skip
     said = "; ".join(f"{method} {min(values):.3f} - {max(values):.3f}" for method, values in ends.items())
     return "\n".join([*lines, "", f"Held-out loss of the plain path at the end: {said}."])
+
+
+def _of(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.4f} ({max(values):.4f})"
 
 
 def picture(result: dict[str, Any], path: Path) -> Path:
@@ -164,10 +169,18 @@ def picture(result: dict[str, Any], path: Path) -> Path:
             name = VARIANTS[variant][0] if seed == first else None
             above.plot(steps, smooth(run["loss"]), color=colours[variant], lw=1, label=name)
             if variant != "plain":
-                below.plot(steps, _gaps(run, runs["plain", seed]), color=colours[variant], lw=1, label=name)
+                below.plot(
+                    steps,
+                    [abs(gap) for gap in _gaps(run, runs["plain", seed])],
+                    color=colours[variant],
+                    lw=1,
+                    label=name,
+                )
         for one, other in itertools.combinations(result["seeds"], 2):
             name = "plain, another seed" if (one, other) == tuple(result["seeds"][:2]) else None
-            below.plot(steps, _gaps(runs["plain", one], runs["plain", other]), color="#8d99ae", ls="--", lw=1, label=name)
+            below.plot(
+                steps, _gaps(runs["plain", one], runs["plain", other]), color="#8d99ae", ls="--", lw=1, label=name
+            )
         above.set(title=f"{method}", ylabel="training loss, nats a token")
         below.set(xlabel="step", ylabel="distance from plain, same seed", yscale="log")
         above.legend(fontsize=8)
@@ -178,13 +191,10 @@ def picture(result: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def _gaps(one: Run, other: Run) -> list[float]:
-    return [abs(a - b) for a, b in zip(smooth(one["loss"]), smooth(other["loss"]), strict=True)]
-
-
 def publish(path: Path) -> None:
     """Writes the picture, and the table into docs/converging.md."""
     result = json.loads(path.read_text(encoding="utf-8"))
+    result["comparison"] = compare(result["runs"])
     image = picture(result, PAGE.parent / "images" / "converging.png")
     plot.put(PAGE, "converging", f"{table(result)}\n\n![Loss curves and distances](images/{image.name})")
 

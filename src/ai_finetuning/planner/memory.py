@@ -24,6 +24,7 @@ class MemoryEstimate:
     """Bytes at the peak of a training step, by what they are for."""
 
     weights: int
+    copies: int
     gradients_and_optimizer: int
     activations: int
     logits: int
@@ -32,12 +33,13 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients_and_optimizer + self.activations + self.logits + self.base
+        return self.weights + self.copies + self.gradients_and_optimizer + self.activations + self.logits + self.base
 
     def text(self) -> str:
         """One line for people, in GiB."""
         parts = [
             (localized("重み", "weights"), self.weights),
+            (localized("16 bit の写し", "16-bit copies"), self.copies),
             (localized("勾配とオプティマイザー", "gradients and optimizer"), self.gradients_and_optimizer),
             (localized("活性", "activations"), self.activations),
             (localized("ロジット", "logits"), self.logits),
@@ -54,7 +56,7 @@ class Workload:
     Attributes:
         trainable: parameters that get gradients.
         bits: 4 or 8 where the base is quantized.
-        frozen_bytes: bytes of a frozen weight (2 or 4).
+        frozen_bytes: bytes of a frozen weight as it is held (2 or 4).
         tokens: rows x tokens of a micro-batch, padding included.
         compute_bytes: bytes of an activation (2 under autocast, else 4).
         optimizer_bytes: of AdamW's two moments: 8, or 2 with 8-bit states.
@@ -72,7 +74,7 @@ class Workload:
 def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> MemoryEstimate:
     """The peak of a training step."""
     if work.full:
-        weights = 4 * shape.parameters + (work.compute_bytes * shape.parameters if work.compute_bytes == 2 else 0)
+        weights = 4 * shape.parameters
     elif work.bits is not None:
         body = shape.parameters - shape.embedding_parameters
         weights = int(KBIT_BYTES[work.bits] * body) + work.frozen_bytes * shape.embedding_parameters
@@ -84,10 +86,20 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
     activations = kept + per_layer if checkpointing else per_layer * shape.layers
     return MemoryEstimate(
         weights=weights + adapter,
+        copies=_copies(shape, work),
         gradients_and_optimizer=(4 + work.optimizer_bytes) * work.trainable,
         activations=activations,
         logits=2 * work.tokens * shape.vocabulary * 4,
     )
+
+
+def _copies(shape: ModelShape, work: Workload) -> int:
+    """fp32 weights that are computed with in 16 bit are held a second time: fused steps keep the copies (models/fused.py), autocast caches them."""
+    if work.compute_bytes != 2:
+        return 0
+    adapter = 0 if work.full else 2 * work.trainable
+    in_fp32 = work.full or (work.bits is None and work.frozen_bytes == 4)
+    return adapter + (2 * (shape.parameters - shape.looked_up) if in_fp32 else 0)
 
 
 def checkpoint_bytes(trainable: int, optimizer_bytes: int = 8) -> int:
