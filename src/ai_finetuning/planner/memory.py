@@ -94,12 +94,12 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
 
 
 def _copies(shape: ModelShape, work: Workload) -> int:
-    """fp32 weights that are computed with in 16 bit are held a second time: fused steps keep the copies (models/fused.py), autocast caches them."""
-    if work.compute_bytes != 2:
-        return 0
-    adapter = 0 if work.full else 2 * work.trainable
+    """fp32 weights that are computed with in 16 bit are held a second time: fused steps keep the copies (models/fused.py), autocast caches them.
+
+    Adapters are small and cast anew in every layer.
+    """
     in_fp32 = work.full or (work.bits is None and work.frozen_bytes == 4)
-    return adapter + (2 * (shape.parameters - shape.looked_up) if in_fp32 else 0)
+    return 2 * (shape.parameters - shape.looked_up) if in_fp32 and work.compute_bytes == 2 else 0
 
 
 def checkpoint_bytes(trainable: int, optimizer_bytes: int = 8) -> int:
