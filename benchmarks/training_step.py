@@ -26,7 +26,7 @@ from benchmarks import corpus, plot, ratios  # noqa: E402
 from benchmarks.inputs import save_documents, save_model  # noqa: E402
 from benchmarks.rounds import Worker, WorkerError, environment, run_rounds  # noqa: E402
 from benchmarks.shapes import SHAPES, flops_per_token  # noqa: E402
-from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, VARIANTS  # noqa: E402
+from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, STUDIES, VARIANTS  # noqa: E402
 from benchmarks.variants import groups as variant_groups  # noqa: E402
 from benchmarks.workers.channel import Spec  # noqa: E402
 
@@ -65,7 +65,9 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.quick:
         given.model = "tiny"
-    given.variants = given.variants or list(QUICK if given.quick else VARIANTS)
+    given.variants = given.variants or list(
+        QUICK if given.quick else (name for name in VARIANTS if name not in STUDIES)
+    )
     if given.documents_per_step % DOCUMENTS_A_ROW or given.documents_per_step < DOCUMENTS_A_ROW:
         parser.error(f"--documents-per-step {given.documents_per_step} is not a multiple of {DOCUMENTS_A_ROW}")
     if given.together is None:
