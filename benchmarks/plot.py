@@ -6,6 +6,7 @@ python -m benchmarks.plot benchmarks/results/RESULT.json
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,33 @@ def publish(result_path: Path, page: Path = PAGE) -> list[Path]:
     result = json.loads(result_path.read_text(encoding="utf-8"))
     key = f"{result['model']}-{result['method']}-{result['device']}"
     image = picture(result, page.parent / "images" / f"training-step-{key}.png")
-    begin, end = f"<!-- bench {key} -->", f"<!-- end {key} -->"
-    text = page.read_text(encoding="utf-8")
-    if begin not in text or end not in text:
-        raise SystemExit(f"{page} has no place for this result: add the lines {begin} and {end}")
-    before, rest = text.split(begin, 1)
-    after = rest.split(end, 1)[1]
-    block = f"{begin}\n\n{table(result)}\n\n![Speed and memory, {key}](images/{image.name})\n\n{end}"
-    page.write_text(before + block + after, encoding="utf-8")
+    put(page, key, f"{table(result)}\n\n![Speed and memory, {key}](images/{image.name})")
     return [image, page]
+
+
+def put(page: Path, key: str, text: str) -> None:
+    """Replaces what stands between a page's marks for this result.
+
+    Raises:
+        SystemExit: the page has no such marks.
+    """
+    begin, end = f"<!-- bench {key} -->", f"<!-- end {key} -->"
+    old = page.read_text(encoding="utf-8")
+    if begin not in old or end not in old:
+        raise SystemExit(f"{page} has no place for this result: add the lines {begin} and {end}")
+    before, rest = old.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def commit() -> str:
+    """The commit, with `+changes` where the working tree differs from it."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.strip() + ("+changes" if dirty.strip() else "")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks import corpus, plot, ratios  # noqa: E402
 from benchmarks.inputs import save_documents, save_model  # noqa: E402
 from benchmarks.rounds import Worker, WorkerError, environment, run_rounds  # noqa: E402
 from benchmarks.shapes import SHAPES, flops_per_token  # noqa: E402
-from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, VARIANTS  # noqa: E402
+from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, STUDIES, VARIANTS  # noqa: E402
 from benchmarks.variants import groups as variant_groups  # noqa: E402
 from benchmarks.workers.channel import Spec  # noqa: E402
 
@@ -65,7 +65,9 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.quick:
         given.model = "tiny"
-    given.variants = given.variants or list(QUICK if given.quick else VARIANTS)
+    given.variants = given.variants or list(
+        QUICK if given.quick else (name for name in VARIANTS if name not in STUDIES)
+    )
     if given.documents_per_step % DOCUMENTS_A_ROW or given.documents_per_step < DOCUMENTS_A_ROW:
         parser.error(f"--documents-per-step {given.documents_per_step} is not a multiple of {DOCUMENTS_A_ROW}")
     if given.together is None:
@@ -156,16 +158,6 @@ def machine(given: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-def commit() -> str:
-    """The commit, with `+changes` where the working tree differs from it."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.strip() + ("+changes" if dirty.strip() else "")
-
-
 Steps = dict[str, list[dict[str, Any]]]
 
 
@@ -231,7 +223,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     hardware = machine(given)
     return {
         "model": given.model, "method": given.method, "device": given.device, "threads": given.threads,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "hardware": hardware,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": plot.commit(), "hardware": hardware,
         "load": {"before": load, "after": os.getloadavg()}, "versions": versions,
         "documents": {"count": count, "per_step": given.documents_per_step, "label_share": share, "token_mean_length": mean_length, "pack_tokens": spec.pack_tokens},
         "gate": gates, "ceiling_gflops": {"before": before, "after": after, "used": best},

@@ -39,8 +39,12 @@ VARIANTS = {
     "trl-packing": Variant("trl_sft", PEERS, "TRL packing, no checkpointing", best=True),
     "lf": Variant("llama_factory", FACTORY, "LLaMA-Factory, defaults"),
     "lf-packing": Variant("llama_factory", FACTORY, "LLaMA-Factory neat packing, no checkpointing", best=True),
-}
+    "ours-mallopt": Variant("ours_mallopt", OWN, "this toolkit, packing, mallopt"),
+    "ours-portable-mallopt": Variant("ours_mallopt", OWN, "this toolkit, portable, mallopt", settings=("training.runtime.kernels=portable",)),
+}  # fmt: skip
 QUICK = ("ours", "naive")
+# Measured where they are asked for by name.
+STUDIES = ("ours-mallopt", "ours-portable-mallopt")
 
 
 def groups(names: Sequence[str], *, together: int) -> list[list[str]]:

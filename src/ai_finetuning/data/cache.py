@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,23 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ..hardware.folders import cache_folder
 from .tokenize import EncodeReport, Example
 
 # Oldest entries go when the folder grows beyond this.
 LIMIT_BYTES = 2 * 2**30
-
-
-def cache_folder() -> Path:
-    """AIFT_CACHE, or the user's cache folder."""
-    if os.environ.get("AIFT_CACHE"):
-        return Path(os.environ["AIFT_CACHE"]) / "tokens"
-    if os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "ai_finetuning" / "tokens"
 
 
 @cache
@@ -78,7 +65,7 @@ def cache_key(files: Sequence[Path], tokenizer: Any, settings: Mapping[str, Any]
 def read(key: str) -> tuple[list[Example], EncodeReport, list[str]] | None:
     """A cached entry: examples, report, lines about the files; None where there is none or it cannot be read."""
     try:
-        with np.load(cache_folder() / f"{key}.npz", allow_pickle=False) as stored:
+        with np.load(cache_folder("tokens") / f"{key}.npz", allow_pickle=False) as stored:
             note = json.loads(str(stored["note"]))
             ids, labels = stored["input_ids"], stored["labels"]
             ends = np.cumsum(stored["lengths"])
@@ -101,7 +88,7 @@ def write(key: str, examples: Sequence[Example], report: EncodeReport, lines: Se
         "report": asdict(report),
         "lines": list(lines),
     }
-    folder = cache_folder()
+    folder = cache_folder("tokens")
     temporary = folder / f".{key}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import torch
 
-from .gpu import cpu_flags, cpu_has_bf16, get_available_device, get_gpu_memory_info, physical_cores
+from .cores import physical_cores
+from .gpu import cpu_flags, cpu_has_bf16, get_available_device, get_gpu_memory_info
 
 PACKAGES = (
     "ai-finetuning-toolkit", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "torchao", "safetensors", "tokenizers",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..hardware.folders import cache_folder
 from ..hardware.gpu import cpu_has_bf16
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -25,12 +26,6 @@ _TIMEOUT_SECONDS = 120
 
 class KernelsUnavailableError(Exception):
     """Why there are no compiled kernels here; never reaches the user as an error."""
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels lie: `AIFT_CACHE`, else the user's cache folder."""
-    root = os.environ.get("AIFT_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "aift" / "kernels"
 
 
 def _processor() -> str:
@@ -84,7 +79,7 @@ def library() -> ctypes.CDLL:
         raise KernelsUnavailableError("no C++ compiler (g++ or clang++)")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, _processor()])
-    target = cache_folder() / f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    target = cache_folder("kernels") / f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
         if not target.is_file():
             _compile(compiler, target)

@@ -37,6 +37,7 @@ class Distributed(SingleDevice):
         scaler: bool = False, cut_layers: Callable[[nn.Module, DeviceMesh], None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(device, autocast=autocast, scaler=scaler)
+        self._casts_stay = not sharded  # copies of gathered weights would undo the sharding
         self.mesh, self._sharded, self._cut_layers = mesh, sharded, cut_layers
         self.data_rank, self.data_size = mesh.get_local_rank("dp"), mesh["dp"].size()
         self.rank, self.is_main = dist.get_rank(), dist.get_rank() == 0

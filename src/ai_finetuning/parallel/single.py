@@ -21,6 +21,7 @@ class SingleDevice:
     rank = 0
     is_main = True
     layouts: dict[str, Layout] | None = None
+    _casts_stay = True  # autocast keeps the 16-bit copies of weights until the forward pass ends
 
     def __init__(self, device: torch.device, *, autocast: torch.dtype | None = None, scaler: bool = False) -> None:
         self.device = device
@@ -63,7 +64,7 @@ class SingleDevice:
     def _computing(self) -> contextlib.AbstractContextManager[Any]:
         if self._autocast is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self._autocast)
+        return torch.autocast(self.device.type, dtype=self._autocast, cache_enabled=self._casts_stay)
 
     def _backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()

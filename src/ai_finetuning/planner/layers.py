@@ -51,18 +51,19 @@ def blocks_of(
         for weight in place.parameters()
     }
 
-    def block(modules: Sequence[str], activations: int = 0, transient: int = 0) -> Block:
+    def block(modules: Sequence[str], activations: int = 0, transient: int = 0, *, looked_up: bool = False) -> Block:
         held = {id(weight): weight for name in modules for weight in model.get_submodule(name).parameters()}
         embeddings = sum(weight.numel() for key, weight in held.items() if key in own)
         body = sum(weight.numel() for weight in held.values()) - embeddings
         trains = body + embeddings if work.full else round(rank * _adapter_rank_one(shape, modules, targets))
         weights = memory.weight_bytes(work, body, embeddings) + (0 if work.full else 4 * trains)
+        weights += memory.copy_bytes(work, body if looked_up else body + embeddings)
         return Block(tuple(modules), weights, memory.state_bytes(work, trains), activations, transient)
 
     middle = [block([name], kept, computing) for name in layers]
     if model.get_input_embeddings().weight is model.get_output_embeddings().weight:
         return [block([*front, *back], logits), *middle]
-    return [block(front), *middle, block(back, logits)]
+    return [block(front, looked_up=True), *middle, block(back, logits)]
 
 
 def _adapter_rank_one(shape: ModelShape, modules: Sequence[str], targets: Sequence[str] | None) -> int:

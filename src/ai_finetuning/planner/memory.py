@@ -24,6 +24,7 @@ class MemoryEstimate:
     """Bytes at the peak of a training step, by what they are for."""
 
     weights: int
+    copies: int
     gradients_and_optimizer: int
     activations: int
     logits: int
@@ -32,12 +33,13 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients_and_optimizer + self.activations + self.logits + self.base
+        return self.weights + self.copies + self.gradients_and_optimizer + self.activations + self.logits + self.base
 
     def text(self) -> str:
         """One line for people, in GiB."""
         parts = [
             (localized("重み", "weights"), self.weights),
+            (localized("16 bit の写し", "16-bit copies"), self.copies),
             (localized("勾配とオプティマイザー", "gradients and optimizer"), self.gradients_and_optimizer),
             (localized("活性", "activations"), self.activations),
             (localized("ロジット", "logits"), self.logits),
@@ -54,7 +56,7 @@ class Workload:
     Attributes:
         trainable: parameters that get gradients.
         bits: 4 or 8 where the base is quantized.
-        frozen_bytes: bytes of a frozen weight (2 or 4).
+        frozen_bytes: bytes of a frozen weight as it is held (2 or 4).
         tokens: rows x tokens of a micro-batch, padding included.
         compute_bytes: bytes of an activation (2 under autocast, else 4).
         optimizer_bytes: of AdamW's two moments: 8, or 2 with 8-bit states.
@@ -75,6 +77,7 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
     kept, computing = layer_activations(shape, work, checkpointing=checkpointing)
     return MemoryEstimate(
         weights=weight_bytes(work, body, shape.embedding_parameters) + (0 if work.full else 4 * work.trainable),
+        copies=copy_bytes(work, shape.parameters - shape.looked_up),
         gradients_and_optimizer=state_bytes(work, work.trainable),
         activations=kept * shape.layers + computing,
         logits=logit_bytes(shape, work),
@@ -84,13 +87,22 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
 def weight_bytes(work: Workload, body: int, embeddings: int) -> int:
     """Bytes of the base's weights: `body` of its layers, and embeddings and head, which are never quantized.
 
-    Full fine-tuning keeps fp32 masters, and under autocast their 16-bit copies.
+    Full fine-tuning keeps fp32 masters.
     """
     if work.full:
-        return (4 + (work.compute_bytes if work.compute_bytes == 2 else 0)) * (body + embeddings)
+        return 4 * (body + embeddings)
     if work.bits is not None:
         return int(KBIT_BYTES[work.bits] * body) + work.frozen_bytes * embeddings
     return work.frozen_bytes * (body + embeddings)
+
+
+def copy_bytes(work: Workload, multiplied: int) -> int:
+    """fp32 weights that are computed with in 16 bit are held a second time: fused steps keep the copies (models/fused.py), autocast caches them.
+
+    Adapters are small and cast anew in every layer; an embedding that is only looked up has no copy.
+    """
+    in_fp32 = work.full or (work.bits is None and work.frozen_bytes == 4)
+    return 2 * multiplied if in_fp32 and work.compute_bytes == 2 else 0
 
 
 def state_bytes(work: Workload, trainable: int) -> int:

@@ -36,6 +36,11 @@ class ModelShape:
     vocabulary: int
     positions: int | None
 
+    @property
+    def looked_up(self) -> int:
+        """Weights that no product needs: an input embedding that is not the head as well."""
+        return max(0, self.embedding_parameters - self.vocabulary * self.hidden)
+
     def refuse_misfit(self, *, max_token_id: int, max_length: int) -> None:
         """Refuses data that the model cannot take: a token id without an embedding row, or too many positions.
 

@@ -32,6 +32,7 @@ from ..engine.rng import seed_everything
 from ..engine.schedule import Schedule, resolve_warmup
 from ..errors import ConfigError
 from ..hardware.checkpointing import enable_activation_checkpointing
+from ..hardware.cores import use_physical_cores
 from ..hardware.gpu import free_memory_bytes, get_available_device, peak_memory_bytes
 from ..models.adapters import add_lora, embedding_weights, trainable_parameters
 from ..models.base_model import BaseModel
@@ -205,7 +206,7 @@ def _plan(
     compute = 2 if precision.autocast is not None else 4
     moments = _OPTIMIZER_BYTES[training.optimizer.name]
     work = memory.Workload(
-        trainable=trainable, bits=job.bits, frozen_bytes=compute, tokens=training.batch_size * width,
+        trainable=trainable, bits=job.bits, frozen_bytes=_frozen_bytes(job, compute), tokens=training.batch_size * width,
         compute_bytes=compute, optimizer_bytes=moments, full=job.full,
     )  # fmt: skip
     free = free_memory_bytes(device)
@@ -228,6 +229,13 @@ def _plan(
         ),
         free_disk_bytes=free_disk_bytes(Path(training.output_dir)), output_dir=training.output_dir,
     )  # fmt: skip
+
+
+def _frozen_bytes(job: Job, compute: int) -> int:
+    """Bytes of a frozen weight: as it is loaded, as the user asked, or else as the run computes."""
+    loaded = base.plain_module(job.model)
+    dtype = next(loaded.parameters()).dtype if loaded is not None else job.model.torch_dtype
+    return dtype.itemsize if dtype is not None else compute
 
 
 def _targets(lora: LoRAConfig) -> list[str] | None:
@@ -307,6 +315,8 @@ def _run_in_processes(job: Job, processes: int) -> Result:
 
 def _run_here(job: Job, choice: Choice, peers: Peers) -> Result:
     """One process's part of a run."""
+    if peers.size == 1:
+        use_physical_cores()
     options = job.config.training.checkpoint
     with OutputFolder(job.config.training.output_dir, keep=options.save_total_limit, peers=peers) as folder:
         start = resume.find(folder, options)

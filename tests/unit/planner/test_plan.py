@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.support.models import build_model, save_tiny_model
 
+from ai_finetuning.data.collate import collate
+from ai_finetuning.data.tokenize import Example
+from ai_finetuning.engine.loss import make_document_loss
+from ai_finetuning.hardware.gpu import cpu_has_bf16
 from ai_finetuning.models.adapters import add_lora, trainable_parameters
+from ai_finetuning.models.documents import open_documents
 from ai_finetuning.planner import memory
 from ai_finetuning.planner.shape import read_shape, shape_of
 
@@ -64,3 +71,46 @@ def test_the_estimate_is_near_what_autograd_keeps():
     work = memory.Workload(trainable=0, bits=None, frozen_bytes=4, tokens=ids.numel(), compute_bytes=4, optimizer_bytes=8, full=False)  # fmt: skip
     estimated = memory.estimate(shape_of(model), work, checkpointing=False).activations
     assert 1 / 1.5 < estimated / sum(sizes.values()) < 1.5
+
+
+def live_storages() -> dict[int, torch.Tensor]:
+    """A tensor of every storage that is alive."""
+    gc.collect()
+    # issubclass of the type, because isinstance asks some objects for attributes that warn.
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+    return {item.untyped_storage().data_ptr(): item for item in tensors if item.device.type == "cpu"}
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="the fused path needs bf16 instructions")
+@pytest.mark.parametrize("method", ["full", "lora", "lora on fp32"])
+def test_what_a_fused_run_holds_between_steps_is_what_was_planned(method: str):
+    """Weights, 16-bit copies, gradients and moments of a real step, tensor by tensor."""
+    known = set(live_storages())
+    base = build_model(hidden_size=128, layers=2)
+    shape = shape_of(base)
+    if method == "lora":
+        base = base.to(torch.bfloat16)
+    model = base if method == "full" else add_lora(base, r=8, alpha=8)
+    path, reason = open_documents(base, torch.device("cpu"), autocast=torch.bfloat16, kernels="auto")
+    if path is None or path.name != "fused":
+        pytest.skip(f"no fused path here: {reason}")
+    optimizer = torch.optim.AdamW([item for item in model.parameters() if item.requires_grad], lr=1e-3, fused=True)
+    path.watch(optimizer)
+    rows = [[Example(ids, ids, 32)] for ids in np.random.default_rng(0).integers(3, 400, (4, 32)).astype(np.int32)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = make_document_loss(path)(model, collate(rows, pad_token_id=0, packed=False))
+    loss.backward()
+    optimizer.step()
+    held: dict[torch.dtype, int] = {}
+    for place, item in live_storages().items():
+        if place not in known:
+            held[item.dtype] = held.get(item.dtype, 0) + item.untyped_storage().nbytes()
+    work = memory.Workload(
+        trainable=trainable_parameters(model)[0], bits=None, frozen_bytes=2 if method == "lora" else 4, tokens=128, compute_bytes=2,
+        full=method == "full",
+    )  # fmt: skip
+    planned = memory.estimate(shape, work, checkpointing=False)
+    if method != "lora":  # there the frozen weights are bf16 themselves
+        assert held[torch.bfloat16] == pytest.approx(planned.copies, rel=0.02)
+    assert sum(held.values()) == pytest.approx(planned.weights + planned.copies + planned.gradients_and_optimizer, rel=0.02)  # fmt: skip
+    path.close()

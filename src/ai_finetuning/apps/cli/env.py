@@ -24,13 +24,13 @@ def env(
     import json
     from pathlib import Path
 
-    from ...data.cache import cache_folder
     from ...hardware.environment import environment
+    from ...hardware.folders import cache_folder
     from ...training.output_folder import free_disk_bytes
 
     found = environment()
     found["free_disk_gb"] = round(free_disk_bytes(Path.cwd()) / 1e9, 1)
-    found["token_cache"] = str(cache_folder())
+    found["token_cache"] = str(cache_folder("tokens"))
     found["hub"] = _hub()
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
