@@ -21,6 +21,14 @@ BY_NAME = {
 }
 
 
+# The cuts of transformers' plans that parallel/tensor.py makes; mixtures of experts and latent attention need others.
+CUTS = frozenset(
+    {
+        "colwise", "colwise_gather_output", "rowwise", "rowwise_split_input", "embedding_rowwise", "replicated_with_grad_allreduce",
+    }
+)  # fmt: skip
+
+
 def tensor_plan(model: Any) -> dict[str, str]:
     """Module names, numbers written as *, to transformers' word for the cut.
 
@@ -28,7 +36,7 @@ def tensor_plan(model: Any) -> dict[str, str]:
         model: a transformers causal LM, with or without an adapter, on any device (meta too).
 
     Raises:
-        ModelError: it has no plan, and its modules have other names than Llama's.
+        ModelError: it has no plan and its modules have other names than Llama's, or its plan would train it wrongly.
     """
     get_base = getattr(model, "get_base_model", None)
     inner = get_base() if get_base is not None else model
@@ -36,14 +44,38 @@ def tensor_plan(model: Any) -> dict[str, str]:
     plan = dict(inner.tp_plan or {}) or {
         name: style for name in modules for end, style in BY_NAME.items() if name.endswith(end)
     }
-    if not any(style.startswith("colwise") and name.count(".") > 1 for name, style in plan.items()):
-        kind = type(inner).__name__
+    # Both ends are cut by vocabulary whatever the plan says: tied weights have to be cut alike.
+    ends = (
+        (inner.get_input_embeddings(), "embedding_rowwise"),
+        (inner.get_output_embeddings(), "colwise_gather_output"),
+    )
+    for end, style in ends:
+        plan |= {name: style for name, module in modules.items() if module is end}
+    plan = {name: style for name, style in plan.items() if name in modules}
+    _refuse(type(inner).__name__, plan, modules)
+    return plan
+
+
+def _refuse(kind: str, plan: dict[str, str], modules: dict[str, nn.Module]) -> None:
+    if "rowwise" not in {style[:7] for style in plan.values()}:
         raise ModelError(
             f"{kind} にはテンソル並列の計画がなく、層の名前も Llama と違います。strategy: fsdp または pipeline を使ってください。",
             f"{kind} has no plan for tensor parallelism and its layers are not named as Llama's; use strategy: fsdp or pipeline.",
         )
-    # Both ends are cut by vocabulary whatever the plan says: tied weights have to be cut alike.
-    ends = ((inner.get_input_embeddings(), "embedding_rowwise"), (inner.get_output_embeddings(), "colwise_gather_output"))
-    for module, style in ends:
-        plan |= {name: style for name, found in modules.items() if found is module and isinstance(module, nn.Module)}
-    return {name: style for name, style in plan.items() if name in modules}
+    unknown = sorted(set(plan.values()) - CUTS)
+    if unknown:
+        raise ModelError(
+            f"{kind} の分割計画には、対応していない {', '.join(unknown)} があります。strategy: fsdp または pipeline を使ってください。",
+            f"the plan of {kind} asks for {', '.join(unknown)}, which is not supported; use strategy: fsdp or pipeline.",
+        )
+    for parent in {name.rpartition(".")[0] for name, style in plan.items() if style == "colwise"}:
+        module = modules[parent]
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        own += [name for name, child in module.named_children() if any(True for _ in child.parameters())]
+        left = [name for name in own if f"{parent}.{name}" not in plan]
+        if left:
+            # They would work on this rank's values only, and their gradients would be added up by nobody.
+            raise ModelError(
+                f"{kind} の {parent} には分割計画にない重み {', '.join(left)} があります。strategy: fsdp または pipeline を使ってください。",
+                f"{parent} of {kind} has weights that its plan does not speak of ({', '.join(left)}); use strategy: fsdp or pipeline.",
+            )

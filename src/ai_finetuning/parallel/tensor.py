@@ -34,7 +34,7 @@ Plan = Mapping[str, str]
 COLUMN, COLUMN_JOINED = "colwise", "colwise_gather_output"
 ROW, ROW_WHOLE_INPUT = "rowwise", "rowwise_split_input"
 VOCABULARY, PARTIAL_GRADIENT = "embedding_rowwise", "replicated_with_grad_allreduce"
-STYLES = frozenset({COLUMN, COLUMN_JOINED, ROW, ROW_WHOLE_INPUT, VOCABULARY, PARTIAL_GRADIENT})
+_STYLES = frozenset({COLUMN, COLUMN_JOINED, ROW, ROW_WHOLE_INPUT, VOCABULARY, PARTIAL_GRADIENT})
 # Attributes that some models' attention reads in view(); a rank computes its own heads only.
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "num_key_value_heads")
 
@@ -104,14 +104,17 @@ def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan) -> None:
         plan: how its modules are cut (models/plans.py).
 
     Raises:
-        ModelError: the plan does not fit the model, or the model is cut already.
+        ModelError: the model is cut already, or has layers that cannot be.
+        KeyError: a word in the plan that is not known here.
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise ModelError("モデルはすでに分割されています。", "the model is cut already.")
     get_base = getattr(model, "get_base_model", None)
     inner: nn.Module = get_base() if get_base is not None else model
     styles = {name: style for name, _ in inner.named_modules() if (style := plan.get(re.sub(r"\d+", "*", name)))}
-    _refuse_plan(inner, styles)
+    for name, style in styles.items():
+        if style not in _STYLES:
+            raise KeyError(f"{name}: {style}")
     source = dist.get_global_rank(mesh.get_group(), 0)
     for parameter in model.parameters():
         dist.broadcast(parameter.data, source, group=mesh.get_group())
@@ -122,28 +125,6 @@ def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan) -> None:
         cut.module(inner.get_submodule(name), style, entrances.setdefault(parent, _Entrance(mesh.get_group())))
     for parent in {name.rpartition(".")[0] for name, style in styles.items() if style == COLUMN}:
         _divide_heads(inner.get_submodule(parent), parent, mesh.size())
-
-
-def _refuse_plan(model: nn.Module, styles: Mapping[str, str]) -> None:
-    """Unknown ways of cutting, and weights that would see cut values although the plan does not speak of them."""
-    kind = type(model).__name__
-    unknown = sorted(set(styles.values()) - STYLES)
-    if unknown or not styles:
-        reason = ", ".join(unknown) or "-"
-        raise ModelError(
-            f"{kind} はテンソル並列で分割できません（計画: {reason}）。strategy: fsdp または pipeline を使ってください。",
-            f"{kind} cannot be cut for tensor parallelism (its plan: {reason}); use strategy: fsdp or pipeline.",
-        )
-    for parent in {name.rpartition(".")[0] for name, style in styles.items() if style == COLUMN}:
-        module = model.get_submodule(parent)
-        own = [name for name, _ in module.named_parameters(recurse=False)]
-        own += [name for name, child in module.named_children() if any(True for _ in child.parameters())]
-        left = [name for name in own if f"{parent}.{name}" not in styles]
-        if left:
-            raise ModelError(
-                f"{kind} の {parent} には分割計画にない重み {', '.join(left)} があります。strategy: fsdp または pipeline を使ってください。",
-                f"{parent} of {kind} has weights that its plan does not speak of ({', '.join(left)}); use strategy: fsdp or pipeline.",
-            )
 
 
 def _divide_heads(attention: nn.Module, name: str, size: int) -> None:
@@ -205,16 +186,15 @@ class _Cutter:
             self._cut[id(whole)] = whole, nn.Parameter(spread, requires_grad=whole.requires_grad)
         return self._cut[id(whole)][1]
 
-    def module(self, module: nn.Module, style: str, entrance: _Entrance) -> None:
+    def module(self, module: Any, style: str, entrance: _Entrance) -> None:
         """One module of the plan, and the adapter or the trained copy on it."""
         if hasattr(module, "modules_to_save"):
             for copy in (module.original_module, *module.modules_to_save.values()):
-                assert isinstance(copy, nn.Module)
                 self.module(copy, style, entrance)
             return
         base = getattr(module, "base_layer", None)
-        if isinstance(base, nn.Module):
-            self._adapter(module, base, style)
+        if base is not None:
+            self._adapter(module, style)
             module = base
         if style == VOCABULARY:
             self._embedding(module)
@@ -223,7 +203,7 @@ class _Cutter:
         else:
             self._linear(module, style, entrance)
 
-    def _adapter(self, module: Any, base: nn.Module, style: str) -> None:
+    def _adapter(self, module: Any, style: str) -> None:
         """The half of LoRA that faces the cut is cut like its base; the other half stays whole, with whole gradients."""
         if getattr(module, "lora_variant", None):
             raise ModelError(
@@ -236,16 +216,12 @@ class _Cutter:
         for half in (module.lora_B if column else module.lora_A).values():
             self._linear(half, style, _Entrance(self._group))
         for dropout in module.lora_dropout.values() if style == ROW else ():
-            if isinstance(dropout, nn.Dropout):
+            if getattr(dropout, "p", 0.0):
                 width = module.in_features
                 dropout.forward = partial(_dropout_of_part, dropout, width, chunk(width, self._size, self._rank))
 
-    def _linear(self, module: nn.Module, style: str, entrance: _Entrance) -> None:
-        if type(module) is not nn.Linear:
-            raise ModelError(
-                f"テンソル並列で分割できるのは通常の線形層だけです（{type(module).__name__}）。量子化をやめるか strategy: fsdp を使ってください。",
-                f"only plain linear layers can be cut for tensor parallelism, not {type(module).__name__}; do not quantize, or use strategy: fsdp.",
-            )
+    def _linear(self, module: Any, style: str, entrance: _Entrance) -> None:
+        _require_linear(module)
         column = style in (COLUMN, COLUMN_JOINED)
         width = module.out_features if column else module.in_features
         module.weight = self._parameter(module.weight, 0 if column else 1)
@@ -257,15 +233,27 @@ class _Cutter:
         entrance.users += 1
         module.forward = partial(_column, module, entrance, self._group, width if style == COLUMN_JOINED else None)
 
-    def _embedding(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Embedding) or module.max_norm is not None:
-            raise ModelError(
-                f"埋め込み {type(module).__name__} はテンソル並列で分割できません。",
-                f"the embedding {type(module).__name__} cannot be cut for tensor parallelism.",
-            )
+    def _embedding(self, module: Any) -> None:
+        _require_embedding(module)
         start, stop = chunk(module.num_embeddings, self._size, self._rank)
         module.weight = self._parameter(module.weight, 0)
         module.forward = partial(_embedding, module, module.forward, (start, stop), self._group)
+
+
+def _require_linear(module: nn.Module) -> None:
+    if type(module) is not nn.Linear:
+        raise ModelError(
+            f"テンソル並列で分割できるのは通常の線形層だけです（{type(module).__name__}）。量子化をやめるか strategy: fsdp を使ってください。",
+            f"only plain linear layers can be cut for tensor parallelism, not {type(module).__name__}; do not quantize, or use strategy: fsdp.",
+        )
+
+
+def _require_embedding(module: nn.Module) -> None:
+    if not isinstance(module, nn.Embedding) or module.max_norm is not None:
+        raise ModelError(
+            f"埋め込み {type(module).__name__} はテンソル並列で分割できません。",
+            f"the embedding {type(module).__name__} cannot be cut for tensor parallelism.",
+        )
 
 
 def _column(linear: nn.Linear, entrance: _Entrance, group: Group, width: int | None, value: Tensor) -> Tensor:
