@@ -33,9 +33,11 @@ class Case:
     data: str = "padded"
     rows: int = 11
     layers: int = 2
+    vocabulary: int = 400
+    dropout: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.method}-{self.data}-{self.rows}"
+        return f"{self.kind}-{self.method}-{self.data}-{self.rows}-{self.vocabulary}-{self.dropout:g}"
 
 
 @dataclass
@@ -71,9 +73,9 @@ def loader(case: Case, rank: int = 0, size: int = 1) -> Loader:
 
 def model_of(case: Case) -> Any:
     """The same random weights in every process; adapters that already do something."""
-    model = build_model(case.kind, layers=case.layers)
+    model = build_model(case.kind, layers=case.layers, vocab_size=case.vocabulary)
     if case.method == "lora":
-        model = add_lora(model, r=4, alpha=8, dropout=0.0, target_modules="all-linear")
+        model = add_lora(model, r=4, alpha=8, dropout=case.dropout, target_modules="all-linear")
         generator = torch.Generator().manual_seed(7)
         for name, parameter in sorted(model.named_parameters()):
             if "lora_" in name:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.loss import LinearCrossEntropy
@@ -83,6 +84,13 @@ def make_document_loss(model: DocumentModel) -> LossFunction:
         hidden = model.hidden(documents.input_ids, documents.position_ids, documents.lengths)
         live = documents.targets != IGNORED
         kept, targets = (hidden, documents.targets) if bool(live.all()) else (hidden[live], documents.targets[live])
+        if isinstance(
+            model.head.weight, DTensor
+        ):  # cut along `tp`: only the head itself knows how to put its parts together
+            logits = model.head(kept)
+            return cross_entropy_sum(
+                torch.tanh(logits.float() / model.cap) * model.cap if model.cap else logits, targets
+            )
         loss: Tensor = LinearCrossEntropy.apply(
             kept, model.head.weight, targets, model.cap, CHUNK_BYTES, model.cast, model.compiled
         )

@@ -50,10 +50,17 @@ def add_lora(
 
     Raises:
         ConfigError: a target that the model does not have.
+        ModelError: the model is spread over processes already; nobody would add up the adapter's gradients.
     """
     from peft import LoraConfig, get_peft_model
+    from torch.distributed.tensor import DTensor
     from transformers.pytorch_utils import Conv1D
 
+    if any(isinstance(weight, DTensor) for weight in model.parameters()):
+        raise ModelError(
+            "モデルはすでにプロセス間で分割されています。LoRA は分割の前に付けてください（後から付けるとその勾配は合計されません）。",
+            "the model is spread over processes already; put LoRA on before that (the gradients of a later adapter are added up by nobody).",
+        )
     targets = list(target_modules) if isinstance(target_modules, list | tuple) else "all-linear"
     if isinstance(targets, list):
         _check_targets(model, targets)

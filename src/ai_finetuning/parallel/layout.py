@@ -30,6 +30,12 @@ class Layout:
         return [[start, start + length] for start, length in zip(self.offset, self.size, strict=True)]
 
 
+def chunk(size: int, parts: int, index: int) -> tuple[int, int]:
+    """Where part `index` of `size` things begins and ends when torch.chunk cuts them; the last parts may be short or empty."""
+    each = -(-size // parts)
+    return min(index * each, size), min((index + 1) * each, size)
+
+
 def layout_of(weight: Tensor, mesh: DeviceMesh) -> Layout:
     """The layout of a parameter on the mesh [pp, dp, tp].
 
@@ -47,10 +53,9 @@ def layout_of(weight: Tensor, mesh: DeviceMesh) -> Layout:
             if dimension is None:
                 continue
             cut.add(name)
-            each = -(-size[dimension] // mesh[name].size())
-            start = min(mesh.get_local_rank(name) * each, size[dimension])
+            start, stop = chunk(size[dimension], mesh[name].size(), mesh.get_local_rank(name))
             offset[dimension] += start
-            size[dimension] = min(each, size[dimension] - start)
+            size[dimension] = stop - start
     owner = all(mesh.get_local_rank(name) == 0 for name in ("dp", "tp") if name not in cut)
     return Layout(shape, tuple(offset), tuple(size), owner)
 

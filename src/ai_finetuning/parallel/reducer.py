@@ -9,7 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .layout import local
+
 BUCKET_BYTES = 25 * 2**20
+
+
+def _sizes(bucket: Sequence[nn.Parameter]) -> list[int]:
+    return [local(parameter).numel() for parameter in bucket]
 
 
 class GradientReducer:
@@ -21,7 +27,7 @@ class GradientReducer:
     stages keep calling the model as they like, and the pass sums (the loss is divided by the step's label tokens already).
 
     Args:
-        parameters: what trains on this rank; the same on all ranks of the group.
+        parameters: what trains on this rank; the same on all ranks of the group. Of a weight cut along `tp`, its part is sent.
         group: the data ranks.
     """
 
@@ -36,7 +42,7 @@ class GradientReducer:
                 self._buckets.append([])
                 size = 0
             self._buckets[-1].append(parameter)
-            size += parameter.numel() * parameter.element_size()
+            size += local(parameter).numel() * parameter.element_size()
         self._bucket_of = {id(p): index for index, bucket in enumerate(self._buckets) for p in bucket}
         self._flat: list[Tensor | None] = [None] * len(self._buckets)
         self._hooks = [p.register_post_accumulate_grad_hook(self._ready) for p in parameters]
@@ -65,10 +71,10 @@ class GradientReducer:
         bucket, flat = self._buckets[self._next], self._flat[self._next]
         if flat is None:
             flat = self._flat[self._next] = torch.empty(
-                sum(p.numel() for p in bucket), dtype=bucket[0].dtype, device=bucket[0].device
+                sum(_sizes(bucket)), dtype=bucket[0].dtype, device=bucket[0].device
             )
-        for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-            part.zero_() if parameter.grad is None else part.copy_(parameter.grad.view(-1))
+        for parameter, part in zip(bucket, flat.split(_sizes(bucket)), strict=True):
+            part.zero_() if parameter.grad is None else part.copy_(local(parameter.grad).reshape(-1))
         self._works.append(dist.all_reduce(flat, group=self._group, async_op=True))
         self.sent += flat.numel() * flat.element_size()
         self._next += 1
@@ -84,11 +90,11 @@ class GradientReducer:
         for work, bucket, flat in zip(self._works, self._buckets, self._flat, strict=True):
             work.wait()
             assert flat is not None
-            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            for parameter, part in zip(bucket, flat.split(_sizes(bucket)), strict=True):
                 if parameter.grad is None:
-                    parameter.grad = part.view_as(parameter).clone()
-                else:
-                    parameter.grad.copy_(part.view_as(parameter))
+                    parameter.grad = torch.zeros_like(parameter)
+                grad = local(parameter.grad)
+                grad.copy_(part.view_as(grad))
 
     def close(self) -> None:
         """Takes the hooks off the parameters."""
