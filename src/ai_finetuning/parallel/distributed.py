@@ -161,15 +161,17 @@ class Distributed(SingleDevice):
     @torch.no_grad()
     def clip_grad_norm(self, max_norm: float) -> float:
         """The norm over every weight once, whoever holds it: owners' squares, summed over all processes."""
-        if self._scaler.is_enabled():
-            self._scaler.unscale_(self._optimizer)
         assert self.layouts is not None
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for name, part in self._parts.items():
             if part.grad is not None and self.layouts[name].owner:
                 square += part.grad.double().square().sum()
         dist.all_reduce(square)
-        norm = float(square.sqrt())
+        norm = float(square.sqrt()) / self._scaler.get_scale()
+        if self._scaler.is_enabled():
+            if not torch.isfinite(square):  # every process's scaler has to see what overflowed on one of them
+                self._gradients()[0].grad.fill_(torch.inf)  # type: ignore[union-attr]
+            self._scaler.unscale_(self._optimizer)
         if max_norm > 0 and norm > max_norm and torch.isfinite(square):
             torch._foreach_mul_([part.grad for part in self._gradients() if part.grad is not None], max_norm / norm)
         return norm

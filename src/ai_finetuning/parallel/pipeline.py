@@ -206,6 +206,7 @@ class Pipeline(Distributed):
 
     def _take_parts(self, model: nn.Module) -> None:
         super()._take_parts(model)
+        assert self.layouts is not None
         self._ties = [name for name in self._ties if name in self._parts]
         if not self._answers_for_ties:
             self.layouts |= {name: replace(self.layouts[name], owner=False) for name in self._ties}
@@ -235,6 +236,7 @@ class Pipeline(Distributed):
         for stage in self.stages:
             stage.begin(group, num_valid, self._shape[1])
         numbers = torch.arange(len(group))
+        self._scaled(torch.zeros((), device=self.device), numbers)  # a scaler begins with what it scales
         try:
             first = (numbers,) if self.stages[0].span.first else ()
             schedule.step(*first, number=numbers, target=numbers, return_outputs=False)
@@ -279,7 +281,10 @@ class Pipeline(Distributed):
     def _torch_stage(self, stage: Stage) -> PipelineStage:
         span, staging = stage.span, self._staging
         hidden = torch.empty(self._shape[1], staging.width, dtype=staging.dtype, device="meta", requires_grad=True)
-        number, loss = torch.empty(1, dtype=torch.int64, device="meta"), torch.empty((), device="meta", requires_grad=True)
+        number, loss = (
+            torch.empty(1, dtype=torch.int64, device="meta"),
+            torch.empty((), device="meta", requires_grad=True),
+        )
         return PipelineStage(
             stage, span.index, self._count, self.device, group=self._group,
             input_args=number if span.first else hidden, output_args=loss if span.last else hidden,
@@ -304,13 +309,15 @@ class Pipeline(Distributed):
     def _forward(self, count: int) -> None:
         """Every micro-batch through this process's stages; torch's schedules cannot go forward only in a V."""
         here: dict[tuple[int, int], Tensor] = {}
-        works = []
+        works: list[tuple[Any, Tensor]] = []
         for stage in self.stages:
             index = stage.span.index
             for number in range(count):
                 received = here.pop((index, number), None)
                 if received is None and not stage.span.first:
-                    received = torch.empty(stage.tokens, self._staging.width, dtype=self._staging.dtype, device=self.device)
+                    received = torch.empty(
+                        stage.tokens, self._staging.width, dtype=self._staging.dtype, device=self.device
+                    )
                     dist.recv(received, self._rank_of(index - 1), group=self._group)
                 out = stage(received, number=torch.tensor(number))
                 if stage.span.last:

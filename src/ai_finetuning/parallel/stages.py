@@ -200,7 +200,9 @@ class Staging:
         ]  # fmt: skip
         self.before = [part for is_early, part in parts if is_early]
         self.after = [part for is_early, part in parts if not is_early]
-        at_start, at_end = ({id(p) for part in side for p in part.module.parameters()} for side in (self.before, self.after))
+        at_start, at_end = (
+            {id(p) for part in side for p in part.module.parameters()} for side in (self.before, self.after)
+        )
         self.shared = at_start & at_end
 
     def weights(self) -> tuple[list[float], float, float]:
@@ -293,7 +295,8 @@ class Stage(nn.Module):
 
     def begin(self, batches: Sequence[Any], num_valid: float, tokens: int) -> None:
         """Takes the micro-batches of a step."""
-        self.batches, self.num_valid, self.tokens, self.total = batches, num_valid, tokens, 0.0
+        self.batches, self.num_valid, self.tokens = batches, num_valid, tokens
+        self.total: Tensor | float = 0.0
 
     def forward(self, received: Tensor | None = None, *, number: Tensor) -> Tensor:
         """The packed hidden states, or the loss / num_valid."""
