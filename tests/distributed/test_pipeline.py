@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.distributed.test_data_parallel import CASES, assert_equal
+from tests.support.parity import CPU, Case, differences, loader, loss_of, model_of
+from tests.support.ranks import run_ranks
+
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
@@ -16,9 +20,6 @@ from ai_finetuning.models.documents import open_documents
 from ai_finetuning.parallel.mesh import Sizes, build_mesh
 from ai_finetuning.parallel.pipeline import SCHEDULES, Pipeline
 from ai_finetuning.parallel.single import SingleDevice
-from tests.distributed.test_data_parallel import CASES, assert_equal
-from tests.support.parity import CPU, Case, differences, loader, loss_of, model_of
-from tests.support.ranks import run_ranks
 
 # One of each architecture, method and kind of data, in pairs that differ.
 COVER = [

@@ -28,8 +28,7 @@ from ..errors import ConfigError
 from .distributed import Distributed
 from .mesh import Sizes
 from .shard import shard_blocks
-from .single import SingleDevice
-from .stages import Span, Stage, Staging, check_stages, spans_of, split_layers
+from .stages import Stage, Staging, check_stages, spans_of, split_layers
 from .strategy import LossFunction
 
 
@@ -75,7 +74,8 @@ SCHEDULES = {
     "ZBV": Schedule(ScheduleZBVZeroBubble, 2, vee=True, splits_backward=True),
 }
 DEFAULT_SCHEDULE = "1F1B"
-# torch cannot split the backward pass of these (DISTRIBUTED.md section 4).
+# Refused by the promise of issue 6: torch's split backward failed or hung on GPT-2 where stages zeroed its positions. With the cut of
+# stages.py one step of a small GPT-2 is right under both (docs/decisions/0020); a longer trial on GPUs is missing.
 WITHOUT_ZERO_BUBBLE = ("gpt2",)
 
 

@@ -76,7 +76,7 @@ def split_layers(weights: Sequence[float], stages: int, *, before: float = 0.0, 
     return best[len(weights)][2]
 
 
-class Reached(Exception):  # noqa: N818 (not an error: the way out of a forward that has done its stage)
+class Reached(Exception):
     """The end of a stage inside the model's forward."""
 
     def __init__(self, hidden: Tensor) -> None:
