@@ -65,6 +65,7 @@ CONFIGS = {
         "Gemma2Config",
         {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 24, "attn_implementation": "eager"},
     ),
+    "gpt2": ("GPT2Config", {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}),
 }
 
 

@@ -16,6 +16,7 @@ from ai_finetuning.engine.loss import make_document_loss, make_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.quantized import forbid_cpu_packing, require_quantized
 from ai_finetuning.parallel.single import SingleDevice
 
 from .models import build_model
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: architecture, `full` or `lora`, `padded`, `packed` (transformers' masks) or `documents` (the portable path)."""
+    """What is trained: architecture, `full`, `lora` or `qlora`, `padded`, `packed` (transformers' masks) or `documents` (the portable path)."""
 
     kind: str
     method: str = "full"
@@ -74,7 +75,9 @@ def loader(case: Case, rank: int = 0, size: int = 1) -> Loader:
 def model_of(case: Case) -> Any:
     """The same random weights in every process; adapters that already do something."""
     model = build_model(case.kind, layers=case.layers, vocab_size=case.vocabulary)
-    if case.method == "lora":
+    if case.method == "qlora":
+        model = in_four_bit(model)
+    if case.method != "full":
         model = add_lora(model, r=4, alpha=8, dropout=case.dropout, target_modules="all-linear")
         generator = torch.Generator().manual_seed(7)
         for name, parameter in sorted(model.named_parameters()):
@@ -83,11 +86,27 @@ def model_of(case: Case) -> Any:
     return model
 
 
+def in_four_bit(model: Any) -> Any:
+    """The model with NF4 layers (fp32 products), as transformers would load it; no files, since ranks share a disk."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for layer in model.get_decoder().layers:
+        for name, linear in [(name, m) for name, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]:
+            four = Linear4bit(linear.in_features, linear.out_features, linear.bias is not None, torch.float32)
+            four.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=four)
+            four.bias = linear.bias
+            layer.set_submodule(name, four.to(CPU))
+    model.is_loaded_in_4bit = model.is_quantized = True
+    forbid_cpu_packing(model)
+    require_quantized(model, 4, "parity")
+    return model
+
+
 def loss_of(case: Case, model: Any) -> Any:
     """The loss as assemble would choose it."""
     if case.data != "documents":
         return make_loss(logits_to_keep=True)
-    inner = model.get_base_model() if case.method == "lora" else model
+    inner = model if case.method == "full" else model.get_base_model()
     path, reason = open_documents(inner, CPU, autocast=None, kernels="portable")
     assert path is not None, reason
     return make_document_loss(path)

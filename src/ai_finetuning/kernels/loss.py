@@ -76,9 +76,13 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         dhidden, dweight, dtype = ctx.gradients
-        ctx.gradients = None
+        # Zero-bubble pipelines come twice, for the hidden states and later for the weight, and say so by retain_graph.
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        scale = torch.Tensor.mul if again else torch.Tensor.mul_
+        if not again:
+            ctx.gradients = None
         return (
-            None if dhidden is None else dhidden.mul_(gradient),
-            None if dweight is None else dweight.mul_(gradient).to(dtype),
+            None if dhidden is None else scale(dhidden, gradient),
+            None if dweight is None else scale(dweight, gradient).to(dtype),
             None, None, None, None, None,
         )  # fmt: skip

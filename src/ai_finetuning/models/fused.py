@@ -6,12 +6,13 @@ call without document lengths (generation, a user's own call) still goes through
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
@@ -26,7 +27,8 @@ class MasterCasts:
     """
 
     def __init__(self) -> None:
-        self._copies: dict[int, tuple[tuple[int, int], Tensor]] = {}
+        # A pipeline drops the weights of other stages; their copies go with them.
+        self._copies: MutableMapping[Tensor, tuple[tuple[int, int], Tensor]] = WeakTensorKeyDictionary()
         self._steps = 0
 
     def updated(self, *_: Any) -> None:
@@ -38,12 +40,12 @@ class MasterCasts:
         if weight.dtype is torch.bfloat16:
             return weight
         now = (self._steps if weight.requires_grad else 0, weight._version)  # a frozen weight is cast once
-        made, copy = self._copies.get(id(weight), (None, None))
+        made, copy = self._copies.get(weight, (None, None))
         if copy is None:
             copy = weight.detach().to(torch.bfloat16)
         elif made != now:
             copy = copy.copy_(weight.detach())
-        self._copies[id(weight)] = (now, copy)
+        self._copies[weight] = (now, copy)
         return copy
 
 

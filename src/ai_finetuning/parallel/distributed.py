@@ -6,7 +6,7 @@ reduced by nobody, DISTRIBUTED.md section 10, fault 2), and the optimizer comes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,15 +53,21 @@ class Distributed(SingleDevice):
             assert self._cut_layers is not None
             self._cut_layers(model, self.mesh["tp"])
         if self._sharded:
-            self._step_module = shard_layers(model, self.mesh["dp"], loss)
+            self._shard(model, loss)
         else:
             self._same_weights(model)
         self._take_parts(model)
         return model
 
+    def _shard(self, model: nn.Module, loss: LossFunction) -> None:
+        self._step_module = shard_layers(model, self.mesh["dp"], loss)
+
+    def _global_names(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from model.named_parameters()
+
     def _take_parts(self, model: nn.Module) -> None:
         """This rank's trainable parts and their layouts; the reducer where weights are replicated."""
-        whole = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        whole = {name: p for name, p in self._global_names(model) if p.requires_grad}
         self._whole = whole
         self._parts = {name: local_parameter(p) for name, p in whole.items()}
         self.layouts = {name: layout_of(p, self.mesh) for name, p in whole.items()}
@@ -156,15 +162,17 @@ class Distributed(SingleDevice):
     @torch.no_grad()
     def clip_grad_norm(self, max_norm: float) -> float:
         """The norm over every weight once, whoever holds it: owners' squares, summed over all processes."""
-        if self._scaler.is_enabled():
-            self._scaler.unscale_(self._optimizer)
         assert self.layouts is not None
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for name, part in self._parts.items():
             if part.grad is not None and self.layouts[name].owner:
                 square += part.grad.double().square().sum()
         dist.all_reduce(square)
-        norm = float(square.sqrt())
+        norm = float(square.sqrt()) / self._scaler.get_scale()
+        if self._scaler.is_enabled():
+            if not torch.isfinite(square):  # every process's scaler has to see what overflowed on one of them
+                self._gradients()[0].grad.fill_(torch.inf)  # type: ignore[union-attr]
+            self._scaler.unscale_(self._optimizer)
         if max_norm > 0 and norm > max_norm and torch.isfinite(square):
             torch._foreach_mul_([part.grad for part in self._gradients() if part.grad is not None], max_norm / norm)
         return norm

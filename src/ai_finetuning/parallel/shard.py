@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,17 +25,21 @@ class Step(nn.Module):
         return self._loss(self.model, batch)
 
 
-def layers_of(model: nn.Module) -> Iterator[nn.Module]:
-    """The repeated blocks: the children of the largest ModuleList."""
+def layer_list(model: nn.Module) -> nn.ModuleList | None:
+    """The repeated blocks: the largest ModuleList."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if lists:
-        yield from max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
+    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=None)
 
 
 def shard_layers(model: nn.Module, mesh: DeviceMesh, loss: LossFunction) -> Step:
     """Shards each block, then the rest, in place; gradients are summed, not averaged."""
     step = Step(model, loss)
-    blocks = list(layers_of(model))
+    shard_blocks(step, list(layer_list(model) or ()), mesh)
+    return step
+
+
+def shard_blocks(step: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) -> None:
+    """Shards blocks of a module, then its other weights, in place; gradients are summed, not averaged."""
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(step, mesh=mesh)
@@ -44,7 +48,6 @@ def shard_layers(model: nn.Module, mesh: DeviceMesh, loss: LossFunction) -> Step
         # The loss is divided by the step's label tokens already. gloo cannot multiply while it sums (PREMUL_SUM).
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    return step
 
 
 def set_last(step: nn.Module, last: bool) -> None:
