@@ -126,7 +126,7 @@ def compare_models(
     return found
 
 
-def benchmark_inputs(source: str | None, tokenizer: Any, *, rows: int, max_length: int) -> list[torch.Tensor]:
+def benchmark_inputs(source: Any, tokenizer: Any, *, rows: int, max_length: int) -> list[torch.Tensor]:
     """Inputs for compare_models, [1, tokens] each.
 
     Args:
