@@ -74,7 +74,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines += ["", "| check | value | limits | |", "|---|---|---|---|"]
     for check in found["verdict"]["checks"]:
         mark = "holds" if check["holds"] else "fails"
-        lines.append(f"| {check['name']} | {_shown(check['value'])} | {check['limit']} | {mark} |")
+        decimals = 0 if isinstance(check["value"], int) else 4
+        lines.append(f"| {check['name']} | {_shown(check['value'], 1, decimals)} | {check['limit']} | {mark} |")
     lines += ["", *_notes(found), ""]
     return "\n".join(lines)
 
