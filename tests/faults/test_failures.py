@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.commands import call, spawn, write_run
+from tests.support.disks import mounted
 from tests.support.runs import losses, train_full, weights_digest
 
 from ai_finetuning.engine.checkpoint import verify
@@ -151,19 +152,6 @@ def test_too_little_disk_is_refused_before_step_1(tmp_path: Path, tiny_model_dir
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 74
     assert "GB free and the run needs" in said()
     assert not (tmp_path / "out").exists()
-
-
-@contextlib.contextmanager
-def mounted(place: Path, size: str):
-    """A tmpfs of this size; skips where mounting is not allowed."""
-    place.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("cannot mount a tmpfs here (needs root on Linux)")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_really_full_disk(tmp_path: Path, tiny_model_dir: Path, said):

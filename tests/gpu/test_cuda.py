@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.models import save_tiny_model
 from tests.support.runs import ROWS, losses, train_full, train_lora, training, weights_digest
 
-from ai_finetuning import DataConfig, JapaneseModel, LoRAConfig, LoRAFinetuningTrainer, get_gpu_memory_info
+from ai_finetuning import (
+    DataConfig,
+    JapaneseModel,
+    LoRAConfig,
+    LoRAFinetuningTrainer,
+    QuantizationOptimizer,
+    get_gpu_memory_info,
+)
+from ai_finetuning.models.loading import load_causal_lm
+from ai_finetuning.models.quantized import METHODS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,3 +96,18 @@ def test_memory_information_has_the_documented_keys():
     assert info["available"] is True
     assert info["device_count"] == len(info["devices"]) >= 1
     assert info["devices"][0]["total_memory_gb"] > 1
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_way_to_quantize_is_stored_exactly_and_measured_by_events(tmp_path: Path, method):
+    pytest.importorskip(method.backend)
+    name = str(save_tiny_model(tmp_path / "model", hidden_size=256))
+    optimizer = QuantizationOptimizer(name)
+    model = optimizer.quantize(tmp_path / "q", bits=method.bits, backend=method.backend, quant_type=method.quant_type)
+    assert optimizer.report.modules > 0
+    original = load_causal_lm(name)
+    found = optimizer.benchmark_quantization(original, model, [torch.arange(6, 70)], num_runs=2)
+    assert found["quantized"]["device"].startswith("cuda")
+    assert found["quantized"]["peak_bytes"] > found["quantized"]["memory_bytes"]
+    assert not found["environment"]["timed_with_cpu_packing"]
+    assert found["memory_ratio"] < 1

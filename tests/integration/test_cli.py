@@ -25,7 +25,20 @@ def test_help_lists_the_verbs_and_every_setting(capsys):
     assert call("--help") == 0
     text = capsys.readouterr().out
     assert all(
-        verb in text for verb in ("train", "generate", "chat", "merge", "models", "env", "schema", "data", "demo")
+        verb in text
+        for verb in (
+            "train",
+            "generate",
+            "chat",
+            "merge",
+            "quantize",
+            "bench",
+            "models",
+            "env",
+            "schema",
+            "data",
+            "demo",
+        )
     )
     assert call("train", "--help") == 0
     text = capsys.readouterr().out
@@ -123,6 +136,36 @@ def test_merge_reports_its_agreement_and_loads_plain(adapter: Path, tmp_path: Pa
     assert call("generate", str(tmp_path / "merged"), "3の次の数は何ですか？", "--max-new-tokens", "2") == 0
     assert call("merge", str(adapter), "--out", str(tmp_path / "merged")) != 0  # never over an existing folder
     assert call("merge", str(tmp_path / "merged"), "--out", str(tmp_path / "b")) == 66
+
+
+def test_quantize_and_bench_and_their_refusals(tmp_path: Path, tiny_model_dir: Path, said):
+    out, text = tmp_path / "q", tmp_path / "text.txt"
+    text.write_text("日本の首都は東京です。電車は九時に出発します。\n" * 8, encoding="utf-8")
+    assert (
+        call("quantize", str(tiny_model_dir), "--bits", "4", "--type", "fp4", "--no-double-quant", "--out", str(out))
+        == 0
+    )
+    shown = said()
+    assert "bitsandbytes fp4  modules 14" in shown
+    assert f"aift bench {tiny_model_dir} {out}" in shown
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["quantization_config"]["bnb_4bit_quant_type"] == "fp4"  # fmt: skip
+    report = tmp_path / "report"
+    assert call("bench", str(tiny_model_dir), str(out), "--data", str(text), "--runs", "1", "--rows", "2", "--max-length", "32", "--out", str(report)) == 0  # fmt: skip
+    shown = said()
+    assert "verdict: " in shown
+    assert "| quantized modules | 0 | 14 |" in shown
+    assert sorted(path.name for path in report.iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
+    assert call("generate", str(out), "首都は？", "--max-new-tokens", "2") == 0
+    for arguments, code in (
+        (["--bits", "5"], 78), (["--bits", "4", "--type", "int3"], 78), (["--bits", "8", "--backend", "hqq"], 78),
+        (["--bits", "8", "--double-quant"], 78), (["--bits", "8", "--dtype", "half"], 78),
+    ):  # fmt: skip
+        assert call("quantize", str(tiny_model_dir), *arguments, "--out", str(tmp_path / "never")) == code
+    assert call("quantize", str(out), "--bits", "8", "--out", str(tmp_path / "never")) == 78
+    assert call("quantize", str(tmp_path / "nowhere"), "--bits", "8", "--out", str(tmp_path / "never")) == 66
+    assert call("quantize", str(tiny_model_dir), "--bits", "8", "--out", str(text / "below")) == 74
+    assert call("bench", str(tiny_model_dir), str(out), "--rows", "0") == 78
+    assert not (tmp_path / "never").exists()
 
 
 def test_models_lists_searches_and_describes(capsys):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,29 @@ def peak_memory_bytes() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def memory_growth(device: torch.device, work: Callable[[], Any]) -> int | None:
+    """Bytes that a piece of work held at its peak beyond what was held before it.
+
+    On CUDA what the device's allocator gave; on Linux resident memory of the process, whose recorded peak is reset for it; None elsewhere.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    gc.collect()
+    try:
+        # Else the work could use heap that was freed but not given back, and nothing would grow.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except (OSError, AttributeError, TypeError):
+        return None
+    before = int(psutil.Process().memory_info().rss)
+    work()
+    return max(0, peak_memory_bytes() - before)
 
 
 @functools.lru_cache(maxsize=1)

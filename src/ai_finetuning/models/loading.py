@@ -22,7 +22,7 @@ from ..hardware.gpu import cpu_has_bf16, get_available_device
 from ..notices import notice, warn
 from . import catalog, hub
 from .placement import DeviceMap, spread
-from .quantized import forbid_cpu_packing, kbit_config, quiet_bitsandbytes, require_quantized
+from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, require_backend, require_quantized
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
@@ -37,10 +37,11 @@ class LoadPlan:
     place: str
     device: torch.device
     dtype: torch.dtype
-    bits: int | None
+    quantization: Quantization | None
     local_files_only: bool
     trust_remote_code: bool
     device_map: Any
+    announce: bool
 
 
 def load_causal_lm(
@@ -54,7 +55,8 @@ def load_causal_lm(
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     device_map: DeviceMap | None = None,
-    quantization: Mapping[str, object] | None = None,
+    quantization: Quantization | None = None,
+    announce: bool = True,
 ) -> PreTrainedModel:
     """Loads a causal language model in eval mode.
 
@@ -67,13 +69,14 @@ def load_causal_lm(
         gradient_checkpointing: recompute activations in the backward pass.
         trust_remote_code: run code from the model's repository.
         device_map: devices by module name, instead of `device`.
-        quantization: bitsandbytes settings that differ from the defaults.
+        quantization: a method with its settings, instead of load_in_8bit and load_in_4bit.
+        announce: say which attention was taken; False for loads that only prove something.
 
     Raises:
         ModelError: the model cannot be loaded as asked. HubError: the hub does not give it.
         InputNotFoundError: a local path that is not there.
     """
-    bits = _bits(load_in_8bit, load_in_4bit)
+    wanted = quantization or _quantization_of(load_in_8bit, load_in_4bit)
     found = hub.locate(name)
     config = read_config(found)
     trusted = allow_remote_code(found.name, config, trust_remote_code)
@@ -84,16 +87,16 @@ def load_causal_lm(
         place=found.place,
         device=place,
         dtype=resolve_dtype(dtype, place),
-        bits=bits,
+        quantization=wanted,
         local_files_only=found.local_only,
         trust_remote_code=trusted,
         device_map=device_map if device_map is not None else {"": place},
+        announce=announce,
     )
-    extra = _quantization(plan, config, quantization or {})
+    extra = _quantization(plan, config)
     model = _with_attention(plan, attention, extra)
-    quiet_bitsandbytes()
-    if bits is not None:
-        require_quantized(model, bits, found.name)
+    if wanted is not None:
+        require_quantized(model, wanted.method.bits, found.name)
     forbid_cpu_packing(model)
     if isinstance(device_map, Mapping) and len(device_map) > 1:
         spread(model, device_map)
@@ -104,26 +107,29 @@ def load_causal_lm(
     return model.eval()
 
 
-def _bits(load_in_8bit: bool, load_in_4bit: bool) -> int | None:
+def _quantization_of(load_in_8bit: bool, load_in_4bit: bool) -> Quantization | None:
     if load_in_8bit and load_in_4bit:
         raise ModelError(
             "load_in_8bit と load_in_4bit が両方 True です。どちらか一方だけにしてください。",
             "load_in_8bit and load_in_4bit are both True; choose one of them.",
         )
-    return 8 if load_in_8bit else 4 if load_in_4bit else None
+    return Quantization(find_method(8 if load_in_8bit else 4)) if load_in_8bit or load_in_4bit else None
 
 
-def _quantization(plan: LoadPlan, config: Mapping[str, Any], settings: Mapping[str, object]) -> dict[str, object]:
+def _quantization(plan: LoadPlan, config: Mapping[str, Any]) -> dict[str, object]:
     """The quantization argument of from_pretrained; a checkpoint that is quantized already brings its own."""
-    if plan.bits is None:
-        return {}
     stored = config.get("quantization_config")
+    if stored is not None:
+        require_backend(str(stored.get("quant_method")))
+    if plan.quantization is None:
+        return {}
     if stored is None:
-        return {"quantization_config": kbit_config(plan.bits, plan.dtype, **settings)}
-    if not stored.get(f"load_in_{plan.bits}bit"):
+        return {"quantization_config": plan.quantization.config(plan.device, plan.dtype)}
+    bits = plan.quantization.method.bits
+    if not stored.get(f"load_in_{bits}bit"):
         raise ModelError(
-            f"{plan.name} はすでに別の方式 ({stored.get('quant_method')}) で量子化されているため、{plan.bits}bit では読み込めません。量子化前のモデルを指定してください。",
-            f"{plan.name} is quantized already ({stored.get('quant_method')}), so it cannot be loaded in {plan.bits} bit. Name the model before quantization.",
+            f"{plan.name} はすでに別の方式 ({stored.get('quant_method')}) で量子化されているため、{bits}bit では読み込めません。量子化前のモデルを指定してください。",
+            f"{plan.name} is quantized already ({stored.get('quant_method')}), so it cannot be loaded in {bits} bit. Name the model before quantization.",
         )
     return {}
 
@@ -239,7 +245,8 @@ def _with_attention(plan: LoadPlan, attention: str, extra: Mapping[str, object])
                 raise
             refusals[implementation] = str(error).split(". ")[0].splitlines()[0][:120]
             continue
-        _say_attention(implementation, refusals)
+        if plan.announce:
+            _say_attention(implementation, refusals)
         return model
     raise AssertionError("eager attention always loads or raises")
 
@@ -335,7 +342,10 @@ def weight_marks(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, 
     """A few values of every parameter, to tell later whether weights were changed (cheap, not a hash)."""
     marks = {}
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        step = max(1, flat.numel() // samples)
-        marks[name] = tuple(flat[::step][:samples].float().cpu().tolist())
+        values: list[float] = []
+        for part in plain_parts(parameter):
+            flat = part.detach().reshape(-1)
+            step = max(1, flat.numel() // samples)
+            values += flat[::step][:samples].float().cpu().tolist()
+        marks[name] = tuple(values)
     return marks

@@ -1,4 +1,4 @@
-"""8-bit and 4-bit weights by bitsandbytes, on GPUs and CPUs, with the guards that its CPU path needs.
+"""8-bit and 4-bit weights by bitsandbytes and torchao: a table of methods, and the guards that CPUs need.
 
 Two defects of bitsandbytes 0.50.2 on processors with AVX512-BF16 are kept away here: `Linear4bit.forward` in
 eval mode re-packs the weights in place, after which gradients are wrong and saved files are damaged
@@ -7,81 +7,191 @@ eval mode re-packs the weights in place, after which gradients are wrong and sav
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import importlib
+import importlib.util
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 
-_NOISE = {
-    # One line per matrix product ("inputs will be cast from ... to float16"): thousands in a short run.
-    "bitsandbytes.autograd._functions": "inputs will be cast from",
-    # Harmless: the optional `kernels` package is not used, bitsandbytes falls back to its own C++ code.
-    "bitsandbytes.backends.cpu.ops": "from kernels-community",
+
+def require_backend(backend: str) -> None:
+    """Raises ModelError with the way out where the package of a backend is missing; unknown backends pass."""
+    ja, en = _MISSING.get(backend, (None, None))
+    if ja is None or en is None:
+        return
+    if importlib.util.find_spec(backend) is None:
+        raise ModelError(ja, en)
+    importlib.import_module(backend)
+
+
+_MISSING = {
+    "bitsandbytes": (
+        "8bit・4bit の読み込みには bitsandbytes が必要です (macOS には対応版がありません)。`pip install bitsandbytes` するか、量子化なしで読み込んでください。",
+        "Loading in 8 or 4 bit needs bitsandbytes (there is none for macOS). `pip install bitsandbytes`, or load without quantization.",
+    ),
+    "torchao": (
+        "torchao の重みには torchao が必要です。`pip install 'ai-finetuning-toolkit[torchao]'` するか、backend を bitsandbytes にしてください。",
+        "torchao weights need torchao: `pip install 'ai-finetuning-toolkit[torchao]'`, or choose the backend bitsandbytes.",
+    ),
 }
 
 
-class _DropLines(logging.Filter):
-    """Drops the records of one logger whose text contains a phrase."""
+@dataclass(frozen=True)
+class Method:
+    """One way to hold weights in 8 or 4 bits.
 
-    def __init__(self, phrase: str) -> None:
-        super().__init__()
-        self.phrase = phrase
+    Attributes:
+        backend, bits, quant_type: its name.
+        about: what it is, (Japanese, English).
+        config: makes transformers' quantization config from the compute dtype and the settings.
+        settings: names of what a caller may set, with their defaults.
+        refusal: (Japanese, English) why it does not run on a device in a compute dtype, or None.
+    """
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return self.phrase not in str(record.msg)
+    backend: str
+    bits: int
+    quant_type: str
+    about: tuple[str, str]
+    config: Callable[[torch.dtype, Mapping[str, Any]], Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    refusal: Callable[[torch.device, torch.dtype], tuple[str, str] | None] = lambda device, dtype: None
 
-
-_FILTERS = {name: _DropLines(phrase) for name, phrase in _NOISE.items()}
-
-
-def quiet_bitsandbytes() -> None:
-    """Filters two floods of harmless log lines; calling it again changes nothing."""
-    for name, drop in _FILTERS.items():
-        logging.getLogger(name).addFilter(drop)
-
-
-def require_bitsandbytes() -> None:
-    """Raises ModelError with the way out where bitsandbytes is missing (macOS)."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ModelError(
-            "8bit・4bit の読み込みには bitsandbytes が必要です (macOS には対応版がありません)。`pip install bitsandbytes` するか、量子化なしで読み込んでください。",
-            "Loading in 8 or 4 bit needs bitsandbytes (there is none for macOS). `pip install bitsandbytes`, or load without quantization.",
-        ) from error
-    quiet_bitsandbytes()
+    @property
+    def name(self) -> str:
+        """`backend quant_type`, as messages and tables show it."""
+        return f"{self.backend} {self.quant_type}"
 
 
-def kbit_config(bits: int, compute_dtype: torch.dtype, **settings: object):
-    """The transformers quantization config for 8 or 4 bit; `settings` override (see bitsandbytes' names)."""
+def _llm_int8(dtype: torch.dtype, settings: Mapping[str, Any]) -> Any:
     from transformers import BitsAndBytesConfig
 
-    require_bitsandbytes()
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, **settings)
-    four_bit = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, **settings}
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute_dtype, **four_bit)
+    return BitsAndBytesConfig(load_in_8bit=True, **settings)
 
 
-def linear_modules(model: nn.Module, bits: int) -> list[nn.Module]:
-    """The modules whose weights are really held in `bits` bits."""
-    quiet_bitsandbytes()
+def _four_bit(quant_type: str) -> Callable[[torch.dtype, Mapping[str, Any]], Any]:
+    def config(dtype: torch.dtype, settings: Mapping[str, Any]) -> Any:
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type=quant_type, **settings
+        )
+
+    return config
+
+
+def _torchao(name: str, **arguments: Any) -> Callable[[torch.dtype, Mapping[str, Any]], Any]:
+    def config(dtype: torch.dtype, settings: Mapping[str, Any]) -> Any:
+        from torchao import quantization
+        from transformers import TorchAoConfig
+
+        return TorchAoConfig(getattr(quantization, name)(**arguments, **settings))
+
+    return config
+
+
+def _cuda_and_bf16(device: torch.device, dtype: torch.dtype) -> tuple[str, str] | None:
+    """torchao 0.18 packs 4-bit weights for CUDA in bf16 only: all its packings fail on a CPU, or stay at a byte a weight."""
+    if device.type == "cuda" and dtype is torch.bfloat16:
+        return None
+    return (
+        f"torchao int4 は CUDA の GPU と bfloat16 でだけ動きます（指定は {device.type} と {_short(dtype)}）。bitsandbytes の nf4 なら CPU でも動きます。",
+        f"torchao int4 runs on a CUDA GPU in bfloat16 only (asked for {device.type} and {_short(dtype)}); bitsandbytes nf4 runs on CPUs too.",
+    )
+
+
+_DOUBLE_QUANT = {"bnb_4bit_use_double_quant": True}
+# The first method of a backend and bits is what is taken where no quant_type is named.
+METHODS = (
+    Method("bitsandbytes", 8, "int8", ("LLM.int8()", "LLM.int8()"), _llm_int8, {"llm_int8_threshold": 6.0}),
+    Method("bitsandbytes", 4, "nf4", ("NormalFloat 4bit", "NormalFloat 4 bit"), _four_bit("nf4"), _DOUBLE_QUANT),
+    Method("bitsandbytes", 4, "fp4", ("浮動小数点 4bit", "floating point 4 bit"), _four_bit("fp4"), _DOUBLE_QUANT),
+    Method("torchao", 8, "int8", ("重みだけ", "weights only"), _torchao("Int8WeightOnlyConfig")),
+    Method("torchao", 8, "int8-dynamic", ("重みと活性", "weights and activations"), _torchao("Int8DynamicActivationInt8WeightConfig")),
+    Method("torchao", 4, "int4", ("重みだけ、32 個ごと", "weights only, groups of 32"), _torchao("Int4WeightOnlyConfig", group_size=32, int4_packing_format="tile_packed_to_4d"), refusal=_cuda_and_bf16),
+)  # fmt: skip
+
+
+def find_method(bits: int, backend: str = "bitsandbytes", quant_type: str | None = None) -> Method:
+    """The row of METHODS that is asked for.
+
+    Raises:
+        ConfigError: there is none; names those that there are.
+    """
+    for method in METHODS:
+        if (method.backend, method.bits) == (backend, bits) and quant_type in (None, method.quant_type):
+            return method
+    known = ", ".join(f"backend={row.backend} bits={row.bits} quant_type={row.quant_type}" for row in METHODS)
+    asked = f"backend={backend} bits={bits}" + (f" quant_type={quant_type}" if quant_type is not None else "")
+    raise ConfigError(
+        f"{asked} という量子化方法はありません。次のいずれかにしてください: {known}。",
+        f"there is no quantization with {asked}; choose one of: {known}.",
+    )
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A method with the settings that differ from its defaults."""
+
+    method: Method
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        foreign = sorted(set(self.settings) - set(self.method.settings))
+        if foreign:
+            raise ConfigError(
+                f"{', '.join(foreign)} は {self.method.name} では使えません。指定を外してください。",
+                f"{', '.join(foreign)} has no meaning for {self.method.name}; leave it out.",
+            )
+
+    def config(self, device: torch.device, compute_dtype: torch.dtype) -> Any:
+        """Transformers' quantization config.
+
+        Raises:
+            ModelError: the backend's package is missing. ConfigError: the method does not run on this device in this dtype.
+        """
+        require_backend(self.method.backend)
+        reason = self.method.refusal(device, compute_dtype)
+        if reason is not None:
+            raise ConfigError(*reason)
+        return self.method.config(compute_dtype, {**self.method.settings, **self.settings})
+
+
+def _bitsandbytes_modules(model: nn.Module, bits: int) -> list[Any]:
     if "bitsandbytes" not in sys.modules:  # its import takes a second, and its weights cannot be there without it
         return []
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-    kind, dtypes = (Linear8bitLt, {torch.int8}) if bits == 8 else (Linear4bit, None)
-    found = [module for module in model.modules() if isinstance(module, kind)]
-    if dtypes is None:
+    kind = Linear8bitLt if bits == 8 else Linear4bit
+    found: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
+    if bits == 4:
         return [module for module in found if getattr(module.weight, "quant_state", None) is not None]
-    return [module for module in found if module.weight.dtype in dtypes]
+    return [module for module in found if module.weight.dtype is torch.int8]
+
+
+def _torchao_modules(model: nn.Module, bits: int) -> list[Any]:
+    """Modules whose weight is one of torchao's tensors; their classes are named by their bits (Int8Tensor, Int4...)."""
+    found = []
+    for module in model.modules():
+        kind = type(getattr(module, "weight", None))
+        if kind.__module__.startswith("torchao.") and kind.__name__.startswith(f"Int{bits}"):
+            found.append(module)
+    return found
+
+
+def linear_modules(model: nn.Module, bits: int) -> list[Any]:
+    """The modules whose weights are really held in `bits` bits, by any backend."""
+    return _bitsandbytes_modules(model, bits) + _torchao_modules(model, bits)
 
 
 def quantized_bits(model: nn.Module) -> int | None:
-    """8 or 4 where the model holds bitsandbytes weights, else None."""
+    """8 or 4 where the model holds quantized weights, else None."""
     return next((bits for bits in (4, 8) if linear_modules(model, bits)), None)
 
 
@@ -102,8 +212,18 @@ def require_quantized(model: nn.Module, bits: int, name: str) -> int:
 
 def forbid_cpu_packing(model: nn.Module) -> None:
     """Keeps 4-bit weights as loaded, so that training after evaluation and saving after a forward stay exact."""
-    for module in linear_modules(model, 4):
+    for module in _bitsandbytes_modules(model, 4):
         module.support_avx512bf16_for_cpu = False
+
+
+def packs_on_cpu(model: nn.Module) -> bool:
+    """Whether bitsandbytes could re-pack weights of this model on this machine."""
+    modules = _bitsandbytes_modules(model, 4)
+    if not modules or modules[0].weight.device.type != "cpu":
+        return False
+    from bitsandbytes.functional import has_avx512bf16
+
+    return bool(has_avx512bf16())
 
 
 def allow_cpu_packing(model: nn.Module) -> None:
@@ -111,37 +231,73 @@ def allow_cpu_packing(model: nn.Module) -> None:
 
     The next forward changes the weights in place: the model must neither be trained nor saved afterwards.
     """
-    modules = linear_modules(model, 4)
-    if modules:
-        from bitsandbytes.functional import has_avx512bf16
+    for module in _bitsandbytes_modules(model, 4) if packs_on_cpu(model) else ():
+        module.support_avx512bf16_for_cpu = True
 
-        for module in modules:
-            module.support_avx512bf16_for_cpu = has_avx512bf16()
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Eval mode without re-packing inside; afterwards modes, flags, scales and biases are the objects they were before.
+
+    bitsandbytes' forwards re-pack 4-bit weights, move 8-bit scales from the weight to the module and cast biases.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    four, eight = _bitsandbytes_modules(model, 4), _bitsandbytes_modules(model, 8)
+    flags = [(module, module.support_avx512bf16_for_cpu) for module in four]
+    scales = [(module, module.weight.CB, module.weight.SCB, module.state.CB, module.state.SCB) for module in eight]
+    biases = [(module.bias, module.bias.data) for module in (*four, *eight) if module.bias is not None]
+    model.eval()
+    forbid_cpu_packing(model)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, flag in flags:
+            module.support_avx512bf16_for_cpu = flag
+        for module, *placed in scales:
+            module.weight.CB, module.weight.SCB, module.state.CB, module.state.SCB = placed
+        for bias, data in biases:
+            bias.data = data
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of parameters and buffers by dtype; shared storage counts once, quantization statistics included."""
+    """Bytes of parameters and buffers by dtype of storage; shared storage counts once, quantization statistics included."""
     sizes: dict[str, int] = {}
     seen: set[int] = set()
-    for tensor in [*model.parameters(), *model.buffers(), *_statistics(model)]:
-        key = tensor.untyped_storage().data_ptr()
-        if key in seen:
-            continue
-        seen.add(key)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        sizes[dtype] = sizes.get(dtype, 0) + tensor.numel() * tensor.element_size()
+    for held in [*model.parameters(), *model.buffers(), *_statistics(model)]:
+        for tensor in plain_parts(held):
+            storage = tensor.untyped_storage()
+            if storage.nbytes() == 0 or storage.data_ptr() in seen:
+                continue
+            seen.add(storage.data_ptr())
+            dtype = _short(tensor.dtype)
+            sizes[dtype] = sizes.get(dtype, 0) + storage.nbytes()
     return sizes
 
 
+def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that hold a tensor's data: torchao's claim the size and dtype of what they stand for."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from plain_parts(getattr(tensor, name))
+
+
 def _statistics(model: nn.Module) -> list[torch.Tensor]:
-    """Scales that bitsandbytes keeps beside the weights, outside of parameters and buffers."""
+    """Scales and codes that bitsandbytes keeps beside the weights, outside of parameters and buffers."""
     # The first forward moves the 8-bit scales from the weight to the module's state.
     found = [
-        module.weight.SCB if module.weight.SCB is not None else module.state.SCB for module in linear_modules(model, 8)
+        module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+        for module in _bitsandbytes_modules(model, 8)
     ]
-    for module in linear_modules(model, 4):
+    for module in _bitsandbytes_modules(model, 4):
         state = module.weight.quant_state
-        found.append(state.absmax)
-        if state.nested:
-            found.append(state.state2.absmax)
+        inner = (state.offset, state.state2.absmax, state.state2.code) if state.nested else ()
+        found += [state.absmax, state.code, *inner]
     return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -39,8 +39,15 @@ def check_method(model: BaseModel, config: RunConfig) -> None:
     """Refuses, before anything is loaded, a base that the method cannot train.
 
     Raises:
-        ConfigError: full fine-tuning of a quantized model. ModelError: QLoRA of weights that were changed in memory.
+        ConfigError: full fine-tuning of a quantized model, or LoRA on a base that bitsandbytes did not quantize. ModelError: QLoRA of weights
+            that were changed in memory.
     """
+    method = _quant_method(model)
+    if not config.trains_all and method not in (None, "bitsandbytes"):
+        raise ConfigError(
+            f"{model.model_name} は {method} で量子化されています。QLoRA のベースにできるのは bitsandbytes だけです。量子化前のモデルを指定し、method: qlora にしてください。",
+            f"{model.model_name} is quantized by {method}, and QLoRA trains on bitsandbytes only; name the model before quantization, with method: qlora.",
+        )
     if config.trains_all:
         loaded = quantized_bits(model.model) if model.model is not None else None
         bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else loaded
@@ -67,6 +74,15 @@ def _stored_quantization(model: BaseModel) -> dict[str, Any]:
     if model.model is not None or isinstance(model, ScratchModel):
         return {}
     return dict(read_config(hub.locate(model.model_name)).get("quantization_config") or {})
+
+
+def _quant_method(model: BaseModel) -> str | None:
+    """bitsandbytes, torchao, ... where the base is quantized, loaded or not."""
+    loaded = getattr(getattr(model.model, "config", None), "quantization_config", None)
+    if loaded is not None:
+        loaded = loaded if isinstance(loaded, dict) else loaded.to_dict()
+    method = (loaded or _stored_quantization(model)).get("quant_method")
+    return None if method is None else str(getattr(method, "value", method))
 
 
 def load_base(model: BaseModel, config: RunConfig, *, in_fp32: bool) -> tuple[Any, torch.dtype]:

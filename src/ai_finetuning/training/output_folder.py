@@ -188,7 +188,8 @@ class OutputFolder:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             trigger("final", 0)
-            save(staging)
+            with _refusals_of_the_disk():
+                save(staging)
             names = sorted(path.name for path in staging.iterdir())
             for name in names:
                 with (staging / name).open("rb") as file:
@@ -218,8 +219,12 @@ class OutputFolder:
 
 
 def refuse_used_folder(place: Path) -> None:
-    """Raises ConfigError where a new folder is wanted and something is there."""
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    """Raises ConfigError where a new folder is wanted and something is there, StorageError where one may not even look."""
+    try:
+        used = place.exists() and (not place.is_dir() or any(place.iterdir()))
+    except OSError as error:
+        raise _not_written(place, error) from error
+    if used:
         raise ConfigError(
             f"出力先 {place} は空ではありません。新しいフォルダーを指定してください。",
             f"the output folder {place} is not empty; choose a new one.",
@@ -237,7 +242,8 @@ def new_folder(place: Path) -> Iterator[Path]:
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        yield staging
+        with _refusals_of_the_disk():
+            yield staging
         if place.exists():
             place.rmdir()
         os.replace(staging, place)
@@ -245,9 +251,36 @@ def new_folder(place: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, ToolkitError):
             raise
-        raise storage_error(place, error) from error
+        raise _not_written(place, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def no_space(place: Path, needed: int) -> StorageError:
+    """A refusal to write `needed` bytes where there is no room for them."""
+    free = free_disk_bytes(place)
+    return StorageError(
+        f"{place} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、別の場所を指定してください。",
+        f"{place} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed; free some, or choose another place.",
+    )
+
+
+def _not_written(place: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{place} に書き込めませんでした（{error}）。途中のものは残していません。空きと書き込み権限を確かめるか、別の場所を指定してください。",
+        f"{place} could not be written ({error}); nothing half-written was left. Check free space and permissions, or choose another place.",
+    )
+
+
+@contextlib.contextmanager
+def _refusals_of_the_disk() -> Iterator[None]:
+    """safetensors tells of a full disk by an error of its own, which is no OSError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
+            raise OSError(str(error)) from error
+        raise
 
 
 def free_disk_bytes(path: Path) -> int:

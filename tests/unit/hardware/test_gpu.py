@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from ai_finetuning import (
     set_memory_fraction,
 )
 from ai_finetuning.errors import ConfigError
-from ai_finetuning.hardware.gpu import cpu_has_bf16
+from ai_finetuning.hardware.gpu import cpu_has_bf16, memory_growth
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="asks for no GPU")
 
@@ -76,3 +77,17 @@ def test_mps_is_taken_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch):
     set_memory_fraction(0.4)
     assert called == ["empty", 0.4]
     assert get_gpu_memory_info()["available"] is False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process measure its peak again")
+def test_memory_growth_is_that_of_the_work_and_not_of_what_was_before():
+    def hold(megabytes: int):
+        return lambda: torch.ones(megabytes * 2**18)
+
+    device = torch.device("cpu")
+    hold(200)()
+    for megabytes in (64, 16, 64):
+        found = memory_growth(device, hold(megabytes))
+        if found is None:
+            pytest.skip("/proc/self/clear_refs cannot be written here")
+        assert found == pytest.approx(megabytes * 2**20, rel=0.2)

@@ -1,0 +1,58 @@
+"""aift bench"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ...errors import localized
+
+_GRADES = {
+    "close": ("元のモデルとほぼ同じです", "close to the original"),
+    "usable": ("実用になる差です", "usable: it differs, within the limits"),
+    "poor": ("差が大きすぎます", "poor: it differs beyond the limits"),
+    "not quantized": ("量子化されていません", "not quantized: nothing is smaller"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command(
+        "bench",
+        help=localized(
+            "量子化前後の速さ・メモリー・品質を比べる。",
+            "Compares speed, memory and quality before and after quantization.",
+        ),
+    )(bench)
+
+
+def bench(
+    model: str = typer.Argument(..., help=localized("元のモデル", "the original model")),
+    quantized: str = typer.Argument(..., help=localized("量子化したモデル", "the quantized model")),
+    data: str | None = typer.Option(
+        None,
+        "--data",
+        help=localized("測る文章（省略時は同梱の文章）", "text to measure on (default: text that ships)"),
+    ),
+    rows: int = typer.Option(32, help=localized("使う行数", "rows of the data that are used")),
+    max_length: int = typer.Option(512, help=localized("1 行の最大トークン数", "most tokens of a row")),
+    runs: int = typer.Option(20, help=localized("測る回数", "timed prefill passes of each model")),
+    out: Path | None = typer.Option(
+        None, "--out", help=localized("JSON・Markdown・図の出力先", "folder for the JSON, the Markdown and the picture")
+    ),
+) -> None:
+    """Prints the comparison; with --out also writes it as benchmark.json, benchmark.md and benchmark.png."""
+    from ...evaluation.quantization_benchmark import benchmark_inputs, compare_models
+    from ...evaluation.quantization_report import markdown, write_report
+    from ...models.loading import load_causal_lm
+    from ...models.tokenizers import load_tokenizer
+
+    inputs = benchmark_inputs(data, load_tokenizer(model), rows=rows, max_length=max_length)
+    found = compare_models(load_causal_lm(model), load_causal_lm(quantized), inputs, num_runs=runs)
+    print(markdown(found))
+    grade = found["verdict"]["grade"]
+    print(localized(f"判定: {grade}（{_GRADES[grade][0]}）", f"verdict: {_GRADES[grade][1]}"))
+    if out is not None:
+        for path in write_report(found, out):
+            print(path)
