@@ -102,12 +102,6 @@ class ModelError(ToolkitError, ValueError):
     exit_code = 78
 
 
-class NotBuiltError(ToolkitError, NotImplementedError):
-    """A documented option that this version does not run yet (EX_CONFIG)."""
-
-    exit_code = 78
-
-
 class ProcessesError(ToolkitError, RuntimeError):
     """A process of the run died or stood still (EX_SOFTWARE)."""
 

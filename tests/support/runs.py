@@ -26,15 +26,19 @@ def training(folder: Path, **changes: Any) -> TrainingConfig:
     """Six steps an epoch of 22 rows (the last one short), two micro-batches a step, no progress lines."""
     runtime = changes.pop("runtime", {})
     checkpoint = changes.pop("checkpoint", {})
+    parallel = changes.pop("parallel", None)
     values: dict[str, Any] = {
         "learning_rate": 5e-3, "batch_size": 2, "gradient_accumulation_steps": 2, "num_epochs": 2, "warmup_steps": 2,
         "eval_steps": 100, "save_steps": 3, "output_dir": str(folder), "gradient_checkpointing": False,
     }  # fmt: skip
-    return TrainingConfig(
+    config = TrainingConfig(
         **values | changes,
         runtime=RuntimeConfig(**{"progress": False, "precision": "fp32"} | runtime),
         checkpoint=CheckpointConfig(**checkpoint),
     )
+    if parallel is not None:
+        config.parallel = parallel
+    return config
 
 
 def train_lora(

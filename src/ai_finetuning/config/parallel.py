@@ -24,6 +24,8 @@ class ParallelConfig:
     """Pipeline stages."""
     tensor_parallel_size: int = 1
     """Ranks that share each layer."""
+    pipeline_schedule: Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBV"] = "1F1B"
+    """Order of the micro-batches in a pipeline."""
     processes: int | None = None
     """Processes to start on this machine; left alone, one for each GPU, and one on a CPU. Without effect under a launcher."""
     max_restarts: int = 0

@@ -97,7 +97,7 @@ def _check_targets(model: nn.Module, targets: list[str]) -> None:
 def embedding_weights(model: Any) -> list[nn.Parameter]:
     """The token embedding and the head: matrices whose rows are tokens, not features."""
     places = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [place.weight for place in places if place is not None]
+    return [weight for place in places if (weight := getattr(place, "weight", None)) is not None]
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:

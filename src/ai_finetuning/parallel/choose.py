@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
-from ..errors import ConfigError, NotBuiltError
+from ..errors import ConfigError
 from ..notices import notice
+from . import tensor
 from .accelerated import Accelerated
+from .device_map import DeviceMap, ModelParallel
 from .distributed import Distributed
 from .mesh import Sizes, build_mesh, sizes_of
+from .pipeline import Pipeline, check_pipeline
 from .processes import launched
 from .single import SingleDevice
 from .strategy import Strategy
-
-# Strategies that the documentation names and that a later version builds.
-NOT_BUILT = ("model_parallel", "pipeline", "tensor")
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,16 @@ class Choice:
     """How a run is spread.
 
     Attributes:
+        strategy: `model_parallel`, or any other name, which sizes and sharded describe.
         sizes: stages x data ranks x ranks that share a layer.
         sharded: weights are cut over the data ranks (FSDP2).
+        schedule: order of a pipeline's micro-batches.
     """
 
+    strategy: str = "ddp"
     sizes: Sizes = Sizes()
     sharded: bool = False
+    schedule: str = "1F1B"
 
     @property
     def processes(self) -> int:
@@ -37,9 +44,14 @@ class Choice:
         return self.sizes.pp * self.sizes.dp * self.sizes.tp
 
     @property
-    def replicated(self) -> bool:
-        """Whether every process holds all weights, so that whatever runs in one process runs here."""
-        return not self.sharded and self.sizes.pp == self.sizes.tp == 1
+    def in_parts(self) -> bool:
+        """Whether the weights lie in several processes, none of which holds the model."""
+        return self.sharded or self.sizes.pp > 1 or self.sizes.tp > 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether a device holds all weights, so that whatever computes in one process computes here."""
+        return not self.in_parts and self.strategy != "model_parallel"
 
     def data_place(self, rank: int) -> tuple[int, int]:
         """(data rank, data ranks) of a process; the mesh is [pp, dp, tp]."""
@@ -48,7 +60,7 @@ class Choice:
 
 def check_strategy(
     name: str, *, processes: int | None = None, pipeline_parallel_size: int = 1, tensor_parallel_size: int = 1,
-    world_size: int = 1, local_rank: int = -1,
+    pipeline_schedule: str = "1F1B", world_size: int = 1, local_rank: int = -1,
 ) -> Choice:  # fmt: skip
     """What the settings mean for a number of processes; refuses what cannot run here.
 
@@ -56,8 +68,7 @@ def check_strategy(
         processes: of the run; None: those that the launcher started.
 
     Raises:
-        NotBuiltError: a documented strategy that this version does not run yet.
-        ConfigError: sizes or ranks that do not fit the launcher's.
+        ConfigError: sizes or ranks that do not fit the processes.
     """
     here = launched()
     size = processes or here.size
@@ -71,22 +82,57 @@ def check_strategy(
             f"training.local_rank が {local_rank} ですが、ランチャーは {here.local_rank} としています。-1 にするとランチャーに合わせます。",
             f"training.local_rank is {local_rank}, but the launcher says {here.local_rank}; leave it at -1 to follow the launcher.",
         )
-    wanted = name
-    if name in ("ddp", "auto") and pipeline_parallel_size * tensor_parallel_size > 1:
-        wanted = "pipeline" if pipeline_parallel_size > 1 else "tensor"
-    if wanted in NOT_BUILT:
-        raise NotBuiltError(
-            f"parallel.strategy {wanted} はこの版ではまだ動きません。ddp か fsdp を使うか、QLoRA でメモリーを減らしてください。",
-            f"parallel.strategy {wanted} does not run in this version yet; use ddp or fsdp, or QLoRA to save memory.",
+    if name == "model_parallel" and size > 1:
+        raise ConfigError(
+            f"parallel.strategy model_parallel は 1 プロセスで動きますが、プロセスは {size} 個です。torchrun を使わずに起動するか、strategy: pipeline にしてください。",
+            f"parallel.strategy model_parallel runs in one process, but there are {size}; start it without torchrun, or use strategy: pipeline.",
+        )
+    asked = pipeline_parallel_size * tensor_parallel_size
+    if size == 1 and (name in ("pipeline", "tensor") or asked > 1):
+        raise ConfigError(
+            f"parallel.strategy {name}（pipeline_parallel_size {pipeline_parallel_size}、tensor_parallel_size {tensor_parallel_size}）には {max(2, asked)} プロセス以上が必要ですが、1 つしかありません。"
+            f"GPU を増やすか、GPU なしで試すなら --cpu-processes {max(2, asked)}（parallel.processes）を指定してください。",
+            f"parallel.strategy {name} (pipeline_parallel_size {pipeline_parallel_size}, tensor_parallel_size {tensor_parallel_size}) needs {max(2, asked)} processes or more, and there is one: "
+            f"use more GPUs, or, to try it without, --cpu-processes {max(2, asked)} (parallel.processes).",
         )
     sizes = sizes_of(name, size, pipeline=pipeline_parallel_size, tensor=tensor_parallel_size)
-    return Choice(sizes, sharded=name == "fsdp" and sizes.dp > 1)
+    return Choice(name, sizes, sharded=name == "fsdp" and sizes.dp > 1, schedule=pipeline_schedule)
+
+
+def refuse_model(choice: Choice, config: Any, *, bits: int | None, optimizer: str, use_dora: bool) -> None:
+    """Refuses a model's configuration that the choice cannot train, before its weights are loaded.
+
+    Args:
+        config: the transformers configuration.
+        bits: of a quantized base.
+
+    Raises:
+        ConfigError: with the numbers and the way out.
+    """
+    tensor.refuse(
+        config, tensor=choice.sizes.tp, sharded=choice.sharded, bits=bits, optimizer=optimizer, use_dora=use_dora
+    )
+    if bits == 8 and choice.sharded:
+        raise ConfigError(
+            "strategy: fsdp は 8 ビット量子化と組み合わせられません。method: qlora の 4 ビット（qlora_4bit: true）か strategy: ddp を使ってください。",
+            "strategy: fsdp cannot go with a base in 8 bit; use 4 bit (qlora_4bit: true), or strategy: ddp.",
+        )
+    if choice.sizes.pp > 1:
+        check_pipeline(config, choice.sizes, choice.schedule)
 
 
 def choose(
-    choice: Choice, *, device: torch.device, autocast: torch.dtype | None, scaler: bool, use_accelerate: bool
-) -> Strategy:
-    """The strategy; the process group has to be there where there are several processes."""
+    choice: Choice, *, device: torch.device, autocast: torch.dtype | None, scaler: bool, use_accelerate: bool,
+    device_map: DeviceMap | None = None, plan: Mapping[str, str] | None = None,
+) -> Strategy:  # fmt: skip
+    """The strategy; the process group has to be there where there are several processes.
+
+    Args:
+        device_map: of model_parallel.
+        plan: how modules are cut, where `tp` is above 1.
+    """
+    if device_map is not None:
+        return ModelParallel(device_map, autocast=autocast, scaler=scaler)
     if choice.processes == 1:
         kind = Accelerated if use_accelerate else SingleDevice
         return kind(device, autocast=autocast, scaler=scaler)
@@ -96,4 +142,7 @@ def choose(
             "with several processes this toolkit's own parallel path runs, whatever use_accelerate says.",
         )
     mesh = build_mesh(choice.sizes, device.type)
-    return Distributed(device, mesh, sharded=choice.sharded, autocast=autocast, scaler=scaler)
+    common: dict[str, Any] = {"sharded": choice.sharded, "autocast": autocast, "scaler": scaler}
+    if choice.sizes.pp > 1:
+        return Pipeline(device, mesh, schedule=choice.schedule, **common)
+    return Distributed(device, mesh, cut_layers=partial(tensor.cut_layers, plan=plan or {}), **common)

@@ -14,77 +14,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.lora import LoRAConfig
-from ..config.run import RunConfig
-from ..config.section import typed, with_values
+from ..config.section import with_values
 from ..config.sections import ScheduleConfig
-from ..data.loader import Loader, evaluation_batches
-from ..data.prepare import PreparedData, prepare
-from ..data.tokenize import count_live, max_token_id
+from ..data.loader import evaluation_batches
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.loop import Evaluation, Run, TrainState, fit, last_checkpoint, load, load_weights
 from ..engine.loss import LossFunction, make_document_loss, make_loss
 from ..engine.metrics import read_metrics
 from ..engine.optimizer import build_optimizer
-from ..engine.precision import Precision, resolve_precision
 from ..engine.rng import seed_everything
-from ..engine.schedule import Schedule, resolve_warmup
-from ..errors import ConfigError
+from ..engine.schedule import Schedule
 from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.cores import use_physical_cores
-from ..hardware.gpu import free_memory_bytes, get_available_device, peak_memory_bytes
+from ..hardware.gpu import free_memory_bytes, peak_memory_bytes
 from ..models.adapters import add_lora, embedding_weights, trainable_parameters
-from ..models.base_model import BaseModel
 from ..models.documents import DocumentPath, open_documents
 from ..models.loading import weight_marks
+from ..models.placement import spread
+from ..models.plans import tensor_plan
 from ..notices import notice, warn
-from ..parallel.choose import Choice, check_strategy, choose
+from ..parallel.choose import Choice, choose
 from ..parallel.distributed import Distributed
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
 from ..planner import memory
 from ..planner.plan import Plan
-from ..planner.shape import ModelShape, read_shape, shape_of
 from . import base, resume, saving
 from .isolation import refuse_leaking_attention
 from .launch import run_processes, wanted_processes
-from .output_folder import OutputFolder, free_disk_bytes
+from .output_folder import OutputFolder
+from .preparation import Job, Prepared, check, device_of, prepare_job, resolve_auto
 from .progress import progress, speaking_main_process
-from .trackers import Tracker, require_trackers
-
-# Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
-USUAL_LORA_RATES = "1e-4 - 3e-4"
-# Bytes of optimizer state a trained weight; muon's matrices have one moment, which most weights of a model belong to.
-_OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
-
-
-@dataclass
-class Job:
-    """What a trainer's face hands over.
-
-    Attributes:
-        model: the base.
-        config: all settings.
-        train, held_out: data in any form that data.prepare takes.
-        use_accelerate: run the step through Accelerate.
-    """
-
-    model: BaseModel
-    config: RunConfig
-    train: Any
-    held_out: Any = None
-    use_accelerate: bool = False
-
-    @property
-    def full(self) -> bool:
-        """Whether all weights train."""
-        return self.config.trains_all
-
-    @property
-    def bits(self) -> int | None:
-        """Bits of the base that is asked for, or None."""
-        return base.wanted_bits(self.model, self.config)
+from .trackers import Tracker
 
 
 @dataclass
@@ -108,177 +70,9 @@ class Result:
     peak_memory_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What is known before weights are loaded."""
-
-    tokenizer: Any
-    data: PreparedData
-    loader: Loader
-    shape: ModelShape
-    plan: Plan
-    precision: Precision
-    device: torch.device
-    fingerprint: dict[str, Any]
-    choice: Choice
-
-
-def check(job: Job, processes: int | None = None) -> Choice:
-    """Refuses what needs neither data nor weights to be refused, and says what has no effect; how the run is spread."""
-    config = job.config
-    parallel = config.parallel
-    choice = check_strategy(
-        parallel.strategy,
-        processes=processes,
-        pipeline_parallel_size=parallel.pipeline_parallel_size,
-        tensor_parallel_size=parallel.tensor_parallel_size,
-        world_size=config.training.world_size,
-        local_rank=config.training.local_rank,
-    )
-    base.check_method(job.model, config)
-    require_trackers(config.training.runtime.report_to)
-    if job.train is None:
-        raise ConfigError(
-            "学習データがありません。train_texts か train_dataset（設定では data.train）を指定してください。",
-            "there is no training data; give train_texts or train_dataset (in a configuration: data.train).",
-        )
-    if config.training.ddp and choice.processes == 1:
-        notice(
-            "ddp=True ですがプロセスは 1 つなので、通常どおり訓練します。",
-            "ddp=True, but there is one process: training as usual.",
-        )
-    if not job.full and "learning_rate" not in typed(config.training):
-        rate = config.training.learning_rate
-        notice(
-            f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
-            f"learning_rate stands at its default of {rate:g}, which is low for LoRA; {USUAL_LORA_RATES} is usual.",
-        )
-    return choice
-
-
-def _device(job: Job, choice: Choice) -> torch.device:
-    """Where this process computes: with several, each takes the GPU of its rank on the machine."""
-    device = job.model.device or get_available_device()
-    if choice.processes > 1 and device.type == "cuda":
-        return torch.device("cuda", launched().local_rank)
-    return device
-
-
-def prepare_job(job: Job, choice: Choice) -> Prepared:
-    """Tokenizer, data and plan; no weight is read."""
-    config, training = job.config, job.config.training
-    tokenizer = job.model.ensure_tokenizer()
-    data = prepare(job.train, job.held_out, tokenizer, config.data, seed=training.runtime.seed)
-    device = _device(job, choice)
-    precision = resolve_precision(training.runtime.precision, fp16=training.fp16, device=device)
-    rows_per_step = training.batch_size * training.gradient_accumulation_steps
-    data_rank, data_size = choice.data_place(launched().rank)
-    loader = Loader(
-        data.train,
-        rows_per_step=rows_per_step,
-        seed=training.runtime.seed,
-        packing=config.data.packing,
-        max_length=max(config.data.max_length, data.longest),
-        group_by_length=config.data.group_by_length,
-        pad_token_id=tokenizer.pad_token_id,
-        data_rank=data_rank,
-        data_size=data_size,
-    )
-    total = training.schedule.max_steps or training.num_epochs * len(loader)
-    warmup = resolve_warmup(training.warmup_steps, typed="warmup_steps" in typed(training), total_steps=total)
-    module = base.plain_module(job.model)
-    trusted = bool(getattr(job.model, "trust_remote_code", False))
-    shape = shape_of(module) if module is not None else read_shape(job.model.model_name, trust_remote_code=trusted)
-    shape.refuse_misfit(max_token_id=max_token_id([*data.train, *data.held_out]), max_length=data.longest)
-    plan = _plan(job, data, loader, shape, precision, device, total, warmup)
-    return Prepared(
-        tokenizer, data, loader, shape, plan, precision, device, _fingerprint(job, data, plan, precision.name), choice
-    )
-
-
-def _plan(
-    job: Job, data: PreparedData, loader: Loader, shape: ModelShape, precision: Precision, device: torch.device,
-    total: int, warmup: int,
-) -> Plan:  # fmt: skip
-    config, training = job.config, job.config.training
-    trainable = shape.parameters if job.full else shape.lora_parameters(config.lora.r, _targets(config.lora))
-    width = max(config.data.max_length, data.longest) if config.data.packing else data.longest
-    compute = 2 if precision.autocast is not None else 4
-    moments = _OPTIMIZER_BYTES[training.optimizer.name]
-    work = memory.Workload(
-        trainable=trainable, bits=job.bits, frozen_bytes=_frozen_bytes(job, compute), tokens=training.batch_size * width,
-        compute_bytes=compute, optimizer_bytes=moments, full=job.full,
-    )  # fmt: skip
-    free = free_memory_bytes(device)
-    if job.model.model is not None:
-        free += sum(weight.numel() * weight.element_size() for weight in job.model.model.parameters())
-    without = memory.estimate(shape, work, checkpointing=False)
-    checkpointing = training.gradient_checkpointing
-    if "gradient_checkpointing" not in typed(training):
-        checkpointing = without.total > 0.8 * free
-    model_bytes = shape.parameters * compute if job.full else 4 * trainable
-    return Plan(
-        model=job.model.model_name, method=config.method, device=str(device), precision=precision.name,
-        parameters=shape.parameters, trainable=trainable, rows=len(data.train), eval_rows=len(data.held_out),
-        tokens=sum(map(len, data.train)), label_tokens=count_live(data.train),
-        rows_per_step=training.batch_size * training.gradient_accumulation_steps, steps_per_epoch=len(loader),
-        total_steps=total, warmup_steps=warmup, gradient_checkpointing=checkpointing,
-        memory=memory.estimate(shape, work, checkpointing=True) if checkpointing else without, free_memory_bytes=free,
-        disk_bytes=memory.disk_bytes(
-            trainable, kept=training.checkpoint.save_total_limit, model_bytes=model_bytes, optimizer_bytes=moments
-        ),
-        free_disk_bytes=free_disk_bytes(Path(training.output_dir)), output_dir=training.output_dir,
-    )  # fmt: skip
-
-
-def _frozen_bytes(job: Job, compute: int) -> int:
-    """Bytes of a frozen weight: as it is loaded, as the user asked, or else as the run computes."""
-    loaded = base.plain_module(job.model)
-    dtype = next(loaded.parameters()).dtype if loaded is not None else job.model.torch_dtype
-    return dtype.itemsize if dtype is not None else compute
-
-
-def _targets(lora: LoRAConfig) -> list[str] | None:
-    return lora.target_modules if isinstance(lora.target_modules, list) else None
-
-
-def _fingerprint(job: Job, data: PreparedData, plan: Plan, precision: str) -> dict[str, Any]:
-    """What has to be the same for a resumed run to be the same run."""
-    config, training = job.config, job.config.training
-    same = {
-        "model": job.model.model_name,
-        "method": config.method,
-        "data": data.digest,
-        "rows": plan.rows,
-        "batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "learning_rate": training.learning_rate,
-        "warmup_steps": plan.warmup_steps,
-        "total_steps": plan.total_steps,
-        "max_grad_norm": training.max_grad_norm,
-        "max_length": config.data.max_length,
-        "packing": config.data.packing,
-        "group_by_length": config.data.group_by_length,
-        "seed": training.runtime.seed,
-        "precision": precision,
-        "schedule": training.schedule.name,
-        "decay_ratio": training.schedule.decay_ratio,
-        "optimizer": training.optimizer.name,
-        "betas": list(training.optimizer.betas),
-        "weight_decay": training.optimizer.weight_decay,
-        "lora_plus_ratio": training.optimizer.lora_plus_ratio,
-    }
-    if not job.full:
-        lora = config.lora
-        same |= {
-            f"lora.{name}": getattr(lora, name)
-            for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_qlora", "qlora_4bit", "use_rslora", "use_dora", "modules_to_save")
-        }  # fmt: skip
-    return same
-
-
 def plan_job(job: Job) -> tuple[Plan, list[str]]:
     """The plan and the lines about the data; nothing is written."""
+    job = resolve_auto(job)
     processes = wanted_processes(job)
     choice = check(job, processes if processes > 1 else None)
     data = with_values(job.config.data, cache=False)
@@ -292,13 +86,14 @@ def run_job(job: Job) -> Result:
     Raises:
         ToolkitError: with reason and way out; see errors.py for the kinds.
     """
+    job = resolve_auto(job)
     processes = wanted_processes(job)
     choice = check(job, processes if processes > 1 else None)
     if processes > 1:
         return _run_in_processes(job, processes)
     if choice.processes == 1:
         return _run_here(job, choice, Peers())
-    device = _device(job, choice)
+    device = device_of(job, choice)
     with process_group(device), speaking_main_process():
         return _run_here(job, choice, all_peers())
 
@@ -420,7 +215,7 @@ def _finish(job: Job, prepared: Prepared, folder: OutputFolder, run: Run, result
     checkpoint = folder.store.folder / f"checkpoint-{run.state.best_step}"
     if best:
         best = _back_to_best(run, checkpoint)
-    if prepared.choice.replicated:
+    if not prepared.choice.in_parts:
         if run.strategy.is_main:
             saving.finish(job, prepared, folder, result, dtype)
         return
@@ -468,7 +263,10 @@ def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
     """The base, as the method needs it, with its adapter; a mark of its weights; the dtype to save it in."""
     config, training = job.config, job.config.training
     seed_everything(training.runtime.seed)
+    job.model.device_map = prepared.device_map
     model, dtype = base.load_base(job.model, config, in_fp32=prepared.precision.name == "fp32")
+    if prepared.device_map is not None:
+        spread(model, prepared.device_map)
     marks = hashlib.sha256(json.dumps(weight_marks(model)).encode()).hexdigest()
     if job.full:
         base.as_masters(model)
@@ -502,6 +300,8 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
         autocast=precision.autocast,
         scaler=precision.scaler,
         use_accelerate=job.use_accelerate,
+        device_map=prepared.device_map,
+        plan=tensor_plan(model) if prepared.choice.sizes.tp > 1 else None,
     )
     strategy.prepare(model, _loss(model, path))
     options = training.optimizer
@@ -537,7 +337,7 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
 def _documents(job: Job, prepared: Prepared, model: nn.Module) -> DocumentPath | None:
     """The path of the training step, said in one line; None for padded rows."""
     kernels = job.config.training.runtime.kernels
-    if kernels == "auto" and not prepared.choice.replicated:
+    if kernels == "auto" and not prepared.choice.whole:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
     path, reason = open_documents(
         _unwrapped(model), prepared.device, autocast=prepared.precision.autocast, kernels=kernels
@@ -576,5 +376,5 @@ def _copy_fits(plan: Plan, device: torch.device) -> bool:
 
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return max(int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count()))
     return peak_memory_bytes()

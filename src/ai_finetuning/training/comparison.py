@@ -17,7 +17,8 @@ from ..evaluation.generation import exact_match, grade
 from ..models.adapters import trainable_parameters
 from ..models.japanese_model import JapaneseModel
 from ..models.quantized import weight_bytes
-from .assemble import Job, Result, run_job
+from .assemble import Result, run_job
+from .preparation import Job
 
 # Found by trial on the model that ships: recipes/kotoha-tiny/README.md. Full fine-tuning moves every weight and needs less.
 Method = Literal["full", "lora", "qlora"]

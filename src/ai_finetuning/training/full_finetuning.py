@@ -12,7 +12,8 @@ from ..config.parallel import ParallelConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
 from ..models.base_model import BaseModel
-from .assemble import Job, Result, run_job
+from .assemble import Result, run_job
+from .preparation import Job
 from .sources import choose_sources, with_resume
 
 

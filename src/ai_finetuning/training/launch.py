@@ -22,7 +22,8 @@ from ..data.text_dataset import TextDataset
 from ..data.tokenize import Example
 from ..engine.hooks import SignalFlags
 from ..errors import ConfigError, ProcessesError, ToolkitError
-from ..hardware.gpu import get_available_device, physical_cores
+from ..hardware.cores import physical_cores
+from ..hardware.gpu import get_available_device
 from ..models.base_model import BaseModel
 from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
@@ -31,7 +32,7 @@ from ..notices import notice
 from ..parallel.processes import launched
 
 if TYPE_CHECKING:
-    from .assemble import Job
+    from .preparation import Job
 
 FOLDER = ".launch"
 JOB, RUN, STARTED, ERROR, LOGS = "job.json", "run.yaml", "started", "error.json", "logs"
@@ -247,7 +248,7 @@ def _write_rows(rows: Iterator[Any], place: Path) -> None:
 
 def read_job(folder: Path) -> Job:
     """What write_job() wrote, in a process of the run."""
-    from .assemble import Job
+    from .preparation import Job
 
     content = json.loads((folder / JOB).read_text(encoding="utf-8"))
     config = load_config(folder / RUN)

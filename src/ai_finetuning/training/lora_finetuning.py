@@ -17,7 +17,8 @@ from ..models.adapters import adapter_config, load_adapter
 from ..models.base_model import BaseModel
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import load_tokenizer
-from .assemble import Job, Result, run_job
+from .assemble import Result, run_job
+from .preparation import Job
 from .sources import choose_sources, with_resume
 
 

@@ -1,4 +1,4 @@
-"""AdvancedMultiGPUTrainer: full fine-tuning under a parallel strategy."""
+"""AdvancedMultiGPUTrainer: training under a parallel strategy."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from typing import Any
 from torch import nn
 
 from ..config.data import DataConfig
+from ..config.lora import LoRAConfig
 from ..config.training import MultiGPUTrainingConfig
 from ..models.base_model import BaseModel
 from .assemble import Result
 from .full_finetuning import FullFinetuningTrainer
+from .lora_finetuning import LoRAFinetuningTrainer
 
 
 class AdvancedMultiGPUTrainer:
-    """Fine-tunes over several devices; in one process `ddp` trains as usual.
+    """Fine-tunes over several devices: starts one process a GPU where several are visible, joins a launcher's processes where
+    there are some, and trains as usual on one device.
 
     Args:
         model: the base; loaded on first use.
         config: training settings with the strategy.
         train_dataset, eval_dataset: TextDataset, or anything that train() takes as texts.
         data: max_length, packing and what else turns rows into tokens.
+        lora_config: trains an adapter (LoRA, QLoRA) instead of all weights.
     """
 
     def __init__(
@@ -31,12 +35,14 @@ class AdvancedMultiGPUTrainer:
         eval_dataset: Any = None,
         *,
         data: DataConfig | None = None,
+        lora_config: LoRAConfig | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.data = data or DataConfig()
+        self.lora_config = lora_config
         self.result: Result | None = None
 
     def train(
@@ -45,12 +51,17 @@ class AdvancedMultiGPUTrainer:
         """Trains, saves to config.output_dir and returns the model.
 
         Raises:
-            NotBuiltError: a strategy that this version does not run, before anything is loaded.
             ToolkitError: with the reason and the way out.
         """
-        trainer = FullFinetuningTrainer(
-            self.model, self.config, self.train_dataset, self.eval_dataset, use_accelerate=False, data=self.data
-        )
+        trainer: FullFinetuningTrainer | LoRAFinetuningTrainer
+        if self.lora_config is None:
+            trainer = FullFinetuningTrainer(
+                self.model, self.config, self.train_dataset, self.eval_dataset, use_accelerate=False, data=self.data
+            )
+        else:
+            trainer = LoRAFinetuningTrainer(
+                self.model, self.lora_config, self.config, self.train_dataset, self.eval_dataset, data=self.data
+            )
         trained = trainer.train(train_texts, eval_texts, resume_from_checkpoint)
         self.result = trainer.result
         return trained

@@ -12,7 +12,8 @@ from ..models.loading import DTYPES
 from ..models.scratch import ScratchModel
 from ..notices import notice
 from ..planner.plan import Plan
-from .assemble import Job, Result, plan_job, run_job
+from .assemble import Result, plan_job, run_job
+from .preparation import Job
 from .sources import config_source
 
 

@@ -34,7 +34,8 @@ from .model_card import model_card
 from .output_folder import OutputFolder
 
 if TYPE_CHECKING:
-    from .assemble import Job, Prepared, Result
+    from .assemble import Result
+    from .preparation import Job, Prepared
 
 
 def resolved_config(config: RunConfig, plan: Plan) -> RunConfig:
