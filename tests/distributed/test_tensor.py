@@ -10,6 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.models import build_model
+from tests.support.parity import CPU, Case, differences, take_step
+from tests.support.ranks import run_ranks
+
 from ai_finetuning.errors import ConfigError, ModelError
 from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
@@ -18,9 +22,6 @@ from ai_finetuning.parallel.distributed import Distributed
 from ai_finetuning.parallel.mesh import Sizes, build_mesh
 from ai_finetuning.parallel.single import SingleDevice
 from ai_finetuning.parallel.tensor import cut_layers, refuse
-from tests.support.models import build_model
-from tests.support.parity import CPU, Case, differences, take_step
-from tests.support.ranks import run_ranks
 
 KINDS = ("llama", "stablelm", "gpt_neox", "qwen3_tied", "gemma2")
 PRODUCT = [
