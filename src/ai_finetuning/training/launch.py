@@ -83,6 +83,8 @@ def _environment(processes: int) -> dict[str, str]:
     return os.environ | {
         # Without it every restart of torchrun fails: workers read the addresses of the attempt before (DISTRIBUTED.md section 6).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # Seconds that torchrun gives a process after SIGTERM before it kills it: a checkpoint may take longer than its 30.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "540"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, physical_cores() // processes))),
         "PYTHONPATH": here if not path else here + os.pathsep + path,
         "PYTHONUTF8": "1",

@@ -1,0 +1,159 @@
+"""Processes that `aift train` or train() starts: the launcher, its messages, and what happens when one dies, hangs or is told to stop."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.support.commands import environment, spawn, start, write_run
+from tests.support.models import SENTENCES
+from tests.support.runs import losses, weights_digest
+
+TWO = ("--cpu-processes", "2")
+
+
+def test_aift_train_starts_the_processes(tmp_path: Path, tiny_model_dir: Path):
+    config = str(write_run(tmp_path, tiny_model_dir, num_epochs=1, runtime={"progress": True}, logging_steps=2))
+    code, output = spawn("train", config, *TWO, "lora.lora_dropout=0.0", timeout=280)
+    assert code == 0, output
+    assert "training in 2 processes" in output
+    assert output.count("6/6") == 1, output  # the first process talks, the other keeps still
+    together = losses(tmp_path / "out")
+    alone, output = spawn("train", config, "lora.lora_dropout=0.0", f"training.output_dir={tmp_path / 'alone'}")
+    assert alone == 0, output
+    difference = [
+        abs(float.fromhex(a) - float.fromhex(b)) for a, b in zip(together, losses(tmp_path / "alone"), strict=True)
+    ]
+    assert max(difference) < 2e-6
+
+
+def test_a_refusal_of_the_processes_is_the_commands_own(tmp_path: Path, tiny_model_dir: Path):
+    """What only the processes can find out comes back as the error it is, not as torchrun's."""
+    config = str(write_run(tmp_path, tiny_model_dir))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("mine", encoding="utf-8")
+    code, output = spawn("train", config, *TWO, timeout=280)
+    assert code == 78, output
+    assert "holds config.json, which no run of this toolkit wrote" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "out" / "config.json").read_text(encoding="utf-8") == "mine"
+
+
+def test_more_gpus_than_there_are_is_refused(tmp_path: Path, tiny_model_dir: Path):
+    import torch
+
+    asked = torch.cuda.device_count() + 1
+    code, output = spawn("train", str(write_run(tmp_path, tiny_model_dir)), "--gpus", str(asked))
+    assert code == 78
+    assert f"--cpu-processes {asked}" in output
+
+
+SCRIPT = """
+import sys
+import torch
+from ai_finetuning import AdvancedMultiGPUTrainer, DataConfig, JapaneseModel, MultiGPUTrainingConfig, RuntimeConfig
+
+model = JapaneseModel({model!r}, device=torch.device("cpu"))
+with torch.no_grad():
+    model.load_model().get_input_embeddings().weight.mul_(1.5)  # what is in memory trains, not what is on disk
+config = MultiGPUTrainingConfig(
+    strategy="ddp", output_dir={out!r}, num_epochs=1, batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3,
+    fp16=False, gradient_checkpointing=False, runtime=RuntimeConfig(progress=False),
+)
+config.parallel.processes = int(sys.argv[1]) if int(sys.argv[1]) > 1 else None
+trainer = AdvancedMultiGPUTrainer(model, config, data=DataConfig(max_length=64))
+trained = trainer.train({texts!r})
+ids = torch.tensor([[5, 6, 7, 8]])
+print("LOGITS", trained(input_ids=ids).logits.float().sum().item(), type(trained).__name__)
+"""
+
+
+def test_train_starts_processes_from_a_script_without_a_main_guard(tmp_path: Path, tiny_model_dir: Path):
+    def logits(processes: int) -> float:
+        script = tmp_path / f"script{processes}.py"
+        out = str(tmp_path / f"out{processes}")
+        script.write_text(SCRIPT.format(model=str(tiny_model_dir), out=out, texts=SENTENCES), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(script), str(processes)], env=environment(PYTHONPATH=path()), capture_output=True, text=True,
+            timeout=280, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("LOGITS") == 1
+        return float(done.stdout.split()[1])
+
+    assert logits(2) == pytest.approx(logits(1), rel=1e-4, abs=1e-3)
+
+
+def path() -> str:
+    import ai_finetuning
+
+    return str(Path(ai_finetuning.__file__).parents[1])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes that nothing disturbs, LoRA with dropout."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    code, output = spawn("train", str(write_run(folder, tiny_model_dir)), *TWO, timeout=280)
+    assert code == 0, output
+    return folder / "out"
+
+
+@pytest.mark.faults
+def test_a_killed_rank_is_started_anew_and_ends_with_the_same_bits(
+    tmp_path: Path, tiny_model_dir: Path, uninterrupted: Path
+):
+    """Case 22: rank 1 is killed -9 mid-epoch; torchrun starts both again, from the last checkpoint."""
+    config = str(write_run(tmp_path, tiny_model_dir))
+    code, output = spawn("train", config, *TWO, "parallel.max_restarts=1", fault="step:kill@11%1", timeout=280)
+    assert code == 0, output
+    assert weights_digest(tmp_path / "out") == weights_digest(uninterrupted)
+    assert losses(tmp_path / "out") == losses(uninterrupted)
+
+
+@pytest.mark.faults
+def test_a_killed_rank_ends_the_others_and_the_run_can_go_on(tmp_path: Path, tiny_model_dir: Path, uninterrupted: Path):
+    config = str(write_run(tmp_path, tiny_model_dir))
+    process = start("train", config, *TWO, fault="step:kill@11%1")
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 70, output
+    assert "a process of the run died" in output
+    assert "resume_from_checkpoint=auto" in output
+    code, output = spawn("train", config, *TWO, "training.resume_from_checkpoint=auto", timeout=280)
+    assert code == 0, output
+    assert weights_digest(tmp_path / "out") == weights_digest(uninterrupted)
+
+
+@pytest.mark.faults
+def test_sigterm_saves_in_all_processes_and_the_run_goes_on(tmp_path: Path, tiny_model_dir: Path, uninterrupted: Path):
+    config = str(write_run(tmp_path, tiny_model_dir))
+    process = start("train", config, *TWO, fault="step:slow@5,step:slow@6,step:slow@7,step:slow@8")
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    end = time.monotonic() + 200
+    while time.monotonic() < end and not (metrics.exists() and metrics.read_text(encoding="utf-8").count('"loss"') > 4):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 75, output
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
+    code, output = spawn("train", config, *TWO, "training.resume_from_checkpoint=auto", timeout=280)
+    assert code == 0, output
+    assert weights_digest(tmp_path / "out") == weights_digest(uninterrupted)
+
+
+@pytest.mark.faults
+def test_a_hung_rank_is_named_and_every_stack_is_kept(tmp_path: Path, tiny_model_dir: Path):
+    """Case 21: rank 1 stands still before step 7; the watchdog says so and ends the run."""
+    config = str(write_run(tmp_path, tiny_model_dir))
+    code, output = spawn("train", config, *TWO, "parallel.timeout_seconds=12", fault="step:hang@7%1", timeout=280)
+    assert code == 70, output
+    assert re.search(r"Rank 1 is behind", output), output
+    stacks = [(tmp_path / "out" / f"stacks-rank-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)]
+    assert "faults.py" in stacks[1]
+    assert "distributed.py" in stacks[0]
