@@ -79,14 +79,15 @@ DEFAULT_SCHEDULE = "1F1B"
 WITHOUT_ZERO_BUBBLE = ("gpt2",)
 
 
-def check_pipeline(config: Any, sizes: Sizes, schedule: str = DEFAULT_SCHEDULE) -> None:
+def check_pipeline(config: Any, sizes: Sizes, schedule: str = DEFAULT_SCHEDULE, *, sharded: bool = False) -> None:
     """Refuses what cannot be a pipeline, before weights are loaded.
 
     Args:
         config: the model's transformers configuration.
+        sharded: whether the data ranks shard the stages (fsdp).
 
     Raises:
-        ConfigError: an unknown schedule, fewer layers than stages, a model that zero bubble cannot train, or with `tp`.
+        ConfigError: an unknown schedule, fewer layers than stages, zero bubble with a model or with fsdp, or with `tp`.
     """
     plan = SCHEDULES.get(schedule)
     if plan is None:
@@ -107,7 +108,17 @@ def check_pipeline(config: Any, sizes: Sizes, schedule: str = DEFAULT_SCHEDULE) 
             f"{text.model_type} はスケジュール {schedule}（zero bubble）では学習できません。{DEFAULT_SCHEDULE} を使ってください。",
             f"{text.model_type} cannot be trained by the schedule {schedule} (zero bubble); use {DEFAULT_SCHEDULE}.",
         )
+    _check_sharded(schedule, sharded and sizes.dp > 1)
     _check_layers(int(text.num_hidden_layers), sizes.pp, schedule)
+
+
+def _check_sharded(schedule: str, sharded: bool) -> None:
+    """FSDP2 loses gradients of a backward pass that is split, without an error (docs/decisions/0020)."""
+    if sharded and SCHEDULES[schedule].splits_backward:
+        raise ConfigError(
+            f"スケジュール {schedule}（zero bubble）と fsdp は、勾配が失われるため組み合わせられません。{DEFAULT_SCHEDULE} か strategy: ddp を使ってください。",
+            f"the schedule {schedule} (zero bubble) and fsdp cannot be combined: gradients would be lost; use {DEFAULT_SCHEDULE}, or ddp.",
+        )
 
 
 def _check_layers(layers: int, processes: int, schedule: str) -> None:
@@ -136,6 +147,7 @@ class Pipeline(Distributed):
         self, device: torch.device, mesh: DeviceMesh, *, schedule: str = DEFAULT_SCHEDULE, sharded: bool = False,
         autocast: torch.dtype | None = None, scaler: bool = False,
     ) -> None:  # fmt: skip
+        _check_sharded(schedule, sharded)
         super().__init__(device, mesh, sharded=sharded, autocast=autocast, scaler=scaler)
         self._name, self._plan = schedule, SCHEDULES[schedule]
         self._group, self._processes, self._place = mesh.get_group("pp"), mesh["pp"].size(), mesh.get_local_rank("pp")
@@ -188,13 +200,6 @@ class Pipeline(Distributed):
         if self._ties and self._place in ends:
             (other,) = ends - {self._place}
             self._tied_rank = dist.get_global_rank(self._group, other)
-        if self._sharded and staging.shared and len(ends) == 1:
-            raise ConfigError(
-                f"{self._name} では最初と最後の段が同じプロセスにあり、埋め込みと出力層の重みを共有するモデルは fsdp と組み合わせられません。"
-                f"{DEFAULT_SCHEDULE} を使ってください。",
-                f"{self._name} puts the first and the last stage on one process, where a head tied to the embedding cannot be sharded; "
-                f"use {DEFAULT_SCHEDULE}, or no fsdp.",
-            )
 
     def _shard(self, model: nn.Module, loss: LossFunction) -> None:
         for stage in self.stages:
