@@ -210,15 +210,19 @@ def tied_names(model: Any) -> set[str]:
 
 
 def write_adapter(place: Path, model: Any, tensors: dict[str, torch.Tensor]) -> None:
-    """An adapter's folder from its whole weights by parameter name, as PEFT's save_pretrained writes it."""
-    from peft import get_peft_model_state_dict
+    """An adapter's folder from its whole weights by parameter name, as PEFT's save_pretrained writes it.
 
+    PEFT's own function looks at the modules of the model, of which this process may hold a few only.
+    """
     settings = copy.copy(model.peft_config["default"])
     settings.inference_mode = True
-    state = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()},
-        place / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    state = {_saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(state, place / "adapter_model.safetensors", metadata={"format": "pt"})
     settings.save_pretrained(place)
+
+
+def _saved_name(name: str) -> str:
+    """The name of an adapter's parameter in PEFT's files: without the adapter's own name."""
+    if name.endswith(".lora_magnitude_vector.default.weight"):
+        return name.removesuffix(".default.weight")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")

@@ -118,7 +118,7 @@ def refuse_model(choice: Choice, config: Any, *, bits: int | None, optimizer: st
             "strategy: fsdp cannot go with a base in 8 bit; use 4 bit (qlora_4bit: true), or strategy: ddp.",
         )
     if choice.sizes.pp > 1:
-        check_pipeline(config, choice.sizes, choice.schedule)
+        check_pipeline(config, choice.sizes, choice.schedule, sharded=choice.sharded)
 
 
 def choose(
