@@ -70,12 +70,12 @@ config.parallel.processes = int(sys.argv[1]) if int(sys.argv[1]) > 1 else None
 trainer = AdvancedMultiGPUTrainer(model, config, data=DataConfig(max_length=64))
 trained = trainer.train({texts!r})
 ids = torch.tensor([[5, 6, 7, 8]])
-print("LOGITS", trained(input_ids=ids).logits.float().sum().item(), type(trained).__name__)
+print("LOGITS", *trained(input_ids=ids).logits[0, -1, :50].tolist())
 """
 
 
 def test_train_starts_processes_from_a_script_without_a_main_guard(tmp_path: Path, tiny_model_dir: Path):
-    def logits(processes: int) -> float:
+    def logits(processes: int) -> list[float]:
         script = tmp_path / f"script{processes}.py"
         out = str(tmp_path / f"out{processes}")
         script.write_text(SCRIPT.format(model=str(tiny_model_dir), out=out, texts=SENTENCES), encoding="utf-8")
@@ -85,9 +85,9 @@ def test_train_starts_processes_from_a_script_without_a_main_guard(tmp_path: Pat
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("LOGITS") == 1
-        return float(done.stdout.split()[1])
+        return [float(number) for number in done.stdout.split("LOGITS")[1].split()]
 
-    assert logits(2) == pytest.approx(logits(1), rel=1e-4, abs=1e-3)
+    assert logits(2) == pytest.approx(logits(1), abs=1e-3)
 
 
 def path() -> str:

@@ -24,6 +24,7 @@ from ai_finetuning import (
 )
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import ConfigError, DataError, ModelError
+from ai_finetuning.kernels.build import why_unavailable
 
 FILES = {"config.yaml", "environment.json", "metrics.jsonl", "loss.png", "report.html", "run.json", "README.md", "tokenizer.json", "chat_template.jinja", "generation_config.json"}  # fmt: skip
 
@@ -309,6 +310,30 @@ def test_packing_trains_the_same_tokens(tiny_model_dir: Path, tmp_path: Path):
     examples, report, _ = load_examples(ROWS, trainer.model.tokenizer, DataConfig(max_length=128))
     assert sum(row["label_tokens"] for row in rows) == report.live_tokens
     assert len(rows) < 6
+
+
+@pytest.mark.parametrize("train", [train_full, train_lora])
+@pytest.mark.parametrize(("path", "precision", "near"), [("fused", "bf16", 2e-3), ("portable", "fp32", 1e-5)])
+def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
+    tiny_model_dir: Path, tmp_path: Path, said, train, path: str, precision: str, near: float
+):
+    """Every step holds all documents, so that only their arrangement differs; rates large enough for the losses to fall."""
+    reason = why_unavailable(torch.device("cpu"))
+    if path == "fused" and reason is not None:
+        pytest.skip(f"no compiled kernels here: {reason}")
+    options = {"lora": {"lora_dropout": 0.0}, "learning_rate": 2e-2} if train is train_lora else {"learning_rate": 5e-3}
+    found = []
+    for packing in (True, False):
+        train(
+            tiny_model_dir, tmp_path / str(packing), data=DataConfig(max_length=128, packing=packing), batch_size=22,
+            gradient_accumulation_steps=1, num_epochs=8, warmup_steps=0, runtime={"precision": precision}, **options,
+        )  # fmt: skip
+        found.append([float.fromhex(item) for item in losses(tmp_path / str(packing))])
+    assert said().count(f"training step: {path}") == 2
+    packed, padded = found
+    assert len(packed) == 8
+    assert packed[-1] < packed[0] - 0.5
+    assert packed == pytest.approx(padded, rel=near)
 
 
 def test_packed_runs_score_held_out_rows_as_padded_ones_do(tiny_model_dir: Path, tmp_path: Path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The name under which transformers' AttentionInterface knows it.
-NAME = "aift_documents"
+# Names under which transformers' AttentionInterface knows them (IMPLEMENTATIONS, below): a loop over documents, and one kernel over the row.
+NAME, FLEX = "aift_documents", "aift_documents_flex"
+# Side of FlexAttention's blocks, in tokens.
+_BLOCK = 128
 # What a model may hand over besides queries, keys and values without changing the result of a causal attention.
 _HARMLESS = frozenset(
     {"output_attentions", "use_cache", "cache_position", "is_causal", "output_router_logits", "head_mask"}
@@ -36,10 +40,7 @@ def document_attention(
     Raises:
         ValueError: no lengths, a mask of its own, or something that this attention does not know (such as sinks).
     """
-    unknown = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
-    lengths = document_lengths or _restarts(position_ids)
-    if lengths is None or attention_mask is not None or unknown:
-        raise ValueError(f"document attention was called with {', '.join(unknown) or 'no lengths or with a mask'}")
+    lengths = _lengths(document_lengths, position_ids, attention_mask, others)
     groups = query.shape[1] // key.shape[1]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     parts: list[Tensor] = []
@@ -55,6 +56,17 @@ def document_attention(
         else:
             parts.append(_explicit(q, k, v, scale, dropout, sliding_window, softcap))
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _lengths(
+    given: tuple[int, ...] | None, position_ids: Tensor | None, mask: Tensor | None, others: dict[str, Any]
+) -> tuple[int, ...]:
+    """The documents' lengths, or a refusal of a call that means more than them."""
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    lengths = given or _restarts(position_ids)
+    if lengths is None or mask is not None or unknown:
+        raise ValueError(f"document attention was called with {', '.join(unknown) or 'no lengths or with a mask'}")
+    return lengths
 
 
 def _restarts(position_ids: Tensor | None) -> tuple[int, ...] | None:
@@ -86,3 +98,97 @@ def _explicit(
     scores = torch.tanh(scores / softcap) * softcap
     weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
     return torch.matmul(F.dropout(weights, dropout), v)
+
+
+def flex_document_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    document_lengths: tuple[int, ...] | None = None,
+    position_ids: Tensor | None = None, scaling: float | None = None, dropout: float = 0.0,
+    sliding_window: int | None = None, softcap: float | None = None, **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """document_attention in one kernel over the row (FlexAttention, arXiv:2412.05496): for GPUs, where a loop over documents is slow.
+
+    Blocks of keys that no query of a block sees are never computed. Attention dropout, which FlexAttention does not have, takes the loop.
+    On a CPU it computes without fusion and, in torch 2.13, forward only.
+    """
+    lengths = _lengths(document_lengths, position_ids, attention_mask, others)
+    if dropout:
+        return document_attention(
+            module, query, key, value, None, document_lengths=lengths, scaling=scaling, dropout=dropout,
+            sliding_window=sliding_window, softcap=softcap,
+        )  # fmt: skip
+    tokens, used = query.shape[2], sum(lengths)
+    mask = document_blocks((*lengths, tokens - used) if used < tokens else lengths, sliding_window or 0, query.device)
+    # Without the option, rows shorter than a block would take the kernel for decoding, which has no backward pass.
+    options = {"kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}} if query.is_cuda else {}
+    mixed = _flex(query.is_cuda)(
+        query.to(value.dtype), key.to(value.dtype), value, score_mod=_capped(softcap), block_mask=mask, scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1], **options,
+    )  # fmt: skip
+    if used < tokens:
+        mixed = F.pad(mixed[:, :, :used], (0, 0, 0, tokens - used))
+    return mixed.transpose(1, 2), None
+
+
+@lru_cache(maxsize=2)
+def _flex(compiled: bool) -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # dynamic: rows without padding have another number of tokens in every step.
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention  # type: ignore[return-value]
+
+
+def _capped(softcap: float | None) -> Callable[..., Tensor] | None:
+    if softcap is None:
+        return None
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return torch.tanh(score / softcap) * softcap
+
+    return capped
+
+
+@lru_cache(maxsize=4)  # a step's layers share one mask, or two where only some have a window
+def document_blocks(lengths: tuple[int, ...], window: int, device: torch.device) -> Any:
+    """FlexAttention's BlockMask of causal documents, made from their lengths: no mask of tokens x tokens ever exists.
+
+    Args:
+        lengths: of all documents in the row.
+        window: most keys that a query sees, itself included; 0 for all.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    sizes = torch.tensor(lengths)
+    tokens = int(sizes.sum())
+    place = torch.arange(tokens)
+    # The first key that each query sees; it never decreases along the row.
+    lowest = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    if window:
+        lowest = torch.maximum(lowest, place - window + 1)
+    first = torch.arange(0, tokens, _BLOCK)
+    last = (first + _BLOCK).clamp_max(tokens) - 1
+    before = first[None, :] < first[:, None]
+    whole = before & (first[None, :] >= lowest[last][:, None]) & (last - first + 1 == _BLOCK)[:, None]
+    some = (before & (last[None, :] >= lowest[first][:, None])) | torch.eye(len(first), dtype=torch.bool)
+    lowest = lowest.to(device)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= lowest[query])
+
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~whole, device), *_listed(whole, device), BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
+    )  # fmt: skip
+
+
+def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and which, those first: [1, 1, blocks] and [1, 1, blocks, blocks]."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return tuple(item.to(device, torch.int32)[None, None] for item in (blocks.sum(1), order))  # type: ignore[return-value]
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, None]]] = {
+    NAME: document_attention,
+    FLEX: flex_document_attention,
+}
+# What to try on a device, best first; every other device takes the loop.
+BY_DEVICE: dict[str, tuple[str, ...]] = {"cuda": (FLEX, NAME)}

@@ -6,6 +6,7 @@ none, where a model does not take lengths; then batches are padded and transform
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ..kernels.attention import NAME, document_attention
+from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
 from ..kernels.build import why_unavailable
 from . import fused
 
-AttentionInterface.register(NAME, document_attention)
+for _name, _attention in IMPLEMENTATIONS.items():
+    AttentionInterface.register(_name, _attention)
 
 # Most relative difference to the model's own answer, by what is computed in.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -65,7 +67,7 @@ class DocumentPath:
             optimizer.register_step_post_hook(self.cast.updated)
 
     def _arguments(self, lengths: tuple[int, ...]) -> dict[str, Any]:
-        if self.model.config._attn_implementation == NAME:
+        if self.model.config._attn_implementation in IMPLEMENTATIONS:
             return {"document_lengths": lengths}
         ends = torch.tensor([0, *lengths], device=self.model.device).cumsum(0).to(torch.int32)
         longest = max(lengths)
@@ -100,10 +102,9 @@ def open_documents(
     before = model.config._attn_implementation
     why_not_fused = fused.why_not(model, device, autocast=autocast) if kernels == "auto" else "asked for"
     answers = _answers(model, autocast)
-    for name in ("portable",) if why_not_fused else ("fused", "portable"):
-        flash = before == "flash_attention_2" and weights is not torch.float32
-        if not flash:
-            model.set_attn_implementation(NAME)
+    names = ("portable",) if why_not_fused else ("fused", "portable")
+    for name, attention in itertools.product(names, _attentions(before, weights, device)):
+        model.set_attn_implementation(attention)
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
         compiled = compute is torch.bfloat16 and why_unavailable(device) is None
         path = DocumentPath(name, model, head, cap, cast, compiled, compute, before)
@@ -113,6 +114,13 @@ def open_documents(
         path.close()
         why_not_fused = problem
     return None, why_not_fused or ""
+
+
+def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
+    """Implementations to try, best first. flash-attention computes in 16 bit only and gets the lengths as its own arguments."""
+    if before == "flash_attention_2" and weights is not torch.float32:
+        return (before,)
+    return BY_DEVICE.get(device.type, (NAME,))
 
 
 def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -49,9 +49,9 @@ class Choice:
         return self.sharded or self.sizes.pp > 1 or self.sizes.tp > 1
 
     @property
-    def whole(self) -> bool:
-        """Whether a device holds all weights, so that whatever computes in one process computes here."""
-        return not self.in_parts and self.strategy != "model_parallel"
+    def whole_blocks(self) -> bool:
+        """Whether every layer that a process holds has all its weights on one device, as in one process."""
+        return not self.sharded and self.sizes.tp == 1 and self.strategy != "model_parallel"
 
     def data_place(self, rank: int) -> tuple[int, int]:
         """(data rank, data ranks) of a process; the mesh is [pp, dp, tp]."""

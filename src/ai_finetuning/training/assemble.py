@@ -337,7 +337,7 @@ def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, p
 def _documents(job: Job, prepared: Prepared, model: nn.Module) -> DocumentPath | None:
     """The path of the training step, said in one line; None for padded rows."""
     kernels = job.config.training.runtime.kernels
-    if kernels == "auto" and not prepared.choice.whole:
+    if kernels == "auto" and not prepared.choice.whole_blocks:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
     path, reason = open_documents(
         _unwrapped(model), prepared.device, autocast=prepared.precision.autocast, kernels=kernels

@@ -1,0 +1,152 @@
+"""FlexAttention over documents, which GPUs take: its blocks, its arithmetic and its gradients, computed without fusion on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.unit.models.test_documents import build, distance, reference, step
+
+from ai_finetuning.kernels import attention
+from ai_finetuning.kernels.attention import document_attention, document_blocks, flex_document_attention
+from ai_finetuning.models.documents import open_documents
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trainable(monkeypatch: pytest.MonkeyPatch):
+    """torch refuses FlexAttention's backward pass on a CPU; its plain implementation, which compiled kernels are checked against, has one."""
+    torch._dynamo.reset()  # without fusion it is traced for every shape, up to a limit
+    module = pytest.importorskip("torch.nn.attention.flex_attention")
+    monkeypatch.setattr(module, "_validate_device", lambda query, key, value: None)
+
+
+@pytest.mark.parametrize("window", [0, 40, 200])
+@pytest.mark.parametrize("lengths", [(19,), (128, 128), (300, 1, 5, 260, 66), (90, 500, 50)])
+def test_the_blocks_are_those_of_the_whole_mask(lengths: tuple[int, ...], window: int):
+    """Which blocks are computed at all, and which without a mask, against the mask of all pairs of tokens."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+
+    def sees(batch, head, query, key):
+        near = query - key < (window or len(document))
+        return (document[query] == document[key]) & (query >= key) & near
+
+    wanted = create_block_mask(sees, None, None, len(document), len(document), device="cpu")
+    got = document_blocks(lengths, window, CPU)
+    assert torch.equal(got.to_dense(), wanted.to_dense())
+    assert torch.equal(got.full_kv_num_blocks, wanted.full_kv_num_blocks)
+    for mine, theirs, count in zip(got.full_kv_indices[0, 0], wanted.full_kv_indices[0, 0], got.full_kv_num_blocks[0, 0], strict=True):  # fmt: skip
+        assert set(mine[:count].tolist()) == set(theirs[:count].tolist())
+    place = torch.arange(len(document))
+    seen = got.mask_mod(None, None, place[:, None], place[None, :])
+    assert torch.equal(seen, sees(None, None, place[:, None], place[None, :]))
+
+
+def alone(q, k, v, lengths, *, scale, window, cap):
+    """Every document by itself: softmax of the visible scores in fp32."""
+    parts = []
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    for qd, kd, vd in zip(*(x[:, :, : sum(lengths)].split(lengths, dim=2) for x in (q, k, v)), strict=True):
+        scores = qd @ kd.transpose(2, 3) * scale
+        scores = torch.tanh(scores / cap) * cap if cap else scores
+        place = torch.arange(qd.shape[2])
+        apart = place[:, None] - place[None, :]
+        unseen = (apart < 0) | (apart >= (window or len(place)))
+        parts.append(scores.masked_fill(unseen, float("-inf")).softmax(-1) @ vd)
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("padding", [0, 9])
+def test_output_and_gradients_are_those_of_each_document_alone(trainable, padding: int, window, cap):
+    lengths, generator = (150, 1, 70, 40), torch.Generator().manual_seed(0)
+    tokens = sum(lengths) + padding
+    q, k, v = (torch.randn(1, heads, tokens, 16, generator=generator).requires_grad_() for heads in (4, 2, 2))
+    options = {"scaling": 0.3, "sliding_window": window, "softcap": cap}
+    got, _ = flex_document_attention(None, q, k, v, None, document_lengths=lengths, **options)
+    assert got.shape == (1, tokens, 4, 16)
+    assert not got[:, sum(lengths) :].any()
+    wanted = alone(q, k, v, lengths, scale=0.3, window=window, cap=cap)
+    seed = torch.randn(wanted.shape, generator=generator)
+    mine = torch.autograd.grad(got[:, : sum(lengths)], (q, k, v), seed)
+    theirs = torch.autograd.grad(wanted, (q, k, v), seed)
+    assert torch.allclose(got[:, : sum(lengths)], wanted, atol=1e-5)
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_rows_of_any_length_share_compiled_kernels(monkeypatch: pytest.MonkeyPatch):
+    """Packed rows differ in every step; a kernel compiled anew for each of them would cost more than it saves."""
+    from torch._dynamo.testing import CompileCounter
+    from torch.nn.attention.flex_attention import flex_attention
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(flex_attention, dynamic=True, backend=counter)
+    monkeypatch.setattr(attention, "_flex", lambda _: compiled)
+    rows = (
+        ((200, 3), None),
+        ((90, 90, 300), None),
+        ((1, 700), 50),
+        ((140, 2, 2, 2), 20),
+        ((400, 1), None),
+        ((33, 150), 9),
+    )
+    for lengths, window in rows:
+        q, k = torch.randn(1, 4, sum(lengths), 16), torch.randn(1, 2, sum(lengths), 16)
+        options = {"document_lengths": lengths, "sliding_window": window}
+        got, _ = flex_document_attention(None, q, k, k, None, **options)
+        assert torch.allclose(got, document_attention(None, q, k, k, None, **options)[0], atol=1e-5)
+    assert counter.frame_count <= 2
+
+
+def test_what_it_does_not_have_is_refused_or_computed_by_the_loop():
+    q = torch.randn(1, 2, 6, 16)
+    with pytest.raises(ValueError, match="s_aux"):
+        flex_document_attention(None, q, q, q, None, document_lengths=(6,), s_aux=torch.zeros(2))
+    with pytest.raises(ValueError, match="with a mask"):
+        flex_document_attention(None, q, q, q, torch.ones(1, 1, 6, 6), document_lengths=(6,))
+    torch.manual_seed(0)
+    dropped, _ = flex_document_attention(None, q, q, q, None, document_lengths=(4, 2), dropout=0.5)
+    torch.manual_seed(0)
+    assert torch.equal(dropped, document_attention(None, q, q, q, None, document_lengths=(4, 2), dropout=0.5)[0])
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma2", "StableLm"])
+def test_models_train_through_it_as_document_by_document(trainable, monkeypatch: pytest.MonkeyPatch, family: str):
+    """A window shorter than a document (Mistral, Gemma 2), capped scores (Gemma 2), positions only (StableLM)."""
+    wrapped, model = build(family)
+    wrapped.train()
+    loss, wanted = reference(wrapped)
+    monkeypatch.setitem(attention.BY_DEVICE, "cpu", (attention.FLEX,))
+    used = []
+    blocks = attention.document_blocks
+    monkeypatch.setattr(attention, "document_blocks", lambda *given: used.append(given) or blocks(*given))
+    name, got, mine = step(wrapped, model, autocast=None, kernels="portable")
+    assert name == "portable"
+    assert used
+    assert got == pytest.approx(loss, rel=1e-5)
+    assert distance(mine, wanted) < 1e-5
+
+
+def test_a_cpu_takes_the_loop_and_so_does_a_device_where_it_fails(monkeypatch: pytest.MonkeyPatch):
+    _, model = build("Llama")
+    path, _ = open_documents(model, CPU, autocast=None, kernels="portable")
+    assert path is not None
+    assert path.model.config._attn_implementation == attention.NAME
+    path.close()
+
+    def broken(compiled: bool):
+        raise RuntimeError("no Triton here")
+
+    monkeypatch.setitem(attention.BY_DEVICE, "cpu", (attention.FLEX, attention.NAME))
+    monkeypatch.setattr(attention, "_flex", broken)
+    path, reason = open_documents(model, CPU, autocast=None, kernels="auto")
+    assert path is not None
+    assert path.model.config._attn_implementation == attention.NAME
+    assert "no Triton here" in reason
+    path.close()
+    assert model.config._attn_implementation == "eager"
