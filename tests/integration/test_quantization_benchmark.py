@@ -51,7 +51,8 @@ def test_speed_is_measured_prefill_and_decoding_apart(found: dict):
             assert 0 < spread["p50"] <= spread["p90"] <= spread["p95"] <= spread["p99"]
         assert side["characters_per_second"] > 0
         assert side["decode"]["characters_per_second"] > 0
-        assert side["tokens_per_second"] > side["decode"]["tokens_per_second"] > 0
+        assert side["tokens_per_second"] > 0
+        assert side["decode"]["tokens_per_second"] > 0
     assert found["speedup"] > 0
     assert found["decode_speedup"] > 0
 

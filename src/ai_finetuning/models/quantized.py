@@ -20,17 +20,6 @@ from torch import nn
 
 from ..errors import ConfigError, ModelError
 
-
-def require_backend(backend: str) -> None:
-    """Raises ModelError with the way out where the package of a backend is missing; unknown backends pass."""
-    ja, en = _MISSING.get(backend, (None, None))
-    if ja is None or en is None:
-        return
-    if importlib.util.find_spec(backend) is None:
-        raise ModelError(ja, en)
-    importlib.import_module(backend)
-
-
 _MISSING = {
     "bitsandbytes": (
         "8bit・4bit の読み込みには bitsandbytes が必要です (macOS には対応版がありません)。`pip install bitsandbytes` するか、量子化なしで読み込んでください。",
@@ -43,13 +32,21 @@ _MISSING = {
 }
 
 
+def require_backend(backend: str) -> None:
+    """Raises ModelError with the way out where the package of a backend is missing; other backends are transformers' business."""
+    if backend not in _MISSING:
+        return
+    if importlib.util.find_spec(backend) is None:
+        raise ModelError(*_MISSING[backend])
+    importlib.import_module(backend)
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to hold weights in 8 or 4 bits.
 
     Attributes:
         backend, bits, quant_type: its name.
-        about: what it is, (Japanese, English).
         config: makes transformers' quantization config from the compute dtype and the settings.
         settings: names of what a caller may set, with their defaults.
         refusal: (Japanese, English) why it does not run on a device in a compute dtype, or None.
@@ -58,7 +55,6 @@ class Method:
     backend: str
     bits: int
     quant_type: str
-    about: tuple[str, str]
     config: Callable[[torch.dtype, Mapping[str, Any]], Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     refusal: Callable[[torch.device, torch.dtype], tuple[str, str] | None] = lambda device, dtype: None
@@ -91,7 +87,8 @@ def _torchao(name: str, **arguments: Any) -> Callable[[torch.dtype, Mapping[str,
         from torchao import quantization
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(getattr(quantization, name)(**arguments, **settings))
+        # Else torchao changes torch.compile's settings for the whole process.
+        return TorchAoConfig(getattr(quantization, name)(set_inductor_config=False, **arguments, **settings))
 
     return config
 
@@ -109,12 +106,12 @@ def _cuda_and_bf16(device: torch.device, dtype: torch.dtype) -> tuple[str, str] 
 _DOUBLE_QUANT = {"bnb_4bit_use_double_quant": True}
 # The first method of a backend and bits is what is taken where no quant_type is named.
 METHODS = (
-    Method("bitsandbytes", 8, "int8", ("LLM.int8()", "LLM.int8()"), _llm_int8, {"llm_int8_threshold": 6.0}),
-    Method("bitsandbytes", 4, "nf4", ("NormalFloat 4bit", "NormalFloat 4 bit"), _four_bit("nf4"), _DOUBLE_QUANT),
-    Method("bitsandbytes", 4, "fp4", ("浮動小数点 4bit", "floating point 4 bit"), _four_bit("fp4"), _DOUBLE_QUANT),
-    Method("torchao", 8, "int8", ("重みだけ", "weights only"), _torchao("Int8WeightOnlyConfig")),
-    Method("torchao", 8, "int8-dynamic", ("重みと活性", "weights and activations"), _torchao("Int8DynamicActivationInt8WeightConfig")),
-    Method("torchao", 4, "int4", ("重みだけ、32 個ごと", "weights only, groups of 32"), _torchao("Int4WeightOnlyConfig", group_size=32, int4_packing_format="tile_packed_to_4d"), refusal=_cuda_and_bf16),
+    Method("bitsandbytes", 8, "int8", _llm_int8, {"llm_int8_threshold": 6.0}),
+    Method("bitsandbytes", 4, "nf4", _four_bit("nf4"), _DOUBLE_QUANT),
+    Method("bitsandbytes", 4, "fp4", _four_bit("fp4"), _DOUBLE_QUANT),
+    Method("torchao", 8, "int8", _torchao("Int8WeightOnlyConfig")),
+    Method("torchao", 8, "int8-dynamic", _torchao("Int8DynamicActivationInt8WeightConfig")),
+    Method("torchao", 4, "int4", _torchao("Int4WeightOnlyConfig", group_size=32, int4_packing_format="tile_packed_to_4d"), refusal=_cuda_and_bf16),
 )  # fmt: skip
 
 
