@@ -87,7 +87,7 @@ def test_train_starts_processes_from_a_script_without_a_main_guard(tmp_path: Pat
         assert done.stdout.count("LOGITS") == 1
         return [float(number) for number in done.stdout.split("LOGITS")[1].split()]
 
-    assert logits(2) == pytest.approx(logits(1), abs=1e-3)
+    assert logits(2) == pytest.approx(logits(1), abs=5e-3)  # saved and loaded in bf16
 
 
 def path() -> str:
