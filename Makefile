@@ -35,9 +35,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/architecture
 
-# The training step against a plain loop on a tiny model, a minute or two; `make bench-peers` is the real thing (docs/performance.md).
+# The training step against a plain loop on a tiny model, then starting, tokens, saving, evaluation and generation: a few minutes;
+# `make bench-peers` is the real thing (docs/performance.md).
 bench: setup
 	$(BIN)/python benchmarks/training_step.py --quick
+	$(BIN)/python benchmarks/latency.py --quick
 
 bench-peers: setup build/peers/.ready build/peers-lf/.ready
 	$(BIN)/python benchmarks/training_step.py --plot

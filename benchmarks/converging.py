@@ -191,7 +191,12 @@ def picture(result: dict[str, Any], path: Path) -> Path:
         for one, other in itertools.combinations(result["seeds"], 2):
             name = "plain, another seed" if (one, other) == tuple(result["seeds"][:2]) else None
             below.plot(
-                steps, _gaps(runs["plain", one], runs["plain", other]), color="#8d99ae", ls="--", lw=1, label=name
+                steps,
+                [abs(gap) for gap in _gaps(runs["plain", one], runs["plain", other])],
+                color="#8d99ae",
+                ls="--",
+                lw=1,
+                label=name,
             )
         above.set(title=f"{method}", ylabel="training loss, nats a token")
         below.set(xlabel="step", ylabel="distance from plain, same seed", yscale="log")

@@ -1,10 +1,10 @@
 """What is not the training step: start, tokens, saving, evaluation, generation, collation.
 
-python benchmarks/latency.py --quick       # 5 MB of text, about two minutes
-python benchmarks/latency.py               # 50 MB
+python benchmarks/latency.py --quick       # 5 MB of text, two rounds
+python benchmarks/latency.py --plot        # 50 MB, five rounds; the table of docs/performance.md
 
 Variants of one measurement take turns (A B A B), so that a busy machine slows both; ratios are of neighbours, the median counts.
-Needs Japanese text: AIFT_SHARED/data/prose/aozora_large.jsonl.gz, or any JSONL with `text` by --text.
+Japanese text: AIFT_SHARED/data/prose/aozora_large.jsonl.gz, or any JSONL with `text` by --text, or else made on the spot.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -26,13 +27,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT / "src")
+sys.path.insert(1, str(ROOT))
+
+from benchmarks import plot  # noqa: E402
+
 # A model of 9M weights: as small as a laptop's first run.
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 688,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
-    "vocab_size": 8192,
+    "vocab_size": 8192,  # at least as many as the tokenizer of kotoha-tiny has
 }
 
 
@@ -145,7 +150,9 @@ def tokens(folder: Path, rounds: int) -> dict[str, Any]:
             runs.append(child("tokens", str(folder), cores=count))
     result: dict[str, Any] = {}
     for count, runs in found.items():
-        result[f"{count} cores"] = {key: summary([run[key] for run in runs]) for key in runs[0]}
+        result["all cores" if count == cores else "1 core"] = {
+            key: summary([run[key] for run in runs]) for key in runs[0]
+        }
     result["speed-up of encode"] = ratios(*([run["encode_wall_s"] for run in found[count]] for count in (1, cores)))
     return result
 
@@ -178,23 +185,31 @@ def child_tokens(started: float, folder: str) -> dict[str, float]:
 # ---- in one process: saving, evaluation, generation, collation -------------------------------------------------------
 
 
-def _run(folder: Path, examples: list[Any], *, background: bool, packing: bool = True) -> Any:
-    """A full fine-tuning run over the examples, 16 documents a step."""
+def _run(
+    folder: Path, examples: list[Any], *, background: bool = False, packing: bool = True, documents: bool = True
+) -> Any:
+    """A full fine-tuning run over the examples, 16 documents a step; without `documents` on padded rows and masks."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from ai_finetuning.data.loader import Loader
     from ai_finetuning.engine.checkpoint import CheckpointStore
     from ai_finetuning.engine.loop import Run, TrainState
-    from ai_finetuning.engine.loss import make_loss
+    from ai_finetuning.engine.loss import make_document_loss, make_loss
     from ai_finetuning.engine.optimizer import build_optimizer
+    from ai_finetuning.hardware.gpu import sixteen_bit
+    from ai_finetuning.models.documents import open_documents
     from ai_finetuning.parallel.single import SingleDevice
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, pad_token_id=0, bos_token_id=1, eos_token_id=2))
-    strategy = SingleDevice(torch.device("cpu"))
-    strategy.prepare(model, make_loss(logits_to_keep=True))
+    autocast = sixteen_bit(torch.device("cpu"))  # as precision `auto` on a CPU
+    strategy = SingleDevice(torch.device("cpu"), autocast=autocast)
+    path, _ = open_documents(model, strategy.device, autocast=autocast, kernels="auto" if documents else "plain")
+    strategy.prepare(model, make_loss(logits_to_keep=True) if path is None else make_document_loss(path))
     optimizer = strategy.attach(build_optimizer(list(model.named_parameters()), learning_rate=1e-4))
+    if path is not None:
+        path.watch(optimizer)
     rows = 4 if packing else 16
     loader = Loader(
         examples, rows_per_step=rows, seed=0, packing=packing, max_length=512, group_by_length=True, pad_token_id=0
@@ -258,12 +273,12 @@ def saving(rounds: int) -> dict[str, Any]:
 
 
 def evaluation(rounds: int) -> dict[str, Any]:
-    """Tokens a second of an evaluation, rows packed and padded; the sums agree."""
+    """Tokens a second of an evaluation, packed as training is, and padded; the sums agree."""
     from ai_finetuning.data.loader import evaluation_batches
 
     examples = _examples(96)
     with tempfile.TemporaryDirectory() as place:
-        run = _run(Path(place), examples, background=False)
+        runs = {name: _run(Path(place), examples, documents=name == "packed") for name in ("packed", "padded")}
     batches = {
         name: evaluation_batches(examples, batch_size=4 if length else 8, pad_token_id=0, packing_length=length)
         for name, length in (("packed", 512), ("padded", None))
@@ -273,10 +288,10 @@ def evaluation(rounds: int) -> dict[str, Any]:
     sums = {}
     for _ in range(rounds):
         for name, group in batches.items():
-            wall, _, sums[name] = timed(lambda group=group: run.strategy.evaluate(group))  # type: ignore[misc]
+            wall, _, sums[name] = timed(lambda group=group, run=runs[name]: run.strategy.evaluate(group))  # type: ignore[misc]
             speeds[name].append(count / wall)
     assert sums["packed"][1] == sums["padded"][1]
-    assert abs(sums["packed"][0] / sums["padded"][0] - 1) < 1e-5
+    assert abs(sums["packed"][0] / sums["padded"][0] - 1) < 1e-3
     filled = {name: count / sum(batch.input_ids.numel() for batch in group) for name, group in batches.items()}
     return {
         "tokens_per_s": {name: summary(values) for name, values in speeds.items()},
@@ -320,7 +335,7 @@ def collation(rounds: int) -> dict[str, Any]:
     shares: dict[str, dict[str, float]] = {}
     for packing in (True, False):
         with tempfile.TemporaryDirectory() as place:
-            run = _run(Path(place), _examples(2000), background=False, packing=packing)
+            run = _run(Path(place), _examples(2000), packing=packing)
         found = []
         for _ in range(2 + rounds):
             state = run.state
@@ -334,36 +349,90 @@ def collation(rounds: int) -> dict[str, Any]:
 # ---- inputs and report -----------------------------------------------------------------------------------------------
 
 
+def texts_of(path: Path) -> Iterator[str]:
+    """The texts of a JSONL file; where there is none, everyday prose that never ends."""
+    if path.is_file():
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)["text"]
+        return
+    from ai_finetuning.japanese.practice import corpus
+
+    for seed in itertools.count():
+        yield "".join(corpus(20, seed))
+
+
 def conversations(texts: Path, size: int) -> Iterator[str]:
     """JSONL lines of instruction and output cut from the texts, about `size` bytes of them."""
     done = 0
-    with gzip.open(texts, "rt", encoding="utf-8") if texts.suffix == ".gz" else texts.open(encoding="utf-8") as file:
-        for line in file:
-            text = json.loads(line)["text"]
-            for start in range(0, len(text) - 40, 400):
-                part = text[start : start + 400].strip()
-                middle = len(part) // 2
-                if not part[:middle].strip() or not part[middle:].strip():
-                    continue
-                row = {"instruction": f"次の文の続きを書いてください。\n{part[:middle]}", "output": part[middle:]}
-                made = json.dumps(row, ensure_ascii=False) + "\n"
-                done += len(made.encode())
-                yield made
-                if done >= size:
-                    return
+    for text in texts_of(texts):
+        for start in range(0, len(text) - 40, 400):
+            part = text[start : start + 400].strip()
+            middle = len(part) // 2
+            if not part[:middle].strip() or not part[middle:].strip():
+                continue
+            row = {"instruction": f"次の文の続きを書いてください。\n{part[:middle]}", "output": part[middle:]}
+            made = json.dumps(row, ensure_ascii=False) + "\n"
+            done += len(made.encode())
+            yield made
+            if done >= size:
+                return
 
 
 def prepare(texts: Path, size: int, folder: Path) -> None:
-    """A tokenizer of 8192 pieces, a model, conversations: `size` bytes of them to tokenize, 200 to start a training with."""
+    """A model with the tokenizer that ships, conversations: `size` bytes of them to tokenize, 200 to start a training with."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ai_finetuning.models.tokenizer_training import train_tokenizer
+    from ai_finetuning.embedded import MODEL
+    from ai_finetuning.models.tokenizers import load_tokenizer
 
     rows = list(conversations(texts, size))
     (folder / "chat.jsonl").write_text("".join(rows), encoding="utf-8")
     (folder / "chat-small.jsonl").write_text("".join(rows[:200]), encoding="utf-8")
-    train_tokenizer([json.loads(row)["output"] for row in rows[:4000]], folder, vocabulary=SHAPE["vocab_size"], character_coverage=0.9995)  # fmt: skip
+    tokenizer = load_tokenizer(MODEL)
+    assert len(tokenizer) <= SHAPE["vocab_size"]
+    tokenizer.save_pretrained(folder)
     LlamaForCausalLM(LlamaConfig(**SHAPE, pad_token_id=0, bos_token_id=1, eos_token_id=2)).save_pretrained(folder)
+
+
+# What the table says: label, and where each number stands in the result.
+ROWS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("`aift --help`, process and all", "{median:.2f} s", ("imports_s", "aift --help")),
+    ("from starting `aift train` to the end of its first step (LoRA, 200 conversations)", "{median:.2f} s", ("first_step_s", "start to first step")),
+    ("- of it imports", "{median:.2f} s", ("first_step_s", "imports")),
+    ("- data: reading, rendering, tokens", "{median:.2f} s", ("first_step_s", "data")),
+    ("- model: loading, adapter", "{median:.2f} s", ("first_step_s", "model")),
+    ("- the step, with the proof of its path", "{median:.2f} s", ("first_step_s", "step")),
+    ("reading and tokenizing, all cores", "{median:.1f} MB/s", ("tokens", "all cores", "read_and_encode_MB_per_s")),
+    ("tokenizing, all cores against one", "{median:.2f}x", ("tokens", "speed-up of encode")),
+    ("the same file again, from the cache", "{median:.2f} s", ("tokens", "all cores", "from_cache_s")),
+    ("a step's wait for a checkpoint, written beside the training", "{median:.3f} s", ("saving", "stall_s", "background")),
+    ("- against writing it in the step", "{median:.1f}x less", ("saving", "sync / background")),
+    ("evaluation, packed", "{median:.0f} tokens/s", ("evaluation", "tokens_per_s", "packed")),
+    ("- against padded", "{median:.2f}x", ("evaluation", "packed / padded")),
+    ("generation, 32 questions in batches", "{median:.0f} new tokens/s", ("generation", "tokens_per_s", "batched")),
+    ("- against one by one", "{median:.2f}x", ("generation", "batched / one by one")),
+    ("- against no cache", "{median:.2f}x", ("generation", "cache / no cache")),
+    ("making a step's batches, of the step", "{median:.2%}", ("collation", "share_of_a_step", "packed")),
+)  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    """Medians with least and most; what disturbed them is said above."""
+    before = result["machine_before"]
+    lines = [
+        f"{result['megabytes']:g} MB of text ({result['text']}), {before['cores']} cores, {result['rounds']} rounds, medians (min - max); load average "
+        f"{before['load'][0]:.1f} before and {result['load_after'][0]:.1f} after; {result['date'][:10]}, commit {before['commit']}.",
+        "", "| what | measured | min - max |", "|---|---|---|",
+    ]  # fmt: skip
+    for label, form, place in ROWS:
+        found = result
+        for key in place:
+            found = found[key]
+        unit = form.partition("}")[2].strip()
+        number = form.partition("}")[0].partition(":")[2]
+        lines.append(f"| {label} | {form.format(**found)} | {found['min']:{number}} - {found['max']:{number}} {unit} |")
+    return "\n".join(lines)
 
 
 def machine() -> dict[str, Any]:
@@ -389,18 +458,25 @@ def run_child(name: str, started: str, cores: str, *arguments: str) -> None:
 
 
 def main() -> None:
-    """Measures, prints and writes benchmarks/results/latency.json."""
+    """Measures, prints, writes the JSON and, where asked, the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(os.environ.get("AIFT_SHARED", ROOT.parent / "shared"))
-    parser.add_argument("--quick", action="store_true", help="5 MB and 3 rounds in place of 50 MB and 5")
+    parser.add_argument("--quick", action="store_true", help="5 MB and 2 rounds")
+    parser.add_argument("--megabytes", type=float, default=None, help="of text to tokenize (default 50)")
+    parser.add_argument("--rounds", type=int, default=None, help="of every measurement (default 5)")
+    parser.add_argument("--plot", action="store_true", help="also write the table of docs/performance.md")
     parser.add_argument("--text", type=Path, default=shared / "data" / "prose" / "aozora_large.jsonl.gz")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "latency.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    rounds, size = (3, 5_000_000) if options.quick else (5, 50_000_000)
-    found: dict[str, Any] = {"machine_before": machine(), "quick": options.quick}
+    rounds = options.rounds or (2 if options.quick else 5)
+    megabytes = options.megabytes or (5 if options.quick else 50)
+    found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine_before": machine(), "rounds": rounds, "megabytes": megabytes,
+        "text": options.text.name if options.text.is_file() else "generated",
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="aift-latency-") as place:
         folder = Path(place)
-        prepare(options.text, size, folder)
+        prepare(options.text, int(megabytes * 1e6), folder)
         for name, measure in (
             ("imports_s", lambda: imports(rounds)), ("first_step_s", lambda: first_step(folder, rounds)), ("tokens", lambda: tokens(folder, min(3, rounds))),
             ("saving", lambda: saving(rounds)), ("evaluation", lambda: evaluation(rounds)), ("generation", lambda: generation(folder, rounds)),
@@ -409,9 +485,13 @@ def main() -> None:
             found[name] = measure()
             print(json.dumps({name: found[name]}, ensure_ascii=False), flush=True)
     found["load_after"] = os.getloadavg()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {options.out}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{found['date'][:10]}_latency{'_quick' if options.quick else ''}.json"
+    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+    print(f"wrote {path}")
+    if options.plot:
+        plot.put(plot.PAGE, "latency", table(found))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""This project in a process whose glibc keeps freed memory (docs/decisions/0012): a study, not what users run."""
+"""This project in a process whose glibc keeps freed memory: a study (docs/performance.md, Beside the step), not what users run."""
 
 from __future__ import annotations
 

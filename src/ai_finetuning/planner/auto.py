@@ -36,9 +36,9 @@ class Situation:
 
     @property
     def sharded(self) -> int:
-        """Need of a device under fsdp: weights, gradients and optimizer state are divided, activations are its own."""
+        """Need of a device under fsdp: weights, their copies, gradients and optimizer state are divided, activations are its own."""
         mine = self.whole
-        divided = (mine.weights + mine.gradients_and_optimizer) // len(self.devices)
+        divided = (mine.weights + mine.copies + mine.gradients_and_optimizer) // len(self.devices)
         return divided + self.gathered + mine.activations + mine.logits + mine.base
 
 

@@ -24,11 +24,11 @@ class MemoryEstimate:
     """Bytes at the peak of a training step, by what they are for."""
 
     weights: int
-    copies: int
     gradients_and_optimizer: int
     activations: int
     logits: int
     base: int = BASE_BYTES
+    copies: int = 0
 
     @property
     def total(self) -> int:

@@ -45,7 +45,7 @@ def test_blocks_sum_to_the_estimate(kind: str, method: dict, checkpointing: bool
     blocks = blocks_of(model, work, checkpointing=checkpointing)
     estimate = memory.estimate(shape_of(model), work, checkpointing=checkpointing)
     rounding = len(blocks)  # KBIT_BYTES times a block's weights is cut to whole bytes
-    assert sum(block.weights for block in blocks) == pytest.approx(estimate.weights, abs=rounding)
+    assert sum(block.weights for block in blocks) == pytest.approx(estimate.weights + estimate.copies, abs=rounding)
     assert sum(block.states for block in blocks) == estimate.gradients_and_optimizer
     activations = sum(block.activations for block in blocks) + max(block.transient for block in blocks)
     assert activations == estimate.activations + estimate.logits
@@ -75,7 +75,7 @@ def test_lora_of_13b_and_nf4_lora_of_30b_fit_two_gpus_of_24_gb_on_paper(size: st
 
 
 @pytest.mark.parametrize(
-    ("size", "full", "needs"), [("13b", True, ["110.5", "111.0"]), ("30b", False, ["33.1", "33.6"])]
+    ("size", "full", "needs"), [("13b", True, ["110.2", "111.0"]), ("30b", False, ["33.1", "33.6"])]
 )
 def test_what_cannot_fit_is_refused_with_its_arithmetic(size: str, full: bool, needs: list[str]):
     split = split_model(llama(size), work_of(llama(size), full=full), TWO_OF_22_GB, checkpointing=True)
@@ -88,11 +88,12 @@ def test_what_cannot_fit_is_refused_with_its_arithmetic(size: str, full: bool, n
 
 
 def test_13b_in_full_needs_what_the_refusal_says():
-    """18 bytes a weight: fp32 master 4, its bf16 copy 2, gradient 4, AdamW's moments 8 (arXiv:1910.02054, section 3.1)."""
+    """18 bytes a weight: fp32 master 4, its bf16 copy 2, gradient 4, AdamW's moments 8 (arXiv:1910.02054, section 3.1); the input embedding has no copy."""
     model = llama("13b")
     split = split_model(model, work_of(model, full=True), TWO_OF_22_GB, checkpointing=True)
-    assert sum(load.weights + load.states for load in split.loads) == 18 * shape_of(model).parameters
-    assert shape_of(model).parameters == 13_015_864_320
+    shape = shape_of(model)
+    assert sum(load.weights + load.states for load in split.loads) == 18 * shape.parameters - 2 * shape.looked_up
+    assert shape.parameters == 13_015_864_320
 
 
 def test_uneven_devices_are_filled_evenly():
