@@ -18,10 +18,11 @@ def main(folder: Path) -> int:
     from .sources import with_resume
 
     job = launch.read_job(folder)
-    again = (folder / launch.STARTED).exists()
-    if again:  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
+    started = folder / f"{launch.STARTED}-{launched().rank}"
+    if started.exists():  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
         os.environ.pop("AIFT_FAULT", None)
         job.config.training = with_resume(job.config.training, "auto")
+    started.touch()
     try:
         run_job(job)
     except ToolkitError as error:
