@@ -116,7 +116,7 @@ def stored_bits(name: str) -> int | None:
     stored = read_config(hub.locate(name)).get("quantization_config")
     if stored is None:
         return None
-    return 8 if stored.get("load_in_8bit") or "int8" in json.dumps(stored).lower() else 4
+    return 4 if stored.get("load_in_4bit") or "Int4" in json.dumps(stored) else int(stored.get("bits") or 8)
 
 
 def _stored_bits_if_there(name: str) -> int | None:
@@ -143,12 +143,21 @@ def _dequantized(model: Any, name: str) -> Any:
             f"{name} の量子化は 16bit に戻せません（{error}）。--base にもとの 16bit モデルを指定してください。",
             f"{name} cannot be turned back to 16 bit ({error}); name the 16-bit model behind it with --base.",
         ) from error
+    # transformers 5.23 keeps how it read the quantized files and would undo that on saving, which bitsandbytes' part cannot.
+    read_by = getattr(model, "_weight_conversions", None)
+    if read_by is not None:
+        model._weight_conversions = [item for item in read_by if not _reads_bitsandbytes(item)]
     if quantized_bits(model) is not None:
         raise ModelError(
             f"{name} に量子化されたままの層が残りました。--base にもとの 16bit モデルを指定してください。",
             f"{name}: layers stayed quantized; name the 16-bit model behind it with --base.",
         )
     return model
+
+
+def _reads_bitsandbytes(conversion: Any) -> bool:
+    operations = getattr(conversion, "operations", ())
+    return any(type(operation).__module__.endswith("integrations.bitsandbytes") for operation in operations)
 
 
 def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
