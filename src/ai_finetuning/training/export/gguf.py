@@ -15,8 +15,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from ...errors import ConfigError, InputNotFoundError, ModelError, StorageError
-from ...models.loading import read_config
 from ...models import hub
+from ...models.loading import read_config
 from ...models.tokenizers import load_tokenizer, prompt_style
 from ...notices import notice, warn
 from ..output_folder import free_disk_bytes
@@ -30,8 +30,11 @@ _PLACES = ("llama.cpp", "../llama.cpp", "~/llama.cpp", "~/src/llama.cpp", "/opt/
 _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625}
 
 
-def find_converter(checkout: str | None = None) -> Path | None:
+def find_converter(checkout: str | None = None, *, lenient: bool = False) -> Path | None:
     """The converter's script: in the named checkout, that of `$LLAMA_CPP`, or one in a usual place; None where there is none.
+
+    Args:
+        lenient: None also where a checkout was named and is none.
 
     Raises:
         InputNotFoundError: a checkout was named and the script is not in it.
@@ -41,7 +44,7 @@ def find_converter(checkout: str | None = None) -> Path | None:
         script = Path(place).expanduser() / SCRIPT
         if script.is_file():
             return script.resolve()
-    if named:
+    if named and not lenient:
         raise InputNotFoundError(
             f"{named} に {SCRIPT} がありません。llama.cpp のチェックアウトを指定してください（--llama-cpp か環境変数 {VARIABLE}）。",
             f"{named} has no {SCRIPT}; name a checkout of llama.cpp (--llama-cpp, or the variable {VARIABLE}).",
@@ -84,7 +87,7 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
         ConfigError: another type, or a file that is there. ModelError: the converter does not know the model or its tokenizer.
         StorageError: it cannot be written.
     """
-    _check_output(out, outtype)
+    check_output(out, outtype)
     tokenizer = load_tokenizer(str(folder))
     architecture = (read_config(hub.locate(str(folder))).get("architectures") or ["?"])[0]
     verdict = judge(tokenizer, architecture, converter)
@@ -94,12 +97,12 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
     staging = out.with_name(f".staging-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_full_disk(out, int(2 * weights * _BYTES[outtype] / 2))
+        _refuse_full_disk(out, int(weights * _BYTES[outtype]))
         staging.mkdir()
         raw, fixed = staging / "converted.gguf", staging / "fixed.gguf"
         with _prepared(folder, tokenizer) as prepared:
             _run(converter, prepared, raw, outtype)
-        ends = prompt_style(tokenizer, _generation_config(folder)).stop_token_ids
+        ends = prompt_style(tokenizer, generation_config(folder)).stop_token_ids
         values = read_header(raw).values
         rewrite(raw, fixed, metadata(tokenizer, values, ends))
         header = read_header(fixed)
@@ -118,15 +121,22 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
     return header
 
 
-def _check_output(out: Path, outtype: str) -> None:
+def check_type(outtype: str) -> None:
+    """Raises ConfigError for a type that is not in TYPES."""
     if outtype not in TYPES:
         raise ConfigError(
             f"--type が {outtype!r} です。{', '.join(TYPES)} のいずれかにしてください。",
             f"--type is {outtype!r}; it must be one of {', '.join(TYPES)}.",
         )
+
+
+def check_output(out: Path, outtype: str) -> None:
+    """Raises ConfigError for another type or a file that is there already."""
+    check_type(outtype)
     if out.exists():
         raise ConfigError(
-            f"出力先 {out} はすでにあります。別の名前を指定してください。", f"{out} exists already; choose another name."
+            f"出力先 {out} はすでにあります。別の名前を指定してください。",
+            f"{out} exists already; choose another name.",
         )
 
 
@@ -139,7 +149,8 @@ def _refuse_full_disk(out: Path, needed: int) -> None:
         )
 
 
-def _generation_config(folder: Path) -> Any:
+def generation_config(folder: Path) -> Any:
+    """A model folder's GenerationConfig, None where it has none."""
     return GenerationConfig.from_pretrained(str(folder)) if (folder / "generation_config.json").is_file() else None
 
 

@@ -68,7 +68,11 @@ def judge(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:
     kind = tokenizer_kind(tokenizer)
     if kind in (UNIGRAM, PIECE_BPE):
         if architecture in _READ_PIECES:
-            return Verdict(True, f"GGUF に変換できるトークナイザーです（{kind}）。", f"the GGUF converter reads this tokenizer ({kind}).")
+            return Verdict(
+                True,
+                f"GGUF に変換できるトークナイザーです（{kind}）。",
+                f"the GGUF converter reads this tokenizer ({kind}).",
+            )
         return Verdict(
             False,
             f"llama.cpp の変換は {architecture} の sentencepiece（{kind}）を読みません。GGUF にはできません（vLLM・serve は使えます）。",
@@ -86,7 +90,9 @@ def judge(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:
     text, hashes = known
     found = hashlib.sha256(str(tokenizer.encode(text)).encode()).hexdigest()
     if found in hashes:
-        return Verdict(True, "llama.cpp の変換が知っているトークナイザーです。", "llama.cpp's converter knows this tokenizer.")
+        return Verdict(
+            True, "llama.cpp の変換が知っているトークナイザーです。", "llama.cpp's converter knows this tokenizer."
+        )
     return Verdict(
         False,
         f"llama.cpp の変換はこのトークナイザーを知りません（ハッシュ {found[:12]}…）。語彙を変えていないか確かめ、llama.cpp を新しくしてください。",
@@ -173,7 +179,9 @@ def metadata(tokenizer: Any, values: Mapping[str, Value], turn_ends: tuple[int, 
     changes["tokenizer.ggml.add_space_prefix"] = Value(BOOL, pieces[0].startswith("▁"))
     changes["tokenizer.ggml.token_type"] = _token_types(tokenizer, values["tokenizer.ggml.token_type"])
     if kind == UNIGRAM:
-        merged = tokenizer.encode("日  本", add_special_tokens=False) == tokenizer.encode("日 本", add_special_tokens=False)
+        merged = tokenizer.encode("日  本", add_special_tokens=False) == tokenizer.encode(
+            "日 本", add_special_tokens=False
+        )
         changes["tokenizer.ggml.model"] = Value(STRING, "t5")  # llama.cpp's name of the unigram search
         changes["tokenizer.ggml.remove_extra_whitespaces"] = Value(BOOL, merged)
     return changes
