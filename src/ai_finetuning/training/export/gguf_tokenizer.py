@@ -137,7 +137,7 @@ def write_piece_model(tokenizer: Any, file: Path) -> None:
     proto.trainer_spec.model_type = pieces.TrainerSpec.UNIGRAM
     proto.trainer_spec.byte_fallback = bool(model.get("byte_fallback"))
     proto.normalizer_spec.name = "identity"
-    proto.normalizer_spec.add_dummy_prefix = False
+    proto.normalizer_spec.add_dummy_prefix = proto.normalizer_spec.remove_extra_whitespaces = False
     kinds = pieces.ModelProto.SentencePiece
     for number, (text, score) in enumerate(model["vocab"]):
         kind = kinds.NORMAL
