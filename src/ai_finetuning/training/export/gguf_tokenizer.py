@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import localized
 from ...japanese.prompts import render
-from .gguf_file import ARRAY, BOOL, BYTE, CONTROL, STRING, UINT32, USER_DEFINED, Value
+from .gguf_file import ARRAY, BOOL, BYTE, CONTROL, STRING, UINT32, UNKNOWN, USER_DEFINED, Value
 
 UNIGRAM, PIECE_BPE, BYTE_BPE, OTHER = "unigram", "sentencepiece-bpe", "byte-bpe", "other"
 # Architectures whose converter reads tokenizer.model; the others know byte-level BPE only.
@@ -191,6 +191,6 @@ def _token_types(tokenizer: Any, found: Value) -> Value:
     """Added tokens, such as the markers of chat templates, are found as a whole in the text."""
     types = list(found.value)
     for number, token in tokenizer.added_tokens_decoder.items():
-        if number < len(types) and types[number] != BYTE:
+        if number < len(types) and types[number] not in (BYTE, UNKNOWN):
             types[number] = CONTROL if token.special else USER_DEFINED
     return Value(ARRAY, types, found.item)
