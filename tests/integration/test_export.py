@@ -230,6 +230,18 @@ def test_a_place_without_rights_is_told(kotoha: str, checkout: Path, tmp_path: P
         assert call("export", verb, kotoha, "--out", str(tmp_path / "file" / "x"), "--llama-cpp", str(checkout)) == 74
 
 
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    kotoha: str, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from ai_finetuning.training.export import gguf
+
+    monkeypatch.setattr(gguf, "free_disk_bytes", lambda place: 1_000_000)
+    out = tmp_path / "place" / "k.gguf"
+    assert call("export", "gguf", kotoha, "--out", str(out), "--llama-cpp", str(checkout)) == 74
+    assert "0.00 GB free" in capsys.readouterr().err
+    assert not list(out.parent.iterdir())
+
+
 class Go:
     """As much of Go's text/template as a TEMPLATE here uses: strings, fields, if/else, range, len, slice, eq, not."""
 
@@ -368,7 +380,10 @@ def test_adapters_that_vllm_cannot_put_on_are_told(tiny_model_dir: Path, adapter
     assert "does not take this adapter" in said()
 
 
-def test_an_adapter_is_merged_once_and_again_when_it_changes(adapter: Path, tmp_path: Path, said):
+def test_an_adapter_is_merged_once_and_again_when_it_changes(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+):
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
     import shutil
 
     mine = tmp_path / "mine"

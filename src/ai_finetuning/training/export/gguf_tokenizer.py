@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,10 +53,13 @@ def tokenizer_kind(tokenizer: Any) -> str:
     return PIECE_BPE if model.get("byte_fallback") else BYTE_BPE
 
 
-def _piece_model(file: str | Path) -> Any:
-    from sentencepiece import sentencepiece_model_pb2
+def _protocol() -> Any:
+    """The classes of a tokenizer.model; made when imported, so types know nothing of them."""
+    return importlib.import_module("sentencepiece.sentencepiece_model_pb2")
 
-    return sentencepiece_model_pb2.ModelProto.FromString(Path(file).read_bytes())
+
+def _piece_model(file: str | Path) -> Any:
+    return _protocol().ModelProto.FromString(Path(file).read_bytes())
 
 
 def judge(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:
@@ -129,8 +133,7 @@ def write_piece_model(tokenizer: Any, file: Path) -> None:
 
     Transformers 5 saves no tokenizer.model, so a trained model's folder has none.
     """
-    from sentencepiece import sentencepiece_model_pb2 as pieces
-
+    pieces = _protocol()
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     proto = pieces.ModelProto()

@@ -23,6 +23,11 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "ai_finetuning") / "merged"
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a name is the folder of a LoRA adapter."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
 def model_folder(name: str, *, base: str = "auto") -> Path:
     """The folder of a whole model; an adapter is merged into a cache folder that its content names, once.
 
@@ -33,7 +38,7 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
     Raises:
         ModelError: the model is quantized, or needs code from its repository. ToolkitError: as locating and merging raise.
     """
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_adapter(name):
         return _merged(name, base)
     found = hub.locate(name)
     config = read_config(found)

@@ -13,10 +13,9 @@ from ...models.adapters import adapter_config
 from ...models.loading import read_config
 from ...models.tokenizers import load_tokenizer, prompt_style
 from ...notices import notice, warn
-from ..merging import merge_adapter
 from ..output_folder import new_folder, refuse_used_folder
 from .gguf import generation_config
-from .source import model_folder
+from .source import is_adapter, model_folder
 
 # What `--max-lora-rank` may be (vLLM's LoRAConfig).
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -26,7 +25,7 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
     """Writes a whole model with everything that a server reads: weights, tokenizer, chat template, all stop tokens.
 
     Args:
-        name: a model, or an adapter, which is merged as by `aift merge`.
+        name: a model, or an adapter, which is merged in the cache first.
         out: a folder that is not there yet, or is empty.
         base: what an adapter is merged into.
 
@@ -34,18 +33,15 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
         ModelError: something that vLLM needs is missing. ToolkitError: as merging and writing raise; nothing is left then.
     """
     refuse_used_folder(out)
-    if (Path(name) / "adapter_config.json").is_file():
-        merge_adapter(name, str(out), base=base)
+    folder = model_folder(name, base=base)
+    with new_folder(out) as staging:
+        for path in folder.iterdir():
+            if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt", ".md") and path.is_file():
+                shutil.copyfile(path, staging / path.name)
+        _complete(staging)
+        refuse_incomplete(staging)
+    if is_adapter(name):
         _say_adapter(Path(name))
-    else:
-        folder = model_folder(name)
-        with new_folder(out) as staging:
-            for path in folder.iterdir():
-                if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt", ".md") and path.is_file():
-                    shutil.copyfile(path, staging / path.name)
-            _complete(staging)
-            refuse_incomplete(staging)
-    refuse_incomplete(out)
     notice(f"vLLM: vllm serve {out}", f"vLLM: vllm serve {out}")
     return out
 
