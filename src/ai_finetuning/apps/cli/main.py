@@ -11,7 +11,20 @@ import typer
 
 from ...errors import ToolkitError, localized
 from . import (
-    bench, chat, data, demo, env, export, generate, merge, models, quantize, schema, serve, tokenizer, train,
+    bench,
+    chat,
+    data,
+    demo,
+    env,
+    export,
+    generate,
+    merge,
+    models,
+    quantize,
+    schema,
+    serve,
+    tokenizer,
+    train,
 )  # fmt: skip
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130

@@ -19,7 +19,7 @@ from ...models import hub
 from ...models.loading import read_config
 from ...models.tokenizers import load_tokenizer, prompt_style
 from ...notices import notice, warn
-from ..output_folder import free_disk_bytes
+from ..output_folder import free_disk_bytes, no_space, not_written
 from .gguf_file import BYTE, Header, read_header, rewrite
 from .gguf_tokenizer import UNIGRAM, judge, metadata, tokenizer_kind, write_piece_model
 
@@ -97,7 +97,9 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
     staging = out.with_name(f".staging-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_full_disk(out, int(weights * _BYTES[outtype]))
+        needed = int(weights * _BYTES[outtype])  # two files of it for a moment, from weights of two bytes
+        if free_disk_bytes(out.parent) < needed:
+            raise no_space(out.parent, needed)
         staging.mkdir()
         raw, fixed = staging / "converted.gguf", staging / "fixed.gguf"
         with _prepared(folder, tokenizer) as prepared:
@@ -111,10 +113,7 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
     except OSError as error:
         if isinstance(error, StorageError | InputNotFoundError):
             raise
-        raise StorageError(
-            f"{out} に書き込めませんでした（{error}）。途中のものは残していません。別の場所を --out に指定してください。",
-            f"{out} could not be written ({error}); nothing half-written was left. Choose another place with --out.",
-        ) from error
+        raise not_written(out, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     _say(out, header, tokenizer)
@@ -137,15 +136,6 @@ def check_output(out: Path, outtype: str) -> None:
         raise ConfigError(
             f"出力先 {out} はすでにあります。別の名前を指定してください。",
             f"{out} exists already; choose another name.",
-        )
-
-
-def _refuse_full_disk(out: Path, needed: int) -> None:
-    free = free_disk_bytes(out.parent)
-    if free < needed:
-        raise StorageError(
-            f"{out.parent} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、別の --out を指定してください。",
-            f"{out.parent} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed; free some, or choose another --out.",
         )
 
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
 from filelock import FileLock
 
 from ...errors import ModelError
+from ...hardware.folders import cache_folder
 from ...models import hub
 from ...models.loading import allow_remote_code, read_config, require_safetensors
 from ...notices import notice
 from ..adapter_base import base_of
 from ..merging import merge_adapter
-
-
-def cache_folder() -> Path:
-    """Where merged models are kept: `$AIFT_CACHE/merged`, or `~/.cache/ai_finetuning/merged`."""
-    root = os.environ.get("AIFT_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "ai_finetuning") / "merged"
 
 
 def is_adapter(name: str) -> bool:
@@ -57,7 +51,7 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
 
 
 def _merged(adapter: str, base: str) -> Path:
-    place = cache_folder() / content_key(adapter, base)
+    place = cache_folder("merged") / content_key(adapter, base)
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(place) + ".lock"):
         if (place / "config.json").is_file():
