@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..config.run import RunConfig
+from ..models.adapters import Agreement
 from ..models.catalog import CatalogRow
 
 
@@ -69,5 +72,41 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
         f"- learning_rate {training.learning_rate:g}, batch {training.batch_size} x {training.gradient_accumulation_steps}, warm-up {plan['warmup_steps']}, seed {training.runtime.seed}",
         "- すべての設定は config.yaml、数値は metrics.jsonl にあります。 / All settings are in config.yaml, all numbers in metrics.jsonl.",
         *licence, *notes, *remote, "", "## 使い方 / Use", "", *use, "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def merge_card(
+    base: str, adapter: str, *, bits: int | None, source: str, close: Agreement, measured: Mapping[str, Agreement],
+    limits: tuple[float, float], prompts: int,
+) -> str:  # fmt: skip
+    """README.md of a merged model: what went into it, and how far it is from the trained one.
+
+    Args:
+        base: the model whose weights were taken.
+        bits: of the base in training; None for 16 and 32.
+        source: `original` or `dequantized`.
+        close: of the saved model, read back.
+        measured: of every base that was compared.
+        limits: most KL and least top-1 that were allowed.
+        prompts: number of texts that were compared.
+    """
+    front = {"language": ["ja"], "library_name": "transformers", "base_model": base, "base_model_relation": "merge",
+             "pipeline_tag": "text-generation", "tags": ["ai-finetuning-toolkit", "lora", "merged"]}  # fmt: skip
+    trained = f"{bits} bit" if bits is not None else "16/32 bit"
+    rows = [(f"{name}（統合直後 / before saving）", found) for name, found in measured.items()]
+    rows.append((f"{source}（保存して再読み込み / read back from disk）", close))
+    lines = [
+        "---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(), "---", "",
+        f"# {base} + {Path(adapter).name}", "",
+        f"LoRA アダプター {Path(adapter).name} を 16bit のベースに統合したモデルです（AI Fine-tuning Toolkit）。 / A LoRA adapter merged into a 16-bit base.", "",
+        "## 測定値 / Measured", "",
+        f"訓練したときのモデル（ベース {trained} とアダプター）との差。検証用の文 {prompts} 個。 / Distance from the trained model (base in {trained} plus adapter) on {prompts} held-out texts.", "",
+        "| ベース / base | KL (nats) | 最尤一致 / top-1 |", "|---|---|---|",
+        *(f"| {name} | {found.kl:.6f} | {found.top1:.2%} |" for name, found in rows), "",
+        f"- 上限 / limits: KL {limits[0]}, top-1 {limits[1]:.0%}",
+        *(["- KL の小さい方を採用しました。 / The base with the lower KL was taken."] if measured else []), "",
+        "## 使い方 / Use", "", "```python", "from ai_finetuning import JapaneseModel", "", 'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))', "```", "",
+        "`aift chat THIS_FOLDER`", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -223,7 +223,7 @@ def refuse_used_folder(place: Path) -> None:
     try:
         used = place.exists() and (not place.is_dir() or any(place.iterdir()))
     except OSError as error:
-        raise _not_written(place, error) from error
+        raise not_written(place, error) from error
     if used:
         raise ConfigError(
             f"出力先 {place} は空ではありません。新しいフォルダーを指定してください。",
@@ -251,7 +251,7 @@ def new_folder(place: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, ToolkitError):
             raise
-        raise _not_written(place, error) from error
+        raise not_written(place, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -265,7 +265,8 @@ def no_space(place: Path, needed: int) -> StorageError:
     )
 
 
-def _not_written(place: Path, error: OSError) -> StorageError:
+def not_written(place: Path, error: OSError) -> StorageError:
+    """A refusal of the disk, where nothing half-written stayed."""
     return StorageError(
         f"{place} に書き込めませんでした（{error}）。途中のものは残していません。空きと書き込み権限を確かめるか、別の場所を指定してください。",
         f"{place} could not be written ({error}); nothing half-written was left. Check free space and permissions, or choose another place.",

@@ -7,12 +7,15 @@ import torch
 from ..config.run import RunConfig
 from ..config.section import typed, with_values
 from ..errors import ConfigError
+from ..models import hub
 from ..models.japanese_model import JapaneseModel
-from ..models.loading import DTYPES
+from ..models.loading import DTYPES, read_config
 from ..models.scratch import ScratchModel
 from ..notices import notice
 from ..planner.plan import Plan
 from .assemble import Result, plan_job, run_job
+from .export.gguf import find_converter
+from .export.gguf_tokenizer import judge
 from .preparation import Job
 from .sources import config_source
 
@@ -78,4 +81,14 @@ def plan_training(config: RunConfig, device: str | None = None) -> tuple[Plan, l
     Raises:
         ToolkitError: what run_training would refuse before it loads weights.
     """
-    return plan_job(job_of(config, device))
+    job = job_of(config, device)
+    plan, lines = plan_job(job)
+    return plan, [*lines, _gguf_outlook(job)]
+
+
+def _gguf_outlook(job: Job) -> str:
+    """Whether the trained model will be convertible to GGUF: told before training, when another model can still be chosen."""
+    architecture = "LlamaForCausalLM"
+    if not isinstance(job.model, ScratchModel):
+        architecture = (read_config(hub.locate(job.model.model_name)).get("architectures") or ["?"])[0]
+    return f"GGUF: {judge(job.model.ensure_tokenizer(), architecture, find_converter(lenient=True))}"

@@ -26,6 +26,7 @@ from ..hardware.environment import environment
 from ..models import catalog
 from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
+from ..models.quantized import quantized_bits
 from ..models.tokenizers import prompt_style
 from ..notices import notice, warn
 from ..planner.plan import Plan
@@ -96,7 +97,7 @@ def finish(
         _pictures(place, folder.path, history, summary, job.config)
 
     names = folder.place_model(save)
-    folder.write_run(status="completed", files=names, result=summary)
+    folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
     what = ("モデル", "the model") if job.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
 

@@ -10,7 +10,22 @@ from typing import Any
 import typer
 
 from ...errors import ToolkitError, localized
-from . import bench, chat, data, demo, env, generate, merge, models, quantize, schema, tokenizer, train
+from . import (
+    bench,
+    chat,
+    data,
+    demo,
+    env,
+    export,
+    generate,
+    merge,
+    models,
+    quantize,
+    schema,
+    serve,
+    tokenizer,
+    train,
+)  # fmt: skip
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 
@@ -22,8 +37,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, generate, chat, merge, quantize, bench, models, env, schema, demo):
+for verb in (train, generate, chat, merge, serve, quantize, bench, models, env, schema, demo):
     verb.register(app)
+app.add_typer(export.app, name="export", help=localized("GGUF・Ollama・vLLM 用に書き出す。", "Exports for GGUF, Ollama, vLLM."))  # fmt: skip
 app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作る。", "Makes a tokenizer."))
 app.add_typer(data.app, name="data", help=localized("データを確かめる。", "Looks at data."))
 

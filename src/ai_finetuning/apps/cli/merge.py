@@ -15,16 +15,30 @@ def register(app: typer.Typer) -> None:
 def merge(
     adapter: str = typer.Argument(..., help=localized("アダプターのフォルダー", "the adapter's folder")),
     out: str = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder")),
-    base: str | None = typer.Option(
+    base: str = typer.Option(
+        "auto",
+        help=localized(
+            "auto | original（もとの 16bit） | dequantized（量子化を 16bit に戻したもの） | 16bit モデルの名前",
+            "auto | original (the 16-bit model) | dequantized (the quantized base turned to 16 bit) | name of a 16-bit model",
+        ),
+    ),
+    bits: int | None = typer.Option(
         None,
-        help=localized("ベースモデル（省略時は学習に使ったもの）", "the base (default: the one it was trained on)"),
+        help=localized(
+            "4 か 8: 量子化して読み込んだベースで訓練したアダプター（このツールで訓練したものは自動）",
+            "4 or 8: the adapter was trained on a base loaded so (known by itself for adapters of this toolkit)",
+        ),
     ),
     dtype: str = typer.Option("bfloat16", help="bfloat16 | float16 | float32"),
 ) -> None:
     """Writes one plain model and compares it, read back from disk, with base plus adapter."""
     from ...training.merging import merge_adapter
 
-    report = merge_adapter(adapter, out, base=base, dtype=dtype)
-    print(f"{report.folder}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  {report.size_bytes / 1e6:.1f} MB")
+    report = merge_adapter(adapter, out, base=base, bits=bits, dtype=dtype)
+    for source, close in report.measured.items():
+        print(f"  {source}: KL {close.kl:.6f}  top-1 {close.top1:.1%}")
+    print(
+        f"{report.folder}  {report.source}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  {report.size_bytes / 1e6:.1f} MB"
+    )
     print(localized("次に試せること:", "what to type next:"))
     print(f"  aift chat {report.folder}")

@@ -1,0 +1,66 @@
+"""aift export gguf, ollama, vllm"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ...errors import localized
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+_MODEL = typer.Argument(..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder"))  # fmt: skip
+_FOLDER = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder"))
+_TYPE = typer.Option("q8_0", "--type", help="f32 | f16 | bf16 | q8_0")
+_CHECKOUT = typer.Option(None, "--llama-cpp", help=localized("llama.cpp のチェックアウト（環境変数 LLAMA_CPP でも可）", "a checkout of llama.cpp (or the variable LLAMA_CPP)"))  # fmt: skip
+_BASE = typer.Option("auto", help=localized("アダプターを統合するベース（aift merge --base と同じ）", "what an adapter is merged into, as aift merge --base"))  # fmt: skip
+
+
+@app.command(help=localized("llama.cpp の 1 ファイルにする（トークナイザーの食い違いを直す）。", "One file for llama.cpp, with its tokenizer put right."))  # fmt: skip
+def gguf(
+    model: str = _MODEL,
+    out: Path = typer.Option(..., "--out", help=localized("新しいファイル", "a new file")),
+    outtype: str = _TYPE,
+    llama_cpp: str | None = _CHECKOUT,
+    base: str = _BASE,
+) -> None:
+    """Converts a model, or an adapter merged into its base, to GGUF."""
+    from ...training.export.gguf import check_output, export_gguf, require_converter
+    from ...training.export.source import model_folder
+
+    check_output(out, outtype)
+    converter = require_converter(llama_cpp, f"aift export gguf {model} --out {out}")
+    export_gguf(model_folder(model, base=base), out, converter, outtype=outtype)
+    print(out)
+
+
+@app.command(help=localized("GGUF と Modelfile のフォルダーを作る。", "A folder with a GGUF and its Modelfile."))
+def ollama(
+    model: str = _MODEL,
+    out: Path = _FOLDER,
+    outtype: str = _TYPE,
+    llama_cpp: str | None = _CHECKOUT,
+    base: str = _BASE,
+) -> None:
+    """Writes what `ollama create` reads."""
+    from ...training.export.gguf import check_type, require_converter
+    from ...training.export.ollama import export_ollama
+    from ...training.export.source import model_folder
+    from ...training.output_folder import refuse_used_folder
+
+    check_type(outtype)
+    refuse_used_folder(out)
+    converter = require_converter(llama_cpp, f"aift export ollama {model} --out {out}")
+    written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
+    print(localized("次に試せること:", "what to type next:"))
+    print(f"  ollama create {out.name} -f {written}")
+
+
+@app.command(help=localized("vLLM がそのまま読み込むフォルダーを作る。", "A folder that vLLM loads as it is."))
+def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
+    """Writes a whole model with tokenizer, chat template and stop tokens."""
+    from ...training.export.vllm import export_vllm
+
+    export_vllm(model, out, base=base)
+    print(localized("次に試せること:", "what to type next:"))
+    print(f"  vllm serve {out}")

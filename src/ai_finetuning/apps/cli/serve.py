@@ -1,0 +1,39 @@
+"""aift serve"""
+
+from __future__ import annotations
+
+import typer
+
+from ...errors import localized
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command(
+        "serve",
+        help=localized(
+            "OpenAI 互換の API で配信する（この機械の中だけ）。",
+            "Serves an OpenAI-compatible API, on this machine only.",
+        ),
+    )(serve)
+
+
+def serve(
+    model: str = typer.Argument(
+        ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
+    ),
+    port: int = typer.Option(8000),
+    device: str = typer.Option("auto", help="auto | cpu | cuda:0 ..."),
+    bits: int | None = typer.Option(None, help=localized("4 か 8 で量子化して読み込む", "4 or 8: load quantized")),
+    base: str = typer.Option(
+        "auto",
+        help=localized(
+            "アダプターを統合するベース（aift merge --base と同じ）",
+            "what an adapter is merged into, as aift merge --base",
+        ),
+    ),
+) -> int:
+    """Merges an adapter into a cache folder, then runs `transformers serve` pinned to the model."""
+    from ...training.export.serve import serve as run_server
+
+    return run_server(model, port=port, device=device, bits=bits, base=base)

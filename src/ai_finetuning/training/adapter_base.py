@@ -1,0 +1,182 @@
+"""What an adapter was trained on, and the 16-bit bases that it can be merged into."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from ..config.run_folder import RUN
+from ..errors import ModelError, ToolkitError, UsageError
+from ..models import hub
+from ..models.adapters import adapter_config, load_adapter
+from ..models.loading import load_causal_lm, read_config
+from ..models.quantized import quantized_bits
+
+ORIGINAL, DEQUANTIZED, AUTO = "original", "dequantized", "auto"
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """An adapter's base.
+
+    Attributes:
+        adapter: the adapter's folder.
+        name: the model that it was trained on.
+        original: the 16-bit model behind that one; None where the base is quantized on disk and nobody named it.
+        bits: 8 or 4 where the adapter was trained on quantized weights.
+        stored: whether they are quantized on disk; else on loading.
+    """
+
+    adapter: str
+    name: str
+    original: str | None
+    bits: int | None
+    stored: bool
+
+    def sources(self, wanted: str) -> list[str]:
+        """The 16-bit bases to try for `auto`, `original`, `dequantized` or a model's name (which is the original).
+
+        Raises:
+            ModelError: there is none such.
+        """
+        if wanted == DEQUANTIZED and self.bits is None:
+            raise ModelError(
+                f"{self.adapter} は 16bit の {self.name} で訓練されたアダプターなので、dequantized（量子化を戻したベース）はありません。--base original にしてください。量子化したベースで訓練したものなら --bits 4 か 8 を付けてください。",
+                f"{self.adapter} was trained on {self.name} in 16 bit, so there is no dequantized base; use --base original. If its base was quantized, say --bits 4 or 8.",
+            )
+        if wanted == DEQUANTIZED:
+            return [DEQUANTIZED]
+        if wanted == AUTO:
+            return [ORIGINAL] * (self.original is not None) + [DEQUANTIZED] * (self.bits is not None)
+        if self.original is None:
+            raise ModelError(
+                f"{self.adapter} のベース {self.name} は量子化されていて、もとの 16bit モデルが分かりません。--base にその名前かフォルダーを指定するか、--base dequantized にしてください。",
+                f"{self.adapter}: its base {self.name} is quantized, and the 16-bit model behind it is not known; name it with --base, or use --base dequantized.",
+            )
+        return [ORIGINAL]
+
+    def load(self, tokenizer: Any, *, source: str | None, dtype: str, device: torch.device | None) -> Any:
+        """The base with the adapter on it, in eval mode.
+
+        Args:
+            tokenizer: the adapter's; it must have no more tokens than there are embedding rows.
+            source: ORIGINAL, DEQUANTIZED, or None for the weights that the adapter was trained on.
+        """
+        if source == ORIGINAL:
+            model = load_causal_lm(str(self.original), dtype=dtype, device=device)
+        else:
+            on_loading = None if self.stored else self.bits
+            model = load_causal_lm(
+                self.name, dtype=dtype, device=device, load_in_4bit=on_loading == 4, load_in_8bit=on_loading == 8
+            )
+        if source == DEQUANTIZED:
+            model = _dequantized(model, self.name)
+        _fit_rows(model, self.adapter, tokenizer)
+        return load_adapter(model, self.adapter).eval()
+
+
+def base_of(adapter: str, wanted: str, bits: int | None) -> AdapterBase:
+    """What an adapter was trained on, by its adapter_config.json, its run.json and the base's own config.json.
+
+    Args:
+        adapter: the adapter's folder.
+        wanted: a word of ours, or the name of a 16-bit model.
+        bits: what the user says; None asks the files.
+
+    Raises:
+        UsageError: bits other than 4 and 8. InputNotFoundError: no adapter there. ModelError: the named base is quantized.
+    """
+    if bits not in (None, 4, 8):
+        raise UsageError(f"--bits が {bits} です。4 か 8 にしてください。", f"--bits is {bits}; it must be 4 or 8.")
+    own = str(adapter_config(adapter)["base_model_name_or_path"])
+    named = None if wanted in (AUTO, ORIGINAL, DEQUANTIZED) else wanted
+    if named is not None and stored_bits(named) is not None:
+        raise ModelError(
+            f"--base の {named} は量子化されています。量子化した重みには統合しません。16bit のモデルを指定してください。",
+            f"--base {named} is quantized, and nothing is merged into quantized weights; name a 16-bit model.",
+        )
+    stored = _stored_bits_if_there(own) if named is not None else stored_bits(own)
+    if stored is not None:
+        return AdapterBase(adapter, own, named, stored, True)
+    # A named base stands for the adapter's own, which may have moved.
+    return AdapterBase(adapter, named or own, named or own, bits or _recorded_bits(adapter), False)
+
+
+def stored_bits(name: str) -> int | None:
+    """Bits of a model that is quantized on disk, None for other models.
+
+    Raises:
+        ModelError, HubError, InputNotFoundError: it is not there.
+    """
+    stored = read_config(hub.locate(name)).get("quantization_config")
+    if stored is None:
+        return None
+    return 4 if stored.get("load_in_4bit") or "Int4" in json.dumps(stored) else int(stored.get("bits") or 8)
+
+
+def _stored_bits_if_there(name: str) -> int | None:
+    try:
+        return stored_bits(name)
+    except ToolkitError:
+        return None
+
+
+def _recorded_bits(adapter: str) -> int | None:
+    try:
+        recorded = json.loads((Path(adapter) / RUN).read_text(encoding="utf-8")).get("base_bits")
+    except (OSError, ValueError):
+        return None
+    return recorded if recorded in (4, 8) else None
+
+
+def _dequantized(model: Any, name: str) -> Any:
+    """The model with plain 16-bit weights, equal to what its quantized ones stand for."""
+    try:
+        model = model.dequantize(dtype=model.dtype)
+    except (NotImplementedError, ValueError) as error:
+        raise ModelError(
+            f"{name} の量子化は 16bit に戻せません（{error}）。--base にもとの 16bit モデルを指定してください。",
+            f"{name} cannot be turned back to 16 bit ({error}); name the 16-bit model behind it with --base.",
+        ) from error
+    # transformers 5.23 keeps how it read the quantized files and would undo that on saving, which bitsandbytes' part cannot.
+    read_by = getattr(model, "_weight_conversions", None)
+    if read_by is not None:
+        model._weight_conversions = [item for item in read_by if not _reads_bitsandbytes(item)]
+    if quantized_bits(model) is not None:
+        raise ModelError(
+            f"{name} に量子化されたままの層が残りました。--base にもとの 16bit モデルを指定してください。",
+            f"{name}: layers stayed quantized; name the 16-bit model behind it with --base.",
+        )
+    return model
+
+
+def _reads_bitsandbytes(conversion: Any) -> bool:
+    operations = getattr(conversion, "operations", ())
+    return any(type(operation).__module__.endswith("integrations.bitsandbytes") for operation in operations)
+
+
+def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
+    """Gives the base as many embedding rows as the adapter's file brings, where tokens were added in training.
+
+    Raises:
+        ModelError: the tokenizer has more tokens than there are rows.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    with safe_open(str(Path(adapter) / "adapter_model.safetensors"), framework="pt") as file:
+        brought = max((file.get_slice(key).get_shape()[0] for key in file.keys() if _is_embedding(key)), default=rows)  # noqa: SIM118
+    if brought < len(tokenizer):
+        raise ModelError(
+            f"{adapter} のトークナイザーは {len(tokenizer)} 語ですが、埋め込みは {brought} 行です。アダプターに増えた行がないため統合できません。modules_to_save に embed_tokens と lm_head を入れて訓練し直してください。",
+            f"{adapter}: its tokenizer has {len(tokenizer)} tokens and there are {brought} embedding rows; the adapter does not bring the others. Train again with modules_to_save: [embed_tokens, lm_head].",
+        )
+    if brought != rows:
+        model.resize_token_embeddings(brought, mean_resizing=False)
+
+
+def _is_embedding(key: str) -> bool:
+    return key.endswith(("embed_tokens.weight", "embed_in.weight", "wte.weight", "lm_head.weight", "embed_out.weight"))

@@ -1,0 +1,138 @@
+"""`aift serve`: a real server process, asked by the real openai client."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.commands import call, start
+from tests.support.runs import train_lora
+
+from ai_finetuning.training.export import serve
+from ai_finetuning.training.export.source import model_folder
+
+MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
+needs_server = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (the extra `serve`)")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def adapter(kotoha: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serve") / "adapter"
+    train_lora(Path(kotoha), folder, num_epochs=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]]:
+    """(port, model) of a server for the adapter, in a process of its own with no hub cache."""
+    port = free_port()
+    cache = tmp_path_factory.mktemp("hub") / "none"
+    process = start("serve", str(adapter), "--port", str(port), "--device", "cpu", HF_HUB_CACHE=str(cache))
+    try:
+        _wait(process, port)
+        yield port, str(model_folder(str(adapter)))  # merged by the server's process; here only found
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def _wait(process: subprocess.Popen[str], port: int) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[0])
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError("no answer from the server")
+
+
+@needs_server
+def test_the_openai_client_talks_to_the_tuned_model(server: tuple[int, str], adapter: Path):
+    import openai
+
+    from ai_finetuning.inference.session import open_model
+    from ai_finetuning.models.generation import generate_text
+
+    port, model = server
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    messages = [{"role": "user", "content": "3の次の数は何ですか？"}]
+    options = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0.0}
+    answer = client.chat.completions.create(**options)
+    text = answer.choices[0].message.content
+    opened = open_model(model)
+    assert text == generate_text(opened.model, opened.tokenizer, [messages], max_new_tokens=8, do_sample=False)[0]
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(**options, stream=True)
+        if chunk.choices
+    ]
+    assert "".join(pieces) == text
+    assert len([piece for piece in pieces if piece]) > 1
+    assert isinstance(client.models.list().data, list)  # without a hub cache, transformers answers 500 here
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**{**options, "model": "/etc"})
+    assert "pinned" in refused.value.response.text
+
+
+@needs_server
+def test_the_server_listens_on_this_machine_only(server: tuple[int, str]):
+    port, _ = server
+    with pytest.raises(OSError):
+        socket.create_connection((_outside_address(), port), timeout=2)
+
+
+def _outside_address() -> str:
+    """An address of this machine other than the loopback's 127.0.0.1."""
+    return (
+        "127.0.0.2"
+        if os.name == "posix" and os.uname().sysname == "Linux"
+        else socket.gethostbyname(socket.gethostname())
+    )
+
+
+def test_the_command_is_pinned_and_local(tmp_path: Path):
+    command = serve.serve_command(tmp_path, port=8123, device="cpu", bits=4)
+    assert command[3:5] == ["serve", str(tmp_path)]
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--quantization") + 1] == "bnb-4bit"
+    assert not any("trust" in item or "cors" in item for item in command)
+
+
+def test_missing_packages_are_named_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(serve, "_NEEDED", ("a_server_nobody_has",))
+    assert call("serve", "embedded:kotoha-tiny") == 78
+    said = capsys.readouterr().err
+    assert "a_server_nobody_has" in said
+    assert "ai-finetuning-toolkit[serve]" in said
+
+
+def test_bad_input_is_refused_before_a_server_starts(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(serve, "_NEEDED", ())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert call("serve", str(tiny_model_dir), "--port", str(taken.getsockname()[1])) == 64
+    assert "choose another with --port" in capsys.readouterr().err
+    assert call("serve", str(tiny_model_dir), "--port", "99999999") == 64
+    assert call("serve", str(tiny_model_dir), "--bits", "5") == 64
+    assert call("serve", str(tmp_path / "nowhere"), "--port", str(free_port())) == 66
