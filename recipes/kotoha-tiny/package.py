@@ -76,7 +76,9 @@ def sliding_bits(model: Any, tokenizer: Any, texts: list[str]) -> float:
     """
     total, characters = 0.0, 0
     for text in texts:
-        ids = torch.tensor([tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id])
+        ids = torch.tensor(
+            [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        )
         characters += len(text)
         counted = 1  # tokens whose loss is in the sum; the first has none
         for start in range(0, len(ids), CONTEXT // 2):

@@ -19,7 +19,9 @@ def main(folder: Path) -> int:
 
     job = launch.read_job(folder)
     started = folder / f"{launch.STARTED}-{launched().rank}"
-    if started.exists():  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
+    if (
+        started.exists()
+    ):  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
         os.environ.pop("AIFT_FAULT", None)
         job.config.training = with_resume(job.config.training, "auto")
     started.touch()
