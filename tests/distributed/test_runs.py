@@ -116,3 +116,19 @@ def test_sizes_that_cannot_be_are_refused_with_the_numbers():
     assert "there are 2" in refused("model_parallel", 2)
     assert "training.world_size is 4, but the run has 2 processes" in refused("ddp", 2, world_size=4)
     assert "training.local_rank is 3" in refused("ddp", 2, local_rank=3)
+
+
+def test_auto_is_put_in_words_before_anything_starts(tiny_model_dir: Path, tmp_path: Path, said: Any):
+    from ai_finetuning.config.load import load_config
+    from ai_finetuning.training.launch import wanted_processes
+    from ai_finetuning.training.preparation import resolve_auto
+    from ai_finetuning.training.run import job_of
+
+    overrides = [
+        f"model={tiny_model_dir}", "method=full", "parallel.strategy=auto", "parallel.processes=2",
+        f"training.output_dir={tmp_path / 'out'}",
+    ]  # fmt: skip
+    job = resolve_auto(job_of(load_config(None, overrides), "cpu"))
+    assert job.config.parallel.strategy == "ddp"
+    assert wanted_processes(job) == 2
+    assert "parallel.strategy auto: one device holds everything" in said()
