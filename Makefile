@@ -7,7 +7,7 @@ endif
 # Tests run in two processes of one thread each: on small models that is faster than one process of two threads.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-.PHONY: setup demo test test-faults test-gpu test-all check bench bench-peers bench-peers-setup bench-quantization
+.PHONY: setup demo test test-faults test-gpu test-all check bench bench-peers bench-peers-setup bench-quantization bench-scaling
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -60,3 +60,7 @@ build/peers-lf/.ready: benchmarks/requirements-llamafactory.txt
 # Every way to quantize against bf16, a few minutes (docs/quantization.md); needs the extra torchao.
 bench-quantization: setup
 	$(BIN)/python -m benchmarks.quantization
+
+# What several processes gain, four minutes on two quiet cores (docs/performance.md).
+bench-scaling: setup
+	$(BIN)/python benchmarks/scaling.py --plot

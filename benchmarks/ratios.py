@@ -21,6 +21,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles; one value is all three."""
+    if len(values) == 1:
+        return dict.fromkeys(("q1", "median", "q3"), values[0])
+    return dict(zip(("q1", "median", "q3"), statistics.quantiles(values, n=4, method="inclusive"), strict=True))
+
+
 def paired_ratios(ours: Steps, peer: Steps, clock: str) -> dict[str, float]:
     """Our speed over the peer's, round by round: what disturbs the machine for a while disturbs both sides of a pair.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -105,6 +106,24 @@ def busy_seconds() -> float | None:
         return None
     user, nice, system, _idle, _wait, irq, softirq, steal = map(int, line.split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The hardware."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+    facts: dict[str, Any] = {"cpu": names[0] if names else platform.processor(), "cores": len(os.sched_getaffinity(0))}
+    memory = Path("/proc/meminfo").read_text(encoding="utf-8").split()[1]
+    facts |= {
+        "memory_gib": round(int(memory) / 2**20, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    if device == "cuda":
+        import torch
+
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def run_rounds(

@@ -59,6 +59,8 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(256, 6, 1024, 4, 2, 32000),
+    # Layers outweigh the vocabulary, as in models of billions: stages can be balanced (benchmarks/scaling.py).
+    "deep": Shape(192, 8, 768, 3, 1, 4000),
     "small": Shape(768, 12, 2048, 12, 4, 32000),
     "big": Shape(768, 12, 2048, 12, 4, 100000),
     # For a GPU; never measured yet.

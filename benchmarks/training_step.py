@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ sys.path[0] = str(ROOT)
 
 from benchmarks import corpus, plot, ratios  # noqa: E402
 from benchmarks.inputs import save_documents, save_model  # noqa: E402
-from benchmarks.rounds import Worker, WorkerError, environment, run_rounds  # noqa: E402
+from benchmarks.rounds import Worker, WorkerError, environment, machine, run_rounds  # noqa: E402
 from benchmarks.shapes import SHAPES, flops_per_token  # noqa: E402
 from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, STUDIES, VARIANTS  # noqa: E402
 from benchmarks.variants import groups as variant_groups  # noqa: E402
@@ -140,24 +139,6 @@ def ceiling(given: argparse.Namespace, spec: Spec, share: float) -> dict[str, fl
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
-def machine(given: argparse.Namespace) -> dict[str, Any]:
-    """The hardware."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
-    facts: dict[str, Any] = {"cpu": names[0] if names else platform.processor(), "cores": len(os.sched_getaffinity(0))}
-    memory = Path("/proc/meminfo").read_text(encoding="utf-8").split()[1]
-    facts |= {
-        "memory_gib": round(int(memory) / 2**20, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-    if given.device == "cuda":
-        import torch
-
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
-
-
 Steps = dict[str, list[dict[str, Any]]]
 
 
@@ -220,7 +201,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     counted = [
         {name: [step for step in found if not step["warmup"]] for name, found in steps.items()} for steps in groups
     ]
-    hardware = machine(given)
+    hardware = machine(given.device)
     return {
         "model": given.model, "method": given.method, "device": given.device, "threads": given.threads,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": plot.commit(), "hardware": hardware,

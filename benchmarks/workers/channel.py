@@ -65,7 +65,7 @@ class Channel:
 
     def ready(self, **facts: Any) -> None:
         """Says that the first step can begin, and waits for the driver."""
-        self._send({"ready": True, "versions": _versions(), **facts})
+        self._send({"ready": True, "versions": versions(), **facts})
         self._wait()
 
     def lap(self, *, tokens: int, slots: int, loss: float | None = None) -> None:
@@ -120,7 +120,7 @@ def _device_peak(device: str) -> int | None:
     return int(torch.cuda.max_memory_allocated())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {}
     for name in LIBRARIES:
         try:

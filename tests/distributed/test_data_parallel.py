@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.parity import CPU, Case, differences
+import torch
+from tests.support.parity import CPU, Case, differences, loss_of, model_of
+from tests.support.ranks import run_ranks
 
 from ai_finetuning.parallel.distributed import Distributed
+from ai_finetuning.parallel.layout import local
 from ai_finetuning.parallel.mesh import Sizes, build_mesh
 
 CASES = [
@@ -21,6 +24,9 @@ CASES = [
     Case("llama", "full", "padded", rows=1),
     Case("llama", "lora", "documents", rows=1),
     Case("stablelm", "full", "documents", rows=3),
+    Case("llama", "qlora", "padded"),
+    Case("llama", "qlora", "documents"),
+    Case("stablelm", "qlora", "padded"),
 ]
 
 
@@ -40,3 +46,23 @@ def assert_equal(found: dict[str, dict[str, float]]) -> None:
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
 def test_two_ranks_do_the_step_of_one(sharded: bool, tmp_path: Path):
     assert_equal(differences(2, CASES, data_parallel(sharded), tmp_path))
+
+
+def packed_bytes(rank: int) -> tuple[int, int]:
+    """Bytes of the packed 4-bit weights: of the model, and those that this rank holds once they are sharded."""
+    case = Case("llama", "qlora")
+    model = model_of(case)
+    whole = {name: p.nbytes for name, p in model.named_parameters() if p.dtype is torch.uint8}
+    strategy = data_parallel(sharded=True)(case)
+    strategy.prepare(model, loss_of(case, model))
+    here = {name: local(p.data) for name, p in model.named_parameters()}
+    assert all(here[name].dtype is torch.uint8 for name in whole)
+    return sum(whole.values()), sum(here[name].nbytes for name in whole)
+
+
+def test_fsdp_divides_4_bit_weights(tmp_path: Path):
+    """Else QLoRA under fsdp would be right and cost every device the memory of ddp."""
+    found = run_ranks(2, packed_bytes, folder=tmp_path)
+    whole = found[0][0]
+    assert whole > 0
+    assert [here for _, here in found] == [whole // 2] * 2

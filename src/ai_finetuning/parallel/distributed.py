@@ -98,6 +98,11 @@ class Distributed(SingleDevice):
         """`value` of every process, by rank."""
         return gather(value, self._all)
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of gradients that this rank has put into sums over the data ranks so far (0 where weights are sharded)."""
+        return 0 if self._reducer is None else self._reducer.sent
+
     def _all_reduce(self, value: float, group: dist.ProcessGroup | None) -> float:
         self.exchanges += 1
         number = torch.tensor(value, dtype=torch.float64, device=self.device)
