@@ -137,7 +137,7 @@ def choose(
         kind = Accelerated if use_accelerate else SingleDevice
         return kind(device, autocast=autocast, scaler=scaler)
     mesh = build_mesh(choice.sizes, device.type)
-    if use_accelerate and choice.whole:
+    if use_accelerate and not choice.in_parts:
         return AcceleratedReplicas(device, mesh, autocast=autocast, scaler=scaler)
     if use_accelerate:
         notice(
