@@ -131,6 +131,25 @@ def test_a_killed_rank_ends_the_others_and_the_run_can_go_on(tmp_path: Path, tin
 
 
 @pytest.mark.faults
+def test_the_error_of_one_rank_is_what_the_user_reads(tmp_path: Path, tiny_model_dir: Path):
+    """Rank 1 fails right after a checkpoint that is still being written, while rank 0 waits for it."""
+    config = str(write_run(tmp_path, tiny_model_dir))
+    code, output = spawn("train", config, *TWO, fault="step:oom@5%1", timeout=280)
+    assert code == 70, output
+    assert "on rank 1 a micro-batch of 2 rows does not fit in memory (injected at step of step 5)" in output
+    assert "lower training.batch_size" in output
+    code, output = spawn(
+        "train", config, *TWO, "training.resume_from_checkpoint=auto", fault="step:full@7%1", timeout=280
+    )
+    assert code == 70, output
+    assert "resuming from step 4" in output
+    assert (
+        "the process of rank 1 ended with an error (OSError: [Errno 28] No space left on device (injected))" in output
+    )
+    assert not list((tmp_path / "out").glob("stacks-rank-*.txt"))  # nobody had to be timed out
+
+
+@pytest.mark.faults
 def test_sigterm_saves_in_all_processes_and_the_run_goes_on(tmp_path: Path, tiny_model_dir: Path, uninterrupted: Path):
     config = str(write_run(tmp_path, tiny_model_dir))
     process = start("train", config, *TWO, fault="step:slow@5,step:slow@6,step:slow@7,step:slow@8")

@@ -61,7 +61,7 @@ def run_ranks(
 def _rank(rank: int, world: int, store: Path, answers: Any, function: Callable[..., Any], args: tuple) -> None:
     import torch.distributed as dist
 
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
     try:
         dist.init_process_group(

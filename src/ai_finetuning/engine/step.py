@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import OutOfMemoryError
 from ..hardware.gpu import is_out_of_memory
@@ -84,21 +84,36 @@ def step_with_retry(run: Run) -> StepOutcome:
     larger micro-batch up to the order of summation.
 
     Raises:
-        OutOfMemoryError: a micro-batch of one row does not fit.
+        OutOfMemoryError: a micro-batch of one row does not fit; of several processes, any.
     """
     random_state = DeviceRandomState()
     while True:
         try:
             return train_step(run)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not run.retry_smaller:
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0][:200]
         # Outside the except block, so that the traceback no longer holds the tensors of the failed step.
+        if not run.retry_smaller:
+            refuse_out_of_memory(run, reason)
         run.optimizer.zero_grad(set_to_none=True)
         run.release_memory()
         halve_micro_batch(run, reason)
         random_state.restore()
+
+
+def refuse_out_of_memory(run: Run, reason: str) -> NoReturn:
+    """Gives up where processes work together: those with memory left are in the midst of the step, with their micro-batches.
+
+    Raises:
+        OutOfMemoryError: always.
+    """
+    rank, size = run.strategy.rank, run.state.micro_batch_size
+    raise OutOfMemoryError(
+        f"ランク {rank} でマイクロバッチ {size} 行のメモリーが足りません（{reason}）。複数プロセスでは自動で小さくしないので、training.batch_size を下げて gradient_accumulation_steps を増やしてください。{run.memory_hint_ja}",
+        f"on rank {rank} a micro-batch of {size} rows does not fit in memory ({reason}). With several processes it is not made smaller by itself: lower training.batch_size and raise gradient_accumulation_steps. {run.memory_hint_en}",
+    )
 
 
 def halve_micro_batch(run: Run, reason: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from ..errors import ConfigError
 from ..notices import notice
 from . import tensor
-from .accelerated import Accelerated
+from .accelerated import Accelerated, AcceleratedReplicas
 from .device_map import DeviceMap, ModelParallel
 from .distributed import Distributed
 from .mesh import Sizes, build_mesh, sizes_of
@@ -136,12 +136,14 @@ def choose(
     if choice.processes == 1:
         kind = Accelerated if use_accelerate else SingleDevice
         return kind(device, autocast=autocast, scaler=scaler)
+    mesh = build_mesh(choice.sizes, device.type)
+    if use_accelerate and not choice.in_parts:
+        return AcceleratedReplicas(device, mesh, autocast=autocast, scaler=scaler)
     if use_accelerate:
         notice(
-            "複数プロセスでは use_accelerate によらず、このツールキット自身の並列処理を使います。",
-            "with several processes this toolkit's own parallel path runs, whatever use_accelerate says.",
+            f"strategy {choice.strategy} では use_accelerate によらず、このツールキット自身の並列処理を使います（Accelerate は 1 プロセスと ddp だけです）。",
+            f"strategy {choice.strategy} runs on this toolkit's own parallel path, whatever use_accelerate says (Accelerate serves one process and ddp).",
         )
-    mesh = build_mesh(choice.sizes, device.type)
     common: dict[str, Any] = {"sharded": choice.sharded, "autocast": autocast, "scaler": scaler}
     if choice.sizes.pp > 1:
         return Pipeline(device, mesh, schedule=choice.schedule, **common)

@@ -6,6 +6,7 @@ reduced by nobody, DISTRIBUTED.md section 10, fault 2), and the optimizer comes 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,9 +55,9 @@ class Distributed(SingleDevice):
             self._cut_layers(model, self.mesh["tp"])
         if self._sharded:
             self._shard(model, loss)
-        else:
-            self._same_weights(model)
         self._take_parts(model)
+        if not self._sharded and self.data_size > 1:
+            self._replicate(model, loss)
         return model
 
     def _shard(self, model: nn.Module, loss: LossFunction) -> None:
@@ -66,21 +67,19 @@ class Distributed(SingleDevice):
         yield from model.named_parameters()
 
     def _take_parts(self, model: nn.Module) -> None:
-        """This rank's trainable parts and their layouts; the reducer where weights are replicated."""
+        """This rank's trainable parts and their layouts."""
         whole = {name: p for name, p in self._global_names(model) if p.requires_grad}
         self._whole = whole
         self._parts = {name: local_parameter(p) for name, p in whole.items()}
         self.layouts = {name: layout_of(p, self.mesh) for name, p in whole.items()}
-        if not self._sharded and self.data_size > 1:
-            self._reducer = GradientReducer(list(whole.values()), self._data_group)
 
-    def _same_weights(self, model: nn.Module) -> None:
-        if self.data_size == 1:
-            return
+    def _replicate(self, model: nn.Module, loss: LossFunction) -> None:
+        """The first data rank's weights on all of them, and what sums their gradients."""
         source = dist.get_global_rank(self._data_group, 0)
         with torch.no_grad():
             for parameter in model.parameters():
                 dist.broadcast(local(parameter.data), source, group=self._data_group)
+        self._reducer = GradientReducer(list(self._whole.values()), self._data_group)
 
     def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """This rank's parts of what trains."""
@@ -119,17 +118,21 @@ class Distributed(SingleDevice):
         """Gradients over this rank's micro-batches, summed over the data ranks in the last of them."""
         total = torch.zeros((), device=self.device)
         for index, batch in enumerate(group):
-            last = index == len(group) - 1
-            if self._sharded:
-                set_last(self._step_module, last)
-            elif last and self._reducer is not None:
-                self._reducer.last_backward()
-            with self._computing():
-                loss = self._loss_of(batch.to(self.device)) / num_valid
-            self._backward(loss)
+            with self._communicating(index == len(group) - 1):
+                with self._computing():
+                    loss = self._loss_of(batch.to(self.device)) / num_valid
+                self._backward(loss)
             total += loss.detach().float()
         self._finish_gradients()
         return self.sum(float(total))
+
+    def _communicating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around a micro-batch: gradients are sent in the step's last one only."""
+        if self._sharded:
+            set_last(self._step_module, last)
+        elif last and self._reducer is not None:
+            self._reducer.last_backward()
+        return contextlib.nullcontext()
 
     def _finish_gradients(self) -> None:
         if self._reducer is not None:
@@ -176,7 +179,8 @@ class Distributed(SingleDevice):
         norm = float(square.sqrt()) / self._scaler.get_scale()
         if self._scaler.is_enabled():
             if not torch.isfinite(square):  # every process's scaler has to see what overflowed on one of them
-                self._gradients()[0].grad.fill_(torch.inf)  # type: ignore[union-attr]
+                for part in self._gradients():  # all: a rank's part of the first may be empty
+                    part.grad.fill_(torch.inf)  # type: ignore[union-attr]
             self._scaler.unscale_(self._optimizer)
         if max_norm > 0 and norm > max_norm and torch.isfinite(square):
             torch._foreach_mul_([part.grad for part in self._gradients() if part.grad is not None], max_norm / norm)

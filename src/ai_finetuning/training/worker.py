@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
-from ..errors import PreemptedError, ToolkitError
-from ..parallel.processes import launched
+from ..errors import PreemptedError, ProcessesError, ToolkitError
+from ..parallel.processes import launched, lost_a_peer
 
 
 def main(folder: Path) -> int:
-    """Runs the job of the folder; a refusal is left there for the process that started us."""
+    """Runs the job of the folder; why it failed is left there for the process that started us."""
     from . import launch
     from .assemble import run_job
     from .sources import with_resume
@@ -24,17 +25,34 @@ def main(folder: Path) -> int:
     ):  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
         os.environ.pop("AIFT_FAULT", None)
         job.config.training = with_resume(job.config.training, "auto")
+        (folder / launch.ERROR).unlink(missing_ok=True)  # the reason of the attempt before
     started.touch()
     try:
         run_job(job)
-    except ToolkitError as error:
-        place = folder / launch.ERROR
-        # The first reason counts; that others were stopped because of it does not.
-        if launched().is_main or not (place.exists() or isinstance(error, PreemptedError)):
-            text = {"kind": type(error).__name__, "ja": error.ja, "en": error.en}
-            place.write_text(json.dumps(text, ensure_ascii=False), encoding="utf-8")
-        return error.exit_code
+    except Exception as error:
+        code = tell(folder / launch.ERROR, error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # at once: neither threads nor the process group may wait for processes that wait for this one
     return 0
+
+
+def tell(place: Path, error: Exception) -> int:
+    """Writes the reason of the end to `place`; the first one counts, not that others were stopped because of it. Returns the exit code."""
+    rank = launched().rank
+    if not isinstance(error, ToolkitError):
+        traceback.print_exc()
+        if lost_a_peer(error):
+            return ProcessesError.exit_code
+        text = f"{type(error).__name__}: {str(error)[:300]}"
+        error = ProcessesError(
+            f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {place.parent} にあります。直してから resume_from_checkpoint=auto で続きから再開できます。",
+            f"the process of rank {rank} ended with an error ({text}). The logs are in {place.parent}. Go on with resume_from_checkpoint=auto.",
+        )
+    if launched().is_main or not (place.exists() or isinstance(error, PreemptedError)):
+        reason = {"kind": type(error).__name__, "ja": error.ja, "en": error.en}
+        place.write_text(json.dumps(reason, ensure_ascii=False), encoding="utf-8")
+    return error.exit_code
 
 
 if __name__ == "__main__":
