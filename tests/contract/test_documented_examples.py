@@ -114,7 +114,7 @@ def test_the_example_scripts_run(tmp_path: Path):
         "compare_before_after.py": (["out", "questions.txt"], "あり:"),
     }
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
-    assert scripts == set(calls)
+    assert scripts == {*calls, "ray_train.py"}  # Ray is not a dependency; tests/distributed runs what it calls
     for name, (arguments, word) in calls.items():
         path = ROOT / "examples" / name
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 80

@@ -233,7 +233,7 @@ CODES = [
     (69, ["train", "model=nobody/nothing", "data.train={rows}"], "offline"),
     (78, ["train", "model={model}"], "data.train"),
     (78, ["train", "model={model}", "data.train={rows}", "batch_size=0"], "batch_size is 0"),
-    (78, ["train", "model={model}", "data.train={rows}", "parallel.strategy=fsdp"], "fsdp"),
+    (78, ["train", "model={model}", "data.train={rows}", "parallel.strategy=tensor"], "--cpu-processes 2"),
 ]
 
 

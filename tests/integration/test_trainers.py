@@ -284,10 +284,11 @@ def test_gradient_checkpointing_follows_the_user_and_else_the_memory(
     assert recorded("untouched") is False  # a tiny model leaves most of the memory free
     assert recorded("asked", gradient_checkpointing=True) is True
     assert recorded("refused", gradient_checkpointing=False) is False
-    from ai_finetuning.training import assemble
+    from ai_finetuning.training import assemble, preparation
 
     # The estimate of this run is about 2.5 MB; free memory is pretended, the estimate is not.
-    monkeypatch.setattr(assemble, "free_memory_bytes", lambda device: 2 * 2**20)
+    for part in (assemble, preparation):
+        monkeypatch.setattr(part, "free_memory_bytes", lambda device: 2 * 2**20)
     assert recorded("short of memory") is True
     assert recorded("short of memory, refused", gradient_checkpointing=False) is False
     assert "memory may not suffice" in said()

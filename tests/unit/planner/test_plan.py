@@ -78,7 +78,8 @@ def live_storages() -> dict[int, torch.Tensor]:
     gc.collect()
     # issubclass of the type, because isinstance asks some objects for attributes that warn.
     tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
-    return {item.untyped_storage().data_ptr(): item for item in tensors if item.device.type == "cpu"}
+    plain = [item for item in tensors if type(item) in (torch.Tensor, torch.nn.Parameter) and item.device.type == "cpu"]
+    return {item.untyped_storage().data_ptr(): item for item in plain if not torch._is_functional_tensor(item)}
 
 
 @pytest.mark.skipif(not cpu_has_bf16(), reason="the fused path needs bf16 instructions")
