@@ -29,14 +29,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _unused_accelerate():
-    """Ranks are forked: as in a fresh process, Accelerate has not counted processes yet."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def test_two_ranks_do_the_step_of_one(tmp_path: Path):
     assert_equal(differences(2, CASES, lambda case: AcceleratedReplicas(CPU, build_mesh(Sizes(dp=2), "cpu")), tmp_path))
 
