@@ -105,6 +105,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             continue
         found[label] = compare_models(original, model, inputs, num_runs=given.runs)
         found[label]["greedy"].pop("texts")
+        found[label]["quantized"]["name"] = label  # not where it lay on this machine
         del model
         clear_gpu_memory()
         print(f"{label}: mean KL {found[label]['agreement']['mean_kl']:.5f}, {found[label]['verdict']['grade']}", flush=True)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,10 @@ def test_both_paths_train_to_the_same_bits(tiny_model_dir: Path, tmp_path: Path)
 
 def chosen(rank: int, strategy: str) -> tuple[str, list[str]]:
     """The strategy that runs, and what is said of it."""
-    records: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    handler = logging.handlers.BufferingHandler(100)
     logging.getLogger("ai_finetuning").addHandler(handler)
     found = choose(check_strategy(strategy), device=CPU, autocast=None, scaler=False, use_accelerate=True)
-    return type(found).__name__, records
+    return type(found).__name__, [record.getMessage() for record in handler.buffer]
 
 
 def test_only_replicas_run_through_accelerate(tmp_path: Path):

@@ -15,7 +15,7 @@ import yaml
 
 from ..errors import ConfigError, InputNotFoundError, UsageError
 from .run import RunConfig
-from .section import build, refuse_unknown
+from .section import build, refuse_unknown, typed
 from .synonyms import SYNONYMS
 
 # Flags that stand for a field, as users type them.
@@ -246,13 +246,21 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     values[path[-1]] = value
 
 
-def to_plain(config: Any) -> dict[str, Any]:
-    """A section as plain values, in the order of its fields; what load_config reads back."""
+def to_plain(config: Any, *, given_only: bool = False) -> dict[str, Any]:
+    """A section as plain values, in the order of its fields; what load_config reads back.
+
+    Args:
+        given_only: leave out what the user did not give, so that its defaults stay open.
+    """
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            value = to_plain(value)
+            value = to_plain(value, given_only=given_only)
+            if given_only and not value:
+                continue
+        elif given_only and field.name not in typed(config):
+            continue
         elif isinstance(value, tuple):
             value = list(value)
         plain[field.name] = value

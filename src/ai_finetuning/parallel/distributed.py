@@ -112,19 +112,13 @@ class Distributed(SingleDevice):
         if self._sharded:
             loss: Tensor = self._step_module(batch)
             return loss
-        return self._loss(self._model, batch)
+        return super()._loss_of(batch)
 
     def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
         """Gradients over this rank's micro-batches, summed over the data ranks in the last of them."""
-        total = torch.zeros((), device=self.device)
-        for index, batch in enumerate(group):
-            with self._communicating(index == len(group) - 1):
-                with self._computing():
-                    loss = self._loss_of(batch.to(self.device)) / num_valid
-                self._backward(loss)
-            total += loss.detach().float()
+        mine = super().forward_backward(group, num_valid)
         self._finish_gradients()
-        return self.sum(float(total))
+        return self.sum(mine)
 
     def _communicating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around a micro-batch: gradients are sent in the step's last one only."""
@@ -152,17 +146,7 @@ class Distributed(SingleDevice):
         return self.sum(total), int(self.sum(tokens))
 
     def _evaluate_mine(self, batches: Sequence[Any]) -> tuple[float, int]:
-        was_training = self._model.training
-        self._model.eval()
-        total, tokens = torch.zeros((), device=self.device, dtype=torch.float64), 0
-        try:
-            for batch in batches:
-                with self._computing():
-                    total += self._loss_of(batch.to(self.device)).double()
-                tokens += batch.num_label_tokens
-        finally:
-            self._model.train(was_training)
-        return float(total), tokens
+        return super().evaluate(batches)
 
     def _gradients(self) -> list[nn.Parameter]:
         return [part for part in self._parts.values() if part.grad is not None]

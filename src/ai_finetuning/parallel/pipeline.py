@@ -95,7 +95,7 @@ def check_pipeline(config: Any, sizes: Sizes, schedule: str = DEFAULT_SCHEDULE, 
             f"パイプラインのスケジュール {schedule} はありません。使えるもの: {', '.join(SCHEDULES)}",
             f"there is no pipeline schedule {schedule}; there are {', '.join(SCHEDULES)}.",
         )
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = config.get_text_config()
     if sizes.tp > 1:
         raise ConfigError(
             f"pipeline_parallel_size {sizes.pp} と tensor_parallel_size {sizes.tp} は組み合わせられません。"

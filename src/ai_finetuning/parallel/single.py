@@ -66,16 +66,25 @@ class SingleDevice:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast, cache_enabled=self._casts_stay)
 
+    def _loss_of(self, batch: Any) -> Tensor:
+        """The sum of the token losses of a batch that is on the device."""
+        return self._loss(self._model, batch)
+
+    def _communicating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around a micro-batch, the last of its step or not; one process has nothing to send."""
+        return contextlib.nullcontext()
+
     def _backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()
 
     def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
         """Accumulates gradients micro-batch by micro-batch."""
         total = torch.zeros((), device=self.device)
-        for batch in group:
-            with self._computing():
-                loss = self._loss(self._model, batch.to(self.device)) / num_valid
-            self._backward(loss)
+        for index, batch in enumerate(group):
+            with self._communicating(index == len(group) - 1):
+                with self._computing():
+                    loss = self._loss_of(batch.to(self.device)) / num_valid
+                self._backward(loss)
             total += loss.detach().float()
         return float(total)
 
@@ -88,7 +97,7 @@ class SingleDevice:
         try:
             for batch in batches:
                 with self._computing():
-                    total += self._loss(self._model, batch.to(self.device)).double()
+                    total += self._loss_of(batch.to(self.device)).double()
                 tokens += batch.num_label_tokens
         finally:
             self._model.train(was_training)

@@ -71,7 +71,7 @@ def refuse(
             f"tensor_parallel_size {tensor} は lora.use_dora と組み合わせられません（DoRA のノルムは切られていない重みから計算します）。use_dora: false にしてください。",
             f"tensor_parallel_size {tensor} cannot go with lora.use_dora, whose norms are taken over whole weights; set use_dora: false.",
         )
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = config.get_text_config()
     heads = text.num_attention_heads
     groups = getattr(text, "num_key_value_heads", None) or heads
     if heads % tensor or groups % tensor:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import errors
-from ..config.load import load_config
-from ..config.section import typed
+from ..config.load import load_config, to_plain
 from ..data.text_dataset import TextDataset
 from ..data.tokenize import Example
 from ..engine.hooks import SignalFlags
@@ -144,22 +143,6 @@ def _last_lines(folder: Path) -> str:
 # --- the folder
 
 
-def typed_values(config: Any) -> dict[str, Any]:
-    """The values of a section that the user gave, as plain values; defaults stay open."""
-    import dataclasses
-
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            inner = typed_values(value)
-            if inner:
-                found[field.name] = inner
-        elif field.name in typed(config):
-            found[field.name] = list(value) if isinstance(value, tuple) else value
-    return found
-
-
 def write_job(job: Job, folder: Path) -> None:
     """Configuration, rows and, where they were changed in memory, weights.
 
@@ -169,7 +152,7 @@ def write_job(job: Job, folder: Path) -> None:
     import yaml
 
     config = job.config
-    values = typed_values(config)
+    values = to_plain(config, given_only=True)
     values.setdefault("model", {})["name"] = config.model.name
     values["method"] = config.method
     values.setdefault("data", {}).pop("train", None)
