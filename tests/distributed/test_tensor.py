@@ -6,13 +6,13 @@ import itertools
 import math
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.support.models import build_model
 from tests.support.parity import CPU, Case, differences, take_step
 from tests.support.ranks import run_ranks
+from transformers import LlamaConfig
 
 from ai_finetuning.errors import ConfigError, ModelError
 from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
@@ -144,7 +144,7 @@ def test_lora_after_the_cut_is_refused(tmp_path: Path):
     assert "DoRA" in dora
 
 
-LLAMA = SimpleNamespace(num_attention_heads=12, num_key_value_heads=4)
+LLAMA = LlamaConfig(num_attention_heads=12, num_key_value_heads=4, hidden_size=96)
 
 
 @pytest.mark.parametrize(
