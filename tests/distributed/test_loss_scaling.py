@@ -19,10 +19,9 @@ CASE = Case("llama", "lora")
 
 def scaled(case: Case, name: str) -> Any:
     """The strategy with a scaler, as `fp16: true` on a GPU has it."""
-    plan = tensor_plan(model_of(case))
     accelerate = name == "accelerate"
     choice = check_strategy("ddp" if accelerate else name)
-    return choose(choice, device=CPU, autocast=None, scaler=True, use_accelerate=accelerate, plan=plan)
+    return choose(choice, device=CPU, autocast=None, scaler=True, use_accelerate=accelerate, plan=tensor_plan)
 
 
 def overflow_on_the_first(rank: int, name: str) -> list[Any]:

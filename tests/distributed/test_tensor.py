@@ -20,6 +20,7 @@ from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.plans import tensor_plan
 from ai_finetuning.parallel.distributed import Distributed
 from ai_finetuning.parallel.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.settle import Destination
 from ai_finetuning.parallel.single import SingleDevice
 from ai_finetuning.parallel.tensor import cut_layers, refuse
 
@@ -45,10 +46,13 @@ SHARDED = [
 ]
 
 
-def cut(model: Any, mesh: Any, *, checkpointing: bool = False) -> None:
+HERE = Destination(CPU)
+
+
+def cut(model: Any, mesh: Any, destination: Destination = HERE, *, checkpointing: bool = False) -> None:
     if checkpointing:
         enable_activation_checkpointing(model)
-    cut_layers(model, mesh, plan=tensor_plan(model))
+    cut_layers(model, mesh, plan=tensor_plan(model), destination=destination)
 
 
 def tensor(dp: int = 1, sharded: Any = (), checkpointing: bool = False) -> Any:

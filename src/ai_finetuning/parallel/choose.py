@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import ConfigError
 from ..notices import notice
@@ -18,6 +19,7 @@ from .distributed import Distributed
 from .mesh import Sizes, build_mesh, sizes_of
 from .pipeline import Pipeline, check_pipeline
 from .processes import launched
+from .settle import Destination
 from .single import SingleDevice
 from .strategy import Strategy
 
@@ -123,13 +125,14 @@ def refuse_model(choice: Choice, config: Any, *, bits: int | None, optimizer: st
 
 def choose(
     choice: Choice, *, device: torch.device, autocast: torch.dtype | None, scaler: bool, use_accelerate: bool,
-    device_map: DeviceMap | None = None, plan: Mapping[str, str] | None = None,
+    device_map: DeviceMap | None = None, masters: bool = False, plan: Callable[[nn.Module], tensor.Plan] | None = None,
 ) -> Strategy:  # fmt: skip
     """The strategy; the process group has to be there where there are several processes.
 
     Args:
         device_map: of model_parallel.
-        plan: how modules are cut, where `tp` is above 1.
+        masters: every weight trains, in fp32; a model that is cut becomes so part by part.
+        plan: says how a model's modules are cut, where `tp` is above 1.
     """
     if device_map is not None:
         return ModelParallel(device_map, autocast=autocast, scaler=scaler)
@@ -144,7 +147,12 @@ def choose(
             f"strategy {choice.strategy} では use_accelerate によらず、このツールキット自身の並列処理を使います（Accelerate は 1 プロセスと ddp だけです）。",
             f"strategy {choice.strategy} runs on this toolkit's own parallel path, whatever use_accelerate says (Accelerate serves one process and ddp).",
         )
-    common: dict[str, Any] = {"sharded": choice.sharded, "autocast": autocast, "scaler": scaler}
+    common: dict[str, Any] = {"sharded": choice.sharded, "autocast": autocast, "scaler": scaler, "masters": masters}
     if choice.sizes.pp > 1:
         return Pipeline(device, mesh, schedule=choice.schedule, **common)
-    return Distributed(device, mesh, cut_layers=partial(tensor.cut_layers, plan=plan or {}), **common)
+
+    def cut(model: nn.Module, along: DeviceMesh, destination: Destination) -> None:
+        assert plan is not None
+        tensor.cut_layers(model, along, plan=plan(model), destination=destination)
+
+    return Distributed(device, mesh, cut_layers=cut, **common)

@@ -205,7 +205,7 @@ class ModelParallel(SingleDevice):
         self.device_map = dict(device_map)
         super().__init__(next(iter(self.device_map.values())), autocast=autocast, scaler=scaler)
 
-    def placement(self) -> dict[str, Any]:
+    def placement(self, *, quantized: bool) -> dict[str, Any]:
         """The map."""
         return {"device_map": self.device_map}
 

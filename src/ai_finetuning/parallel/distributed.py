@@ -18,9 +18,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from .layout import layout_of, local, local_parameter
 from .processes import Peers, gather
 from .reducer import GradientReducer
+from .settle import Destination
 from .shard import set_last, shard_layers
 from .single import SingleDevice
 from .strategy import LossFunction
+
+CutLayers = Callable[[nn.Module, DeviceMesh, Destination], None]
 
 
 class Distributed(SingleDevice):
@@ -30,14 +33,17 @@ class Distributed(SingleDevice):
         device: of this rank.
         mesh: [pp, dp, tp].
         sharded: FSDP2 (arXiv:2304.11277) instead of replicas.
+        masters: weights become fp32 when they are cut; replicas are given as they train.
         cut_layers: what cuts the model along `tp`; needed where that is above 1.
     """
 
     def __init__(
         self, device: torch.device, mesh: DeviceMesh, *, sharded: bool = False, autocast: torch.dtype | None = None,
-        scaler: bool = False, cut_layers: Callable[[nn.Module, DeviceMesh], None] | None = None,
+        scaler: bool = False, masters: bool = False, cut_layers: CutLayers | None = None,
     ) -> None:  # fmt: skip
         super().__init__(device, autocast=autocast, scaler=scaler)
+        self._in_parts = sharded or mesh["pp"].size() > 1 or mesh["tp"].size() > 1
+        self._destination = Destination(device, masters)
         self._casts_stay = not sharded  # copies of gathered weights would undo the sharding
         self.mesh, self._sharded, self._cut_layers = mesh, sharded, cut_layers
         self.data_rank, self.data_size = mesh.get_local_rank("dp"), mesh["dp"].size()
@@ -47,21 +53,32 @@ class Distributed(SingleDevice):
         self._data_group = mesh.get_group("dp")
         self._reducer: GradientReducer | None = None
 
+    @property
+    def destination(self) -> Destination | None:
+        """Where the parts of a cut model go."""
+        return self._destination if self._in_parts else None
+
+    def placement(self, *, quantized: bool) -> dict[str, Any]:
+        """The CPU for what is cut: no device need hold the whole model, and processes share the mapped file."""
+        return {"device": torch.device("cpu") if self._in_parts and not quantized else self.device}
+
     def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
         """Cuts, then shards or replicates; every rank of `dp` starts from the weights of its first."""
-        super().prepare(model, loss)
+        self._model, self._loss = model, loss
         if self.mesh["tp"].size() > 1:
             assert self._cut_layers is not None
-            self._cut_layers(model, self.mesh["tp"])
+            self._cut_layers(model, self.mesh["tp"], self._destination)
         if self._sharded:
             self._shard(model, loss)
+        else:
+            self._destination.settle(model)
         self._take_parts(model)
         if not self._sharded and self.data_size > 1:
             self._replicate(model, loss)
         return model
 
     def _shard(self, model: nn.Module, loss: LossFunction) -> None:
-        self._step_module = shard_layers(model, self.mesh["dp"], loss)
+        self._step_module = shard_layers(model, self.mesh["dp"], loss, self._destination)
 
     def _global_names(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from model.named_parameters()

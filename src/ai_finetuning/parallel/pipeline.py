@@ -145,19 +145,15 @@ class Pipeline(Distributed):
 
     def __init__(
         self, device: torch.device, mesh: DeviceMesh, *, schedule: str = DEFAULT_SCHEDULE, sharded: bool = False,
-        autocast: torch.dtype | None = None, scaler: bool = False,
+        autocast: torch.dtype | None = None, scaler: bool = False, masters: bool = False,
     ) -> None:  # fmt: skip
         _check_sharded(schedule, sharded)
-        super().__init__(device, mesh, sharded=sharded, autocast=autocast, scaler=scaler)
+        super().__init__(device, mesh, sharded=sharded, autocast=autocast, scaler=scaler, masters=masters)
         self._name, self._plan = schedule, SCHEDULES[schedule]
         self._group, self._processes, self._place = mesh.get_group("pp"), mesh["pp"].size(), mesh.get_local_rank("pp")
         self._count = self._processes * self._plan.stages
         self._schedule: Any = None
         self._shape = (0, 0)
-
-    def placement(self) -> dict[str, Any]:
-        """The CPU: one device need not hold the whole model."""
-        return {"device": torch.device("cpu")}
 
     def _process_of(self, stage: int) -> int:
         """Place in the pipeline's group of the process that holds a stage."""
@@ -174,11 +170,12 @@ class Pipeline(Distributed):
         Raises:
             ConfigError: fewer layers than stages. ModelError: the cut model computes another loss.
         """
-        staging = Staging(model, loss, autocast=self._autocast)
-        layers, before, after = staging.weights()
-        _check_layers(len(layers), self._processes, self._name)
-        spans = spans_of(split_layers(layers, self._count, before=before, after=after))
-        check_stages(staging, spans)
+        with self._destination.visiting(model):
+            staging = Staging(model, loss, autocast=self._autocast, device=self.device)
+            layers, before, after = staging.weights()
+            _check_layers(len(layers), self._processes, self._name)
+            spans = spans_of(split_layers(layers, self._count, before=before, after=after))
+            check_stages(staging, spans)
         self._note_names(model, staging)
         mine = [span for span in spans if self._process_of(span.index) == self._place]
         staging.prune(mine)
@@ -203,7 +200,7 @@ class Pipeline(Distributed):
 
     def _shard(self, model: nn.Module, loss: LossFunction) -> None:
         for stage in self.stages:
-            shard_blocks(stage, self._staging.blocks_of(stage.span), self.mesh["dp"])
+            shard_blocks(stage, self._staging.blocks_of(stage.span), self.mesh["dp"], self._destination)
 
     def _global_names(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in model.named_parameters():

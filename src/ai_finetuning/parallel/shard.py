@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from .layers import layer_list
+from .settle import Destination
 from .strategy import LossFunction
 
 
@@ -25,23 +27,22 @@ class Step(nn.Module):
         return self._loss(self.model, batch)
 
 
-def layer_list(model: nn.Module) -> nn.ModuleList | None:
-    """The repeated blocks: the largest ModuleList."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=None)
-
-
-def shard_layers(model: nn.Module, mesh: DeviceMesh, loss: LossFunction) -> Step:
+def shard_layers(model: nn.Module, mesh: DeviceMesh, loss: LossFunction, destination: Destination) -> Step:
     """Shards each block, then the rest, in place; gradients are summed, not averaged."""
     step = Step(model, loss)
-    shard_blocks(step, list(layer_list(model) or ()), mesh)
+    shard_blocks(step, list(layer_list(model) or ()), mesh, destination)
     return step
 
 
-def shard_blocks(step: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) -> None:
-    """Shards blocks of a module, then its other weights, in place; gradients are summed, not averaged."""
+def shard_blocks(step: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, destination: Destination) -> None:
+    """Shards blocks of a module, then its other weights, in place; a whole block is on the device for that moment only.
+
+    Gradients are summed, not averaged.
+    """
     for block in blocks:
+        destination.settle(block)
         fully_shard(block, mesh=mesh)
+    destination.settle(step)
     fully_shard(step, mesh=mesh)
     for module in (*blocks, step):
         assert isinstance(module, FSDPModule)

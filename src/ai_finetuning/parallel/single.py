@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .layout import Layout
+from .settle import Destination
 from .strategy import LossFunction
 
 
@@ -28,7 +29,12 @@ class SingleDevice:
         self._autocast = autocast
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaler)
 
-    def placement(self) -> dict[str, Any]:
+    @property
+    def destination(self) -> Destination | None:
+        """None: the model is loaded as it trains."""
+        return None
+
+    def placement(self, *, quantized: bool) -> dict[str, Any]:
         """The device."""
         return {"device": self.device}
 

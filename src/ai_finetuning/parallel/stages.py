@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .shard import layer_list
+from .layers import layer_list, tensors_of
 from .strategy import LossFunction
 
 # Most relative difference of the staged loss: the same operations in the same order, so only kernels that are not
@@ -150,20 +150,23 @@ class Staging:
     """The cut model: shows it as one stage or another, and runs that stage.
 
     Attributes:
+        device: where the model runs.
         dtype, width: of the hidden states between layers.
         in_tuples: whether layers answer with a tuple.
         shared: weights that both the first and the last stage hold (a head tied to the embedding).
         whole: the loss of the probe before the cut.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFunction, *, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self, model: nn.Module, loss: LossFunction, *, autocast: torch.dtype | None, device: torch.device
+    ) -> None:
         layers = layer_list(model)
         if layers is None:
             raise ModelError(
                 f"{type(model).__name__} に繰り返しの層がないため、パイプラインに分けられません。strategy: fsdp を使ってください。",
                 f"{type(model).__name__} has no list of layers, so it cannot be cut into pipeline stages; use strategy: fsdp.",
             )
-        self.model, self.layers = model, layers
+        self.model, self.layers, self.device = model, layers, device
         self.received: Tensor | None = None
         self._loss, self._autocast, self._holds_first = loss, autocast, True
         self._real: list[nn.Module | None] = list(layers)
@@ -186,7 +189,7 @@ class Staging:
         hooks = [module.register_forward_hook(note) for module in watched]
         try:
             with still(self.model):
-                self.whole = float(self._forward(Probe(_device(self.model))))
+                self.whole = float(self._forward(Probe(self.device)))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -234,7 +237,7 @@ class Staging:
 
     def prune(self, spans: Sequence[Span]) -> None:
         """Drops the weights of all other stages."""
-        held = {id(tensor) for span in spans for module in self.modules_of(span) for tensor in _tensors(module)}
+        held = {id(tensor) for span in spans for module in self.modules_of(span) for tensor in tensors_of(module)}
         for index, layer in enumerate(self._real):
             if layer is not None and not any(span.start <= index < span.stop for span in spans):
                 _release(layer, held)
@@ -317,7 +320,7 @@ def check_stages(staging: Staging, spans: Sequence[Span]) -> None:
     Raises:
         ModelError: the loss is another one than the model's own.
     """
-    probe, received = Probe(_device(staging.model)), None
+    probe, received = Probe(staging.device), None
     with still(staging.model):
         for span in spans:
             staging.show(span)
@@ -358,11 +361,6 @@ def _outside(module: nn.Module, layers: nn.ModuleList) -> Iterator[tuple[nn.Modu
             yield module, name, child
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
 def _weights(module: nn.Module) -> float:
     """Number of weights; 4-bit ones are counted, not their bytes."""
     packed = ((p, getattr(p, "quant_state", None)) for p in module.parameters())
@@ -371,10 +369,6 @@ def _weights(module: nn.Module) -> float:
 
 def _release(module: nn.Module, held: set[int]) -> None:
     """Frees the memory even where somebody (a loss that knows the head) still refers to the module."""
-    for tensor in _tensors(module):
+    for tensor in tensors_of(module):
         if id(tensor) not in held:
             tensor.data = tensor.data.new_empty(0)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .layout import Layout
+from .settle import Destination
 
 # (model, batch) -> sum of the token losses of the batch's live labels, a scalar tensor.
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -23,8 +24,16 @@ class Strategy(Protocol):
     is_main: bool
     layouts: dict[str, Layout] | None
 
-    def placement(self) -> dict[str, Any]:
-        """What loading has to know: {"device": ...} or {"device_map": ...}."""
+    @property
+    def destination(self) -> Destination | None:
+        """Where a model that is cut goes, part by part; None: it is loaded as it trains."""
+
+    def placement(self, *, quantized: bool) -> dict[str, Any]:
+        """What loading has to know: {"device": ...} or {"device_map": ...}.
+
+        Args:
+            quantized: weights are quantized while they are loaded, on the device that keeps them.
+        """
 
     def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
         """Takes the model over; returns what the forward pass runs on."""

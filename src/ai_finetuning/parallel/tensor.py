@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, Shard
 from ..errors import ConfigError, ModelError
 from .exchange import Group, joined, own_part, shared_input, total
 from .layout import chunk, local
+from .settle import Destination
 
 # Module name, numbers written as *, to the way it is cut; the words are transformers' own.
 Plan = Mapping[str, str]
@@ -95,13 +96,14 @@ def _refuse_optimizer(name: str, setting: str) -> None:
     )
 
 
-def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan) -> None:
+def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, destination: Destination) -> None:
     """Cuts a model along `tp`, in place; adapters have to be on it.
 
     Args:
         model: a transformers model, or one inside an adapter, with the same weights meant on every rank; the first rank's count.
         mesh: the 1-D `tp` mesh.
         plan: how its modules are cut (models/plans.py).
+        destination: where the parts go.
 
     Raises:
         ModelError: the model is cut already, or has layers that cannot be.
@@ -115,16 +117,17 @@ def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan) -> None:
     for name, style in styles.items():
         if style not in _STYLES:
             raise KeyError(f"{name}: {style}")
-    source = dist.get_global_rank(mesh.get_group(), 0)
-    for parameter in model.parameters():
-        dist.broadcast(parameter.data, source, group=mesh.get_group())
-    cut = _Cutter(mesh)
+    cut = _Cutter(mesh, destination)
     entrances: dict[str, _Entrance] = {}
     for name, style in styles.items():
         parent = name.rpartition(".")[0]
         cut.module(inner.get_submodule(name), style, entrances.setdefault(parent, _Entrance(mesh.get_group())))
     for parent in {name.rpartition(".")[0] for name, style in styles.items() if style == COLUMN}:
         _divide_heads(inner.get_submodule(parent), parent, mesh.size())
+    for parameter in model.parameters():
+        if not isinstance(parameter, DTensor):
+            parameter.data = cut.arrived(parameter)
+    destination.settle(model)
 
 
 def _divide_heads(attention: nn.Module, name: str, size: int) -> None:
@@ -169,17 +172,26 @@ class _Entrance:
 class _Cutter:
     """Cuts modules; tied weights stay tied."""
 
-    def __init__(self, mesh: DeviceMesh) -> None:
-        self._mesh = mesh
+    def __init__(self, mesh: DeviceMesh, destination: Destination) -> None:
+        self._mesh, self._destination = mesh, destination
         self._group = mesh.get_group()
+        self._source = dist.get_global_rank(self._group, 0)
         self._size, self._rank = mesh.size(), mesh.get_local_rank()
         # By identity; the whole weight is kept so that its identity is not taken over by another.
         self._cut: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
 
+    def arrived(self, whole: Tensor) -> Tensor:
+        """A whole weight on the device: the first rank's."""
+        moved = self._destination.of(whole.detach())
+        # Not into the file that the weights of a model on the CPU are views of: each rank would get its copy of all of it.
+        moved = moved.clone() if moved.data_ptr() == whole.data_ptr() else moved
+        dist.broadcast(moved, self._source, group=self._group)
+        return moved
+
     def _parameter(self, whole: nn.Parameter, dimension: int) -> nn.Parameter:
         if id(whole) not in self._cut:
             start, stop = chunk(whole.shape[dimension], self._size, self._rank)
-            part = whole.detach().narrow(dimension, start, stop - start).clone()
+            part = self.arrived(whole).narrow(dimension, start, stop - start).clone()
             spread = DTensor.from_local(
                 part, self._mesh, [Shard(dimension)], run_check=False, shape=whole.shape, stride=whole.stride()
             )

@@ -37,6 +37,7 @@ from ..notices import notice, warn
 from ..parallel.choose import Choice, choose
 from ..parallel.distributed import Distributed
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
+from ..parallel.strategy import Strategy
 from ..parallel.watchdog import Watchdog
 from ..planner import memory
 from ..planner.plan import Plan
@@ -156,9 +157,11 @@ def _warn_of_memory(plan: Plan) -> None:
 
 def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Start | None, peers: Peers) -> Result:
     config, training = job.config, job.config.training
-    model, marks, dtype = _model(job, prepared)
-    path = _documents(job, prepared, model)
-    run = _run(job, prepared, folder, model, path)
+    strategy = _strategy(job, prepared)
+    model, marks, dtype = _model(job, prepared, strategy)
+    with _runnable(model, strategy):
+        path = _documents(job, prepared, model)
+    run = _run(job, prepared, folder, model, path, strategy)
     run.fingerprint = prepared.fingerprint | {"weights": marks}
     loaded = None
     if start is not None and start.checkpoint is not None:
@@ -259,17 +262,34 @@ def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.Start | No
         resume.load_foreign(run, start.foreign)
 
 
-def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
+def _strategy(job: Job, prepared: Prepared) -> Strategy:
+    precision = prepared.precision
+    return choose(
+        prepared.choice, device=prepared.device, autocast=precision.autocast, scaler=precision.scaler,
+        use_accelerate=job.use_accelerate, device_map=prepared.device_map, masters=job.full, plan=tensor_plan,
+    )  # fmt: skip
+
+
+def _runnable(model: nn.Module, strategy: Strategy) -> contextlib.AbstractContextManager[None]:
+    """Inside, the model can be tried on the device, although it is not cut yet."""
+    return contextlib.nullcontext() if strategy.destination is None else strategy.destination.visiting(model)
+
+
+def _model(job: Job, prepared: Prepared, strategy: Strategy) -> tuple[nn.Module, str, torch.dtype]:
     """The base, as the method needs it, with its adapter; a mark of its weights; the dtype to save it in."""
     config, training = job.config, job.config.training
     seed_everything(training.runtime.seed)
-    job.model.device_map = prepared.device_map
-    model, dtype = base.load_base(job.model, config, in_fp32=prepared.precision.name == "fp32")
+    for name, place in strategy.placement(quantized=job.bits is not None).items():
+        setattr(job.model, name, place)
+    cut = strategy.destination is not None
+    model, dtype = base.load_base(job.model, config, in_fp32=prepared.precision.name == "fp32", as_stored=cut)
     if prepared.device_map is not None:
         spread(model, prepared.device_map)
     marks = hashlib.sha256(json.dumps(weight_marks(model)).encode()).hexdigest()
     if job.full:
-        base.as_masters(model)
+        model.requires_grad_(True)
+        if not cut:
+            model.float()  # the master weights of mixed precision (arXiv:1710.03740)
     else:
         lora = config.lora
         model = add_lora(
@@ -291,18 +311,11 @@ def _model(job: Job, prepared: Prepared) -> tuple[nn.Module, str, torch.dtype]:
     return model, marks, dtype
 
 
-def _run(job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, path: DocumentPath | None) -> Run:
+def _run(
+    job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, path: DocumentPath | None, strategy: Strategy
+) -> Run:
     training = job.config.training
     precision, plan = prepared.precision, prepared.plan
-    strategy = choose(
-        prepared.choice,
-        device=prepared.device,
-        autocast=precision.autocast,
-        scaler=precision.scaler,
-        use_accelerate=job.use_accelerate,
-        device_map=prepared.device_map,
-        plan=tensor_plan(model) if prepared.choice.sizes.tp > 1 else None,
-    )
     strategy.prepare(model, _loss(model, path))
     options = training.optimizer
     optimizer = build_optimizer(

@@ -85,11 +85,14 @@ def _quant_method(model: BaseModel) -> str | None:
     return None if method is None else str(getattr(method, "value", method))
 
 
-def load_base(model: BaseModel, config: RunConfig, *, in_fp32: bool) -> tuple[Any, torch.dtype]:
+def load_base(
+    model: BaseModel, config: RunConfig, *, in_fp32: bool, as_stored: bool = False
+) -> tuple[Any, torch.dtype]:
     """The base's module, loaded as the method needs it, and the dtype that a full model is saved in.
 
     Args:
         in_fp32: the run computes in fp32, so a frozen base whose dtype the user left open is loaded in it too.
+        as_stored: leave the weights of a full method in the dtype of their file, so that they can stay views of it.
     """
     if model.model is not None and _is_peft(model.model):
         notice(
@@ -98,7 +101,7 @@ def load_base(model: BaseModel, config: RunConfig, *, in_fp32: bool) -> tuple[An
         )
         model.model = None
     if config.trains_all:
-        return _load_full(model)
+        return _load_full(model, as_stored=as_stored)
     bits = wanted_bits(model, config)
     if bits is not None and model.model is not None and quantized_bits(model.model) != bits:
         notice(
@@ -121,7 +124,7 @@ def _ensure(model: BaseModel, dtype: torch.dtype | None) -> Any:
         model.torch_dtype = asked
 
 
-def _load_full(model: BaseModel) -> tuple[Any, torch.dtype]:
+def _load_full(model: BaseModel, *, as_stored: bool) -> tuple[Any, torch.dtype]:
     """Weights to be trained in full are read in fp32, so that no digit of them is lost, and saved in the model's own dtype."""
     if isinstance(model, ScratchModel):
         return model.ensure_model(), model.torch_dtype or torch.float32
@@ -129,11 +132,4 @@ def _load_full(model: BaseModel) -> tuple[Any, torch.dtype]:
         return model.model, next(model.model.parameters()).dtype
     stored = read_config(hub.locate(model.model_name))
     own = DTYPES.get(str(stored.get("dtype") or stored.get("torch_dtype")), torch.float32)
-    return _ensure(model, torch.float32), model.torch_dtype or own
-
-
-def as_masters(module: Any) -> None:
-    """All weights in fp32 and trainable: the master weights of mixed precision (arXiv:1710.03740)."""
-    module.float()
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
+    return _ensure(model, own if as_stored else torch.float32), model.torch_dtype or own

@@ -23,6 +23,7 @@ from ..evaluation.curves import draw_curve
 from ..evaluation.report import write_report
 from ..hardware.checkpointing import disable_activation_checkpointing
 from ..hardware.environment import environment
+from ..hardware.gpu import is_out_of_memory
 from ..models import catalog
 from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
@@ -175,7 +176,21 @@ def _scores(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_saved(job: Job, folder: Path, *, in_fp32: bool) -> nn.Module:
-    """The model of a completed run."""
+    """The model of a completed run; on the CPU where one device cannot hold what several trained."""
+    try:
+        return _load_saved(job, folder, in_fp32=in_fp32)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    warn(
+        "1 つのデバイスにモデルが収まらないため、訓練済みモデルを CPU に読み込みました。",
+        "one device cannot hold the model, so the trained model was loaded on the CPU.",
+    )
+    job.model.model, job.model.device = None, torch.device("cpu")
+    return _load_saved(job, folder, in_fp32=in_fp32)
+
+
+def _load_saved(job: Job, folder: Path, *, in_fp32: bool) -> nn.Module:
     if job.full:
         model = load_causal_lm(str(folder), dtype=job.model.torch_dtype, device=job.model.device)
     else:

@@ -19,6 +19,8 @@ from ai_finetuning.parallel.mesh import Sizes
 from ai_finetuning.parallel.pipeline import SCHEDULES, check_pipeline
 from ai_finetuning.parallel.stages import Staging, check_stages, spans_of, split_layers
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize(
     ("layers", "stages", "before", "after", "sizes"),
@@ -67,7 +69,7 @@ def test_a_model_whose_later_layers_need_the_embedding_is_refused():
     """The last layer adds the embedding again (as Gemma 3n's layers do): a later stage does not have it."""
     model, loss = build_model("llama", layers=4), make_loss(logits_to_keep=True)
     spans = spans_of([2, 2])
-    staging = Staging(model, loss, autocast=None)
+    staging = Staging(model, loss, autocast=None, device=CPU)
     check_stages(staging, spans)
     seen: list[torch.Tensor] = []
     model.model.embed_tokens.register_forward_hook(lambda _, __, out: seen.append(out))
@@ -87,13 +89,13 @@ def test_a_model_whose_later_layers_need_the_embedding_is_refused():
         return loss(model, batch)
 
     with pytest.raises(ModelError, match="another loss|損失"):
-        check_stages(Staging(model, forgetful, autocast=None), spans)
+        check_stages(Staging(model, forgetful, autocast=None, device=CPU), spans)
 
 
 def test_a_pruned_model_holds_its_stage_only():
     model = build_model("qwen3_tied", layers=4)
     weight, whole = model.lm_head.weight, {name: p.numel() for name, p in model.named_parameters()}
-    staging = Staging(model, make_loss(logits_to_keep=True), autocast=None)
+    staging = Staging(model, make_loss(logits_to_keep=True), autocast=None, device=CPU)
     staging.prune([spans_of([1, 1, 2])[1]])
     held = dict(model.named_parameters())
     assert set(held) == {name for name in whole if name.startswith("model.layers.1.")}
