@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.commands import call, start
+from tests.support.ports import free_port
 from tests.support.runs import train_lora
 
 from ai_finetuning.training.export import serve
@@ -21,12 +22,6 @@ from ai_finetuning.training.export.source import model_folder
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
 needs_server = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (the extra `serve`)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

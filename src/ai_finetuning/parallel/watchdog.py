@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import itertools
 import logging
 import os
 import sys
@@ -17,6 +19,9 @@ from ..errors import localized
 
 LOGGER = logging.getLogger("ai_finetuning")
 EXIT_CODE = 70
+# Without progress here and without a sign of life of another process: a GPU's collective may wait for ever for one that was killed.
+LOST_SECONDS = 25.0
+_GONE, _LEFT = "gone", "left"  # the store cannot be asked; it has ended well
 
 
 class Watchdog:
@@ -24,6 +29,7 @@ class Watchdog:
 
     A process that is late has counted less than those that wait for it, so the smallest count names it. On a standstill every
     process writes the stacks of all its threads to `folder/stacks-rank-N.txt` and leaves with code 70; the launcher ends the rest.
+    Where a process was killed, the others, stuck in what they did with it, leave after LOST_SECONDS already.
 
     Args:
         progress: the counter of this process.
@@ -42,38 +48,85 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=10)
+        if kind is None:
+            with contextlib.suppress(RuntimeError):
+                self._store.set(self._beat(self._rank), _LEFT)
+
+    def _beat(self, rank: int) -> str:
+        return f"beat-{rank}"
 
     def _watch(self) -> None:
-        pause = min(5.0, self._timeout / 4)
-        seen, since = -1, time.monotonic()
-        while not self._stop.wait(pause):
+        pause = min(5.0, self._timeout / 4, LOST_SECONDS / 5)
+        seen, since, heard = -1, time.monotonic(), None
+        for tick in itertools.count():
+            if self._stop.wait(pause):
+                return
             now = self._progress()
-            self._store.set(str(self._rank), str(now))
+            self._say(str(self._rank), str(now))
+            self._say(self._beat(self._rank), str(tick))
             if now != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > self._timeout:
-                self._end(self._counts())
+                seen, since, heard = now, time.monotonic(), None
+            still = time.monotonic() - since
+            if still > self._timeout:
+                self._end(*self._standstill(self._counts()), pause)
+            elif still > LOST_SECONDS * 0.4 and heard is None:
+                heard = self._beats()
+            elif still > LOST_SECONDS and heard is not None:
+                lost = self._lost(heard)
+                if lost:
+                    self._end(*_vanished(lost), pause)
+
+    def _say(self, key: str, value: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the store went with the process, or the machine, that held it
+            self._store.set(key, value)
+
+    def _beats(self) -> list[str | None]:
+        """Every process's last sign of life; None for one that has not begun."""
+        try:
+            keys = [self._beat(rank) for rank in range(self._size)]
+            return [self._store.get(key).decode() if self._store.check([key]) else None for key in keys]
+        except RuntimeError:
+            return [_GONE] * self._size
+
+    def _lost(self, heard: list[str | None]) -> list[int]:
+        """The processes that have said nothing since `heard`."""
+        pairs = enumerate(zip(heard, self._beats(), strict=True))
+        silent = [rank for rank, (before, now) in pairs if now == _GONE or (now == before and now not in (None, _LEFT))]
+        return [rank for rank in silent if rank != self._rank]
 
     def _counts(self) -> list[int]:
         """What every process last reported; -1 for one that never did."""
         return [int(self._store.get(str(r))) if self._store.check([str(r)]) else -1 for r in range(self._size)]
 
-    def _end(self, counts: list[int]) -> None:
-        late = [rank for rank, count in enumerate(counts) if count == min(counts)]
-        ranks = ", ".join(map(str, late))
+    def _standstill(self, counts: list[int]) -> tuple[str, str]:
+        ranks = ", ".join(str(rank) for rank, count in enumerate(counts) if count == min(counts))
+        return (
+            f"{self._timeout:.0f} 秒間進まないので終了します。遅れているのはランク {ranks} です（各ランクの通信回数: {counts}）。",
+            f"no progress for {self._timeout:.0f} s: leaving. Rank {ranks} is behind (exchanges by rank: {counts}).",
+        )
+
+    def _end(self, ja: str, en: str, pause: float) -> None:
         place = self._folder / f"stacks-rank-{self._rank}.txt"
         with place.open("w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file, all_threads=True)
         LOGGER.error(
             localized(
-                f"{self._timeout:.0f} 秒間進まないので終了します。遅れているのはランク {ranks} です（各ランクの通信回数: {counts}）。スタックは {self._folder}/stacks-rank-*.txt にあります。",
-                f"no progress for {self._timeout:.0f} s: leaving. Rank {ranks} is behind (exchanges by rank: {counts}); the stacks of all ranks are in {self._folder}/stacks-rank-*.txt.",
+                f"{ja}スタックは {self._folder}/stacks-rank-*.txt にあります。",
+                f"{en} The stacks of all ranks are in {self._folder}/stacks-rank-*.txt.",
             )
         )
         sys.stderr.flush()
         # The others may need a moment to notice and to write their own stacks; the launcher kills them when one is gone.
-        self._stop.wait(2 * min(5.0, self._timeout / 4))
+        self._stop.wait(2 * pause)
         os._exit(EXIT_CODE)
+
+
+def _vanished(lost: list[int]) -> tuple[str, str]:
+    ranks = ", ".join(map(str, lost))
+    return (
+        f"ランク {ranks} のプロセスが {LOST_SECONDS:.0f} 秒間応答しません（強制終了か、マシンの停止）。終了します。",
+        f"rank {ranks} has given no sign of life for {LOST_SECONDS:.0f} s (killed, or its machine is gone): leaving.",
+    )

@@ -108,7 +108,7 @@ def _loaded(rank: int, folder: str, name: str, full: bool) -> tuple[int, int]:
     [
         ("pipeline", False, 0.5),  # bf16 weights stay views of the file
         ("fsdp", False, 0.75),
-        ("tensor", False, 0.75),
+        ("tensor", False, 1.4),  # a whole weight at a time comes from the first rank, and the heap keeps holes of them
         # Half of the weights, twice as many bytes each; the whole in fp32 would be 2.
         ("pipeline", True, 1.75),
         ("fsdp", True, 1.75),

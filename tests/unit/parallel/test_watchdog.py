@@ -1,0 +1,81 @@
+"""What a process does that waits for one which will never answer, as a GPU's collective does after a kill."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.faults
+
+# Rank 0 stands still, as in a collective; rank 1 is what `end` makes of it. No launcher: nobody else ends them.
+SCRIPT = """
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch.distributed as dist
+from ai_finetuning.parallel import watchdog
+watchdog.LOST_SECONDS = 2.0
+rank, folder, late = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "late"
+store = dist.TCPStore("127.0.0.1", int(sys.argv[4]), 2, is_master=rank == int(sys.argv[5]), timeout=timedelta(seconds=60))
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+if rank == 1 and late:
+    time.sleep(5)
+with watchdog.Watchdog(lambda: 0, timeout_seconds=600, folder=folder):
+    (folder / f"in-{rank}").touch()
+    time.sleep(5 if late else 60)
+"""
+
+
+def ranks(folder: Path, kind: str, store: int) -> list[subprocess.Popen[str]]:
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(rank), str(folder), kind, str(port), str(store)],
+            env=os.environ | {"AIFT_LANG": "en"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+def wait_for(*paths: Path) -> None:
+    end = time.monotonic() + 60
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < end, paths
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("store", [0, 1], ids=["the store stays", "the store goes too"])
+def test_a_killed_process_is_named_and_those_that_wait_for_it_leave(tmp_path: Path, store: int):
+    waiting, killed = ranks(tmp_path, "killed", store)
+    try:
+        wait_for(tmp_path / "in-0", tmp_path / "in-1")
+        time.sleep(1.5)
+        killed.send_signal(signal.SIGKILL)
+        output, _ = waiting.communicate(timeout=40)
+    finally:
+        waiting.kill()
+        killed.kill()
+    assert waiting.returncode == 70, output
+    assert re.search(r"rank 1 has given no sign of life", output), output
+    assert (tmp_path / "stacks-rank-0.txt").read_text(encoding="utf-8")
+
+
+def test_one_that_begins_late_and_one_that_ended_well_are_waited_for(tmp_path: Path):
+    """Rank 1 starts its watch after rank 0 has long stood still, and stands still when rank 0 has left."""
+    both = ranks(tmp_path, "late", 1)
+    try:
+        outputs = [process.communicate(timeout=60)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert both[0].returncode == 0, outputs[0]
+    assert "no sign of life" not in "".join(outputs)
