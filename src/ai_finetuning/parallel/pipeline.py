@@ -172,7 +172,7 @@ class Pipeline(Distributed):
         """
         with self._destination.visiting(model):
             staging = Staging(model, loss, autocast=self._autocast, device=self.device)
-            layers, before, after = staging.weights()
+            layers, before, after = staging.costs()
             _check_layers(len(layers), self._processes, self._name)
             spans = spans_of(split_layers(layers, self._count, before=before, after=after))
             check_stages(staging, spans)

@@ -55,8 +55,8 @@ def split_layers(weights: Sequence[float], stages: int, *, before: float = 0.0, 
     """Numbers of layers per stage, every stage at least one, so that the heaviest stage is as light as can be.
 
     Args:
-        weights: of the layers, in order.
-        before, after: what the first stage (embedding) and the last one (norm, head) hold besides.
+        weights: of the layers, in order, in any unit.
+        before, after: what the first stage (embedding) and the last one (norm, head) have besides.
     """
     total = [0.0]
     for weight in weights:
@@ -208,12 +208,16 @@ class Staging:
         )
         self.shared = at_start & at_end
 
-    def weights(self) -> tuple[list[float], float, float]:
-        """Weights of the layers, of what comes before them and of what comes after."""
+    def costs(self) -> tuple[list[float], float, float]:
+        """Products a token in the layers, in what comes before them and in what comes after.
+
+        A pipeline is as fast as its slowest stage. An embedding is looked up and multiplies nothing, a head of the same size does;
+        attention itself and tokens without a label (whose logits nobody computes) are left out.
+        """
         return (
-            [_weights(layer) for layer in self.layers],
-            sum(_weights(part.module) for part in self.before),
-            sum(_weights(part.module) for part in self.after),
+            [_products(layer) for layer in self.layers],
+            sum(_products(part.module) for part in self.before),
+            sum(_products(part.module) for part in self.after),
         )
 
     def modules_of(self, span: Span) -> list[nn.Module]:
@@ -361,9 +365,10 @@ def _outside(module: nn.Module, layers: nn.ModuleList) -> Iterator[tuple[nn.Modu
             yield module, name, child
 
 
-def _weights(module: nn.Module) -> float:
-    """Number of weights; 4-bit ones are counted, not their bytes."""
-    packed = ((p, getattr(p, "quant_state", None)) for p in module.parameters())
+def _products(module: nn.Module) -> float:
+    """Number of weights that something is multiplied by; 4-bit ones are counted, not their bytes."""
+    multiplying = (part for part in module.modules() if not isinstance(part, nn.Embedding))
+    packed = ((p, getattr(p, "quant_state", None)) for part in multiplying for p in part.parameters(recurse=False))
     return float(sum(p.numel() if state is None else torch.Size(state.shape).numel() for p, state in packed))
 
 

@@ -65,6 +65,19 @@ def test_zero_bubble_with_fsdp_is_refused(schedule: str):
         check_pipeline(config, Sizes(pp=2, dp=2), schedule, sharded=True)
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3_tied"])
+def test_the_stage_with_the_head_has_fewer_layers_and_that_with_the_embedding_has_not(kind: str):
+    """A pipeline waits for its slowest stage: a head counts as what it multiplies, tied or not, an embedding is only looked up."""
+    layer = build_model(kind, layers=1).get_decoder().layers[0]
+    per_layer = sum(p.numel() for p in layer.parameters())
+    tokens = 2 * per_layer // layer.input_layernorm.weight.numel()  # a head of two layers
+    model = build_model(kind, layers=8, vocab_size=tokens)
+    layers, before, after = Staging(model, make_loss(logits_to_keep=True), autocast=None, device=CPU).costs()
+    assert before == 0
+    assert after == pytest.approx(2 * per_layer, rel=0.1)
+    assert split_layers(layers, 2, before=before, after=after) == [5, 3]
+
+
 def test_a_model_whose_later_layers_need_the_embedding_is_refused():
     """The last layer adds the embedding again (as Gemma 3n's layers do): a later stage does not have it."""
     model, loss = build_model("llama", layers=4), make_loss(logits_to_keep=True)
