@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -19,5 +20,5 @@ def train(settings: dict[str, str]) -> None:
     run_training(load_config(settings["config"]))
 
 
-workers = ScalingConfig(num_workers=int(sys.argv[2]), use_gpu=True)
+workers = ScalingConfig(num_workers=int(sys.argv[2]), use_gpu=torch.cuda.is_available())
 TorchTrainer(train, train_loop_config={"config": sys.argv[1]}, scaling_config=workers).fit()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.support.commands import environment, spawn, start, write_run
 from tests.support.models import SENTENCES
+from tests.support.ports import free_port
 from tests.support.runs import losses, weights_digest
 
 TWO = ("--cpu-processes", "2")
@@ -176,3 +179,56 @@ def test_a_hung_rank_is_named_and_every_stack_is_kept(tmp_path: Path, tiny_model
     stacks = [(tmp_path / "out" / f"stacks-rank-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)]
     assert "faults.py" in stacks[1]
     assert "distributed.py" in stacks[0]
+
+
+def torchrun_of_a_node(port: int) -> list[str]:
+    """The command that examples/slurm/train.sbatch runs on each of two nodes, one process a node."""
+    template = (Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch").read_text(encoding="utf-8")
+    line = re.search(r"srun \S+ torchrun (.*?)\s*&", template.replace("\\\n", " "), re.DOTALL)
+    assert line is not None
+    values = {
+        "$SLURM_NNODES": "2",
+        "$SLURM_GPUS_PER_NODE": "1",
+        "$SLURM_JOB_ID": "77",
+        "$head_node:$port": f"127.0.0.1:{port}",
+    }
+    words = shlex.split(line[1].replace('"$@"', "ARGUMENTS"))
+    for name, value in values.items():
+        words = [word.replace(name, value) for word in words]
+    assert not [word for word in words if "$" in word]
+    return words
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds torchrun's child as Linux lists it")
+def test_two_nodes_start_anew_when_a_process_of_one_is_killed(
+    tmp_path: Path, tiny_model_dir: Path, uninterrupted: Path
+):
+    """Two torchrun agents meet over c10d, as two nodes do; a kill -9 on one starts both again, to the same bits."""
+    words, config = torchrun_of_a_node(free_port()), str(write_run(tmp_path, tiny_model_dir))
+    at = words.index("ARGUMENTS")
+    command = [*words[:at], config, *words[at + 1 :]]
+    assert command[command.index("-m") + 1 :] == ["ai_finetuning", "train", config, "--resume"]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1", *command],
+            env=environment(PYTHONPATH=path(), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", AIFT_FAULT="step:slow@10,step:slow@11,step:slow@12"),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        metrics, end = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 200
+        while not (metrics.exists() and metrics.read_text(encoding="utf-8").count('"loss"') > 9):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        (worker,) = Path(f"/proc/{nodes[1].pid}/task/{nodes[1].pid}/children").read_text(encoding="ascii").split()
+        os.kill(int(worker), signal.SIGKILL)
+        outputs = [node.communicate(timeout=280)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert any("exitcode: -9" in output for output in outputs), outputs
+    assert weights_digest(tmp_path / "out") == weights_digest(uninterrupted)
+    assert losses(tmp_path / "out") == losses(uninterrupted)
