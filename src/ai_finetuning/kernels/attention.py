@@ -14,6 +14,8 @@ from torch import Tensor
 NAME, FLEX = "aift_documents", "aift_documents_flex"
 # Side of FlexAttention's blocks, in tokens.
 _BLOCK = 128
+# On a CPU: rows of scores that are made at once, and the longest document whose probabilities are kept for the backward pass.
+_ROWS, _KEPT = 128, 1024
 # What a model may hand over besides queries, keys and values without changing the result of a causal attention.
 _HARMLESS = frozenset(
     {"output_attentions", "use_cache", "cache_position", "is_causal", "output_router_logits", "head_mask"}
@@ -47,14 +49,16 @@ def document_attention(
     for q, k, v in zip(*(x.split(_cover(lengths, x.shape[2]), dim=2) for x in (query, key, value)), strict=True):
         if len(parts) == len(lengths):  # padding
             parts.append(torch.zeros_like(q))
-        elif softcap is None and (not sliding_window or q.shape[2] <= sliding_window):
+        elif softcap is not None or (sliding_window and q.shape[2] > sliding_window):
+            parts.append(_explicit(q, k, v, scale, dropout, sliding_window, softcap))
+        elif not dropout and _products_are_faster(q):
+            parts.append(_by_products(q[0], k[0], v[0], scale)[None])
+        else:
             parts.append(
                 F.scaled_dot_product_attention(
                     q, k, v, is_causal=q.shape[2] > 1, scale=scale, dropout_p=dropout, enable_gqa=groups > 1
                 )
             )
-        else:
-            parts.append(_explicit(q, k, v, scale, dropout, sliding_window, softcap))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
@@ -79,6 +83,35 @@ def _restarts(position_ids: Tensor | None) -> tuple[int, ...] | None:
 def _cover(lengths: tuple[int, ...], tokens: int) -> list[int]:
     rest = tokens - sum(lengths)
     return [*lengths, rest] if rest else list(lengths)
+
+
+def _products_are_faster(q: Tensor) -> bool:
+    """Measured (benchmarks/attention.py); in fp32 SDPA is the faster one for short documents."""
+    return q.device.type == "cpu" and (_ROWS if q.dtype is torch.float32 else 0) < q.shape[2] <= _KEPT
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """One causal document as plain matrix products: [heads, tokens, d].
+
+    The fused SDPA of torch 2.13 on CPUs takes two to four times as long in bf16, its backward pass above all. Keys after a block of rows are never touched, which is half of them.
+    """
+    heads, tokens, width = q.shape
+    shared = k.shape[0]
+    parts = []
+    for start in range(0, tokens, _ROWS):
+        stop = min(start + _ROWS, tokens)
+        rows = q[:, start:stop].reshape(shared, -1, width)
+        unseen = _later(start, stop, heads // shared, q.dtype)
+        scores = torch.baddbmm(unseen, rows, k[:, :stop].transpose(1, 2), alpha=scale)
+        parts.append(torch.bmm(scores.softmax(dim=-1), v[:, :stop]).view(heads, stop - start, width))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+@lru_cache(maxsize=64)  # a step's layers share those of its documents
+def _later(start: int, stop: int, groups: int, dtype: torch.dtype) -> Tensor:
+    """[groups x rows, keys]: minus infinity where a key comes after the row's token, else 0."""
+    unseen = torch.ones(stop - start, stop, dtype=torch.bool).triu(start + 1)
+    return torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, float("-inf")).repeat(groups, 1)
 
 
 def _explicit(

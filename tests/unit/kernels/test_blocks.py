@@ -114,7 +114,10 @@ def test_fused_attention(case: dict):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = pytest.param({"lengths": (3, 128, 1100, 129)}, id="longer than probabilities are kept")
+
+
+@pytest.mark.parametrize("case", [*CASES, LONG])
 def test_portable_attention_is_exact(case: dict):
     """The same in plain torch, fp32: any device, any model."""
     tokens = sum(case["lengths"])
@@ -126,6 +129,10 @@ def test_portable_attention_is_exact(case: dict):
         sliding_window=case.get("window"), softcap=case.get("cap"),
     )  # fmt: skip
     assert torch.allclose(got.reshape(tokens, 64), wanted, atol=1e-5)
+    toward = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(4))
+    gradients = torch.autograd.grad(got.reshape(tokens, 64), (q, k, v), toward)
+    for gradient, right in zip(gradients, torch.autograd.grad(wanted, (q, k, v), toward), strict=True):
+        assert torch.allclose(gradient, right, atol=2e-5)
 
 
 def test_portable_attention_refuses_what_it_does_not_know():
