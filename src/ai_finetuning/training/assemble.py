@@ -19,7 +19,7 @@ from ..config.sections import ScheduleConfig
 from ..data.loader import evaluation_batches
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
-from ..engine.loop import Evaluation, Run, TrainState, fit, last_checkpoint, load, load_weights
+from ..engine.loop import Evaluation, Run, TrainState, fit, last_checkpoint, load
 from ..engine.loss import LossFunction, make_document_loss, make_loss
 from ..engine.metrics import read_metrics
 from ..engine.optimizer import build_optimizer
@@ -239,7 +239,8 @@ def _back_to_best(run: Run, checkpoint: Path) -> bool:
             f"the best one, {checkpoint.name}, cannot be used ({problems[0]}); the last weights are returned.",
         )
         return False
-    load_weights(run.trainable(), load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"])
+    best = load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"]
+    run.strategy.load_tensors(run.model, run.optimizer, {"model": best})
     notice(
         f"最良のステップ {run.state.best_step} の重みに戻しました。",
         f"back to the best weights, of step {run.state.best_step}.",
