@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,12 +12,21 @@ from torch import Tensor, nn
 Tensors = dict[str, dict[str, Tensor]]
 
 
-@torch.no_grad()
-def load_weights(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
-    """Copies saved weights into parameters of the same names; both must have the same names."""
+def check_names(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Refuses weights of other names.
+
+    Raises:
+        ValueError: with the first of them.
+    """
     missing = sorted(parameters.keys() ^ saved.keys())
     if missing:
         raise ValueError(f"names differ between model and checkpoint: {', '.join(missing[:5])}")
+
+
+@torch.no_grad()
+def load_weights(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Copies saved weights into parameters of the same names; both must have the same names."""
+    check_names(parameters, saved)
     for name, parameter in parameters.items():
         parameter.copy_(saved[name])
 
