@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.distributed.test_runs import assert_like, train
+from tests.distributed.test_runs import assert_like, train, weights
 from tests.support.parity import CPU, Case, loader, loss_of, model_of
 from tests.support.ranks import run_ranks
+from tests.support.runs import ROWS, train_full, train_lora
 
+from ai_finetuning.config.parallel import ParallelConfig
+from ai_finetuning.engine.loss import make_document_loss
+from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.engine.optimizer import build_optimizer, set_learning_rate
+from ai_finetuning.errors import ProcessesError
 from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
+from ai_finetuning.models.documents import open_documents
+from ai_finetuning.parallel.distributed import Distributed
 from ai_finetuning.parallel.mesh import Sizes, build_mesh
 from ai_finetuning.parallel.single import SingleDevice
 from ai_finetuning.parallel.zero import Zero
@@ -133,3 +143,215 @@ def test_a_run_goes_on_under_another_strategy(
     assert (folder / "checkpoints" / "checkpoint-5").is_dir()
     assert set(go(second, "", "auto")) == {"done"}
     assert_like(folder, alone["full"])
+
+
+def best_run(rank: int, model: Path, folder: Path, stage: int | None, method: str) -> None:
+    """Held-out data, the best weights at the end, and no step at which a checkpoint is due: step 0 and the best step alone have one."""
+    run = train_full if method == "full" else train_lora
+    extra: dict[str, Any] = {"learning_rate": 0.05} if method == "full" else {"lora": {"lora_dropout": 0.0}}
+    run(
+        model, folder, rows=ROWS[:16], evaluate=ROWS[16:], eval_steps=2, save_steps=1000, num_epochs=2,
+        checkpoint={"load_best": method == "full"}, parallel=ParallelConfig(deepspeed_stage=stage), **extra,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_best_or_the_last_weights_are_saved(stage: int, method: str, tiny_model_dir: Path, tmp_path: Path):
+    run_ranks(1, best_run, tiny_model_dir, tmp_path / "alone", None, method, folder=tmp_path)
+    run_ranks(2, best_run, tiny_model_dir, tmp_path / "out", stage, method, folder=tmp_path)
+    alone, out = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("alone", "out"))
+    scores = [[row["eval_loss"] for row in rows if "eval_loss" in row] for rows in (alone, out)]
+    assert len(scores[0]) > 3
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4 if method == "full" else 2e-6)
+    if method == "full":
+        assert scores[0].index(min(scores[0])) < len(scores[0]) - 1  # the best is not the last
+    saved, plain = weights(tmp_path / "out"), weights(tmp_path / "alone")
+    assert saved.keys() == plain.keys()
+    assert max(float((saved[name] - plain[name]).abs().max()) for name in plain) < (1e-4 if method == "full" else 5e-5)
+
+
+def prepared(case: Case, strategy: Any, loss: Any = None) -> tuple[Any, torch.optim.Optimizer]:
+    """A model and its optimizer under a strategy."""
+    model = model_of(case).train()
+    strategy.prepare(model, loss or loss_of(case, model))
+    optimizer = build_optimizer(strategy.named_parameters(model), learning_rate=1e-3, weight_decay=0.1)
+    return model, strategy.attach(optimizer)
+
+
+def one_step(
+    case: Case, strategy: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float
+) -> tuple[float, float, bool]:
+    group = loader(case, strategy.data_rank, strategy.data_size).micro_batches(0, 0, 2)
+    loss = strategy.forward_backward(group, strategy.sum(sum(batch.num_label_tokens for batch in group)))
+    norm = strategy.clip_grad_norm(max_grad_norm)
+    updated = strategy.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm, updated
+
+
+def given_back(rank: int, stage: int, case: Case, tensors: dict) -> tuple[dict, tuple, tuple]:
+    """What a strategy gives back of tensors that it was just given, a held-out loss with them, and its next step."""
+    strategy = zero(stage)
+    model, optimizer = prepared(case, strategy)
+    assert not strategy.tensors(model, optimizer)["optimizer"]  # no step yet
+    strategy.load_tensors(model, optimizer, tensors)
+    again = strategy.tensors(model, optimizer)
+    held_out = strategy.evaluate(loader(case).micro_batches(0, 0, 2))
+    step = one_step(case, strategy, optimizer, 0.05)
+    strategy.close()
+    return {g: {n: t.numpy() for n, t in named.items()} for g, named in again.items()}, held_out, step
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_state_of_one_process_is_taken_over_in_bits(stage: int, method: str, tmp_path: Path):
+    """Also where a weight does not divide evenly by the ranks, and where there are two groups of parameters."""
+    case, alone = Case("llama", method, "documents"), SingleDevice(CPU)
+    model, optimizer = prepared(case, alone)
+    for _ in range(2):
+        one_step(case, alone, optimizer, 0.05)
+    state = {
+        group: {name: tensor.detach().clone() for name, tensor in named.items()}
+        for group, named in alone.tensors(model, optimizer).items()
+    }
+    answers = run_ranks(2, given_back, stage, case, state, folder=tmp_path)
+    for group, named in state.items():
+        found = answers[0][0][group] | answers[1][0][group]
+        assert found.keys() == named.keys()
+        assert all(torch.equal(torch.from_numpy(found[name]), tensor) for name, tensor in named.items())
+    held_out = alone.evaluate(loader(case).micro_batches(0, 0, 2))
+    step = one_step(case, alone, optimizer, 0.05)
+    for _, scored, stepped in answers:
+        assert scored == (pytest.approx(held_out[0], rel=1e-6), held_out[1])
+        assert stepped == (pytest.approx(step[0], rel=1e-6), pytest.approx(step[1], rel=1e-6), True)
+
+
+def spoiled(rank: int, stage: int, what: str) -> tuple[list[tuple[float, float, bool]], list[bool]]:
+    """Steps of which the second is not finite on the last rank; whether each changed the weights."""
+    case, spoil = Case("llama", "full", "documents"), [False]
+    strategy = zero(stage, max_grad_norm=0.0)
+    plain: list[Any] = []
+
+    def loss(model: Any, batch: Any) -> Any:
+        value = plain[0](model, batch)
+        if not (spoil[0] and rank == 1):
+            return value
+        # A loss that is infinite while its gradients are not, or gradients that are nan.
+        return value + math.inf if what == "loss" else value * math.nan
+
+    model = model_of(case).train()
+    plain.append(loss_of(case, model))
+    strategy.prepare(model, loss)
+    optimizer = strategy.attach(build_optimizer(strategy.named_parameters(model), learning_rate=1e-3))
+    outcomes, changed, before = [], [], copy.deepcopy(strategy.tensors(model, optimizer)["model"])
+    for bad in (False, True, False):
+        spoil[0] = bad
+        outcomes.append(one_step(case, strategy, optimizer, 0.0))
+        after = copy.deepcopy(strategy.tensors(model, optimizer)["model"])
+        changed.append(any(not torch.equal(after[name], before[name]) for name in after))
+        before = after
+    strategy.close()
+    return outcomes, changed
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_that_is_not_finite_does_not_reach_the_weights(stage: int, what: str, tmp_path: Path):
+    """And the next one is as if it had not been; without clipping the norm is still told."""
+    for outcomes, changed in run_ranks(2, spoiled, stage, what, folder=tmp_path):
+        assert changed == [True, False, True]
+        assert [updated for _, _, updated in outcomes] == [True, False, True]
+        assert not math.isfinite(outcomes[1][0])
+        assert not math.isfinite(outcomes[1][1])
+        assert outcomes[0][1] > 0
+        assert outcomes[2][0] < outcomes[0][0]
+
+
+def mixed(rank: int, stage: int | None) -> list[tuple[float, float, bool]]:
+    """Steps in bf16 over a base in bf16."""
+    case = Case("llama", "lora", "documents")
+    if stage is None:
+        strategy: Any = Distributed(CPU, build_mesh(Sizes(dp=2), "cpu"), autocast=torch.bfloat16)
+    else:
+        strategy = zero(stage, max_grad_norm=1.0, autocast=torch.bfloat16)
+    model = model_of(case).train()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and "norm" not in name:
+            parameter.data = parameter.data.bfloat16()
+    seen: list[torch.dtype] = []
+    inner = model.get_decoder().layers[0].mlp
+    inner.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    path, reason = open_documents(model.get_base_model(), CPU, autocast=torch.bfloat16, kernels="portable")
+    assert path is not None, reason
+    strategy.prepare(model, make_document_loss(path))
+    optimizer = strategy.attach(build_optimizer(strategy.named_parameters(model), learning_rate=1e-2))
+    outcomes = [one_step(case, strategy, optimizer, 1.0) for _ in range(4)]
+    strategy.evaluate(loader(case).micro_batches(0, 0, 2))
+    assert set(seen) == {torch.bfloat16}  # DeepSpeed switches off an autocast that is open around its engine
+    strategy.close()
+    return outcomes
+
+
+def test_bf16_is_that_of_replicas(tmp_path: Path):
+    """Steps that follow each other: a copy of weights in 16 bit that is one step too old would show."""
+    wanted = run_ranks(2, mixed, None, folder=tmp_path)[0]
+    assert wanted[-1][0] < wanted[0][0] - 0.05
+    for stage in (2, 3):
+        for found in run_ranks(2, mixed, stage, folder=tmp_path):
+            for (loss, norm, _), (other, other_norm, _) in zip(found, wanted, strict=True):
+                assert loss == pytest.approx(other, abs=2e-3)
+                assert norm == pytest.approx(other_norm, rel=0.03)
+
+
+def divided(rank: int, stage: int, model_dir: Path) -> dict[str, Any]:
+    """Whether DeepSpeed really divides, and what is left of it in the process after close()."""
+    import transformers
+    from accelerate import Accelerator
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    linear = torch.nn.functional.linear
+    case, strategy = Case("llama"), zero(stage)
+    model, optimizer = prepared(case, strategy)
+    whole = sum(layout.size[0] * math.prod(layout.size[1:]) for layout in strategy.layouts.values())
+    one_step(case, strategy, optimizer, 0.05)
+    moments = sum(state["exp_avg"].numel() for state in optimizer.state.values())
+    weights_here = sum(p.numel() for p in model.parameters() if p.numel() > 0)
+    flag_inside = is_deepspeed_zero3_enabled()
+    strategy.close()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
+    return {
+        "moments": moments / whole,
+        "weights": weights_here / whole,
+        "clean": not flag_inside
+        and not is_deepspeed_zero3_enabled()
+        and linear is torch.nn.functional.linear
+        and "ACCELERATE_USE_DEEPSPEED" not in os.environ
+        and all(p.numel() > 0 for p in loaded.parameters()),
+        "accelerate": str(Accelerator(cpu=True).distributed_type),
+    }
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_and_moments_are_divided_and_nothing_is_left_behind(stage: int, tiny_model_dir: Path, tmp_path: Path):
+    """Accelerate on CPUs drops its plugin without a word when told that they are CPUs: each rank would hold everything."""
+    for found in run_ranks(2, divided, stage, tiny_model_dir, folder=tmp_path):
+        assert found["moments"] == pytest.approx(0.5, abs=0.01)
+        assert (found["weights"] < 0.5) == (stage == 3)  # small weights stay whole
+        assert found["clean"]
+        assert "DEEPSPEED" not in found["accelerate"]
+
+
+def used_before(rank: int) -> str:
+    from accelerate import Accelerator
+
+    Accelerator(cpu=True)
+    strategy = zero(2)
+    with pytest.raises(ProcessesError) as error:
+        prepared(Case("llama"), strategy)
+    return error.value.en
+
+
+def test_an_accelerate_without_deepspeed_is_refused(tmp_path: Path):
+    """It would train plain replicas."""
+    assert "without DeepSpeed" in run_ranks(2, used_before, folder=tmp_path)[0]

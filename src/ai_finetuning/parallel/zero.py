@@ -116,11 +116,27 @@ class Zero(Distributed):
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Divides model and optimizer; the optimizer's groups go on as flat parts, so that its learning rates stay ours."""
         with _quiet():
-            self._accelerator = _accelerator(self._stage, self._max_norm)
+            self._accelerator = _accelerator(self._settings())
             self._engine, _ = self._accelerator.prepare(Step(self._model, self._autocast_loss), optimizer)
             # Else transformers would divide whatever is loaded next in this process.
             self._accelerator.state.deepspeed_plugin.dschf = None
         return super().attach(optimizer)
+
+    def _settings(self) -> dict[str, Any]:
+        """DeepSpeed's configuration."""
+        vectors = [p.numel() for p in self._model.parameters() if p.ndim == 1]
+        return {
+            "train_micro_batch_size_per_gpu": 1,  # of its throughput counter only
+            "gradient_accumulation_steps": 1,  # the loss is divided already
+            "gradient_clipping": self._max_norm,
+            "communication_data_type": "fp32",
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {
+                "stage": self._stage,
+                # Weights that stay whole: norms and the like, ten times the hidden size as transformers does.
+                "stage3_param_persistence_threshold": 10 * max(vectors, default=0),
+            },
+        }
 
     def _autocast_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss inside autocast; the engine would switch off one that is open around it."""
@@ -181,8 +197,8 @@ class Zero(Distributed):
     @torch.no_grad()
     def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         """Each rank keeps its part of whole tensors; the weights that the forward pass reads follow."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         check_names(self._whole, tensors["model"])
         for name, parameter in self._whole.items():
@@ -236,7 +252,7 @@ class Zero(Distributed):
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
-def _accelerator(stage: int, max_grad_norm: float) -> Any:
+def _accelerator(settings: dict[str, Any]) -> Any:
     """An Accelerator that hands model and optimizer to DeepSpeed.
 
     Not `cpu=True`, which drops the plugin without a word; on CPUs it then counts one process (DeepSpeed counts right), so that it is
@@ -252,15 +268,7 @@ def _accelerator(stage: int, max_grad_norm: float) -> Any:
     # No operators of its own: on CPUs it would compile an all-reduce at the first start (minutes; killed meanwhile, it leaves a lock on
     # which later starts wait for ever), where gloo does the same, and to find out which it could compile it runs the compiler.
     deepspeed.ops.__compatible_ops__ = {}
-    config = {
-        "train_micro_batch_size_per_gpu": 1,  # of its throughput counter only
-        "gradient_accumulation_steps": 1,  # the loss is divided already
-        "gradient_clipping": max_grad_norm,
-        "communication_data_type": "fp32",
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage},
-    }
-    plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
+    plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     accelerator = Accelerator(deepspeed_plugin=plugin, mixed_precision="no")
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise ProcessesError(
