@@ -121,7 +121,7 @@ def refuse_model(
         ConfigError: with the numbers and the way out.
     """
     if choice.zero_stage is not None:
-        zero.refuse(choice.zero_stage, bits=bits, optimizer=optimizer, use_dora=use_dora, scaler=scaler)
+        zero.refuse(choice.zero_stage, bits=bits, optimizer=optimizer, scaler=scaler)
     tensor.refuse(
         config, tensor=choice.sizes.tp, sharded=choice.sharded, bits=bits, optimizer=optimizer, use_dora=use_dora
     )

@@ -50,7 +50,7 @@ def require(processes: int) -> None:
         )
 
 
-def refuse(stage: int, *, bits: int | None, optimizer: str, use_dora: bool, scaler: bool) -> None:
+def refuse(stage: int, *, bits: int | None, optimizer: str, scaler: bool) -> None:
     """Refuses what ZeRO cannot train.
 
     Args:
@@ -69,11 +69,6 @@ def refuse(stage: int, *, bits: int | None, optimizer: str, use_dora: bool, scal
         raise ConfigError(
             f"parallel.deepspeed_stage は training.optimizer.name: adamw だけです。いまは {optimizer} です。adamw にするか deepspeed_stage を消してください。",
             f"parallel.deepspeed_stage goes with training.optimizer.name: adamw; it is {optimizer}. Use adamw, or leave deepspeed_stage out.",
-        )
-    if use_dora and stage == 3:
-        raise ConfigError(
-            "parallel.deepspeed_stage 3 は lora.use_dora と組み合わせられません（DoRA は行列全体のノルムを読みます）。use_dora を消すか deepspeed_stage: 2 にしてください。",
-            "parallel.deepspeed_stage 3 cannot go with lora.use_dora, which reads the norms of whole matrices; leave use_dora out, or use deepspeed_stage: 2.",
         )
     if scaler:
         raise ConfigError(
@@ -115,6 +110,7 @@ class Zero(Distributed):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Divides model and optimizer; the optimizer's groups go on as flat parts, so that its learning rates stay ours."""
+        self._linear = nn.functional.linear  # stage 3 puts its own in torch's place
         with _quiet():
             self._accelerator = _accelerator(self._settings())
             self._engine, _ = self._accelerator.prepare(Step(self._model, self._autocast_loss), optimizer)
@@ -246,6 +242,7 @@ class Zero(Distributed):
         from accelerate.state import AcceleratorState
 
         self._engine.destroy()
+        nn.functional.linear = self._linear
         self._engine = None
         self._accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)
