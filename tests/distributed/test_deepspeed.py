@@ -31,8 +31,7 @@ from ai_finetuning.parallel.zero import Zero
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (the extra `deepspeed`)"
 )
-# What DeepSpeed calls in torch.distributed under names that torch announces to drop.
-pytestmark = [needs_deepspeed, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.distributed:FutureWarning")]
+pytestmark = [needs_deepspeed, pytest.mark.slow]
 FACTORS = (1.0, 0.3, 0.6)  # of the learning rate, by step
 
 

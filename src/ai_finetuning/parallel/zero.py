@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,8 +93,7 @@ class Zero(Distributed):
         autocast: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__(device, mesh, autocast=autocast)
-        # Copies would be made anew by the optimizer's hook, before DeepSpeed has gathered the weights: one step too old.
-        self._casts_stay = False
+        self._casts_stay = stage == 2  # copies of gathered weights would undo the division
         self._stage, self._max_norm = stage, max_grad_norm
         self._engine: Any = None
 
@@ -277,7 +277,8 @@ def _accelerator(settings: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed's lines of setup: none, and nothing on stdout."""
+    """DeepSpeed's lines of setup: none, and nothing on stdout; later, no word of what it calls in torch under old names."""
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     with contextlib.redirect_stdout(sys.stderr):
         yield
