@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.distributed.test_runs import assert_like, train, weights
 from tests.support.parity import CPU, Case, loader, loss_of, model_of
 from tests.support.ranks import run_ranks
@@ -36,7 +37,8 @@ FACTORS = (1.0, 0.3, 0.6)  # of the learning rate, by step
 
 
 def zero(stage: int, max_grad_norm: float = 0.05, autocast: torch.dtype | None = None) -> Zero:
-    return Zero(CPU, build_mesh(Sizes(dp=2), "cpu"), stage=stage, max_grad_norm=max_grad_norm, autocast=autocast)
+    mesh = build_mesh(Sizes(dp=dist.get_world_size()), "cpu")
+    return Zero(CPU, mesh, stage=stage, max_grad_norm=max_grad_norm, autocast=autocast)
 
 
 def steps(case: Case, strategy: Any, max_grad_norm: float = 0.05, checkpointing: bool = False) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def given_back(rank: int, stage: int, case: Case, tensors: dict) -> tuple[dict, 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_state_of_one_process_is_taken_over_in_bits(stage: int, method: str, tmp_path: Path):
-    """Also where a weight does not divide evenly by the ranks, and where there are two groups of parameters."""
+    """By three ranks, which divide no weight evenly, and where there are two groups of parameters."""
     case, alone = Case("llama", method, "documents"), SingleDevice(CPU)
     model, optimizer = prepared(case, alone)
     for _ in range(2):
@@ -214,9 +216,9 @@ def test_a_state_of_one_process_is_taken_over_in_bits(stage: int, method: str, t
         group: {name: tensor.detach().clone() for name, tensor in named.items()}
         for group, named in alone.tensors(model, optimizer).items()
     }
-    answers = run_ranks(2, given_back, stage, case, state, folder=tmp_path)
+    answers = run_ranks(3, given_back, stage, case, state, folder=tmp_path)
     for group, named in state.items():
-        found = answers[0][0][group] | answers[1][0][group]
+        found = answers[0][0][group] | answers[1][0][group] | answers[2][0][group]
         assert found.keys() == named.keys()
         assert all(torch.equal(torch.from_numpy(found[name]), tensor) for name, tensor in named.items())
     held_out = alone.evaluate(loader(case).micro_batches(0, 0, 2))

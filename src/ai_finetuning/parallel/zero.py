@@ -178,14 +178,13 @@ class Zero(Distributed):
         if steps:
             self._find_moments()
         for name, parameter in self._whole.items():
-            # Every rank takes part in putting each tensor together.
-            whole = {"": safe_get_full_fp32_param(parameter)}
-            if steps:
-                whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
+            # Every rank takes part in putting each tensor together, and drops those that are not its own at once.
+            weight = safe_get_full_fp32_param(parameter)
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS if steps}
             if not self.layouts[name].owner:
                 continue
-            found["model"][name] = whole.pop("").cpu()
-            found["optimizer"] |= {f"{name}/{key}": tensor.cpu() for key, tensor in whole.items()}
+            found["model"][name] = weight.cpu()
+            found["optimizer"] |= {f"{name}/{key}": moment.cpu() for key, moment in moments.items()}
             if steps:
                 found["optimizer"][f"{name}/step"] = steps[0].detach().clone().cpu()
         return found
@@ -194,24 +193,40 @@ class Zero(Distributed):
     def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         """Each rank keeps its part of whole tensors; the weights that the forward pass reads follow."""
         from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         check_names(self._whole, tensors["model"])
         for name, parameter in self._whole.items():
             value = tensors["model"][name].to(self.device)
             with GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
                 parameter.copy_(value)
-            safe_set_full_fp32_param(parameter, value)
+            self._put(parameter, value)
         moments = tensors.get("optimizer")
         if not moments:
             return
         self._make_moments(optimizer)
-        for name, parameter in self._whole.items():
-            for key in _MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[f"{name}/{key}"].to(self.device), key)
-        count = moments[f"{name}/step"]
+        for key, moment in moments.items():
+            name, _, kind = key.rpartition("/")
+            if kind in _MOMENTS:
+                self._put(self._whole[name], moment.to(self.device), kind)
+        count = next(value for key, value in moments.items() if key.endswith("/step"))  # one for all
         for state in optimizer.state.values():
             state["step"].copy_(count)
+
+    def _put(self, parameter: Any, value: Tensor, kind: str | None = None) -> None:
+        """Sets the fp32 weight, or one of its moments, that DeepSpeed keeps."""
+        from deepspeed import utils
+
+        fp32, moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+        if self._stage == 3:
+            # DeepSpeed's own cut of a whole tensor fails where it does not divide evenly: its parts are as long as the first, padded.
+            size = parameter.ds_tensor.numel()
+            padded = nn.functional.pad(value.flatten(), (0, size * self.data_size - value.numel()))
+            value = padded.narrow(0, size * self.data_rank, size)
+            fp32, moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
+        if kind is None:
+            fp32(parameter, value)
+        else:
+            moment(parameter, value, kind)
 
     def _make_moments(self, optimizer: torch.optim.Optimizer) -> None:
         """A step at rate 0 with gradients of 0: AdamW makes its moments in its first step, and DeepSpeed finds them after one."""
