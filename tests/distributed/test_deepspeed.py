@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.test_runs import assert_like, train, weights
+from tests.support.commands import spawn, write_run
 from tests.support.parity import CPU, Case, loader, loss_of, model_of
 from tests.support.ranks import run_ranks
 from tests.support.runs import ROWS, train_full, train_lora
@@ -361,3 +362,20 @@ def used_before(rank: int) -> str:
 def test_an_accelerate_without_deepspeed_is_refused(tmp_path: Path):
     """It would train plain replicas."""
     assert "without DeepSpeed" in run_ranks(2, used_before, folder=tmp_path)[0]
+
+
+def test_aift_train_runs_it_without_a_compiler(tiny_model_dir: Path, tmp_path: Path):
+    """Processes of their own; DeepSpeed compiles nothing, and the resolved configuration runs again as it is."""
+    config = str(write_run(tmp_path, tiny_model_dir, num_epochs=1))
+    compiled = tmp_path / "compiled"
+    code, output = spawn(
+        "train", config, "--cpu-processes", "2", "parallel.deepspeed_stage=3", "lora.lora_dropout=0.0", timeout=280,
+        TORCH_EXTENSIONS_DIR=str(compiled), CXX=str(tmp_path / "no compiler"),
+    )  # fmt: skip
+    assert code == 0, output
+    assert not compiled.exists()
+    assert "deprecated" not in output
+    assert "deepspeed_stage: 3" in (tmp_path / "out" / "config.yaml").read_text(encoding="utf-8")
+    code, output = spawn("train", config, "lora.lora_dropout=0.0", f"training.output_dir={tmp_path / 'alone'}")
+    assert code == 0, output
+    assert_like(tmp_path / "out", tmp_path / "alone")
