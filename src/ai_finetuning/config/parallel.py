@@ -26,6 +26,8 @@ class ParallelConfig:
     """Ranks that share each layer."""
     pipeline_schedule: Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBV"] = "1F1B"
     """Order of the micro-batches in a pipeline."""
+    deepspeed_stage: Literal[2, 3] | None = None
+    """ZeRO by DeepSpeed (an extra) with `ddp`: 2 divides gradients and moments over the processes, 3 weights too; `fsdp` does the latter without it."""
     processes: int | None = None
     """Processes to start on this machine; left alone, one for each GPU, and one on a CPU. Without effect under a launcher."""
     max_restarts: int = 0
@@ -37,6 +39,7 @@ class ParallelConfig:
         for name in ("pipeline_parallel_size", "tensor_parallel_size"):
             value = getattr(self, name)
             require(value >= 1, f"parallel.{name}", value, "1 以上にしてください。", "it must be at least 1.")
+        self._refuse_other_strategies()
         require(
             self.processes is None or self.processes >= 1,
             "parallel.processes",
@@ -66,3 +69,15 @@ class ParallelConfig:
                 "22GB や 22GiB のように書いてください。",
                 "write it like 22GB or 22GiB.",
             )
+
+    def _refuse_other_strategies(self) -> None:
+        """DeepSpeed divides replicas; nothing else is cut."""
+        if self.deepspeed_stage is None:
+            return
+        require(
+            self.strategy == "ddp" and self.pipeline_parallel_size == self.tensor_parallel_size == 1,
+            "parallel.deepspeed_stage",
+            self.deepspeed_stage,
+            f"strategy: ddp で、pipeline_parallel_size と tensor_parallel_size が 1 のときだけ使えます（いまは strategy: {self.strategy}、{self.pipeline_parallel_size}、{self.tensor_parallel_size}）。重みを分割するなら deepspeed_stage を消して strategy: fsdp にしてください。",
+            f"it goes with strategy: ddp and sizes of 1 (strategy: {self.strategy}, pipeline_parallel_size {self.pipeline_parallel_size}, tensor_parallel_size {self.tensor_parallel_size}); to divide weights otherwise, leave deepspeed_stage out and use strategy: fsdp.",
+        )

@@ -139,6 +139,8 @@ class MultiGPUTrainingConfig(TrainingConfig):
         max_memory_per_gpu: dict[int, str] | None = None,
         pipeline_parallel_size: int = 1,
         tensor_parallel_size: int = 1,
+        *,
+        deepspeed_stage: int | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_unknown(TrainingConfig, kwargs)
@@ -150,12 +152,14 @@ class MultiGPUTrainingConfig(TrainingConfig):
                 "max_memory_per_gpu": max_memory_per_gpu,
                 "pipeline_parallel_size": pipeline_parallel_size,
                 "tensor_parallel_size": tensor_parallel_size,
+                "deepspeed_stage": deepspeed_stage,
             },
         )
         self.strategy = self.parallel.strategy
         self.max_memory_per_gpu = self.parallel.max_memory_per_gpu
         self.pipeline_parallel_size = self.parallel.pipeline_parallel_size
         self.tensor_parallel_size = self.parallel.tensor_parallel_size
+        self.deepspeed_stage = self.parallel.deepspeed_stage
 
 
 # pydantic leaves the parent's signature on subclasses; help() and editors shall show the documented one.

@@ -23,7 +23,6 @@ from .checkpoint_writer import CheckpointWriter, Snapshot
 from .faults import trigger
 from .hooks import Callback, SignalFlags
 from .metrics import MetricsFile, text_metrics
-from .optimizer import load_optimizer_tensors, optimizer_tensors
 from .schedule import Schedule
 from .step import StepOutcome, step_with_retry
 
@@ -326,7 +325,7 @@ def last_checkpoint(run: Run) -> Path:
 
 def owned_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Layout]] | None]:
     """What this process writes into a checkpoint by group, and of which whole each tensor is a part."""
-    tensors = {"model": run.trainable(), "optimizer": optimizer_tensors(run.optimizer)}
+    tensors = run.strategy.tensors(run.model, run.optimizer)
     layouts = run.strategy.layouts
     if layouts is None:
         return tensors, None
@@ -344,19 +343,8 @@ def owned_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, dic
 
 def load(run: Run, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
     """Puts model, optimizer, position and random state of a checkpoint back."""
-    load_weights(run.trainable(), tensors["model"])
-    load_optimizer_tensors(run.optimizer, tensors["optimizer"])
+    run.strategy.load_tensors(run.model, run.optimizer, tensors)
     for name, value in content["train"].items():
         setattr(run.state, name, value)
     run.strategy.load_state_dict(content["strategy"])
     rng.restore(rng.state_of_rank(content["rng"], run.strategy.rank))
-
-
-@torch.no_grad()
-def load_weights(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
-    """Copies saved weights into parameters of the same names; both must have the same names."""
-    missing = sorted(parameters.keys() ^ saved.keys())
-    if missing:
-        raise ValueError(f"names differ between model and checkpoint: {', '.join(missing[:5])}")
-    for name, parameter in parameters.items():
-        parameter.copy_(saved[name])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ConfigError
 
@@ -124,42 +124,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Multiplies every group's peak learning rate by the schedule's factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-
-
-def _named_states(optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:
-    for group in optimizer.param_groups:
-        yield from zip(group["names"], group["params"], strict=True)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter name>/<key>`; numbers become 0-d tensors."""
-    tensors = {}
-    for name, parameter in _named_states(optimizer):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return tensors
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts a state of optimizer_tensors() back; keys that were numbers become numbers again."""
-    eight_bit = type(optimizer).__module__.startswith("bitsandbytes")
-    states: dict[str, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        name, _, part = key.rpartition("/")
-        states.setdefault(name, {})[part] = tensor
-    for name, parameter in _named_states(optimizer):
-        if name not in states:
-            continue
-        state = optimizer.state[parameter]
-        for part, tensor in states[name].items():
-            if eight_bit and part == "step":
-                state[part] = int(tensor.item())
-            else:
-                state[part] = tensor.clone().to(
-                    "cpu" if part == "step" and not _on_device(optimizer) else parameter.device
-                )
-
-
-def _on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `step` lives beside the parameters (fused and capturable optimizers)."""
-    return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import ConfigError
 from ..notices import notice
-from . import tensor
+from . import tensor, zero
 from .accelerated import Accelerated, AcceleratedReplicas
 from .device_map import DeviceMap, ModelParallel
 from .distributed import Distributed
@@ -33,12 +33,14 @@ class Choice:
         sizes: stages x data ranks x ranks that share a layer.
         sharded: weights are cut over the data ranks (FSDP2).
         schedule: order of a pipeline's micro-batches.
+        zero_stage: 2 or 3: gradients and moments, and weights too, are divided over the data ranks by DeepSpeed.
     """
 
     strategy: str = "ddp"
     sizes: Sizes = Sizes()
     sharded: bool = False
     schedule: str = "1F1B"
+    zero_stage: int | None = None
 
     @property
     def processes(self) -> int:
@@ -47,13 +49,14 @@ class Choice:
 
     @property
     def in_parts(self) -> bool:
-        """Whether the weights lie in several processes, none of which holds the model."""
-        return self.sharded or self.sizes.pp > 1 or self.sizes.tp > 1
+        """Whether the weights lie in several processes, none of which holds the model as it was loaded."""
+        return self.sharded or self.sizes.pp > 1 or self.sizes.tp > 1 or self.zero_stage is not None
 
     @property
     def whole_blocks(self) -> bool:
         """Whether every layer that a process holds has all its weights on one device, as in one process."""
-        return not self.sharded and self.sizes.tp == 1 and self.strategy != "model_parallel"
+        divided = self.sharded or self.sizes.tp > 1 or self.zero_stage is not None
+        return not divided and self.strategy != "model_parallel"
 
     def data_place(self, rank: int) -> tuple[int, int]:
         """(data rank, data ranks) of a process; the mesh is [pp, dp, tp]."""
@@ -62,7 +65,7 @@ class Choice:
 
 def check_strategy(
     name: str, *, processes: int | None = None, pipeline_parallel_size: int = 1, tensor_parallel_size: int = 1,
-    pipeline_schedule: str = "1F1B", world_size: int = 1, local_rank: int = -1,
+    pipeline_schedule: str = "1F1B", world_size: int = 1, local_rank: int = -1, deepspeed_stage: int | None = None,
 ) -> Choice:  # fmt: skip
     """What the settings mean for a number of processes; refuses what cannot run here.
 
@@ -70,7 +73,7 @@ def check_strategy(
         processes: of the run; None: those that the launcher started.
 
     Raises:
-        ConfigError: sizes or ranks that do not fit the processes.
+        ConfigError: sizes or ranks that do not fit the processes; DeepSpeed for one process, or not installed.
     """
     here = launched()
     size = processes or here.size
@@ -97,20 +100,28 @@ def check_strategy(
             f"parallel.strategy {name} (pipeline_parallel_size {pipeline_parallel_size}, tensor_parallel_size {tensor_parallel_size}) needs {max(2, asked)} processes or more, and there is one: "
             f"use more GPUs, or, to try it without, --cpu-processes {max(2, asked)} (parallel.processes).",
         )
+    if deepspeed_stage is not None:
+        zero.require(size)
     sizes = sizes_of(name, size, pipeline=pipeline_parallel_size, tensor=tensor_parallel_size)
-    return Choice(name, sizes, sharded=name == "fsdp" and sizes.dp > 1, schedule=pipeline_schedule)
+    sharded = name == "fsdp" and sizes.dp > 1
+    return Choice(name, sizes, sharded=sharded, schedule=pipeline_schedule, zero_stage=deepspeed_stage)
 
 
-def refuse_model(choice: Choice, config: Any, *, bits: int | None, optimizer: str, use_dora: bool) -> None:
+def refuse_model(
+    choice: Choice, config: Any, *, bits: int | None, optimizer: str, use_dora: bool, scaler: bool = False
+) -> None:
     """Refuses a model's configuration that the choice cannot train, before its weights are loaded.
 
     Args:
         config: the transformers configuration.
         bits: of a quantized base.
+        scaler: gradients are scaled (fp16).
 
     Raises:
         ConfigError: with the numbers and the way out.
     """
+    if choice.zero_stage is not None:
+        zero.refuse(choice.zero_stage, bits=bits, optimizer=optimizer, scaler=scaler)
     tensor.refuse(
         config, tensor=choice.sizes.tp, sharded=choice.sharded, bits=bits, optimizer=optimizer, use_dora=use_dora
     )
@@ -126,6 +137,7 @@ def refuse_model(choice: Choice, config: Any, *, bits: int | None, optimizer: st
 def choose(
     choice: Choice, *, device: torch.device, autocast: torch.dtype | None, scaler: bool, use_accelerate: bool,
     device_map: DeviceMap | None = None, masters: bool = False, plan: Callable[[nn.Module], tensor.Plan] | None = None,
+    max_grad_norm: float = 1.0,
 ) -> Strategy:  # fmt: skip
     """The strategy; the process group has to be there where there are several processes.
 
@@ -133,6 +145,7 @@ def choose(
         device_map: of model_parallel.
         masters: every weight trains, in fp32; a model that is cut becomes so part by part.
         plan: says how a model's modules are cut, where `tp` is above 1.
+        max_grad_norm: that the run will clip to.
     """
     if device_map is not None:
         return ModelParallel(device_map, autocast=autocast, scaler=scaler)
@@ -140,6 +153,8 @@ def choose(
         kind = Accelerated if use_accelerate else SingleDevice
         return kind(device, autocast=autocast, scaler=scaler)
     mesh = build_mesh(choice.sizes, device.type)
+    if choice.zero_stage is not None:  # through Accelerate, whatever use_accelerate says
+        return zero.Zero(device, mesh, stage=choice.zero_stage, max_grad_norm=max_grad_norm, autocast=autocast)
     if use_accelerate and not choice.in_parts:
         return AcceleratedReplicas(device, mesh, autocast=autocast, scaler=scaler)
     if use_accelerate:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .layout import Layout
 from .settle import Destination
+from .state import Tensors, load_optimizer_tensors, load_weights, optimizer_tensors
 from .strategy import LossFunction
 
 
@@ -128,6 +129,18 @@ class SingleDevice:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return not self._scaler.is_enabled() or self._scaler.get_scale() >= scale
+
+    def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+        """The weights themselves and the optimizer's state."""
+        return {"model": self._trained(model), "optimizer": optimizer_tensors(optimizer)}
+
+    def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+        """Copies weights into the model's and gives the optimizer its state."""
+        load_weights(self._trained(model), tensors["model"])
+        load_optimizer_tensors(optimizer, tensors.get("optimizer", {}))
+
+    def _trained(self, model: nn.Module) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in self.named_parameters(model) if parameter.requires_grad}
 
     def state_dict(self) -> dict[str, Any]:
         """The gradient scaler's numbers."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .layout import Layout
 from .settle import Destination
+from .state import Tensors
 
 # (model, batch) -> sum of the token losses of the batch's live labels, a scalar tensor.
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -64,6 +65,12 @@ class Strategy(Protocol):
 
     def step(self) -> bool:
         """The optimizer's step; False where loss scaling skipped it."""
+
+    def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+        """This process's part of the trained weights and the optimizer's state, under global names; every process has to ask."""
+
+    def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+        """Puts tensors() back, as `layouts` cut them; without `optimizer` the weights alone."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the strategy itself must remember (the loss scale)."""

@@ -19,7 +19,7 @@ from ..config.sections import ScheduleConfig
 from ..data.loader import evaluation_batches
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
-from ..engine.loop import Evaluation, Run, TrainState, fit, last_checkpoint, load, load_weights
+from ..engine.loop import Evaluation, Run, TrainState, fit, last_checkpoint, load
 from ..engine.loss import LossFunction, make_document_loss, make_loss
 from ..engine.metrics import read_metrics
 from ..engine.optimizer import build_optimizer
@@ -185,21 +185,21 @@ def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Sta
     _restore(run, loaded, start, prepared)
     notice(prepared.precision.reason_ja, prepared.precision.reason_en)
     began = time.perf_counter()
-    try:
-        with _watched(job, run, folder):
-            state = fit(run)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            folder.write_run(status="stopped", reason=f"{type(error).__name__}: {str(error)[:300]}")
-        raise
-    finally:
-        run.strategy.close()
-        if path is not None:
-            path.close()
-    result = Result(
-        model, folder.path, state, seconds=time.perf_counter() - began, peak_memory_bytes=_peak(prepared.device)
-    )
-    _finish(job, prepared, folder, run, result, dtype)
+    with contextlib.closing(run.strategy):  # after the model is saved, which may take a last checkpoint
+        try:
+            with _watched(job, run, folder):
+                state = fit(run)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                folder.write_run(status="stopped", reason=f"{type(error).__name__}: {str(error)[:300]}")
+            raise
+        finally:
+            if path is not None:
+                path.close()
+        result = Result(
+            model, folder.path, state, seconds=time.perf_counter() - began, peak_memory_bytes=_peak(prepared.device)
+        )
+        _finish(job, prepared, folder, run, result, dtype)
     wait_for(peers)
     return result
 
@@ -239,7 +239,8 @@ def _back_to_best(run: Run, checkpoint: Path) -> bool:
             f"the best one, {checkpoint.name}, cannot be used ({problems[0]}); the last weights are returned.",
         )
         return False
-    load_weights(run.trainable(), load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"])
+    best = load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"]
+    run.strategy.load_tensors(run.model, run.optimizer, {"model": best})
     notice(
         f"最良のステップ {run.state.best_step} の重みに戻しました。",
         f"back to the best weights, of step {run.state.best_step}.",
@@ -267,6 +268,7 @@ def _strategy(job: Job, prepared: Prepared) -> Strategy:
     return choose(
         prepared.choice, device=prepared.device, autocast=precision.autocast, scaler=precision.scaler,
         use_accelerate=job.use_accelerate, device_map=prepared.device_map, masters=job.full, plan=tensor_plan,
+        max_grad_norm=job.config.training.max_grad_norm,
     )  # fmt: skip
 
 

@@ -95,6 +95,7 @@ def check(job: Job, processes: int | None = None) -> Choice:
         pipeline_schedule=parallel.pipeline_schedule,
         world_size=config.training.world_size,
         local_rank=config.training.local_rank,
+        deepspeed_stage=parallel.deepspeed_stage,
     )
     if choice.strategy == "model_parallel":
         capacities(parallel.max_memory_per_gpu, _visible_gpus())
@@ -153,7 +154,8 @@ def prepare_job(job: Job, choice: Choice) -> Prepared:
     module = base.plain_module(job.model) or meta_model(job.model.model_name, trust_remote_code=trusted)
     shape = shape_of(module)
     refuse_model(
-        choice, module.config, bits=job.bits, optimizer=training.optimizer.name, use_dora=not job.full and config.lora.use_dora
+        choice, module.config, bits=job.bits, optimizer=training.optimizer.name, use_dora=not job.full and config.lora.use_dora,
+        scaler=precision.scaler,
     )  # fmt: skip
     if choice.sizes.tp > 1:
         tensor_plan(module)  # refused here where it cannot be cut

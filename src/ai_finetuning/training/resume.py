@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ..config.sections import CheckpointConfig
 from ..engine.checkpoint import MANIFEST, STATE, differences
-from ..engine.loop import Run, TrainState, load_weights
+from ..engine.loop import Run, TrainState
 from ..errors import CheckpointError, ConfigError
 from ..notices import notice, warn
 from .output_folder import OutputFolder
@@ -143,7 +143,8 @@ def load_foreign(run: Run, folder: Path) -> None:
             f"{folder} に {missing[0]} など {len(missing)} 個の重みがありません。同じ method と lora の設定か確認してください。",
             f"{folder} lacks {len(missing)} weights ({missing[0]}, ...); check that method and lora settings are the same.",
         )
-    load_weights(wanted, {name: tensor for name, tensor in found.items() if tensor is not None})
+    weights = {name: tensor for name, tensor in found.items() if tensor is not None}
+    run.strategy.load_tensors(run.model, run.optimizer, {"model": weights})
     step = int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
     run.state.step = step
     run.state.epoch, run.state.index = divmod(step, len(run.loader))

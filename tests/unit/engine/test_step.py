@@ -306,7 +306,7 @@ def _one_step(model, optimizer, seed: int) -> None:
 
 def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adamw():
     """Hidden matrices keep one momentum; embeddings, head and norms keep AdamW's two moments."""
-    from ai_finetuning.engine.optimizer import optimizer_tensors
+    from ai_finetuning.parallel.state import optimizer_tensors
 
     model = build_model("llama")
     optimizer = _muon(model)
@@ -320,7 +320,7 @@ def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adamw():
 
 def test_muon_goes_on_from_its_saved_state():
     """The state of optimizer_tensors() gives the same next weights, bit for bit."""
-    from ai_finetuning.engine.optimizer import load_optimizer_tensors, optimizer_tensors
+    from ai_finetuning.parallel.state import load_optimizer_tensors, optimizer_tensors
 
     model, other = build_model("llama"), build_model("llama")
     optimizer = _muon(model)
