@@ -59,8 +59,9 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(256, 6, 1024, 4, 2, 32000),
-    # Layers outweigh the vocabulary, as in models of billions: stages can be balanced (benchmarks/scaling.py).
-    "deep": Shape(192, 8, 768, 3, 1, 4000),
+    # Layers outweigh the vocabulary, and there are many of them, as in models of billions: stages can be balanced, which of eight
+    # layers and a head as heavy as one cannot (no split is better than 90 % of an even one); benchmarks/scaling.py.
+    "deep": Shape(192, 24, 768, 3, 1, 4000),
     "small": Shape(768, 12, 2048, 12, 4, 32000),
     "big": Shape(768, 12, 2048, 12, 4, 100000),
     # For a GPU; never measured yet.

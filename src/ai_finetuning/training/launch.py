@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".launch"
 JOB, RUN, STARTED, ERROR, LOGS = "job.json", "run.yaml", "started", "error.json", "logs"
+PORTS = 3  # attempts to find one that nobody takes meanwhile
 
 
 def wanted_processes(job: Job) -> int:
@@ -66,14 +67,30 @@ def run_processes(job: Job, processes: int) -> None:
         "-m", "ai_finetuning.training.worker", str(folder),
     ]  # fmt: skip
     with (folder / "torchrun.log").open("wb") as log, SignalFlags() as signals:
-        # A session of its own: the terminal's Ctrl-C comes to this process only, which passes it on once.
-        child = subprocess.Popen(
-            command, env=_environment(processes), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        code = _follow(child, folder / LOGS, signals)
-    if code == 0:
-        return
+        for attempt in range(1, PORTS + 1):
+            # A session of its own: the terminal's Ctrl-C comes to this process only, which passes it on once.
+            child = subprocess.Popen(
+                command, env=_environment(processes), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            code = _follow(child, folder / LOGS, signals)
+            if code == 0:
+                return
+            if signals.stop or attempt == PORTS or not _port_was_taken(folder):
+                break
+            _forget_attempt(folder)
     raise _error(folder, code, asked=signals.stop)
+
+
+def _port_was_taken(folder: Path) -> bool:
+    """Whether the last attempt ended before it began: torchrun finds a free port, and the first process listens on it seconds later."""
+    logs = sorted((folder / LOGS).glob("*/attempt_*/0/stderr.log"), key=lambda path: path.stat().st_mtime)
+    return bool(logs) and "EADDRINUSE" in logs[-1].read_text(encoding="utf-8", errors="replace")
+
+
+def _forget_attempt(folder: Path) -> None:
+    shutil.rmtree(folder / LOGS, ignore_errors=True)
+    for path in (*folder.glob(f"{STARTED}-*"), folder / ERROR):
+        path.unlink(missing_ok=True)
 
 
 def _environment(processes: int) -> dict[str, str]:
