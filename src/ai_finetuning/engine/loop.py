@@ -102,11 +102,6 @@ class Run:
         for callback in self.callbacks:
             callback.on_save(folder)
 
-    def trainable(self) -> dict[str, Tensor]:
-        """The parameters that training changes, under their global names; this process's parts of them."""
-        named = self.strategy.named_parameters(self.model)
-        return {name: parameter for name, parameter in named if parameter.requires_grad}
-
     def release_memory(self) -> None:
         """Returns cached GPU memory after a failed step."""
         if torch.cuda.is_available():

@@ -134,7 +134,7 @@ def load_foreign(run: Run, folder: Path) -> None:
             f"{folder} holds no safetensors weights; for safety .bin and .pt files are not read.",
         )
     saved = {name: tensor for path in files for name, tensor in load_file(path).items()}
-    wanted = run.trainable()
+    wanted = [name for name, weight in run.strategy.named_parameters(run.model) if weight.requires_grad]
     # PEFT leaves the adapter's name out of its files.
     found = {name: saved.get(name, saved.get(name.replace(".default", ""))) for name in wanted}
     missing = sorted(name for name, tensor in found.items() if tensor is None)

@@ -44,8 +44,8 @@ def test_one_process_is_refused_before_the_model_is_looked_at(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed")
-def test_without_deepspeed_the_command_that_installs_it_is_said():
+def test_without_deepspeed_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = refused(check_strategy, "ddp", processes=2, deepspeed_stage=2)
     assert "DS_BUILD_OPS=0 pip install --no-build-isolation" in said
     assert "strategy: fsdp" in said
