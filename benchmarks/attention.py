@@ -1,4 +1,5 @@
-"""Causal attention of one document on a CPU: SDPA of torch against plain matrix products, forward and backward, by length.
+"""Causal attention of one document on a CPU: SDPA of torch against plain matrix products, forward and backward, by
+length.
 
 python benchmarks/attention.py            # a minute on one core
 """
@@ -77,7 +78,10 @@ def main() -> None:
                 [sum(once(attention, case)[:2]) for attention in (sdpa, ours)] for _ in range(max(5, 3000 // tokens))
             ]
             slow, fast = (statistics.median(column) for column in zip(*rounds, strict=True))
-            print(f"| {str(dtype)[6:]} | {tokens} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f}x | {errors[0]:.1e} | {errors[1]:.1e} |")  # fmt: skip
+            print(
+                f"| {str(dtype)[6:]} | {tokens} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f}x | {errors[0]:.1e} "
+                f"| {errors[1]:.1e} |"
+            )
 
 
 if __name__ == "__main__":

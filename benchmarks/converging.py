@@ -3,9 +3,9 @@
 python benchmarks/converging.py            # about 45 minutes on one core
 python benchmarks/converging.py --publish benchmarks/results/RESULT.json
 
-Every run is `aift train` in a process of its own. Runs of one seed see the same rows in the same order from the same weights, so that
-they differ by arithmetic alone; runs of two seeds say how much the order of the rows changes. LoRA trains without dropout, because the paths draw
-their masks in different orders.
+Every run is `aift train` in a process of its own. Runs of one seed see the same rows in the same order from the same
+weights, so that they differ by arithmetic alone; runs of two seeds say how much the order of the rows changes. LoRA
+trains without dropout, because the paths draw their masks in different orders.
 """
 
 from __future__ import annotations
@@ -77,17 +77,31 @@ def losses(path: Path) -> Run:
 def _train(method: str, variant: str, seed: int, steps: int, out: Path) -> None:
     _, settings, wanted = VARIANTS[variant]
     arguments = [
-        f"method={method}", "model=embedded:kotoha-tiny", "data.train=embedded:kotoha-qa", "data.eval=embedded:kotoha-qa/held_out_phrasings",
-        "data.packing=true", f"data.max_length={TOKENS}", f"training.batch_size={ROWS}", "training.gradient_accumulation_steps=1",
-        f"training.schedule.max_steps={steps}", f"training.eval_steps={min(EVERY, steps)}", "training.save_steps=100000",
-        "training.runtime.progress=false", f"training.runtime.seed={seed}", f"training.output_dir={out}", *METHODS[method],
+        f"method={method}",
+        "model=embedded:kotoha-tiny",
+        "data.train=embedded:kotoha-qa",
+        "data.eval=embedded:kotoha-qa/held_out_phrasings",
+        "data.packing=true",
+        f"data.max_length={TOKENS}",
+        f"training.batch_size={ROWS}",
+        "training.gradient_accumulation_steps=1",
+        f"training.schedule.max_steps={steps}",
+        f"training.eval_steps={min(EVERY, steps)}",
+        "training.save_steps=100000",
+        "training.runtime.progress=false",
+        f"training.runtime.seed={seed}",
+        f"training.output_dir={out}",
+        *METHODS[method],
         *(f"training.runtime.{setting}" for setting in settings),
-    ]  # fmt: skip
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "AIFT_LANG": "en"}
     done = subprocess.run(
-        [sys.executable, "-m", "ai_finetuning", "train", *arguments], env=environment, capture_output=True, text=True,
+        [sys.executable, "-m", "ai_finetuning", "train", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
         encoding="utf-8",
-    )  # fmt: skip
+    )
     said = done.stdout + done.stderr
     if done.returncode != 0 or f"training step: {wanted}" not in said:
         raise SystemExit(f"{method}, {variant}, seed {seed}: no run on the {wanted} path\n{said[-2000:]}")
@@ -99,7 +113,9 @@ def smooth(loss: Sequence[float]) -> list[float]:
 
 
 def apart(one: Run, other: Run) -> dict[str, float]:
-    """Two runs' distance in nats a token: RMS over the smoothed training curve and over the evaluations, and the signed difference at the end."""
+    """Two runs' distance in nats a token: RMS over the smoothed training curve and over the evaluations, and the
+    signed difference at the end.
+    """
     held_out = [one["held_out"][step] - other["held_out"][step] for step in one["held_out"]]
     return {"curve": _rms(_gaps(one, other)), "held_out": _rms(held_out), "end": held_out[-1]}
 
@@ -113,7 +129,9 @@ def _rms(gaps: Sequence[float]) -> float:
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
-    """Per method: each path against the plain one seed by seed, the plain one between seeds, and whether the first is the smaller."""
+    """Per method: each path against the plain one seed by seed, the plain one between seeds, and whether the first
+    is the smaller.
+    """
     found: dict[str, Any] = {}
     for method in dict.fromkeys(run["method"] for run in runs):
         of = {(run["variant"], run["seed"]): run for run in runs if run["method"] == method}
@@ -136,30 +154,46 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def mean_of(gaps: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; what a path does wrongly in every run stays in the mean, what is chance falls with more seeds."""
+    """Mean and its standard error; what a path does wrongly in every run stays in the mean, what is chance falls
+    with more seeds.
+    """
     return statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
 
 
 def table(result: dict[str, Any]) -> str:
     """One row a method and path; the noise between seeds beside it."""
     lines = [
-        f"{result['steps']} steps of {ROWS} packed rows of {TOKENS} tokens, seeds {', '.join(map(str, result['seeds']))}, one thread; nats a token; "
+        f"{result['steps']} steps of {ROWS} packed rows of {TOKENS} tokens, seeds "
+        f"{', '.join(map(str, result['seeds']))}, one thread; nats a token; "
         f"{result['date'][:10]}, commit {result['commit'][:8]}.",
         "",
-        "| method | compared with plain bf16, same seed | training loss apart, RMS: mean (max) | held-out loss apart, RMS: mean (max) | held-out at the end: mean difference ± standard error | within the noise |",
+        (
+            "| method | compared with plain bf16, same seed | training loss apart, RMS: mean (max) | held-out loss "
+            "apart, RMS: mean (max) | held-out at the end: mean difference ± standard error | within the noise |"
+        ),
         "|---|---|---|---|---|---|",
     ]
     for method, found in result["comparison"].items():
         for variant, gaps in found["paths"].items():
             signed = "{:+.4f} ± {:.4f}".format(*mean_of(gaps["end"]))
             said = "yes" if gaps["within_noise"] else "**no**"
-            lines.append(f"| {method} | {VARIANTS[variant][0]} | {_of(gaps['curve'])} | {_of(gaps['held_out'])} | {signed} | {said} |")  # fmt: skip
+            lines.append(
+                f"| {method} | {VARIANTS[variant][0]} | {_of(gaps['curve'])} | {_of(gaps['held_out'])} | {signed} "
+                f"| {said} |"
+            )
         spread = found["between_seeds"]
-        lines.append(f"| {method} | *the noise: plain, another seed* | *{_of(spread['curve'])}* | *{_of(spread['held_out'])}* | *{statistics.fmean(spread['end']):.4f} apart* | |")  # fmt: skip
+        lines.append(
+            f"| {method} | *the noise: plain, another seed* | *{_of(spread['curve'])}* | "
+            f"*{_of(spread['held_out'])}* | *{statistics.fmean(spread['end']):.4f} apart* | |"
+        )
     ends = {
-        method: [run["held_out"][str(result["steps"])] for run in result["runs"] if run["method"] == method and run["variant"] == "plain"]
+        method: [
+            run["held_out"][str(result["steps"])]
+            for run in result["runs"]
+            if run["method"] == method and run["variant"] == "plain"
+        ]
         for method in result["comparison"]
-    }  # fmt: skip
+    }
     said = "; ".join(f"{method} {min(values):.3f} - {max(values):.3f}" for method, values in ends.items())
     return "\n".join([*lines, "", f"Held-out loss of the plain path at the end: {said}."])
 
@@ -242,9 +276,13 @@ def main() -> None:
         ended = list(runs[-1]["held_out"].values())[-1]
         print(f"{time.time() - spent:6.0f} s  {method} seed {seed} {variant}: held-out {ended:.4f}", flush=True)
     result = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": plot.commit(), "steps": given.steps, "seeds": given.seeds,
-        "comparison": compare(runs), "runs": runs,
-    }  # fmt: skip
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": plot.commit(),
+        "steps": given.steps,
+        "seeds": given.seeds,
+        "comparison": compare(runs),
+        "runs": runs,
+    }
     path = given.out / f"{result['date'][:10]}_converging-cpu.json"
     path.write_text(json.dumps(result) + "\n", encoding="utf-8")
     print(table(result))

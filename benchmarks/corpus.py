@@ -44,7 +44,9 @@ class Document:
 
 
 def lengths(count: int) -> list[int]:
-    """`count` lengths at evenly spaced quantiles of the lognormal, so that a small corpus has the wanted statistics too."""
+    """`count` lengths at evenly spaced quantiles of the lognormal, so that a small corpus has the wanted statistics
+    too.
+    """
     normal = NormalDist()
     drawn = (MEDIAN * math.exp(SIGMA * normal.inv_cdf((index + 0.5) / count)) for index in range(count))
     return [min(LONGEST, max(SHORTEST, round(length))) for length in drawn]
@@ -76,8 +78,8 @@ def token_mean_length(corpus: Sequence[Document]) -> float:
 def picked_steps(available: int, *, warmup: int, counted: int) -> list[int]:
     """Which of an epoch's steps are run: `warmup` ones, then `counted` ones spread evenly over the epoch.
 
-    Evenly spread steps stand for the epoch whatever its order is (length grouping begins with the longest). The first warm-up
-    step is step 0, which holds the longest document, so that peak memory is an epoch's.
+    Evenly spread steps stand for the epoch whatever its order is (length grouping begins with the longest). The first
+    warm-up step is step 0, which holds the longest document, so that peak memory is an epoch's.
 
     Raises:
         ValueError: the epoch has too few steps.
@@ -92,8 +94,9 @@ def picked_steps(available: int, *, warmup: int, counted: int) -> list[int]:
 def shuffled(corpus: Sequence[Document], *, per_step: int, counted: int, warmup: int, seed: int = 0) -> list[Document]:
     """The documents in a random order whose counted steps stand well for the whole, the longest one in step 0.
 
-    Ten steps of eight documents would miss the mean length by a tenth, and with it every padded variant's speed. So many seeded orders
-    are drawn, and the one is taken whose counted steps are nearest to the expectation in tokens and in padded slots.
+    Ten steps of eight documents would miss the mean length by a tenth, and with it every padded variant's speed. So
+    many seeded orders are drawn, and the one is taken whose counted steps are nearest to the expectation in tokens and
+    in padded slots.
     """
     longest, rest = corpus[-1], list(corpus[:-1])
     steps = picked_steps(len(corpus) // per_step, warmup=warmup, counted=counted)[warmup:]

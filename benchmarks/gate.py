@@ -108,7 +108,8 @@ ForwardBackward = Callable[[Any], float]
 
 
 def leak(model: nn.Module, forward_backward: ForwardBackward, neighbours: Sequence[Any]) -> float:
-    """Relative change of loss and gradients between batches that differ in a document without labels only; 0 if isolated.
+    """Relative change of loss and gradients between batches that differ in a document without labels only; 0 if
+    isolated.
 
     Args:
         forward_backward: loss of a batch, its gradients left in the model.
@@ -123,7 +124,9 @@ def leak(model: nn.Module, forward_backward: ForwardBackward, neighbours: Sequen
 
 
 def neighbour_batches(corpus: Sequence[Document], vocabulary: int) -> list[Any]:
-    """Two packed rows of the two shortest documents; the first one has no labels, and its tokens differ between the rows."""
+    """Two packed rows of the two shortest documents; the first one has no labels, and its tokens differ between the
+    rows.
+    """
     import numpy as np
 
     from ai_finetuning.data.collate import collate
@@ -177,17 +180,24 @@ def _examine(run: Any, spec: Spec, corpus: Sequence[Document], precision: str) -
 
 
 def examine(spec: Spec, precision: str) -> Findings:
-    """Assembles `aift train` on the first documents of the spec, all in one step, and compares it with the reference."""
+    """Assembles `aift train` on the first documents of the spec, all in one step, and compares it with the
+    reference.
+    """
     from benchmarks.own import Finished, train
 
     corpus = read_documents(Path(spec.documents))[:DOCUMENTS]
     folder = save_documents(Path(spec.scratch).parent / "gate-documents", corpus)
     whole = max(spec.pack_tokens, sum(map(len, corpus)))
     small = replace(
-        spec, documents=str(folder), scratch=f"{spec.scratch}-gate", pack_tokens=whole, rows_per_step=1, steps=[0],
+        spec,
+        documents=str(folder),
+        scratch=f"{spec.scratch}-gate",
+        pack_tokens=whole,
+        rows_per_step=1,
+        steps=[0],
         # NF4 weights are not the reference's; the code that is timed is the same as for LoRA.
         method="lora" if spec.method == "qlora" else spec.method,
-    )  # fmt: skip
+    )
     found: list[Findings] = []
 
     def step(run: Any, original: Callable[[Any], Any]) -> Any:

@@ -39,15 +39,22 @@ def _tokenizer(vocabulary: int):
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
         chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+    )
 
 
 def save_documents(folder: Path, corpus: Sequence[Document]) -> Path:
     """documents.jsonl (ids) for variants that take ids; rows.jsonl (text) for those that tokenize themselves."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "documents.jsonl").open("w", encoding="utf-8") as ids, (folder / "rows.jsonl").open("w", encoding="utf-8") as rows:  # fmt: skip
+    with (
+        (folder / "documents.jsonl").open("w", encoding="utf-8") as ids,
+        (folder / "rows.jsonl").open("w", encoding="utf-8") as rows,
+    ):
         for item in corpus:
             prompt, answer = item.words()
             ids.write(json.dumps({"ids": item.ids, "prompt": item.prompt}) + "\n")

@@ -3,8 +3,10 @@
 python benchmarks/latency.py --quick       # 5 MB of text, two rounds
 python benchmarks/latency.py --plot        # 50 MB, five rounds; the table of docs/performance.md
 
-Variants of one measurement take turns (A B A B), so that a busy machine slows both; ratios are of neighbours, the median counts.
-Japanese text: AIFT_SHARED/data/prose/aozora_large.jsonl.gz, or any JSONL with `text` by --text, or else made on the spot.
+Variants of one measurement take turns (A B A B), so that a busy machine slows both; ratios are of neighbours, the
+median counts.
+Japanese text: AIFT_SHARED/data/prose/aozora_large.jsonl.gz, or any JSONL with `text` by --text, or else made on the
+spot.
 """
 
 from __future__ import annotations
@@ -61,12 +63,17 @@ def ratios(one: list[float], other: list[float]) -> dict[str, float]:
 
 
 def child(name: str, *arguments: str, cores: int | None = None) -> dict[str, Any]:
-    """Runs one of CHILDREN in a process of its own, on the first `cores` cores; its JSON with the process's whole time."""
+    """Runs one of CHILDREN in a process of its own, on the first `cores` cores; its JSON with the process's whole
+    time.
+    """
     started = time.time()
     done = subprocess.run(
         [sys.executable, __file__, "--child", name, str(started), str(cores or 0), *arguments],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "AIFT_LANG": "en"}, capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "AIFT_LANG": "en"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{name} failed:\n{done.stderr}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -91,8 +98,10 @@ def imports(rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, program in programs.items():
             wall, _, _ = timed(
-                lambda program=program: subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True)  # type: ignore[misc]
-            )  # fmt: skip
+                lambda program=program: subprocess.run(
+                    [sys.executable, "-c", program], env=environment, check=True, capture_output=True
+                )  # type: ignore[misc]
+            )
             found[name].append(wall)
     return {name: summary(values) for name, values in found.items()}
 
@@ -118,10 +127,21 @@ def child_first_step(started: float, model: str, out: str) -> dict[str, float]:
         setattr(owner, name, _marking(getattr(owner, name), mark, marks))
     from ai_finetuning.config.load import load_config
 
-    config = load_config(None, [
-        f"model={model}", "method=lora", f"data.train={Path(model) / 'chat-small.jsonl'}", f"training.output_dir={out}", "data.cache=false",
-        "training.schedule.max_steps=1", "training.warmup_steps=0", "training.runtime.progress=false", "learning_rate=1e-4", "data.max_length=512",
-    ])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            f"model={model}",
+            "method=lora",
+            f"data.train={Path(model) / 'chat-small.jsonl'}",
+            f"training.output_dir={out}",
+            "data.cache=false",
+            "training.schedule.max_steps=1",
+            "training.warmup_steps=0",
+            "training.runtime.progress=false",
+            "learning_rate=1e-4",
+            "data.max_length=512",
+        ],
+    )
     run_training(config)
     phases = ["python", "imports", "data", "model", "step"]
     before = ["started", *phases]
@@ -176,10 +196,17 @@ def child_tokens(started: float, folder: str) -> dict[str, float]:
         load_examples(path, tokenizer, config)
         cached, _, _ = timed(lambda: load_examples(path, tokenizer, config))
     return {
-        "megabytes": megabytes, "tokens": report.tokens, "read_wall_s": read, "encode_wall_s": wall, "encode_cpu_s": cpu,
-        "encode_MB_per_s": megabytes / wall, "encode_tokens_per_s": report.tokens / wall,
-        "read_and_encode_MB_per_s": megabytes / (read + wall), "from_cache_s": cached, "peak_memory_MB": peak_memory_bytes() / 1e6,
-    }  # fmt: skip
+        "megabytes": megabytes,
+        "tokens": report.tokens,
+        "read_wall_s": read,
+        "encode_wall_s": wall,
+        "encode_cpu_s": cpu,
+        "encode_MB_per_s": megabytes / wall,
+        "encode_tokens_per_s": report.tokens / wall,
+        "read_and_encode_MB_per_s": megabytes / (read + wall),
+        "from_cache_s": cached,
+        "peak_memory_MB": peak_memory_bytes() / 1e6,
+    }
 
 
 # ---- in one process: saving, evaluation, generation, collation -------------------------------------------------------
@@ -215,13 +242,22 @@ def _run(
         examples, rows_per_step=rows, seed=0, packing=packing, max_length=512, group_by_length=True, pad_token_id=0
     )
     return Run(
-        model=model, strategy=strategy, loader=loader, optimizer=optimizer, state=TrainState(micro_batch_size=rows),
-        store=CheckpointStore(folder, keep=2), metrics_path=folder / "metrics.jsonl", total_steps=1000, save_in_background=background,
-    )  # fmt: skip
+        model=model,
+        strategy=strategy,
+        loader=loader,
+        optimizer=optimizer,
+        state=TrainState(micro_batch_size=rows),
+        store=CheckpointStore(folder, keep=2),
+        metrics_path=folder / "metrics.jsonl",
+        total_steps=1000,
+        save_in_background=background,
+    )
 
 
 def _examples(count: int) -> list[Any]:
-    """Documents of lognormal length, median 116 and at most 512 tokens; two thirds carry loss (as PERFORMANCE.md's corpus)."""
+    """Documents of lognormal length, median 116 and at most 512 tokens; two thirds carry loss (as PERFORMANCE.md's
+    corpus).
+    """
     import numpy as np
 
     from ai_finetuning.data.tokenize import IGNORED, Example
@@ -236,7 +272,9 @@ def _examples(count: int) -> list[Any]:
 
 
 def saving(rounds: int) -> dict[str, Any]:
-    """Seconds that a step waits for a checkpoint of all weights and moments, and what the steps beside the write lose."""
+    """Seconds that a step waits for a checkpoint of all weights and moments, and what the steps beside the write
+    lose.
+    """
     from ai_finetuning.engine.loop import advance, save
     from ai_finetuning.engine.step import step_with_retry
 
@@ -311,14 +349,18 @@ def generation(folder: Path, rounds: int) -> dict[str, Any]:
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, pad_token_id=0, bos_token_id=1, eos_token_id=2)).eval()
     questions = [[{"role": "user", "content": "日本の首都はどこですか。" * (number % 6 + 1)}] for number in range(32)]
     variants: dict[str, dict[str, Any]] = {
-        "batched": {}, "one by one": {"batch_size": 1}, "batched, no cache": {"use_cache": False},
-    }  # fmt: skip
+        "batched": {},
+        "one by one": {"batch_size": 1},
+        "batched, no cache": {"use_cache": False},
+    }
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, options in variants.items():
             wall, _, _ = timed(
-                lambda options=options: generate_text(model, tokenizer, questions, do_sample=False, max_new_tokens=32, min_new_tokens=32, **options)  # type: ignore[misc]
-            )  # fmt: skip
+                lambda options=options: generate_text(
+                    model, tokenizer, questions, do_sample=False, max_new_tokens=32, min_new_tokens=32, **options
+                )  # type: ignore[misc]
+            )
             speeds[name].append(32 * 32 / wall)
     return {
         "tokens_per_s": {name: summary(values) for name, values in speeds.items()},
@@ -380,7 +422,9 @@ def conversations(texts: Path, size: int) -> Iterator[str]:
 
 
 def prepare(texts: Path, size: int, folder: Path) -> None:
-    """A model with the tokenizer that ships, conversations: `size` bytes of them to tokenize, 200 to start a training with."""
+    """A model with the tokenizer that ships, conversations: `size` bytes of them to tokenize, 200 to start a
+    training with.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from ai_finetuning.embedded import MODEL
@@ -398,7 +442,11 @@ def prepare(texts: Path, size: int, folder: Path) -> None:
 # What the table says: label, and where each number stands in the result.
 ROWS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("`aift --help`, process and all", "{median:.2f} s", ("imports_s", "aift --help")),
-    ("from starting `aift train` to the end of its first step (LoRA, 200 conversations)", "{median:.2f} s", ("first_step_s", "start to first step")),
+    (
+        "from starting `aift train` to the end of its first step (LoRA, 200 conversations)",
+        "{median:.2f} s",
+        ("first_step_s", "start to first step"),
+    ),
     ("- of it imports", "{median:.2f} s", ("first_step_s", "imports")),
     ("- data: reading, rendering, tokens", "{median:.2f} s", ("first_step_s", "data")),
     ("- model: loading, adapter", "{median:.2f} s", ("first_step_s", "model")),
@@ -406,7 +454,11 @@ ROWS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("reading and tokenizing, all cores", "{median:.1f} MB/s", ("tokens", "all cores", "read_and_encode_MB_per_s")),
     ("tokenizing, all cores against one", "{median:.2f}x", ("tokens", "speed-up of encode")),
     ("the same file again, from the cache", "{median:.2f} s", ("tokens", "all cores", "from_cache_s")),
-    ("a step's wait for a checkpoint, written beside the training", "{median:.3f} s", ("saving", "stall_s", "background")),
+    (
+        "a step's wait for a checkpoint, written beside the training",
+        "{median:.3f} s",
+        ("saving", "stall_s", "background"),
+    ),
     ("- against writing it in the step", "{median:.1f}x less", ("saving", "sync / background")),
     ("evaluation, packed", "{median:.0f} tokens/s", ("evaluation", "tokens_per_s", "packed")),
     ("- against padded", "{median:.2f}x", ("evaluation", "packed / padded")),
@@ -414,17 +466,21 @@ ROWS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("- against one by one", "{median:.2f}x", ("generation", "batched / one by one")),
     ("- against no cache", "{median:.2f}x", ("generation", "cache / no cache")),
     ("making a step's batches, of the step", "{median:.2%}", ("collation", "share_of_a_step", "packed")),
-)  # fmt: skip
+)
 
 
 def table(result: dict[str, Any]) -> str:
     """Medians with least and most; what disturbed them is said above."""
     before = result["machine_before"]
     lines = [
-        f"{result['megabytes']:g} MB of text ({result['text']}), {before['cores']} cores, {result['rounds']} rounds, medians (min - max); load average "
-        f"{before['load'][0]:.1f} before and {result['load_after'][0]:.1f} after; {result['date'][:10]}, commit {before['commit']}.",
-        "", "| what | measured | min - max |", "|---|---|---|",
-    ]  # fmt: skip
+        f"{result['megabytes']:g} MB of text ({result['text']}), {before['cores']} cores, {result['rounds']} "
+        "rounds, medians (min - max); load average "
+        f"{before['load'][0]:.1f} before and {result['load_after'][0]:.1f} after; {result['date'][:10]}, commit "
+        f"{before['commit']}.",
+        "",
+        "| what | measured | min - max |",
+        "|---|---|---|",
+    ]
     for label, form, place in ROWS:
         found = result
         for key in place:
@@ -442,9 +498,13 @@ def machine() -> dict[str, Any]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     return {
-        "commit": commit, "python": platform.python_version(), "platform": platform.platform(), "cores": len(os.sched_getaffinity(0)),
-        "versions": {name: importlib.metadata.version(name) for name in names}, "load": os.getloadavg(),
-    }  # fmt: skip
+        "commit": commit,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "load": os.getloadavg(),
+    }
 
 
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"first_step": child_first_step, "tokens": child_tokens}
@@ -471,17 +531,24 @@ def main() -> None:
     rounds = options.rounds or (2 if options.quick else 5)
     megabytes = options.megabytes or (5 if options.quick else 50)
     found: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine_before": machine(), "rounds": rounds, "megabytes": megabytes,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine_before": machine(),
+        "rounds": rounds,
+        "megabytes": megabytes,
         "text": options.text.name if options.text.is_file() else "generated",
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory(prefix="aift-latency-") as place:
         folder = Path(place)
         prepare(options.text, int(megabytes * 1e6), folder)
         for name, measure in (
-            ("imports_s", lambda: imports(rounds)), ("first_step_s", lambda: first_step(folder, rounds)), ("tokens", lambda: tokens(folder, min(3, rounds))),
-            ("saving", lambda: saving(rounds)), ("evaluation", lambda: evaluation(rounds)), ("generation", lambda: generation(folder, rounds)),
+            ("imports_s", lambda: imports(rounds)),
+            ("first_step_s", lambda: first_step(folder, rounds)),
+            ("tokens", lambda: tokens(folder, min(3, rounds))),
+            ("saving", lambda: saving(rounds)),
+            ("evaluation", lambda: evaluation(rounds)),
+            ("generation", lambda: generation(folder, rounds)),
             ("collation", lambda: collation(4 * rounds)),
-        ):  # fmt: skip
+        ):
             found[name] = measure()
             print(json.dumps({name: found[name]}, ensure_ascii=False), flush=True)
     found["load_after"] = os.getloadavg()

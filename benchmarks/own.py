@@ -26,14 +26,25 @@ def settings_of(spec: Spec) -> dict[str, Any]:
         "model": {"name": spec.model},
         "method": spec.method,
         "data": {
-            "train": str(Path(spec.documents) / "rows.jsonl"), "max_length": spec.pack_tokens, "packing": True, "cache": False,
+            "train": str(Path(spec.documents) / "rows.jsonl"),
+            "max_length": spec.pack_tokens,
+            "packing": True,
+            "cache": False,
         },
         "training": {
-            "learning_rate": 1e-4, "batch_size": spec.rows_per_step, "gradient_accumulation_steps": 1, "warmup_steps": 0,
-            "gradient_checkpointing": False, "eval_steps": never, "save_steps": never, "logging_steps": never,
-            "output_dir": spec.scratch, "schedule": {"max_steps": len(spec.steps)}, "runtime": {"progress": False},
+            "learning_rate": 1e-4,
+            "batch_size": spec.rows_per_step,
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0,
+            "gradient_checkpointing": False,
+            "eval_steps": never,
+            "save_steps": never,
+            "logging_steps": never,
+            "output_dir": spec.scratch,
+            "schedule": {"max_steps": len(spec.steps)},
+            "runtime": {"progress": False},
         },
-    }  # fmt: skip
+    }
     if spec.method != "full":
         config["lora"] = {"r": LORA_RANK, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0}
     return config

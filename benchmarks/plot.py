@@ -18,15 +18,20 @@ PAGE = ROOT / "docs" / "performance.md"
 def table(result: dict[str, Any]) -> str:
     """One row a variant; every number with what qualifies it."""
     clock = "wall"
-    head = "| variant | tokens/s (min - max) | ours is faster by (min - max) | share of FLOP limit | useful slots | peak memory | memory, ours / peer |"
+    head = (
+        "| variant | tokens/s (min - max) | ours is faster by (min - max) | share of FLOP limit | useful slots | peak "
+        "memory | memory, ours / peer |"
+    )
     lines = [_caption(result), "", head, "|---|---|---|---|---|---|---|"]
     for name, row in result["summary"].items():
         speed, ratio = row["tokens_per_second"], row[f"ours_is_faster_{clock}"]
         mark = " *" if row["contaminated_steps"] else ""
         compared = "1" if name == "ours" else f"{ratio['median']:.2f}x ({ratio['min']:.2f} - {ratio['max']:.2f})"
         lines.append(
-            f"| {result['labels'][name]} | {speed['median']:.0f} ({speed['min']:.0f} - {speed['max']:.0f}){mark} | {compared} | "
-            f"{row['limit_share']:.0%} | {row['useful_slots']:.0%} | {row['peak_bytes'] / 2**20:.0f} MiB | {row['ours_memory_ratio']:.2f} |"
+            f"| {result['labels'][name]} | {speed['median']:.0f} ({speed['min']:.0f} - {speed['max']:.0f}){mark} "
+            f"| {compared} | "
+            f"{row['limit_share']:.0%} | {row['useful_slots']:.0%} | {row['peak_bytes'] / 2**20:.0f} MiB | "
+            f"{row['ours_memory_ratio']:.2f} |"
         )
     if any(row["contaminated_steps"] for row in result["summary"].values()):
         lines += [
@@ -40,7 +45,8 @@ def _caption(result: dict[str, Any]) -> str:
     rows = min(row["steps"] for row in result["summary"].values())
     hardware = result["hardware"]
     return (
-        f"{result['model']} model, {result['method']}, {result['threads']} threads, {hardware.get('gpu', hardware['cpu'])}; "
+        f"{result['model']} model, {result['method']}, {result['threads']} threads, "
+        f"{hardware.get('gpu', hardware['cpu'])}; "
         f"{rows} counted rounds of {result['documents']['per_step']} documents a step, medians; FLOP limit "
         f"{result['limit_tokens_per_second']:.0f} tokens/s at {result['ceiling_gflops']['used']:.0f} GFLOP/s measured; "
         f"{result['date'][:10]}, commit {result['commit'][:8]}."
@@ -110,7 +116,13 @@ def commit() -> str:
     """The commit, with `+changes` where the working tree differs from it."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # fmt: skip
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.strip() + ("+changes" if dirty.strip() else "")

@@ -1,7 +1,7 @@
 """Processes that train one way and take their turn when they are told: what benchmarks/scaling.py interleaves.
 
-A set's processes are forked from the driver, which has imported everything already, and talk to it through pipes. Each computes
-with one thread and goes through engine/step.py's own step.
+A set's processes are forked from the driver, which has imported everything already, and talk to it through pipes. Each
+computes with one thread and goes through engine/step.py's own step.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Job:
     """What a set does.
 
     Attributes:
-        kind: `one` process; or `processes` of them as `control` (each alone: the code of ddp without its sum of gradients), `ddp`,
-            `fsdp` or `pipeline` (1F1B).
+        kind: `one` process; or `processes` of them as `control` (each alone: the code of ddp without its sum of
+            gradients), `ddp`, `fsdp` or `pipeline` (1F1B).
         method: `full` or `lora`.
         model: a name of SHAPES.
         kernels: as training.runtime.kernels.
@@ -81,7 +81,8 @@ def strategy_of(job: Job, device: torch.device, precision: Precision) -> Strateg
         return SingleDevice(device, **common)
     if job.kind == "pipeline":
         return Pipeline(device, build_mesh(Sizes(pp=job.processes), device.type), **common)
-    # Every process of the control is a data-parallel group of its own: the same code, nothing to sum but the norm's one number.
+    # Every process of the control is a data-parallel group of its own: the same code, nothing to sum but the norm's one
+    # number.
     sizes = Sizes(pp=job.processes) if job.kind == "control" else Sizes(dp=job.processes)
     return Distributed(device, build_mesh(sizes, device.type), sharded=job.kind == "fsdp", **common)
 
@@ -109,10 +110,18 @@ class Trainee:
         self._path.watch(optimizer)
         self._loaders = {count: self._loader(documents, count) for count in range(1, job.micro_batches + 1)}
         self._run = Run(
-            model=model, strategy=strategy, loader=self._loaders[1], optimizer=optimizer, state=TrainState(micro_batch_size=1),
-            store=CheckpointStore(scratch), metrics_path=None, total_steps=10**9, scaled=precision.scaler, retry_smaller=False,
+            model=model,
+            strategy=strategy,
+            loader=self._loaders[1],
+            optimizer=optimizer,
+            state=TrainState(micro_batch_size=1),
+            store=CheckpointStore(scratch),
+            metrics_path=None,
+            total_steps=10**9,
+            scaled=precision.scaler,
+            retry_smaller=False,
             save_in_background=False,
-        )  # fmt: skip
+        )
 
     def _loader(self, documents: Sequence[Document], accumulation: int) -> Loader:
         """Optimizer steps of `accumulation` rows of each process; one process and a pipeline see all of them."""
@@ -123,10 +132,16 @@ class Trainee:
             for item in documents
         ]
         return Loader(
-            examples, rows_per_step=job.processes * accumulation, seed=0, packing=True, max_length=job.tokens,
-            group_by_length=False, pad_token_id=PAD, data_rank=self._rank if shared else 0,
+            examples,
+            rows_per_step=job.processes * accumulation,
+            seed=0,
+            packing=True,
+            max_length=job.tokens,
+            group_by_length=False,
+            pad_token_id=PAD,
+            data_rank=self._rank if shared else 0,
             data_size=job.processes if shared else 1,
-        )  # fmt: skip
+        )
 
     def facts(self) -> dict[str, Any]:
         """What the results say of this process."""
@@ -137,7 +152,8 @@ class Trainee:
         """Trains on the rows of a turn, in optimizer steps of `accumulation` micro-batches a process.
 
         Returns:
-            `tokens` that this process answers for, `wall` and `cpu` seconds, `steps`, and `sent`: bytes of gradients that it put into
+            `tokens` that this process answers for, `wall` and `cpu` seconds, `steps`, and `sent`: bytes of gradients
+                that it put into
             sums.
         """
         run, strategy, job = self._run, self._run.strategy, self._job
@@ -154,10 +170,12 @@ class Trainee:
             torch.cuda.synchronize()
         return {
             # All but the control's processes count their sum.
-            "tokens": tokens if job.kind == "control" or self._rank == 0 else 0, "steps": steps,
-            "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu,
+            "tokens": tokens if job.kind == "control" or self._rank == 0 else 0,
+            "steps": steps,
+            "wall": time.perf_counter() - wall,
+            "cpu": time.process_time() - cpu,
             "sent": getattr(strategy, "sent_bytes", 0) - sent,
-        }  # fmt: skip
+        }
 
 
 def _model(job: Job, device: torch.device) -> tuple[Any, Any]:
@@ -167,7 +185,9 @@ def _model(job: Job, device: torch.device) -> tuple[Any, Any]:
     torch.manual_seed(0)
     full = job.method == "full"
     with device:
-        base = AutoModelForCausalLM.from_config(SHAPES[job.model].config(), dtype=torch.float32 if full else torch.bfloat16)  # fmt: skip
+        base = AutoModelForCausalLM.from_config(
+            SHAPES[job.model].config(), dtype=torch.float32 if full else torch.bfloat16
+        )
     base.train()
     if full:
         return base, base
@@ -183,9 +203,12 @@ def _serve(job: Job, rank: int, documents: Sequence[Document], store: Path, pipe
             torch.cuda.set_device(rank)
         if job.size > 1:
             dist.init_process_group(
-                backend_for(torch.device(job.device)), init_method=f"file://{store}", rank=rank, world_size=job.size,
+                backend_for(torch.device(job.device)),
+                init_method=f"file://{store}",
+                rank=rank,
+                world_size=job.size,
                 timeout=timedelta(seconds=LIMIT_SECONDS),
-            )  # fmt: skip
+            )
         trainee = Trainee(job, rank, documents, store.parent)
         pipe.send((trainee.facts(), None))
         while pipe.poll(LIMIT_SECONDS) and (asked := pipe.recv()) is not None:
@@ -229,10 +252,13 @@ class ProcessSet:
         answers = self._answers()
         wall, after = time.perf_counter() - began, busy_seconds()
         return {
-            "wall": wall, "cpu": sum(answer["cpu"] for answer in answers), "tokens": sum(answer["tokens"] for answer in answers),
-            "steps": answers[0]["steps"], "sent": answers[0]["sent"],
+            "wall": wall,
+            "cpu": sum(answer["cpu"] for answer in answers),
+            "tokens": sum(answer["tokens"] for answer in answers),
+            "steps": answers[0]["steps"],
+            "sent": answers[0]["sent"],
             "machine_busy": None if before is None or after is None else after - before,
-        }  # fmt: skip
+        }
 
     def _answers(self) -> list[dict[str, Any]]:
         """Every process's answer.

@@ -1,4 +1,5 @@
-"""Every way to quantize against bf16: bits per character on held-out prose, KL, size, speed. Writes docs/quantization.md's table and picture.
+"""Every way to quantize against bf16: bits per character on held-out prose, KL, size, speed. Writes
+docs/quantization.md's table and picture.
 
 python -m benchmarks.quantization                   # embedded:kotoha-tiny on the held-out works of recipes/kotoha-tiny
 python -m benchmarks.quantization --shape 1b        # random weights of a shape: speed and memory alone, for a GPU
@@ -99,7 +100,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
         optimizer = QuantizationOptimizer(name)
         try:
-            model = optimizer.quantize(folder, bits=bits, backend=backend, quant_type=quant_type, compute_dtype="bfloat16", settings=settings)  # fmt: skip
+            model = optimizer.quantize(
+                folder, bits=bits, backend=backend, quant_type=quant_type, compute_dtype="bfloat16", settings=settings
+            )
         except ToolkitError as error:
             refused[label] = error.en
             continue
@@ -108,42 +111,65 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         found[label]["quantized"]["name"] = label  # not where it lay on this machine
         del model
         clear_gpu_memory()
-        print(f"{label}: mean KL {found[label]['agreement']['mean_kl']:.5f}, {found[label]['verdict']['grade']}", flush=True)  # fmt: skip
+        print(
+            f"{label}: mean KL {found[label]['agreement']['mean_kl']:.5f}, {found[label]['verdict']['grade']}",
+            flush=True,
+        )
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
-        "model": given.shape or "kotoha-tiny", "random": bool(given.shape), "device": str(original.device), "threads": torch.get_num_threads(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit, "results": found, "refused": refused,
-    }  # fmt: skip
+        "model": given.shape or "kotoha-tiny",
+        "random": bool(given.shape),
+        "device": str(original.device),
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit,
+        "results": found,
+        "refused": refused,
+    }
 
 
 def table(result: Mapping[str, Any]) -> str:
     """One row a way to quantize; the first is the original."""
     rows = result["results"]
     first = next(iter(rows.values()))
-    head = "| | bits per character | perplexity ratio | mean KL | p99 KL | top-1 | smallest cosine | weights, MB | disk, MB | prefill, times as fast | decoding, times as fast | verdict |"
+    head = (
+        "| | bits per character | perplexity ratio | mean KL | p99 KL | top-1 | smallest cosine | weights, MB | disk, "
+        "MB | prefill, times as fast | decoding, times as fast | verdict |"
+    )
     lines = [_caption(result, first), "", head, "|" + "---|" * 12]
     side = first["original"]
     quality = (
         "- | - | - | - | - | -" if result["random"] else f"{side['bits_per_character']:.4f} | 1 | 0 | 0 | 100% | 1"
     )
     speed = f"1 ({side['tokens_per_second']:,.0f} tokens/s) | 1 ({side['decode']['tokens_per_second']:,.0f} tokens/s)"
-    lines.append(f"| {side['dtype']} | {quality} | {side['memory_bytes'] / 1e6:.2f} | {side['disk_bytes'] / 1e6:.2f} | {speed} | |")  # fmt: skip
+    lines.append(
+        f"| {side['dtype']} | {quality} | {side['memory_bytes'] / 1e6:.2f} | {side['disk_bytes'] / 1e6:.2f} | "
+        f"{speed} | |"
+    )
     for label, found in rows.items():
         side, close = found["quantized"], found["agreement"]
         mark = " *" if found["environment"]["other_processes"] > BUSY else ""
         quality, grade = "- | - | - | - | - | -", "-"
         if not result["random"]:
             quality = (
-                f"{side['bits_per_character']:.4f} | {found['perplexity_ratio']:.4f} | {close['mean_kl']:.5f} | {close['p99_kl']:.4f} | "
+                f"{side['bits_per_character']:.4f} | {found['perplexity_ratio']:.4f} | {close['mean_kl']:.5f} | "
+                f"{close['p99_kl']:.4f} | "
                 f"{close['top1']:.1%} | {close['min_cosine']:.4f}"
             )
             grade = found["verdict"]["grade"]
         lines.append(
-            f"| {label} | {quality} | {side['memory_bytes'] / 1e6:.2f} | {side['disk_bytes'] / 1e6:.2f} | {found['speedup']:.2f}{mark} | "
+            f"| {label} | {quality} | {side['memory_bytes'] / 1e6:.2f} | {side['disk_bytes'] / 1e6:.2f} | "
+            f"{found['speedup']:.2f}{mark} | "
             f"{found['decode_speedup']:.2f}{mark} | {grade} |"
         )
     if any(found["environment"]["other_processes"] > BUSY for found in rows.values()):
-        lines += ["", "\\* other processes took more than 5 % of the machine meanwhile: ratios of passes taken in turns, but not a quiet measurement. The other columns do not depend on time."]  # fmt: skip
+        lines += [
+            "",
+            (
+                "\\* other processes took more than 5 % of the machine meanwhile: ratios of passes taken in turns, "
+                "but not a quiet measurement. The other columns do not depend on time."
+            ),
+        ]
     for label, why in result["refused"].items():
         lines += ["", f"{label}: not measured. {why}"]
     return "\n".join(lines)
@@ -152,11 +178,15 @@ def table(result: Mapping[str, Any]) -> str:
 def _caption(result: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     place, inputs = first["environment"], first["environment"]["inputs"]
     text = "random ids" if result["random"] else "held-out prose"
-    versions = ", ".join(f"{name} {place['versions'][name]}" for name in ("torch", "transformers", "bitsandbytes", "torchao"))  # fmt: skip
+    versions = ", ".join(
+        f"{name} {place['versions'][name]}" for name in ("torch", "transformers", "bitsandbytes", "torchao")
+    )
     hardware = place["gpu"]["devices"][0]["name"] if result["device"].startswith("cuda") else place["cpu"]["name"]
     return (
-        f"{result['model']}, {inputs['tokens']:,} tokens of {text} ({inputs['number']} inputs); {hardware}, {result['threads']} threads; {first['num_runs']} prefill and "
-        f"{first['decode_runs']} decoding runs of each; {versions}; {result['date'][:10]}, commit {result['commit'][:8]}."
+        f"{result['model']}, {inputs['tokens']:,} tokens of {text} ({inputs['number']} inputs); {hardware}, "
+        f"{result['threads']} threads; {first['num_runs']} prefill and "
+        f"{first['decode_runs']} decoding runs of each; {versions}; {result['date'][:10]}, commit "
+        f"{result['commit'][:8]}."
     )
 
 
@@ -212,7 +242,10 @@ def main() -> None:
         result = json.loads(given.replot.read_text(encoding="utf-8"))
     else:
         result = measure(given)
-        key = f"{result['date'][:10]}_quantization-{result['model']}-{result['device'].split(':')[0]}-{result['threads']}t"
+        key = (
+            f"{result['date'][:10]}_quantization-{result['model']}-{result['device'].split(':')[0]}-"
+            f"{result['threads']}t"
+        )
         given.out.mkdir(parents=True, exist_ok=True)
         path = given.out / f"{key}.json"
         path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")

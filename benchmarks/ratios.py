@@ -56,8 +56,8 @@ def foreign(step: dict[str, Any], cores: int) -> float | None:
 def contaminated(step: dict[str, Any], threads: int, cores: int) -> bool:
     """Whether others took part in the step's wall time.
 
-    A step of several threads has serial parts, so its stretch is above 1 on a quiet machine too; where the system tells how busy
-    it was, what others did is measured instead.
+    A step of several threads has serial parts, so its stretch is above 1 on a quiet machine too; where the system tells
+    how busy it was, what others did is measured instead.
     """
     taken = foreign(step, cores)
     return stretch(step, threads) > CONTAMINATED if taken is None else taken > CONTAMINATED - 1
@@ -76,8 +76,8 @@ def summarise(
     """The table's row of every variant, from its counted steps.
 
     Args:
-        groups: what was stepped in turn together; a variant in several of them has all its steps in its row, but is compared with the
-            base group by group.
+        groups: what was stepped in turn together; a variant in several of them has all its steps in its row, but is
+            compared with the base group by group.
         base: the variant that all others are compared with; in every group.
         flops: FLOPs that a token needs.
         ceiling: FLOP/s of the machine with the run's threads.

@@ -24,10 +24,18 @@ class WorkerError(Exception):
 def environment(threads: int, device: str) -> dict[str, str]:
     """A worker's environment: its threads, no network, the device and no other."""
     settings = {
-        "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "DISABLE_VERSION_CHECK": "1", "AIFT_LANG": "en",
-        "PYTHONPATH": str(ROOT / "src"), "PYTHONUTF8": "1", "PYTHONWARNINGS": "ignore",
-    }  # fmt: skip
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DISABLE_VERSION_CHECK": "1",
+        "AIFT_LANG": "en",
+        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONUTF8": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     if device == "cpu":
         settings["CUDA_VISIBLE_DEVICES"] = ""
     return os.environ | settings
@@ -48,10 +56,15 @@ class Worker:
         path.write_text(json.dumps(asdict(spec)), encoding="utf-8")
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [python, "-m", f"benchmarks.workers.{variant.worker}", str(path)], cwd=ROOT, stderr=log,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+                [python, "-m", f"benchmarks.workers.{variant.worker}", str(path)],
+                cwd=ROOT,
+                stderr=log,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
                 env=environment(threads, spec.device),
-            )  # fmt: skip
+            )
 
     def ready(self) -> dict[str, Any]:
         """What the worker says of itself, once it stands before its first step."""

@@ -1,4 +1,5 @@
-"""How much several processes gain: ddp, fsdp and pipeline against one process and against processes that do not communicate.
+"""How much several processes gain: ddp, fsdp and pipeline against one process and against processes that do not
+communicate.
 
 python benchmarks/scaling.py --quick                  # a minute
 python benchmarks/scaling.py --plot                   # two cores; also writes docs/performance.md's table and picture
@@ -60,13 +61,20 @@ Steps = Sequence[Mapping[str, Any]]
 
 
 def bubble_speedup(stages: int, micro_batches: int) -> float:
-    """Times one process that a pipeline without communication and with equal stages reaches: P M / (M + P - 1) (arXiv:1811.06965)."""
+    """Times one process that a pipeline without communication and with equal stages reaches: P M / (M + P - 1)
+    (arXiv:1811.06965).
+    """
     return stages * micro_batches / (micro_batches + stages - 1)
 
 
 def paired(steps: Steps, base: Steps, clock: str, *, divided_by: float = 1.0) -> dict[str, float]:
-    """Quartiles of the speed over the base's, round by round; what disturbs the machine for a while disturbs both sides."""
-    speeds = [ratios.speed(dict(ours), clock) / ratios.speed(dict(theirs), clock) for ours, theirs in zip(steps, base, strict=True)]  # fmt: skip
+    """Quartiles of the speed over the base's, round by round; what disturbs the machine for a while disturbs both
+    sides.
+    """
+    speeds = [
+        ratios.speed(dict(ours), clock) / ratios.speed(dict(theirs), clock)
+        for ours, theirs in zip(steps, base, strict=True)
+    ]
     return ratios.quartiles([speed / divided_by for speed in speeds])
 
 
@@ -96,7 +104,9 @@ def summarise(found: Mapping[str, Steps], *, processes: int, cores: int) -> dict
             row["formula"] = formula
             row["share_of_formula"] = paired(steps, found["one"], "wall", divided_by=formula)
             # What two processes cannot reach on this machine even without communication is no fault of the schedule.
-            row["share_of_formula_by_control"] = paired(steps, found[variant.control], "wall", divided_by=formula / processes)  # fmt: skip
+            row["share_of_formula_by_control"] = paired(
+                steps, found[variant.control], "wall", divided_by=formula / processes
+            )
         rows[name] = row
     return rows
 
@@ -110,9 +120,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--processes", type=int, help="default: two, or one for each GPU")
     parser.add_argument(
-        "--kernels", choices=("portable", "auto"), default="portable",
-        help="portable: every variant computes alike; auto: fused blocks where the strategy can (without fsdp and pipeline)",
-    )  # fmt: skip
+        "--kernels",
+        choices=("portable", "auto"),
+        default="portable",
+        help=(
+            "portable: every variant computes alike; auto: fused blocks where the strategy can (without fsdp and "
+            "pipeline)"
+        ),
+    )
     parser.add_argument("--tokens", type=int, default=1024, help="of a micro-batch")
     parser.add_argument("--rounds", type=int, default=10, help="counted turns of each variant")
     parser.add_argument("--warmup", type=int, default=2, help="turns of each variant that are not counted")
@@ -147,21 +162,26 @@ def count_processes(given: argparse.Namespace) -> int:
     return int(found)
 
 
-def measure(given: argparse.Namespace, method: str, processes: int, documents: Sequence[corpus.Document]) -> dict[str, Any]:  # fmt: skip
+def measure(
+    given: argparse.Namespace, method: str, processes: int, documents: Sequence[corpus.Document]
+) -> dict[str, Any]:
     """Turns of all variants of one method, one after the other, round by round."""
     from benchmarks.process_sets import Job, ProcessSet
 
     chosen = {
-        name: variant for name, variant in VARIANTS.items()
+        name: variant
+        for name, variant in VARIANTS.items()
         if given.kernels == "portable" or variant.kind not in PORTABLE_ONLY
-    }  # fmt: skip
+    }
     sets: dict[str, ProcessSet] = {}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     paths = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
             for kind in dict.fromkeys(variant.kind for variant in chosen.values()):
-                job = Job(kind, method, given.model, given.device, given.kernels, processes, given.tokens, MICRO_BATCHES)  # fmt: skip
+                job = Job(
+                    kind, method, given.model, given.device, given.kernels, processes, given.tokens, MICRO_BATCHES
+                )
                 sets[kind] = ProcessSet(kind, job, documents, Path(folder))
                 paths[kind] = sets[kind].ready()[0]["path"]
             say(f"{method}: all processes are ready ({', '.join(f'{kind} {path}' for kind, path in paths.items())})")
@@ -169,7 +189,10 @@ def measure(given: argparse.Namespace, method: str, processes: int, documents: S
                 for name, variant in chosen.items():
                     found[name].append(sets[variant.kind].turn(turn, variant.accumulation))
                 last = "  ".join(f"{name} {steps[-1]['wall']:.1f}s" for name, steps in found.items())
-                say(f"{method}: {'warm-up' if turn < given.warmup else 'round'} {turn + 1}/{given.warmup + given.rounds}: {last}")  # fmt: skip
+                say(
+                    f"{method}: {'warm-up' if turn < given.warmup else 'round'} "
+                    f"{turn + 1}/{given.warmup + given.rounds}: {last}"
+                )
         finally:
             for one in sets.values():
                 one.stop()
@@ -189,23 +212,38 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     raw = {method: measure(given, method, processes, documents) for method in given.methods}
     hardware = machine(given.device)  # only now: on GPUs it starts CUDA
     return {
-        "model": given.model, "device": given.device, "processes": processes, "threads": 1, "kernels": given.kernels,
-        "micro_batch_tokens": given.tokens, "micro_batches": MICRO_BATCHES, "rounds": given.rounds,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": plot.commit(), "hardware": hardware,
-        "load": {"before": load, "after": os.getloadavg()}, "versions": versions(),
-        "summary": {method: summarise(part["turns"], processes=processes, cores=hardware["cores"]) for method, part in raw.items()},
+        "model": given.model,
+        "device": given.device,
+        "processes": processes,
+        "threads": 1,
+        "kernels": given.kernels,
+        "micro_batch_tokens": given.tokens,
+        "micro_batches": MICRO_BATCHES,
+        "rounds": given.rounds,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": plot.commit(),
+        "hardware": hardware,
+        "load": {"before": load, "after": os.getloadavg()},
+        "versions": versions(),
+        "summary": {
+            method: summarise(part["turns"], processes=processes, cores=hardware["cores"])
+            for method, part in raw.items()
+        },
         "raw": raw,
-    }  # fmt: skip
+    }
 
 
 def table(result: Mapping[str, Any]) -> str:
     """One table a method; every number with its quartiles."""
     hardware = result["hardware"]
     lines = [
-        f"{result['model']} model, {result['processes']} processes of one thread, {result['kernels']} kernels, {hardware.get('gpu', hardware['cpu'])}, "
-        f"{hardware['cores']} cores; micro-batches of {result['micro_batch_tokens']} tokens, {result['micro_batches']} of each process in a turn; "
-        f"{result['rounds']} counted rounds, medians (quartiles); torch {result['versions']['torch']}; {result['date'][:10]}, commit {result['commit'][:8]}."
-    ]  # fmt: skip
+        f"{result['model']} model, {result['processes']} processes of one thread, {result['kernels']} kernels, "
+        f"{hardware.get('gpu', hardware['cpu'])}, "
+        f"{hardware['cores']} cores; micro-batches of {result['micro_batch_tokens']} tokens, "
+        f"{result['micro_batches']} of each process in a turn; "
+        f"{result['rounds']} counted rounds, medians (quartiles); torch {result['versions']['torch']}; "
+        f"{result['date'][:10]}, commit {result['commit'][:8]}."
+    ]
     head = "| | tokens/s | times one process | share of the control | the same, by CPU time | gradients sent a step |"
     for method, rows in result["summary"].items():
         lines += ["", f"**{method}**", "", head, "|" + "---|" * 6]
@@ -214,12 +252,25 @@ def table(result: Mapping[str, Any]) -> str:
             shares = [_share(row.get(f"share_of_control_{clock}")) for clock in CLOCKS]
             sent = f"{row['sent_bytes_per_step'] / 1e6:.2f} MB" if row["sent_bytes_per_step"] else "-"
             speed = f"{row['tokens_per_second']['median']:,.0f}{mark}"
-            lines.append(f"| {VARIANTS[name].label} | {speed} | {_times(row['times_one_wall'])} | {shares[0]} | {shares[1]} | {sent} |")  # fmt: skip
+            lines.append(
+                f"| {VARIANTS[name].label} | {speed} | {_times(row['times_one_wall'])} | {shares[0]} | "
+                f"{shares[1]} | {sent} |"
+            )
         if "pipeline" in rows:
             row = rows["pipeline"]
-            lines += ["", f"Pipeline's bubble formula: {row['formula']:.2f}x; reached {_share(row['share_of_formula'])} of it, {_share(row['share_of_formula_by_control'])} where one process's speed is taken from the control."]  # fmt: skip
+            lines += [
+                "",
+                (
+                    f"Pipeline's bubble formula: {row['formula']:.2f}x; reached {_share(row['share_of_formula'])} of "
+                    f"it, {_share(row['share_of_formula_by_control'])} where one process's speed is taken from the "
+                    "control."
+                ),
+            ]
     if any(row["contaminated_turns"] for rows in result["summary"].values() for row in rows.values()):
-        lines += ["", "\\* other processes took more than 5 % of the machine in some of these turns: not a quiet measurement."]  # fmt: skip
+        lines += [
+            "",
+            "\\* other processes took more than 5 % of the machine in some of these turns: not a quiet measurement.",
+        ]
     return "\n".join(lines)
 
 
@@ -234,7 +285,9 @@ def _share(values: Mapping[str, float] | None) -> str:
 
 
 def picture(result: Mapping[str, Any], path: Path) -> Path:
-    """Times one process as bars with quartiles; dotted lines: as many times as there are processes, and the pipeline's formula."""
+    """Times one process as bars with quartiles; dotted lines: as many times as there are processes, and the
+    pipeline's formula.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -247,7 +300,9 @@ def picture(result: Mapping[str, Any], path: Path) -> Path:
         middle = [values["median"] for values in found]
         reach = [[v["median"] - v["q1"] for v in found], [v["q3"] - v["median"] for v in found]]
         colours = ["#8d99ae" if VARIANTS[name].kind in ("one", "control") else "#c8553d" for name in names]
-        bars = axes.barh([VARIANTS[name].label for name in names], middle, xerr=reach, color=colours, error_kw={"lw": 0.8})  # fmt: skip
+        bars = axes.barh(
+            [VARIANTS[name].label for name in names], middle, xerr=reach, color=colours, error_kw={"lw": 0.8}
+        )
         axes.bar_label(bars, fmt="%.2f", padding=6)
         axes.axvline(result["processes"], color="black", ls=":", lw=1)
         if "pipeline" in rows:

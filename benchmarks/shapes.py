@@ -51,16 +51,25 @@ class Shape:
         from benchmarks.corpus import BOS, EOS, PAD
 
         return LlamaConfig(
-            vocab_size=self.vocabulary, hidden_size=self.hidden, intermediate_size=self.ffn, num_hidden_layers=self.layers,
-            num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, max_position_embeddings=2048,
-            tie_word_embeddings=self.tied, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
-        )  # fmt: skip
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.ffn,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=self.tied,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+        )
 
 
 SHAPES = {
     "tiny": Shape(256, 6, 1024, 4, 2, 32000),
-    # Layers outweigh the vocabulary, and there are many of them, as in models of billions: stages can be balanced, which of eight
-    # layers and a head as heavy as one cannot (no split is better than 90 % of an even one); benchmarks/scaling.py.
+    # Layers outweigh the vocabulary, and there are many of them, as in models of billions: stages can be balanced,
+    # which of eight layers and a head as heavy as one cannot (no split is better than 90 % of an even one);
+    # benchmarks/scaling.py.
     "deep": Shape(192, 24, 768, 3, 1, 4000),
     "small": Shape(768, 12, 2048, 12, 4, 32000),
     "big": Shape(768, 12, 2048, 12, 4, 100000),
@@ -73,8 +82,8 @@ SHAPES = {
 def flops_per_token(shape: Shape, method: str, *, label_share: float, mean_length: float) -> float:
     """FLOPs that a training step cannot do without, per real token (PERFORMANCE.md section 1).
 
-    Linear layers: 4 per weight where the weights are frozen (forward, gradient of the input), 6 where they train; the head
-    likewise, on labelled tokens only; 6 per adapter weight; causal attention forward and 2.5 times that backward.
+    Linear layers: 4 per weight where the weights are frozen (forward, gradient of the input), 6 where they train; the
+    head likewise, on labelled tokens only; 6 per adapter weight; causal attention forward and 2.5 times that backward.
 
     Args:
         label_share: share of tokens that carry loss.

@@ -1,4 +1,5 @@
-"""Speed and memory of a training step against other ways to train (protocol: PERFORMANCE.md section 10, docs/performance.md).
+"""Speed and memory of a training step against other ways to train (protocol: PERFORMANCE.md section 10,
+docs/performance.md).
 
 python benchmarks/training_step.py --quick                         # ours against a plain loop, a minute
 python benchmarks/training_step.py --model small --method lora     # against all peers
@@ -29,10 +30,11 @@ from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, STUDIES, VARIANTS  #
 from benchmarks.variants import groups as variant_groups  # noqa: E402
 from benchmarks.workers.channel import Spec  # noqa: E402
 
-# A packed row holds as many tokens as this many documents of mean length: then all variants step over equally many documents.
+# A packed row holds as many tokens as this many documents of mean length: then all variants step over equally many
+# documents.
 DOCUMENTS_A_ROW = 8
-# Processes at a time that 24 GB hold (one that waits keeps most of its peak), and rows of a padded micro-batch: eight rows of 1024 tokens
-# take transformers' Trainer 10 GB, and would take it twice that with 100k words.
+# Processes at a time that 24 GB hold (one that waits keeps most of its peak), and rows of a padded micro-batch: eight
+# rows of 1024 tokens take transformers' Trainer 10 GB, and would take it twice that with 100k words.
 TOGETHER, TOGETHER_BIG = 3, 2
 MICRO_BATCH, MICRO_BATCH_BIG = 8, 4
 
@@ -84,11 +86,17 @@ def build_spec(given: argparse.Namespace, folder: Path, model: Path, documents: 
     per_step = given.documents_per_step
     tokens = -(-round(DOCUMENTS_A_ROW * mean) // 8) * 8
     return Spec(
-        model=str(model), documents=str(folder / "documents"), scratch=str(folder / "scratch"), method=given.method,
-        device=given.device, per_step=per_step, micro_batch=MICRO_BATCH_BIG if given.model == "big" else MICRO_BATCH,
-        rows_per_step=per_step // DOCUMENTS_A_ROW, pack_tokens=tokens,
+        model=str(model),
+        documents=str(folder / "documents"),
+        scratch=str(folder / "scratch"),
+        method=given.method,
+        device=given.device,
+        per_step=per_step,
+        micro_batch=MICRO_BATCH_BIG if given.model == "big" else MICRO_BATCH,
+        rows_per_step=per_step // DOCUMENTS_A_ROW,
+        pack_tokens=tokens,
         steps=corpus.picked_steps(len(documents) // per_step, warmup=given.warmup, counted=given.steps),
-    )  # fmt: skip
+    )
 
 
 def interpreters(given: argparse.Namespace) -> dict[str, str]:
@@ -114,9 +122,15 @@ def open_gate(spec: Spec, settings: Sequence[str], folder: Path, threads: int) -
     path.write_text(json.dumps(asdict(spec) | {"settings": list(settings)}), encoding="utf-8")
     with (folder / "gate.log").open("w", encoding="utf-8") as log:
         ended = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gate", str(path)], cwd=ROOT, env=environment(threads, spec.device), check=False,
-            stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8",
-        )  # fmt: skip
+            [sys.executable, "-m", "benchmarks.gate", str(path)],
+            cwd=ROOT,
+            env=environment(threads, spec.device),
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+        )
     lines = ended.stdout.splitlines()
     answer = json.loads(lines[-1]) if lines else {"error": f"exit code {ended.returncode}, see {folder / 'gate.log'}"}
     if "findings" not in answer:
@@ -133,9 +147,14 @@ def ceiling(given: argparse.Namespace, spec: Spec, share: float) -> dict[str, fl
     )
     tokens = str(spec.pack_tokens * spec.rows_per_step)
     ended = subprocess.run(
-        [sys.executable, "-c", code, given.model, tokens, given.device, str(share)], cwd=ROOT, check=True,
-        env=environment(given.threads, given.device), stdout=subprocess.PIPE, text=True, encoding="utf-8",
-    )  # fmt: skip
+        [sys.executable, "-c", code, given.model, tokens, given.device, str(share)],
+        cwd=ROOT,
+        check=True,
+        env=environment(given.threads, given.device),
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
@@ -176,9 +195,11 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     count = max(corpus.MIN_DOCUMENTS, given.documents_per_step * (given.warmup + given.steps))
     count = -(-count // given.documents_per_step) * given.documents_per_step
     documents = corpus.shuffled(
-        corpus.documents(count, vocabulary=shape.vocabulary), per_step=given.documents_per_step, counted=given.steps,
+        corpus.documents(count, vocabulary=shape.vocabulary),
+        per_step=given.documents_per_step,
+        counted=given.steps,
         warmup=given.warmup,
-    )  # fmt: skip
+    )
     save_documents(folder / "documents", documents)
     model = save_model(given.work / "models" / given.model, shape, device=given.device)
     spec = build_spec(given, folder, model, documents)
@@ -188,7 +209,13 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     for name in given.variants:
         if VARIANTS[name].worker == "ours":
             gates[name] = open_gate(spec, VARIANTS[name].settings, folder, given.threads)["findings"]
-            say(f"gate open: {name}: " + "; ".join(f"{g['precision']} loss {g['loss']:.1e}, gradient {g['gradient']:.1e}, leak {g['leak']:.1e}" for g in gates[name]))  # fmt: skip
+            say(
+                f"gate open: {name}: "
+                + "; ".join(
+                    f"{g['precision']} loss {g['loss']:.1e}, gradient {g['gradient']:.1e}, leak {g['leak']:.1e}"
+                    for g in gates[name]
+                )
+            )
     before = ceiling(given, spec, share)
     groups, versions = [], {}
     for names in variant_groups(given.variants, together=given.together):
@@ -203,15 +230,38 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     ]
     hardware = machine(given.device)
     return {
-        "model": given.model, "method": given.method, "device": given.device, "threads": given.threads,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": plot.commit(), "hardware": hardware,
-        "load": {"before": load, "after": os.getloadavg()}, "versions": versions,
-        "documents": {"count": count, "per_step": given.documents_per_step, "label_share": share, "token_mean_length": mean_length, "pack_tokens": spec.pack_tokens},
-        "gate": gates, "ceiling_gflops": {"before": before, "after": after, "used": best},
-        "flops_per_token": flops, "limit_tokens_per_second": best * 1e9 / flops,
-        "summary": ratios.summarise(counted, base="ours", flops=flops, ceiling=best * 1e9, threads=given.threads, cores=hardware["cores"], device=given.device),
-        "labels": {name: VARIANTS[name].label for name in given.variants}, "groups": groups,
-    }  # fmt: skip
+        "model": given.model,
+        "method": given.method,
+        "device": given.device,
+        "threads": given.threads,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": plot.commit(),
+        "hardware": hardware,
+        "load": {"before": load, "after": os.getloadavg()},
+        "versions": versions,
+        "documents": {
+            "count": count,
+            "per_step": given.documents_per_step,
+            "label_share": share,
+            "token_mean_length": mean_length,
+            "pack_tokens": spec.pack_tokens,
+        },
+        "gate": gates,
+        "ceiling_gflops": {"before": before, "after": after, "used": best},
+        "flops_per_token": flops,
+        "limit_tokens_per_second": best * 1e9 / flops,
+        "summary": ratios.summarise(
+            counted,
+            base="ours",
+            flops=flops,
+            ceiling=best * 1e9,
+            threads=given.threads,
+            cores=hardware["cores"],
+            device=given.device,
+        ),
+        "labels": {name: VARIANTS[name].label for name in given.variants},
+        "groups": groups,
+    }
 
 
 def main() -> None:

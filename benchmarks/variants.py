@@ -40,8 +40,10 @@ VARIANTS = {
     "lf": Variant("llama_factory", FACTORY, "LLaMA-Factory, defaults"),
     "lf-packing": Variant("llama_factory", FACTORY, "LLaMA-Factory neat packing, no checkpointing", best=True),
     "ours-mallopt": Variant("ours_mallopt", OWN, "this toolkit, packing, mallopt"),
-    "ours-portable-mallopt": Variant("ours_mallopt", OWN, "this toolkit, portable, mallopt", settings=("training.runtime.kernels=portable",)),
-}  # fmt: skip
+    "ours-portable-mallopt": Variant(
+        "ours_mallopt", OWN, "this toolkit, portable, mallopt", settings=("training.runtime.kernels=portable",)
+    ),
+}
 QUICK = ("ours", "naive")
 # Measured where they are asked for by name.
 STUDIES = ("ours-mallopt", "ours-portable-mallopt")
@@ -50,8 +52,8 @@ STUDIES = ("ours-mallopt", "ours-portable-mallopt")
 def groups(names: Sequence[str], *, together: int) -> list[list[str]]:
     """Who is stepped in turn with whom: the peers in even parts, our own variants in every part.
 
-    Eight processes that wait with their weights, states and buffers leave too little memory for the one that computes; so each
-    peer is compared with our own variant of its own part, run at the same time.
+    Eight processes that wait with their weights, states and buffers leave too little memory for the one that computes;
+    so each peer is compared with our own variant of its own part, run at the same time.
 
     Args:
         names: variants; those of the worker `ours` take part everywhere.

@@ -82,10 +82,16 @@ class Channel:
         wall, cpu, faults = (now - then for now, then in zip(_clocks(), self._start, strict=True))
         self._send(
             {
-                "tokens": tokens, "slots": slots, "loss": loss, "wall": wall, "cpu": cpu, "minor_faults": faults,
-                "peak_bytes": peak_bytes(), "device_peak_bytes": _device_peak(self._device),
+                "tokens": tokens,
+                "slots": slots,
+                "loss": loss,
+                "wall": wall,
+                "cpu": cpu,
+                "minor_faults": faults,
+                "peak_bytes": peak_bytes(),
+                "device_peak_bytes": _device_peak(self._device),
             }
-        )  # fmt: skip
+        )
         self._wait()
 
     def _send(self, message: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""LLaMA-Factory: at its defaults (padding, gradient checkpointing), at its best with neat_packing and without checkpointing.
+"""LLaMA-Factory: at its defaults (padding, gradient checkpointing), at its best with neat_packing and without
+checkpointing.
 
 It is a tool of text files and settings, so it tokenizes rows.jsonl itself.
 """
@@ -41,10 +42,18 @@ def _data(spec: Spec) -> Path:
 
 def _settings(spec: Spec, rows: int, shared: dict[str, Any]) -> dict[str, Any]:
     settings = shared | {
-        "model_name_or_path": spec.model, "stage": "sft", "do_train": True, "template": "empty", "dataset": "rows",
-        "dataset_dir": str(_data(spec)), "cutoff_len": LONGEST, "bf16": True, "train_sampling_strategy": "sequential",
-        "finetuning_type": "full" if spec.method == "full" else "lora", "overwrite_cache": True,
-    }  # fmt: skip
+        "model_name_or_path": spec.model,
+        "stage": "sft",
+        "do_train": True,
+        "template": "empty",
+        "dataset": "rows",
+        "dataset_dir": str(_data(spec)),
+        "cutoff_len": LONGEST,
+        "bf16": True,
+        "train_sampling_strategy": "sequential",
+        "finetuning_type": "full" if spec.method == "full" else "lora",
+        "overwrite_cache": True,
+    }
     if spec.method != "full":
         settings |= {"lora_rank": LORA_RANK, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "lora_target": "all"}
     if spec.method == "qlora":

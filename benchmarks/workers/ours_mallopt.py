@@ -1,4 +1,6 @@
-"""This project in a process whose glibc keeps freed memory: a study (docs/performance.md, Beside the step), not what users run."""
+"""This project in a process whose glibc keeps freed memory: a study (docs/performance.md, Beside the step), not what
+users run.
+"""
 
 from __future__ import annotations
 

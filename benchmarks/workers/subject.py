@@ -24,9 +24,11 @@ def load(spec: Spec, *, dtype: torch.dtype | str = "auto") -> Any:
     quantization = {}
     if spec.method == "qlora":
         quantization["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-        )  # fmt: skip
+        )
     return AutoModelForCausalLM.from_pretrained(spec.model, dtype=wanted, device_map=spec.device, **quantization)
 
 
@@ -61,14 +63,22 @@ def dataset(spec: Spec) -> Any:
 
 
 def arguments(spec: Spec, rows: int) -> dict[str, Any]:
-    """TrainingArguments that every trainer gets, for steps of `rows` rows; everything else stays at the trainer's default."""
+    """TrainingArguments that every trainer gets, for steps of `rows` rows; everything else stays at the trainer's
+    default.
+    """
     at_once = min(rows, spec.micro_batch)
     return {
-        "output_dir": spec.scratch, "max_steps": len(spec.steps), "per_device_train_batch_size": at_once,
+        "output_dir": spec.scratch,
+        "max_steps": len(spec.steps),
+        "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": rows // at_once,
-        "learning_rate": LEARNING_RATE, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
-        "use_cpu": spec.device == "cpu", "dataloader_pin_memory": spec.device == "cuda",
-    }  # fmt: skip
+        "learning_rate": LEARNING_RATE,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": spec.device == "cpu",
+        "dataloader_pin_memory": spec.device == "cuda",
+    }
 
 
 class _Picked(Sampler[int]):
@@ -97,7 +107,9 @@ def pick_steps(spec: Spec, rows: int) -> None:
 
 
 class Stepper(TrainerCallback):
-    """Lets a Trainer do one optimizer step per line of the driver; a step's time runs from end to end, batches included."""
+    """Lets a Trainer do one optimizer step per line of the driver; a step's time runs from end to end, batches
+    included.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

@@ -1,6 +1,7 @@
 """Checks every row of kotoha-qa another way than it was made: python recipes/kotoha-qa/check.py [FOLDER]
 
-Sums in base units, kanji numbers read back, the calendar module, Unicode names, tables of exceptions. Prints what is wrong and exits 1.
+Sums in base units, kanji numbers read back, the calendar module, Unicode names, tables of exceptions. Prints what is
+wrong and exits 1.
 """
 
 from __future__ import annotations
@@ -18,15 +19,47 @@ from pathlib import Path
 import ai_finetuning.embedded
 
 BASE = {  # (dimension, size in base units)
-    "キロメートル": ("m", 1_000_000), "メートル": ("m", 1000), "センチメートル": ("m", 10), "ミリメートル": ("m", 1), "トン": ("g", 1_000_000), "キログラム": ("g", 1000),
-    "グラム": ("g", 1), "リットル": ("l", 1000), "ミリリットル": ("l", 1), "週間": ("s", 604_800), "日": ("s", 86_400), "時間": ("s", 3600), "分": ("s", 60), "秒": ("s", 1),
-    "ダース": ("n", 12), "個": ("n", 1), "年": ("y", 12), "か月": ("y", 1),
-}  # fmt: skip
+    "キロメートル": ("m", 1_000_000),
+    "メートル": ("m", 1000),
+    "センチメートル": ("m", 10),
+    "ミリメートル": ("m", 1),
+    "トン": ("g", 1_000_000),
+    "キログラム": ("g", 1000),
+    "グラム": ("g", 1),
+    "リットル": ("l", 1000),
+    "ミリリットル": ("l", 1),
+    "週間": ("s", 604_800),
+    "日": ("s", 86_400),
+    "時間": ("s", 3600),
+    "分": ("s", 60),
+    "秒": ("s", 1),
+    "ダース": ("n", 12),
+    "個": ("n", 1),
+    "年": ("y", 12),
+    "か月": ("y", 1),
+}
 # Prefectures whose seat is not called like them.
 SEATS = {
-    "北海道": "札幌", "岩手県": "盛岡", "宮城県": "仙台", "茨城県": "水戸", "栃木県": "宇都宮", "群馬県": "前橋", "埼玉県": "さいたま", "東京都": "新宿", "神奈川県": "横浜",
-    "石川県": "金沢", "山梨県": "甲府", "愛知県": "名古屋", "三重県": "津", "滋賀県": "大津", "兵庫県": "神戸", "島根県": "松江", "香川県": "高松", "愛媛県": "松山", "沖縄県": "那覇",
-}  # fmt: skip
+    "北海道": "札幌",
+    "岩手県": "盛岡",
+    "宮城県": "仙台",
+    "茨城県": "水戸",
+    "栃木県": "宇都宮",
+    "群馬県": "前橋",
+    "埼玉県": "さいたま",
+    "東京都": "新宿",
+    "神奈川県": "横浜",
+    "石川県": "金沢",
+    "山梨県": "甲府",
+    "愛知県": "名古屋",
+    "三重県": "津",
+    "滋賀県": "大津",
+    "兵庫県": "神戸",
+    "島根県": "松江",
+    "香川県": "高松",
+    "愛媛県": "松山",
+    "沖縄県": "那覇",
+}
 ZODIAC = "子丑寅卯辰巳午未申酉戌亥"
 FIRST_YEAR = {"令和": 2019, "平成": 1989, "昭和": 1926}
 DIGITS = {char: value for value, char in enumerate("〇一二三四五六七八九")}
@@ -117,10 +150,21 @@ def choose(question: str, answer: str) -> bool:
 
 
 CHECKS: dict[str, Callable[[str, str], bool]] = {
-    "unit": unit, "numeral": numeral, "days": days, "next": following, "era": era, "katakana": kana, "length": length, "seat": seat, "polite": polite, "choose": choose,
-    "region": lambda question, answer: answer.endswith("地方です。"), "old_month": lambda question, answer: len(answer) in (5, 6),
-    "counter": lambda question, answer: len(answer) == 4, "opposite": lambda question, answer: answer.startswith("「") and answer[1:-4] not in question,
-}  # fmt: skip
+    "unit": unit,
+    "numeral": numeral,
+    "days": days,
+    "next": following,
+    "era": era,
+    "katakana": kana,
+    "length": length,
+    "seat": seat,
+    "polite": polite,
+    "choose": choose,
+    "region": lambda question, answer: answer.endswith("地方です。"),
+    "old_month": lambda question, answer: len(answer) in (5, 6),
+    "counter": lambda question, answer: len(answer) == 4,
+    "opposite": lambda question, answer: answer.startswith("「") and answer[1:-4] not in question,
+}
 
 
 def right(kind: str, question: str, answer: str) -> bool:

@@ -2,10 +2,11 @@
 
     python recipes/kotoha-tiny/package.py MODEL DATA [--run RUN] [--step N] [--before RUN] [--note TEXT] [--out OUT]
 
-MODEL is a Hugging Face folder (the finished run's own, or a snapshot of one that goes on), DATA the folder that prepare.py
-and baseline.py wrote, RUN the run's folder with metrics.jsonl (MODEL, if left out), N the step
-of a snapshot that the run has left behind, --before an earlier run that RUN began from, TEXT what the card says of the runs, OUT the package's embedded/kotoha-tiny.
-What stood in OUT is replaced only when the new folder is whole, segments text alike in both tokenizer files, and is below 25 MB.
+MODEL is a Hugging Face folder (the finished run's own, or a snapshot of one that goes on), DATA the folder that
+prepare.py and baseline.py wrote, RUN the run's folder with metrics.jsonl (MODEL, if left out), N the step
+of a snapshot that the run has left behind, --before an earlier run that RUN began from, TEXT what the card says of the
+runs, OUT the package's embedded/kotoha-tiny. What stood in OUT is replaced only when the new folder is whole, segments
+text alike in both tokenizer files, and is below 25 MB.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def bits_per_character(model: Any, tokenizer: Any, texts: list[str]) -> float:
 def sliding_bits(model: Any, tokenizer: Any, texts: list[str]) -> float:
     """Bits per character where every token sees 256 to 511 tokens before it, as far as its document has them.
 
-    Windows of 512 tokens move on by 256 and count their second half; a compressor that reads a whole work is compared fairly only so.
+    Windows of 512 tokens move on by 256 and count their second half; a compressor that reads a whole work is compared
+    fairly only so.
     """
     total, characters = 0.0, 0
     for text in texts:
@@ -103,10 +105,18 @@ def measured(folder: Path, data: Path) -> dict[str, Any]:
         "context_tokens": CONTEXT,
         "held_out_works": bits_per_character(model, tokenizer, works),
         "held_out_works_sliding": sliding_bits(model, tokenizer, works),
-        "held_out_works_below_4000_characters": bits_per_character(model, tokenizer, [t for t in works if len(t) < 4000]),
-        "own_text": {"seed": OWN_SEED, "documents": OWN_DOCUMENTS, "value": bits_per_character(model, tokenizer, corpus(OWN_DOCUMENTS, OWN_SEED))},
-        "ppmd_order_8_same_split": json.loads(baseline.read_text(encoding="utf-8"))["bits_per_character"] if baseline.is_file() else None,
-    }  # fmt: skip
+        "held_out_works_below_4000_characters": bits_per_character(
+            model, tokenizer, [t for t in works if len(t) < 4000]
+        ),
+        "own_text": {
+            "seed": OWN_SEED,
+            "documents": OWN_DOCUMENTS,
+            "value": bits_per_character(model, tokenizer, corpus(OWN_DOCUMENTS, OWN_SEED)),
+        },
+        "ppmd_order_8_same_split": json.loads(baseline.read_text(encoding="utf-8"))["bits_per_character"]
+        if baseline.is_file()
+        else None,
+    }
 
 
 def samples(folder: Path) -> list[tuple[str, str]]:
@@ -119,8 +129,14 @@ def samples(folder: Path) -> list[tuple[str, str]]:
         torch.manual_seed(SAMPLE_SEED)
         with torch.no_grad():
             output = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=SAMPLE_TOKENS, do_sample=True, temperature=0.8, top_p=0.9, top_k=0
-            )  # fmt: skip
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=SAMPLE_TOKENS,
+                do_sample=True,
+                temperature=0.8,
+                top_p=0.9,
+                top_k=0,
+            )
         text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         found.append((prompt, text.rstrip("\ufffd").replace("\n", "⏎")))
     return found
@@ -146,10 +162,11 @@ def joined(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[di
     last = [row for row in before if row.get("loss") is not None][-1]
     total = last["step"] + after[-1]["total_steps"]
     counted = [
-        row | {"step": row["step"] + last["step"], "total_steps": total}
+        row
+        | {"step": row["step"] + last["step"], "total_steps": total}
         | ({"tokens": row["tokens"] + last["tokens"]} if "tokens" in row else {})
         for row in after
-    ]  # fmt: skip
+    ]
     return before + counted
 
 
@@ -164,17 +181,40 @@ def facts(folder: Path, run: Path, data: Path, history: list[dict[str, Any]], no
     training = config["training"]
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "architecture": {key: shape[key] for key in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "tie_word_embeddings")},
+        "architecture": {
+            key: shape[key]
+            for key in (
+                "model_type",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "vocab_size",
+                "max_position_embeddings",
+                "tie_word_embeddings",
+            )
+        },
         "bits_per_character": measured(folder, data),
-        "steps": steps[-1]["step"], "total_steps": steps[-1]["total_steps"], "tokens": steps[-1]["tokens"], "seconds": round(seconds_of(steps)),
+        "steps": steps[-1]["step"],
+        "total_steps": steps[-1]["total_steps"],
+        "tokens": steps[-1]["tokens"],
+        "seconds": round(seconds_of(steps)),
         "text": {key: split[key] for key in ("train", "held_out", "own")},
         "hardware": {"cpu": environment["cpu"], "threads": environment["threads"], "device": environment["device"]},
-        "versions": {key: environment["versions"][key] for key in ("torch", "transformers", "sentencepiece", "tokenizers")},
-        "settings": {key: training[key] for key in ("learning_rate", "batch_size", "gradient_accumulation_steps", "warmup_steps")}
-        | {"max_length": config["data"]["max_length"], "optimizer": training["optimizer"], "schedule": training["schedule"]},
+        "versions": {
+            key: environment["versions"][key] for key in ("torch", "transformers", "sentencepiece", "tokenizers")
+        },
+        "settings": {
+            key: training[key] for key in ("learning_rate", "batch_size", "gradient_accumulation_steps", "warmup_steps")
+        }
+        | {
+            "max_length": config["data"]["max_length"],
+            "optimizer": training["optimizer"],
+            "schedule": training["schedule"],
+        },
         "note": note,
         "samples": {"seed": SAMPLE_SEED, "temperature": 0.8, "top_p": 0.9, "texts": samples(folder)},
-    }  # fmt: skip
+    }
 
 
 def card(found: dict[str, Any]) -> str:

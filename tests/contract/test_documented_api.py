@@ -191,7 +191,10 @@ def test_documented_signatures(name: str):
 
 def test_import_is_lazy():
     """`import ai_finetuning` pulls in neither torch nor transformers nor pydantic."""
-    code = "import sys, ai_finetuning; print([m for m in ('torch', 'transformers', 'pydantic', 'yaml') if m in sys.modules])"
+    code = (
+        "import sys, ai_finetuning; print([m for m in ('torch', 'transformers', 'pydantic', 'yaml') if m in "
+        "sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -203,7 +206,8 @@ def test_src_paths_work_without_installation(tmp_path: Path):
         "import sys; sys.path = [p for p in sys.path if 'editable' not in p and not p.rstrip('/').endswith('/src')];"
         f"sys.path.insert(0, {str(tmp_path)!r}); sys.path.insert(0, {str(REPOSITORY)!r});"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()];"
-        "from src.training.training_utils import TrainingConfig; import models; print(TrainingConfig().batch_size, models.MINE)"
+        "from src.training.training_utils import TrainingConfig; import models; "
+        "print(TrainingConfig().batch_size, models.MINE)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout.split() == ["4", "1"], done.stderr

@@ -30,9 +30,13 @@ def run(folder: Path, code: str, **variables: str) -> str:
     """The code as a script in an empty folder, with `src` importable as from the repository's root."""
     (folder / "script.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, encoding="utf-8",
+        [sys.executable, "script.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
         env=environment(PYTHONPATH=str(ROOT), HF_HOME=str(folder / "hf"), **variables),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -66,7 +70,9 @@ def test_the_quantization_example(blocks: list[str], tmp_path: Path):
 
 
 def test_the_recommended_settings(blocks: list[str], tmp_path: Path):
-    """The settings exist as documented; both are used: model_parallel is refused before anything loads, QLoRA trains."""
+    """The settings exist as documented; both are used: model_parallel is refused before anything loads, QLoRA
+    trains.
+    """
     save_tiny_model(tmp_path / "tiny")
     code = block(blocks, "strategy='model_parallel'")
     before = "from src.training import LoRAConfig, MultiGPUTrainingConfig\n"
@@ -119,7 +125,12 @@ def test_the_example_scripts_run(tmp_path: Path):
         path = ROOT / "examples" / name
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
         done = subprocess.run(
-            [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", env=environment()
-        )  # fmt: skip
+            [sys.executable, str(path), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env=environment(),
+        )
         assert done.returncode == 0, done.stderr
         assert word in done.stdout

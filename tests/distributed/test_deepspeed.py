@@ -1,4 +1,6 @@
-"""ZeRO-2 and ZeRO-3 by DeepSpeed, set up by Accelerate, on two processes: the step, the runs and the checkpoints of one process."""
+"""ZeRO-2 and ZeRO-3 by DeepSpeed, set up by Accelerate, on two processes: the step, the runs and the checkpoints of
+one process.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def zero(stage: int, max_grad_norm: float = 0.05, autocast: torch.dtype | None =
 
 
 def steps(case: Case, strategy: Any, max_grad_norm: float = 0.05, checkpointing: bool = False) -> dict[str, Any]:
-    """Losses and norms of steps over all documents in two or more micro-batches, a held-out loss, and this rank's tensors."""
+    """Losses and norms of steps over all documents in two or more micro-batches, a held-out loss, and this rank's
+    tensors.
+    """
     model = model_of(case)
     if checkpointing:
         enable_activation_checkpointing(model)
@@ -91,7 +95,9 @@ CASES: list[tuple[Case, dict]] = [
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_do_the_steps_of_one(stage: int, tmp_path: Path):
-    """Losses, norms (above the limit: clipped), weights, moments and counts after steps of changing rates, with and without decay."""
+    """Losses, norms (above the limit: clipped), weights, moments and counts after steps of changing rates, with and
+    without decay.
+    """
     cases = [*CASES, (Case("llama", "qlora", "documents"), {})] if stage == 2 else CASES
     answers = run_ranks(2, _rank, cases, stage, folder=tmp_path, limit=240)
     for index, (case, how) in enumerate(cases):
@@ -148,13 +154,23 @@ def test_a_run_goes_on_under_another_strategy(
 
 
 def best_run(rank: int, model: Path, folder: Path, stage: int | None, method: str) -> None:
-    """Held-out data, the best weights at the end, and no step at which a checkpoint is due: step 0 and the best step alone have one."""
+    """Held-out data, the best weights at the end, and no step at which a checkpoint is due: step 0 and the best step
+    alone have one.
+    """
     run = train_full if method == "full" else train_lora
     extra: dict[str, Any] = {"learning_rate": 0.01} if method == "full" else {"lora": {"lora_dropout": 0.0}}
     run(
-        model, folder, rows=ROWS[:16], evaluate=["Hello, how are you?"], eval_steps=2, save_steps=1000, num_epochs=4,
-        checkpoint={"load_best": method == "full"}, parallel=ParallelConfig(deepspeed_stage=stage), **extra,
-    )  # fmt: skip
+        model,
+        folder,
+        rows=ROWS[:16],
+        evaluate=["Hello, how are you?"],
+        eval_steps=2,
+        save_steps=1000,
+        num_epochs=4,
+        checkpoint={"load_best": method == "full"},
+        parallel=ParallelConfig(deepspeed_stage=stage),
+        **extra,
+    )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -341,7 +357,9 @@ def divided(rank: int, stage: int, model_dir: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_weights_and_moments_are_divided_and_nothing_is_left_behind(stage: int, tiny_model_dir: Path, tmp_path: Path):
-    """Accelerate on CPUs drops its plugin without a word when told that they are CPUs: each rank would hold everything."""
+    """Accelerate on CPUs drops its plugin without a word when told that they are CPUs: each rank would hold
+    everything.
+    """
     for found in run_ranks(2, divided, stage, tiny_model_dir, folder=tmp_path):
         assert found["moments"] == pytest.approx(0.5, abs=0.01)
         assert (found["weights"] < 0.5) == (stage == 3)  # small weights stay whole
@@ -369,9 +387,16 @@ def test_aift_train_runs_it_without_a_compiler(tiny_model_dir: Path, tmp_path: P
     config = str(write_run(tmp_path, tiny_model_dir, num_epochs=1))
     compiled = tmp_path / "compiled"
     code, output = spawn(
-        "train", config, "--cpu-processes", "2", "parallel.deepspeed_stage=3", "lora.lora_dropout=0.0", timeout=280,
-        TORCH_EXTENSIONS_DIR=str(compiled), CXX=str(tmp_path / "no compiler"),
-    )  # fmt: skip
+        "train",
+        config,
+        "--cpu-processes",
+        "2",
+        "parallel.deepspeed_stage=3",
+        "lora.lora_dropout=0.0",
+        timeout=280,
+        TORCH_EXTENSIONS_DIR=str(compiled),
+        CXX=str(tmp_path / "no compiler"),
+    )
     assert code == 0, output
     assert not compiled.exists()
     assert "deprecated" not in output

@@ -1,4 +1,6 @@
-"""Processes that `aift train` or train() starts: the launcher, its messages, and what happens when one dies, hangs or is told to stop."""
+"""Processes that `aift train` or train() starts: the launcher, its messages, and what happens when one dies, hangs
+or is told to stop.
+"""
 
 from __future__ import annotations
 
@@ -83,9 +85,13 @@ def test_train_starts_processes_from_a_script_without_a_main_guard(tmp_path: Pat
         out = str(tmp_path / f"out{processes}")
         script.write_text(SCRIPT.format(model=str(tiny_model_dir), out=out, texts=SENTENCES), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, str(script), str(processes)], env=environment(PYTHONPATH=path()), capture_output=True, text=True,
-            timeout=280, check=False,
-        )  # fmt: skip
+            [sys.executable, str(script), str(processes)],
+            env=environment(PYTHONPATH=path()),
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("LOGITS") == 1
         return [float(number) for number in done.stdout.split("LOGITS")[1].split()]
@@ -212,11 +218,17 @@ def test_two_nodes_start_anew_when_a_process_of_one_is_killed(
     nodes = [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1", *command],
-            env=environment(PYTHONPATH=path(), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", AIFT_FAULT="step:slow@10,step:slow@11,step:slow@12"),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment(
+                PYTHONPATH=path(),
+                TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+                AIFT_FAULT="step:slow@10,step:slow@11,step:slow@12",
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     try:
         metrics, end = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 200
         while not (metrics.exists() and metrics.read_text(encoding="utf-8").count('"loss"') > 9):

@@ -25,7 +25,9 @@ def scaled(case: Case, name: str) -> Any:
 
 
 def overflow_on_the_first(rank: int, name: str) -> list[Any]:
-    """Three steps, the second with an overflow in a single number that only rank 0 sees: (norm is finite, updated, scale, weights changed)."""
+    """Three steps, the second with an overflow in a single number that only rank 0 sees: (norm is finite, updated,
+    scale, weights changed).
+    """
     model = model_of(CASE)
     strategy = scaled(CASE, name)
     strategy.prepare(model, loss_of(CASE, model))

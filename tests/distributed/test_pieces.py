@@ -1,4 +1,6 @@
-"""Checkpoints in parts: whatever wrote them, any cut of them reads back bit for bit; a part that is missing is an error."""
+"""Checkpoints in parts: whatever wrote them, any cut of them reads back bit for bit; a part that is missing is an
+error.
+"""
 
 from __future__ import annotations
 

@@ -174,7 +174,9 @@ def test_fused_blocks_run_in_stages(tmp_path: Path):
 
 
 def _overflow(rank: int) -> tuple[bool, bool]:
-    """fp16's scaler after a gradient that overflowed on the last stage only: (whether it stepped, whether weights changed)."""
+    """fp16's scaler after a gradient that overflowed on the last stage only: (whether it stepped, whether weights
+    changed).
+    """
     case = Case("llama")
     strategy = Pipeline(CPU, build_mesh(Sizes(pp=2), "cpu"), scaler=True)
     model = model_of(case)

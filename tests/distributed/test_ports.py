@@ -1,4 +1,6 @@
-"""torchrun names a port that was free; the first process listens on it seconds later, when another program may have it."""
+"""torchrun names a port that was free; the first process listens on it seconds later, when another program may have
+it.
+"""
 
 from __future__ import annotations
 

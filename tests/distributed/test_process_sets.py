@@ -1,4 +1,6 @@
-"""The sets of benchmarks/scaling.py: all of them train on the same rows of a turn, or their speeds could not be compared."""
+"""The sets of benchmarks/scaling.py: all of them train on the same rows of a turn, or their speeds could not be
+compared.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ KINDS = ("one", "control", "ddp", "pipeline")
 
 def turns(kind: str, folder: Path) -> list[dict]:
     """A turn as one optimizer step of two micro-batches a process, and the next as two."""
-    ranks = ProcessSet(kind, Job(kind, "lora", "deep", "cpu", "portable", 2, 64, 2), documents(32, vocabulary=4000), folder)  # fmt: skip
+    ranks = ProcessSet(
+        kind, Job(kind, "lora", "deep", "cpu", "portable", 2, 64, 2), documents(32, vocabulary=4000), folder
+    )
     try:
         ranks.ready()
         return [ranks.turn(0, 2), ranks.turn(1, 1)]
@@ -34,7 +38,12 @@ def test_a_turn_has_the_same_tokens_in_every_set(tmp_path: Path):
 
 
 def test_a_process_that_fails_is_named_with_its_trace(tmp_path: Path):
-    ranks = ProcessSet("ddp", Job("ddp", "lora", "no such shape", "cpu", "portable", 2, 64, 2), documents(32, vocabulary=4000), tmp_path)  # fmt: skip
+    ranks = ProcessSet(
+        "ddp",
+        Job("ddp", "lora", "no such shape", "cpu", "portable", 2, 64, 2),
+        documents(32, vocabulary=4000),
+        tmp_path,
+    )
     with pytest.raises(WorkerError, match=r"(?s)ddp, rank 0.*no such shape"):
         ranks.ready()
     ranks.stop()

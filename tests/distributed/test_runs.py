@@ -1,4 +1,6 @@
-"""Whole runs under every strategy: losses and models of one process, resumed under any other, stopped by a signal to one rank."""
+"""Whole runs under every strategy: losses and models of one process, resumed under any other, stopped by a signal to
+one rank.
+"""
 
 from __future__ import annotations
 
@@ -125,9 +127,12 @@ def test_auto_is_put_in_words_before_anything_starts(tiny_model_dir: Path, tmp_p
     from ai_finetuning.training.run import job_of
 
     overrides = [
-        f"model={tiny_model_dir}", "method=full", "parallel.strategy=auto", "parallel.processes=2",
+        f"model={tiny_model_dir}",
+        "method=full",
+        "parallel.strategy=auto",
+        "parallel.processes=2",
         f"training.output_dir={tmp_path / 'out'}",
-    ]  # fmt: skip
+    ]
     job = resolve_auto(job_of(load_config(None, overrides), "cpu"))
     assert job.config.parallel.strategy == "ddp"
     assert wanted_processes(job) == 2

@@ -58,9 +58,11 @@ def cut(model: Any, mesh: Any, destination: Destination = HERE, *, checkpointing
 def tensor(dp: int = 1, sharded: Any = (), checkpointing: bool = False) -> Any:
     """Two ranks share each layer; `sharded`: the cases that run under fsdp."""
     return lambda case: Distributed(
-        CPU, build_mesh(Sizes(dp=dp, tp=2), "cpu"), sharded=case in sharded,
+        CPU,
+        build_mesh(Sizes(dp=dp, tp=2), "cpu"),
+        sharded=case in sharded,
         cut_layers=partial(cut, checkpointing=checkpointing),
-    )  # fmt: skip
+    )
 
 
 def assert_equal(found: dict[str, dict[str, float]]) -> None:
@@ -181,7 +183,13 @@ def test_models_that_no_plan_fits_are_refused():
     """Attention whose norms would see a rank's heads only, and a model with other names than Llama's."""
     import transformers
 
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 1}  # fmt: skip
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+    }
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4))
     with pytest.raises(ModelError, match=r"GPT2LMHeadModel"):
         tensor_plan(gpt2)

@@ -133,7 +133,12 @@ def test_a_best_checkpoint_that_could_not_be_written_does_not_cost_the_model(
     tmp_path: Path, tiny_model_dir: Path, faulty, said
 ):
     # A rate this high that never falls gets worse again, on any machine.
-    settings = {"checkpoint": {"load_best": True}, "learning_rate": 0.3, "eval_steps": 1, "schedule": {"name": "constant"}}  # fmt: skip
+    settings = {
+        "checkpoint": {"load_best": True},
+        "learning_rate": 0.3,
+        "eval_steps": 1,
+        "schedule": {"name": "constant"},
+    }
     assert call("train", str(write_run(tmp_path / "plain", tiny_model_dir, **settings))) == 0
     rows = read_metrics(tmp_path / "plain" / "out" / "metrics.jsonl")
     best = min((row for row in rows if "eval_loss" in row), key=lambda row: row["eval_loss"])["step"]
@@ -209,8 +214,11 @@ def test_few_file_descriptors_and_a_read_only_cache(tmp_path: Path, tiny_model_d
 
     done = subprocess.run(
         ["bash", "-c", 'ulimit -n 64; exec "$@"', "bash", sys.executable, "-m", "ai_finetuning", "train", config],
-        env=environment(), capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
+        env=environment(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -168,7 +168,9 @@ def test_a_second_sigint_stops_at_once_and_leaves_the_earlier_checkpoint_whole(
 def test_kill_minus_9_while_a_checkpoint_is_written_beside_later_steps(
     tmp_path: Path, tiny_model_dir: Path, reference: Path
 ):
-    """The disk is slow at step 8, the process dies in step 10: 8 has no name yet, the run goes on from 4 to the same bits."""
+    """The disk is slow at step 8, the process dies in step 10: 8 has no name yet, the run goes on from 4 to the same
+    bits.
+    """
     config = str(write_run(tmp_path, tiny_model_dir))
     code, output = spawn("train", config, fault="save:slow@8#2,step:kill@10")
     assert code == -signal.SIGKILL, output
@@ -180,7 +182,9 @@ def test_kill_minus_9_while_a_checkpoint_is_written_beside_later_steps(
 
 
 def test_a_checkpoint_holds_its_own_step_however_slow_the_disk_is(tmp_path: Path, tiny_model_dir: Path):
-    """Two runs save at 6 and 7 and stop: the slow one writes 6 while step 7 changes weights and moments, with the same bytes."""
+    """Two runs save at 6 and 7 and stop: the slow one writes 6 while step 7 changes weights and moments, with the
+    same bytes.
+    """
     from ai_finetuning.engine import faults
 
     files = {}
@@ -298,9 +302,10 @@ def test_the_documented_argument_resumes_too(stopped: Path, tmp_path: Path, refe
         data=DataConfig(max_length=64),
     )
     trainer.train(
-        str(stopped / "rows.jsonl"), str(stopped / "held_out.jsonl"),
+        str(stopped / "rows.jsonl"),
+        str(stopped / "held_out.jsonl"),
         resume_from_checkpoint=str(stopped / "out" / "checkpoints" / "checkpoint-8"),
-    )  # fmt: skip
+    )
     assert weights_digest(tmp_path / "new") == weights_digest(reference)
     assert losses(tmp_path / "new") == losses(reference)[8:]
 
@@ -428,18 +433,30 @@ def test_a_checkpoint_of_another_trainer_gives_weights_and_step(tmp_path: Path, 
     ids = build_tokenizer()("日本の首都は東京です。")["input_ids"]
     rows = [{"input_ids": ids, "labels": ids}] * 8
     options = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "hf"), max_steps=3, save_steps=3, per_device_train_batch_size=1, learning_rate=1e-3,
-        report_to=[], use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "hf"),
+        max_steps=3,
+        save_steps=3,
+        per_device_train_batch_size=1,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
     transformers.Trainer(model, options, train_dataset=rows).train()
     foreign = tmp_path / "hf" / "checkpoint-3"
     (foreign / "optimizer.pt").write_bytes(b"not even a pickle")
     config = write_run(tmp_path, tiny_model_dir)
     arguments = [
-        "train", f"model={tiny_model_dir}", "method=full", f"data.train={tmp_path / 'rows.jsonl'}",
-        f"training.output_dir={tmp_path / 'out'}", "training.schedule.max_steps=5", "training.runtime.progress=false",
-        f"training.checkpoint.resume_from_checkpoint={foreign}", "training.fp16=false",
-    ]  # fmt: skip
+        "train",
+        f"model={tiny_model_dir}",
+        "method=full",
+        f"data.train={tmp_path / 'rows.jsonl'}",
+        f"training.output_dir={tmp_path / 'out'}",
+        "training.schedule.max_steps=5",
+        "training.runtime.progress=false",
+        f"training.checkpoint.resume_from_checkpoint={foreign}",
+        "training.fp16=false",
+    ]
     assert config.is_file()
     assert call(*arguments) == 0
     text = said()
@@ -476,10 +493,25 @@ VARIANTS = {
 def test_every_method_resumes_to_the_same_bits(tmp_path: Path, tiny_model_dir: Path, faulty, name: str):
     def run(folder: str, *extra: str) -> int:
         return call(
-            "train", f"model.name={tiny_model_dir}", "model.dtype=float32", f"data.train={tmp_path / 'rows.jsonl'}", "data.max_length=64",
-            f"data.eval={tmp_path / 'held_out.jsonl'}", f"training.output_dir={tmp_path / folder}", "training.warmup_steps=2", "learning_rate=5e-3", "batch_size=2",
-            "gradient_accumulation_steps=2", "num_epochs=3", "eval_steps=4", "save_steps=3", "progress=false", "fp16=false", *VARIANTS[name], *extra,
-        )  # fmt: skip
+            "train",
+            f"model.name={tiny_model_dir}",
+            "model.dtype=float32",
+            f"data.train={tmp_path / 'rows.jsonl'}",
+            "data.max_length=64",
+            f"data.eval={tmp_path / 'held_out.jsonl'}",
+            f"training.output_dir={tmp_path / folder}",
+            "training.warmup_steps=2",
+            "learning_rate=5e-3",
+            "batch_size=2",
+            "gradient_accumulation_steps=2",
+            "num_epochs=3",
+            "eval_steps=4",
+            "save_steps=3",
+            "progress=false",
+            "fp16=false",
+            *VARIANTS[name],
+            *extra,
+        )
 
     write_run(tmp_path, tiny_model_dir)
     assert run("whole") == 0

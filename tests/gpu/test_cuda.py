@@ -65,8 +65,11 @@ def test_a_stopped_run_resumes_to_the_same_bits(tiny_model_dir: Path, tmp_path: 
 def test_qlora_trains_and_answers(tiny_model_dir: Path, tmp_path: Path, four_bit: bool):
     model = JapaneseModel(str(tiny_model_dir))
     trainer = LoRAFinetuningTrainer(
-        model, LoRAConfig(r=4, use_qlora=True, qlora_4bit=four_bit), training(tmp_path / "out", num_epochs=2, runtime={"precision": "auto"}), data=DataConfig(max_length=64)
-    )  # fmt: skip
+        model,
+        LoRAConfig(r=4, use_qlora=True, qlora_4bit=four_bit),
+        training(tmp_path / "out", num_epochs=2, runtime={"precision": "auto"}),
+        data=DataConfig(max_length=64),
+    )
     trainer.train(ROWS)
     assert numbers(tmp_path / "out")[-1] < numbers(tmp_path / "out")[0]
     assert isinstance(model.generate_japanese("3の次の数は何ですか？", max_new_tokens=4), str)

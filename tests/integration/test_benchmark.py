@@ -14,8 +14,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_the_quick_benchmark_measures_the_same_documents(tmp_path):
-    """One counted step each: the gate opened, real tokens are the documents' own, and the result says what it was made with."""
-    arguments = ["--quick", "--steps", "1", "--warmup", "1", "--threads", "1", "--work", str(tmp_path), "--out", str(tmp_path / "out")]  # fmt: skip
+    """One counted step each: the gate opened, real tokens are the documents' own, and the result says what it was
+    made with.
+    """
+    arguments = [
+        "--quick",
+        "--steps",
+        "1",
+        "--warmup",
+        "1",
+        "--threads",
+        "1",
+        "--work",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     subprocess.run([sys.executable, "benchmarks/training_step.py", *arguments], cwd=ROOT, check=True, timeout=280)
     (path,) = (tmp_path / "out").glob("*_quick.json")
     result = json.loads(path.read_text(encoding="utf-8"))

@@ -42,35 +42,70 @@ def test_help_lists_the_verbs_and_every_setting(capsys):
     )
     assert call("train", "--help") == 0
     text = capsys.readouterr().out
-    assert all(key in text for key in ("--dry-run", "training.learning_rate", "data.on_long", "lora.use_rslora", "training.checkpoint.restart"))  # fmt: skip
+    assert all(
+        key in text
+        for key in (
+            "--dry-run",
+            "training.learning_rate",
+            "data.on_long",
+            "lora.use_rslora",
+            "training.checkpoint.restart",
+        )
+    )
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys\nfrom ai_finetuning.apps.cli.main import run\nrun(['--help'])\nprint([m for m in ('torch', 'transformers', 'pydantic', 'datasets', 'rich.table') if m in sys.modules])"
+    code = (
+        "import sys\nfrom ai_finetuning.apps.cli.main import run\nrun(['--help'])\nprint([m for m in ('torch', "
+        "'transformers', 'pydantic', 'datasets', 'rich.table') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
 
 
 def test_the_first_step_waits_for_no_library_that_it_does_not_use(tmp_path: Path, tiny_model_dir: Path):
-    config = ["train", f"model={tiny_model_dir}", "method=full", f"data.train={tmp_path / 'rows.jsonl'}", f"training.output_dir={tmp_path / 'out'}"]  # fmt: skip
+    config = [
+        "train",
+        f"model={tiny_model_dir}",
+        "method=full",
+        f"data.train={tmp_path / 'rows.jsonl'}",
+        f"training.output_dir={tmp_path / 'out'}",
+    ]
     write_run(tmp_path, tiny_model_dir)
-    code = f"import sys\nfrom ai_finetuning.apps.cli.main import run\nrun({config!r})\nprint([m for m in ('bitsandbytes', 'peft', 'datasets', 'pandas', 'matplotlib', 'tensorboard') if m in sys.modules])"
+    code = (
+        f"import sys\nfrom ai_finetuning.apps.cli.main import run\nrun({config!r})\nprint([m for m in "
+        "('bitsandbytes', 'peft', 'datasets', 'pandas', 'matplotlib', 'tensorboard') if m in sys.modules])"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(AIFT_FAULT="step:term@1"), capture_output=True, text=True, check=True
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        env=environment(AIFT_FAULT="step:term@1"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "saved at step 1" in done.stderr
     assert done.stdout.strip().endswith("[]")
 
 
 def test_the_module_is_the_command(capsys):
-    done = subprocess.run([sys.executable, "-m", "ai_finetuning", "--help"], env=environment(), capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "ai_finetuning", "--help"], env=environment(), capture_output=True, text=True, check=True
+    )
     assert "aift" in done.stdout
 
 
 def test_a_run_by_overrides_alone(tmp_path: Path, tiny_model_dir: Path, said):
     rows = tmp_path / "rows.csv"
     rows.write_bytes("質問,回答\r\n首都は？,東京です。\r\n人口は？,多いです。\r\n".encode("cp932"))
-    code = call("train", f"model={tiny_model_dir}", "method=lora", f"data.train={rows}", f"training.output_dir={tmp_path / 'out'}", "training.resume_from_checkpoint=auto", "num_epochs=1")  # fmt: skip
+    code = call(
+        "train",
+        f"model={tiny_model_dir}",
+        "method=lora",
+        f"data.train={rows}",
+        f"training.output_dir={tmp_path / 'out'}",
+        "training.resume_from_checkpoint=auto",
+        "num_epochs=1",
+    )
     assert code == 0
     text = said()
     assert "cp932, 2 rows" in text
@@ -148,18 +183,41 @@ def test_quantize_and_bench_and_their_refusals(tmp_path: Path, tiny_model_dir: P
     shown = said()
     assert "bitsandbytes fp4  modules 14" in shown
     assert f"aift bench {tiny_model_dir} {out}" in shown
-    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["quantization_config"]["bnb_4bit_quant_type"] == "fp4"  # fmt: skip
+    assert (
+        json.loads((out / "config.json").read_text(encoding="utf-8"))["quantization_config"]["bnb_4bit_quant_type"]
+        == "fp4"
+    )
     report = tmp_path / "report"
-    assert call("bench", str(tiny_model_dir), str(out), "--data", str(text), "--runs", "1", "--rows", "2", "--max-length", "32", "--out", str(report)) == 0  # fmt: skip
+    assert (
+        call(
+            "bench",
+            str(tiny_model_dir),
+            str(out),
+            "--data",
+            str(text),
+            "--runs",
+            "1",
+            "--rows",
+            "2",
+            "--max-length",
+            "32",
+            "--out",
+            str(report),
+        )
+        == 0
+    )
     shown = said()
     assert "verdict: " in shown
     assert "| quantized modules | 0 | 14 |" in shown
     assert sorted(path.name for path in report.iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
     assert call("generate", str(out), "首都は？", "--max-new-tokens", "2") == 0
     for arguments, code in (
-        (["--bits", "5"], 78), (["--bits", "4", "--type", "int3"], 78), (["--bits", "8", "--backend", "hqq"], 78),
-        (["--bits", "8", "--double-quant"], 78), (["--bits", "8", "--dtype", "half"], 78),
-    ):  # fmt: skip
+        (["--bits", "5"], 78),
+        (["--bits", "4", "--type", "int3"], 78),
+        (["--bits", "8", "--backend", "hqq"], 78),
+        (["--bits", "8", "--double-quant"], 78),
+        (["--bits", "8", "--dtype", "half"], 78),
+    ):
         assert call("quantize", str(tiny_model_dir), *arguments, "--out", str(tmp_path / "never")) == code
     assert call("quantize", str(out), "--bits", "8", "--out", str(tmp_path / "never")) == 78
     assert call("quantize", str(tmp_path / "nowhere"), "--bits", "8", "--out", str(tmp_path / "never")) == 66
@@ -273,9 +331,16 @@ def test_messages_follow_the_locale(tmp_path: Path):
         assert code == 66
         assert word in output
     done = subprocess.run(
-        [sys.executable, "-m", "ai_finetuning", "train", "none.yaml"], capture_output=True, text=True, encoding="utf-8",
-        env={key: value for key, value in environment(LC_ALL="ja_JP.UTF-8", LANG="ja_JP.UTF-8").items() if key != "AIFT_LANG"},
-    )  # fmt: skip
+        [sys.executable, "-m", "ai_finetuning", "train", "none.yaml"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={
+            key: value
+            for key, value in environment(LC_ALL="ja_JP.UTF-8", LANG="ja_JP.UTF-8").items()
+            if key != "AIFT_LANG"
+        },
+    )
     assert "ありません" in done.stderr
 
 
@@ -291,9 +356,10 @@ def test_a_cp932_console_never_crashes(tmp_path: Path, tiny_model_dir: Path):
             ["env"],
         ):
             done = subprocess.run(
-                [sys.executable, "-m", "ai_finetuning", *arguments], capture_output=True,
+                [sys.executable, "-m", "ai_finetuning", *arguments],
+                capture_output=True,
                 env=environment(PYTHONIOENCODING="cp932", PYTHONUTF8="0", AIFT_LANG=language),
-            )  # fmt: skip
+            )
             assert done.returncode == 0, done.stderr.decode("cp932", "replace")
             done.stdout.decode("cp932")
 
@@ -306,9 +372,11 @@ def test_a_terminal_shows_a_bar_and_messages_stand_above_it(tmp_path: Path, tiny
     config = write_run(tmp_path, tiny_model_dir, runtime={"progress": True})
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "ai_finetuning", "train", str(config)], stdout=subprocess.DEVNULL, stderr=follower,
+        [sys.executable, "-m", "ai_finetuning", "train", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
         env=environment(TERM="xterm", COLUMNS="100"),
-    )  # fmt: skip
+    )
     os.close(follower)
     seen = b""
     while True:

@@ -50,10 +50,17 @@ def test_every_row_is_right(check):
 @pytest.mark.parametrize(
     ("kind", "old", "new"),
     [
-        ("unit", "です。", "0です。"), ("numeral", "です。", "一です。"), ("days", "日です。", "0日です。"), ("next", "です。", "年です。"), ("era", "年です。", "0年です。"),
-        ("katakana", "」です。", "ア」です。"), ("length", "文字です。", "0文字です。"), ("seat", "市です。", "西市です。"), ("polite", "ます。", "ましょう。"),
+        ("unit", "です。", "0です。"),
+        ("numeral", "です。", "一です。"),
+        ("days", "日です。", "0日です。"),
+        ("next", "です。", "年です。"),
+        ("era", "年です。", "0年です。"),
+        ("katakana", "」です。", "ア」です。"),
+        ("length", "文字です。", "0文字です。"),
+        ("seat", "市です。", "西市です。"),
+        ("polite", "ます。", "ましょう。"),
     ],
-)  # fmt: skip
+)
 def test_the_check_finds_a_wrong_answer(check, tmp_path: Path, kind: str, old: str, new: str):
     shutil.copytree(FOLDER, tmp_path / "copy")
     path = tmp_path / "copy" / "train.jsonl"
@@ -72,16 +79,25 @@ def test_a_held_out_question_in_training_is_found(check, tmp_path: Path):
     assert any("asked in training too" in problem for problem in check.problems(tmp_path / "copy"))
 
 
-@pytest.mark.parametrize(("number", "text"), [(10, "十"), (11, "十一"), (20, "二十"), (110, "百十"), (301, "三百一"), (1999, "千九百九十九")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "text"), [(10, "十"), (11, "十一"), (20, "二十"), (110, "百十"), (301, "三百一"), (1999, "千九百九十九")]
+)
 def test_kanji_numbers(number: int, text: str):
     assert kanji_number(number) == text
 
 
 def test_the_data_set_trains_by_name(tiny_model_dir: Path, tmp_path: Path, said):
     code = call(
-        "train", f"model={tiny_model_dir}", "method=lora", "data.train=embedded:kotoha-qa", "data.eval=embedded:kotoha-qa/held_out_facts",
-        "data.max_length=256", f"training.output_dir={tmp_path / 'out'}", "max_steps=2", "progress=false",
-    )  # fmt: skip
+        "train",
+        f"model={tiny_model_dir}",
+        "method=lora",
+        "data.train=embedded:kotoha-qa",
+        "data.eval=embedded:kotoha-qa/held_out_facts",
+        "data.max_length=256",
+        f"training.output_dir={tmp_path / 'out'}",
+        "max_steps=2",
+        "progress=false",
+    )
     assert code == 0
     assert "2417 rows" in said()
 

@@ -65,9 +65,17 @@ def test_what_ships_is_small_whole_and_plain(folder: Path, numbers: dict):
 
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-        "chat_template.jinja", "README.md", "training.json", "loss.png",
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "README.md",
+        "training.json",
+        "loss.png",
+    }
     assert sum(path.stat().st_size for path in folder.iterdir()) < 25_000_000
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert plain.dtype is torch.bfloat16
@@ -90,7 +98,11 @@ def test_the_catalog_says_what_the_files_say(folder: Path, kotoha: str, numbers:
     row, config = catalog.lookup(kotoha), json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert row is not None
     assert row.params_b == pytest.approx(numbers["parameters"] / 1e9, rel=0.02)
-    assert (row.model_type, row.vocab_size, row.context_length) == (config["model_type"], config["vocab_size"], config["max_position_embeddings"])  # fmt: skip
+    assert (row.model_type, row.vocab_size, row.context_length) == (
+        config["model_type"],
+        config["vocab_size"],
+        config["max_position_embeddings"],
+    )
     assert row.licence_notices() == []
 
 
@@ -145,10 +157,21 @@ def adapter(kotoha: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter from `aift train` without a model, 60 steps."""
     out = tmp_path_factory.mktemp("adapter") / "out"
     code = call(
-        "train", "data.train=embedded:kotoha-qa", "data.eval=embedded:kotoha-qa/held_out_phrasings", "data.max_length=128", "learning_rate=3e-3",
-        "batch_size=16", "gradient_accumulation_steps=1", "max_steps=60", "lora.r=16", "lora.lora_alpha=32", "lora.lora_dropout=0",
-        f"training.output_dir={out}", "precision=fp32", "progress=false",
-    )  # fmt: skip
+        "train",
+        "data.train=embedded:kotoha-qa",
+        "data.eval=embedded:kotoha-qa/held_out_phrasings",
+        "data.max_length=128",
+        "learning_rate=3e-3",
+        "batch_size=16",
+        "gradient_accumulation_steps=1",
+        "max_steps=60",
+        "lora.r=16",
+        "lora.lora_alpha=32",
+        "lora.lora_dropout=0",
+        f"training.output_dir={out}",
+        "precision=fp32",
+        "progress=false",
+    )
     assert code == 0
     return out
 
@@ -204,9 +227,18 @@ def test_quantized_weights_stay_close_to_the_real_ones(kotoha: str, model, token
 
 def test_qlora_teaches_it(kotoha: str, tmp_path: Path):
     code = call(
-        "train", "method=qlora", "data.train=embedded:kotoha-qa", "data.eval=embedded:kotoha-qa/held_out_facts", "data.max_length=128", "learning_rate=3e-3",
-        "batch_size=16", "gradient_accumulation_steps=1", "max_steps=30", f"training.output_dir={tmp_path / 'out'}", "progress=false",
-    )  # fmt: skip
+        "train",
+        "method=qlora",
+        "data.train=embedded:kotoha-qa",
+        "data.eval=embedded:kotoha-qa/held_out_facts",
+        "data.max_length=128",
+        "learning_rate=3e-3",
+        "batch_size=16",
+        "gradient_accumulation_steps=1",
+        "max_steps=30",
+        f"training.output_dir={tmp_path / 'out'}",
+        "progress=false",
+    )
     assert code == 0
     scores = [row["eval_loss"] for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "eval_loss" in row]
     assert scores[-1] < 0.7 * scores[0]
@@ -222,7 +254,16 @@ def test_its_name_works_where_a_model_is_named(kotoha: str, tmp_path: Path, said
     assert call("data", "stats", "embedded:kotoha-qa/held_out_facts", "--model", kotoha) == 0
     assert call("models", kotoha) == 0
     assert call("train", f"model={kotoha}", "method=full", "data.train=embedded:kotoha-qa", "--dry-run") == 0
-    assert call("train", "method=pretrain", "data.train=embedded:kotoha-qa", f"training.output_dir={tmp_path / 'new'}", "max_steps=1") == 0  # fmt: skip
+    assert (
+        call(
+            "train",
+            "method=pretrain",
+            "data.train=embedded:kotoha-qa",
+            f"training.output_dir={tmp_path / 'new'}",
+            "max_steps=1",
+        )
+        == 0
+    )
     assert call("generate", kotoha, "昔々、", "--bits", "8", "--max-new-tokens", "8") == 0
 
 

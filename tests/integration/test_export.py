@@ -107,7 +107,9 @@ def test_a_unigram_tokenizer_without_its_sentencepiece_file_gets_one(kotoha: str
     tokenizer = load_tokenizer(kotoha)
     write_piece_model(tokenizer, tmp_path / "tokenizer.model")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    assert [pieces.IdToPiece(number) for number in range(len(tokenizer))] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))  # fmt: skip
+    assert [pieces.IdToPiece(number) for number in range(len(tokenizer))] == tokenizer.convert_ids_to_tokens(
+        range(len(tokenizer))
+    )
     assert pieces.IsUnknown(tokenizer.unk_token_id)
     assert pieces.IsControl(tokenizer.eos_token_id)
     plain = [text for text in PROBES if "\n" not in text]
@@ -135,8 +137,9 @@ def test_metadata_of_every_type_survives_a_rewrite(tmp_path: Path):
     rewrite(source, target, {"名前": Value(STRING, "とても長い新しい名前" * 5), "types": Value(ARRAY, [1, -2], INT32)})
     header = read_header(target)
     assert header.values == read_header(source).values | {
-        "名前": Value(STRING, "とても長い新しい名前" * 5), "types": Value(ARRAY, [1, -2], INT32),
-    }  # fmt: skip
+        "名前": Value(STRING, "とても長い新しい名前" * 5),
+        "types": Value(ARRAY, [1, -2], INT32),
+    }
     assert header.values["half"] == Value(FLOAT32, 0.5)
     assert header.values["yes"] == Value(BOOL, True)
     assert header.tensor_names == ["w"]
@@ -165,8 +168,13 @@ def test_the_converters_table_is_read_without_running_it(checkout: Path, kotoha:
 
 
 def test_the_dry_run_says_whether_a_gguf_can_be_made(
-    tiny_model_dir: Path, kotoha: str, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):  # fmt: skip
+    tiny_model_dir: Path,
+    kotoha: str,
+    checkout: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     (tmp_path / "rows.jsonl").write_text('{"text": "東京です。"}\n' * 4, encoding="utf-8")
     arguments = ["train", f"data.train={tmp_path / 'rows.jsonl'}", "--dry-run", f"output_dir={tmp_path / 'o'}"]
     monkeypatch.delenv("LLAMA_CPP", raising=False)
@@ -218,7 +226,17 @@ def test_refused_exports_leave_nothing(kotoha: str, tiny_model_dir: Path, checko
     load_causal_lm(str(tiny_model_dir), load_in_4bit=True).save_pretrained(tmp_path / "nf4")
     build_tokenizer().save_pretrained(tmp_path / "nf4")
     for verb in ("gguf", "ollama", "vllm"):
-        assert call("export", verb, str(tmp_path / "nf4"), "--out", str(place / "x"), *(["--llama-cpp", str(checkout)] if verb != "vllm" else [])) == 78  # fmt: skip
+        assert (
+            call(
+                "export",
+                verb,
+                str(tmp_path / "nf4"),
+                "--out",
+                str(place / "x"),
+                *(["--llama-cpp", str(checkout)] if verb != "vllm" else []),
+            )
+            == 78
+        )
     assert call("export", "vllm", str(tmp_path / "nowhere"), "--out", str(place / "x")) == 66
     assert [path.name for path in place.iterdir()] == ["mine.gguf"]
     assert (place / "mine.gguf").read_bytes() == b"mine"
@@ -299,9 +317,12 @@ class Go:
 
 SYSTEM = {"role": "system", "content": "短く {{ 答えて }}。"}
 TALK = [
-    {"role": "user", "content": '日本の"首都"は？'}, {"role": "assistant", "content": "東京です。"},
-    {"role": "user", "content": "人口は？"}, {"role": "assistant", "content": "多いです。"}, {"role": "user", "content": "面積は？"},
-]  # fmt: skip
+    {"role": "user", "content": '日本の"首都"は？'},
+    {"role": "assistant", "content": "東京です。"},
+    {"role": "user", "content": "人口は？"},
+    {"role": "assistant", "content": "多いです。"},
+    {"role": "user", "content": "面積は？"},
+]
 
 
 @pytest.mark.parametrize("key", TEMPLATES)
@@ -328,9 +349,11 @@ def test_a_prompt_in_go_written_by_hand():
     tokenizer.chat_template = TEMPLATES["qwen3_chatml"].jinja
     assert prompt_of(tokenizer).go() == (
         '{{ if .System }}{{ "<|im_start|>system\\n" }}{{ .System }}{{ "<|im_end|>\\n<|im_start|>user\\n" }}{{ else }}'
-        '{{ "<|im_start|>user\\n" }}{{ end }}{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}'
+        '{{ "<|im_start|>user\\n" }}{{ end }}{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages '
+        "$i)) 1 }}"
         '{{ if eq .Role "user" }}{{ .Content }}{{ "<|im_end|>\\n<|im_start|>assistant\\n" }}'
-        '{{ else if eq .Role "assistant" }}{{ .Content }}{{ if not $last }}{{ "<|im_end|>\\n<|im_start|>user\\n" }}{{ end }}{{ end }}{{ end }}'
+        '{{ else if eq .Role "assistant" }}{{ .Content }}{{ if not $last }}{{ "<|im_end|>\\n<|im_start|>user\\n" '
+        "}}{{ end }}{{ end }}{{ end }}"
     )
 
 

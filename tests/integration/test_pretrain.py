@@ -58,11 +58,28 @@ def test_tokenizers_that_cannot_be_made_are_refused(texts: Path, tmp_path: Path,
 
 def pretrain(texts: Path, tokenizer: Path, out: Path, *extra: str) -> int:
     return call(
-        "train", "method=pretrain", f"model.name={tokenizer}", "model.dtype=bfloat16", "model.architecture.hidden_size=64",
-        "model.architecture.num_hidden_layers=2", "model.architecture.num_attention_heads=2", f"data.train={texts}", "data.eval=0.1", "data.max_length=64",
-        "data.packing=true", "data.on_long=split", f"training.output_dir={out}", "batch_size=8", "gradient_accumulation_steps=1", "max_steps=24",
-        "learning_rate=3e-3", "eval_steps=12", "save_steps=6", "progress=false", *extra,
-    )  # fmt: skip
+        "train",
+        "method=pretrain",
+        f"model.name={tokenizer}",
+        "model.dtype=bfloat16",
+        "model.architecture.hidden_size=64",
+        "model.architecture.num_hidden_layers=2",
+        "model.architecture.num_attention_heads=2",
+        f"data.train={texts}",
+        "data.eval=0.1",
+        "data.max_length=64",
+        "data.packing=true",
+        "data.on_long=split",
+        f"training.output_dir={out}",
+        "batch_size=8",
+        "gradient_accumulation_steps=1",
+        "max_steps=24",
+        "learning_rate=3e-3",
+        "eval_steps=12",
+        "save_steps=6",
+        "progress=false",
+        *extra,
+    )
 
 
 def test_a_model_from_scratch_learns_resumes_to_the_same_bits_and_is_plain(
@@ -91,7 +108,17 @@ def test_a_model_from_scratch_learns_resumes_to_the_same_bits_and_is_plain(
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
     assert weights_digest(tmp_path / "whole") == weights_digest(tmp_path / "stopped")
     # And it is a base like any other.
-    assert call("train", f"model={tmp_path / 'whole'}", "method=lora", f"data.train={texts}", f"training.output_dir={tmp_path / 'lora'}", "max_steps=2") == 0  # fmt: skip
+    assert (
+        call(
+            "train",
+            f"model={tmp_path / 'whole'}",
+            "method=lora",
+            f"data.train={texts}",
+            f"training.output_dir={tmp_path / 'lora'}",
+            "max_steps=2",
+        )
+        == 0
+    )
 
 
 def test_a_config_file_beside_the_tokenizer_serves_as_architecture(texts: Path, tokenizer: Path, tmp_path: Path, said):
@@ -102,8 +129,23 @@ def test_a_config_file_beside_the_tokenizer_serves_as_architecture(texts: Path, 
 
     folder = tmp_path / "qwen"
     shutil.copytree(tokenizer, folder)
-    Qwen2Config(vocab_size=700, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1).save_pretrained(folder)  # fmt: skip
-    code = call("train", "method=pretrain", f"model={folder}", f"data.train={texts}", "data.on_long=split", f"training.output_dir={tmp_path / 'out'}", "max_steps=2")  # fmt: skip
+    Qwen2Config(
+        vocab_size=700,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    ).save_pretrained(folder)
+    code = call(
+        "train",
+        "method=pretrain",
+        f"model={folder}",
+        f"data.train={texts}",
+        "data.on_long=split",
+        f"training.output_dir={tmp_path / 'out'}",
+        "max_steps=2",
+    )
     assert code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["model_type"] == "qwen2"
     assert "segments otherwise than tokenizer.json says" in said()

@@ -1,4 +1,6 @@
-"""QLoRA on 4- and 8-bit bases: gradients that stay right after evaluations, and merges measured against the trained model."""
+"""QLoRA on 4- and 8-bit bases: gradients that stay right after evaluations, and merges measured against the trained
+model.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,17 @@ from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.training import merging
 from ai_finetuning.training.merging import merge_adapter
 
-# Relative error of LoRA gradients against the dequantized model. 4 bit computes with the dequantized weights; LLM.int8()
-# rounds activations to 8 bit too, which is no mistake. The defect that is watched for gives 0.7 to 1.0 (QUANTIZATION.md A2).
+# Relative error of LoRA gradients against the dequantized model. 4 bit computes with the dequantized weights;
+# LLM.int8() rounds activations to 8 bit too, which is no mistake. The defect that is watched for gives 0.7 to 1.0
+# (QUANTIZATION.md A2).
 TOLERANCE = {4: 1e-4, 8: 0.05}
 
 
 @pytest.fixture(scope="module")
 def wide_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wide enough for the CPU kernels that bitsandbytes takes on AVX512-BF16: rows a multiple of 32, several blocks a row."""
+    """Wide enough for the CPU kernels that bitsandbytes takes on AVX512-BF16: rows a multiple of 32, several blocks
+    a row.
+    """
     return save_tiny_model(tmp_path_factory.mktemp("models") / "wide", hidden_size=256)
 
 
@@ -207,7 +212,10 @@ def test_tokens_added_in_training_are_in_the_merged_model(tiny_model_dir: Path, 
     grown.add_tokens(["敬語モード", "常体モード"])
     model = load_causal_lm(str(tiny_model_dir), dtype="float32")
     model.resize_token_embeddings(len(grown), mean_resizing=False)
-    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], task_type="CAUSAL_LM"))  # fmt: skip
+    tuned = get_peft_model(
+        model,
+        LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], task_type="CAUSAL_LM"),
+    )
     tuned.save_pretrained(tmp_path / "a")
     grown.save_pretrained(tmp_path / "a")
     report = merge_adapter(str(tmp_path / "a"), str(tmp_path / "merged"), dtype="float32")

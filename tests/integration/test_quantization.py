@@ -38,10 +38,15 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 METHODS = [
-    ("bitsandbytes", 8, None, {}), ("bitsandbytes", 8, "int8", {"llm_int8_threshold": 0.0}), ("bitsandbytes", 4, None, {}),
-    ("bitsandbytes", 4, "nf4", {"bnb_4bit_use_double_quant": False}), ("bitsandbytes", 4, "fp4", {}),
-    ("bitsandbytes", 4, "fp4", {"bnb_4bit_use_double_quant": False}), ("torchao", 8, None, {}), ("torchao", 8, "int8-dynamic", {}),
-]  # fmt: skip
+    ("bitsandbytes", 8, None, {}),
+    ("bitsandbytes", 8, "int8", {"llm_int8_threshold": 0.0}),
+    ("bitsandbytes", 4, None, {}),
+    ("bitsandbytes", 4, "nf4", {"bnb_4bit_use_double_quant": False}),
+    ("bitsandbytes", 4, "fp4", {}),
+    ("bitsandbytes", 4, "fp4", {"bnb_4bit_use_double_quant": False}),
+    ("torchao", 8, None, {}),
+    ("torchao", 8, "int8-dynamic", {}),
+]
 
 
 @pytest.mark.parametrize(("backend", "bits", "quant_type", "settings"), METHODS)
@@ -74,16 +79,33 @@ def test_quantized_copies_reload_with_plain_transformers_bit_for_bit(
     assert not [path.name for path in (tmp_path / "q").iterdir() if path.suffix in (".bin", ".pt")]
 
 
-@pytest.mark.parametrize(("method", "options", "stored"), [
-    ("quantize_to_8bit", {"llm_int8_threshold": 3.5}, {"load_in_8bit": True, "llm_int8_threshold": 3.5}),
-    ("quantize_to_8bit", {"llm_int8_enable_fp32_cpu_offload": True}, {"load_in_8bit": True, "llm_int8_enable_fp32_cpu_offload": False}),
-    ("quantize_to_4bit", {"compute_dtype": torch.float32}, {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float32"}),
-    ("quantize_to_4bit", {"quant_type": "fp4", "use_double_quant": False}, {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "options", "stored"),
+    [
+        ("quantize_to_8bit", {"llm_int8_threshold": 3.5}, {"load_in_8bit": True, "llm_int8_threshold": 3.5}),
+        (
+            "quantize_to_8bit",
+            {"llm_int8_enable_fp32_cpu_offload": True},
+            {"load_in_8bit": True, "llm_int8_enable_fp32_cpu_offload": False},
+        ),
+        (
+            "quantize_to_4bit",
+            {"compute_dtype": torch.float32},
+            {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float32"},
+        ),
+        (
+            "quantize_to_4bit",
+            {"quant_type": "fp4", "use_double_quant": False},
+            {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False},
+        ),
+    ],
+)
 def test_no_documented_parameter_is_lost(
     tiny_model_dir: Path, tmp_path: Path, method: str, options: dict, stored: dict
 ):
-    """Each is in the stored configuration and in force; the one that would leave all weights in 16 bit on a CPU is taken out."""
+    """Each is in the stored configuration and in force; the one that would leave all weights in 16 bit on a CPU is
+    taken out.
+    """
     model = getattr(QuantizationOptimizer(str(tiny_model_dir)), method)(str(tmp_path / "q"), **options)
     config = json.loads((tmp_path / "q" / "config.json").read_text(encoding="utf-8"))
     assert {key: config["quantization_config"][key] for key in stored} == stored
@@ -130,7 +152,9 @@ def test_chat_and_generate_allow_re_packing(tiny_model_dir: Path, tmp_path: Path
 def test_a_copy_saved_after_a_re_packing_forward_is_found_out(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The defect of bitsandbytes 0.50.2 itself: without double quantization the scales stay transposed in what is saved."""
+    """The defect of bitsandbytes 0.50.2 itself: without double quantization the scales stay transposed in what is
+    saved.
+    """
     from transformers import PreTrainedModel
 
     save = PreTrainedModel.save_pretrained
@@ -190,12 +214,15 @@ def test_refusals_come_before_anything_is_written(tiny_model_dir: Path, tmp_path
     for call, word in (
         (lambda: optimizer.quantize_to_8bit(str(out), llm_int8_has_fp16_weight=True), "llm_int8_has_fp16_weight"),
         (lambda: optimizer.quantize_to_8bit(str(out), llm_int8_threshold=-1.0), "llm_int8_threshold"),
-        (lambda: optimizer.quantize_to_4bit(str(out), quant_type="int4"), "no quantization with backend=bitsandbytes bits=4 quant_type=int4"),
+        (
+            lambda: optimizer.quantize_to_4bit(str(out), quant_type="int4"),
+            "no quantization with backend=bitsandbytes bits=4 quant_type=int4",
+        ),
         (lambda: optimizer.quantize(out, bits=3), "bits=3"),
         (lambda: optimizer.quantize(out, bits=8, backend="hqq"), "backend=hqq"),
         (lambda: optimizer.quantize(out, bits=8, settings={"bnb_4bit_use_double_quant": True}), "has no meaning"),
         (lambda: optimizer.quantize(out, bits=8, compute_dtype="int4"), "dtype is 'int4'"),
-    ):  # fmt: skip
+    ):
         with pytest.raises((ConfigError, ModelError), match=word):
             call()
     assert not list(tmp_path.iterdir())

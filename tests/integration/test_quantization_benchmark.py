@@ -73,7 +73,9 @@ def test_fidelity_is_that_of_the_two_distributions(found: dict, original, folder
     for ids in INPUTS:
         left, right = logits(original, ids), logits(quantized, ids)
         for a, b in zip(left, right, strict=True):
-            kl.append(float(torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (a, b)))))  # fmt: skip
+            kl.append(
+                float(torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (a, b))))
+            )
             top1.append(int(a.argmax() == b.argmax()))
             cosine.append(float(torch.cosine_similarity(a, b, dim=0)))
         for index, side in enumerate((left, right)):
@@ -111,7 +113,9 @@ def state(model) -> dict:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_neither_model_is_changed(tiny_model_dir: Path, tmp_path: Path, bits: int):
-    """Weights, training modes module by module, re-packing flags, the place of 8-bit scales; a copy saved afterwards is the same."""
+    """Weights, training modes module by module, re-packing flags, the place of 8-bit scales; a copy saved afterwards
+    is the same.
+    """
     optimizer = QuantizationOptimizer(str(tiny_model_dir))
     settings = {"bnb_4bit_use_double_quant": False} if bits == 4 else None
     quantized = optimizer.quantize(str(tmp_path / "q"), bits=bits, settings=settings)
@@ -175,9 +179,13 @@ def test_what_cannot_be_compared_is_refused(tiny_model_dir: Path, tmp_path: Path
     optimizer = QuantizationOptimizer(str(tiny_model_dir))
     long = torch.ones(1025, dtype=torch.int64)
     for bad, word in (
-        ([], "test_inputs"), ([torch.zeros(2, 2, 2)], "test_inputs"), ([torch.zeros(3)], "test_inputs"),
-        ([torch.tensor([[1, 2], [3, 4]])], "test_inputs"), ([torch.tensor([400])], "the models know 0 to 399"), ([long], "1025 tokens"),
-    ):  # fmt: skip
+        ([], "test_inputs"),
+        ([torch.zeros(2, 2, 2)], "test_inputs"),
+        ([torch.zeros(3)], "test_inputs"),
+        ([torch.tensor([[1, 2], [3, 4]])], "test_inputs"),
+        ([torch.tensor([400])], "the models know 0 to 399"),
+        ([long], "1025 tokens"),
+    ):
         with pytest.raises(ConfigError, match=word):
             optimizer.benchmark_quantization(original, original, bad)
     for runs in (0, True, 2.5):

@@ -27,9 +27,20 @@ def test_the_main_job_on_real_rows(shared: Path, kotoha: str, tmp_path: Path, me
     with gzip.open(data, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     code = call(
-        "train", f"model={kotoha}", f"method={method}", f"data.train={data}", "data.eval=0.1", f"training.output_dir={tmp_path / 'out'}",
-        f"learning_rate={rate}", "batch_size=8", "gradient_accumulation_steps=1", "num_epochs=2", "on_long=drop", "eval_steps=50", "progress=false",
-    )  # fmt: skip
+        "train",
+        f"model={kotoha}",
+        f"method={method}",
+        f"data.train={data}",
+        "data.eval=0.1",
+        f"training.output_dir={tmp_path / 'out'}",
+        f"learning_rate={rate}",
+        "batch_size=8",
+        "gradient_accumulation_steps=1",
+        "num_epochs=2",
+        "on_long=drop",
+        "eval_steps=50",
+        "progress=false",
+    )
     assert code == 0
     scores = [row for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "eval_loss" in row]
     assert scores[-1]["eval_loss"] < scores[0]["eval_loss"] - drop, scores

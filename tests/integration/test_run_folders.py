@@ -27,7 +27,9 @@ pytestmark = pytest.mark.skipif(
     ids=["its config.yaml", *(f"the same command, {name}" for name in make.RUNS)],
 )
 def test_a_run_folder_of_f119607_resumes_to_the_same_bits(tmp_path: Path, name: str, command: list[str]):
-    """Stopped at step 7 by that commit, taken to step 12 by this one: every loss and the weights are those of a run that never stopped."""
+    """Stopped at step 7 by that commit, taken to step 12 by this one: every loss and the weights are those of a run
+    that never stopped.
+    """
     folder = tmp_path / "runs"
     shutil.copytree(WRITTEN, folder)
     assert make.run(folder, *command, "--resume") == 0

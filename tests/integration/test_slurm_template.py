@@ -14,7 +14,10 @@ import pytest
 TEMPLATE = Path(__file__).resolve().parents[2] / "examples" / "slurm" / "train.sbatch"
 # srun runs until it is told to stop, as torchrun does until its workers have saved; scancel tells it.
 COMMANDS = {
-    "srun": 'echo "$@" > asked; env | grep -E "^(TORCH|OMP)" > variables; echo $$ > pid; trap "echo saved > saved; exit 1" TERM; $HANDOVER; while :; do sleep 0.05; done',
+    "srun": (
+        'echo "$@" > asked; env | grep -E "^(TORCH|OMP)" > variables; echo $$ > pid; trap "echo saved > saved; exit '
+        '1" TERM; $HANDOVER; while :; do sleep 0.05; done'
+    ),
     "scontrol": 'case "$1" in show) printf "node7\\nnode8\\n";; requeue) echo "$2" > requeued;; esac',
     "scancel": 'echo "$@" > cancelled; kill -TERM "$(cat pid)"',
 }
@@ -24,7 +27,13 @@ def start(folder: Path, handover: str = ":") -> subprocess.Popen:
     for name, body in COMMANDS.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
-    slurm = {"SLURM_JOB_ID": "4321", "SLURM_NNODES": "2", "SLURM_GPUS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "32", "SLURM_JOB_NODELIST": "node[7-8]"}  # fmt: skip
+    slurm = {
+        "SLURM_JOB_ID": "4321",
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_PER_NODE": "8",
+        "SLURM_CPUS_PER_TASK": "32",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+    }
     variables = os.environ | slurm | {"PATH": f"{folder}:{os.environ['PATH']}", "HANDOVER": handover}
     return subprocess.Popen(["bash", str(TEMPLATE), "run.yaml", "method=lora"], cwd=folder, env=variables)
 

@@ -26,7 +26,18 @@ from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import ConfigError, DataError, ModelError
 from ai_finetuning.kernels.build import why_unavailable
 
-FILES = {"config.yaml", "environment.json", "metrics.jsonl", "loss.png", "report.html", "run.json", "README.md", "tokenizer.json", "chat_template.jinja", "generation_config.json"}  # fmt: skip
+FILES = {
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "loss.png",
+    "report.html",
+    "run.json",
+    "README.md",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "generation_config.json",
+}
 
 
 def logits(model: torch.nn.Module, text: str = "日本の首都は東京です。") -> torch.Tensor:
@@ -138,8 +149,11 @@ def test_qlora_loads_the_base_quantized_and_says_so(
     model.load_model()
     lora = LoRAConfig(r=4, use_qlora=True, qlora_4bit=bits == 4)
     trainer = LoRAFinetuningTrainer(
-        model, lora, training(tmp_path / "out", num_epochs=1, runtime={"precision": precision}), data=DataConfig(max_length=64)
-    )  # fmt: skip
+        model,
+        lora,
+        training(tmp_path / "out", num_epochs=1, runtime={"precision": precision}),
+        data=DataConfig(max_length=64),
+    )
     trained = trainer.train(ROWS)
     assert quantized_bits(trained) == bits
     assert f"loaded again in {bits} bit" in caplog.text
@@ -318,7 +332,9 @@ def test_packing_trains_the_same_tokens(tiny_model_dir: Path, tmp_path: Path):
 def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
     tiny_model_dir: Path, tmp_path: Path, said, train, path: str, precision: str, near: float
 ):
-    """Every step holds all documents, so that only their arrangement differs; rates large enough for the losses to fall."""
+    """Every step holds all documents, so that only their arrangement differs; rates large enough for the losses to
+    fall.
+    """
     reason = why_unavailable(torch.device("cpu"))
     if path == "fused" and reason is not None:
         pytest.skip(f"no compiled kernels here: {reason}")
@@ -326,9 +342,16 @@ def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
     found = []
     for packing in (True, False):
         train(
-            tiny_model_dir, tmp_path / str(packing), data=DataConfig(max_length=128, packing=packing), batch_size=22,
-            gradient_accumulation_steps=1, num_epochs=8, warmup_steps=0, runtime={"precision": precision}, **options,
-        )  # fmt: skip
+            tiny_model_dir,
+            tmp_path / str(packing),
+            data=DataConfig(max_length=128, packing=packing),
+            batch_size=22,
+            gradient_accumulation_steps=1,
+            num_epochs=8,
+            warmup_steps=0,
+            runtime={"precision": precision},
+            **options,
+        )
         found.append([float.fromhex(item) for item in losses(tmp_path / str(packing))])
     assert said().count(f"training step: {path}") == 2
     packed, padded = found
@@ -338,7 +361,9 @@ def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
 
 
 def test_packed_runs_score_held_out_rows_as_padded_ones_do(tiny_model_dir: Path, tmp_path: Path):
-    """Before the first step, where the weights are the same: loss and bits per character agree, the tokens are equal."""
+    """Before the first step, where the weights are the same: loss and bits per character agree, the tokens are
+    equal.
+    """
     rows = []
     for packing in (True, False):
         data = DataConfig(max_length=128, packing=packing)
@@ -380,9 +405,15 @@ def test_packing_is_refused_where_documents_see_each_other(tiny_model_dir: Path)
 def test_best_checkpoint_is_returned_where_asked(tiny_model_dir: Path, tmp_path: Path):
     """With a rate that ruins the model, the best weights are earlier ones; the returned model is exactly those."""
     trainer = train_lora(
-        tiny_model_dir, tmp_path / "out", evaluate=ROWS[:6], eval_steps=1, learning_rate=0.3, num_epochs=3,
-        schedule=ScheduleConfig(name="constant"), checkpoint={"load_best": True},
-    )  # fmt: skip
+        tiny_model_dir,
+        tmp_path / "out",
+        evaluate=ROWS[:6],
+        eval_steps=1,
+        learning_rate=0.3,
+        num_epochs=3,
+        schedule=ScheduleConfig(name="constant"),
+        checkpoint={"load_best": True},
+    )
     state, history = trainer.result.state, trainer.result.history
     scores = {row["step"]: row["eval_loss"] for row in history if row.get("eval_loss") is not None}
     assert state.best_step == min(scores, key=scores.get) < state.step
@@ -402,12 +433,27 @@ def test_best_checkpoint_is_returned_where_asked(tiny_model_dir: Path, tmp_path:
 
 def test_early_stopping_ends_the_run(tiny_model_dir: Path, tmp_path: Path):
     trainer = train_lora(
-        tiny_model_dir, tmp_path / "out", evaluate=ROWS[:6], eval_steps=1, learning_rate=0.5, num_epochs=20, runtime={"early_stopping_patience": 2}
-    )  # fmt: skip
+        tiny_model_dir,
+        tmp_path / "out",
+        evaluate=ROWS[:6],
+        eval_steps=1,
+        learning_rate=0.5,
+        num_epochs=20,
+        runtime={"early_stopping_patience": 2},
+    )
     assert trainer.result.state.step < 120
 
 
-@pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"target_modules": ["q_proj", "v_proj"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"target_modules": ["q_proj", "v_proj"]},
+    ],
+)
 def test_lora_options_train_and_load_with_plain_peft(tiny_model_dir: Path, tmp_path: Path, options: dict):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -424,8 +470,11 @@ def test_lora_plus_gives_lora_b_its_own_rate(tiny_model_dir: Path, tmp_path: Pat
     config = training(tmp_path / "plus", num_epochs=1)
     config.optimizer = OptimizerConfig(lora_plus_ratio=16)
     LoRAFinetuningTrainer(
-        JapaneseModel(str(tiny_model_dir), torch_dtype=torch.float32), LoRAConfig(r=4, lora_alpha=8, lora_dropout=0.1), config, data=DataConfig(max_length=64)
-    ).train(ROWS)  # fmt: skip
+        JapaneseModel(str(tiny_model_dir), torch_dtype=torch.float32),
+        LoRAConfig(r=4, lora_alpha=8, lora_dropout=0.1),
+        config,
+        data=DataConfig(max_length=64),
+    ).train(ROWS)
     assert losses(tmp_path / "plain") != losses(tmp_path / "plus")
 
 

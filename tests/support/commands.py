@@ -26,12 +26,21 @@ def write_run(folder: Path, model: Path | str, **training: Any) -> Path:
         "method": "lora",
         "data": {"train": str(rows), "eval": str(held_out), "max_length": 64},
         "training": {
-            "learning_rate": 5e-3, "batch_size": 2, "gradient_accumulation_steps": 2, "num_epochs": 4, "warmup_steps": 2,
-            "eval_steps": 5, "save_steps": 4, "output_dir": str(folder / "out"), "gradient_checkpointing": False, "fp16": False,
+            "learning_rate": 5e-3,
+            "batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "num_epochs": 4,
+            "warmup_steps": 2,
+            "eval_steps": 5,
+            "save_steps": 4,
+            "output_dir": str(folder / "out"),
+            "gradient_checkpointing": False,
+            "fp16": False,
             "runtime": {"progress": False},
-        } | training,
+        }
+        | training,
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
-    }  # fmt: skip
+    }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     return path
@@ -45,9 +54,14 @@ def environment(**changes: str) -> dict[str, str]:
 def start(*arguments: str, fault: str = "", **changes: Any) -> subprocess.Popen[str]:
     """`aift` as a process."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ai_finetuning", *arguments], env=environment(AIFT_FAULT=fault, **changes),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
-    )  # fmt: skip
+        [sys.executable, "-m", "ai_finetuning", *arguments],
+        env=environment(AIFT_FAULT=fault, **changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
 
 
 def spawn(*arguments: str, fault: str = "", timeout: float = 120, **changes: Any) -> tuple[int, str]:

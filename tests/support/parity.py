@@ -27,7 +27,9 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: architecture, `full`, `lora` or `qlora`, `padded`, `packed` (transformers' masks) or `documents` (the portable path)."""
+    """What is trained: architecture, `full`, `lora` or `qlora`, `padded`, `packed` (transformers' masks) or
+    `documents` (the portable path).
+    """
 
     kind: str
     method: str = "full"
@@ -67,9 +69,16 @@ def loader(case: Case, rank: int = 0, size: int = 1) -> Loader:
     """All documents in one optimizer step."""
     packed = case.data != "padded"
     return Loader(
-        documents(case.rows), rows_per_step=case.rows, seed=0, packing=packed, max_length=48, group_by_length=False,
-        pad_token_id=0, data_rank=rank, data_size=size,
-    )  # fmt: skip
+        documents(case.rows),
+        rows_per_step=case.rows,
+        seed=0,
+        packing=packed,
+        max_length=48,
+        group_by_length=False,
+        pad_token_id=0,
+        data_rank=rank,
+        data_size=size,
+    )
 
 
 def model_of(case: Case) -> Any:
@@ -113,7 +122,9 @@ def loss_of(case: Case, model: Any) -> Any:
 
 
 def take_step(case: Case, strategy: Any, micro_batch_size: int = 2) -> Outcome:
-    """Prepares the model, and does one step: clip at 1, AdamW at the documented default rate (its first step magnifies tiny gradients)."""
+    """Prepares the model, and does one step: clip at 1, AdamW at the documented default rate (its first step
+    magnifies tiny gradients).
+    """
     model = model_of(case)
     strategy.prepare(model, loss_of(case, model))
     trained = [(name, p) for name, p in strategy.named_parameters(model) if p.requires_grad]
@@ -155,8 +166,8 @@ def differences(
         build: called on every rank, gives the strategy.
 
     Returns:
-        `loss` (absolute), `norm` (relative), `gradient` (largest relative L2 over weights), `weight` (largest absolute after
-        the step), `covered` (share of the trained elements that some rank holds).
+        `loss` (absolute), `norm` (relative), `gradient` (largest relative L2 over weights), `weight` (largest absolute
+        after the step), `covered` (share of the trained elements that some rank holds).
     """
     answers = run_ranks(world, _rank, cases, build, folder=folder, limit=limit)
     found = {}

@@ -28,9 +28,16 @@ def training(folder: Path, **changes: Any) -> TrainingConfig:
     checkpoint = changes.pop("checkpoint", {})
     parallel = changes.pop("parallel", None)
     values: dict[str, Any] = {
-        "learning_rate": 5e-3, "batch_size": 2, "gradient_accumulation_steps": 2, "num_epochs": 2, "warmup_steps": 2,
-        "eval_steps": 100, "save_steps": 3, "output_dir": str(folder), "gradient_checkpointing": False,
-    }  # fmt: skip
+        "learning_rate": 5e-3,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_epochs": 2,
+        "warmup_steps": 2,
+        "eval_steps": 100,
+        "save_steps": 3,
+        "output_dir": str(folder),
+        "gradient_checkpointing": False,
+    }
     config = TrainingConfig(
         **values | changes,
         runtime=RuntimeConfig(**{"progress": False, "precision": "fp32"} | runtime),

@@ -1,8 +1,10 @@
-"""Several devices without one: CPU tensors carry the name of a virtual device, and an operation over two of them raises.
+"""Several devices without one: CPU tensors carry the name of a virtual device, and an operation over two of them
+raises.
 
-`cpu:0` and `cpu:1` are one device to torch, and a build without CUDA makes no `cuda:1` tensor. So two modes share the work:
-the function mode answers `tensor.device` and turns `.to("cuda:1")` and `device="cuda:1"` into CPU work with a tag; the
-dispatch mode sees every operation, those of the backward pass too, and follows CUDA's rule: one device, or 0-dim CPU numbers.
+`cpu:0` and `cpu:1` are one device to torch, and a build without CUDA makes no `cuda:1` tensor. So two modes share the
+work: the function mode answers `tensor.device` and turns `.to("cuda:1")` and `device="cuda:1"` into CPU work with a
+tag; the dispatch mode sees every operation, those of the backward pass too, and follows CUDA's rule: one device, or
+0-dim CPU numbers.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def docstrings(cls: type) -> dict[str, str]:
     texts = {}
     for field, below in zip(body, body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            texts[ast.unparse(field.target)] = str(below.value.value)
+            texts[ast.unparse(field.target)] = " ".join(str(below.value.value).split())
     return texts
 
 

@@ -19,7 +19,9 @@ class ParallelConfig:
     strategy: Literal["ddp", "model_parallel", "pipeline", "fsdp", "tensor", "auto"] = "ddp"
     """How the work is spread over devices."""
     max_memory_per_gpu: dict[int, str] | None = None
-    """Most memory that `model_parallel` may use on a GPU, as `22GB` (10^9) or `22GiB` (2^30), by GPU index; all free memory if not given."""
+    """Most memory that `model_parallel` may use on a GPU, as `22GB` (10^9) or `22GiB` (2^30), by GPU index; all free
+    memory if not given.
+    """
     pipeline_parallel_size: int = 1
     """Pipeline stages."""
     tensor_parallel_size: int = 1
@@ -27,9 +29,13 @@ class ParallelConfig:
     pipeline_schedule: Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBV"] = "1F1B"
     """Order of the micro-batches in a pipeline."""
     deepspeed_stage: Literal[2, 3] | None = None
-    """ZeRO by DeepSpeed (an extra) with `ddp`: 2 divides gradients and moments over the processes, 3 weights too; `fsdp` does the latter without it."""
+    """ZeRO by DeepSpeed (an extra) with `ddp`: 2 divides gradients and moments over the processes, 3 weights too;
+    `fsdp` does the latter without it.
+    """
     processes: int | None = None
-    """Processes to start on this machine; left alone, one for each GPU, and one on a CPU. Without effect under a launcher."""
+    """Processes to start on this machine; left alone, one for each GPU, and one on a CPU. Without effect under a
+    launcher.
+    """
     max_restarts: int = 0
     """How often processes that died are started anew, from the last checkpoint."""
     timeout_seconds: float = 1800.0
@@ -78,6 +84,10 @@ class ParallelConfig:
             self.strategy == "ddp" and self.pipeline_parallel_size == self.tensor_parallel_size == 1,
             "parallel.deepspeed_stage",
             self.deepspeed_stage,
-            f"strategy: ddp で、pipeline_parallel_size と tensor_parallel_size が 1 のときだけ使えます（いまは strategy: {self.strategy}、{self.pipeline_parallel_size}、{self.tensor_parallel_size}）。重みを分割するなら deepspeed_stage を消して strategy: fsdp にしてください。",
-            f"it goes with strategy: ddp and sizes of 1 (strategy: {self.strategy}, pipeline_parallel_size {self.pipeline_parallel_size}, tensor_parallel_size {self.tensor_parallel_size}); to divide weights otherwise, leave deepspeed_stage out and use strategy: fsdp.",
+            "strategy: ddp で、pipeline_parallel_size と tensor_parallel_size が 1 のときだけ使えます（いまは strategy: "
+            f"{self.strategy}、{self.pipeline_parallel_size}、{self.tensor_parallel_size}）。重みを分割するなら "
+            "deepspeed_stage を消して strategy: fsdp にしてください。",
+            f"it goes with strategy: ddp and sizes of 1 (strategy: {self.strategy}, pipeline_parallel_size "
+            f"{self.pipeline_parallel_size}, tensor_parallel_size {self.tensor_parallel_size}); to divide weights "
+            "otherwise, leave deepspeed_stage out and use strategy: fsdp.",
         )

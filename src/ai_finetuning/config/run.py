@@ -47,12 +47,15 @@ class RunConfig:
         if self.trains_all and self.lora.use_qlora:
             raise ConfigError(
                 f"method が {self.method} で lora.use_qlora が true です。量子化した重みはそのままでは訓練できません。method: qlora にしてください。",
-                f"method is {self.method} and lora.use_qlora is true; quantized weights cannot be trained in full: use method: qlora.",
+                f"method is {self.method} and lora.use_qlora is true; quantized weights cannot be trained in "
+                "full: use method: qlora.",
             )
         if self.training.optimizer.name == "muon" and not self.trains_all:
             raise ConfigError(
-                f"training.optimizer.name: muon は全部の重みを訓練するとき（method: full, pretrain）だけ使えます。いまは method: {self.method} です。adamw にしてください。",
-                f"training.optimizer.name: muon is for training all weights (method: full, pretrain); the method is {self.method}: use adamw.",
+                "training.optimizer.name: muon は全部の重みを訓練するとき（method: full, pretrain）だけ使えます。いまは method: "
+                f"{self.method} です。adamw にしてください。",
+                "training.optimizer.name: muon is for training all weights (method: full, pretrain); the method "
+                f"is {self.method}: use adamw.",
             )
         if self.method == "lora" and self.lora.use_qlora:
             self.method = "qlora"

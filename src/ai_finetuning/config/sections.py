@@ -16,7 +16,9 @@ class OptimizerConfig:
     SECTION: ClassVar[str] = "training.optimizer"
 
     name: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
-    """AdamW (fused where the device has it); bitsandbytes' AdamW with 8-bit states; or Muon for the matrices of hidden layers and AdamW for the rest (all-weights training only)."""
+    """AdamW (fused where the device has it); bitsandbytes' AdamW with 8-bit states; or Muon for the matrices of
+    hidden layers and AdamW for the rest (all-weights training only).
+    """
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and the second moment."""
     eps: float = 1e-8
@@ -60,7 +62,9 @@ class ScheduleConfig:
     SECTION: ClassVar[str] = "training.schedule"
 
     name: Literal["linear", "cosine", "constant", "wsd"] = "linear"
-    """Shape after the warm-up; `wsd` (warm-up, stable, decay; arXiv:2404.06395) is constant, then linear over the last decay_ratio of the steps."""
+    """Shape after the warm-up; `wsd` (warm-up, stable, decay; arXiv:2404.06395) is constant, then linear over the
+    last decay_ratio of the steps.
+    """
     max_steps: int | None = None
     """Optimizer steps to run; overrides num_epochs."""
     min_lr_ratio: float = 0.0
@@ -138,7 +142,9 @@ class RuntimeConfig:
     progress: bool = True
     """Show progress."""
     kernels: Literal["auto", "portable", "plain"] = "auto"
-    """How the step computes: `auto` takes fused blocks where they serve the model, `portable` the model's own modules without padding, `plain` padded rows."""
+    """How the step computes: `auto` takes fused blocks where they serve the model, `portable` the model's own
+    modules without padding, `plain` padded rows.
+    """
 
     def __post_init__(self) -> None:
         require(

@@ -10,7 +10,8 @@ _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", 
 # Characters that ordinary Japanese is made of.
 _ORDINARY = re.compile("[\u3040-\u30ff\u4e00-\u9fff\u3000-\u303f\uff00-\uff5e\x20-\x7e\n\r\t]")
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
-# What UTF-8 Japanese looks like when it was once decoded as CP932 (繧 縺 繝 譁 ...), or CP932 as Latin-1 (many U+0080-U+00FF).
+# What UTF-8 Japanese looks like when it was once decoded as CP932 (繧 縺 繝 譁 ...), or CP932 as Latin-1 (many
+# U+0080-U+00FF).
 _UTF8_AS_CP932 = re.compile("[繧縺繝][\u0080-\uffff]")
 _LATIN = re.compile("[\u0080-\u00ff]")
 _SAMPLE = 200_000

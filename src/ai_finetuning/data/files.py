@@ -64,7 +64,8 @@ def _text(raw: bytes, report: FileReport) -> str:
     if broken is not None:
         raise DataError(
             f"{report.path} は文字化けしています（{broken}）。元のファイルから作り直してください。文字化けした文では訓練しません。",
-            f"{report.path} is mojibake ({broken}); make it again from the original file. Broken text is never trained on.",
+            f"{report.path} is mojibake ({broken}); make it again from the original file. Broken text is never "
+            "trained on.",
         )
     return text
 
@@ -97,8 +98,12 @@ def _object(values: Any, source: str, report: FileReport, skip: bool) -> Iterato
         return
     kind = type(values).__name__
     _refuse(
-        report, skip, source, f"{kind} です。行は {{...}} の形にしてください", f"a {kind}; every row must be a {{...}} object"
-    )  # fmt: skip
+        report,
+        skip,
+        source,
+        f"{kind} です。行は {{...}} の形にしてください",
+        f"a {kind}; every row must be a {{...}} object",
+    )
 
 
 def _read_json(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
@@ -210,7 +215,9 @@ def _read_parquet(path: Path, raw: bytes, report: FileReport, skip: bool) -> Ite
 
 
 def _read_txt(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
-    """Documents parted by blank lines; a file without blank lines holds one document a line. Tabs: Excel's Unicode text."""
+    """Documents parted by blank lines; a file without blank lines holds one document a line. Tabs: Excel's Unicode
+    text.
+    """
     text = _text(raw, report)
     first = text.lstrip("\ufeff").split("\n", 1)[0]
     if report.encoding == "utf-16" and "\t" in first:
@@ -245,7 +252,8 @@ def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Ro
     """All rows of a file, an embedded data set, a `datasets` folder or a hub id, and what was found.
 
     Raises:
-        InputNotFoundError: no such file. DataError: a kind, encoding or row that cannot be used. HubError: no such data set.
+        InputNotFoundError: no such file. DataError: a kind, encoding or row that cannot be used. HubError: no such data
+            set.
     """
     place = embedded.data_file(str(path)) if embedded.is_embedded(str(path)) else Path(path)
     if place.is_dir():
@@ -257,7 +265,8 @@ def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Ro
     if kind not in READERS:
         raise DataError(
             f"{path} の種類 {kind or '（拡張子なし）'} は読めません。使えるのは {' '.join(READERS)} とその .gz です。",
-            f"{path}: files of kind {kind or '(no extension)'} cannot be read; known: {' '.join(READERS)} and .gz of these.",
+            f"{path}: files of kind {kind or '(no extension)'} cannot be read; known: {' '.join(READERS)} and .gz "
+            "of these.",
         )
     report = FileReport(str(path), kind.removeprefix("."))
     try:
@@ -323,14 +332,17 @@ def _read_hub(name: str) -> tuple[list[Row], FileReport]:
     answer = None if offline() else head(f"{endpoint()}/api/datasets/{name}")
     if answer is not None and answer.status is None:
         raise HubError(
-            f"データセット {name} を取りに行きましたが、{endpoint()} が応答しません（{answer.reason}）。ファイルなら拡張子まで書き、ハブならネットワークか HF_ENDPOINT を確認してください。",
-            f"data set {name} cannot be had: {endpoint()} does not answer ({answer.reason}). A file needs its extension; for a hub id check the network or HF_ENDPOINT.",
+            f"データセット {name} を取りに行きましたが、{endpoint()} が応答しません（{answer.reason}）。ファイルなら拡張子まで書き、ハブならネットワークか "
+            "HF_ENDPOINT を確認してください。",
+            f"data set {name} cannot be had: {endpoint()} does not answer ({answer.reason}). A file needs its "
+            "extension; for a hub id check the network or HF_ENDPOINT.",
         )
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # datasets raises many kinds here; all of them mean: no such data, or no hub
         raise HubError(
             f"データセット {name} を取得できません（{str(error).splitlines()[0][:150]}）。ファイルなら拡張子まで書き、ハブならネットワークと名前を確認してください。",
-            f"data set {name} cannot be had ({str(error).splitlines()[0][:150]}). A file needs its extension; for a hub id check name and network.",
+            f"data set {name} cannot be had ({str(error).splitlines()[0][:150]}). A file needs its extension; for "
+            "a hub id check name and network.",
         ) from None
     return _dataset_rows(loaded, name)

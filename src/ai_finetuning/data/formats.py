@@ -13,20 +13,48 @@ from .messages import Conversation, Message, PlainText, Sample
 COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "instruction": (
-        "instruction", "prompt", "question", "query", "指示", "質問", "問い", "問い合わせ", "問い合わせ内容", "問合せ",
-        "問合せ内容", "お問い合わせ内容", "入力文", "q", "user",
+        "instruction",
+        "prompt",
+        "question",
+        "query",
+        "指示",
+        "質問",
+        "問い",
+        "問い合わせ",
+        "問い合わせ内容",
+        "問合せ",
+        "問合せ内容",
+        "お問い合わせ内容",
+        "入力文",
+        "q",
+        "user",
     ),
     "input": ("input", "context", "入力", "文脈", "背景"),
     "output": (
-        "output", "response", "answer", "completion", "応答", "回答", "返答", "回答内容", "出力", "a", "assistant",
+        "output",
+        "response",
+        "answer",
+        "completion",
+        "応答",
+        "回答",
+        "返答",
+        "回答内容",
+        "出力",
+        "a",
+        "assistant",
     ),
     "system": ("system", "システム", "system_prompt"),
     "text": ("text", "本文", "テキスト"),
-}  # fmt: skip
+}
 ROLES = {
-    "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
     "model": "assistant",
-}  # fmt: skip
+}
 _ROLE_OF = {name: role for role, names in COLUMNS.items() for name in names}
 
 
@@ -78,8 +106,11 @@ def map_columns(names: list[str], columns: Mapping[str, str] | None = None) -> d
         raise _ambiguous("text", roles["text"], roles["instruction"], names)
     if not ({"messages"} <= roles.keys() or {"instruction", "output"} <= roles.keys() or {"text"} <= roles.keys()):
         raise DataError(
-            f"列 {', '.join(map(str, names))} から学習データを作れません。指示/出力、質問/回答、instruction/output、messages、text のいずれかにするか、data.columns で指定してください（例: data.columns={{instruction: {names[0] if names else '列名'}, output: 列名}}）。",
-            f"columns {', '.join(map(str, names))} make no training sample. Use instruction/output, 質問/回答, messages or text, or say it with data.columns (for example data.columns={{instruction: {names[0] if names else 'NAME'}, output: NAME}}).",
+            f"列 {', '.join(map(str, names))} から学習データを作れません。指示/出力、質問/回答、instruction/output、messages、text のいずれかにするか、"
+            f"data.columns で指定してください（例: data.columns={{instruction: {names[0] if names else '列名'}, output: 列名}}）。",
+            f"columns {', '.join(map(str, names))} make no training sample. Use instruction/output, 質問/回答, "
+            f"messages or text, or say it with data.columns (for example data.columns={{instruction: "
+            f"{names[0] if names else 'NAME'}, output: NAME}}).",
         )
     return roles
 
@@ -87,7 +118,8 @@ def map_columns(names: list[str], columns: Mapping[str, str] | None = None) -> d
 def _ambiguous(role: str, first: str, second: str, names: list[str]) -> DataError:
     return DataError(
         f"列 {first} と {second} のどちらを {role} とするか決められません（列: {', '.join(names)}）。data.columns で指定してください。",
-        f"columns {first} and {second} could both be the {role} (columns: {', '.join(names)}); say which with data.columns.",
+        f"columns {first} and {second} could both be the {role} (columns: {', '.join(names)}); say which with "
+        "data.columns.",
     )
 
 

@@ -82,10 +82,11 @@ class Loader:
         return np.concatenate(parts)
 
     def micro_batches(self, epoch: int, index: int, micro_batch_size: int) -> list[Batch]:
-        """This rank's micro-batches of step `index` of `epoch`; the rows of all ranks do not depend on micro_batch_size.
+        """This rank's micro-batches of step `index` of `epoch`; the rows of all ranks do not depend on
+        micro_batch_size.
 
-        Every rank gets the same number of micro-batches: one that has fewer rows computes some without labels, since sharded
-        weights are gathered by all ranks together.
+        Every rank gets the same number of micro-batches: one that has fewer rows computes some without labels, since
+        sharded weights are gathered by all ranks together.
         """
         first = index * self._rows_per_step
         rows = self._order(epoch)[first : first + self._rows_per_step]

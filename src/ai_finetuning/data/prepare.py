@@ -126,7 +126,8 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     if not 0 < count < len(sources):
         raise DataError(
             f"data.eval が {share} ですが、{len(sources)} 行では検証か学習のどちらかが 0 行になります。割合を変えるか、別のファイルを指定してください。",
-            f"data.eval is {share}, which leaves no row to train on or none to hold out of {len(sources)}; change the share or name a file.",
+            f"data.eval is {share}, which leaves no row to train on or none to hold out of {len(sources)}; change "
+            "the share or name a file.",
         )
     chosen = set(random.Random(seed).sample(sources, count))
     return [item for item in examples if item.source not in chosen], [

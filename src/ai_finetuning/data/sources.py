@@ -79,7 +79,8 @@ def load_samples(
     skip_bad_rows: bool = False,
     normalize: Mapping[str, bool] | None = None,
 ) -> tuple[list[Sample], DataReport]:
-    """Samples from texts, rows (dicts), conversations (lists of messages), a `datasets.Dataset`, a path or a list of paths.
+    """Samples from texts, rows (dicts), conversations (lists of messages), a `datasets.Dataset`, a path or a list of
+    paths.
 
     A list of strings is a list of plain texts; a single string or Path is a path.
 
@@ -156,7 +157,8 @@ def _item(item: Any, number: int, report: DataReport, skip: bool) -> _Item:
         return Row({"messages": list(item)}, source)
     raise DataError(
         f"学習データの {number} 番目が {type(item).__name__} の {item!r} です。文字列、辞書、メッセージのリストのいずれかにしてください。",
-        f"item {number} of the data is {item!r}, a {type(item).__name__}; it must be a text, a dict or a list of messages.",
+        f"item {number} of the data is {item!r}, a {type(item).__name__}; it must be a text, a dict or a list of "
+        "messages.",
     )
 
 

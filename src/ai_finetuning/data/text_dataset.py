@@ -21,7 +21,8 @@ class TextDataset(Dataset[dict[str, Tensor]]):
     Args:
         texts: what is learnt, one item a text.
         tokenizer: a transformers tokenizer.
-        max_length: tokens of every item; longer texts are cut, which is said once with the share and the characters that fit.
+        max_length: tokens of every item; longer texts are cut, which is said once with the share and the characters
+            that fit.
 
     Raises:
         DataError: no text, or an item that is not a string or holds nothing.
@@ -48,8 +49,10 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         if cut:
             fit = round(report.characters_per_token * max_length)
             warn(
-                f"TextDataset: {len(whole)} 件のうち {cut} 件（{cut / len(whole):.0%}）が max_length {max_length} トークン（約 {fit} 文字）で切られます。",
-                f"TextDataset: {cut} of {len(whole)} texts ({cut / len(whole):.0%}) are cut at max_length {max_length} tokens (about {fit} characters).",
+                f"TextDataset: {len(whole)} 件のうち {cut} 件（{cut / len(whole):.0%}）が max_length {max_length} トークン（約 "
+                f"{fit} 文字）で切られます。",
+                f"TextDataset: {cut} of {len(whole)} texts ({cut / len(whole):.0%}) are cut at max_length "
+                f"{max_length} tokens (about {fit} characters).",
             )
 
     @classmethod

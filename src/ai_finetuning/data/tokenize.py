@@ -1,7 +1,9 @@
 """Samples to tokens and labels.
 
-Labels come from character offsets of the whole rendered conversation. Parts encoded one by one and joined would train on
-token sequences that the model never meets: unigram and BPE tokenizers merge across the boundary (JAPANESE.md section 6.3).
+Labels come from character offsets of the whole rendered conversation. Parts encoded one by one and joined would train
+on
+token sequences that the model never meets: unigram and BPE tokenizers merge across the boundary (JAPANESE.md section
+6.3).
 """
 
 from __future__ import annotations
@@ -72,23 +74,28 @@ class EncodeReport:
         fit = round(self.characters_per_token * self.max_length)
         lines = [
             localized(
-                f"{self.rows} 行、{self.tokens} トークン（損失のかかるもの {self.live_tokens}、1 トークン約 {self.characters_per_token:.2f} 文字、最長 {self.longest}）",
-                f"{self.rows} rows, {self.tokens} tokens ({self.live_tokens} with loss, {self.characters_per_token:.2f} characters per token, longest {self.longest})",
+                f"{self.rows} 行、{self.tokens} トークン（損失のかかるもの {self.live_tokens}、1 トークン約 "
+                f"{self.characters_per_token:.2f} 文字、最長 {self.longest}）",
+                f"{self.rows} rows, {self.tokens} tokens ({self.live_tokens} with loss, "
+                f"{self.characters_per_token:.2f} characters per token, longest {self.longest})",
             )
         ]
         if self.over_long:
             share = self.lost_live_tokens / max(1, self.live_tokens + self.lost_live_tokens)
             lines.append(
                 localized(
-                    f"max_length {self.max_length} トークン（約 {fit} 文字）を超える行: {self.over_long}、失われる回答トークン {share:.1%}、除いた行 {self.dropped}",
-                    f"rows over max_length {self.max_length} tokens (about {fit} characters): {self.over_long}; answer tokens lost {share:.1%}; rows dropped {self.dropped}",
+                    f"max_length {self.max_length} トークン（約 {fit} 文字）を超える行: {self.over_long}、失われる回答トークン {share:.1%}、"
+                    f"除いた行 {self.dropped}",
+                    f"rows over max_length {self.max_length} tokens (about {fit} characters): {self.over_long}; "
+                    f"answer tokens lost {share:.1%}; rows dropped {self.dropped}",
                 )
             )
         if self.split_conversations:
             lines.append(
                 localized(
                     f"テンプレートが履歴を書き換えるため 1 応答ごとに分けた会話: {self.split_conversations}",
-                    f"conversations split into one row per answer, because the template rewrites history: {self.split_conversations}",
+                    "conversations split into one row per answer, because the template rewrites history: "
+                    f"{self.split_conversations}",
                 )
             )
         return lines
@@ -119,16 +126,16 @@ def encode(
         samples: conversations and plain texts.
         tokenizer: a transformers tokenizer; conversations need its chat template.
         max_length: most tokens in a row.
-        on_long: `truncate` keeps the head, `drop` leaves the row out, `error` refuses, `split` cuts plain texts into rows; a
-            row begins with the last token of the one before, so that every token is predicted once.
+        on_long: `truncate` keeps the head, `drop` leaves the row out, `error` refuses, `split` cuts plain texts into
+            rows; a row begins with the last token of the one before, so that every token is predicted once.
         loss_on: `auto` (the assistant's turns; all of a plain text), `assistant`, or `all`.
 
     Returns:
         Examples in the order of the samples, and the report.
 
     Raises:
-        DataError: rows without a live label, a cut of more than 20 % of the answers, an over-long row with on_long `error`,
-            plain texts with loss_on `assistant`.
+        DataError: rows without a live label, a cut of more than 20 % of the answers, an over-long row with on_long
+            `error`, plain texts with loss_on `assistant`.
     """
     report = EncodeReport(max_length=max_length)
     marks = _special_tokens(tokenizer)
@@ -152,9 +159,7 @@ def encode(
     return examples, _finish(report, examples)
 
 
-def _example(
-    item: _Rendered, ids: NDArray[Any], live: NDArray[Any], ends: NDArray[Any], kept: slice
-) -> Example:  # fmt: skip
+def _example(item: _Rendered, ids: NDArray[Any], live: NDArray[Any], ends: NDArray[Any], kept: slice) -> Example:
     """The row of a text's tokens `kept`, and the characters under its live labels."""
     labels = np.where(live[kept], ids[kept], IGNORED).astype(np.int32)
     labels[:1] = IGNORED  # nothing predicts the first token
@@ -169,8 +174,10 @@ def _count_over_long(
 ) -> None:
     if on_long == "error":
         raise DataError(
-            f"{item.source} が {len(ids)} トークンで、max_length {max_length} を超えています。max_length を上げるか on_long を truncate か drop にしてください。",
-            f"{item.source} has {len(ids)} tokens, more than max_length {max_length}; raise max_length or set on_long to truncate or drop.",
+            f"{item.source} が {len(ids)} トークンで、max_length {max_length} を超えています。max_length を上げるか on_long を "
+            "truncate か drop にしてください。",
+            f"{item.source} has {len(ids)} tokens, more than max_length {max_length}; raise max_length or set "
+            "on_long to truncate or drop.",
         )
     if on_long == "split":
         if not item.add_special_tokens:
@@ -191,8 +198,10 @@ def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
     if dead:
         where = ", ".join(dead[:5])
         raise DataError(
-            f"{rows} 行のうち {len(dead)} 行に、損失のかかるトークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。max_length を上げるか on_long=drop にしてください。",
-            f"{len(dead)} of {rows} rows have no token that carries loss ({where}): the prompt fills max_length {max_length}. Raise max_length or set on_long=drop.",
+            f"{rows} 行のうち {len(dead)} 行に、損失のかかるトークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。"
+            "max_length を上げるか on_long=drop にしてください。",
+            f"{len(dead)} of {rows} rows have no token that carries loss ({where}): the prompt fills max_length "
+            f"{max_length}. Raise max_length or set on_long=drop.",
         )
 
 
@@ -209,8 +218,10 @@ def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
     share = report.lost_live_tokens / max(1, report.live_tokens + report.lost_live_tokens)
     if share > MAX_LOST_SHARE:
         raise DataError(
-            f"max_length {report.max_length} では回答トークンの {share:.0%} が切り捨てられます（{report.over_long} 行）。max_length を {report.longest} まで上げるか、on_long=drop にしてください。",
-            f"max_length {report.max_length} would cut {share:.0%} of the answer tokens ({report.over_long} rows); raise it (up to {report.longest}) or set on_long=drop.",
+            f"max_length {report.max_length} では回答トークンの {share:.0%} が切り捨てられます（{report.over_long} 行）。max_length を "
+            f"{report.longest} まで上げるか、on_long=drop にしてください。",
+            f"max_length {report.max_length} would cut {share:.0%} of the answer tokens ({report.over_long} "
+            f"rows); raise it (up to {report.longest}) or set on_long=drop.",
         )
     return report
 
@@ -251,8 +262,10 @@ def _single_turn(
     if not whole.startswith(prompt):
         shared = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), 0)
         raise DataError(
-            f"{sample.source}: チャットテンプレートの生成プロンプトが、応答を含む全体の先頭と一致しません（{shared} 文字目から）。model.chat_template で別のテンプレートを指定してください。",
-            f"{sample.source}: the template's generation prompt is not how the whole conversation begins (from character {shared}); choose another model.chat_template.",
+            f"{sample.source}: チャットテンプレートの生成プロンプトが、応答を含む全体の先頭と一致しません（{shared} 文字目から）。model.chat_template "
+            "で別のテンプレートを指定してください。",
+            f"{sample.source}: the template's generation prompt is not how the whole conversation begins (from "
+            f"character {shared}); choose another model.chat_template.",
         )
     end = _end_of_turn(whole, len(prompt), len(whole), marks)
     return _Rendered(whole[:end], ((len(prompt), end),), sample.source, False, not _ends_turn(whole[:end], marks))
@@ -261,7 +274,9 @@ def _single_turn(
 def _spans(
     text: str, messages: list[dict[str, str]], tokenizer: Any, marks: tuple[str, ...]
 ) -> list[tuple[int, int]] | None:
-    """Character ranges of the assistant's turns with their turn-end token, or None where the template rewrites history."""
+    """Character ranges of the assistant's turns with their turn-end token, or None where the template rewrites
+    history.
+    """
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -339,7 +354,8 @@ def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
     for special in (False, True):
         places = [place for place, item in enumerate(items) if item.add_special_tokens is special]
         texts = [items[place].text for place in places]
-        # transformers' call would make lists of lists of all that an encoding holds: three times the work of what is used.
+        # transformers' call would make lists of lists of all that an encoding holds: three times the work of what is
+        # used.
         for place, encoding in zip(
             places, tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=special), strict=True
         ):
@@ -374,7 +390,9 @@ def _with_eos(
 
 
 def _offsets_by_prefix(item: _Rendered, ids: list[int], tokenizer: Any) -> NDArray[np.int64]:
-    """Offsets for tokenizers that give none: tokens of a prefix of the text are a prefix of the text's tokens, or it is refused."""
+    """Offsets for tokenizers that give none: tokens of a prefix of the text are a prefix of the text's tokens, or it
+    is refused.
+    """
     offsets = np.zeros((len(ids), 2), dtype=np.int64)
     marks = sorted({0, len(item.text), *(edge for span in item.spans for edge in span)})
     done = 0
@@ -395,7 +413,8 @@ def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any) 
         return len(prefix) - 1  # one token straddles the boundary: it counts to what follows
     raise DataError(
         f"{item.source}: このトークナイザーは文字位置を返さず、質問と回答の境目を確定できません。tokenizer.json のあるモデルを使ってください。",
-        f"{item.source}: this tokenizer gives no offsets, and where the answer begins cannot be told; use a model with tokenizer.json.",
+        f"{item.source}: this tokenizer gives no offsets, and where the answer begins cannot be told; use a model "
+        "with tokenizer.json.",
     )
 
 

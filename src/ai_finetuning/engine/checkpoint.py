@@ -1,4 +1,6 @@
-"""Checkpoint format v1: safetensors and JSON under a manifest with hashes; no pickle. Specified in docs/checkpoints.md."""
+"""Checkpoint format v1: safetensors and JSON under a manifest with hashes; no pickle. Specified in
+docs/checkpoints.md.
+"""
 
 from __future__ import annotations
 
@@ -116,9 +118,15 @@ class CheckpointStore:
         return next((path for _, path in self.candidates()), None)
 
     def save(
-        self, step: int, *, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], protect: int | None = None,
-        cancelled: threading.Event | None = None, layouts: Layouts | None = None,
-    ) -> Path:  # fmt: skip
+        self,
+        step: int,
+        *,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+        protect: int | None = None,
+        cancelled: threading.Event | None = None,
+        layouts: Layouts | None = None,
+    ) -> Path:
         """Writes a checkpoint and removes old ones.
 
         Args:
@@ -172,9 +180,13 @@ class CheckpointStore:
             staging.mkdir()
 
     def _write(
-        self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], cancelled: threading.Event | None,
+        self,
+        folder: Path,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        cancelled: threading.Event | None,
         layouts: Layouts,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """This rank's files, and the pieces in them."""
         files: dict[str, Any] = {}
         pieces: dict[str, Any] = {}
@@ -190,9 +202,14 @@ class CheckpointStore:
         return files, pieces
 
     def _publish(
-        self, staging: Path, final: Path, step: int, state: dict[str, Any],
-        written: list[tuple[dict[str, Any], dict[str, Any]]], cancelled: threading.Event | None,
-    ) -> None:  # fmt: skip
+        self,
+        staging: Path,
+        final: Path,
+        step: int,
+        state: dict[str, Any],
+        written: list[tuple[dict[str, Any], dict[str, Any]]],
+        cancelled: threading.Event | None,
+    ) -> None:
         """State and manifest, then the name: the work of the main process."""
         if not self._peers.is_main:
             return
@@ -287,8 +304,10 @@ class CheckpointStore:
             )
         if reasons:
             raise CheckpointError(
-                f"{place} のチェックポイントはすべて壊れています（{' / '.join(reasons)}）。最初から始めるには --restart（checkpoint.restart=true）を指定してください。",
-                f"every checkpoint in {place} is damaged ({' / '.join(reasons)}). To start anew say --restart (checkpoint.restart=true).",
+                f"{place} のチェックポイントはすべて壊れています（{' / '.join(reasons)}）。最初から始めるには --restart（checkpoint.restart=true）"
+                "を指定してください。",
+                f"every checkpoint in {place} is damaged ({' / '.join(reasons)}). To start anew say --restart "
+                "(checkpoint.restart=true).",
             )
         return None
 

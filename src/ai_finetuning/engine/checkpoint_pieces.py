@@ -1,4 +1,6 @@
-"""Reads any part of a checkpoint's tensors from whichever files hold it, so that a run resumes under any other layout."""
+"""Reads any part of a checkpoint's tensors from whichever files hold it, so that a run resumes under any other
+layout.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,17 @@ from torch import Tensor
 from ..parallel.layout import Layout
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 Ranges = list[list[int]]
 
 

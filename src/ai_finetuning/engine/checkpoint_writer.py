@@ -34,7 +34,8 @@ class Snapshot:
 class CheckpointWriter:
     """Writes one checkpoint at a time; a save waits for the one before. Leaving its `with` block waits for the last.
 
-    The copy that the thread writes from is kept between saves: filling fresh memory takes ten times as long as used memory.
+    The copy that the thread writes from is kept between saves: filling fresh memory takes ten times as long as used
+    memory.
 
     Args:
         store: where checkpoints go.
@@ -66,7 +67,9 @@ class CheckpointWriter:
                 self._thread.shutdown()
 
     def save(self, snapshot: Snapshot) -> None:
-        """Takes a checkpoint; a full disk is said and training goes on, weights that are not finite are never written."""
+        """Takes a checkpoint; a full disk is said and training goes on, weights that are not finite are never
+        written.
+        """
         self.wait()
         if self._thread is None:
             self._tell(self._write(snapshot))
@@ -119,7 +122,8 @@ class CheckpointWriter:
         except OSError as error:
             warn(
                 f"ステップ {step} のチェックポイントを書けませんでした（{error}）。以前のものを残して訓練を続けます。",
-                f"the checkpoint of step {step} could not be written ({error}); earlier ones stay and training goes on.",
+                f"the checkpoint of step {step} could not be written ({error}); earlier ones stay and training "
+                "goes on.",
             )
         except Cancelled:
             pass

@@ -1,9 +1,10 @@
 """The only place where faults are injected: AIFT_FAULT="save:kill@20#2,step:nan@5x3,step:oom@3x2".
 
-Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, xN for N occurrences, and %R for rank R only. Points: `step` (before the forward pass), `save` (before each
-file of a checkpoint), `rename` (before a checkpoint gets its name), `rotate` (before old ones go), `final` (before the
-model is put in place), `eval` (before an evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full`
-(ENOSPC), `slow` (the disk takes a second), `hang` (for an hour), `term`, `usr1` and `int` (signals to oneself).
+Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, xN for N occurrences, and %R for
+rank R only. Points: `step` (before the forward pass), `save` (before each file of a checkpoint), `rename` (before a
+checkpoint gets its name), `rotate` (before old ones go), `final` (before the model is put in place), `eval` (before an
+evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full` (ENOSPC), `slow` (the disk takes a
+second), `hang` (for an hour), `term`, `usr1` and `int` (signals to oneself).
 """
 
 from __future__ import annotations

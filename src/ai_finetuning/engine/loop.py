@@ -185,7 +185,8 @@ def _watch_spikes(state: TrainState, loss: float) -> None:
     if state.step > 20 and loss > state.loss_mean + SPIKE_SIGMAS * math.sqrt(variance) + 0.5:
         warn(
             f"ステップ {state.step} の損失 {loss:.3f} が直近の平均 {state.loss_mean:.3f} から大きく跳ねました。学習率が高すぎるか、データに異常な行があるかもしれません。",
-            f"the loss of step {state.step}, {loss:.3f}, is far above its recent mean of {state.loss_mean:.3f}: the learning rate may be too high, or a row odd.",
+            f"the loss of step {state.step}, {loss:.3f}, is far above its recent mean of {state.loss_mean:.3f}: "
+            "the learning rate may be too high, or a row odd.",
         )
     keep = 0.0 if state.step <= 1 else 0.95
     state.loss_mean = keep * state.loss_mean + (1 - keep) * loss
@@ -220,7 +221,8 @@ def refuse_divergence(run: Run, outcome: StepOutcome) -> None:
         return
     warn(
         f"ステップ {state.step} の損失または勾配が有限でないため、このステップは重みに反映しません（累計 {state.skipped} 回）。",
-        f"step {state.step} has a loss or gradient that is not finite; it does not reach the weights ({state.skipped} so far).",
+        f"step {state.step} has a loss or gradient that is not finite; it does not reach the weights "
+        f"({state.skipped} so far).",
     )
     if state.bad_in_a_row < MAX_BAD_STEPS:
         return
@@ -228,7 +230,8 @@ def refuse_divergence(run: Run, outcome: StepOutcome) -> None:
     last = run.store.newest()
     raise DivergedError(
         f"有限でない損失または勾配が {MAX_BAD_STEPS} ステップ続いたので止めました。最後の正常なチェックポイント: {last or 'なし'}。学習率を下げるか fp32 を試してください。",
-        f"{MAX_BAD_STEPS} steps in a row had no finite loss or gradient. Last good checkpoint: {last or 'none'}. Lower the learning rate or try fp32.",
+        f"{MAX_BAD_STEPS} steps in a row had no finite loss or gradient. Last good checkpoint: {last or 'none'}. "
+        "Lower the learning rate or try fp32.",
     )
 
 
@@ -259,7 +262,8 @@ def evaluate(run: Run, metrics: MetricsFile) -> bool:
         return False
     notice(
         f"検証損失が {run.patience} 回続けて改善しなかったので、ステップ {state.step} で終わります（最良はステップ {state.best_step}）。",
-        f"held-out loss has not improved {run.patience} times in a row: stopping at step {state.step} (best at {state.best_step}).",
+        f"held-out loss has not improved {run.patience} times in a row: stopping at step {state.step} (best at "
+        f"{state.best_step}).",
     )
     return True
 

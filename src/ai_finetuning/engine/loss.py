@@ -103,8 +103,8 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
     """The loss function for a model.
 
     Args:
-        logits_to_keep: whether the model computes its head on given positions only (transformers' argument of that name);
-            then positions that no row has a live label for cost nothing in the head.
+        logits_to_keep: whether the model computes its head on given positions only (transformers' argument of that
+            name); then positions that no row has a live label for cost nothing in the head.
     """
 
     def token_loss_sum(model: nn.Module, batch: BatchLike) -> Tensor:

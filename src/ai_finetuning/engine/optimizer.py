@@ -44,7 +44,8 @@ def parameter_groups(
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan 2024; step size matched to AdamW's, arXiv:2502.16982) for hidden matrices, AdamW for everything else.
+    """Muon (Jordan 2024; step size matched to AdamW's, arXiv:2502.16982) for hidden matrices, AdamW for everything
+    else.
 
     One optimizer to the loop: both parts share parameter groups and state.
 

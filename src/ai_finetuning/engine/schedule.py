@@ -63,8 +63,8 @@ def lr_factor(step: int, schedule: Schedule, *, total: int) -> float:
 def resolve_warmup(warmup_steps: int, *, typed: bool, total_steps: int) -> int:
     """The warm-up in force.
 
-    The untouched default of 100 is capped at a tenth of the steps. A typed value is kept, warned about above 30 % of the
-    steps and refused from the total on.
+    The untouched default of 100 is capped at a tenth of the steps. A typed value is kept, warned about above 30 % of
+    the steps and refused from the total on.
 
     Raises:
         ConfigError: for a typed warm-up that leaves no step at the full learning rate.
@@ -79,12 +79,16 @@ def resolve_warmup(warmup_steps: int, *, typed: bool, total_steps: int) -> int:
         return capped
     if warmup_steps >= total_steps:
         raise ConfigError(
-            f"training.warmup_steps が {warmup_steps} ですが、全体が {total_steps} ステップしかありません。{max(1, total_steps // 10)} 以下にしてください。",
-            f"training.warmup_steps is {warmup_steps}, but the run has only {total_steps} steps; use {max(1, total_steps // 10)} or fewer.",
+            f"training.warmup_steps が {warmup_steps} ですが、全体が {total_steps} ステップしかありません。"
+            f"{max(1, total_steps // 10)} 以下にしてください。",
+            f"training.warmup_steps is {warmup_steps}, but the run has only {total_steps} steps; use "
+            f"{max(1, total_steps // 10)} or fewer.",
         )
     if warmup_steps > 0.3 * total_steps:
         warn(
-            f"training.warmup_steps が {warmup_steps} で、全 {total_steps} ステップの {warmup_steps / total_steps:.0%} です。通常は 3〜10 % です。",
-            f"training.warmup_steps is {warmup_steps}, {warmup_steps / total_steps:.0%} of {total_steps} steps; 3-10 % is usual.",
+            f"training.warmup_steps が {warmup_steps} で、全 {total_steps} ステップの {warmup_steps / total_steps:.0%} です。"
+            "通常は 3〜10 % です。",
+            f"training.warmup_steps is {warmup_steps}, {warmup_steps / total_steps:.0%} of {total_steps} steps; "
+            "3-10 % is usual.",
         )
     return warmup_steps

@@ -80,8 +80,8 @@ def _spoil(run: Run, fault: str, loss: float) -> float:
 def step_with_retry(run: Run) -> StepOutcome:
     """train_step; where memory runs out, the micro-batch is halved and the step is done again from its start.
 
-    The rows of the step stay the same, and so do the random numbers: with dropout 0 the gradients agree with those of the
-    larger micro-batch up to the order of summation.
+    The rows of the step stay the same, and so do the random numbers: with dropout 0 the gradients agree with those of
+    the larger micro-batch up to the order of summation.
 
     Raises:
         OutOfMemoryError: a micro-batch of one row does not fit; of several processes, any.
@@ -104,15 +104,19 @@ def step_with_retry(run: Run) -> StepOutcome:
 
 
 def refuse_out_of_memory(run: Run, reason: str) -> NoReturn:
-    """Gives up where processes work together: those with memory left are in the midst of the step, with their micro-batches.
+    """Gives up where processes work together: those with memory left are in the midst of the step, with their
+    micro-batches.
 
     Raises:
         OutOfMemoryError: always.
     """
     rank, size = run.strategy.rank, run.state.micro_batch_size
     raise OutOfMemoryError(
-        f"ランク {rank} でマイクロバッチ {size} 行のメモリーが足りません（{reason}）。複数プロセスでは自動で小さくしないので、training.batch_size を下げて gradient_accumulation_steps を増やしてください。{run.memory_hint_ja}",
-        f"on rank {rank} a micro-batch of {size} rows does not fit in memory ({reason}). With several processes it is not made smaller by itself: lower training.batch_size and raise gradient_accumulation_steps. {run.memory_hint_en}",
+        f"ランク {rank} でマイクロバッチ {size} 行のメモリーが足りません（{reason}）。複数プロセスでは自動で小さくしないので、training.batch_size を下げて "
+        f"gradient_accumulation_steps を増やしてください。{run.memory_hint_ja}",
+        f"on rank {rank} a micro-batch of {size} rows does not fit in memory ({reason}). With several processes "
+        "it is not made smaller by itself: lower training.batch_size and raise gradient_accumulation_steps. "
+        f"{run.memory_hint_en}",
     )
 
 
@@ -127,5 +131,6 @@ def halve_micro_batch(run: Run, reason: str) -> None:
     run.state.micro_batch_size = size // 2
     warn(
         f"メモリーが足りないため、マイクロバッチを {size} 行から {size // 2} 行にしてやり直します（1 ステップの行数は変わりません）。",
-        f"out of memory: the micro-batch goes from {size} to {size // 2} rows and the step is done again (rows per step stay).",
+        f"out of memory: the micro-batch goes from {size} to {size // 2} rows and the step is done again (rows "
+        "per step stay).",
     )

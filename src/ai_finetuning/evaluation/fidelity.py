@@ -24,8 +24,10 @@ def compare_logits(original: Any, quantized: Any, inputs: Sequence[torch.Tensor]
         inputs: [1, tokens] each.
 
     Returns:
-        `agreement`: mean_kl, p99_kl, max_kl (nats, KL(original || quantized)), top1 (share of positions with the same most likely token),
-        top5 (mean share of the five most likely tokens that both have), mean_cosine, min_cosine (of the logits), tokens.
+        `agreement`: mean_kl, p99_kl, max_kl (nats, KL(original || quantized)), top1 (share of positions with the same
+            most likely token),
+        top5 (mean share of the five most likely tokens that both have), mean_cosine, min_cosine (of the logits),
+        tokens.
         `loss`: nats of each model, summed over the predicted tokens; `predicted`: their number.
 
     Raises:
@@ -48,12 +50,18 @@ def compare_logits(original: Any, quantized: Any, inputs: Sequence[torch.Tensor]
     lost = torch.cat(losses).double()
     return {
         "agreement": {
-            "mean_kl": float(kl.mean()), "p99_kl": float(kl.kthvalue(math.ceil(0.99 * len(kl))).values), "max_kl": float(kl.max()), "top1": float(top1.mean()),
-            "top5": float(top5.mean()), "mean_cosine": float(cosine.mean()), "min_cosine": float(cosine.min()), "tokens": len(kl),
+            "mean_kl": float(kl.mean()),
+            "p99_kl": float(kl.kthvalue(math.ceil(0.99 * len(kl))).values),
+            "max_kl": float(kl.max()),
+            "top1": float(top1.mean()),
+            "top5": float(top5.mean()),
+            "mean_cosine": float(cosine.mean()),
+            "min_cosine": float(cosine.min()),
+            "tokens": len(kl),
         },
         "loss": {"original": float(lost[:, 0].sum()), "quantized": float(lost[:, 1].sum())},
         "predicted": len(lost),
-    }  # fmt: skip
+    }
 
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -66,12 +74,15 @@ def _require_one_vocabulary(left: torch.Tensor, right: torch.Tensor) -> None:
     if left.shape[-1] != right.shape[-1]:
         raise ConfigError(
             f"2 つのモデルの語彙が違います（{left.shape[-1]} と {right.shape[-1]}）。同じモデルの量子化前後を渡してください。",
-            f"the models' vocabularies differ ({left.shape[-1]} and {right.shape[-1]}); pass one model before and after quantization.",
+            f"the models' vocabularies differ ({left.shape[-1]} and {right.shape[-1]}); pass one model before and "
+            "after quantization.",
         )
 
 
 def _positions(left: torch.Tensor, right: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[positions, (KL, same top token, shared of the top five, cosine)] and [positions, 2] nats of the token that follows."""
+    """[positions, (KL, same top token, shared of the top five, cosine)] and [positions, 2] nats of the token that
+    follows.
+    """
     a, b = left.log_softmax(-1), right.log_softmax(-1)
     kl = (a.exp() * (a - b)).sum(-1).clamp(min=0)  # rounding can take it below
     count = min(TOP, left.shape[-1])
@@ -84,7 +95,9 @@ def _positions(left: torch.Tensor, right: torch.Tensor, after: torch.Tensor) -> 
 
 
 def first_divergence(left: Sequence[int], right: Sequence[int], ends: Sequence[int]) -> int | None:
-    """Position of the first token in which two continuations differ, up to their end token; None where they are the same."""
+    """Position of the first token in which two continuations differ, up to their end token; None where they are the
+    same.
+    """
     for position, (one, other) in enumerate(zip(left, right, strict=True)):
         if one != other:
             return position

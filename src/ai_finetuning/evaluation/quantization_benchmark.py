@@ -1,4 +1,6 @@
-"""A model before and after quantization on the same inputs: speed, memory, fidelity and a verdict with its thresholds."""
+"""A model before and after quantization on the same inputs: speed, memory, fidelity and a verdict with its
+thresholds.
+"""
 
 from __future__ import annotations
 
@@ -83,16 +85,19 @@ def compare_models(
 
     Returns:
         `original` and `quantized`, each with
-            latency_ms (p50, p90, p95, p99, mean, stdev of a prefill pass), tokens_per_second and characters_per_second (prefill);
-            decode (latency_ms of a token after the first, tokens_per_second, characters_per_second); time_to_first_token_ms;
-            memory_bytes, memory_by_dtype (weights, by storage), peak_bytes (weights and what a prefill of the longest input needs beside),
-            disk_bytes; quantized_modules, bits; loss (nats per token), perplexity, bits_per_character; dtype, device, attention, name;
-        `speedup`, `decode_speedup` (above 1: the quantized one is faster; median of pairs taken one after the other), `memory_ratio`,
-        `disk_ratio`, `perplexity_ratio`; `agreement` (fidelity.compare_logits); `greedy` (first_divergence of each prompt's continuation,
-        None where 32 tokens are the same; texts); `reasons` (why a number is None); `verdict`; `environment`; `num_runs`, `decode_runs`.
+            latency_ms (p50, p90, p95, p99, mean, stdev of a prefill pass), tokens_per_second and characters_per_second
+            (prefill); decode (latency_ms of a token after the first, tokens_per_second, characters_per_second);
+            time_to_first_token_ms; memory_bytes, memory_by_dtype (weights, by storage), peak_bytes (weights and what a
+            prefill of the longest input needs beside), disk_bytes; quantized_modules, bits; loss (nats per token),
+            perplexity, bits_per_character; dtype, device, attention, name;
+        `speedup`, `decode_speedup` (above 1: the quantized one is faster; median of pairs taken one after the other),
+        `memory_ratio`, `disk_ratio`, `perplexity_ratio`; `agreement` (fidelity.compare_logits); `greedy`
+        (first_divergence of each prompt's continuation, None where 32 tokens are the same; texts); `reasons` (why a
+        number is None); `verdict`; `environment`; `num_runs`, `decode_runs`.
 
     Raises:
-        ConfigError: no inputs, inputs of another shape or out of the vocabulary, num_runs below 1, or models that are not of one kind.
+        ConfigError: no inputs, inputs of another shape or out of the vocabulary, num_runs below 1, or models that are
+            not of one kind.
     """
     inputs = _checked(test_inputs, num_runs)
     models = {"original": original, "quantized": quantized}
@@ -120,8 +125,10 @@ def compare_models(
     found["reasons"] = reasons
     found |= {"num_runs": num_runs, "decode_runs": decode_runs, "warmup_runs": WARMUP, "new_tokens": NEW_TOKENS}
     found["environment"] = environment() | {
-        "inputs": _described(inputs), "other_processes": share, "timed_with_cpu_packing": packs_on_cpu(quantized),
-    }  # fmt: skip
+        "inputs": _described(inputs),
+        "other_processes": share,
+        "timed_with_cpu_packing": packs_on_cpu(quantized),
+    }
     found["verdict"] = verdict(found)
     return found
 
@@ -157,7 +164,8 @@ def _checked(test_inputs: Sequence[torch.Tensor], num_runs: int) -> list[torch.T
     if not inputs or not all(_is_row(ids) for ids in inputs):
         raise ConfigError(
             "test_inputs は [トークン] か [1, トークン] の形の、トークン ID（整数）のテンソルを 1 つ以上含むリストにしてください。",
-            "test_inputs must be a list of at least one tensor of token ids (integers) of shape [tokens] or [1, tokens].",
+            "test_inputs must be a list of at least one tensor of token ids (integers) of shape [tokens] or [1, "
+            "tokens].",
         )
     return [ids.long() for ids in inputs]
 
@@ -193,7 +201,8 @@ def _room(models: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> int | No
     if low < 0 or (words is not None and high >= words):
         raise ConfigError(
             f"test_inputs のトークン ID は {low}〜{high} ですが、モデルの語彙は 0〜{(words or 0) - 1} です。このモデルのトークナイザーで作ってください。",
-            f"test_inputs holds ids {low} to {high}, and the models know 0 to {(words or 0) - 1}; make them with these models' tokenizer.",
+            f"test_inputs holds ids {low} to {high}, and the models know 0 to {(words or 0) - 1}; make them with "
+            "these models' tokenizer.",
         )
     return room
 
@@ -228,7 +237,9 @@ def _tokenizer(models: Mapping[str, Any], reasons: dict[str, str]) -> Any:
 
 
 def _as_used(model: Any) -> Any:
-    """The model as chat and generate run it: where a CPU re-packs 4-bit weights, a copy of it that may, for the model must stay as it is."""
+    """The model as chat and generate run it: where a CPU re-packs 4-bit weights, a copy of it that may, for the
+    model must stay as it is.
+    """
     if not packs_on_cpu(model):
         return model
     used = copy.deepcopy(model)
@@ -286,9 +297,7 @@ def _disk_bytes(name: str) -> int | None:
     return sum(sizes) or None
 
 
-def _speeds(
-    timing: Timing, characters: float | None, inputs: Sequence[torch.Tensor], tokenizer: Any
-) -> dict[str, Any]:  # fmt: skip
+def _speeds(timing: Timing, characters: float | None, inputs: Sequence[torch.Tensor], tokenizer: Any) -> dict[str, Any]:
     per_second = statistics.median(
         tokens / seconds for tokens, seconds in zip(timing.prompt_tokens, timing.prefill, strict=True)
     )
@@ -392,9 +401,19 @@ def _described(inputs: Sequence[torch.Tensor]) -> dict[str, Any]:
 def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
     """A grade (close, usable, poor, or `not quantized`) by the worst of THRESHOLDS, and every check with its limits."""
     checks = [
-        {"name": "quantized modules", "value": found["quantized"]["quantized_modules"], "limit": ">= 1", "holds": found["quantized"]["quantized_modules"] >= 1},
-        {"name": "memory ratio", "value": found["memory_ratio"], "limit": f"<= {MAX_MEMORY_RATIO}", "holds": found["memory_ratio"] <= MAX_MEMORY_RATIO},
-    ]  # fmt: skip
+        {
+            "name": "quantized modules",
+            "value": found["quantized"]["quantized_modules"],
+            "limit": ">= 1",
+            "holds": found["quantized"]["quantized_modules"] >= 1,
+        },
+        {
+            "name": "memory ratio",
+            "value": found["memory_ratio"],
+            "limit": f"<= {MAX_MEMORY_RATIO}",
+            "holds": found["memory_ratio"] <= MAX_MEMORY_RATIO,
+        },
+    ]
     grades = []
     for item in THRESHOLDS:
         value: Any = found
@@ -408,4 +427,8 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
         checks.append({"name": item.name, "value": value, "limit": limit, "holds": grades[-1] != "poor"})
     worst = max(grades, key=GRADES.index)
     held = checks[0]["holds"] and checks[1]["holds"]
-    return {"grade": worst if held else "not quantized", "passed": all(check["holds"] for check in checks), "checks": checks}  # fmt: skip
+    return {
+        "grade": worst if held else "not quantized",
+        "passed": all(check["holds"] for check in checks),
+        "checks": checks,
+    }

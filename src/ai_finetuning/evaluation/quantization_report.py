@@ -64,7 +64,13 @@ def markdown(found: Mapping[str, Any]) -> str:
         )
         lines.append(f"| {title} | {cells} |")
     lines += ["", "| quantized against original | |", "|---|---|"]
-    for title, key in (("prefill, times as fast", "speedup"), ("decoding, times as fast", "decode_speedup"), ("memory ratio", "memory_ratio"), ("disk ratio", "disk_ratio"), ("perplexity ratio", "perplexity_ratio")):  # fmt: skip
+    for title, key in (
+        ("prefill, times as fast", "speedup"),
+        ("decoding, times as fast", "decode_speedup"),
+        ("memory ratio", "memory_ratio"),
+        ("disk ratio", "disk_ratio"),
+        ("perplexity ratio", "perplexity_ratio"),
+    ):
         lines.append(f"| {title} | {_shown(found[key])} |")
     lines += [
         f"| {key} | {_shown(value, 1, 0 if key == 'tokens' else 5)} |" for key, value in found["agreement"].items()
@@ -82,20 +88,32 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def _notes(found: Mapping[str, Any]) -> list[str]:
     place, inputs = found["environment"], found["environment"]["inputs"]
-    versions = ", ".join(f"{name} {place['versions'][name]}" for name in ("torch", "transformers", "bitsandbytes", "torchao") if place["versions"][name])  # fmt: skip
+    versions = ", ".join(
+        f"{name} {place['versions'][name]}"
+        for name in ("torch", "transformers", "bitsandbytes", "torchao")
+        if place["versions"][name]
+    )
     lines = [
-        f"{inputs['number']} inputs, {inputs['tokens']:,} tokens (longest {inputs['longest']}, sha256 {inputs['sha256'][:12]}); {found['num_runs']} prefill and "
-        f"{found['decode_runs']} decoding runs of each, taken in turns after {found['warmup_runs']} that do not count; {place['cpu']['name']}, {place['threads']} threads; {versions}.",
+        f"{inputs['number']} inputs, {inputs['tokens']:,} tokens (longest {inputs['longest']}, sha256 "
+        f"{inputs['sha256'][:12]}); {found['num_runs']} prefill and "
+        f"{found['decode_runs']} decoding runs of each, taken in turns after {found['warmup_runs']} that do not "
+        f"count; {place['cpu']['name']}, {place['threads']} threads; {versions}.",
     ]
     if place["other_processes"] > BUSY:
         lines += [
             "",
-            f"Other processes took {place['other_processes']:.0%} of the machine: the timings are not a quiet measurement.",
+            (
+                f"Other processes took {place['other_processes']:.0%} of the machine: the timings are not a quiet "
+                "measurement."
+            ),
         ]
     if place["timed_with_cpu_packing"]:
         lines += [
             "",
-            "Timed with the re-packed weights that `aift chat` and `aift generate` use on this processor; the fidelity is that of the weights as stored.",
+            (
+                "Timed with the re-packed weights that `aift chat` and `aift generate` use on this processor; the "
+                "fidelity is that of the weights as stored."
+            ),
         ]
     lines += [line for what, why in found["reasons"].items() for line in ("", f"{what}: {why}.")]
     return lines

@@ -41,7 +41,8 @@ def write_report(
     image = base64.b64encode(picture.read_bytes()).decode("ascii")
     scored = [row for row in history if row.get("eval_loss") is not None]
     evaluations = "".join(
-        f"<tr><td>{row['step']}</td><td>{row['eval_loss']:.4f}</td><td>{row['eval_perplexity'] or float('inf'):.2f}</td>"
+        f"<tr><td>{row['step']}</td><td>{row['eval_loss']:.4f}</td><td>"
+        f"{row['eval_perplexity'] or float('inf'):.2f}</td>"
         f"<td>{row['eval_bits_per_character'] or float('nan'):.4f}</td></tr>"
         for row in scored
     )
@@ -53,7 +54,8 @@ def write_report(
     )
     title = html.escape(name)
     path.write_text(
-        f"<!doctype html><html lang=ja><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
+        f"<!doctype html><html lang=ja><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>"
+        f"{title}</h1>"
         f'<img alt="loss" src="data:image/png;base64,{image}">{held_out}'
         f"<h2>測定値 / measured</h2>{_table(_flat({key: value for key, value in summary.items() if key != 'plan'}))}"
         f"<h2>設定 / settings</h2>{_table(_flat(config))}</html>\n",

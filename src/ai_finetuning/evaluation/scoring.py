@@ -15,7 +15,8 @@ from ..parallel.single import SingleDevice
 def score(
     model: Any, tokenizer: Any, source: Any, config: DataConfig, *, batch_size: int = 16
 ) -> dict[str, float | None]:
-    """Nats per token, perplexity and bits per character of any data that training takes, as a run's evaluation counts them.
+    """Nats per token, perplexity and bits per character of any data that training takes, as a run's evaluation counts
+    them.
 
     Args:
         model: a Llama-like causal language model, or an adapter on one.

@@ -64,8 +64,9 @@ class Timing:
 @torch.no_grad()
 def take_turns(
     models: Mapping[str, Any], prompts: Sequence[torch.Tensor], *, prefill_runs: int, decode_runs: int, room: int | None
-) -> dict[str, Timing]:  # fmt: skip
-    """Times every model on the same prompts, one pass at a time and in changing order, so that what else the machine does falls on all.
+) -> dict[str, Timing]:
+    """Times every model on the same prompts, one pass at a time and in changing order, so that what else the machine
+    does falls on all.
 
     Args:
         models: in eval mode.
@@ -91,7 +92,9 @@ def take_turns(
 
 
 def prefill(model: Any, ids: torch.Tensor, kept: Timing) -> None:
-    """One pass over a prompt, as generation does it: with a cache, logits of the last position alone where the model can."""
+    """One pass over a prompt, as generation does it: with a cache, logits of the last position alone where the model
+    can.
+    """
     place = next(model.parameters()).device
     ids = ids.to(place)
     clock = Clock(place)

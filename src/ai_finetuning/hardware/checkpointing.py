@@ -1,7 +1,7 @@
 """Activation checkpointing of transformers models under its old and its new name.
 
-transformers 6 drops `gradient_checkpointing_enable` for `activation_checkpointing_enable`; the second name of each pair goes
-when the floor has the first.
+transformers 6 drops `gradient_checkpointing_enable` for `activation_checkpointing_enable`; the second name of each pair
+goes when the floor has the first.
 """
 
 from __future__ import annotations

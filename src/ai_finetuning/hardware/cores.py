@@ -12,7 +12,8 @@ import torch
 from ..notices import notice
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
-# A container's share of the processors (cgroup v2, as the container sees its own group): "quota period" or "max period".
+# A container's share of the processors (cgroup v2, as the container sees its own group): "quota period" or "max
+# period".
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -51,8 +52,9 @@ def _share(quota: Path) -> int | None:
 def use_physical_cores() -> None:
     """Takes torch's threads down to one a core.
 
-    torch counts hyper-threads where it runs without MKL, and processors beyond a container's quota everywhere; both make products slower.
-    What the user chose (OMP_NUM_THREADS, MKL_NUM_THREADS, torch.set_num_threads below the number of cores) stands.
+    torch counts hyper-threads where it runs without MKL, and processors beyond a container's quota everywhere; both
+    make products slower. What the user chose (OMP_NUM_THREADS, MKL_NUM_THREADS, torch.set_num_threads below the number
+    of cores) stands.
     """
     threads, cores = torch.get_num_threads(), physical_cores()
     if threads <= cores or os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"):

@@ -16,9 +16,20 @@ from .cores import physical_cores
 from .gpu import cpu_flags, cpu_has_bf16, get_available_device, get_gpu_memory_info
 
 PACKAGES = (
-    "ai-finetuning-toolkit", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "torchao", "safetensors", "tokenizers",
-    "sentencepiece", "datasets", "pydantic", "numpy",
-)  # fmt: skip
+    "ai-finetuning-toolkit",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "torchao",
+    "safetensors",
+    "tokenizers",
+    "sentencepiece",
+    "datasets",
+    "pydantic",
+    "numpy",
+)
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "sve")
 
 

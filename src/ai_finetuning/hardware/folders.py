@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder of one kind of cached things (`tokens`, `kernels`): below AIFT_CACHE, else below the user's cache folder."""
+    """The folder of one kind of cached things (`tokens`, `kernels`): below AIFT_CACHE, else below the user's cache
+    folder.
+    """
     if os.environ.get("AIFT_CACHE"):
         return Path(os.environ["AIFT_CACHE"]) / kind
     if os.name == "nt":

@@ -154,7 +154,8 @@ def peak_memory_bytes() -> int:
 def memory_growth(device: torch.device, work: Callable[[], Any]) -> int | None:
     """Bytes that a piece of work held at its peak beyond what was held before it.
 
-    On CUDA what the device's allocator gave; on Linux resident memory of the process, whose recorded peak is reset for it; None elsewhere.
+    On CUDA what the device's allocator gave; on Linux resident memory of the process, whose recorded peak is reset for
+    it; None elsewhere.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -80,8 +80,13 @@ def open_model(
     with_tokenizer = name if adapter and (Path(name) / "tokenizer_config.json").is_file() else base_name
     tokenizer = load_tokenizer(with_tokenizer, chat_template=chat_template, trust_remote_code=trust_remote_code)
     model = load_causal_lm(
-        base_name, dtype=dtype, device=device, load_in_4bit=bits == 4, load_in_8bit=bits == 8, trust_remote_code=trust_remote_code
-    )  # fmt: skip
+        base_name,
+        dtype=dtype,
+        device=device,
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        trust_remote_code=trust_remote_code,
+    )
     if adapter:
         model = load_adapter(model, name)
     allow_cpu_packing(model)  # for answers only: nothing here trains or saves these weights

@@ -48,8 +48,8 @@ def normalize(
 ) -> tuple[str, Counter[str]]:
     """The text in one form, and how often each rule changed something.
 
-    By default: CRLF and CR to LF, U+FEFF removed, combining sequences composed (NFC, but U+F900-FAFF and U+2F800-2FA1F stay),
-    half-width katakana widened. The rest is opt-in.
+    By default: CRLF and CR to LF, U+FEFF removed, combining sequences composed (NFC, but U+F900-FAFF and U+2F800-2FA1F
+    stay), half-width katakana widened. The rest is opt-in.
     """
     counts: Counter[str] = Counter()
     if newlines and "\r" in text:

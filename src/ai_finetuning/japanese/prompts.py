@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import DataError
 
-# Templates that print today's date (llm-jp-4, gpt-oss) would render the same data differently every day; the date is frozen.
+# Templates that print today's date (llm-jp-4, gpt-oss) would render the same data differently every day; the date is
+# frozen.
 FROZEN_DATE = "2026-01-01"
 
 
@@ -55,6 +56,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_generat
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"チャットテンプレートがこの会話（{roles}）を受け付けません: {error}。model.chat_template で別のテンプレートを指定できます。",
-            f"the chat template refuses this conversation ({roles}): {error}. Choose another one with model.chat_template.",
+            f"the chat template refuses this conversation ({roles}): {error}. Choose another one with "
+            "model.chat_template.",
         ) from None
     return str(text)

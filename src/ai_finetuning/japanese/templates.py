@@ -1,7 +1,7 @@
 """Chat templates of the Japanese model families, as Jinja text that goes onto a tokenizer.
 
-Sources of the prompt formats: docs/templates.md. `verified` means that the form was read in a source of the model's makers or of a
-public evaluation, multi-turn form included; the others say so when they are used.
+Sources of the prompt formats: docs/templates.md. `verified` means that the form was read in a source of the model's
+makers or of a public evaluation, multi-turn form included; the others say so when they are used.
 """
 
 from __future__ import annotations
@@ -55,9 +55,13 @@ def _quoted(text: str) -> str:
 
 
 def _turns(
-    user: tuple[str, str], assistant: tuple[str, str], generation: str, *, eos: bool = True,
+    user: tuple[str, str],
+    assistant: tuple[str, str],
+    generation: str,
+    *,
+    eos: bool = True,
     user_content: str = "message['content']",
-) -> str:  # fmt: skip
+) -> str:
     """The loop over user and assistant turns: text before and after each content, and what asks for an answer."""
     end = " + eos_token" if eos else ""
     return (
@@ -95,7 +99,7 @@ def _headings(
         content = (
             "(message['instruction'] + " + _quoted("\n\n### 入力" + colon) + " + message['input']"
             " if message['input'] else message['content'])"
-        )  # fmt: skip
+        )
     system = opening if fixed_system else f"(system if system is not none else {opening})"
     body = _turns(("\n\n### 指示" + colon, "\n\n### 応答" + colon), ("", ""), "", user_content=content)
     return _head(None) + ("{{- bos_token -}}" if bos else "") + "{{- " + system + " -}}" + body
@@ -148,7 +152,10 @@ _DEEPSEEK = (
     + "{{- bos_token -}}{%- if system is not none -%}{{- system -}}{%- endif -%}"
     + "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- '<｜User｜>' + message['content'] -}}"
     + "{%- else -%}{%- set content = message['content'] -%}"
-    + "{%- if not loop.last and '</think>' in content -%}{%- set content = content.split('</think>')[-1] | trim -%}{%- endif -%}"
+    + (
+        "{%- if not loop.last and '</think>' in content -%}{%- set content = content.split('</think>')[-1] | trim "
+        "-%}{%- endif -%}"
+    )
     + "{{- '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' -}}{%- endif -%}{%- endfor -%}"
     + "{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}{%- endif -%}"
 )
@@ -181,7 +188,8 @@ _RINNA = (
     + " -}}{{- eos_token if loop.last else '<NL>' -}}{%- endif -%}{%- endfor -%}"
 )
 _PHI4 = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' -}}"
+    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + "
+    "'<|im_end|>' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant<|im_sep|>' -}}{%- endif -%}"
 )
 _SARASHINA = (
@@ -189,7 +197,10 @@ _SARASHINA = (
     "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-_STEERLM = "[ATTR] helpfulness: 4 correctness: 4 coherence: 4 complexity: 4 verbosity: 4 quality: 4 toxicity: 0 humor: 0 creativity: 0 [/ATTR]"
+_STEERLM = (
+    "[ATTR] helpfulness: 4 correctness: 4 coherence: 4 complexity: 4 verbosity: 4 quality: 4 toxicity: 0 humor: 0 "
+    "creativity: 0 [/ATTR]"
+)
 _HEADING_STOPS = ("### 指示:", "### 入力:", "\n### ", "＃＃＃")
 
 TEMPLATES: dict[str, ChatTemplate] = {
@@ -244,8 +255,14 @@ TEMPLATES: dict[str, ChatTemplate] = {
             "rinna_bilingual",
             _head(None)
             + "{%- if system is not none -%}{{- system + '\\n' -}}{%- endif -%}"
-            + "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- 'ユーザー: ' + message['content'] + '\\nシステム: ' -}}"
-            + "{%- else -%}{{- message['content'] -}}{{- eos_token if loop.last else '\\n' -}}{%- endif -%}{%- endfor -%}",
+            + (
+                "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- 'ユーザー: ' + message['content'] + "
+                "'\\nシステム: ' -}}"
+            )
+            + (
+                "{%- else -%}{{- message['content'] -}}{{- eos_token if loop.last else '\\n' -}}{%- endif -%}{%- "
+                "endfor -%}"
+            ),
             stop_strings=("ユーザー:",),
             rewrites_history=True,
         ),
@@ -306,7 +323,8 @@ TEMPLATES: dict[str, ChatTemplate] = {
         ChatTemplate(
             "llm_jp_4_harmony",
             _harmony(
-                "{{- bos_token + '<|start|>system<|message|>Current date: ' + strftime_now('%Y-%m-%d') + '\\nReasoning: medium<|end|>' -}}"
+                "{{- bos_token + '<|start|>system<|message|>Current date: ' + strftime_now('%Y-%m-%d') + "
+                "'\\nReasoning: medium<|end|>' -}}"
             ),
             "<|return|>",
             verified=False,
@@ -315,8 +333,14 @@ TEMPLATES: dict[str, ChatTemplate] = {
         ChatTemplate(
             "karakuri_steerlm",
             _head(None)
-            + "{{- bos_token -}}{%- if system is not none -%}{%- set lead = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' -%}{%- else -%}{%- set lead = '' -%}{%- endif -%}"
-            + "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- '[INST] ' + (lead if loop.first else '') + message['content'] + "
+            + (
+                "{{- bos_token -}}{%- if system is not none -%}{%- set lead = '<<SYS>>\\n' + system + "
+                "'\\n<</SYS>>\\n\\n' -%}{%- else -%}{%- set lead = '' -%}{%- endif -%}"
+            )
+            + (
+                "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- '[INST] ' + (lead if loop.first "
+                "else '') + message['content'] + "
+            )
             + _quoted(f" {_STEERLM} [/INST]")
             + " -}}{%- else -%}{{- message['content'] + eos_token -}}{%- endif -%}{%- endfor -%}",
             verified=False,

@@ -10,24 +10,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Names under which transformers' AttentionInterface knows them (IMPLEMENTATIONS, below): a loop over documents, and one kernel over the row.
+# Names under which transformers' AttentionInterface knows them (IMPLEMENTATIONS, below): a loop over documents, and one
+# kernel over the row.
 NAME, FLEX = "aift_documents", "aift_documents_flex"
 # Side of FlexAttention's blocks, in tokens.
 _BLOCK = 128
-# On a CPU: rows of scores that are made at once, and the longest document whose probabilities are kept for the backward pass.
+# On a CPU: rows of scores that are made at once, and the longest document whose probabilities are kept for the backward
+# pass.
 _ROWS, _KEPT = 128, 1024
 # What a model may hand over besides queries, keys and values without changing the result of a causal attention.
 _HARMLESS = frozenset(
     {"output_attentions", "use_cache", "cache_position", "is_causal", "output_router_logits", "head_mask"}
-)  # fmt: skip
+)
 
 
 def document_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
     document_lengths: tuple[int, ...] | None = None,
-    position_ids: Tensor | None = None, scaling: float | None = None, dropout: float = 0.0,
-    sliding_window: int | None = None, softcap: float | None = None, **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    position_ids: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
     """Causal attention inside each document of one packed row.
 
     Args:
@@ -93,7 +104,8 @@ def _products_are_faster(q: Tensor) -> bool:
 def _by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """One causal document as plain matrix products: [heads, tokens, d].
 
-    The fused SDPA of torch 2.13 on CPUs takes two to four times as long in bf16, its backward pass above all. Keys after a block of rows are never touched, which is half of them.
+    The fused SDPA of torch 2.13 on CPUs takes two to four times as long in bf16, its backward pass above all. Keys
+    after a block of rows are never touched, which is half of them.
     """
     heads, tokens, width = q.shape
     shared = k.shape[0]
@@ -134,30 +146,54 @@ def _explicit(
 
 
 def flex_document_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
     document_lengths: tuple[int, ...] | None = None,
-    position_ids: Tensor | None = None, scaling: float | None = None, dropout: float = 0.0,
-    sliding_window: int | None = None, softcap: float | None = None, **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """document_attention in one kernel over the row (FlexAttention, arXiv:2412.05496): for GPUs, where a loop over documents is slow.
+    position_ids: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """document_attention in one kernel over the row (FlexAttention, arXiv:2412.05496): for GPUs, where a loop over
+    documents is slow.
 
-    Blocks of keys that no query of a block sees are never computed. Attention dropout, which FlexAttention does not have, takes the loop.
-    On a CPU it computes without fusion and, in torch 2.13, forward only.
+    Blocks of keys that no query of a block sees are never computed. Attention dropout, which FlexAttention does not
+    have, takes the loop. On a CPU it computes without fusion and, in torch 2.13, forward only.
     """
     lengths = _lengths(document_lengths, position_ids, attention_mask, others)
     if dropout:
         return document_attention(
-            module, query, key, value, None, document_lengths=lengths, scaling=scaling, dropout=dropout,
-            sliding_window=sliding_window, softcap=softcap,
-        )  # fmt: skip
+            module,
+            query,
+            key,
+            value,
+            None,
+            document_lengths=lengths,
+            scaling=scaling,
+            dropout=dropout,
+            sliding_window=sliding_window,
+            softcap=softcap,
+        )
     tokens, used = query.shape[2], sum(lengths)
     mask = document_blocks((*lengths, tokens - used) if used < tokens else lengths, sliding_window or 0, query.device)
     # Without the option, rows shorter than a block would take the kernel for decoding, which has no backward pass.
     options = {"kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}} if query.is_cuda else {}
     mixed = _flex(query.is_cuda)(
-        query.to(value.dtype), key.to(value.dtype), value, score_mod=_capped(softcap), block_mask=mask, scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1], **options,
-    )  # fmt: skip
+        query.to(value.dtype),
+        key.to(value.dtype),
+        value,
+        score_mod=_capped(softcap),
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
+    )
     if used < tokens:
         mixed = F.pad(mixed[:, :, :used], (0, 0, 0, tokens - used))
     return mixed.transpose(1, 2), None
@@ -209,12 +245,18 @@ def document_blocks(lengths: tuple[int, ...], window: int, device: torch.device)
         return (key <= query) & (key >= lowest[query])
 
     return BlockMask.from_kv_blocks(
-        *_listed(some & ~whole, device), *_listed(whole, device), BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
-    )  # fmt: skip
+        *_listed(some & ~whole, device),
+        *_listed(whole, device),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=sees,
+        seq_lengths=(tokens, tokens),
+    )
 
 
 def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys each block of queries has, and which, those first: [1, 1, blocks] and [1, 1, blocks, blocks]."""
+    """How many blocks of keys each block of queries has, and which, those first: [1, 1, blocks] and [1, 1, blocks,
+    blocks].
+    """
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     return tuple(item.to(device, torch.int32)[None, None] for item in (blocks.sum(1), order))  # type: ignore[return-value]
 

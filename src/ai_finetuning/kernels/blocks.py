@@ -1,7 +1,8 @@
 """A transformer block's parts with hand-written gradients, for bf16 activations on a CPU.
 
-Products are torch's (oneDNN), everything between them is kernels/cpu.cpp. Saved for the backward pass is only what cannot be
-had again cheaply. Tensors are [tokens, features]; documents of a packed row are told apart by their lengths alone.
+Products are torch's (oneDNN), everything between them is kernels/cpu.cpp. Saved for the backward pass is only what
+cannot be had again cheaply. Tensors are [tokens, features]; documents of a packed row are told apart by their lengths
+alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from . import native
 
-# Queries of one product: a block sees only the keys before its end, which saves up to half of the work of long documents.
+# Queries of one product: a block sees only the keys before its end, which saves up to half of the work of long
+# documents.
 QUERY_BLOCK = 256
 
 
@@ -38,9 +40,15 @@ class Norm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
         x, weight, stats = ctx.saved_tensors
         dx, dw, db = native.norm_backward(
-            dy.contiguous(), x, weight.float(), stats, offset=ctx.offset, centered=ctx.centered,
-            dx=ctx.needs_input_grad[0], dw=ctx.needs_input_grad[1] or ctx.needs_input_grad[2],
-        )  # fmt: skip
+            dy.contiguous(),
+            x,
+            weight.float(),
+            stats,
+            offset=ctx.offset,
+            centered=ctx.centered,
+            dx=ctx.needs_input_grad[0],
+            dw=ctx.needs_input_grad[1] or ctx.needs_input_grad[2],
+        )
         dw = None if dw is None else dw.to(weight.dtype)
         return dx, dw, db.to(weight.dtype) if db is not None and ctx.with_bias else None, None, None, None
 
@@ -59,10 +67,11 @@ def _seed() -> int:
 
 
 class Linears(torch.autograd.Function):
-    """Linear layers of one input: y_i = x W_i^T + b_i + scale_i (drop(x) A_i^T) B_i^T, and `residual` added to the only y.
+    """Linear layers of one input: y_i = x W_i^T + b_i + scale_i (drop(x) A_i^T) B_i^T, and `residual` added to the only
+    y.
 
-    One product with all A, one with all dA; the gradient of x is summed inside the products. Weights that need no gradient
-    get none, an input that needs none neither.
+    One product with all A, one with all dA; the gradient of x is summed inside the products. Weights that need no
+    gradient get none, an input that needs none neither.
 
     Inputs after the first four: n weights, n biases (None allowed), and with lora n pairs A [r, in], B [out, r].
     Weights in fp32 are masters: `cast` gives their bf16 copies.
@@ -169,9 +178,10 @@ class AttentionShape:
 class Attention(torch.autograd.Function):
     """Causal attention inside each document, rotary positions included.
 
-    q [tokens, heads * d], k and v [tokens, kv_heads * d] before rotation; cos, sin [tokens, rotated / 2] fp32; lengths of the
-    documents in order (tokens after the last one, padding, give zeros). Short products per document and block of queries:
-    on CPUs several times faster than scaled_dot_product_attention in the backward pass (PERFORMANCE.md section 3).
+    q [tokens, heads * d], k and v [tokens, kv_heads * d] before rotation; cos, sin [tokens, rotated / 2] fp32; lengths
+    of the documents in order (tokens after the last one, padding, give zeros). Short products per document and block of
+    queries: on CPUs several times faster than scaled_dot_product_attention in the backward pass (PERFORMANCE.md section
+    3).
     """
 
     @staticmethod
@@ -249,7 +259,9 @@ def _keys(block: slice, shape: AttentionShape) -> slice:
 
 
 def _grouped(x: Tensor, block: slice, kv_heads: int) -> Tensor:
-    """Rows of a block of x [heads, tokens, d] as [kv_heads, group * queries, d]; a copy only where the block is not all."""
+    """Rows of a block of x [heads, tokens, d] as [kv_heads, group * queries, d]; a copy only where the block is not
+    all.
+    """
     heads, tokens, width = x.shape
     part = x if block.stop - block.start == tokens else x[:, block].contiguous()
     return part.view(kv_heads, heads // kv_heads * (block.stop - block.start), width)
@@ -269,9 +281,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: A
 
 
 def _attend_backward(
-    inputs: tuple[Tensor, Tensor, Tensor], gradient: Tensor, outputs: tuple[Tensor, Tensor, Tensor],
-    kept: tuple[Tensor, Tensor | None], block: slice, shape: AttentionShape,
-) -> None:  # fmt: skip
+    inputs: tuple[Tensor, Tensor, Tensor],
+    gradient: Tensor,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    kept: tuple[Tensor, Tensor | None],
+    block: slice,
+    shape: AttentionShape,
+) -> None:
     """Adds a block's gradients to outputs = (dq, dk, dv)."""
     (q, k, v), (dq, dk, dv), (probabilities, capped) = inputs, outputs, kept
     keys, queries = _keys(block, shape), block.stop - block.start
@@ -279,9 +295,15 @@ def _attend_backward(
     dv[:, keys] += torch.bmm(probabilities.transpose(1, 2), g)
     scores = torch.bmm(g, v[:, keys].transpose(1, 2))
     native.softmax_backward(
-        scores, probabilities, capped, queries, first=block.start - keys.start, window=shape.window,
-        scale=shape.scale, cap=shape.cap,
-    )  # fmt: skip
+        scores,
+        probabilities,
+        capped,
+        queries,
+        first=block.start - keys.start,
+        window=shape.window,
+        scale=shape.scale,
+        cap=shape.cap,
+    )
     dq[:, block] = torch.bmm(scores, k[:, keys]).view(shape.heads, queries, shape.head_dim)
     dk[:, keys] += torch.bmm(scores.transpose(1, 2), _grouped(q, block, shape.kv_heads))
 

@@ -1,4 +1,6 @@
-"""Compiles kernels/cpu.cpp once per machine and source, and loads it; where that cannot be, training goes on without."""
+"""Compiles kernels/cpu.cpp once per machine and source, and loads it; where that cannot be, training goes on
+without.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def _compile(compiler: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         code, library = Path(folder) / "cpu.o", Path(folder) / "cpu.so"
-        # Linked without OpenMP: its symbols come from the copy that torch has loaded, so that there is one pool of threads.
+        # Linked without OpenMP: its symbols come from the copy that torch has loaded, so that there is one pool of
+        # threads.
         for command in (
             [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(code)],
             [compiler, "-shared", str(code), "-o", str(library)],

@@ -39,8 +39,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross entropies of softmax(hidden W^T), without ever holding all logits.
 
     The gradients of hidden and W are made beside the loss, chunk by chunk (arXiv:2410.10989); the backward pass only
-    scales them. hidden [rows, d]; weight [vocabulary, d], cast by `cast`; targets [rows] int64, none ignored; logits become
-    cap * tanh(logit / cap) where cap is not 0.
+    scales them. hidden [rows, d]; weight [vocabulary, d], cast by `cast`; targets [rows] int64, none ignored; logits
+    become cap * tanh(logit / cap) where cap is not 0.
     """
 
     @staticmethod
@@ -84,5 +84,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         return (
             None if dhidden is None else scale(dhidden, gradient),
             None if dweight is None else scale(dweight, gradient).to(dtype),
-            None, None, None, None, None,
-        )  # fmt: skip
+            None,
+            None,
+            None,
+            None,
+            None,
+        )

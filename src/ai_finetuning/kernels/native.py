@@ -89,9 +89,16 @@ def softmax_forward(
 
 
 def softmax_backward(
-    gradient: Tensor, probabilities: Tensor, capped: Tensor | None, queries: int, *, first: int, window: int,
-    scale: float, cap: float,
-) -> None:  # fmt: skip
+    gradient: Tensor,
+    probabilities: Tensor,
+    capped: Tensor | None,
+    queries: int,
+    *,
+    first: int,
+    window: int,
+    scale: float,
+    cap: float,
+) -> None:
     """In place on gradient, of probabilities before and of scores after."""
     rows, keys = gradient.shape[0] * gradient.shape[1] // queries, gradient.shape[2]
     _call("softmax_backward", gradient, probabilities, capped, rows, queries, keys, first, window, scale, cap)

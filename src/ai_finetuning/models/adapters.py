@@ -59,18 +59,25 @@ def add_lora(
     if any(isinstance(weight, DTensor) for weight in model.parameters()):
         raise ModelError(
             "モデルはすでにプロセス間で分割されています。LoRA は分割の前に付けてください（後から付けるとその勾配は合計されません）。",
-            "the model is spread over processes already; put LoRA on before that (the gradients of a later adapter are added up by nobody).",
+            "the model is spread over processes already; put LoRA on before that (the gradients of a later "
+            "adapter are added up by nobody).",
         )
     targets = list(target_modules) if isinstance(target_modules, list | tuple) else "all-linear"
     if isinstance(targets, list):
         _check_targets(model, targets)
     model.requires_grad_(False)
     config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, bias=bias,  # type: ignore[arg-type]
-        task_type="CAUSAL_LM", target_modules=targets,
-        use_rslora=use_rslora, use_dora=use_dora, modules_to_save=list(modules_to_save) if modules_to_save else None,
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias=bias,  # type: ignore[arg-type]
+        task_type="CAUSAL_LM",
+        target_modules=targets,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        modules_to_save=list(modules_to_save) if modules_to_save else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )  # fmt: skip
+    )
     with quiet_peft():
         wrapped = get_peft_model(model, config)
     for parameter in wrapped.parameters():
@@ -90,7 +97,8 @@ def _check_targets(model: nn.Module, targets: list[str]) -> None:
         )
         raise ConfigError(
             f"lora.target_modules の {', '.join(unknown)} はこのモデルにありません。線形層: {', '.join(linear)}",
-            f"lora.target_modules names {', '.join(unknown)}, which this model does not have; linear layers: {', '.join(linear)}.",
+            f"lora.target_modules names {', '.join(unknown)}, which this model does not have; linear layers: "
+            f"{', '.join(linear)}.",
         )
 
 
@@ -148,8 +156,10 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
             features = getattr(module, "in_features", None) or getattr(module, "nx", None)
             if module is None or (features is not None and features != wanted):
                 raise ModelError(
-                    f"アダプター {folder} は {config.get('base_model_name_or_path')} 用で、このモデルとは形が合いません（{name}）。元のベースモデルを指定してください。",
-                    f"the adapter {folder} was trained on {config.get('base_model_name_or_path')} and does not fit this model ({name}); name its own base.",
+                    f"アダプター {folder} は {config.get('base_model_name_or_path')} 用で、このモデルとは形が合いません（{name}）。"
+                    "元のベースモデルを指定してください。",
+                    f"the adapter {folder} was trained on {config.get('base_model_name_or_path')} and does not "
+                    f"fit this model ({name}); name its own base.",
                 )
     with quiet_peft():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
@@ -189,7 +199,8 @@ def merge_into(model: Any) -> Any:
     """Merges an adapter into its 16- or 32-bit base; refuses weights that are not finite.
 
     Raises:
-        ModelError: the base is quantized (merging would quantize the adapter too), or the merged weights are not finite.
+        ModelError: the base is quantized (merging would quantize the adapter too), or the merged weights are not
+            finite.
     """
     if quantized_bits(model) is not None:
         raise ModelError(

@@ -138,7 +138,9 @@ def near(name: str, n: int = 3) -> list[str]:
 
 
 def supported_models() -> dict[str, dict[str, Any]]:
-    """The documented SUPPORTED_MODELS: display_name and min_gpu_memory_gb (bf16 inference, in 10^9 bytes), and what else is known."""
+    """The documented SUPPORTED_MODELS: display_name and min_gpu_memory_gb (bf16 inference, in 10^9 bytes), and what
+    else is known.
+    """
     return {name: _public(row) for name, row in rows().items()}
 
 
@@ -168,7 +170,8 @@ def _public(row: CatalogRow) -> dict[str, Any]:
 
 
 def fallback_order(requested: str, free_bytes: int) -> list[str]:
-    """Ids to try where `requested` does not load: its family's smaller models, then the recommended ones, as far as they fit.
+    """Ids to try where `requested` does not load: its family's smaller models, then the recommended ones, as far as
+    they fit.
 
     Args:
         requested: what the user asked for.

@@ -1,7 +1,8 @@
 """How a training step runs a model: documents of a row isolated by their lengths, no padding, no mask, no cache.
 
-Three paths behind one call: fused blocks (models/fused.py), the model's own modules with document attention ("portable"), or
-none, where a model does not take lengths; then batches are padded and transformers' masks part the documents.
+Three paths behind one call: fused blocks (models/fused.py), the model's own modules with document attention
+("portable"), or none, where a model does not take lengths; then batches are padded and transformers' masks part the
+documents.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class DocumentPath:
     _attention: str = "eager"
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these lengths."""
+        """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these
+        lengths.
+        """
         decoder = self.model.get_decoder()
         output = decoder(
             input_ids=input_ids,
@@ -62,7 +65,9 @@ class DocumentPath:
         return output.last_hidden_state[0]
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lets the optimizer tell the path of its updates; without it fused steps would go on with the weights of the first."""
+        """Lets the optimizer tell the path of its updates; without it fused steps would go on with the weights of
+        the first.
+        """
         if isinstance(self.cast, fused.MasterCasts):
             optimizer.register_step_post_hook(self.cast.updated)
 
@@ -117,7 +122,9 @@ def open_documents(
 
 
 def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
-    """Implementations to try, best first. flash-attention computes in 16 bit only and gets the lengths as its own arguments."""
+    """Implementations to try, best first. flash-attention computes in 16 bit only and gets the lengths as its own
+    arguments.
+    """
     if before == "flash_attention_2" and weights is not torch.float32:
         return (before,)
     return BY_DEVICE.get(device.type, (NAME,))

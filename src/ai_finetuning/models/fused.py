@@ -1,7 +1,7 @@
 """Puts the fused blocks of kernels/blocks.py under a transformers model, and takes them off again.
 
-The model keeps its modules, parameters and classes: only the `forward` of single layers is replaced, on the instance, and a
-call without document lengths (generation, a user's own call) still goes through the original one.
+The model keeps its modules, parameters and classes: only the `forward` of single layers is replaced, on the instance,
+and a call without document lengths (generation, a user's own call) still goes through the original one.
 """
 
 from __future__ import annotations
@@ -63,8 +63,11 @@ class Family:
     """
 
     norms: tuple[str | None, str | None, str | None, str | None] = (
-        "input_layernorm", None, "post_attention_layernorm", None,
-    )  # fmt: skip
+        "input_layernorm",
+        None,
+        "post_attention_layernorm",
+        None,
+    )
     centered: bool = False
     offset: float = 0.0
     head_norms: tuple[str, str] | None = None
@@ -135,8 +138,14 @@ def _activation(config: Any) -> str:
 def _linears(layer: Any) -> list[nn.Module]:
     attention, mlp = layer.self_attn, layer.mlp
     return [
-        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-    ]  # fmt: skip
+        attention.q_proj,
+        attention.k_proj,
+        attention.v_proj,
+        attention.o_proj,
+        mlp.gate_proj,
+        mlp.up_proj,
+        mlp.down_proj,
+    ]
 
 
 def _why_not_linear(module: Any) -> str | None:
@@ -265,9 +274,15 @@ def _linear(modules: Sequence[Any], x: Tensor, plan: _Layer, *, residual: Tensor
         return [_linear((module,), x, plan)[0] for module in modules]
     lora, pairs = _adapters(adapted)
     return Linears.apply(
-        x, residual, lora, len(modules), plan.cast,
-        *(base.weight for base in bases), *(base.bias for base in bases), *pairs,
-    )  # fmt: skip
+        x,
+        residual,
+        lora,
+        len(modules),
+        plan.cast,
+        *(base.weight for base in bases),
+        *(base.bias for base in bases),
+        *pairs,
+    )
 
 
 def _adapters(modules: Sequence[Any]) -> tuple[LoRA | None, list[Tensor]]:

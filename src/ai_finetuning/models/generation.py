@@ -56,10 +56,16 @@ def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, do
     rules = (
         ("batch_size", batch_size, batch_size >= 1, "1 以上", "at least 1"),
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 以上", "at least 1"),
-        ("temperature", temperature, temperature > 0 or not do_sample, "0 より大きい値（0 なら do_sample=False）", "above 0 (for 0 use do_sample=False)"),
+        (
+            "temperature",
+            temperature,
+            temperature > 0 or not do_sample,
+            "0 より大きい値（0 なら do_sample=False）",
+            "above 0 (for 0 use do_sample=False)",
+        ),
         ("top_p", top_p, 0 < top_p <= 1, "0 より大きく 1 以下", "above 0 and at most 1"),
         ("top_k", top_k, top_k >= 0, "0 以上", "0 or more"),
-    )  # fmt: skip
+    )
     for name, value, holds, ja, en in rules:
         if not holds:
             raise ConfigError(
@@ -68,9 +74,17 @@ def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, do
 
 
 def _arguments(
-    tokenizer: Any, style: PromptStyle, *, max_new_tokens: int, temperature: float, top_p: float, top_k: int,
-    do_sample: bool, extra: dict[str, Any], batch_size: int = 1,
-) -> dict[str, Any]:  # fmt: skip
+    tokenizer: Any,
+    style: PromptStyle,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    do_sample: bool,
+    extra: dict[str, Any],
+    batch_size: int = 1,
+) -> dict[str, Any]:
     _check(max_new_tokens, temperature, top_p, top_k, do_sample, batch_size)
     sampling = (
         {"temperature": temperature, "top_p": top_p, "top_k": top_k}
@@ -88,9 +102,7 @@ def _arguments(
     }
 
 
-def _encode(
-    tokenizer: Any, conversations: Sequence[Conversation], max_positions: int | None
-) -> list[list[int]]:  # fmt: skip
+def _encode(tokenizer: Any, conversations: Sequence[Conversation], max_positions: int | None) -> list[list[int]]:
     """The ids of every prompt; templates write their own BOS, so none is added."""
     prompts = [render(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
     rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
@@ -173,9 +185,16 @@ def generate_text(
     """
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
     arguments = _arguments(
-        tokenizer, style, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        do_sample=do_sample, extra=extra, batch_size=batch_size,
-    )  # fmt: skip
+        tokenizer,
+        style,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        do_sample=do_sample,
+        extra=extra,
+        batch_size=batch_size,
+    )
     if not conversations:
         return []
     rows = _encode(tokenizer, conversations, getattr(model.config, "max_position_embeddings", None))
@@ -245,9 +264,15 @@ def stream_text(
 
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
     arguments = _arguments(
-        tokenizer, style, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        do_sample=do_sample, extra=extra,
-    )  # fmt: skip
+        tokenizer,
+        style,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        do_sample=do_sample,
+        extra=extra,
+    )
     rows = _encode(tokenizer, [conversation], getattr(model.config, "max_position_embeddings", None))
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     given_up, failure = threading.Event(), []
@@ -295,7 +320,9 @@ def _pieces(streamer: Any, tokenizer: Any, style: PromptStyle) -> Iterator[str]:
 
 
 def _without_beginning_of(text: str, marks: Sequence[str]) -> str:
-    """The text without a tail that could be the beginning of a mark, and without a trailing blank that cleaning may take."""
+    """The text without a tail that could be the beginning of a mark, and without a trailing blank that cleaning may
+    take.
+    """
     cut = 0
     for mark in marks:
         for length in range(min(len(mark) - 1, len(text)), 0, -1):

@@ -50,7 +50,8 @@ def _require_model_files(path: Path) -> None:
         base = adapter_base(path)
         raise ModelError(
             f"{path} は LoRA アダプターで、モデル全体ではありません。ベースモデル {base} と組み合わせて読み込んでください (load_lora_model、または aift merge)。",
-            f"{path} is a LoRA adapter, not a whole model. Load it together with its base model {base} (load_lora_model, or aift merge).",
+            f"{path} is a LoRA adapter, not a whole model. Load it together with its base model {base} "
+            "(load_lora_model, or aift merge).",
         )
     raise ModelError(
         f"{path} に config.json がありません。save_pretrained で保存したモデルのフォルダーを指定してください。",
@@ -138,7 +139,8 @@ def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECO
         raise HubError(
             f"モデル {name} はこのマシンに保存されておらず、オフライン設定 (HF_HUB_OFFLINE) のためダウンロードできません。{_suggest_ja(name)}"
             " ダウンロード済みのフォルダーを指定するか、HF_HUB_OFFLINE を外してください。",
-            f"Model {name} is not on this machine, and offline mode (HF_HUB_OFFLINE) forbids the download.{_suggest_en(name)}"
+            f"Model {name} is not on this machine, and offline mode (HF_HUB_OFFLINE) forbids the "
+            f"download.{_suggest_en(name)}"
             " Name a downloaded folder, or unset HF_HUB_OFFLINE.",
         )
     preflight(name, limit_seconds=limit_seconds)
@@ -163,7 +165,8 @@ def _unreachable(model_id: str, reason: str) -> HubError:
     return HubError(
         f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason})。ネットワークを確認してください。オフラインなら"
         " ダウンロード済みのフォルダーを指定し (HF_HUB_OFFLINE=1)、ミラーがあれば HF_ENDPOINT に設定してください。",
-        f"Model {model_id}: {endpoint()} does not answer ({reason}). Check the network. Offline, name a downloaded folder"
+        f"Model {model_id}: {endpoint()} does not answer ({reason}). Check the network. Offline, name a "
+        "downloaded folder"
         " (HF_HUB_OFFLINE=1); where there is a mirror, set HF_ENDPOINT to it.",
     )
 
@@ -172,23 +175,29 @@ def _refused(model_id: str, status: int, code: str) -> HubError:
     """The hub's answer as a message with its own way out."""
     if code == "GatedRepo":
         return HubError(
-            f"モデル {model_id} は利用申請が必要です (gated)。{endpoint()}/{model_id} を開いて条件に同意し、`hf auth login` でログインするか HF_TOKEN を設定してください。",
-            f"Model {model_id} is gated. Open {endpoint()}/{model_id}, accept its terms, then log in with `hf auth login` or set HF_TOKEN.",
+            f"モデル {model_id} は利用申請が必要です (gated)。{endpoint()}/{model_id} を開いて条件に同意し、`hf auth login` でログインするか "
+            "HF_TOKEN を設定してください。",
+            f"Model {model_id} is gated. Open {endpoint()}/{model_id}, accept its terms, then log in with `hf "
+            "auth login` or set HF_TOKEN.",
         )
     # The hub answers 401 for an unknown id too, so that private names do not leak.
     if code == "RepoNotFound" or status == 404:
         return HubError(
-            f"モデル {model_id} は {endpoint()} にありません。{_suggest_ja(model_id)} 名前の綴りを確認してください。非公開のモデルなら HF_TOKEN を設定してください。",
-            f"Model {model_id} does not exist on {endpoint()}.{_suggest_en(model_id)} Check the spelling; for a private model set HF_TOKEN.",
+            f"モデル {model_id} は {endpoint()} にありません。{_suggest_ja(model_id)} 名前の綴りを確認してください。非公開のモデルなら HF_TOKEN "
+            "を設定してください。",
+            f"Model {model_id} does not exist on {endpoint()}.{_suggest_en(model_id)} Check the spelling; for a "
+            "private model set HF_TOKEN.",
         )
     if status in (401, 403):
         return HubError(
             f"モデル {model_id}: {endpoint()} が認証を求めています ({status})。HF_TOKEN が正しいか、`hf auth login` で確認してください。",
-            f"Model {model_id}: {endpoint()} asks for authentication ({status}). Check HF_TOKEN, or log in with `hf auth login`.",
+            f"Model {model_id}: {endpoint()} asks for authentication ({status}). Check HF_TOKEN, or log in with "
+            "`hf auth login`.",
         )
     return HubError(
         f"モデル {model_id}: {endpoint()} がエラー {status} を返しました。しばらく待つか、ミラー (HF_ENDPOINT) やダウンロード済みのフォルダーを使ってください。",
-        f"Model {model_id}: {endpoint()} answered with error {status}. Wait and retry, or use a mirror (HF_ENDPOINT) or a downloaded folder.",
+        f"Model {model_id}: {endpoint()} answered with error {status}. Wait and retry, or use a mirror "
+        "(HF_ENDPOINT) or a downloaded folder.",
     )
 
 

@@ -151,15 +151,29 @@ class JapaneseModel(BaseModel):
         )
 
     def _generate(
-        self, conversations: list[list[dict[str, str]]], max_new_tokens: int, temperature: float, top_p: float, top_k: int,
-        do_sample: bool, extra: dict[str, Any],
-    ) -> list[str]:  # fmt: skip
+        self,
+        conversations: list[list[dict[str, str]]],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        do_sample: bool,
+        extra: dict[str, Any],
+    ) -> list[str]:
         model, tokenizer = self.ensure_model(), self.ensure_tokenizer()
         style = prompt_style(tokenizer, model.generation_config)
         return generate_text(
-            model, tokenizer, conversations, style=style, max_new_tokens=max_new_tokens, temperature=temperature,
-            top_p=top_p, top_k=top_k, do_sample=do_sample, **extra,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            conversations,
+            style=style,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            do_sample=do_sample,
+            **extra,
+        )
 
     def load_with_fallback(self, fallback_models: list[str] | None = None) -> bool:
         """Loads the requested model, else the first of the others that loads; says which, and why the rest did not.

@@ -129,7 +129,8 @@ def _quantization(plan: LoadPlan, config: Mapping[str, Any]) -> dict[str, object
     if not stored.get(f"load_in_{bits}bit"):
         raise ModelError(
             f"{plan.name} はすでに別の方式 ({stored.get('quant_method')}) で量子化されているため、{bits}bit では読み込めません。量子化前のモデルを指定してください。",
-            f"{plan.name} is quantized already ({stored.get('quant_method')}), so it cannot be loaded in {bits} bit. Name the model before quantization.",
+            f"{plan.name} is quantized already ({stored.get('quant_method')}), so it cannot be loaded in {bits} "
+            "bit. Name the model before quantization.",
         )
     return {}
 
@@ -165,7 +166,8 @@ def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: b
     raise ModelError(
         f"{name} の config.json はリポジトリー内のコード (auto_map) の実行を求めています。実行しません。内容を確認して信頼できる場合だけ"
         " trust_remote_code=True (設定では model.trust_remote_code: true) を指定してください。",
-        f"{name}: its config.json wants to run code from the repository (auto_map); refused. Read that code, and only if you trust"
+        f"{name}: its config.json wants to run code from the repository (auto_map); refused. Read that code, and "
+        "only if you trust"
         " it pass trust_remote_code=True (in a config: model.trust_remote_code: true).",
     )
 
@@ -183,7 +185,8 @@ def require_safetensors(name: str) -> None:
     raise ModelError(
         f"{name} に safetensors の重みがありません (あるのは {'、'.join(pickles) or 'なし'})。安全のため safetensors だけを読み込みます。"
         " 信頼できる環境で save_pretrained し直して変換してください。",
-        f"{name} has no safetensors weights (found: {', '.join(pickles) or 'none'}). Safetensors only: pickles can run code."
+        f"{name} has no safetensors weights (found: {', '.join(pickles) or 'none'}). Safetensors only: pickles "
+        "can run code."
         " Convert it with save_pretrained in an environment that you trust.",
     )
 
@@ -305,7 +308,8 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
     if missing:
         warn(
             f"{plan.name} のファイルに無い重みが {len(missing)} 個あり、乱数で初期化されました (例: {missing[0]})。",
-            f"{plan.name}: {len(missing)} weights are not in its files and were initialised at random (for example {missing[0]}).",
+            f"{plan.name}: {len(missing)} weights are not in its files and were initialised at random (for "
+            f"example {missing[0]}).",
         )
     return model
 
@@ -334,7 +338,8 @@ def _not_loaded(name: str, error: Exception) -> ToolkitError:
         )
     return ModelError(
         f"{name} を読み込めませんでした: {first} config.json と重みが揃った、文章生成 (causal LM) のモデルか確認してください。",
-        f"{name} could not be loaded: {first} Check that it is a causal language model with matching config.json and weights.",
+        f"{name} could not be loaded: {first} Check that it is a causal language model with matching config.json "
+        "and weights.",
     )
 
 

@@ -18,8 +18,8 @@ DeviceMap = Mapping[str, torch.device]
 def spread(model: Any, device_map: DeviceMap) -> None:
     """Lays a model out by a map, in place, and lets tensors follow it; a second call with the same map changes nothing.
 
-    Forward hooks of our own, not accelerate's: those take every argument to the first device, `logits_to_keep` too, which
-    has to be where the hidden states end, and bring all logits back (docs/decisions/0016).
+    Forward hooks of our own, not accelerate's: those take every argument to the first device, `logits_to_keep` too,
+    which has to be where the hidden states end, and bring all logits back (docs/decisions/0016).
 
     Args:
         model: a transformers causal LM, inside any adapter; on the CPU, or loaded with the same map.
@@ -50,7 +50,8 @@ def refuse_offloading(device_map: Mapping[str, Any]) -> None:
     """Refuses maps that keep weights on the CPU or on disk beside a GPU.
 
     Raises:
-        ModelError: such a model trains wrongly without an error: 18 of 39 weights got no gradient (DISTRIBUTED.md section 5).
+        ModelError: such a model trains wrongly without an error: 18 of 39 weights got no gradient (DISTRIBUTED.md
+            section 5).
     """
     away = {name: str(place) for name, place in device_map.items() if str(place) in ("cpu", "disk", "meta")}
     if not away:
@@ -59,7 +60,8 @@ def refuse_offloading(device_map: Mapping[str, Any]) -> None:
     raise ModelError(
         f"device_map の {len(away)} 個のモジュールが GPU の外にあります（例: {name} → {place}）。このままでは一部の重みに勾配が届かないため訓練しません。"
         "max_memory_per_gpu を増やすか、GPU を増やすか、method: qlora を使ってください。",
-        f"device_map keeps {len(away)} modules outside the GPUs (for example {name} -> {place}); some weights would get no gradient, so it is not trained. "
+        f"device_map keeps {len(away)} modules outside the GPUs (for example {name} -> {place}); some weights "
+        "would get no gradient, so it is not trained. "
         "Raise max_memory_per_gpu, use more GPUs, or method: qlora.",
     )
 

@@ -24,9 +24,14 @@ BY_NAME = {
 # The cuts of transformers' plans that parallel/tensor.py makes; mixtures of experts and latent attention need others.
 CUTS = frozenset(
     {
-        "colwise", "colwise_gather_output", "rowwise", "rowwise_split_input", "embedding_rowwise", "replicated_with_grad_allreduce",
+        "colwise",
+        "colwise_gather_output",
+        "rowwise",
+        "rowwise_split_input",
+        "embedding_rowwise",
+        "replicated_with_grad_allreduce",
     }
-)  # fmt: skip
+)
 
 
 def tensor_plan(model: Any) -> dict[str, str]:
@@ -60,13 +65,15 @@ def _refuse(kind: str, plan: dict[str, str], modules: dict[str, nn.Module]) -> N
     if "rowwise" not in {style[:7] for style in plan.values()}:
         raise ModelError(
             f"{kind} にはテンソル並列の計画がなく、層の名前も Llama と違います。strategy: fsdp または pipeline を使ってください。",
-            f"{kind} has no plan for tensor parallelism and its layers are not named as Llama's; use strategy: fsdp or pipeline.",
+            f"{kind} has no plan for tensor parallelism and its layers are not named as Llama's; use strategy: "
+            "fsdp or pipeline.",
         )
     unknown = sorted(set(plan.values()) - CUTS)
     if unknown:
         raise ModelError(
             f"{kind} の分割計画には、対応していない {', '.join(unknown)} があります。strategy: fsdp または pipeline を使ってください。",
-            f"the plan of {kind} asks for {', '.join(unknown)}, which is not supported; use strategy: fsdp or pipeline.",
+            f"the plan of {kind} asks for {', '.join(unknown)}, which is not supported; use strategy: fsdp or "
+            "pipeline.",
         )
     for parent in {name.rpartition(".")[0] for name, style in plan.items() if style == "colwise"}:
         module = modules[parent]
@@ -77,5 +84,6 @@ def _refuse(kind: str, plan: dict[str, str], modules: dict[str, nn.Module]) -> N
             # They would work on this rank's values only, and their gradients would be added up by nobody.
             raise ModelError(
                 f"{kind} の {parent} には分割計画にない重み {', '.join(left)} があります。strategy: fsdp または pipeline を使ってください。",
-                f"{parent} of {kind} has weights that its plan does not speak of ({', '.join(left)}); use strategy: fsdp or pipeline.",
+                f"{parent} of {kind} has weights that its plan does not speak of ({', '.join(left)}); use "
+                "strategy: fsdp or pipeline.",
             )

@@ -23,17 +23,28 @@ from ..errors import ConfigError, ModelError
 _MISSING = {
     "bitsandbytes": (
         "8bit・4bit の読み込みには bitsandbytes が必要です (macOS には対応版がありません)。`pip install bitsandbytes` するか、量子化なしで読み込んでください。",
-        "Loading in 8 or 4 bit needs bitsandbytes (there is none for macOS). `pip install bitsandbytes`, or load without quantization.",
+        (
+            "Loading in 8 or 4 bit needs bitsandbytes (there is none for macOS). `pip install bitsandbytes`, or load "
+            "without quantization."
+        ),
     ),
     "torchao": (
-        "torchao の重みには torchao が必要です。`pip install 'ai-finetuning-toolkit[torchao]'` するか、backend を bitsandbytes にしてください。",
-        "torchao weights need torchao: `pip install 'ai-finetuning-toolkit[torchao]'`, or choose the backend bitsandbytes.",
+        (
+            "torchao の重みには torchao が必要です。`pip install 'ai-finetuning-toolkit[torchao]'` するか、backend を bitsandbytes "
+            "にしてください。"
+        ),
+        (
+            "torchao weights need torchao: `pip install 'ai-finetuning-toolkit[torchao]'`, or choose the backend "
+            "bitsandbytes."
+        ),
     ),
 }
 
 
 def require_backend(backend: str) -> None:
-    """Raises ModelError with the way out where the package of a backend is missing; other backends are transformers' business."""
+    """Raises ModelError with the way out where the package of a backend is missing; other backends are transformers'
+    business.
+    """
     if backend not in _MISSING:
         return
     if importlib.util.find_spec(backend) is None:
@@ -94,12 +105,20 @@ def _torchao(name: str, **arguments: Any) -> Callable[[torch.dtype, Mapping[str,
 
 
 def _cuda_and_bf16(device: torch.device, dtype: torch.dtype) -> tuple[str, str] | None:
-    """torchao 0.18 packs 4-bit weights for CUDA in bf16 only: all its packings fail on a CPU, or stay at a byte a weight."""
+    """torchao 0.18 packs 4-bit weights for CUDA in bf16 only: all its packings fail on a CPU, or stay at a byte a
+    weight.
+    """
     if device.type == "cuda" and dtype is torch.bfloat16:
         return None
     return (
-        f"torchao int4 は CUDA の GPU と bfloat16 でだけ動きます（指定は {device.type} と {_short(dtype)}）。bitsandbytes の nf4 なら CPU でも動きます。",
-        f"torchao int4 runs on a CUDA GPU in bfloat16 only (asked for {device.type} and {_short(dtype)}); bitsandbytes nf4 runs on CPUs too.",
+        (
+            f"torchao int4 は CUDA の GPU と bfloat16 でだけ動きます（指定は {device.type} と {_short(dtype)}）。bitsandbytes の nf4 なら "
+            "CPU でも動きます。"
+        ),
+        (
+            f"torchao int4 runs on a CUDA GPU in bfloat16 only (asked for {device.type} and {_short(dtype)}); "
+            "bitsandbytes nf4 runs on CPUs too."
+        ),
     )
 
 
@@ -111,8 +130,14 @@ METHODS = (
     Method("bitsandbytes", 4, "fp4", _four_bit("fp4"), _DOUBLE_QUANT),
     Method("torchao", 8, "int8", _torchao("Int8WeightOnlyConfig")),
     Method("torchao", 8, "int8-dynamic", _torchao("Int8DynamicActivationInt8WeightConfig")),
-    Method("torchao", 4, "int4", _torchao("Int4WeightOnlyConfig", group_size=32, int4_packing_format="tile_packed_to_4d"), refusal=_cuda_and_bf16),
-)  # fmt: skip
+    Method(
+        "torchao",
+        4,
+        "int4",
+        _torchao("Int4WeightOnlyConfig", group_size=32, int4_packing_format="tile_packed_to_4d"),
+        refusal=_cuda_and_bf16,
+    ),
+)
 
 
 def find_method(bits: int, backend: str = "bitsandbytes", quant_type: str | None = None) -> Method:
@@ -151,7 +176,8 @@ class Quantization:
         """Transformers' quantization config.
 
         Raises:
-            ModelError: the backend's package is missing. ConfigError: the method does not run on this device in this dtype.
+            ModelError: the backend's package is missing. ConfigError: the method does not run on this device in this
+                dtype.
         """
         require_backend(self.method.backend)
         reason = self.method.refusal(device, compute_dtype)
@@ -202,7 +228,8 @@ def require_quantized(model: nn.Module, bits: int, name: str) -> int:
     if count == 0:
         raise ModelError(
             f"{name}: {bits}bit になった層が 0 個でした。線形層がすべて対象外か、CPU オフロード設定で除外されています。設定を外すか、量子化なしで使ってください。",
-            f"{name}: 0 modules were quantized to {bits} bit; all linear layers were excluded, or CPU offload excluded them. Drop that setting, or load without quantization.",
+            f"{name}: 0 modules were quantized to {bits} bit; all linear layers were excluded, or CPU offload "
+            "excluded them. Drop that setting, or load without quantization.",
         )
     return count
 
@@ -259,7 +286,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of parameters and buffers by dtype of storage; shared storage counts once, quantization statistics included."""
+    """Bytes of parameters and buffers by dtype of storage; shared storage counts once, quantization statistics
+    included.
+    """
     sizes: dict[str, int] = {}
     seen: set[int] = set()
     for held in [*model.parameters(), *model.buffers(), *_statistics(model)]:

@@ -54,8 +54,10 @@ class ScratchModel(BaseModel):
         if self.tokenizer is None:
             if on_disk(self.model_name) is None:
                 raise InputNotFoundError(
-                    f"method: pretrain の model.name は、トークナイザーのあるフォルダーです。{self.model_name} はありません（aift tokenizer train で作れます）。",
-                    f"with method: pretrain model.name is a folder with a tokenizer; {self.model_name} does not exist (aift tokenizer train makes one).",
+                    f"method: pretrain の model.name は、トークナイザーのあるフォルダーです。{self.model_name} はありません（aift tokenizer "
+                    "train で作れます）。",
+                    f"with method: pretrain model.name is a folder with a tokenizer; {self.model_name} does not "
+                    "exist (aift tokenizer train makes one).",
                 )
             self.tokenizer = load_tokenizer(self.model_name, chat_template=self.chat_template)
         return self.tokenizer
@@ -73,7 +75,8 @@ class ScratchModel(BaseModel):
         if len(tokenizer) > config.vocab_size:
             raise ModelError(
                 f"トークナイザーは {len(tokenizer)} 個、config.json の vocab_size は {config.vocab_size} です。vocab_size を増やしてください。",
-                f"the tokenizer has {len(tokenizer)} tokens and config.json a vocab_size of {config.vocab_size}; raise it.",
+                f"the tokenizer has {len(tokenizer)} tokens and config.json a vocab_size of {config.vocab_size}; "
+                "raise it.",
             )
         torch.manual_seed(self.seed)
         chosen = {} if self.attention == "auto" else {"attn_implementation": self.attention}
@@ -91,12 +94,17 @@ class ScratchModel(BaseModel):
         if sizes is not None:
             width = sizes.intermediate_size or -(-sizes.hidden_size * 8 // 3 // 32) * 32
             return LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=sizes.hidden_size, intermediate_size=width,
-                num_hidden_layers=sizes.num_hidden_layers, num_attention_heads=sizes.num_attention_heads,
+                vocab_size=len(tokenizer),
+                hidden_size=sizes.hidden_size,
+                intermediate_size=width,
+                num_hidden_layers=sizes.num_hidden_layers,
+                num_attention_heads=sizes.num_attention_heads,
                 num_key_value_heads=sizes.num_key_value_heads or sizes.num_attention_heads,
-                max_position_embeddings=sizes.max_position_embeddings, rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
-                tie_word_embeddings=sizes.tie_word_embeddings, **ids,
-            )  # fmt: skip
+                max_position_embeddings=sizes.max_position_embeddings,
+                rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+                tie_word_embeddings=sizes.tie_word_embeddings,
+                **ids,
+            )
         folder = on_disk(self.model_name)
         if folder is None or not (folder / "config.json").is_file():
             raise ConfigError(

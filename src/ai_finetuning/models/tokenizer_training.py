@@ -1,4 +1,6 @@
-"""A sentencepiece unigram tokenizer (arXiv:1804.10959) from texts, written for sentencepiece and for transformers alike."""
+"""A sentencepiece unigram tokenizer (arXiv:1804.10959) from texts, written for sentencepiece and for transformers
+alike.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def train_tokenizer(
 ) -> Path:
     """Writes tokenizer.model, tokenizer.json and the configuration with a chat template.
 
-    Identity normalisation, no blank put in front, byte fallback; the line end and the role tokens are pieces of their own.
+    Identity normalisation, no blank put in front, byte fallback; the line end and the role tokens are pieces of their
+    own.
 
     Args:
         texts: what to learn from; only the first 4,000 characters of a line count.
@@ -47,18 +50,37 @@ def train_tokenizer(
     if vocabulary <= fixed:
         raise ConfigError(
             f"語彙数が {vocabulary} です。{fixed} より大きくしてください（バイト 256 個と特殊トークンを含みます）。",
-            f"the vocabulary is {vocabulary}; it must be more than {fixed} (256 bytes and special tokens are part of it).",
+            f"the vocabulary is {vocabulary}; it must be more than {fixed} (256 bytes and special tokens are part "
+            "of it).",
         )
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=written, vocab_size=vocabulary, model_type="unigram",
-            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-            character_coverage=character_coverage, user_defined_symbols=["\n", *ROLES], split_digits=True,
-            pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece=PAD, bos_piece=BOS, eos_piece=EOS, unk_piece=UNK,
-            max_sentence_length=4 * _LONGEST_LINE, input_sentence_size=150_000, shuffle_input_sentence=True,
-            num_threads=2, minloglevel=2,
-        )  # fmt: skip
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            vocab_size=vocabulary,
+            model_type="unigram",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            character_coverage=character_coverage,
+            user_defined_symbols=["\n", *ROLES],
+            split_digits=True,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece=PAD,
+            bos_piece=BOS,
+            eos_piece=EOS,
+            unk_piece=UNK,
+            max_sentence_length=4 * _LONGEST_LINE,
+            input_sentence_size=150_000,
+            shuffle_input_sentence=True,
+            num_threads=2,
+            minloglevel=2,
+        )
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0][-200:]
         raise ConfigError(
@@ -81,8 +103,8 @@ def _lines(text: str) -> Iterator[str]:
 def _on_grid(model: bytes) -> bytes:
     """The model with scores rounded to 1/256.
 
-    sentencepiece adds scores in single precision and tokenizers in double: off the grid they round near ties differently (one
-    line in 500 of real prose did). On it both sums are exact for texts of a few thousand characters.
+    sentencepiece adds scores in single precision and tokenizers in double: off the grid they round near ties
+    differently (one line in 500 of real prose did). On it both sums are exact for texts of a few thousand characters.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -107,9 +129,14 @@ def _write_fast(folder: Path) -> None:
     core.add_special_tokens([AddedToken(token, normalized=False) for token in (PAD, BOS, EOS, UNK, *ROLES)])
     core.add_tokens([AddedToken("\n", normalized=False)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK,
-        additional_special_tokens=list(ROLES), clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        additional_special_tokens=list(ROLES),
+        clean_up_tokenization_spaces=False,
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
 

@@ -18,16 +18,43 @@ from . import catalog, hub
 
 # Texts whose segmentation differs where a unigram model is run as BPE, or where normalisation differs.
 PROBES = (
-    "日本の首都は東京です。", "吾輩は猫である。名前はまだ無い。", "国境の長いトンネルを抜けると雪国であった。", "株式会社の代表取締役社長",
-    "お問い合わせありがとうございます。担当者より折り返しご連絡いたします。", "東京特許許可局", "すもももももももものうち", "機械学習と自然言語処理",
-    "カタカナとひらがな、漢字と English の混在", "１２３４５と12345", "「こんにちは」と言った。", "改行\n\nのある文", "、。！？（）〜ー・", "𠮷野家で鷗外を読む",
-    "🍣を食べた", "あいうえおかきくけこさしすせそ", "昨日、私は友達と一緒に映画を見に行きました。", "次の文章を要約してください。", "### 指示:", "  先頭の空白",
-)  # fmt: skip
+    "日本の首都は東京です。",
+    "吾輩は猫である。名前はまだ無い。",
+    "国境の長いトンネルを抜けると雪国であった。",
+    "株式会社の代表取締役社長",
+    "お問い合わせありがとうございます。担当者より折り返しご連絡いたします。",
+    "東京特許許可局",
+    "すもももももももものうち",
+    "機械学習と自然言語処理",
+    "カタカナとひらがな、漢字と English の混在",
+    "１２３４５と12345",
+    "「こんにちは」と言った。",
+    "改行\n\nのある文",
+    "、。！？（）〜ー・",
+    "𠮷野家で鷗外を読む",
+    "🍣を食べた",
+    "あいうえおかきくけこさしすせそ",
+    "昨日、私は友達と一緒に映画を見に行きました。",
+    "次の文章を要約してください。",
+    "### 指示:",
+    "  先頭の空白",
+)
 # Tokens that models reserve for padding, in the order in which they are preferred.
 _PADS = (
-    "<PAD|LLM-jp>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|endoftext|>", "<unk>", "<|unk|>",
-    "[UNK]", "<s>", "<|startoftext|>", "<|begin_of_text|>",
-)  # fmt: skip
+    "<PAD|LLM-jp>",
+    "<|finetune_right_pad_id|>",
+    "<pad>",
+    "[PAD]",
+    "<|pad|>",
+    "<|padding|>",
+    "<|endoftext|>",
+    "<unk>",
+    "<|unk|>",
+    "[UNK]",
+    "<s>",
+    "<|startoftext|>",
+    "<|begin_of_text|>",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +81,8 @@ def load_tokenizer(
 
     Args:
         name: hub id, alias, `embedded:NAME` or folder.
-        chat_template: a key of japanese.templates, a file or Jinja text; None takes the tokenizer's, then the catalog's.
+        chat_template: a key of japanese.templates, a file or Jinja text; None takes the tokenizer's, then the
+            catalog's.
         trust_remote_code: run code from the repository.
 
     Raises:
@@ -114,10 +142,11 @@ def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PRO
 
 
 def check_tokenizer_parity(folder: str | Path) -> list[str]:
-    """Japanese probes that AutoTokenizer segments otherwise than the folder's sentencepiece model; empty where all agree.
+    """Japanese probes that AutoTokenizer segments otherwise than the folder's sentencepiece model; empty where all
+    agree.
 
-    transformers 5 builds Llama tokenizers as BPE: a unigram model without tokenizer.json is then segmented in a way that the
-    model never saw, without an error (JAPANESE.md section 6.3).
+    transformers 5 builds Llama tokenizers as BPE: a unigram model without tokenizer.json is then segmented in a way
+    that the model never saw, without an error (JAPANESE.md section 6.3).
     """
     files = _files(str(folder), "tokenizer.model")
     if not files:
@@ -144,12 +173,15 @@ def _with_parity(tokenizer: Any, name: str) -> Any:
             break
     else:
         raise ModelError(
-            f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。モデルが学習していない分かち方になるため使いません。tokenizer.json のある版を使ってください。",
-            f"the tokenizer of {name} does not segment as its sentencepiece model ({len(left)} of {len(PROBES)} probes, such as {left[0]!r}); the model never saw such tokens. Use a version with tokenizer.json.",
+            f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。"
+            "モデルが学習していない分かち方になるため使いません。tokenizer.json のある版を使ってください。",
+            f"the tokenizer of {name} does not segment as its sentencepiece model ({len(left)} of {len(PROBES)} "
+            f"probes, such as {left[0]!r}); the model never saw such tokens. Use a version with tokenizer.json.",
         )
     notice(
         f"{name} のトークナイザーは transformers の変換で分かち方が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
-        f"{name}: transformers' conversion changes the segmentation ({len(problems)} of {len(PROBES)} probes); its sentencepiece model is used directly.",
+        f"{name}: transformers' conversion changes the segmentation ({len(problems)} of {len(PROBES)} probes); "
+        "its sentencepiece model is used directly.",
     )
     return repaired
 
@@ -219,12 +251,14 @@ def choose_template(tokenizer: Any, name: str, wanted: str | None) -> str:
         if not template.verified:
             warn(
                 f"{name} のプロンプト形式 {template.key} は未確認です。モデルの説明ページと見比べてください（model.chat_template で変更可）。",
-                f"the prompt format {template.key} of {name} is unconfirmed; compare it with the model's page (model.chat_template changes it).",
+                f"the prompt format {template.key} of {name} is unconfirmed; compare it with the model's page "
+                "(model.chat_template changes it).",
             )
         return template.jinja
     notice(
         f"{name} にはチャットテンプレートがないため、会話には alpaca_ja（### 指示: / ### 応答:）を使います。model.chat_template で変更できます。",
-        f"{name} has no chat template; conversations use alpaca_ja (### 指示: / ### 応答:). Change it with model.chat_template.",
+        f"{name} has no chat template; conversations use alpaca_ja (### 指示: / ### 応答:). Change it with "
+        "model.chat_template.",
     )
     return TEMPLATES["alpaca_ja"].jinja
 

@@ -21,8 +21,8 @@ from .strategy import LossFunction
 def _accelerator(device: torch.device) -> Any:
     """An Accelerator that neither casts nor counts.
 
-    Its own gradient accumulation is left at 1: it would divide the loss by the number of micro-batches, while ours is already
-    divided by the label tokens of the whole step (DISTRIBUTED.md section 10, fault 6).
+    Its own gradient accumulation is left at 1: it would divide the loss by the number of micro-batches, while ours is
+    already divided by the label tokens of the whole step (DISTRIBUTED.md section 10, fault 6).
 
     Raises:
         ProcessesError: Accelerate counts other processes than there are, and would not sum their gradients.
@@ -33,8 +33,10 @@ def _accelerator(device: torch.device) -> Any:
     there = dist.get_world_size() if dist.is_initialized() else 1
     if accelerator.num_processes != there:
         raise ProcessesError(
-            f"このプロセスの Accelerate は {accelerator.num_processes} プロセス用に初期化済みですが、実行は {there} プロセスです。Accelerate を先に使わないか、use_accelerate=False にしてください。",
-            f"Accelerate was set up for {accelerator.num_processes} processes in this process before, but the run has {there}; do not use Accelerate earlier, or set use_accelerate=False.",
+            f"このプロセスの Accelerate は {accelerator.num_processes} プロセス用に初期化済みですが、実行は {there} プロセスです。Accelerate "
+            "を先に使わないか、use_accelerate=False にしてください。",
+            f"Accelerate was set up for {accelerator.num_processes} processes in this process before, but the run "
+            f"has {there}; do not use Accelerate earlier, or set use_accelerate=False.",
         )
     return accelerator
 
@@ -68,7 +70,8 @@ class Accelerated(SingleDevice):
 class AcceleratedReplicas(Distributed):
     """Several processes, each with the whole model, in the DistributedDataParallel that Accelerate makes.
 
-    Model and loss are one module inside it, so that any loss, over padded rows or over documents, runs within its forward pass.
+    Model and loss are one module inside it, so that any loss, over padded rows or over documents, runs within its
+    forward pass.
     """
 
     def __init__(

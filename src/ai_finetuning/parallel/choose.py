@@ -64,9 +64,16 @@ class Choice:
 
 
 def check_strategy(
-    name: str, *, processes: int | None = None, pipeline_parallel_size: int = 1, tensor_parallel_size: int = 1,
-    pipeline_schedule: str = "1F1B", world_size: int = 1, local_rank: int = -1, deepspeed_stage: int | None = None,
-) -> Choice:  # fmt: skip
+    name: str,
+    *,
+    processes: int | None = None,
+    pipeline_parallel_size: int = 1,
+    tensor_parallel_size: int = 1,
+    pipeline_schedule: str = "1F1B",
+    world_size: int = 1,
+    local_rank: int = -1,
+    deepspeed_stage: int | None = None,
+) -> Choice:
     """What the settings mean for a number of processes; refuses what cannot run here.
 
     Args:
@@ -80,24 +87,30 @@ def check_strategy(
     if world_size not in (1, size):
         raise ConfigError(
             f"training.world_size が {world_size} ですが、プロセスは {size} 個です。1 にするとランチャーに合わせます。",
-            f"training.world_size is {world_size}, but the run has {size} processes; leave it at 1 to follow the launcher.",
+            f"training.world_size is {world_size}, but the run has {size} processes; leave it at 1 to follow the "
+            "launcher.",
         )
     if local_rank not in (-1, here.local_rank):
         raise ConfigError(
             f"training.local_rank が {local_rank} ですが、ランチャーは {here.local_rank} としています。-1 にするとランチャーに合わせます。",
-            f"training.local_rank is {local_rank}, but the launcher says {here.local_rank}; leave it at -1 to follow the launcher.",
+            f"training.local_rank is {local_rank}, but the launcher says {here.local_rank}; leave it at -1 to "
+            "follow the launcher.",
         )
     if name == "model_parallel" and size > 1:
         raise ConfigError(
-            f"parallel.strategy model_parallel は 1 プロセスで動きますが、プロセスは {size} 個です。torchrun を使わずに起動するか、strategy: pipeline にしてください。",
-            f"parallel.strategy model_parallel runs in one process, but there are {size}; start it without torchrun, or use strategy: pipeline.",
+            f"parallel.strategy model_parallel は 1 プロセスで動きますが、プロセスは {size} 個です。torchrun を使わずに起動するか、strategy: "
+            "pipeline にしてください。",
+            f"parallel.strategy model_parallel runs in one process, but there are {size}; start it without "
+            "torchrun, or use strategy: pipeline.",
         )
     asked = pipeline_parallel_size * tensor_parallel_size
     if size == 1 and (name in ("pipeline", "tensor") or asked > 1):
         raise ConfigError(
-            f"parallel.strategy {name}（pipeline_parallel_size {pipeline_parallel_size}、tensor_parallel_size {tensor_parallel_size}）には {max(2, asked)} プロセス以上が必要ですが、1 つしかありません。"
+            f"parallel.strategy {name}（pipeline_parallel_size {pipeline_parallel_size}、tensor_parallel_size "
+            f"{tensor_parallel_size}）には {max(2, asked)} プロセス以上が必要ですが、1 つしかありません。"
             f"GPU を増やすか、GPU なしで試すなら --cpu-processes {max(2, asked)}（parallel.processes）を指定してください。",
-            f"parallel.strategy {name} (pipeline_parallel_size {pipeline_parallel_size}, tensor_parallel_size {tensor_parallel_size}) needs {max(2, asked)} processes or more, and there is one: "
+            f"parallel.strategy {name} (pipeline_parallel_size {pipeline_parallel_size}, tensor_parallel_size "
+            f"{tensor_parallel_size}) needs {max(2, asked)} processes or more, and there is one: "
             f"use more GPUs, or, to try it without, --cpu-processes {max(2, asked)} (parallel.processes).",
         )
     if deepspeed_stage is not None:
@@ -135,10 +148,17 @@ def refuse_model(
 
 
 def choose(
-    choice: Choice, *, device: torch.device, autocast: torch.dtype | None, scaler: bool, use_accelerate: bool,
-    device_map: DeviceMap | None = None, masters: bool = False, plan: Callable[[nn.Module], tensor.Plan] | None = None,
+    choice: Choice,
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    scaler: bool,
+    use_accelerate: bool,
+    device_map: DeviceMap | None = None,
+    masters: bool = False,
+    plan: Callable[[nn.Module], tensor.Plan] | None = None,
     max_grad_norm: float = 1.0,
-) -> Strategy:  # fmt: skip
+) -> Strategy:
     """The strategy; the process group has to be there where there are several processes.
 
     Args:
@@ -160,7 +180,8 @@ def choose(
     if use_accelerate:
         notice(
             f"strategy {choice.strategy} では use_accelerate によらず、このツールキット自身の並列処理を使います（Accelerate は 1 プロセスと ddp だけです）。",
-            f"strategy {choice.strategy} runs on this toolkit's own parallel path, whatever use_accelerate says (Accelerate serves one process and ddp).",
+            f"strategy {choice.strategy} runs on this toolkit's own parallel path, whatever use_accelerate says "
+            "(Accelerate serves one process and ddp).",
         )
     common: dict[str, Any] = {"sharded": choice.sharded, "autocast": autocast, "scaler": scaler, "masters": masters}
     if choice.sizes.pp > 1:

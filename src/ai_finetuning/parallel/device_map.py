@@ -141,9 +141,11 @@ class Split:
             return
         raise ConfigError(
             f"parallel.strategy model_parallel: 最も均等に分けてもメモリーが足りません。{self.text_ja()}。"
-            "method: lora か qlora にする、data.max_length か batch_size を下げる、GPU を増やす、または strategy: fsdp で勾配とオプティマイザーも分けてください。",
+            "method: lora か qlora にする、data.max_length か batch_size を下げる、GPU を増やす、または strategy: fsdp "
+            "で勾配とオプティマイザーも分けてください。",
             f"parallel.strategy model_parallel: it does not fit, even split evenly. {self.text_en()}. "
-            "Use method: lora or qlora, lower data.max_length or batch_size, use more GPUs, or strategy: fsdp with more of them.",
+            "Use method: lora or qlora, lower data.max_length or batch_size, use more GPUs, or strategy: fsdp "
+            "with more of them.",
         )
 
     def device_map(self, device_type: str = "cuda") -> dict[str, torch.device]:
@@ -166,12 +168,14 @@ def balance(blocks: Sequence[Block], capacity: Mapping[int, int]) -> Split:
     for device in devices:
         best = [
             min(
-                (max(best[start][0], _load(blocks[start:end], device, capacity[device]).total / capacity[device]),
-                 [*best[start][1], end])
+                (
+                    max(best[start][0], _load(blocks[start:end], device, capacity[device]).total / capacity[device]),
+                    [*best[start][1], end],
+                )
                 for start in range(end + 1)
             )
             for end in range(len(blocks) + 1)
-        ]  # fmt: skip
+        ]
     ends = best[len(blocks)][1]
     placed: dict[str, int] = {}
     loads = []
@@ -183,9 +187,12 @@ def balance(blocks: Sequence[Block], capacity: Mapping[int, int]) -> Split:
 
 def _load(blocks: Sequence[Block], device: int, capacity: int) -> Load:
     return Load(
-        device, capacity, sum(block.weights for block in blocks), sum(block.states for block in blocks),
+        device,
+        capacity,
+        sum(block.weights for block in blocks),
+        sum(block.states for block in blocks),
         sum(block.activations for block in blocks) + max((block.transient for block in blocks), default=0),
-    )  # fmt: skip
+    )
 
 
 class ModelParallel(SingleDevice):

@@ -1,7 +1,8 @@
-"""Several processes: weights replicated (ddp) or sharded (fsdp), each layer shared (tensor) or not, in this fixed order.
+"""Several processes: weights replicated (ddp) or sharded (fsdp), each layer shared (tensor) or not, in this fixed
+order.
 
-The model is cut along `tp` first and wrapped along `dp` afterwards; LoRA is in it by then (an adapter added later would be
-reduced by nobody, DISTRIBUTED.md section 10, fault 2), and the optimizer comes last, over this rank's parts.
+The model is cut along `tp` first and wrapped along `dp` afterwards; LoRA is in it by then (an adapter added later would
+be reduced by nobody, DISTRIBUTED.md section 10, fault 2), and the optimizer comes last, over this rank's parts.
 """
 
 from __future__ import annotations
@@ -38,9 +39,16 @@ class Distributed(SingleDevice):
     """
 
     def __init__(
-        self, device: torch.device, mesh: DeviceMesh, *, sharded: bool = False, autocast: torch.dtype | None = None,
-        scaler: bool = False, masters: bool = False, cut_layers: CutLayers | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        device: torch.device,
+        mesh: DeviceMesh,
+        *,
+        sharded: bool = False,
+        autocast: torch.dtype | None = None,
+        scaler: bool = False,
+        masters: bool = False,
+        cut_layers: CutLayers | None = None,
+    ) -> None:
         super().__init__(device, autocast=autocast, scaler=scaler)
         self._in_parts = sharded or mesh["pp"].size() > 1 or mesh["tp"].size() > 1
         self._destination = Destination(device, masters)
@@ -116,7 +124,9 @@ class Distributed(SingleDevice):
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of gradients that this rank has put into sums over the data ranks so far (0 where weights are sharded)."""
+        """Bytes of gradients that this rank has put into sums over the data ranks so far (0 where weights are
+        sharded).
+        """
         return 0 if self._reducer is None else self._reducer.sent
 
     def _all_reduce(self, value: float, group: dist.ProcessGroup | None) -> float:
@@ -155,7 +165,9 @@ class Distributed(SingleDevice):
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Any]) -> tuple[float, int]:
-        """Every data rank scores its share; ranks with fewer batches score empty ones, so that all make the same calls."""
+        """Every data rank scores its share; ranks with fewer batches score empty ones, so that all make the same
+        calls.
+        """
         mine = list(batches[self.data_rank :: self.data_size])
         most = -(-len(batches) // self.data_size)
         mine += [batches[-1].without_labels()] * (most - len(mine))

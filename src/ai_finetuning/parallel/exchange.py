@@ -1,7 +1,8 @@
 """What ranks that share a layer send each other, forward and backward (Shoeybi et al. 2019, arXiv:1909.08053).
 
-Values are replicated (every rank has the same) or cut along the last dimension as torch.chunk cuts. The gradient of a replicated
-value is replicated too, unless the ranks only hold their own share of it; `shared_input` is where such shares are added.
+Values are replicated (every rank has the same) or cut along the last dimension as torch.chunk cuts. The gradient of a
+replicated value is replicated too, unless the ranks only hold their own share of it; `shared_input` is where such
+shares are added.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ class Layout:
 
 
 def chunk(size: int, parts: int, index: int) -> tuple[int, int]:
-    """Where part `index` of `size` things begins and ends when torch.chunk cuts them; the last parts may be short or empty."""
+    """Where part `index` of `size` things begins and ends when torch.chunk cuts them; the last parts may be short or
+    empty.
+    """
     each = -(-size // parts)
     return min(index * each, size), min((index + 1) * each, size)
 
@@ -39,8 +41,8 @@ def chunk(size: int, parts: int, index: int) -> tuple[int, int]:
 def layout_of(weight: Tensor, mesh: DeviceMesh) -> Layout:
     """The layout of a parameter on the mesh [pp, dp, tp].
 
-    A DTensor was cut along `tp` first and along `dp` afterwards (parallel/distributed.py), each time as torch.chunk cuts;
-    so every part is one slice of the whole.
+    A DTensor was cut along `tp` first and along `dp` afterwards (parallel/distributed.py), each time as torch.chunk
+    cuts; so every part is one slice of the whole.
     """
     shape = tuple(weight.shape)
     offset, size = [0] * len(shape), list(shape)

@@ -35,9 +35,11 @@ def sizes_of(strategy: str, world: int, *, pipeline: int = 1, tensor: int = 1) -
         tensor = max(1, world // pipeline)
     if world % (pipeline * tensor):
         raise ConfigError(
-            f"プロセス数 {world} が pipeline_parallel_size {pipeline} x tensor_parallel_size {tensor} = {pipeline * tensor} で割り切れません。"
+            f"プロセス数 {world} が pipeline_parallel_size {pipeline} x tensor_parallel_size {tensor} = "
+            f"{pipeline * tensor} で割り切れません。"
             f"プロセス数を {pipeline * tensor} の倍数にするか、大きさを変えてください。",
-            f"{world} processes cannot be divided by pipeline_parallel_size {pipeline} x tensor_parallel_size {tensor} = {pipeline * tensor}; "
+            f"{world} processes cannot be divided by pipeline_parallel_size {pipeline} x tensor_parallel_size "
+            f"{tensor} = {pipeline * tensor}; "
             f"start a multiple of {pipeline * tensor} processes, or change the sizes.",
         )
     return Sizes(pipeline, world // (pipeline * tensor), tensor)

@@ -1,8 +1,9 @@
-"""Pipeline parallel: every process holds some layers, and micro-batches travel through the processes (arXiv:1811.06965).
+"""Pipeline parallel: every process holds some layers, and micro-batches travel through the processes
+(arXiv:1811.06965).
 
-torch.distributed.pipelining runs the schedule over stages.py's cut of the model. All shapes are given beforehand: hidden states
-travel packed, as [longest micro-batch of the step, width], so that micro-batches of any lengths share a step, and nothing is
-computed or pickled to find shapes out.
+torch.distributed.pipelining runs the schedule over stages.py's cut of the model. All shapes are given beforehand:
+hidden states travel packed, as [longest micro-batch of the step, width], so that micro-batches of any lengths share a
+step, and nothing is computed or pickled to find shapes out.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ SCHEDULES = {
     "ZBV": Schedule(ScheduleZBVZeroBubble, 2, vee=True, splits_backward=True),
 }
 DEFAULT_SCHEDULE = "1F1B"
-# Refused by the promise of issue 6: torch's split backward failed or hung on GPT-2 where stages zeroed its positions. With the cut of
-# stages.py one step of a small GPT-2 is right under both (docs/decisions/0020); a longer trial on GPUs is missing.
+# Refused by the promise of issue 6: torch's split backward failed or hung on GPT-2 where stages zeroed its positions.
+# With the cut of stages.py one step of a small GPT-2 is right under both (docs/decisions/0020); a longer trial on GPUs
+# is missing.
 WITHOUT_ZERO_BUBBLE = ("gpt2",)
 
 
@@ -100,7 +102,8 @@ def check_pipeline(config: Any, sizes: Sizes, schedule: str = DEFAULT_SCHEDULE, 
         raise ConfigError(
             f"pipeline_parallel_size {sizes.pp} と tensor_parallel_size {sizes.tp} は組み合わせられません。"
             "どちらかを 1 にしてください（残りのプロセスはデータ並列になります）。",
-            f"pipeline_parallel_size {sizes.pp} and tensor_parallel_size {sizes.tp} cannot be combined; set one of them to 1 "
+            f"pipeline_parallel_size {sizes.pp} and tensor_parallel_size {sizes.tp} cannot be combined; set one "
+            "of them to 1 "
             "(the other processes become data parallel).",
         )
     if plan.splits_backward and text.model_type in WITHOUT_ZERO_BUBBLE:
@@ -117,7 +120,8 @@ def _check_sharded(schedule: str, sharded: bool) -> None:
     if sharded and SCHEDULES[schedule].splits_backward:
         raise ConfigError(
             f"スケジュール {schedule}（zero bubble）と fsdp は、勾配が失われるため組み合わせられません。{DEFAULT_SCHEDULE} か strategy: ddp を使ってください。",
-            f"the schedule {schedule} (zero bubble) and fsdp cannot be combined: gradients would be lost; use {DEFAULT_SCHEDULE}, or ddp.",
+            f"the schedule {schedule} (zero bubble) and fsdp cannot be combined: gradients would be lost; use "
+            f"{DEFAULT_SCHEDULE}, or ddp.",
         )
 
 
@@ -127,7 +131,8 @@ def _check_layers(layers: int, processes: int, schedule: str) -> None:
         raise ConfigError(
             f"モデルの層は {layers} 層ですが、{schedule} の {processes} プロセスには {processes * each} 段（1 プロセス {each} 段）が必要です。"
             f"pipeline_parallel_size を {layers // each} 以下にしてください。",
-            f"the model has {layers} layers, but {schedule} on {processes} processes needs {processes * each} stages ({each} each); "
+            f"the model has {layers} layers, but {schedule} on {processes} processes needs {processes * each} "
+            f"stages ({each} each); "
             f"lower pipeline_parallel_size to {layers // each} or less.",
         )
 
@@ -135,8 +140,8 @@ def _check_layers(layers: int, processes: int, schedule: str) -> None:
 class Pipeline(Distributed):
     """Stages over `pp`; each stage data parallel over `dp`, replicated or sharded.
 
-    All processes of a pipeline see the same micro-batches. prepare() takes the whole model, on every process, and drops what
-    other stages hold before the model moves to the device; then only this process's weights count.
+    All processes of a pipeline see the same micro-batches. prepare() takes the whole model, on every process, and drops
+    what other stages hold before the model moves to the device; then only this process's weights count.
 
     Args:
         schedule: a name of SCHEDULES.
@@ -144,9 +149,16 @@ class Pipeline(Distributed):
     """
 
     def __init__(
-        self, device: torch.device, mesh: DeviceMesh, *, schedule: str = DEFAULT_SCHEDULE, sharded: bool = False,
-        autocast: torch.dtype | None = None, scaler: bool = False, masters: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        device: torch.device,
+        mesh: DeviceMesh,
+        *,
+        schedule: str = DEFAULT_SCHEDULE,
+        sharded: bool = False,
+        autocast: torch.dtype | None = None,
+        scaler: bool = False,
+        masters: bool = False,
+    ) -> None:
         _check_sharded(schedule, sharded)
         super().__init__(device, mesh, sharded=sharded, autocast=autocast, scaler=scaler, masters=masters)
         self._name, self._plan = schedule, SCHEDULES[schedule]
@@ -288,9 +300,14 @@ class Pipeline(Distributed):
             torch.empty((), device="meta", requires_grad=True),
         )
         return PipelineStage(
-            stage, span.index, self._count, self.device, group=self._group,
-            input_args=number if span.first else hidden, output_args=loss if span.last else hidden,
-        )  # fmt: skip
+            stage,
+            span.index,
+            self._count,
+            self.device,
+            group=self._group,
+            input_args=number if span.first else hidden,
+            output_args=loss if span.last else hidden,
+        )
 
     def _evaluate_mine(self, batches: Sequence[Any]) -> tuple[float, int]:
         was_training = self._model.training

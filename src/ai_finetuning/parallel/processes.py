@@ -48,8 +48,8 @@ def backend_for(device: torch.device) -> str:
 def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> Iterator[None]:
     """The default group of all launched processes; one that is there already is used and left alone.
 
-    After an error it is not taken down: others may be waiting inside an exchange, so that to take it down may wait for them, or
-    tell them that a process is gone before that process has told its reason. It ends with the process.
+    After an error it is not taken down: others may be waiting inside an exchange, so that to take it down may wait for
+    them, or tell them that a process is gone before that process has told its reason. It ends with the process.
     """
     if dist.is_initialized() or launched().size == 1:
         yield
@@ -62,7 +62,9 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone or late: NCCL's has a type of its own, gloo's is known by its text."""
+    """Whether an error only says that another process is gone or late: NCCL's has a type of its own, gloo's is known
+    by its text.
+    """
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 

@@ -21,13 +21,16 @@ def _sizes(bucket: Sequence[nn.Parameter]) -> list[int]:
 class GradientReducer:
     """All-reduces the gradients of replicated weights.
 
-    Buckets follow the reverse of the parameters' order, which is about the order in which gradients become ready, and are sent
-    strictly in turn, so that all ranks agree on the order whatever becomes ready first (Li et al. 2020, arXiv:2006.15704).
-    Unlike DistributedDataParallel it needs no wrapper around the forward pass: fused blocks, document losses and pipeline
-    stages keep calling the model as they like, and the pass sums (the loss is divided by the step's label tokens already).
+    Buckets follow the reverse of the parameters' order, which is about the order in which gradients become ready, and
+    are sent strictly in turn, so that all ranks agree on the order whatever becomes ready first (Li et al. 2020,
+    arXiv:2006.15704).
+    Unlike DistributedDataParallel it needs no wrapper around the forward pass: fused blocks, document losses and
+    pipeline stages keep calling the model as they like, and the pass sums (the loss is divided by the step's label
+    tokens already).
 
     Args:
-        parameters: what trains on this rank; the same on all ranks of the group. Of a weight cut along `tp`, its part is sent.
+        parameters: what trains on this rank; the same on all ranks of the group. Of a weight cut along `tp`, its part
+            is sent.
         group: the data ranks.
     """
 
@@ -81,7 +84,9 @@ class GradientReducer:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Sends what was not sent yet (all of it without last_backward()), waits, and puts the sums into the gradients."""
+        """Sends what was not sent yet (all of it without last_backward()), waits, and puts the sums into the
+        gradients.
+        """
         if not self._sending:
             self._reset()
         while self._next < len(self._buckets):

@@ -1,8 +1,8 @@
 """From where weights were loaded to where they stay, part by part.
 
-A model that is cut over several processes is loaded on the CPU, where its weights are views of the mapped file: the kernel keeps one
-copy for all processes of the machine, and no GPU has to hold the whole. Each part moves when it is cut, and only then becomes an
-fp32 master where the method trains everything.
+A model that is cut over several processes is loaded on the CPU, where its weights are views of the mapped file: the
+kernel keeps one copy for all processes of the machine, and no GPU has to hold the whole. Each part moves when it is
+cut, and only then becomes an fp32 master where the method trains everything.
 """
 
 from __future__ import annotations

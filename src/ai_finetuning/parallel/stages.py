@@ -1,10 +1,13 @@
-"""A model cut into pipeline stages without losing its shape: parameter-free modules stand where other stages' layers were.
+"""A model cut into pipeline stages without losing its shape: parameter-free modules stand where other stages' layers
+were.
 
-The model stays the Hugging Face model, so list indices and parameter names survive, and whatever the loss does with it (masks by
-positions, document lengths, logits on some positions) goes on as in one process. Three stand-ins do the work:
+The model stays the Hugging Face model, so list indices and parameter names survive, and whatever the loss does with it
+(masks by positions, document lengths, logits on some positions) goes on as in one process. Three stand-ins do the work:
 
-- `Gap` in the place of a layer: before the stage it hands on what the previous stage sent, whatever the body made of its own
-  embeddings (positions of GPT-2, the scale of Gemma 2, dropout), so that nothing is added twice; after the stage it ends the forward.
+- `Gap` in the place of a layer: before the stage it hands on what the previous stage sent, whatever the body made of
+its own
+  embeddings (positions of GPT-2, the scale of Gemma 2, dropout), so that nothing is added twice; after the stage it
+  ends the forward.
 - `Blank` in the place of what comes before the layers: zeros of the right shape, from which the body builds its masks.
 - what comes after the layers is never reached on earlier stages.
 
@@ -122,7 +125,9 @@ class Blank(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    """A module with weights outside of the layers: `owner.name` is `module` on the stages that hold it, else `blank`."""
+    """A module with weights outside of the layers: `owner.name` is `module` on the stages that hold it, else
+    `blank`.
+    """
 
     owner: nn.Module
     name: str
@@ -164,7 +169,8 @@ class Staging:
         if layers is None:
             raise ModelError(
                 f"{type(model).__name__} に繰り返しの層がないため、パイプラインに分けられません。strategy: fsdp を使ってください。",
-                f"{type(model).__name__} has no list of layers, so it cannot be cut into pipeline stages; use strategy: fsdp.",
+                f"{type(model).__name__} has no list of layers, so it cannot be cut into pipeline stages; use "
+                "strategy: fsdp.",
             )
         self.model, self.layers, self.device = model, layers, device
         self.received: Tensor | None = None
@@ -198,9 +204,12 @@ class Staging:
         hidden = hidden[0] if self.in_tuples else hidden
         self.dtype, self.width = hidden.dtype, hidden.shape[-1]
         parts = [
-            (module in early, Part(owner, name, module, Blank(self.width, getattr(outputs.get(module), "dtype", self.dtype))))
+            (
+                module in early,
+                Part(owner, name, module, Blank(self.width, getattr(outputs.get(module), "dtype", self.dtype))),
+            )
             for owner, name, module in outside
-        ]  # fmt: skip
+        ]
         self.before = [part for is_early, part in parts if is_early]
         self.after = [part for is_early, part in parts if not is_early]
         at_start, at_end = (
@@ -211,8 +220,8 @@ class Staging:
     def costs(self) -> tuple[list[float], float, float]:
         """Products a token in the layers, in what comes before them and in what comes after.
 
-        A pipeline is as fast as its slowest stage. An embedding is looked up and multiplies nothing, a head of the same size does;
-        attention itself and tokens without a label (whose logits nobody computes) are left out.
+        A pipeline is as fast as its slowest stage. An embedding is looked up and multiplies nothing, a head of the same
+        size does; attention itself and tokens without a label (whose logits nobody computes) are left out.
         """
         return (
             [_products(layer) for layer in self.layers],
@@ -337,7 +346,8 @@ def check_stages(staging: Staging, spans: Sequence[Span]) -> None:
         raise ModelError(
             f"{name} を {len(spans)} 段に分けると損失が変わるため（{staging.whole:.6g} が {staged:.6g} に）、パイプラインでは学習できません。"
             "strategy: fsdp か ddp を使ってください。",
-            f"cut into {len(spans)} stages, {name} computes another loss ({staged:.6g} instead of {staging.whole:.6g}), so a "
+            f"cut into {len(spans)} stages, {name} computes another loss ({staged:.6g} instead of "
+            f"{staging.whole:.6g}), so a "
             "pipeline would train it wrongly; use strategy: fsdp or ddp.",
         )
 

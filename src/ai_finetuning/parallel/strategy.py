@@ -55,7 +55,9 @@ class Strategy(Protocol):
         """What the optimizer works on, under global names: this process's parts, sharing the model's memory."""
 
     def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
-        """Gradients of (sum of token losses) / num_valid over the group's micro-batches; returns that loss over all ranks."""
+        """Gradients of (sum of token losses) / num_valid over the group's micro-batches; returns that loss over all
+        ranks.
+        """
 
     def evaluate(self, batches: Sequence[Any]) -> tuple[float, int]:
         """(sum of token losses, number of label tokens) over all ranks, without gradients, in eval mode."""
@@ -67,7 +69,9 @@ class Strategy(Protocol):
         """The optimizer's step; False where loss scaling skipped it."""
 
     def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-        """This process's part of the trained weights and the optimizer's state, under global names; every process has to ask."""
+        """This process's part of the trained weights and the optimizer's state, under global names; every process
+        has to ask.
+        """
 
     def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         """Puts tensors() back, as `layouts` cut them; without `optimizer` the weights alone."""

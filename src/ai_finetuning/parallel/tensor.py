@@ -1,13 +1,13 @@
 """Tensor parallelism: the ranks of `tp` share every layer, each with its part of the heads, features and vocabulary.
 
-Column-parallel layers hold some outputs and read a replicated input; row-parallel ones hold the matching inputs, and their
-outputs are added up (arXiv:1909.08053). A cut weight is a DTensor under its global name, so that FSDP2 can cut it once more
-(parallel/layout.py says which slice a rank has); all arithmetic is on plain local tensors. What is not cut stays a plain
-tensor with the same value, and the same gradient, on every rank of `tp`.
+Column-parallel layers hold some outputs and read a replicated input; row-parallel ones hold the matching inputs, and
+their outputs are added up (arXiv:1909.08053). A cut weight is a DTensor under its global name, so that FSDP2 can cut it
+once more (parallel/layout.py says which slice a rank has); all arithmetic is on plain local tensors. What is not cut
+stays a plain tensor with the same value, and the same gradient, on every rank of `tp`.
 
-Random numbers: all ranks of `tp` must draw the same ones (seed by data rank), so that dropout on replicated values is one mask.
-LoRA's dropout on a cut input draws the whole mask and takes its part, which is the very mask of one process. Dropout
-inside a model's attention (0 in the models of the catalog) is the same mask for the heads of every rank.
+Random numbers: all ranks of `tp` must draw the same ones (seed by data rank), so that dropout on replicated values is
+one mask. LoRA's dropout on a cut input draws the whole mask and takes its part, which is the very mask of one process.
+Dropout inside a model's attention (0 in the models of the catalog) is the same mask for the heads of every rank.
 """
 
 from __future__ import annotations
@@ -64,13 +64,16 @@ def refuse(
         raise ConfigError(
             f"tensor_parallel_size {tensor} は {bits} ビット量子化（QLoRA）と組み合わせられません。量子化した重みはブロック単位で詰められており、層の途中で切れません。"
             "量子化をやめて method: lora にするか、strategy: fsdp または ddp を使ってください。",
-            f"tensor_parallel_size {tensor} cannot go with a base in {bits} bit (QLoRA): quantized weights are packed in blocks and cannot "
+            f"tensor_parallel_size {tensor} cannot go with a base in {bits} bit (QLoRA): quantized weights are "
+            "packed in blocks and cannot "
             "be cut inside a layer; use method: lora, or strategy: fsdp or ddp.",
         )
     if use_dora:
         raise ConfigError(
-            f"tensor_parallel_size {tensor} は lora.use_dora と組み合わせられません（DoRA のノルムは切られていない重みから計算します）。use_dora: false にしてください。",
-            f"tensor_parallel_size {tensor} cannot go with lora.use_dora, whose norms are taken over whole weights; set use_dora: false.",
+            f"tensor_parallel_size {tensor} は lora.use_dora と組み合わせられません（DoRA のノルムは切られていない重みから計算します）。use_dora: "
+            "false にしてください。",
+            f"tensor_parallel_size {tensor} cannot go with lora.use_dora, whose norms are taken over whole "
+            "weights; set use_dora: false.",
         )
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -78,8 +81,10 @@ def refuse(
     if heads % tensor or groups % tensor:
         sizes = ", ".join(str(size) for size in range(1, groups + 1) if heads % size == 0 and groups % size == 0)
         raise ConfigError(
-            f"tensor_parallel_size {tensor} でヘッドを分けられません（アテンションヘッド {heads}、KV ヘッド {groups}）。両方を割り切る {sizes} のどれかにしてください。",
-            f"tensor_parallel_size {tensor} does not divide the model's {heads} attention heads and {groups} key-value heads; "
+            f"tensor_parallel_size {tensor} でヘッドを分けられません（アテンションヘッド {heads}、KV ヘッド {groups}）。両方を割り切る {sizes} "
+            "のどれかにしてください。",
+            f"tensor_parallel_size {tensor} does not divide the model's {heads} attention heads and {groups} "
+            "key-value heads; "
             f"sizes that do: {sizes}.",
         )
 
@@ -92,7 +97,8 @@ def _refuse_optimizer(name: str, setting: str) -> None:
     en = "orthogonalises whole matrices" if name == "muon" else "quantizes its state in blocks over whole weights"
     raise ConfigError(
         f"optimizer.name {name} は{ja}ため、プロセスが重みの一部しか持たない {setting} では使えません。adamw にするか strategy: ddp を使ってください。",
-        f"optimizer.name {name} {en}, but with {setting} a process holds only parts of them; use adamw, or strategy: ddp.",
+        f"optimizer.name {name} {en}, but with {setting} a process holds only parts of them; use adamw, or "
+        "strategy: ddp.",
     )
 
 
@@ -100,7 +106,8 @@ def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, destination: D
     """Cuts a model along `tp`, in place; adapters have to be on it.
 
     Args:
-        model: a transformers model, or one inside an adapter, with the same weights meant on every rank; the first rank's count.
+        model: a transformers model, or one inside an adapter, with the same weights meant on every rank; the first
+            rank's count.
         mesh: the 1-D `tp` mesh.
         plan: how its modules are cut (models/plans.py).
         destination: where the parts go.
@@ -146,8 +153,8 @@ def _divide_heads(attention: nn.Module, name: str, size: int) -> None:
 class _Entrance:
     """The replicated input of the column-parallel layers of one block.
 
-    q, k and v (gate and up) read the very same tensor; sharing one shared_input() adds their gradients up before the all-reduce,
-    which so runs once instead of three (two) times.
+    q, k and v (gate and up) read the very same tensor; sharing one shared_input() adds their gradients up before the
+    all-reduce, which so runs once instead of three (two) times.
     """
 
     def __init__(self, group: Group) -> None:
@@ -183,7 +190,8 @@ class _Cutter:
     def arrived(self, whole: Tensor) -> Tensor:
         """A whole weight on the device: the first rank's."""
         moved = self._destination.of(whole.detach())
-        # Not into the file that the weights of a model on the CPU are views of: each rank would get its copy of all of it.
+        # Not into the file that the weights of a model on the CPU are views of: each rank would get its copy of all of
+        # it.
         moved = moved.clone() if moved.data_ptr() == whole.data_ptr() else moved
         dist.broadcast(moved, self._source, group=self._group)
         return moved
@@ -216,7 +224,9 @@ class _Cutter:
             self._linear(module, style, entrance)
 
     def _adapter(self, module: Any, style: str) -> None:
-        """The half of LoRA that faces the cut is cut like its base; the other half stays whole, with whole gradients."""
+        """The half of LoRA that faces the cut is cut like its base; the other half stays whole, with whole
+        gradients.
+        """
         if getattr(module, "lora_variant", None):
             raise ModelError(
                 "LoRA の変種（DoRA など）はテンソル並列では使えません。use_dora: false にしてください。",
@@ -256,7 +266,8 @@ def _require_linear(module: nn.Module) -> None:
     if type(module) is not nn.Linear:
         raise ModelError(
             f"テンソル並列で分割できるのは通常の線形層だけです（{type(module).__name__}）。量子化をやめるか strategy: fsdp を使ってください。",
-            f"only plain linear layers can be cut for tensor parallelism, not {type(module).__name__}; do not quantize, or use strategy: fsdp.",
+            f"only plain linear layers can be cut for tensor parallelism, not {type(module).__name__}; do not "
+            "quantize, or use strategy: fsdp.",
         )
 
 

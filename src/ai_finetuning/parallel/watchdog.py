@@ -19,7 +19,8 @@ from ..errors import localized
 
 LOGGER = logging.getLogger("ai_finetuning")
 EXIT_CODE = 70
-# Without progress here and without a sign of life of another process: a GPU's collective may wait for ever for one that was killed.
+# Without progress here and without a sign of life of another process: a GPU's collective may wait for ever for one that
+# was killed.
 LOST_SECONDS = 25.0
 _GONE, _LEFT = "gone", "left"  # the store cannot be asked; it has ended well
 
@@ -27,9 +28,10 @@ _GONE, _LEFT = "gone", "left"  # the store cannot be asked; it has ended well
 class Watchdog:
     """A thread in every process that watches a counter of what the processes do together.
 
-    A process that is late has counted less than those that wait for it, so the smallest count names it. On a standstill every
-    process writes the stacks of all its threads to `folder/stacks-rank-N.txt` and leaves with code 70; the launcher ends the rest.
-    Where a process was killed, the others, stuck in what they did with it, leave after LOST_SECONDS already.
+    A process that is late has counted less than those that wait for it, so the smallest count names it. On a standstill
+    every process writes the stacks of all its threads to `folder/stacks-rank-N.txt` and leaves with code 70; the
+    launcher ends the rest. Where a process was killed, the others, stuck in what they did with it, leave after
+    LOST_SECONDS already.
 
     Args:
         progress: the counter of this process.
@@ -119,7 +121,8 @@ class Watchdog:
             )
         )
         sys.stderr.flush()
-        # The others may need a moment to notice and to write their own stacks; the launcher kills them when one is gone.
+        # The others may need a moment to notice and to write their own stacks; the launcher kills them when one is
+        # gone.
         self._stop.wait(2 * pause)
         os._exit(EXIT_CODE)
 

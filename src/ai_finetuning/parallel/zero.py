@@ -1,7 +1,8 @@
 """`deepspeed_stage: 2 | 3`: ZeRO (arXiv:1910.02054) by DeepSpeed, set up by Accelerate; an extra, docs/decisions/0021.
 
-DeepSpeed's engine sums gradients, clips, steps and gathers. What stays ours: the loss and its division by the step's label tokens,
-the learning rate, autocast, what a step that is not finite means, and the checkpoint, which any other strategy resumes from.
+DeepSpeed's engine sums gradients, clips, steps and gathers. What stays ours: the loss and its division by the step's
+label tokens, the learning rate, autocast, what a step that is not finite means, and the checkpoint, which any other
+strategy resumes from.
 """
 
 from __future__ import annotations
@@ -41,13 +42,17 @@ def require(processes: int) -> None:
     """
     if processes == 1:
         raise ConfigError(
-            "parallel.deepspeed_stage は 2 プロセス以上で使います（1 プロセスでは分けるものがありません）。GPU を増やすか、GPU なしで試すなら --cpu-processes 2（parallel.processes）を指定するか、deepspeed_stage を消してください。",
-            "parallel.deepspeed_stage divides over processes, and there is one: use more GPUs, or, to try it without, --cpu-processes 2 (parallel.processes), or leave deepspeed_stage out.",
+            "parallel.deepspeed_stage は 2 プロセス以上で使います（1 プロセスでは分けるものがありません）。GPU を増やすか、GPU なしで試すなら --cpu-processes "
+            "2（parallel.processes）を指定するか、deepspeed_stage を消してください。",
+            "parallel.deepspeed_stage divides over processes, and there is one: use more GPUs, or, to try it "
+            "without, --cpu-processes 2 (parallel.processes), or leave deepspeed_stage out.",
         )
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
-            f"parallel.deepspeed_stage には deepspeed が必要ですが、入っていません。次で入ります: {_INSTALL} 。追加パッケージなしで同じものを分割する strategy: fsdp もあります。",
-            f"parallel.deepspeed_stage needs deepspeed, which is not installed: {_INSTALL} ; strategy: fsdp divides the same things without it.",
+            f"parallel.deepspeed_stage には deepspeed が必要ですが、入っていません。次で入ります: {_INSTALL} 。追加パッケージなしで同じものを分割する "
+            "strategy: fsdp もあります。",
+            f"parallel.deepspeed_stage needs deepspeed, which is not installed: {_INSTALL} ; strategy: fsdp "
+            "divides the same things without it.",
         )
 
 
@@ -68,13 +73,16 @@ def refuse(stage: int, *, bits: int | None, optimizer: str, scaler: bool) -> Non
         )
     if optimizer != "adamw":
         raise ConfigError(
-            f"parallel.deepspeed_stage は training.optimizer.name: adamw だけです。いまは {optimizer} です。adamw にするか deepspeed_stage を消してください。",
-            f"parallel.deepspeed_stage goes with training.optimizer.name: adamw; it is {optimizer}. Use adamw, or leave deepspeed_stage out.",
+            f"parallel.deepspeed_stage は training.optimizer.name: adamw だけです。いまは {optimizer} です。adamw にするか "
+            "deepspeed_stage を消してください。",
+            f"parallel.deepspeed_stage goes with training.optimizer.name: adamw; it is {optimizer}. Use adamw, or "
+            "leave deepspeed_stage out.",
         )
     if scaler:
         raise ConfigError(
             "parallel.deepspeed_stage は fp16 の勾配スケーリングと組み合わせられません。training.runtime.precision を bf16 か fp32 にしてください。",
-            "parallel.deepspeed_stage does not go with fp16's gradient scaling; set training.runtime.precision to bf16 or fp32.",
+            "parallel.deepspeed_stage does not go with fp16's gradient scaling; set training.runtime.precision to "
+            "bf16 or fp32.",
         )
 
 
@@ -89,9 +97,14 @@ class Zero(Distributed):
     """
 
     def __init__(
-        self, device: torch.device, mesh: DeviceMesh, *, stage: int, max_grad_norm: float,
+        self,
+        device: torch.device,
+        mesh: DeviceMesh,
+        *,
+        stage: int,
+        max_grad_norm: float,
         autocast: torch.dtype | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(device, mesh, autocast=autocast)
         self._casts_stay = stage == 2  # copies of gathered weights would undo the division
         self._stage, self._max_norm = stage, max_grad_norm
@@ -109,7 +122,9 @@ class Zero(Distributed):
         }
 
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Divides model and optimizer; the optimizer's groups go on as flat parts, so that its learning rates stay ours."""
+        """Divides model and optimizer; the optimizer's groups go on as flat parts, so that its learning rates stay
+        ours.
+        """
         self._linear = nn.functional.linear  # stage 3 puts its own in torch's place
         with _quiet():
             self._accelerator = _accelerator(self._settings())
@@ -151,13 +166,15 @@ class Zero(Distributed):
         return contextlib.nullcontext()
 
     def _backward(self, loss: Tensor) -> None:
-        # The engine averages over the ranks what is a part of one sum. It skips a step by its gradients alone, so a loss that is
-        # not finite makes them so (inf * 0 is nan).
+        # The engine averages over the ranks what is a part of one sum. It skips a step by its gradients alone, so a
+        # loss that is not finite makes them so (inf * 0 is nan).
         self._engine.backward(loss * (self.data_size + 0 * loss.detach()))
 
     @torch.no_grad()
     def clip_grad_norm(self, max_norm: float) -> float:
-        """The norm; clips and updates as well, which DeepSpeed does in one. nan where gradients were not finite: nothing is updated."""
+        """The norm; clips and updates as well, which DeepSpeed does in one. nan where gradients were not finite:
+        nothing is updated.
+        """
         assert max_norm == self._max_norm, (max_norm, self._max_norm)
         self.exchanges += 1
         self._engine.step()
@@ -218,7 +235,8 @@ class Zero(Distributed):
 
         fp32, moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
         if self._stage == 3:
-            # DeepSpeed's own cut of a whole tensor fails where it does not divide evenly: its parts are as long as the first, padded.
+            # DeepSpeed's own cut of a whole tensor fails where it does not divide evenly: its parts are as long as the
+            # first, padded.
             size = parameter.ds_tensor.numel()
             padded = nn.functional.pad(value.flatten(), (0, size * self.data_size - value.numel()))
             value = padded.narrow(0, size * self.data_rank, size)
@@ -229,7 +247,9 @@ class Zero(Distributed):
             moment(parameter, value, kind)
 
     def _make_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """A step at rate 0 with gradients of 0: AdamW makes its moments in its first step, and DeepSpeed finds them after one."""
+        """A step at rate 0 with gradients of 0: AdamW makes its moments in its first step, and DeepSpeed finds them
+        after one.
+        """
         zero = self._engine.optimizer
         parts = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -244,7 +264,9 @@ class Zero(Distributed):
             group["lr"] = rate
 
     def _find_moments(self) -> None:
-        """Under stage 2 DeepSpeed looks for the moments after the first group's first step, when the other groups have none yet."""
+        """Under stage 2 DeepSpeed looks for the moments after the first group's first step, when the other groups
+        have none yet.
+        """
         if self._stage == 2:
             zero = self._engine.optimizer
             zero._hp_optimizer_states_linked = False
@@ -267,8 +289,8 @@ class Zero(Distributed):
 def _accelerator(settings: dict[str, Any]) -> Any:
     """An Accelerator that hands model and optimizer to DeepSpeed.
 
-    Not `cpu=True`, which drops the plugin without a word; on CPUs it then counts one process (DeepSpeed counts right), so that it is
-    never asked for ranks.
+    Not `cpu=True`, which drops the plugin without a word; on CPUs it then counts one process (DeepSpeed counts right),
+    so that it is never asked for ranks.
 
     Raises:
         ProcessesError: Accelerate was used in this process before, without DeepSpeed.
@@ -277,22 +299,26 @@ def _accelerator(settings: dict[str, Any]) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, DistributedType
 
-    # No operators of its own: on CPUs it would compile an all-reduce at the first start (minutes; killed meanwhile, it leaves a lock on
-    # which later starts wait for ever), where gloo does the same, and to find out which it could compile it runs the compiler.
+    # No operators of its own: on CPUs it would compile an all-reduce at the first start (minutes; killed meanwhile, it
+    # leaves a lock on which later starts wait for ever), where gloo does the same, and to find out which it could
+    # compile it runs the compiler.
     deepspeed.ops.__compatible_ops__ = {}
     plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     accelerator = Accelerator(deepspeed_plugin=plugin, mixed_precision="no")
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise ProcessesError(
             f"このプロセスの Accelerate は DeepSpeed なし（{accelerator.distributed_type}）で初期化済みです。新しいプロセスで実行してください。",
-            f"Accelerate was set up without DeepSpeed in this process before ({accelerator.distributed_type}); run it in a fresh process.",
+            f"Accelerate was set up without DeepSpeed in this process before ({accelerator.distributed_type}); "
+            "run it in a fresh process.",
         )
     return accelerator
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed's lines of setup: none, and nothing on stdout; later, no word of what it calls in torch under old names."""
+    """DeepSpeed's lines of setup: none, and nothing on stdout; later, no word of what it calls in torch under old
+    names.
+    """
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     with contextlib.redirect_stdout(sys.stderr):

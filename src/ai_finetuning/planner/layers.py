@@ -16,8 +16,13 @@ from .shape import ModelShape, shape_of
 
 
 def split_model(
-    model: Any, work: Workload, capacity: Mapping[int, int], *, checkpointing: bool, targets: Sequence[str] | None = None
-) -> Split:  # fmt: skip
+    model: Any,
+    work: Workload,
+    capacity: Mapping[int, int],
+    *,
+    checkpointing: bool,
+    targets: Sequence[str] | None = None,
+) -> Split:
     """The balanced map of a model over devices.
 
     Args:
@@ -31,14 +36,12 @@ def split_model(
     return balance(blocks_of(model, work, checkpointing=checkpointing, targets=targets), capacity)
 
 
-def blocks_of(
-    model: Any, work: Workload, *, checkpointing: bool, targets: Sequence[str] | None = None
-) -> list[Block]:  # fmt: skip
+def blocks_of(model: Any, work: Workload, *, checkpointing: bool, targets: Sequence[str] | None = None) -> list[Block]:
     """The unsplittable parts of a model in the order of its forward pass; their bytes sum to memory.estimate()'s.
 
-    What comes before the layers is one block; what comes after them (the final norm) lies with the head, where the loss is
-    computed. A tied head is the embedding's own weight, so there both are one block, and the hidden states come back to the
-    first device.
+    What comes before the layers is one block; what comes after them (the final norm) lies with the head, where the loss
+    is computed. A tied head is the embedding's own weight, so there both are one block, and the hidden states come back
+    to the first device.
     """
     shape = shape_of(model)
     front, layers, back = modules_of(model)

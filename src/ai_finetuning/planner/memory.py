@@ -1,7 +1,7 @@
 """Memory and disk of a run by simple formulas, before anything is loaded.
 
-Sources: bytes per parameter of mixed-precision AdamW as in ZeRO (arXiv:1910.02054, section 3.1); activations per token and
-layer after Korthikanti et al. (arXiv:2205.05198) for gated MLPs without stored attention scores; NF4 with double
+Sources: bytes per parameter of mixed-precision AdamW as in ZeRO (arXiv:1910.02054, section 3.1); activations per token
+and layer after Korthikanti et al. (arXiv:2205.05198) for gated MLPs without stored attention scores; NF4 with double
 quantization as in QLoRA (arXiv:2305.14314). Estimates, to be compared with the peak that a run reports.
 """
 
@@ -97,7 +97,8 @@ def weight_bytes(work: Workload, body: int, embeddings: int) -> int:
 
 
 def copy_bytes(work: Workload, multiplied: int) -> int:
-    """fp32 weights that are computed with in 16 bit are held a second time: fused steps keep the copies (models/fused.py), autocast caches them.
+    """fp32 weights that are computed with in 16 bit are held a second time: fused steps keep the copies
+    (models/fused.py), autocast caches them.
 
     Adapters are small and cast anew in every layer; an embedding that is only looked up has no copy.
     """

@@ -46,20 +46,45 @@ class Plan:
         fits = "" if self.fits else localized("  ← 足りない見込み", "  <- likely too little")
         return [
             (localized("モデル", "model"), f"{self.model} ({self.parameters:,})"),
-            (localized("方法", "method"), localized(f"{self.method}（学習する重み {self.trainable:,}）", f"{self.method} (trains {self.trainable:,})")),
+            (
+                localized("方法", "method"),
+                localized(
+                    f"{self.method}（学習する重み {self.trainable:,}）", f"{self.method} (trains {self.trainable:,})"
+                ),
+            ),
             (localized("装置と精度", "device, precision"), f"{self.device}, {self.precision}"),
-            (localized("行", "rows"), localized(f"学習 {self.rows:,}、検証 {self.eval_rows:,}", f"{self.rows:,} to train on, {self.eval_rows:,} held out")),
-            (localized("トークン", "tokens"), localized(f"1 エポック {self.tokens:,}（損失のかかるもの {self.label_tokens:,}）", f"{self.tokens:,} an epoch ({self.label_tokens:,} with loss)")),
-            (localized("ステップ", "steps"), localized(
-                f"{self.total_steps:,}（1 エポック {self.steps_per_epoch:,}、1 ステップ {self.rows_per_step} 行、ウォームアップ {self.warmup_steps}）",
-                f"{self.total_steps:,} ({self.steps_per_epoch:,} an epoch, {self.rows_per_step} rows a step, warm-up {self.warmup_steps})",
-            )),
+            (
+                localized("行", "rows"),
+                localized(
+                    f"学習 {self.rows:,}、検証 {self.eval_rows:,}",
+                    f"{self.rows:,} to train on, {self.eval_rows:,} held out",
+                ),
+            ),
+            (
+                localized("トークン", "tokens"),
+                localized(
+                    f"1 エポック {self.tokens:,}（損失のかかるもの {self.label_tokens:,}）",
+                    f"{self.tokens:,} an epoch ({self.label_tokens:,} with loss)",
+                ),
+            ),
+            (
+                localized("ステップ", "steps"),
+                localized(
+                    f"{self.total_steps:,}（1 エポック {self.steps_per_epoch:,}、1 ステップ {self.rows_per_step} 行、ウォームアップ "
+                    f"{self.warmup_steps}）",
+                    f"{self.total_steps:,} ({self.steps_per_epoch:,} an epoch, {self.rows_per_step} rows a step, "
+                    f"warm-up {self.warmup_steps})",
+                ),
+            ),
             (localized("勾配チェックポイント", "gradient checkpointing"), on),
             (localized("メモリー（見積もり）", "memory (estimate)"), self.memory.text()),
             (localized("空きメモリー", "free memory"), f"{self.free_memory_bytes / 2**30:.2f} GiB{fits}"),
-            (localized("ディスク（最大）", "disk (at most)"), localized(
-                f"{self.disk_bytes / _GB:.2f} GB（空き {self.free_disk_bytes / _GB:.1f} GB）",
-                f"{self.disk_bytes / _GB:.2f} GB ({self.free_disk_bytes / _GB:.1f} GB free)",
-            )),
+            (
+                localized("ディスク（最大）", "disk (at most)"),
+                localized(
+                    f"{self.disk_bytes / _GB:.2f} GB（空き {self.free_disk_bytes / _GB:.1f} GB）",
+                    f"{self.disk_bytes / _GB:.2f} GB ({self.free_disk_bytes / _GB:.1f} GB free)",
+                ),
+            ),
             (localized("出力先", "output"), self.output_dir),
-        ]  # fmt: skip
+        ]

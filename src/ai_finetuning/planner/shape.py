@@ -50,12 +50,15 @@ class ModelShape:
         if max_token_id >= self.vocabulary:
             raise ModelError(
                 f"トークン ID {max_token_id} がモデルの語彙 {self.vocabulary} 行を超えています。このモデル用のトークナイザーを使ってください。",
-                f"Token id {max_token_id} is beyond the model's {self.vocabulary} embedding rows; use the tokenizer that belongs to this model.",
+                f"Token id {max_token_id} is beyond the model's {self.vocabulary} embedding rows; use the "
+                "tokenizer that belongs to this model.",
             )
         if self.positions is not None and max_length > self.positions:
             raise ModelError(
-                f"{max_length} トークンの行がありますが、このモデルは {self.positions} トークンまでです。data.max_length を {self.positions} 以下にしてください。",
-                f"There is a row of {max_length} tokens, but this model takes at most {self.positions}; set data.max_length to {self.positions} or less.",
+                f"{max_length} トークンの行がありますが、このモデルは {self.positions} トークンまでです。data.max_length を {self.positions} "
+                "以下にしてください。",
+                f"There is a row of {max_length} tokens, but this model takes at most {self.positions}; set "
+                f"data.max_length to {self.positions} or less.",
             )
 
     def lora_parameters(self, r: int, targets: Sequence[str] | None) -> int:

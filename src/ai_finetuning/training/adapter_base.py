@@ -46,8 +46,10 @@ class AdapterBase:
         """
         if wanted == DEQUANTIZED and self.bits is None:
             raise ModelError(
-                f"{self.adapter} は 16bit の {self.name} で訓練されたアダプターなので、dequantized（量子化を戻したベース）はありません。--base original にしてください。量子化したベースで訓練したものなら --bits 4 か 8 を付けてください。",
-                f"{self.adapter} was trained on {self.name} in 16 bit, so there is no dequantized base; use --base original. If its base was quantized, say --bits 4 or 8.",
+                f"{self.adapter} は 16bit の {self.name} で訓練されたアダプターなので、dequantized（量子化を戻したベース）はありません。--base "
+                "original にしてください。量子化したベースで訓練したものなら --bits 4 か 8 を付けてください。",
+                f"{self.adapter} was trained on {self.name} in 16 bit, so there is no dequantized base; use "
+                "--base original. If its base was quantized, say --bits 4 or 8.",
             )
         if wanted == DEQUANTIZED:
             return [DEQUANTIZED]
@@ -55,8 +57,10 @@ class AdapterBase:
             return [ORIGINAL] * (self.original is not None) + [DEQUANTIZED] * (self.bits is not None)
         if self.original is None:
             raise ModelError(
-                f"{self.adapter} のベース {self.name} は量子化されていて、もとの 16bit モデルが分かりません。--base にその名前かフォルダーを指定するか、--base dequantized にしてください。",
-                f"{self.adapter}: its base {self.name} is quantized, and the 16-bit model behind it is not known; name it with --base, or use --base dequantized.",
+                f"{self.adapter} のベース {self.name} は量子化されていて、もとの 16bit モデルが分かりません。--base にその名前かフォルダーを指定するか、--base "
+                "dequantized にしてください。",
+                f"{self.adapter}: its base {self.name} is quantized, and the 16-bit model behind it is not known; "
+                "name it with --base, or use --base dequantized.",
             )
         return [ORIGINAL]
 
@@ -89,7 +93,8 @@ def base_of(adapter: str, wanted: str, bits: int | None) -> AdapterBase:
         bits: what the user says; None asks the files.
 
     Raises:
-        UsageError: bits other than 4 and 8. InputNotFoundError: no adapter there. ModelError: the named base is quantized.
+        UsageError: bits other than 4 and 8. InputNotFoundError: no adapter there. ModelError: the named base is
+            quantized.
     """
     if bits not in (None, 4, 8):
         raise UsageError(f"--bits が {bits} です。4 か 8 にしてください。", f"--bits is {bits}; it must be 4 or 8.")
@@ -143,7 +148,8 @@ def _dequantized(model: Any, name: str) -> Any:
             f"{name} の量子化は 16bit に戻せません（{error}）。--base にもとの 16bit モデルを指定してください。",
             f"{name} cannot be turned back to 16 bit ({error}); name the 16-bit model behind it with --base.",
         ) from error
-    # transformers 5.23 keeps how it read the quantized files and would undo that on saving, which bitsandbytes' part cannot.
+    # transformers 5.23 keeps how it read the quantized files and would undo that on saving, which bitsandbytes' part
+    # cannot.
     read_by = getattr(model, "_weight_conversions", None)
     if read_by is not None:
         model._weight_conversions = [item for item in read_by if not _reads_bitsandbytes(item)]
@@ -171,8 +177,10 @@ def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
         brought = max((file.get_slice(key).get_shape()[0] for key in file.keys() if _is_embedding(key)), default=rows)  # noqa: SIM118
     if brought < len(tokenizer):
         raise ModelError(
-            f"{adapter} のトークナイザーは {len(tokenizer)} 語ですが、埋め込みは {brought} 行です。アダプターに増えた行がないため統合できません。modules_to_save に embed_tokens と lm_head を入れて訓練し直してください。",
-            f"{adapter}: its tokenizer has {len(tokenizer)} tokens and there are {brought} embedding rows; the adapter does not bring the others. Train again with modules_to_save: [embed_tokens, lm_head].",
+            f"{adapter} のトークナイザーは {len(tokenizer)} 語ですが、埋め込みは {brought} 行です。アダプターに増えた行がないため統合できません。"
+            "modules_to_save に embed_tokens と lm_head を入れて訓練し直してください。",
+            f"{adapter}: its tokenizer has {len(tokenizer)} tokens and there are {brought} embedding rows; the "
+            "adapter does not bring the others. Train again with modules_to_save: [embed_tokens, lm_head].",
         )
     if brought != rows:
         model.resize_token_embeddings(brought, mean_resizing=False)

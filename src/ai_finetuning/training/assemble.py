@@ -151,7 +151,8 @@ def _warn_of_memory(plan: Plan) -> None:
     need, free = plan.memory.text(), f"{plan.free_memory_bytes / 2**30:.2f} GiB"
     warn(
         f"メモリーが足りない見込みです（見積もり {need}、空き {free}）。data.max_length か batch_size を下げるか、method: qlora を使ってください。",
-        f"memory may not suffice (estimate {need}, free {free}); lower data.max_length or batch_size, or use method: qlora.",
+        f"memory may not suffice (estimate {need}, free {free}); lower data.max_length or batch_size, or use "
+        "method: qlora.",
     )
 
 
@@ -266,10 +267,16 @@ def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.Start | No
 def _strategy(job: Job, prepared: Prepared) -> Strategy:
     precision = prepared.precision
     return choose(
-        prepared.choice, device=prepared.device, autocast=precision.autocast, scaler=precision.scaler,
-        use_accelerate=job.use_accelerate, device_map=prepared.device_map, masters=job.full, plan=tensor_plan,
+        prepared.choice,
+        device=prepared.device,
+        autocast=precision.autocast,
+        scaler=precision.scaler,
+        use_accelerate=job.use_accelerate,
+        device_map=prepared.device_map,
+        masters=job.full,
+        plan=tensor_plan,
         max_grad_norm=job.config.training.max_grad_norm,
-    )  # fmt: skip
+    )
 
 
 def _runnable(model: nn.Module, strategy: Strategy) -> contextlib.AbstractContextManager[None]:
@@ -295,9 +302,16 @@ def _model(job: Job, prepared: Prepared, strategy: Strategy) -> tuple[nn.Module,
     else:
         lora = config.lora
         model = add_lora(
-            model, r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout, target_modules=lora.target_modules,
-            bias=lora.bias, use_rslora=lora.use_rslora, use_dora=lora.use_dora, modules_to_save=lora.modules_to_save,
-        )  # fmt: skip
+            model,
+            r=lora.r,
+            alpha=lora.lora_alpha,
+            dropout=lora.lora_dropout,
+            target_modules=lora.target_modules,
+            bias=lora.bias,
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+            modules_to_save=lora.modules_to_save,
+        )
     if prepared.plan.gradient_checkpointing:
         enable_activation_checkpointing(_unwrapped(model))
     if prepared.choice.sizes.dp > 1:
@@ -321,10 +335,15 @@ def _run(
     strategy.prepare(model, _loss(model, path))
     options = training.optimizer
     optimizer = build_optimizer(
-        strategy.named_parameters(model), name=options.name, learning_rate=training.learning_rate, betas=options.betas,
-        eps=options.eps, weight_decay=options.weight_decay, lora_plus_ratio=options.lora_plus_ratio,
+        strategy.named_parameters(model),
+        name=options.name,
+        learning_rate=training.learning_rate,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        lora_plus_ratio=options.lora_plus_ratio,
         embeddings=embedding_weights(_unwrapped(model)),
-    )  # fmt: skip
+    )
     strategy.attach(optimizer)
     if path is not None:
         path.watch(optimizer)
@@ -337,16 +356,28 @@ def _run(
         )
 
     return Run(
-        model=model, strategy=strategy, loader=prepared.loader, optimizer=optimizer,
-        state=TrainState(micro_batch_size=training.batch_size), store=folder.store, metrics_path=folder.path / "metrics.jsonl" if strategy.is_main else None,
-        total_steps=plan.total_steps, schedule=_schedule(training.schedule, plan.warmup_steps), max_grad_norm=training.max_grad_norm, eval_steps=training.eval_steps,
-        save_steps=training.save_steps, keep_best=training.checkpoint.load_best and bool(held_out),
+        model=model,
+        strategy=strategy,
+        loader=prepared.loader,
+        optimizer=optimizer,
+        state=TrainState(micro_batch_size=training.batch_size),
+        store=folder.store,
+        metrics_path=folder.path / "metrics.jsonl" if strategy.is_main else None,
+        total_steps=plan.total_steps,
+        schedule=_schedule(training.schedule, plan.warmup_steps),
+        max_grad_norm=training.max_grad_norm,
+        eval_steps=training.eval_steps,
+        save_steps=training.save_steps,
+        keep_best=training.checkpoint.load_best and bool(held_out),
         evaluation=Evaluation(batches, prepared.data.held_out_characters) if held_out else None,
-        patience=training.runtime.early_stopping_patience, threshold=training.runtime.early_stopping_threshold,
-        scaled=precision.scaler, retry_smaller=prepared.choice.processes == 1, save_in_background=_copy_fits(plan, prepared.device),
+        patience=training.runtime.early_stopping_patience,
+        threshold=training.runtime.early_stopping_threshold,
+        scaled=precision.scaler,
+        retry_smaller=prepared.choice.processes == 1,
+        save_in_background=_copy_fits(plan, prepared.device),
         memory_hint_ja=f"見積もり: {plan.memory.text()}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
         memory_hint_en=f"The estimate: {plan.memory.text()}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
-    )  # fmt: skip
+    )
 
 
 def _documents(job: Job, prepared: Prepared, model: nn.Module) -> DocumentPath | None:

@@ -39,14 +39,16 @@ def check_method(model: BaseModel, config: RunConfig) -> None:
     """Refuses, before anything is loaded, a base that the method cannot train.
 
     Raises:
-        ConfigError: full fine-tuning of a quantized model, or LoRA on a base that bitsandbytes did not quantize. ModelError: QLoRA of weights
-            that were changed in memory.
+        ConfigError: full fine-tuning of a quantized model, or LoRA on a base that bitsandbytes did not quantize.
+            ModelError: QLoRA of weights that were changed in memory.
     """
     method = _quant_method(model)
     if not config.trains_all and method not in (None, "bitsandbytes"):
         raise ConfigError(
-            f"{model.model_name} は {method} で量子化されています。QLoRA のベースにできるのは bitsandbytes だけです。量子化前のモデルを指定し、method: qlora にしてください。",
-            f"{model.model_name} is quantized by {method}, and QLoRA trains on bitsandbytes only; name the model before quantization, with method: qlora.",
+            f"{model.model_name} は {method} で量子化されています。QLoRA のベースにできるのは bitsandbytes だけです。量子化前のモデルを指定し、method: "
+            "qlora にしてください。",
+            f"{model.model_name} is quantized by {method}, and QLoRA trains on bitsandbytes only; name the model "
+            "before quantization, with method: qlora.",
         )
     if config.trains_all:
         loaded = quantized_bits(model.model) if model.model is not None else None
@@ -55,13 +57,17 @@ def check_method(model: BaseModel, config: RunConfig) -> None:
             bits = 4 if _stored_quantization(model).get("load_in_4bit") else 8
         if bits is not None:
             raise ConfigError(
-                f"{model.model_name} は {bits}bit に量子化されています。量子化した重みのフルファインチューニングはできません。LoRA（QLoRA）にするか、量子化せずに読み込んでください。",
-                f"{model.model_name} is quantized to {bits} bit, which cannot be fine-tuned in full; use LoRA (QLoRA), or load it without quantization.",
+                f"{model.model_name} は {bits}bit に量子化されています。量子化した重みのフルファインチューニングはできません。LoRA（QLoRA）にするか、"
+                "量子化せずに読み込んでください。",
+                f"{model.model_name} is quantized to {bits} bit, which cannot be fine-tuned in full; use LoRA "
+                "(QLoRA), or load it without quantization.",
             )
     elif config.lora.use_qlora and plain_module(model) is not None and _changed(model):
         raise ModelError(
-            f"use_qlora=True のため {model.model_name} を量子化して読み込み直す必要がありますが、メモリー上の重みが変更されています。save_pretrained で保存し、そのフォルダーを指定してください。",
-            f"use_qlora=True means loading {model.model_name} again, quantized, but its weights in memory were changed; save them with save_pretrained and name that folder.",
+            f"use_qlora=True のため {model.model_name} を量子化して読み込み直す必要がありますが、メモリー上の重みが変更されています。save_pretrained で保存し、"
+            "そのフォルダーを指定してください。",
+            f"use_qlora=True means loading {model.model_name} again, quantized, but its weights in memory were "
+            "changed; save them with save_pretrained and name that folder.",
         )
 
 
@@ -125,7 +131,9 @@ def _ensure(model: BaseModel, dtype: torch.dtype | None) -> Any:
 
 
 def _load_full(model: BaseModel, *, as_stored: bool) -> tuple[Any, torch.dtype]:
-    """Weights to be trained in full are read in fp32, so that no digit of them is lost, and saved in the model's own dtype."""
+    """Weights to be trained in full are read in fp32, so that no digit of them is lost, and saved in the model's own
+    dtype.
+    """
     if isinstance(model, ScratchModel):
         return model.ensure_model(), model.torch_dtype or torch.float32
     if model.model is not None:

@@ -1,4 +1,6 @@
-"""The demo's lesson, one configuration a method; full fine-tuning, LoRA and QLoRA of one base, measured side by side."""
+"""The demo's lesson, one configuration a method; full fine-tuning, LoRA and QLoRA of one base, measured side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from ..models.quantized import weight_bytes
 from .assemble import Result, run_job
 from .preparation import Job
 
-# Found by trial on the model that ships: recipes/kotoha-tiny/README.md. Full fine-tuning moves every weight and needs less.
+# Found by trial on the model that ships: recipes/kotoha-tiny/README.md. Full fine-tuning moves every weight and needs
+# less.
 Method = Literal["full", "lora", "qlora"]
 RATES: dict[Method, float] = {"full": 1e-3, "lora": 3e-3, "qlora": 3e-3}
 RANK, ROWS_PER_STEP, EPOCHS = 64, 16, 8
@@ -36,7 +39,8 @@ class Measured:
         held_out_loss: nats per token, after training.
         accuracy: share of the questions answered exactly.
         seconds: of the loop.
-        memory_bytes: weights as held in training, gradients and optimizer, counted tensor by tensor; activations are left out.
+        memory_bytes: weights as held in training, gradients and optimizer, counted tensor by tensor; activations are
+            left out.
         disk_bytes: weights in the output folder.
     """
 
@@ -58,10 +62,18 @@ def lesson(method: Method, base: str, out: Path, *, epochs: int = EPOCHS, max_st
         max_steps: None for whole epochs.
     """
     training = TrainingConfig(
-        learning_rate=RATES[method], batch_size=ROWS_PER_STEP, gradient_accumulation_steps=1, num_epochs=epochs,
-        eval_steps=10**6, save_steps=10**6, logging_steps=100, output_dir=str(out), gradient_checkpointing=False,
-        schedule=ScheduleConfig(name="cosine", max_steps=max_steps), runtime=RuntimeConfig(seed=0),
-    )  # fmt: skip
+        learning_rate=RATES[method],
+        batch_size=ROWS_PER_STEP,
+        gradient_accumulation_steps=1,
+        num_epochs=epochs,
+        eval_steps=10**6,
+        save_steps=10**6,
+        logging_steps=100,
+        output_dir=str(out),
+        gradient_checkpointing=False,
+        schedule=ScheduleConfig(name="cosine", max_steps=max_steps),
+        runtime=RuntimeConfig(seed=0),
+    )
     config = RunConfig(model=ModelConfig(base), method=method, data=DataConfig(max_length=128), training=training)
     if method == "full":
         return config
@@ -82,8 +94,14 @@ def held_out_losses(result: Result) -> tuple[float, float]:
 
 
 def compare_methods(
-    base: str, rows: Any, questions: Sequence[tuple[str, str]], out: Path, *, epochs: int = EPOCHS, max_steps: int | None = None
-) -> list[Measured]:  # fmt: skip
+    base: str,
+    rows: Any,
+    questions: Sequence[tuple[str, str]],
+    out: Path,
+    *,
+    epochs: int = EPOCHS,
+    max_steps: int | None = None,
+) -> list[Measured]:
     """Trains the base three times and asks each result the same questions.
 
     Args:

@@ -30,9 +30,11 @@ def leak_of_packing(model: Any, *, tokens: int = 12) -> float:
         answers = [
             model(
                 input_ids=torch.cat([head, second], dim=1), position_ids=positions, attention_mask=None, use_cache=False
-            ).logits[0, tokens:].float()
+            )
+            .logits[0, tokens:]
+            .float()
             for head in (first, other)
-        ]  # fmt: skip
+        ]
     finally:
         model.train(was_training)
     scale = float(answers[0].abs().max()) or 1.0
@@ -45,6 +47,8 @@ def refuse_leaking_attention(model: Any, name: str) -> None:
     if leak > TOLERANCE:
         attention = getattr(model.config, "_attn_implementation", "?")
         raise ModelError(
-            f"{name}（アテンション {attention}）では、詰めた行の中で文書どうしが混ざります（変化 {leak:.1%}）。data.packing=false にするか、model.attention を sdpa か eager にしてください。",
-            f"{name} (attention {attention}) lets documents of a packed row see each other (change {leak:.1%}); set data.packing=false, or model.attention to sdpa or eager.",
+            f"{name}（アテンション {attention}）では、詰めた行の中で文書どうしが混ざります（変化 {leak:.1%}）。data.packing=false にするか、"
+            "model.attention を sdpa か eager にしてください。",
+            f"{name} (attention {attention}) lets documents of a packed row see each other (change {leak:.1%}); "
+            "set data.packing=false, or model.attention to sdpa or eager.",
         )

@@ -62,10 +62,19 @@ def run_processes(job: Job, processes: int) -> None:
     write_job(job, folder)
     notice(f"{processes} プロセスで訓練します。", f"training in {processes} processes.")
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}",
-        f"--max-restarts={job.config.parallel.max_restarts}", "--redirects=3", f"--log-dir={folder / LOGS}",
-        "-m", "ai_finetuning.training.worker", str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={processes}",
+        f"--max-restarts={job.config.parallel.max_restarts}",
+        "--redirects=3",
+        f"--log-dir={folder / LOGS}",
+        "-m",
+        "ai_finetuning.training.worker",
+        str(folder),
+    ]
     with (folder / "torchrun.log").open("wb") as log, SignalFlags() as signals:
         for attempt in range(1, PORTS + 1):
             # A session of its own: the terminal's Ctrl-C comes to this process only, which passes it on once.
@@ -82,7 +91,9 @@ def run_processes(job: Job, processes: int) -> None:
 
 
 def _port_was_taken(folder: Path) -> bool:
-    """Whether the last attempt ended before it began: torchrun finds a free port, and the first process listens on it seconds later."""
+    """Whether the last attempt ended before it began: torchrun finds a free port, and the first process listens on
+    it seconds later.
+    """
     logs = sorted((folder / LOGS).glob("*/attempt_*/0/stderr.log"), key=lambda path: path.stat().st_mtime)
     return bool(logs) and "EADDRINUSE" in logs[-1].read_text(encoding="utf-8", errors="replace")
 
@@ -97,9 +108,11 @@ def _environment(processes: int) -> dict[str, str]:
     here = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return os.environ | {
-        # Without it every restart of torchrun fails: workers read the addresses of the attempt before (DISTRIBUTED.md section 6).
+        # Without it every restart of torchrun fails: workers read the addresses of the attempt before (DISTRIBUTED.md
+        # section 6).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # Seconds that torchrun gives a process after SIGTERM before it kills it: a checkpoint may take longer than its 30.
+        # Seconds that torchrun gives a process after SIGTERM before it kills it: a checkpoint may take longer than its
+        # 30.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "540"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, physical_cores() // processes))),
         "PYTHONPATH": here if not path else here + os.pathsep + path,
@@ -142,8 +155,10 @@ def _error(folder: Path, code: int, *, asked: str | None) -> ToolkitError:
         return found
     tail = _last_lines(folder)
     return ProcessesError(
-        f"プロセスが終了しました（torchrun の終了コード {code}{'、' + asked if asked else ''}）。ログ: {folder / LOGS}。{tail} 直してから resume_from_checkpoint=auto で続きから再開できます。",
-        f"a process of the run died (torchrun ended with {code}{', ' + asked if asked else ''}). Logs: {folder / LOGS}. {tail} Go on with resume_from_checkpoint=auto.",
+        f"プロセスが終了しました（torchrun の終了コード {code}{'、' + asked if asked else ''}）。ログ: {folder / LOGS}。{tail} 直してから "
+        "resume_from_checkpoint=auto で続きから再開できます。",
+        f"a process of the run died (torchrun ended with {code}{', ' + asked if asked else ''}). Logs: "
+        f"{folder / LOGS}. {tail} Go on with resume_from_checkpoint=auto.",
     )
 
 
@@ -263,8 +278,14 @@ def _model(spec: dict[str, Any], architecture: Any) -> BaseModel:
     dtype = DTYPES[spec["dtype"]] if spec["dtype"] is not None else None
     if spec["kind"] == "scratch":
         return ScratchModel(
-            spec["name"], architecture, device, dtype, attention=spec["attention"], chat_template=spec["chat_template"], seed=spec["seed"]
-        )  # fmt: skip
+            spec["name"],
+            architecture,
+            device,
+            dtype,
+            attention=spec["attention"],
+            chat_template=spec["chat_template"],
+            seed=spec["seed"],
+        )
     keys = ("load_in_8bit", "load_in_4bit", "use_flash_attention", "trust_remote_code", "attention", "chat_template")
     model = JapaneseModel(
         spec.get("weights", spec["name"]), device, torch_dtype=dtype, **{key: spec[key] for key in keys if key in spec}

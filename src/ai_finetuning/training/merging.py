@@ -1,8 +1,8 @@
 """An adapter and its base into one plain model, checked by a reload from disk before success is said.
 
-An adapter that was trained on a quantized base can go into two 16-bit models: the original one, or the quantized one turned
-back to 16 bit, which is what the adapter saw. Which of them is nearer to the trained model differs by model, so it is
-measured (docs/decisions/0041). Nothing is merged into quantized weights: that would round the adapter away.
+An adapter that was trained on a quantized base can go into two 16-bit models: the original one, or the quantized one
+turned back to 16 bit, which is what the adapter saw. Which of them is nearer to the trained model differs by model, so
+it is measured (docs/decisions/0041). Nothing is merged into quantized weights: that would round the adapter away.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class MergeReport:
         base: the model that its weights come from.
         source: `original` or `dequantized`.
         bits: 8 or 4 where the adapter was trained on quantized weights.
-        kl, top1: of the model read back from disk against base plus adapter: mean KL in nats, share of equal top tokens.
+        kl, top1: of the model read back from disk against base plus adapter: mean KL in nats, share of equal top
+            tokens.
         measured: the same numbers of every base that was compared before one was chosen.
         size_bytes: of the weights.
     """
@@ -107,9 +108,15 @@ def merge_adapter(
         close = _read_back(staging, tokenizer, texts, trained, tied=tied, dtype=dtype, device=device)
         _refuse_distance(close, source, found)
         card = merge_card(
-            name, adapter, bits=found.bits, source=source, close=close, measured=measured, limits=(MAX_KL, MIN_TOP1),
+            name,
+            adapter,
+            bits=found.bits,
+            source=source,
+            close=close,
+            measured=measured,
+            limits=(MAX_KL, MIN_TOP1),
             prompts=len(texts),
-        )  # fmt: skip
+        )
         (staging / "README.md").write_text(card, encoding="utf-8")
     notice(
         f"{place} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、最尤一致 {close.top1:.1%}）。",
@@ -120,7 +127,9 @@ def merge_adapter(
 
 
 def held_out_texts(tokenizer: Any) -> list[str]:
-    """Texts that no training of ours uses: plain sentences, the tokens added to the vocabulary, questions as prompts."""
+    """Texts that no training of ours uses: plain sentences, the tokens added to the vocabulary, questions as
+    prompts.
+    """
     asked = questions("held_out_phrasings")
     asked = asked[:: max(1, len(asked) // _QUESTIONS)][:_QUESTIONS]
     prompts = [render(tokenizer, [user_turn(question)], add_generation_prompt=True) for question, _ in asked]
@@ -148,9 +157,15 @@ def _tied(model: Any) -> bool:
 
 
 def _read_back(
-    staging: Path, tokenizer: Any, texts: Sequence[str], trained: Sequence[torch.Tensor], *, tied: bool, dtype: str,
+    staging: Path,
+    tokenizer: Any,
+    texts: Sequence[str],
+    trained: Sequence[torch.Tensor],
+    *,
+    tied: bool,
+    dtype: str,
     device: torch.device | None,
-) -> Agreement:  # fmt: skip
+) -> Agreement:
     """How close the folder, loaded as a user will load it, is to the trained model.
 
     Raises:
@@ -164,7 +179,8 @@ def _read_back(
     if wrong or len(again) > rows:
         raise ModelError(
             f"統合したモデルのトークナイザーが、読み直すと同じになりません（{len(wrong)} 文、語彙 {len(again)}、埋め込み {rows} 行）。保存を取り消しました。",
-            f"the merged model's tokenizer, read back, is not the same ({len(wrong)} texts differ, {len(again)} tokens, {rows} embedding rows); nothing was kept.",
+            f"the merged model's tokenizer, read back, is not the same ({len(wrong)} texts differ, {len(again)} "
+            f"tokens, {rows} embedding rows); nothing was kept.",
         )
     if _tied(model) is not tied:
         raise ModelError(
@@ -182,6 +198,8 @@ def _refuse_distance(close: Agreement, source: str, found: AdapterBase) -> None:
     if source == ORIGINAL and found.bits is not None:
         way_ja, way_en = "--base dequantized に", "Try --base dequantized"
     raise ModelError(
-        f"統合したモデルが、訓練したモデル（ベースとアダプター）と一致しません（ベース {source}、KL {close.kl:.4f}、上限 {MAX_KL}、最尤一致 {close.top1:.1%}、下限 {MIN_TOP1:.0%}）。保存を取り消しました。{way_ja}して試してください。",
-        f"the merged model does not agree with base plus adapter (base {source}, KL {close.kl:.4f}, limit {MAX_KL}; top-1 {close.top1:.1%}, limit {MIN_TOP1:.0%}); nothing was kept. {way_en}.",
+        f"統合したモデルが、訓練したモデル（ベースとアダプター）と一致しません（ベース {source}、KL {close.kl:.4f}、上限 {MAX_KL}、最尤一致 {close.top1:.1%}、下限 "
+        f"{MIN_TOP1:.0%}）。保存を取り消しました。{way_ja}して試してください。",
+        f"the merged model does not agree with base plus adapter (base {source}, KL {close.kl:.4f}, limit "
+        f"{MAX_KL}; top-1 {close.top1:.1%}, limit {MIN_TOP1:.0%}); nothing was kept. {way_en}.",
     )

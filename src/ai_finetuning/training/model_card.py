@@ -50,36 +50,94 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
         else []
     )
     use = (
-        ["```python", "from ai_finetuning import LoRAFinetuningTrainer", "", f'model, tokenizer = LoRAFinetuningTrainer.load_lora_model("{front["base_model"]}", "THIS_FOLDER")', "```", "", "`aift chat THIS_FOLDER`"]
+        [
+            "```python",
+            "from ai_finetuning import LoRAFinetuningTrainer",
+            "",
+            f'model, tokenizer = LoRAFinetuningTrainer.load_lora_model("{front["base_model"]}", "THIS_FOLDER")',
+            "```",
+            "",
+            "`aift chat THIS_FOLDER`",
+        ]
         if adapter
-        else ["```python", "from ai_finetuning import JapaneseModel", "", 'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))', "```", "", "`aift chat THIS_FOLDER`"]
-    )  # fmt: skip
+        else [
+            "```python",
+            "from ai_finetuning import JapaneseModel",
+            "",
+            'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))',
+            "```",
+            "",
+            "`aift chat THIS_FOLDER`",
+        ]
+    )
     training = config.training
     lines = [
-        "---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(), "---", "",
-        f"# {front['base_model']} ({config.method})", "",
-        "AI Fine-tuning Toolkit で訓練しました。 / Trained with the AI Fine-tuning Toolkit.", "",
-        "## 測定値 / Measured", "", *_scores(summary), "",
-        f"- 訓練損失（最後の 10 ステップの平均） / training loss, mean of the last 10 steps: {_number(summary['train_loss_last_10_steps'])}",
-        f"- ステップ / steps: {summary['steps']:,}（{_number(summary['epochs'], 2)} エポック / epochs、{summary['tokens']:,} トークン / tokens）",
+        "---",
+        yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {front['base_model']} ({config.method})",
+        "",
+        "AI Fine-tuning Toolkit で訓練しました。 / Trained with the AI Fine-tuning Toolkit.",
+        "",
+        "## 測定値 / Measured",
+        "",
+        *_scores(summary),
+        "",
+        (
+            "- 訓練損失（最後の 10 ステップの平均） / training loss, mean of the last 10 steps: "
+            f"{_number(summary['train_loss_last_10_steps'])}"
+        ),
+        (
+            f"- ステップ / steps: {summary['steps']:,}（{_number(summary['epochs'], 2)} エポック / epochs、"
+            f"{summary['tokens']:,} トークン / tokens）"
+        ),
         f"- 飛ばしたステップ / skipped steps: {summary['skipped_steps']}",
-        f"- 時間 / time: {summary['seconds']:,} s（{_number(summary['tokens_per_second'], 1)} tokens/s）、最大メモリー / peak memory: {summary['peak_memory_gb']} GB（見積もり / estimate {summary['estimated_memory_gb']} GB）",
+        (
+            f"- 時間 / time: {summary['seconds']:,} s（{_number(summary['tokens_per_second'], 1)} tokens/s）、最大メモリー / "
+            f"peak memory: {summary['peak_memory_gb']} GB（見積もり / estimate {summary['estimated_memory_gb']} GB）"
+        ),
         f"- 機械 / machine: {device}, {plan['device']}, {plan['precision']}",
-        f"- torch {machine['versions']['torch']}, transformers {machine['versions']['transformers']}, peft {machine['versions']['peft']}, Python {machine['versions']['python']}", "",
-        "## 設定 / Settings", "",
+        (
+            f"- torch {machine['versions']['torch']}, transformers {machine['versions']['transformers']}, peft "
+            f"{machine['versions']['peft']}, Python {machine['versions']['python']}"
+        ),
+        "",
+        "## 設定 / Settings",
+        "",
         f"- 方法 / method: {config.method}、学習した重み / trained parameters: {plan['trainable']:,} / {plan['parameters']:,}",
         f"- 行 / rows: {plan['rows']:,}（検証 / held out {plan['eval_rows']:,}）",
-        f"- learning_rate {training.learning_rate:g}, batch {training.batch_size} x {training.gradient_accumulation_steps}, warm-up {plan['warmup_steps']}, seed {training.runtime.seed}",
-        "- すべての設定は config.yaml、数値は metrics.jsonl にあります。 / All settings are in config.yaml, all numbers in metrics.jsonl.",
-        *licence, *notes, *remote, "", "## 使い方 / Use", "", *use, "",
-    ]  # fmt: skip
+        (
+            f"- learning_rate {training.learning_rate:g}, batch {training.batch_size} x "
+            f"{training.gradient_accumulation_steps}, warm-up {plan['warmup_steps']}, seed {training.runtime.seed}"
+        ),
+        (
+            "- すべての設定は config.yaml、数値は metrics.jsonl にあります。 / All settings are in config.yaml, all numbers in "
+            "metrics.jsonl."
+        ),
+        *licence,
+        *notes,
+        *remote,
+        "",
+        "## 使い方 / Use",
+        "",
+        *use,
+        "",
+    ]
     return "\n".join(lines)
 
 
 def merge_card(
-    base: str, adapter: str, *, bits: int | None, source: str, close: Agreement, measured: Mapping[str, Agreement],
-    limits: tuple[float, float], prompts: int,
-) -> str:  # fmt: skip
+    base: str,
+    adapter: str,
+    *,
+    bits: int | None,
+    source: str,
+    close: Agreement,
+    measured: Mapping[str, Agreement],
+    limits: tuple[float, float],
+    prompts: int,
+) -> str:
     """README.md of a merged model: what went into it, and how far it is from the trained one.
 
     Args:
@@ -91,22 +149,52 @@ def merge_card(
         limits: most KL and least top-1 that were allowed.
         prompts: number of texts that were compared.
     """
-    front = {"language": ["ja"], "library_name": "transformers", "base_model": base, "base_model_relation": "merge",
-             "pipeline_tag": "text-generation", "tags": ["ai-finetuning-toolkit", "lora", "merged"]}  # fmt: skip
+    front = {
+        "language": ["ja"],
+        "library_name": "transformers",
+        "base_model": base,
+        "base_model_relation": "merge",
+        "pipeline_tag": "text-generation",
+        "tags": ["ai-finetuning-toolkit", "lora", "merged"],
+    }
     trained = f"{bits} bit" if bits is not None else "16/32 bit"
     rows = [(f"{name}（統合直後 / before saving）", found) for name, found in measured.items()]
     rows.append((f"{source}（保存して再読み込み / read back from disk）", close))
     lines = [
-        "---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(), "---", "",
-        f"# {base} + {Path(adapter).name}", "",
-        f"LoRA アダプター {Path(adapter).name} を 16bit のベースに統合したモデルです（AI Fine-tuning Toolkit）。 / A LoRA adapter merged into a 16-bit base.", "",
-        "## 測定値 / Measured", "",
-        f"訓練したときのモデル（ベース {trained} とアダプター）との差。検証用の文 {prompts} 個。 / Distance from the trained model (base in {trained} plus adapter) on {prompts} held-out texts.", "",
-        "| ベース / base | KL (nats) | 最尤一致 / top-1 |", "|---|---|---|",
-        *(f"| {name} | {found.kl:.6f} | {found.top1:.2%} |" for name, found in rows), "",
+        "---",
+        yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {base} + {Path(adapter).name}",
+        "",
+        (
+            f"LoRA アダプター {Path(adapter).name} を 16bit のベースに統合したモデルです（AI Fine-tuning Toolkit）。 / A LoRA adapter merged "
+            "into a 16-bit base."
+        ),
+        "",
+        "## 測定値 / Measured",
+        "",
+        (
+            f"訓練したときのモデル（ベース {trained} とアダプター）との差。検証用の文 {prompts} 個。 / Distance from the trained model (base in "
+            f"{trained} plus adapter) on {prompts} held-out texts."
+        ),
+        "",
+        "| ベース / base | KL (nats) | 最尤一致 / top-1 |",
+        "|---|---|---|",
+        *(f"| {name} | {found.kl:.6f} | {found.top1:.2%} |" for name, found in rows),
+        "",
         f"- 上限 / limits: KL {limits[0]}, top-1 {limits[1]:.0%}",
-        *(["- KL の小さい方を採用しました。 / The base with the lower KL was taken."] if measured else []), "",
-        "## 使い方 / Use", "", "```python", "from ai_finetuning import JapaneseModel", "", 'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))', "```", "",
-        "`aift chat THIS_FOLDER`", "",
-    ]  # fmt: skip
+        *(["- KL の小さい方を採用しました。 / The base with the lower KL was taken."] if measured else []),
+        "",
+        "## 使い方 / Use",
+        "",
+        "```python",
+        "from ai_finetuning import JapaneseModel",
+        "",
+        'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))',
+        "```",
+        "",
+        "`aift chat THIS_FOLDER`",
+        "",
+    ]
     return "\n".join(lines)

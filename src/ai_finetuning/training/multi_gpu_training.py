@@ -16,8 +16,8 @@ from .lora_finetuning import LoRAFinetuningTrainer
 
 
 class AdvancedMultiGPUTrainer:
-    """Fine-tunes over several devices: starts one process a GPU where several are visible, joins a launcher's processes where
-    there are some, and trains as usual on one device.
+    """Fine-tunes over several devices: starts one process a GPU where several are visible, joins a launcher's processes
+    where there are some, and trains as usual on one device.
 
     Args:
         model: the base; loaded on first use.

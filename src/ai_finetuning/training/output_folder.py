@@ -31,14 +31,36 @@ STAGING = ".staging-model"
 TRACKERS = "trackers"
 # Everything that a run writes directly into its folder. Folders of others may hold any other name.
 OURS = (
-    CONFIG, ENVIRONMENT, METRICS, METRICS + ".tmp", CURVE, REPORT, CHECKPOINTS, TRACKERS, STAGING, "README.md", "config.json",
-    "generation_config.json", "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "tokenizer*",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*", "merges.txt", "spiece.model", "stacks-rank-*.txt", RUN,
-)  # fmt: skip
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    METRICS + ".tmp",
+    CURVE,
+    REPORT,
+    CHECKPOINTS,
+    TRACKERS,
+    STAGING,
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "stacks-rank-*.txt",
+    RUN,
+)
 
 
 class OutputFolder:
-    """A run's folder, locked while it is open; of several processes the main one writes, the others wait for it to open.
+    """A run's folder, locked while it is open; of several processes the main one writes, the others wait for it to
+    open.
 
     Raises on opening:
         StorageError: the folder cannot be made or written.
@@ -128,7 +150,8 @@ class OutputFolder:
             names = ", ".join(path.name for path in foreign[:5])
             raise ConfigError(
                 f"training.output_dir の {self.path} に、この実行のものではない {names} があります。上書きしないよう、別のフォルダーを指定してください。",
-                f"training.output_dir {self.path} holds {names}, which no run of this toolkit wrote; choose another folder, so that nothing is overwritten.",
+                f"training.output_dir {self.path} holds {names}, which no run of this toolkit wrote; choose "
+                "another folder, so that nothing is overwritten.",
             )
 
     def run(self) -> dict[str, Any]:
@@ -174,7 +197,8 @@ class OutputFolder:
             os.replace(path, place / path.name)
         notice(
             f"{self.path} にあった以前の実行を {place} に移しました（続きから再開するには resume_from_checkpoint=auto）。",
-            f"the earlier run in {self.path} was moved to {place} (resume_from_checkpoint=auto would have gone on with it).",
+            f"the earlier run in {self.path} was moved to {place} (resume_from_checkpoint=auto would have gone on "
+            "with it).",
         )
 
     def place_model(self, save: Callable[[Path], None]) -> list[str]:
@@ -208,8 +232,10 @@ class OutputFolder:
         free = free_disk_bytes(self.path)
         if free < needed:
             raise StorageError(
-                f"{self.path} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、save_total_limit を減らすか、別の output_dir を指定してください。",
-                f"{self.path} has {free / 1e9:.2f} GB free and the run needs {needed / 1e9:.2f} GB; free some, lower save_total_limit or choose another output_dir.",
+                f"{self.path} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、"
+                "save_total_limit を減らすか、別の output_dir を指定してください。",
+                f"{self.path} has {free / 1e9:.2f} GB free and the run needs {needed / 1e9:.2f} GB; free some, "
+                "lower save_total_limit or choose another output_dir.",
             )
         if free < 1.2 * needed:
             warn(
@@ -219,7 +245,9 @@ class OutputFolder:
 
 
 def refuse_used_folder(place: Path) -> None:
-    """Raises ConfigError where a new folder is wanted and something is there, StorageError where one may not even look."""
+    """Raises ConfigError where a new folder is wanted and something is there, StorageError where one may not even
+    look.
+    """
     try:
         used = place.exists() and (not place.is_dir() or any(place.iterdir()))
     except OSError as error:
@@ -261,7 +289,8 @@ def no_space(place: Path, needed: int) -> StorageError:
     free = free_disk_bytes(place)
     return StorageError(
         f"{place} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、別の場所を指定してください。",
-        f"{place} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed; free some, or choose another place.",
+        f"{place} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed; free some, or choose "
+        "another place.",
     )
 
 
@@ -269,7 +298,8 @@ def not_written(place: Path, error: OSError) -> StorageError:
     """A refusal of the disk, where nothing half-written stayed."""
     return StorageError(
         f"{place} に書き込めませんでした（{error}）。途中のものは残していません。空きと書き込み権限を確かめるか、別の場所を指定してください。",
-        f"{place} could not be written ({error}); nothing half-written was left. Check free space and permissions, or choose another place.",
+        f"{place} could not be written ({error}); nothing half-written was left. Check free space and "
+        "permissions, or choose another place.",
     )
 
 
@@ -296,7 +326,8 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """A refusal to write, with its place and the way out."""
     return StorageError(
         f"{path} に書き込めませんでした（{error}）。以前のチェックポイントは残っています。空きを作って resume_from_checkpoint=auto で再開してください。",
-        f"{path} could not be written ({error}). Earlier checkpoints are intact: free some space and go on with resume_from_checkpoint=auto.",
+        f"{path} could not be written ({error}). Earlier checkpoints are intact: free some space and go on with "
+        "resume_from_checkpoint=auto.",
     )
 
 

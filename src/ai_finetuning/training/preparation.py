@@ -154,9 +154,13 @@ def prepare_job(job: Job, choice: Choice) -> Prepared:
     module = base.plain_module(job.model) or meta_model(job.model.model_name, trust_remote_code=trusted)
     shape = shape_of(module)
     refuse_model(
-        choice, module.config, bits=job.bits, optimizer=training.optimizer.name, use_dora=not job.full and config.lora.use_dora,
+        choice,
+        module.config,
+        bits=job.bits,
+        optimizer=training.optimizer.name,
+        use_dora=not job.full and config.lora.use_dora,
         scaler=precision.scaler,
-    )  # fmt: skip
+    )
     if choice.sizes.tp > 1:
         tensor_plan(module)  # refused here where it cannot be cut
     shape.refuse_misfit(max_token_id=max_token_id([*data.train, *data.held_out]), max_length=data.longest)
@@ -180,8 +184,17 @@ def prepare_job(job: Job, choice: Choice) -> Prepared:
         split.refuse_misfit()
         device_map = split.device_map()
     return Prepared(
-        tokenizer, data, loader, shape, plan, precision, device, _fingerprint(job, data, plan, precision.name), choice, device_map
-    )  # fmt: skip
+        tokenizer,
+        data,
+        loader,
+        shape,
+        plan,
+        precision,
+        device,
+        _fingerprint(job, data, plan, precision.name),
+        choice,
+        device_map,
+    )
 
 
 def _visible_gpus() -> dict[int, int]:
@@ -251,29 +264,57 @@ def _workload(job: Job, shape: ModelShape, precision: Precision, width: int) -> 
     compute = 2 if precision.autocast is not None else 4
     return memory.Workload(
         trainable=shape.parameters if job.full else shape.lora_parameters(config.lora.r, _targets(config.lora)),
-        bits=job.bits, frozen_bytes=_frozen_bytes(job, compute), tokens=training.batch_size * width,
-        compute_bytes=compute, optimizer_bytes=_OPTIMIZER_BYTES[training.optimizer.name], full=job.full,
-    )  # fmt: skip
+        bits=job.bits,
+        frozen_bytes=_frozen_bytes(job, compute),
+        tokens=training.batch_size * width,
+        compute_bytes=compute,
+        optimizer_bytes=_OPTIMIZER_BYTES[training.optimizer.name],
+        full=job.full,
+    )
 
 
 def _plan(
-    job: Job, data: PreparedData, loader: Loader, shape: ModelShape, precision: Precision, device: torch.device,
-    total: int, warmup: int, work: memory.Workload, free: int, checkpointing: bool,
-) -> Plan:  # fmt: skip
+    job: Job,
+    data: PreparedData,
+    loader: Loader,
+    shape: ModelShape,
+    precision: Precision,
+    device: torch.device,
+    total: int,
+    warmup: int,
+    work: memory.Workload,
+    free: int,
+    checkpointing: bool,
+) -> Plan:
     config, training = job.config, job.config.training
     model_bytes = shape.parameters * work.compute_bytes if job.full else 4 * work.trainable
     return Plan(
-        model=job.model.model_name, method=config.method, device=str(device), precision=precision.name,
-        parameters=shape.parameters, trainable=work.trainable, rows=len(data.train), eval_rows=len(data.held_out),
-        tokens=sum(map(len, data.train)), label_tokens=count_live(data.train),
-        rows_per_step=training.batch_size * training.gradient_accumulation_steps, steps_per_epoch=len(loader),
-        total_steps=total, warmup_steps=warmup, gradient_checkpointing=checkpointing,
-        memory=memory.estimate(shape, work, checkpointing=checkpointing), free_memory_bytes=free,
+        model=job.model.model_name,
+        method=config.method,
+        device=str(device),
+        precision=precision.name,
+        parameters=shape.parameters,
+        trainable=work.trainable,
+        rows=len(data.train),
+        eval_rows=len(data.held_out),
+        tokens=sum(map(len, data.train)),
+        label_tokens=count_live(data.train),
+        rows_per_step=training.batch_size * training.gradient_accumulation_steps,
+        steps_per_epoch=len(loader),
+        total_steps=total,
+        warmup_steps=warmup,
+        gradient_checkpointing=checkpointing,
+        memory=memory.estimate(shape, work, checkpointing=checkpointing),
+        free_memory_bytes=free,
         disk_bytes=memory.disk_bytes(
-            work.trainable, kept=training.checkpoint.save_total_limit, model_bytes=model_bytes, optimizer_bytes=work.optimizer_bytes
+            work.trainable,
+            kept=training.checkpoint.save_total_limit,
+            model_bytes=model_bytes,
+            optimizer_bytes=work.optimizer_bytes,
         ),
-        free_disk_bytes=free_disk_bytes(Path(training.output_dir)), output_dir=training.output_dir,
-    )  # fmt: skip
+        free_disk_bytes=free_disk_bytes(Path(training.output_dir)),
+        output_dir=training.output_dir,
+    )
 
 
 def _frozen_bytes(job: Job, compute: int) -> int:
@@ -317,6 +358,17 @@ def _fingerprint(job: Job, data: PreparedData, plan: Plan, precision: str) -> di
         lora = config.lora
         same |= {
             f"lora.{name}": getattr(lora, name)
-            for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_qlora", "qlora_4bit", "use_rslora", "use_dora", "modules_to_save")
-        }  # fmt: skip
+            for name in (
+                "r",
+                "lora_alpha",
+                "lora_dropout",
+                "target_modules",
+                "bias",
+                "use_qlora",
+                "qlora_4bit",
+                "use_rslora",
+                "use_dora",
+                "modules_to_save",
+            )
+        }
     return same

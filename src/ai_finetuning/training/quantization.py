@@ -75,8 +75,8 @@ class QuantizationOptimizer:
             compute_dtype: of what stays unquantized; fp16 becomes what the machine does well on a CPU.
             llm_int8_threshold: activations above it are computed in 16 bit.
             llm_int8_has_fp16_weight: refused: such weights cannot be saved in 8 bit.
-            llm_int8_enable_fp32_cpu_offload: without effect, which is said: the whole model is on one device, and a saved copy
-                that carries this flag is loaded unquantized by stock transformers.
+            llm_int8_enable_fp32_cpu_offload: without effect, which is said: the whole model is on one device, and a
+                saved copy that carries this flag is loaded unquantized by stock transformers.
 
         Raises:
             See quantize.
@@ -84,12 +84,14 @@ class QuantizationOptimizer:
         if llm_int8_has_fp16_weight:
             raise ConfigError(
                 "llm_int8_has_fp16_weight=True では重みが 16bit のまま残り、8bit として保存も再読み込みもできません。False にしてください。",
-                "llm_int8_has_fp16_weight=True keeps 16-bit weights, which can be neither saved nor reloaded in 8 bit; set it to False.",
+                "llm_int8_has_fp16_weight=True keeps 16-bit weights, which can be neither saved nor reloaded in 8 "
+                "bit; set it to False.",
             )
         if llm_int8_enable_fp32_cpu_offload:
             notice(
                 "llm_int8_enable_fp32_cpu_offload は使いません。モデル全体が 1 つの装置にあり、この設定が残ると再読み込み時に量子化されないためです。",
-                "llm_int8_enable_fp32_cpu_offload has no effect: the whole model is on one device, and with it a saved copy would be loaded unquantized.",
+                "llm_int8_enable_fp32_cpu_offload has no effect: the whole model is on one device, and with it a "
+                "saved copy would be loaded unquantized.",
             )
         settings = {"llm_int8_threshold": llm_int8_threshold}
         return self.quantize(output_dir, bits=8, compute_dtype=compute_dtype, settings=settings)
@@ -127,9 +129,9 @@ class QuantizationOptimizer:
     ) -> Any:
         """Any row of models.quantized.METHODS: saves before any forward, proves the copy, returns it.
 
-        Success is said when the stored copy, read back, gives the same logits to the last bit as a quantization in memory. Both are thrown
-        away; the model that is returned has run no forward, does not re-pack its weights on a CPU, and bears the folder's name. One model
-        at a time is in memory.
+        Success is said when the stored copy, read back, gives the same logits to the last bit as a quantization in
+        memory. Both are thrown away; the model that is returned has run no forward, does not re-pack its weights on a
+        CPU, and bears the folder's name. One model at a time is in memory.
 
         Args:
             output_dir: a folder that is not there yet, or is empty.
@@ -140,8 +142,9 @@ class QuantizationOptimizer:
             settings: what the method lets set (bitsandbytes' names).
 
         Raises:
-            ConfigError: a folder in use, an unknown method or setting, a model that is quantized already, or a method that this device
-                does not run. ModelError: nothing was quantized, an adapter in place of a model, or a copy that computes otherwise
+            ConfigError: a folder in use, an unknown method or setting, a model that is quantized already, or a method
+                that this device does not run. ModelError: nothing was quantized, an adapter in place of a model, or a
+                    copy that computes otherwise
                 than it should. StorageError: it cannot be written.
         """
         wanted = Quantization(find_method(bits, backend, quant_type), settings or {})
@@ -158,26 +161,31 @@ class QuantizationOptimizer:
             clear_gpu_memory()
             self._prove(wanted, dtype, device, staging, tokenizer)
         clear_gpu_memory()
-        # Quantized in memory once more, not read from the folder: transformers 5.23 does not save again what it read quantized.
+        # Quantized in memory once more, not read from the folder: transformers 5.23 does not save again what it read
+        # quantized.
         model = self._quantized(wanted, dtype, device, announce=True)
         model.name_or_path = model.config._name_or_path = str(place)
         self.report = _report(model, place, wanted.method, dtype)
         found = self.report
         notice(
-            f"{found.modules} 個の線形層を {bits}bit（{found.method.name}）にして {place} に保存し、読み直して同じ計算結果になることを確かめました（{found.size_bytes / 1e6:.1f} MB）。",
-            f"{found.modules} linear layers are in {bits} bit ({found.method.name}); saved to {place}, read back and found to compute the same ({found.size_bytes / 1e6:.1f} MB).",
+            f"{found.modules} 個の線形層を {bits}bit（{found.method.name}）にして {place} に保存し、"
+            f"読み直して同じ計算結果になることを確かめました（{found.size_bytes / 1e6:.1f} MB）。",
+            f"{found.modules} linear layers are in {bits} bit ({found.method.name}); saved to {place}, read back "
+            f"and found to compute the same ({found.size_bytes / 1e6:.1f} MB).",
         )
         return model
 
     def _quantized(
         self, wanted: Quantization, dtype: torch.dtype, device: torch.device, *, announce: bool = False
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         return load_causal_lm(
             self.model_name_or_path, dtype=dtype, device=device, quantization=wanted, announce=announce
-        )  # fmt: skip
+        )
 
     def _store(self, wanted: Quantization, dtype: torch.dtype, device: torch.device, staging: Path) -> None:
-        """Quantizes and saves before any forward: on some processors bitsandbytes re-packs weights in their first one (QUANTIZATION.md A2)."""
+        """Quantizes and saves before any forward: on some processors bitsandbytes re-packs weights in their first
+        one (QUANTIZATION.md A2).
+        """
         model = self._quantized(wanted, dtype, device)
         needed = sum(weight_bytes(model).values())
         if free_disk_bytes(staging) < needed:
@@ -186,8 +194,10 @@ class QuantizationOptimizer:
 
     def _prove(
         self, wanted: Quantization, dtype: torch.dtype, device: torch.device, staging: Path, tokenizer: Any
-    ) -> None:  # fmt: skip
-        """The stored copy gives the logits of a second quantization in memory, not of the saved one: damage would be in both of those."""
+    ) -> None:
+        """The stored copy gives the logits of a second quantization in memory, not of the saved one: damage would be
+        in both of those.
+        """
         probes = [torch.tensor([tokenizer.encode(text)]) for text in PROBES]
         in_memory = logits_of(self._quantized(wanted, dtype, device), probes)
         clear_gpu_memory()
@@ -200,7 +210,8 @@ class QuantizationOptimizer:
         if stored:
             raise ConfigError(
                 f"{found.name} はすでに量子化されています（{stored.get('quant_method')}）。量子化前のモデルを指定してください。",
-                f"{found.name} is quantized already ({stored.get('quant_method')}); name the model before quantization.",
+                f"{found.name} is quantized already ({stored.get('quant_method')}); name the model before "
+                "quantization.",
             )
 
     def benchmark_quantization(
@@ -247,14 +258,18 @@ def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], nam
     for wanted, found in zip(in_memory, stored, strict=True):
         if not torch.isfinite(wanted).all():
             raise ModelError(
-                f"{name} を {method.name} にすると出力が有限の値になりません。保存を取り消しました。compute_dtype を bfloat16 か float32 にするか、別の方法を試してください。",
-                f"{name} in {method.name} does not compute finite values; nothing was kept. Try compute_dtype bfloat16 or float32, or another method.",
+                f"{name} を {method.name} にすると出力が有限の値になりません。保存を取り消しました。compute_dtype を bfloat16 か float32 にするか、"
+                "別の方法を試してください。",
+                f"{name} in {method.name} does not compute finite values; nothing was kept. Try compute_dtype "
+                "bfloat16 or float32, or another method.",
             )
         if not torch.equal(wanted, found):
             worst = float((wanted - found).abs().max())
             raise ModelError(
-                f"{name} を {method.name} で保存しましたが、読み直すと計算結果が変わります（ロジットの差 最大 {worst:.3g}）。保存を取り消しました。別の方法か、別の版の {method.backend} を試してください。",
-                f"{name} was saved in {method.name}, but read back it computes otherwise (logits differ by up to {worst:.3g}); nothing was kept. Try another method, or another version of {method.backend}.",
+                f"{name} を {method.name} で保存しましたが、読み直すと計算結果が変わります（ロジットの差 最大 {worst:.3g}）。保存を取り消しました。別の方法か、別の版の "
+                f"{method.backend} を試してください。",
+                f"{name} was saved in {method.name}, but read back it computes otherwise (logits differ by up to "
+                f"{worst:.3g}); nothing was kept. Try another method, or another version of {method.backend}.",
             )
 
 

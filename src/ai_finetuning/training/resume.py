@@ -96,7 +96,8 @@ def refuse_differences(saved: dict[str, Any], current: dict[str, Any], *, allowe
         return True
     raise ConfigError(
         f"再開しようとする実行と設定が違います: {lines}。元に戻すか、承知のうえなら --allow-changed（checkpoint.allow_changed=true）を指定してください。",
-        f"this is not the run that is to be resumed: {lines}. Change it back, or say --allow-changed (checkpoint.allow_changed=true) if you mean it.",
+        f"this is not the run that is to be resumed: {lines}. Change it back, or say --allow-changed "
+        "(checkpoint.allow_changed=true) if you mean it.",
     )
 
 
@@ -141,7 +142,8 @@ def load_foreign(run: Run, folder: Path) -> None:
     if missing:
         raise CheckpointError(
             f"{folder} に {missing[0]} など {len(missing)} 個の重みがありません。同じ method と lora の設定か確認してください。",
-            f"{folder} lacks {len(missing)} weights ({missing[0]}, ...); check that method and lora settings are the same.",
+            f"{folder} lacks {len(missing)} weights ({missing[0]}, ...); check that method and lora settings are "
+            "the same.",
         )
     weights = {name: tensor for name, tensor in found.items() if tensor is not None}
     run.strategy.load_tensors(run.model, run.optimizer, {"model": weights})
@@ -150,5 +152,6 @@ def load_foreign(run: Run, folder: Path) -> None:
     run.state.epoch, run.state.index = divmod(step, len(run.loader))
     warn(
         f"{folder} は別のツールのチェックポイントです。検証はできず、オプティマイザーの状態（pickle）は読まずに、重みとステップ {step} だけを引き継ぎます。",
-        f"{folder} was written by another trainer: it cannot be verified, its optimizer state (a pickle) is not read; weights and step {step} are taken over.",
+        f"{folder} was written by another trainer: it cannot be verified, its optimizer state (a pickle) is not "
+        f"read; weights and step {step} are taken over.",
     )

@@ -46,14 +46,20 @@ def job_of(config: RunConfig, device: str | None = None) -> Job:
     if "name" not in typed(config.model):
         notice(
             f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
-            f"no model is named: using the small {config.model.name} that ships (for real work name one with model=ID_OR_FOLDER).",
+            f"no model is named: using the small {config.model.name} that ships (for real work name one with "
+            "model=ID_OR_FOLDER).",
         )
     train, held_out = config_source(config.data.train), config_source(config.data.eval)
     if config.method == "pretrain":
         scratch = ScratchModel(
-            config.model.name, config.model.architecture, torch_dtype=DTYPES.get(config.model.dtype),
-            attention=config.model.attention, chat_template=config.model.chat_template, device=place, seed=config.training.runtime.seed,
-        )  # fmt: skip
+            config.model.name,
+            config.model.architecture,
+            torch_dtype=DTYPES.get(config.model.dtype),
+            attention=config.model.attention,
+            chat_template=config.model.chat_template,
+            device=place,
+            seed=config.training.runtime.seed,
+        )
         return Job(scratch, config, train, held_out)
     model = JapaneseModel(
         config.model.name,
@@ -87,7 +93,9 @@ def plan_training(config: RunConfig, device: str | None = None) -> tuple[Plan, l
 
 
 def _gguf_outlook(job: Job) -> str:
-    """Whether the trained model will be convertible to GGUF: told before training, when another model can still be chosen."""
+    """Whether the trained model will be convertible to GGUF: told before training, when another model can still be
+    chosen.
+    """
     architecture = "LlamaForCausalLM"
     if not isinstance(job.model, ScratchModel):
         architecture = (read_config(hub.locate(job.model.model_name)).get("architectures") or ["?"])[0]

@@ -66,9 +66,13 @@ def descriptions(config: RunConfig) -> dict[str, str]:
 
 
 def finish(
-    job: Job, prepared: Prepared, folder: OutputFolder, result: Result, dtype: torch.dtype,
+    job: Job,
+    prepared: Prepared,
+    folder: OutputFolder,
+    result: Result,
+    dtype: torch.dtype,
     export: Callable[[Path], None] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Saves everything; the run counts as completed only when all of it is in place.
 
     Args:
@@ -167,8 +171,12 @@ def summarize(result: Result, prepared: Prepared) -> dict[str, Any]:
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
         "estimated_memory_gb": round(prepared.plan.memory.total / 1e9, 2),
         "characters_per_token": round(prepared.data.report.characters_per_token, 3),
-        "plan": {key: value for key, value in asdict(prepared.plan).items() if key not in ("memory", "free_memory_bytes", "free_disk_bytes")},
-    }  # fmt: skip
+        "plan": {
+            key: value
+            for key, value in asdict(prepared.plan).items()
+            if key not in ("memory", "free_memory_bytes", "free_disk_bytes")
+        },
+    }
 
 
 def _scores(row: dict[str, Any]) -> dict[str, Any]:

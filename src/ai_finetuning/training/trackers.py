@@ -12,8 +12,8 @@ from ..engine.hooks import Callback
 from ..errors import ConfigError
 from ..notices import warn
 
-# A server that is down costs seconds, not the minutes of the clients' own retries (MLflow 253 s, W&B 108 s, measured); the
-# user's own settings win.
+# A server that is down costs seconds, not the minutes of the clients' own retries (MLflow 253 s, W&B 108 s, measured);
+# the user's own settings win.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -93,6 +93,8 @@ def require_trackers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
-                f"training.runtime.report_to が {name} ですが、{_PACKAGES[name]} がありません。pip install {_PACKAGES[name]} してください。",
-                f"training.runtime.report_to is {name}, but {_PACKAGES[name]} is not installed: pip install {_PACKAGES[name]}.",
+                f"training.runtime.report_to が {name} ですが、{_PACKAGES[name]} がありません。pip install {_PACKAGES[name]} "
+                "してください。",
+                f"training.runtime.report_to is {name}, but {_PACKAGES[name]} is not installed: pip install "
+                f"{_PACKAGES[name]}.",
             )

@@ -1,4 +1,6 @@
-"""One process of a run that training/launch.py started: `python -m ai_finetuning.training.worker FOLDER` under torchrun."""
+"""One process of a run that training/launch.py started: `python -m ai_finetuning.training.worker FOLDER` under
+torchrun.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def main(folder: Path) -> int:
 
 
 def tell(place: Path, error: Exception) -> int:
-    """Writes the reason of the end to `place`; the first one counts, not that others were stopped because of it. Returns the exit code."""
+    """Writes the reason of the end to `place`; the first one counts, not that others were stopped because of it.
+    Returns the exit code.
+    """
     rank = launched().rank
     if not isinstance(error, ToolkitError):
         traceback.print_exc()
@@ -46,8 +50,10 @@ def tell(place: Path, error: Exception) -> int:
             return ProcessesError.exit_code
         text = f"{type(error).__name__}: {str(error)[:300]}"
         error = ProcessesError(
-            f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {place.parent} にあります。直してから resume_from_checkpoint=auto で続きから再開できます。",
-            f"the process of rank {rank} ended with an error ({text}). The logs are in {place.parent}. Go on with resume_from_checkpoint=auto.",
+            f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {place.parent} にあります。直してから resume_from_checkpoint=auto "
+            "で続きから再開できます。",
+            f"the process of rank {rank} ended with an error ({text}). The logs are in {place.parent}. Go on with "
+            "resume_from_checkpoint=auto.",
         )
     if launched().is_main or not (place.exists() or isinstance(error, PreemptedError)):
         reason = {"kind": type(error).__name__, "ja": error.ja, "en": error.en}

@@ -57,7 +57,9 @@ def test_text_and_ids_are_the_same_documents(tmp_path):
 
 
 def test_the_counted_steps_stand_for_the_corpus():
-    """Mean length of the counted steps is the corpus's within 2 %; the longest document is in the first warm-up step."""
+    """Mean length of the counted steps is the corpus's within 2 %; the longest document is in the first warm-up
+    step.
+    """
     corpus = documents(vocabulary=1000)
     order = shuffled(corpus, per_step=8, counted=10, warmup=2)
     steps = picked_steps(64, warmup=2, counted=10)
@@ -72,9 +74,9 @@ def test_the_counted_steps_stand_for_the_corpus():
 @pytest.mark.parametrize(
     ("model", "method", "expected"),
     [
-        # By hand for small (768 x 12 layers, 2048 ffn, 12 heads, 4 of them for keys and values, 32000 words, labels 62.6 %):
-        # linears 12 (2 768^2 + 2 768*256 + 3 768*2048) = 75.5M; head 24.6M; adapters 12 * 16 (2*1536 + 2*1024 + 3*2816) = 2.6M;
-        # attention 3.5 * 2 * 260 * 768 * 12 = 16.8M.
+        # By hand for small (768 x 12 layers, 2048 ffn, 12 heads, 4 of them for keys and values, 32000 words, labels
+        # 62.6 %): linears 12 (2 768^2 + 2 768*256 + 3 768*2048) = 75.5M; head 24.6M; adapters 12 * 16 (2*1536 + 2*1024
+        # + 3*2816) = 2.6M; attention 3.5 * 2 * 260 * 768 * 12 = 16.8M.
         ("small", "lora", 4 * 75.50e6 + 4 * 24.576e6 * 0.626 + 6 * 2.605e6 + 16.77e6),
         ("small", "full", 6 * 75.50e6 + 6 * 24.576e6 * 0.626 + 16.77e6),
         # The table of PERFORMANCE.md section 1.
@@ -122,7 +124,9 @@ def test_ratios_are_taken_round_by_round():
 
 
 def test_a_disturbed_step_is_marked():
-    """More than 5 % of the machine in other hands; without the system's word for it, wall time over CPU time per thread."""
+    """More than 5 % of the machine in other hands; without the system's word for it, wall time over CPU time per
+    thread.
+    """
     assert not ratios.contaminated(step(1, wall=1.0, cpu=1.6, machine_busy=1.65), threads=2, cores=2)
     assert ratios.contaminated(step(1, wall=1.0, cpu=1.6, machine_busy=1.9), threads=2, cores=2)
     assert ratios.contaminated(step(1, wall=1.0, cpu=0.9, machine_busy=None), threads=1, cores=2)
@@ -133,10 +137,19 @@ def result() -> dict:
     steps = {"ours": [step(100, 1, 2, machine_busy=2.0)] * 2, "naive": [step(80, 4, 8, machine_busy=8.0)] * 2}
     summary = ratios.summarise([steps], base="ours", flops=1e6, ceiling=4e8, threads=2, cores=2, device="cpu")
     return {
-        "model": "tiny", "method": "lora", "device": "cpu", "threads": 2, "date": "2026-01-01T00:00:00Z", "commit": "abc",
-        "hardware": {"cpu": "a CPU"}, "documents": {"per_step": 8}, "ceiling_gflops": {"used": 0.4},
-        "limit_tokens_per_second": 400.0, "summary": summary, "labels": {"ours": "this", "naive": "that"},
-    }  # fmt: skip
+        "model": "tiny",
+        "method": "lora",
+        "device": "cpu",
+        "threads": 2,
+        "date": "2026-01-01T00:00:00Z",
+        "commit": "abc",
+        "hardware": {"cpu": "a CPU"},
+        "documents": {"per_step": 8},
+        "ceiling_gflops": {"used": 0.4},
+        "limit_tokens_per_second": 400.0,
+        "summary": summary,
+        "labels": {"ours": "this", "naive": "that"},
+    }
 
 
 def test_summary_divides_real_tokens_by_time_and_by_the_limit():

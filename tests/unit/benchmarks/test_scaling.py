@@ -13,14 +13,31 @@ def turn(seconds: float, *, cpu: float | None = None, tokens: int = 1000, sent: 
 
 def result() -> dict:
     """Two rounds, the second twice as slow for everybody: the machine was disturbed, no ratio is."""
-    seconds = {"one": 2.0, "control-1": 1.1, "ddp-1": 1.375, "control-4": 1.0, "ddp-4": 1.25, "fsdp-4": 2.0, "pipeline": 1.25}  # fmt: skip
+    seconds = {
+        "one": 2.0,
+        "control-1": 1.1,
+        "ddp-1": 1.375,
+        "control-4": 1.0,
+        "ddp-4": 1.25,
+        "fsdp-4": 2.0,
+        "pipeline": 1.25,
+    }
     found = {name: [turn(factor * value, cpu=2 * value) for factor in (1, 2)] for name, value in seconds.items()}
     found["ddp-1"] = [turn(step["wall"], sent=400, steps=4) for step in found["ddp-1"]]
     summary = scaling.summarise(found, processes=2, cores=2)
     return {
-        "model": "deep", "processes": 2, "kernels": "portable", "hardware": {"cpu": "C", "cores": 2}, "micro_batch_tokens": 8,
-        "micro_batches": 4, "rounds": 2, "versions": {"torch": "2"}, "date": "2026-11-25T", "commit": "abc", "summary": {"full": summary},
-    }  # fmt: skip
+        "model": "deep",
+        "processes": 2,
+        "kernels": "portable",
+        "hardware": {"cpu": "C", "cores": 2},
+        "micro_batch_tokens": 8,
+        "micro_batches": 4,
+        "rounds": 2,
+        "versions": {"torch": "2"},
+        "date": "2026-11-25T",
+        "commit": "abc",
+        "summary": {"full": summary},
+    }
 
 
 def test_quartiles():
@@ -47,7 +64,9 @@ def test_variants_are_compared_round_by_round_with_their_own_control():
 
 def test_the_table_and_the_picture(tmp_path):
     page = tmp_path / "performance.md"
-    page.write_text("<!-- bench scaling-deep-cpu-portable -->\n<!-- end scaling-deep-cpu-portable -->\n", encoding="utf-8")  # fmt: skip
+    page.write_text(
+        "<!-- bench scaling-deep-cpu-portable -->\n<!-- end scaling-deep-cpu-portable -->\n", encoding="utf-8"
+    )
     image, _ = scaling.publish(result() | {"device": "cpu"}, page)
     assert image.stat().st_size > 0
     text = page.read_text(encoding="utf-8")

@@ -67,13 +67,25 @@ def test_overrides_are_written_as_people_write_them(config_file: Path, overrides
 
 
 def test_overrides_alone_are_enough():
-    config = load_config(None, ["model=/some/path", "method=lora", "data.train=a.csv", "training.output_dir=out", "training.resume_from_checkpoint=auto"])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            "model=/some/path",
+            "method=lora",
+            "data.train=a.csv",
+            "training.output_dir=out",
+            "training.resume_from_checkpoint=auto",
+        ],
+    )
     assert config.model.name == "/some/path"
     assert config.data.train == "a.csv"
     assert config.training.checkpoint.resume_from_checkpoint == "auto"
     for typed in (["--resume"], ["--resume", "auto"], ["--resume=auto"], ["resume=auto"], ["--resume", "--restart"]):
         assert load_config(None, typed).training.checkpoint.resume_from_checkpoint == "auto"
-    assert load_config(None, ["data.train=a.csv,b.csv", "target_modules=q_proj,v_proj"]).lora.target_modules == ["q_proj", "v_proj"]  # fmt: skip
+    assert load_config(None, ["data.train=a.csv,b.csv", "target_modules=q_proj,v_proj"]).lora.target_modules == [
+        "q_proj",
+        "v_proj",
+    ]
 
 
 def test_a_written_configuration_is_read_back_the_same(config_file: Path, tmp_path: Path):
@@ -136,8 +148,13 @@ def test_missing_and_misencoded_files(tmp_path: Path):
 
 def test_yaml_values_that_surprise_people_are_read_as_they_look():
     assert parse_yaml("{a: 1e3, b: 1.5e-4, c: on, d: no, e: 012, f: 2026-01-01}", "x") | {"e": 0} == {
-        "a": 1000.0, "b": 1.5e-4, "c": "on", "d": "no", "e": 0, "f": "2026-01-01",
-    }  # fmt: skip
+        "a": 1000.0,
+        "b": 1.5e-4,
+        "c": "on",
+        "d": "no",
+        "e": 0,
+        "f": "2026-01-01",
+    }
 
 
 def test_the_schema_knows_every_key_and_refuses_others():

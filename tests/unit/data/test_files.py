@@ -251,12 +251,21 @@ COLUMNS = [
     ({"prompt": "問", "completion": "答"}, ["user", "assistant"]),
     ({"messages": [{"role": "user", "content": "問"}, {"role": "assistant", "content": "答"}]}, ["user", "assistant"]),
     ({"conversations": [{"from": "human", "value": "問"}, {"from": "gpt", "value": "答"}]}, ["user", "assistant"]),
-    ({"conversations": [{"from": "system", "value": "役"}, {"from": "human", "value": "問"}, {"from": "gpt", "value": "答"}]}, ["system", "user", "assistant"]),
+    (
+        {
+            "conversations": [
+                {"from": "system", "value": "役"},
+                {"from": "human", "value": "問"},
+                {"from": "gpt", "value": "答"},
+            ]
+        },
+        ["system", "user", "assistant"],
+    ),
     ({"指示": "問", "入力": "材料", "出力": "答"}, ["user", "assistant"]),
     ({"質問": "問", "回答": "答", "カテゴリ": "他"}, ["user", "assistant"]),
     ({"お問い合わせ内容": "問", "回答内容": "答"}, ["user", "assistant"]),
     ({"system": "役", "instruction": "問", "output": "答"}, ["system", "user", "assistant"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "roles"), COLUMNS)

@@ -68,7 +68,10 @@ def test_every_template_trains_its_answers(template: str):
 def test_a_boundary_inside_a_merged_token_counts_to_the_answer():
     """A tokenizer that would merge prompt and answer: the labels follow the offsets of the whole text."""
     tokenizer = copy.deepcopy(build_tokenizer())
-    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}: {% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}: {% else %}{{ m.content + eos_token }}{% "
+        "endif %}{% endfor %}"
+    )
     (example,), _ = encode([talk("質問", " 答え")], tokenizer, max_length=64)
     assert live_text(example, tokenizer).strip().startswith("答え")
 
@@ -290,7 +293,9 @@ def test_long_texts_are_split_into_rows_that_predict_every_token_once():
 
 @pytest.mark.parametrize("threads", ["true", "false"])
 def test_rows_encoded_together_are_those_encoded_one_by_one(threads: str, monkeypatch: pytest.MonkeyPatch):
-    """Several batches of texts and conversations mixed, by many threads: ids, labels, characters and order are the serial ones."""
+    """Several batches of texts and conversations mixed, by many threads: ids, labels, characters and order are the
+    serial ones.
+    """
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", threads)
     tokenizer = build_tokenizer()
     samples = []

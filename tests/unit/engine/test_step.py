@@ -54,8 +54,14 @@ def ours(model, examples, *, micro: int, packing: bool = False, strategy=None, k
     strategy = strategy or SingleDevice(torch.device("cpu"))
     strategy.prepare(model, make_loss(logits_to_keep=keep))
     loader = Loader(
-        examples, rows_per_step=len(examples), seed=0, packing=packing, max_length=64, group_by_length=True, pad_token_id=0
-    )  # fmt: skip
+        examples,
+        rows_per_step=len(examples),
+        seed=0,
+        packing=packing,
+        max_length=64,
+        group_by_length=True,
+        pad_token_id=0,
+    )
     group = [batch for index in range(len(loader)) for batch in loader.micro_batches(0, index, micro)]
     tokens = sum(batch.num_label_tokens for batch in group)
     return strategy.forward_backward(group, tokens), gradients(model)
@@ -156,7 +162,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 def test_the_scaler_of_fp16_skips_an_overflow_and_lowers_its_scale():
-    """The arithmetic of fp16 on older GPUs, on a CPU: scaled gradients clip as unscaled ones, an overflow changes no weight."""
+    """The arithmetic of fp16 on older GPUs, on a CPU: scaled gradients clip as unscaled ones, an overflow changes no
+    weight.
+    """
     model, scaled = build_model(), SingleDevice(torch.device("cpu"), scaler=True)
     exact = reference(model, rows())
     scaled.prepare(model, make_loss(logits_to_keep=True))
@@ -190,11 +198,27 @@ def test_clipping_is_by_the_global_norm():
 
 
 def test_every_row_is_seen_once_an_epoch_in_an_order_of_the_seed():
-    examples = [Example(np.full(6 + index % 5, index + 3, dtype=np.int32), np.full(6 + index % 5, index + 3, dtype=np.int32), 1) for index in range(23)]  # fmt: skip
+    examples = [
+        Example(np.full(6 + index % 5, index + 3, dtype=np.int32), np.full(6 + index % 5, index + 3, dtype=np.int32), 1)
+        for index in range(23)
+    ]
 
     def order(seed: int, epoch: int, micro: int = 2, by_length: bool = False) -> list[int]:
-        loader = Loader(examples, rows_per_step=4, seed=seed, packing=False, max_length=64, group_by_length=by_length, pad_token_id=0)  # fmt: skip
-        return [int(row[0]) for index in range(len(loader)) for batch in loader.micro_batches(epoch, index, micro) for row in batch.input_ids]  # fmt: skip
+        loader = Loader(
+            examples,
+            rows_per_step=4,
+            seed=seed,
+            packing=False,
+            max_length=64,
+            group_by_length=by_length,
+            pad_token_id=0,
+        )
+        return [
+            int(row[0])
+            for index in range(len(loader))
+            for batch in loader.micro_batches(epoch, index, micro)
+            for row in batch.input_ids
+        ]
 
     for by_length in (False, True):
         assert sorted(order(1, 0, by_length=by_length)) == list(range(3, 26))
@@ -205,7 +229,9 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_the_seed():
 
 def test_length_groups_pad_less():
     def padding(by_length: bool) -> int:
-        loader = Loader(rows(200), rows_per_step=8, seed=0, packing=False, max_length=64, group_by_length=by_length, pad_token_id=0)  # fmt: skip
+        loader = Loader(
+            rows(200), rows_per_step=8, seed=0, packing=False, max_length=64, group_by_length=by_length, pad_token_id=0
+        )
         batches = [batch for index in range(len(loader)) for batch in loader.micro_batches(0, index, 8)]
         return sum(batch.input_ids.numel() - batch.num_tokens for batch in batches)
 
@@ -214,8 +240,20 @@ def test_length_groups_pad_less():
 
 def test_ranks_share_the_rows_of_a_step():
     def ids(**rank: int) -> list[list[int]]:
-        loader = Loader(rows(9), rows_per_step=4, seed=0, packing=False, max_length=64, group_by_length=False, pad_token_id=0, **rank)  # fmt: skip
-        return [[int(row[0]) for batch in loader.micro_batches(0, index, 2) if batch.num_tokens for row in batch.input_ids] for index in range(len(loader))]  # fmt: skip
+        loader = Loader(
+            rows(9),
+            rows_per_step=4,
+            seed=0,
+            packing=False,
+            max_length=64,
+            group_by_length=False,
+            pad_token_id=0,
+            **rank,
+        )
+        return [
+            [int(row[0]) for batch in loader.micro_batches(0, index, 2) if batch.num_tokens for row in batch.input_ids]
+            for index in range(len(loader))
+        ]
 
     whole, first, second = ids(), ids(data_rank=0, data_size=2), ids(data_rank=1, data_size=2)
     for step, parts in zip(whole, zip(first, second, strict=True), strict=True):
@@ -225,8 +263,14 @@ def test_ranks_share_the_rows_of_a_step():
 def test_the_optimizer_is_adamw_with_decay_on_matrices_only():
     model = build_model()
     optimizer = build_optimizer(
-        list(model.named_parameters()), name="adamw", learning_rate=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, lora_plus_ratio=None
-    )  # fmt: skip
+        list(model.named_parameters()),
+        name="adamw",
+        learning_rate=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.1,
+        lora_plus_ratio=None,
+    )
     assert isinstance(optimizer, torch.optim.AdamW)
     for group in optimizer.param_groups:
         dims = {parameter.ndim for parameter in group["params"]}
@@ -252,8 +296,9 @@ def test_schedules(shape: str, points: dict[int, float]):
 
 
 @pytest.mark.parametrize(
-    ("steps", "typed", "total", "expected"), [(100, False, 200, 20), (100, False, 5, 0), (100, True, 1000, 100), (3, True, 100, 3)]
-)  # fmt: skip
+    ("steps", "typed", "total", "expected"),
+    [(100, False, 200, 20), (100, False, 5, 0), (100, True, 1000, 100), (3, True, 100, 3)],
+)
 def test_the_warm_up_rules(steps: int, typed: bool, total: int, expected: int):
     from ai_finetuning.engine.schedule import resolve_warmup
 

@@ -42,7 +42,9 @@ def test_models_become_what_the_cpu_does_well():
     model, device = optimize_model_for_gpu(build_model())
     assert device.type == "cpu"
     assert next(model.parameters()).dtype is (torch.bfloat16 if cpu_has_bf16() else torch.float32)
-    model, _ = optimize_model_for_gpu(build_model(), torch.device("cpu"), enable_mixed_precision=False, gradient_checkpointing=True)  # fmt: skip
+    model, _ = optimize_model_for_gpu(
+        build_model(), torch.device("cpu"), enable_mixed_precision=False, gradient_checkpointing=True
+    )
     assert next(model.parameters()).dtype is torch.float32
     assert model.is_gradient_checkpointing
     plain, _ = optimize_model_for_gpu(torch.nn.Linear(2, 2), gradient_checkpointing=True)  # a module without it
@@ -52,17 +54,24 @@ def test_models_become_what_the_cpu_does_well():
 def test_cuda_information_has_the_documented_keys(monkeypatch: pytest.MonkeyPatch):
     properties = SimpleNamespace(name="NVIDIA RTX A5000", multi_processor_count=64)
     for name, value in {
-        "is_available": lambda: True, "device_count": lambda: 2, "get_device_properties": lambda index: properties,
-        "mem_get_info": lambda index: (20_000_000_000, 24_000_000_000), "memory_allocated": lambda index: 1_000_000_000,
-    }.items():  # fmt: skip
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "get_device_properties": lambda index: properties,
+        "mem_get_info": lambda index: (20_000_000_000, 24_000_000_000),
+        "memory_allocated": lambda index: 1_000_000_000,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     info = get_gpu_memory_info()
     assert info["available"] is True
     assert info["device_count"] == 2
     assert info["devices"][1] == {
-        "index": 1, "name": "NVIDIA RTX A5000", "total_memory_gb": 24.0, "allocated_memory_gb": 1.0, "free_memory_gb": 20.0,
+        "index": 1,
+        "name": "NVIDIA RTX A5000",
+        "total_memory_gb": 24.0,
+        "allocated_memory_gb": 1.0,
+        "free_memory_gb": 20.0,
         "multi_processor_count": 64,
-    }  # fmt: skip
+    }
     assert get_available_device().type == "cuda"
 
 

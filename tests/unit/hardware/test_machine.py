@@ -65,7 +65,10 @@ def test_a_run_computes_with_one_thread_a_core(monkeypatch: pytest.MonkeyPatch):
 def test_a_fresh_process_starts_with_no_more_threads_than_cores():
     """What torch takes by itself on this machine, without any setting, and after the toolkit has looked."""
     clean = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    code = "import torch; from ai_finetuning.hardware.cores import *; use_physical_cores(); print(torch.get_num_threads(), physical_cores())"
+    code = (
+        "import torch; from ai_finetuning.hardware.cores import *; use_physical_cores(); "
+        "print(torch.get_num_threads(), physical_cores())"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     threads, cores = map(int, done.stdout.split()[-2:])
     assert 1 <= threads <= cores

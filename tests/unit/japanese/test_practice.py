@@ -1,4 +1,6 @@
-"""The text that kotoha-tiny was trained on beside literature: whole tables, and the same documents for the same seed."""
+"""The text that kotoha-tiny was trained on beside literature: whole tables, and the same documents for the same
+seed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Full prompt strings, written by hand from shared/design/JAPANESE.md sections 1.3 and 9; nothing here is rendered to be compared with itself."""
+"""Full prompt strings, written by hand from shared/design/JAPANESE.md sections 1.3 and 9; nothing here is rendered
+to be compared with itself.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +26,124 @@ SYSTEM = [{"role": "system", "content": "短く。"}, *ONE]
 GOLDENS = [
     # Section 9.
     ("calm2", "<eos>", "<bos>", TALK, "USER: 日本の首都は？\nASSISTANT: 東京です。<eos>\nUSER: 人口は？\nASSISTANT: "),
-    ("llama3", "<|eot_id|>", "<|begin_of_text|>", TALK, "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n日本の首都は？<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n東京です。<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n人口は？<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
-    ("swallow_llama2_v01", "</s>", "<s>", TALK, "<s>[INST] 日本の首都は？ [/INST] 東京です。</s>[INST] 人口は？ [/INST] "),
-    ("nekomata", "<|endoftext|>", "", TALK, f"{WITH}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n東京です。<|endoftext|>\n\n### 指示:\n人口は？\n\n### 応答:\n"),
-    ("stockmark", "</s>", "<s>", TALK, "<s>### Input:\n日本の首都は？\n\n### Output:\n東京です。</s>\n### Input:\n人口は？\n\n### Output:\n"),
+    (
+        "llama3",
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        TALK,
+        (
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n日本の首都は？<|eot_id|><|start_header_id|>assistan"
+            "t<|end_header_id|>\n\n東京です。<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n人口は？<|eot_id|><|start_he"
+            "ader_id|>assistant<|end_header_id|>\n\n"
+        ),
+    ),
+    (
+        "swallow_llama2_v01",
+        "</s>",
+        "<s>",
+        TALK,
+        "<s>[INST] 日本の首都は？ [/INST] 東京です。</s>[INST] 人口は？ [/INST] ",
+    ),
+    (
+        "nekomata",
+        "<|endoftext|>",
+        "",
+        TALK,
+        f"{WITH}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n東京です。<|endoftext|>\n\n### 指示:\n人口は？\n\n### 応答:\n",
+    ),
+    (
+        "stockmark",
+        "</s>",
+        "<s>",
+        TALK,
+        "<s>### Input:\n日本の首都は？\n\n### Output:\n東京です。</s>\n### Input:\n人口は？\n\n### Output:\n",
+    ),
     # Section 1.3.
     ("alpaca_ja", "</s>", "<s>", ONE, f"{WITHOUT}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n"),
     ("alpaca_ja", "</s>", "<s>", MATERIAL, f"{WITH}\n\n### 指示:\n要約して。\n\n### 入力:\n長い文。\n\n### 応答:\n"),
     ("stablelm_ja", "<eos>", "", ONE, f"{WITH}\n\n### 指示: \n日本の首都は？\n\n### 応答: \n"),
     ("stablelm_ja", "<eos>", "", MATERIAL, f"{WITH}\n\n### 指示: \n要約して。\n\n### 入力: \n長い文。\n\n### 応答: \n"),
     ("stablelm_ja_alpha", "<eos>", "", ONE, f"{WITH}\n\n### 指示: \n日本の首都は？\n\n### 応答: \n"),
-    ("llm_jp_v2v3", "</s>", "<s>", TALK, f"<s>{WITHOUT}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n東京です。</s>\n\n### 指示:\n人口は？\n\n### 応答:\n"),
+    (
+        "llm_jp_v2v3",
+        "</s>",
+        "<s>",
+        TALK,
+        f"<s>{WITHOUT}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n東京です。</s>\n\n### 指示:\n人口は？\n\n### 応答:\n",
+    ),
     ("llm_jp_v2v3", "</s>", "<s>", SYSTEM, f"<s>{WITHOUT}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n"),
-    ("rinna_nl", "</s>", "<s>", TALK, "ユーザー: 日本の首都は？<NL>システム: 東京です。<NL>ユーザー: 人口は？<NL>システム: "),
+    (
+        "rinna_nl",
+        "</s>",
+        "<s>",
+        TALK,
+        "ユーザー: 日本の首都は？<NL>システム: 東京です。<NL>ユーザー: 人口は？<NL>システム: ",
+    ),
     ("rinna_nl", "</s>", "<s>", [{"role": "user", "content": "一\n二"}], "ユーザー: 一<NL>二<NL>システム: "),
-    ("rinna_bilingual", "</s>", "<s>", TALK, "ユーザー: 日本の首都は？\nシステム: 東京です。\nユーザー: 人口は？\nシステム: "),
-    ("calm3_chatml", "<|im_end|>", "", ONE, "<|im_start|>system\nあなたは親切なAIアシスタントです。<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"),
-    ("llama2_ja", "</s>", "<s>", ONE, "<s>[INST] <<SYS>>\nあなたは誠実で優秀な日本人のアシスタントです。\n<</SYS>>\n\n日本の首都は？ [/INST] "),
-    ("qwen25_chatml", "<|im_end|>", "", ONE, "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"),
-    ("qwen25_chatml", "<|im_end|>", "", SYSTEM, "<|im_start|>system\n短く。<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"),
+    (
+        "rinna_bilingual",
+        "</s>",
+        "<s>",
+        TALK,
+        "ユーザー: 日本の首都は？\nシステム: 東京です。\nユーザー: 人口は？\nシステム: ",
+    ),
+    (
+        "calm3_chatml",
+        "<|im_end|>",
+        "",
+        ONE,
+        (
+            "<|im_start|>system\nあなたは親切なAIアシスタントです。"
+            "<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"
+        ),
+    ),
+    (
+        "llama2_ja",
+        "</s>",
+        "<s>",
+        ONE,
+        "<s>[INST] <<SYS>>\nあなたは誠実で優秀な日本人のアシスタントです。\n<</SYS>>\n\n日本の首都は？ [/INST] ",
+    ),
+    (
+        "qwen25_chatml",
+        "<|im_end|>",
+        "",
+        ONE,
+        (
+            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
+            "assistant.<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"
+        ),
+    ),
+    (
+        "qwen25_chatml",
+        "<|im_end|>",
+        "",
+        SYSTEM,
+        "<|im_start|>system\n短く。<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n",
+    ),
     ("qwen3_chatml", "<|im_end|>", "", ONE, "<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"),
-    ("gemma", "<eos>", "<bos>", SYSTEM, "<bos><start_of_turn>user\n短く。\n\n日本の首都は？<end_of_turn>\n<start_of_turn>model\n"),
-    ("phi4", "<|im_end|>", "", ONE, "<|im_start|>user<|im_sep|>日本の首都は？<|im_end|><|im_start|>assistant<|im_sep|>"),
-    ("deepseek_r1", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", ONE, "<｜begin▁of▁sentence｜><｜User｜>日本の首都は？<｜Assistant｜>"),
-]  # fmt: skip
+    (
+        "gemma",
+        "<eos>",
+        "<bos>",
+        SYSTEM,
+        "<bos><start_of_turn>user\n短く。\n\n日本の首都は？<end_of_turn>\n<start_of_turn>model\n",
+    ),
+    (
+        "phi4",
+        "<|im_end|>",
+        "",
+        ONE,
+        "<|im_start|>user<|im_sep|>日本の首都は？<|im_end|><|im_start|>assistant<|im_sep|>",
+    ),
+    (
+        "deepseek_r1",
+        "<｜end▁of▁sentence｜>",
+        "<｜begin▁of▁sentence｜>",
+        ONE,
+        "<｜begin▁of▁sentence｜><｜User｜>日本の首都は？<｜Assistant｜>",
+    ),
+]
 
 
 def tokenizer_with(template: str, eos: str = "</s>", bos: str = "<s>"):

@@ -46,8 +46,9 @@ def test_rms_norm(offset: float):
     both(
         lambda x, w: Norm.apply(x, w, None, 1e-6, offset, False),
         lambda x, w: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (offset + w),
-        leaf(150, 96, seed=0), leaf(96, seed=1),
-    )  # fmt: skip
+        leaf(150, 96, seed=0),
+        leaf(96, seed=1),
+    )
 
 
 @compiled
@@ -57,8 +58,10 @@ def test_layer_norm():
     both(
         lambda x, w, b: Norm.apply(x, w, b, 1e-5, 0.0, True),
         lambda x, w, b: F.layer_norm(x, (96,), w, b, 1e-5),
-        leaf(150, 96, seed=0), leaf(96, seed=1), leaf(96, seed=2),
-    )  # fmt: skip
+        leaf(150, 96, seed=0),
+        leaf(96, seed=1),
+        leaf(96, seed=2),
+    )
 
 
 @compiled
@@ -110,8 +113,10 @@ def test_fused_attention(case: dict):
     both(
         lambda q, k, v: Attention.apply(q, k, v, *still, case["lengths"], shape),
         lambda q, k, v: _reference_attention(q, k, v, heads=4, kv_heads=2, **case),
-        leaf(tokens, 64, seed=0), leaf(tokens, 32, seed=1), leaf(tokens, 32, seed=2),
-    )  # fmt: skip
+        leaf(tokens, 64, seed=0),
+        leaf(tokens, 32, seed=1),
+        leaf(tokens, 32, seed=2),
+    )
 
 
 LONG = pytest.param({"lengths": (3, 128, 1100, 129)}, id="longer than probabilities are kept")
@@ -125,9 +130,14 @@ def test_portable_attention_is_exact(case: dict):
     wanted = _reference_attention(q, k, v, heads=4, kv_heads=2, **case)
     heads = [x.view(1, tokens, -1, 16).transpose(1, 2) for x in (q, k, v)]
     got, _ = document_attention(
-        None, *heads, None, document_lengths=case["lengths"], scaling=16**-0.5,
-        sliding_window=case.get("window"), softcap=case.get("cap"),
-    )  # fmt: skip
+        None,
+        *heads,
+        None,
+        document_lengths=case["lengths"],
+        scaling=16**-0.5,
+        sliding_window=case.get("window"),
+        softcap=case.get("cap"),
+    )
     assert torch.allclose(got.reshape(tokens, 64), wanted, atol=1e-5)
     toward = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(4))
     gradients = torch.autograd.grad(got.reshape(tokens, 64), (q, k, v), toward)
@@ -155,8 +165,13 @@ def test_linears_with_adapters_and_residual():
     both(
         lambda x, res, w, b, down, up: Linears.apply(x, res, LoRA((0.5,)), 1, lambda t: t, w, b, down, up)[0],
         lambda x, res, w, b, down, up: res + x @ w.t() + b + 0.5 * (x @ down.t()) @ up.t(),
-        x, res, w, b, down, up,
-    )  # fmt: skip
+        x,
+        res,
+        w,
+        b,
+        down,
+        up,
+    )
 
 
 @compiled

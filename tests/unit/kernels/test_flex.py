@@ -1,4 +1,6 @@
-"""FlexAttention over documents, which GPUs take: its blocks, its arithmetic and its gradients, computed without fusion on a CPU."""
+"""FlexAttention over documents, which GPUs take: its blocks, its arithmetic and its gradients, computed without
+fusion on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def trainable(monkeypatch: pytest.MonkeyPatch):
-    """torch refuses FlexAttention's backward pass on a CPU; its plain implementation, which compiled kernels are checked against, has one."""
+    """torch refuses FlexAttention's backward pass on a CPU; its plain implementation, which compiled kernels are
+    checked against, has one.
+    """
     torch._dynamo.reset()  # without fusion it is traced for every shape, up to a limit
     module = pytest.importorskip("torch.nn.attention.flex_attention")
     monkeypatch.setattr(module, "_validate_device", lambda query, key, value: None)
@@ -37,7 +41,9 @@ def test_the_blocks_are_those_of_the_whole_mask(lengths: tuple[int, ...], window
     got = document_blocks(lengths, window, CPU)
     assert torch.equal(got.to_dense(), wanted.to_dense())
     assert torch.equal(got.full_kv_num_blocks, wanted.full_kv_num_blocks)
-    for mine, theirs, count in zip(got.full_kv_indices[0, 0], wanted.full_kv_indices[0, 0], got.full_kv_num_blocks[0, 0], strict=True):  # fmt: skip
+    for mine, theirs, count in zip(
+        got.full_kv_indices[0, 0], wanted.full_kv_indices[0, 0], got.full_kv_num_blocks[0, 0], strict=True
+    ):
         assert set(mine[:count].tolist()) == set(theirs[:count].tolist())
     place = torch.arange(len(document))
     seen = got.mask_mod(None, None, place[:, None], place[None, :])

@@ -16,7 +16,16 @@ def test_at_least_the_28_models_with_their_keys():
     assert JapaneseModel.list_supported_models() == SUPPORTED_MODELS
     for name, values in SUPPORTED_MODELS.items():
         assert isinstance(values["display_name"], str), name
-        assert {"parameters_billion", "licence", "memory_gb", "template", "stop_tokens", "lora_targets", "newline", "verified"} <= values.keys()  # fmt: skip
+        assert {
+            "parameters_billion",
+            "licence",
+            "memory_gb",
+            "template",
+            "stop_tokens",
+            "lora_targets",
+            "newline",
+            "verified",
+        } <= values.keys()
         assert values["template"] is None or values["template"] in TEMPLATES, name
 
 

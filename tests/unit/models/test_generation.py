@@ -106,7 +106,9 @@ def test_batches_answer_each_question_as_if_it_were_alone(tiny_model_dir: Path):
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("batch_size", [3, 32])
 def test_many_questions_get_the_answers_they_get_alone_in_their_order(kind: str, batch_size: int):
-    """Batches padded on the left, sorted by length, with a cache: in fp32 the greedy answers are those of one at a time without."""
+    """Batches padded on the left, sorted by length, with a cache: in fp32 the greedy answers are those of one at a
+    time without.
+    """
     model, tokenizer = build_model(kind, vocab_size=400, seed=3), build_tokenizer()
     conversations = [
         [{"role": "user", "content": "首都は？" * (number * 5 % 7 + 1) + str(number)}] for number in range(10)
@@ -154,7 +156,9 @@ def test_memory_for_not_even_one_answer_is_an_error():
 def test_the_documented_call_loads_on_first_use_and_a_seed_repeats_it(tiny_model_dir: Path):
     model = JapaneseModel(str(tiny_model_dir))
     assert model.model is None
-    one = model.generate_japanese("首都は？", input_text="日本", max_new_tokens=8, temperature=0.7, top_p=0.9, top_k=50, do_sample=True, seed=1)  # fmt: skip
+    one = model.generate_japanese(
+        "首都は？", input_text="日本", max_new_tokens=8, temperature=0.7, top_p=0.9, top_k=50, do_sample=True, seed=1
+    )
     assert model.model is not None
     assert one == model.generate_japanese("首都は？", "日本", 8, seed=1)
 

@@ -1,4 +1,6 @@
-"""A hub that refuses, stays silent, is gated or does not know the name: bounded in time, with the way out. All on 127.0.0.1."""
+"""A hub that refuses, stays silent, is gated or does not know the name: bounded in time, with the way out. All on
+127.0.0.1.
+"""
 
 from __future__ import annotations
 

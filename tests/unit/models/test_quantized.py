@@ -47,5 +47,13 @@ def test_loading_says_nothing_that_a_user_can_do_nothing_about():
     logger = logging.getLogger("bitsandbytes.autograd._functions")
     import ai_finetuning.models  # noqa: F401
 
-    record = logger.makeRecord(logger.name, logging.WARNING, "", 0, "MatMul8bitLt: inputs will be cast from %s to float16", (torch.bfloat16,), None)  # fmt: skip
+    record = logger.makeRecord(
+        logger.name,
+        logging.WARNING,
+        "",
+        0,
+        "MatMul8bitLt: inputs will be cast from %s to float16",
+        (torch.bfloat16,),
+        None,
+    )
     assert not logger.filter(record)

@@ -24,10 +24,19 @@ def unigram(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("unigram")
     (folder / "text.txt").write_text("\n".join([*SENTENCES, *PROBES] * 20), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=480, model_type="unigram",
-        byte_fallback=True, hard_vocab_limit=False, pad_id=3, minloglevel=2, normalization_rule_name="identity",
-        remove_extra_whitespaces=False, character_coverage=1.0, add_dummy_prefix=request.param,
-    )  # fmt: skip
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=480,
+        model_type="unigram",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        pad_id=3,
+        minloglevel=2,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        add_dummy_prefix=request.param,
+    )
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 480}), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""A model that is cut goes from its file to the device part by part: no device, and no process, ever holds all of it."""
+"""A model that is cut goes from its file to the device part by part: no device, and no process, ever holds all of
+it.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +89,14 @@ def private_bytes() -> int:
 def _loaded(rank: int, folder: str, name: str, full: bool) -> tuple[int, int]:
     """Private bytes that a rank's model takes, and bytes of the whole model in its file."""
     strategy = choose(
-        check_strategy(name), device=CPU, autocast=None, scaler=False, use_accelerate=False, masters=full, plan=tensor_plan
-    )  # fmt: skip
+        check_strategy(name),
+        device=CPU,
+        autocast=None,
+        scaler=False,
+        use_accelerate=False,
+        masters=full,
+        plan=tensor_plan,
+    )
     gc.collect()
     before = private_bytes()
     model: Any = load_causal_lm(folder, dtype=torch.bfloat16, announce=False, **strategy.placement(quantized=False))
@@ -118,7 +126,13 @@ def _loaded(rank: int, folder: str, name: str, full: bool) -> tuple[int, int]:
 def test_a_rank_takes_memory_for_its_part_only(name: str, full: bool, most: float, tmp_path: Path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"vocab_size": 512, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 8}  # fmt: skip
+    sizes = {
+        "vocab_size": 512,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 8,
+    }
     LlamaForCausalLM(LlamaConfig(**sizes)).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     for taken, whole in run_ranks(2, _loaded, str(tmp_path / "model"), name, full, folder=tmp_path):
         assert whole > 120e6
@@ -127,8 +141,12 @@ def test_a_rank_takes_memory_for_its_part_only(name: str, full: bool, most: floa
 
 def test_what_is_not_cut_is_loaded_where_it_trains(tmp_path: Path):
     assert run_ranks(2, _placements, folder=tmp_path)[0] == {
-        ("ddp", False): "cuda:0", ("fsdp", False): "cpu", ("fsdp", True): "cuda:0", ("tensor", False): "cpu", ("pipeline", False): "cpu",
-    }  # fmt: skip
+        ("ddp", False): "cuda:0",
+        ("fsdp", False): "cpu",
+        ("fsdp", True): "cuda:0",
+        ("tensor", False): "cpu",
+        ("pipeline", False): "cpu",
+    }
 
 
 def _placements(rank: int) -> dict[tuple[str, bool], str]:

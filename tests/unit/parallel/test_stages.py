@@ -67,7 +67,9 @@ def test_zero_bubble_with_fsdp_is_refused(schedule: str):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_tied"])
 def test_the_stage_with_the_head_has_fewer_layers_and_that_with_the_embedding_has_not(kind: str):
-    """A pipeline waits for its slowest stage: a head counts as what it multiplies, tied or not, an embedding is only looked up."""
+    """A pipeline waits for its slowest stage: a head counts as what it multiplies, tied or not, an embedding is only
+    looked up.
+    """
     layer = build_model(kind, layers=1).get_decoder().layers[0]
     per_layer = sum(p.numel() for p in layer.parameters())
     tokens = 2 * per_layer // layer.input_layernorm.weight.numel()  # a head of two layers
@@ -122,12 +124,15 @@ def four_processes() -> Iterator[dist.ProcessGroup]:
     dist.destroy_process_group()
 
 
-# Time of an action where a layer's backward pass takes as long for inputs as for weights, and as long as the forward pass.
+# Time of an action where a layer's backward pass takes as long for inputs as for weights, and as long as the forward
+# pass.
 COST = {"FORWARD": 1, "FULL_BACKWARD": 2, "BACKWARD_INPUT": 1, "BACKWARD_WEIGHT": 1}
 
 
 def idle_share(order: dict[int, list[Any]], stages: int) -> float:
-    """Share of the processes' time that an order of actions leaves them waiting: every action starts when what it needs is there."""
+    """Share of the processes' time that an order of actions leaves them waiting: every action starts when what it
+    needs is there.
+    """
     ends: dict[tuple[str, int, int], int] = {}
     clock = dict.fromkeys(order, 0)
     waiting = {rank: [a for a in actions if a and a.computation_type.name in COST] for rank, actions in order.items()}

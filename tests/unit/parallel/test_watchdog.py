@@ -40,10 +40,13 @@ def ranks(folder: Path, kind: str, store: int) -> list[subprocess.Popen[str]]:
     return [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SCRIPT), str(rank), str(folder), kind, str(port), str(store)],
-            env=os.environ | {"AIFT_LANG": "en"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"AIFT_LANG": "en"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in (0, 1)
-    ]  # fmt: skip
+    ]
 
 
 def wait_for(*paths: Path) -> None:

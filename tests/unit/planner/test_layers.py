@@ -1,4 +1,6 @@
-"""Balanced maps on the meta device: they add up to the plan's estimate, and what the documentation claims of 13B and 30B is arithmetic."""
+"""Balanced maps on the meta device: they add up to the plan's estimate, and what the documentation claims of 13B and
+30B is arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ TOKENS = 4 * 512
 def llama(size: str):
     hidden, intermediate, layers, heads = SIZES[size]
     config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
-        vocab_size=32000, tie_word_embeddings=False,
-    )  # fmt: skip
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=32000,
+        tie_word_embeddings=False,
+    )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
@@ -88,7 +94,9 @@ def test_what_cannot_fit_is_refused_with_its_arithmetic(size: str, full: bool, n
 
 
 def test_13b_in_full_needs_what_the_refusal_says():
-    """18 bytes a weight: fp32 master 4, its bf16 copy 2, gradient 4, AdamW's moments 8 (arXiv:1910.02054, section 3.1); the input embedding has no copy."""
+    """18 bytes a weight: fp32 master 4, its bf16 copy 2, gradient 4, AdamW's moments 8 (arXiv:1910.02054, section
+    3.1); the input embedding has no copy.
+    """
     model = llama("13b")
     split = split_model(model, work_of(model, full=True), TWO_OF_22_GB, checkpointing=True)
     shape = shape_of(model)

@@ -1,4 +1,6 @@
-"""What is known of a run before it loads: sizes from the configuration alone, memory by formulas, checked against real models."""
+"""What is known of a run before it loads: sizes from the configuration alone, memory by formulas, checked against
+real models.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_memory_follows_method_and_checkpointing():
     base = {"trainable": 1000, "frozen_bytes": 2, "tokens": 2048, "compute_bytes": 2, "optimizer_bytes": 8}
 
     def total(checkpointing: bool = False, **changes) -> int:
-        return memory.estimate(shape, memory.Workload(**base | {"bits": None, "full": False} | changes), checkpointing=checkpointing).total  # fmt: skip
+        return memory.estimate(
+            shape, memory.Workload(**base | {"bits": None, "full": False} | changes), checkpointing=checkpointing
+        ).total
 
     assert total(bits=4) < total(bits=8) < total() < total(full=True, trainable=shape.parameters)
     assert total(checkpointing=True) < total()
@@ -68,7 +72,9 @@ def test_the_estimate_is_near_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     assert hidden.requires_grad
-    work = memory.Workload(trainable=0, bits=None, frozen_bytes=4, tokens=ids.numel(), compute_bytes=4, optimizer_bytes=8, full=False)  # fmt: skip
+    work = memory.Workload(
+        trainable=0, bits=None, frozen_bytes=4, tokens=ids.numel(), compute_bytes=4, optimizer_bytes=8, full=False
+    )
     estimated = memory.estimate(shape_of(model), work, checkpointing=False).activations
     assert 1 / 1.5 < estimated / sum(sizes.values()) < 1.5
 
@@ -107,11 +113,17 @@ def test_what_a_fused_run_holds_between_steps_is_what_was_planned(method: str):
         if place not in known:
             held[item.dtype] = held.get(item.dtype, 0) + item.untyped_storage().nbytes()
     work = memory.Workload(
-        trainable=trainable_parameters(model)[0], bits=None, frozen_bytes=2 if method == "lora" else 4, tokens=128, compute_bytes=2,
+        trainable=trainable_parameters(model)[0],
+        bits=None,
+        frozen_bytes=2 if method == "lora" else 4,
+        tokens=128,
+        compute_bytes=2,
         full=method == "full",
-    )  # fmt: skip
+    )
     planned = memory.estimate(shape, work, checkpointing=False)
     if method != "lora":  # there the frozen weights are bf16 themselves
         assert held[torch.bfloat16] == pytest.approx(planned.copies, rel=0.02)
-    assert sum(held.values()) == pytest.approx(planned.weights + planned.copies + planned.gradients_and_optimizer, rel=0.02)  # fmt: skip
+    assert sum(held.values()) == pytest.approx(
+        planned.weights + planned.copies + planned.gradients_and_optimizer, rel=0.02
+    )
     path.close()

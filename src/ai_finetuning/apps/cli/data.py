@@ -104,7 +104,9 @@ def stats(
     lost = sum(int((item.labels[max_length:] != -100).sum()) for item in over)
     print(
         localized(
-            f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる損失トークン {lost / max(1, report.live_tokens):.1%}",
-            f"rows over max_length {max_length}: {len(over)} ({len(over) / len(examples):.1%}); loss tokens cut {lost / max(1, report.live_tokens):.1%}",
+            f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる損失トークン "
+            f"{lost / max(1, report.live_tokens):.1%}",
+            f"rows over max_length {max_length}: {len(over)} ({len(over) / len(examples):.1%}); loss tokens cut "
+            f"{lost / max(1, report.live_tokens):.1%}",
         )
     )

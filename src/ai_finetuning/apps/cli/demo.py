@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
         "demo",
         help=localized(
             "同梱の小さな日本語モデルを LoRA でファインチューニングし、学習前と学習後の答えを比べる（CPU で 3 分以内、ダウンロードなし）。",
-            "Fine-tunes the small Japanese model that ships with LoRA and compares its answers before and after (under 3 minutes on a CPU, no download).",
+            "Fine-tunes the small Japanese model that ships with LoRA and compares its answers before and after "
+            "(under 3 minutes on a CPU, no download).",
         ),
     )(demo)
 
@@ -83,9 +84,7 @@ def demo(
     print("  aift train data.train=FILE learning_rate=3e-3 training.output_dir=outputs/mine")
 
 
-def _compare(
-    base: str, data: str, questions: Sequence[tuple[str, str]], out: Path, length: dict[str, Any]
-) -> None:  # fmt: skip
+def _compare(base: str, data: str, questions: Sequence[tuple[str, str]], out: Path, length: dict[str, Any]) -> None:
     """Full, LoRA and QLoRA as a table and a plot."""
     from rich.console import Console
     from rich.table import Table
@@ -99,12 +98,24 @@ def _compare(
     )
     measured = compare_methods(base, data, questions, out / "comparison", **length)
     table = Table(title=localized("同じデータでの比較", "the same data"))
-    for name in (localized("方法", "method"), localized("検証損失", "held-out loss"), localized("正解率", "exact match"), localized("時間", "time"), localized("メモリー*", "memory*"), localized("ディスク", "disk")):  # fmt: skip
+    for name in (
+        localized("方法", "method"),
+        localized("検証損失", "held-out loss"),
+        localized("正解率", "exact match"),
+        localized("時間", "time"),
+        localized("メモリー*", "memory*"),
+        localized("ディスク", "disk"),
+    ):
         table.add_column(name, justify="right" if table.columns else "left")
     for item in measured:
         table.add_row(
-            item.method, f"{item.held_out_loss:.3f}", f"{item.accuracy:.0%}", f"{item.seconds:.1f} s", f"{item.memory_bytes / 1e6:.1f} MB", f"{item.disk_bytes / 1e6:.2f} MB"
-        )  # fmt: skip
+            item.method,
+            f"{item.held_out_loss:.3f}",
+            f"{item.accuracy:.0%}",
+            f"{item.seconds:.1f} s",
+            f"{item.memory_bytes / 1e6:.1f} MB",
+            f"{item.disk_bytes / 1e6:.2f} MB",
+        )
     Console(width=None if Console().is_terminal else 120).print(table)
     print(
         localized(
@@ -156,14 +167,18 @@ def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float
     rates = [(exact_match(first), exact_match(second)) for first, second in zip(before, after, strict=True)]
     print(
         localized(
-            f"正解率（学習した事実 {len(after[0])} 問、言い回しは未学習）: 学習前 {rates[0][0]:.0%} → 学習後 {rates[0][1]:.0%}   検証損失: {losses[0]:.3f} → {losses[1]:.3f}",
-            f"exact match ({len(after[0])} questions about trained facts in unseen phrasings): before {rates[0][0]:.0%} -> after {rates[0][1]:.0%}   held-out loss: {losses[0]:.3f} -> {losses[1]:.3f}",
+            f"正解率（学習した事実 {len(after[0])} 問、言い回しは未学習）: 学習前 {rates[0][0]:.0%} → 学習後 {rates[0][1]:.0%}   検証損失: "
+            f"{losses[0]:.3f} → {losses[1]:.3f}",
+            f"exact match ({len(after[0])} questions about trained facts in unseen phrasings): before "
+            f"{rates[0][0]:.0%} -> after {rates[0][1]:.0%}   held-out loss: {losses[0]:.3f} -> {losses[1]:.3f}",
         )
     )
     print(
         localized(
-            f"一度も見せていない事実 {len(after[1])} 問: {rates[1][0]:.0%} → {rates[1][1]:.0%}（小さなモデルは、教えていない事実には多くの場合もっともらしい誤りを答えます）",
-            f"{len(after[1])} facts it was never shown: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on these a small model mostly gives plausible wrong answers)",
+            f"一度も見せていない事実 {len(after[1])} 問: {rates[1][0]:.0%} → {rates[1][1]:.0%}（小さなモデルは、"
+            "教えていない事実には多くの場合もっともらしい誤りを答えます）",
+            f"{len(after[1])} facts it was never shown: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on these a small "
+            "model mostly gives plausible wrong answers)",
         )
     )
 

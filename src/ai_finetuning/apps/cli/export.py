@@ -9,14 +9,32 @@ import typer
 from ...errors import localized
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-_MODEL = typer.Argument(..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder"))  # fmt: skip
+_MODEL = typer.Argument(
+    ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
+)
 _FOLDER = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder"))
 _TYPE = typer.Option("q8_0", "--type", help="f32 | f16 | bf16 | q8_0")
-_CHECKOUT = typer.Option(None, "--llama-cpp", help=localized("llama.cpp のチェックアウト（環境変数 LLAMA_CPP でも可）", "a checkout of llama.cpp (or the variable LLAMA_CPP)"))  # fmt: skip
-_BASE = typer.Option("auto", help=localized("アダプターを統合するベース（aift merge --base と同じ）", "what an adapter is merged into, as aift merge --base"))  # fmt: skip
+_CHECKOUT = typer.Option(
+    None,
+    "--llama-cpp",
+    help=localized(
+        "llama.cpp のチェックアウト（環境変数 LLAMA_CPP でも可）", "a checkout of llama.cpp (or the variable LLAMA_CPP)"
+    ),
+)
+_BASE = typer.Option(
+    "auto",
+    help=localized(
+        "アダプターを統合するベース（aift merge --base と同じ）", "what an adapter is merged into, as aift merge --base"
+    ),
+)
 
 
-@app.command(help=localized("llama.cpp の 1 ファイルにする（トークナイザーの食い違いを直す）。", "One file for llama.cpp, with its tokenizer put right."))  # fmt: skip
+@app.command(
+    help=localized(
+        "llama.cpp の 1 ファイルにする（トークナイザーの食い違いを直す）。",
+        "One file for llama.cpp, with its tokenizer put right.",
+    )
+)
 def gguf(
     model: str = _MODEL,
     out: Path = typer.Option(..., "--out", help=localized("新しいファイル", "a new file")),

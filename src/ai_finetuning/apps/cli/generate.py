@@ -39,8 +39,15 @@ def generate(
     head = [{"role": "system", "content": system}] if system else []
     conversations = [[*head, user_turn(prompt, input_text)] for prompt in prompts]
     answers = generate_text(
-        opened.model, opened.tokenizer, conversations, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-        top_k=top_k, do_sample=not greedy, seed=seed,
-    )  # fmt: skip
+        opened.model,
+        opened.tokenizer,
+        conversations,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        do_sample=not greedy,
+        seed=seed,
+    )
     for answer in answers:
         print(answer)

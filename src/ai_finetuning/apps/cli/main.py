@@ -25,7 +25,7 @@ from . import (
     serve,
     tokenizer,
     train,
-)  # fmt: skip
+)
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 
@@ -39,7 +39,9 @@ app = typer.Typer(
 )
 for verb in (train, generate, chat, merge, serve, quantize, bench, models, env, schema, demo):
     verb.register(app)
-app.add_typer(export.app, name="export", help=localized("GGUF・Ollama・vLLM 用に書き出す。", "Exports for GGUF, Ollama, vLLM."))  # fmt: skip
+app.add_typer(
+    export.app, name="export", help=localized("GGUF・Ollama・vLLM 用に書き出す。", "Exports for GGUF, Ollama, vLLM.")
+)
 app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作る。", "Makes a tokenizer."))
 app.add_typer(data.app, name="data", help=localized("データを確かめる。", "Looks at data."))
 

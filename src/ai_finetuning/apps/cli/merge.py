@@ -19,7 +19,8 @@ def merge(
         "auto",
         help=localized(
             "auto | original（もとの 16bit） | dequantized（量子化を 16bit に戻したもの） | 16bit モデルの名前",
-            "auto | original (the 16-bit model) | dequantized (the quantized base turned to 16 bit) | name of a 16-bit model",
+            "auto | original (the 16-bit model) | dequantized (the quantized base turned to 16 bit) | name of a "
+            "16-bit model",
         ),
     ),
     bits: int | None = typer.Option(
@@ -38,7 +39,8 @@ def merge(
     for source, close in report.measured.items():
         print(f"  {source}: KL {close.kl:.6f}  top-1 {close.top1:.1%}")
     print(
-        f"{report.folder}  {report.source}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  {report.size_bytes / 1e6:.1f} MB"
+        f"{report.folder}  {report.source}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  "
+        f"{report.size_bytes / 1e6:.1f} MB"
     )
     print(localized("次に試せること:", "what to type next:"))
     print(f"  aift chat {report.folder}")

@@ -37,7 +37,7 @@ def quantize(
     double_quant: bool | None = typer.Option(
         None,
         "--double-quant/--no-double-quant",
-        help=localized("nf4・fp4: スケールも量子化", "nf4, fp4: scales too (default)"),  # fmt: skip
+        help=localized("nf4・fp4: スケールも量子化", "nf4, fp4: scales too (default)"),
     ),
     threshold: float | None = typer.Option(
         None, help=localized("bitsandbytes int8: 外れ値のしきい値（6.0）", "bitsandbytes int8: outlier threshold (6.0)")
@@ -54,8 +54,10 @@ def quantize(
     assert report is not None
     print(
         localized(
-            f"{report.folder}  {report.method.name}  量子化した層 {report.modules}  ディスク {report.size_bytes / 1e6:.1f} MB  メモリー {report.memory_bytes / 1e6:.1f} MB",
-            f"{report.folder}  {report.method.name}  modules {report.modules}  disk {report.size_bytes / 1e6:.1f} MB  memory {report.memory_bytes / 1e6:.1f} MB",
+            f"{report.folder}  {report.method.name}  量子化した層 {report.modules}  ディスク {report.size_bytes / 1e6:.1f} "
+            f"MB  メモリー {report.memory_bytes / 1e6:.1f} MB",
+            f"{report.folder}  {report.method.name}  modules {report.modules}  disk {report.size_bytes / 1e6:.1f} "
+            f"MB  memory {report.memory_bytes / 1e6:.1f} MB",
         )
     )
     print(localized("次に試せること:", "what to type next:"))

@@ -16,14 +16,19 @@ def tokenizer() -> None:
     """A group, so that its verb is typed."""
 
 
-@app.command(help=localized("文章から sentencepiece（unigram）のトークナイザーを作る。", "Makes a sentencepiece (unigram) tokenizer from texts."))  # fmt: skip
+@app.command(
+    help=localized(
+        "文章から sentencepiece（unigram）のトークナイザーを作る。",
+        "Makes a sentencepiece (unigram) tokenizer from texts.",
+    )
+)
 def train(
     files: list[str] = typer.Argument(..., help=localized("文章のファイル", "files of text")),
     out: Path = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder")),
     vocabulary: int = typer.Option(8192, "--vocab", help=localized("語彙数", "pieces")),
     character_coverage: float = typer.Option(
         0.9995, "--coverage", help=localized("文字の被覆率", "share of characters with pieces")
-    ),  # fmt: skip
+    ),
 ) -> None:
     """Writes tokenizer.model and tokenizer.json that segment alike, with a chat template."""
     from ...data.messages import PlainText

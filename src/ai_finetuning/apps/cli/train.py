@@ -29,8 +29,10 @@ def register(app: typer.Typer) -> None:
         cls=_WithSettings,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         help=localized(
-            "訓練する。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora data.train=FILE",
-            "Trains. Examples: aift train run.yaml training.learning_rate=1e-4, aift train model=PATH method=lora data.train=FILE",
+            "訓練する。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
+            "data.train=FILE",
+            "Trains. Examples: aift train run.yaml training.learning_rate=1e-4, aift train model=PATH method=lora "
+            "data.train=FILE",
         ),
     )(train)
 

@@ -31,7 +31,8 @@ _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625}
 
 
 def find_converter(checkout: str | None = None, *, lenient: bool = False) -> Path | None:
-    """The converter's script: in the named checkout, that of `$LLAMA_CPP`, or one in a usual place; None where there is none.
+    """The converter's script: in the named checkout, that of `$LLAMA_CPP`, or one in a usual place; None where there is
+    none.
 
     Args:
         lenient: None also where a checkout was named and is none.
@@ -84,7 +85,8 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
         The header of the file, read back.
 
     Raises:
-        ConfigError: another type, or a file that is there. ModelError: the converter does not know the model or its tokenizer.
+        ConfigError: another type, or a file that is there. ModelError: the converter does not know the model or its
+            tokenizer.
         StorageError: it cannot be written.
     """
     check_output(out, outtype)
@@ -146,7 +148,9 @@ def generation_config(folder: Path) -> Any:
 
 @contextmanager
 def _prepared(folder: Path, tokenizer: Any) -> Iterator[Path]:
-    """A folder for the converter: links to the weights, the tokenizer as it is in force, a tokenizer.model where one is needed."""
+    """A folder for the converter: links to the weights, the tokenizer as it is in force, a tokenizer.model where one
+    is needed.
+    """
     with tempfile.TemporaryDirectory(prefix="aift-gguf-") as name:
         place = Path(name)
         for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
@@ -185,11 +189,16 @@ def _refuse_other_tokens(header: Header, tokenizer: Any) -> None:
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
     wanted = {number: text for text, number in tokenizer.get_vocab().items()} | added
     # Blanks of added tokens are written as blanks.
-    wrong = [number for number, text in wanted.items() if number >= len(tokens) or tokens[number].replace("▁", " ") != text.replace("▁", " ")]  # fmt: skip
+    wrong = [
+        number
+        for number, text in wanted.items()
+        if number >= len(tokens) or tokens[number].replace("▁", " ") != text.replace("▁", " ")
+    ]
     if wrong:
         raise ModelError(
             f"GGUF の語彙がトークナイザーと違います（{len(wrong)} 個、例: {wanted[wrong[0]]!r}）。保存を取り消しました。",
-            f"the GGUF's vocabulary is not the tokenizer's ({len(wrong)} tokens differ, such as {wanted[wrong[0]]!r}); nothing was kept.",
+            f"the GGUF's vocabulary is not the tokenizer's ({len(wrong)} tokens differ, such as "
+            f"{wanted[wrong[0]]!r}); nothing was kept.",
         )
 
 
@@ -202,5 +211,6 @@ def _say(out: Path, header: Header, tokenizer: Any) -> None:
     if tokenizer_kind(tokenizer) == UNIGRAM and BYTE in header.values["tokenizer.ggml.token_type"].value:
         warn(
             "語彙にない文字（絵文字など）は、llama.cpp では未知語になります（ggml-org/llama.cpp#28862 が直るまで）。",
-            "characters outside the vocabulary (emoji and the like) become unknown tokens in llama.cpp, until ggml-org/llama.cpp#28862 is fixed.",
+            "characters outside the vocabulary (emoji and the like) become unknown tokens in llama.cpp, until "
+            "ggml-org/llama.cpp#28862 is fixed.",
         )

@@ -1,8 +1,9 @@
-"""What llama.cpp makes of a tokenizer: whether its converter knows it, and the metadata with which it segments as in training.
+"""What llama.cpp makes of a tokenizer: whether its converter knows it, and the metadata with which it segments as in
+training.
 
-Left alone, the converter changes a Japanese tokenizer without an error: a unigram model is marked as one that merges pairs,
-markers of chat templates become ordinary text, a blank and BOS are put in front. Measured on the embedded model: 0 of 20
-Japanese probes and 0 of 20 prompts segmented as in training (docs/decisions/0042).
+Left alone, the converter changes a Japanese tokenizer without an error: a unigram model is marked as one that merges
+pairs, markers of chat templates become ordinary text, a blank and BOS are put in front. Measured on the embedded model:
+0 of 20 Japanese probes and 0 of 20 prompts segmented as in training (docs/decisions/0042).
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ from .gguf_file import ARRAY, BOOL, BYTE, CONTROL, STRING, UINT32, UNKNOWN, USER
 
 UNIGRAM, PIECE_BPE, BYTE_BPE, OTHER = "unigram", "sentencepiece-bpe", "byte-bpe", "other"
 # Architectures whose converter reads tokenizer.model; the others know byte-level BPE only.
-_READ_PIECES = frozenset({
-    "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM", "GemmaForCausalLM",
-    "Gemma2ForCausalLM", "Gemma3ForCausalLM",
-})  # fmt: skip
+_READ_PIECES = frozenset(
+    {
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "MixtralForCausalLM",
+        "Qwen2ForCausalLM",
+        "GemmaForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -80,17 +88,23 @@ def judge(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:
         return Verdict(
             False,
             f"llama.cpp の変換は {architecture} の sentencepiece（{kind}）を読みません。GGUF にはできません（vLLM・serve は使えます）。",
-            f"llama.cpp's converter does not read sentencepiece ({kind}) for {architecture}: no GGUF can be made of it (vLLM and serve work).",
-        )  # fmt: skip
+            f"llama.cpp's converter does not read sentencepiece ({kind}) for {architecture}: no GGUF can be made "
+            "of it (vLLM and serve work).",
+        )
     if kind == OTHER:
-        return Verdict(False, "llama.cpp の変換が知らない種類のトークナイザーです。", "a kind of tokenizer that llama.cpp's converter does not know.")  # fmt: skip
+        return Verdict(
+            False,
+            "llama.cpp の変換が知らない種類のトークナイザーです。",
+            "a kind of tokenizer that llama.cpp's converter does not know.",
+        )
     known = known_hashes(converter) if converter is not None else None
     if known is None:
         return Verdict(
             None,
             "バイト単位 BPE なので、GGUF に変換できるかは llama.cpp のハッシュ表で決まります。チェックアウトがないため未確認です（--llama-cpp か環境変数 LLAMA_CPP）。",
-            "byte-level BPE: whether GGUF conversion works is decided by llama.cpp's table of hashes, and no checkout was found to read it from (--llama-cpp, or the variable LLAMA_CPP).",
-        )  # fmt: skip
+            "byte-level BPE: whether GGUF conversion works is decided by llama.cpp's table of hashes, and no "
+            "checkout was found to read it from (--llama-cpp, or the variable LLAMA_CPP).",
+        )
     text, hashes = known
     found = hashlib.sha256(str(tokenizer.encode(text)).encode()).hexdigest()
     if found in hashes:
@@ -100,8 +114,9 @@ def judge(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:
     return Verdict(
         False,
         f"llama.cpp の変換はこのトークナイザーを知りません（ハッシュ {found[:12]}…）。語彙を変えていないか確かめ、llama.cpp を新しくしてください。",
-        f"llama.cpp's converter does not know this tokenizer (hash {found[:12]}...); check that its vocabulary is the original one, and update llama.cpp.",
-    )  # fmt: skip
+        f"llama.cpp's converter does not know this tokenizer (hash {found[:12]}...); check that its vocabulary is "
+        "the original one, and update llama.cpp.",
+    )
 
 
 def known_hashes(converter: Path) -> tuple[str, frozenset[str]] | None:

@@ -22,10 +22,12 @@ from .gguf import export_gguf, generation_config
 # Letters that stand for contents; no template of ours changes them, and no text of a template holds them.
 _SYSTEM, _FIRST, _ANSWER, _NEXT = "甲甲甲", "乙乙乙", "丙丙丙", "丁丁丁"
 _TALK = (
-    {"role": "user", "content": "日本の首都は？"}, {"role": "assistant", "content": "東京です。"},
-    {"role": "user", "content": "人口は？"}, {"role": "assistant", "content": "約 1,400 万人です。"},
+    {"role": "user", "content": "日本の首都は？"},
+    {"role": "assistant", "content": "東京です。"},
+    {"role": "user", "content": "人口は？"},
+    {"role": "assistant", "content": "約 1,400 万人です。"},
     {"role": "user", "content": "では、\n面積は？"},
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,23 @@ class Prompt:
         """The Go template; contents come from Ollama's .System and .Messages."""
         head = _literal(self.bare)
         if self.before_system is not None:
-            head = "{{ if .System }}" + _literal(self.before_system) + "{{ .System }}" + _literal(self.after_system) + "{{ else }}" + head + "{{ end }}"  # fmt: skip
+            head = (
+                "{{ if .System }}"
+                + _literal(self.before_system)
+                + "{{ .System }}"
+                + _literal(self.after_system)
+                + "{{ else }}"
+                + head
+                + "{{ end }}"
+            )
         asks, to_answer = _literal(self.asks), _literal(self.to_answer)
         behind = asks if asks == to_answer else "{{ if $last }}" + asks + "{{ else }}" + to_answer + "{{ end }}"
         user = '{{ if eq .Role "user" }}{{ .Content }}' + behind
-        assistant = '{{ else if eq .Role "assistant" }}{{ .Content }}{{ if not $last }}' + _literal(self.to_question) + "{{ end }}{{ end }}"  # fmt: skip
+        assistant = (
+            '{{ else if eq .Role "assistant" }}{{ .Content }}{{ if not $last }}'
+            + _literal(self.to_question)
+            + "{{ end }}{{ end }}"
+        )
         last = "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
         return head + "{{ range $i, $_ := .Messages }}" + last + user + assistant + "{{ end }}"
 
@@ -80,8 +94,14 @@ def _literal(text: str) -> str:
 
 
 def prompt_of(tokenizer: Any) -> Prompt | None:
-    """The fixed texts of a tokenizer's chat template without BOS (Ollama adds it); None where they do not make up its prompts."""
-    talk = [{"role": "user", "content": _FIRST}, {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]  # fmt: skip
+    """The fixed texts of a tokenizer's chat template without BOS (Ollama adds it); None where they do not make up
+    its prompts.
+    """
+    talk = [
+        {"role": "user", "content": _FIRST},
+        {"role": "assistant", "content": _ANSWER},
+        {"role": "user", "content": _NEXT},
+    ]
     try:
         bare, to_answer, to_question, asks = _cut(_rendered(tokenizer, talk), (_FIRST, _ANSWER, _NEXT))
     except (DataError, ValueError):
@@ -138,15 +158,18 @@ def modelfile(gguf: str, tokenizer: Any, generation: Any = None) -> str:
     lines = [f"FROM ./{gguf}"]
     if prompt is None or '"""' in prompt.go():
         warn(
-            "このチャットテンプレートは Ollama の TEMPLATE に書けません（会話の内容を書き換えるため）。TEMPLATE を省きます。Ollama は GGUF 内のテンプレートから選びます。答えを確かめてください。",
-            "this chat template cannot be written as an Ollama TEMPLATE (it changes what the messages say); TEMPLATE is left out, and Ollama chooses by the one inside the GGUF. Check its answers.",
+            "このチャットテンプレートは Ollama の TEMPLATE に書けません（会話の内容を書き換えるため）。TEMPLATE を省きます。Ollama は GGUF 内のテンプレートから選びます。"
+            "答えを確かめてください。",
+            "this chat template cannot be written as an Ollama TEMPLATE (it changes what the messages say); "
+            "TEMPLATE is left out, and Ollama chooses by the one inside the GGUF. Check its answers.",
         )
     else:
         lines.append(f'TEMPLATE """{prompt.go()}"""')
         if style.newline is not None:
             warn(
                 f"このモデルは改行を {style.newline} と書きますが、Ollama の TEMPLATE は置き換えをしません。改行のない質問を送るか、送る側で置き換えてください。",
-                f"this model writes line ends as {style.newline}, and an Ollama TEMPLATE replaces nothing: send questions without line ends, or replace them before.",
+                f"this model writes line ends as {style.newline}, and an Ollama TEMPLATE replaces nothing: send "
+                "questions without line ends, or replace them before.",
             )
     stops = [tokenizer.convert_ids_to_tokens(number) for number in style.stop_token_ids]
     lines += [

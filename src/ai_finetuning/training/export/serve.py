@@ -30,9 +30,18 @@ def require_server() -> None:
 def serve_command(folder: Path, *, port: int, device: str = "auto", bits: int | None = None) -> list[str]:
     """The server's arguments. The model is pinned: an unpinned server loads any path that a client names."""
     command = [
-        sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--host", HOST, "--port", str(port),
-        "--device", device,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        str(folder),
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--device",
+        device,
+    ]
     return command + (["--quantization", f"bnb-{bits}bit"] if bits is not None else [])
 
 
@@ -58,7 +67,8 @@ def serve(name: str, *, port: int = 8000, device: str = "auto", bits: int | None
         The server's exit code, on Windows.
 
     Raises:
-        UsageError: a port in use, other bits. ModelError: packages are missing. ToolkitError: as loading and merging raise.
+        UsageError: a port in use, other bits. ModelError: packages are missing. ToolkitError: as loading and merging
+            raise.
     """
     require_server()
     if bits not in (None, 4, 8):

@@ -1,4 +1,6 @@
-"""The folder of a whole 16-bit model behind any name: hub ids, embedded models, and adapters, which are merged once into a cache."""
+"""The folder of a whole 16-bit model behind any name: hub ids, embedded models, and adapters, which are merged once
+into a cache.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
         base: what an adapter is merged into, as `aift merge --base`.
 
     Raises:
-        ModelError: the model is quantized, or needs code from its repository. ToolkitError: as locating and merging raise.
+        ModelError: the model is quantized, or needs code from its repository. ToolkitError: as locating and merging
+            raise.
     """
     if is_adapter(name):
         return _merged(name, base)
@@ -40,7 +43,8 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
     if config.get("quantization_config") is not None:
         raise ModelError(
             f"{name} は量子化されています。書き出しと配信には 16bit のモデルを使います。量子化前のモデルを指定してください（GGUF の量子化は --type で選べます）。",
-            f"{name} is quantized; exports and serving take a 16-bit model. Name the model before quantization (a GGUF is quantized by --type).",
+            f"{name} is quantized; exports and serving take a 16-bit model. Name the model before quantization (a "
+            "GGUF is quantized by --type).",
         )
     require_safetensors(found.place)
     if Path(found.place).is_dir():

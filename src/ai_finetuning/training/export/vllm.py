@@ -30,7 +30,8 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
         base: what an adapter is merged into.
 
     Raises:
-        ModelError: something that vLLM needs is missing. ToolkitError: as merging and writing raise; nothing is left then.
+        ModelError: something that vLLM needs is missing. ToolkitError: as merging and writing raise; nothing is left
+            then.
     """
     refuse_used_folder(out)
     folder = model_folder(name, base=base)
@@ -72,7 +73,11 @@ def refuse_incomplete(folder: Path) -> None:
 def problems_of(folder: Path) -> list[str]:
     """What vLLM would miss in a model's folder: names of files and keys."""
     config = read_config(hub.locate(str(folder)))
-    found = [key for key in ("architectures", "model_type", "vocab_size") if not (config.get(key) or config.get("text_config", {}).get(key))]  # fmt: skip
+    found = [
+        key
+        for key in ("architectures", "model_type", "vocab_size")
+        if not (config.get(key) or config.get("text_config", {}).get(key))
+    ]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -114,5 +119,8 @@ def _say_adapter(folder: Path) -> None:
     config = adapter_config(folder)
     most = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     rank = next(rank for rank in _RANKS if rank >= most)
-    line = f"vllm serve {config['base_model_name_or_path']} --enable-lora --lora-modules {folder.name}={folder} --max-lora-rank {rank}"
+    line = (
+        f"vllm serve {config['base_model_name_or_path']} --enable-lora --lora-modules {folder.name}={folder} "
+        f"--max-lora-rank {rank}"
+    )
     notice(f"統合せずに使うこともできます: {line}", f"it can be served without merging too: {line}")
