@@ -115,13 +115,13 @@ def first_step(folder: Path, rounds: int) -> dict[str, Any]:
 def child_first_step(started: float, model: str, out: str) -> dict[str, float]:
     marks = {"started": started, "python": time.time()}
     from ai_finetuning.engine import loop
-    from ai_finetuning.training import assemble
+    from ai_finetuning.training import build, execute
     from ai_finetuning.training.run import run_training
 
     marks["imports"] = time.time()
     for owner, name, mark in (
-        (assemble, "prepare_job", "data"),
-        (assemble, "_model", "model"),
+        (execute, "resolve", "data"),
+        (build, "_load", "model"),
         (loop, "step_with_retry", "step"),
     ):
         setattr(owner, name, _marking(getattr(owner, name), mark, marks))

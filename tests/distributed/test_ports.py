@@ -16,7 +16,8 @@ from tests.support.commands import write_run
 from ai_finetuning.config.load import load_config
 from ai_finetuning.errors import ProcessesError
 from ai_finetuning.training import launch
-from ai_finetuning.training.run import job_of
+from ai_finetuning.training.request import request_of
+from ai_finetuning.training.resolve import resolve
 
 # In torchrun's place: the first process's log of one attempt, with the store that it really opens on the port.
 ATTEMPT = """
@@ -40,7 +41,8 @@ log.write_text("done")
 def test_a_port_that_another_program_takes_costs_another_attempt(
     until: int, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    job = job_of(load_config(write_run(tmp_path, tiny_model_dir)), None)
+    config = load_config(write_run(tmp_path, tiny_model_dir), ["parallel.processes=2"])
+    plan = resolve(request_of(config))
     folder = tmp_path / "out" / launch.FOLDER
     taken = socket.create_server(("127.0.0.1", 0))
     port, attempts = str(taken.getsockname()[1]), []
@@ -56,10 +58,10 @@ def test_a_port_that_another_program_takes_costs_another_attempt(
     monkeypatch.setattr(subprocess, "Popen", start)
     try:
         if until == 2:
-            launch.run_processes(job, 2)
+            launch.run_processes(plan)
         else:
             with pytest.raises(ProcessesError, match="EADDRINUSE"):
-                launch.run_processes(job, 2)
+                launch.run_processes(plan)
     finally:
         taken.close()
     assert attempts == [True] * min(until, launch.PORTS)

@@ -122,18 +122,19 @@ def test_sizes_that_cannot_be_are_refused_with_the_numbers():
 
 def test_auto_is_put_in_words_before_anything_starts(tiny_model_dir: Path, tmp_path: Path, said: Any):
     from ai_finetuning.config.load import load_config
-    from ai_finetuning.training.launch import wanted_processes
-    from ai_finetuning.training.preparation import resolve_auto
-    from ai_finetuning.training.run import job_of
+    from ai_finetuning.training.request import request_of
+    from ai_finetuning.training.resolve import resolve
 
+    (tmp_path / "texts.txt").write_text("日本の首都は東京です。\n\n今日は良い天気ですね。\n", encoding="utf-8")
     overrides = [
         f"model={tiny_model_dir}",
         "method=full",
+        f"data.train={tmp_path / 'texts.txt'}",
         "parallel.strategy=auto",
         "parallel.processes=2",
         f"training.output_dir={tmp_path / 'out'}",
     ]
-    job = resolve_auto(job_of(load_config(None, overrides), "cpu"))
-    assert job.config.parallel.strategy == "ddp"
-    assert wanted_processes(job) == 2
+    plan = resolve(request_of(load_config(None, overrides), "cpu"))
+    assert plan.parallel.strategy == "ddp"
+    assert plan.processes_to_start == plan.parallel.processes == 2
     assert "parallel.strategy auto: one device holds everything" in said()

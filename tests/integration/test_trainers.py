@@ -278,30 +278,31 @@ def test_fp16_on_a_cpu_is_resolved_said_once_and_recorded(tiny_model_dir: Path, 
 
     caplog.set_level("INFO", logger="ai_finetuning")
     train_lora(tiny_model_dir, tmp_path / "out", num_epochs=1, fp16=True, runtime={"precision": "auto"})
-    stored = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text(encoding="utf-8"))
-    assert stored["training"]["runtime"]["precision"] == ("bf16" if cpu_has_bf16() else "fp32")
+    precision = "bf16" if cpu_has_bf16() else "fp32"
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["derived"]["precision"] == precision
+    config = (tmp_path / "out" / "config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(config)["training"]["runtime"]["precision"] == "auto"  # what was given
+    assert any(line.startswith("#") and line.endswith(f"precision: {precision}") for line in config.splitlines())
     assert caplog.text.count("mixed precision in") + caplog.text.count("computing in fp32") == 1
 
 
 def test_gradient_checkpointing_follows_the_user_and_else_the_memory(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch, said
 ):
-    import yaml
-
     def recorded(name: str, **changes) -> bool:
         config = TrainingConfig(num_epochs=1, output_dir=str(tmp_path / name), **changes)
         trainer = LoRAFinetuningTrainer(JapaneseModel(str(tiny_model_dir)), LoRAConfig(r=4), config)
         trainer.train(ROWS)
-        stored = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
-        return stored["training"]["gradient_checkpointing"]
+        run = json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8"))
+        return run["derived"]["gradient_checkpointing"]
 
     assert recorded("untouched") is False  # a tiny model leaves most of the memory free
     assert recorded("asked", gradient_checkpointing=True) is True
     assert recorded("refused", gradient_checkpointing=False) is False
-    from ai_finetuning.training import assemble, preparation
+    from ai_finetuning.training import build, resolve
 
     # The estimate of this run is about 2.5 MB; free memory is pretended, the estimate is not.
-    for part in (assemble, preparation):
+    for part in (build, resolve):
         monkeypatch.setattr(part, "free_memory_bytes", lambda device: 2 * 2**20)
     assert recorded("short of memory") is True
     assert recorded("short of memory, refused", gradient_checkpointing=False) is False

@@ -255,19 +255,12 @@ def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Ro
         InputNotFoundError: no such file. DataError: a kind, encoding or row that cannot be used. HubError: no such data
             set.
     """
-    place = embedded.data_file(str(path)) if embedded.is_embedded(str(path)) else Path(path)
+    place = find_data(path)
+    if place is None:
+        return _read_hub(str(path))
     if place.is_dir():
         return _read_dataset_folder(place)
-    if not place.exists():
-        return _read_missing(str(path))
-    inner = Path(place.stem) if place.suffix == ".gz" else place
-    kind = inner.suffix.lower()
-    if kind not in READERS:
-        raise DataError(
-            f"{path} の種類 {kind or '（拡張子なし）'} は読めません。使えるのは {' '.join(READERS)} とその .gz です。",
-            f"{path}: files of kind {kind or '(no extension)'} cannot be read; known: {' '.join(READERS)} and .gz "
-            "of these.",
-        )
+    kind = _kind(place)
     report = FileReport(str(path), kind.removeprefix("."))
     try:
         raw = gzip.decompress(place.read_bytes()) if place.suffix == ".gz" else place.read_bytes()
@@ -310,11 +303,26 @@ def _dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
     return rows, FileReport(name, "datasets", rows=len(rows))
 
 
-def _read_missing(name: str) -> tuple[list[Row], FileReport]:
-    """A name without a file: a hub id, or a typing error answered with near names."""
-    place = Path(name)
+def find_data(path: str | Path) -> Path | None:
+    """The file or folder that a name means; None for a hub id. Nothing is read.
+
+    Raises:
+        InputNotFoundError: no such file, answered with near names. DataError: a kind of file that cannot be read.
+    """
+    name = str(path)
+    place = embedded.data_file(name) if embedded.is_embedded(name) else Path(path)
+    if place.is_dir():
+        return place
+    if place.exists():
+        if _kind(place) not in READERS:
+            raise DataError(
+                f"{path} の種類 {_kind(place) or '（拡張子なし）'} は読めません。使えるのは {' '.join(READERS)} とその .gz です。",
+                f"{path}: files of kind {_kind(place) or '(no extension)'} cannot be read; known: {' '.join(READERS)} "
+                "and .gz of these.",
+            )
+        return place
     if name.count("/") == 1 and not place.suffix and not place.parent.is_dir() and not name.startswith((".", "/")):
-        return _read_hub(name)
+        return None
     names = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
     near = difflib.get_close_matches(place.name, names, n=3, cutoff=0.5)
     raise InputNotFoundError(
@@ -323,6 +331,11 @@ def _read_missing(name: str) -> tuple[list[Row], FileReport]:
         f"data file {name} does not exist"
         + (f"; did you mean {', '.join(near)}?" if near else f" (current folder: {Path.cwd()})."),
     )
+
+
+def _kind(path: Path) -> str:
+    """The ending that names a file's kind, without .gz."""
+    return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
 
 
 def _read_hub(name: str) -> tuple[list[Row], FileReport]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from . import cache
 from .sources import load_samples
 from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_live, encode
+
+SPLIT = "rows"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class PreparedData:
         return sum(item.characters for item in self.held_out) or None
 
 
-def prepare(train: Any, held_out: Any, tokenizer: Any, config: DataConfig, *, seed: int) -> PreparedData:
+def prepare(
+    train: Any, held_out: Any, tokenizer: Any, config: DataConfig, *, seed: int, split: str = SPLIT
+) -> PreparedData:
     """Examples of training and held-out data.
 
     Args:
@@ -51,6 +55,7 @@ def prepare(train: Any, held_out: Any, tokenizer: Any, config: DataConfig, *, se
         tokenizer: with pad token and chat template.
         config: how rows become tokens.
         seed: decides which rows are held out.
+        split: the rule by which it does, a key of SPLITS.
 
     Raises:
         DataError: data that cannot be trained on; see sources and tokenize.
@@ -58,7 +63,7 @@ def prepare(train: Any, held_out: Any, tokenizer: Any, config: DataConfig, *, se
     examples, report, lines = load_examples(train, tokenizer, config)
     scored: list[Example] = []
     if isinstance(held_out, float):
-        examples, scored = hold_out(examples, held_out, seed)
+        examples, scored = SPLITS[split](examples, held_out, seed)
         lines.append(localized(f"検証用に分けた行: {len(scored)}", f"rows held out: {len(scored)}"))
     elif held_out is not None:
         scored, _, more = load_examples(held_out, tokenizer, config)
@@ -133,6 +138,10 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     return [item for item in examples if item.source not in chosen], [
         item for item in examples if item.source in chosen
     ]
+
+
+# Rules by which a share of the rows is held out; a run goes on under the rule that it began with.
+SPLITS: dict[str, Callable[[Sequence[Example], float, int], tuple[list[Example], list[Example]]]] = {SPLIT: hold_out}
 
 
 def digest_of(examples: Sequence[Example]) -> str:

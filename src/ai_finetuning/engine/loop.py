@@ -91,6 +91,7 @@ class Run:
     save_in_background: bool = True
     retry_smaller: bool = True
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    derived: dict[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
     memory_hint_ja: str = ""
     memory_hint_en: str = ""
@@ -301,6 +302,7 @@ def snapshot(run: Run) -> Snapshot:
         "rng": states[0] if len(states) == 1 else states,
         "strategy": run.strategy.state_dict(),
         "fingerprint": run.fingerprint,
+        "derived": run.derived,
     }
     tensors, layouts = owned_tensors(run)
     protect = state.best_step if run.keep_best else None

@@ -7,6 +7,9 @@ makers or of a public evaluation, multi-turn form included; the others say so wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
 
 _WITHOUT_INPUT = "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
 _WITH_INPUT = "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。要求を適切に満たす応答を書きなさい。"
@@ -347,3 +350,21 @@ TEMPLATES: dict[str, ChatTemplate] = {
         ),
     )
 }
+
+
+def template_text(wanted: str) -> str:
+    """The Jinja text of a chat template that is given by its key, as a file or as text.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if wanted in TEMPLATES:
+        return TEMPLATES[wanted].jinja
+    if "{{" in wanted or "{%" in wanted:
+        return wanted
+    if Path(wanted).is_file():
+        return Path(wanted).read_text(encoding="utf-8")
+    raise ConfigError(
+        f"model.chat_template が {wanted!r} です。テンプレート名（{', '.join(TEMPLATES)}）、ファイル、Jinja の文のいずれかにしてください。",
+        f"model.chat_template is {wanted!r}; give a template's name ({', '.join(TEMPLATES)}), a file or Jinja text.",
+    )

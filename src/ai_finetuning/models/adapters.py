@@ -86,6 +86,12 @@ def add_lora(
     return wrapped
 
 
+def target_modules(model: Any) -> list[str]:
+    """Names of the layers that carry the adapter, as its configuration says them."""
+    targets = model.peft_config["default"].target_modules
+    return [targets] if isinstance(targets, str) else sorted(targets)
+
+
 def _check_targets(model: nn.Module, targets: list[str]) -> None:
     names = {
         name.split(".")[-1] for name, module in model.named_modules() if getattr(module, "weight", None) is not None

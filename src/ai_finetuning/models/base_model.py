@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
 from .placement import DeviceMap
+from .source import ModelSource, find_model
 
 
 class BaseModel(ABC):
@@ -47,10 +49,51 @@ class BaseModel(ABC):
         self.load_in_8bit = load_in_8bit
         self.load_in_4bit = load_in_4bit
         self.torch_dtype = torch_dtype
-        # Devices by module name, set by training under model_parallel before it loads.
-        self.device_map: DeviceMap | None = None
+        self._source: tuple[str, ModelSource] | None = None
         self.model: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
+
+    def find(self) -> ModelSource:
+        """Where the model is; looked up once for each name.
+
+        Raises:
+            InputNotFoundError, HubError, ModelError: it cannot be had, or not without being allowed more.
+        """
+        if self._source is None or self._source[0] != self.model_name:
+            self._source = (self.model_name, self._find())
+        return self._source[1]
+
+    def use_source(self, source: ModelSource) -> None:
+        """Takes over what another process has found for this name."""
+        self._source = (self.model_name, source)
+
+    def _find(self) -> ModelSource:
+        return find_model(self.model_name, trust_remote_code=bool(getattr(self, "trust_remote_code", False)))
+
+    def load_weights(
+        self,
+        source: ModelSource,
+        *,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+        device_map: DeviceMap | None = None,
+        bits: int | None = None,
+        attention: str | None = None,
+    ) -> PreTrainedModel:
+        """A module of its own, loaded as training needs it; this object stays as it is.
+
+        Args:
+            source: what find() gave.
+            dtype: of the weights; None takes what the machine does well.
+            device: where they go; None takes the best one.
+            device_map: devices by module name, instead of `device` (only models of this toolkit know it).
+            bits: 4 or 8 for bitsandbytes weights.
+            attention: an implementation, instead of the object's own choice.
+        """
+        other = copy.copy(self)
+        other.model, other.device, other.torch_dtype = None, device, dtype
+        other.load_in_4bit, other.load_in_8bit = bits == 4, bits == 8
+        return other.load_model()
 
     @abstractmethod
     def load_model(self) -> PreTrainedModel:

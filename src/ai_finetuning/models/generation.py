@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..hardware.gpu import clear_gpu_memory, is_out_of_memory
 from ..japanese.prompts import render
 from ..notices import warn
+from .sampling import validate_sampling
 from .tokenizers import PromptStyle, prompt_style
 
 Conversation = Sequence[dict[str, str]]
@@ -52,27 +53,6 @@ def is_looping(text: str) -> bool:
     return len(window) == LOOP_WINDOW and len(set(window)) > 1 and text.count(window) >= LOOP_TIMES
 
 
-def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, do_sample: bool, batch_size: int) -> None:
-    rules = (
-        ("batch_size", batch_size, batch_size >= 1, "1 以上", "at least 1"),
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 以上", "at least 1"),
-        (
-            "temperature",
-            temperature,
-            temperature > 0 or not do_sample,
-            "0 より大きい値（0 なら do_sample=False）",
-            "above 0 (for 0 use do_sample=False)",
-        ),
-        ("top_p", top_p, 0 < top_p <= 1, "0 より大きく 1 以下", "above 0 and at most 1"),
-        ("top_k", top_k, top_k >= 0, "0 以上", "0 or more"),
-    )
-    for name, value, holds, ja, en in rules:
-        if not holds:
-            raise ConfigError(
-                f"{name} が {value!r} です。{ja}にしてください。", f"{name} is {value!r}; it must be {en}."
-            )
-
-
 def _arguments(
     tokenizer: Any,
     style: PromptStyle,
@@ -85,7 +65,14 @@ def _arguments(
     extra: dict[str, Any],
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    _check(max_new_tokens, temperature, top_p, top_k, do_sample, batch_size)
+    validate_sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        do_sample=do_sample,
+        batch_size=batch_size,
+    )
     sampling = (
         {"temperature": temperature, "top_p": top_p, "top_k": top_k}
         if do_sample

@@ -26,12 +26,12 @@ class Located:
 
     Attributes:
         name: what it is called on any machine: hub id, `embedded:NAME`, or a folder. Adapters remember it.
-        place: what transformers loads: hub id or folder.
+        path: what transformers loads: hub id or folder.
         local_only: load without asking the hub.
     """
 
     name: str
-    place: str
+    path: str
     local_only: bool
 
 

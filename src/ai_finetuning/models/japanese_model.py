@@ -15,7 +15,10 @@ from ..notices import notice, warn
 from . import catalog
 from .base_model import BaseModel
 from .generation import generate_text, stream_text
+from .hub import on_disk
 from .loading import load_causal_lm, weight_marks
+from .placement import DeviceMap
+from .source import ModelSource, find_tokenizer
 from .tokenizers import load_tokenizer, prompt_style
 
 SUPPORTED_MODELS: dict[str, dict[str, Any]] = catalog.supported_models()
@@ -68,31 +71,54 @@ class JapaneseModel(BaseModel):
         """
         if self.model is not None:
             return self.model
-        row = catalog.lookup(self.model_name)
-        for ja, en in row.licence_notices() if row is not None else ():
-            notice(ja, en)
-        attention = "sdpa" if self.attention == "auto" and not self.use_flash_attention else self.attention
-        self.model = load_causal_lm(
-            self.model_name,
+        self.model = self.load_weights(
+            self.find(),
             dtype=self.torch_dtype,
             device=self.device,
-            attention=attention,
-            load_in_8bit=self.load_in_8bit,
-            load_in_4bit=self.load_in_4bit,
-            gradient_checkpointing=self.gradient_checkpointing,
-            trust_remote_code=self.trust_remote_code,
-            device_map=self.device_map,
+            bits=4 if self.load_in_4bit else 8 if self.load_in_8bit else None,
         )
         self._marks = weight_marks(self.model)
         return self.model
+
+    def load_weights(
+        self,
+        source: ModelSource,
+        *,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+        device_map: DeviceMap | None = None,
+        bits: int | None = None,
+        attention: str | None = None,
+    ) -> PreTrainedModel:
+        """A module of its own in eval mode, after the licence's conditions; see BaseModel.load_weights."""
+        for ja, en in source.catalog_row.licence_notices() if source.catalog_row is not None else ():
+            notice(ja, en)
+        own = "sdpa" if self.attention == "auto" and not self.use_flash_attention else self.attention
+        return load_causal_lm(
+            source,
+            dtype=dtype,
+            device=device,
+            attention=attention or own,
+            load_in_8bit=bits == 8,
+            load_in_4bit=bits == 4,
+            gradient_checkpointing=self.gradient_checkpointing,
+            device_map=device_map,
+        )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer with pad token and chat template (or returns it, where it is loaded already)."""
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(
-                self.model_name, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code
+                self._tokenizer_source(), chat_template=self.chat_template, trust_remote_code=self.trust_remote_code
             )
         return self.tokenizer
+
+    def _tokenizer_source(self) -> ModelSource:
+        """Where the tokenizer is: with the model, or alone in a folder without one."""
+        folder = on_disk(self.model_name)
+        if folder is not None and not (folder / "config.json").is_file():
+            return find_tokenizer(self.model_name)
+        return self.find()
 
     def weights_changed(self) -> bool:
         """Whether loaded weights differ from those on disk."""

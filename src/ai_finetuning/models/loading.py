@@ -8,44 +8,44 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
-from ..errors import HubError, ModelError, ToolkitError
+from ..errors import ModelError, ToolkitError
 from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import cpu_has_bf16, get_available_device
 from ..notices import notice, warn
-from . import catalog, hub
 from .placement import DeviceMap, spread
 from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, require_backend, require_quantized
+from .source import ModelSource, find_model, not_loaded, require_safetensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class LoadPlan:
     """What was decided before the weights are read."""
 
-    name: str
-    place: str
+    source: ModelSource
     device: torch.device
     dtype: torch.dtype
     quantization: Quantization | None
-    local_files_only: bool
-    trust_remote_code: bool
     device_map: Any
     announce: bool
 
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return self.source.name
+
 
 def load_causal_lm(
-    name: str,
+    name: str | ModelSource,
     *,
     dtype: torch.dtype | str | None = "auto",
     device: torch.device | None = None,
@@ -61,7 +61,7 @@ def load_causal_lm(
     """Loads a causal language model in eval mode.
 
     Args:
-        name: hub id, catalog alias, `embedded:NAME` or local folder.
+        name: hub id, catalog alias, `embedded:NAME` or local folder; or a model that find_model() has found.
         dtype: of the weights; "auto" (or None) takes what the machine does well (see `resolve_dtype`).
         device: where the model goes; None takes the best one there is.
         attention: "auto" (flash-attention 2, SDPA, eager in this order) or one of `ATTENTIONS` to start from.
@@ -77,33 +77,28 @@ def load_causal_lm(
         InputNotFoundError: a local path that is not there.
     """
     wanted = quantization or _quantization_of(load_in_8bit, load_in_4bit)
-    found = hub.locate(name)
-    config = read_config(found)
-    trusted = allow_remote_code(found.name, config, trust_remote_code)
-    require_safetensors(found.place)
+    source = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trust_remote_code)
+    require_safetensors(source.path)
     place = torch.device(device) if device is not None else get_available_device()
     plan = LoadPlan(
-        name=found.name,
-        place=found.place,
+        source=source,
         device=place,
         dtype=resolve_dtype(dtype, place),
         quantization=wanted,
-        local_files_only=found.local_only,
-        trust_remote_code=trusted,
         device_map=device_map if device_map is not None else {"": place},
         announce=announce,
     )
-    extra = _quantization(plan, config)
+    extra = _quantization(plan, source.config)
     model = _with_attention(plan, attention, extra)
     if wanted is not None:
-        require_quantized(model, wanted.method.bits, found.name)
+        require_quantized(model, wanted.method.bits, source.name)
     forbid_cpu_packing(model)
     if isinstance(device_map, Mapping) and len(device_map) > 1:
         spread(model, device_map)
     if gradient_checkpointing:
         enable_activation_checkpointing(model)
     # peft writes this into adapters: a name that other machines know, not a folder of this one.
-    model.name_or_path = model.config._name_or_path = found.name
+    model.name_or_path = model.config._name_or_path = source.name
     return model.eval()
 
 
@@ -133,62 +128,6 @@ def _quantization(plan: LoadPlan, config: Mapping[str, Any]) -> dict[str, object
             "bit. Name the model before quantization.",
         )
     return {}
-
-
-def read_config(found: hub.Located) -> dict[str, Any]:
-    """The model's config.json as a dict; no code of the repository runs."""
-    try:
-        config, _ = PretrainedConfig.get_config_dict(found.place, local_files_only=found.local_only)
-    except OSError as error:
-        raise _not_loaded(found.place, error) from error
-    return config
-
-
-def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
-    """Whether code from the repository may run; without the opt-in a repository that brings code is refused.
-
-    A model that the catalog knows to have a built-in class is loaded by that class, its code stays unused.
-
-    Raises:
-        ModelError: the repository's configuration points at code (`auto_map`), and nobody allowed it.
-    """
-    if not config.get("auto_map"):
-        return False
-    if trust_remote_code:
-        warn(
-            f"{name} のリポジトリーに含まれるコードを実行します (trust_remote_code)。",
-            f"Running code from the repository of {name} (trust_remote_code).",
-        )
-        return True
-    row = catalog.lookup(name)
-    if row is not None and not getattr(row, "trust_remote_code", True):
-        return False
-    raise ModelError(
-        f"{name} の config.json はリポジトリー内のコード (auto_map) の実行を求めています。実行しません。内容を確認して信頼できる場合だけ"
-        " trust_remote_code=True (設定では model.trust_remote_code: true) を指定してください。",
-        f"{name}: its config.json wants to run code from the repository (auto_map); refused. Read that code, and "
-        "only if you trust"
-        " it pass trust_remote_code=True (in a config: model.trust_remote_code: true).",
-    )
-
-
-def require_safetensors(name: str) -> None:
-    """Refuses a local folder whose weights exist only as pickles: unpickling can run any code.
-
-    Raises:
-        ModelError: no *.safetensors in the folder.
-    """
-    folder = Path(name)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    raise ModelError(
-        f"{name} に safetensors の重みがありません (あるのは {'、'.join(pickles) or 'なし'})。安全のため safetensors だけを読み込みます。"
-        " 信頼できる環境で save_pretrained し直して変換してください。",
-        f"{name} has no safetensors weights (found: {', '.join(pickles) or 'none'}). Safetensors only: pickles "
-        "can run code."
-        " Convert it with save_pretrained in an environment that you trust.",
-    )
 
 
 def resolve_dtype(requested: torch.dtype | str | None, device: torch.device) -> torch.dtype:
@@ -279,24 +218,24 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
     quiet_progress()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            plan.place,
+            plan.source.path,
             dtype=plan.dtype,
             attn_implementation=implementation,
             device_map=plan.device_map,
             use_safetensors=True,
-            trust_remote_code=plan.trust_remote_code,
-            local_files_only=plan.local_files_only,
+            trust_remote_code=plan.source.remote_code,
+            local_files_only=plan.source.local_only,
             output_loading_info=True,
             **extra,
         )
     except (OSError, RuntimeError) as error:
         if isinstance(error, ToolkitError | torch.OutOfMemoryError):
             raise
-        raise _not_loaded(plan.place, error) from error
+        raise not_loaded(plan.source.path, error) from error
     except ValueError as error:
         if _about_attention(error):
             raise
-        raise _not_loaded(plan.place, error) from error
+        raise not_loaded(plan.source.path, error) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
@@ -320,27 +259,6 @@ def quiet_progress() -> None:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-
-
-def _not_loaded(name: str, error: Exception) -> ToolkitError:
-    """A library's failure with what the user can do about it."""
-    text = str(error)
-    first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
-    if "safetensors" in text and ("does not appear to have" in text or "no file named" in text.lower()):
-        return ModelError(
-            f"{name} に safetensors の重みがありません。safetensors だけを読み込みます。変換済みのモデルを使ってください。",
-            f"{name} has no safetensors weights. Safetensors only: use a converted model.",
-        )
-    if isinstance(error, OSError) and not Path(name).is_dir():
-        return HubError(
-            f"{name} をダウンロードできませんでした: {first} ネットワーク、HF_TOKEN、モデル名を確認してください。",
-            f"{name} could not be downloaded: {first} Check the network, HF_TOKEN and the name.",
-        )
-    return ModelError(
-        f"{name} を読み込めませんでした: {first} config.json と重みが揃った、文章生成 (causal LM) のモデルか確認してください。",
-        f"{name} could not be loaded: {first} Check that it is a causal language model with matching config.json "
-        "and weights.",
-    )
 
 
 def weight_marks(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:

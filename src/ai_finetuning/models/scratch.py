@@ -12,6 +12,8 @@ from ..errors import ConfigError, InputNotFoundError, ModelError
 from ..hardware.gpu import get_available_device
 from .base_model import BaseModel
 from .hub import on_disk
+from .placement import DeviceMap
+from .source import ModelSource, find_tokenizer
 from .tokenizers import load_tokenizer
 
 
@@ -52,15 +54,11 @@ class ScratchModel(BaseModel):
             InputNotFoundError: no such folder.
         """
         if self.tokenizer is None:
-            if on_disk(self.model_name) is None:
-                raise InputNotFoundError(
-                    f"method: pretrain の model.name は、トークナイザーのあるフォルダーです。{self.model_name} はありません（aift tokenizer "
-                    "train で作れます）。",
-                    f"with method: pretrain model.name is a folder with a tokenizer; {self.model_name} does not "
-                    "exist (aift tokenizer train makes one).",
-                )
-            self.tokenizer = load_tokenizer(self.model_name, chat_template=self.chat_template)
+            self.tokenizer = self._read_tokenizer()
         return self.tokenizer
+
+    def _read_tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.find(), chat_template=self.chat_template)
 
     def load_model(self) -> PreTrainedModel:
         """Random fp32 weights, the same for the same seed.
@@ -70,19 +68,51 @@ class ScratchModel(BaseModel):
         """
         if self.model is not None:
             return self.model
-        tokenizer = self.load_tokenizer()
+        self.model = self.load_weights(self.find(), dtype=None, device=self.device)
+        return self.model
+
+    def _find(self) -> ModelSource:
+        if on_disk(self.model_name) is None:
+            raise InputNotFoundError(
+                f"method: pretrain の model.name は、トークナイザーのあるフォルダーです。{self.model_name} はありません（aift tokenizer train で作れます）。",
+                f"with method: pretrain model.name is a folder with a tokenizer; {self.model_name} does not exist (aift "
+                "tokenizer train makes one).",
+            )
+        return find_tokenizer(self.model_name)
+
+    def load_weights(
+        self,
+        source: ModelSource,
+        *,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+        device_map: DeviceMap | None = None,
+        bits: int | None = None,
+        attention: str | None = None,
+    ) -> PreTrainedModel:
+        """Random fp32 weights, the same for the same seed; the process's random state stays as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = self.build(attention=attention or self.attention)
+        model.to(device or get_available_device())  # type: ignore[arg-type]  # transformers' decorator hides the type
+        return model.eval()
+
+    def build(self, *, attention: str = "auto") -> PreTrainedModel:
+        """The architecture with weights of the random state and on the default device of the moment.
+
+        Raises:
+            ConfigError: neither an architecture nor a config.json. ModelError: more tokens than embedding rows.
+        """
+        tokenizer = self.tokenizer or self._read_tokenizer()
         config = self._config(tokenizer)
         if len(tokenizer) > config.vocab_size:
             raise ModelError(
                 f"トークナイザーは {len(tokenizer)} 個、config.json の vocab_size は {config.vocab_size} です。vocab_size を増やしてください。",
-                f"the tokenizer has {len(tokenizer)} tokens and config.json a vocab_size of {config.vocab_size}; "
-                "raise it.",
+                f"the tokenizer has {len(tokenizer)} tokens and config.json a vocab_size of {config.vocab_size}; raise it.",
             )
-        torch.manual_seed(self.seed)
-        chosen = {} if self.attention == "auto" else {"attn_implementation": self.attention}
-        model = AutoModelForCausalLM.from_config(config, **chosen)
-        self.model = model.to(self.device or get_available_device()).eval()
-        return self.model
+        chosen = {} if attention == "auto" else {"attn_implementation": attention}
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **chosen)
+        return model
 
     def _config(self, tokenizer: Any) -> Any:
         ids = {

@@ -10,11 +10,12 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..errors import ConfigError, HubError, ModelError
+from ..errors import HubError, ModelError
 from ..japanese.prompts import render
-from ..japanese.templates import TEMPLATES, ChatTemplate
+from ..japanese.templates import TEMPLATES, ChatTemplate, template_text
 from ..notices import notice, warn
-from . import catalog, hub
+from . import catalog
+from .source import ModelSource, find_tokenizer
 
 # Texts whose segmentation differs where a unigram model is run as BPE, or where normalisation differs.
 PROBES = (
@@ -75,12 +76,12 @@ class PromptStyle:
 
 
 def load_tokenizer(
-    name: str, *, chat_template: str | None = None, trust_remote_code: bool = False
+    name: str | ModelSource, *, chat_template: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """A tokenizer, checked against sentencepiece, padded on its own token, with a chat template.
 
     Args:
-        name: hub id, alias, `embedded:NAME` or folder.
+        name: hub id, alias, `embedded:NAME` or folder; or a model that find_model() has found.
         chat_template: a key of japanese.templates, a file or Jinja text; None takes the tokenizer's, then the
             catalog's.
         trust_remote_code: run code from the repository.
@@ -90,20 +91,20 @@ def load_tokenizer(
         HubError, InputNotFoundError: it cannot be had.
     """
     # A folder that holds only a tokenizer will do, such as an adapter's.
-    found = hub.locate(name, weights=False)
+    found = name if isinstance(name, ModelSource) else find_tokenizer(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            found.place, trust_remote_code=trust_remote_code, local_files_only=found.local_only
+            found.path, trust_remote_code=trust_remote_code, local_files_only=found.local_only
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        kind = ModelError if Path(found.place).is_dir() else HubError
+        kind = ModelError if Path(found.path).is_dir() else HubError
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise kind(
             f"{found.name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か tokenizer.model が必要です。",
             f"the tokenizer of {found.name} cannot be loaded ({reason}); it needs tokenizer.json or tokenizer.model.",
         ) from error
-    tokenizer = _with_parity(tokenizer, found.place)
-    ensure_pad(tokenizer, _embedding_rows(found.place))
+    tokenizer = _with_parity(tokenizer, found.path)
+    ensure_pad(tokenizer, _embedding_rows(found))
     tokenizer.chat_template = choose_template(tokenizer, found.name, chat_template)
     return tokenizer
 
@@ -121,11 +122,11 @@ def _files(name: str, *names: str) -> dict[str, Path]:
     return found
 
 
-def _embedding_rows(name: str) -> int | None:
-    config = _files(name, "config.json").get("config.json")
-    if config is None:
-        return None
-    values = json.loads(config.read_text(encoding="utf-8"))
+def _embedding_rows(source: ModelSource) -> int | None:
+    values = source.config
+    cached = _files(source.path, "config.json").get("config.json") if not values else None
+    if cached is not None:
+        values = json.loads(cached.read_text(encoding="utf-8"))
     return values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
 
 
@@ -242,7 +243,7 @@ def choose_template(tokenizer: Any, name: str, wanted: str | None) -> str:
         ConfigError: a name that is neither a template's key, a file nor Jinja text.
     """
     if wanted is not None:
-        return _named_template(wanted)
+        return template_text(wanted)
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     row = catalog.lookup(name)
@@ -261,19 +262,6 @@ def choose_template(tokenizer: Any, name: str, wanted: str | None) -> str:
         "model.chat_template.",
     )
     return TEMPLATES["alpaca_ja"].jinja
-
-
-def _named_template(wanted: str) -> str:
-    if wanted in TEMPLATES:
-        return TEMPLATES[wanted].jinja
-    if "{{" in wanted or "{%" in wanted:
-        return wanted
-    if Path(wanted).is_file():
-        return Path(wanted).read_text(encoding="utf-8")
-    raise ConfigError(
-        f"model.chat_template が {wanted!r} です。テンプレート名（{', '.join(TEMPLATES)}）、ファイル、Jinja の文のいずれかにしてください。",
-        f"model.chat_template is {wanted!r}; give a template's name ({', '.join(TEMPLATES)}), a file or Jinja text.",
-    )
 
 
 def known_template(tokenizer: Any) -> ChatTemplate | None:

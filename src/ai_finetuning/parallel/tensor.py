@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, Shard
 from ..errors import ConfigError, ModelError
 from .exchange import Group, joined, own_part, shared_input, total
 from .layout import chunk, local
+from .limits import validate_heads
 from .settle import Destination
 
 # Module name, numbers written as *, to the way it is cut; the words are transformers' own.
@@ -78,15 +79,7 @@ def refuse(
     text = config.get_text_config()
     heads = text.num_attention_heads
     groups = getattr(text, "num_key_value_heads", None) or heads
-    if heads % tensor or groups % tensor:
-        sizes = ", ".join(str(size) for size in range(1, groups + 1) if heads % size == 0 and groups % size == 0)
-        raise ConfigError(
-            f"tensor_parallel_size {tensor} でヘッドを分けられません（アテンションヘッド {heads}、KV ヘッド {groups}）。両方を割り切る {sizes} "
-            "のどれかにしてください。",
-            f"tensor_parallel_size {tensor} does not divide the model's {heads} attention heads and {groups} "
-            "key-value heads; "
-            f"sizes that do: {sizes}.",
-        )
+    validate_heads(heads, groups, tensor)
 
 
 def _refuse_optimizer(name: str, setting: str) -> None:

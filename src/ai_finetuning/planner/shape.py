@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
-from ..models import hub
+from ..models.source import ModelSource, find_model
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,19 @@ def read_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
     return shape_of(meta_model(name, trust_remote_code=trust_remote_code))
 
 
-def meta_model(name: str, *, trust_remote_code: bool = False) -> nn.Module:
-    """A model by name, built on the meta device: no weight is read, no memory taken.
+def meta_model(name: str | ModelSource, *, trust_remote_code: bool = False) -> nn.Module:
+    """A model by name, or one that find_model() has found, built on the meta device: no weight is read, no memory taken.
 
     Raises:
         ModelError: the configuration is no causal language model that transformers knows.
     """
-    found = hub.locate(name)
+    found = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(
-            found.place, local_files_only=found.local_only, trust_remote_code=trust_remote_code
+            found.path, local_files_only=found.local_only, trust_remote_code=found.remote_code
         )
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=found.remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(

@@ -14,8 +14,9 @@ from ..config.run_folder import RUN
 from ..errors import ModelError, ToolkitError, UsageError
 from ..models import hub
 from ..models.adapters import adapter_config, load_adapter
-from ..models.loading import load_causal_lm, read_config
+from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
+from ..models.source import read_config
 
 ORIGINAL, DEQUANTIZED, AUTO = "original", "dequantized", "auto"
 

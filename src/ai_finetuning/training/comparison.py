@@ -19,8 +19,8 @@ from ..evaluation.generation import exact_match, grade
 from ..models.adapters import trainable_parameters
 from ..models.japanese_model import JapaneseModel
 from ..models.quantized import weight_bytes
-from .assemble import Result, run_job
-from .preparation import Job
+from .execute import Result, execute
+from .request import TrainRequest
 
 # Found by trial on the model that ships: recipes/kotoha-tiny/README.md. Full fine-tuning moves every weight and needs
 # less.
@@ -84,7 +84,7 @@ def teach(config: RunConfig, rows: Any, questions: Sequence[tuple[str, str]]) ->
     """Trains on rows, with the (question, answer) pairs as held-out data; returns the model and what the run gave."""
     model = JapaneseModel(config.model.name)
     held_out = [{"instruction": question, "output": answer} for question, answer in questions]
-    return model, run_job(Job(model, config, rows, held_out))
+    return model, execute(TrainRequest(model, config, rows, held_out))
 
 
 def held_out_losses(result: Result) -> tuple[float, float]:

@@ -12,8 +12,8 @@ from ..config.parallel import ParallelConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
 from ..models.base_model import BaseModel
-from .assemble import Result, run_job
-from .preparation import Job
+from .execute import Result, execute
+from .request import TrainRequest
 from .sources import choose_sources, with_resume
 
 
@@ -69,5 +69,5 @@ class FullFinetuningTrainer:
             parallel=getattr(self.config, "parallel", None) or ParallelConfig(),
         )
         train, held_out = choose_sources(self, train_texts, eval_texts)
-        self.result = run_job(Job(self.model, config, train, held_out, self.use_accelerate))
+        self.result = execute(TrainRequest(self.model, config, train, held_out, self.use_accelerate))
         return self.result.model

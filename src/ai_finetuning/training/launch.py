@@ -10,56 +10,49 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import errors
-from ..config.load import load_config, to_plain
+from ..config.load import load_config
 from ..data.text_dataset import TextDataset
 from ..data.tokenize import Example
 from ..engine.hooks import SignalFlags
 from ..errors import ConfigError, ProcessesError, ToolkitError
 from ..hardware.cores import physical_cores
 from ..hardware.gpu import get_available_device
+from ..models import catalog
 from ..models.base_model import BaseModel
 from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.scratch import ScratchModel
+from ..models.source import ModelSource
 from ..notices import notice
-from ..parallel.processes import launched
+from .request import Settled, TrainRequest
+from .run_yaml import given_yaml
 
 if TYPE_CHECKING:
-    from .preparation import Job
+    from .resolve import RunPlan
 
 FOLDER = ".launch"
 JOB, RUN, STARTED, ERROR, LOGS = "job.json", "run.yaml", "started", "error.json", "logs"
 PORTS = 3  # attempts to find one that nobody takes meanwhile
 
 
-def wanted_processes(job: Job) -> int:
-    """Processes that this run should have on this machine and has not: more than 1 means that they must be started."""
-    if launched().size > 1 or torch.distributed.is_initialized() or job.config.parallel.strategy == "model_parallel":
-        return 1
-    if job.config.parallel.processes is not None:
-        return job.config.parallel.processes
-    device = job.model.device or get_available_device()
-    if device.type != "cuda" or device.index is not None:
-        return 1  # one device was meant
-    return torch.cuda.device_count()
-
-
-def run_processes(job: Job, processes: int) -> None:
-    """Writes the job, starts the processes, shows what the first one says; returns when all have ended well.
+def run_processes(plan: RunPlan) -> None:
+    """Writes the request, starts the processes, shows what the first one says; returns when all have ended well.
 
     Raises:
         ToolkitError: what a process raised. ProcessesError: one died.
     """
-    folder = Path(job.config.training.output_dir) / FOLDER
+    processes, parallel = plan.processes_to_start, plan.request.config.parallel
+    folder = Path(plan.summary.output_dir) / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_job(job, folder)
+    write_request(plan, folder)
     notice(f"{processes} プロセスで訓練します。", f"training in {processes} processes.")
     command = [
         sys.executable,
@@ -68,7 +61,7 @@ def run_processes(job: Job, processes: int) -> None:
         "--standalone",
         "--local-addr=127.0.0.1",
         f"--nproc-per-node={processes}",
-        f"--max-restarts={job.config.parallel.max_restarts}",
+        f"--max-restarts={parallel.max_restarts}",
         "--redirects=3",
         f"--log-dir={folder / LOGS}",
         "-m",
@@ -175,33 +168,27 @@ def _last_lines(folder: Path) -> str:
 # --- the folder
 
 
-def write_job(job: Job, folder: Path) -> None:
-    """Configuration, rows and, where they were changed in memory, weights.
+def write_request(plan: RunPlan, folder: Path) -> None:
+    """The request, with what has been found for it; rows and, where they were changed in memory, weights.
 
     Raises:
         ConfigError: rows that no file can hold.
     """
-    import yaml
-
-    config = job.config
-    values = to_plain(config, given_only=True)
-    values.setdefault("model", {})["name"] = config.model.name
-    values["method"] = config.method
-    values.setdefault("data", {}).pop("train", None)
-    values["data"].pop("eval", None)
-    if config.trains_all:
-        values.pop("lora", None)
-    (folder / RUN).write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    request = plan.request
+    (folder / RUN).write_text(given_yaml(request.config), encoding="utf-8")
+    settled = Settled(plan.parallel.strategy, plan.parallel.processes)
     content = {
-        "model": _model_spec(job.model, folder),
-        "use_accelerate": job.use_accelerate,
-        "train": _source_spec(job.train, folder / "train.jsonl"),
-        "held_out": _source_spec(job.held_out, folder / "held_out.jsonl"),
+        "model": _model_spec(plan, folder),
+        "use_accelerate": request.use_accelerate,
+        "train": _source_spec(request.train, folder / "train.jsonl"),
+        "held_out": _source_spec(request.held_out, folder / "held_out.jsonl"),
+        "settled": asdict(settled),
     }
     (folder / JOB).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def _model_spec(model: BaseModel, folder: Path) -> dict[str, Any]:
+def _model_spec(plan: RunPlan, folder: Path) -> dict[str, Any]:
+    model, source = plan.request.model, plan.source
     names = {dtype: name for name, dtype in DTYPES.items() if name != "auto"}
     device = model.device or get_available_device()
     common = {
@@ -210,6 +197,13 @@ def _model_spec(model: BaseModel, folder: Path) -> dict[str, Any]:
         "dtype": names.get(model.torch_dtype) if model.torch_dtype is not None else None,
         "attention": getattr(model, "attention", "auto"),
         "chat_template": getattr(model, "chat_template", None),
+        "source": {
+            "name": source.name,
+            "path": source.path,
+            "local_only": source.local_only,
+            "config": dict(source.config),
+            "remote_code": source.remote_code,
+        },
     }
     if isinstance(model, ScratchModel):
         return common | {"kind": "scratch", "seed": model.seed}
@@ -225,6 +219,8 @@ def _model_spec(model: BaseModel, folder: Path) -> dict[str, Any]:
 def _source_spec(source: Any, place: Path) -> dict[str, Any] | None:
     if source is None:
         return None
+    if isinstance(source, float):
+        return {"share": source}
     if isinstance(source, str | Path):
         return {"path": str(source)}
     if isinstance(source, list) and all(isinstance(item, Path) for item in source):
@@ -263,17 +259,30 @@ def _write_rows(rows: Iterator[Any], place: Path) -> None:
         ) from error
 
 
-def read_job(folder: Path) -> Job:
-    """What write_job() wrote, in a process of the run."""
-    from .preparation import Job
-
+def read_request(folder: Path) -> TrainRequest:
+    """What write_request() wrote, in a process of the run."""
     content = json.loads((folder / JOB).read_text(encoding="utf-8"))
     config = load_config(folder / RUN)
     train, held_out = _source(content["train"]), _source(content["held_out"])
-    return Job(_model(content["model"], config.model.architecture), config, train, held_out, content["use_accelerate"])
+    return TrainRequest(
+        _model(content["model"], config.model.architecture),
+        config,
+        train,
+        held_out,
+        content["use_accelerate"],
+        Settled(**content["settled"]),
+    )
 
 
 def _model(spec: dict[str, Any], architecture: Any) -> BaseModel:
+    model = _new_model(spec, architecture)
+    if "weights" not in spec:
+        found = spec["source"]
+        model.use_source(ModelSource(**found, catalog_row=catalog.lookup(found["name"])))
+    return model
+
+
+def _new_model(spec: dict[str, Any], architecture: Any) -> BaseModel:
     device = torch.device("cpu") if spec["device"] == "cpu" else None
     dtype = DTYPES[spec["dtype"]] if spec["dtype"] is not None else None
     if spec["kind"] == "scratch":
@@ -296,6 +305,8 @@ def _model(spec: dict[str, Any], architecture: Any) -> BaseModel:
 def _source(spec: dict[str, Any] | None) -> Any:
     if spec is None:
         return None
+    if "share" in spec:
+        return float(spec["share"])
     if "tokens" in spec:
         import numpy as np
 

@@ -17,8 +17,8 @@ from ..models.adapters import adapter_config, load_adapter
 from ..models.base_model import BaseModel
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import load_tokenizer
-from .assemble import Result, run_job
-from .preparation import Job
+from .execute import Result, execute
+from .request import TrainRequest
 from .sources import choose_sources, with_resume
 
 
@@ -75,7 +75,7 @@ class LoRAFinetuningTrainer:
             parallel=getattr(self.training_config, "parallel", None) or ParallelConfig(),
         )
         train, held_out = choose_sources(self, train_texts, eval_texts)
-        self.result = run_job(Job(self.model, config, train, held_out))
+        self.result = execute(TrainRequest(self.model, config, train, held_out))
         return self.result.model
 
     @staticmethod

@@ -10,7 +10,7 @@ from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
 from ..config.training import MultiGPUTrainingConfig
 from ..models.base_model import BaseModel
-from .assemble import Result
+from .execute import Result
 from .full_finetuning import FullFinetuningTrainer
 from .lora_finetuning import LoRAFinetuningTrainer
 

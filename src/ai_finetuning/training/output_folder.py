@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import json
 import os
 import shutil
@@ -18,44 +17,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, LOCK, METRICS, REPORT, RUN
+from ..config.run_folder import CHECKPOINTS, LOCK, RUN
 from ..engine.checkpoint import CheckpointStore
 from ..engine.checkpoint_files import fsync_folder, write_durably
 from ..engine.faults import trigger
 from ..errors import ConfigError, RunLockedError, StorageError, ToolkitError
 from ..notices import notice, warn
 from ..parallel.processes import Peers, wait_for
+from ..runs.folder import STAGING, files_of_run, read_run, validate_folder
 
 OWNER = ".lock-owner.json"
-STAGING = ".staging-model"
-TRACKERS = "trackers"
-# Everything that a run writes directly into its folder. Folders of others may hold any other name.
-OURS = (
-    CONFIG,
-    ENVIRONMENT,
-    METRICS,
-    METRICS + ".tmp",
-    CURVE,
-    REPORT,
-    CHECKPOINTS,
-    TRACKERS,
-    STAGING,
-    "README.md",
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "adapter_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "stacks-rank-*.txt",
-    RUN,
-)
 
 
 class OutputFolder:
@@ -102,7 +73,7 @@ class OutputFolder:
                 f"training.output_dir {self.path} cannot be written ({error}); choose a place that can.",
             ) from error
         try:
-            self._refuse_foreign_files()
+            validate_folder(self.path)
         except ConfigError:
             self.__exit__(None, None, None)
             raise
@@ -139,27 +110,9 @@ class OutputFolder:
         except (OSError, ValueError, KeyError):
             return "unknown"
 
-    def ours(self) -> list[Path]:
-        """What a run has written here; run.json last."""
-        found = [path for path in self.path.iterdir() if any(fnmatch.fnmatch(path.name, name) for name in OURS)]
-        return sorted(found, key=lambda path: (path.name == RUN, path.name))
-
-    def _refuse_foreign_files(self) -> None:
-        foreign = [] if (self.path / RUN).exists() else self.ours()
-        if foreign:
-            names = ", ".join(path.name for path in foreign[:5])
-            raise ConfigError(
-                f"training.output_dir の {self.path} に、この実行のものではない {names} があります。上書きしないよう、別のフォルダーを指定してください。",
-                f"training.output_dir {self.path} holds {names}, which no run of this toolkit wrote; choose "
-                "another folder, so that nothing is overwritten.",
-            )
-
     def run(self) -> dict[str, Any]:
         """The run.json of the run that is here; empty where there is none."""
-        try:
-            return dict(json.loads((self.path / RUN).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return {}
+        return read_run(self.path)
 
     def write_run(self, **values: Any) -> None:
         """Changes run.json in one step; the main process does."""
@@ -193,7 +146,7 @@ class OutputFolder:
             number += 1
             place = self.path.with_name(f"{self.path.name}.{stamp}-{number}")
         place.mkdir()
-        for path in self.ours():
+        for path in files_of_run(self.path):
             os.replace(path, place / path.name)
         notice(
             f"{self.path} にあった以前の実行を {place} に移しました（続きから再開するには resume_from_checkpoint=auto）。",

@@ -14,10 +14,10 @@ from ..errors import ConfigError, ModelError
 from ..evaluation.quantization_benchmark import compare_models
 from ..evaluation.quantization_report import write_report
 from ..hardware.gpu import clear_gpu_memory, get_available_device
-from ..models import hub
 from ..models.adapters import logits_of
-from ..models.loading import load_causal_lm, read_config, resolve_dtype
+from ..models.loading import load_causal_lm, resolve_dtype
 from ..models.quantized import Method, Quantization, find_method, linear_modules, weight_bytes
+from ..models.source import find_model
 from ..models.tokenizers import PROBES, load_tokenizer
 from ..notices import notice
 from .output_folder import free_disk_bytes, new_folder, no_space, refuse_used_folder
@@ -205,8 +205,8 @@ class QuantizationOptimizer:
         _require_same(in_memory, stored, self.model_name_or_path, wanted.method)
 
     def _refuse_quantized(self) -> None:
-        found = hub.locate(self.model_name_or_path)
-        stored = read_config(found).get("quantization_config")
+        found = find_model(self.model_name_or_path)
+        stored = found.quantization
         if stored:
             raise ConfigError(
                 f"{found.name} はすでに量子化されています（{stored.get('quant_method')}）。量子化前のモデルを指定してください。",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,18 +10,20 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from ..config.run_folder import CHECKPOINTS
 from ..config.sections import CheckpointConfig
-from ..engine.checkpoint import MANIFEST, STATE, differences
+from ..engine.checkpoint import MANIFEST, STATE, CheckpointStore, differences
 from ..engine.loop import Run, TrainState
 from ..errors import CheckpointError, ConfigError
 from ..notices import notice, warn
+from ..runs.folder import read_run
 from .output_folder import OutputFolder
 
 _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run starts.
 
     Attributes:
@@ -28,6 +31,7 @@ class Start:
         inside: whether the run goes on in its own folder.
         completed: whether that run's model is there already.
         fingerprint: of the run that is resumed; empty where unknown.
+        derived: what that run had derived; what it lacks (a checkpoint of an older version) is derived anew.
         foreign: a checkpoint that another trainer wrote.
     """
 
@@ -35,11 +39,29 @@ class Start:
     inside: bool = False
     completed: bool = False
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    derived: dict[str, Any] = field(default_factory=dict)
     foreign: Path | None = None
 
 
-def find(folder: OutputFolder, options: CheckpointConfig) -> Start | None:
-    """What resume_from_checkpoint means here; None starts anew.
+def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
+    """What a run would go on from, for a plan: nothing is locked or verified, damaged checkpoints are passed over."""
+    wanted = options.resume_from_checkpoint
+    if wanted is None:
+        return None
+    own = _is_own(wanted, Path(output_dir))
+    if not own and _is_foreign(Path(wanted)):
+        return ResumePoint(foreign=Path(wanted))
+    run = read_run(Path(output_dir)) if own else {}
+    place = Path(output_dir) / CHECKPOINTS if own else Path(wanted)
+    folders = [place] if (place / MANIFEST).exists() else [path for _, path in CheckpointStore(place).candidates()]
+    for folder in [*folders, *(path for _, path in CheckpointStore(place / CHECKPOINTS).candidates())]:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return _point(folder, inside=own)
+    return _completed(None, run) if run.get("status") == "completed" else ResumePoint(inside=bool(run))
+
+
+def find(folder: OutputFolder, options: CheckpointConfig) -> ResumePoint | None:
+    """What resume_from_checkpoint means here, verified; None starts anew.
 
     Raises:
         CheckpointError: every checkpoint is damaged, and restart is not said.
@@ -48,32 +70,54 @@ def find(folder: OutputFolder, options: CheckpointConfig) -> Start | None:
     wanted = options.resume_from_checkpoint
     if wanted is None:
         return None
-    own = wanted == "auto" or Path(wanted).resolve() == folder.path.resolve()
-    if not own and (Path(wanted) / "trainer_state.json").is_file() and not (Path(wanted) / MANIFEST).exists():
-        return Start(foreign=Path(wanted))
+    own = _is_own(wanted, folder.path)
+    if not own and _is_foreign(Path(wanted)):
+        return ResumePoint(foreign=Path(wanted))
     run = folder.run() if own else {}
     completed = run.get("status") == "completed"
     try:
         checkpoint = folder.store.resolve("auto" if own else wanted)
     except CheckpointError as error:
         if completed:
-            return Start(inside=True, completed=True, fingerprint=run["fingerprint"])
+            return _completed(None, run)
         if not options.restart:
             raise
         warn(f"{error.ja} restart=true なので最初から始めます。", f"{error.en} restart=true: starting anew.")
         return None
     if completed:
-        return Start(checkpoint, inside=True, completed=True, fingerprint=run["fingerprint"])
+        return _completed(checkpoint, run)
     if checkpoint is None:
         notice(
             f"{folder.path} に再開できるチェックポイントがまだないので、最初から始めます。",
             f"no checkpoint was completed in {folder.path} yet: starting from the beginning.",
         )
-        return Start(inside=bool(run))
-    inside = folder.path.resolve() in checkpoint.resolve().parents
+        return ResumePoint(inside=bool(run))
+    return _point(checkpoint, inside=folder.path.resolve() in checkpoint.resolve().parents)
+
+
+def _is_own(wanted: str, output_dir: Path) -> bool:
+    return wanted == "auto" or Path(wanted).resolve() == output_dir.resolve()
+
+
+def _is_foreign(folder: Path) -> bool:
+    return (folder / "trainer_state.json").is_file() and not (folder / MANIFEST).exists()
+
+
+def _completed(checkpoint: Path | None, run: dict[str, Any]) -> ResumePoint:
+    derived = run.get("derived") or _derived_of(run["fingerprint"])
+    return ResumePoint(checkpoint, inside=True, completed=True, fingerprint=run["fingerprint"], derived=derived)
+
+
+def _point(checkpoint: Path, *, inside: bool) -> ResumePoint:
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     fingerprint = {key: value for key, value in state["fingerprint"].items() if key != "weights"}
-    return Start(checkpoint, inside=inside, fingerprint=fingerprint)
+    derived = state.get("derived") or _derived_of(fingerprint)
+    return ResumePoint(checkpoint, inside=inside, fingerprint=fingerprint, derived=derived)
+
+
+def _derived_of(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of a version that kept no `derived` says of it."""
+    return {key: fingerprint[key] for key in ("precision", "warmup_steps") if key in fingerprint}
 
 
 def refuse_differences(saved: dict[str, Any], current: dict[str, Any], *, allowed: bool) -> bool:
@@ -84,7 +128,8 @@ def refuse_differences(saved: dict[str, Any], current: dict[str, Any], *, allowe
     """
     if not saved:
         return False
-    changed = differences(saved, json.loads(json.dumps(current)))
+    current = json.loads(json.dumps(current))
+    changed = [item for item in differences(saved, current) if not _same_folder(*item)]
     if not changed:
         return False
     lines = "; ".join(f"{name}: {_short(old)} -> {_short(new)}" for name, old, new in changed[:_SHOWN])
@@ -99,6 +144,11 @@ def refuse_differences(saved: dict[str, Any], current: dict[str, Any], *, allowe
         f"this is not the run that is to be resumed: {lines}. Change it back, or say --allow-changed "
         "(checkpoint.allow_changed=true) if you mean it.",
     )
+
+
+def _same_folder(name: str, old: Any, new: Any) -> bool:
+    """Whether a model's folder is only written in two ways; earlier versions noted it as it was typed."""
+    return name == "model" and isinstance(old, str) and Path(old).is_dir() and str(Path(old).resolve()) == new
 
 
 def _short(value: Any) -> str:

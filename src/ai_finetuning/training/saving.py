@@ -15,7 +15,6 @@ from torch import nn
 from ..config.load import to_plain
 from ..config.run import RunConfig
 from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
-from ..config.section import with_values
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.checkpoint_pieces import write_shards
 from ..engine.metrics import read_metrics
@@ -24,50 +23,31 @@ from ..evaluation.report import write_report
 from ..hardware.checkpointing import disable_activation_checkpointing
 from ..hardware.environment import environment
 from ..hardware.gpu import is_out_of_memory
-from ..models import catalog
 from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
 from ..models.tokenizers import prompt_style
 from ..notices import notice, warn
-from ..planner.plan import Plan
 from . import base
 from .model_card import model_card
 from .output_folder import OutputFolder
+from .run_yaml import run_yaml
 
 if TYPE_CHECKING:
-    from .assemble import Result
-    from .preparation import Job, Prepared
+    from .execute import Result
+    from .resolve import Derived, RunPlan
 
 
-def resolved_config(config: RunConfig, plan: Plan) -> RunConfig:
-    """The configuration with what was decided for the user put in."""
-    training = config.training
-    runtime = with_values(training.runtime, precision=plan.precision)
-    decided = {
-        "warmup_steps": plan.warmup_steps,
-        "gradient_checkpointing": plan.gradient_checkpointing,
-        "runtime": runtime,
-    }
-    return with_values(config, training=with_values(training, **decided))
-
-
-def descriptions(config: RunConfig) -> dict[str, str]:
+def descriptions(plan: RunPlan, derived: Derived) -> dict[str, str]:
     """The files that describe a run: what `aift train` reads again, and the machine."""
-    import yaml
-
-    plain = to_plain(config)
-    if config.trains_all:
-        plain.pop("lora")  # without effect, and refused beside method: full
     return {
-        CONFIG: yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=120),
+        CONFIG: run_yaml(plan, derived),
         ENVIRONMENT: json.dumps(environment(), ensure_ascii=False, indent=1),
     }
 
 
 def finish(
-    job: Job,
-    prepared: Prepared,
+    plan: RunPlan,
     folder: OutputFolder,
     result: Result,
     dtype: torch.dtype,
@@ -84,34 +64,32 @@ def finish(
     model: Any = result.model
     disable_activation_checkpointing(model)
     model.eval()
-    if export is None:
-        if job.full:
-            model.to(dtype)
-        job.model.model = model
+    if export is None and plan.request.full:
+        model.to(dtype)
     history = result.history = read_metrics(folder.path / METRICS)
-    summary = summarize(result, prepared)
+    summary = summarize(result, plan)
 
     def save(place: Path) -> None:
         with quiet_peft():
             (export or model.save_pretrained)(place)
         (place / "README.md").unlink(missing_ok=True)
-        _save_generation_config(model, prepared.tokenizer, place)
-        prepared.tokenizer.save_pretrained(place)
-        card = model_card(job.config, summary, environment(), catalog.lookup(job.model.model_name))
+        _save_generation_config(model, plan.tokenizer, place)
+        plan.tokenizer.save_pretrained(place)
+        card = model_card(plan.request.config, summary, environment(), plan.source.catalog_row)
         (place / "README.md").write_text(card, encoding="utf-8")
-        _pictures(place, folder.path, history, summary, job.config)
+        _pictures(place, folder.path, history, summary, plan.request.config)
 
     names = folder.place_model(save)
     folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
-    what = ("モデル", "the model") if job.full else ("LoRA アダプター", "the LoRA adapter")
+    what = ("モデル", "the model") if plan.request.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
 
 
-def export_of(job: Job, model: Any, checkpoint: Path, dtype: torch.dtype) -> Callable[[Path], None]:
+def export_of(plan: RunPlan, model: Any, checkpoint: Path, dtype: torch.dtype) -> Callable[[Path], None]:
     """Writes a model out of a checkpoint, a tensor at a time: no process ever holds all of it."""
 
     def export(place: Path) -> None:
-        if job.full:
+        if plan.request.full:
             write_shards(place, checkpoint, dtype=dtype, tied=tied_names(model))
             config = copy.deepcopy(model.config)
             config.dtype = dtype
@@ -150,7 +128,7 @@ def _save_generation_config(model: Any, tokenizer: Any, place: Path) -> None:
     config.save_pretrained(place)
 
 
-def summarize(result: Result, prepared: Prepared) -> dict[str, Any]:
+def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
     """The measured numbers of a run."""
     steps = [row for row in result.history if "loss" in row]
     evaluations = [row for row in result.history if "eval_loss" in row]
@@ -169,11 +147,11 @@ def summarize(result: Result, prepared: Prepared) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "tokens_per_second": round(state.tokens / result.seconds, 1) if result.seconds > 0 else None,
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
-        "estimated_memory_gb": round(prepared.plan.memory.total / 1e9, 2),
-        "characters_per_token": round(prepared.data.report.characters_per_token, 3),
+        "estimated_memory_gb": round(plan.summary.memory.total / 1e9, 2),
+        "characters_per_token": round(plan.data.report.characters_per_token, 3),
         "plan": {
             key: value
-            for key, value in asdict(prepared.plan).items()
+            for key, value in asdict(plan.summary).items()
             if key not in ("memory", "free_memory_bytes", "free_disk_bytes")
         },
     }
@@ -183,10 +161,10 @@ def _scores(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row.get(key) for key in ("step", "eval_loss", "eval_perplexity", "eval_bits_per_character")}
 
 
-def load_saved(job: Job, folder: Path, *, in_fp32: bool) -> nn.Module:
+def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
     """The model of a completed run; on the CPU where one device cannot hold what several trained."""
     try:
-        return _load_saved(job, folder, in_fp32=in_fp32)
+        return _load_saved(plan, folder, plan.request.model.device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -194,15 +172,14 @@ def load_saved(job: Job, folder: Path, *, in_fp32: bool) -> nn.Module:
         "1 つのデバイスにモデルが収まらないため、訓練済みモデルを CPU に読み込みました。",
         "one device cannot hold the model, so the trained model was loaded on the CPU.",
     )
-    job.model.model, job.model.device = None, torch.device("cpu")
-    return _load_saved(job, folder, in_fp32=in_fp32)
+    return _load_saved(plan, folder, torch.device("cpu"))
 
 
-def _load_saved(job: Job, folder: Path, *, in_fp32: bool) -> nn.Module:
-    if job.full:
-        model = load_causal_lm(str(folder), dtype=job.model.torch_dtype, device=job.model.device)
+def _load_saved(plan: RunPlan, folder: Path, device: torch.device | None) -> nn.Module:
+    model: Any
+    if plan.request.full:
+        model = load_causal_lm(str(folder), dtype=plan.request.model.torch_dtype, device=device)
     else:
-        module, _ = base.load_base(job.model, job.config, in_fp32=in_fp32)
+        module, _ = base.load_base(plan, {"device": device})
         model = load_adapter(module, folder)
-    job.model.model = model
     return model.eval()

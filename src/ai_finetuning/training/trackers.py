@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..engine.hooks import Callback
-from ..errors import ConfigError
 from ..notices import warn
 
 # A server that is down costs seconds, not the minutes of the clients' own retries (MLflow 253 s, W&B 108 s, measured);
@@ -19,7 +16,6 @@ _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "WANDB_INIT_TIMEOUT": "10",
 }
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Tracker(Callback):
@@ -82,19 +78,3 @@ def _start(name: str, folder: Path, run_name: str) -> Any:
     if hasattr(tracker, "start"):
         tracker.start()
     return tracker
-
-
-def require_trackers(names: Sequence[str]) -> None:
-    """Refuses, before anything is loaded, a tracker whose package is not installed.
-
-    Raises:
-        ConfigError: with the command that installs it.
-    """
-    for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise ConfigError(
-                f"training.runtime.report_to が {name} ですが、{_PACKAGES[name]} がありません。pip install {_PACKAGES[name]} "
-                "してください。",
-                f"training.runtime.report_to is {name}, but {_PACKAGES[name]} is not installed: pip install "
-                f"{_PACKAGES[name]}.",
-            )

@@ -8,29 +8,32 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
+from ..config.section import with_values
 from ..errors import PreemptedError, ProcessesError, ToolkitError
 from ..parallel.processes import launched, lost_a_peer
 
 
 def main(folder: Path) -> int:
-    """Runs the job of the folder; why it failed is left there for the process that started us."""
+    """Runs the request of the folder; why it failed is left there for the process that started us."""
     from . import launch
-    from .assemble import run_job
+    from .execute import execute
     from .sources import with_resume
 
-    job = launch.read_job(folder)
+    request = launch.read_request(folder)
     started = folder / f"{launch.STARTED}-{launched().rank}"
     if (
         started.exists()
     ):  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
         os.environ.pop("AIFT_FAULT", None)
-        job.config.training = with_resume(job.config.training, "auto")
+        training = with_resume(request.config.training, "auto")
+        request = replace(request, config=with_values(request.config, training=training))
         (folder / launch.ERROR).unlink(missing_ok=True)  # the reason of the attempt before
     started.touch()
     try:
-        run_job(job)
+        execute(request)
     except Exception as error:
         code = tell(folder / launch.ERROR, error)
         sys.stdout.flush()

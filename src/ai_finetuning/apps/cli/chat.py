@@ -34,6 +34,9 @@ def chat(
     greedy: bool = typer.Option(False, "--greedy"),
 ) -> None:
     """A conversation in the terminal; with a pipe, every line is a question."""
+    from ...models.sampling import validate_sampling
+
+    validate_sampling(max_new_tokens=max_new_tokens, temperature=temperature, do_sample=not greedy)
     from ...inference.session import Chat, open_model
 
     opened = open_model(model, base=base, bits=bits)

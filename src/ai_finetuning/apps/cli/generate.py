@@ -31,6 +31,11 @@ def generate(
     seed: int | None = typer.Option(None),
 ) -> None:
     """Prints the answers, one block for each instruction."""
+    from ...models.sampling import validate_sampling
+
+    validate_sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, do_sample=not greedy
+    )
     from ...inference.session import open_model
     from ...japanese.prompts import user_turn
     from ...models.generation import generate_text

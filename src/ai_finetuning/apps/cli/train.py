@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 
 from ...errors import localized
+
+if TYPE_CHECKING:
+    from ...config.run import RunConfig
+    from ...models.source import ModelSource
 
 
 class _WithSettings(TyperCommand):
@@ -58,44 +62,60 @@ def train(
     arguments = list(context.args)
     path = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
     config = load_config(path, arguments)
-    _require_data(config.data.train)
+    source = _check(config, path)
     if gpus or cpu_processes:
-        from ...training.run import with_processes
+        from ...training.request import with_processes
 
         config = with_processes(config, gpus=gpus, cpu_processes=cpu_processes)
     device = "cpu" if cpu_processes else None
     if dry_run:
-        _show_plan(config, device)
+        _show_plan(config, device, source)
         return
     from ...training.run import run_training
 
-    result = run_training(config, device)
+    result = run_training(config, device, source)
     print(localized("次に試せること:", "what to type next:"))
     print(f"  aift chat {result.folder}")
     if not config.trains_all:
         print(f"  aift merge {result.folder} --out {result.folder}-merged")
 
 
-def _require_data(train_data: object) -> None:
+def _check(config: RunConfig, path: str | None) -> ModelSource:
+    """Refuses what the settings alone rule out, before anything heavy is imported; where the base is."""
     from ...errors import ConfigError
+    from ...notices import notice
+    from ...training.sources import config_source
+    from ...training.validate import find_base, validate_config, validate_data
 
-    if train_data is None:
+    if config.data.train is None:
         raise ConfigError(
             "data.train がありません。学習データのファイルを data.train=FILE で指定してください。",
             "data.train is missing; name the training data with data.train=FILE.",
         )
+    validate_config(config)
+    validate_data(config_source(config.data.train), config_source(config.data.eval))
+    notice(
+        f"{path or '設定'} を確認しました（method: {config.method}、model: {config.model.name}）。準備しています。",
+        f"{path or 'the settings'}: method {config.method}, model {config.model.name}; getting ready.",
+    )
+    return find_base(config)
 
 
-def _show_plan(config: object, device: str | None) -> None:
+def _show_plan(config: RunConfig, device: str | None, source: ModelSource) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ...training.export.gguf import find_converter
+    from ...training.export.gguf_tokenizer import judge
     from ...training.run import plan_training
 
-    plan, lines = plan_training(config, device)  # type: ignore[arg-type]
-    for line in lines:
+    plan = plan_training(config, device, source)
+    # Told before training, when another model can still be chosen.
+    architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
+    gguf = judge(plan.tokenizer, architecture, find_converter(lenient=True))
+    for line in (*plan.data.lines, f"GGUF: {gguf}"):
         print(line)
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
-    for label, value in plan.table():
+    for label, value in plan.summary.table():
         table.add_row(label, value)
     Console(width=None if Console().is_terminal else 160).print(table)

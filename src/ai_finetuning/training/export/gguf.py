@@ -15,8 +15,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from ...errors import ConfigError, InputNotFoundError, ModelError, StorageError
-from ...models import hub
-from ...models.loading import read_config
+from ...models.source import find_model
 from ...models.tokenizers import load_tokenizer, prompt_style
 from ...notices import notice, warn
 from ..output_folder import free_disk_bytes, no_space, not_written
@@ -91,7 +90,7 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
     """
     check_output(out, outtype)
     tokenizer = load_tokenizer(str(folder))
-    architecture = (read_config(hub.locate(str(folder))).get("architectures") or ["?"])[0]
+    architecture = find_model(str(folder)).architecture
     verdict = judge(tokenizer, architecture, converter)
     if verdict.known is False:
         raise ModelError(verdict.ja, verdict.en)

@@ -13,7 +13,7 @@ from filelock import FileLock
 from ...errors import ModelError
 from ...hardware.folders import cache_folder
 from ...models import hub
-from ...models.loading import allow_remote_code, read_config, require_safetensors
+from ...models.source import find_model, require_safetensors
 from ...notices import notice
 from ..adapter_base import base_of
 from ..merging import merge_adapter
@@ -37,21 +37,19 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
     """
     if is_adapter(name):
         return _merged(name, base)
-    found = hub.locate(name)
-    config = read_config(found)
-    allow_remote_code(found.name, config, False)
-    if config.get("quantization_config") is not None:
+    found = find_model(name)
+    if found.quantization:
         raise ModelError(
             f"{name} は量子化されています。書き出しと配信には 16bit のモデルを使います。量子化前のモデルを指定してください（GGUF の量子化は --type で選べます）。",
             f"{name} is quantized; exports and serving take a 16-bit model. Name the model before quantization (a "
             "GGUF is quantized by --type).",
         )
-    require_safetensors(found.place)
-    if Path(found.place).is_dir():
-        return Path(found.place)
+    require_safetensors(found.path)
+    if Path(found.path).is_dir():
+        return Path(found.path)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(found.place, ignore_patterns=["*.bin", "*.pth", "*.pt", "*.msgpack", "*.h5"]))
+    return Path(snapshot_download(found.path, ignore_patterns=["*.bin", "*.pth", "*.pt", "*.msgpack", "*.h5"]))
 
 
 def _merged(adapter: str, base: str) -> Path:

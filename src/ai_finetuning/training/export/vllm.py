@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError
-from ...models import hub
 from ...models.adapters import adapter_config
-from ...models.loading import read_config
+from ...models.source import find_model
 from ...models.tokenizers import load_tokenizer, prompt_style
 from ...notices import notice, warn
 from ..output_folder import new_folder, refuse_used_folder
@@ -72,7 +71,7 @@ def refuse_incomplete(folder: Path) -> None:
 
 def problems_of(folder: Path) -> list[str]:
     """What vLLM would miss in a model's folder: names of files and keys."""
-    config = read_config(hub.locate(str(folder)))
+    config = find_model(str(folder)).config
     found = [
         key
         for key in ("architectures", "model_type", "vocab_size")

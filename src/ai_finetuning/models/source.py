@@ -1,0 +1,150 @@
+"""Where a model comes from, looked up once: name, path, configuration. Needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import HubError, ModelError, ToolkitError
+from ..notices import warn
+from . import catalog, hub
+from .catalog import CatalogRow
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found.
+
+    Attributes:
+        name: what it is called on any machine: hub id, `embedded:NAME`, or a folder. Adapters remember it.
+        path: what transformers loads: hub id or folder.
+        local_only: load without asking the hub.
+        config: its config.json; empty for a folder that holds only a tokenizer.
+        catalog_row: what the catalog knows of it, or None.
+        remote_code: the user allowed the code that its repository brings, and config.json asks for it.
+    """
+
+    name: str
+    path: str
+    local_only: bool
+    config: Mapping[str, Any] = field(default_factory=dict)
+    catalog_row: CatalogRow | None = None
+    remote_code: bool = False
+
+    @property
+    def quantization(self) -> Mapping[str, Any]:
+        """The quantization_config of weights that are stored quantized; else empty."""
+        stored: Mapping[str, Any] = self.config.get("quantization_config") or {}
+        return stored
+
+    @property
+    def architecture(self) -> str:
+        """The first of its architectures, such as LlamaForCausalLM."""
+        return str((self.config.get("architectures") or ["?"])[0])
+
+
+def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
+    """A model by hub id, alias, `embedded:NAME` or folder, with its configuration; within seconds, nothing is loaded.
+
+    Raises:
+        InputNotFoundError, HubError: it cannot be had. ModelError: it needs code from its repository, and nobody
+            allowed it; its configuration cannot be read.
+    """
+    found = hub.locate(name)
+    config = read_config(found)
+    remote_code = allow_remote_code(found.name, config, trust_remote_code)
+    return ModelSource(found.name, found.path, found.local_only, config, catalog.lookup(found.name), remote_code)
+
+
+def find_tokenizer(name: str) -> ModelSource:
+    """The same for a folder or id of which only the tokenizer is wanted; its configuration is read where it has one."""
+    found = hub.locate(name, weights=False)
+    file = Path(found.path) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return ModelSource(found.name, found.path, found.local_only, config, catalog.lookup(found.name))
+
+
+def read_config(found: hub.Located) -> dict[str, Any]:
+    """The model's config.json as a dict; no code of the repository runs."""
+    try:
+        file = Path(found.path) / "config.json"
+        if not Path(found.path).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(found.path, "config.json", local_files_only=found.local_only))
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"config.json holds a {type(values).__name__}, not an object")
+        return values
+    except (OSError, ValueError) as error:
+        raise not_loaded(found.path, error) from error
+
+
+def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
+    """Whether code from the repository may run; without the opt-in a repository that brings code is refused.
+
+    A model that the catalog knows to have a built-in class is loaded by that class, its code stays unused.
+
+    Raises:
+        ModelError: the repository's configuration points at code (`auto_map`), and nobody allowed it.
+    """
+    if not config.get("auto_map"):
+        return False
+    if trust_remote_code:
+        warn(
+            f"{name} のリポジトリーに含まれるコードを実行します (trust_remote_code)。",
+            f"Running code from the repository of {name} (trust_remote_code).",
+        )
+        return True
+    row = catalog.lookup(name)
+    if row is not None and not getattr(row, "trust_remote_code", True):
+        return False
+    raise ModelError(
+        f"{name} の config.json はリポジトリー内のコード (auto_map) の実行を求めています。実行しません。内容を確認して信頼できる場合だけ"
+        " trust_remote_code=True (設定では model.trust_remote_code: true) を指定してください。",
+        f"{name}: its config.json wants to run code from the repository (auto_map); refused. Read that code, and only if you trust"
+        " it pass trust_remote_code=True (in a config: model.trust_remote_code: true).",
+    )
+
+
+def require_safetensors(name: str) -> None:
+    """Refuses a local folder whose weights exist only as pickles: unpickling can run any code.
+
+    Raises:
+        ModelError: no *.safetensors in the folder.
+    """
+    folder = Path(name)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    raise ModelError(
+        f"{name} に safetensors の重みがありません (あるのは {'、'.join(pickles) or 'なし'})。安全のため safetensors だけを読み込みます。"
+        " 信頼できる環境で save_pretrained し直して変換してください。",
+        f"{name} has no safetensors weights (found: {', '.join(pickles) or 'none'}). Safetensors only: pickles can run code."
+        " Convert it with save_pretrained in an environment that you trust.",
+    )
+
+
+def not_loaded(name: str, error: Exception) -> ToolkitError:
+    """A library's failure with what the user can do about it."""
+    text = str(error)
+    first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+    if "safetensors" in text and ("does not appear to have" in text or "no file named" in text.lower()):
+        return ModelError(
+            f"{name} に safetensors の重みがありません。safetensors だけを読み込みます。変換済みのモデルを使ってください。",
+            f"{name} has no safetensors weights. Safetensors only: use a converted model.",
+        )
+    if isinstance(error, OSError) and not Path(name).is_dir():
+        return HubError(
+            f"{name} をダウンロードできませんでした: {first} ネットワーク、HF_TOKEN、モデル名を確認してください。",
+            f"{name} could not be downloaded: {first} Check the network, HF_TOKEN and the name.",
+        )
+    return ModelError(
+        f"{name} を読み込めませんでした: {first} config.json と重みが揃った、文章生成 (causal LM) のモデルか確認してください。",
+        f"{name} could not be loaded: {first} Check that it is a causal language model with matching config.json and weights.",
+    )

@@ -1,0 +1,1 @@
+"""Runs seen through their files; needs no torch."""

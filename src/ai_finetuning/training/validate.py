@@ -1,0 +1,111 @@
+"""What can be refused from the request alone: keys, files, folders, heads. Needs no torch, so that it answers at once."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config.run import RunConfig
+from ..data.files import find_data
+from ..errors import ConfigError, InputNotFoundError
+from ..japanese.templates import template_text
+from ..models.hub import on_disk
+from ..models.source import ModelSource, find_model, find_tokenizer
+from ..parallel.limits import validate_heads
+from ..runs.folder import validate_folder
+
+TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def validate_config(config: RunConfig) -> None:
+    """Refuses settings that name what is not there.
+
+    Raises:
+        ToolkitError: with name, value, rule and way out.
+    """
+    training = config.training
+    if config.model.chat_template is not None:
+        template_text(config.model.chat_template)
+    _validate_trackers(training.runtime.report_to)
+    _validate_resume(training.checkpoint.resume_from_checkpoint)
+    validate_folder(Path(training.output_dir))
+
+
+def validate_data(train: Any, held_out: Any = None) -> None:
+    """Refuses a run without data, and data files that are not there.
+
+    Args:
+        train, held_out: what the trainers take; only names of files are looked at.
+
+    Raises:
+        ConfigError: no training data. InputNotFoundError: no such file. DataError: a kind of file that cannot be read.
+    """
+    if train is None:
+        raise ConfigError(
+            "学習データがありません。train_texts か train_dataset（設定では data.train）を指定してください。",
+            "there is no training data; give train_texts or train_dataset (in a configuration: data.train).",
+        )
+    for source in (train, held_out):
+        for item in source if isinstance(source, list) else [source]:
+            if isinstance(item, Path) or (isinstance(item, str) and item is source):
+                find_data(item)
+
+
+def find_base(config: RunConfig) -> ModelSource:
+    """Where the base of a configuration is; refuses one that the settings do not fit.
+
+    Raises:
+        ToolkitError: it cannot be had, or cannot be trained as asked.
+    """
+    if config.method == "pretrain":
+        folder = on_disk(config.model.name)
+        if folder is None:
+            raise missing_tokenizer(config.model.name)
+        return find_tokenizer(config.model.name)
+    source = find_model(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    validate_source(config, source.config)
+    return source
+
+
+def missing_tokenizer(name: str) -> InputNotFoundError:
+    """The refusal of a model from scratch without a tokenizer's folder."""
+    return InputNotFoundError(
+        f"method: pretrain の model.name は、トークナイザーのあるフォルダーです。{name} はありません（aift tokenizer train で作れます）。",
+        f"with method: pretrain model.name is a folder with a tokenizer; {name} does not exist (aift "
+        "tokenizer train makes one).",
+    )
+
+
+def validate_source(config: RunConfig, model_config: Mapping[str, Any]) -> None:
+    """Refuses what a model's config.json rules out.
+
+    Raises:
+        ConfigError: heads that tensor_parallel_size does not divide.
+    """
+    size = config.parallel.tensor_parallel_size
+    text = model_config.get("text_config") or model_config
+    heads = text.get("num_attention_heads")
+    if size > 1 and isinstance(heads, int):
+        validate_heads(heads, text.get("num_key_value_heads") or heads, size)
+
+
+def _validate_trackers(names: Sequence[str]) -> None:
+    for name in names:
+        if importlib.util.find_spec(TRACKER_PACKAGES[name]) is None:
+            raise ConfigError(
+                f"training.runtime.report_to が {name} ですが、{TRACKER_PACKAGES[name]} がありません。pip install "
+                f"{TRACKER_PACKAGES[name]} してください。",
+                f"training.runtime.report_to is {name}, but {TRACKER_PACKAGES[name]} is not installed: pip install "
+                f"{TRACKER_PACKAGES[name]}.",
+            )
+
+
+def _validate_resume(wanted: str | None) -> None:
+    if wanted is None or wanted == "auto" or Path(wanted).is_dir():
+        return
+    raise InputNotFoundError(
+        f"resume_from_checkpoint が {wanted} ですが、そのフォルダーはありません。auto で最新を使えます。",
+        f"resume_from_checkpoint is {wanted}, which is not a folder; `auto` takes the newest checkpoint.",
+    )
