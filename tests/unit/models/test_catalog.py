@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from ai_finetuning import SUPPORTED_MODELS, JapaneseModel
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import catalog
