@@ -104,3 +104,20 @@ def test_the_site_has_every_page():
     listed = pages(site["nav"])
     there = [str(path.relative_to(docs).as_posix()) for path in docs.rglob("*.md") if not path.name[0].isdigit()]
     assert sorted(listed) == sorted(there)
+
+
+def code_lines(page: Path) -> set[str]:
+    text = page.read_text(encoding="utf-8")
+    fenced = "\n".join(re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S))
+    indented = re.findall(r"^    +(?:aift|make|pip|python) .*$", text, flags=re.M)
+    return {line.split("  #")[0].strip() for line in [*fenced.splitlines(), *indented]} - {""}
+
+
+def test_japanese_pages_show_the_commands_of_the_english_ones():
+    """Nothing is typed differently in the two languages."""
+    pages = [path for path in (ROOT / "docs").glob("*.ja.md") if path.name != "contract.ja.md"]
+    assert len(pages) >= 10
+    for page in pages:
+        english = page.with_name(page.name.replace(".ja.md", ".md"))
+        known = code_lines(english) | set(english.read_text(encoding="utf-8").split("`"))
+        assert {line for line in code_lines(page) if not any(line in item for item in known)} == set(), page.name
