@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import subprocess
@@ -59,6 +60,15 @@ def test_what_leads_nowhere_is_found(links: ModuleType, tmp_path: Path, line: st
     assert reason in found
     (decisions / "0002-second.md").write_text("# 0002 Second\n", encoding="utf-8")
     assert any("index.md: not up to date" in item for item in links.problems(tmp_path))
+
+
+def test_the_contract_is_word_for_word():
+    """Behind its header it is what the toolkit was built to; corrections stand in docs/api.md."""
+    _, text = (ROOT / "docs" / "contract.ja.md").read_text(encoding="utf-8").split("\n\n", 1)
+    assert text.startswith("# API リファレンス\n")
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "7cfc3f0d5cc91ac0d01e1e2eebe72c07789d27c2e54ef08140b4772d4d6216af"
+    )
 
 
 def terms() -> list[list[str]]:
