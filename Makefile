@@ -7,12 +7,12 @@ endif
 # Tests run in two processes of one thread each: on small models that is faster than one process of two threads.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-.PHONY: setup demo test test-faults test-gpu test-all check bench bench-peers bench-peers-setup bench-quantization bench-scaling
+.PHONY: setup demo test test-faults test-gpu test-all check bench bench-peers bench-peers-setup bench-quantization bench-scaling docs links
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,docs]"
 	@touch $@
 
 demo: setup
@@ -61,6 +61,13 @@ build/peers-lf/.ready: benchmarks/requirements-llamafactory.txt
 bench-quantization: setup
 	$(BIN)/python -m benchmarks.quantization
 
-# What several processes gain, four minutes on two quiet cores (docs/performance.md).
+# What several processes gain, about ten minutes on two quiet cores (docs/performance.md).
 bench-scaling: setup
 	$(BIN)/python benchmarks/scaling.py --plot
+
+# The site of docs/ in build/site, without warnings, and every link of the repository.
+docs: setup links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+links: setup
+	$(BIN)/python .ci/check_links.py

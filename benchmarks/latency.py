@@ -255,8 +255,8 @@ def _run(
 
 
 def _examples(count: int) -> list[Any]:
-    """Documents of lognormal length, median 116 and at most 512 tokens; two thirds carry loss (as PERFORMANCE.md's
-    corpus).
+    """Documents of lognormal length, median 116 and at most 512 tokens; two thirds carry loss (as in
+    docs/design/training-step.md).
     """
     import numpy as np
 

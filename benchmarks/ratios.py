@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Above this the wall clock measured the machine's other work too (PERFORMANCE.md section 10).
+# Above this the wall clock measured the machine's other work too (docs/performance.md, Protocol).
 CONTAMINATED = 1.05
 Steps = Sequence[dict[str, Any]]
 

@@ -80,7 +80,7 @@ SHAPES = {
 
 
 def flops_per_token(shape: Shape, method: str, *, label_share: float, mean_length: float) -> float:
-    """FLOPs that a training step cannot do without, per real token (PERFORMANCE.md section 1).
+    """FLOPs that a training step cannot do without, per real token (docs/design/training-step.md).
 
     Linear layers: 4 per weight where the weights are frozen (forward, gradient of the input), 6 where they train; the
     head likewise, on labelled tokens only; 6 per adapter weight; causal attention forward and 2.5 times that backward.

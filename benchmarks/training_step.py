@@ -1,4 +1,4 @@
-"""Speed and memory of a training step against other ways to train (protocol: PERFORMANCE.md section 10,
+"""Speed and memory of a training step against other ways to train (protocol:
 docs/performance.md).
 
 python benchmarks/training_step.py --quick                         # ours against a plain loop, a minute

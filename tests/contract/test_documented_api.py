@@ -1,4 +1,4 @@
-"""The documented API (api_reference.ja.md): import paths, signatures, defaults."""
+"""The documented API (docs/contract.ja.md): import paths, signatures, defaults."""
 
 from __future__ import annotations
 

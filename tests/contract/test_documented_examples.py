@@ -1,4 +1,4 @@
-"""The specification's code blocks, word for word, on tiny models that carry the documented names."""
+"""The contract's code blocks (docs/contract.ja.md), word for word, on tiny models that carry the documented names."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def blocks(shared: Path) -> list[str]:
-    text = (shared / "spec" / "api_reference.ja.md").read_text(encoding="utf-8")
+def blocks() -> list[str]:
+    text = (ROOT / "docs" / "contract.ja.md").read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
 
 

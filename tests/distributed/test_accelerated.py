@@ -55,7 +55,7 @@ def chosen(rank: int, strategy: str) -> tuple[str, list[str]]:
 
 
 def test_only_replicas_run_through_accelerate(tmp_path: Path):
-    """Its FSDP plugin on a CPU, for one, would be plain DDP without a word (DISTRIBUTED.md section 10, fault 3)."""
+    """Its FSDP plugin on a CPU, for one, would silently be plain DDP (docs/design/distributed.md, fault 3)."""
     assert run_ranks(2, chosen, "ddp", folder=tmp_path) == [("AcceleratedReplicas", [])] * 2
     for strategy, native in (("fsdp", "Distributed"), ("tensor", "Distributed"), ("pipeline", "Pipeline")):
         name, said = run_ranks(2, chosen, strategy, folder=tmp_path)[0]

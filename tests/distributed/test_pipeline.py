@@ -29,7 +29,7 @@ COVER = [
     Case("qwen3_tied", "full", "packed"),
     Case("gemma2", "full", "documents"),
     Case("gemma2", "lora", "padded"),
-    # Positions added on every stage were off by 0.57-0.80 (DISTRIBUTED.md section 10, fault 5).
+    # Positions added on every stage were off by 0.57-0.80 (docs/design/distributed.md, fault 5).
     Case("gpt2", "full", "padded"),
     # One micro-batch for two stages: the other one is empty.
     Case("qwen3_tied", "full", "documents", rows=1),

@@ -24,7 +24,7 @@ from ai_finetuning.training.merging import merge_adapter
 
 # Relative error of LoRA gradients against the dequantized model. 4 bit computes with the dequantized weights;
 # LLM.int8() rounds activations to 8 bit too, which is no mistake. The defect that is watched for gives 0.7 to 1.0
-# (QUANTIZATION.md A2).
+# (docs/design/quantization.md).
 TOLERANCE = {4: 1e-4, 8: 0.05}
 
 

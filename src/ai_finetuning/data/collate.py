@@ -82,7 +82,7 @@ def collate(rows: Sequence[Sequence[Example]], *, pad_token_id: int, packed: boo
     """One tensor row for each row of documents, padded at the right to the longest.
 
     Packed rows have no attention mask: transformers parts documents where position_ids restart, if there is no mask and
-    no cache (PERFORMANCE.md section 5). Their padding is a document of its own.
+    no cache (docs/design/training-step.md). Their padding is a document of its own.
     """
     width = max(sum(map(len, row)) for row in rows)
     shape = (len(rows), width)

@@ -20,7 +20,7 @@ class Loader:
 
     Args:
         examples: documents.
-        rows_per_step: rows of an optimizer step over all ranks (batch size x accumulation x ranks).
+        rows_per_step: rows of an optimizer step over all ranks (batch size x accumulation steps).
         seed: of the order.
         packing: several documents a row, isolated from each other.
         max_length: capacity of a packed row.

@@ -1,9 +1,8 @@
 """Samples to tokens and labels.
 
 Labels come from character offsets of the whole rendered conversation. Parts encoded one by one and joined would train
-on
-token sequences that the model never meets: unigram and BPE tokenizers merge across the boundary (JAPANESE.md section
-6.3).
+on token sequences that the model never meets: unigram and BPE tokenizers merge across the boundary
+(docs/design/japanese.md).
 """
 
 from __future__ import annotations

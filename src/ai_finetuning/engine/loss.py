@@ -113,7 +113,7 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
             "position_ids": batch.position_ids,
-            # With a cache, packed documents leak into each other without a word (PERFORMANCE.md section 5).
+            # With a cache, packed documents leak into each other silently (docs/design/training-step.md).
             "use_cache": False,
         }
         if logits_to_keep:

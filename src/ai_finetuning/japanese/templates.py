@@ -1,7 +1,7 @@
 """Chat templates of the Japanese model families, as Jinja text that goes onto a tokenizer.
 
-Sources of the prompt formats: docs/templates.md. `verified` means that the form was read in a source of the model's
-makers or of a public evaluation, multi-turn form included; the others say so when they are used.
+Sources of the prompt formats: docs/design/japanese.md. `verified` means that the form was read in a source of the
+model's makers or of a public evaluation, multi-turn form included; the others say so when they are used.
 """
 
 from __future__ import annotations

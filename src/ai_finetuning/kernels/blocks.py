@@ -180,8 +180,8 @@ class Attention(torch.autograd.Function):
 
     q [tokens, heads * d], k and v [tokens, kv_heads * d] before rotation; cos, sin [tokens, rotated / 2] fp32; lengths
     of the documents in order (tokens after the last one, padding, give zeros). Short products per document and block of
-    queries: on CPUs several times faster than scaled_dot_product_attention in the backward pass (PERFORMANCE.md section
-    3).
+    queries: on CPUs several times faster than scaled_dot_product_attention in the backward pass
+    (docs/design/training-step.md).
     """
 
     @staticmethod

@@ -1,6 +1,6 @@
 // Pointwise and row-wise kernels of a transformer block for CPUs: bfloat16 in memory, float in registers.
 // Matrix products stay with torch (oneDNN). Every function works on contiguous rows, is deterministic for any number
-// of threads, and has a reference in plain torch in kernels/reference.py that the tests compare it with.
+// of threads, and tests/unit/kernels/test_blocks.py compares it with plain torch.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

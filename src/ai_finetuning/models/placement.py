@@ -50,8 +50,8 @@ def refuse_offloading(device_map: Mapping[str, Any]) -> None:
     """Refuses maps that keep weights on the CPU or on disk beside a GPU.
 
     Raises:
-        ModelError: such a model trains wrongly without an error: 18 of 39 weights got no gradient (DISTRIBUTED.md
-            section 5).
+        ModelError: such a model trains wrongly without an error: 18 of 39 weights got no gradient
+            (docs/design/distributed.md).
     """
     away = {name: str(place) for name, place in device_map.items() if str(place) in ("cpu", "disk", "meta")}
     if not away:

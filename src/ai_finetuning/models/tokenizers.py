@@ -147,7 +147,7 @@ def check_tokenizer_parity(folder: str | Path) -> list[str]:
     agree.
 
     transformers 5 builds Llama tokenizers as BPE: a unigram model without tokenizer.json is then segmented in a way
-    that the model never saw, without an error (JAPANESE.md section 6.3).
+    that the model never saw, without an error (docs/design/japanese.md).
     """
     files = _files(str(folder), "tokenizer.model")
     if not files:

@@ -22,7 +22,7 @@ def _accelerator(device: torch.device) -> Any:
     """An Accelerator that neither casts nor counts.
 
     Its own gradient accumulation is left at 1: it would divide the loss by the number of micro-batches, while ours is
-    already divided by the label tokens of the whole step (DISTRIBUTED.md section 10, fault 6).
+    already divided by the label tokens of the whole step (docs/design/distributed.md, fault 6).
 
     Raises:
         ProcessesError: Accelerate counts other processes than there are, and would not sum their gradients.

@@ -2,7 +2,7 @@
 order.
 
 The model is cut along `tp` first and wrapped along `dp` afterwards; LoRA is in it by then (an adapter added later would
-be reduced by nobody, DISTRIBUTED.md section 10, fault 2), and the optimizer comes last, over this rank's parts.
+not be all-reduced; docs/design/distributed.md, fault 2), and the optimizer comes last, over this rank's parts.
 """
 
 from __future__ import annotations

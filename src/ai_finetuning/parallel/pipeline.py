@@ -75,7 +75,7 @@ SCHEDULES = {
     "ZBV": Schedule(ScheduleZBVZeroBubble, 2, vee=True, splits_backward=True),
 }
 DEFAULT_SCHEDULE = "1F1B"
-# Refused by the promise of issue 6: torch's split backward failed or hung on GPT-2 where stages zeroed its positions.
+# Refused: torch's split backward failed or hung on GPT-2 where stages zeroed its positions.
 # With the cut of stages.py one step of a small GPT-2 is right under both (docs/decisions/0020); a longer trial on GPUs
 # is missing.
 WITHOUT_ZERO_BUBBLE = ("gpt2",)

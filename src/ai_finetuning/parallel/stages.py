@@ -11,7 +11,7 @@ its own
 - `Blank` in the place of what comes before the layers: zeros of the right shape, from which the body builds its masks.
 - what comes after the layers is never reached on earlier stages.
 
-`check_stages` tries the cut on the whole model before any weight is dropped (DISTRIBUTED.md section 10, fault 5).
+`check_stages` tries the cut on the whole model before any weight is dropped (docs/design/distributed.md, fault 5).
 """
 
 from __future__ import annotations

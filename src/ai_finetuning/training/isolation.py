@@ -16,7 +16,7 @@ TOLERANCE = 1e-3
 def leak_of_packing(model: Any, *, tokens: int = 12) -> float:
     """Relative change of a document's logits when its neighbour in a packed row changes; 0 where they are isolated.
 
-    A leak passes without an error where a mask or a cache is given (PERFORMANCE.md section 5), and attention
+    A leak passes without an error where a mask or a cache is given (docs/design/training-step.md), and attention
     implementations differ: so the model itself is asked.
     """
     was_training = model.training

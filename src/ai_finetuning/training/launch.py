@@ -101,8 +101,8 @@ def _environment(processes: int) -> dict[str, str]:
     here = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return os.environ | {
-        # Without it every restart of torchrun fails: workers read the addresses of the attempt before (DISTRIBUTED.md
-        # section 6).
+        # Without it every restart of torchrun fails: workers read the addresses of the attempt before
+        # (docs/design/distributed.md).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # Seconds that torchrun gives a process after SIGTERM before it kills it: a checkpoint may take longer than its
         # 30.

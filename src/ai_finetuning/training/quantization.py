@@ -184,7 +184,7 @@ class QuantizationOptimizer:
 
     def _store(self, wanted: Quantization, dtype: torch.dtype, device: torch.device, staging: Path) -> None:
         """Quantizes and saves before any forward: on some processors bitsandbytes re-packs weights in their first
-        one (QUANTIZATION.md A2).
+        one (docs/design/quantization.md).
         """
         model = self._quantized(wanted, dtype, device)
         needed = sum(weight_bytes(model).values())

@@ -21,7 +21,7 @@ from benchmarks.variants import VARIANTS, groups
 
 
 def test_documents_have_the_lengths_of_japanese_instruction_data():
-    """PERFORMANCE.md section 0: 512 documents, median 116, mean 155, p95 393, at most 1024, 62.6 % with labels."""
+    """docs/design/training-step.md: 512 documents, median 116, mean 155, p95 393, at most 1024, 62.6 % with labels."""
     found = sorted(map(len, documents(vocabulary=32000)))
     assert len(found) == 512
     assert statistics.median(found) == pytest.approx(116, abs=1)
@@ -79,7 +79,7 @@ def test_the_counted_steps_stand_for_the_corpus():
         # + 3*2816) = 2.6M; attention 3.5 * 2 * 260 * 768 * 12 = 16.8M.
         ("small", "lora", 4 * 75.50e6 + 4 * 24.576e6 * 0.626 + 6 * 2.605e6 + 16.77e6),
         ("small", "full", 6 * 75.50e6 + 6 * 24.576e6 * 0.626 + 16.77e6),
-        # The table of PERFORMANCE.md section 1.
+        # The table of docs/design/training-step.md.
         ("tiny", "lora", 50e6),
         ("tiny", "full", 69e6),
         ("big", "lora", 527e6),

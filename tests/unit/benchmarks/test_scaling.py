@@ -46,7 +46,7 @@ def test_quartiles():
 
 
 def test_the_bubble_formula():
-    """DISTRIBUTED.md section 4: two stages and 8, 16, 32 micro-batches reach 1.78, 1.88 and 1.94 times one process."""
+    """docs/design/distributed.md: 1.78, 1.88 and 1.94 times one process for 8, 16 and 32 micro-batches."""
     assert [round(scaling.bubble_speedup(2, count), 2) for count in (8, 16, 32)] == [1.78, 1.88, 1.94]
 
 

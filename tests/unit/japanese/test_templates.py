@@ -1,5 +1,5 @@
-"""Full prompt strings, written by hand from shared/design/JAPANESE.md sections 1.3 and 9; nothing here is rendered
-to be compared with itself.
+"""Full prompt strings, written by hand from the sources that docs/design/japanese.md names; nothing here is rendered to
+be compared with itself.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_lora_of_13b_and_nf4_lora_of_30b_fit_two_gpus_of_24_gb_on_paper(size: st
     split = split_model(llama(size), work_of(llama(size), bits=bits), TWO_OF_22_GB, checkpointing=True)
     split.refuse_misfit()
     assert [round(load.total / 2**30, 1) for load in split.loads] == needs
-    # The greedy map would put 33 of 13B's 40 layers on the first GPU (DISTRIBUTED.md section 5).
+    # The greedy map would put 33 of 13B's 40 layers on the first GPU (docs/design/distributed.md).
     layers = SIZES[size][2]
     on_first = sum(device == 0 for name, device in split.devices.items() if ".layers." in name)
     assert abs(2 * on_first - layers) <= layers // 8

@@ -1,8 +1,8 @@
 """The metadata of a GGUF file, read and rewritten; tensors are copied as they are.
 
-Layout (version 3, little-endian; docs/gguf.md of ggml): magic, version, number of tensors, number of key-value pairs,
-the pairs, a description of each tensor with its offset from the start of the data, padding, the data. Offsets do not
-depend on the metadata, so it can grow or shrink.
+Layout (version 3, little-endian; gguf.md in the documentation of ggml): magic, version, number of tensors, number of
+key-value pairs, the pairs, a description of each tensor with its offset from the start of the data, padding, the data.
+Offsets do not depend on the metadata, so it can grow or shrink.
 """
 
 from __future__ import annotations
