@@ -57,7 +57,7 @@ def document_attention(
     groups = query.shape[1] // key.shape[1]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     parts: list[Tensor] = []
-    for q, k, v in zip(*(x.split(_cover(lengths, x.shape[2]), dim=2) for x in (query, key, value)), strict=True):
+    for q, k, v in zip(*(torch.split(x, _cover(lengths, x.shape[2]), dim=2) for x in (query, key, value)), strict=True):
         if len(parts) == len(lengths):  # padding
             parts.append(torch.zeros_like(q))
         elif softcap is not None or (sliding_window and q.shape[2] > sliding_window):

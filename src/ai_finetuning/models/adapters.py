@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import ConfigError, InputNotFoundError, ModelError
+from ._upstream import tied_weight_names
 from .quantized import quantized_bits
 
 
@@ -217,7 +218,7 @@ def tied_names(model: Any) -> set[str]:
     """Names of weights that loading makes from others (a head tied to the embedding), which files leave out."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return set()
-    return set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+    return tied_weight_names(model)
 
 
 def write_adapter(place: Path, model: Any, tensors: dict[str, torch.Tensor]) -> None:

@@ -276,7 +276,7 @@ def stream_text(
     rows = _encode(tokenizer, [conversation], getattr(model.config, "max_position_embeddings", None))
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     given_up, failure = threading.Event(), []
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=style.newline is None)
+    streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=style.newline is None)
     criteria = StoppingCriteriaList([_Stops(tokenizer, inputs["input_ids"].shape[1], style.stop_strings, given_up)])
 
     def work() -> None:

@@ -6,15 +6,15 @@ Everything that can be known from the configuration is checked before weights ar
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from ..errors import HubError, ModelError, ToolkitError
 from ..hardware.checkpointing import enable_activation_checkpointing
@@ -103,8 +103,9 @@ def load_causal_lm(
     if gradient_checkpointing:
         enable_activation_checkpointing(model)
     # peft writes this into adapters: a name that other machines know, not a folder of this one.
-    model.name_or_path = model.config._name_or_path = found.name
-    return model.eval()
+    model.name_or_path = model.config.name_or_path = found.name
+    model.train(False)  # `eval()` has no types in transformers
+    return model
 
 
 def _quantization_of(load_in_8bit: bool, load_in_4bit: bool) -> Quantization | None:
@@ -278,16 +279,20 @@ def _say_attention(chosen: str, refusals: Mapping[str, str]) -> None:
 def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, object]) -> PreTrainedModel:
     quiet_progress()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            plan.place,
-            dtype=plan.dtype,
-            attn_implementation=implementation,
-            device_map=plan.device_map,
-            use_safetensors=True,
-            trust_remote_code=plan.trust_remote_code,
-            local_files_only=plan.local_files_only,
-            output_loading_info=True,
-            **extra,
+        # With output_loading_info it returns a pair, which its types do not say.
+        model, info = cast(
+            "tuple[PreTrainedModel, dict[str, Any]]",
+            AutoModelForCausalLM.from_pretrained(
+                plan.place,
+                dtype=plan.dtype,
+                attn_implementation=implementation,
+                device_map=plan.device_map,
+                use_safetensors=True,
+                trust_remote_code=plan.trust_remote_code,
+                local_files_only=plan.local_files_only,
+                output_loading_info=True,
+                **extra,
+            ),
         )
     except (OSError, RuntimeError) as error:
         if isinstance(error, ToolkitError | torch.OutOfMemoryError):
@@ -319,7 +324,8 @@ def quiet_progress() -> None:
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        switch_off: Callable[[], None] = logging.disable_progress_bar
+        switch_off()
 
 
 def _not_loaded(name: str, error: Exception) -> ToolkitError:

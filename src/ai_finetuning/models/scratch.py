@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ class ScratchModel(BaseModel):
             )
         torch.manual_seed(self.seed)
         chosen = {} if self.attention == "auto" else {"attn_implementation": self.attention}
-        model = AutoModelForCausalLM.from_config(config, **chosen)
+        build: Callable[..., Any] = AutoModelForCausalLM.from_config
+        model = build(config, **chosen)
         self.model = model.to(self.device or get_available_device()).eval()
         return self.model
 

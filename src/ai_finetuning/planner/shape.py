@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,7 +114,8 @@ def meta_model(name: str, *, trust_remote_code: bool = False) -> nn.Module:
             found.place, local_files_only=found.local_only, trust_remote_code=trust_remote_code
         )
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            build: Callable[..., nn.Module] = AutoModelForCausalLM.from_config
+            model = build(config, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(
