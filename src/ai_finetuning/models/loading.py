@@ -9,18 +9,20 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
+from typing_extensions import Unpack
 
 from ..errors import HubError, ModelError, ToolkitError
 from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import cpu_has_bf16, get_available_device
 from ..notices import notice, warn
 from . import catalog, hub
+from .options import require_known
 from .placement import DeviceMap, spread
 from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, require_backend, require_quantized
 
@@ -44,19 +46,32 @@ class LoadPlan:
     announce: bool
 
 
+class LoadOptions(TypedDict, total=False):
+    """How weights are loaded, beside their dtype, device and attention."""
+
+    load_in_8bit: bool
+    """bitsandbytes weights, on CPUs too; off where it is not named."""
+    load_in_4bit: bool
+    """The same in 4 bit."""
+    quantization: Quantization | None
+    """A method with its settings, instead of load_in_8bit and load_in_4bit."""
+    device_map: DeviceMap | None
+    """Devices by module name, instead of `device`."""
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass; off where it is not named."""
+    trust_remote_code: bool
+    """Run code from the model's repository; off where it is not named."""
+    announce: bool
+    """Say which attention was taken (on where it is not named); False for loads that only prove something."""
+
+
 def load_causal_lm(
     name: str,
     *,
     dtype: torch.dtype | str | None = "auto",
     device: torch.device | None = None,
     attention: str = "auto",
-    load_in_8bit: bool = False,
-    load_in_4bit: bool = False,
-    gradient_checkpointing: bool = False,
-    trust_remote_code: bool = False,
-    device_map: DeviceMap | None = None,
-    quantization: Quantization | None = None,
-    announce: bool = True,
+    **options: Unpack[LoadOptions],
 ) -> PreTrainedModel:
     """Loads a causal language model in eval mode.
 
@@ -65,21 +80,20 @@ def load_causal_lm(
         dtype: of the weights; "auto" (or None) takes what the machine does well (see `resolve_dtype`).
         device: where the model goes; None takes the best one there is.
         attention: "auto" (flash-attention 2, SDPA, eager in this order) or one of `ATTENTIONS` to start from.
-        load_in_8bit, load_in_4bit: bitsandbytes weights, on CPUs too.
-        gradient_checkpointing: recompute activations in the backward pass.
-        trust_remote_code: run code from the model's repository.
-        device_map: devices by module name, instead of `device`.
-        quantization: a method with its settings, instead of load_in_8bit and load_in_4bit.
-        announce: say which attention was taken; False for loads that only prove something.
+        **options: the keys of `LoadOptions`.
 
     Raises:
         ModelError: the model cannot be loaded as asked. HubError: the hub does not give it.
         InputNotFoundError: a local path that is not there.
     """
-    wanted = quantization or _quantization_of(load_in_8bit, load_in_4bit)
+    require_known(options, LoadOptions, "load_causal_lm")
+    wanted = options.get("quantization") or _quantization_of(
+        options.get("load_in_8bit", False), options.get("load_in_4bit", False)
+    )
+    device_map = options.get("device_map")
     found = hub.locate(name)
     config = read_config(found)
-    trusted = allow_remote_code(found.name, config, trust_remote_code)
+    trusted = allow_remote_code(found.name, config, options.get("trust_remote_code", False))
     require_safetensors(found.place)
     place = torch.device(device) if device is not None else get_available_device()
     plan = LoadPlan(
@@ -91,7 +105,7 @@ def load_causal_lm(
         local_files_only=found.local_only,
         trust_remote_code=trusted,
         device_map=device_map if device_map is not None else {"": place},
-        announce=announce,
+        announce=options.get("announce", True),
     )
     extra = _quantization(plan, config)
     model = _with_attention(plan, attention, extra)
@@ -100,7 +114,7 @@ def load_causal_lm(
     forbid_cpu_packing(model)
     if isinstance(device_map, Mapping) and len(device_map) > 1:
         spread(model, device_map)
-    if gradient_checkpointing:
+    if options.get("gradient_checkpointing"):
         enable_activation_checkpointing(model)
     # peft writes this into adapters: a name that other machines know, not a folder of this one.
     model.name_or_path = model.config.name_or_path = found.name
