@@ -1,11 +1,11 @@
 """Grouped keyword arguments are as strict as written ones."""
 
 import pytest
+from tests.support.models import build_model
 
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.generation import Sampling
 from ai_finetuning.models.loading import load_causal_lm
-from tests.support.models import build_model
 
 
 def test_an_unknown_option_is_refused():

@@ -1,10 +1,10 @@
 """What the private names of the libraries stand for, so that an upgrade which changes one is seen here."""
 
 import torch
+from tests.support.models import build_model
 from torch import nn
 
 from ai_finetuning.models import _upstream
-from tests.support.models import build_model
 
 
 def test_the_attention_of_a_model_is_read_back():
