@@ -19,10 +19,11 @@ from ..engine.schedule import resolve_warmup
 from ..errors import ConfigError
 from ..hardware.gpu import free_memory_bytes, get_available_device
 from ..models.base_model import BaseModel
+from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..notices import notice
 from ..parallel.choose import Choice, check_strategy, refuse_model
-from ..parallel.device_map import DeviceMap, capacities
+from ..parallel.device_map import capacities
 from ..parallel.processes import launched
 from ..planner import memory
 from ..planner.auto import Situation, choose_strategy

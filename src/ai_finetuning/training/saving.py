@@ -205,4 +205,4 @@ def _load_saved(job: Job, folder: Path, *, in_fp32: bool) -> nn.Module:
         module, _ = base.load_base(job.model, job.config, in_fp32=in_fp32)
         model = load_adapter(module, folder)
     job.model.model = model
-    return model.eval()
+    return nn.Module.eval(model)
