@@ -204,8 +204,9 @@ def flex_document_attention(
 def _flex(compiled: bool) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
+    plain: Callable[..., Any] = flex_attention  # a tensor alone, unless it is asked for more
     # dynamic: rows without padding have another number of tokens in every step.
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention  # type: ignore[return-value]
+    return torch.compile(plain, dynamic=True) if compiled else plain
 
 
 def _capped(softcap: float | None) -> Callable[..., Tensor] | None:
@@ -259,7 +260,8 @@ def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     blocks].
     """
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
-    return tuple(item.to(device, torch.int32)[None, None] for item in (blocks.sum(1), order))  # type: ignore[return-value]
+    count, which = (item.to(device, torch.int32)[None, None] for item in (blocks.sum(1), order))
+    return count, which
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, None]]] = {

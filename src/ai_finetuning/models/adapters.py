@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from safetensors.torch import save_file
@@ -50,7 +50,7 @@ def add_lora(
     alpha: int,
     dropout: float = 0.0,
     target_modules: Sequence[str] | str | None = None,
-    bias: str = "none",
+    bias: Literal["none", "all", "lora_only"] = "none",
     modules_to_save: Sequence[str] | None = None,
     **variant: Unpack[LoRAVariant],
 ) -> Any:
@@ -83,7 +83,7 @@ def add_lora(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        bias=bias,  # type: ignore[arg-type]
+        bias=bias,
         task_type="CAUSAL_LM",
         target_modules=targets,
         use_rslora=variant.get("use_rslora", False),

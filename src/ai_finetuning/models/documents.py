@@ -146,7 +146,8 @@ def _head(model: Any) -> tuple[nn.Linear | None, str]:
 def _probe(model: Any) -> tuple[Tensor, Tensor]:
     rows = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randint(0, rows, (1, size), generator=generator).to(model.device) for size in (7, 12))  # type: ignore[return-value]
+    first, second = (torch.randint(0, rows, (1, size), generator=generator).to(model.device) for size in (7, 12))
+    return first, second
 
 
 def _computing(device: torch.device, autocast: torch.dtype | None) -> Any:

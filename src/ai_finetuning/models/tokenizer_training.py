@@ -108,7 +108,7 @@ def _on_grid(model: bytes) -> bytes:
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at run time
     proto.ParseFromString(model)
     for piece in proto.pieces:
         piece.score = round(piece.score * _GRID) / _GRID

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 
 from ...errors import localized
+
+if TYPE_CHECKING:
+    from ...config.run import RunConfig
 
 
 class _WithSettings(TyperCommand):
@@ -86,13 +89,13 @@ def _require_data(train_data: object) -> None:
         )
 
 
-def _show_plan(config: object, device: str | None) -> None:
+def _show_plan(config: RunConfig, device: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from ...training.run import plan_training
 
-    plan, lines = plan_training(config, device)  # type: ignore[arg-type]
+    plan, lines = plan_training(config, device)
     for line in lines:
         print(line)
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
