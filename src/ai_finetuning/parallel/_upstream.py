@@ -63,7 +63,7 @@ def look_for_moments(optimizer: Any) -> None:
 def compile_no_operators() -> None:
     """Tells DeepSpeed that it has no operators of its own.
 
-    DeepSpeed 0.19: `deepspeed.ops.__compatible_ops__`; DS_BUILD_OPS=0 is read by its setup only.
+    DeepSpeed 0.19: `deepspeed.ops.__compatible_ops__`; no public setting does it in a process that runs already.
     """
     import deepspeed
 
