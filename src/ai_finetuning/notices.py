@@ -18,7 +18,7 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # no type param
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> TextIO:
         """The stream of the moment."""
         return sys.stderr
 

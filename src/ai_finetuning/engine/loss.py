@@ -56,7 +56,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
         return _sum_of_chunk(logits, targets)
     pieces = [
         checkpoint(_sum_of_chunk, part, wanted, use_reentrant=False)
-        for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
+        for part, wanted in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
     ]
     return torch.stack(pieces).sum()
 

@@ -109,13 +109,13 @@ def build_optimizer(
     groups = parameter_groups(trainable, **rates)
     if name == "adamw_8bit":
         try:
-            from bitsandbytes.optim import AdamW8bit
+            from bitsandbytes.optim.adamw import AdamW8bit
         except ImportError as error:
             raise ConfigError(
                 "training.optimizer.name が adamw_8bit ですが、bitsandbytes がありません。adamw にするか bitsandbytes を入れてください。",
                 "training.optimizer.name is adamw_8bit, but bitsandbytes is not installed; use adamw or install it.",
             ) from error
-        return AdamW8bit(groups, lr=learning_rate, betas=betas, eps=eps)
+        return AdamW8bit(groups, lr=learning_rate, betas=betas, eps=eps)  # type: ignore[no-untyped-call]
     devices = {parameter.device.type for _, parameter in trainable}
     fused = devices <= {"cpu", "cuda"} and all(parameter.is_floating_point() for _, parameter in trainable)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)

@@ -31,7 +31,8 @@ def draw_bars(groups: dict[str, dict[str, float]], path: Path) -> None:
         axes.bar_label(bars, fmt="%.3g")
         axes.set_title(measure)
         axes.margins(y=0.15)
-    FigureCanvasAgg(figure).print_png(str(path))
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(str(path))
 
 
 def draw_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -58,4 +59,5 @@ def draw_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    FigureCanvasAgg(figure).print_png(str(path))
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(str(path))

@@ -27,6 +27,7 @@ from ..hardware.environment import environment
 from ..hardware.gpu import memory_growth
 from ..japanese.practice import corpus
 from ..models import hub
+from ..models._upstream import attention_name
 from ..models.quantized import allow_cpu_packing, linear_modules, packs_on_cpu, unchanged, weight_bytes
 from ..models.tokenizers import load_tokenizer
 from .fidelity import compare_logits, first_divergence, perplexity
@@ -266,12 +267,11 @@ def _weights(model: Any, growth: int | None, reasons: dict[str, str]) -> dict[st
             "disk_bytes", f"no folder of safetensors is known for {name or 'a model without name_or_path'}"
         )
     bits = {number: len(linear_modules(model, number)) for number in (4, 8)}
-    config = getattr(model, "config", None)
     return {
         "name": name,
         "dtype": str(getattr(model, "dtype", next(model.parameters()).dtype)).removeprefix("torch."),
         "device": str(next(model.parameters()).device),
-        "attention": getattr(config, "_attn_implementation", None),
+        "attention": attention_name(model),
         "quantized_modules": sum(bits.values()),
         "bits": next((number for number, count in bits.items() if count), None),
         "memory_bytes": sum(held.values()),
@@ -334,7 +334,7 @@ def _characters(tokenizer: Any, inputs: Sequence[torch.Tensor]) -> float | None:
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=True)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _ratios(found: Mapping[str, Any], timings: Mapping[str, Timing]) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,8 @@ class Clock:
     def mark(self) -> None:
         """Remembers this moment, on a GPU the moment at which the work given so far is done."""
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            make: Callable[..., Any] = torch.cuda.Event
+            event = make(enable_timing=True)
             event.record(torch.cuda.current_stream(self._device))
             self._marks.append(event)
             return

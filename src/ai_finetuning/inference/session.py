@@ -79,7 +79,7 @@ def open_model(
     base_name = (base or str(adapter_config(name)["base_model_name_or_path"])) if adapter else name
     with_tokenizer = name if adapter and (Path(name) / "tokenizer_config.json").is_file() else base_name
     tokenizer = load_tokenizer(with_tokenizer, chat_template=chat_template, trust_remote_code=trust_remote_code)
-    model = load_causal_lm(
+    model: Any = load_causal_lm(
         base_name,
         dtype=dtype,
         device=device,

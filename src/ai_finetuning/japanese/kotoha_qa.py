@@ -10,12 +10,19 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypedDict
 
 from .practice import COUNTERS, MONTHS, PREFECTURES
 
 # About one fact in ten is never trained on.
 _HELD_OUT_OF = 10
-Row = dict[str, object]
+
+
+class Row(TypedDict):
+    """A conversation and the kind of its questions."""
+
+    kind: str
+    messages: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -458,4 +465,4 @@ def dataset(seed: int = 0) -> dict[str, list[Row]]:
 def questions(part: str) -> list[tuple[str, str]]:
     """(question, answer) of every row of `held_out_phrasings` or `held_out_facts`, kind by kind."""
     talks = [row["messages"] for row in dataset()[part]]
-    return [(talk[0]["content"], talk[1]["content"]) for talk in talks]  # type: ignore[index]
+    return [(talk[0]["content"], talk[1]["content"]) for talk in talks]

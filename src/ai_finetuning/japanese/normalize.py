@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
 
 # Compatibility ideographs stay: NFC would turn the 﨑, 神 and 塚 of people's names into other characters.
 _KEPT = re.compile("[\uf900-\ufaff\U0002f800-\U0002fa1f]")
@@ -34,42 +35,49 @@ def _widen(match: re.Match[str]) -> str:
     return wide.replace("\u3099", "゛").replace("\u309a", "゜")
 
 
-def normalize(
-    text: str,
-    *,
-    newlines: bool = True,
-    bom: bool = True,
-    compose: bool = True,
-    widen_kana: bool = True,
-    strip_control: bool = False,
-    narrow_ascii: bool = False,
-    wave_dash: bool = False,
-    collapse_blank_lines: bool = False,
-) -> tuple[str, Counter[str]]:
+@dataclass(frozen=True)
+class Rules:
+    """Which rules apply: those that change nothing of what a text says by default, the rest where it is asked for."""
+
+    newlines: bool = True
+    bom: bool = True
+    compose: bool = True
+    widen_kana: bool = True
+    strip_control: bool = False
+    narrow_ascii: bool = False
+    wave_dash: bool = False
+    collapse_blank_lines: bool = False
+
+
+def normalize(text: str, **switches: bool) -> tuple[str, Counter[str]]:
     """The text in one form, and how often each rule changed something.
 
     By default: CRLF and CR to LF, U+FEFF removed, combining sequences composed (NFC, but U+F900-FAFF and U+2F800-2FA1F
     stay), half-width katakana widened. The rest is opt-in.
+
+    Args:
+        **switches: the fields of `Rules`.
     """
+    rules = Rules(**switches)
     counts: Counter[str] = Counter()
-    if newlines and "\r" in text:
+    if rules.newlines and "\r" in text:
         counts["newlines"] = text.count("\r")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if bom and "\ufeff" in text:
+    if rules.bom and "\ufeff" in text:
         counts["bom"] = text.count("\ufeff")
         text = text.replace("\ufeff", "")
-    if strip_control:
+    if rules.strip_control:
         text, counts["control"] = _CONTROL.subn("", text)
-    if compose:
+    if rules.compose:
         text, counts["composed"] = _compose(text)
-    if widen_kana and _HALF_KANA.search(text):
+    if rules.widen_kana and _HALF_KANA.search(text):
         counts["half_width_kana"] = sum(len(run) for run in _HALF_KANA.findall(text))
         text = _HALF_KANA.sub(_widen, text)
-    if narrow_ascii:
+    if rules.narrow_ascii:
         text, counts["full_width_ascii"] = _FULL_ASCII.subn(lambda match: match.group().translate(_NARROW), text)
-    if wave_dash and "～" in text:
+    if rules.wave_dash and "～" in text:
         counts["wave_dash"] = text.count("～")
         text = text.replace("～", "〜")
-    if collapse_blank_lines:
+    if rules.collapse_blank_lines:
         text, counts["blank_lines"] = _BLANK_LINES.subn("\n\n", text)
     return text, +counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,28 +25,36 @@ _HARMLESS = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class _Documents:
+    """What a model hands over with queries, keys and values.
+
+    Attributes:
+        lengths: of the documents in order; tokens after the last one get zeros.
+        scaling: factor of the scores; None for one over the root of the head's width.
+        dropout: of the probabilities.
+        sliding_window: most keys that a query sees, itself included.
+        softcap: scores become softcap * tanh(score / softcap).
+    """
+
+    lengths: tuple[int, ...]
+    scaling: float | None = None
+    dropout: float = 0.0
+    sliding_window: int | None = None
+    softcap: float | None = None
+
+
 def document_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    document_lengths: tuple[int, ...] | None = None,
-    position_ids: Tensor | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document of one packed row.
 
     Args:
         query, key, value: [1, heads, tokens, d]; fewer heads in key and value are shared by groups of queries.
-        document_lengths: of the documents in order; tokens after the last one get zeros.
-        position_ids: [1, tokens]; where a model hands on only these (StableLM), documents begin at their zeros.
-        scaling, dropout, sliding_window, softcap: as the model hands them over.
+        **options: as the model hands them over:
+            document_lengths, of the documents in order; tokens after the last one get zeros;
+            position_ids, [1, tokens]; where a model hands on only these (StableLM), documents begin at their zeros;
+            scaling, dropout, sliding_window, softcap.
 
     Returns:
         [1, tokens, heads, d], as transformers expects it, and no weights.
@@ -53,15 +62,21 @@ def document_attention(
     Raises:
         ValueError: no lengths, a mask of its own, or something that this attention does not know (such as sinks).
     """
-    lengths = _lengths(document_lengths, position_ids, attention_mask, others)
+    return _one_by_one(query, key, value, _understood(attention_mask, **options)), None
+
+
+def _one_by_one(query: Tensor, key: Tensor, value: Tensor, documents: _Documents) -> Tensor:
+    """A loop over the documents: [1, tokens, heads, d]."""
+    lengths, dropout, window = documents.lengths, documents.dropout, documents.sliding_window
     groups = query.shape[1] // key.shape[1]
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scale = documents.scaling if documents.scaling is not None else query.shape[-1] ** -0.5
     parts: list[Tensor] = []
-    for q, k, v in zip(*(x.split(_cover(lengths, x.shape[2]), dim=2) for x in (query, key, value)), strict=True):
+    cover = _cover(lengths, query.shape[2])
+    for q, k, v in zip(*(torch.split(x, cover, dim=2) for x in (query, key, value)), strict=True):
         if len(parts) == len(lengths):  # padding
             parts.append(torch.zeros_like(q))
-        elif softcap is not None or (sliding_window and q.shape[2] > sliding_window):
-            parts.append(_explicit(q, k, v, scale, dropout, sliding_window, softcap))
+        elif documents.softcap is not None or (window and q.shape[2] > window):
+            parts.append(_explicit(q, k, v, scale, dropout, window, documents.softcap))
         elif not dropout and _products_are_faster(q):
             parts.append(_by_products(q[0], k[0], v[0], scale)[None])
         else:
@@ -70,18 +85,26 @@ def document_attention(
                     q, k, v, is_causal=q.shape[2] > 1, scale=scale, dropout_p=dropout, enable_gqa=groups > 1
                 )
             )
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def _lengths(
-    given: tuple[int, ...] | None, position_ids: Tensor | None, mask: Tensor | None, others: dict[str, Any]
-) -> tuple[int, ...]:
-    """The documents' lengths, or a refusal of a call that means more than them."""
+def _understood(
+    mask: Tensor | None,
+    *,
+    document_lengths: tuple[int, ...] | None = None,
+    position_ids: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> _Documents:
+    """The documents, or a refusal of a call that means more than them."""
     unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
-    lengths = given or _restarts(position_ids)
+    lengths = document_lengths or _restarts(position_ids)
     if lengths is None or mask is not None or unknown:
         raise ValueError(f"document attention was called with {', '.join(unknown) or 'no lengths or with a mask'}")
-    return lengths
+    return _Documents(lengths, scaling, dropout, sliding_window, softcap)
 
 
 def _restarts(position_ids: Tensor | None) -> tuple[int, ...] | None:
@@ -146,19 +169,7 @@ def _explicit(
 
 
 def flex_document_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    document_lengths: tuple[int, ...] | None = None,
-    position_ids: Tensor | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """document_attention in one kernel over the row (FlexAttention, arXiv:2412.05496): for GPUs, where a loop over
     documents is slow.
@@ -166,33 +177,23 @@ def flex_document_attention(
     Blocks of keys that no query of a block sees are never computed. Attention dropout, which FlexAttention does not
     have, takes the loop. On a CPU it computes without fusion and, in torch 2.13, forward only.
     """
-    lengths = _lengths(document_lengths, position_ids, attention_mask, others)
-    if dropout:
-        return document_attention(
-            module,
-            query,
-            key,
-            value,
-            None,
-            document_lengths=lengths,
-            scaling=scaling,
-            dropout=dropout,
-            sliding_window=sliding_window,
-            softcap=softcap,
-        )
+    documents = _understood(attention_mask, **options)
+    if documents.dropout:
+        return _one_by_one(query, key, value, documents), None
+    lengths, window = documents.lengths, documents.sliding_window
     tokens, used = query.shape[2], sum(lengths)
-    mask = document_blocks((*lengths, tokens - used) if used < tokens else lengths, sliding_window or 0, query.device)
+    mask = document_blocks((*lengths, tokens - used) if used < tokens else lengths, window or 0, query.device)
     # Without the option, rows shorter than a block would take the kernel for decoding, which has no backward pass.
-    options = {"kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}} if query.is_cuda else {}
+    kernel = {"kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}} if query.is_cuda else {}
     mixed = _flex(query.is_cuda)(
         query.to(value.dtype),
         key.to(value.dtype),
         value,
-        score_mod=_capped(softcap),
+        score_mod=_capped(documents.softcap),
         block_mask=mask,
-        scale=scaling,
+        scale=documents.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
-        **options,
+        **kernel,
     )
     if used < tokens:
         mixed = F.pad(mixed[:, :, :used], (0, 0, 0, tokens - used))
@@ -203,8 +204,9 @@ def flex_document_attention(
 def _flex(compiled: bool) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
+    plain: Callable[..., Any] = flex_attention  # a tensor alone, unless it is asked for more
     # dynamic: rows without padding have another number of tokens in every step.
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention  # type: ignore[return-value]
+    return torch.compile(plain, dynamic=True) if compiled else plain
 
 
 def _capped(softcap: float | None) -> Callable[..., Tensor] | None:
@@ -258,7 +260,8 @@ def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     blocks].
     """
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
-    return tuple(item.to(device, torch.int32)[None, None] for item in (blocks.sum(1), order))  # type: ignore[return-value]
+    count, which = (item.to(device, torch.int32)[None, None] for item in (blocks.sum(1), order))
+    return count, which
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, None]]] = {

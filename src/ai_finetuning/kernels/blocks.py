@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from . import native
+from .autograd import Function
 
 # Queries of one product: a block sees only the keys before its end, which saves up to half of the work of long
 # documents.
 QUERY_BLOCK = 256
 
 
-class Norm(torch.autograd.Function):
+class Norm(Function):
     """RMSNorm (arXiv:1910.07467), or LayerNorm where a bias is given: y = norm(x) * (offset + weight) + bias."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, offset: float, centered: bool
     ) -> Tensor:
         scale = weight.float()
@@ -37,7 +38,7 @@ class Norm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, stats = ctx.saved_tensors
         dx, dw, db = native.norm_backward(
             dy.contiguous(),
@@ -66,7 +67,7 @@ def _seed() -> int:
     return int(torch.randint(0, 2**62, ()).item())
 
 
-class Linears(torch.autograd.Function):
+class Linears(Function):
     """Linear layers of one input: y_i = x W_i^T + b_i + scale_i (drop(x) A_i^T) B_i^T, and `residual` added to the only
     y.
 
@@ -78,7 +79,7 @@ class Linears(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, lora: LoRA | None, count: int, cast: Any, *weights: Any
     ) -> tuple[Tensor, ...]:
         plain, biases, pairs = weights[:count], weights[count : 2 * count], weights[2 * count :]
@@ -105,7 +106,7 @@ class Linears(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         lora, count = ctx.lora, ctx.count
         x, *rest = ctx.saved_tensors
         hidden = rest.pop(0) if lora is not None else None
@@ -146,7 +147,7 @@ def _lora_backward(
         dbs.append(torch.mm(dy.t(), hidden[:, part]).to(b.dtype).mul_(scale))
         start = part.stop
     source = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
-    das = torch.mm(dhidden.t(), source).to(pairs[0].dtype).split([b.shape[1] for b in pairs[1::2]])
+    das = torch.split(torch.mm(dhidden.t(), source).to(pairs[0].dtype), [b.shape[1] for b in pairs[1::2]])
     if dx is not None:
         down = torch.cat([a.to(x.dtype) for a in pairs[0::2]])
         if lora.dropout:
@@ -175,7 +176,7 @@ class AttentionShape:
     cap: float = 0.0
 
 
-class Attention(torch.autograd.Function):
+class Attention(Function):
     """Causal attention inside each document, rotary positions included.
 
     q [tokens, heads * d], k and v [tokens, kv_heads * d] before rotation; cos, sin [tokens, rotated / 2] fp32; lengths
@@ -185,7 +186,7 @@ class Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         q: Tensor,
         k: Tensor,
@@ -215,7 +216,7 @@ class Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         shape: AttentionShape = ctx.shape
         cos, sin, *saved = ctx.saved_tensors
         gradient = gradient.contiguous()
@@ -308,16 +309,16 @@ def _attend_backward(
     dk[:, keys] += torch.bmm(scores.transpose(1, 2), _grouped(q, block, shape.kv_heads))
 
 
-class Gated(torch.autograd.Function):
+class Gated(Function):
     """act(gate) * up (arXiv:2002.05202)."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
         return native.gated_forward(gate, up, activation)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         gate, up = ctx.saved_tensors
         return *native.gated_backward(gradient.contiguous(), gate, up, ctx.activation), None

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from . import native
+from ._upstream import graph_is_kept
+from .autograd import Function
 
 # (logits [rows, vocabulary], targets [rows], cap, with_gradient) -> losses [rows] fp32; logits become their gradient.
 RowKernel = Callable[..., Tensor]
@@ -35,7 +37,7 @@ def row_kernel(dtype: torch.dtype, device: torch.device, *, compiled: bool) -> R
     )
 
 
-class LinearCrossEntropy(torch.autograd.Function):
+class LinearCrossEntropy(Function):
     """Sum of the cross entropies of softmax(hidden W^T), without ever holding all logits.
 
     The gradients of hidden and W are made beside the loss, chunk by chunk (arXiv:2410.10989); the backward pass only
@@ -44,7 +46,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -74,10 +76,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         dhidden, dweight, dtype = ctx.gradients
         # Zero-bubble pipelines come twice, for the hidden states and later for the weight, and say so by retain_graph.
-        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        again = graph_is_kept()
         scale = torch.Tensor.mul if again else torch.Tensor.mul_
         if not again:
             ctx.gradients = None

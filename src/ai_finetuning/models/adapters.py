@@ -9,13 +9,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from typing_extensions import Unpack
 
 from ..errors import ConfigError, InputNotFoundError, ModelError
+from ._upstream import tied_weight_names
+from .options import require_known
 from .quantized import quantized_bits
 
 
@@ -31,6 +34,15 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
+class LoRAVariant(TypedDict, total=False):
+    """What may differ from plain LoRA; each is off where it is not named."""
+
+    use_rslora: bool
+    """Scale by alpha / sqrt(r) (arXiv:2312.03732)."""
+    use_dora: bool
+    """Train magnitude and direction separately (arXiv:2402.09353)."""
+
+
 def add_lora(
     model: Any,
     *,
@@ -38,20 +50,21 @@ def add_lora(
     alpha: int,
     dropout: float = 0.0,
     target_modules: Sequence[str] | str | None = None,
-    bias: str = "none",
-    use_rslora: bool = False,
-    use_dora: bool = False,
+    bias: Literal["none", "all", "lora_only"] = "none",
     modules_to_save: Sequence[str] | None = None,
+    **variant: Unpack[LoRAVariant],
 ) -> Any:
     """Freezes a model and puts a LoRA adapter on it; adapter weights are fp32.
 
     Args:
         target_modules: names of linear layers; None or `all-linear` takes every linear layer but the head.
+        **variant: use_rslora, use_dora.
 
     Raises:
         ConfigError: a target that the model does not have.
         ModelError: the model is spread over processes already; nobody would add up the adapter's gradients.
     """
+    require_known(variant, LoRAVariant, "add_lora")
     from peft import LoraConfig, get_peft_model
     from torch.distributed.tensor import DTensor
     from transformers.pytorch_utils import Conv1D
@@ -70,11 +83,11 @@ def add_lora(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        bias=bias,  # type: ignore[arg-type]
+        bias=bias,
         task_type="CAUSAL_LM",
         target_modules=targets,
-        use_rslora=use_rslora,
-        use_dora=use_dora,
+        use_rslora=variant.get("use_rslora", False),
+        use_dora=variant.get("use_dora", False),
         modules_to_save=list(modules_to_save) if modules_to_save else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -223,7 +236,7 @@ def tied_names(model: Any) -> set[str]:
     """Names of weights that loading makes from others (a head tied to the embedding), which files leave out."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return set()
-    return set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+    return tied_weight_names(model)
 
 
 def write_adapter(place: Path, model: Any, tensors: dict[str, torch.Tensor]) -> None:

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
 from ..kernels.build import why_unavailable
 from . import fused
+from ._upstream import attention_name
 
 for _name, _attention in IMPLEMENTATIONS.items():
     AttentionInterface.register(_name, _attention)
@@ -62,7 +63,8 @@ class DocumentPath:
             use_cache=False,
             **self._arguments(lengths),
         )
-        return output.last_hidden_state[0]
+        states: Tensor = output.last_hidden_state
+        return states[0]
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets the optimizer tell the path of its updates; without it fused steps would go on with the weights of
@@ -72,7 +74,7 @@ class DocumentPath:
             optimizer.register_step_post_hook(self.cast.updated)
 
     def _arguments(self, lengths: tuple[int, ...]) -> dict[str, Any]:
-        if self.model.config._attn_implementation in IMPLEMENTATIONS:
+        if attention_name(self.model) in IMPLEMENTATIONS:
             return {"document_lengths": lengths}
         ends = torch.tensor([0, *lengths], device=self.model.device).cumsum(0).to(torch.int32)
         longest = max(lengths)
@@ -105,7 +107,7 @@ def open_documents(
     weights = next(model.parameters()).dtype
     compute = autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
     cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
-    before = model.config._attn_implementation
+    before = attention_name(model) or "eager"
     forced = kernels == "fused"
     why_not_fused: str | None = "asked for"
     if kernels != "portable":
@@ -149,7 +151,8 @@ def _head(model: Any) -> tuple[nn.Linear | None, str]:
 def _probe(model: Any) -> tuple[Tensor, Tensor]:
     rows = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randint(0, rows, (1, size), generator=generator).to(model.device) for size in (7, 12))  # type: ignore[return-value]
+    first, second = (torch.randint(0, rows, (1, size), generator=generator).to(model.device) for size in (7, 12))
+    return first, second
 
 
 def _computing(device: torch.device, autocast: torch.dtype | None) -> Any:

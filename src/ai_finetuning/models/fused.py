@@ -18,6 +18,7 @@ from ..hardware.gpu import cpu_has_bf16
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
+from ._upstream import version_of
 
 
 class MasterCasts:
@@ -40,7 +41,7 @@ class MasterCasts:
         """The weight itself where it is bf16, else its copy, refreshed when the weight has changed."""
         if weight.dtype is torch.bfloat16:
             return weight
-        now = (self._steps if weight.requires_grad else 0, weight._version)  # a frozen weight is cast once
+        now = (self._steps if weight.requires_grad else 0, version_of(weight))  # a frozen weight is cast once
         made, copy = self._copies.get(weight, (None, None))
         if copy is None:
             copy = weight.detach().to(torch.bfloat16)
@@ -192,7 +193,8 @@ def attach(model: Any) -> MasterCasts:
 
     def final_norm(hidden: Tensor) -> Tensor:
         if hidden.dtype is not torch.bfloat16:
-            return original(hidden)  # type: ignore[no-any-return]
+            plain: Tensor = original(hidden)
+            return plain
         return _norm(norm, hidden.reshape(-1, hidden.shape[-1]), family).view_as(hidden)
 
     norm.forward = final_norm
@@ -231,9 +233,8 @@ def _with_fallback(layer: Any, plan: _Layer) -> Callable[..., Tensor]:
         **others: Any,
     ) -> Tensor:
         if document_lengths is None:
-            return original(  # type: ignore[no-any-return]
-                hidden_states, *arguments, position_embeddings=position_embeddings, **others
-            )
+            plain: Tensor = original(hidden_states, *arguments, position_embeddings=position_embeddings, **others)
+            return plain
         return _forward(plan, hidden_states, position_embeddings, document_lengths)
 
     return forward
@@ -253,7 +254,7 @@ def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], le
             for name, part in zip(family.head_norms, (q, k), strict=True)
         )
     cos, sin = (_half(table) for table in embeddings)
-    mixed = Attention.apply(q, k, v, cos, sin, lengths, plan.attention)
+    mixed: Tensor = Attention.apply(q, k, v, cos, sin, lengths, plan.attention)
     x = _add(plan, x, mixed, attention.o_proj, after)
     gate, up = _linear((mlp.gate_proj, mlp.up_proj), _norm_of(layer, before_mlp, x, family), plan)
     x = _add(plan, x, Gated.apply(gate, up, plan.activation), mlp.down_proj, after_mlp)
@@ -279,10 +280,11 @@ def _norm_of(layer: Any, name: str | None, x: Tensor, family: Family) -> Tensor:
 
 def _norm(module: Any, x: Tensor, family: Family) -> Tensor:
     eps = getattr(module, "variance_epsilon", None) or module.eps
-    return Norm.apply(x, module.weight, getattr(module, "bias", None), eps, family.offset, family.centered)
+    normed: Tensor = Norm.apply(x, module.weight, getattr(module, "bias", None), eps, family.offset, family.centered)
+    return normed
 
 
-def _linear(modules: Sequence[Any], x: Tensor, plan: _Layer, *, residual: Tensor | None = None) -> Any:
+def _linear(modules: Sequence[Any], x: Tensor, plan: _Layer, *, residual: Tensor | None = None) -> Sequence[Tensor]:
     """The outputs of linear layers on one input, with their adapters."""
     bases = [getattr(module, "base_layer", module) for module in modules]
     adapted = [module for module in modules if hasattr(module, "base_layer")]
@@ -290,7 +292,7 @@ def _linear(modules: Sequence[Any], x: Tensor, plan: _Layer, *, residual: Tensor
         assert residual is None
         return [_linear((module,), x, plan)[0] for module in modules]
     lora, pairs = _adapters(adapted)
-    return Linears.apply(
+    outputs: tuple[Tensor, ...] = Linears.apply(
         x,
         residual,
         lora,
@@ -300,6 +302,7 @@ def _linear(modules: Sequence[Any], x: Tensor, plan: _Layer, *, residual: Tensor
         *(base.bias for base in bases),
         *pairs,
     )
+    return outputs
 
 
 def _adapters(modules: Sequence[Any]) -> tuple[LoRA | None, list[Tensor]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -53,38 +54,40 @@ def is_looping(text: str) -> bool:
     return len(window) == LOOP_WINDOW and len(set(window)) > 1 and text.count(window) >= LOOP_TIMES
 
 
-def _arguments(
-    tokenizer: Any,
-    style: PromptStyle,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    do_sample: bool,
-    extra: dict[str, Any],
-    batch_size: int = 1,
-) -> dict[str, Any]:
-    validate_sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        do_sample=do_sample,
-        batch_size=batch_size,
-    )
-    sampling = (
-        {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-        if do_sample
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn; every setting as in transformers."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 50
+    do_sample: bool = True
+
+    @classmethod
+    def taken_from(cls, options: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
+        """The settings among some options, and the rest of them."""
+        names = {item.name for item in fields(cls)}
+        settings = {name: value for name, value in options.items() if name in names}
+        return cls(**settings), {name: value for name, value in options.items() if name not in names}
+
+
+def _arguments(tokenizer: Any, style: PromptStyle, options: Mapping[str, Any], batch_size: int = 1) -> dict[str, Any]:
+    """The arguments of `generate`."""
+    sampling, extra = Sampling.taken_from(options)
+    validate_sampling(**asdict(sampling), batch_size=batch_size)
+    drawn = (
+        {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        if sampling.do_sample
         else dict.fromkeys(("temperature", "top_p", "top_k"))
     )
     return {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": do_sample,
+        "max_new_tokens": sampling.max_new_tokens,
+        "do_sample": sampling.do_sample,
         "eos_token_id": list(style.stop_token_ids) or None,
         "pad_token_id": tokenizer.pad_token_id,
         "use_cache": True,
-        **sampling,
+        **drawn,
         **extra,
     }
 
@@ -144,14 +147,9 @@ def generate_text(
     conversations: Sequence[Conversation],
     *,
     style: PromptStyle | None = None,
-    max_new_tokens: int = 512,
-    temperature: float = 0.7,
-    top_p: float = 0.9,
-    top_k: int = 50,
-    do_sample: bool = True,
     seed: int | None = None,
     batch_size: int = 32,
-    **extra: Any,
+    **options: Any,
 ) -> list[str]:
     """One answer for each conversation, in their order.
 
@@ -162,26 +160,16 @@ def generate_text(
         tokenizer: with chat template.
         conversations: messages that end with the user's turn.
         style: how answers end; None is derived from tokenizer and model.
-        max_new_tokens, temperature, top_p, top_k, do_sample: as in transformers.
         seed: of the sampling.
         batch_size: most conversations answered at a time.
-        **extra: further arguments of `generate` (repetition_penalty, ...).
+        **options: the settings of `Sampling` (max_new_tokens, temperature, top_p, top_k, do_sample), and further
+            arguments of `generate` (repetition_penalty, ...).
 
     Raises:
         ConfigError: a value out of range, or a prompt longer than the model takes.
     """
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
-    arguments = _arguments(
-        tokenizer,
-        style,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        do_sample=do_sample,
-        extra=extra,
-        batch_size=batch_size,
-    )
+    arguments = _arguments(tokenizer, style, options, batch_size)
     if not conversations:
         return []
     rows = _encode(tokenizer, conversations, getattr(model.config, "max_position_embeddings", None))
@@ -236,34 +224,20 @@ def stream_text(
     conversation: Conversation,
     *,
     style: PromptStyle | None = None,
-    max_new_tokens: int = 512,
-    temperature: float = 0.7,
-    top_p: float = 0.9,
-    top_k: int = 50,
-    do_sample: bool = True,
-    **extra: Any,
+    **options: Any,
 ) -> Iterator[str]:
-    """The answer piece by piece; together the pieces are what generate_text returns.
+    """The answer piece by piece; together the pieces are what generate_text returns for the same options.
 
     Half characters and beginnings of stop strings are held back. Closing the iterator stops the generation.
     """
     from transformers import TextIteratorStreamer
 
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
-    arguments = _arguments(
-        tokenizer,
-        style,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        do_sample=do_sample,
-        extra=extra,
-    )
+    arguments = _arguments(tokenizer, style, options)
     rows = _encode(tokenizer, [conversation], getattr(model.config, "max_position_embeddings", None))
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     given_up, failure = threading.Event(), []
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=style.newline is None)
+    streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=style.newline is None)
     criteria = StoppingCriteriaList([_Stops(tokenizer, inputs["input_ids"].shape[1], style.stop_strings, given_up)])
 
     def work() -> None:

@@ -6,19 +6,21 @@ Everything that can be known from the configuration is checked before weights ar
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
+from typing_extensions import Unpack
 
 from ..errors import ModelError, ToolkitError
 from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import cpu_has_bf16, get_available_device
 from ..notices import notice, warn
+from .options import require_known
 from .placement import DeviceMap, spread
 from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, require_backend, require_quantized
 from .source import ModelSource, find_model, not_loaded, require_safetensors
@@ -44,19 +46,32 @@ class LoadPlan:
         return self.source.name
 
 
+class LoadOptions(TypedDict, total=False):
+    """How weights are loaded, beside their dtype, device and attention."""
+
+    load_in_8bit: bool
+    """bitsandbytes weights, on CPUs too; off where it is not named."""
+    load_in_4bit: bool
+    """The same in 4 bit."""
+    quantization: Quantization | None
+    """A method with its settings, instead of load_in_8bit and load_in_4bit."""
+    device_map: DeviceMap | None
+    """Devices by module name, instead of `device`."""
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass; off where it is not named."""
+    trust_remote_code: bool
+    """Run code from the model's repository; off where it is not named."""
+    announce: bool
+    """Say which attention was taken (on where it is not named); False for loads that only prove something."""
+
+
 def load_causal_lm(
     name: str | ModelSource,
     *,
     dtype: torch.dtype | str | None = "auto",
     device: torch.device | None = None,
     attention: str = "auto",
-    load_in_8bit: bool = False,
-    load_in_4bit: bool = False,
-    gradient_checkpointing: bool = False,
-    trust_remote_code: bool = False,
-    device_map: DeviceMap | None = None,
-    quantization: Quantization | None = None,
-    announce: bool = True,
+    **options: Unpack[LoadOptions],
 ) -> PreTrainedModel:
     """Loads a causal language model in eval mode.
 
@@ -65,19 +80,19 @@ def load_causal_lm(
         dtype: of the weights; "auto" (or None) takes what the machine does well (see `resolve_dtype`).
         device: where the model goes; None takes the best one there is.
         attention: "auto" (flash-attention 2, SDPA, eager in this order) or one of `ATTENTIONS` to start from.
-        load_in_8bit, load_in_4bit: bitsandbytes weights, on CPUs too.
-        gradient_checkpointing: recompute activations in the backward pass.
-        trust_remote_code: run code from the model's repository.
-        device_map: devices by module name, instead of `device`.
-        quantization: a method with its settings, instead of load_in_8bit and load_in_4bit.
-        announce: say which attention was taken; False for loads that only prove something.
+        **options: the keys of `LoadOptions`.
 
     Raises:
         ModelError: the model cannot be loaded as asked. HubError: the hub does not give it.
         InputNotFoundError: a local path that is not there.
     """
-    wanted = quantization or _quantization_of(load_in_8bit, load_in_4bit)
-    source = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trust_remote_code)
+    require_known(options, LoadOptions, "load_causal_lm")
+    wanted = options.get("quantization") or _quantization_of(
+        options.get("load_in_8bit", False), options.get("load_in_4bit", False)
+    )
+    device_map = options.get("device_map")
+    trusted = options.get("trust_remote_code", False)
+    source = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trusted)
     require_safetensors(source.path)
     place = torch.device(device) if device is not None else get_available_device()
     plan = LoadPlan(
@@ -86,7 +101,7 @@ def load_causal_lm(
         dtype=resolve_dtype(dtype, place),
         quantization=wanted,
         device_map=device_map if device_map is not None else {"": place},
-        announce=announce,
+        announce=options.get("announce", True),
     )
     extra = _quantization(plan, source.config)
     model = _with_attention(plan, attention, extra)
@@ -95,11 +110,12 @@ def load_causal_lm(
     forbid_cpu_packing(model)
     if isinstance(device_map, Mapping) and len(device_map) > 1:
         spread(model, device_map)
-    if gradient_checkpointing:
+    if options.get("gradient_checkpointing"):
         enable_activation_checkpointing(model)
     # peft writes this into adapters: a name that other machines know, not a folder of this one.
-    model.name_or_path = model.config._name_or_path = source.name
-    return model.eval()
+    model.name_or_path = model.config.name_or_path = source.name
+    model.train(False)  # `eval()` has no types in transformers
+    return model
 
 
 def _quantization_of(load_in_8bit: bool, load_in_4bit: bool) -> Quantization | None:
@@ -217,16 +233,20 @@ def _say_attention(chosen: str, refusals: Mapping[str, str]) -> None:
 def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, object]) -> PreTrainedModel:
     quiet_progress()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            plan.source.path,
-            dtype=plan.dtype,
-            attn_implementation=implementation,
-            device_map=plan.device_map,
-            use_safetensors=True,
-            trust_remote_code=plan.source.remote_code,
-            local_files_only=plan.source.local_only,
-            output_loading_info=True,
-            **extra,
+        # With output_loading_info it returns a pair, which its types do not say.
+        model, info = cast(
+            "tuple[PreTrainedModel, dict[str, Any]]",
+            AutoModelForCausalLM.from_pretrained(
+                plan.source.path,
+                dtype=plan.dtype,
+                attn_implementation=implementation,
+                device_map=plan.device_map,
+                use_safetensors=True,
+                trust_remote_code=plan.source.remote_code,
+                local_files_only=plan.source.local_only,
+                output_loading_info=True,
+                **extra,
+            ),
         )
     except (OSError, RuntimeError) as error:
         if isinstance(error, ToolkitError | torch.OutOfMemoryError):
@@ -258,7 +278,8 @@ def quiet_progress() -> None:
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        switch_off: Callable[[], None] = logging.disable_progress_bar
+        switch_off()
 
 
 def weight_marks(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ._upstream import has_accelerate_hooks
 
 # Module name -> device; every weight lies under exactly one of the names.
 DeviceMap = Mapping[str, torch.device]
@@ -30,7 +31,7 @@ def spread(model: Any, device_map: DeviceMap) -> None:
     """
     refuse_offloading(device_map)
     _remove_accelerate_hooks(model)
-    for handle in getattr(model, "_carriers", ()):
+    for handle in getattr(model, "aift_carriers", ()):
         handle.remove()
     modules = {name: model.get_submodule(name) for name in device_map}
     for name, module in modules.items():
@@ -39,7 +40,7 @@ def spread(model: Any, device_map: DeviceMap) -> None:
     # The decoder makes masks and positions from its inputs before any block runs.
     carried = {id(model.get_decoder()): (model.get_decoder(), first)}
     carried |= {id(module): (module, device_map[name]) for name, module in modules.items()}
-    model._carriers = [
+    model.aift_carriers = [
         module.register_forward_pre_hook(partial(_carry, device=device), with_kwargs=True)
         for module, device in carried.values()
     ]
@@ -68,7 +69,7 @@ def refuse_offloading(device_map: Mapping[str, Any]) -> None:
 
 def _remove_accelerate_hooks(model: nn.Module) -> None:
     """transformers puts them on when it loads with a map of several devices."""
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if has_accelerate_hooks(model):
         from accelerate.hooks import remove_hook_from_submodules
 
         remove_hook_from_submodules(model)

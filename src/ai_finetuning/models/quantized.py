@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError
+from ._upstream import is_torchao_weight
 
 _MISSING = {
     "bitsandbytes": (
@@ -76,17 +77,20 @@ class Method:
         return f"{self.backend} {self.quant_type}"
 
 
-def _llm_int8(dtype: torch.dtype, settings: Mapping[str, Any]) -> Any:
+def _bits_and_bytes_config(**arguments: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=True, **settings)
+    make: Callable[..., Any] = BitsAndBytesConfig
+    return make(**arguments)
+
+
+def _llm_int8(dtype: torch.dtype, settings: Mapping[str, Any]) -> Any:
+    return _bits_and_bytes_config(load_in_8bit=True, **settings)
 
 
 def _four_bit(quant_type: str) -> Callable[[torch.dtype, Mapping[str, Any]], Any]:
     def config(dtype: torch.dtype, settings: Mapping[str, Any]) -> Any:
-        from transformers import BitsAndBytesConfig
-
-        return BitsAndBytesConfig(
+        return _bits_and_bytes_config(
             load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type=quant_type, **settings
         )
 
@@ -189,9 +193,9 @@ class Quantization:
 def _bitsandbytes_modules(model: nn.Module, bits: int) -> list[Any]:
     if "bitsandbytes" not in sys.modules:  # its import takes a second, and its weights cannot be there without it
         return []
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
-    kind = Linear8bitLt if bits == 8 else Linear4bit
+    kind: type[nn.Module] = Linear8bitLt if bits == 8 else Linear4bit
     found: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
     if bits == 4:
         return [module for module in found if getattr(module.weight, "quant_state", None) is not None]
@@ -199,13 +203,8 @@ def _bitsandbytes_modules(model: nn.Module, bits: int) -> list[Any]:
 
 
 def _torchao_modules(model: nn.Module, bits: int) -> list[Any]:
-    """Modules whose weight is one of torchao's tensors; their classes are named by their bits (Int8Tensor, Int4...)."""
-    found = []
-    for module in model.modules():
-        kind = type(getattr(module, "weight", None))
-        if kind.__module__.startswith("torchao.") and kind.__name__.startswith(f"Int{bits}"):
-            found.append(module)
-    return found
+    """Modules whose weight is one of torchao's tensors."""
+    return [module for module in model.modules() if is_torchao_weight(getattr(module, "weight", None), bits)]
 
 
 def linear_modules(model: nn.Module, bits: int) -> list[Any]:
@@ -247,7 +246,8 @@ def packs_on_cpu(model: nn.Module) -> bool:
         return False
     from bitsandbytes.functional import has_avx512bf16
 
-    return bool(has_avx512bf16())
+    asked: Callable[[], bool] = has_avx512bf16
+    return bool(asked())
 
 
 def allow_cpu_packing(model: nn.Module) -> None:

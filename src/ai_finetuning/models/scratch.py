@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.model import ArchitectureConfig
@@ -94,8 +96,9 @@ class ScratchModel(BaseModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = self.build(attention=attention or self.attention)
-        model.to(device or get_available_device())  # type: ignore[arg-type]  # transformers' decorator hides the type
-        return model.eval()
+        nn.Module.to(model, device or get_available_device())
+        model.train(False)
+        return model
 
     def build(self, *, attention: str = "auto") -> PreTrainedModel:
         """The architecture with weights of the random state and on the default device of the moment.
@@ -111,8 +114,8 @@ class ScratchModel(BaseModel):
                 f"the tokenizer has {len(tokenizer)} tokens and config.json a vocab_size of {config.vocab_size}; raise it.",
             )
         chosen = {} if attention == "auto" else {"attn_implementation": attention}
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **chosen)
-        return model
+        build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+        return build(config, **chosen)
 
     def _config(self, tokenizer: Any) -> Any:
         ids = {

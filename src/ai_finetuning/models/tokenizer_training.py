@@ -5,7 +5,7 @@ alike.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DataError, ModelError
@@ -108,7 +108,7 @@ def _on_grid(model: bytes) -> bytes:
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at run time
     proto.ParseFromString(model)
     for piece in proto.pieces:
         piece.score = round(piece.score * _GRID) / _GRID
@@ -128,7 +128,8 @@ def _write_fast(folder: Path) -> None:
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     core.add_special_tokens([AddedToken(token, normalized=False) for token in (PAD, BOS, EOS, UNK, *ROLES)])
     core.add_tokens([AddedToken("\n", normalized=False)])
-    tokenizer = PreTrainedTokenizerFast(
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    tokenizer = make(
         tokenizer_object=core,
         pad_token=PAD,
         bos_token=BOS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def load_tokenizer(
     # A folder that holds only a tokenizer will do, such as an adapter's.
     found = name if isinstance(name, ModelSource) else find_tokenizer(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             found.path, trust_remote_code=trust_remote_code, local_files_only=found.local_only
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -127,7 +127,8 @@ def _embedding_rows(source: ModelSource) -> int | None:
     cached = _files(source.path, "config.json").get("config.json") if not values else None
     if cached is not None:
         values = json.loads(cached.read_text(encoding="utf-8"))
-    return values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
+    rows: int | None = values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
+    return rows
 
 
 def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PROBES) -> list[str]:
@@ -156,7 +157,7 @@ def check_tokenizer_parity(folder: str | Path) -> list[str]:
     return parity_problems(tokenizer, files["tokenizer.model"])
 
 
-def _with_parity(tokenizer: Any, name: str) -> Any:
+def _with_parity(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
     files = _files(name, "tokenizer.model", "tokenizer.json")
     # A tokenizer.json is the maker's own word (GPT-style files called tokenizer.model are no sentencepiece).
     if "tokenizer.json" in files:
@@ -187,7 +188,7 @@ def _with_parity(tokenizer: Any, name: str) -> Any:
     return repaired
 
 
-def _as_in_file(tokenizer: Any, name: str, file: Path) -> Any:
+def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> PreTrainedTokenizerBase:
     """The tokenizer, if it segments as its tokenizer.json says; else that file read as it is.
 
     transformers 5 chooses a class by the model's type, and some of them put their own rules over the file's.
@@ -206,16 +207,20 @@ def _as_in_file(tokenizer: Any, name: str, file: Path) -> Any:
         f"{name}: {type(tokenizer).__name__} では tokenizer.json と分かち方が変わるため、tokenizer.json をそのまま使います。",
         f"{name}: {type(tokenizer).__name__} segments otherwise than tokenizer.json says; the file is used as it is.",
     )
-    plain = PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    plain = make(tokenizer_file=str(file), **special)
     plain.chat_template = tokenizer.chat_template
     return plain
 
 
-def _sentencepiece_backend(tokenizer: Any, model_file: Path, *, legacy: bool) -> Any:
+def _sentencepiece_backend(
+    tokenizer: PreTrainedTokenizerBase, model_file: Path, *, legacy: bool
+) -> PreTrainedTokenizerBase:
     from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    return SentencePieceBackend(vocab_file=str(model_file), legacy=legacy, **special)
+    make: Callable[..., PreTrainedTokenizerBase] = SentencePieceBackend
+    return make(vocab_file=str(model_file), legacy=legacy, **special)
 
 
 def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:

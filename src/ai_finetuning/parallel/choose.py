@@ -11,10 +11,11 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import ConfigError
+from ..models.placement import DeviceMap
 from ..notices import notice
 from . import tensor, zero
 from .accelerated import Accelerated, AcceleratedReplicas
-from .device_map import DeviceMap, ModelParallel
+from .device_map import ModelParallel
 from .distributed import Distributed
 from .mesh import Sizes, build_mesh, sizes_of
 from .pipeline import Pipeline, check_pipeline

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from ._upstream import scale_all
 from .layout import layout_of, local, local_parameter
 from .processes import Peers, gather
 from .reducer import GradientReducer
@@ -196,7 +197,7 @@ class Distributed(SingleDevice):
                     part.grad.fill_(torch.inf)  # type: ignore[union-attr]
             self._scaler.unscale_(self._optimizer)
         if max_norm > 0 and norm > max_norm and torch.isfinite(square):
-            torch._foreach_mul_([part.grad for part in self._gradients() if part.grad is not None], max_norm / norm)
+            scale_all([part.grad for part in self._gradients() if part.grad is not None], max_norm / norm)
         return norm
 
     def step(self) -> bool:

@@ -13,55 +13,56 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..kernels.autograd import Function
 from .layout import chunk
 
 Group = dist.ProcessGroup
 
 
-class _SharedInput(torch.autograd.Function):
+class _SharedInput(Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:
         ctx.group = group
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient, group=ctx.group)
         return gradient, None
 
 
-class _Total(torch.autograd.Function):
+class _Total(Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:
         total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient, None
 
 
-class _Joined(torch.autograd.Function):
+class _Joined(Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, width: int, group: Group) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, width: int, group: Group) -> Tensor:
         ctx.width, ctx.group = width, group
         return _join(value, width, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return _own(gradient, ctx.width, ctx.group), None, None
 
 
-class _OwnPart(torch.autograd.Function):
+class _OwnPart(Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, width: int, group: Group) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, width: int, group: Group) -> Tensor:
         ctx.width, ctx.group = width, group
         return _own(value, width, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return _join(gradient, ctx.width, ctx.group), None, None
 
 

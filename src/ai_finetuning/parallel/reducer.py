@@ -48,7 +48,7 @@ class GradientReducer:
             size += local(parameter).numel() * parameter.element_size()
         self._bucket_of = {id(p): index for index, bucket in enumerate(self._buckets) for p in bucket}
         self._flat: list[Tensor | None] = [None] * len(self._buckets)
-        self._hooks = [p.register_post_accumulate_grad_hook(self._ready) for p in parameters]
+        self._hooks = [p.register_post_accumulate_grad_hook(self._ready) for p in parameters]  # type: ignore[no-untyped-call]
         self._sending = False
         self.sent = 0
         self._reset()
@@ -76,7 +76,7 @@ class GradientReducer:
             flat = self._flat[self._next] = torch.empty(
                 sum(_sizes(bucket)), dtype=bucket[0].dtype, device=bucket[0].device
             )
-        for parameter, part in zip(bucket, flat.split(_sizes(bucket)), strict=True):
+        for parameter, part in zip(bucket, torch.split(flat, _sizes(bucket)), strict=True):
             part.zero_() if parameter.grad is None else part.copy_(local(parameter.grad).reshape(-1))
         self._works.append(dist.all_reduce(flat, group=self._group, async_op=True))
         self.sent += flat.numel() * flat.element_size()
@@ -95,7 +95,7 @@ class GradientReducer:
         for work, bucket, flat in zip(self._works, self._buckets, self._flat, strict=True):
             work.wait()
             assert flat is not None
-            for parameter, part in zip(bucket, flat.split(_sizes(bucket)), strict=True):
+            for parameter, part in zip(bucket, torch.split(flat, _sizes(bucket)), strict=True):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 grad = local(parameter.grad)

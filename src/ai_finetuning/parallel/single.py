@@ -82,7 +82,7 @@ class SingleDevice:
         return contextlib.nullcontext()
 
     def _backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss).backward()
+        torch.autograd.backward(self._scaler.scale(loss))
 
     def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
         """Accumulates gradients micro-batch by micro-batch."""

@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from ..errors import ConfigError, ModelError
+from ._upstream import own_parameters
 from .exchange import Group, joined, own_part, shared_input, total
 from .layout import chunk, local
 from .limits import validate_heads
@@ -287,14 +288,15 @@ def _row(linear: nn.Linear, group: Group, width: int | None, value: Tensor) -> T
 @contextlib.contextmanager
 def _weights(module: nn.Module, changed: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """A module's own weights changed while its forward runs; gradients flow back into the real ones."""
-    kept = dict(module._parameters)
+    parameters = own_parameters(module)
+    kept = dict(parameters)
     try:
         for name, weight in kept.items():
             if weight is not None:
-                module._parameters[name] = changed(weight)  # type: ignore[assignment]
+                parameters[name] = changed(weight)
         yield
     finally:
-        module._parameters.update(kept)
+        parameters.update(kept)
 
 
 def _embedding(

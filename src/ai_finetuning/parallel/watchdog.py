@@ -16,6 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ..errors import localized
+from ._upstream import store_of_processes
 
 LOGGER = logging.getLogger("ai_finetuning")
 EXIT_CODE = 70
@@ -42,7 +43,7 @@ class Watchdog:
     def __init__(self, progress: Callable[[], int], *, timeout_seconds: float, folder: Path) -> None:
         self._progress, self._timeout, self._folder = progress, timeout_seconds, folder
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
-        self._store = dist.PrefixStore("aift-watchdog", dist.distributed_c10d._get_default_store())
+        self._store = store_of_processes("aift-watchdog")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import ConfigError, ProcessesError
+from . import _upstream
 from .distributed import Distributed
 from .layout import Layout
 from .shard import Step
@@ -257,7 +258,7 @@ class Zero(Distributed):
             group["lr"] = 0.0
         for index, part in enumerate(parts):
             part.grad = torch.zeros_like(part)
-            zero._optimizer_step(index)
+            _upstream.update_part(zero, index)
             part.grad = None
         self._find_moments()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -268,21 +269,17 @@ class Zero(Distributed):
         have none yet.
         """
         if self._stage == 2:
-            zero = self._engine.optimizer
-            zero._hp_optimizer_states_linked = False
-            zero._lazy_init_hp_params_optimizer_state()
+            _upstream.look_for_moments(self._engine.optimizer)
 
     def close(self) -> None:
         """Takes DeepSpeed's hooks off, and lets Accelerate forget that it was there."""
         if self._engine is None:
             return
-        from accelerate.state import AcceleratorState
-
         self._engine.destroy()
         nn.functional.linear = self._linear
         self._engine = None
         self._accelerator.free_memory()
-        AcceleratorState._reset_state(reset_partial_state=True)
+        _upstream.forget_accelerator()
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
@@ -295,14 +292,13 @@ def _accelerator(settings: dict[str, Any]) -> Any:
     Raises:
         ProcessesError: Accelerate was used in this process before, without DeepSpeed.
     """
-    import deepspeed
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, DistributedType
 
     # No operators of its own: on CPUs it would compile an all-reduce at the first start (minutes; killed meanwhile, it
     # leaves a lock on which later starts wait for ever), where gloo does the same, and to find out which it could
     # compile it runs the compiler.
-    deepspeed.ops.__compatible_ops__ = {}
+    _upstream.compile_no_operators()
     plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     accelerator = Accelerator(deepspeed_plugin=plugin, mixed_precision="no")
     if accelerator.distributed_type != DistributedType.DEEPSPEED:

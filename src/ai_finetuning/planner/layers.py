@@ -96,4 +96,5 @@ def modules_of(model: Any) -> tuple[list[str], list[str], list[str]]:
     after = [child for child in children[at + 1 :] if next(child.parameters(), None) is not None]
     before = [child for child in children if child is not lists[0] and child not in after]
     back = [*after, model.get_output_embeddings()]
-    return tuple([names[id(module)] for module in part] for part in (before, lists[0], back))  # type: ignore[return-value]
+    first, middle, last = ([names[id(module)] for module in part] for part in (before, lists[0], back))
+    return first, middle, last

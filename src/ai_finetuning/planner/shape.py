@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,11 +71,11 @@ class ModelShape:
         )
 
 
-def shape_of(model: nn.Module) -> ModelShape:
-    """The shape of a model, loaded or on the meta device."""
-    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
+def shape_of(model: Any) -> ModelShape:
+    """The shape of a transformers model, loaded or on the meta device."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
     own = {id(weight): weight for module in (embedding, head) if module is not None for weight in module.parameters()}
     features = []
     for name, module in model.named_modules():
@@ -114,7 +115,8 @@ def meta_model(name: str | ModelSource, *, trust_remote_code: bool = False) -> n
             found.path, local_files_only=found.local_only, trust_remote_code=found.remote_code
         )
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=found.remote_code)
+            build: Callable[..., nn.Module] = AutoModelForCausalLM.from_config
+            model = build(config, trust_remote_code=found.remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(

@@ -17,6 +17,7 @@ from ..models.adapters import adapter_config, load_adapter
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
 from ..models.source import read_config
+from ._upstream import forget_bitsandbytes_conversions
 
 ORIGINAL, DEQUANTIZED, AUTO = "original", "dequantized", "auto"
 
@@ -149,22 +150,13 @@ def _dequantized(model: Any, name: str) -> Any:
             f"{name} の量子化は 16bit に戻せません（{error}）。--base にもとの 16bit モデルを指定してください。",
             f"{name} cannot be turned back to 16 bit ({error}); name the 16-bit model behind it with --base.",
         ) from error
-    # transformers 5.23 keeps how it read the quantized files and would undo that on saving, which bitsandbytes' part
-    # cannot.
-    read_by = getattr(model, "_weight_conversions", None)
-    if read_by is not None:
-        model._weight_conversions = [item for item in read_by if not _reads_bitsandbytes(item)]
+    forget_bitsandbytes_conversions(model)
     if quantized_bits(model) is not None:
         raise ModelError(
             f"{name} に量子化されたままの層が残りました。--base にもとの 16bit モデルを指定してください。",
             f"{name}: layers stayed quantized; name the 16-bit model behind it with --base.",
         )
     return model
-
-
-def _reads_bitsandbytes(conversion: Any) -> bool:
-    operations = getattr(conversion, "operations", ())
-    return any(type(operation).__module__.endswith("integrations.bitsandbytes") for operation in operations)
 
 
 def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
+from ..models._upstream import attention_name
 
 # Most relative change of the second document's logits that rounding may cause when the first document changes.
 TOLERANCE = 1e-3
@@ -45,7 +46,7 @@ def refuse_leaking_attention(model: Any, name: str) -> None:
     """Raises ModelError where documents of a packed row see each other."""
     leak = leak_of_packing(model)
     if leak > TOLERANCE:
-        attention = getattr(model.config, "_attn_implementation", "?")
+        attention = attention_name(model) or "?"
         raise ModelError(
             f"{name}（アテンション {attention}）では、詰めた行の中で文書どうしが混ざります（変化 {leak:.1%}）。data.packing=false にするか、"
             "model.attention を sdpa か eager にしてください。",

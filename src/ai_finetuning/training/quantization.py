@@ -164,7 +164,7 @@ class QuantizationOptimizer:
         # Quantized in memory once more, not read from the folder: transformers 5.23 does not save again what it read
         # quantized.
         model = self._quantized(wanted, dtype, device, announce=True)
-        model.name_or_path = model.config._name_or_path = str(place)
+        model.name_or_path = model.config.name_or_path = str(place)
         self.report = _report(model, place, wanted.method, dtype)
         found = self.report
         notice(

@@ -22,11 +22,12 @@ from ..data.tokenize import count_live, max_token_id
 from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup
 from ..hardware.gpu import free_memory_bytes, get_available_device
+from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
 from ..notices import notice
 from ..parallel.choose import Choice, check_strategy, refuse_model
-from ..parallel.device_map import DeviceMap, capacities
+from ..parallel.device_map import capacities
 from ..parallel.processes import launched
 from ..planner import memory
 from ..planner.auto import Situation, choose_strategy

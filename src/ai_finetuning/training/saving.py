@@ -182,4 +182,5 @@ def _load_saved(plan: RunPlan, folder: Path, device: torch.device | None) -> nn.
     else:
         module, _ = base.load_base(plan, {"device": device})
         model = load_adapter(module, folder)
-    return model.eval()
+    trained: nn.Module = model.eval()
+    return trained

@@ -111,7 +111,9 @@ def outside(model: JapaneseModel) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names}
 
 
-@pytest.mark.parametrize("lora", [None, LoRAConfig(r=2), LoRAConfig(r=2, use_qlora=True)], ids=["full", "lora", "qlora"])
+@pytest.mark.parametrize(
+    "lora", [None, LoRAConfig(r=2), LoRAConfig(r=2, use_qlora=True)], ids=["full", "lora", "qlora"]
+)
 def test_the_users_model_object_only_receives_the_trained_module(
     lora: LoRAConfig | None, tiny_model_dir: Path, tmp_path: Path
 ):

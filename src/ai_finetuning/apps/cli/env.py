@@ -46,8 +46,9 @@ def env(
 
 def _hub() -> str:
     """Whether the hub answers, within its time limit."""
+    from ...hardware.network import offline
     from ...models import hub
 
-    if hub.offline():
+    if offline():
         return localized("オフライン設定 (HF_HUB_OFFLINE)", "offline by HF_HUB_OFFLINE")
     return hub.reachability()

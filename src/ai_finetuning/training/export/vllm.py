@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def _complete(folder: Path) -> None:
 
     tokenizer = load_tokenizer(str(folder))
     tokenizer.save_pretrained(folder)
-    config = generation_config(folder) or GenerationConfig()
+    make: Callable[[], GenerationConfig] = GenerationConfig
+    config = generation_config(folder) or make()
     stops = list(prompt_style(tokenizer, config).stop_token_ids)
     config.eos_token_id = stops if len(stops) > 1 else stops[0]
     config.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,52 @@
+"""Private names of torch, transformers, accelerate and torchao that models need: looked through at every upgrade."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def attention_name(model: Any) -> str | None:
+    """The attention implementation that a model runs with; None for a model without a configuration.
+
+    transformers 5.3 to 5.23: `config._attn_implementation`; `set_attn_implementation` is public, nothing public reads
+    it back.
+    """
+    name = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return None if name is None else str(name)
+
+
+def tied_weight_names(model: Any) -> set[str]:
+    """Names of the weights that loading makes from others.
+
+    transformers 5: `all_tied_weights_keys`, public; before a model has gone through `post_init`, and for models from a
+    repository's own code written for transformers 4, only `_tied_weights_keys` is there. Not needed from transformers 6.
+    """
+    return set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+
+
+def version_of(weight: Tensor) -> int:
+    """How often a tensor was changed in place.
+
+    torch 2.10 to 2.13: `Tensor._version`, which torch's notes on autograd describe; there is no public name.
+    """
+    return weight._version
+
+
+def has_accelerate_hooks(model: nn.Module) -> bool:
+    """Whether accelerate has put hooks on a model, as transformers lets it where it loads over several devices.
+
+    accelerate 1.10 to 1.15: `_hf_hook` on the module; its public functions put hooks on and off, none asks.
+    """
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def is_torchao_weight(weight: Any, bits: int) -> bool:
+    """Whether a weight is held by torchao in so many bits.
+
+    torchao 0.18: the classes of its tensors are named by their bits (Int8Tensor, Int4TilePackedTo4dTensor); the tensors
+    have no attribute that says it.
+    """
+    kind = type(weight)
+    return kind.__module__.startswith("torchao.") and kind.__name__.startswith(f"Int{bits}")
