@@ -15,10 +15,10 @@ from torch import nn
 
 from ..data.loader import evaluation_batches
 from ..engine.checkpoint import CheckpointStore
-from ..engine.loop import Evaluation, Run, TrainState
-from ..engine.loss import LossFunction, make_document_loss, make_loss
+from ..engine.loss import make_document_loss, make_loss
 from ..engine.optimizer import build_optimizer
 from ..engine.rng import seed_everything
+from ..engine.state import Evaluation, Run, TrainState
 from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import free_memory_bytes
 from ..models.adapters import add_lora, embedding_weights, target_modules, trainable_parameters
@@ -27,6 +27,7 @@ from ..models.loading import weight_marks
 from ..models.placement import spread
 from ..models.plans import tensor_plan
 from ..notices import notice
+from ..parallel.batch import LossFunction
 from ..parallel.choose import choose
 from ..parallel.processes import launched
 from ..parallel.strategy import Strategy
@@ -83,11 +84,10 @@ def _strategy(plan: RunPlan) -> Strategy:
     precision = plan.precision
     return choose(
         plan.parallel,
-        device=plan.device,
+        device=plan.device_map or plan.device,
         autocast=precision.autocast,
         scaler=precision.scaler,
         use_accelerate=plan.request.use_accelerate,
-        device_map=plan.device_map,
         masters=plan.request.full,
         plan=tensor_plan,
         max_grad_norm=plan.request.config.training.max_grad_norm,
@@ -190,13 +190,14 @@ def _run(
         total_steps=plan.summary.total_steps,
         schedule=plan.schedule,
         max_grad_norm=training.max_grad_norm,
+        logging_steps=training.logging_steps,
         eval_steps=training.eval_steps,
         save_steps=training.save_steps,
         keep_best=training.checkpoint.load_best and bool(held_out),
         evaluation=_evaluation(plan) if held_out else None,
         patience=training.runtime.early_stopping_patience,
         threshold=training.runtime.early_stopping_threshold,
-        scaled=plan.precision.scaler,
+        faults=store.faults,
         retry_smaller=plan.parallel.processes == 1,
         save_in_background=_copy_fits(plan.summary, plan.device),
         memory_hint_ja=f"見積もり: {estimate}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",

@@ -15,12 +15,14 @@ from torch import nn
 from ..config.run_folder import METRICS
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
-from ..engine.loop import Run, TrainState, fit, last_checkpoint, load
+from ..engine.faults import Faults
+from ..engine.loop import fit, last_checkpoint, load
 from ..engine.metrics import read_metrics
+from ..engine.state import Run, TrainState
 from ..hardware.cores import use_physical_cores
 from ..hardware.gpu import get_available_device, peak_memory_bytes
 from ..notices import notice, speak, warn
-from ..parallel.distributed import Distributed
+from ..parallel.choose import warn_of_idle_ranks
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
 from ..planner.plan import Plan
@@ -56,24 +58,28 @@ class Result:
     peak_memory_bytes: int = 0
 
 
-def execute(request: TrainRequest) -> Result:
+def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
     """Trains and saves; the request's model object then holds the trained module.
+
+    Args:
+        faults: to inject; None: those that the environment plans.
 
     Raises:
         ToolkitError: with reason and way out; see errors.py for the kinds.
     """
+    faults = Faults.from_environment() if faults is None else faults
     if launched().size == 1:
         plan = resolve(request)
         if plan.processes_to_start > 1:
             result = _run_in_processes(plan)
         else:
             use_physical_cores()
-            result = _run_here(plan, Peers())
+            result = _run_here(plan, Peers(), faults)
     else:
         validate_strategy(request)  # on every rank, before any of them waits for another
         with process_group(_device_of_rank(request)), speaking_main_process():
             peers = all_peers()
-            result = _run_here(_resolve_in_turn(request, peers), peers)
+            result = _run_here(_resolve_in_turn(request, peers), peers, faults)
     request.model.model = result.model  # type: ignore[assignment]
     return result
 
@@ -112,10 +118,11 @@ def _run_in_processes(plan: RunPlan) -> Result:
     return Result(model, folder, None, read_metrics(folder / METRICS), time.perf_counter() - began)
 
 
-def _run_here(plan: RunPlan, peers: Peers) -> Result:
+def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
     """One process's part of a run."""
     options = plan.request.config.training.checkpoint
-    with OutputFolder(plan.summary.output_dir, keep=options.save_total_limit, peers=peers) as folder:
+    keep = options.save_total_limit
+    with OutputFolder(plan.summary.output_dir, keep=keep, peers=peers, faults=faults) as folder:
         start = resume.find(folder, options)
         plan = _with_resume(plan, start)
         if start is not None:
@@ -130,6 +137,7 @@ def _run_here(plan: RunPlan, peers: Peers) -> Result:
         if peers.is_main:
             folder.refuse_too_little_space(plan.summary.disk_bytes)
         _warn_of_memory(plan.summary)
+        warn_of_idle_ranks(plan.parallel, plan.summary.rows_per_step)
         for line in plan.data.lines:
             notice(line, line)
         return _train(plan, folder, peers)
@@ -205,7 +213,7 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder) -> Result:
 
 def _watched(plan: RunPlan, run: Run, folder: OutputFolder) -> contextlib.AbstractContextManager[Any]:
     """A watchdog where there are several processes."""
-    if not isinstance(run.strategy, Distributed):
+    if plan.parallel.processes == 1:
         return contextlib.nullcontext()
     strategy, limit = run.strategy, plan.request.config.parallel.timeout_seconds
     return Watchdog(lambda: strategy.exchanges, timeout_seconds=limit, folder=folder.path)

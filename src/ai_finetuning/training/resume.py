@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ..config.run_folder import CHECKPOINTS
 from ..config.sections import CheckpointConfig
 from ..engine.checkpoint import MANIFEST, STATE, CheckpointStore, differences
-from ..engine.loop import Run, TrainState
+from ..engine.state import Run, TrainState
 from ..errors import CheckpointError, ConfigError
 from ..notices import notice, warn
 from ..runs.folder import read_run

@@ -18,22 +18,23 @@ from ..parallel.processes import launched, lost_a_peer
 
 def main(folder: Path) -> int:
     """Runs the request of the folder; why it failed is left there for the process that started us."""
+    from ..engine.faults import Faults
     from . import launch
     from .execute import execute
     from .sources import with_resume
 
-    request = launch.read_request(folder)
+    request, faults = launch.read_request(folder), Faults.from_environment()
     started = folder / f"{launch.STARTED}-{launched().rank}"
     if (
         started.exists()
     ):  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
-        os.environ.pop("AIFT_FAULT", None)
+        faults = Faults()
         training = with_resume(request.config.training, "auto")
         request = replace(request, config=with_values(request.config, training=training))
         (folder / launch.ERROR).unlink(missing_ok=True)  # the reason of the attempt before
     started.touch()
     try:
-        execute(request)
+        execute(request, faults)
     except Exception as error:
         code = tell(folder / launch.ERROR, error)
         sys.stdout.flush()
