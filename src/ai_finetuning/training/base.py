@@ -20,7 +20,7 @@ def wanted_bits(model: BaseModel, config: RunConfig) -> int | None:
     """Bits of the base that will be trained on: 4 or 8, or None for 16 and 32."""
     if config.trains_all:
         return None
-    if config.lora.use_qlora:
+    if config.uses_qlora:
         return 4 if config.lora.qlora_4bit else 8
     return 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
 
@@ -62,7 +62,7 @@ def check_method(model: BaseModel, config: RunConfig) -> None:
                 f"{model.model_name} is quantized to {bits} bit, which cannot be fine-tuned in full; use LoRA "
                 "(QLoRA), or load it without quantization.",
             )
-    elif config.lora.use_qlora and plain_module(model) is not None and _changed(model):
+    elif config.uses_qlora and plain_module(model) is not None and _changed(model):
         raise ModelError(
             f"use_qlora=True のため {model.model_name} を量子化して読み込み直す必要がありますが、メモリー上の重みが変更されています。save_pretrained で保存し、"
             "そのフォルダーを指定してください。",

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import errors
-from ..config.load import load_config, to_plain
+from ..config.load import load_config
+from ..config.plain import plain_run
+from ..config.yaml_text import dump_yaml
 from ..data.text_dataset import TextDataset
 from ..data.tokenize import Example
 from ..engine.hooks import SignalFlags
@@ -181,17 +183,14 @@ def write_job(job: Job, folder: Path) -> None:
     Raises:
         ConfigError: rows that no file can hold.
     """
-    import yaml
-
     config = job.config
-    values = to_plain(config, given_only=True)
+    values = plain_run(config, given_only=True)
     values.setdefault("model", {})["name"] = config.model.name
-    values["method"] = config.method
     values.setdefault("data", {}).pop("train", None)
     values["data"].pop("eval", None)
     if config.trains_all:
         values.pop("lora", None)
-    (folder / RUN).write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    (folder / RUN).write_text(dump_yaml(values), encoding="utf-8")
     content = {
         "model": _model_spec(job.model, folder),
         "use_accelerate": job.use_accelerate,

@@ -10,7 +10,7 @@ import torch
 
 from ..config.lora import LoRAConfig
 from ..config.run import RunConfig
-from ..config.section import typed, with_values
+from ..config.section import explicitly_set, with_values
 from ..data.loader import Loader
 from ..data.prepare import PreparedData, prepare
 from ..data.tokenize import count_live, max_token_id
@@ -111,7 +111,7 @@ def check(job: Job, processes: int | None = None) -> Choice:
             "ddp=True ですがプロセスは 1 つなので、通常どおり訓練します。",
             "ddp=True, but there is one process: training as usual.",
         )
-    if not job.full and "learning_rate" not in typed(config.training):
+    if not job.full and "learning_rate" not in explicitly_set(config.training):
         rate = config.training.learning_rate
         notice(
             f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
@@ -149,7 +149,9 @@ def prepare_job(job: Job, choice: Choice) -> Prepared:
         data_size=data_size,
     )
     total = training.schedule.max_steps or training.num_epochs * len(loader)
-    warmup = resolve_warmup(training.warmup_steps, typed="warmup_steps" in typed(training), total_steps=total)
+    warmup = resolve_warmup(
+        training.warmup_steps, explicitly_set="warmup_steps" in explicitly_set(training), total_steps=total
+    )
     trusted = bool(getattr(job.model, "trust_remote_code", False))
     module = base.plain_module(job.model) or meta_model(job.model.model_name, trust_remote_code=trusted)
     shape = shape_of(module)
@@ -210,9 +212,9 @@ def _free_bytes(job: Job, device: torch.device) -> int:
 
 
 def _checkpointing(job: Job, shape: ModelShape, work: memory.Workload, free: int) -> bool:
-    """Gradient checkpointing: as typed, else on where memory would be short without it."""
+    """Gradient checkpointing: as set, else on where memory would be short without it."""
     training = job.config.training
-    if "gradient_checkpointing" in typed(training):
+    if "gradient_checkpointing" in explicitly_set(training):
         return training.gradient_checkpointing
     return memory.estimate(shape, work, checkpointing=False).total > 0.8 * free
 
@@ -290,7 +292,7 @@ def _plan(
     model_bytes = shape.parameters * work.compute_bytes if job.full else 4 * work.trainable
     return Plan(
         model=job.model.model_name,
-        method=config.method,
+        method=config.effective_method,
         device=str(device),
         precision=precision.name,
         parameters=shape.parameters,
@@ -333,7 +335,7 @@ def _fingerprint(job: Job, data: PreparedData, plan: Plan, precision: str) -> di
     config, training = job.config, job.config.training
     same = {
         "model": job.model.model_name,
-        "method": config.method,
+        "method": config.effective_method,
         "data": data.digest,
         "rows": plan.rows,
         "batch_size": training.batch_size,
@@ -371,4 +373,5 @@ def _fingerprint(job: Job, data: PreparedData, plan: Plan, precision: str) -> di
                 "modules_to_save",
             )
         }
+        same["lora.use_qlora"] = config.uses_qlora
     return same

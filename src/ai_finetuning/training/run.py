@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..config.run import RunConfig
-from ..config.section import typed, with_values
+from ..config.section import explicitly_set, with_values
 from ..errors import ConfigError
 from ..models import hub
 from ..models.japanese_model import JapaneseModel
@@ -43,7 +43,7 @@ def with_processes(config: RunConfig, *, gpus: int, cpu_processes: int) -> RunCo
 def job_of(config: RunConfig, device: str | None = None) -> Job:
     """The job that a configuration describes; nothing is loaded."""
     place = torch.device(device) if device is not None else None
-    if "name" not in typed(config.model):
+    if "name" not in explicitly_set(config.model):
         notice(
             f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
             f"no model is named: using the small {config.model.name} that ships (for real work name one with "

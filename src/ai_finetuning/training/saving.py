@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config.load import to_plain
+from ..config.plain import plain_run
 from ..config.run import RunConfig
 from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
 from ..config.section import with_values
+from ..config.yaml_text import dump_yaml
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.checkpoint_pieces import write_shards
 from ..engine.metrics import read_metrics
@@ -54,13 +55,11 @@ def resolved_config(config: RunConfig, plan: Plan) -> RunConfig:
 
 def descriptions(config: RunConfig) -> dict[str, str]:
     """The files that describe a run: what `aift train` reads again, and the machine."""
-    import yaml
-
-    plain = to_plain(config)
+    plain = plain_run(config)
     if config.trains_all:
         plain.pop("lora")  # without effect, and refused beside method: full
     return {
-        CONFIG: yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=120),
+        CONFIG: dump_yaml(plain),
         ENVIRONMENT: json.dumps(environment(), ensure_ascii=False, indent=1),
     }
 
@@ -133,7 +132,7 @@ def _pictures(
             place / REPORT,
             history=history,
             summary=summary,
-            config=to_plain(config),
+            config=plain_run(config),
             picture=place / CURVE,
             name=run.name,
         )
