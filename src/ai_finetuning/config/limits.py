@@ -102,9 +102,15 @@ def _rule(hint: Any) -> Rule | None:
 
 
 def item_type(hint: Any, *, key: bool) -> Any:
-    """The type of a mapping's keys or values."""
-    arguments = next(typing.get_args(kind) for kind, _ in _parts(hint) if typing.get_origin(kind) is dict)
-    return arguments[0 if key else 1]
+    """The type of a mapping's keys or values; another type as it is."""
+    for kind, _ in _parts(hint):
+        if typing.get_origin(kind) is dict:
+            return typing.get_args(kind)[0 if key else 1]
+    return hint
+
+
+def _make_it(ja: str) -> str:
+    return f"{ja}{' ' if ja[-1].isascii() else ''}にしてください。"
 
 
 def choices(hint: Any) -> list[str]:
@@ -175,7 +181,7 @@ def requirement(hint: Any, problem: str, *, each: bool = False) -> Texts:
         return rule.ja, rule.en
     if problem in OUT_OF_RANGE:
         ja, en = bounds or ("有限の数", "a finite number")
-        return f"{subject_ja}{ja}にしてください。", f"{subject_en} must be {en}."
+        return subject_ja + _make_it(ja), f"{subject_en} must be {en}."
     if problem == NO_CHOICE and options and rule is None:
         text = ", ".join(options)
         if len(options) == 1:
@@ -184,4 +190,4 @@ def requirement(hint: Any, problem: str, *, each: bool = False) -> Texts:
     if rule is not None:
         return rule.ja, rule.en
     ja, en = kind_texts(hint)
-    return f"{ja}にしてください。", f"it must be {en}."
+    return _make_it(ja), f"it must be {en}."

@@ -7,7 +7,7 @@ import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ConfigError, InputNotFoundError, UsageError
 from .fields import fields_of, options_of, section_class
@@ -52,10 +52,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputNotFoundError(
             f"設定ファイル {path} がありません。", f"there is no configuration file {path}."
         ) from None
-    except (UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(
-            f"設定ファイル {path} を UTF-8 として読めません（{error}）。UTF-8 で保存し直してください。",
-            f"configuration file {path} cannot be read as UTF-8 ({error}); save it as UTF-8.",
+            f"設定ファイル {path} を UTF-8 として読めません（{error.start + 1} バイト目）。UTF-8 で保存し直してください。",
+            f"configuration file {path} cannot be read as UTF-8 (byte {error.start + 1}); save it as UTF-8.",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"設定ファイル {path} を開けません（{type(error).__name__}）。ファイルの名前と権限を確認してください。",
+            f"configuration file {path} cannot be opened ({error}); check its name and permissions.",
         ) from None
     values = parse_yaml(text, str(path))
     if values is None:
@@ -150,18 +155,23 @@ def _abbreviates(wanted: tuple[str, ...], path: tuple[str, ...]) -> bool:
 def _value(text: str, hint: Any, name: str) -> Any:
     """An override's text in the type of its field."""
     options = options_of(hint)
-    words = [
-        word for option in options if typing.get_origin(option) is typing.Literal for word in typing.get_args(option)
-    ]
-    plain = parse_yaml(text, name) if text.strip() else text
-    if plain is None and type(None) in options:
-        return None
-    many = any(typing.get_origin(option) in (list, tuple) for option in options)
-    if many and isinstance(plain, str) and "," in plain:
-        return [part.strip() for part in plain.split(",")]
+    kinds = [typing.get_origin(option) for option in options]
+    many = list in kinds or tuple in kinds
+    only_text = str in options and not many and dict not in kinds
+    words = [word for option in options if typing.get_origin(option) is Literal for word in typing.get_args(option)]
     if text in words:
         return text
-    if str in options and not isinstance(plain, list | dict):
+    try:
+        plain = parse_yaml(text, name) if text.strip() else text
+    except ConfigError:
+        if only_text:  # a template, for one
+            return text
+        raise
+    if plain is None and type(None) in options:
+        return None
+    if many and isinstance(plain, str) and "," in plain:
+        return [part.strip() for part in plain.split(",")]
+    if str in options and (only_text or not isinstance(plain, list | dict)):
         return plain if isinstance(plain, float) and float in options else text
     return [plain] if many and isinstance(plain, str) else plain
 

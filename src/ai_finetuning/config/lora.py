@@ -58,11 +58,11 @@ class LoRAConfig:
     ja: 4 bit（NF4、二重量子化）にするかどうか。False は 8 bit です。
     """
     use_rslora: bool = dataclasses.field(default=False, kw_only=True)
-    """rsLoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r).
+    """Use rsLoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r).
     ja: rsLoRA（arXiv:2312.03732）。倍率を lora_alpha / sqrt(r) にします。
     """
     use_dora: bool = dataclasses.field(default=False, kw_only=True)
-    """DoRA (arXiv:2402.09353): trains magnitude and direction separately.
+    """Use DoRA (arXiv:2402.09353), which trains magnitude and direction separately.
     ja: DoRA（arXiv:2402.09353）。重みの大きさと向きを別々に学習します。
     """
     modules_to_save: list[str] | None = dataclasses.field(default=None, kw_only=True)

@@ -34,18 +34,34 @@ _PROBLEMS: tuple[tuple[str, str, str], ...] = (
         "字下げが揃っていません。同じ階層のキーは同じ列から書いてください",
         "the indentation is uneven; keys of one level start in one column",
     ),
-    ("sequence entries are not allowed", "ここに「-」は置けません。改行してください", "a dash cannot stand here"),
+    (
+        "sequence entries are not allowed",
+        "ここに「-」は置けません。改行してください",
+        "a dash cannot stand here; start a new line",
+    ),
     ("expected ',' or ']'", "「]」か「,」がありません", "a ] or a comma is missing"),
     ("expected ',' or '}'", "「}」か「,」がありません", "a } or a comma is missing"),
     ("found unexpected end of stream", "引用符が閉じられていません", "a quotation mark is not closed"),
-    ("did not find expected", "「]」「}」や引用符が閉じられているか確認してください", "something is not closed"),
+    (
+        "did not find expected",
+        "「]」「}」や引用符が閉じられているか確認してください",
+        "a bracket or a quotation mark is not closed",
+    ),
     (
         "expected the node content",
         "値がありません。「]」や「}」が閉じられているか確認してください",
         "a value is missing; is a bracket not closed?",
     ),
-    ("found unknown escape character", "「\\」の使い方が正しくありません。引用符を ' にしてください", "unknown escape"),
-    ("expected escape sequence", "「\\」の使い方が正しくありません。引用符を ' にしてください", "unknown escape"),
+    (
+        "found unknown escape character",
+        "「\\」の使い方が正しくありません。引用符を ' にしてください",
+        "a backslash is used wrongly; quote with '",
+    ),
+    (
+        "expected escape sequence",
+        "「\\」の使い方が正しくありません。引用符を ' にしてください",
+        "a backslash is used wrongly; quote with '",
+    ),
     (
         "cannot start any token",
         "この文字で値を始められません。値を引用符で囲んでください",
@@ -63,7 +79,16 @@ _PROBLEMS: tuple[tuple[str, str, str], ...] = (
         "文書は 1 つだけ書けます。「---」より後を消してください",
         "there must be one document; remove what follows ---",
     ),
-    ("special characters are not allowed", "使えない制御文字があります。消してください", "control characters"),
+    (
+        "special characters are not allowed",
+        "使えない制御文字があります。消してください",
+        "a control character is not allowed; remove it",
+    ),
+    (
+        "expected '<document start>'",
+        "一番外側のキーの字下げが揃っていません。行頭から書いてください",
+        "the outermost keys start in different columns; start them at the beginning of the line",
+    ),
     ("unhashable key", "キーにはリストや組を使えません", "a key cannot be a list or a mapping"),
 )
 
@@ -88,6 +113,15 @@ _Writer.yaml_implicit_resolvers = {
 for _tag, _pattern, _first in _OWN:
     _Reader.add_implicit_resolver(_tag, _pattern, list(_first))
     _Writer.add_implicit_resolver(_tag, _pattern, list(_first))
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """PyYAML folds these line breaks; in double quotes it escapes them."""
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Writer.add_representer(str, _text)
 
 
 def _mapping(loader: _Reader, node: yaml.MappingNode) -> dict[Any, Any]:
