@@ -11,7 +11,7 @@ from .lora import LoRAConfig
 from .model import ModelConfig
 from .parallel import ParallelConfig
 from .section import explicitly_set, section
-from .training import TrainingConfig
+from .training import MultiGPUTrainingConfig, TrainingConfig
 
 
 @section
@@ -97,6 +97,20 @@ class RunConfig:
             raise ConfigError(
                 f"method が {method} なので lora の設定（{names}）は使われません。lora を消すか method: lora にしてください。",
                 f"method is {method}, so lora settings ({names}) have no effect; remove them or use method: lora.",
+            )
+
+        self._refuse_a_strategy_of_training()
+
+    def _refuse_a_strategy_of_training(self) -> None:
+        """MultiGPUTrainingConfig brings a ParallelConfig; the run's own is the one that counts."""
+        if not isinstance(self.training, MultiGPUTrainingConfig) or explicitly_set(self.parallel):
+            return
+        given = ", ".join(sorted(explicitly_set(self.training.parallel)))
+        if given:
+            raise ConfigError(
+                f"training の {given} は RunConfig では使われません。RunConfig(..., parallel=config.parallel) のように parallel も渡してください。",
+                f"{given} of training would have no effect in a RunConfig; give parallel too: "
+                "RunConfig(..., parallel=config.parallel).",
             )
 
     def __post_init__(self) -> None:

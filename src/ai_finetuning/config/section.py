@@ -40,6 +40,10 @@ def carried(name: str) -> Any:
     return holder.__dataclass_fields__[name]
 
 
+# What the user gave, in front of every section's fields.
+RECORD = carried(GIVEN)
+
+
 @dataclass_transform(field_specifiers=(dataclasses.field,))
 def section(cls: type[T]) -> type[T]:
     """Makes a strict configuration dataclass.
@@ -78,7 +82,7 @@ def section(cls: type[T]) -> type[T]:
     cls.__init__ = __init__  # type: ignore[method-assign]
     cls.__setattr__ = __setattr__  # type: ignore[method-assign]
     cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    cls.__dataclass_fields__ = {GIVEN: carried(GIVEN), **cls.__dataclass_fields__}  # type: ignore[attr-defined]
+    cls.__dataclass_fields__ = {GIVEN: RECORD, **cls.__dataclass_fields__}  # type: ignore[attr-defined]
     _SECTIONS[label(cls)] = cls
     return cls
 

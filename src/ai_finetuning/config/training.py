@@ -10,7 +10,7 @@ from pydantic import Field
 
 from .limits import AtLeastOne, Fraction, NotNegative, NotNegativeFloat, Rule
 from .parallel import ParallelConfig
-from .section import GIVEN, build, carried, explicitly_set, named_arguments, refuse_unknown, section
+from .section import GIVEN, RECORD, build, carried, explicitly_set, named_arguments, refuse_unknown, section
 from .sections import CheckpointConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 
 
@@ -180,7 +180,7 @@ for _name in _OF_PARALLEL:
     setattr(MultiGPUTrainingConfig, _name, _through(_name))
 MultiGPUTrainingConfig.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
 MultiGPUTrainingConfig.__dataclass_fields__ = {
-    GIVEN: carried(GIVEN),
+    GIVEN: RECORD,
     "parallel": carried("parallel"),
     **TrainingConfig.__dataclass_fields__,
 }

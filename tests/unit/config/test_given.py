@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import inspect
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +16,7 @@ from ai_finetuning.config.load import load_config
 from ai_finetuning.config.lora import LoRAConfig
 from ai_finetuning.config.model import ArchitectureConfig, ModelConfig
 from ai_finetuning.config.parallel import ParallelConfig
-from ai_finetuning.config.plain import to_plain
+from ai_finetuning.config.plain import plain_run, to_plain
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.config.section import build, explicitly_set
 from ai_finetuning.config.sections import OptimizerConfig
@@ -190,6 +192,8 @@ def test_both_ways_to_say_qlora_train_the_same():
     for run in (by_method, by_lora):
         assert run.uses_qlora
         assert run.effective_method == "qlora"
+        assert plain_run(run)["method"] == "qlora"
+        assert plain_run(run)["lora"]["use_qlora"] is True
         assert not run.trains_all
     assert RunConfig().effective_method == "lora"
     assert not RunConfig(method="full").uses_qlora
@@ -205,6 +209,14 @@ def test_rules_between_sections_are_checked_again_on_request():
         RunConfig(lora=LoRAConfig(r=8)).method = "full"
 
 
+def test_a_strategy_in_training_alone_is_not_lost_silently():
+    config = MultiGPUTrainingConfig("fsdp")
+    with pytest.raises(ConfigError, match="strategy of training would have no effect"):
+        RunConfig(training=config)
+    assert RunConfig(training=config, parallel=config.parallel).parallel.strategy == "fsdp"
+    assert RunConfig(training=MultiGPUTrainingConfig()).parallel.strategy == "ddp"
+
+
 def test_arguments_that_do_not_fit_the_signature():
     with pytest.raises(
         ConfigError, match=r"training: invalid arguments \(at most 15 can be positional; there are 17\)"
@@ -214,3 +226,12 @@ def test_arguments_that_do_not_fit_the_signature():
         TrainingConfig(1e-4, learning_rate=1e-4)
     with pytest.raises(ConfigError, match=r"invalid arguments \(strategy is given twice\)"):
         MultiGPUTrainingConfig("ddp", strategy="ddp")
+
+
+def test_a_setting_of_another_section_is_named_though_nobody_imported_it():
+    code = (
+        "from ai_finetuning import TrainingConfig, ToolkitError\n"
+        "try:\n    TrainingConfig(max_length=8)\nexcept ToolkitError as error:\n    print(error.en)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "training.max_length is not a known key; did you mean data.max_length?"
