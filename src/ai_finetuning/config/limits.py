@@ -138,7 +138,7 @@ def _inside(arguments: Sequence[Any]) -> Any:
 
 
 def kind_texts(hint: Any) -> Texts:
-    """The type of a setting in words: `整数か None`, `an integer or None`."""
+    """The type of a setting in words: `整数または null (None)`, `an integer or null (None)`."""
     kind = next(_parts(hint))[0]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_union(kind):
