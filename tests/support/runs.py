@@ -15,6 +15,7 @@ from ai_finetuning import (
     JapaneseModel,
     LoRAConfig,
     LoRAFinetuningTrainer,
+    MultiGPUTrainingConfig,
     RuntimeConfig,
     TrainingConfig,
 )
@@ -26,7 +27,6 @@ def training(folder: Path, **changes: Any) -> TrainingConfig:
     """Six steps an epoch of 22 rows (the last one short), two micro-batches a step, no progress lines."""
     runtime = changes.pop("runtime", {})
     checkpoint = changes.pop("checkpoint", {})
-    parallel = changes.pop("parallel", None)
     values: dict[str, Any] = {
         "learning_rate": 5e-3,
         "batch_size": 2,
@@ -38,14 +38,12 @@ def training(folder: Path, **changes: Any) -> TrainingConfig:
         "output_dir": str(folder),
         "gradient_checkpointing": False,
     }
-    config = TrainingConfig(
+    kind = MultiGPUTrainingConfig if "parallel" in changes else TrainingConfig
+    return kind(
         **values | changes,
         runtime=RuntimeConfig(**{"progress": False, "precision": "fp32"} | runtime),
         checkpoint=CheckpointConfig(**checkpoint),
     )
-    if parallel is not None:
-        config.parallel = parallel
-    return config
 
 
 def train_lora(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from .section import require, section
+from pydantic import Field
+
+from .limits import Fraction
+from .section import section
 
 
 @section
@@ -15,63 +18,90 @@ class NormalizeConfig:
     SECTION: ClassVar[str] = "data.normalize"
 
     newlines: bool = True
-    """CRLF and CR become LF."""
+    """Change CRLF and CR to LF.
+    ja: CRLF と CR を LF に統一します。
+    """
     bom: bool = True
-    """U+FEFF is removed."""
+    """Remove U+FEFF.
+    ja: U+FEFF（BOM）を取り除きます。
+    """
     compose: bool = True
-    """Combining sequences are composed (NFC), compatibility ideographs in people's names stay."""
+    """Compose combining sequences (NFC); compatibility ideographs in people's names stay.
+    ja: 結合文字を合成します（NFC）。人名の互換漢字はそのまま残します。
+    """
     widen_kana: bool = True
-    """Half-width katakana become full-width."""
+    """Change half-width katakana to full-width.
+    ja: 半角カタカナを全角にします。
+    """
     strip_control: bool = False
-    """Control and zero-width characters are removed; else rows with control characters are refused."""
+    """Remove control and zero-width characters; otherwise rows with control characters are refused.
+    ja: 制御文字とゼロ幅文字を取り除きます。false なら制御文字のある行は使わずに知らせます。
+    """
     narrow_ascii: bool = False
-    """Full-width letters and digits become half-width."""
+    """Change full-width letters and digits to half-width.
+    ja: 全角英数字を半角にします。
+    """
     wave_dash: bool = False
-    """Full-width tilde U+FF5E becomes wave dash U+301C."""
+    """Change the full-width tilde U+FF5E to the wave dash U+301C.
+    ja: 全角チルダ U+FF5E を波ダッシュ U+301C にします。
+    """
     collapse_blank_lines: bool = False
-    """Three and more line ends become two."""
+    """Change three and more line ends to two.
+    ja: 3 つ以上続く改行を 2 つにします。
+    """
 
 
 @section
 class DataConfig:
-    """Training and held-out data, and how rows become tokens."""
+    """Training and evaluation data, and how rows become tokens."""
 
     SECTION: ClassVar[str] = "data"
 
     train: str | list[str] | None = None
-    """File, folder or hub id, or a list of them."""
-    eval: str | list[str] | float | None = None
-    """Held-out data: a file, or a share of the training rows (0.1)."""
-    max_length: int = 512
-    """Most tokens in a row."""
+    """Training data: file, folder or hub id, or a list of them.
+    ja: 学習データ。ファイル、フォルダー、ハブの ID、またはそのリスト。
+    """
+    eval: str | list[str] | Fraction | None = None
+    """Evaluation data: a file or a list of files, or a share of the training rows (0.1).
+    ja: 評価データ。ファイルかそのリスト、または学習データから分ける割合（0.1 など）。
+    """
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Maximum length of a row, in tokens.
+    ja: 1 行の最大長（トークン数）。
+    """
     packing: bool = False
-    """Put several short documents into a row, isolated from each other."""
+    """Pack several short documents into a row, isolated from each other.
+    ja: 短い文書をいくつか 1 行にまとめるかどうか。文書同士は互いに参照しません。
+    """
     group_by_length: bool = True
-    """Without packing: rows of similar length share a micro-batch."""
+    """Without packing: put rows of similar length into one micro-batch.
+    ja: packing を使わないとき、長さの近い行を同じマイクロバッチに入れるかどうか。
+    """
     on_long: Literal["truncate", "drop", "error", "split"] = "truncate"
-    """What happens to rows longer than max_length; split, for plain texts, makes several rows of them."""
+    """What happens to rows longer than max_length: truncate, drop, stop with an error, or split plain texts into rows.
+    ja: max_length より長い行の扱い。切り詰める、除く、エラーにする、または（プレーンテキストを）複数の行に分けます。
+    """
     system_prompt: str | None = None
-    """System message for conversations that have none."""
+    """System message for conversations that have none.
+    ja: システムメッセージのない会話に付けるシステムメッセージ。
+    """
     columns: dict[str, str] | None = None
-    """Roles of columns said by hand: {instruction: 本文, output: 答え}."""
+    """Roles of columns, where their names do not tell: {instruction: 本文, output: 答え}.
+    ja: 列名から分からないときの列の役割。例: {instruction: 本文, output: 答え}
+    """
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be used, and count them, instead of stopping."""
+    """Skip and count rows that cannot be used, instead of stopping.
+    ja: 使えない行で止まらずに、数を記録して読み飛ばすかどうか。
+    """
     loss_on: Literal["auto", "assistant", "all"] = "auto"
-    """Tokens that carry loss; auto: the assistant's in conversations, all of a plain text."""
+    """Which tokens get labels; auto: the assistant's in conversations, all of a plain text.
+    ja: 学習対象トークン。auto は、会話ではアシスタントの応答、プレーンテキストではすべてです。
+    """
     cache: bool = True
-    """Keep tokens between runs (in the user's cache folder)."""
+    """Keep tokenized data between runs, in the user's cache folder.
+    ja: トークン化したデータをユーザーのキャッシュフォルダーに残し、次の実行で使うかどうか。
+    """
     normalize: NormalizeConfig = dataclasses.field(default_factory=NormalizeConfig)
-    """Forms of characters."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.max_length >= 8, "data.max_length", self.max_length, "8 以上にしてください。", "it must be at least 8."
-        )
-        share = self.eval
-        require(
-            not isinstance(share, float) or 0 < share < 1,
-            "data.eval",
-            share,
-            "割合なら 0 より大きく 1 より小さくしてください。",
-            "a share must be above 0 and below 1.",
-        )
+    """Normalization of characters.
+    ja: 文字の正規化。
+    """

@@ -1,22 +1,20 @@
-"""YAML and `key=value` to RunConfig, strictly; and back to YAML."""
+"""YAML and `key=value` to RunConfig, strictly."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, Literal
 
 from ..errors import ConfigError, InputNotFoundError, UsageError
+from .fields import fields_of, options_of, section_class
 from .run import RunConfig
-from .section import build, refuse_unknown, typed
+from .section import build, refuse_unknown
 from .synonyms import SYNONYMS
+from .yaml_text import parse_yaml
 
 # Flags that stand for a field, as users type them.
 FLAGS = {
@@ -24,69 +22,6 @@ FLAGS = {
     "restart": "training.checkpoint.restart",
     "allow_changed": "training.checkpoint.allow_changed",
 }
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2's core schema where it matters: 3e-4 is a float, yes/no/on/off are texts; a key twice is an error."""
-
-
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if key in seen:
-            raise ConfigError(
-                f"{node.start_mark.name}: キー {key} が 2 回あります（{seen[key]} 行目と {line} 行目）。一方を消してください。",
-                f"{node.start_mark.name}: key {key} appears twice (lines {seen[key]} and {line}); remove one.",
-            )
-        seen[key] = line
-    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """One YAML document of plain values.
-
-    Raises:
-        ConfigError: text that is no YAML, with its line, or a key that appears twice.
-    """
-    loader = _StrictLoader(text)
-    loader.name = name
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"{mark.line + 1}" if mark is not None else "?"
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(
-            f"{name} の {line} 行目を YAML として読めません（{reason}）。",
-            f"{name}, line {line}, is not valid YAML ({reason}).",
-        ) from None
-    finally:
-        loader.dispose()
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -117,10 +52,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputNotFoundError(
             f"設定ファイル {path} がありません。", f"there is no configuration file {path}."
         ) from None
-    except (UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(
-            f"設定ファイル {path} を UTF-8 として読めません（{error}）。UTF-8 で保存し直してください。",
-            f"configuration file {path} cannot be read as UTF-8 ({error}); save it as UTF-8.",
+            f"設定ファイル {path} を UTF-8 として読めません（{error.start + 1} バイト目）。UTF-8 で保存し直してください。",
+            f"configuration file {path} cannot be read as UTF-8 (byte {error.start + 1}); save it as UTF-8.",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"設定ファイル {path} を開けません（{type(error).__name__}）。ファイルの名前と権限を確認してください。",
+            f"configuration file {path} cannot be opened ({error}); check its name and permissions.",
         ) from None
     values = parse_yaml(text, str(path))
     if values is None:
@@ -171,24 +111,6 @@ def _plain_key(key: str) -> str:
     return key.removeprefix("--").replace("-", "_")
 
 
-def section_class(hint: Any) -> type | None:
-    """The configuration class that a type hint names, or None."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
-
-
-def fields_of(cls: type, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every field below a section, as path to type hint, sections themselves included."""
-    hints = typing.get_type_hints(cls)
-    found: dict[tuple[str, ...], Any] = {}
-    for field in dataclasses.fields(cls):
-        found[(*prefix, field.name)] = hints[field.name]
-        nested = section_class(hints[field.name])
-        if nested is not None:
-            found |= fields_of(nested, (*prefix, field.name))
-    return found
-
-
 def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
     """The path of a dotted or bare key, and its type.
 
@@ -232,14 +154,24 @@ def _abbreviates(wanted: tuple[str, ...], path: tuple[str, ...]) -> bool:
 
 def _value(text: str, hint: Any, name: str) -> Any:
     """An override's text in the type of its field."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    plain = parse_yaml(text, name) if text.strip() else text
+    options = options_of(hint)
+    kinds = [typing.get_origin(option) for option in options]
+    many = list in kinds or tuple in kinds
+    only_text = str in options and not many and dict not in kinds
+    words = [word for option in options if typing.get_origin(option) is Literal for word in typing.get_args(option)]
+    if text in words:
+        return text
+    try:
+        plain = parse_yaml(text, name) if text.strip() else text
+    except ConfigError:
+        if only_text:  # a template, for one
+            return text
+        raise
     if plain is None and type(None) in options:
         return None
-    many = any(typing.get_origin(option) in (list, tuple) for option in options)
     if many and isinstance(plain, str) and "," in plain:
         return [part.strip() for part in plain.split(",")]
-    if str in options and not isinstance(plain, list | dict):
+    if str in options and (only_text or not isinstance(plain, list | dict)):
         return plain if isinstance(plain, float) and float in options else text
     return [plain] if many and isinstance(plain, str) else plain
 
@@ -251,29 +183,3 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             inner = values[part] = {"name": inner}
         values = inner
     values[path[-1]] = value
-
-
-def to_plain(config: Any, *, given_only: bool = False) -> dict[str, Any]:
-    """A section as plain values, in the order of its fields; what load_config reads back.
-
-    Args:
-        given_only: leave out what the user did not give, so that its defaults stay open.
-    """
-    plain: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = to_plain(value, given_only=given_only)
-            if given_only and not value:
-                continue
-        elif given_only and field.name not in typed(config):
-            continue
-        elif isinstance(value, tuple):
-            value = list(value)
-        plain[field.name] = value
-    return plain
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML."""
-    return str(yaml.safe_dump(to_plain(config), allow_unicode=True, sort_keys=False, width=120))

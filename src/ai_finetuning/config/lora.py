@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from .section import require, section
+from pydantic import Field
+
+from .limits import AtLeastOne, FractionOrZero, Rule
+from .section import section
+
+_Targets = Annotated[
+    Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] | None,
+    Rule(
+        "モジュール名のリスト、'all-linear' または null（None）にしてください。",
+        "it must be a list of module names, 'all-linear' or null (None).",
+    ),
+]
 
 
 @section
@@ -14,53 +25,47 @@ class LoRAConfig:
 
     SECTION: ClassVar[str] = "lora"
 
-    r: int = 16
-    """Rank of the update."""
-    lora_alpha: int = 32
-    """Scale: the update is multiplied by lora_alpha / r."""
-    target_modules: list[str] | str | None = None
-    """Names of the linear layers to adapt; None for all of them, `all-linear` says so in words."""
-    lora_dropout: float = 0.05
-    """Dropout before the update."""
+    r: AtLeastOne = 16
+    """Rank of the update.
+    ja: 更新行列のランク。
+    """
+    lora_alpha: AtLeastOne = 32
+    """Scale: the update is multiplied by lora_alpha / r.
+    ja: 更新の倍率。更新に lora_alpha / r を掛けます。
+    """
+    target_modules: _Targets = None
+    """Names of the linear layers to adapt, or `all-linear`; null means all of them too.
+    ja: アダプターを付ける線形層の名前のリスト、または `all-linear`。null もすべての線形層です。
+    """
+    lora_dropout: FractionOrZero = 0.05
+    """Dropout before the update.
+    ja: 更新の前に適用するドロップアウトの率。
+    """
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Which biases train."""
-    task_type: str = "CAUSAL_LM"
-    """Always CAUSAL_LM here."""
+    """Which biases train.
+    ja: 学習するバイアス。
+    """
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    """Always CAUSAL_LM here.
+    ja: 常に CAUSAL_LM です。
+    """
     use_qlora: bool = False
-    """Load the base quantized."""
+    """Load the base model quantized.
+    ja: ベースモデルを量子化して読み込むかどうか。
+    """
     qlora_4bit: bool = True
-    """4 bit (NF4, double quantization); False for 8 bit."""
+    """4 bit (NF4, double quantization); False for 8 bit.
+    ja: 4 bit（NF4、二重量子化）にするかどうか。False は 8 bit です。
+    """
     use_rslora: bool = dataclasses.field(default=False, kw_only=True)
-    """rsLoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r)."""
+    """Use rsLoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r).
+    ja: rsLoRA（arXiv:2312.03732）。倍率を lora_alpha / sqrt(r) にします。
+    """
     use_dora: bool = dataclasses.field(default=False, kw_only=True)
-    """DoRA (arXiv:2402.09353): magnitude and direction apart."""
+    """Use DoRA (arXiv:2402.09353), which trains magnitude and direction separately.
+    ja: DoRA（arXiv:2402.09353）。重みの大きさと向きを別々に学習します。
+    """
     modules_to_save: list[str] | None = dataclasses.field(default=None, kw_only=True)
-    """Modules trained and saved whole (embed_tokens, lm_head after adding tokens)."""
-
-    def __post_init__(self) -> None:
-        require(self.r >= 1, "lora.r", self.r, "1 以上にしてください。", "it must be at least 1.")
-        require(
-            self.lora_alpha >= 1, "lora.lora_alpha", self.lora_alpha, "1 以上にしてください。", "it must be at least 1."
-        )
-        require(
-            0 <= self.lora_dropout < 1,
-            "lora.lora_dropout",
-            self.lora_dropout,
-            "0 以上 1 未満にしてください。",
-            "it must be at least 0 and below 1.",
-        )
-        require(
-            self.task_type == "CAUSAL_LM",
-            "lora.task_type",
-            self.task_type,
-            "CAUSAL_LM だけに対応しています。",
-            "only CAUSAL_LM is supported.",
-        )
-        targets = self.target_modules
-        require(
-            targets is None or targets == "all-linear" or (isinstance(targets, list) and len(targets) > 0),
-            "lora.target_modules",
-            targets,
-            "モジュール名のリスト、'all-linear' または None にしてください。",
-            "it must be a list of module names, 'all-linear' or None.",
-        )
+    """Modules that are trained in full and saved with the adapter (embed_tokens, lm_head after adding tokens).
+    ja: 全体を学習し、アダプターと一緒に保存するモジュール（トークンを追加したときの embed_tokens、lm_head など）。
+    """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
+
+from .limits import AtLeastOne, PositiveFloat, Rule
 from .section import require, section
 
 
@@ -13,27 +16,40 @@ class ArchitectureConfig:
 
     SECTION: ClassVar[str] = "model.architecture"
 
-    hidden_size: int = 256
-    """Width."""
-    num_hidden_layers: int = 8
-    """Layers."""
-    num_attention_heads: int = 4
-    """Heads; each has hidden_size / num_attention_heads features."""
-    num_key_value_heads: int | None = None
-    """Heads of keys and values; None for as many as heads."""
-    intermediate_size: int | None = None
-    """Width of the gated layer; None for 8/3 of hidden_size, rounded up to 32."""
-    max_position_embeddings: int = 1024
-    """Most tokens in a sequence."""
-    rope_theta: float = 10000.0
-    """Base of the rotary position embedding."""
+    hidden_size: AtLeastOne = 256
+    """Width of the hidden states.
+    ja: 隠れ状態の次元数。
+    """
+    num_hidden_layers: AtLeastOne = 8
+    """Number of layers.
+    ja: 層の数。
+    """
+    num_attention_heads: AtLeastOne = 4
+    """Attention heads; each has hidden_size / num_attention_heads features.
+    ja: アテンションのヘッド数。1 つのヘッドの次元は hidden_size / num_attention_heads です。
+    """
+    num_key_value_heads: AtLeastOne | None = None
+    """Heads of keys and values; null for as many as attention heads.
+    ja: キーと値のヘッド数。null はアテンションのヘッド数と同じです。
+    """
+    intermediate_size: AtLeastOne | None = None
+    """Width of the gated layer; null for 8/3 of hidden_size, rounded up to 32.
+    ja: ゲート付き中間層の次元数。null は hidden_size の 8/3（32 の倍数に切り上げ）です。
+    """
+    max_position_embeddings: AtLeastOne = 1024
+    """Maximum sequence length, in tokens.
+    ja: 系列の最大長（トークン数）。
+    """
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary position embedding.
+    ja: 回転位置埋め込み（RoPE）の基数。
+    """
     tie_word_embeddings: bool = True
-    """One matrix for input embedding and head."""
+    """Share one matrix between input embedding and output head.
+    ja: 入力の埋め込みと出力層で 1 つの行列を共有するかどうか。
+    """
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-            value = getattr(self, name)
-            require(value >= 1, f"model.architecture.{name}", value, "1 以上にしてください。", "it must be at least 1.")
         heads, pairs = self.num_attention_heads, self.num_key_value_heads
         require(
             self.hidden_size % (2 * heads) == 0,
@@ -43,7 +59,7 @@ class ArchitectureConfig:
             f"it must be a multiple of twice num_attention_heads ({heads}).",
         )
         require(
-            pairs is None or (pairs >= 1 and heads % pairs == 0),
+            pairs is None or heads % pairs == 0,
             "model.architecture.num_key_value_heads",
             pairs,
             f"num_attention_heads ({heads}) を割り切る数にしてください。",
@@ -57,18 +73,29 @@ class ModelConfig:
 
     SECTION: ClassVar[str] = "model"
 
-    name: str = "embedded:kotoha-tiny"
-    """Hub id, local folder, or embedded:kotoha-tiny, the small model that ships: no hub and no download."""
+    name: Annotated[str, Field(pattern=r"\S"), Rule("モデル名を書いてください。", "it must name a model.")] = (
+        "embedded:kotoha-tiny"
+    )
+    """Hub id, local folder, or embedded:kotoha-tiny, the small model that ships with the toolkit and needs no download.
+    ja: ハブの ID、フォルダー、または embedded:kotoha-tiny（同梱の小さなモデル。ダウンロード不要）。
+    """
     chat_template: str | None = None
-    """A template's name in the catalog, a file, or Jinja text; None takes the tokenizer's, then the catalog's."""
+    """Name of a template in the catalog, a file, or Jinja text; null takes the tokenizer's own, then the catalog's.
+    ja: チャットテンプレート。カタログの名前、ファイル、または Jinja の文。null はトークナイザーのもの、なければカタログのもの。
+    """
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the frozen weights."""
+    """Data type of the frozen weights.
+    ja: 凍結した重みのデータ型。
+    """
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention implementation; auto takes the fastest that the model and the machine allow."""
+    """Attention implementation; auto takes the fastest one that model and device allow.
+    ja: アテンションの実装。auto はモデルとデバイスで使える最も速いもの。
+    """
     trust_remote_code: bool = False
-    """Run code from the model's repository: only for repositories that you trust."""
+    """Run code from the model's repository: only for repositories that you trust.
+    ja: モデルのリポジトリにあるコードを実行するかどうか。信頼できるリポジトリでだけ true にしてください。
+    """
     architecture: ArchitectureConfig | None = None
-    """A new model's sizes, for method: pretrain; None reads config.json beside the tokenizer in the folder `name`."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.name.strip()), "model.name", self.name, "モデル名を書いてください。", "it must name a model.")
+    """Sizes of a new model, for method: pretrain; null reads config.json beside the tokenizer in the folder `name`.
+    ja: 新しいモデルの大きさ（method: pretrain 用）。null は `name` のフォルダーにある config.json に従います。
+    """

@@ -10,8 +10,8 @@ from .data import DataConfig
 from .lora import LoRAConfig
 from .model import ModelConfig
 from .parallel import ParallelConfig
-from .section import section, typed, with_values
-from .training import TrainingConfig
+from .section import explicitly_set, section
+from .training import MultiGPUTrainingConfig, TrainingConfig
 
 
 @section
@@ -21,54 +21,97 @@ class RunConfig:
     SECTION: ClassVar[str] = ""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    """The model."""
+    """The model.
+    ja: モデル。
+    """
     method: Literal["full", "lora", "qlora", "pretrain"] = "lora"
-    """Train all weights, LoRA adapters, LoRA adapters on a quantized base, or a new model from scratch."""
+    """What trains: all weights, LoRA adapters, LoRA adapters on a quantized base, or a new model from scratch.
+    ja: 学習方法。全重み、LoRA アダプター、量子化したベースの LoRA アダプター、または新しいモデルの事前学習。
+    """
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    """The data."""
+    """The data.
+    ja: データ。
+    """
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
-    """The training settings."""
+    """The training settings.
+    ja: 学習の設定。
+    """
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
-    """The adapter; without effect for method full."""
+    """The adapter; for method lora and qlora.
+    ja: アダプター（method が lora か qlora のとき）。
+    """
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
-    """The strategy."""
+    """The parallel strategy.
+    ja: 並列化の方法。
+    """
 
     @property
     def trains_all(self) -> bool:
         """Whether every weight trains, and the whole model is saved."""
         return self.method in ("full", "pretrain")
 
-    def __post_init__(self) -> None:
-        if self.model.architecture is not None and self.method != "pretrain":
+    @property
+    def uses_qlora(self) -> bool:
+        """Whether adapters train on a quantized base: `method: qlora` and `lora.use_qlora: true` say the same."""
+        return self.method == "qlora" or (self.method == "lora" and self.lora.use_qlora)
+
+    @property
+    def effective_method(self) -> Literal["full", "lora", "qlora", "pretrain"]:
+        """The method that the run trains with: qlora wherever the base is quantized for it."""
+        return "qlora" if self.uses_qlora else self.method
+
+    def validate(self) -> None:
+        """Checks the rules between sections.
+
+        A section that is changed in place checks its own rules only, so a run checks these once more.
+
+        Raises:
+            ConfigError: two settings that do not go together.
+        """
+        method, given = self.effective_method, explicitly_set(self.lora)
+        if self.model.architecture is not None and method != "pretrain":
             raise ConfigError(
-                f"model.architecture は最初から訓練するとき（method: pretrain）だけ使えます。いまは method: {self.method} です。",
-                f"model.architecture is for training from scratch (method: pretrain); the method is {self.method}.",
+                f"model.architecture は最初から学習するとき（method: pretrain）だけ使えます。いまは method: {method} です。",
+                f"model.architecture is for training from scratch (method: pretrain); the method is {method}.",
             )
         if self.trains_all and self.lora.use_qlora:
             raise ConfigError(
-                f"method が {self.method} で lora.use_qlora が true です。量子化した重みはそのままでは訓練できません。method: qlora にしてください。",
-                f"method is {self.method} and lora.use_qlora is true; quantized weights cannot be trained in "
+                f"method が {method} で lora.use_qlora が true です。量子化した重みはそのままでは学習できません。method: qlora にしてください。",
+                f"method is {method} and lora.use_qlora is true; quantized weights cannot be trained in "
                 "full: use method: qlora.",
             )
         if self.training.optimizer.name == "muon" and not self.trains_all:
             raise ConfigError(
-                "training.optimizer.name: muon は全部の重みを訓練するとき（method: full, pretrain）だけ使えます。いまは method: "
-                f"{self.method} です。adamw にしてください。",
+                "training.optimizer.name: muon は全部の重みを学習するとき（method: full, pretrain）だけ使えます。いまは method: "
+                f"{method} です。adamw にしてください。",
                 "training.optimizer.name: muon is for training all weights (method: full, pretrain); the method "
-                f"is {self.method}: use adamw.",
+                f"is {method}: use adamw.",
             )
-        if self.method == "lora" and self.lora.use_qlora:
-            self.method = "qlora"
-        if self.method == "qlora" and not self.lora.use_qlora:
-            if "use_qlora" in typed(self.lora):
-                raise ConfigError(
-                    "method が qlora で lora.use_qlora が false です。どちらかに揃えてください。",
-                    "method is qlora and lora.use_qlora is false; make them agree.",
-                )
-            self.lora = with_values(self.lora, use_qlora=True)
-        if self.trains_all and typed(self.lora):
-            names = ", ".join(sorted(typed(self.lora)))
+        if self.method == "qlora" and not self.lora.use_qlora and "use_qlora" in given:
             raise ConfigError(
-                f"method が {self.method} なので lora の設定（{names}）は使われません。lora を消すか method: lora にしてください。",
-                f"method is {self.method}, so lora settings ({names}) have no effect; remove them or use method: lora.",
+                "method が qlora で lora.use_qlora が false です。どちらかに揃えてください。",
+                "method is qlora and lora.use_qlora is false; make them agree.",
             )
+        if self.trains_all and given:
+            names = ", ".join(sorted(given))
+            raise ConfigError(
+                f"method が {method} なので lora の設定（{names}）は使われません。lora を消すか method: lora にしてください。",
+                f"method is {method}, so lora settings ({names}) have no effect; remove them or use method: lora.",
+            )
+
+        self._refuse_a_strategy_of_training()
+
+    def _refuse_a_strategy_of_training(self) -> None:
+        """MultiGPUTrainingConfig brings a ParallelConfig; the run's own is the one that counts."""
+        if not isinstance(self.training, MultiGPUTrainingConfig) or explicitly_set(self.parallel):
+            return
+        given = ", ".join(sorted(explicitly_set(self.training.parallel)))
+        if given:
+            raise ConfigError(
+                f"training の {given} は RunConfig では使われません。RunConfig(..., parallel=config.parallel) のように parallel も渡してください。",
+                f"{given} of training would have no effect in a RunConfig; give parallel too: "
+                "RunConfig(..., parallel=config.parallel).",
+            )
+
+    def __post_init__(self) -> None:
+        self.validate()

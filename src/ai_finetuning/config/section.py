@@ -1,14 +1,15 @@
-"""What every section of the configuration shares: strict construction that remembers what the user typed."""
+"""What every section of the configuration shares: strict values, at construction and at assignment, and a memory of
+what the user gave.
+"""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import functools
 import inspect
-import types
 import typing
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError
@@ -16,72 +17,131 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import dataclass_transform
 
 from ..errors import ConfigError
+from .fields import field_names, field_path, field_types, label, options_of, plain_types, section_class
+from .limits import NO_CHOICE, OUT_OF_RANGE, item_type, requirement
 from .synonyms import SYNONYMS
 
 T = TypeVar("T")
+
+# Every section by its name, for "did you mean data.max_length?".
+_SECTIONS: dict[str, type] = {}
+
+GIVEN = "_given"
+
+
+def carried(name: str) -> Any:
+    """A field that dataclasses.replace() hands over, and that fields(), asdict(), repr() and == leave out.
+
+    dataclasses.replace(config, ...) calls the class with the changes first and then with the attributes of all fields
+    in their order. So a first field that no user sees hands over what was given before, and marks where the changes
+    end: what stands in front of it is given now.
+    """
+    holder: Any = dataclasses.make_dataclass("_Holder", [(name, dataclasses.InitVar[Any], None)])
+    return holder.__dataclass_fields__[name]
+
+
+# What the user gave, in front of every section's fields.
+RECORD = carried(GIVEN)
 
 
 @dataclass_transform(field_specifiers=(dataclasses.field,))
 def section(cls: type[T]) -> type[T]:
     """Makes a strict configuration dataclass.
 
-    A bool is not an int, a string is not a number, an unknown keyword is refused with a suggestion; every
-    refusal is a ConfigError. The names that the caller gave are remembered (see typed()).
+    A bool is not an int, a string is not a number, an unknown name is refused with a suggestion, also at assignment;
+    every refusal is a ConfigError. The names that the user gave are remembered (see explicitly_set()).
     """
-    pydantic_dataclass(config=ConfigDict(strict=True))(cls)  # changes the class in place
+    pydantic_dataclass(config=ConfigDict(strict=True, allow_inf_nan=False))(cls)  # changes the class in place
     validate = cls.__init__
-    positional = [
-        name
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    hints = plain_types(typing.cast(type, cls))
+    parameters = [
+        parameter.replace(annotation=hints[name]) for name, parameter in inspect.signature(cls).parameters.items()
     ]
+    positional = [item.name for item in parameters if item.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(validate)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        refuse_unknown(cls, kwargs)
+        values = named_arguments(cls, positional, args, kwargs)
+        given = split_given(cls, values)
+        refuse_unknown(cls, values)
+        for name, value in values.items():
+            nested = section_class(hints[name])
+            if nested is not None and isinstance(value, Mapping):
+                values[name] = build(nested, value)
         try:
-            validate(self, *args, **kwargs)
+            validate(self, **values)
         except ValidationError as error:
-            raise _config_error(cls, error) from None
-        object.__setattr__(self, "_typed", frozenset(positional[: len(args)]) | frozenset(kwargs))
+            raise _refusal(cls, error, values) from None
+        self.__dict__[GIVEN] = given
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        refuse_unknown(type(self), [name])
+        changed = dataclasses.replace(self, **{name: value})  # refuses what the constructor refuses
+        self.__dict__.update({name: changed.__dict__[name], GIVEN: changed.__dict__[GIVEN]})
 
     cls.__init__ = __init__  # type: ignore[method-assign]
+    cls.__setattr__ = __setattr__  # type: ignore[method-assign]
+    cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    cls.__dataclass_fields__ = {GIVEN: RECORD, **cls.__dataclass_fields__}  # type: ignore[attr-defined]
+    _SECTIONS[label(cls)] = cls
     return cls
 
 
-def typed(config: object) -> frozenset[str]:
-    """The names of the fields that the caller gave; the others stand at their defaults."""
-    return getattr(config, "_typed", frozenset())
+def named_arguments(
+    cls: type, positional: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A constructor's arguments by name.
+
+    Raises:
+        ConfigError: more positional arguments than the class has, or one that is given twice.
+    """
+    name = label(cls) or cls.__name__
+    if len(args) > len(positional):
+        raise ConfigError(
+            f"{name}: 引数が正しくありません（位置引数は {len(positional)} 個までですが、{len(args)} 個あります）。",
+            f"{name}: invalid arguments (at most {len(positional)} can be positional; there are {len(args)}).",
+        )
+    named = dict(zip(positional, args, strict=False))
+    for twice in named.keys() & kwargs.keys():
+        raise ConfigError(
+            f"{name}: 引数が正しくありません（{twice} が 2 回指定されています）。",
+            f"{name}: invalid arguments ({twice} is given twice).",
+        )
+    return named | dict(kwargs)
+
+
+def split_given(cls: type, values: dict[str, Any]) -> frozenset[str]:
+    """What counts as given in a constructor's arguments; takes the record that replace() carries out of them."""
+    names = list(values)
+    if GIVEN not in values:
+        return frozenset(names)
+    before: frozenset[str] = values.pop(GIVEN)
+    return before.union(names[: names.index(GIVEN)]) & frozenset(field_names(cls))
+
+
+def explicitly_set(config: object) -> frozenset[str]:
+    """The names of the fields that the user gave, in the constructor, by replace() or by assignment.
+
+    The others stand at their defaults: `warmup_steps=100` that somebody wrote is not the untouched default of 100.
+    """
+    given: frozenset[str] = getattr(config, GIVEN, frozenset())
+    return given
 
 
 def with_values(config: T, **changes: Any) -> T:
-    """A copy with some fields changed; only those and the ones typed before count as typed."""
-    changed = copy.copy(config)
-    for name, value in changes.items():
-        setattr(changed, name, value)
-    object.__setattr__(changed, "_typed", typed(config) | frozenset(changes))
-    return changed
+    """A copy with some fields changed: dataclasses.replace() of a section."""
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def label(cls: type) -> str:
-    """The name that users see for a section: `training` for TrainingConfig."""
-    return str(getattr(cls, "SECTION", cls.__name__))
+def known_names(cls: type) -> list[str]:
+    """What a section takes by name; a class that takes more than its fields lists it in ALSO."""
+    return [*getattr(cls, "ALSO", ()), *field_names(cls)]
 
 
-def field_path(cls: type, field: object) -> str:
-    """The name that users see for a field: `training.batch_size`, but `method` for RunConfig's own."""
-    return f"{label(cls)}.{field}" if label(cls) else str(field)
-
-
-def field_names(cls: type) -> list[str]:
-    """The configurable fields of a section, in order."""
-    return [field.name for field in dataclasses.fields(cls)]
-
-
-def refuse_unknown(cls: type, keys: typing.Iterable[str]) -> None:
+def refuse_unknown(cls: type, keys: Iterable[object]) -> None:
     """Raises ConfigError for the first key that the section does not have, naming the likely one."""
-    names = field_names(cls)
-    for key in keys:
+    names = known_names(cls)
+    for key in map(str, keys):
         if key in names:
             continue
         meant = SYNONYMS.get(key)
@@ -96,34 +156,35 @@ def refuse_unknown(cls: type, keys: typing.Iterable[str]) -> None:
 
 def _elsewhere(key: str) -> list[str]:
     """Fields of this name in other sections."""
-    from .load import fields_of
-    from .run import RunConfig
-
-    return [".".join(path) for path in fields_of(RunConfig) if path[-1] == key][:2]
+    return [field_path(cls, key) for cls in _SECTIONS.values() if key in field_names(cls)][:2]
 
 
 def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
-    """Raises ConfigError `name is value; rule` where the rule does not hold."""
+    """Raises ConfigError `name is value; rule` where a rule between fields does not hold."""
     if not holds:
         raise ConfigError(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}; {en}")
 
 
-def _config_error(cls: type, error: ValidationError) -> ConfigError:
-    """The first problem that pydantic found, with name, value and rule."""
-    problem = error.errors(include_url=False)[0]
-    inner = problem.get("ctx", {}).get("error")
+def _refusal(cls: type, error: ValidationError, values: Mapping[str, Any]) -> ConfigError:
+    """What pydantic found wrong first, with name, value and rule, in words of our own."""
+    problems = error.errors(include_url=False)
+    inner = problems[0].get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):
         return inner
-    name = field_path(cls, problem["loc"][0]) if problem["loc"] else label(cls)
-    if problem["type"] in ("missing", "unexpected_positional_argument"):
-        return ConfigError(
-            f"{name}: 引数が正しくありません（{problem['msg']}）。",
-            f"{name}: the arguments are off ({problem['msg']}).",
-        )
-    return ConfigError(
-        f"{name} が {problem['input']!r} です。型または値が正しくありません（{problem['msg']}）。",
-        f"{name} is {problem['input']!r} ({type(problem['input']).__name__}); {problem['msg']}.",
-    )
+    field = str(problems[0]["loc"][0])
+    # Of `text | list | number` each part complains: a number out of range says more than "not a text".
+    of_field = [problem for problem in problems if problem["loc"][0] == field]
+    problem = next((item for item in of_field if item["type"] in OUT_OF_RANGE), of_field[0])
+    kind, rest = problem["type"], problem["loc"][1:]
+    name, value, each = field_path(cls, field), values[field], False
+    hint = field_types(cls)[field]
+    if isinstance(value, Mapping) and rest:
+        name, value, hint = f"{name}[{rest[0]}]", problem["input"], item_type(hint, key="[key]" in rest)
+    elif isinstance(value, list | tuple):
+        each = any(isinstance(part, int) for part in rest)
+    ja, en = requirement(hint, kind, each=each)
+    told = "" if kind in OUT_OF_RANGE or kind == NO_CHOICE else f" ({type(value).__name__})"
+    return ConfigError(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}{told}; {en}")
 
 
 def build(cls: type[T], values: object, path: str = "") -> T:
@@ -134,23 +195,22 @@ def build(cls: type[T], values: object, path: str = "") -> T:
     """
     if isinstance(values, cls):
         return values
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         name = path or label(cls)
         raise ConfigError(
             f"{name} が {values!r} です。キーと値の組で書いてください。",
             f"{name} is {values!r}; it must be a mapping of keys to values.",
         )
     refuse_unknown(cls, values)
-    hints = typing.get_type_hints(cls)
-    return cls(**{key: _plain(hints[key], value, field_path(cls, key)) for key, value in values.items()})
+    hints = plain_types(typing.cast(type, cls))
+    return cls(**{key: _from_plain(hints[key], value, field_path(cls, key)) for key, value in values.items()})
 
 
-def _plain(hint: Any, value: object, path: str) -> object:
-    """One YAML value in the type its field wants."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    nested = [option for option in options if dataclasses.is_dataclass(option)]
-    if nested and value is not None:
-        return build(typing.cast(type, nested[0]), value, path)
-    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
+def _from_plain(hint: Any, value: object, path: str) -> object:
+    """One YAML value in the type that its field takes."""
+    nested = section_class(hint)
+    if nested is not None and value is not None:
+        return build(nested, value, path)
+    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options_of(hint)):
         return tuple(value)
     return value

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from .section import require, section
+from pydantic import Field
+
+from .limits import (
+    AtLeastOne,
+    FractionOrOne,
+    FractionOrZero,
+    NotNegativeFloat,
+    PositiveFloat,
+    RatioFromOne,
+    Share,
+)
+from .section import section
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "muon")
 
@@ -18,41 +29,25 @@ class OptimizerConfig:
     name: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """AdamW (fused where the device has it); bitsandbytes' AdamW with 8-bit states; or Muon for the matrices of
     hidden layers and AdamW for the rest (all-weights training only).
+    ja: AdamW（デバイスが対応していれば融合版）、状態を 8 bit で持つ bitsandbytes の AdamW、または Muon（隠れ層の行列に使い、残りは AdamW。全重みの学習のみ）。
     """
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and the second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of matrices; biases and norms have none."""
-    lora_plus_ratio: float | None = None
-    """LoRA+ (arXiv:2402.12354): learning rate of lora_B over that of lora_A; None for equal rates."""
-
-    def __post_init__(self) -> None:
-        for beta in self.betas:
-            require(
-                0 <= beta < 1,
-                "training.optimizer.betas",
-                self.betas,
-                "0 以上 1 未満にしてください。",
-                "each must be at least 0 and below 1.",
-            )
-        require(self.eps > 0, "training.optimizer.eps", self.eps, "正の値にしてください。", "it must be positive.")
-        require(
-            0 <= self.weight_decay < 1,
-            "training.optimizer.weight_decay",
-            self.weight_decay,
-            "0 以上 1 未満にしてください。",
-            "it must be at least 0 and below 1.",
-        )
-        ratio = self.lora_plus_ratio
-        require(
-            ratio is None or ratio >= 1,
-            "training.optimizer.lora_plus_ratio",
-            ratio,
-            "1 以上にしてください（論文の推奨は 16）。",
-            "it must be at least 1 (the paper suggests 16).",
-        )
+    betas: tuple[FractionOrZero, FractionOrZero] = (0.9, 0.999)
+    """Decay rates of the first and the second moment.
+    ja: 1 次と 2 次のモーメントの減衰率。
+    """
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment.
+    ja: 2 次モーメントの平方根に足す値。
+    """
+    weight_decay: FractionOrZero = 0.0
+    """Decoupled weight decay of matrices; biases and norms have none.
+    ja: 行列に適用する重み減衰（分離型）。バイアスと正規化層には適用しません。
+    """
+    lora_plus_ratio: RatioFromOne | None = None
+    """LoRA+ (arXiv:2402.12354): learning rate of lora_B over that of lora_A (the paper suggests 16); null for equal
+    rates.
+    ja: LoRA+（arXiv:2402.12354）。lora_A に対する lora_B の学習率の比（論文の推奨は 16）。null は同じ学習率です。
+    """
 
 
 @section
@@ -64,36 +59,20 @@ class ScheduleConfig:
     name: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     """Shape after the warm-up; `wsd` (warm-up, stable, decay; arXiv:2404.06395) is constant, then linear over the
     last decay_ratio of the steps.
+    ja: ウォームアップ後の学習率の形。`wsd`（arXiv:2404.06395）は一定に保ち、最後の decay_ratio のステップで直線的に下げます。
     """
-    max_steps: int | None = None
-    """Optimizer steps to run; overrides num_epochs."""
-    min_lr_ratio: float = 0.0
-    """Where cosine and wsd decay end, as a share of the learning rate."""
-    decay_ratio: float = 0.2
-    """Share of the steps after the warm-up in which wsd decays."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.max_steps is None or self.max_steps >= 1,
-            "training.schedule.max_steps",
-            self.max_steps,
-            "1 以上にしてください。",
-            "it must be at least 1.",
-        )
-        require(
-            0 <= self.min_lr_ratio <= 1,
-            "training.schedule.min_lr_ratio",
-            self.min_lr_ratio,
-            "0 から 1 にしてください。",
-            "it must be between 0 and 1.",
-        )
-        require(
-            0 < self.decay_ratio <= 1,
-            "training.schedule.decay_ratio",
-            self.decay_ratio,
-            "0 より大きく 1 以下にしてください。",
-            "it must be above 0 and at most 1.",
-        )
+    max_steps: AtLeastOne | None = None
+    """Optimizer steps to run; overrides num_epochs.
+    ja: 実行する最適化ステップの数。num_epochs より優先します。
+    """
+    min_lr_ratio: Share = 0.0
+    """Where cosine and wsd decay end, as a share of the learning rate.
+    ja: cosine と wsd の減衰が終わる値（学習率に対する割合）。
+    """
+    decay_ratio: FractionOrOne = 0.2
+    """Share of the steps after the warm-up in which wsd decays.
+    ja: wsd で学習率を下げるステップの割合（ウォームアップ後のステップに対する割合）。
+    """
 
 
 @section
@@ -103,69 +82,59 @@ class CheckpointConfig:
     SECTION: ClassVar[str] = "training.checkpoint"
 
     resume_from_checkpoint: str | None = None
-    """`auto`, a checkpoint's folder or a run's folder; None starts anew."""
-    save_total_limit: int = 3
-    """Checkpoints kept; at least two, so that one is intact whatever happens to the other."""
+    """`auto`, a checkpoint's folder or a run's folder; null starts anew.
+    ja: 再開元。`auto`、チェックポイントのフォルダー、または実行のフォルダー。null は最初から学習します。
+    """
+    save_total_limit: Annotated[int, Field(ge=2)] = 3
+    """Checkpoints to keep; at least two, so that a damaged one leaves another.
+    ja: 残すチェックポイントの数。1 つが壊れても再開できるように 2 以上です。
+    """
     load_best: bool = False
-    """Return the weights with the lowest held-out loss instead of the last ones."""
+    """Return the weights with the lowest evaluation loss instead of the last ones.
+    ja: 最後の重みの代わりに、評価損失が最も小さい重みを返すかどうか。
+    """
     restart: bool = False
-    """Start anew although the folder holds checkpoints that cannot be used."""
+    """Start anew although the folder holds checkpoints that cannot be used.
+    ja: 使えないチェックポイントがあるとき、最初から学習し直すかどうか。
+    """
     allow_changed: bool = False
-    """Resume although batch size, data, seed or model differ from the checkpoint's."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.save_total_limit >= 2,
-            "training.checkpoint.save_total_limit",
-            self.save_total_limit,
-            "2 以上にしてください（1 つが壊れても再開できるように）。",
-            "it must be at least 2, so that a damaged checkpoint leaves another.",
-        )
+    """Resume although batch size, data, seed or model differ from the checkpoint's.
+    ja: バッチサイズ、データ、シード、モデルがチェックポイントと違っていても再開するかどうか。
+    """
 
 
 @section
 class RuntimeConfig:
-    """The machine's side of a run: precision, seed, logging, early stopping."""
+    """The device's side of a run: precision, seed, logging, early stopping."""
 
     SECTION: ClassVar[str] = "training.runtime"
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto` follows fp16= and what the machine does well."""
-    seed: int = 42
-    """Seed of weights, data order and dropout."""
+    """Precision of the computation; `auto` follows fp16= and what the device does well.
+    ja: 計算の精度。`auto` は fp16= の設定と、デバイスの得意なものに従います。
+    """
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of weights, data order and dropout.
+    ja: 重み、データの順序、ドロップアウトの乱数シード。
+    """
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Trackers that receive the metrics besides metrics.jsonl."""
-    early_stopping_patience: int | None = None
-    """Evaluations without improvement after which the run ends."""
-    early_stopping_threshold: float = 0.0
-    """What counts as an improvement of the held-out loss, in nats per token."""
+    """Trackers that receive the metrics besides metrics.jsonl.
+    ja: metrics.jsonl のほかにメトリクスを送るトラッカー。
+    """
+    early_stopping_patience: AtLeastOne | None = None
+    """Evaluations without improvement after which the run ends.
+    ja: 評価がこの回数続けて改善しなければ学習を終えます。
+    """
+    early_stopping_threshold: NotNegativeFloat = 0.0
+    """What counts as an improvement of the evaluation loss, in nats per token.
+    ja: 改善とみなす評価損失の差（トークンあたり nat）。
+    """
     progress: bool = True
-    """Show progress."""
+    """Show a progress bar.
+    ja: 進捗バーを表示するかどうか。
+    """
     kernels: Literal["auto", "portable", "plain"] = "auto"
     """How the step computes: `auto` takes fused blocks where they serve the model, `portable` the model's own
     modules without padding, `plain` padded rows.
+    ja: ステップの計算方法。`auto` はモデルに合えば融合ブロック、`portable` はパディングなしでモデル自身の計算、`plain` はパディングした行で計算します。
     """
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.seed < 2**32,
-            "training.runtime.seed",
-            self.seed,
-            "0 以上 2^32 未満にしてください。",
-            "it must be at least 0 and below 2^32.",
-        )
-        patience = self.early_stopping_patience
-        require(
-            patience is None or patience >= 1,
-            "training.runtime.early_stopping_patience",
-            patience,
-            "1 以上にしてください。",
-            "it must be at least 1.",
-        )
-        require(
-            self.early_stopping_threshold >= 0,
-            "training.runtime.early_stopping_threshold",
-            self.early_stopping_threshold,
-            "0 以上にしてください。",
-            "it must not be negative.",
-        )

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import model_validator
-from pydantic_core import ArgsKwargs
+from pydantic import Field
 
+from .limits import AtLeastOne, Fraction, NotNegative, NotNegativeFloat, Rule
 from .parallel import ParallelConfig
-from .section import build, refuse_unknown, require, section
+from .section import GIVEN, RECORD, build, carried, explicitly_set, named_arguments, refuse_unknown, section
 from .sections import CheckpointConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
-
-_SECTIONS: dict[str, type] = {
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-    "checkpoint": CheckpointConfig,
-    "runtime": RuntimeConfig,
-}
 
 
 @section
@@ -28,141 +20,167 @@ class TrainingConfig:
 
     SECTION: ClassVar[str] = "training"
 
-    learning_rate: float = 2e-5
-    """Peak learning rate of the schedule."""
-    batch_size: int = 4
-    """Most rows that a device holds at a time."""
-    gradient_accumulation_steps: int = 4
-    """Times batch_size: rows of an optimizer step, over all devices together."""
-    num_epochs: int = 3
-    """Passes over the training rows."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up; left alone, it is capped at a tenth of all steps."""
-    max_grad_norm: float = 1.0
-    """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
-    eval_steps: int = 100
-    """Optimizer steps between evaluations."""
-    save_steps: int = 500
-    """Optimizer steps between checkpoints."""
-    logging_steps: int = 10
-    """Optimizer steps between lines of progress."""
-    output_dir: str = "./outputs"
-    """Folder of the run: model, checkpoints, metrics."""
+    learning_rate: Fraction = 2e-5
+    """Peak learning rate of the schedule.
+    ja: 学習率の最大値。
+    """
+    batch_size: AtLeastOne = 4
+    """Micro-batch size per device, in rows.
+    ja: デバイスごとのマイクロバッチの行数。
+    """
+    gradient_accumulation_steps: AtLeastOne = 4
+    """Gradient accumulation: batch_size times this is the number of rows of an optimizer step, over all devices.
+    ja: 勾配の蓄積回数。batch_size との積が、全デバイスを合わせた 1 ステップの行数です。
+    """
+    num_epochs: AtLeastOne = 3
+    """Passes over the training rows.
+    ja: 学習データを繰り返す回数。
+    """
+    warmup_steps: NotNegative = 100
+    """Steps of linear warm-up; where it is not set, it is capped at a tenth of all steps.
+    ja: 学習率を直線的に上げるステップの数。指定しなければ全ステップの 1 割までにします。
+    """
+    max_grad_norm: NotNegativeFloat = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 turns clipping off.
+    ja: 勾配全体のノルムの上限。超えた勾配は縮小します。0 で無効です。
+    """
+    eval_steps: AtLeastOne = 100
+    """Optimizer steps between evaluations.
+    ja: 評価の間隔（最適化ステップ）。
+    """
+    save_steps: AtLeastOne = 500
+    """Optimizer steps between checkpoints.
+    ja: チェックポイントの間隔（最適化ステップ）。
+    """
+    logging_steps: AtLeastOne = 10
+    """Optimizer steps between lines of progress.
+    ja: 進捗を記録する間隔（最適化ステップ）。
+    """
+    output_dir: Annotated[
+        str, Field(pattern=r"\S"), Rule("フォルダー名を書いてください。", "it must name a folder.")
+    ] = "./outputs"
+    """Folder of the run: model, checkpoints, metrics.
+    ja: 実行のフォルダー。モデル、チェックポイント、メトリクスを保存します。
+    """
     fp16: bool = True
-    """Mixed precision: what the machine does well (bf16 where it has it); False computes in fp32."""
+    """Mixed precision, in the type that the device does well (bf16 where it has it); False computes in fp32.
+    ja: 混合精度で計算するかどうか。型はデバイスの得意なもの（対応していれば bf16）。False は fp32 で計算します。
+    """
     gradient_checkpointing: bool = True
-    """Trade time for memory; left alone, it is on where memory would be short without it."""
+    """Trade time for memory; where it is not set, it is on only if memory would be short without it.
+    ja: 計算時間と引き換えにメモリーを節約するかどうか。指定しなければ、メモリーが不足するときだけ使います。
+    """
     ddp: bool = False
-    """Data parallel training over all processes of the launcher."""
-    local_rank: int = -1
-    """Rank on this machine; -1 takes the launcher's."""
-    world_size: int = 1
-    """Processes of the run; 1 takes the launcher's."""
+    """Data-parallel training over all processes of the launcher.
+    ja: ランチャーの全プロセスでデータ並列学習をするかどうか。
+    """
+    local_rank: Annotated[int, Field(ge=-1)] = -1
+    """Rank on this machine; -1 takes the launcher's.
+    ja: このマシンでのランク。-1 はランチャーの値に従います。
+    """
+    world_size: AtLeastOne = 1
+    """Processes of the run; 1 takes the launcher's.
+    ja: 実行のプロセス数。1 はランチャーの値に従います。
+    """
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig, kw_only=True)
-    """Optimizer and its numbers."""
+    """Optimizer and its hyperparameters.
+    ja: オプティマイザーとそのハイパーパラメーター。
+    """
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig, kw_only=True)
-    """Learning-rate schedule."""
+    """Learning-rate schedule.
+    ja: 学習率のスケジュール。
+    """
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig, kw_only=True)
-    """Checkpoints and resuming."""
+    """Checkpoints and resuming.
+    ja: チェックポイントと再開。
+    """
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig, kw_only=True)
-    """Precision, seed, logging, early stopping."""
+    """Precision, seed, logging, early stopping.
+    ja: 精度、シード、記録、早期終了。
+    """
 
-    @model_validator(mode="before")
-    @classmethod
-    def _sections_from_mappings(cls, values: Any) -> Any:
-        kwargs = values.kwargs if isinstance(values, ArgsKwargs) else values
-        if not kwargs:
-            return values
-        changed: dict[str, object] = {
-            key: build(kind, kwargs[key]) for key, kind in _SECTIONS.items() if isinstance(kwargs.get(key), dict)
-        }
-        return ArgsKwargs(values.args if isinstance(values, ArgsKwargs) else (), {**kwargs, **changed})
 
-    def __post_init__(self) -> None:
-        require(
-            0 < self.learning_rate < 1 and math.isfinite(self.learning_rate),
-            "training.learning_rate",
-            self.learning_rate,
-            "0 より大きく 1 より小さくしてください。",
-            "it must be above 0 and below 1.",
-        )
-        for name in (
-            "batch_size",
-            "gradient_accumulation_steps",
-            "num_epochs",
-            "eval_steps",
-            "save_steps",
-            "logging_steps",
-            "world_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"training.{name}", value, "1 以上にしてください。", "it must be at least 1.")
-        require(
-            self.warmup_steps >= 0,
-            "training.warmup_steps",
-            self.warmup_steps,
-            "0 以上にしてください。",
-            "it must not be negative.",
-        )
-        require(
-            self.max_grad_norm >= 0 and math.isfinite(self.max_grad_norm),
-            "training.max_grad_norm",
-            self.max_grad_norm,
-            "0 以上にしてください（0 で無効）。",
-            "it must not be negative (0 switches clipping off).",
-        )
-        require(
-            bool(self.output_dir.strip()),
-            "training.output_dir",
-            self.output_dir,
-            "フォルダー名を書いてください。",
-            "it must name a folder.",
-        )
-        require(
-            self.local_rank >= -1,
-            "training.local_rank",
-            self.local_rank,
-            "-1 以上にしてください。",
-            "it must be -1 or a rank.",
-        )
+def _documented(
+    strategy: str = "ddp",
+    max_memory_per_gpu: dict[int, str] | None = None,
+    pipeline_parallel_size: int = 1,
+    tensor_parallel_size: int = 1,
+    *,
+    deepspeed_stage: int | None = None,
+    parallel: ParallelConfig | None = None,
+    **training: Any,
+) -> None:
+    """The signature of MultiGPUTrainingConfig."""
+
+
+_SIGNATURE = inspect.signature(_documented)
+_POSITIONAL = list(_SIGNATURE.parameters)[:4]
+_OF_PARALLEL = (*_POSITIONAL, "deepspeed_stage")
 
 
 class MultiGPUTrainingConfig(TrainingConfig):
     """TrainingConfig with the documented parallel fields in front.
 
-    Written by hand: plain dataclass inheritance would put `strategy` last, the documentation puts it first.
+    `parallel` holds them (and those that only a YAML names: processes, max_restarts, ...); the attributes `strategy`
+    and so on read and write it. Written by hand, since dataclass inheritance would put `strategy` last.
     """
 
-    def __init__(
-        self,
-        strategy: str = "ddp",
-        max_memory_per_gpu: dict[int, str] | None = None,
-        pipeline_parallel_size: int = 1,
-        tensor_parallel_size: int = 1,
-        *,
-        deepspeed_stage: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        refuse_unknown(TrainingConfig, kwargs)
-        super().__init__(**kwargs)
-        self.parallel = build(
-            ParallelConfig,
-            {
-                "strategy": strategy,
-                "max_memory_per_gpu": max_memory_per_gpu,
-                "pipeline_parallel_size": pipeline_parallel_size,
-                "tensor_parallel_size": tensor_parallel_size,
-                "deepspeed_stage": deepspeed_stage,
-            },
-        )
-        self.strategy = self.parallel.strategy
-        self.max_memory_per_gpu = self.parallel.max_memory_per_gpu
-        self.pipeline_parallel_size = self.parallel.pipeline_parallel_size
-        self.tensor_parallel_size = self.parallel.tensor_parallel_size
-        self.deepspeed_stage = self.parallel.deepspeed_stage
+    ALSO: ClassVar[tuple[str, ...]] = (*_OF_PARALLEL, "parallel")
+    parallel: ParallelConfig
+
+    if TYPE_CHECKING:
+        strategy: str
+        max_memory_per_gpu: dict[int, str] | None
+        pipeline_parallel_size: int
+        tensor_parallel_size: int
+        deepspeed_stage: int | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        values = named_arguments(MultiGPUTrainingConfig, _POSITIONAL, args, kwargs)
+        of_parallel = {name: values.pop(name) for name in _OF_PARALLEL if name in values}
+        given = values.pop("parallel", None)
+        refuse_unknown(MultiGPUTrainingConfig, [name for name in values if name != GIVEN])
+        parallel = build(ParallelConfig, {} if given is None else given)
+        super().__init__(**values)
+        # A copy: two configurations that replace() or copy() made must not change each other's strategy.
+        self.__dict__["parallel"] = dataclasses.replace(parallel, **of_parallel)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OF_PARALLEL:
+            setattr(self.parallel, name, value)
+        elif name == "parallel":
+            self.__dict__[name] = build(ParallelConfig, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def _given(self) -> frozenset[str]:
+        own: frozenset[str] = self.__dict__[GIVEN]
+        return own | (explicitly_set(self.parallel) & frozenset(_OF_PARALLEL))
+
+    def __copy__(self) -> MultiGPUTrainingConfig:
+        return dataclasses.replace(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MultiGPUTrainingConfig):
+            return NotImplemented
+        return bool(super().__eq__(other)) and self.parallel == other.parallel
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return super().__repr__().removesuffix(")") + f", parallel={self.parallel!r})"
 
 
-# pydantic leaves the parent's signature on subclasses; help() and editors shall show the documented one.
-MultiGPUTrainingConfig.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    list(inspect.signature(MultiGPUTrainingConfig.__init__).parameters.values())[1:]
-)
+def _through(name: str) -> property:
+    return property(lambda self: getattr(self.parallel, name))
+
+
+for _name in _OF_PARALLEL:
+    setattr(MultiGPUTrainingConfig, _name, _through(_name))
+MultiGPUTrainingConfig.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+MultiGPUTrainingConfig.__dataclass_fields__ = {
+    GIVEN: RECORD,
+    "parallel": carried("parallel"),
+    **TrainingConfig.__dataclass_fields__,
+}

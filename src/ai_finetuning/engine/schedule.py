@@ -60,16 +60,16 @@ def lr_factor(step: int, schedule: Schedule, *, total: int) -> float:
     return SHAPES[schedule.shape](min(progress, 1.0), schedule)
 
 
-def resolve_warmup(warmup_steps: int, *, typed: bool, total_steps: int) -> int:
+def resolve_warmup(warmup_steps: int, *, explicitly_set: bool, total_steps: int) -> int:
     """The warm-up in force.
 
-    The untouched default of 100 is capped at a tenth of the steps. A typed value is kept, warned about above 30 % of
-    the steps and refused from the total on.
+    The untouched default of 100 is capped at a tenth of the steps. A value that the user set is kept,
+    warned about above 30 % of the steps and refused from the total on.
 
     Raises:
-        ConfigError: for a typed warm-up that leaves no step at the full learning rate.
+        ConfigError: for a warm-up of the user's that leaves no step at the full learning rate.
     """
-    if not typed:
+    if not explicitly_set:
         capped = min(warmup_steps, total_steps // 10)
         if capped < warmup_steps:
             notice(

@@ -85,7 +85,7 @@ def validate_method(request: TrainRequest, source: ModelSource) -> None:
                 f"{model.model_name} is quantized to {bits} bit, which cannot be fine-tuned in full; use LoRA (QLoRA), or "
                 "load it without quantization.",
             )
-    elif config.lora.use_qlora and plain_module(model) is not None and _changed(model):
+    elif config.uses_qlora and plain_module(model) is not None and _changed(model):
         raise ModelError(
             f"use_qlora=True のため {model.model_name} を量子化して読み込み直す必要がありますが、メモリー上の重みが変更されています。save_pretrained で保存し、"
             "そのフォルダーを指定してください。",

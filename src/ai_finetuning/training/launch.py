@@ -18,6 +18,7 @@ import torch
 
 from .. import errors
 from ..config.load import load_config
+from ..config.run_yaml import describe_run
 from ..data.text_dataset import TextDataset
 from ..data.tokenize import Example
 from ..engine.hooks import SignalFlags
@@ -32,7 +33,6 @@ from ..models.scratch import ScratchModel
 from ..models.source import ModelSource
 from ..notices import notice
 from .request import Settled, TrainRequest
-from .run_yaml import given_yaml
 
 if TYPE_CHECKING:
     from .resolve import RunPlan
@@ -175,7 +175,7 @@ def write_request(plan: RunPlan, folder: Path) -> None:
         ConfigError: rows that no file can hold.
     """
     request = plan.request
-    (folder / RUN).write_text(given_yaml(request.config), encoding="utf-8")
+    (folder / RUN).write_text(describe_run(request.config, {}), encoding="utf-8")
     settled = Settled(plan.parallel.strategy, plan.parallel.processes)
     content = {
         "model": _model_spec(plan, folder),

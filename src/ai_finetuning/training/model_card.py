@@ -38,7 +38,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
         "library_name": "peft" if adapter else "transformers",
         "base_model": row.id if row is not None else config.model.name,
         "pipeline_tag": "text-generation",
-        "tags": sorted({"ai-finetuning-toolkit", config.method, "lora" if adapter else "full"}),
+        "tags": sorted({"ai-finetuning-toolkit", config.effective_method, "lora" if adapter else "full"}),
     }
     licence = [f"- ライセンス / licence of the base: {row.licence}"] if row is not None and row.licence else []
     notes = [f"- {ja} / {en}" for ja, en in (row.licence_notices() if row is not None else [])]
@@ -76,7 +76,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
         yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(),
         "---",
         "",
-        f"# {front['base_model']} ({config.method})",
+        f"# {front['base_model']} ({config.effective_method})",
         "",
         "AI Fine-tuning Toolkit で訓練しました。 / Trained with the AI Fine-tuning Toolkit.",
         "",
@@ -105,7 +105,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
         "",
         "## 設定 / Settings",
         "",
-        f"- 方法 / method: {config.method}、学習した重み / trained parameters: {plan['trainable']:,} / {plan['parameters']:,}",
+        f"- 方法 / method: {config.effective_method}、学習した重み / trained parameters: {plan['trainable']:,} / {plan['parameters']:,}",
         f"- 行 / rows: {plan['rows']:,}（検証 / held out {plan['eval_rows']:,}）",
         (
             f"- learning_rate {training.learning_rate:g}, batch {training.batch_size} x "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..config.run import RunConfig
-from ..config.section import typed, with_values
+from ..config.section import explicitly_set, with_values
 from ..errors import ConfigError
 from ..models.base_model import BaseModel
 from ..models.japanese_model import JapaneseModel
@@ -62,7 +62,7 @@ class TrainRequest:
         config, model = self.config, self.model
         if config.trains_all:
             return None
-        if config.lora.use_qlora:
+        if config.uses_qlora:
             return 4 if config.lora.qlora_4bit else 8
         return 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
 
@@ -96,7 +96,7 @@ def request_of(config: RunConfig, device: str | None = None, source: ModelSource
         source: where the base is, if that has been looked up.
     """
     place = torch.device(device) if device is not None else None
-    if "name" not in typed(config.model):
+    if "name" not in explicitly_set(config.model):
         notice(
             f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
             f"no model is named: using the small {config.model.name} that ships (for real work name one with "

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..config.lora import LoRAConfig
-from ..config.section import typed
+from ..config.section import explicitly_set
 from ..data.loader import Loader
 from ..data.prepare import SPLIT, PreparedData, prepare
 from ..data.tokenize import count_live, max_token_id
@@ -152,7 +152,7 @@ class _Model:
     def checkpointing(self, work: memory.Workload, free: int) -> bool:
         """Gradient checkpointing: as given, as the run began, else on where memory would be short without it."""
         training = self.request.config.training
-        if "gradient_checkpointing" in typed(training):
+        if "gradient_checkpointing" in explicitly_set(training):
             return training.gradient_checkpointing
         if self.taken.get("gradient_checkpointing") is not None:
             return bool(self.taken["gradient_checkpointing"])
@@ -170,6 +170,7 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
         ToolkitError: whatever can be refused before weights are read.
     """
     config = request.config
+    config.validate()
     validate_config(config)
     validate_data(request.train, request.held_out)
     source = request.model.find()
@@ -287,7 +288,7 @@ def _say_what_has_no_effect(request: TrainRequest, parallel: Choice) -> None:
             "ddp=True ですがプロセスは 1 つなので、通常どおり訓練します。",
             "ddp=True, but there is one process: training as usual.",
         )
-    if not request.full and "learning_rate" not in typed(training):
+    if not request.full and "learning_rate" not in explicitly_set(training):
         rate = training.learning_rate
         notice(
             f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
@@ -376,10 +377,10 @@ def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel:
 
 
 def _warmup(training: Any, taken: dict[str, Any], total: int) -> int:
-    given = "warmup_steps" in typed(training)
+    given = "warmup_steps" in explicitly_set(training)
     if not given and "warmup_steps" in taken:
         return int(taken["warmup_steps"])
-    return resolve_warmup(training.warmup_steps, typed=given, total_steps=total)
+    return resolve_warmup(training.warmup_steps, explicitly_set=given, total_steps=total)
 
 
 def _validate_model(model: _Model, parallel: Choice, data: PreparedData) -> None:
@@ -424,7 +425,7 @@ def _summary(
     model_bytes = shape.parameters * work.compute_bytes if request.full else 4 * work.trainable
     return Plan(
         model=request.model.model_name,
-        method=request.config.method,
+        method=request.config.effective_method,
         device=str(model.device),
         precision=derived.precision,
         parameters=shape.parameters,
@@ -467,7 +468,7 @@ def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData,
     config, training = request.config, request.config.training
     same = {
         "model": base.identity(request.model.model_name),
-        "method": config.method,
+        "method": config.effective_method,
         "data": data.digest,
         "rows": summary.rows,
         "batch_size": training.batch_size,
@@ -495,11 +496,11 @@ def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData,
             "lora_dropout",
             "target_modules",
             "bias",
-            "use_qlora",
             "qlora_4bit",
             "use_rslora",
             "use_dora",
             "modules_to_save",
         )
         same |= {f"lora.{name}": getattr(config.lora, name) for name in names}
+        same["lora.use_qlora"] = config.uses_qlora
     return same

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config.load import to_plain
+from ..config.plain import plain_run
 from ..config.run import RunConfig
 from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
+from ..config.run_yaml import absolute_paths, describe_run
+from ..config.section import with_values
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.checkpoint_pieces import write_shards
 from ..engine.metrics import read_metrics
@@ -31,19 +33,47 @@ from ..notices import notice, warn
 from . import base
 from .model_card import model_card
 from .output_folder import OutputFolder
-from .run_yaml import run_yaml
 
 if TYPE_CHECKING:
     from .execute import Result
+    from .request import TrainRequest
     from .resolve import Derived, RunPlan
+
+
+# Where a setting stands that the run derives.
+_SETTINGS = {
+    "precision": "training.runtime.precision",
+    "warmup_steps": "training.warmup_steps",
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "kernels": "training.runtime.kernels",
+    "dtype": "model.dtype",
+    "attention": "model.attention",
+    "target_modules": "lora.target_modules",
+}
 
 
 def descriptions(plan: RunPlan, derived: Derived) -> dict[str, str]:
     """The files that describe a run: what `aift train` reads again, and the machine."""
+    request = plan.request
+    config = absolute_paths(_with_data(request), Path.cwd())
     return {
-        CONFIG: run_yaml(plan, derived),
+        CONFIG: describe_run(
+            config, {_SETTINGS[name]: value for name, value in asdict(derived).items() if name in _SETTINGS}
+        ),
         ENVIRONMENT: json.dumps(environment(), ensure_ascii=False, indent=1),
     }
+
+
+def _with_data(request: TrainRequest) -> RunConfig:
+    """The settings with the files that a trainer was given by argument, so that `aift train` finds them again."""
+    data = request.config.data
+    for name, source in (("train", request.train), ("eval", request.held_out)):
+        items = source if isinstance(source, list) else [source]
+        if getattr(data, name) is None and all(isinstance(item, Path) for item in items):
+            data = with_values(data, **{name: [str(item) for item in items] if source is items else str(source)})
+        elif getattr(data, name) is None and isinstance(source, str | float):
+            data = with_values(data, **{name: source})
+    return with_values(request.config, data=data) if data is not request.config.data else request.config
 
 
 def finish(
@@ -111,7 +141,7 @@ def _pictures(
             place / REPORT,
             history=history,
             summary=summary,
-            config=to_plain(config),
+            config=plain_run(config),
             picture=place / CURVE,
             name=run.name,
         )

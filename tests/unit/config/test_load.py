@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ai_finetuning.config.load import load_config, parse_yaml, to_yaml
+from ai_finetuning.config.load import load_config
+from ai_finetuning.config.plain import plain_run
+from ai_finetuning.config.yaml_text import dump_yaml, parse_yaml
 from ai_finetuning.errors import ConfigError, InputNotFoundError, UsageError
 
 YAML = """
@@ -42,7 +44,7 @@ def test_a_yaml_becomes_the_documented_classes(config_file: Path):
     config = load_config(config_file)
     assert config.model.name == "tiny/model"
     assert config.method == "qlora"
-    assert config.lora.use_qlora is True
+    assert config.uses_qlora is True
     assert config.data.train == ["a.jsonl", "b.csv"]
     assert config.training.learning_rate == 3e-4  # plain PyYAML reads a string here
     assert config.training.schedule.name == "cosine"
@@ -80,8 +82,8 @@ def test_overrides_alone_are_enough():
     assert config.model.name == "/some/path"
     assert config.data.train == "a.csv"
     assert config.training.checkpoint.resume_from_checkpoint == "auto"
-    for typed in (["--resume"], ["--resume", "auto"], ["--resume=auto"], ["resume=auto"], ["--resume", "--restart"]):
-        assert load_config(None, typed).training.checkpoint.resume_from_checkpoint == "auto"
+    for words in (["--resume"], ["--resume", "auto"], ["--resume=auto"], ["resume=auto"], ["--resume", "--restart"]):
+        assert load_config(None, words).training.checkpoint.resume_from_checkpoint == "auto"
     assert load_config(None, ["data.train=a.csv,b.csv", "target_modules=q_proj,v_proj"]).lora.target_modules == [
         "q_proj",
         "v_proj",
@@ -91,8 +93,8 @@ def test_overrides_alone_are_enough():
 def test_a_written_configuration_is_read_back_the_same(config_file: Path, tmp_path: Path):
     config = load_config(config_file)
     again = tmp_path / "again.yaml"
-    again.write_text(to_yaml(config), encoding="utf-8")
-    assert to_yaml(load_config(again)) == to_yaml(config)
+    again.write_text(dump_yaml(plain_run(config)), encoding="utf-8")
+    assert plain_run(load_config(again)) == plain_run(config)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_yaml_values_that_surprise_people_are_read_as_they_look():
 
 def test_the_schema_knows_every_key_and_refuses_others():
     from ai_finetuning.config.describe import json_schema, table
-    from ai_finetuning.config.load import fields_of, section_class
+    from ai_finetuning.config.fields import fields_of, section_class
     from ai_finetuning.config.run import RunConfig
 
     schema = json_schema()

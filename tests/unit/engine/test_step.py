@@ -339,23 +339,23 @@ def test_schedules(shape: str, points: dict[int, float]):
 
 
 @pytest.mark.parametrize(
-    ("steps", "typed", "total", "expected"),
+    ("steps", "explicitly_set", "total", "expected"),
     [(100, False, 200, 20), (100, False, 5, 0), (100, True, 1000, 100), (3, True, 100, 3)],
 )
-def test_the_warm_up_rules(steps: int, typed: bool, total: int, expected: int):
+def test_the_warm_up_rules(steps: int, explicitly_set: bool, total: int, expected: int):
     from ai_finetuning.engine.schedule import resolve_warmup
 
-    assert resolve_warmup(steps, typed=typed, total_steps=total) == expected
+    assert resolve_warmup(steps, explicitly_set=explicitly_set, total_steps=total) == expected
 
 
-def test_a_typed_warm_up_is_warned_about_and_refused(said):
+def test_an_explicitly_set_warm_up_is_warned_about_and_refused(said):
     from ai_finetuning.engine.schedule import resolve_warmup
     from ai_finetuning.errors import ConfigError
 
-    assert resolve_warmup(40, typed=True, total_steps=100) == 40
+    assert resolve_warmup(40, explicitly_set=True, total_steps=100) == 40
     assert "warmup" in said()
     with pytest.raises(ConfigError, match="only 100 steps"):
-        resolve_warmup(100, typed=True, total_steps=100)
+        resolve_warmup(100, explicitly_set=True, total_steps=100)
 
 
 def test_precision_follows_the_machine():

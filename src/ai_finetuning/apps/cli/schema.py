@@ -14,12 +14,14 @@ def register(app: typer.Typer) -> None:
     app.command(
         "schema",
         help=localized(
-            "YAML の JSON Schema を出力する（エディター用）。", "Prints the YAML's JSON Schema, for editors."
+            "YAML の JSON Schema を出力します（エディター用）。", "Prints the YAML's JSON Schema, for editors."
         ),
     )(schema)
 
 
-def schema(out: Path | None = typer.Option(None, "--out", help=localized("ファイルに書く", "write to a file"))) -> None:
+def schema(
+    out: Path | None = typer.Option(None, "--out", help=localized("ファイルに書き込みます", "write to a file")),
+) -> None:
     """The schema of a run's configuration."""
     import json
 

@@ -1,0 +1,188 @@
+"""YAML read strictly, with refusals in both languages, and written so that it reads back as it was."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_FLOAT = re.compile(
+    r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_OWN = (("tag:yaml.org,2002:bool", _BOOL, "tTfF"), ("tag:yaml.org,2002:float", _FLOAT, "-+0123456789."))
+_DROPPED = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+
+# What PyYAML says -> what is wrong and the way out, in both languages.
+_PROBLEMS: tuple[tuple[str, str, str], ...] = (
+    ("found character '\\t'", "タブは使えません。半角スペースにしてください", "tabs are not allowed; use spaces"),
+    (
+        "mapping values are not allowed",
+        "ここに「:」は置けません。字下げを揃えるか、値を引用符で囲んでください",
+        "a colon cannot stand here; align the indentation, or quote the value",
+    ),
+    (
+        "could not find expected ':'",
+        "キーの後に「:」がありません。「キー: 値」と書いてください",
+        "a key has no colon; write key: value",
+    ),
+    (
+        "expected <block end>",
+        "字下げが揃っていません。同じ階層のキーは同じ列から書いてください",
+        "the indentation is uneven; keys of one level start in one column",
+    ),
+    (
+        "sequence entries are not allowed",
+        "ここに「-」は置けません。改行してください",
+        "a dash cannot stand here; start a new line",
+    ),
+    ("expected ',' or ']'", "「]」か「,」がありません", "a ] or a comma is missing"),
+    ("expected ',' or '}'", "「}」か「,」がありません", "a } or a comma is missing"),
+    ("found unexpected end of stream", "引用符が閉じられていません", "a quotation mark is not closed"),
+    (
+        "did not find expected",
+        "「]」「}」や引用符が閉じられているか確認してください",
+        "a bracket or a quotation mark is not closed",
+    ),
+    (
+        "expected the node content",
+        "値がありません。「]」や「}」が閉じられているか確認してください",
+        "a value is missing; is a bracket not closed?",
+    ),
+    (
+        "found unknown escape character",
+        "「\\」の使い方が正しくありません。引用符を ' にしてください",
+        "a backslash is used wrongly; quote with '",
+    ),
+    (
+        "expected escape sequence",
+        "「\\」の使い方が正しくありません。引用符を ' にしてください",
+        "a backslash is used wrongly; quote with '",
+    ),
+    (
+        "cannot start any token",
+        "この文字で値を始められません。値を引用符で囲んでください",
+        "a value cannot start with this character; quote it",
+    ),
+    ("found undefined alias", "「*」で始まる値は引用符で囲んでください", "a value that starts with * must be quoted"),
+    ("found undefined tag", "「!」で始まる値は引用符で囲んでください", "a value that starts with ! must be quoted"),
+    (
+        "could not determine a constructor",
+        "タグ（!!）は使えません。値だけを書いてください",
+        "tags (!!) are not read; write plain values",
+    ),
+    (
+        "but found another document",
+        "文書は 1 つだけ書けます。「---」より後を消してください",
+        "there must be one document; remove what follows ---",
+    ),
+    (
+        "special characters are not allowed",
+        "使えない制御文字があります。消してください",
+        "a control character is not allowed; remove it",
+    ),
+    (
+        "expected '<document start>'",
+        "一番外側のキーの字下げが揃っていません。行頭から書いてください",
+        "the outermost keys start in different columns; start them at the beginning of the line",
+    ),
+    ("unhashable key", "キーにはリストや組を使えません", "a key cannot be a list or a mapping"),
+)
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML 1.2's core schema where it matters: 3e-4 is a float, yes/no/on/off are texts; a key twice is an error."""
+
+
+_Reader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _DROPPED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _Writer(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else: `1e3`, `on`, `2026-01-01`."""
+
+
+_Writer.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in _OWN:
+    _Reader.add_implicit_resolver(_tag, _pattern, list(_first))
+    _Writer.add_implicit_resolver(_tag, _pattern, list(_first))
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """PyYAML folds these line breaks; in double quotes it escapes them."""
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Writer.add_representer(str, _text)
+
+
+def _mapping(loader: _Reader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if isinstance(key, list | dict):
+            raise yaml.constructor.ConstructorError(None, None, "found unhashable key", key_node.start_mark)
+        if key in seen:
+            raise ConfigError(
+                f"{node.start_mark.name}: キー {key} が 2 回あります（{seen[key]} 行目と {line} 行目）。一方を消してください。",
+                f"{node.start_mark.name}: key {key} appears twice (lines {seen[key]} and {line}); remove one.",
+            )
+        seen[key] = line
+    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
+
+
+_Reader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """One YAML document of plain values.
+
+    Raises:
+        ConfigError: text that is no YAML, with its line, or a key that appears twice.
+    """
+    try:
+        loader = _Reader(text)
+        loader.name = name
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise _refusal(error, text, name) from None
+    except ValueError as error:  # !!int x, or a tag that does not fit its value
+        raise ConfigError(
+            f"{name} を YAML として読めません。タグ（!!）を消してください。",
+            f"{name} is not valid YAML ({error}).",
+        ) from None
+
+
+def _refusal(error: yaml.YAMLError, text: str, name: str) -> ConfigError:
+    """PyYAML's complaint with line and column, in words of our own."""
+    mark = getattr(error, "problem_mark", None)
+    reason = str(getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0])
+    if mark is not None:
+        line, column = mark.line + 1, mark.column + 1
+    else:
+        before = text[: getattr(error, "position", 0)]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+    context = f"{getattr(error, 'context', '') or ''}: {reason}"
+    known = next(((ja, en) for start, ja, en in _PROBLEMS if start in reason or start in context), None)
+    ja, en = known or ("書き方を確認してください", reason)
+    return ConfigError(
+        f"{name} の {line} 行目 {column} 文字目を YAML として読めません（{ja}）。",
+        f"{name}, line {line}, column {column}, is not valid YAML ({en}).",
+    )
+
+
+def dump_yaml(values: Any) -> str:
+    """Plain values as YAML that parse_yaml and any other reader of YAML 1.1 or 1.2 reads back the same."""
+    return str(yaml.dump(values, Dumper=_Writer, allow_unicode=True, sort_keys=False, width=120))
