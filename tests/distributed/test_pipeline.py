@@ -148,7 +148,7 @@ def test_steps_of_changing_shape_scores_and_equal_ties(tmp_path: Path):
 def fused_step(strategy: Any) -> tuple[float, float]:
     """Loss and norm of a step with the fused bf16 blocks."""
     model = model_of(Case("llama", layers=4))
-    path, reason = open_documents(model, CPU, autocast=torch.bfloat16, kernels="auto")
+    path, reason = open_documents(model, CPU, autocast=torch.bfloat16, kernels="fused")
     assert path is not None, reason
     if path.name != "fused":
         pytest.skip(reason)

@@ -24,7 +24,9 @@ from ai_finetuning import (
 )
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import ConfigError, DataError, ModelError
+from ai_finetuning.hardware import gpu
 from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.models.fused import why_not_worth
 
 FILES = {
     "config.yaml",
@@ -327,6 +329,17 @@ def test_packing_trains_the_same_tokens(tiny_model_dir: Path, tmp_path: Path):
     assert len(rows) < 6
 
 
+def test_a_run_without_bf16_instructions_takes_the_portable_path(
+    tiny_model_dir: Path, tmp_path: Path, said, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where a compiler is there and mixed precision is asked for."""
+    monkeypatch.setattr(gpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    train_lora(tiny_model_dir, tmp_path, num_epochs=1, fp16=True, runtime={"precision": "auto"})
+    text = said()
+    assert "this CPU has no bf16 instructions" in text
+    assert "training step: portable" in text
+
+
 @pytest.mark.parametrize("train", [train_full, train_lora])
 @pytest.mark.parametrize(("path", "precision", "near"), [("fused", "bf16", 2e-3), ("portable", "fp32", 1e-5)])
 def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
@@ -335,9 +348,10 @@ def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
     """Every step holds all documents, so that only their arrangement differs; rates large enough for the losses to
     fall.
     """
-    reason = why_unavailable(torch.device("cpu"))
+    cpu = torch.device("cpu")
+    reason = why_unavailable(cpu) or why_not_worth(cpu)
     if path == "fused" and reason is not None:
-        pytest.skip(f"no compiled kernels here: {reason}")
+        pytest.skip(f"a run does not choose the compiled kernels here: {reason}")
     options = {"lora": {"lora_dropout": 0.0}, "learning_rate": 2e-2} if train is train_lora else {"learning_rate": 5e-3}
     found = []
     for packing in (True, False):

@@ -1,5 +1,8 @@
 """Compiles kernels/cpu.cpp once per machine and source, and loads it; where that cannot be, training goes on
 without.
+
+This file answers whether the kernels can run here. Whether a step gains by them is another question, which
+models/fused.py answers (`why_not_worth`).
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from pathlib import Path
 import torch
 
 from ..hardware.folders import cache_folder
-from ..hardware.gpu import cpu_has_bf16
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 # -march=native: the library is built for this processor, and its name says for which.
@@ -71,12 +73,10 @@ def library() -> ctypes.CDLL:
     """The compiled kernels.
 
     Raises:
-        KernelsUnavailableError: with the reason: another system than Linux, no bf16 instructions, no compiler.
+        KernelsUnavailableError: with the reason: another system than Linux, no compiler, a failed build.
     """
     if sys.platform != "linux":
         raise KernelsUnavailableError(f"not built for {sys.platform}")
-    if not cpu_has_bf16():
-        raise KernelsUnavailableError("the processor has no bf16 instructions")
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise KernelsUnavailableError("no C++ compiler (g++ or clang++)")
@@ -93,7 +93,7 @@ def library() -> ctypes.CDLL:
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """None where compiled kernels run on this device, else the reason in a few words."""
+    """None where compiled kernels can run on this device, fast or not, else the reason in a few words."""
     if device.type != "cpu":
         return f"not built for {device.type}"
     try:

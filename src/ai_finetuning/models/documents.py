@@ -94,7 +94,8 @@ def open_documents(
 
     Args:
         model: a transformers causal LM (inside any adapter), with its adapter on.
-        kernels: `auto`, or `portable` (no fused blocks), or `plain` (the padded way).
+        kernels: `auto`, or `portable` (no fused blocks), or `plain` (the padded way), or `fused`: like `auto`, also on
+            a processor where the compiled kernels gain nothing. No setting asks for `fused`; tests and benchmarks do.
     """
     if kernels == "plain":
         return None, ""
@@ -105,13 +106,17 @@ def open_documents(
     compute = autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
     cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
     before = model.config._attn_implementation
-    why_not_fused = fused.why_not(model, device, autocast=autocast) if kernels == "auto" else "asked for"
+    forced = kernels == "fused"
+    why_not_fused: str | None = "asked for"
+    if kernels != "portable":
+        why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
+    worth = forced or fused.why_not_worth(device) is None
     answers = _answers(model, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
     for name, attention in itertools.product(names, _attentions(before, weights, device)):
         model.set_attn_implementation(attention)
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
-        compiled = compute is torch.bfloat16 and why_unavailable(device) is None
+        compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
         path = DocumentPath(name, model, head, cap, cast, compiled, compute, before)
         problem = _differs(path, answers, autocast)
         if problem is None:

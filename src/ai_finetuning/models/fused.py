@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..hardware.gpu import cpu_has_bf16
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
@@ -110,15 +111,31 @@ class _Layer:
     cast: MasterCasts
 
 
-def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None) -> str | None:
-    """None where the fused blocks serve this model, else the reason in a few words."""
+def why_not_worth(device: torch.device) -> str | None:
+    """None where the compiled kernels make a step faster, else the reason in a few words.
+
+    They compute in bf16. A processor without bf16 instructions can run them (the tests do), but torch's bf16 products
+    around them are slower there than fp32 ones.
+    """
+    if device.type == "cpu" and not cpu_has_bf16():
+        return "the processor has no bf16 instructions"
+    return None
+
+
+def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None, if_slow: bool = False) -> str | None:
+    """None where the fused blocks serve this model, else the reason in a few words.
+
+    Args:
+        if_slow: also where they are not worth choosing.
+    """
     config = model.config
     family = FAMILIES.get(config.model_type)
     if family is None:
         return f"no fused blocks for {config.model_type}"
     if autocast is not torch.bfloat16:
         return "the fused blocks compute in bf16"
-    reason = why_unavailable(device) or family.supports(config)
+    worth = None if if_slow else why_not_worth(device)
+    reason = worth or why_unavailable(device) or family.supports(config)
     if reason is not None:
         return reason
     activation = _activation(config)

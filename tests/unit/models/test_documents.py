@@ -10,6 +10,7 @@ import transformers
 from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import IGNORED, Example
 from ai_finetuning.engine.loss import make_document_loss
+from ai_finetuning.hardware import gpu
 from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.models.adapters import add_lora
@@ -131,7 +132,7 @@ def test_fused_path_errs_no_more_than_bf16(family: str, lora: bool, checkpointin
     loss, wanted = reference(wrapped)
     if checkpointing:
         enable_activation_checkpointing(model)
-    name, got, mine = step(wrapped, model, autocast=torch.bfloat16, kernels="auto")
+    name, got, mine = step(wrapped, model, autocast=torch.bfloat16, kernels="fused")
     assert name == "fused"
     assert got == pytest.approx(loss, rel=2e-3)
     assert distance(mine, wanted) < 3e-2
@@ -147,7 +148,7 @@ def test_dropout_repeats_itself_under_checkpointing():
         if checkpointing:
             enable_activation_checkpointing(model)
         torch.manual_seed(7)
-        found.append(step(wrapped, model, autocast=torch.bfloat16, kernels="auto"))
+        found.append(step(wrapped, model, autocast=torch.bfloat16, kernels="fused"))
     assert found[0][0] == found[1][0] == "fused"
     assert found[0][1] == found[1][1]
     assert distance(found[0][2], found[1][2]) == 0
@@ -160,7 +161,7 @@ def test_dropout_repeats_itself_under_checkpointing():
 def test_nothing_leaks(family: str, autocast: torch.dtype | None):
     """Another first document changes no bit of the second one's hidden states."""
     _, model = build(family)
-    path, reason = open_documents(model, CPU, autocast=autocast, kernels="auto")
+    path, reason = open_documents(model, CPU, autocast=autocast, kernels="fused")
     assert path is not None, reason
     second, positions = torch.randint(3, 300, (1, 9)), torch.cat([torch.arange(6), torch.arange(9)])[None]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):
@@ -177,13 +178,26 @@ def test_the_model_comes_back_as_it_was():
     _, model = build("Llama")
     ids = torch.randint(3, 300, (1, 11))
     before = model(input_ids=ids).logits
-    path, _ = open_documents(model, CPU, autocast=torch.bfloat16, kernels="auto")
+    path, _ = open_documents(model, CPU, autocast=torch.bfloat16, kernels="fused")
     assert path is not None
     assert path.name == "fused"
     path.close()
     assert torch.equal(model(input_ids=ids).logits, before)
     assert model.config._attn_implementation == "eager"
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+def test_a_processor_without_bf16_instructions_keeps_to_the_portable_path(
+    monkeypatch: pytest.MonkeyPatch, weights: torch.dtype
+):
+    """That the kernels can be compiled there is no reason to choose them."""
+    monkeypatch.setattr(gpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    _, model = build("Llama")
+    path, reason = open_documents(model.to(weights), CPU, autocast=torch.bfloat16, kernels="auto")
+    assert path is not None
+    assert (path.name, path.compiled) == ("portable", False)
+    assert reason == "the processor has no bf16 instructions"
 
 
 def test_plain_is_a_choice():
@@ -195,7 +209,7 @@ def test_plain_is_a_choice():
 def test_masters_are_cast_again_after_an_update():
     """A fused step after an optimizer step uses the new weights."""
     wrapped, model = build("Llama")
-    path, _ = open_documents(model, CPU, autocast=torch.bfloat16, kernels="auto")
+    path, _ = open_documents(model, CPU, autocast=torch.bfloat16, kernels="fused")
     assert path is not None
     loss = make_document_loss(path)
     batch = collate([[item] for item in examples()], pad_token_id=0, packed=False)
