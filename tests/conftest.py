@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import patience
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AIFT_LANG", "en")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,7 +17,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tests neither read nor fill the user's cache of tokens.
 os.environ["AIFT_CACHE"] = tempfile.mkdtemp(prefix="aift-cache-")
 
+# Of one test with its fixtures, on a quiet machine; `--timeout` and a `timeout` marker stand.
+LIMIT_SECONDS = 300
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Sets the time limit of a test as it begins, by how busy the machine is then."""
+    if item.config.getoption("timeout", None) is None and item.get_closest_marker("timeout") is None:
+        item.add_marker(pytest.mark.timeout(patience(LIMIT_SECONDS)))
+    return (yield)
 
 
 @pytest.fixture(scope="session")

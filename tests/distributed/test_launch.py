@@ -11,12 +11,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from tests.support.commands import environment, spawn, start, write_run
 from tests.support.models import SENTENCES
+from tests.support.patience import patience, until
 from tests.support.ports import free_port
 from tests.support.runs import losses, weights_digest
 
@@ -89,7 +89,7 @@ def test_train_starts_processes_from_a_script_without_a_main_guard(tmp_path: Pat
             env=environment(PYTHONPATH=path()),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=patience(280),
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -97,6 +97,11 @@ def test_train_starts_processes_from_a_script_without_a_main_guard(tmp_path: Pat
         return [float(number) for number in done.stdout.split("LOGITS")[1].split()]
 
     assert logits(2) == pytest.approx(logits(1), abs=5e-3)  # saved and loaded in bf16
+
+
+def steps_in(metrics: Path) -> int:
+    """Steps that a run has logged so far."""
+    return metrics.read_text(encoding="utf-8").count('"loss"') if metrics.exists() else 0
 
 
 def path() -> str:
@@ -130,7 +135,7 @@ def test_a_killed_rank_is_started_anew_and_ends_with_the_same_bits(
 def test_a_killed_rank_ends_the_others_and_the_run_can_go_on(tmp_path: Path, tiny_model_dir: Path, uninterrupted: Path):
     config = str(write_run(tmp_path, tiny_model_dir))
     process = start("train", config, *TWO, fault="step:kill@11%1")
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=patience(280))
     assert process.returncode == 70, output
     assert "a process of the run died" in output
     assert "resume_from_checkpoint=auto" in output
@@ -163,11 +168,9 @@ def test_sigterm_saves_in_all_processes_and_the_run_goes_on(tmp_path: Path, tiny
     config = str(write_run(tmp_path, tiny_model_dir))
     process = start("train", config, *TWO, fault="step:slow@5,step:slow@6,step:slow@7,step:slow@8")
     metrics = tmp_path / "out" / "metrics.jsonl"
-    end = time.monotonic() + 200
-    while time.monotonic() < end and not (metrics.exists() and metrics.read_text(encoding="utf-8").count('"loss"') > 4):
-        time.sleep(0.1)
+    until(lambda: steps_in(metrics) > 4, 200, "step 5")
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=patience(200))
     assert process.returncode == 75, output
     assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
     code, output = spawn("train", config, *TWO, "training.resume_from_checkpoint=auto", timeout=280)
@@ -179,7 +182,9 @@ def test_sigterm_saves_in_all_processes_and_the_run_goes_on(tmp_path: Path, tiny
 def test_a_hung_rank_is_named_and_every_stack_is_kept(tmp_path: Path, tiny_model_dir: Path):
     """Case 21: rank 1 stands still before step 7; the watchdog says so and ends the run."""
     config = str(write_run(tmp_path, tiny_model_dir))
-    code, output = spawn("train", config, *TWO, "parallel.timeout_seconds=12", fault="step:hang@7%1", timeout=280)
+    code, output = spawn(
+        "train", config, *TWO, f"parallel.timeout_seconds={patience(12):.0f}", fault="step:hang@7%1", timeout=280
+    )
     assert code == 70, output
     assert re.search(r"Rank 1 is behind", output), output
     stacks = [(tmp_path / "out" / f"stacks-rank-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)]
@@ -230,13 +235,11 @@ def test_two_nodes_start_anew_when_a_process_of_one_is_killed(
         for _ in range(2)
     ]
     try:
-        metrics, end = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 200
-        while not (metrics.exists() and metrics.read_text(encoding="utf-8").count('"loss"') > 9):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        metrics = tmp_path / "out" / "metrics.jsonl"
+        until(lambda: steps_in(metrics) > 9, 200, "step 10")
         (worker,) = Path(f"/proc/{nodes[1].pid}/task/{nodes[1].pid}/children").read_text(encoding="ascii").split()
         os.kill(int(worker), signal.SIGKILL)
-        outputs = [node.communicate(timeout=280)[0] for node in nodes]
+        outputs = [node.communicate(timeout=patience(280))[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()

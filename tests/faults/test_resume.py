@@ -8,11 +8,11 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from tests.support.commands import call, spawn, start, write_run
+from tests.support.patience import patience, until
 from tests.support.runs import losses, weights_digest
 
 AUTO = "training.resume_from_checkpoint=auto"  # as the documentation types it
@@ -108,7 +108,7 @@ def test_kill_minus_9_from_outside_at_random_moments(tmp_path: Path, tiny_model_
     for _ in range(8):
         process = start("train", config, AUTO)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=dice.uniform(2.5, 5.0))
+            process.communicate(timeout=patience(dice.uniform(2.5, 5.0)))
             break
         process.kill()
         process.communicate()
@@ -407,10 +407,9 @@ def test_two_runs_in_one_folder(tmp_path: Path, tiny_model_dir: Path, said):
     """The second names the first and exits 75; the lock of a killed one is free."""
     config = str(write_run(tmp_path, tiny_model_dir, num_epochs=5000, save_steps=4))
     first = start("train", config)
-    deadline = time.time() + 60
-    while not list((tmp_path / "out" / "checkpoints").glob("checkpoint-*")) and time.time() < deadline:
-        time.sleep(0.1)
     try:
+        checkpoints = tmp_path / "out" / "checkpoints"
+        until(lambda: bool(list(checkpoints.glob("checkpoint-*"))), 60, "a checkpoint of the first")
         assert call("train", config) == 75
         text = said()
         assert f"pid {first.pid}" in text

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +31,9 @@ def test_the_quick_benchmark_measures_the_same_documents(tmp_path):
         "--out",
         str(tmp_path / "out"),
     ]
-    subprocess.run([sys.executable, "benchmarks/training_step.py", *arguments], cwd=ROOT, check=True, timeout=280)
+    subprocess.run(
+        [sys.executable, "benchmarks/training_step.py", *arguments], cwd=ROOT, check=True, timeout=patience(280)
+    )
     (path,) = (tmp_path / "out").glob("*_quick.json")
     result = json.loads(path.read_text(encoding="utf-8"))
     documents = [json.loads(line) for line in next(tmp_path.rglob("documents.jsonl")).read_text("utf-8").splitlines()]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.commands import call, start
+from tests.support.patience import patience, until
 from tests.support.ports import free_port
 from tests.support.runs import train_lora
 
@@ -42,19 +42,21 @@ def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield port, str(model_folder(str(adapter)))  # merged by the server's process; here only found
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=patience(30))
 
 
 def _wait(process: subprocess.Popen[str], port: int) -> None:
-    for _ in range(600):
+    def answers() -> bool:
         if process.poll() is not None:
             raise AssertionError(process.communicate()[0])
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError("no answer from the server")
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=patience(2)),
+        ):
+            return True
+        return False
+
+    until(answers, 120, "the server answers")
 
 
 @needs_server
@@ -89,7 +91,7 @@ def test_the_openai_client_talks_to_the_tuned_model(server: tuple[int, str], ada
 def test_the_server_listens_on_this_machine_only(server: tuple[int, str]):
     port, _ = server
     with pytest.raises(OSError):
-        socket.create_connection((_outside_address(), port), timeout=2)
+        socket.create_connection((_outside_address(), port), timeout=patience(2))
 
 
 def _outside_address() -> str:

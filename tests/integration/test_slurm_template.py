@@ -6,10 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from tests.support.patience import patience, until
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "examples" / "slurm" / "train.sbatch"
 # srun runs until it is told to stop, as torchrun does until its workers have saved; scancel tells it.
@@ -39,10 +39,7 @@ def start(folder: Path, handover: str = ":") -> subprocess.Popen:
 
 
 def wait_for(file: Path) -> str:
-    end = time.monotonic() + 60
-    while not (file.is_file() and file.read_text(encoding="utf-8")):
-        assert time.monotonic() < end, f"{file.name} was never written"
-        time.sleep(0.02)
+    until(lambda: file.is_file() and bool(file.read_text(encoding="utf-8")), 60, f"{file.name} is written")
     return file.read_text(encoding="utf-8")
 
 
@@ -51,7 +48,7 @@ def test_sigterm_reaches_every_torchrun_and_the_job_is_queued_again(tmp_path: Pa
     job = start(tmp_path)
     wait_for(tmp_path / "pid")
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=60) == 75
+    assert job.wait(timeout=patience(60)) == 75
     assert wait_for(tmp_path / "cancelled").split() == ["--signal=TERM", "4321"]
     assert (tmp_path / "saved").is_file()
     assert wait_for(tmp_path / "requeued").strip() == "4321"
@@ -67,5 +64,5 @@ def test_sigterm_reaches_every_torchrun_and_the_job_is_queued_again(tmp_path: Pa
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_a_failed_run_ends_the_job_with_its_code(tmp_path: Path):
     job = start(tmp_path, handover="exit 78")
-    assert job.wait(timeout=60) == 78
+    assert job.wait(timeout=patience(60)) == 78
     assert not (tmp_path / "requeued").exists()

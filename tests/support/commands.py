@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from .patience import patience
+
 ROWS = [{"instruction": f"{number}の次の数は何ですか？", "output": f"{number + 1}です。"} for number in range(22)]
 
 
@@ -65,9 +67,12 @@ def start(*arguments: str, fault: str = "", **changes: Any) -> subprocess.Popen[
 
 
 def spawn(*arguments: str, fault: str = "", timeout: float = 120, **changes: Any) -> tuple[int, str]:
-    """(exit code, output) of `aift` as a process of its own."""
+    """(exit code, output) of `aift` as a process of its own; the timeout is one of a quiet machine."""
     process = start(*arguments, fault=fault, **changes)
-    output, _ = process.communicate(timeout=timeout)
+    try:
+        output, _ = process.communicate(timeout=patience(timeout))
+    finally:
+        process.kill()
     return process.returncode, output
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from .patience import patience
+
 LIMIT_SECONDS = 120.0
 
 
@@ -24,6 +26,7 @@ def run_ranks(
 
     Args:
         folder: an empty place for the FileStore.
+        limit: seconds of a quiet machine.
 
     Raises:
         AssertionError: with the trace of the first rank that failed, or the ranks that gave no answer in time.
@@ -38,7 +41,7 @@ def run_ranks(
     for worker in workers:
         worker.start()
     results: dict[int, Any] = {}
-    end = time.monotonic() + limit
+    end = time.monotonic() + patience(limit)
     try:
         while len(results) < world:
             try:
@@ -52,7 +55,7 @@ def run_ranks(
             results[rank] = value
     finally:
         for worker in workers:
-            worker.join(timeout=5 if len(results) == world else 0.1)
+            worker.join(timeout=patience(5) if len(results) == world else 0.1)
             if worker.is_alive():
                 worker.kill()
     return [results[rank] for rank in range(world)]
@@ -65,7 +68,7 @@ def _rank(rank: int, world: int, store: Path, answers: Any, function: Callable[.
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=patience(60))
         )
         value = function(rank, *args)
         answers.put((rank, value, None))

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.patience import patience, until
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.faults
@@ -23,23 +24,34 @@ from datetime import timedelta
 from pathlib import Path
 import torch.distributed as dist
 from ai_finetuning.parallel import watchdog
-watchdog.LOST_SECONDS = 2.0
 rank, folder, late = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "late"
-store = dist.TCPStore("127.0.0.1", int(sys.argv[4]), 2, is_master=rank == int(sys.argv[5]), timeout=timedelta(seconds=60))
+factor = float(sys.argv[6])
+watchdog.LOST_SECONDS = 2.0 * factor
+store = dist.TCPStore("127.0.0.1", int(sys.argv[4]), 2, is_master=rank == int(sys.argv[5]), timeout=timedelta(seconds=60 * factor))
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
 if rank == 1 and late:
-    time.sleep(5)
+    time.sleep(5 * factor)
 with watchdog.Watchdog(lambda: 0, timeout_seconds=600, folder=folder):
     (folder / f"in-{rank}").touch()
-    time.sleep(5 if late else 60)
+    time.sleep((5 if late else 60) * factor)
 """
 
 
 def ranks(folder: Path, kind: str, store: int) -> list[subprocess.Popen[str]]:
-    port = free_port()
+    port, factor = free_port(), patience(1)
     return [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(rank), str(folder), kind, str(port), str(store)],
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(SCRIPT),
+                str(rank),
+                str(folder),
+                kind,
+                str(port),
+                str(store),
+                str(factor),
+            ],
             env=os.environ | {"AIFT_LANG": "en"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -50,10 +62,7 @@ def ranks(folder: Path, kind: str, store: int) -> list[subprocess.Popen[str]]:
 
 
 def wait_for(*paths: Path) -> None:
-    end = time.monotonic() + 60
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < end, paths
-        time.sleep(0.1)
+    until(lambda: all(path.exists() for path in paths), 60, f"{paths} are there")
 
 
 @pytest.mark.parametrize("store", [0, 1], ids=["the store stays", "the store goes too"])
@@ -61,9 +70,9 @@ def test_a_killed_process_is_named_and_those_that_wait_for_it_leave(tmp_path: Pa
     waiting, killed = ranks(tmp_path, "killed", store)
     try:
         wait_for(tmp_path / "in-0", tmp_path / "in-1")
-        time.sleep(1.5)
+        time.sleep(patience(1.5))
         killed.send_signal(signal.SIGKILL)
-        output, _ = waiting.communicate(timeout=40)
+        output, _ = waiting.communicate(timeout=patience(40))
     finally:
         waiting.kill()
         killed.kill()
@@ -76,7 +85,7 @@ def test_one_that_begins_late_and_one_that_ended_well_are_waited_for(tmp_path: P
     """Rank 1 starts its watch after rank 0 has long stood still, and stands still when rank 0 has left."""
     both = ranks(tmp_path, "late", 1)
     try:
-        outputs = [process.communicate(timeout=60)[0] for process in both]
+        outputs = [process.communicate(timeout=patience(60))[0] for process in both]
     finally:
         for process in both:
             process.kill()
