@@ -1,4 +1,4 @@
-# make setup | demo | test | check | bench   (test-faults, test-gpu, test-all, bench-peers: the other parts)
+# make setup | demo | test | check | bench   (format, wheel, test-faults, test-gpu, test-all, bench-peers: the other parts)
 PYTHON ?= python3
 BIN := .venv/bin
 ifeq ($(OS),Windows_NT)
@@ -7,7 +7,7 @@ endif
 # Tests run in two processes of one thread each: on small models that is faster than one process of two threads.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-.PHONY: setup demo test test-faults test-gpu test-all check bench bench-peers bench-peers-setup bench-quantization bench-scaling docs links
+.PHONY: setup demo test test-faults test-gpu test-all format check wheel bench bench-peers bench-peers-setup bench-quantization bench-scaling docs links
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/aift demo
 
 test: setup
-	$(PYTEST) -m "not faults and not slow and not gpu"
+	$(PYTEST)
 
 test-faults: setup
 	$(PYTEST) -m "faults"
@@ -30,10 +30,21 @@ test-gpu: setup
 test-all: setup
 	$(PYTEST) -m "not gpu"
 
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 check: setup
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/vermin -t=3.10- --no-tips --violations --quiet src tests benchmarks recipes examples .ci hatch_build.py
 	$(BIN)/python -m pytest -q tests/architecture
+	$(BIN)/python .ci/wheel.py
+
+wheel: setup
+	$(BIN)/python .ci/wheel.py
 
 # The training step against a plain loop on a tiny model, then starting, tokens, saving, evaluation and generation: a few minutes;
 # `make bench-peers` is the real thing (docs/performance.md).

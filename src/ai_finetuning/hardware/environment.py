@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from . import nvml
 from .cores import physical_cores
 from .gpu import cpu_flags, cpu_has_bf16, get_available_device, get_gpu_memory_info
 
@@ -57,7 +58,7 @@ def environment() -> dict[str, Any]:
         },
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "device": str(get_available_device()),
-        "gpu": get_gpu_memory_info(),
+        "gpu": _gpus(),
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "locale": {
@@ -65,6 +66,29 @@ def environment() -> dict[str, Any]:
             "preferred_encoding": locale.getpreferredencoding(False),
             "stdout_encoding": getattr(sys.stdout, "encoding", None),
         },
+    }
+
+
+def _gpus() -> dict[str, Any]:
+    """GPUs in the shape of get_gpu_memory_info(), asked of the driver; of torch where no NVIDIA driver answers.
+
+    `available` says whether torch uses them: without it a build of torch for CPUs, or a driver too old, is the reason.
+    """
+    found = nvml.gpus()
+    if not found:
+        return get_gpu_memory_info()
+    return {
+        "available": get_available_device().type == "cuda",
+        "device_count": len(found),
+        "devices": [
+            {
+                "index": gpu.index,
+                "name": gpu.name,
+                "total_memory_gb": gpu.total_bytes / 1e9,
+                "free_memory_gb": gpu.free_bytes / 1e9,
+            }
+            for gpu in found
+        ],
     }
 
 

@@ -43,7 +43,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
     licence = [f"- ライセンス / licence of the base: {row.licence}"] if row is not None and row.licence else []
     notes = [f"- {ja} / {en}" for ja, en in (row.licence_notices() if row is not None else [])]
     plan = summary["plan"]
-    device = machine["gpu"]["devices"][0]["name"] if machine["gpu"]["devices"] else machine["cpu"]["name"]
+    device = machine["gpu"]["devices"][0]["name"] if machine["gpu"]["available"] else machine["cpu"]["name"]
     remote = (
         ["- リポジトリーのコードを実行する設定でした / code of the repository was allowed to run"]
         if config.model.trust_remote_code
