@@ -41,7 +41,7 @@ check: setup
 	$(BIN)/codespell
 	$(BIN)/vermin -t=3.10- --no-tips --violations --quiet src tests benchmarks recipes examples .ci hatch_build.py
 	$(BIN)/python -m pytest -q tests/architecture
-	$(BIN)/python .ci/wheel.py
+	@$(MAKE) --no-print-directory wheel
 
 wheel: setup
 	$(BIN)/python .ci/wheel.py

@@ -1,0 +1,118 @@
+"""Which test files test a module: `python -m tests.support.tested_by engine.rng`.
+
+A module's tests are found, in this order, by its name (tests/unit/ROOM/test_NAME.py, or tests/*/test_NAME.py), by who
+imports it, and, for what is only reached through a command or another module, by the table below.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+PACKAGE = TESTS.parent / "src" / "ai_finetuning"
+_CLI, _TRAINERS, _QUANTIZED = "integration/test_cli.py", "integration/test_trainers.py", "integration/test_qlora.py"
+_RESUME, _SECTIONS, _FILES = "faults/test_resume.py", "unit/config/test_sections.py", "unit/data/test_files.py"
+_TOKENS, _LAUNCH, _BENCH = "unit/data/test_tokens.py", "distributed/test_launch.py", "test_quantization_benchmark.py"
+
+# Modules that no test file is named after and none imports.
+TESTED_BY = {
+    "__main__": _CLI,
+    "apps.cli.bench": _CLI,
+    "apps.cli.chat": _CLI,
+    "apps.cli.data": _CLI,
+    "apps.cli.demo": _CLI,
+    "apps.cli.env": _CLI,
+    "apps.cli.generate": _CLI,
+    "apps.cli.main": _CLI,
+    "apps.cli.merge": _CLI,
+    "apps.cli.models": _CLI,
+    "apps.cli.quantize": _CLI,
+    "apps.cli.schema": _CLI,
+    "apps.cli.tokenizer": "integration/test_pretrain.py",
+    "apps.cli.train": _CLI,
+    "config.model": _SECTIONS,
+    "config.run_folder": _RESUME,
+    "config.synonyms": _SECTIONS,
+    "data.encoding": _FILES,
+    "data.formats": _FILES,
+    "data.packing": _TOKENS,
+    "data.stats": _CLI,
+    "data.text_dataset": _TOKENS,
+    "engine.checkpoint_writer": _RESUME,
+    "engine.hooks": _RESUME,
+    "engine.rng": _RESUME,
+    "evaluation.curves": _TRAINERS,
+    "evaluation.generation": "integration/test_embedded_model.py",
+    "evaluation.fidelity": f"integration/{_BENCH}",
+    "evaluation.quantization_report": f"integration/{_BENCH}",
+    "evaluation.report": _TRAINERS,
+    "hardware.network": "unit/models/test_hub.py",
+    "kernels.native": "unit/kernels/test_blocks.py",
+    "models.base_model": "contract/test_documented_api.py",
+    "models.japanese_model": "contract/test_documented_api.py",
+    "models.noise": _CLI,
+    "models.scratch": "integration/test_pretrain.py",
+    "models.tokenizer_training": "integration/test_pretrain.py",
+    "notices": _CLI,
+    "parallel.layers": "unit/parallel/test_stages.py",
+    "parallel.exchange": "distributed/test_tensor.py",
+    "parallel.processes": _LAUNCH,
+    "parallel.reducer": "distributed/test_data_parallel.py",
+    "parallel.shard": "distributed/test_data_parallel.py",
+    "parallel.strategy": "unit/engine/test_step.py",
+    "training.adapter_base": _QUANTIZED,
+    "training.base": _TRAINERS,
+    "training.comparison": "integration/test_embedded_data.py",
+    "training.full_finetuning": _TRAINERS,
+    "training.lora_finetuning": _TRAINERS,
+    "training.model_card": _TRAINERS,
+    "training.multi_gpu_training": "contract/test_documented_api.py",
+    "training.output_folder": _RESUME,
+    "training.progress": _CLI,
+    "training.saving": _TRAINERS,
+    "training.sources": _TRAINERS,
+    "training.worker": _LAUNCH,
+}
+
+
+def modules() -> list[str]:
+    """Every module of the package, without `ai_finetuning.`; packages count where they hold code."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if path.name != "__init__.py":
+            found.append(".".join(parts))
+    return found
+
+
+def files_of(module: str) -> list[str]:
+    """The files below tests/ that test a module, by its name or by their imports."""
+    room, name = module.split(".")[0], module.split(".")[-1]
+    named = [path for path in _files() if path.name == f"test_{name}.py"]
+    own = [path for path in named if "unit" not in path.parts or room in path.parts]
+    importing = [path for path in _files() if f"ai_finetuning.{module}" in _imports(path)]
+    return [str(path.relative_to(TESTS).as_posix()) for path in dict.fromkeys([*own, *importing])]
+
+
+@cache
+def _files() -> list[Path]:
+    return sorted(TESTS.rglob("test_*.py"))
+
+
+@cache
+def _imports(path: Path) -> frozenset[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1].removeprefix("ai_finetuning.")
+    print("\n".join(f"tests/{name}" for name in files_of(wanted) or [TESTED_BY[wanted]]))
