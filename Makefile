@@ -39,7 +39,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
-	$(BIN)/vermin -t=3.10- --no-tips --violations --quiet src tests benchmarks recipes examples .ci hatch_build.py
+	$(BIN)/vermin -t=3.10- --no-tips --violations --quiet --exclude long src tests benchmarks recipes examples .ci hatch_build.py
 	$(BIN)/python -m pytest -q tests/architecture
 	@$(MAKE) --no-print-directory wheel
 

@@ -39,9 +39,10 @@ def gpus(nvml: Any = None, visible: str | None = None) -> list[Gpu]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if nvml is None:
         try:
-            import pynvml as nvml
+            import pynvml
         except ImportError:
             return []
+        nvml = pynvml
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
