@@ -5,17 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file
 from tests.support.models import build_model
 
 from ai_finetuning.models.adapters import add_lora, write_adapter
 
+# Trained, and not in the file: fixed by 0.21.
+forgets_biases = pytest.mark.skipif(
+    Version(peft.__version__) < Version("0.21"), reason=f"peft {peft.__version__} forgets biases that it trained"
+)
+
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}],
+    [
+        {},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        pytest.param({"bias": "lora_only"}, marks=forgets_biases),
+    ],
     ids=lambda o: "-".join(o) or "plain",
 )
 def test_an_adapter_is_written_as_peft_writes_it(options: dict[str, Any], tmp_path: Path):
