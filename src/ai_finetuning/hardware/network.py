@@ -40,19 +40,20 @@ def endpoint() -> str:
 
 def head(url: str, limit_seconds: float = LIMIT_SECONDS) -> Answer:
     """The answer to HEAD, within the limit; the user's hub token goes along, never to another host."""
+    from huggingface_hub import get_token
+
+    # Outside the thread: on a busy machine this import alone can take longer than the limit.
+    token = get_token()
     answer = Answer(reason=f"no answer within {limit_seconds:g} s")
     # A thread, because a socket's time-out bounds neither the name look-up nor an answer that trickles in.
-    asker = threading.Thread(target=_ask, args=(url, limit_seconds, answer), daemon=True)
+    asker = threading.Thread(target=_ask, args=(url, token, limit_seconds, answer), daemon=True)
     asker.start()
     asker.join(limit_seconds)
     return answer
 
 
-def _ask(url: str, limit_seconds: float, answer: Answer) -> None:
-    from huggingface_hub import get_token
-
+def _ask(url: str, token: str | None, limit_seconds: float, answer: Answer) -> None:
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "ai-finetuning-toolkit"})
-    token = get_token()
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:

@@ -25,7 +25,8 @@ from ..hardware.folders import cache_folder
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 # -march=native: the library is built for this processor, and its name says for which.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
-_TIMEOUT_SECONDS = 120
+# A second of work; beside other busy processes it may wait long for a processor. It ends a compiler that hangs.
+_TIMEOUT_SECONDS = 600
 
 
 class KernelsUnavailableError(Exception):
