@@ -51,7 +51,9 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_every_import_is_declared():
     extras = PROJECT["project"]["optional-dependencies"]
-    declared = names(PROJECT["project"]["dependencies"]).union(*(names(extras[key]) for key in extras if key != "dev"))
+    declared = names(PROJECT["project"]["dependencies"]).union(
+        *(names(extras[key]) for key in extras if key not in {"dev", "docs"})
+    )
     missing = {name: path for name, path in third_party().items() if name not in declared | USERS_OWN}
     assert not missing, missing
 
@@ -64,7 +66,8 @@ def test_every_dependency_is_imported_or_has_its_reason():
 def test_every_dependency_of_make_setup_is_pinned():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {canonicalize_name(re.split(r"[=;]", line)[0]) for line in lines if line and not line.startswith("#")}
-    wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = PROJECT["project"]["dependencies"] + extras["dev"] + extras["docs"]
     assert not names(wanted) - pins, names(wanted) - pins
     assert not [line for line in lines if line and not line.startswith("#") and "==" not in line]
 
@@ -121,8 +124,8 @@ def test_one_address_fills_urls_and_links(tmp_path: Path):
 
 def test_links_that_are_whole_stay_and_images_are_files():
     absolute = script("hatch_build.py").absolute
-    text = "[a](https://x.invalid/y) [b](#part) ![c](docs/c.png) [d](docs/d.md#e)"
+    text = "[a](https://x.invalid/y) [b](#part) ![c](images/c.png) [d](pages/d.md#e)"
     assert absolute(text, ADDRESS + "/") == (
-        f"[a](https://x.invalid/y) [b](#part) ![c]({ADDRESS}/raw/main/docs/c.png) [d]({ADDRESS}/blob/main/docs/d.md#e)"
+        f"[a](https://x.invalid/y) [b](#part) ![c]({ADDRESS}/raw/main/images/c.png) [d]({ADDRESS}/blob/main/pages/d.md#e)"
     )
     assert absolute(text, "") == text

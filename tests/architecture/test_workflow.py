@@ -53,8 +53,6 @@ def test_the_job_test_does_what_ci_run_does():
 
 def test_every_target_that_is_called_is_in_the_makefile():
     called = {word for job in WORKFLOW["jobs"] for run in steps(job) for word in re.findall(r"make ([\w-]+)", run)}
-    if not (ROOT / "mkdocs.yml").is_file():
-        called.discard("docs")  # comes with the site
     assert called <= set(recipes()), called - set(recipes())
 
 
@@ -115,6 +113,7 @@ def test_the_wheel_is_installed_alone_and_run():
     assert "-m pip install dist/*.whl" in text
     assert 'aift" env' in text
     assert steps("docs") == ["make docs"]
+    assert "docs: setup links" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_the_workflow_may_only_read():

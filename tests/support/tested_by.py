@@ -115,4 +115,5 @@ def _imports(path: Path) -> frozenset[str]:
 
 if __name__ == "__main__":
     wanted = sys.argv[1].removeprefix("ai_finetuning.")
-    print("\n".join(f"tests/{name}" for name in files_of(wanted) or [TESTED_BY[wanted]]))
+    row = [TESTED_BY[wanted]] if wanted in TESTED_BY else []
+    print("\n".join(f"tests/{name}" for name in dict.fromkeys([*row, *files_of(wanted)])))

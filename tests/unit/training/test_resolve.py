@@ -21,6 +21,7 @@ from tests.support.runs import ROWS, training
 
 from ai_finetuning import FullFinetuningTrainer, JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
 from ai_finetuning.config.load import load_config
+from ai_finetuning.hardware.network import Answer
 from ai_finetuning.models import hub, source
 from ai_finetuning.planner import shape
 from ai_finetuning.training import base, validate
@@ -91,7 +92,7 @@ def test_an_alias_and_the_hub_are_asked_once(
 def _counting(lookups: Counter[str]) -> Any:
     def head(url: str, limit_seconds: float = 5.0) -> Any:
         lookups["head"] += 1
-        return hub.Answer(status=200)
+        return Answer(status=200)
 
     return head
 
