@@ -138,8 +138,7 @@ class Trainee:
             max_length=job.tokens,
             group_by_length=False,
             pad_token_id=PAD,
-            data_rank=self._rank if shared else 0,
-            data_size=job.processes if shared else 1,
+            share=(self._rank, job.processes) if shared else (0, 1),
         )
 
     def facts(self) -> dict[str, Any]:

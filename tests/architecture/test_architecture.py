@@ -29,7 +29,7 @@ ROWS = {
     "inference": 30,
     "evaluation": 31,
     "training": 40,
-    "runs": 50,
+    "runs": 3,
     "apps": 60,
     "__main__": 61,
     "__init__": 0,
@@ -38,7 +38,7 @@ ROWS = {
 FORBIDDEN = {
     "engine": {"models", "transformers", "peft"},
     "parallel": {"engine", "data", "transformers", "peft"},
-    "runs": {"training", "engine"},
+    "runs": {"torch", "transformers", "models", "kernels"},
     "config": {"torch", "transformers"},
     "japanese": {"torch", "transformers"},
     "apps/cli": {"apps.web"},

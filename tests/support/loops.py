@@ -35,8 +35,7 @@ def run_of(case: Case, strategy: Any, folder: Path, *, rows: int = 4, steps: int
         max_length=48,
         group_by_length=False,
         pad_token_id=0,
-        data_rank=strategy.data_rank,
-        data_size=strategy.data_size,
+        share=(strategy.data_rank, strategy.data_size),
     )
 
     def held_out(size: int) -> Any:

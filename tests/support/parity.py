@@ -76,8 +76,7 @@ def loader(case: Case, rank: int = 0, size: int = 1) -> Loader:
         max_length=48,
         group_by_length=False,
         pad_token_id=0,
-        data_rank=rank,
-        data_size=size,
+        share=(rank, size),
     )
 
 

@@ -26,7 +26,7 @@ class Loader:
         max_length: capacity of a packed row.
         group_by_length: rows of similar length share a step's micro-batches (without packing).
         pad_token_id: what fills rows up.
-        data_rank, data_size: this rank takes every data_size-th row of a step.
+        share: (rank, ranks) of the data ranks; this one takes every `ranks`-th row of a step.
     """
 
     def __init__(
@@ -39,8 +39,7 @@ class Loader:
         max_length: int,
         group_by_length: bool,
         pad_token_id: int,
-        data_rank: int = 0,
-        data_size: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self._examples = examples
         self._rows_per_step = rows_per_step
@@ -48,7 +47,7 @@ class Loader:
         self._packed = packing
         self._by_length = group_by_length and not packing
         self._pad_token_id = pad_token_id
-        self._data_rank, self._data_size = data_rank, data_size
+        self._data_rank, self._data_size = share
         lengths = [len(item) for item in examples]
         self._rows = pack(lengths, max_length) if packing else [[index] for index in range(len(examples))]
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)

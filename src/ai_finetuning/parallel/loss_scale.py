@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from ._upstream import scale_all
 
 _GROWTH, _BACKOFF, _INTERVAL = 2.0, 0.5, 2000
 
@@ -32,7 +33,7 @@ class LossScale:
     def unscale(self, gradients: list[Tensor]) -> None:
         """Divides gradients by the scale, in place."""
         if self.enabled and gradients:
-            torch._foreach_mul_(gradients, 1.0 / self.value)
+            scale_all(gradients, 1.0 / self.value)
 
     def update(self, *, overflow: bool) -> None:
         """Halves the scale after an overflow, doubles it after 2000 steps without one."""

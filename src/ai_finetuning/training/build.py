@@ -21,6 +21,7 @@ from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run, TrainState
 from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.gpu import free_memory_bytes
+from ..models._upstream import attention_name
 from ..models.adapters import add_lora, embedding_weights, target_modules, trainable_parameters
 from ..models.documents import DocumentPath, open_documents
 from ..models.loading import weight_marks
@@ -148,7 +149,7 @@ def _derived(plan: RunPlan, model: nn.Module, path: DocumentPath | None) -> Deri
     return replace(
         plan.derived,
         dtype=None if full else str(next(inner.parameters()).dtype).removeprefix("torch."),
-        attention=getattr(inner.config, "_attn_implementation", None),
+        attention=attention_name(inner),
         kernels=path.name if path is not None else "plain",
         target_modules=None if full else target_modules(model),
     )

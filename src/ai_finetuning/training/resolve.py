@@ -362,7 +362,6 @@ def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
 
 def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel: Choice) -> Loader:
     config, training = request.config, request.config.training
-    data_rank, data_size = parallel.data_place(launched().rank)
     return Loader(
         data.train,
         rows_per_step=training.batch_size * training.gradient_accumulation_steps,
@@ -371,8 +370,7 @@ def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel:
         max_length=max(config.data.max_length, data.longest),
         group_by_length=config.data.group_by_length,
         pad_token_id=tokenizer.pad_token_id,
-        data_rank=data_rank,
-        data_size=data_size,
+        share=parallel.data_place(launched().rank),
     )
 
 

@@ -298,7 +298,7 @@ def test_ranks_share_the_rows_of_a_step():
             for index in range(len(loader))
         ]
 
-    whole, first, second = ids(), ids(data_rank=0, data_size=2), ids(data_rank=1, data_size=2)
+    whole, first, second = ids(), ids(share=(0, 2)), ids(share=(1, 2))
     for step, parts in zip(whole, zip(first, second, strict=True), strict=True):
         assert sorted(step) == sorted([*parts[0], *parts[1]])
 

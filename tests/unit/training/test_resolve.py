@@ -168,7 +168,7 @@ def test_a_resumed_run_takes_what_was_derived_from_its_checkpoint_and_a_rerun_de
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Stopped on a machine that is short of memory, resumed on one that is not: checkpointing and warm-up stay."""
-    from ai_finetuning.engine import faults
+
     from ai_finetuning.training import resolve as module
 
     write_run(tmp_path, tiny_model_dir)
@@ -195,7 +195,6 @@ def test_a_resumed_run_takes_what_was_derived_from_its_checkpoint_and_a_rerun_de
         patch.setenv("AIFT_FAULT", "step:term@6")
         patch.setattr(module, "free_memory_bytes", lambda device: 2 * 2**20)
         assert call("train", str(plain)) == 75
-    faults.reset()
     first = derived_of(tmp_path / "out")
     assert first["gradient_checkpointing"] is True
     assert first["warmup_steps"] == 2
