@@ -170,11 +170,13 @@ def _examine(run: Any, spec: Spec, corpus: Sequence[Document], precision: str) -
     if live != sum(len(item) - item.prompt for item in corpus):
         raise GateError(f"{live} label tokens in the first step, not those of the {len(corpus)} documents")
     run.optimizer.zero_grad(set_to_none=True)
-    loss = run.strategy.forward_backward(batches, float(live))
+    loss = float(run.strategy.forward_backward(batches, float(live)))
     whole, worst, name = distance(gradients(run.model), wanted)
     vocabulary = run.model.get_input_embeddings().weight.shape[0]
     leaked = leak(
-        run.model, lambda batch: run.strategy.forward_backward([batch], 1.0), neighbour_batches(corpus, vocabulary)
+        run.model,
+        lambda batch: float(run.strategy.forward_backward([batch], 1.0)),
+        neighbour_batches(corpus, vocabulary),
     )
     return Findings(precision, abs(loss - wanted_loss) / abs(wanted_loss), whole, worst, name, leaked)
 

@@ -221,9 +221,9 @@ def _run(
 
     from ai_finetuning.data.loader import Loader
     from ai_finetuning.engine.checkpoint import CheckpointStore
-    from ai_finetuning.engine.loop import Run, TrainState
     from ai_finetuning.engine.loss import make_document_loss, make_loss
     from ai_finetuning.engine.optimizer import build_optimizer
+    from ai_finetuning.engine.state import Run, TrainState
     from ai_finetuning.hardware.gpu import sixteen_bit
     from ai_finetuning.models.documents import open_documents
     from ai_finetuning.parallel.single import SingleDevice

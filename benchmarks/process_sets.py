@@ -24,11 +24,11 @@ import torch.multiprocessing as mp
 from ai_finetuning.data.loader import Loader
 from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.checkpoint import CheckpointStore
-from ai_finetuning.engine.loop import Run, TrainState
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.engine.precision import Precision, resolve_precision
-from ai_finetuning.engine.step import train_step
+from ai_finetuning.engine.state import Run, TrainState
+from ai_finetuning.engine.step import next_step, train_step
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import open_documents
 from ai_finetuning.parallel.distributed import Distributed
@@ -118,7 +118,6 @@ class Trainee:
             store=CheckpointStore(scratch),
             metrics_path=None,
             total_steps=10**9,
-            scaled=precision.scaler,
             retry_smaller=False,
             save_in_background=False,
         )
@@ -165,7 +164,7 @@ class Trainee:
         wall, cpu, tokens = time.perf_counter(), time.process_time(), 0
         for step in range(steps):
             run.state.index = number % turns * steps + step
-            tokens += train_step(run).tokens
+            tokens += train_step(run, next_step(run)[0]).tokens
         if job.device == "cuda":
             torch.cuda.synchronize()
         return {

@@ -27,16 +27,6 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def clean_faults():
-    """No injected fault of one test happens in the next."""
-    from ai_finetuning.engine import faults
-
-    faults.reset()
-    yield
-    faults.reset()
-
-
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama with tokenizer and chat template; read-only."""

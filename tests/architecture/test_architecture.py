@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = {
     "errors": 0,
     "notices": 1,
+    "labels": 1,
     "config": 2,
     "japanese": 2,
     "embedded": 2,

@@ -61,10 +61,11 @@ def steps(case: Case, strategy: Any, max_grad_norm: float = 0.05, checkpointing:
         set_learning_rate(optimizer, factor)
         group = data.micro_batches(0, 0, 2)
         assert len(group) >= 2
-        num_valid = strategy.sum(sum(batch.num_label_tokens for batch in group))
-        found["loss"].append(strategy.forward_backward(group, num_valid))
-        found["norm"].append(strategy.clip_grad_norm(max_grad_norm))
-        assert strategy.step()
+        (num_valid,), _ = strategy.agree([sum(batch.num_label_tokens for batch in group)])
+        update = strategy.update(strategy.forward_backward(group, num_valid), max_grad_norm)
+        found["loss"].append(update.loss)
+        found["norm"].append(update.grad_norm)
+        assert update.applied
         optimizer.zero_grad(set_to_none=True)
     found["held out"] = strategy.evaluate(loader(case).micro_batches(0, 0, 2))
     tensors = strategy.tensors(model, optimizer)
@@ -201,11 +202,10 @@ def one_step(
     case: Case, strategy: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float
 ) -> tuple[float, float, bool]:
     group = loader(case, strategy.data_rank, strategy.data_size).micro_batches(0, 0, 2)
-    loss = strategy.forward_backward(group, strategy.sum(sum(batch.num_label_tokens for batch in group)))
-    norm = strategy.clip_grad_norm(max_grad_norm)
-    updated = strategy.step()
+    (num_valid,), _ = strategy.agree([sum(batch.num_label_tokens for batch in group)])
+    update = strategy.update(strategy.forward_backward(group, num_valid), max_grad_norm)
     optimizer.zero_grad(set_to_none=True)
-    return loss, norm, updated
+    return update.loss, update.grad_norm, update.applied
 
 
 def given_back(rank: int, stage: int, case: Case, tensors: dict) -> tuple[dict, tuple, tuple]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,17 @@ def overflow_on_the_first(rank: int, name: str) -> list[Any]:
     optimizer = build_optimizer(trained, learning_rate=1e-3)
     strategy.attach(optimizer)
     group = loader(CASE, strategy.data_rank, strategy.data_size).micro_batches(0, 0, 2)
-    num_valid = strategy.sum(sum(batch.num_label_tokens for batch in group))
+    (num_valid,), _ = strategy.agree([sum(batch.num_label_tokens for batch in group)])
     told = []
     for step in range(3):
         before = [p.detach().clone() for _, p in trained]
-        strategy.forward_backward(group, num_valid)
+        loss = strategy.forward_backward(group, num_valid)
         if step == 1 and rank == 0:
             trained[0][1].grad.view(-1)[0] = torch.inf
-        norm = strategy.clip_grad_norm(1.0)
-        updated = strategy.step()
+        update = strategy.update(loss, 1.0)
         optimizer.zero_grad(set_to_none=True)
         changed = any(not torch.equal(a, p) for a, (_, p) in zip(before, trained, strict=True))
-        told.append((torch.isfinite(torch.tensor(norm)).item(), updated, strategy.state_dict()["scale"], changed))
+        told.append((math.isfinite(update.grad_norm), update.applied, strategy.state_dict()["scale"], changed))
     strategy.close()
     return told
 

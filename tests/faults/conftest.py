@@ -7,11 +7,9 @@ import pytest
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch):
-    """Sets AIFT_FAULT for this process."""
-    from ai_finetuning.engine import faults
+    """Sets AIFT_FAULT for the runs that begin in this process from now on."""
 
     def plan(text: str) -> None:
-        faults.reset()
         monkeypatch.setenv("AIFT_FAULT", text)
 
     return plan

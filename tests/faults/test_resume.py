@@ -185,12 +185,9 @@ def test_a_checkpoint_holds_its_own_step_however_slow_the_disk_is(tmp_path: Path
     """Two runs save at 6 and 7 and stop: the slow one writes 6 while step 7 changes weights and moments, with the
     same bytes.
     """
-    from ai_finetuning.engine import faults
-
     files = {}
     for name, slow in (("fast", ""), ("slow", "save:slow@6,")):
         with pytest.MonkeyPatch.context() as patch:
-            faults.reset()
             patch.setenv("AIFT_FAULT", f"{slow}step:usr1@6,step:term@7")
             assert call("train", str(write_run(tmp_path / name, tiny_model_dir))) == 75
         place = tmp_path / name / "out" / "checkpoints"
@@ -215,12 +212,9 @@ def test_the_end_of_a_run_waits_for_its_last_checkpoint(tmp_path: Path, tiny_mod
 @pytest.fixture(scope="module")
 def stopped(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after step 11, with checkpoints 4, 8 and 11; to be copied."""
-    from ai_finetuning.engine import faults
-
     folder = tmp_path_factory.mktemp("stopped")
     config = write_run(folder, tiny_model_dir)
     with pytest.MonkeyPatch.context() as patch:
-        faults.reset()
         patch.setenv("AIFT_FAULT", "step:term@11")
         assert call("train", str(config)) == 75
     return folder

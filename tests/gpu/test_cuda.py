@@ -47,7 +47,6 @@ def test_mixed_precision_stays_near_fp32(tiny_model_dir: Path, tmp_path: Path, p
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(tiny_model_dir: Path, tmp_path: Path, monkeypatch):
-    from ai_finetuning.engine import faults
     from ai_finetuning.errors import PreemptedError
 
     train_lora(tiny_model_dir, tmp_path / "whole")
@@ -55,7 +54,6 @@ def test_a_stopped_run_resumes_to_the_same_bits(tiny_model_dir: Path, tmp_path: 
     with pytest.raises(PreemptedError):
         train_lora(tiny_model_dir, tmp_path / "stopped")
     monkeypatch.delenv("AIFT_FAULT")
-    faults.reset()
     train_lora(tiny_model_dir, tmp_path / "stopped", resume="auto")
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
     assert weights_digest(tmp_path / "whole") == weights_digest(tmp_path / "stopped")

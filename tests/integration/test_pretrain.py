@@ -87,8 +87,6 @@ def test_a_model_from_scratch_learns_resumes_to_the_same_bits_and_is_plain(
 ):
     from transformers import AutoModelForCausalLM
 
-    from ai_finetuning.engine import faults
-
     assert pretrain(texts, tokenizer, tmp_path / "whole") == 0
     scores = [
         row["eval_bits_per_character"]
@@ -103,7 +101,6 @@ def test_a_model_from_scratch_learns_resumes_to_the_same_bits_and_is_plain(
     monkeypatch.setenv("AIFT_FAULT", "step:term@9")
     assert pretrain(texts, tokenizer, tmp_path / "stopped") == 75
     monkeypatch.delenv("AIFT_FAULT")
-    faults.reset()
     assert pretrain(texts, tokenizer, tmp_path / "stopped", "--resume") == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
     assert weights_digest(tmp_path / "whole") == weights_digest(tmp_path / "stopped")

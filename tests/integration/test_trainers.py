@@ -491,13 +491,15 @@ def test_tracker_writes_and_a_broken_one_does_not_stop_the_run(tiny_model_dir: P
     train_lora(tiny_model_dir, tmp_path / "good", num_epochs=1, runtime={"report_to": ("tensorboard",)})
     assert list((tmp_path / "good" / "trackers").rglob("events.out.tfevents.*"))
     (tmp_path / "bad").mkdir()
+    from ai_finetuning.engine.hooks import Control
+    from ai_finetuning.engine.state import TrainState
     from ai_finetuning.training import trackers
 
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")
     callback = trackers.Tracker("tensorboard", blocked / "below", "run")
-    callback.on_step({"step": 1, "loss": 1.0})
-    callback.on_end()
+    callback.on_step_end(TrainState(1), Control(), {"step": 1, "loss": 1.0})
+    callback.close()
     assert caplog.text.count("cannot be reached") == 1
 
 

@@ -132,11 +132,11 @@ def take_step(case: Case, strategy: Any, micro_batch_size: int = 2) -> Outcome:
     strategy.attach(optimizer)
     data = loader(case, strategy.data_rank, strategy.data_size)
     group = data.micro_batches(0, 0, micro_batch_size)
-    num_valid = strategy.sum(sum(batch.num_label_tokens for batch in group))
+    (num_valid,), _ = strategy.agree([sum(batch.num_label_tokens for batch in group)])
     loss = strategy.forward_backward(group, num_valid)
     gradients = {name: p.grad.clone().cpu().numpy() for name, p in trained if p.grad is not None}
-    norm = strategy.clip_grad_norm(1.0)
-    strategy.step()
+    update = strategy.update(loss, 1.0)
+    assert update.applied
     layouts = getattr(strategy, "layouts", None)
     parts = {}
     for name, p in trained:
@@ -145,7 +145,7 @@ def take_step(case: Case, strategy: Any, micro_batch_size: int = 2) -> Outcome:
             if layouts is not None:
                 index = tuple(slice(o, o + s) for o, s in zip(layouts[name].offset, layouts[name].size, strict=True))
             parts[name] = (gradients[name], p.detach().cpu().numpy().copy(), index)
-    return Outcome(loss, norm, parts)
+    return Outcome(update.loss, update.grad_norm, parts)
 
 
 def _rank(rank: int, cases: Sequence[Case], build: Callable[[Case], Any]) -> list[Outcome]:

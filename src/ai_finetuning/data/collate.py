@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .tokenize import IGNORED, Example
+from ..labels import IGNORED
+from .tokenize import Example
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Batch:
         position_ids: [rows, tokens] int64; in packed rows they restart at every document.
         attention_mask: [rows, tokens] int64, 1 on tokens; None for packed rows, where the restarts part the documents.
         num_label_tokens: labels that carry loss after the shift.
+        num_label_columns: columns of the shifted labels in which any row has one of them.
         num_tokens: tokens that are not padding.
         lengths: of the documents of each row, in order.
     """
@@ -46,12 +48,14 @@ class Batch:
     position_ids: Tensor
     attention_mask: Tensor | None
     num_label_tokens: int
+    num_label_columns: int
     num_tokens: int
     lengths: tuple[tuple[int, ...], ...]
 
     def without_labels(self) -> Batch:
         """The same batch without loss: what a rank computes that has nothing left while others have."""
-        return replace(self, labels=torch.full_like(self.labels, IGNORED), num_label_tokens=0, num_tokens=0)
+        nothing = torch.full_like(self.labels, IGNORED)
+        return replace(self, labels=nothing, num_label_tokens=0, num_label_columns=0, num_tokens=0)
 
     def documents(self) -> Documents:
         """All documents in one row, without padding."""
@@ -67,14 +71,12 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
         mask = None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True)
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            mask,
-            self.num_label_tokens,
-            self.num_tokens,
-            self.lengths,
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            attention_mask=mask,
         )
 
 
@@ -101,12 +103,14 @@ def collate(rows: Sequence[Sequence[Example]], *, pad_token_id: int, packed: boo
             mask[index, start:stop] = 1
             start = stop
         positions[index, start:] = torch.arange(width - start)
+    live = labels[:, 1:] != IGNORED
     return Batch(
         ids,
         labels,
         positions,
         None if packed else mask,
-        int((labels[:, 1:] != IGNORED).sum()),
+        int(live.sum()),
+        int(live.any(dim=0).sum()),
         int(mask.sum()),
         tuple(tuple(map(len, row)) for row in rows),
     )

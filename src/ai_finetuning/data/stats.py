@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .tokenize import IGNORED, Example
+from ..labels import IGNORED
+from .tokenize import Example
 
 
 @dataclass(frozen=True)

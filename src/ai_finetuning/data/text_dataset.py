@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from ..labels import IGNORED
 from ..notices import warn
 from .collate import collate
 from .messages import PlainText
@@ -83,5 +84,5 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         return {
             "input_ids": pad(batch.input_ids[0], (0, missing), value=self.pad_token_id),
             "attention_mask": pad(batch.attention_mask[0], (0, missing), value=0),
-            "labels": pad(labels, (0, missing), value=-100),
+            "labels": pad(labels, (0, missing), value=IGNORED),
         }

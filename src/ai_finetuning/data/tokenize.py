@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, localized
 from ..japanese.prompts import render
+from ..labels import IGNORED
 from .messages import Conversation, PlainText, Sample
 
-IGNORED = -100
 MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
 _Tokens = tuple[list[int], NDArray[np.int64]]

@@ -23,7 +23,7 @@ from ..parallel.layout import Layout
 from ..parallel.processes import Peers, gather
 from .checkpoint_files import Cancelled, fsync_folder, refuse_cancelled, sha256_of, write_durably, write_tensors
 from .checkpoint_pieces import read_tensors
-from .faults import trigger
+from .faults import Faults
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -90,8 +90,9 @@ class CheckpointStore:
     `checkpoint-N` is complete. At least two verified ones are kept.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3) -> None:
+    def __init__(self, folder: Path, *, keep: int = 3, faults: Faults | None = None) -> None:
         self.folder = folder
+        self._faults = faults or Faults()
         self._keep = max(2, keep)
         self._peers = Peers()
 
@@ -151,7 +152,7 @@ class CheckpointStore:
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         if self._peers.is_main:
-            trigger("rotate", step)
+            self._faults.inject("rotate", step)
             self._rotate(protect)
         return final
 
@@ -193,7 +194,7 @@ class CheckpointStore:
         rank, size = self._peers.rank, self._peers.size
         for group, named in tensors.items():
             name = f"{group}-{rank + 1:05d}-of-{size:05d}.safetensors"
-            trigger("save", step)
+            self._faults.inject("save", step)
             if not named:
                 continue
             length, digest, entries = write_tensors(folder / name, named, cancelled, layouts.get(group))
@@ -220,15 +221,15 @@ class CheckpointStore:
             for key, piece in own_pieces.items():
                 found.setdefault(key, []).append(piece)
         contents = {key: pieces[0] if len(pieces) == 1 else pieces for key, pieces in found.items()}
-        trigger("save", step)
+        self._faults.inject("save", step)
         text = json.dumps(state, ensure_ascii=False).encode("utf-8")
         files[STATE] = {"bytes": len(text), "sha256": write_durably(staging / STATE, text)}
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "tensors": contents}
         manifest["sha256"] = _digest_of(manifest)
-        trigger("save", step)
+        self._faults.inject("save", step)
         write_durably(staging / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode("utf-8"))
         fsync_folder(staging)
-        trigger("rename", step)
+        self._faults.inject("rename", step)
         refuse_cancelled(cancelled)
         if final.exists():
             self._remove(final)

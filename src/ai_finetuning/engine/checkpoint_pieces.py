@@ -17,19 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..parallel.layout import Layout
+from .checkpoint_files import DTYPE_NAMES
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 Ranges = list[list[int]]
 
 

@@ -11,13 +11,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..notices import warn
+from ..parallel.state import Tensors
 from .checkpoint import CheckpointStore, Layouts
 from .checkpoint_files import Cancelled
-
-Tensors = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,11 @@ class CheckpointWriter:
             folder = self._writing.result()
             self._writing = None
             self._tell(folder)
+
+    def tell(self) -> None:
+        """Tells of a checkpoint that has been written meanwhile; waits for nothing."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def _tell(self, folder: Path | None) -> None:
         if folder is not None:

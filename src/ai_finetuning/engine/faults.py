@@ -1,4 +1,6 @@
-"""The only place where faults are injected: AIFT_FAULT="save:kill@20#2,step:nan@5x3,step:oom@3x2".
+"""Faults on purpose, for tests: AIFT_FAULT="save:kill@20#2,step:nan@5x3,step:oom@3x2".
+
+The variable is read once, where a process begins its run; from there a `Faults` object is handed to whatever can fail.
 
 Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, xN for N occurrences, and %R for
 rank R only. Points: `step` (before the forward pass), `save` (before each file of a checkpoint), `rename` (before a
@@ -14,6 +16,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -36,57 +39,48 @@ class Fault:
     times: int
 
 
-def _plan(text: str) -> list[Fault]:
+class Faults:
+    """The faults that are planned for one run in one process; without any, nothing ever happens."""
+
+    def __init__(self, planned: Iterable[Fault] = ()) -> None:
+        self._planned = list(planned)
+
+    @classmethod
+    def from_environment(cls) -> Faults:
+        """Those of AIFT_FAULT that concern this process's rank.
+
+        Raises:
+            ValueError: an entry that is not written as above.
+        """
+        return cls(_parse(os.environ.get("AIFT_FAULT", ""), launched().rank))
+
+    def inject(self, point: str, step: int) -> str | None:
+        """Lets a planned fault happen here; returns `nan` or `spike` for the caller to apply to its loss."""
+        happened = None
+        for fault in self._planned:
+            consecutive = fault.action in ("nan", "spike")
+            due = fault.step <= step if consecutive else fault.step == step
+            if fault.point != point or fault.times <= 0 or not due:
+                continue
+            if fault.skip:
+                fault.skip -= 1
+                continue
+            fault.times -= 1
+            happened = _happen(fault.action, point, step) or happened
+        return happened
+
+
+def _parse(text: str, rank: int) -> list[Fault]:
     faults = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         match = _ENTRY.match(entry)
         if match is None:
             raise ValueError(f"AIFT_FAULT entry {entry!r}; write it like save:kill@20 or step:nan@5x3")
-        if match["rank"] is not None and int(match["rank"]) != launched().rank:
+        if match["rank"] is not None and int(match["rank"]) != rank:
             continue
-        faults.append(
-            Fault(
-                match["point"],
-                match["action"],
-                int(match["step"]),
-                int(match["nth"] or 1) - 1,
-                int(match["times"] or 1),
-            )
-        )
+        skip, times = int(match["nth"] or 1) - 1, int(match["times"] or 1)
+        faults.append(Fault(match["point"], match["action"], int(match["step"]), skip, times))
     return faults
-
-
-_PLANNED: dict[str, list[Fault]] = {}
-
-
-def _faults() -> list[Fault]:
-    text = os.environ.get("AIFT_FAULT", "")
-    if not text:
-        return []
-    if text not in _PLANNED:
-        _PLANNED[text] = _plan(text)
-    return _PLANNED[text]
-
-
-def reset() -> None:
-    """Forgets which faults have happened (tests run several trainings in one process)."""
-    _PLANNED.clear()
-
-
-def trigger(point: str, step: int) -> str | None:
-    """Lets a planned fault happen; returns `nan` or `spike` for the caller to apply to its loss."""
-    happened = None
-    for fault in _faults():
-        consecutive = fault.action in ("nan", "spike")
-        due = fault.step <= step if consecutive else fault.step == step
-        if fault.point != point or fault.times <= 0 or not due:
-            continue
-        if fault.skip:
-            fault.skip -= 1
-            continue
-        fault.times -= 1
-        happened = _happen(fault.action, point, step) or happened
-    return happened
 
 
 def _happen(action: str, point: str, step: int) -> str | None:

@@ -1,27 +1,83 @@
-"""What the loop listens to and talks to: signals, callbacks, memory errors."""
+"""What the loop listens to and talks to: signals and callbacks."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .state import TrainState
+
+
+class Request(NamedTuple):
+    """What is asked of the loop between two steps; the processes of a run agree on it before they act.
+
+    Attributes:
+        interrupt: save and leave the run unfinished, to go on later (SIGTERM, SIGINT).
+        stop: training is done.
+        save: take a checkpoint.
+        evaluate: score the held-out data.
+    """
+
+    interrupt: bool = False
+    stop: bool = False
+    save: bool = False
+    evaluate: bool = False
+
+
+NOTHING = Request()
+
+
+@dataclass
+class Control:
+    """What callbacks ask for, under transformers' names. A flag that any rank raises counts on all of them; it is
+    taken down when it has been read, after the step in which it was raised.
+
+    The loop raises a flag itself where the configuration says so, before it calls on_step_end; a callback may take
+    that down again, if it does so on every rank.
+    """
+
+    should_training_stop: bool = False
+    should_save: bool = False
+    should_evaluate: bool = False
+    should_log: bool = False
 
 
 class Callback:
-    """Listens to a run; progress bars and trackers are callbacks."""
+    """Listens to a run on its rank and may ask for something by `control`; every method may be left out.
 
-    def on_step(self, row: dict[str, Any]) -> None:
-        """After every optimizer step, with its row of metrics.jsonl."""
+    `row` is a row of metrics.jsonl. Callbacks of several ranks are called at the same steps.
+    """
 
-    def on_evaluation(self, row: dict[str, Any]) -> None:
+    def on_train_begin(self, state: TrainState, control: Control) -> None:
+        """Before the first step, of a resumed run too."""
+
+    def on_epoch_begin(self, state: TrainState, control: Control) -> None:
+        """Before the first step of an epoch."""
+
+    def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
+        """After every optimizer step, with its row."""
+
+    def on_log(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
+        """After on_step_end, every logging_steps and where should_log was raised."""
+
+    def on_epoch_end(self, state: TrainState, control: Control) -> None:
+        """After the last step of an epoch."""
+
+    def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """After every evaluation, with its row."""
 
-    def on_save(self, folder: Path) -> None:
-        """After every checkpoint."""
+    def on_save(self, state: TrainState, control: Control, folder: Path) -> None:
+        """After every checkpoint, as soon as it is written; training may be some steps further by then."""
 
-    def on_end(self) -> None:
+    def on_train_end(self, state: TrainState, control: Control) -> None:
+        """When training is done; not where it was interrupted or has failed."""
+
+    def close(self) -> None:
         """When the loop is left, also by an error."""
 
 
@@ -58,3 +114,15 @@ class SignalFlags:
 
     def _ask_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
+
+
+def take_request(control: Control, signals: SignalFlags) -> Request:
+    """What this process asks for; flags are taken down, a stop by a signal stays."""
+    request = Request(
+        interrupt=signals.stop is not None,
+        stop=control.should_training_stop,
+        save=control.should_save or signals.save,
+        evaluate=control.should_evaluate,
+    )
+    signals.save = control.should_training_stop = control.should_save = control.should_evaluate = False
+    return request

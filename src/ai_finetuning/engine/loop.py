@@ -4,112 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import DivergedError, PreemptedError
-from ..hardware.gpu import is_out_of_memory
+from ..hardware.out_of_memory import with_smaller_batches
 from ..notices import notice, warn
 from ..parallel.layout import Layout
-from ..parallel.strategy import Strategy
 from . import rng
-from .checkpoint import CheckpointStore
-from .checkpoint_writer import CheckpointWriter, Snapshot
-from .faults import trigger
-from .hooks import Callback, SignalFlags
+from .checkpoint_writer import Snapshot
+from .hooks import Request, SignalFlags, take_request
 from .metrics import MetricsFile, text_metrics
-from .schedule import Schedule
-from .step import StepOutcome, step_with_retry
+from .state import Evaluation, Run, TrainState
+from .step import StepOutcome, next_step, step_with_retry
 
 MAX_BAD_STEPS = 3
 SPIKE_SIGMAS = 8.0
 
 
-class LoaderLike(Protocol):
-    """What the loop knows of the data."""
-
-    def __len__(self) -> int:
-        """Optimizer steps in an epoch."""
-
-    def micro_batches(self, epoch: int, index: int, micro_batch_size: int) -> list[Any]:
-        """This rank's batches of one optimizer step; a pure function of its arguments and the seed."""
-
-
-@dataclass
-class TrainState:
-    """Where a run stands; part of every checkpoint."""
-
-    micro_batch_size: int
-    step: int = 0
-    epoch: int = 0
-    index: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    bad_in_a_row: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    stale_evaluations: int = 0
-    loss_mean: float = 0.0
-    loss_square: float = 0.0
-    eval_batch_size: int = 0
-
-
-@dataclass
-class Evaluation:
-    """Held-out data: batches for a batch size, and the characters of the scored text (None where unknown)."""
-
-    batches: Callable[[int], Sequence[Any]]
-    characters: int | None
-
-
-@dataclass
-class Run:
-    """Everything the loop works with; assembled once, in training/assemble.py."""
-
-    model: nn.Module
-    strategy: Strategy
-    loader: LoaderLike
-    optimizer: torch.optim.Optimizer
-    state: TrainState
-    store: CheckpointStore
-    metrics_path: Path | None
-    total_steps: int
-    schedule: Schedule = Schedule()
-    max_grad_norm: float = 1.0
-    eval_steps: int = 100
-    save_steps: int = 500
-    evaluation: Evaluation | None = None
-    keep_best: bool = False
-    patience: int | None = None
-    threshold: float = 0.0
-    scaled: bool = False
-    save_in_background: bool = True
-    retry_smaller: bool = True
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    callbacks: Sequence[Callback] = ()
-    memory_hint_ja: str = ""
-    memory_hint_en: str = ""
-
-    def __post_init__(self) -> None:
-        self.writer = CheckpointWriter(self.store, background=self.save_in_background, on_saved=self._tell_saved)
-
-    def _tell_saved(self, folder: Path) -> None:
-        for callback in self.callbacks:
-            callback.on_save(folder)
-
-    def release_memory(self) -> None:
-        """Returns cached GPU memory after a failed step."""
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
 def fit(run: Run) -> TrainState:
-    """Trains until the steps are done, held-out loss stops falling, or a signal asks to stop.
+    """Trains until the steps are done, held-out loss stops falling, or a signal or a callback asks to stop.
 
     Raises:
         DivergedError: three steps in a row had no finite loss or gradient.
@@ -120,34 +37,47 @@ def fit(run: Run) -> TrainState:
     run.model.train()
     fresh = state.step == 0 and state.best_loss is None
     metrics = MetricsFile(run.metrics_path, keep_until_step=-1 if fresh else state.step)
-    started, evaluated, stop_early = time.perf_counter(), -1, False
+    run.control.should_evaluate = fresh and run.evaluation is not None
+    started = time.perf_counter()
     try:
         with SignalFlags() as signals, run.writer:
-            if fresh and run.evaluation is not None:
-                evaluate(run, metrics)
-                if run.keep_best:
-                    save(run)  # the weights before training may turn out to be the best ones
-            while state.step < run.total_steps and not stop_early:
-                outcome = step_with_retry(run)
+            run.tell("on_train_begin")
+            while True:
+                data, request = next_step(run, take_request(run.control, signals))
+                if between_steps(run, metrics, signals, request) or state.step >= run.total_steps:
+                    break
+                if state.index == 0:
+                    run.tell("on_epoch_begin")
+                outcome = step_with_retry(run, data)
                 advance(run, outcome)
                 record(run, metrics, outcome, time.perf_counter() - started)
                 refuse_divergence(run, outcome)
-                if run.evaluation is not None and (state.step % run.eval_steps == 0 or state.step == run.total_steps):
-                    stop_early = evaluate(run, metrics)
-                    evaluated = state.step
-                improved = run.keep_best and evaluated == state.step == state.best_step
-                asked = run.strategy.any(signals.save or signals.stop is not None)
-                if state.step % run.save_steps == 0 or improved or asked:
-                    save(run)
-                    signals.save = False
-                if asked and run.strategy.any(signals.stop is not None):
-                    run.writer.wait()
-                    stop_preempted(state.step, signals.stop)
+        run.tell("on_train_end")
     finally:
         metrics.close()
         for callback in run.callbacks:
-            callback.on_end()
+            callback.close()
     return state
+
+
+def between_steps(run: Run, metrics: MetricsFile, signals: SignalFlags, request: Request) -> bool:
+    """Does what the processes have agreed on; True where training ends here.
+
+    Raises:
+        PreemptedError: a signal has asked for it; the state is saved.
+    """
+    run.writer.tell()
+    if request.evaluate and run.evaluation is not None:
+        evaluate(run, metrics, run.evaluation)
+        # What is asked for in consequence, such as to keep the best weights, belongs to this step too.
+        _, flags = run.strategy.agree((), take_request(run.control, signals))
+        request = Request(*(before or after for before, after in zip(request, flags, strict=True)))
+    if request.save or request.interrupt:
+        save(run)
+    if request.interrupt:
+        run.writer.wait()
+        stop_preempted(run.state.step, signals.stop)
+    return request.stop
 
 
 def stop_preempted(step: int, signal: str | None) -> NoReturn:
@@ -194,8 +124,8 @@ def _watch_spikes(state: TrainState, loss: float) -> None:
 
 
 def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float) -> None:
-    """Writes the step's row and tells the callbacks."""
-    state = run.state
+    """Writes the step's row, raises the flags that are due, and calls the callbacks."""
+    state, control = run.state, run.control
     row = {
         "step": state.step,
         "total_steps": run.total_steps,
@@ -210,8 +140,15 @@ def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float)
         "seconds": round(seconds, 3),
     }
     metrics.write(row)
-    for callback in run.callbacks:
-        callback.on_step(row)
+    last = state.step == run.total_steps
+    control.should_log = last or state.step % run.logging_steps == 0
+    control.should_evaluate = run.evaluation is not None and (last or state.step % run.eval_steps == 0)
+    control.should_save = state.step % run.save_steps == 0
+    run.tell("on_step_end", row)
+    if control.should_log:
+        run.tell("on_log", row)
+    if state.index == 0:
+        run.tell("on_epoch_end")
 
 
 def refuse_divergence(run: Run, outcome: StepOutcome) -> None:
@@ -235,56 +172,55 @@ def refuse_divergence(run: Run, outcome: StepOutcome) -> None:
     )
 
 
-def evaluate(run: Run, metrics: MetricsFile) -> bool:
-    """Scores the held-out data; True where patience has run out."""
-    state = run.state
-    assert run.evaluation is not None
+def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
+    """Scores the held-out data; asks to keep the best weights, and to stop where patience has run out."""
+    state, control = run.state, run.control
     random_state = rng.DeviceRandomState()
-    loss_sum, tokens = _evaluate_in_memory(run, run.evaluation)
+    loss_sum, tokens = _evaluate_in_memory(run, evaluation)
     random_state.restore()
     row: dict[str, Any] = {"step": state.step, "total_steps": run.total_steps, "eval_tokens": tokens}
-    row |= text_metrics(loss_sum, tokens, run.evaluation.characters)
+    row |= text_metrics(loss_sum, tokens, evaluation.characters)
     metrics.write(row)
-    for callback in run.callbacks:
-        callback.on_evaluation(row)
     loss = row["eval_loss"]
     if not math.isfinite(loss):
         warn(
             f"検証損失が有限ではありません（ステップ {state.step}）。",
             f"held-out loss is not finite (step {state.step}).",
         )
-        return False
-    if state.best_loss is None or loss < state.best_loss - run.threshold:
+    elif state.best_loss is None or loss < state.best_loss - run.threshold:
         state.best_loss, state.best_step, state.stale_evaluations = loss, state.step, 0
-        return False
-    state.stale_evaluations += 1
-    if run.patience is None or state.stale_evaluations < run.patience:
-        return False
-    notice(
-        f"検証損失が {run.patience} 回続けて改善しなかったので、ステップ {state.step} で終わります（最良はステップ {state.best_step}）。",
-        f"held-out loss has not improved {run.patience} times in a row: stopping at step {state.step} (best at "
-        f"{state.best_step}).",
-    )
-    return True
+        control.should_save |= run.keep_best
+    else:
+        state.stale_evaluations += 1
+        if run.patience is not None and state.stale_evaluations >= run.patience:
+            control.should_training_stop = True
+            notice(
+                f"検証損失が {run.patience} 回続けて改善しなかったので、ステップ {state.step} で終わります（最良はステップ {state.best_step}）。",
+                f"held-out loss has not improved {run.patience} times in a row: stopping at step {state.step} (best at "
+                f"{state.best_step}).",
+            )
+    run.tell("on_evaluate", row)
 
 
 def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int]:
     """The sums; where memory runs out, the evaluation's own batch size is halved and training is left alone."""
     state = run.state
     state.eval_batch_size = state.eval_batch_size or state.micro_batch_size
-    while True:
-        try:
-            trigger("eval", state.step)
-            return run.strategy.evaluate(evaluation.batches(state.eval_batch_size))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or state.eval_batch_size == 1 or not run.retry_smaller:
-                raise
-        run.release_memory()
-        state.eval_batch_size //= 2
+
+    def work(size: int) -> tuple[float, int]:
+        run.faults.inject("eval", state.step)
+        return run.strategy.evaluate(evaluation.batches(size))
+
+    def on_halved(size: int, _: str) -> None:
+        state.eval_batch_size = size
         warn(
-            f"評価でメモリーが足りないため、評価のバッチを {state.eval_batch_size} 行にします。",
-            f"out of memory in the evaluation: its batch becomes {state.eval_batch_size} rows.",
+            f"評価でメモリーが足りないため、評価のバッチを {size} 行にします。",
+            f"out of memory in the evaluation: its batch becomes {size} rows.",
         )
+
+    if not run.retry_smaller:
+        return work(state.eval_batch_size)
+    return with_smaller_batches(work, state.eval_batch_size, on_halved)
 
 
 def save(run: Run) -> None:

@@ -12,32 +12,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.loss import LinearCrossEntropy
+from ..labels import IGNORED
+from ..parallel.batch import LossFunction, Rows
 
-IGNORED = -100
 # Most bytes of fp32 logits that exist at a time; larger batches recompute them in the backward pass.
 CHUNK_BYTES = 256 * 2**20
-
-
-class BatchLike(Protocol):
-    """What the engine knows of a batch; every tensor is [rows, tokens]."""
-
-    input_ids: Tensor
-    labels: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor | None
-
-    @property
-    def num_label_tokens(self) -> int:
-        """Labels that carry loss after the shift."""
-
-    def to(self, device: torch.device) -> BatchLike:
-        """The batch on a device."""
-
-    def documents(self) -> Any:
-        """The documents in one row (data/collate.py)."""
-
-
-LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
 def _sum_of_chunk(logits: Tensor, targets: Tensor) -> Tensor:
@@ -61,6 +40,12 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(pieces).sum()
 
 
+def _positions(mask: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Where a mask is true, by dimension, in order; with their number known, a device need not tell it to the host."""
+    found = torch.nonzero_static(mask, size=count) if mask.device.type in ("cpu", "cuda") else mask.nonzero()
+    return found.unbind(1)
+
+
 class DocumentModel(Protocol):
     """What the document loss knows of a model (models/documents.py)."""
 
@@ -79,11 +64,11 @@ class DocumentModel(Protocol):
 def make_document_loss(model: DocumentModel) -> LossFunction:
     """The loss over documents in one row without padding; the head runs on positions with a label only."""
 
-    def token_loss_sum(_: nn.Module, batch: BatchLike) -> Tensor:
+    def token_loss_sum(_: nn.Module, batch: Rows) -> Tensor:
         documents = batch.documents()
         hidden = model.hidden(documents.input_ids, documents.position_ids, documents.lengths)
-        live = documents.targets != IGNORED
-        kept, targets = (hidden, documents.targets) if bool(live.all()) else (hidden[live], documents.targets[live])
+        live = _positions(documents.targets != IGNORED, batch.num_label_tokens)
+        kept, targets = hidden[live], documents.targets[live]
         if isinstance(
             model.head.weight, DTensor
         ):  # cut along `tp`: only the head itself knows how to put its parts together
@@ -107,7 +92,7 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
             name); then positions that no row has a live label for cost nothing in the head.
     """
 
-    def token_loss_sum(model: nn.Module, batch: BatchLike) -> Tensor:
+    def token_loss_sum(model: nn.Module, batch: Rows) -> Tensor:
         targets = batch.labels[:, 1:]
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids,
@@ -117,7 +102,7 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
             "use_cache": False,
         }
         if logits_to_keep:
-            kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+            (kept,) = _positions((targets != IGNORED).any(dim=0), batch.num_label_columns)
             logits = model(**inputs, logits_to_keep=kept).logits
             targets = targets[:, kept]
         else:
@@ -125,7 +110,7 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
         if 2 * batch.num_label_tokens >= targets.numel():
             # Mostly live: picking the live rows would copy the logits, and their gradient, once more.
             return cross_entropy_sum(logits.flatten(0, 1), targets.flatten())
-        live = targets != IGNORED
+        live = _positions(targets != IGNORED, batch.num_label_tokens)
         return cross_entropy_sum(logits[live], targets[live])
 
     return token_loss_sum

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from torch import Tensor
 
 from ..errors import OutOfMemoryError
 from ..hardware.gpu import is_out_of_memory
+from ..hardware.out_of_memory import first_line, with_smaller_batches
 from ..notices import warn
-from .faults import trigger
+from ..parallel.batch import Batch
+from .hooks import NOTHING, Request
 from .optimizer import set_learning_rate
 from .rng import DeviceRandomState
 from .schedule import lr_factor
+from .state import Run
 
-if TYPE_CHECKING:
-    from .loop import Run
+
+@dataclass(frozen=True)
+class StepData:
+    """The rows of one optimizer step.
+
+    Attributes:
+        group: this rank's micro-batches.
+        label_tokens: that take loss, over all ranks.
+        tokens: that go through the model, over all ranks.
+    """
+
+    group: Sequence[Batch]
+    label_tokens: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -41,33 +59,41 @@ class StepOutcome:
     finite: bool
 
 
-def train_step(run: Run) -> StepOutcome:
-    """The four verbs of ARCHITECTURE.md on one group of micro-batches."""
+def next_step(run: Run, request: Request = NOTHING) -> tuple[StepData, Request]:
+    """The rows of the step that comes next (none after the last), counted over all ranks, and what any rank asks for.
+
+    This is the step's one reduction between the hosts.
+    """
+    state = run.state
+    more = state.step < run.total_steps
+    group = run.loader.micro_batches(state.epoch, state.index, state.micro_batch_size) if more else []
+    counts = [sum(batch.num_label_tokens for batch in group), sum(batch.num_tokens for batch in group)]
+    (label_tokens, tokens), flags = run.strategy.agree(counts, request)
+    return StepData(group, int(label_tokens), int(tokens)), Request(*flags)
+
+
+def train_step(run: Run, data: StepData) -> StepOutcome:
+    """The verbs of ARCHITECTURE.md on one group of micro-batches."""
     state, strategy, optimizer = run.state, run.strategy, run.optimizer
-    fault = trigger("step", state.step + 1)
-    group = run.loader.micro_batches(state.epoch, state.index, state.micro_batch_size)
+    fault = run.faults.inject("step", state.step + 1)
     set_learning_rate(optimizer, lr_factor(state.step, run.schedule, total=run.total_steps))
-    num_valid = strategy.sum(sum(batch.num_label_tokens for batch in group))
-    loss = strategy.forward_backward(group, max(1.0, num_valid))
+    loss = strategy.forward_backward(data.group, max(1.0, data.label_tokens))
     if fault is not None:
         loss = _spoil(run, fault, loss)
-    norm = strategy.clip_grad_norm(run.max_grad_norm)
-    finite = math.isfinite(loss) and math.isfinite(norm)
-    # An fp16 scaler has to see the overflow to lower its scale; it skips the update by itself.
-    updated = strategy.step() if finite or run.scaled else False
+    update = strategy.update(loss, run.max_grad_norm)
     optimizer.zero_grad(set_to_none=True)
     return StepOutcome(
-        loss=loss,
-        grad_norm=norm,
-        label_tokens=int(num_valid),
-        tokens=int(strategy.sum(sum(batch.num_tokens for batch in group))),
+        loss=update.loss,
+        grad_norm=update.grad_norm,
+        label_tokens=data.label_tokens,
+        tokens=data.tokens,
         learning_rate=optimizer.param_groups[0]["lr"],
-        updated=updated,
-        finite=finite or (run.scaled and math.isfinite(loss)),
+        updated=update.applied,
+        finite=math.isfinite(update.loss) and (update.scaled or math.isfinite(update.grad_norm)),
     )
 
 
-def _spoil(run: Run, fault: str, loss: float) -> float:
+def _spoil(run: Run, fault: str, loss: Tensor) -> Tensor:
     """Applies an injected fault to the loss and the gradients."""
     factor = math.nan if fault == "nan" else 100.0
     for group in run.optimizer.param_groups:
@@ -77,7 +103,7 @@ def _spoil(run: Run, fault: str, loss: float) -> float:
     return loss * factor
 
 
-def step_with_retry(run: Run) -> StepOutcome:
+def step_with_retry(run: Run, data: StepData) -> StepOutcome:
     """train_step; where memory runs out, the micro-batch is halved and the step is done again from its start.
 
     The rows of the step stay the same, and so do the random numbers: with dropout 0 the gradients agree with those of
@@ -86,51 +112,51 @@ def step_with_retry(run: Run) -> StepOutcome:
     Raises:
         OutOfMemoryError: a micro-batch of one row does not fit; of several processes, any.
     """
-    random_state = DeviceRandomState()
-    while True:
-        try:
-            return train_step(run)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0][:200]
-        # Outside the except block, so that the traceback no longer holds the tensors of the failed step.
-        if not run.retry_smaller:
-            refuse_out_of_memory(run, reason)
-        run.optimizer.zero_grad(set_to_none=True)
-        run.release_memory()
-        halve_micro_batch(run, reason)
+    state, random_state = run.state, DeviceRandomState()
+
+    def work(size: int) -> StepOutcome:
+        if size == state.micro_batch_size:
+            return train_step(run, data)
+        state.micro_batch_size = size
         random_state.restore()
+        return train_step(run, replace(data, group=run.loader.micro_batches(state.epoch, state.index, size)))
+
+    def on_halved(size: int, reason: str) -> None:
+        run.optimizer.zero_grad(set_to_none=True)
+        warn(
+            f"メモリーが足りないため、マイクロバッチを {state.micro_batch_size} 行から {size} 行にしてやり直します（1 ステップの行数は変わりません）。",
+            f"out of memory: the micro-batch goes from {state.micro_batch_size} to {size} rows and the step is done "
+            "again (rows per step stay).",
+        )
+
+    try:
+        if run.retry_smaller:
+            return with_smaller_batches(work, state.micro_batch_size, on_halved)
+        return train_step(run, data)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+    refuse_out_of_memory(run, reason)
 
 
 def refuse_out_of_memory(run: Run, reason: str) -> NoReturn:
-    """Gives up where processes work together: those with memory left are in the midst of the step, with their
-    micro-batches.
+    """Gives up: one row does not fit, or processes work together, and those with memory left are in the midst of the
+    step with their micro-batches.
 
     Raises:
         OutOfMemoryError: always.
     """
     rank, size = run.strategy.rank, run.state.micro_batch_size
+    if run.retry_smaller:
+        raise OutOfMemoryError(
+            f"マイクロバッチ 1 行でもメモリーが足りません（{reason}）。{run.memory_hint_ja}",
+            f"a micro-batch of one row does not fit in memory ({reason}). {run.memory_hint_en}",
+        )
     raise OutOfMemoryError(
         f"ランク {rank} でマイクロバッチ {size} 行のメモリーが足りません（{reason}）。複数プロセスでは自動で小さくしないので、training.batch_size を下げて "
         f"gradient_accumulation_steps を増やしてください。{run.memory_hint_ja}",
         f"on rank {rank} a micro-batch of {size} rows does not fit in memory ({reason}). With several processes "
         "it is not made smaller by itself: lower training.batch_size and raise gradient_accumulation_steps. "
         f"{run.memory_hint_en}",
-    )
-
-
-def halve_micro_batch(run: Run, reason: str) -> None:
-    """Halves the micro-batch in force, or gives up at one row."""
-    size = run.state.micro_batch_size
-    if size == 1:
-        raise OutOfMemoryError(
-            f"マイクロバッチ 1 行でもメモリーが足りません（{reason}）。{run.memory_hint_ja}",
-            f"a micro-batch of one row does not fit in memory ({reason}). {run.memory_hint_en}",
-        )
-    run.state.micro_batch_size = size // 2
-    warn(
-        f"メモリーが足りないため、マイクロバッチを {size} 行から {size // 2} 行にしてやり直します（1 ステップの行数は変わりません）。",
-        f"out of memory: the micro-batch goes from {size} to {size // 2} rows and the step is done again (rows "
-        "per step stay).",
     )

@@ -12,10 +12,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ProcessesError
+from .batch import Batch, LossFunction
 from .distributed import Distributed
 from .shard import Step
 from .single import SingleDevice
-from .strategy import LossFunction
 
 
 def _accelerator(device: torch.device) -> Any:
@@ -60,7 +60,7 @@ class Accelerated(SingleDevice):
         return super().attach(optimizer)
 
     def _backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(self._scaler.scale(loss))
+        self._accelerator.backward(self._scale.scale(loss))
 
     def close(self) -> None:
         """Lets Accelerate forget its references."""
@@ -91,7 +91,7 @@ class AcceleratedReplicas(Distributed):
         self._accelerator.prepare_optimizer(optimizer, device_placement=False)
         return super().attach(optimizer)
 
-    def _loss_of(self, batch: Any) -> Tensor:
+    def _loss_of(self, batch: Batch) -> Tensor:
         loss: Tensor = self._replicas(batch)
         return loss
 
@@ -100,7 +100,7 @@ class AcceleratedReplicas(Distributed):
 
     def _backward(self, loss: Tensor) -> None:
         # The wrapper averages over the ranks what is a part of one sum.
-        self._accelerator.backward(self._scaler.scale(loss) * self.data_size)
+        self._accelerator.backward(self._scale.scale(loss) * self.data_size)
 
     def close(self) -> None:
         """Lets Accelerate forget its references."""

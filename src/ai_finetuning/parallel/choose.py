@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import ConfigError
-from ..notices import notice
+from ..notices import notice, warn
 from . import tensor, zero
 from .accelerated import Accelerated, AcceleratedReplicas
 from .device_map import DeviceMap, ModelParallel
@@ -147,14 +147,30 @@ def refuse_model(
         check_pipeline(config, choice.sizes, choice.schedule, sharded=choice.sharded)
 
 
+def warn_of_idle_ranks(choice: Choice, rows: int) -> None:
+    """Says that processes compute nothing where a step has fewer rows than there are processes to share them.
+
+    Args:
+        rows: of an optimizer step (batch size x accumulation).
+    """
+    ranks = choice.sizes.dp
+    if rows >= ranks:
+        return
+    warn(
+        f"1 ステップは {rows} 行（batch_size x gradient_accumulation_steps）ですが、データを分け合うプロセスは {ranks} 個あります。{ranks - rows} "
+        f"個は計算するものがありません。積を {ranks} 以上にするか、プロセスを {rows} 個以下にしてください。",
+        f"a step has {rows} rows (batch_size x gradient_accumulation_steps) for {ranks} processes that share the data: "
+        f"{ranks - rows} of them compute nothing. Make the product {ranks} or more, or use {rows} processes or fewer.",
+    )
+
+
 def choose(
     choice: Choice,
     *,
-    device: torch.device,
+    device: torch.device | DeviceMap,
     autocast: torch.dtype | None,
     scaler: bool,
     use_accelerate: bool,
-    device_map: DeviceMap | None = None,
     masters: bool = False,
     plan: Callable[[nn.Module], tensor.Plan] | None = None,
     max_grad_norm: float = 1.0,
@@ -162,13 +178,13 @@ def choose(
     """The strategy; the process group has to be there where there are several processes.
 
     Args:
-        device_map: of model_parallel.
+        device: of this process; of model_parallel, the device of each module by its name.
         masters: every weight trains, in fp32; a model that is cut becomes so part by part.
         plan: says how a model's modules are cut, where `tp` is above 1.
         max_grad_norm: that the run will clip to.
     """
-    if device_map is not None:
-        return ModelParallel(device_map, autocast=autocast, scaler=scaler)
+    if not isinstance(device, torch.device):
+        return ModelParallel(device, autocast=autocast, scaler=scaler)
     if choice.processes == 1:
         kind = Accelerated if use_accelerate else SingleDevice
         return kind(device, autocast=autocast, scaler=scaler)

@@ -15,8 +15,8 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..models.placement import DeviceMap, refuse_offloading, spread
+from .batch import LossFunction
 from .single import SingleDevice
-from .strategy import LossFunction
 
 # Libraries, CUDA context, allocator: what a process has on every device beside the model.
 BASE_BYTES = 600 * 2**20

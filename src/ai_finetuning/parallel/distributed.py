@@ -16,13 +16,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from .batch import Batch, LossFunction
 from .layout import layout_of, local, local_parameter
-from .processes import Peers, gather
+from .processes import Peers, gather, host_group
 from .reducer import GradientReducer
 from .settle import Destination
 from .shard import set_last, shard_layers
 from .single import SingleDevice
-from .strategy import LossFunction
+from .strategy import Update
 
 CutLayers = Callable[[nn.Module, DeviceMesh, Destination], None]
 
@@ -56,8 +57,10 @@ class Distributed(SingleDevice):
         self.mesh, self._sharded, self._cut_layers = mesh, sharded, cut_layers
         self.data_rank, self.data_size = mesh.get_local_rank("dp"), mesh["dp"].size()
         self.rank, self.is_main = dist.get_rank(), dist.get_rank() == 0
-        self.exchanges = 0  # what the watchdog compares across processes
-        self._all = Peers(self.rank, dist.get_world_size())
+        self.exchanges = 0
+        self._all = Peers(self.rank, dist.get_world_size(), host_group())
+        # Of the ranks that see the same rows, one: its numbers count in sums.
+        self._counts = mesh.get_local_rank("tp") == 0
         self._data_group = mesh.get_group("dp")
         self._reducer: GradientReducer | None = None
 
@@ -110,13 +113,14 @@ class Distributed(SingleDevice):
         """This rank's parts of what trains."""
         return list(self._parts.items())
 
-    def sum(self, value: float) -> float:
-        """The sum over all data ranks."""
-        return self._all_reduce(value, self._data_group)
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        return self._all_reduce(float(flag), None) > 0
+    def agree(self, counts: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:
+        """Sums over the data ranks, and what any process says: one vector in one message between the hosts."""
+        self.exchanges += 1
+        mine = [*(count if self._counts else 0.0 for count in counts), *map(float, flags)]
+        vector = torch.tensor(mine, dtype=torch.float64)
+        dist.all_reduce(vector, group=self._all.group)
+        values = vector.tolist()
+        return values[: len(counts)], [value > 0 for value in values[len(counts) :]]
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every process, by rank."""
@@ -129,23 +133,18 @@ class Distributed(SingleDevice):
         """
         return 0 if self._reducer is None else self._reducer.sent
 
-    def _all_reduce(self, value: float, group: dist.ProcessGroup | None) -> float:
-        self.exchanges += 1
-        number = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(number, group=group)
-        return float(number)
-
-    def _loss_of(self, batch: Any) -> Tensor:
+    def _loss_of(self, batch: Batch) -> Tensor:
         if self._sharded:
             loss: Tensor = self._step_module(batch)
             return loss
         return super()._loss_of(batch)
 
-    def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
+    def forward_backward(self, group: Sequence[Batch], num_valid: float) -> Tensor:
         """Gradients over this rank's micro-batches, summed over the data ranks in the last of them."""
+        self.exchanges += 1
         mine = super().forward_backward(group, num_valid)
         self._finish_gradients()
-        return self.sum(mine)
+        return mine
 
     def _communicating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around a micro-batch: gradients are sent in the step's last one only."""
@@ -163,48 +162,46 @@ class Distributed(SingleDevice):
             if part is not parameter:
                 part.grad = None if parameter.grad is None else local(parameter.grad)
 
-    @torch.no_grad()
-    def evaluate(self, batches: Sequence[Any]) -> tuple[float, int]:
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """Every data rank scores its share; ranks with fewer batches score empty ones, so that all make the same
         calls.
         """
         mine = list(batches[self.data_rank :: self.data_size])
         most = -(-len(batches) // self.data_size)
         mine += [batches[-1].without_labels()] * (most - len(mine))
-        total, tokens = self._evaluate_mine(mine)
-        return self.sum(total), int(self.sum(tokens))
+        (total, tokens), _ = self.agree(self._evaluate_mine(mine))
+        return total, int(tokens)
 
-    def _evaluate_mine(self, batches: Sequence[Any]) -> tuple[float, int]:
+    def _evaluate_mine(self, batches: Sequence[Batch]) -> tuple[float, int]:
         return super().evaluate(batches)
 
-    def _gradients(self) -> list[nn.Parameter]:
+    def _with_gradients(self) -> list[nn.Parameter]:
         return [part for part in self._parts.values() if part.grad is not None]
 
-    @torch.no_grad()
-    def clip_grad_norm(self, max_norm: float) -> float:
-        """The norm over every weight once, whoever holds it: owners' squares, summed over all processes."""
+    def update(self, loss: Tensor, max_norm: float) -> Update:
+        """One update of this rank's parts; the whole weights' gradients are dropped with them."""
+        self.exchanges += 1
+        update = super().update(loss, max_norm)
+        for parameter in self._whole.values():
+            parameter.grad = None
+        return update
+
+    def _measure(self, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The norm over every weight once, whoever holds it: owners' squares, summed over all processes. The loss
+        travels with them, so that every rank knows of one that is not finite.
+        """
         assert self.layouts is not None
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for name, part in self._parts.items():
             if part.grad is not None and self.layouts[name].owner:
                 square += part.grad.double().square().sum()
-        dist.all_reduce(square)
-        norm = float(square.sqrt()) / self._scaler.get_scale()
-        if self._scaler.is_enabled():
-            if not torch.isfinite(square):  # every process's scaler has to see what overflowed on one of them
-                for part in self._gradients():  # all: a rank's part of the first may be empty
-                    part.grad.fill_(torch.inf)  # type: ignore[union-attr]
-            self._scaler.unscale_(self._optimizer)
-        if max_norm > 0 and norm > max_norm and torch.isfinite(square):
-            torch._foreach_mul_([part.grad for part in self._gradients() if part.grad is not None], max_norm / norm)
-        return norm
+        sums = torch.stack([square, loss.double() if self._counts else torch.zeros_like(square)])
+        dist.all_reduce(sums)
+        return sums[1], sums[0].sqrt()
 
-    def step(self) -> bool:
-        """One update of this rank's parts; the whole weights' gradients are dropped with them."""
-        updated = super().step()
-        for parameter in self._whole.values():
-            parameter.grad = None
-        return updated
+    def _clip(self, parameters: list[nn.Parameter], norm: Tensor, size: float, max_norm: float) -> None:
+        if size > max_norm:
+            torch._foreach_mul_([part.grad for part in parameters if part.grad is not None], max_norm / size)
 
     def close(self) -> None:
         """Takes the hooks off."""

@@ -26,11 +26,12 @@ from torch.distributed.pipelining import (
 )
 
 from ..errors import ConfigError
+from ..models.modes import evaluating
+from .batch import Batch, LossFunction
 from .distributed import Distributed
 from .mesh import Sizes
 from .shard import shard_blocks
 from .stages import Stage, Staging, check_stages, spans_of, split_layers
-from .strategy import LossFunction
 
 
 def _as_many(micro_batches: int, processes: int) -> int:
@@ -164,6 +165,7 @@ class Pipeline(Distributed):
         self._name, self._plan = schedule, SCHEDULES[schedule]
         self._group, self._processes, self._place = mesh.get_group("pp"), mesh["pp"].size(), mesh.get_local_rank("pp")
         self._count = self._processes * self._plan.stages
+        self._counts = self._counts and self._place == self._process_of(self._count - 1)  # it knows the loss
         self._schedule: Any = None
         self._shape = (0, 0)
 
@@ -241,8 +243,9 @@ class Pipeline(Distributed):
             work.wait()
         return theirs
 
-    def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
+    def forward_backward(self, group: Sequence[Batch], num_valid: float) -> Tensor:
         """Gradients over the micro-batches, in the schedule's order, summed over the data ranks."""
+        self.exchanges += 1
         group = [batch.to(self.device) for batch in group]
         smallest = min(group, key=_tokens)
         group += [smallest.without_labels()] * (self._plan.count(len(group), self._processes) - len(group))
@@ -250,7 +253,6 @@ class Pipeline(Distributed):
         for stage in self.stages:
             stage.begin(group, num_valid, self._shape[1])
         numbers = torch.arange(len(group))
-        self._scaled(torch.zeros((), device=self.device), numbers)  # a scaler begins with what it scales
         try:
             first = (numbers,) if self.stages[0].span.first else ()
             schedule.step(*first, number=numbers, target=numbers, return_outputs=False)
@@ -262,19 +264,20 @@ class Pipeline(Distributed):
         self._finish_gradients()
         for name in self._ties:
             self._add_ties(self._parts[name])
-        return self.sum(self._total())
+        return self._total()
 
     def _add_ties(self, part: nn.Parameter) -> None:
         if part.grad is None:
             part.grad = torch.zeros_like(part)
         part.grad += self._exchange(part.grad)
 
-    def _total(self) -> float:
-        """The loss, which the last stage knows, on every process of the pipeline; the micro-batches are let go."""
-        total = sum(float(stage.total) for stage in self.stages)
+    def _total(self) -> Tensor:
+        """The sum of the losses, 0 where the last stage is another process's; the micro-batches are let go."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for stage in self.stages:
+            total = total + stage.total
             stage.begin([], 1.0, 0)
-        return self._all_reduce(total, self._group)
+        return total
 
     def _schedule_for(self, micro_batches: int, tokens: int) -> Any:
         """A schedule for so many micro-batches of at most `tokens` tokens; the last one where it serves."""
@@ -289,8 +292,7 @@ class Pipeline(Distributed):
         return self._schedule
 
     def _scaled(self, loss: Tensor, number: Tensor) -> Tensor:
-        scaled: Tensor = self._scaler.scale(loss)
-        return scaled
+        return self._scale.scale(loss)
 
     def _torch_stage(self, stage: Stage) -> PipelineStage:
         span, staging = stage.span, self._staging
@@ -309,21 +311,19 @@ class Pipeline(Distributed):
             output_args=loss if span.last else hidden,
         )
 
-    def _evaluate_mine(self, batches: Sequence[Any]) -> tuple[float, int]:
-        was_training = self._model.training
-        self._model.eval()
-        total, each = 0.0, 4 * self._count
+    def _evaluate_mine(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        total, each = torch.zeros((), dtype=torch.float64, device=self.device), 4 * self._count
         try:
-            for start in range(0, len(batches), each):
-                part = [batch.to(self.device) for batch in batches[start : start + each]]
-                for stage in self.stages:
-                    stage.begin(part, 1.0, max(map(_tokens, part)))
-                self._forward(len(part))
-                total += self._total()
+            with evaluating(self._model):
+                for start in range(0, len(batches), each):
+                    part = [batch.to(self.device) for batch in batches[start : start + each]]
+                    for stage in self.stages:
+                        stage.begin(part, 1.0, max(map(_tokens, part)))
+                    self._forward(len(part))
+                    total += self._total()
         finally:
             self._staging.show(None)
-            self._model.train(was_training)
-        return total, sum(batch.num_label_tokens for batch in batches)
+        return float(total), sum(batch.num_label_tokens for batch in batches)
 
     def _forward(self, count: int) -> None:
         """Every micro-batch through this process's stages; torch's schedules cannot go forward only in a V."""
@@ -354,6 +354,5 @@ class Pipeline(Distributed):
         self._schedule = None
 
 
-def _tokens(batch: Any) -> int:
-    size: int = batch.input_ids.numel()
-    return size
+def _tokens(batch: Batch) -> int:
+    return batch.input_ids.numel()

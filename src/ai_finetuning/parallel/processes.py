@@ -94,6 +94,11 @@ def all_peers() -> Peers:
     return Peers(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
 
 
+def host_group() -> dist.ProcessGroup | None:
+    """The group of all processes for tensors of the host: the default one where gloo serves it, else one beside it."""
+    return None if "cpu:gloo" in dist.get_backend_config() else dist.new_group(backend="gloo")
+
+
 def gather(value: Any, peers: Peers) -> list[Any]:
     """`value` of every one of them, by rank."""
     if peers.size == 1:

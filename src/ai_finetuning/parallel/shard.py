@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from .batch import Batch, LossFunction
 from .layers import layer_list
 from .settle import Destination
-from .strategy import LossFunction
 
 
 class Step(nn.Module):
@@ -22,7 +21,7 @@ class Step(nn.Module):
         self.model = model
         self._loss = loss
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """The sum of the batch's token losses."""
         return self._loss(self.model, batch)
 

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..models.modes import evaluating
+from .batch import Batch, LossFunction
 from .layout import Layout
+from .loss_scale import LossScale
 from .settle import Destination
 from .state import Tensors, load_optimizer_tensors, load_weights, optimizer_tensors
-from .strategy import LossFunction
+from .strategy import Update
 
 
 class SingleDevice:
-    """The plain strategy: autocast where asked, a gradient scaler for fp16."""
+    """The plain strategy: autocast where asked, a loss scale for fp16."""
 
     data_rank = 0
     data_size = 1
     rank = 0
     is_main = True
+    exchanges = 0
     layouts: dict[str, Layout] | None = None
     _casts_stay = True  # autocast keeps the 16-bit copies of weights until the forward pass ends
 
     def __init__(self, device: torch.device, *, autocast: torch.dtype | None = None, scaler: bool = False) -> None:
         self.device = device
         self._autocast = autocast
-        self._scaler = torch.amp.GradScaler(device.type, enabled=scaler)
+        self._scale = LossScale(enabled=scaler)
 
     @property
     def destination(self) -> Destination | None:
@@ -48,17 +53,13 @@ class SingleDevice:
         return model
 
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Keeps the optimizer for the scaler."""
+        """Keeps the optimizer for update()."""
         self._optimizer = optimizer
         return optimizer
 
-    def sum(self, value: float) -> float:
-        """The value itself."""
-        return value
-
-    def any(self, flag: bool) -> bool:
-        """The flag itself."""
-        return flag
+    def agree(self, counts: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:
+        """Counts and flags themselves."""
+        return list(counts), list(flags)
 
     def gather(self, value: Any) -> list[Any]:
         """The value alone."""
@@ -73,7 +74,7 @@ class SingleDevice:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast, cache_enabled=self._casts_stay)
 
-    def _loss_of(self, batch: Any) -> Tensor:
+    def _loss_of(self, batch: Batch) -> Tensor:
         """The sum of the token losses of a batch that is on the device."""
         return self._loss(self._model, batch)
 
@@ -82,9 +83,9 @@ class SingleDevice:
         return contextlib.nullcontext()
 
     def _backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss).backward()
+        self._scale.scale(loss).backward()
 
-    def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
+    def forward_backward(self, group: Sequence[Batch], num_valid: float) -> Tensor:
         """Accumulates gradients micro-batch by micro-batch."""
         total = torch.zeros((), device=self.device)
         for index, batch in enumerate(group):
@@ -93,42 +94,44 @@ class SingleDevice:
                     loss = self._loss_of(batch.to(self.device)) / num_valid
                 self._backward(loss)
             total += loss.detach().float()
-        return float(total)
+        return total
 
-    @torch.no_grad()
-    def evaluate(self, batches: Sequence[Any]) -> tuple[float, int]:
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """Sums of losses and label tokens; the model's mode is put back."""
-        was_training = self._model.training
-        self._model.eval()
         total, tokens = torch.zeros((), device=self.device, dtype=torch.float64), 0
-        try:
+        with evaluating(self._model):
             for batch in batches:
                 with self._computing():
                     total += self._loss_of(batch.to(self.device)).double()
                 tokens += batch.num_label_tokens
-        finally:
-            self._model.train(was_training)
         return float(total), tokens
 
-    def _gradients(self) -> list[nn.Parameter]:
+    def _with_gradients(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._model.parameters() if parameter.grad is not None]
 
-    def clip_grad_norm(self, max_norm: float) -> float:
-        """Norm over all gradients; scaled down in place where it exceeds max_norm."""
-        if self._scaler.is_enabled():
-            self._scaler.unscale_(self._optimizer)
-        parameters = self._gradients()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if max_norm > 0 and torch.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        return float(norm)
+    @torch.no_grad()
+    def update(self, loss: Tensor, max_norm: float) -> Update:
+        """Reads loss and norm once; an overflow under fp16 lowers the scale."""
+        parameters = self._with_gradients()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self._scale.unscale(gradients)
+        total, norm = self._measure(loss, gradients)
+        lost, size = torch.stack([total.double(), norm.to(total.device).double()]).tolist()
+        finite = math.isfinite(lost) and math.isfinite(size)
+        if finite and max_norm > 0:
+            self._clip(parameters, norm, size, max_norm)
+        if finite:
+            self._optimizer.step()
+        self._scale.update(overflow=not math.isfinite(size))
+        return Update(lost, size, applied=finite, scaled=self._scale.enabled)
 
-    def step(self) -> bool:
-        """One update; fp16 skips it, and lowers the scale, where gradients overflowed."""
-        scale = self._scaler.get_scale()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        return not self._scaler.is_enabled() or self._scaler.get_scale() >= scale
+    def _measure(self, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss and gradient norm over all ranks, on the device."""
+        return loss, torch.nn.utils.get_total_norm(gradients)
+
+    def _clip(self, parameters: list[nn.Parameter], norm: Tensor, size: float, max_norm: float) -> None:
+        """Scales gradients of the norm `size` (on the device: `norm`) down to max_norm."""
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
     def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
         """The weights themselves and the optimizer's state."""
@@ -143,13 +146,12 @@ class SingleDevice:
         return {name: parameter for name, parameter in self.named_parameters(model) if parameter.requires_grad}
 
     def state_dict(self) -> dict[str, Any]:
-        """The gradient scaler's numbers."""
-        return dict(self._scaler.state_dict())
+        """The loss scale."""
+        return self._scale.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts the scaler's numbers back."""
-        if state:
-            self._scaler.load_state_dict(state)
+        """Puts the loss scale back."""
+        self._scale.load_state_dict(state)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -16,7 +16,6 @@ its own
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..labels import IGNORED
+from ..models.modes import evaluating
+from .batch import Batch, LossFunction, Rows
 from .layers import layer_list, tensors_of
-from .strategy import LossFunction
 
 # Most relative difference of the staged loss: the same operations in the same order, so only kernels that are not
 # deterministic may make one.
@@ -142,8 +143,8 @@ class Probe:
         self.input_ids = self.labels = torch.arange(1, tokens + 1, device=device)[None]
         self.position_ids = self.input_ids - 1
         self.attention_mask = torch.ones_like(self.input_ids)
-        self.num_label_tokens = tokens - 1
-        self.targets = torch.cat([self.labels[0, 1:], self.labels.new_tensor([-100])])
+        self.num_label_tokens = self.num_label_columns = tokens - 1
+        self.targets = torch.cat([self.labels[0, 1:], self.labels.new_tensor([IGNORED])])
         self.lengths = (tokens,)
 
     def documents(self) -> Probe:
@@ -194,7 +195,7 @@ class Staging:
         watched = [first_layer, *(part for _, _, part in outside)]
         hooks = [module.register_forward_hook(note) for module in watched]
         try:
-            with still(self.model):
+            with evaluating(self.model):
                 self.whole = float(self._forward(Probe(self.device)))
         finally:
             for hook in hooks:
@@ -263,7 +264,7 @@ class Staging:
             _release(part.module, held)
         self.show(None)
 
-    def run(self, span: Span, batch: Any, received: Tensor | None) -> Tensor:
+    def run(self, span: Span, batch: Rows, received: Tensor | None) -> Tensor:
         """Hidden states [..., width] at the end of the stage, or the loss of the last one.
 
         Args:
@@ -279,7 +280,7 @@ class Staging:
         assert span.last, f"stage {span.index} never reached its end"
         return loss
 
-    def _forward(self, batch: Any) -> Tensor:
+    def _forward(self, batch: Rows) -> Tensor:
         if self._autocast is None:
             return self._loss(self.model, batch)
         with torch.autocast(batch.input_ids.device.type, dtype=self._autocast):
@@ -309,7 +310,7 @@ class Stage(nn.Module):
         self.span, self._staging = span, staging
         self.begin([], 1.0, 0)
 
-    def begin(self, batches: Sequence[Any], num_valid: float, tokens: int) -> None:
+    def begin(self, batches: Sequence[Batch], num_valid: float, tokens: int) -> None:
         """Takes the micro-batches of a step."""
         self.batches, self.num_valid, self.tokens = batches, num_valid, tokens
         self.total: Tensor | float = 0.0
@@ -334,7 +335,7 @@ def check_stages(staging: Staging, spans: Sequence[Span]) -> None:
         ModelError: the loss is another one than the model's own.
     """
     probe, received = Probe(staging.device), None
-    with still(staging.model):
+    with evaluating(staging.model):
         for span in spans:
             staging.show(span)
             out = staging.run(span, probe, received)
@@ -350,18 +351,6 @@ def check_stages(staging: Staging, spans: Sequence[Span]) -> None:
             f"{staging.whole:.6g}), so a "
             "pipeline would train it wrongly; use strategy: fsdp or ddp.",
         )
-
-
-@contextlib.contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the mode is put back."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _outside(module: nn.Module, layers: nn.ModuleList) -> Iterator[tuple[nn.Module, str, nn.Module]]:

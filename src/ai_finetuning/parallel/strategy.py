@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch, LossFunction
 from .layout import Layout
 from .settle import Destination
 from .state import Tensors
 
-# (model, batch) -> sum of the token losses of the batch's live labels, a scalar tensor.
-LossFunction = Callable[[nn.Module, Any], Tensor]
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a step's gradients; the same on every rank.
+
+    Attributes:
+        loss: over all ranks.
+        grad_norm: global, before clipping.
+        applied: whether the weights changed; never where loss or norm is not finite.
+        scaled: an overflow is part of fp16's search for a scale, and not the model's fault.
+    """
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    scaled: bool = False
 
 
 class Strategy(Protocol):
@@ -24,6 +40,7 @@ class Strategy(Protocol):
     rank: int
     is_main: bool
     layouts: dict[str, Layout] | None
+    exchanges: int  # how often this process has begun something with the others; what the watchdog compares
 
     @property
     def destination(self) -> Destination | None:
@@ -42,11 +59,11 @@ class Strategy(Protocol):
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Takes the optimizer over; called once, before the first step."""
 
-    def sum(self, value: float) -> float:
-        """The sum over all data ranks."""
+    def agree(self, counts: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:
+        """Counts summed over the data ranks, and flags that any process has raised; every process has to call it.
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so; every process has to ask."""
+        One reduction of one vector between the hosts; it does not wait for the devices.
+        """
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every process, by rank."""
@@ -54,19 +71,25 @@ class Strategy(Protocol):
     def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """What the optimizer works on, under global names: this process's parts, sharing the model's memory."""
 
-    def forward_backward(self, group: Sequence[Any], num_valid: float) -> float:
-        """Gradients of (sum of token losses) / num_valid over the group's micro-batches; returns that loss over all
-        ranks.
+    def forward_backward(self, group: Sequence[Batch], num_valid: float) -> Tensor:
+        """Gradients of (sum of token losses) / num_valid over the group's micro-batches.
+
+        Returns:
+            this process's share of that loss, a scalar that stays on the device.
         """
 
-    def evaluate(self, batches: Sequence[Any]) -> tuple[float, int]:
+    def update(self, loss: Tensor, max_norm: float) -> Update:
+        """Clips the gradients to max_norm (0: not clipped) and lets the optimizer step.
+
+        Nothing is updated where loss or norm is not finite on any rank. The ranks' losses are summed with their
+        norms, in the same message, and the host reads both at once.
+
+        Args:
+            loss: what forward_backward() has returned.
+        """
+
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """(sum of token losses, number of label tokens) over all ranks, without gradients, in eval mode."""
-
-    def clip_grad_norm(self, max_norm: float) -> float:
-        """The global gradient norm before clipping to max_norm (0: not clipped)."""
-
-    def step(self) -> bool:
-        """The optimizer's step; False where loss scaling skipped it."""
 
     def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
         """This process's part of the trained weights and the optimizer's state, under global names; every process

@@ -18,15 +18,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import ConfigError, ProcessesError
+from .batch import Batch, LossFunction, Rows
 from .distributed import Distributed
 from .layout import Layout
 from .shard import Step
 from .state import Tensors, check_names
-from .strategy import LossFunction
+from .strategy import Update
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, the only optimizer here
 _INSTALL = (
@@ -149,7 +151,7 @@ class Zero(Distributed):
             },
         }
 
-    def _autocast_loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def _autocast_loss(self, model: nn.Module, batch: Rows) -> Tensor:
         """The loss inside autocast; the engine would switch off one that is open around it."""
         with super()._computing():
             return self._loss(model, batch)
@@ -157,7 +159,7 @@ class Zero(Distributed):
     def _computing(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def _loss_of(self, batch: Any) -> Tensor:
+    def _loss_of(self, batch: Batch) -> Tensor:
         loss: Tensor = self._engine(batch)
         return loss
 
@@ -171,18 +173,15 @@ class Zero(Distributed):
         self._engine.backward(loss * (self.data_size + 0 * loss.detach()))
 
     @torch.no_grad()
-    def clip_grad_norm(self, max_norm: float) -> float:
-        """The norm; clips and updates as well, which DeepSpeed does in one. nan where gradients were not finite:
-        nothing is updated.
-        """
+    def update(self, loss: Tensor, max_norm: float) -> Update:
+        """DeepSpeed clips and steps in one, and skips both where gradients are not finite; the norm is nan then."""
         assert max_norm == self._max_norm, (max_norm, self._max_norm)
         self.exchanges += 1
         self._engine.step()
-        return math.nan if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
-
-    def step(self) -> bool:
-        """Whether clip_grad_norm() has updated the weights."""
-        return bool(self._engine.was_step_applied())
+        norm = math.nan if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
+        total = loss.double()
+        dist.all_reduce(total)
+        return Update(float(total), norm, applied=bool(self._engine.was_step_applied()))
 
     @torch.no_grad()
     def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:

@@ -19,12 +19,14 @@ from ..config.sections import ScheduleConfig
 from ..data.loader import evaluation_batches
 from ..engine.checkpoint import LoadedCheckpoint, verify
 from ..engine.checkpoint import load as load_checkpoint
-from ..engine.loop import Evaluation, Run, TrainState, fit, last_checkpoint, load
-from ..engine.loss import LossFunction, make_document_loss, make_loss
+from ..engine.faults import Faults
+from ..engine.loop import fit, last_checkpoint, load
+from ..engine.loss import make_document_loss, make_loss
 from ..engine.metrics import read_metrics
 from ..engine.optimizer import build_optimizer
 from ..engine.rng import seed_everything
 from ..engine.schedule import Schedule
+from ..engine.state import Evaluation, Run, TrainState
 from ..hardware.checkpointing import enable_activation_checkpointing
 from ..hardware.cores import use_physical_cores
 from ..hardware.gpu import free_memory_bytes, peak_memory_bytes
@@ -34,8 +36,8 @@ from ..models.loading import weight_marks
 from ..models.placement import spread
 from ..models.plans import tensor_plan
 from ..notices import notice, warn
-from ..parallel.choose import Choice, choose
-from ..parallel.distributed import Distributed
+from ..parallel.batch import LossFunction
+from ..parallel.choose import Choice, choose, warn_of_idle_ranks
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
 from ..parallel.strategy import Strategy
 from ..parallel.watchdog import Watchdog
@@ -81,8 +83,11 @@ def plan_job(job: Job) -> tuple[Plan, list[str]]:
     return prepared.plan, prepared.data.lines
 
 
-def run_job(job: Job) -> Result:
+def run_job(job: Job, faults: Faults | None = None) -> Result:
     """Trains, saves and returns the model.
+
+    Args:
+        faults: to inject; None: those that the environment plans.
 
     Raises:
         ToolkitError: with reason and way out; see errors.py for the kinds.
@@ -92,11 +97,12 @@ def run_job(job: Job) -> Result:
     choice = check(job, processes if processes > 1 else None)
     if processes > 1:
         return _run_in_processes(job, processes)
+    faults = Faults.from_environment() if faults is None else faults
     if choice.processes == 1:
-        return _run_here(job, choice, Peers())
+        return _run_here(job, choice, Peers(), faults)
     device = device_of(job, choice)
     with process_group(device), speaking_main_process():
-        return _run_here(job, choice, all_peers())
+        return _run_here(job, choice, all_peers(), faults)
 
 
 def _run_in_processes(job: Job, processes: int) -> Result:
@@ -109,12 +115,12 @@ def _run_in_processes(job: Job, processes: int) -> Result:
     return Result(model, folder, None, read_metrics(folder / "metrics.jsonl"), time.perf_counter() - began)
 
 
-def _run_here(job: Job, choice: Choice, peers: Peers) -> Result:
+def _run_here(job: Job, choice: Choice, peers: Peers, faults: Faults) -> Result:
     """One process's part of a run."""
     if peers.size == 1:
         use_physical_cores()
-    options = job.config.training.checkpoint
-    with OutputFolder(job.config.training.output_dir, keep=options.save_total_limit, peers=peers) as folder:
+    training, options = job.config.training, job.config.training.checkpoint
+    with OutputFolder(training.output_dir, keep=options.save_total_limit, peers=peers, faults=faults) as folder:
         start = resume.find(folder, options)
         prepared = _prepare_in_turn(job, choice, peers)
         if start is not None:
@@ -132,6 +138,7 @@ def _run_here(job: Job, choice: Choice, peers: Peers) -> Result:
         if peers.is_main:
             folder.refuse_too_little_space(prepared.plan.disk_bytes)
         _warn_of_memory(prepared.plan)
+        warn_of_idle_ranks(choice, training.batch_size * training.gradient_accumulation_steps)
         for line in prepared.data.lines:
             notice(line, line)
         return _train(job, prepared, folder, start, peers)
@@ -207,9 +214,9 @@ def _train(job: Job, prepared: Prepared, folder: OutputFolder, start: resume.Sta
 
 def _watched(job: Job, run: Run, folder: OutputFolder) -> contextlib.AbstractContextManager[Any]:
     """A watchdog where there are several processes."""
-    if not isinstance(run.strategy, Distributed):
-        return contextlib.nullcontext()
     strategy = run.strategy
+    if launched().size == 1:
+        return contextlib.nullcontext()
     return Watchdog(lambda: strategy.exchanges, timeout_seconds=job.config.parallel.timeout_seconds, folder=folder.path)
 
 
@@ -268,11 +275,10 @@ def _strategy(job: Job, prepared: Prepared) -> Strategy:
     precision = prepared.precision
     return choose(
         prepared.choice,
-        device=prepared.device,
+        device=prepared.device_map or prepared.device,
         autocast=precision.autocast,
         scaler=precision.scaler,
         use_accelerate=job.use_accelerate,
-        device_map=prepared.device_map,
         masters=job.full,
         plan=tensor_plan,
         max_grad_norm=job.config.training.max_grad_norm,
@@ -331,7 +337,7 @@ def _run(
     job: Job, prepared: Prepared, folder: OutputFolder, model: nn.Module, path: DocumentPath | None, strategy: Strategy
 ) -> Run:
     training = job.config.training
-    precision, plan = prepared.precision, prepared.plan
+    plan = prepared.plan
     strategy.prepare(model, _loss(model, path))
     options = training.optimizer
     optimizer = build_optimizer(
@@ -366,13 +372,14 @@ def _run(
         total_steps=plan.total_steps,
         schedule=_schedule(training.schedule, plan.warmup_steps),
         max_grad_norm=training.max_grad_norm,
+        logging_steps=training.logging_steps,
         eval_steps=training.eval_steps,
         save_steps=training.save_steps,
         keep_best=training.checkpoint.load_best and bool(held_out),
         evaluation=Evaluation(batches, prepared.data.held_out_characters) if held_out else None,
         patience=training.runtime.early_stopping_patience,
         threshold=training.runtime.early_stopping_threshold,
-        scaled=precision.scaler,
+        faults=folder.faults,
         retry_smaller=prepared.choice.processes == 1,
         save_in_background=_copy_fits(plan, prepared.device),
         memory_hint_ja=f"見積もり: {plan.memory.text()}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",

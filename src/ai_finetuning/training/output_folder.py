@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, LOCK, METRICS, REPORT, RUN
 from ..engine.checkpoint import CheckpointStore
 from ..engine.checkpoint_files import fsync_folder, write_durably
-from ..engine.faults import trigger
+from ..engine.faults import Faults
 from ..errors import ConfigError, RunLockedError, StorageError, ToolkitError
 from ..notices import notice, warn
 from ..parallel.processes import Peers, wait_for
@@ -68,10 +68,13 @@ class OutputFolder:
         ConfigError: files that are not ours carry names that the run would write.
     """
 
-    def __init__(self, path: str | Path, *, keep: int, peers: Peers | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, keep: int, peers: Peers | None = None, faults: Faults | None = None
+    ) -> None:
         self.path = Path(path)
         self._peers = peers or Peers()
-        self.store = CheckpointStore(self.path / CHECKPOINTS, keep=keep)
+        self.faults = faults or Faults()
+        self.store = CheckpointStore(self.path / CHECKPOINTS, keep=keep, faults=self.faults)
         self._lock = FileLock(str(self.path / LOCK), timeout=0)
         self._made = False
         self._began = False
@@ -211,7 +214,7 @@ class OutputFolder:
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
-            trigger("final", 0)
+            self.faults.inject("final", 0)
             with _refusals_of_the_disk():
                 save(staging)
             names = sorted(path.name for path in staging.iterdir())

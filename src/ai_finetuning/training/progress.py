@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from ..engine.hooks import Callback
+from ..engine.hooks import Callback, Control
+from ..engine.state import TrainState
 from ..notices import notice, speak
 from ..parallel.processes import launched
 
@@ -54,7 +54,7 @@ class Lines(Callback):
         self._speed = _Speed()
         self._before: int | None = None  # steps that were done before this process began
 
-    def on_step(self, row: dict[str, Any]) -> None:
+    def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """Says where the run stands."""
         speed = self._speed.add(row)
         self._before = row["step"] - 1 if self._before is None else self._before
@@ -64,7 +64,7 @@ class Lines(Callback):
         text = f"{row['step']}/{row['total_steps']}  {_numbers(row, speed)}"
         notice(f"{text}  残り約 {left:.0f} 秒", f"{text}  about {left:.0f} s left")
 
-    def on_evaluation(self, row: dict[str, Any]) -> None:
+    def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """Says the held-out loss."""
         notice(*_evaluation(row))
 
@@ -86,7 +86,7 @@ class Bar(Callback):
         self._task: Any = None
         self._speed = _Speed()
 
-    def on_step(self, row: dict[str, Any]) -> None:
+    def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """Moves the bar."""
         speed = self._speed.add(row)
         if self._task is None:
@@ -94,14 +94,11 @@ class Bar(Callback):
             self._task = self._progress.add_task("", total=row["total_steps"])
         self._progress.update(self._task, completed=row["step"], description=_numbers(row, speed))
 
-    def on_evaluation(self, row: dict[str, Any]) -> None:
+    def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """Prints the held-out loss above the bar."""
         notice(*_evaluation(row))
 
-    def on_save(self, folder: Path) -> None:
-        """Nothing: the bar shows steps only."""
-
-    def on_end(self) -> None:
+    def close(self) -> None:
         """Leaves the bar where it is."""
         self._progress.stop()
 

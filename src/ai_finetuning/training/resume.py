@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ..config.sections import CheckpointConfig
 from ..engine.checkpoint import MANIFEST, STATE, differences
-from ..engine.loop import Run, TrainState
+from ..engine.state import Run, TrainState
 from ..errors import CheckpointError, ConfigError
 from ..notices import notice, warn
 from .output_folder import OutputFolder

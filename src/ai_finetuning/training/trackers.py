@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.hooks import Callback
+from ..engine.hooks import Callback, Control
+from ..engine.state import TrainState
 from ..errors import ConfigError
 from ..notices import warn
 
@@ -49,15 +50,15 @@ class Tracker(Callback):
         except Exception as error:  # see above
             self._give_up(error)
 
-    def on_step(self, row: dict[str, Any]) -> None:
+    def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """Sends the step's row."""
         self._send(row)
 
-    def on_evaluation(self, row: dict[str, Any]) -> None:
+    def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """Sends the evaluation's row."""
         self._send(row)
 
-    def on_end(self) -> None:
+    def close(self) -> None:
         """Closes the tracker."""
         if self._tracker is not None:
             try:

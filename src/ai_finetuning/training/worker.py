@@ -16,21 +16,22 @@ from ..parallel.processes import launched, lost_a_peer
 
 def main(folder: Path) -> int:
     """Runs the job of the folder; why it failed is left there for the process that started us."""
+    from ..engine.faults import Faults
     from . import launch
     from .assemble import run_job
     from .sources import with_resume
 
-    job = launch.read_job(folder)
+    job, faults = launch.read_job(folder), Faults.from_environment()
     started = folder / f"{launch.STARTED}-{launched().rank}"
     if (
         started.exists()
     ):  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
-        os.environ.pop("AIFT_FAULT", None)
+        faults = Faults()
         job.config.training = with_resume(job.config.training, "auto")
         (folder / launch.ERROR).unlink(missing_ok=True)  # the reason of the attempt before
     started.touch()
     try:
-        run_job(job)
+        run_job(job, faults)
     except Exception as error:
         code = tell(folder / launch.ERROR, error)
         sys.stdout.flush()

@@ -9,10 +9,12 @@ from tests.support.models import build_model
 
 from ai_finetuning.data.collate import collate
 from ai_finetuning.data.loader import Loader, evaluation_batches
-from ai_finetuning.data.tokenize import IGNORED, Example
+from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.loss import make_loss
 from ai_finetuning.engine.optimizer import build_optimizer
+from ai_finetuning.labels import IGNORED
 from ai_finetuning.parallel.accelerated import Accelerated
+from ai_finetuning.parallel.loss_scale import LossScale
 from ai_finetuning.parallel.single import SingleDevice
 
 KINDS = ["llama", "qwen2", "stablelm", "gpt_neox"]
@@ -64,7 +66,7 @@ def ours(model, examples, *, micro: int, packing: bool = False, strategy=None, k
     )
     group = [batch for index in range(len(loader)) for batch in loader.micro_batches(0, index, micro)]
     tokens = sum(batch.num_label_tokens for batch in group)
-    return strategy.forward_backward(group, tokens), gradients(model)
+    return float(strategy.forward_backward(group, tokens)), gradients(model)
 
 
 def assert_close(one, other, tolerance: float = 1e-5) -> None:
@@ -161,7 +163,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert_close(ours(model, rows(), micro=3), exact, 1e-6)
 
 
-def test_the_scaler_of_fp16_skips_an_overflow_and_lowers_its_scale():
+def test_the_loss_scale_of_fp16_skips_an_overflow_and_halves():
     """The arithmetic of fp16 on older GPUs, on a CPU: scaled gradients clip as unscaled ones, an overflow changes no
     weight.
     """
@@ -169,17 +171,20 @@ def test_the_scaler_of_fp16_skips_an_overflow_and_lowers_its_scale():
     exact = reference(model, rows())
     scaled.prepare(model, make_loss(logits_to_keep=True))
     optimizer = scaled.attach(torch.optim.SGD(model.parameters(), lr=0.1))
-    ours(model, rows(), micro=2, strategy=scaled)
+    loss, _ = ours(model, rows(), micro=2, strategy=scaled)
     scale = scaled.state_dict()["scale"]
     norm = torch.stack([gradient.norm() for gradient in exact[1].values()]).norm()
-    assert scaled.clip_grad_norm(1e9) == pytest.approx(float(norm), rel=1e-4)
-    assert scaled.step() is True
+    update = scaled.update(torch.tensor(loss), 1e9)
+    assert update.loss == pytest.approx(exact[0], abs=1e-5)
+    assert update.grad_norm == pytest.approx(float(norm), rel=1e-4)
+    assert update.applied
     before = [parameter.clone() for parameter in model.parameters()]
     optimizer.zero_grad()
-    ours(model, rows(), micro=2, strategy=scaled)
+    loss, _ = ours(model, rows(), micro=2, strategy=scaled)
     next(model.parameters()).grad.fill_(float("inf"))
-    assert scaled.clip_grad_norm(1.0) == float("inf")
-    assert scaled.step() is False
+    update = scaled.update(torch.tensor(loss), 1.0)
+    assert update.grad_norm == float("inf")
+    assert not update.applied
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     assert scaled.state_dict()["scale"] == scale / 2
     again = SingleDevice(torch.device("cpu"), scaler=True)
@@ -187,14 +192,52 @@ def test_the_scaler_of_fp16_skips_an_overflow_and_lowers_its_scale():
     assert again.state_dict() == scaled.state_dict()
 
 
+def test_the_loss_scale_moves_as_torchs_gradscaler():
+    """Over 2000 good steps and a few overflows, both have the same state after every step, and unscale to the same
+    bits.
+    """
+    weight = torch.nn.Parameter(torch.tensor([1.0, 3.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    theirs, ours = torch.amp.GradScaler("cpu"), LossScale(enabled=True)
+    theirs.scale(torch.zeros(()))
+    for step in range(4510):
+        bad = step in (3, 4, 2500)
+        gradient = torch.tensor([torch.inf if bad else 0.3, 0.7]) * ours.value
+        mine = gradient.clone()
+        weight.grad = gradient
+        theirs.unscale_(optimizer)
+        theirs.step(optimizer)
+        theirs.update()
+        ours.unscale([mine])
+        ours.update(overflow=bad)
+        assert torch.equal(mine, weight.grad)
+        assert ours.state_dict() == theirs.state_dict(), step
+    assert ours.value == 2.0**15
+
+
 def test_clipping_is_by_the_global_norm():
     model = build_model()
     strategy = SingleDevice(torch.device("cpu"))
-    ours(model, rows(), micro=2, strategy=strategy)
-    expected = torch.nn.utils.clip_grad_norm_([p.clone().requires_grad_() for p in []] or model.parameters(), 1e9)
-    assert strategy.clip_grad_norm(0.01) == pytest.approx(float(expected), rel=1e-5)
+    loss, found = ours(model, rows(), micro=2, strategy=strategy)
+    strategy.attach(torch.optim.SGD(model.parameters(), lr=0.0))
+    expected = torch.stack([gradient.norm() for gradient in found.values()]).norm()
+    assert strategy.update(torch.tensor(loss), 0.01).grad_norm == pytest.approx(float(expected), rel=1e-5)
     after = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert float(after) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_does_not_reach_the_weights(what: str):
+    model = build_model()
+    strategy = SingleDevice(torch.device("cpu"))
+    loss, _ = ours(model, rows(), micro=2, strategy=strategy)
+    strategy.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    before = [parameter.clone() for parameter in model.parameters()]
+    if what == "gradient":
+        next(model.parameters()).grad.view(-1)[0] = torch.nan
+    update = strategy.update(torch.tensor(torch.inf if what == "loss" else loss), 1.0)
+    assert not update.applied
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 
 
 def test_every_row_is_seen_once_an_epoch_in_an_order_of_the_seed():

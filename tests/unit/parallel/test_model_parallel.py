@@ -87,13 +87,13 @@ def test_a_spread_model_opens_its_document_path_recomputes_and_generates(kind: s
         assert path is not None, reason
         strategy = ModelParallel(device_map_of(kind))
         strategy.prepare(model.train(), make_document_loss(path))
-        loss = strategy.forward_backward([batch], batch.num_label_tokens)
+        loss = float(strategy.forward_backward([batch], batch.num_label_tokens))
         scored, tokens = strategy.evaluate([batch])
         path.close()
         assert torch.equal(model.eval().generate(ids.to(model.device), max_new_tokens=4, do_sample=False).cpu(), answer)
     single = SingleDevice(CPU)
     single.prepare(plain.train(), make_loss(logits_to_keep=True))
-    assert loss == pytest.approx(single.forward_backward([batch], batch.num_label_tokens), abs=1e-6)
+    assert loss == pytest.approx(float(single.forward_backward([batch], batch.num_label_tokens)), abs=1e-6)
     assert scored / tokens == pytest.approx(loss, abs=1e-6)
     for (name, p), (_, q) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
         assert torch.allclose(p.grad, q.grad, atol=1e-6), name
@@ -114,8 +114,8 @@ def two_steps(strategy: SingleDevice, change: dict[str, Any]) -> list[tuple[floa
     group, found = loader(Case("llama")).micro_batches(0, 0, 4), []
     for _ in range(2):
         loss = strategy.forward_backward(group, sum(batch.num_label_tokens for batch in group))
-        found.append((loss, strategy.clip_grad_norm(1.0)))
-        strategy.step()
+        update = strategy.update(loss, 1.0)
+        found.append((update.loss, update.grad_norm))
         model.zero_grad()
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from ...errors import localized
+from ...labels import IGNORED
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 _FILE = typer.Argument(..., help=localized("データのファイル", "the data's file"))
@@ -101,7 +102,7 @@ def stats(
     for low, high, count in histogram(lengths):
         print(f"{low:>6}-{high:<6} {count:>7}  {'#' * round(40 * count / most)}")
     over = [item for item in examples if len(item) > max_length]
-    lost = sum(int((item.labels[max_length:] != -100).sum()) for item in over)
+    lost = sum(int((item.labels[max_length:] != IGNORED).sum()) for item in over)
     print(
         localized(
             f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる損失トークン "

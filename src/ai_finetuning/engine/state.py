@@ -1,0 +1,98 @@
+"""What a run is made of, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..parallel.batch import Batch
+from ..parallel.strategy import Strategy
+from .checkpoint import CheckpointStore
+from .checkpoint_writer import CheckpointWriter
+from .faults import Faults
+from .hooks import Callback, Control
+from .schedule import Schedule
+
+
+class LoaderLike(Protocol):
+    """What the loop knows of the data."""
+
+    def __len__(self) -> int:
+        """Optimizer steps in an epoch."""
+
+    def micro_batches(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
+        """This rank's batches of one optimizer step; a pure function of its arguments and the seed."""
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; part of every checkpoint."""
+
+    micro_batch_size: int
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    stale_evaluations: int = 0
+    loss_mean: float = 0.0
+    loss_square: float = 0.0
+    eval_batch_size: int = 0
+
+
+@dataclass
+class Evaluation:
+    """Held-out data: batches for a batch size, and the characters of the scored text (None where unknown)."""
+
+    batches: Callable[[int], Sequence[Batch]]
+    characters: int | None
+
+
+@dataclass
+class Run:
+    """Everything the loop works with; assembled once, in training/assemble.py."""
+
+    model: nn.Module
+    strategy: Strategy
+    loader: LoaderLike
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    store: CheckpointStore
+    metrics_path: Path | None
+    total_steps: int
+    schedule: Schedule = Schedule()
+    max_grad_norm: float = 1.0
+    logging_steps: int = 10
+    eval_steps: int = 100
+    save_steps: int = 500
+    evaluation: Evaluation | None = None
+    keep_best: bool = False
+    patience: int | None = None
+    threshold: float = 0.0
+    save_in_background: bool = True
+    retry_smaller: bool = True
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    callbacks: Sequence[Callback] = ()
+    faults: Faults = field(default_factory=Faults)
+    memory_hint_ja: str = ""
+    memory_hint_en: str = ""
+
+    def __post_init__(self) -> None:
+        self.control = Control()
+        self.writer = CheckpointWriter(self.store, background=self.save_in_background, on_saved=self._tell_saved)
+
+    def tell(self, event: str, *details: Any) -> None:
+        """Calls the method of that name of every callback."""
+        for callback in self.callbacks:
+            getattr(callback, event)(self.state, self.control, *details)
+
+    def _tell_saved(self, folder: Path) -> None:
+        self.tell("on_save", folder)
