@@ -276,7 +276,7 @@ def saving(rounds: int) -> dict[str, Any]:
     lose.
     """
     from ai_finetuning.engine.loop import advance, save
-    from ai_finetuning.engine.step import step_with_retry
+    from ai_finetuning.engine.step import next_step, step_with_retry
 
     examples = _examples(2000)
     stalls: dict[str, list[float]] = {"sync": [], "background": []}
@@ -285,7 +285,7 @@ def saving(rounds: int) -> dict[str, Any]:
         runs = {name: _run(Path(place) / name, examples, background=name == "background") for name in stalls}
 
         def step(run: Any) -> float:
-            return timed(lambda: advance(run, step_with_retry(run)))[0]
+            return timed(lambda: advance(run, step_with_retry(run, next_step(run)[0])))[0]
 
         for run in runs.values():
             step(run)
@@ -372,7 +372,7 @@ def generation(folder: Path, rounds: int) -> dict[str, Any]:
 def collation(rounds: int) -> dict[str, Any]:
     """What making a step's batches takes of the step, packed and padded."""
     from ai_finetuning.engine.loop import advance
-    from ai_finetuning.engine.step import step_with_retry
+    from ai_finetuning.engine.step import next_step, step_with_retry
 
     shares: dict[str, dict[str, float]] = {}
     for packing in (True, False):
@@ -382,7 +382,7 @@ def collation(rounds: int) -> dict[str, Any]:
         for _ in range(2 + rounds):
             state = run.state
             batches, _, _ = timed(lambda: run.loader.micro_batches(state.epoch, state.index, state.micro_batch_size))  # noqa: B023
-            wall, _, _ = timed(lambda: advance(run, step_with_retry(run)))  # noqa: B023
+            wall, _, _ = timed(lambda: advance(run, step_with_retry(run, next_step(run)[0])))  # noqa: B023
             found.append(batches / wall)
         shares["packed" if packing else "padded"] = summary(found[2:])
     return {"share_of_a_step": shares}

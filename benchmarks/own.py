@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.shapes import LORA_ALPHA, LORA_RANK
 from benchmarks.workers.channel import Spec
 
-# (run, the loop's own step function) -> what the loop's own step function returns.
-StepFunction = Callable[[Any, Callable[[Any], Any]], Any]
+# (run, the loop's own step function of run and rows) -> what the loop's own step function returns.
+StepFunction = Callable[[Any, Callable[[Any, Any], Any]], Any]
 
 
 class Finished(BaseException):
@@ -61,7 +61,7 @@ def train(spec: Spec, step: StepFunction, overrides: Sequence[str] = ()) -> int:
     path.write_text(json.dumps(settings_of(spec)), encoding="utf-8")  # JSON is YAML
     original = loop.step_with_retry
 
-    def stepped(current: Any) -> Any:
+    def stepped(current: Any, _: Any) -> Any:
         return step(current, original)
 
     loop.step_with_retry = stepped

@@ -11,21 +11,23 @@ from benchmarks.workers.channel import Channel, read_spec
 
 def main() -> None:
     """Steps as the driver asks."""
+    from ai_finetuning.engine.step import next_step
+
     spec = read_spec()
     channel = Channel(spec.device)
     waiting = list(spec.steps)
 
-    def step(run: Any, original: Callable[[Any], Any]) -> Any:
+    def step(run: Any, original: Callable[[Any, Any], Any]) -> Any:
         # What the loop does between two steps (records, the next batch) belongs to the step's time, as with the peers.
         if len(waiting) == len(spec.steps):
             channel.ready(device_name=str(run.strategy.device))
         else:
             channel.lap(**pending)
         run.state.index = waiting.pop(0) % len(run.loader)
-        batches = run.loader.micro_batches(run.state.epoch, run.state.index, run.state.micro_batch_size)
-        outcome = original(run)
+        data, _ = next_step(run)
+        outcome = original(run, data)
         pending.update(
-            tokens=outcome.tokens, slots=sum(batch.input_ids.numel() for batch in batches), loss=outcome.loss
+            tokens=outcome.tokens, slots=sum(batch.input_ids.numel() for batch in data.group), loss=outcome.loss
         )
         if not waiting:
             channel.lap(**pending)

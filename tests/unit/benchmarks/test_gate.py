@@ -29,7 +29,7 @@ def corpus():
 def forward_backward(model, loss):
     strategy = SingleDevice(torch.device("cpu"))
     strategy.prepare(model, loss)
-    return lambda batch: strategy.forward_backward([batch], 1.0)
+    return lambda batch: float(strategy.forward_backward([batch], 1.0))
 
 
 def test_isolated_documents_leak_nothing(model, corpus):
