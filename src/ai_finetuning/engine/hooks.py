@@ -57,7 +57,7 @@ class Callback:
         """Before the first step, of a resumed run too."""
 
     def on_epoch_begin(self, state: TrainState, control: Control) -> None:
-        """Before the first step of an epoch."""
+        """Before the first step of an epoch, or of what a resumed run has left of one."""
 
     def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """After every optimizer step, with its row."""
@@ -66,10 +66,10 @@ class Callback:
         """After on_step_end, every logging_steps and where should_log was raised."""
 
     def on_epoch_end(self, state: TrainState, control: Control) -> None:
-        """After the last step of an epoch."""
+        """After the last step of an epoch, or of the run."""
 
     def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
-        """After every evaluation, with its row."""
+        """After every evaluation, with its row; `state` still holds the best loss before it."""
 
     def on_save(self, state: TrainState, control: Control, folder: Path) -> None:
         """After every checkpoint, as soon as it is written; training may be some steps further by then."""

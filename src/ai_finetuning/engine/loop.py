@@ -42,6 +42,8 @@ def fit(run: Run) -> TrainState:
     try:
         with SignalFlags() as signals, run.writer:
             run.tell("on_train_begin")
+            if state.index > 0:  # resumed within an epoch
+                run.tell("on_epoch_begin")
             while True:
                 data, request = next_step(run, take_request(run.control, signals))
                 if between_steps(run, metrics, signals, request) or state.step >= run.total_steps:
@@ -52,6 +54,8 @@ def fit(run: Run) -> TrainState:
                 advance(run, outcome)
                 record(run, metrics, outcome, time.perf_counter() - started)
                 refuse_divergence(run, outcome)
+        if state.index > 0:
+            run.tell("on_epoch_end")
         run.tell("on_train_end")
     finally:
         metrics.close()
@@ -181,6 +185,7 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
     row: dict[str, Any] = {"step": state.step, "total_steps": run.total_steps, "eval_tokens": tokens}
     row |= text_metrics(loss_sum, tokens, evaluation.characters)
     metrics.write(row)
+    run.tell("on_evaluate", row)  # `state` still holds what was best before
     loss = row["eval_loss"]
     if not math.isfinite(loss):
         warn(
@@ -199,7 +204,6 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
                 f"held-out loss has not improved {run.patience} times in a row: stopping at step {state.step} (best at "
                 f"{state.best_step}).",
             )
-    run.tell("on_evaluate", row)
 
 
 def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int]:
