@@ -110,15 +110,13 @@ def live(strategy: Any, case: Case) -> dict[str, Any]:
     seen = []
     for rows, size in LIFE:
         group = loader(Case(case.kind, case.method, case.data, rows)).micro_batches(0, 0, size)
-        labels = strategy.sum(sum(batch.num_label_tokens for batch in group))
-        loss = strategy.forward_backward(group, labels)
-        norm = strategy.clip_grad_norm(0.0)
-        strategy.step()
+        (labels,), _ = strategy.agree([sum(batch.num_label_tokens for batch in group)])
+        update = strategy.update(strategy.forward_backward(group, labels), 0.0)
         for _, parameter in trained:
             parameter.grad = None
         total, tokens = strategy.evaluate(group)
         assert model.training
-        seen.append((loss, norm, total / tokens))
+        seen.append((update.loss, update.grad_norm, total / tokens))
     strategy.close()
     weights = {name: p.detach().numpy() for name, p in trained}
     return {"seen": seen, "weights": weights, "held": sum(p.numel() for p in model.parameters())}
@@ -156,10 +154,10 @@ def fused_step(strategy: Any) -> tuple[float, float]:
     strategy.attach(build_optimizer(strategy.named_parameters(model), learning_rate=1e-3))
     group = loader(Case("llama", data="documents")).micro_batches(0, 0, 2)
     loss = strategy.forward_backward(group, sum(batch.num_label_tokens for batch in group))
-    norm = strategy.clip_grad_norm(0.0)
+    update = strategy.update(loss, 0.0)
     strategy.close()
     path.close()
-    return loss, norm
+    return update.loss, update.grad_norm
 
 
 def _fused_rank(rank: int, schedules: Sequence[str]) -> list[tuple[float, float]]:
@@ -185,11 +183,11 @@ def _overflow(rank: int) -> tuple[bool, bool]:
     before = [parameter.detach().clone() for parameter in trained]
     strategy.attach(build_optimizer(strategy.named_parameters(model), learning_rate=1e-3))
     group = loader(case).micro_batches(0, 0, 2)
-    strategy.forward_backward(group, sum(batch.num_label_tokens for batch in group))
+    loss = strategy.forward_backward(group, sum(batch.num_label_tokens for batch in group))
     if rank == 1:
         trained[0].grad[0] = float("inf")
-    strategy.clip_grad_norm(1.0)
-    return strategy.step(), any(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
+    updated = strategy.update(loss, 1.0).applied
+    return updated, any(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
 
 
 def test_an_overflow_on_one_stage_skips_the_step_of_all(tmp_path: Path):
