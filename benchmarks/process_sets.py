@@ -168,8 +168,7 @@ class Trainee:
         if job.device == "cuda":
             torch.cuda.synchronize()
         return {
-            # All but the control's processes count their sum.
-            "tokens": tokens if job.kind == "control" or self._rank == 0 else 0,
+            "tokens": tokens if self._rank == 0 else 0,  # the step has counted those of all processes
             "steps": steps,
             "wall": time.perf_counter() - wall,
             "cpu": time.process_time() - cpu,
