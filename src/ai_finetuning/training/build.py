@@ -66,11 +66,12 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path) -> Built:
     """
     strategy = _strategy(plan)
     model, marks, dtype = _load(plan, strategy)
+    attention = attention_name(unwrapped(model))  # before the step's own way of attention takes its place
     with contextlib.nullcontext() if strategy.destination is None else strategy.destination.visiting(model):
         path = _documents(plan, model)  # tried on the device, although the model is not cut yet
     run = _run(plan, store, metrics_path, model, path, strategy)
     run.fingerprint = plan.fingerprint | {"weights": marks}
-    derived = _derived(plan, model, path)
+    derived = _derived(plan, model, path, attention)
     run.derived = asdict(derived)
     return Built(run, model, path, dtype, derived)
 
@@ -142,14 +143,14 @@ def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
     )
 
 
-def _derived(plan: RunPlan, model: nn.Module, path: DocumentPath | None) -> Derived:
+def _derived(plan: RunPlan, model: nn.Module, path: DocumentPath | None, attention: str | None) -> Derived:
     """What was decided for the user, with what only the built model tells."""
     inner = unwrapped(model)
     full = plan.request.full
     return replace(
         plan.derived,
         dtype=None if full else str(next(inner.parameters()).dtype).removeprefix("torch."),
-        attention=attention_name(inner),
+        attention=attention,
         kernels=path.name if path is not None else "plain",
         target_modules=None if full else target_modules(model),
     )

@@ -168,7 +168,6 @@ def test_a_resumed_run_takes_what_was_derived_from_its_checkpoint_and_a_rerun_de
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Stopped on a machine that is short of memory, resumed on one that is not: checkpointing and warm-up stay."""
-
     from ai_finetuning.training import resolve as module
 
     write_run(tmp_path, tiny_model_dir)
@@ -200,6 +199,7 @@ def test_a_resumed_run_takes_what_was_derived_from_its_checkpoint_and_a_rerun_de
     assert first["warmup_steps"] == 2
     assert len(first["target_modules"]) > 0
     assert first["split"] == "rows"
+    assert first["attention"] == "sdpa"
     assert call("train", str(tmp_path / "out" / "config.yaml"), "--resume") == 0
     assert derived_of(tmp_path / "out") == first
     assert call("train", str(tmp_path / "out" / "config.yaml"), "training.schedule.max_steps=30") == 0
