@@ -83,7 +83,7 @@ def written(parameter: inspect.Parameter) -> tuple[str, str, bool]:
     else:
         default = repr(parameter.default)
         if default == "<factory>":  # dataclasses: a section that is made anew
-            default = f"{str(parameter.annotation).strip(chr(39))}()"
+            default = f"{getattr(parameter.annotation, '__name__', parameter.annotation)}()"
     return parameter.name, default, parameter.kind is parameter.KEYWORD_ONLY
 
 

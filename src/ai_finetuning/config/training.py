@@ -108,7 +108,7 @@ def _documented(
     *,
     deepspeed_stage: int | None = None,
     parallel: ParallelConfig | None = None,
-    **training: Any,
+    **kwargs: Any,
 ) -> None:
     """The signature of MultiGPUTrainingConfig."""
 
