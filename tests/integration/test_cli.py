@@ -313,7 +313,7 @@ def test_an_error_of_our_own_making_exits_70_with_its_traceback(
 ):
     from ai_finetuning.engine import loop
 
-    def broken(run) -> None:
+    def broken(run, data) -> None:
         raise KeyError("a mistake of ours")
 
     monkeypatch.setattr(loop, "step_with_retry", broken)

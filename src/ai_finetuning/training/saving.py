@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config.plain import plain_run
+from ..config.plain import plain_run, to_plain
 from ..config.run import RunConfig
 from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
 from ..config.run_yaml import absolute_paths, describe_run
-from ..config.section import with_values
+from ..config.section import explicitly_set, with_values
+from ..config.sections import CheckpointConfig
 from ..engine.checkpoint import load as load_checkpoint
 from ..engine.checkpoint_pieces import write_shards
 from ..engine.metrics import read_metrics
@@ -55,7 +56,7 @@ _SETTINGS = {
 def descriptions(plan: RunPlan, derived: Derived) -> dict[str, str]:
     """The files that describe a run: what `aift train` reads again, and the machine."""
     request = plan.request
-    config = absolute_paths(_with_data(request), Path.cwd())
+    config = absolute_paths(_as_a_new_run(_with_data(request)), Path.cwd())
     return {
         CONFIG: describe_run(
             config, {_SETTINGS[name]: value for name, value in asdict(derived).items() if name in _SETTINGS}
@@ -74,6 +75,20 @@ def _with_data(request: TrainRequest) -> RunConfig:
         elif getattr(data, name) is None and isinstance(source, str | float):
             data = with_values(data, **{name: source})
     return with_values(request.config, data=data) if data is not request.config.data else request.config
+
+
+def _as_a_new_run(config: RunConfig) -> RunConfig:
+    """Without what only says how this process came to the run: config.yaml describes the run, and a rerun starts anew."""
+    checkpoint = config.training.checkpoint
+    own = checkpoint.resume_from_checkpoint is not None and (
+        checkpoint.resume_from_checkpoint == "auto"
+        or Path(checkpoint.resume_from_checkpoint).resolve() == Path(config.training.output_dir).resolve()
+    )
+    values = to_plain(checkpoint, given_only=True)
+    for name in ("restart", "allow_changed", *(["resume_from_checkpoint"] if own else [])):
+        values.pop(name, None)
+    training = with_values(config.training, checkpoint=CheckpointConfig(**values))
+    return with_values(config, training=training) if "checkpoint" in explicitly_set(config.training) else config
 
 
 def finish(
