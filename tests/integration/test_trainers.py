@@ -284,7 +284,7 @@ def test_fp16_on_a_cpu_is_resolved_said_once_and_recorded(tiny_model_dir: Path, 
     assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["derived"]["precision"] == precision
     config = (tmp_path / "out" / "config.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(config)["training"]["runtime"]["precision"] == "auto"  # what was given
-    assert any(line.startswith("#") and line.endswith(f"precision: {precision}") for line in config.splitlines())
+    assert any(line.startswith("#") and line.endswith(f'precision: "{precision}"') for line in config.splitlines())
     assert caplog.text.count("mixed precision in") + caplog.text.count("computing in fp32") == 1
 
 

@@ -173,6 +173,7 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     config.validate()
     validate_config(config)
     validate_data(request.train, request.held_out)
+    validate_strategy(request)
     source = request.model.find()
     base.validate_method(request, source)
     if resume is None:
