@@ -90,8 +90,8 @@ def imports(rounds: int) -> dict[str, Any]:
         "aift --help": "from ai_finetuning.apps.cli.main import run; run(['--help'])",
         "torch": "import torch",
         "torch, transformers": "from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel",
-        "training (full)": "import ai_finetuning.training.run",
-        "training (LoRA: peft, which loads bitsandbytes)": "import ai_finetuning.training.run, peft",
+        "training (full)": "import ai_finetuning.trainers.from_config",
+        "training (LoRA: peft, which loads bitsandbytes)": "import ai_finetuning.trainers.from_config, peft",
     }
     found: dict[str, list[float]] = {name: [] for name in programs}
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -115,8 +115,8 @@ def first_step(folder: Path, rounds: int) -> dict[str, Any]:
 def child_first_step(started: float, model: str, out: str) -> dict[str, float]:
     marks = {"started": started, "python": time.time()}
     from ai_finetuning.engine import loop
-    from ai_finetuning.training import build, execute
-    from ai_finetuning.training.run import run_training
+    from ai_finetuning.execution import build, execute
+    from ai_finetuning.trainers.from_config import run_training
 
     marks["imports"] = time.time()
     for owner, name, mark in (
@@ -182,8 +182,8 @@ def child_tokens(started: float, folder: str) -> dict[str, float]:
     from ai_finetuning.data.prepare import load_examples
     from ai_finetuning.data.sources import load_samples
     from ai_finetuning.data.tokenize import encode
-    from ai_finetuning.hardware.gpu import peak_memory_bytes
     from ai_finetuning.models.tokenizers import load_tokenizer
+    from ai_finetuning.system.gpu import peak_memory_bytes
 
     tokenizer = load_tokenizer(folder)
     path = Path(folder) / "chat.jsonl"
@@ -220,13 +220,14 @@ def _run(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from ai_finetuning.data.loader import Loader
-    from ai_finetuning.engine.checkpoint import CheckpointStore
+    from ai_finetuning.engine.checkpoint.store import CheckpointStore
     from ai_finetuning.engine.loss import make_document_loss, make_loss
     from ai_finetuning.engine.optimizer import build_optimizer
-    from ai_finetuning.engine.state import Run, TrainState
-    from ai_finetuning.hardware.gpu import sixteen_bit
+    from ai_finetuning.engine.state import Run
+    from ai_finetuning.engine.train_state import TrainState
     from ai_finetuning.models.documents import open_documents
-    from ai_finetuning.parallel.single import SingleDevice
+    from ai_finetuning.parallel.strategies.single import SingleDevice
+    from ai_finetuning.system.gpu import sixteen_bit
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, pad_token_id=0, bos_token_id=1, eos_token_id=2))

@@ -23,19 +23,20 @@ import torch.multiprocessing as mp
 
 from ai_finetuning.data.loader import Loader
 from ai_finetuning.data.tokenize import Example
-from ai_finetuning.engine.checkpoint import CheckpointStore
+from ai_finetuning.engine.checkpoint.store import CheckpointStore
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.engine.precision import Precision, resolve_precision
-from ai_finetuning.engine.state import Run, TrainState
+from ai_finetuning.engine.state import Run
 from ai_finetuning.engine.step import next_step, train_step
+from ai_finetuning.engine.train_state import TrainState
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import open_documents
-from ai_finetuning.parallel.distributed import Distributed
-from ai_finetuning.parallel.mesh import Sizes, build_mesh
-from ai_finetuning.parallel.pipeline import Pipeline
+from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
 from ai_finetuning.parallel.processes import backend_for
-from ai_finetuning.parallel.single import SingleDevice
+from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.strategies.pipeline import Pipeline
+from ai_finetuning.parallel.strategies.single import SingleDevice
 from ai_finetuning.parallel.strategy import Strategy
 from benchmarks.corpus import PAD, Document
 from benchmarks.rounds import WorkerError, busy_seconds

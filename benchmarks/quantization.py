@@ -83,8 +83,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from ai_finetuning import QuantizationOptimizer
     from ai_finetuning.errors import ToolkitError
     from ai_finetuning.evaluation.quantization_benchmark import compare_models
-    from ai_finetuning.hardware.gpu import clear_gpu_memory
     from ai_finetuning.models.loading import load_causal_lm
+    from ai_finetuning.system.gpu import clear_gpu_memory
 
     name = "embedded:kotoha-tiny"
     if given.shape:

@@ -15,7 +15,7 @@ from ray.train.torch import TorchTrainer
 def train(settings: dict[str, str]) -> None:
     """One worker; the toolkit reads RANK, WORLD_SIZE and LOCAL_RANK, which Ray has set."""
     from ai_finetuning.config.load import load_config
-    from ai_finetuning.training.run import run_training
+    from ai_finetuning.trainers.from_config import run_training
 
     run_training(load_config(settings["config"]))
 

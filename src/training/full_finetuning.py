@@ -1,5 +1,5 @@
 """Documented import path; the objects are those of ai_finetuning."""
 
-from ai_finetuning.training.full_finetuning import FullFinetuningTrainer
+from ai_finetuning.trainers.full import FullFinetuningTrainer
 
 __all__ = ["FullFinetuningTrainer"]

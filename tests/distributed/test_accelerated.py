@@ -14,9 +14,9 @@ from tests.support.runs import losses, train_full, weights_digest
 
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.errors import ProcessesError
-from ai_finetuning.parallel.accelerated import Accelerated, AcceleratedReplicas
-from ai_finetuning.parallel.choose import check_strategy, choose
-from ai_finetuning.parallel.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.plan import check_strategy, choose
+from ai_finetuning.parallel.plugins.accelerated import Accelerated, AcceleratedReplicas
 
 CASES = [
     Case("llama", "full", "padded"),

@@ -8,8 +8,8 @@ import pytest
 from tests.support.parity import CPU, Case, loader, loss_of, model_of
 from tests.support.ranks import run_ranks
 
-from ai_finetuning.parallel.distributed import Distributed
-from ai_finetuning.parallel.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.strategies.distributed import Distributed
 
 MICRO_BATCHES = (1, 3, 6)
 

@@ -10,9 +10,9 @@ import torch
 from tests.support.parity import CPU, Case, differences, loss_of, model_of
 from tests.support.ranks import run_ranks
 
-from ai_finetuning.parallel.distributed import Distributed
-from ai_finetuning.parallel.layout import local
-from ai_finetuning.parallel.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.weights.layout import local
 
 CASES = [
     Case(kind, method, data)

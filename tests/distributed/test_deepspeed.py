@@ -25,12 +25,12 @@ from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.engine.optimizer import build_optimizer, set_learning_rate
 from ai_finetuning.errors import ProcessesError
-from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
+from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.documents import open_documents
-from ai_finetuning.parallel.distributed import Distributed
-from ai_finetuning.parallel.mesh import Sizes, build_mesh
-from ai_finetuning.parallel.single import SingleDevice
-from ai_finetuning.parallel.zero import Zero
+from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.plugins.zero import Zero
+from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.strategies.single import SingleDevice
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (the extra `deepspeed`)"

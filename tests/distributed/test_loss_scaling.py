@@ -13,7 +13,7 @@ from tests.support.ranks import run_ranks
 
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.models.plans import tensor_plan
-from ai_finetuning.parallel.choose import check_strategy, choose
+from ai_finetuning.parallel.plan import check_strategy, choose
 
 CASE = Case("llama", "lora")
 

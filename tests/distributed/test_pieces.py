@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ai_finetuning.engine import checkpoint
-from ai_finetuning.engine.checkpoint_files import write_tensors
-from ai_finetuning.engine.checkpoint_pieces import read_tensors, write_shards
-from ai_finetuning.parallel.layout import Layout
+from ai_finetuning.engine.checkpoint.read import read_tensors, write_shards
+from ai_finetuning.engine.checkpoint.store import store as checkpoint
+from ai_finetuning.engine.checkpoint.write import write_tensors
+from ai_finetuning.parallel.weights.layout import Layout
 
 WEIGHT = torch.randn(7, 6, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16).float()
 

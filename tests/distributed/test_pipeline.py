@@ -15,11 +15,11 @@ from tests.support.ranks import run_ranks
 
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.engine.optimizer import build_optimizer
-from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
+from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.documents import open_documents
-from ai_finetuning.parallel.mesh import Sizes, build_mesh
-from ai_finetuning.parallel.pipeline import SCHEDULES, Pipeline
-from ai_finetuning.parallel.single import SingleDevice
+from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.strategies.pipeline import SCHEDULES, Pipeline
+from ai_finetuning.parallel.strategies.single import SingleDevice
 
 # One of each architecture, method and kind of data, in pairs that differ.
 COVER = [

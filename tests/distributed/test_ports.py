@@ -15,9 +15,9 @@ from tests.support.commands import write_run
 
 from ai_finetuning.config.load import load_config
 from ai_finetuning.errors import ProcessesError
-from ai_finetuning.training import launch
-from ai_finetuning.training.request import request_of
-from ai_finetuning.training.resolve import resolve
+from ai_finetuning.execution import processes as launch
+from ai_finetuning.execution.request import request_of
+from ai_finetuning.execution.resolve import resolve
 
 # In torchrun's place: the first process's log of one attempt, with the store that it really opens on the port.
 ATTEMPT = """

@@ -16,7 +16,7 @@ from tests.support.runs import losses, train_full, train_lora
 
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.errors import ConfigError, PreemptedError
-from ai_finetuning.parallel.choose import check_strategy
+from ai_finetuning.parallel.plan import check_strategy
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"},
@@ -122,8 +122,8 @@ def test_sizes_that_cannot_be_are_refused_with_the_numbers():
 
 def test_auto_is_put_in_words_before_anything_starts(tiny_model_dir: Path, tmp_path: Path, said: Any):
     from ai_finetuning.config.load import load_config
-    from ai_finetuning.training.request import request_of
-    from ai_finetuning.training.resolve import resolve
+    from ai_finetuning.execution.request import request_of
+    from ai_finetuning.execution.resolve import resolve
 
     (tmp_path / "texts.txt").write_text("日本の首都は東京です。\n\n今日は良い天気ですね。\n", encoding="utf-8")
     overrides = [

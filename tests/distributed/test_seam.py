@@ -20,7 +20,7 @@ from ai_finetuning.engine.loop import advance, fit
 from ai_finetuning.engine.step import next_step, step_with_retry
 from ai_finetuning.errors import PreemptedError
 from ai_finetuning.models.plans import tensor_plan
-from ai_finetuning.parallel.choose import check_strategy, choose
+from ai_finetuning.parallel.plan import check_strategy, choose
 
 STRATEGIES = ["ddp", "fsdp", "pipeline", "tensor"]
 

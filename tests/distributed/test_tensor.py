@@ -15,14 +15,14 @@ from tests.support.ranks import run_ranks
 from transformers import LlamaConfig
 
 from ai_finetuning.errors import ConfigError, ModelError
-from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
+from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.plans import tensor_plan
-from ai_finetuning.parallel.distributed import Distributed
-from ai_finetuning.parallel.mesh import Sizes, build_mesh
-from ai_finetuning.parallel.settle import Destination
-from ai_finetuning.parallel.single import SingleDevice
-from ai_finetuning.parallel.tensor import cut_layers, refuse
+from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
+from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.strategies.single import SingleDevice
+from ai_finetuning.parallel.strategies.tensor import cut_layers, refuse
+from ai_finetuning.parallel.weights.materialize import Destination
 
 KINDS = ("llama", "stablelm", "gpt_neox", "qwen3_tied", "gemma2")
 PRODUCT = [

@@ -17,7 +17,7 @@ from tests.support.commands import call, spawn, write_run
 from tests.support.disks import mounted
 from tests.support.runs import losses, train_full, weights_digest
 
-from ai_finetuning.engine.checkpoint import verify
+from ai_finetuning.engine.checkpoint.store import verify
 from ai_finetuning.engine.metrics import read_metrics
 
 

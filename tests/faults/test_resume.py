@@ -201,7 +201,7 @@ def test_a_checkpoint_holds_its_own_step_however_slow_the_disk_is(tmp_path: Path
 
 
 def test_the_end_of_a_run_waits_for_its_last_checkpoint(tmp_path: Path, tiny_model_dir: Path, reference: Path, faulty):
-    from ai_finetuning.engine.checkpoint import verify
+    from ai_finetuning.engine.checkpoint.store import verify
 
     faulty("save:slow@24")
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 0
@@ -461,7 +461,7 @@ def test_a_checkpoint_of_another_trainer_gives_weights_and_step(tmp_path: Path, 
 def test_at_least_two_verified_checkpoints_are_kept(tmp_path: Path, tiny_model_dir: Path):
     config = str(write_run(tmp_path, tiny_model_dir, save_steps=2, checkpoint={"save_total_limit": 2}))
     assert call("train", config) == 0
-    from ai_finetuning.engine.checkpoint import verify
+    from ai_finetuning.engine.checkpoint.store import verify
 
     left = sorted((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
     assert [path.name for path in left] == ["checkpoint-22", "checkpoint-24"]

@@ -75,8 +75,8 @@ def test_qlora_trains_and_answers(tiny_model_dir: Path, tmp_path: Path, four_bit
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
 def test_packed_rows_do_not_see_each_other(tiny_model_dir: Path, attention: str):
+    from ai_finetuning.execution.packing_check import leak_of_packing
     from ai_finetuning.models.loading import load_causal_lm
-    from ai_finetuning.training.isolation import leak_of_packing
 
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")

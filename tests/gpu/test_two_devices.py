@@ -10,8 +10,8 @@ from tests.support.models import build_model, save_tiny_model
 from tests.support.parity import Case, take_step
 
 from ai_finetuning.models.loading import load_causal_lm
-from ai_finetuning.parallel.device_map import ModelParallel
-from ai_finetuning.parallel.single import SingleDevice
+from ai_finetuning.parallel.strategies.device_map import ModelParallel
+from ai_finetuning.parallel.strategies.single import SingleDevice
 from ai_finetuning.planner.layers import split_model
 from ai_finetuning.planner.memory import Workload
 

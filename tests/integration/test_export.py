@@ -16,11 +16,8 @@ from tests.support.models import build_tokenizer, save_tiny_model
 from tests.support.runs import train_lora
 
 from ai_finetuning.errors import ConfigError, InputNotFoundError, ModelError
-from ai_finetuning.japanese.prompts import render
-from ai_finetuning.japanese.templates import TEMPLATES
-from ai_finetuning.models.tokenizers import PROBES, load_tokenizer
-from ai_finetuning.training.export.gguf import export_gguf, find_converter, require_converter
-from ai_finetuning.training.export.gguf_file import (
+from ai_finetuning.export.gguf import export_gguf, find_converter, require_converter
+from ai_finetuning.export.gguf_file import (
     ARRAY,
     BOOL,
     BYTE,
@@ -34,10 +31,13 @@ from ai_finetuning.training.export.gguf_file import (
     read_header,
     rewrite,
 )
-from ai_finetuning.training.export.gguf_tokenizer import judge, known_hashes, tokenizer_kind, write_piece_model
-from ai_finetuning.training.export.ollama import modelfile, prompt_of
-from ai_finetuning.training.export.source import model_folder
-from ai_finetuning.training.export.vllm import adapter_obstacles, problems_of
+from ai_finetuning.export.gguf_tokenizer import judge, known_hashes, tokenizer_kind, write_piece_model
+from ai_finetuning.export.ollama import modelfile, prompt_of
+from ai_finetuning.export.source import model_folder
+from ai_finetuning.export.vllm import adapter_obstacles, problems_of
+from ai_finetuning.japanese.prompts import render
+from ai_finetuning.japanese.templates import TEMPLATES
+from ai_finetuning.models.tokenizers import PROBES, load_tokenizer
 
 TEXT = "円 3 3.3 🍣"
 
@@ -251,7 +251,7 @@ def test_a_place_without_rights_is_told(kotoha: str, checkout: Path, tmp_path: P
 def test_a_disk_without_room_is_told_before_anything_is_written(
     kotoha: str, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from ai_finetuning.training.export import gguf
+    from ai_finetuning.export import gguf
 
     monkeypatch.setattr(gguf, "free_disk_bytes", lambda place: 1_000_000)
     out = tmp_path / "place" / "k.gguf"

@@ -16,11 +16,11 @@ from tests.support.models import build_tokenizer, save_tiny_model
 from tests.support.runs import train_lora, training, weights_digest
 
 from ai_finetuning import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
+from ai_finetuning.convert import merge as merging
+from ai_finetuning.convert.merge import merge_adapter
 from ai_finetuning.errors import ModelError, UsageError
 from ai_finetuning.models.adapters import add_lora, load_adapter, logits_of
 from ai_finetuning.models.loading import load_causal_lm
-from ai_finetuning.training import merging
-from ai_finetuning.training.merging import merge_adapter
 
 # Relative error of LoRA gradients against the dequantized model. 4 bit computes with the dequantized weights;
 # LLM.int8() rounds activations to 8 bit too, which is no mistake. The defect that is watched for gives 0.7 to 1.0

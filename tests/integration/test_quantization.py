@@ -16,8 +16,9 @@ from tests.support.models import build_tokenizer, save_tiny_model
 from tests.support.runs import train_lora
 
 from ai_finetuning import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer, QuantizationOptimizer, TrainingConfig
+from ai_finetuning.convert import quantize as quantization
+from ai_finetuning.convert.merge import merge_adapter
 from ai_finetuning.errors import ConfigError, ModelError, StorageError
-from ai_finetuning.hardware.gpu import cpu_flags
 from ai_finetuning.inference.session import open_model
 from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.models.quantized import (
@@ -28,8 +29,7 @@ from ai_finetuning.models.quantized import (
     quantized_bits,
     weight_bytes,
 )
-from ai_finetuning.training import quantization
-from ai_finetuning.training.merging import merge_adapter
+from ai_finetuning.system.gpu import cpu_flags
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -334,7 +334,7 @@ def test_a_merge_agrees_with_base_plus_adapter(adapter: Path, tiny_model_dir: Pa
 
 
 def test_a_merge_that_does_not_agree_is_taken_back(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ai_finetuning.training import merging
+    from ai_finetuning.convert import merge as merging
 
     def wrong(model):
         merged = model.merge_and_unload()

@@ -17,8 +17,8 @@ from tests.support.patience import patience, until
 from tests.support.ports import free_port
 from tests.support.runs import train_lora
 
-from ai_finetuning.training.export import serve
-from ai_finetuning.training.export.source import model_folder
+from ai_finetuning.export import serve
+from ai_finetuning.export.source import model_folder
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
 needs_server = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (the extra `serve`)")

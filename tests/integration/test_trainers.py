@@ -24,9 +24,9 @@ from ai_finetuning import (
 )
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import ConfigError, DataError, ModelError
-from ai_finetuning.hardware import gpu
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.models.fused import why_not_worth
+from ai_finetuning.system import gpu
 
 FILES = {
     "config.yaml",
@@ -276,7 +276,7 @@ def test_low_default_learning_rate_is_said_with_lora(tiny_model_dir: Path, tmp_p
 def test_fp16_on_a_cpu_is_resolved_said_once_and_recorded(tiny_model_dir: Path, tmp_path: Path, caplog):
     import yaml
 
-    from ai_finetuning.hardware.gpu import cpu_has_bf16
+    from ai_finetuning.system.gpu import cpu_has_bf16
 
     caplog.set_level("INFO", logger="ai_finetuning")
     train_lora(tiny_model_dir, tmp_path / "out", num_epochs=1, fp16=True, runtime={"precision": "auto"})
@@ -301,7 +301,7 @@ def test_gradient_checkpointing_follows_the_user_and_else_the_memory(
     assert recorded("untouched") is False  # a tiny model leaves most of the memory free
     assert recorded("asked", gradient_checkpointing=True) is True
     assert recorded("refused", gradient_checkpointing=False) is False
-    from ai_finetuning.training import build, resolve
+    from ai_finetuning.execution import build, resolve
 
     # The estimate of this run is about 2.5 MB; free memory is pretended, the estimate is not.
     for part in (build, resolve):
@@ -396,7 +396,7 @@ def test_packing_is_refused_where_documents_see_each_other(tiny_model_dir: Path)
     """The probe finds a leak in a model that ignores position_ids, and none in one that does not."""
     from tests.support.models import build_model
 
-    from ai_finetuning.training.isolation import leak_of_packing, refuse_leaking_attention
+    from ai_finetuning.execution.packing_check import leak_of_packing, refuse_leaking_attention
 
     model = build_model("llama")
     assert leak_of_packing(model) < 1e-6
@@ -507,8 +507,8 @@ def test_tracker_writes_and_a_broken_one_does_not_stop_the_run(tiny_model_dir: P
     assert list((tmp_path / "good" / "trackers").rglob("events.out.tfevents.*"))
     (tmp_path / "bad").mkdir()
     from ai_finetuning.engine.hooks import Control
-    from ai_finetuning.engine.state import TrainState
-    from ai_finetuning.training import trackers
+    from ai_finetuning.engine.train_state import TrainState
+    from ai_finetuning.execution import trackers
 
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")

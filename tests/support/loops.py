@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ai_finetuning.data.loader import Loader, evaluation_batches
-from ai_finetuning.engine.checkpoint import CheckpointStore
+from ai_finetuning.engine.checkpoint.store import CheckpointStore
 from ai_finetuning.engine.optimizer import build_optimizer
-from ai_finetuning.engine.state import Evaluation, Run, TrainState
+from ai_finetuning.engine.state import Evaluation, Run
+from ai_finetuning.engine.train_state import TrainState
 from ai_finetuning.parallel.processes import all_peers
 
 from .parity import Case, documents, loss_of, model_of

@@ -17,7 +17,7 @@ from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import open_documents
 from ai_finetuning.models.quantized import forbid_cpu_packing, require_quantized
-from ai_finetuning.parallel.single import SingleDevice
+from ai_finetuning.parallel.strategies.single import SingleDevice
 
 from .models import build_model
 from .ranks import run_ranks

@@ -6,15 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .limits import (
-    AtLeastOne,
-    FractionOrOne,
-    FractionOrZero,
-    NotNegativeFloat,
-    PositiveFloat,
-    RatioFromOne,
-    Share,
-)
+from .limits import AtLeastOne, FractionOrOne, FractionOrZero, NotNegativeFloat, PositiveFloat, RatioFromOne, Share
 from .section import section
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "muon")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..hardware.folders import cache_folder
+from ..system.folders import cache_folder
 from .tokenize import EncodeReport, Example
 
 # Oldest entries go when the folder grows beyond this.

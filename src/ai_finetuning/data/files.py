@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import embedded
 from ..errors import DataError, HubError, InputNotFoundError
-from ..hardware.network import endpoint, head, offline
+from ..system.network import endpoint, head, offline
 from .encoding import decode, mojibake
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from ..errors import DataError
 from ..labels import IGNORED
-from ..notices import warn
+from ..messages import warn
 from .collate import collate
 from .messages import PlainText
 from .tokenize import Example, encode

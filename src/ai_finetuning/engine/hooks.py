@@ -7,10 +7,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from .state import TrainState
+from .train_state import TrainState
 
 
 class Request(NamedTuple):

@@ -11,15 +11,16 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ..errors import DivergedError, PreemptedError
-from ..hardware.out_of_memory import with_smaller_batches
-from ..notices import notice, warn
-from ..parallel.layout import Layout
+from ..messages import notice, warn
+from ..parallel.weights.layout import Layout
+from ..system.out_of_memory import with_smaller_batches
 from . import rng
-from .checkpoint_writer import Snapshot
+from .checkpoint.background import Snapshot
 from .hooks import Request, SignalFlags, take_request
 from .metrics import MetricsFile, text_metrics
-from .state import Evaluation, Run, TrainState
+from .state import Evaluation, Run
 from .step import StepOutcome, next_step, step_with_retry
+from .train_state import TrainState
 
 MAX_BAD_STEPS = 3
 SPIKE_SIGMAS = 8.0

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..notices import warn
+from ..messages import warn
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..hardware.gpu import cpu_has_bf16
+from ..system.gpu import cpu_has_bf16
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

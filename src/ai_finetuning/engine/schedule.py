@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..notices import notice, warn
+from ..messages import notice, warn
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from torch import nn
 
 from ..parallel.batch import Batch
 from ..parallel.strategy import Strategy
-from .checkpoint import CheckpointStore
-from .checkpoint_writer import CheckpointWriter
+from .checkpoint.background import CheckpointWriter
+from .checkpoint.store import CheckpointStore
 from .faults import Faults
 from .hooks import Callback, Control
 from .schedule import Schedule
+from .train_state import TrainState
 
 
 class LoaderLike(Protocol):
@@ -30,25 +31,6 @@ class LoaderLike(Protocol):
 
 
 @dataclass
-class TrainState:
-    """Where a run stands; part of every checkpoint."""
-
-    micro_batch_size: int
-    step: int = 0
-    epoch: int = 0
-    index: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    bad_in_a_row: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    stale_evaluations: int = 0
-    loss_mean: float = 0.0
-    loss_square: float = 0.0
-    eval_batch_size: int = 0
-
-
-@dataclass
 class Evaluation:
     """Held-out data: batches for a batch size, and the characters of the scored text (None where unknown)."""
 
@@ -58,7 +40,7 @@ class Evaluation:
 
 @dataclass
 class Run:
-    """Everything the loop works with; put together once, in training/build.py."""
+    """Everything the loop works with; put together once, in execution/build.py."""
 
     model: nn.Module
     strategy: Strategy

@@ -10,10 +10,10 @@ from typing import NoReturn
 from torch import Tensor
 
 from ..errors import OutOfMemoryError
-from ..hardware.gpu import is_out_of_memory
-from ..hardware.out_of_memory import first_line, with_smaller_batches
-from ..notices import warn
+from ..messages import warn
 from ..parallel.batch import Batch
+from ..system.gpu import is_out_of_memory
+from ..system.out_of_memory import first_line, with_smaller_batches
 from .hooks import NOTHING, Request
 from .optimizer import set_learning_rate
 from .rng import DeviceRandomState

@@ -23,13 +23,13 @@ from torch import nn
 from ..config.data import DataConfig
 from ..data.prepare import load_examples
 from ..errors import ConfigError, DataError, ToolkitError
-from ..hardware.environment import environment
-from ..hardware.gpu import memory_growth
 from ..japanese.practice import corpus
 from ..models import hub
 from ..models._upstream import attention_name
 from ..models.quantized import allow_cpu_packing, linear_modules, packs_on_cpu, unchanged, weight_bytes
 from ..models.tokenizers import load_tokenizer
+from ..system.environment import environment
+from ..system.gpu import memory_growth
 from .fidelity import compare_logits, first_divergence, perplexity
 from .speed import NEW_TOKENS, WARMUP, Timing, prefill, spread, take_turns
 

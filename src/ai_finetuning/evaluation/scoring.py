@@ -9,7 +9,7 @@ from ..data.loader import evaluation_batches
 from ..data.prepare import load_examples
 from ..engine.loss import make_loss
 from ..engine.metrics import text_metrics
-from ..parallel.single import SingleDevice
+from ..parallel.strategies.single import SingleDevice
 
 
 def score(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from ..hardware.folders import cache_folder
+from ..system.folders import cache_folder
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 # -march=native: the library is built for this processor, and its name says for which.

@@ -256,3 +256,8 @@ def _saved_name(name: str) -> str:
     if name.endswith(".lora_magnitude_vector.default.weight"):
         return name.removesuffix(".default.weight")
     return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+
+
+def saved_tokenizer(folder: str) -> str | None:
+    """The adapter's folder where a tokenizer was saved with it (ours are), else None."""
+    return folder if (Path(folder) / "tokenizer_config.json").is_file() else None

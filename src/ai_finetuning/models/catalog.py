@@ -12,7 +12,7 @@ import yaml
 
 from ..errors import localized
 from ..japanese.templates import TEMPLATES, ChatTemplate
-from ..notices import warn
+from ..messages import warn
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

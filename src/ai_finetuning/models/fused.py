@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..hardware.gpu import cpu_has_bf16
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
+from ..system.gpu import cpu_has_bf16
 from ._upstream import version_of
 
 

@@ -11,9 +11,9 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..errors import ConfigError
-from ..hardware.gpu import clear_gpu_memory, is_out_of_memory
 from ..japanese.prompts import render
-from ..notices import warn
+from ..messages import warn
+from ..system.gpu import clear_gpu_memory, is_out_of_memory
 from .sampling import validate_sampling
 from .tokenizers import PromptStyle, prompt_style
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .. import embedded
 from ..errors import HubError, InputNotFoundError, ModelError
-from ..hardware.network import LIMIT_SECONDS, endpoint, head, offline
+from ..system.network import LIMIT_SECONDS, endpoint, head, offline
 from . import catalog
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")

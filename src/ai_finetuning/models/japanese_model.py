@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ToolkitError
-from ..hardware.gpu import free_memory_bytes, get_available_device
 from ..japanese.prompts import user_turn
-from ..notices import notice, warn
+from ..messages import notice, warn
+from ..system.gpu import free_memory_bytes, get_available_device
 from . import catalog
 from .base_model import BaseModel
 from .generation import generate_text, stream_text

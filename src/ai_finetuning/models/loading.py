@@ -17,9 +17,9 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from typing_extensions import Unpack
 
 from ..errors import ModelError, ToolkitError
-from ..hardware.checkpointing import enable_activation_checkpointing
-from ..hardware.gpu import cpu_has_bf16, get_available_device
-from ..notices import notice, warn
+from ..messages import notice, warn
+from ..system.gpu import cpu_has_bf16, get_available_device
+from .activation_checkpointing import enable_activation_checkpointing
 from .options import require_known
 from .placement import DeviceMap, spread
 from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, require_backend, require_quantized

@@ -24,7 +24,7 @@ def spread(model: Any, device_map: DeviceMap) -> None:
 
     Args:
         model: a transformers causal LM, inside any adapter; on the CPU, or loaded with the same map.
-        device_map: as parallel/device_map.py makes it; the final norm lies beside the head.
+        device_map: as parallel/strategies/device_map.py makes it; the final norm lies beside the head.
 
     Raises:
         ModelError: the map keeps weights on the CPU or on disk.

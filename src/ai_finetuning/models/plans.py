@@ -21,7 +21,7 @@ BY_NAME = {
 }
 
 
-# The cuts of transformers' plans that parallel/tensor.py makes; mixtures of experts and latent attention need others.
+# The cuts of transformers' plans that parallel/strategies/tensor.py makes; mixtures of experts and latent attention need others.
 CUTS = frozenset(
     {
         "colwise",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HubError, ModelError, ToolkitError
-from ..notices import warn
+from ..messages import warn
 from . import catalog, hub
 from .catalog import CatalogRow
 

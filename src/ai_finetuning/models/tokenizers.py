@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..errors import HubError, ModelError
 from ..japanese.prompts import render
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_text
-from ..notices import notice, warn
+from ..messages import notice, warn
 from . import catalog
 from .source import ModelSource, find_tokenizer
 

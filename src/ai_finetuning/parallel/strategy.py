@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch, LossFunction
-from .layout import Layout
-from .settle import Destination
-from .state import Tensors
+from .weights.layout import Layout
+from .weights.materialize import Destination
+from .weights.state import Tensors
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What each layer of a model costs in a training step, for a map of several devices (parallel/device_map.py)."""
+"""What each layer of a model costs in a training step, for a map of several devices (parallel/strategies/device_map.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError
-from ..parallel.device_map import Block, Split, balance
+from ..parallel.strategies.device_map import Block, Split, balance
 from . import memory
 from .memory import Workload
 from .shape import ModelShape, shape_of

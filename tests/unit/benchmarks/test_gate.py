@@ -11,7 +11,7 @@ from benchmarks.gate import Findings, GateError, distance, gradients, leak, neig
 from tests.support.models import build_model
 
 from ai_finetuning.engine.loss import make_loss
-from ai_finetuning.parallel.single import SingleDevice
+from ai_finetuning.parallel.strategies.single import SingleDevice
 
 FINE = Findings(precision="bf16", loss=1e-5, gradient=9e-3, worst=2e-2, worst_name="w", leak=0.0)
 

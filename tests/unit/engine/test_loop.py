@@ -16,8 +16,8 @@ from ai_finetuning.engine.hooks import Callback
 from ai_finetuning.engine.loop import advance, fit
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.engine.step import next_step, step_with_retry
-from ai_finetuning.parallel.accelerated import Accelerated
-from ai_finetuning.parallel.single import SingleDevice
+from ai_finetuning.parallel.plugins.accelerated import Accelerated
+from ai_finetuning.parallel.strategies.single import SingleDevice
 
 CASE = Case("llama", "full", "documents", rows=20)
 

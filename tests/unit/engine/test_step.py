@@ -13,9 +13,9 @@ from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.loss import make_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.labels import IGNORED
-from ai_finetuning.parallel.accelerated import Accelerated
 from ai_finetuning.parallel.loss_scale import LossScale
-from ai_finetuning.parallel.single import SingleDevice
+from ai_finetuning.parallel.plugins.accelerated import Accelerated
+from ai_finetuning.parallel.strategies.single import SingleDevice
 
 KINDS = ["llama", "qwen2", "stablelm", "gpt_neox"]
 
@@ -155,7 +155,7 @@ def test_bf16_autocast_stays_near_the_reference():
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
-    from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
+    from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 
     model = build_model().train()
     exact = reference(model, rows())
@@ -360,7 +360,7 @@ def test_an_explicitly_set_warm_up_is_warned_about_and_refused(said):
 
 def test_precision_follows_the_machine():
     from ai_finetuning.engine.precision import resolve_precision
-    from ai_finetuning.hardware.gpu import cpu_has_bf16
+    from ai_finetuning.system.gpu import cpu_has_bf16
 
     cpu = torch.device("cpu")
     assert resolve_precision("auto", fp16=False, device=cpu).name == "fp32"
@@ -394,7 +394,7 @@ def _one_step(model, optimizer, seed: int) -> None:
 
 def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adamw():
     """Hidden matrices keep one momentum; embeddings, head and norms keep AdamW's two moments."""
-    from ai_finetuning.parallel.state import optimizer_tensors
+    from ai_finetuning.parallel.weights.state import optimizer_tensors
 
     model = build_model("llama")
     optimizer = _muon(model)
@@ -408,7 +408,7 @@ def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adamw():
 
 def test_muon_goes_on_from_its_saved_state():
     """The state of optimizer_tensors() gives the same next weights, bit for bit."""
-    from ai_finetuning.parallel.state import load_optimizer_tensors, optimizer_tensors
+    from ai_finetuning.parallel.weights.state import load_optimizer_tensors, optimizer_tensors
 
     model, other = build_model("llama"), build_model("llama")
     optimizer = _muon(model)

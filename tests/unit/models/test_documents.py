@@ -10,11 +10,11 @@ import transformers
 from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import IGNORED, Example
 from ai_finetuning.engine.loss import make_document_loss
-from ai_finetuning.hardware import gpu
-from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
 from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import open_documents
+from ai_finetuning.system import gpu
 
 CPU = torch.device("cpu")
 SIZES = {

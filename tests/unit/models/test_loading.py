@@ -13,9 +13,9 @@ from tests.support.models import build_tokenizer, save_tiny_model
 
 from ai_finetuning import JapaneseModel, LoRAFinetuningTrainer
 from ai_finetuning.errors import InputNotFoundError, ModelError, ToolkitError
-from ai_finetuning.hardware.gpu import cpu_has_bf16
 from ai_finetuning.models.adapters import add_lora, load_adapter
 from ai_finetuning.models.loading import load_causal_lm
+from ai_finetuning.system.gpu import cpu_has_bf16
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "stablelm", "gpt_neox"])

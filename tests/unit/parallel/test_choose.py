@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ai_finetuning.parallel.choose import Choice, warn_of_idle_ranks
-from ai_finetuning.parallel.mesh import Sizes
+from ai_finetuning.parallel.collectives.mesh import Sizes
+from ai_finetuning.parallel.plan import Choice, warn_of_idle_ranks
 
 
 @pytest.mark.parametrize(

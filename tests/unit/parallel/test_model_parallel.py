@@ -15,12 +15,12 @@ from torch import nn
 from ai_finetuning.engine.loss import make_document_loss, make_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.errors import ConfigError, ModelError
-from ai_finetuning.hardware.checkpointing import enable_activation_checkpointing
+from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import open_documents
 from ai_finetuning.models.placement import spread
-from ai_finetuning.parallel.device_map import ModelParallel, capacities, memory_bytes
-from ai_finetuning.parallel.single import SingleDevice
+from ai_finetuning.parallel.strategies.device_map import ModelParallel, capacities, memory_bytes
+from ai_finetuning.parallel.strategies.single import SingleDevice
 from ai_finetuning.planner.layers import modules_of, split_model
 from ai_finetuning.planner.memory import Workload
 

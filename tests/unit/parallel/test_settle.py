@@ -21,8 +21,8 @@ from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import open_documents
 from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.models.plans import tensor_plan
-from ai_finetuning.parallel.choose import check_strategy, choose
-from ai_finetuning.parallel.settle import Destination
+from ai_finetuning.parallel.plan import check_strategy, choose
+from ai_finetuning.parallel.weights.materialize import Destination
 
 GPU = torch.device("cuda", 0)
 

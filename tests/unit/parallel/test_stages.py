@@ -15,9 +15,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ai_finetuning.engine.loss import make_loss
 from ai_finetuning.errors import ConfigError, ModelError
-from ai_finetuning.parallel.mesh import Sizes
-from ai_finetuning.parallel.pipeline import SCHEDULES, check_pipeline
-from ai_finetuning.parallel.stages import Staging, check_stages, spans_of, split_layers
+from ai_finetuning.parallel.collectives.mesh import Sizes
+from ai_finetuning.parallel.strategies.pipeline import SCHEDULES, check_pipeline
+from ai_finetuning.parallel.strategies.stages import Staging, check_stages, spans_of, split_layers
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ import pytest
 from ai_finetuning import AdvancedMultiGPUTrainer, JapaneseModel, MultiGPUTrainingConfig
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.errors import ConfigError
-from ai_finetuning.parallel.choose import Choice, check_strategy, refuse_model
-from ai_finetuning.parallel.mesh import Sizes
+from ai_finetuning.parallel.collectives.mesh import Sizes
+from ai_finetuning.parallel.plan import Choice, check_strategy, refuse_model
 
 
 def refused(function: Any, *args: Any, **kwargs: Any) -> str:
@@ -66,7 +66,7 @@ def test_what_it_cannot_train_is_refused_with_a_way_out():
 
 def test_choosing_imports_neither_deepspeed_nor_accelerate():
     code = (
-        "import sys, ai_finetuning.parallel.choose; print([m for m in ('deepspeed', 'accelerate') if m in sys.modules])"
+        "import sys, ai_finetuning.parallel.plan; print([m for m in ('deepspeed', 'accelerate') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ from tests.support.models import build_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ai_finetuning.errors import ConfigError
-from ai_finetuning.parallel.device_map import Block, balance, memory_bytes
+from ai_finetuning.parallel.strategies.device_map import Block, balance, memory_bytes
 from ai_finetuning.planner import memory
 from ai_finetuning.planner.layers import blocks_of, split_model
 from ai_finetuning.planner.shape import shape_of

@@ -44,7 +44,7 @@ def demo(
     from ...evaluation.generation import grade
     from ...japanese.kotoha_qa import questions
     from ...models.japanese_model import JapaneseModel
-    from ...training.comparison import EPOCHS, held_out_losses, lesson, teach
+    from ...trainers.demo import EPOCHS, held_out_losses, lesson, teach
 
     base, data = MODEL, "embedded:kotoha-qa"
     asked, unknown = questions("held_out_phrasings"), questions("held_out_facts")
@@ -90,7 +90,7 @@ def _compare(base: str, data: str, questions: Sequence[tuple[str, str]], out: Pa
     from rich.table import Table
 
     from ...evaluation.curves import draw_bars
-    from ...training.comparison import compare_methods
+    from ...trainers.demo import compare_methods
 
     _say(
         f"フル・LoRA・QLoRA で {base} を {data} で訓練します",

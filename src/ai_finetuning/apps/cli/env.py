@@ -24,9 +24,9 @@ def env(
     import json
     from pathlib import Path
 
-    from ...hardware.environment import environment
-    from ...hardware.folders import cache_folder
-    from ...training.output_folder import free_disk_bytes
+    from ...execution.output_folder import free_disk_bytes
+    from ...system.environment import environment
+    from ...system.folders import cache_folder
 
     found = environment()
     found["free_disk_gb"] = round(free_disk_bytes(Path.cwd()) / 1e9, 1)
@@ -46,8 +46,8 @@ def env(
 
 def _hub() -> str:
     """Whether the hub answers, within its time limit."""
-    from ...hardware.network import offline
     from ...models import hub
+    from ...system.network import offline
 
     if offline():
         return localized("オフライン設定 (HF_HUB_OFFLINE)", "offline by HF_HUB_OFFLINE")

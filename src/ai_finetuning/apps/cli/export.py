@@ -43,8 +43,8 @@ def gguf(
     base: str = _BASE,
 ) -> None:
     """Converts a model, or an adapter merged into its base, to GGUF."""
-    from ...training.export.gguf import check_output, export_gguf, require_converter
-    from ...training.export.source import model_folder
+    from ...export.gguf import check_output, export_gguf, require_converter
+    from ...export.source import model_folder
 
     check_output(out, outtype)
     converter = require_converter(llama_cpp, f"aift export gguf {model} --out {out}")
@@ -61,10 +61,10 @@ def ollama(
     base: str = _BASE,
 ) -> None:
     """Writes what `ollama create` reads."""
-    from ...training.export.gguf import check_type, require_converter
-    from ...training.export.ollama import export_ollama
-    from ...training.export.source import model_folder
-    from ...training.output_folder import refuse_used_folder
+    from ...execution.output_folder import refuse_used_folder
+    from ...export.gguf import check_type, require_converter
+    from ...export.ollama import export_ollama
+    from ...export.source import model_folder
 
     check_type(outtype)
     refuse_used_folder(out)
@@ -77,7 +77,7 @@ def ollama(
 @app.command(help=localized("vLLM がそのまま読み込むフォルダーを作る。", "A folder that vLLM loads as it is."))
 def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
     """Writes a whole model with tokenizer, chat template and stop tokens."""
-    from ...training.export.vllm import export_vllm
+    from ...export.vllm import export_vllm
 
     export_vllm(model, out, base=base)
     print(localized("次に試せること:", "what to type next:"))

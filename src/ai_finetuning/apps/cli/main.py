@@ -10,22 +10,7 @@ from typing import Any
 import typer
 
 from ...errors import ToolkitError, localized
-from . import (
-    bench,
-    chat,
-    data,
-    demo,
-    env,
-    export,
-    generate,
-    merge,
-    models,
-    quantize,
-    schema,
-    serve,
-    tokenizer,
-    train,
-)
+from . import bench, chat, data, demo, env, export, generate, merge, models, quantize, schema, serve, tokenizer, train
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 

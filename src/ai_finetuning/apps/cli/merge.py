@@ -33,7 +33,7 @@ def merge(
     dtype: str = typer.Option("bfloat16", help="bfloat16 | float16 | float32"),
 ) -> None:
     """Writes one plain model and compares it, read back from disk, with base plus adapter."""
-    from ...training.merging import merge_adapter
+    from ...convert.merge import merge_adapter
 
     report = merge_adapter(adapter, out, base=base, bits=bits, dtype=dtype)
     for source, close in report.measured.items():

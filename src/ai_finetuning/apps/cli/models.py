@@ -41,7 +41,7 @@ def models(
         return
     rows = [row for row in catalog.rows().values() if not query or query.lower() in row.id.lower()]
     if fits:
-        from ...hardware.gpu import free_memory_bytes, get_available_device
+        from ...system.gpu import free_memory_bytes, get_available_device
 
         free = free_memory_bytes(get_available_device()) / 2**30
         rows = [row for row in rows if row.alias_of is None and row.memory_gib.get(method, free + 1) <= free]

@@ -44,7 +44,7 @@ def quantize(
     ),
 ) -> None:
     """Writes a copy that plain transformers loads."""
-    from ...training.quantization import QuantizationOptimizer
+    from ...convert.quantize import QuantizationOptimizer
 
     asked = {"bnb_4bit_use_double_quant": double_quant, "llm_int8_threshold": threshold}
     settings = {name: value for name, value in asked.items() if value is not None}

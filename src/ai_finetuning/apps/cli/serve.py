@@ -34,6 +34,6 @@ def serve(
     ),
 ) -> int:
     """Merges an adapter into a cache folder, then runs `transformers serve` pinned to the model."""
-    from ...training.export.serve import serve as run_server
+    from ...export.serve import serve as run_server
 
     return run_server(model, port=port, device=device, bits=bits, base=base)

@@ -33,8 +33,8 @@ def train(
     """Writes tokenizer.model and tokenizer.json that segment alike, with a chat template."""
     from ...data.messages import PlainText
     from ...data.sources import load_samples
+    from ...execution.output_folder import new_folder, refuse_used_folder
     from ...models.tokenizer_training import train_tokenizer
-    from ...training.output_folder import new_folder, refuse_used_folder
 
     refuse_used_folder(out)
     samples, report = load_samples([Path(file) for file in files])

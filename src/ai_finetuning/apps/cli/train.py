@@ -64,14 +64,14 @@ def train(
     config = load_config(path, arguments)
     source = _check(config, path)
     if gpus or cpu_processes:
-        from ...training.request import with_processes
+        from ...execution.request import with_processes
 
         config = with_processes(config, gpus=gpus, cpu_processes=cpu_processes)
     device = "cpu" if cpu_processes else None
     if dry_run:
         _show_plan(config, device, source)
         return
-    from ...training.run import run_training
+    from ...trainers.from_config import run_training
 
     result = run_training(config, device, source)
     print(localized("次に試せること:", "what to type next:"))
@@ -83,9 +83,9 @@ def train(
 def _check(config: RunConfig, path: str | None) -> ModelSource:
     """Refuses what the settings alone rule out, before anything heavy is imported; where the base is."""
     from ...errors import ConfigError
-    from ...notices import notice
-    from ...training.sources import config_source
-    from ...training.validate import find_base, validate_config, validate_data
+    from ...execution.sources import config_source
+    from ...execution.validate import find_base, validate_config, validate_data
+    from ...messages import notice
 
     if config.data.train is None:
         raise ConfigError(
@@ -105,9 +105,9 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource) -> No
     from rich.console import Console
     from rich.table import Table
 
-    from ...training.export.gguf import find_converter
-    from ...training.export.gguf_tokenizer import judge
-    from ...training.run import plan_training
+    from ...export.gguf import find_converter
+    from ...export.gguf_tokenizer import judge
+    from ...trainers.from_config import plan_training
 
     plan = plan_training(config, device, source)
     # Told before training, when another model can still be chosen.

@@ -1,0 +1,1 @@
+"""Checkpoint format v1: written, read, verified, kept."""

@@ -1,0 +1,133 @@
+"""Checkpoints written beside the training: a step waits for a copy in memory, not for the disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ...messages import warn
+from ...parallel.weights.state import Tensors
+from .store import CheckpointStore, Layouts
+from .write import Cancelled
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one checkpoint holds; see CheckpointStore.save."""
+
+    step: int
+    tensors: Tensors
+    state: dict[str, Any]
+    protect: int | None
+    layouts: Layouts | None = None
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time; a save waits for the one before. Leaving its `with` block waits for the last.
+
+    The copy that the thread writes from is kept between saves: filling fresh memory takes ten times as long as used
+    memory.
+
+    Args:
+        store: where checkpoints go.
+        background: write in a thread, from a copy in host memory; else at once, from the weights themselves.
+        on_saved: told the folder of every checkpoint, in the thread that saves or waits.
+    """
+
+    def __init__(self, store: CheckpointStore, *, background: bool, on_saved: Callable[[Path], None]) -> None:
+        self._store = store
+        self._on_saved = on_saved
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._copy: Tensors = {}
+        self._writing: Future[Path | None] | None = None
+        self._cancelled = threading.Event()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for the checkpoint being written; a second Ctrl-C gives it up."""
+        try:
+            if error is None or isinstance(error, Exception):
+                self.wait()
+        finally:
+            self._cancelled.set()
+            if self._thread is not None:
+                self._thread.shutdown()
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Takes a checkpoint; a full disk is said and training goes on, weights that are not finite are never
+        written.
+        """
+        self.wait()
+        if self._thread is None:
+            self._tell(self._write(snapshot))
+            return
+        copied = Snapshot(
+            snapshot.step, self._copied(snapshot.tensors), snapshot.state, snapshot.protect, snapshot.layouts
+        )
+        self._writing = self._thread.submit(self._write, copied)
+
+    def wait(self) -> None:
+        """Until no checkpoint is being written."""
+        if self._writing is not None:
+            folder = self._writing.result()
+            self._writing = None
+            self._tell(folder)
+
+    def tell(self) -> None:
+        """Tells of a checkpoint that has been written meanwhile; waits for nothing."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def _tell(self, folder: Path | None) -> None:
+        if folder is not None:
+            self._on_saved(folder)
+
+    @torch.no_grad()
+    def _copied(self, tensors: Tensors) -> Tensors:
+        """The tensors as they are now, in host memory."""
+        for group, named in tensors.items():
+            held = self._copy.setdefault(group, {})
+            for name, tensor in named.items():
+                if name not in held:
+                    held[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+                held[name].copy_(tensor)
+        return {group: {name: self._copy[group][name] for name in named} for group, named in tensors.items()}
+
+    def _write(self, snapshot: Snapshot) -> Path | None:
+        step, weights = snapshot.step, snapshot.tensors["model"].values()
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights if tensor.is_floating_point())
+        if not self._store.agree(finite):
+            warn(
+                f"ステップ {step} の重みに有限でない値があるため、チェックポイントを書きません。",
+                f"weights of step {step} are not finite: no checkpoint is written.",
+            )
+            return None
+        try:
+            return self._store.save(
+                step,
+                tensors=snapshot.tensors,
+                state=snapshot.state,
+                protect=snapshot.protect,
+                cancelled=self._cancelled,
+                layouts=snapshot.layouts,
+            )
+        except OSError as error:
+            warn(
+                f"ステップ {step} のチェックポイントを書けませんでした（{error}）。以前のものを残して訓練を続けます。",
+                f"the checkpoint of step {step} could not be written ({error}); earlier ones stay and training "
+                "goes on.",
+            )
+        except Cancelled:
+            pass
+        return None

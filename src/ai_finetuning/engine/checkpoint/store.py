@@ -1,0 +1,322 @@
+"""Checkpoint format v1: safetensors and JSON under a manifest with hashes; no pickle. Specified in
+docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ...errors import CheckpointError, InputNotFoundError
+from ...messages import notice, warn
+from ...parallel.processes import Peers, gather
+from ...parallel.weights.layout import Layout
+from ..faults import Faults
+from .read import read_tensors
+from .write import Cancelled, fsync_folder, refuse_cancelled, sha256_of, write_durably, write_tensors
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+_STAGING = ".staging-"
+_TRASH = ".trash-"
+T = TypeVar("T")
+# By group and name, of tensors that are parts of larger ones.
+Layouts = Mapping[str, Mapping[str, Layout]]
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A verified checkpoint in memory: tensors by group (`model`, `optimizer`), JSON state, step."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    step: int
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint's folder; an empty list means that every byte is what was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, files = manifest["format_version"], manifest["files"]
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return [f"{MANIFEST} cannot be read ({error})"]
+    if manifest.pop("sha256", None) != _digest_of(manifest):
+        return [f"{MANIFEST} does not have its SHA-256"]
+    if version != FORMAT_VERSION:
+        return [f"format version {version}; this version reads {FORMAT_VERSION}"]
+    problems = []
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
+        elif sha256_of(path) != entry["sha256"]:
+            problems.append(f"{name} does not have its SHA-256")
+    return problems
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own, in canonical form: UTF-8, sorted keys, no spaces."""
+    text = json.dumps(manifest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def load(folder: Path, layouts: Mapping[str, Layout] | None = None) -> LoadedCheckpoint:
+    """Reads a checkpoint that verify() has found whole; with layouts, this rank's parts only."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return LoadedCheckpoint(read_tensors(folder, manifest, layouts), state, manifest["step"])
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `folder`.
+
+    A checkpoint is written beside (`.staging-N`), every file fsynced, the manifest last, then renamed: a folder called
+    `checkpoint-N` is complete. At least two verified ones are kept.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 3, faults: Faults | None = None) -> None:
+        self.folder = folder
+        self.faults = faults or Faults()
+        self._keep = max(2, keep)
+        self._peers = Peers()
+
+    def share(self, peers: Peers) -> None:
+        """From now on these processes write each checkpoint together: every rank its parts, the main one the rest."""
+        self._peers = peers
+
+    def clean(self) -> None:
+        """Removes what a killed run left half-done; called by the run that holds the lock."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.startswith((_STAGING, _TRASH)):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def candidates(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every finished checkpoint, newest first; not verified."""
+        if not self.folder.is_dir():
+            return []
+        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
+        return sorted(found, reverse=True)
+
+    def newest(self) -> Path | None:
+        """The newest finished checkpoint's folder."""
+        return next((path for _, path in self.candidates()), None)
+
+    def save(
+        self,
+        step: int,
+        *,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+        protect: int | None = None,
+        cancelled: threading.Event | None = None,
+        layouts: Layouts | None = None,
+    ) -> Path:
+        """Writes a checkpoint and removes old ones.
+
+        Args:
+            step: optimizer steps done.
+            tensors: by group, under global names.
+            state: JSON values.
+            protect: a step whose checkpoint is never removed (the best one).
+            cancelled: once it is set, what has no name yet gets none.
+            layouts: by group, of the tensors that are parts of larger ones.
+
+        Raises:
+            OSError: the disk is full or not writable; nothing half-written stays visible.
+            Cancelled: `cancelled` was set in time.
+        """
+        final, staging = self.folder / f"checkpoint-{step}", self.folder / f"{_STAGING}{step}"
+        try:
+            self._together(lambda: self._stage(staging))
+            written = self._together(lambda: self._write(staging, step, tensors, cancelled, layouts or {}))
+            self._together(lambda: self._publish(staging, final, step, state, written, cancelled))
+        except (OSError, Cancelled):
+            if self._peers.is_main:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        if self._peers.is_main:
+            self.faults.inject("rotate", step)
+            self._rotate(protect)
+        return final
+
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """What every rank's work gave; the first error of any rank is raised on all."""
+        answer: tuple[Any, OSError | Cancelled | None]
+        try:
+            answer = work(), None
+        except (OSError, Cancelled) as error:
+            answer = None, error
+        answers = gather(answer, self._peers)
+        problems = [answer[1], *(problem for _, problem in answers)]
+        for problem in problems:
+            if problem is not None:
+                raise problem
+        return [result for result, _ in answers]
+
+    def agree(self, yes: bool) -> bool:
+        """Whether every rank says yes."""
+        return all(gather(yes, self._peers))
+
+    def _stage(self, staging: Path) -> None:
+        if self._peers.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+
+    def _write(
+        self,
+        folder: Path,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        cancelled: threading.Event | None,
+        layouts: Layouts,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """This rank's files, and the pieces in them."""
+        files: dict[str, Any] = {}
+        pieces: dict[str, Any] = {}
+        rank, size = self._peers.rank, self._peers.size
+        for group, named in tensors.items():
+            name = f"{group}-{rank + 1:05d}-of-{size:05d}.safetensors"
+            self.faults.inject("save", step)
+            if not named:
+                continue
+            length, digest, entries = write_tensors(folder / name, named, cancelled, layouts.get(group))
+            files[name] = {"bytes": length, "sha256": digest, "group": group}
+            pieces |= {f"{group}:{key}": {"file": name, **entry} for key, entry in entries.items()}
+        return files, pieces
+
+    def _publish(
+        self,
+        staging: Path,
+        final: Path,
+        step: int,
+        state: dict[str, Any],
+        written: list[tuple[dict[str, Any], dict[str, Any]]],
+        cancelled: threading.Event | None,
+    ) -> None:
+        """State and manifest, then the name: the work of the main process."""
+        if not self._peers.is_main:
+            return
+        files: dict[str, Any] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for own_files, own_pieces in written:
+            files |= own_files
+            for key, piece in own_pieces.items():
+                found.setdefault(key, []).append(piece)
+        contents = {key: pieces[0] if len(pieces) == 1 else pieces for key, pieces in found.items()}
+        self.faults.inject("save", step)
+        text = json.dumps(state, ensure_ascii=False).encode("utf-8")
+        files[STATE] = {"bytes": len(text), "sha256": write_durably(staging / STATE, text)}
+        manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "tensors": contents}
+        manifest["sha256"] = _digest_of(manifest)
+        self.faults.inject("save", step)
+        write_durably(staging / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode("utf-8"))
+        fsync_folder(staging)
+        self.faults.inject("rename", step)
+        refuse_cancelled(cancelled)
+        if final.exists():
+            self._remove(final)
+        os.replace(staging, final)
+        fsync_folder(self.folder)
+
+    def _remove(self, folder: Path) -> None:
+        """Renames before deleting, so that a kill in between leaves no checkpoint with files missing."""
+        trash = folder.with_name(_TRASH + folder.name)
+        shutil.rmtree(trash, ignore_errors=True)
+        os.replace(folder, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def _rotate(self, protect: int | None) -> None:
+        """Removes all but the newest; a damaged one does not count among those kept."""
+        kept = 0
+        for step, path in self.candidates():
+            if step == protect:
+                continue
+            if kept >= self._keep:
+                self._remove(path)
+            elif kept < 1 or not verify(path):
+                kept += 1
+
+    def resolve(self, wanted: str) -> Path | None:
+        """The checkpoint to resume from; None where `auto` finds that none was ever completed.
+
+        Args:
+            wanted: `auto`, a checkpoint's folder or a run's folder.
+
+        Raises:
+            CheckpointError: every checkpoint is damaged, or the one that was named.
+            InputNotFoundError: the named folder is not there.
+        """
+        if wanted == "auto":
+            return self._newest_whole(self.candidates(), self.folder)
+        path = Path(wanted)
+        if not path.is_dir():
+            raise InputNotFoundError(
+                f"resume_from_checkpoint が {wanted} ですが、そのフォルダーはありません。auto で最新を使えます。",
+                f"resume_from_checkpoint is {wanted}, which is not a folder; `auto` takes the newest checkpoint.",
+            )
+        if (path / MANIFEST).exists() or _NAME.match(path.name):
+            problems = verify(path)
+            if problems:
+                raise CheckpointError(
+                    f"チェックポイント {path} は使えません（{'; '.join(problems)}）。auto で他のものから再開できます。",
+                    f"checkpoint {path} cannot be used ({'; '.join(problems)}); `auto` resumes from another one.",
+                )
+            return path
+        nested = CheckpointStore(path / "checkpoints")
+        found = self._newest_whole(nested.candidates(), path)
+        if found is None:
+            raise CheckpointError(
+                f"{path} にチェックポイントがありません。",
+                f"{path} holds no checkpoint of this toolkit.",
+            )
+        return found
+
+    @staticmethod
+    def _newest_whole(candidates: list[tuple[int, Path]], place: Path) -> Path | None:
+        reasons: list[str] = []
+        for _, path in candidates:
+            problems = verify(path)
+            if not problems:
+                if reasons:
+                    notice(f"{path} から再開します。", f"resuming from {path}.")
+                return path
+            reasons.append(f"{path.name}: {'; '.join(problems)}")
+            warn(
+                f"チェックポイント {path} は壊れているので使いません: {'; '.join(problems)}",
+                f"checkpoint {path} is damaged and skipped: {'; '.join(problems)}",
+            )
+        if reasons:
+            raise CheckpointError(
+                f"{place} のチェックポイントはすべて壊れています（{' / '.join(reasons)}）。最初から始めるには --restart（checkpoint.restart=true）"
+                "を指定してください。",
+                f"every checkpoint in {place} is damaged ({' / '.join(reasons)}). To start anew say --restart "
+                "(checkpoint.restart=true).",
+            )
+        return None
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, saved value, current value) of everything that differs between two fingerprints."""
+    return [
+        (key, saved.get(key), current.get(key))
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    ]

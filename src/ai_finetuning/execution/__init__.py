@@ -1,0 +1,1 @@
+"""One run in this process: from a request to what stays of it."""

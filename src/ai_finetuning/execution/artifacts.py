@@ -1,0 +1,228 @@
+"""What stays of a run: model or adapter, tokenizer, configuration, numbers, curve, card."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config.plain import plain_run, to_plain
+from ..config.run import RunConfig
+from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
+from ..config.run_yaml import absolute_paths, describe_run
+from ..config.section import explicitly_set, with_values
+from ..config.sections import CheckpointConfig
+from ..engine.checkpoint.read import write_shards
+from ..engine.checkpoint.store import load as load_checkpoint
+from ..engine.metrics import read_metrics
+from ..evaluation.curves import draw_curve
+from ..evaluation.report import write_report
+from ..messages import notice, warn
+from ..models.activation_checkpointing import disable_activation_checkpointing
+from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
+from ..models.loading import load_causal_lm
+from ..models.quantized import quantized_bits
+from ..models.tokenizers import prompt_style
+from ..system.environment import environment
+from ..system.gpu import is_out_of_memory
+from .base_weights import load_base
+from .model_card import model_card
+from .output_folder import OutputFolder
+from .request import TrainRequest
+from .resolve import Derived, RunPlan
+from .result import Result
+
+# Where a setting stands that the run derives.
+_SETTINGS = {
+    "precision": "training.runtime.precision",
+    "warmup_steps": "training.warmup_steps",
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "kernels": "training.runtime.kernels",
+    "dtype": "model.dtype",
+    "attention": "model.attention",
+    "target_modules": "lora.target_modules",
+}
+
+
+def descriptions(plan: RunPlan, derived: Derived) -> dict[str, str]:
+    """The files that describe a run: what `aift train` reads again, and the machine."""
+    request = plan.request
+    config = absolute_paths(_as_a_new_run(_with_data(request)), Path.cwd())
+    return {
+        CONFIG: describe_run(
+            config, {_SETTINGS[name]: value for name, value in asdict(derived).items() if name in _SETTINGS}
+        ),
+        ENVIRONMENT: json.dumps(environment(), ensure_ascii=False, indent=1),
+    }
+
+
+def _with_data(request: TrainRequest) -> RunConfig:
+    """The settings with the files that a trainer was given by argument, so that `aift train` finds them again."""
+    data = request.config.data
+    for name, source in (("train", request.train), ("eval", request.held_out)):
+        items = source if isinstance(source, list) else [source]
+        if getattr(data, name) is None and all(isinstance(item, Path) for item in items):
+            data = with_values(data, **{name: [str(item) for item in items] if source is items else str(source)})
+        elif getattr(data, name) is None and isinstance(source, str | float):
+            data = with_values(data, **{name: source})
+    return with_values(request.config, data=data) if data is not request.config.data else request.config
+
+
+def _as_a_new_run(config: RunConfig) -> RunConfig:
+    """Without what only says how this process came to the run: config.yaml describes the run, and a rerun starts anew."""
+    checkpoint = config.training.checkpoint
+    own = checkpoint.resume_from_checkpoint is not None and (
+        checkpoint.resume_from_checkpoint == "auto"
+        or Path(checkpoint.resume_from_checkpoint).resolve() == Path(config.training.output_dir).resolve()
+    )
+    values = to_plain(checkpoint, given_only=True)
+    for name in ("restart", "allow_changed", *(["resume_from_checkpoint"] if own else [])):
+        values.pop(name, None)
+    training = with_values(config.training, checkpoint=CheckpointConfig(**values))
+    return with_values(config, training=training) if "checkpoint" in explicitly_set(config.training) else config
+
+
+def finish(
+    plan: RunPlan,
+    folder: OutputFolder,
+    result: Result,
+    dtype: torch.dtype,
+    export: Callable[[Path], None] | None = None,
+) -> None:
+    """Saves everything; the run counts as completed only when all of it is in place.
+
+    Args:
+        export: writes the weights of a model whose parts lie in several processes; None: the model is whole here.
+
+    Raises:
+        StorageError: the model cannot be written.
+    """
+    model: Any = result.model
+    disable_activation_checkpointing(model)
+    model.eval()
+    if export is None and plan.request.full:
+        model.to(dtype)
+    history = result.history = read_metrics(folder.path / METRICS)
+    summary = summarize(result, plan)
+
+    def save(place: Path) -> None:
+        with quiet_peft():
+            (export or model.save_pretrained)(place)
+        (place / "README.md").unlink(missing_ok=True)
+        _save_generation_config(model, plan.tokenizer, place)
+        plan.tokenizer.save_pretrained(place)
+        card = model_card(plan.request.config, summary, environment(), plan.source.catalog_row)
+        (place / "README.md").write_text(card, encoding="utf-8")
+        _pictures(place, folder.path, history, summary, plan.request.config)
+
+    names = folder.place_model(save)
+    folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
+    what = ("モデル", "the model") if plan.request.full else ("LoRA アダプター", "the LoRA adapter")
+    notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
+
+
+def export_of(plan: RunPlan, model: Any, checkpoint: Path, dtype: torch.dtype) -> Callable[[Path], None]:
+    """Writes a model out of a checkpoint, a tensor at a time: no process ever holds all of it."""
+
+    def export(place: Path) -> None:
+        if plan.request.full:
+            write_shards(place, checkpoint, dtype=dtype, tied=tied_names(model))
+            config = copy.deepcopy(model.config)
+            config.dtype = dtype
+            config.architectures = [type(model).__name__]
+            config.save_pretrained(place)
+        else:
+            write_adapter(place, model, load_checkpoint(checkpoint).tensors["model"])
+
+    return export
+
+
+def _pictures(
+    place: Path, run: Path, history: list[dict[str, Any]], summary: dict[str, Any], config: RunConfig
+) -> None:
+    """The curve and the report; a picture that cannot be drawn is no reason to lose a model."""
+    try:
+        draw_curve(history, place / CURVE)
+        write_report(
+            place / REPORT,
+            history=history,
+            summary=summary,
+            config=plain_run(config),
+            picture=place / CURVE,
+            name=run.name,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        warn(f"損失の図を描けませんでした（{error}）。", f"the curve could not be drawn ({error}).")
+
+
+def _save_generation_config(model: Any, tokenizer: Any, place: Path) -> None:
+    """generation_config.json whose eos list has every token that ends an answer, so that any server stops there."""
+    config = model.generation_config
+    stops = prompt_style(tokenizer, config).stop_token_ids
+    config.eos_token_id = list(stops) if len(stops) > 1 else (stops[0] if stops else config.eos_token_id)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.save_pretrained(place)
+
+
+def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
+    """The measured numbers of a run."""
+    steps = [row for row in result.history if "loss" in row]
+    evaluations = [row for row in result.history if "eval_loss" in row]
+    state = result.state
+    assert state is not None
+    tail = [row["loss"] for row in steps[-10:] if row["loss"] is not None]
+    return {
+        "steps": state.step,
+        "epochs": steps[-1]["epoch"] if steps else 0,
+        "tokens": state.tokens,
+        "skipped_steps": state.skipped,
+        "train_loss_last_10_steps": sum(tail) / len(tail) if tail else None,
+        "held_out_before": _scores(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else None,
+        "held_out_after": _scores(evaluations[-1]) if evaluations else None,
+        "best_step": state.best_step,
+        "seconds": round(result.seconds, 1),
+        "tokens_per_second": round(state.tokens / result.seconds, 1) if result.seconds > 0 else None,
+        "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
+        "estimated_memory_gb": round(plan.summary.memory.total / 1e9, 2),
+        "characters_per_token": round(plan.data.report.characters_per_token, 3),
+        "plan": {
+            key: value
+            for key, value in asdict(plan.summary).items()
+            if key not in ("memory", "free_memory_bytes", "free_disk_bytes")
+        },
+    }
+
+
+def _scores(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key) for key in ("step", "eval_loss", "eval_perplexity", "eval_bits_per_character")}
+
+
+def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
+    """The model of a completed run; on the CPU where one device cannot hold what several trained."""
+    try:
+        return _load_saved(plan, folder, plan.request.model.device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    warn(
+        "1 つのデバイスにモデルが収まらないため、訓練済みモデルを CPU に読み込みました。",
+        "one device cannot hold the model, so the trained model was loaded on the CPU.",
+    )
+    return _load_saved(plan, folder, torch.device("cpu"))
+
+
+def _load_saved(plan: RunPlan, folder: Path, device: torch.device | None) -> nn.Module:
+    model: Any
+    if plan.request.full:
+        model = load_causal_lm(str(folder), dtype=plan.request.model.torch_dtype, device=device)
+    else:
+        module, _ = load_base(plan, {"device": device})
+        model = load_adapter(module, folder)
+    trained: nn.Module = model.eval()
+    return trained

@@ -1,0 +1,256 @@
+"""From a plan to a run: weights, adapter, strategy, optimizer and loop, ready for the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.loader import evaluation_batches
+from ..engine.checkpoint.store import CheckpointStore
+from ..engine.loss import make_document_loss, make_loss
+from ..engine.optimizer import build_optimizer
+from ..engine.rng import seed_everything
+from ..engine.state import Evaluation, Run
+from ..engine.train_state import TrainState
+from ..messages import notice
+from ..models._upstream import attention_name
+from ..models.activation_checkpointing import enable_activation_checkpointing
+from ..models.adapters import add_lora, embedding_weights, target_modules, trainable_parameters
+from ..models.documents import DocumentPath, open_documents
+from ..models.loading import weight_marks
+from ..models.placement import spread
+from ..models.plans import tensor_plan
+from ..parallel.batch import LossFunction
+from ..parallel.plan import choose
+from ..parallel.processes import launched
+from ..parallel.strategy import Strategy
+from ..planner import memory
+from ..planner.plan import Plan
+from ..system.gpu import free_memory_bytes
+from .base_weights import load_base
+from .packing_check import refuse_leaking_attention
+from .resolve import Derived, RunPlan
+
+
+@dataclass(frozen=True)
+class Built:
+    """A run that can begin.
+
+    Attributes:
+        run: what the loop works with.
+        model: the module that trains.
+        path: how a step computes documents without padding; None for padded rows.
+        save_dtype: of a full model on disk.
+        derived: the plan's, with what the built model has added to it.
+    """
+
+    run: Run
+    model: nn.Module
+    path: DocumentPath | None
+    save_dtype: torch.dtype
+    derived: Derived
+
+
+def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path) -> Built:
+    """Loads the weights and puts the parts together; the user's model object is left as it is.
+
+    Raises:
+        ToolkitError: the weights cannot be loaded, or cannot be trained as planned.
+    """
+    strategy = _strategy(plan)
+    model, marks, dtype = _load(plan, strategy)
+    attention = attention_name(unwrapped(model))  # before the step's own way of attention takes its place
+    with contextlib.nullcontext() if strategy.destination is None else strategy.destination.visiting(model):
+        path = _documents(plan, model)  # tried on the device, although the model is not cut yet
+    run = _run(plan, store, metrics_path, model, path, strategy)
+    run.fingerprint = plan.fingerprint | {"weights": marks}
+    derived = _derived(plan, model, path, attention)
+    run.derived = asdict(derived)
+    return Built(run, model, path, dtype, derived)
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The transformers model inside an adapter."""
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if get_base is not None else model
+
+
+def _strategy(plan: RunPlan) -> Strategy:
+    precision = plan.precision
+    return choose(
+        plan.parallel,
+        device=plan.device_map or plan.device,
+        autocast=precision.autocast,
+        scaler=precision.scaler,
+        use_accelerate=plan.request.use_accelerate,
+        masters=plan.request.full,
+        plan=tensor_plan,
+        max_grad_norm=plan.request.config.training.max_grad_norm,
+    )
+
+
+def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtype]:
+    """The base, as the method needs it, with its adapter; a mark of its weights; the dtype to save it in."""
+    request = plan.request
+    seed_everything(request.config.training.runtime.seed)
+    cut = strategy.destination is not None
+    placement = strategy.placement(quantized=request.bits is not None)
+    model, dtype = load_base(plan, placement, as_stored=cut)
+    if plan.device_map is not None:
+        spread(model, plan.device_map)
+    marks = hashlib.sha256(json.dumps(weight_marks(model)).encode()).hexdigest()
+    if request.full:
+        model.requires_grad_(True)
+        if not cut:
+            model.float()  # the master weights of mixed precision (arXiv:1710.03740)
+    else:
+        model = _with_adapter(plan, model)
+    if plan.derived.gradient_checkpointing:
+        enable_activation_checkpointing(unwrapped(model))
+    if plan.parallel.sizes.dp > 1:
+        # Different dropout on different rows; the main process goes on as one alone would.
+        data_rank, _ = plan.parallel.data_place(launched().rank)
+        if data_rank:
+            torch.manual_seed(request.config.training.runtime.seed + data_rank)
+    trains, everything = trainable_parameters(model)
+    notice(
+        f"学習する重み {trains:,} / {everything:,}（{trains / everything:.2%}）",
+        f"{trains:,} of {everything:,} parameters train ({trains / everything:.2%})",
+    )
+    return model, marks, dtype
+
+
+def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
+    lora = plan.request.config.lora
+    targets = lora.target_modules if lora.target_modules is not None else plan.taken.get("target_modules")
+    return add_lora(
+        model,
+        r=lora.r,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout,
+        target_modules=targets,
+        bias=lora.bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=lora.modules_to_save,
+    )
+
+
+def _derived(plan: RunPlan, model: nn.Module, path: DocumentPath | None, attention: str | None) -> Derived:
+    """What was decided for the user, with what only the built model tells."""
+    inner = unwrapped(model)
+    full = plan.request.full
+    return replace(
+        plan.derived,
+        dtype=None if full else str(next(inner.parameters()).dtype).removeprefix("torch."),
+        attention=attention,
+        kernels=path.name if path is not None else "plain",
+        target_modules=None if full else target_modules(model),
+    )
+
+
+def _run(
+    plan: RunPlan,
+    store: CheckpointStore,
+    metrics_path: Path,
+    model: nn.Module,
+    path: DocumentPath | None,
+    strategy: Strategy,
+) -> Run:
+    training = plan.request.config.training
+    strategy.prepare(model, _loss(model, path))
+    options = training.optimizer
+    optimizer = build_optimizer(
+        strategy.named_parameters(model),
+        name=options.name,
+        learning_rate=training.learning_rate,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        lora_plus_ratio=options.lora_plus_ratio,
+        embeddings=embedding_weights(unwrapped(model)),
+    )
+    strategy.attach(optimizer)
+    if path is not None:
+        path.watch(optimizer)
+    held_out, estimate = plan.data.held_out, plan.summary.memory.text()
+    return Run(
+        model=model,
+        strategy=strategy,
+        loader=plan.loader,
+        optimizer=optimizer,
+        state=TrainState(micro_batch_size=training.batch_size),
+        store=store,
+        metrics_path=metrics_path if strategy.is_main else None,
+        total_steps=plan.summary.total_steps,
+        schedule=plan.schedule,
+        max_grad_norm=training.max_grad_norm,
+        logging_steps=training.logging_steps,
+        eval_steps=training.eval_steps,
+        save_steps=training.save_steps,
+        keep_best=training.checkpoint.load_best and bool(held_out),
+        evaluation=_evaluation(plan) if held_out else None,
+        patience=training.runtime.early_stopping_patience,
+        threshold=training.runtime.early_stopping_threshold,
+        faults=store.faults,
+        retry_smaller=plan.parallel.processes == 1,
+        save_in_background=_copy_fits(plan.summary, plan.device),
+        memory_hint_ja=f"見積もり: {estimate}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
+        memory_hint_en=f"The estimate: {estimate}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
+    )
+
+
+def _evaluation(plan: RunPlan) -> Evaluation:
+    def batches(size: int) -> Any:
+        return evaluation_batches(
+            plan.data.held_out,
+            batch_size=size,
+            pad_token_id=plan.tokenizer.pad_token_id,
+            packing_length=plan.packing_tokens,
+        )
+
+    return Evaluation(batches, plan.data.held_out_characters)
+
+
+def _documents(plan: RunPlan, model: nn.Module) -> DocumentPath | None:
+    """The path of the training step, said in one line; None for padded rows."""
+    kernels = plan.request.config.training.runtime.kernels
+    if kernels == "auto" and plan.taken.get("kernels") in ("portable", "plain"):
+        kernels = plan.taken["kernels"]
+    if kernels == "auto" and not plan.parallel.whole_blocks:
+        kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
+    path, reason = open_documents(unwrapped(model), plan.device, autocast=plan.precision.autocast, kernels=kernels)
+    name = path.name if path is not None else "plain"
+    because = f" ({reason})" if reason else ""
+    notice(f"学習ステップ: {name}{because}", f"training step: {name}{because}")
+    if path is None and plan.packing_tokens is not None:
+        refuse_leaking_attention(unwrapped(model), plan.summary.model)
+    return path
+
+
+def _loss(model: nn.Module, path: DocumentPath | None) -> LossFunction:
+    if path is not None:
+        return make_document_loss(path)
+    return make_loss(logits_to_keep="logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters)
+
+
+def _copy_fits(plan: Plan, device: torch.device) -> bool:
+    """Whether the host has memory for the copy that checkpoints are written from while training goes on."""
+    copy = memory.checkpoint_bytes(plan.trainable)
+    free = plan.free_memory_bytes - plan.memory.total
+    if device.type == "cuda":
+        free = free_memory_bytes(torch.device("cpu"))
+    if copy > free:
+        notice(
+            f"メモリーの空きが少ないため、チェックポイントの書き込み中（{copy / 2**30:.2f} GiB）は学習を待たせます。",
+            f"little memory is free: training waits while a checkpoint ({copy / 2**30:.2f} GiB) is written.",
+        )
+    return copy <= free

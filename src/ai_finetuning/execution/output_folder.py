@@ -1,0 +1,291 @@
+"""The folder of a run: one run at a time, nothing of others touched, nothing half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..config.run_folder import CHECKPOINTS, LOCK, RUN
+from ..engine.checkpoint.store import CheckpointStore
+from ..engine.checkpoint.write import fsync_folder, write_durably
+from ..engine.faults import Faults
+from ..errors import ConfigError, RunLockedError, StorageError, ToolkitError
+from ..messages import notice, warn
+from ..parallel.processes import Peers, wait_for
+from ..runs.folder import STAGING, files_of_run, read_run, validate_folder
+
+OWNER = ".lock-owner.json"
+
+
+class OutputFolder:
+    """A run's folder, locked while it is open; of several processes the main one writes, the others wait for it to
+    open.
+
+    Raises on opening:
+        StorageError: the folder cannot be made or written.
+        RunLockedError: another run holds it.
+        ConfigError: files that are not ours carry names that the run would write.
+    """
+
+    def __init__(
+        self, path: str | Path, *, keep: int, peers: Peers | None = None, faults: Faults | None = None
+    ) -> None:
+        self.path = Path(path)
+        self._peers = peers or Peers()
+        self.faults = faults or Faults()
+        self.store = CheckpointStore(self.path / CHECKPOINTS, keep=keep, faults=self.faults)
+        self._lock = FileLock(str(self.path / LOCK), timeout=0)
+        self._made = False
+        self._began = False
+
+    def __enter__(self) -> OutputFolder:
+        if self._peers.is_main:
+            self._open()
+        wait_for(self._peers)
+        self.store.share(self._peers)
+        return self
+
+    def _open(self) -> None:
+        try:
+            self._made = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self._write_owner()
+        except Timeout:
+            owner = self._owner()
+            raise RunLockedError(
+                f"{self.path} は別の実行（{owner}）が使っています。終わるのを待つか、別の training.output_dir を指定してください。",
+                f"{self.path} is in use by another run ({owner}); wait for it, or choose another training.output_dir.",
+            ) from None
+        except OSError as error:
+            self._lock.release()
+            raise StorageError(
+                f"training.output_dir の {self.path} に書き込めません（{error}）。書き込める場所を指定してください。",
+                f"training.output_dir {self.path} cannot be written ({error}); choose a place that can.",
+            ) from error
+        try:
+            validate_folder(self.path)
+        except ConfigError:
+            self.__exit__(None, None, None)
+            raise
+        self.store.clean()
+        shutil.rmtree(self.path / STAGING, ignore_errors=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Unlocks; a disk that failed on the way is told as such.
+
+        Raises:
+            StorageError: in place of the operating system's error.
+        """
+        if not self._peers.is_main:
+            return
+        with contextlib.suppress(OSError):
+            (self.path / OWNER).unlink(missing_ok=True)
+            if self._made and not self._began:  # refused before anything was written: leave no trace
+                (self.path / LOCK).unlink(missing_ok=True)
+                self.path.rmdir()
+        self._lock.release()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO):
+            raise storage_error(self.path, error) from error
+
+    def _write_owner(self) -> None:
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+        (self.path / OWNER).write_text(json.dumps(owner), encoding="utf-8")
+
+    def _owner(self) -> str:
+        try:
+            owner = json.loads((self.path / OWNER).read_text(encoding="utf-8"))
+            return f"pid {owner['pid']}, {owner['host']}, {owner['since']}"
+        except (OSError, ValueError, KeyError):
+            return "unknown"
+
+    def run(self) -> dict[str, Any]:
+        """The run.json of the run that is here; empty where there is none."""
+        return read_run(self.path)
+
+    def write_run(self, **values: Any) -> None:
+        """Changes run.json in one step; the main process does."""
+        if not self._peers.is_main:
+            return
+        content = self.run() | values
+        temporary = self.path / (RUN + ".tmp")
+        write_durably(temporary, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
+        os.replace(temporary, self.path / RUN)
+        fsync_folder(self.path)
+
+    def begin(self, *, resuming: bool, files: dict[str, str], **values: Any) -> None:
+        """Makes the folder this run's: moves an earlier run away, writes the run's description."""
+        self._began = True
+        if not self._peers.is_main:
+            return
+        if not resuming:
+            self._archive()
+        for name, text in files.items():
+            write_durably(self.path / name, text.encode("utf-8"))
+        self.write_run(status="running", pid=os.getpid(), host=socket.gethostname(), started=_now(), **values)
+
+    def _archive(self) -> None:
+        """Renames an earlier run to `<dir>.<time>`; files that are not ours stay."""
+        if not (self.path / RUN).exists():
+            return
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        place = self.path.with_name(f"{self.path.name}.{stamp}")
+        number = 1
+        while place.exists():
+            number += 1
+            place = self.path.with_name(f"{self.path.name}.{stamp}-{number}")
+        place.mkdir()
+        for path in files_of_run(self.path):
+            os.replace(path, place / path.name)
+        notice(
+            f"{self.path} にあった以前の実行を {place} に移しました（続きから再開するには resume_from_checkpoint=auto）。",
+            f"the earlier run in {self.path} was moved to {place} (resume_from_checkpoint=auto would have gone on "
+            "with it).",
+        )
+
+    def place_model(self, save: Callable[[Path], None]) -> list[str]:
+        """Writes the model beside and moves it into place; returns the names of its files.
+
+        Raises:
+            OSError: it cannot be written; checkpoints and an earlier model are left as they were.
+        """
+        staging = self.path / STAGING
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            self.faults.inject("final", 0)
+            with _refusals_of_the_disk():
+                save(staging)
+            names = sorted(path.name for path in staging.iterdir())
+            for name in names:
+                with (staging / name).open("rb") as file:
+                    os.fsync(file.fileno())
+            for name in names:
+                os.replace(staging / name, self.path / name)
+            staging.rmdir()
+            fsync_folder(self.path)
+        except OSError:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        return names
+
+    def refuse_too_little_space(self, needed: int) -> None:
+        """Raises StorageError where the disk has not the bytes that the run will need."""
+        free = free_disk_bytes(self.path)
+        if free < needed:
+            raise StorageError(
+                f"{self.path} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、"
+                "save_total_limit を減らすか、別の output_dir を指定してください。",
+                f"{self.path} has {free / 1e9:.2f} GB free and the run needs {needed / 1e9:.2f} GB; free some, "
+                "lower save_total_limit or choose another output_dir.",
+            )
+        if free < 1.2 * needed:
+            warn(
+                f"ディスクの空き {free / 1e9:.2f} GB は必要な {needed / 1e9:.2f} GB に近いです。",
+                f"{free / 1e9:.2f} GB of free disk is close to the {needed / 1e9:.2f} GB needed.",
+            )
+
+
+def refuse_used_folder(place: Path) -> None:
+    """Raises ConfigError where a new folder is wanted and something is there, StorageError where one may not even
+    look.
+    """
+    try:
+        used = place.exists() and (not place.is_dir() or any(place.iterdir()))
+    except OSError as error:
+        raise not_written(place, error) from error
+    if used:
+        raise ConfigError(
+            f"出力先 {place} は空ではありません。新しいフォルダーを指定してください。",
+            f"the output folder {place} is not empty; choose a new one.",
+        )
+
+
+@contextlib.contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `place` when the block ends well, and goes when it does not.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    staging = place.with_name(f".staging-{place.name}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        with _refusals_of_the_disk():
+            yield staging
+        if place.exists():
+            place.rmdir()
+        os.replace(staging, place)
+        fsync_folder(place.absolute().parent)
+    except OSError as error:
+        if isinstance(error, ToolkitError):
+            raise
+        raise not_written(place, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def no_space(place: Path, needed: int) -> StorageError:
+    """A refusal to write `needed` bytes where there is no room for them."""
+    free = free_disk_bytes(place)
+    return StorageError(
+        f"{place} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、別の場所を指定してください。",
+        f"{place} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed; free some, or choose "
+        "another place.",
+    )
+
+
+def not_written(place: Path, error: OSError) -> StorageError:
+    """A refusal of the disk, where nothing half-written stayed."""
+    return StorageError(
+        f"{place} に書き込めませんでした（{error}）。途中のものは残していません。空きと書き込み権限を確かめるか、別の場所を指定してください。",
+        f"{place} could not be written ({error}); nothing half-written was left. Check free space and "
+        "permissions, or choose another place.",
+    )
+
+
+@contextlib.contextmanager
+def _refusals_of_the_disk() -> Iterator[None]:
+    """safetensors tells of a full disk by an error of its own, which is no OSError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
+            raise OSError(str(error)) from error
+        raise
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Free bytes on the disk of a path that may not exist yet."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """A refusal to write, with its place and the way out."""
+    return StorageError(
+        f"{path} に書き込めませんでした（{error}）。以前のチェックポイントは残っています。空きを作って resume_from_checkpoint=auto で再開してください。",
+        f"{path} could not be written ({error}). Earlier checkpoints are intact: free some space and go on with "
+        "resume_from_checkpoint=auto.",
+    )
+
+
+def _now() -> str:
+    return datetime.fromtimestamp(time.time(), timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,325 @@
+"""Starts the processes of a run on this machine under torchrun, from a folder that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import errors
+from ..config.load import load_config
+from ..config.run_yaml import describe_run
+from ..data.text_dataset import TextDataset
+from ..data.tokenize import Example
+from ..engine.hooks import SignalFlags
+from ..errors import ConfigError, ProcessesError, ToolkitError
+from ..messages import notice
+from ..models import catalog
+from ..models.base_model import BaseModel
+from ..models.japanese_model import JapaneseModel
+from ..models.loading import DTYPES
+from ..models.random_init import ScratchModel
+from ..models.source import ModelSource
+from ..system.cores import physical_cores
+from ..system.gpu import get_available_device
+from .request import Settled, TrainRequest
+from .resolve import RunPlan
+
+FOLDER = ".launch"
+JOB, RUN, STARTED, ERROR, LOGS = "job.json", "run.yaml", "started", "error.json", "logs"
+PORTS = 3  # attempts to find one that nobody takes meanwhile
+
+
+def run_processes(plan: RunPlan) -> None:
+    """Writes the request, starts the processes, shows what the first one says; returns when all have ended well.
+
+    Raises:
+        ToolkitError: what a process raised. ProcessesError: one died.
+    """
+    processes, parallel = plan.processes_to_start, plan.request.config.parallel
+    folder = Path(plan.summary.output_dir) / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_request(plan, folder)
+    notice(f"{processes} プロセスで訓練します。", f"training in {processes} processes.")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={processes}",
+        f"--max-restarts={parallel.max_restarts}",
+        "--redirects=3",
+        f"--log-dir={folder / LOGS}",
+        "-m",
+        "ai_finetuning.execution.worker",
+        str(folder),
+    ]
+    with (folder / "torchrun.log").open("wb") as log, SignalFlags() as signals:
+        for attempt in range(1, PORTS + 1):
+            # A session of its own: the terminal's Ctrl-C comes to this process only, which passes it on once.
+            child = subprocess.Popen(
+                command, env=_environment(processes), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            code = _follow(child, folder / LOGS, signals)
+            if code == 0:
+                return
+            if signals.stop or attempt == PORTS or not _port_was_taken(folder):
+                break
+            _forget_attempt(folder)
+    raise _error(folder, code, asked=signals.stop)
+
+
+def _port_was_taken(folder: Path) -> bool:
+    """Whether the last attempt ended before it began: torchrun finds a free port, and the first process listens on
+    it seconds later.
+    """
+    logs = sorted((folder / LOGS).glob("*/attempt_*/0/stderr.log"), key=lambda path: path.stat().st_mtime)
+    return bool(logs) and "EADDRINUSE" in logs[-1].read_text(encoding="utf-8", errors="replace")
+
+
+def _forget_attempt(folder: Path) -> None:
+    shutil.rmtree(folder / LOGS, ignore_errors=True)
+    for path in (*folder.glob(f"{STARTED}-*"), folder / ERROR):
+        path.unlink(missing_ok=True)
+
+
+def _environment(processes: int) -> dict[str, str]:
+    here = str(Path(__file__).resolve().parents[2])
+    path = os.environ.get("PYTHONPATH")
+    return os.environ | {
+        # Without it every restart of torchrun fails: workers read the addresses of the attempt before
+        # (docs/design/distributed.md).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # Seconds that torchrun gives a process after SIGTERM before it kills it: a checkpoint may take longer than its
+        # 30.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "540"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, physical_cores() // processes))),
+        "PYTHONPATH": here if not path else here + os.pathsep + path,
+        "PYTHONUTF8": "1",
+    }
+
+
+def _follow(child: subprocess.Popen[bytes], logs: Path, signals: SignalFlags) -> int:
+    """Shows the first process's lines until the child ends; passes a request to stop on."""
+    read: dict[Path, int] = {}
+    told = False
+    while True:
+        code = child.poll()
+        _show(logs, read)
+        if code is not None:
+            return code
+        if signals.stop and not told:
+            child.terminate()
+            told = True
+        time.sleep(0.1)
+
+
+def _show(logs: Path, read: dict[Path, int]) -> None:
+    for path in sorted(logs.glob("*/attempt_*/0/std*.log")):
+        with path.open("rb") as file:
+            file.seek(read.get(path, 0))
+            text = file.read()
+        read[path] = read.get(path, 0) + len(text)
+        if text:
+            sys.stderr.write(text.decode("utf-8", errors="replace"))
+            sys.stderr.flush()
+
+
+def _error(folder: Path, code: int, *, asked: str | None) -> ToolkitError:
+    """What went wrong, as the process that failed has written it."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        told = json.loads((folder / ERROR).read_text(encoding="utf-8"))
+        kind = getattr(errors, told["kind"], ToolkitError)
+        found: ToolkitError = kind(told["ja"], told["en"])
+        return found
+    tail = _last_lines(folder)
+    return ProcessesError(
+        f"プロセスが終了しました（torchrun の終了コード {code}{'、' + asked if asked else ''}）。ログ: {folder / LOGS}。{tail} 直してから "
+        "resume_from_checkpoint=auto で続きから再開できます。",
+        f"a process of the run died (torchrun ended with {code}{', ' + asked if asked else ''}). Logs: "
+        f"{folder / LOGS}. {tail} Go on with resume_from_checkpoint=auto.",
+    )
+
+
+def _last_lines(folder: Path) -> str:
+    """The ends of the processes' error logs."""
+    lines = []
+    for path in sorted((folder / LOGS).glob("*/attempt_*/*/stderr.log")):
+        text = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if text:
+            lines.append(f"[rank {path.parent.name}] {text[-1][:300]}")
+    return " ".join(lines)
+
+
+# --- the folder
+
+
+def write_request(plan: RunPlan, folder: Path) -> None:
+    """The request, with what has been found for it; rows and, where they were changed in memory, weights.
+
+    Raises:
+        ConfigError: rows that no file can hold.
+    """
+    request = plan.request
+    (folder / RUN).write_text(describe_run(request.config, {}), encoding="utf-8")
+    settled = Settled(plan.parallel.strategy, plan.parallel.processes)
+    content = {
+        "model": _model_spec(plan, folder),
+        "use_accelerate": request.use_accelerate,
+        "train": _source_spec(request.train, folder / "train.jsonl"),
+        "held_out": _source_spec(request.held_out, folder / "held_out.jsonl"),
+        "settled": asdict(settled),
+    }
+    (folder / JOB).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _model_spec(plan: RunPlan, folder: Path) -> dict[str, Any]:
+    model, source = plan.request.model, plan.source
+    names = {dtype: name for name, dtype in DTYPES.items() if name != "auto"}
+    device = model.device or get_available_device()
+    common = {
+        "name": model.model_name,
+        "device": device.type,
+        "dtype": names.get(model.torch_dtype) if model.torch_dtype is not None else None,
+        "attention": getattr(model, "attention", "auto"),
+        "chat_template": getattr(model, "chat_template", None),
+        "source": {
+            "name": source.name,
+            "path": source.path,
+            "local_only": source.local_only,
+            "config": dict(source.config),
+            "remote_code": source.remote_code,
+        },
+    }
+    if isinstance(model, ScratchModel):
+        return common | {"kind": "scratch", "seed": model.seed}
+    if isinstance(model, JapaneseModel) and model.weights_changed():
+        assert model.model is not None
+        model.model.save_pretrained(folder / "model")
+        model.ensure_tokenizer().save_pretrained(folder / "model")
+        common["weights"] = str(folder / "model")
+    keys = ("load_in_8bit", "load_in_4bit", "use_flash_attention", "trust_remote_code")
+    return common | {"kind": "japanese"} | {key: getattr(model, key) for key in keys if hasattr(model, key)}
+
+
+def _source_spec(source: Any, place: Path) -> dict[str, Any] | None:
+    if source is None:
+        return None
+    if isinstance(source, float):
+        return {"share": source}
+    if isinstance(source, str | Path):
+        return {"path": str(source)}
+    if isinstance(source, list) and all(isinstance(item, Path) for item in source):
+        return {"paths": [str(item) for item in source]}
+    if isinstance(source, TextDataset):
+        rows: Iterator[Any] = (
+            {
+                "input_ids": e.input_ids.tolist(),
+                "labels": e.labels.tolist(),
+                "characters": e.characters,
+                "source": e.source,
+            }
+            for e in source.examples
+        )
+        _write_rows(rows, place)
+        return {"tokens": str(place), "max_length": source.max_length, "pad": source.pad_token_id}
+    _write_rows((_row(item) for item in source), place)
+    return {"path": str(place)}
+
+
+def _row(item: Any) -> Mapping[str, Any]:
+    if isinstance(item, str):
+        return {"text": item}
+    return item if isinstance(item, Mapping) else {"messages": item}
+
+
+def _write_rows(rows: Iterator[Any], place: Path) -> None:
+    try:
+        with place.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"学習データの行を複数プロセスに渡せません（{error}）。JSON にできる値だけにするか、ファイルのパスを渡してください。",
+            f"the rows cannot be handed to several processes ({error}); use values that JSON can hold, or name a file.",
+        ) from error
+
+
+def read_request(folder: Path) -> TrainRequest:
+    """What write_request() wrote, in a process of the run."""
+    content = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    config = load_config(folder / RUN)
+    train, held_out = _source(content["train"]), _source(content["held_out"])
+    return TrainRequest(
+        _model(content["model"], config.model.architecture),
+        config,
+        train,
+        held_out,
+        content["use_accelerate"],
+        Settled(**content["settled"]),
+    )
+
+
+def _model(spec: dict[str, Any], architecture: Any) -> BaseModel:
+    model = _new_model(spec, architecture)
+    if "weights" not in spec:
+        found = spec["source"]
+        model.use_source(ModelSource(**found, catalog_row=catalog.lookup(found["name"])))
+    return model
+
+
+def _new_model(spec: dict[str, Any], architecture: Any) -> BaseModel:
+    device = torch.device("cpu") if spec["device"] == "cpu" else None
+    dtype = DTYPES[spec["dtype"]] if spec["dtype"] is not None else None
+    if spec["kind"] == "scratch":
+        return ScratchModel(
+            spec["name"],
+            architecture,
+            device,
+            dtype,
+            attention=spec["attention"],
+            chat_template=spec["chat_template"],
+            seed=spec["seed"],
+        )
+    keys = ("load_in_8bit", "load_in_4bit", "use_flash_attention", "trust_remote_code", "attention", "chat_template")
+    model = JapaneseModel(
+        spec.get("weights", spec["name"]), device, torch_dtype=dtype, **{key: spec[key] for key in keys if key in spec}
+    )
+    return model
+
+
+def _source(spec: dict[str, Any] | None) -> Any:
+    if spec is None:
+        return None
+    if "share" in spec:
+        return float(spec["share"])
+    if "tokens" in spec:
+        import numpy as np
+
+        lines = Path(spec["tokens"]).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        examples = [
+            Example(
+                np.array(row["input_ids"], np.int64),
+                np.array(row["labels"], np.int64),
+                row["characters"],
+                row["source"],
+            )
+            for row in rows
+        ]
+        return TextDataset.of(examples, max_length=spec["max_length"], pad_token_id=spec["pad"])
+    if "paths" in spec:
+        return [Path(path) for path in spec["paths"]]
+    return Path(spec["path"]) if Path(spec["path"]).exists() else spec["path"]

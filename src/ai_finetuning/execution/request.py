@@ -1,0 +1,131 @@
+"""What a run is asked to do: the base, the settings and the data. Nothing is decided here, and nothing is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..config.run import RunConfig
+from ..config.section import explicitly_set, with_values
+from ..errors import ConfigError
+from ..messages import notice
+from ..models.base_model import BaseModel
+from ..models.japanese_model import JapaneseModel
+from ..models.loading import DTYPES
+from ..models.random_init import ScratchModel
+from ..models.source import ModelSource
+from .sources import config_source
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the process that starts the processes of a run has resolved; they take it as it is.
+
+    Attributes:
+        strategy: behind `parallel.strategy: auto`.
+        processes: of the run.
+    """
+
+    strategy: str
+    processes: int
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a trainer, or `aift train`, hands over.
+
+    Attributes:
+        model: the base.
+        config: all settings, as they were given.
+        train, held_out: data in any form that data.prepare takes.
+        use_accelerate: run the step through Accelerate.
+        settled: in a process that another one of ours has started: what that one resolved.
+    """
+
+    model: BaseModel
+    config: RunConfig
+    train: Any
+    held_out: Any = None
+    use_accelerate: bool = False
+    settled: Settled | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether all weights train."""
+        return self.config.trains_all
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of the base that is trained on: 4 or 8, or None for 16 and 32."""
+        config, model = self.config, self.model
+        if config.trains_all:
+            return None
+        if config.uses_qlora:
+            return 4 if config.lora.qlora_4bit else 8
+        return 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
+
+
+def with_processes(config: RunConfig, *, gpus: int, cpu_processes: int) -> RunConfig:
+    """The configuration for so many processes of this machine.
+
+    Raises:
+        ConfigError: more GPUs than there are, or both kinds.
+    """
+    there = torch.cuda.device_count()
+    if gpus and cpu_processes:
+        raise ConfigError(
+            "--gpus と --cpu-processes は同時に使えません。どちらか一方にしてください。",
+            "--gpus and --cpu-processes cannot be used together; give one of them.",
+        )
+    if gpus > there:
+        raise ConfigError(
+            f"--gpus が {gpus} ですが、GPU は {there} 個です。GPU なしで試すには --cpu-processes {gpus} を使ってください。",
+            f"--gpus is {gpus}, but there are {there} GPUs; to try without GPUs use --cpu-processes {gpus}.",
+        )
+    return with_values(config, parallel=with_values(config.parallel, processes=gpus or cpu_processes))
+
+
+def request_of(config: RunConfig, device: str | None = None, source: ModelSource | None = None) -> TrainRequest:
+    """The request that a configuration describes.
+
+    Args:
+        config: all settings.
+        device: None takes the best one.
+        source: where the base is, if that has been looked up.
+    """
+    place = torch.device(device) if device is not None else None
+    if "name" not in explicitly_set(config.model):
+        notice(
+            f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
+            f"no model is named: using the small {config.model.name} that ships (for real work name one with "
+            "model=ID_OR_FOLDER).",
+        )
+    train, held_out = config_source(config.data.train), config_source(config.data.eval)
+    if config.method == "pretrain":
+        scratch = ScratchModel(
+            config.model.name,
+            config.model.architecture,
+            torch_dtype=DTYPES.get(config.model.dtype),
+            attention=config.model.attention,
+            chat_template=config.model.chat_template,
+            device=place,
+            seed=config.training.runtime.seed,
+        )
+        return TrainRequest(_found(scratch, source), config, train, held_out)
+    model = JapaneseModel(
+        config.model.name,
+        device=place,
+        torch_dtype=DTYPES.get(config.model.dtype),
+        attention=config.model.attention,
+        chat_template=config.model.chat_template,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return TrainRequest(_found(model, source), config, train, held_out)
+
+
+def _found(model: BaseModel, source: ModelSource | None) -> BaseModel:
+    if source is not None:
+        model.use_source(source)
+    return model

@@ -1,0 +1,505 @@
+"""The one place that decides: from a request to the plan of its run. No weight is read, nothing is written.
+
+The run, `--dry-run` and the process that starts others all read the same RunPlan. What is derived here (precision,
+warm-up, checkpointing, ...) is derived anew by every run; a resumed run takes it from its checkpoint (Derived).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config.lora import LoRAConfig
+from ..config.section import explicitly_set
+from ..data.loader import Loader
+from ..data.prepare import SPLIT, PreparedData, prepare
+from ..data.tokenize import count_live, max_token_id
+from ..engine.precision import Precision, resolve_precision
+from ..engine.schedule import Schedule, resolve_warmup
+from ..messages import notice
+from ..models.placement import DeviceMap
+from ..models.plans import tensor_plan
+from ..models.source import ModelSource
+from ..parallel.plan import Choice, check_strategy, refuse_model
+from ..parallel.processes import launched
+from ..parallel.strategies.device_map import capacities
+from ..planner import memory
+from ..planner.auto import Situation, choose_strategy
+from ..planner.layers import blocks_of, split_model
+from ..planner.plan import Plan
+from ..planner.shape import ModelShape, shape_of
+from ..system.gpu import free_memory_bytes, get_available_device
+from . import base_facts
+from .output_folder import free_disk_bytes
+from .request import Settled, TrainRequest
+from .resume import ResumePoint, peek
+from .validate import validate_config, validate_data
+
+# Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
+USUAL_LORA_RATES = "1e-4 - 3e-4"
+# Bytes of optimizer state a trained weight; muon's matrices have one moment, which most weights of a model belong to.
+_OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a run decides for its user. A checkpoint holds it, and a run that goes on from there takes it over.
+
+    Attributes:
+        precision: fp32, bf16 or fp16.
+        fp16: the flag that precision was derived from.
+        warmup_steps: in force.
+        gradient_checkpointing: whether activations are recomputed.
+        split: the rule by which a share of the rows became evaluation data.
+        chat_template: the template's text.
+        dtype, attention, kernels: of the loaded weights, the attention implementation, and the path of the step; None
+            until the model is built.
+        target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
+    """
+
+    precision: str
+    fp16: bool
+    warmup_steps: int
+    gradient_checkpointing: bool
+    split: str = SPLIT
+    chat_template: str | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    kernels: str | None = None
+    target_modules: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that is decided before weights are read.
+
+    Attributes:
+        request: what was asked.
+        source: where the base is.
+        tokenizer: with pad token and chat template.
+        data: rows of tokens to train on and to evaluate on.
+        loader: this process's share of them, in order.
+        shape: sizes of the model.
+        device: where this process computes.
+        precision: of the forward pass.
+        parallel: how the run is spread.
+        processes_to_start: on this machine; 1 where this process is the run, or one of its processes.
+        device_map: devices by module name under model_parallel.
+        schedule: the learning rate over the steps.
+        packing_tokens: tokens of a packed row, or None without packing.
+        derived: what was decided for the user.
+        fingerprint: what has to be the same for a resumed run to be the same run.
+        resume: the checkpoint to go on from, or None.
+        summary: the numbers, for people.
+    """
+
+    request: TrainRequest
+    source: ModelSource
+    tokenizer: Any
+    data: PreparedData
+    loader: Loader
+    shape: ModelShape
+    device: torch.device
+    precision: Precision
+    parallel: Choice
+    processes_to_start: int
+    device_map: DeviceMap | None
+    schedule: Schedule
+    packing_tokens: int | None
+    derived: Derived
+    fingerprint: dict[str, Any]
+    resume: ResumePoint | None
+    summary: Plan
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """What the run that is resumed had derived; empty for a run that starts."""
+        return dict(self.resume.derived) if self.resume is not None else {}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is known of the base and the machine: the parts of a plan that the choice of a strategy needs."""
+
+    request: TrainRequest
+    source: ModelSource
+    module: nn.Module
+    shape: ModelShape
+    device: torch.device
+    precision: Precision
+    taken: dict[str, Any]
+
+    def workload(self, width: int) -> memory.Workload:
+        """What a micro-batch of rows of `width` tokens asks of the machine."""
+        request, training = self.request, self.request.config.training
+        compute = 2 if self.precision.autocast is not None else 4
+        lora = request.config.lora
+        return memory.Workload(
+            trainable=self.shape.parameters if request.full else self.shape.lora_parameters(lora.r, _targets(lora)),
+            bits=request.bits,
+            frozen_bytes=_frozen_bytes(request, compute),
+            tokens=training.batch_size * width,
+            compute_bytes=compute,
+            optimizer_bytes=_OPTIMIZER_BYTES[training.optimizer.name],
+            full=request.full,
+        )
+
+    def checkpointing(self, work: memory.Workload, free: int) -> bool:
+        """Gradient checkpointing: as given, as the run began, else on where memory would be short without it."""
+        training = self.request.config.training
+        if "gradient_checkpointing" in explicitly_set(training):
+            return training.gradient_checkpointing
+        if self.taken.get("gradient_checkpointing") is not None:
+            return bool(self.taken["gradient_checkpointing"])
+        return memory.estimate(self.shape, work, checkpointing=False).total > 0.8 * free
+
+
+def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan:
+    """The plan of a run.
+
+    Args:
+        request: what was asked.
+        resume: the checkpoint to go on from, found and verified; None looks for it without verifying it.
+
+    Raises:
+        ToolkitError: whatever can be refused before weights are read.
+    """
+    config = request.config
+    config.validate()
+    validate_config(config)
+    validate_data(request.train, request.held_out)
+    validate_strategy(request)
+    source = request.model.find()
+    base_facts.validate_method(request, source)
+    if resume is None:
+        resume = peek(config.training.output_dir, config.training.checkpoint)
+    taken = dict(resume.derived) if resume is not None else {}
+    model = _model(request, source, taken)
+    settled = request.settled or _settle_auto(model)
+    parallel, processes_to_start = _parallel(request, model.device, settled)
+    _say_what_has_no_effect(request, parallel)
+    model = replace(model, device=_device_of_rank(model.device, parallel, processes_to_start))
+    return _plan(model, parallel, processes_to_start, resume)
+
+
+def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) -> _Model:
+    training = request.config.training
+    device = request.model.device or get_available_device()
+    module = base_facts.planned_module(request.model, source)
+    asked = training.runtime.precision
+    if asked == "auto" and taken.get("fp16", training.fp16) == training.fp16:
+        asked = taken.get("precision", asked)
+    precision = resolve_precision(asked, fp16=training.fp16, device=device)
+    return _Model(request, source, module, shape_of(module), device, precision, taken)
+
+
+def _settle_auto(model: _Model) -> Settled | None:
+    """What parallel.strategy `auto` means here, said in one line; None for other strategies.
+
+    Raises:
+        ConfigError: no strategy fits in memory.
+    """
+    request = model.request
+    parallel, device = request.config.parallel, model.device
+    if parallel.strategy != "auto":
+        return None
+    gpus: list[int] = list(_visible_gpus().values()) if device.type == "cuda" and device.index is None else []
+    count = launched().size if launched().size > 1 else parallel.processes or len(gpus) or 1
+    free = free_memory_bytes(device)
+    devices = gpus[:count] if len(gpus) >= count else [free // count] * count
+    work = model.workload(request.config.data.max_length)
+    checkpointing = model.checkpointing(work, min(devices))
+    targets = None if request.full else _targets(request.config.lora)
+    several_gpus = len(gpus) >= 2 and launched().size == 1
+    room = capacities(parallel.max_memory_per_gpu, _visible_gpus()) if several_gpus else None
+    blocks = blocks_of(model.module, work, checkpointing=checkpointing, targets=targets)
+    chosen = choose_strategy(
+        Situation(
+            devices=list(room.values()) if room is not None else devices,
+            whole=memory.estimate(model.shape, work, checkpointing=checkpointing),
+            gathered=max(block.weights for block in blocks),
+            split_fits=split_model(model.module, work, room, checkpointing=checkpointing, targets=targets).fits
+            if room is not None
+            else None,
+            shardable=request.bits != 8 and request.config.training.optimizer.name == "adamw",
+        )
+    )
+    notice(f"parallel.strategy auto: {chosen.reason_ja}。", f"parallel.strategy auto: {chosen.reason_en}.")
+    return Settled(chosen.strategy, chosen.processes)
+
+
+def _parallel(request: TrainRequest, device: torch.device, settled: Settled | None) -> tuple[Choice, int]:
+    """How the run is spread, and the processes that have to be started for it."""
+    config = request.config
+    strategy = settled.strategy if settled is not None else config.parallel.strategy
+    processes = settled.processes if settled is not None else config.parallel.processes
+    to_start = _processes_to_start(strategy, processes, device)
+    choice = check_strategy(
+        strategy,
+        processes=to_start if to_start > 1 else None,
+        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
+        tensor_parallel_size=config.parallel.tensor_parallel_size,
+        pipeline_schedule=config.parallel.pipeline_schedule,
+        world_size=config.training.world_size,
+        local_rank=config.training.local_rank,
+        deepspeed_stage=config.parallel.deepspeed_stage,
+    )
+    if choice.strategy == "model_parallel":
+        capacities(config.parallel.max_memory_per_gpu, _visible_gpus())
+    return choice, to_start
+
+
+def validate_strategy(request: TrainRequest) -> None:
+    """Refuses, on every process alike, a strategy that does not fit the processes that a launcher has started.
+
+    Raises:
+        ConfigError: sizes or ranks that do not fit.
+    """
+    if request.config.parallel.strategy != "auto":
+        _parallel(request, request.model.device or get_available_device(), request.settled)
+
+
+def _processes_to_start(strategy: str, processes: int | None, device: torch.device) -> int:
+    """Processes that this run should have on this machine and has not: more than 1 means that they must be started."""
+    if launched().size > 1 or torch.distributed.is_initialized() or strategy == "model_parallel":
+        return 1
+    if processes is not None:
+        return processes
+    if device.type != "cuda" or device.index is not None:
+        return 1  # one device was meant
+    return torch.cuda.device_count()
+
+
+def _device_of_rank(device: torch.device, parallel: Choice, processes_to_start: int) -> torch.device:
+    """Where this process computes: with several, each takes the GPU of its rank on the machine."""
+    if parallel.processes > 1 and device.type == "cuda":
+        return torch.device("cuda", launched().local_rank)
+    return device
+
+
+def _say_what_has_no_effect(request: TrainRequest, parallel: Choice) -> None:
+    training = request.config.training
+    if training.ddp and parallel.processes == 1:
+        notice(
+            "ddp=True ですがプロセスは 1 つなので、通常どおり訓練します。",
+            "ddp=True, but there is one process: training as usual.",
+        )
+    if not request.full and "learning_rate" not in explicitly_set(training):
+        rate = training.learning_rate
+        notice(
+            f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
+            f"learning_rate stands at its default of {rate:g}, which is low for LoRA; {USUAL_LORA_RATES} is usual.",
+        )
+
+
+def _plan(model: _Model, parallel: Choice, processes_to_start: int, resume: ResumePoint | None) -> RunPlan:
+    """Tokenizer, data and the numbers that follow from them."""
+    request, precision = model.request, model.precision
+    config, training = request.config, request.config.training
+    taken = model.taken
+    tokenizer = _tokenizer(request, taken)
+    split = taken.get("split", SPLIT)
+    data = prepare(request.train, request.held_out, tokenizer, config.data, seed=training.runtime.seed, split=split)
+    packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
+    loader = _loader(request, data, tokenizer, parallel)
+    total = training.schedule.max_steps or training.num_epochs * len(loader)
+    warmup = _warmup(training, taken, total)
+    _validate_model(model, parallel, data)
+    work = model.workload(packing_tokens or data.longest)
+    room = None
+    free = _free_bytes(request, model.device) // (parallel.processes if model.device.type == "cpu" else 1)
+    if parallel.strategy == "model_parallel":
+        room = capacities(config.parallel.max_memory_per_gpu, _visible_gpus())
+        free = sum(room.values())
+    checkpointing = model.checkpointing(work, free)
+    device_map = None
+    if room is not None:
+        targets = None if request.full else _targets(config.lora)
+        layers = split_model(model.module, work, room, checkpointing=checkpointing, targets=targets)
+        layers.refuse_misfit()
+        device_map = layers.device_map()
+    derived = Derived(
+        precision.name, training.fp16, warmup, checkpointing, split, str(tokenizer.chat_template or "") or None
+    )
+    summary = _summary(model, data, loader, derived, total, work, free)
+    options = training.schedule
+    return RunPlan(
+        request=request,
+        source=model.source,
+        tokenizer=tokenizer,
+        data=data,
+        loader=loader,
+        shape=model.shape,
+        device=model.device,
+        precision=precision,
+        parallel=parallel,
+        processes_to_start=processes_to_start,
+        device_map=device_map,
+        schedule=Schedule(options.name, warmup, options.min_lr_ratio, options.decay_ratio),
+        packing_tokens=packing_tokens,
+        derived=derived,
+        fingerprint=_fingerprint(request, model.source, data, summary),
+        resume=resume,
+        summary=summary,
+    )
+
+
+def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
+    """The base's tokenizer; a resumed run renders prompts by the template that it began with."""
+    tokenizer = request.model.ensure_tokenizer()
+    template = taken.get("chat_template")
+    if template is None or getattr(request.model, "chat_template", None) is not None:
+        return tokenizer
+    if tokenizer.chat_template != template:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel: Choice) -> Loader:
+    config, training = request.config, request.config.training
+    return Loader(
+        data.train,
+        rows_per_step=training.batch_size * training.gradient_accumulation_steps,
+        seed=training.runtime.seed,
+        packing=config.data.packing,
+        max_length=max(config.data.max_length, data.longest),
+        group_by_length=config.data.group_by_length,
+        pad_token_id=tokenizer.pad_token_id,
+        share=parallel.data_place(launched().rank),
+    )
+
+
+def _warmup(training: Any, taken: dict[str, Any], total: int) -> int:
+    given = "warmup_steps" in explicitly_set(training)
+    if not given and "warmup_steps" in taken:
+        return int(taken["warmup_steps"])
+    return resolve_warmup(training.warmup_steps, explicitly_set=given, total_steps=total)
+
+
+def _validate_model(model: _Model, parallel: Choice, data: PreparedData) -> None:
+    """Refuses a model that the strategy cannot train, and rows that the model cannot take."""
+    config = model.request.config
+    refuse_model(
+        parallel,
+        model.module.config,
+        bits=model.request.bits,
+        optimizer=config.training.optimizer.name,
+        use_dora=not model.request.full and config.lora.use_dora,
+        scaler=model.precision.scaler,
+    )
+    if parallel.sizes.tp > 1:
+        tensor_plan(model.module)  # refused here where it cannot be cut
+    model.shape.refuse_misfit(max_token_id=max_token_id([*data.train, *data.held_out]), max_length=data.longest)
+
+
+def _visible_gpus() -> dict[int, int]:
+    """Free bytes of each GPU."""
+    return {index: free_memory_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())}
+
+
+def _free_bytes(request: TrainRequest, device: torch.device) -> int:
+    """Free on the device, counting what a loaded model already takes."""
+    loaded = request.model.model
+    held = sum(weight.numel() * weight.element_size() for weight in loaded.parameters()) if loaded is not None else 0
+    return free_memory_bytes(device) + held
+
+
+def _summary(
+    model: _Model,
+    data: PreparedData,
+    loader: Loader,
+    derived: Derived,
+    total: int,
+    work: memory.Workload,
+    free: int,
+) -> Plan:
+    request, shape = model.request, model.shape
+    training = request.config.training
+    model_bytes = shape.parameters * work.compute_bytes if request.full else 4 * work.trainable
+    return Plan(
+        model=request.model.model_name,
+        method=request.config.effective_method,
+        device=str(model.device),
+        precision=derived.precision,
+        parameters=shape.parameters,
+        trainable=work.trainable,
+        rows=len(data.train),
+        eval_rows=len(data.held_out),
+        tokens=sum(map(len, data.train)),
+        label_tokens=count_live(data.train),
+        rows_per_step=training.batch_size * training.gradient_accumulation_steps,
+        steps_per_epoch=len(loader),
+        total_steps=total,
+        warmup_steps=derived.warmup_steps,
+        gradient_checkpointing=derived.gradient_checkpointing,
+        memory=memory.estimate(shape, work, checkpointing=derived.gradient_checkpointing),
+        free_memory_bytes=free,
+        disk_bytes=memory.disk_bytes(
+            work.trainable,
+            kept=training.checkpoint.save_total_limit,
+            model_bytes=model_bytes,
+            optimizer_bytes=work.optimizer_bytes,
+        ),
+        free_disk_bytes=free_disk_bytes(Path(training.output_dir)),
+        output_dir=training.output_dir,
+    )
+
+
+def _frozen_bytes(request: TrainRequest, compute: int) -> int:
+    """Bytes of a frozen weight: as it is loaded, as the user asked, or else as the run computes."""
+    loaded = base_facts.plain_module(request.model)
+    dtype = next(loaded.parameters()).dtype if loaded is not None else request.model.torch_dtype
+    return dtype.itemsize if dtype is not None else compute
+
+
+def _targets(lora: LoRAConfig) -> list[str] | None:
+    return lora.target_modules if isinstance(lora.target_modules, list) else None
+
+
+def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData, summary: Plan) -> dict[str, Any]:
+    """What has to be the same for a resumed run to be the same run."""
+    config, training = request.config, request.config.training
+    same = {
+        "model": base_facts.identity(request.model.model_name),
+        "method": config.effective_method,
+        "data": data.digest,
+        "rows": summary.rows,
+        "batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "learning_rate": training.learning_rate,
+        "warmup_steps": summary.warmup_steps,
+        "total_steps": summary.total_steps,
+        "max_grad_norm": training.max_grad_norm,
+        "max_length": config.data.max_length,
+        "packing": config.data.packing,
+        "group_by_length": config.data.group_by_length,
+        "seed": training.runtime.seed,
+        "precision": summary.precision,
+        "schedule": training.schedule.name,
+        "decay_ratio": training.schedule.decay_ratio,
+        "optimizer": training.optimizer.name,
+        "betas": list(training.optimizer.betas),
+        "weight_decay": training.optimizer.weight_decay,
+        "lora_plus_ratio": training.optimizer.lora_plus_ratio,
+    }
+    if not request.full:
+        names = (
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "bias",
+            "qlora_4bit",
+            "use_rslora",
+            "use_dora",
+            "modules_to_save",
+        )
+        same |= {f"lora.{name}": getattr(config.lora, name) for name in names}
+        same["lora.use_qlora"] = config.uses_qlora
+    return same

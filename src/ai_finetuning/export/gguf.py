@@ -1,0 +1,215 @@
+"""GGUF through a llama.cpp checkout: its converter runs as it is, then the tokenizer's metadata is put right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from ..errors import ConfigError, InputNotFoundError, ModelError, StorageError
+from ..execution.output_folder import free_disk_bytes, no_space, not_written
+from ..messages import notice, warn
+from ..models.source import find_model
+from ..models.tokenizers import load_tokenizer, prompt_style
+from .gguf_file import BYTE, Header, read_header, rewrite
+from .gguf_tokenizer import UNIGRAM, judge, metadata, tokenizer_kind, write_piece_model
+
+TYPES = ("f32", "f16", "bf16", "q8_0")
+VARIABLE, SCRIPT = "LLAMA_CPP", "convert_hf_to_gguf.py"
+_PLACES = ("llama.cpp", "../llama.cpp", "~/llama.cpp", "~/src/llama.cpp", "/opt/llama.cpp", "/usr/local/src/llama.cpp")
+# Bytes of a weight: q8_0 has a 16-bit scale for 32 weights.
+_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625}
+
+
+def find_converter(checkout: str | None = None, *, lenient: bool = False) -> Path | None:
+    """The converter's script: in the named checkout, that of `$LLAMA_CPP`, or one in a usual place; None where there is
+    none.
+
+    Args:
+        lenient: None also where a checkout was named and is none.
+
+    Raises:
+        InputNotFoundError: a checkout was named and the script is not in it.
+    """
+    named = checkout or os.environ.get(VARIABLE)
+    for place in (named,) if named else _PLACES:
+        script = Path(place).expanduser() / SCRIPT
+        if script.is_file():
+            return script.resolve()
+    if named and not lenient:
+        raise InputNotFoundError(
+            f"{named} に {SCRIPT} がありません。llama.cpp のチェックアウトを指定してください（--llama-cpp か環境変数 {VARIABLE}）。",
+            f"{named} has no {SCRIPT}; name a checkout of llama.cpp (--llama-cpp, or the variable {VARIABLE}).",
+        )
+    return None
+
+
+def require_converter(checkout: str | None, command: str) -> Path:
+    """The converter's script.
+
+    Args:
+        command: what the user typed, for the way out.
+
+    Raises:
+        InputNotFoundError: there is no checkout; names the two commands to type.
+    """
+    script = find_converter(checkout)
+    if script is None:
+        steps = f"\n  git clone --depth 1 https://github.com/ggml-org/llama.cpp\n  {command} --llama-cpp llama.cpp"
+        raise InputNotFoundError(
+            f"GGUF への変換には llama.cpp のチェックアウトが必要です（ビルドは不要）。次の 2 つを実行してください:{steps}",
+            f"a GGUF is made by a checkout of llama.cpp (nothing is built). Type these two commands:{steps}",
+        )
+    return script
+
+
+def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_0") -> Header:
+    """Writes a model's folder as one GGUF file with which llama.cpp segments text as in training.
+
+    Args:
+        folder: a whole 16-bit model (see source.py).
+        out: a file that is not there yet.
+        converter: from require_converter.
+        outtype: one of TYPES.
+
+    Returns:
+        The header of the file, read back.
+
+    Raises:
+        ConfigError: another type, or a file that is there. ModelError: the converter does not know the model or its
+            tokenizer.
+        StorageError: it cannot be written.
+    """
+    check_output(out, outtype)
+    tokenizer = load_tokenizer(str(folder))
+    architecture = find_model(str(folder)).architecture
+    verdict = judge(tokenizer, architecture, converter)
+    if verdict.known is False:
+        raise ModelError(verdict.ja, verdict.en)
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    staging = out.with_name(f".staging-{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        needed = int(weights * _BYTES[outtype])  # two files of it for a moment, from weights of two bytes
+        if free_disk_bytes(out.parent) < needed:
+            raise no_space(out.parent, needed)
+        staging.mkdir()
+        raw, fixed = staging / "converted.gguf", staging / "fixed.gguf"
+        with _prepared(folder, tokenizer) as prepared:
+            _run(converter, prepared, raw, outtype)
+        ends = prompt_style(tokenizer, generation_config(folder)).stop_token_ids
+        values = read_header(raw).values
+        rewrite(raw, fixed, metadata(tokenizer, values, ends))
+        header = read_header(fixed)
+        _refuse_other_tokens(header, tokenizer)
+        os.replace(fixed, out)
+    except OSError as error:
+        if isinstance(error, StorageError | InputNotFoundError):
+            raise
+        raise not_written(out, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _say(out, header, tokenizer)
+    return header
+
+
+def check_type(outtype: str) -> None:
+    """Raises ConfigError for a type that is not in TYPES."""
+    if outtype not in TYPES:
+        raise ConfigError(
+            f"--type が {outtype!r} です。{', '.join(TYPES)} のいずれかにしてください。",
+            f"--type is {outtype!r}; it must be one of {', '.join(TYPES)}.",
+        )
+
+
+def check_output(out: Path, outtype: str) -> None:
+    """Raises ConfigError for another type or a file that is there already."""
+    check_type(outtype)
+    if out.exists():
+        raise ConfigError(
+            f"出力先 {out} はすでにあります。別の名前を指定してください。",
+            f"{out} exists already; choose another name.",
+        )
+
+
+def generation_config(folder: Path) -> Any:
+    """A model folder's GenerationConfig, None where it has none."""
+    return GenerationConfig.from_pretrained(str(folder)) if (folder / "generation_config.json").is_file() else None
+
+
+@contextmanager
+def _prepared(folder: Path, tokenizer: Any) -> Iterator[Path]:
+    """A folder for the converter: links to the weights, the tokenizer as it is in force, a tokenizer.model where one
+    is needed.
+    """
+    with tempfile.TemporaryDirectory(prefix="aift-gguf-") as name:
+        place = Path(name)
+        for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
+            (place / path.name).symlink_to(path.resolve())
+        for file in ("config.json", "generation_config.json"):
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, place / file)
+        tokenizer.save_pretrained(place)
+        pieces = place / "tokenizer.model"
+        if not pieces.exists() and (folder / pieces.name).is_file():
+            shutil.copyfile(folder / pieces.name, pieces)
+        elif not pieces.exists() and tokenizer_kind(tokenizer) == UNIGRAM:
+            write_piece_model(tokenizer, pieces)
+        yield place
+
+
+def _run(converter: Path, folder: Path, out: Path, outtype: str) -> None:
+    """Runs the converter in a process of its own, without a shell and without the network."""
+    command = [sys.executable, str(converter), str(folder), "--outfile", str(out), "--outtype", outtype]
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False
+    )
+    if done.returncode == 0 and out.is_file():
+        return
+    lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else f"exit code {done.returncode}"
+    raise ModelError(
+        f"llama.cpp の変換が失敗しました: {last} llama.cpp を新しくするか、対応するモデルか確かめてください。",
+        f"llama.cpp's converter failed: {last} Update llama.cpp, or check that it supports this model.",
+    )
+
+
+def _refuse_other_tokens(header: Header, tokenizer: Any) -> None:
+    """Raises ModelError where the file's vocabulary is not the tokenizer's."""
+    tokens = header.values["tokenizer.ggml.tokens"].value
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    wanted = {number: text for text, number in tokenizer.get_vocab().items()} | added
+    # Blanks of added tokens are written as blanks.
+    wrong = [
+        number
+        for number, text in wanted.items()
+        if number >= len(tokens) or tokens[number].replace("▁", " ") != text.replace("▁", " ")
+    ]
+    if wrong:
+        raise ModelError(
+            f"GGUF の語彙がトークナイザーと違います（{len(wrong)} 個、例: {wanted[wrong[0]]!r}）。保存を取り消しました。",
+            f"the GGUF's vocabulary is not the tokenizer's ({len(wrong)} tokens differ, such as "
+            f"{wanted[wrong[0]]!r}); nothing was kept.",
+        )
+
+
+def _say(out: Path, header: Header, tokenizer: Any) -> None:
+    size = out.stat().st_size / 1e6
+    notice(
+        f"{out} を書き出しました（{size:.1f} MB、テンソル {len(header.tensor_names)}）。",
+        f"wrote {out} ({size:.1f} MB, {len(header.tensor_names)} tensors).",
+    )
+    if tokenizer_kind(tokenizer) == UNIGRAM and BYTE in header.values["tokenizer.ggml.token_type"].value:
+        warn(
+            "語彙にない文字（絵文字など）は、llama.cpp では未知語になります（ggml-org/llama.cpp#28862 が直るまで）。",
+            "characters outside the vocabulary (emoji and the like) become unknown tokens in llama.cpp, until "
+            "ggml-org/llama.cpp#28862 is fixed.",
+        )

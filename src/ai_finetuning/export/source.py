@@ -1,0 +1,81 @@
+"""The folder of a whole 16-bit model behind any name: hub ids, embedded models, and adapters, which are merged once
+into a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from ..convert.adapter_origin import base_of
+from ..convert.merge import merge_adapter
+from ..errors import ModelError
+from ..messages import notice
+from ..models import hub
+from ..models.source import find_model, require_safetensors
+from ..system.folders import cache_folder
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name is the folder of a LoRA adapter."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def model_folder(name: str, *, base: str = "auto") -> Path:
+    """The folder of a whole model; an adapter is merged into a cache folder that its content names, once.
+
+    Args:
+        name: hub id, alias, `embedded:NAME`, a model's folder, or an adapter's.
+        base: what an adapter is merged into, as `aift merge --base`.
+
+    Raises:
+        ModelError: the model is quantized, or needs code from its repository. ToolkitError: as locating and merging
+            raise.
+    """
+    if is_adapter(name):
+        return _merged(name, base)
+    found = find_model(name)
+    if found.quantization:
+        raise ModelError(
+            f"{name} は量子化されています。書き出しと配信には 16bit のモデルを使います。量子化前のモデルを指定してください（GGUF の量子化は --type で選べます）。",
+            f"{name} is quantized; exports and serving take a 16-bit model. Name the model before quantization (a "
+            "GGUF is quantized by --type).",
+        )
+    require_safetensors(found.path)
+    if Path(found.path).is_dir():
+        return Path(found.path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(found.path, ignore_patterns=["*.bin", "*.pth", "*.pt", "*.msgpack", "*.h5"]))
+
+
+def _merged(adapter: str, base: str) -> Path:
+    place = cache_folder("merged") / content_key(adapter, base)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(place) + ".lock"):
+        if (place / "config.json").is_file():
+            notice(f"統合済みの {place} を使います。", f"using {place}, merged earlier.")
+            return place
+        notice(
+            f"アダプター {adapter} をベースに統合します（次回からは {place} を使います）。",
+            f"merging the adapter {adapter} into its base (kept in {place} for the next time).",
+        )
+        shutil.rmtree(place, ignore_errors=True)
+        merge_adapter(adapter, str(place), base=base)
+    return place
+
+
+def content_key(adapter: str, base: str) -> str:
+    """A name that changes with the adapter's files, its base's weights (by size and time) and the wanted base."""
+    digest = hashlib.sha256(base.encode())
+    for path in sorted(Path(adapter).iterdir()):
+        if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt"):
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    behind = hub.on_disk(base_of(adapter, base, None).name)
+    for path in sorted(behind.glob("*.safetensors")) if behind is not None else ():
+        state = path.stat()
+        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode())
+    return digest.hexdigest()[:20]

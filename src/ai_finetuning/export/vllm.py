@@ -1,0 +1,127 @@
+"""A folder that vLLM loads as it is, and whether vLLM can put an adapter on its base by itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from ..execution.output_folder import new_folder, refuse_used_folder
+from ..messages import notice, warn
+from ..models.adapters import adapter_config
+from ..models.source import find_model
+from ..models.tokenizers import load_tokenizer, prompt_style
+from .gguf import generation_config
+from .source import is_adapter, model_folder
+
+# What `--max-lora-rank` may be (vLLM's LoRAConfig).
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
+    """Writes a whole model with everything that a server reads: weights, tokenizer, chat template, all stop tokens.
+
+    Args:
+        name: a model, or an adapter, which is merged in the cache first.
+        out: a folder that is not there yet, or is empty.
+        base: what an adapter is merged into.
+
+    Raises:
+        ModelError: something that vLLM needs is missing. ToolkitError: as merging and writing raise; nothing is left
+            then.
+    """
+    refuse_used_folder(out)
+    folder = model_folder(name, base=base)
+    with new_folder(out) as staging:
+        for path in folder.iterdir():
+            if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt", ".md") and path.is_file():
+                shutil.copyfile(path, staging / path.name)
+        _complete(staging)
+        refuse_incomplete(staging)
+    if is_adapter(name):
+        _say_adapter(Path(name))
+    notice(f"vLLM: vllm serve {out}", f"vLLM: vllm serve {out}")
+    return out
+
+
+def _complete(folder: Path) -> None:
+    """Puts the chat template in force and every token that ends an answer into a model's folder."""
+    from transformers import GenerationConfig
+
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.save_pretrained(folder)
+    make: Callable[[], GenerationConfig] = GenerationConfig
+    config = generation_config(folder) or make()
+    stops = list(prompt_style(tokenizer, config).stop_token_ids)
+    config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    config.pad_token_id = tokenizer.pad_token_id
+    config.save_pretrained(folder)
+
+
+def refuse_incomplete(folder: Path) -> None:
+    """Raises ModelError with everything that vLLM would miss in a model's folder."""
+    problems = problems_of(folder)
+    if problems:
+        raise ModelError(
+            f"{folder} はこのままでは vLLM で使えません: {'、'.join(problems)}。",
+            f"{folder} is not ready for vLLM: {', '.join(problems)}.",
+        )
+
+
+def problems_of(folder: Path) -> list[str]:
+    """What vLLM would miss in a model's folder: names of files and keys."""
+    config = find_model(str(folder)).config
+    found = [
+        key
+        for key in ("architectures", "model_type", "vocab_size")
+        if not (config.get(key) or config.get("text_config", {}).get(key))
+    ]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        found += [shard for shard in sorted(shards) if not (folder / shard).is_file()]
+    elif not (folder / "model.safetensors").is_file():
+        found.append("model.safetensors")
+    if not ((folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()):
+        found.append("tokenizer.json")
+    settings = _json(folder / "tokenizer_config.json")
+    if not ((folder / "chat_template.jinja").is_file() or settings.get("chat_template")):
+        found.append("chat_template.jinja")
+    if _json(folder / "generation_config.json").get("eos_token_id") is None:
+        found.append("generation_config.json: eos_token_id")
+    return found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def adapter_obstacles(folder: Path) -> list[str]:
+    """Settings of an adapter that vLLM's `--enable-lora` does not take; empty where it loads as it is."""
+    config = adapter_config(folder)
+    found = [f"{key}={config[key]}" for key in ("modules_to_save", "use_dora") if config.get(key)]
+    found += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
+    ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    return found + ([f"r={max(ranks)}"] if max(ranks) > _RANKS[-1] else [])
+
+
+def _say_adapter(folder: Path) -> None:
+    """One line on serving the adapter without merging."""
+    obstacles = adapter_obstacles(folder)
+    if obstacles:
+        warn(
+            f"このアダプターは vLLM の --enable-lora では使えません（{', '.join(obstacles)}）。統合したモデルを使ってください。",
+            f"vLLM's --enable-lora does not take this adapter ({', '.join(obstacles)}); use the merged model.",
+        )
+        return
+    config = adapter_config(folder)
+    most = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    rank = next(rank for rank in _RANKS if rank >= most)
+    line = (
+        f"vllm serve {config['base_model_name_or_path']} --enable-lora --lora-modules {folder.name}={folder} "
+        f"--max-lora-rank {rank}"
+    )
+    notice(f"統合せずに使うこともできます: {line}", f"it can be served without merging too: {line}")

@@ -1,0 +1,212 @@
+"""From a strategy's name and the number of processes to the strategy; refuses before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from ..errors import ConfigError
+from ..messages import notice, warn
+from ..models.placement import DeviceMap
+from .collectives.mesh import Sizes, build_mesh, sizes_of
+from .plugins import zero
+from .plugins.accelerated import Accelerated, AcceleratedReplicas
+from .processes import launched
+from .strategies import tensor
+from .strategies.device_map import ModelParallel
+from .strategies.distributed import Distributed
+from .strategies.pipeline import Pipeline, check_pipeline
+from .strategies.single import SingleDevice
+from .strategy import Strategy
+from .weights.materialize import Destination
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run is spread.
+
+    Attributes:
+        strategy: `model_parallel`, or any other name, which sizes and sharded describe.
+        sizes: stages x data ranks x ranks that share a layer.
+        sharded: weights are cut over the data ranks (FSDP2).
+        schedule: order of a pipeline's micro-batches.
+        zero_stage: 2 or 3: gradients and moments, and weights too, are divided over the data ranks by DeepSpeed.
+    """
+
+    strategy: str = "ddp"
+    sizes: Sizes = Sizes()
+    sharded: bool = False
+    schedule: str = "1F1B"
+    zero_stage: int | None = None
+
+    @property
+    def processes(self) -> int:
+        """Processes of the run."""
+        return self.sizes.pp * self.sizes.dp * self.sizes.tp
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the weights lie in several processes, none of which holds the model as it was loaded."""
+        return self.sharded or self.sizes.pp > 1 or self.sizes.tp > 1 or self.zero_stage is not None
+
+    @property
+    def whole_blocks(self) -> bool:
+        """Whether every layer that a process holds has all its weights on one device, as in one process."""
+        divided = self.sharded or self.sizes.tp > 1 or self.zero_stage is not None
+        return not divided and self.strategy != "model_parallel"
+
+    def data_place(self, rank: int) -> tuple[int, int]:
+        """(data rank, data ranks) of a process; the mesh is [pp, dp, tp]."""
+        return rank // self.sizes.tp % self.sizes.dp, self.sizes.dp
+
+
+def check_strategy(
+    name: str,
+    *,
+    processes: int | None = None,
+    pipeline_parallel_size: int = 1,
+    tensor_parallel_size: int = 1,
+    pipeline_schedule: str = "1F1B",
+    world_size: int = 1,
+    local_rank: int = -1,
+    deepspeed_stage: int | None = None,
+) -> Choice:
+    """What the settings mean for a number of processes; refuses what cannot run here.
+
+    Args:
+        processes: of the run; None: those that the launcher started.
+
+    Raises:
+        ConfigError: sizes or ranks that do not fit the processes; DeepSpeed for one process, or not installed.
+    """
+    here = launched()
+    size = processes or here.size
+    if world_size not in (1, size):
+        raise ConfigError(
+            f"training.world_size が {world_size} ですが、プロセスは {size} 個です。1 にするとランチャーに合わせます。",
+            f"training.world_size is {world_size}, but the run has {size} processes; leave it at 1 to follow the "
+            "launcher.",
+        )
+    if local_rank not in (-1, here.local_rank):
+        raise ConfigError(
+            f"training.local_rank が {local_rank} ですが、ランチャーは {here.local_rank} としています。-1 にするとランチャーに合わせます。",
+            f"training.local_rank is {local_rank}, but the launcher says {here.local_rank}; leave it at -1 to "
+            "follow the launcher.",
+        )
+    if name == "model_parallel" and size > 1:
+        raise ConfigError(
+            f"parallel.strategy model_parallel は 1 プロセスで動きますが、プロセスは {size} 個です。torchrun を使わずに起動するか、strategy: "
+            "pipeline にしてください。",
+            f"parallel.strategy model_parallel runs in one process, but there are {size}; start it without "
+            "torchrun, or use strategy: pipeline.",
+        )
+    asked = pipeline_parallel_size * tensor_parallel_size
+    if size == 1 and (name in ("pipeline", "tensor") or asked > 1):
+        raise ConfigError(
+            f"parallel.strategy {name}（pipeline_parallel_size {pipeline_parallel_size}、tensor_parallel_size "
+            f"{tensor_parallel_size}）には {max(2, asked)} プロセス以上が必要ですが、1 つしかありません。"
+            f"GPU を増やすか、GPU なしで試すなら --cpu-processes {max(2, asked)}（parallel.processes）を指定してください。",
+            f"parallel.strategy {name} (pipeline_parallel_size {pipeline_parallel_size}, tensor_parallel_size "
+            f"{tensor_parallel_size}) needs {max(2, asked)} processes or more, and there is one: "
+            f"use more GPUs, or, to try it without, --cpu-processes {max(2, asked)} (parallel.processes).",
+        )
+    if deepspeed_stage is not None:
+        zero.require(size)
+    sizes = sizes_of(name, size, pipeline=pipeline_parallel_size, tensor=tensor_parallel_size)
+    sharded = name == "fsdp" and sizes.dp > 1
+    return Choice(name, sizes, sharded=sharded, schedule=pipeline_schedule, zero_stage=deepspeed_stage)
+
+
+def refuse_model(
+    choice: Choice, config: Any, *, bits: int | None, optimizer: str, use_dora: bool, scaler: bool = False
+) -> None:
+    """Refuses a model's configuration that the choice cannot train, before its weights are loaded.
+
+    Args:
+        config: the transformers configuration.
+        bits: of a quantized base.
+        scaler: gradients are scaled (fp16).
+
+    Raises:
+        ConfigError: with the numbers and the way out.
+    """
+    if choice.zero_stage is not None:
+        zero.refuse(choice.zero_stage, bits=bits, optimizer=optimizer, scaler=scaler)
+    tensor.refuse(
+        config, tensor=choice.sizes.tp, sharded=choice.sharded, bits=bits, optimizer=optimizer, use_dora=use_dora
+    )
+    if bits == 8 and choice.sharded:
+        raise ConfigError(
+            "strategy: fsdp は 8 ビット量子化と組み合わせられません。method: qlora の 4 ビット（qlora_4bit: true）か strategy: ddp を使ってください。",
+            "strategy: fsdp cannot go with a base in 8 bit; use 4 bit (qlora_4bit: true), or strategy: ddp.",
+        )
+    if choice.sizes.pp > 1:
+        check_pipeline(config, choice.sizes, choice.schedule, sharded=choice.sharded)
+
+
+def warn_of_idle_ranks(choice: Choice, rows: int) -> None:
+    """Says that processes compute nothing where a step has fewer rows than there are processes to share them.
+
+    Args:
+        rows: of an optimizer step (batch size x accumulation).
+    """
+    ranks = choice.sizes.dp
+    if rows >= ranks:
+        return
+    warn(
+        f"1 ステップは {rows} 行（batch_size x gradient_accumulation_steps）ですが、データを分け合うプロセスは {ranks} 個あります。{ranks - rows} "
+        f"個は計算するものがありません。積を {ranks} 以上にするか、プロセスを {rows} 個以下にしてください。",
+        f"a step has {rows} rows (batch_size x gradient_accumulation_steps) for {ranks} processes that share the data: "
+        f"{ranks - rows} of them compute nothing. Make the product {ranks} or more, or use {rows} processes or fewer.",
+    )
+
+
+def choose(
+    choice: Choice,
+    *,
+    device: torch.device | DeviceMap,
+    autocast: torch.dtype | None,
+    scaler: bool,
+    use_accelerate: bool,
+    masters: bool = False,
+    plan: Callable[[nn.Module], tensor.Plan] | None = None,
+    max_grad_norm: float = 1.0,
+) -> Strategy:
+    """The strategy; the process group has to be there where there are several processes.
+
+    Args:
+        device: of this process; of model_parallel, the device of each module by its name.
+        masters: every weight trains, in fp32; a model that is cut becomes so part by part.
+        plan: says how a model's modules are cut, where `tp` is above 1.
+        max_grad_norm: that the run will clip to.
+    """
+    if not isinstance(device, torch.device):
+        return ModelParallel(device, autocast=autocast, scaler=scaler)
+    if choice.processes == 1:
+        kind = Accelerated if use_accelerate else SingleDevice
+        return kind(device, autocast=autocast, scaler=scaler)
+    mesh = build_mesh(choice.sizes, device.type)
+    if choice.zero_stage is not None:  # through Accelerate, whatever use_accelerate says
+        return zero.Zero(device, mesh, stage=choice.zero_stage, max_grad_norm=max_grad_norm, autocast=autocast)
+    if use_accelerate and not choice.in_parts:
+        return AcceleratedReplicas(device, mesh, autocast=autocast, scaler=scaler)
+    if use_accelerate:
+        notice(
+            f"strategy {choice.strategy} では use_accelerate によらず、このツールキット自身の並列処理を使います（Accelerate は 1 プロセスと ddp だけです）。",
+            f"strategy {choice.strategy} runs on this toolkit's own parallel path, whatever use_accelerate says "
+            "(Accelerate serves one process and ddp).",
+        )
+    common: dict[str, Any] = {"sharded": choice.sharded, "autocast": autocast, "scaler": scaler, "masters": masters}
+    if choice.sizes.pp > 1:
+        return Pipeline(device, mesh, schedule=choice.schedule, **common)
+
+    def cut(model: nn.Module, along: DeviceMesh, destination: Destination) -> None:
+        assert plan is not None
+        tensor.cut_layers(model, along, plan=plan(model), destination=destination)
+
+    return Distributed(device, mesh, cut_layers=cut, **common)

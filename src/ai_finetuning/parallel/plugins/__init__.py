@@ -1,0 +1,1 @@
+"""Strategies through other libraries; all of it can be skipped by a reader."""

@@ -1,0 +1,1 @@
+"""One strategy a file: who holds which weights and sees which data."""

@@ -1,0 +1,157 @@
+"""One process, one device."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models.modes import evaluating
+from ..batch import Batch, LossFunction
+from ..loss_scale import LossScale
+from ..strategy import Update
+from ..weights.layout import Layout
+from ..weights.materialize import Destination
+from ..weights.state import Tensors, load_optimizer_tensors, load_weights, optimizer_tensors
+
+
+class SingleDevice:
+    """The plain strategy: autocast where asked, a loss scale for fp16."""
+
+    data_rank = 0
+    data_size = 1
+    rank = 0
+    is_main = True
+    exchanges = 0
+    layouts: dict[str, Layout] | None = None
+    _casts_stay = True  # autocast keeps the 16-bit copies of weights until the forward pass ends
+
+    def __init__(self, device: torch.device, *, autocast: torch.dtype | None = None, scaler: bool = False) -> None:
+        self.device = device
+        self._autocast = autocast
+        self._scale = LossScale(enabled=scaler)
+
+    @property
+    def destination(self) -> Destination | None:
+        """None: the model is loaded as it trains."""
+        return None
+
+    def placement(self, *, quantized: bool) -> dict[str, Any]:
+        """The device."""
+        return {"device": self.device}
+
+    def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
+        """Moves the model to the device, where it is not there already."""
+        if not getattr(model, "is_quantized", False) and not hasattr(model, "hf_device_map"):
+            model.to(self.device)
+        self._model = model
+        self._loss = loss
+        return model
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Keeps the optimizer for update()."""
+        self._optimizer = optimizer
+        return optimizer
+
+    def agree(self, counts: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:
+        """Counts and flags themselves."""
+        return list(counts), list(flags)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value alone."""
+        return [value]
+
+    def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """All of them."""
+        return list(model.named_parameters())
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast, cache_enabled=self._casts_stay)
+
+    def _loss_of(self, batch: Batch) -> Tensor:
+        """The sum of the token losses of a batch that is on the device."""
+        return self._loss(self._model, batch)
+
+    def _communicating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around a micro-batch, the last of its step or not; one process has nothing to send."""
+        return contextlib.nullcontext()
+
+    def _backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(self._scale.scale(loss))
+
+    def forward_backward(self, group: Sequence[Batch], num_valid: float) -> Tensor:
+        """Accumulates gradients micro-batch by micro-batch."""
+        total = torch.zeros((), device=self.device)
+        for index, batch in enumerate(group):
+            with self._communicating(index == len(group) - 1):
+                with self._computing():
+                    loss = self._loss_of(batch.to(self.device)) / num_valid
+                self._backward(loss)
+            total += loss.detach().float()
+        return total
+
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """Sums of losses and label tokens; the model's mode is put back."""
+        total, tokens = torch.zeros((), device=self.device, dtype=torch.float64), 0
+        with evaluating(self._model):
+            for batch in batches:
+                with self._computing():
+                    total += self._loss_of(batch.to(self.device)).double()
+                tokens += batch.num_label_tokens
+        return float(total), tokens
+
+    def _with_gradients(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, max_norm: float) -> Update:
+        """Reads loss and norm once; an overflow under fp16 lowers the scale."""
+        parameters = self._with_gradients()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self._scale.unscale(gradients)
+        total, norm = self._measure(loss, gradients)
+        lost, size = torch.stack([total.double(), norm.to(total.device).double()]).tolist()
+        finite = math.isfinite(lost) and math.isfinite(size)
+        if finite and max_norm > 0:
+            self._clip(parameters, norm, size, max_norm)
+        if finite:
+            self._optimizer.step()
+        self._scale.update(overflow=not math.isfinite(size))
+        return Update(lost, size, applied=finite, scaled=self._scale.enabled)
+
+    def _measure(self, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss and gradient norm over all ranks, on the device."""
+        return loss, torch.nn.utils.get_total_norm(gradients)
+
+    def _clip(self, parameters: list[nn.Parameter], norm: Tensor, size: float, max_norm: float) -> None:
+        """Scales gradients of the norm `size` (on the device: `norm`) down to max_norm."""
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+
+    def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+        """The weights themselves and the optimizer's state."""
+        return {"model": self._trained(model), "optimizer": optimizer_tensors(optimizer)}
+
+    def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+        """Copies weights into the model's and gives the optimizer its state."""
+        load_weights(self._trained(model), tensors["model"])
+        load_optimizer_tensors(optimizer, tensors.get("optimizer", {}))
+
+    def _trained(self, model: nn.Module) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in self.named_parameters(model) if parameter.requires_grad}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale."""
+        return self._scale.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts the loss scale back."""
+        self._scale.load_state_dict(state)
+
+    def close(self) -> None:
+        """Nothing to release."""

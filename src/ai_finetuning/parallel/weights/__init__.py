@@ -1,0 +1,1 @@
+"""Which part of a weight a process holds, and how it comes there."""

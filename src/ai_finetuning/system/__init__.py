@@ -1,0 +1,1 @@
+"""The machine: devices, cores, folders, the hub that may not answer."""

@@ -1,0 +1,66 @@
+"""How many threads a step should compute with: one a physical core that this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..messages import notice
+
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+# A container's share of the processors (cgroup v2, as the container sees its own group): "quota period" or "max
+# period".
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def physical_cores(*, topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
+    """Cores that this process may use: its affinity with hyper-threads counted once, at most a container's quota.
+
+    Args:
+        topology: where Linux says which logical processors share a core.
+        quota: the file with the quota; without one there is none.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+        cores = len({_siblings(topology, processor) for processor in allowed})
+    else:
+        cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return max(1, min(cores, _share(quota) or cores))
+
+
+def _siblings(topology: Path, processor: int) -> str:
+    """The processors that share a core with this one, as Linux writes them; the processor itself where it does not."""
+    try:
+        return (topology / f"cpu{processor}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(processor)
+
+
+def _share(quota: Path) -> int | None:
+    """Whole processors that a quota is worth, rounded up; None without one."""
+    try:
+        allowed, period = quota.read_text(encoding="ascii").split()
+        return math.ceil(int(allowed) / int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return None
+
+
+def use_physical_cores() -> None:
+    """Takes torch's threads down to one a core.
+
+    torch counts hyper-threads where it runs without MKL, and processors beyond a container's quota everywhere; both
+    make products slower. What the user chose (OMP_NUM_THREADS, MKL_NUM_THREADS, torch.set_num_threads below the number
+    of cores) stands.
+    """
+    threads, cores = torch.get_num_threads(), physical_cores()
+    if threads <= cores or os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"):
+        return
+    torch.set_num_threads(cores)
+    notice(
+        f"スレッド数を {threads} から物理コア数の {cores} にします（変えるには OMP_NUM_THREADS）。",
+        f"threads go from {threads} to the {cores} physical cores (OMP_NUM_THREADS changes that).",
+    )

@@ -1,0 +1,158 @@
+"""The documented GPU functions, and what else the toolkit asks the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ..errors import ConfigError
+from ..messages import notice
+
+_GB = 1e9
+
+
+def get_available_device() -> torch.device:
+    """The best device there is: CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def get_gpu_memory_info() -> dict[str, Any]:
+    """Memory of every CUDA device in GB (10^9 bytes), in the documented shape; `available` is False without one."""
+    if not torch.cuda.is_available():
+        return {"available": False, "device_count": 0, "devices": []}
+    return {
+        "available": True,
+        "device_count": torch.cuda.device_count(),
+        "devices": [_device_info(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _device_info(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    free, total = torch.cuda.mem_get_info(index)
+    return {
+        "index": index,
+        "name": properties.name,
+        "total_memory_gb": total / _GB,
+        "allocated_memory_gb": torch.cuda.memory_allocated(index) / _GB,
+        "free_memory_gb": free / _GB,
+        "multi_processor_count": properties.multi_processor_count,
+    }
+
+
+def sixteen_bit(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type that a device computes well in, or None."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if cpu_has_bf16() else None
+
+
+def clear_gpu_memory() -> None:
+    """Frees what nothing refers to any more, on CUDA and MPS; harmless on a CPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+
+
+def set_memory_fraction(fraction: float = 0.9) -> None:
+    """The share of GPU memory that this process may use.
+
+    Raises:
+        ConfigError: a fraction that is not above 0 and at most 1.
+    """
+    if isinstance(fraction, bool) or not 0 < fraction <= 1:
+        raise ConfigError(
+            f"fraction が {fraction!r} です。0 より大きく 1 以下にしてください。",
+            f"fraction is {fraction!r}; it must be above 0 and at most 1.",
+        )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.set_per_process_memory_fraction(fraction, index)
+    elif torch.backends.mps.is_available():
+        torch.mps.set_per_process_memory_fraction(fraction)
+    else:
+        notice("GPU がないため、メモリー上限の設定は何もしません。", "there is no GPU: the memory limit has no effect.")
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that a run could take on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory that this process has had."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        memory: Any = psutil.Process().memory_info()  # its fields differ by system
+        return int(memory.peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def memory_growth(device: torch.device, work: Callable[[], Any]) -> int | None:
+    """Bytes that a piece of work held at its peak beyond what was held before it.
+
+    On CUDA what the device's allocator gave; on Linux resident memory of the process, whose recorded peak is reset for
+    it; None elsewhere.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    gc.collect()
+    try:
+        # Else the work could use heap that was freed but not given back, and nothing would grow.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except (OSError, AttributeError, TypeError):
+        return None
+    before = int(psutil.Process().memory_info().rss)
+    work()
+    return max(0, peak_memory_bytes() - before)
+
+
+@functools.lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """The processor's feature flags (Linux; empty elsewhere)."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return frozenset()
+    for line in info.read_text(encoding="utf-8").splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices by instruction (AVX512-BF16, AMX, Arm BF16)."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -1,0 +1,1 @@
+"""The documented trainers, and training from a configuration."""

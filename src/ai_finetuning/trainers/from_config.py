@@ -1,0 +1,33 @@
+"""From a configuration to a trained model, or to its plan: what `aift train` does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config.run import RunConfig
+from ..config.section import with_values
+from ..execution.execute import execute
+from ..execution.request import request_of
+from ..execution.resolve import RunPlan, resolve
+from ..execution.result import Result
+from ..models.source import ModelSource
+
+
+def run_training(config: RunConfig, device: str | None = None, source: ModelSource | None = None) -> Result:
+    """Trains as the configuration says.
+
+    Raises:
+        ToolkitError: with the reason and the way out.
+    """
+    return execute(request_of(config, device, source))
+
+
+def plan_training(config: RunConfig, device: str | None = None, source: ModelSource | None = None) -> RunPlan:
+    """The plan of the run that the configuration describes; nothing is written.
+
+    Raises:
+        ToolkitError: what run_training would refuse before it loads weights.
+    """
+    request = request_of(config, device, source)
+    without_cache = with_values(config, data=with_values(config.data, cache=False))
+    return resolve(replace(request, config=without_cache))

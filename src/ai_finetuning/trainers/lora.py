@@ -1,0 +1,99 @@
+"""LoRAFinetuningTrainer: trains adapters, on 16-bit or quantized bases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config.data import DataConfig
+from ..config.lora import LoRAConfig
+from ..config.model import ModelConfig
+from ..config.parallel import ParallelConfig
+from ..config.run import RunConfig
+from ..config.training import TrainingConfig
+from ..execution.execute import execute
+from ..execution.request import TrainRequest
+from ..execution.result import Result
+from ..execution.sources import choose_sources, with_resume
+from ..models.adapters import adapter_config, load_adapter, saved_tokenizer
+from ..models.base_model import BaseModel
+from ..models.loading import load_causal_lm
+from ..models.tokenizers import load_tokenizer
+
+
+class LoRAFinetuningTrainer:
+    """Fine-tunes with LoRA or QLoRA.
+
+    Args:
+        model: the base; loaded on first use, quantized where lora_config.use_qlora says so.
+        lora_config: the adapter.
+        training_config: training settings.
+        train_dataset, eval_dataset: TextDataset, or anything that train() takes as texts.
+        data: max_length, packing and what else turns rows into tokens.
+
+    Attributes:
+        result: what the last train() gave: state, history, seconds, peak memory.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        lora_config: LoRAConfig,
+        training_config: TrainingConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        data: DataConfig | None = None,
+    ) -> None:
+        self.model = model
+        self.lora_config = lora_config
+        self.training_config = training_config
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.data = data or DataConfig()
+        self.result: Result | None = None
+
+    def train(
+        self, train_texts: Any = None, eval_texts: Any = None, resume_from_checkpoint: str | None = None
+    ) -> nn.Module:
+        """Trains, saves the adapter to output_dir and returns the PeftModel in eval mode.
+
+        Args:
+            train_texts, eval_texts: strings, rows, conversations, a `datasets.Dataset`, or a path.
+            resume_from_checkpoint: `auto`, a checkpoint's folder or a run's folder.
+
+        Raises:
+            ToolkitError: with the reason and the way out, before a weight is loaded wherever that can be known.
+        """
+        config = RunConfig(
+            model=ModelConfig(self.model.model_name),
+            method="lora",
+            data=self.data,
+            training=with_resume(self.training_config, resume_from_checkpoint),
+            lora=self.lora_config,
+            parallel=getattr(self.training_config, "parallel", None) or ParallelConfig(),
+        )
+        train, held_out = choose_sources(self, train_texts, eval_texts)
+        self.result = execute(TrainRequest(self.model, config, train, held_out))
+        return self.result.model
+
+    @staticmethod
+    def load_lora_model(
+        base_model_name: str, lora_adapter_path: str, device: torch.device | None = None
+    ) -> tuple[Any, Any]:
+        """(model, tokenizer) of a base with a saved adapter, in eval mode.
+
+        Args:
+            base_model_name: the base that the adapter was trained on.
+            lora_adapter_path: the adapter's folder.
+            device: None takes the best one.
+
+        Raises:
+            InputNotFoundError: no adapter there. ModelError: it was trained on another base.
+        """
+        adapter_config(lora_adapter_path)  # refused before the base is loaded
+        base = load_causal_lm(base_model_name, device=device)
+        tokenizer = load_tokenizer(saved_tokenizer(lora_adapter_path) or base_model_name)
+        return load_adapter(base, lora_adapter_path).eval(), tokenizer

@@ -1,0 +1,67 @@
+"""AdvancedMultiGPUTrainer: training under a parallel strategy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..config.data import DataConfig
+from ..config.lora import LoRAConfig
+from ..config.training import MultiGPUTrainingConfig
+from ..execution.result import Result
+from ..models.base_model import BaseModel
+from .full import FullFinetuningTrainer
+from .lora import LoRAFinetuningTrainer
+
+
+class AdvancedMultiGPUTrainer:
+    """Fine-tunes over several devices: starts one process a GPU where several are visible, joins a launcher's processes
+    where there are some, and trains as usual on one device.
+
+    Args:
+        model: the base; loaded on first use.
+        config: training settings with the strategy.
+        train_dataset, eval_dataset: TextDataset, or anything that train() takes as texts.
+        data: max_length, packing and what else turns rows into tokens.
+        lora_config: trains an adapter (LoRA, QLoRA) instead of all weights.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        config: MultiGPUTrainingConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        data: DataConfig | None = None,
+        lora_config: LoRAConfig | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.data = data or DataConfig()
+        self.lora_config = lora_config
+        self.result: Result | None = None
+
+    def train(
+        self, train_texts: Any = None, eval_texts: Any = None, resume_from_checkpoint: str | None = None
+    ) -> nn.Module:
+        """Trains, saves to config.output_dir and returns the model.
+
+        Raises:
+            ToolkitError: with the reason and the way out.
+        """
+        trainer: FullFinetuningTrainer | LoRAFinetuningTrainer
+        if self.lora_config is None:
+            trainer = FullFinetuningTrainer(
+                self.model, self.config, self.train_dataset, self.eval_dataset, use_accelerate=False, data=self.data
+            )
+        else:
+            trainer = LoRAFinetuningTrainer(
+                self.model, self.lora_config, self.config, self.train_dataset, self.eval_dataset, data=self.data
+            )
+        trained = trainer.train(train_texts, eval_texts, resume_from_checkpoint)
+        self.result = trainer.result
+        return trained

@@ -1,1 +1,0 @@
-"""A trained model for other programs: GGUF, Ollama, vLLM, a server."""

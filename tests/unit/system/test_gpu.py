@@ -1,0 +1,102 @@
+"""The five documented functions, on the machine at hand and with a CUDA and an MPS that are pretended."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.support.models import build_model
+
+from ai_finetuning import (
+    clear_gpu_memory,
+    get_available_device,
+    get_gpu_memory_info,
+    set_memory_fraction,
+)
+from ai_finetuning.errors import ConfigError
+from ai_finetuning.models.to_device import optimize_model_for_gpu
+from ai_finetuning.system.gpu import cpu_has_bf16, memory_growth
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="asks for no GPU")
+
+
+@no_gpu
+def test_on_a_cpu(said):
+    assert get_available_device() == torch.device("cpu")
+    assert get_gpu_memory_info() == {"available": False, "device_count": 0, "devices": []}
+    clear_gpu_memory()
+    set_memory_fraction(0.5)
+    assert "no effect" in said()
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, True])
+def test_fractions_out_of_range_are_refused(fraction: float):
+    with pytest.raises(ConfigError, match="fraction"):
+        set_memory_fraction(fraction)
+
+
+@no_gpu
+def test_models_become_what_the_cpu_does_well():
+    model, device = optimize_model_for_gpu(build_model())
+    assert device.type == "cpu"
+    assert next(model.parameters()).dtype is (torch.bfloat16 if cpu_has_bf16() else torch.float32)
+    model, _ = optimize_model_for_gpu(
+        build_model(), torch.device("cpu"), enable_mixed_precision=False, gradient_checkpointing=True
+    )
+    assert next(model.parameters()).dtype is torch.float32
+    assert model.is_gradient_checkpointing
+    plain, _ = optimize_model_for_gpu(torch.nn.Linear(2, 2), gradient_checkpointing=True)  # a module without it
+    assert isinstance(plain, torch.nn.Linear)
+
+
+def test_cuda_information_has_the_documented_keys(monkeypatch: pytest.MonkeyPatch):
+    properties = SimpleNamespace(name="NVIDIA RTX A5000", multi_processor_count=64)
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "get_device_properties": lambda index: properties,
+        "mem_get_info": lambda index: (20_000_000_000, 24_000_000_000),
+        "memory_allocated": lambda index: 1_000_000_000,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    info = get_gpu_memory_info()
+    assert info["available"] is True
+    assert info["device_count"] == 2
+    assert info["devices"][1] == {
+        "index": 1,
+        "name": "NVIDIA RTX A5000",
+        "total_memory_gb": 24.0,
+        "allocated_memory_gb": 1.0,
+        "free_memory_gb": 20.0,
+        "multi_processor_count": 64,
+    }
+    assert get_available_device().type == "cuda"
+
+
+def test_mps_is_taken_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    called = []
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: called.append("empty"))
+    monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", called.append)
+    assert get_available_device().type == "mps"
+    clear_gpu_memory()
+    set_memory_fraction(0.4)
+    assert called == ["empty", 0.4]
+    assert get_gpu_memory_info()["available"] is False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process measure its peak again")
+def test_memory_growth_is_that_of_the_work_and_not_of_what_was_before():
+    def hold(megabytes: int):
+        return lambda: torch.ones(megabytes * 2**18)
+
+    device = torch.device("cpu")
+    hold(200)()
+    for megabytes in (64, 16, 64):
+        found = memory_growth(device, hold(megabytes))
+        if found is None:
+            pytest.skip("/proc/self/clear_refs cannot be written here")
+        assert found == pytest.approx(megabytes * 2**20, rel=0.2)
