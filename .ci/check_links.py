@@ -59,13 +59,13 @@ def slug(heading: str) -> str:
 def anchors(path: Path) -> frozenset[str]:
     """Anchors of a page; a repeated heading gets -1, -2 ..."""
     text = re.sub(r"^( *)(```|~~~).*?^\1\2[^\n]*$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
-    found: set[str] = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
+    obtained: set[str] = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
     for heading in re.findall(r"^#{1,6} +(.+?) *#*$", text, flags=re.M):
         name, number = slug(heading), 0
-        while (unique := f"{name}-{number}" if number else name) in found:
+        while (unique := f"{name}-{number}" if number else name) in obtained:
             number += 1
-        found.add(unique)
-    return frozenset(found)
+        obtained.add(unique)
+    return frozenset(obtained)
 
 
 def broken(path: Path, target: str) -> str | None:
@@ -123,27 +123,29 @@ def index_of(root: Path) -> str:
 
 def problems(root: Path) -> list[str]:
     """Every finding as `file:line: what`."""
-    found = []
+    obtained = []
     for path in files(root):
         if path == Path(__file__).resolve():
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         # Markdown elsewhere may speak of a project's README and the like in code; names are looked at in any file.
         findings = [*link_problems(path, text)] if path.suffix == ".md" else []
-        found += [f"{path.relative_to(root)}:{line}: {what}" for line, what in [*findings, *name_problems(root, text)]]
+        obtained += [
+            f"{path.relative_to(root)}:{line}: {what}" for line, what in [*findings, *name_problems(root, text)]
+        ]
     index = root / "docs" / "decisions" / "index.md"
     if not index.is_file() or index.read_text(encoding="utf-8") != index_of(root):
-        found.append(f"{index.relative_to(root)}: not up to date; run python .ci/check_links.py --index")
-    return found
+        obtained.append(f"{index.relative_to(root)}: not up to date; run python .ci/check_links.py --index")
+    return obtained
 
 
 def main() -> None:
     """Prints the findings and exits 1 where there are any."""
     if "--index" in sys.argv[1:]:
         (ROOT / "docs" / "decisions" / "index.md").write_text(index_of(ROOT), encoding="utf-8")
-    found = problems(ROOT)
-    sys.stdout.write(("\n".join(found) or f"links: {len(files(ROOT))} files, nothing broken") + "\n")
-    sys.exit(1 if found else 0)
+    obtained = problems(ROOT)
+    sys.stdout.write(("\n".join(obtained) or f"links: {len(files(ROOT))} files, nothing broken") + "\n")
+    sys.exit(1 if obtained else 0)
 
 
 if __name__ == "__main__":

@@ -33,15 +33,18 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The portable path's."""
-    return document_attention(None, q, k, v, None, document_lengths=(q.shape[2],), scaling=WIDTH**-0.5)[0]
+    return document_attention(None, q, k, v, None, seq_lens=(q.shape[2],), scaling=WIDTH**-0.5)[0]
 
 
 def inputs(tokens: int, dtype: torch.dtype) -> list[Tensor]:
     """q, k and v as a projection leaves them, [1, heads, tokens, width], and a gradient [1, tokens, heads, width]."""
     generator = torch.Generator().manual_seed(0)
     sizes = [HEADS, SHARED, SHARED]
-    found = [torch.randn(1, tokens, heads, WIDTH, generator=generator).to(dtype).transpose(1, 2) for heads in sizes]
-    return [*(x.requires_grad_() for x in found), torch.randn(1, tokens, HEADS, WIDTH, generator=generator).to(dtype)]
+    obtained = [torch.randn(1, tokens, heads, WIDTH, generator=generator).to(dtype).transpose(1, 2) for heads in sizes]
+    return [
+        *(x.requires_grad_() for x in obtained),
+        torch.randn(1, tokens, HEADS, WIDTH, generator=generator).to(dtype),
+    ]
 
 
 def once(attention: Callable[..., Tensor], given: list[Tensor]) -> tuple[float, float, list[Tensor]]:
@@ -54,9 +57,9 @@ def once(attention: Callable[..., Tensor], given: list[Tensor]) -> tuple[float, 
     return 1e3 * (between - began), 1e3 * (time.perf_counter() - between), [out.detach(), *gradients]
 
 
-def error(found: list[Tensor], right: list[Tensor]) -> float:
+def error(obtained: list[Tensor], right: list[Tensor]) -> float:
     """The largest relative distance of output and gradients."""
-    return max(float((a.float() - b).norm() / b.norm()) for a, b in zip(found, right, strict=True))
+    return max(float((a.float() - b).norm() / b.norm()) for a, b in zip(obtained, right, strict=True))
 
 
 def main() -> None:

@@ -57,12 +57,12 @@ def train(method: str, variant: str, seed: int, steps: int, out: Path) -> Run:
     Raises:
         SystemExit: the run failed, or took another path than the one it stands for.
     """
-    found = losses(out / "metrics.jsonl")
-    if len(found["loss"]) < steps or str(steps) not in found["held_out"]:
+    obtained = losses(out / "metrics.jsonl")
+    if len(obtained["loss"]) < steps or str(steps) not in obtained["held_out"]:
         shutil.rmtree(out, ignore_errors=True)
         _train(method, variant, seed, steps, out)
-        found = losses(out / "metrics.jsonl")
-    return {"method": method, "variant": variant, "seed": seed} | found
+        obtained = losses(out / "metrics.jsonl")
+    return {"method": method, "variant": variant, "seed": seed} | obtained
 
 
 def losses(path: Path) -> Run:
@@ -75,7 +75,7 @@ def losses(path: Path) -> Run:
 
 
 def _train(method: str, variant: str, seed: int, steps: int, out: Path) -> None:
-    _, settings, wanted = VARIANTS[variant]
+    _, settings, expected = VARIANTS[variant]
     arguments = [
         f"method={method}",
         "model=embedded:kotoha-tiny",
@@ -102,9 +102,9 @@ def _train(method: str, variant: str, seed: int, steps: int, out: Path) -> None:
         text=True,
         encoding="utf-8",
     )
-    said = done.stdout + done.stderr
-    if done.returncode != 0 or f"training step: {wanted}" not in said:
-        raise SystemExit(f"{method}, {variant}, seed {seed}: no run on the {wanted} path\n{said[-2000:]}")
+    logged = done.stdout + done.stderr
+    if done.returncode != 0 or f"training step: {expected}" not in logged:
+        raise SystemExit(f"{method}, {variant}, seed {seed}: no run on the {expected} path\n{logged[-2000:]}")
 
 
 def smooth(loss: Sequence[float]) -> list[float]:
@@ -116,8 +116,8 @@ def apart(one: Run, other: Run) -> dict[str, float]:
     """Two runs' distance in nats a token: RMS over the smoothed training curve and over the evaluations, and the
     signed difference at the end.
     """
-    held_out = [one["held_out"][step] - other["held_out"][step] for step in one["held_out"]]
-    return {"curve": _rms(_gaps(one, other)), "held_out": _rms(held_out), "end": held_out[-1]}
+    eval_data = [one["held_out"][step] - other["held_out"][step] for step in one["held_out"]]
+    return {"curve": _rms(_gaps(one, other)), "held_out": _rms(eval_data), "end": eval_data[-1]}
 
 
 def _gaps(one: Run, other: Run) -> list[float]:
@@ -132,7 +132,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     """Per method: each path against the plain one seed by seed, the plain one between seeds, and whether the first
     is the smaller.
     """
-    found: dict[str, Any] = {}
+    obtained: dict[str, Any] = {}
     for method in dict.fromkeys(run["method"] for run in runs):
         of = {(run["variant"], run["seed"]): run for run in runs if run["method"] == method}
         seeds = sorted({seed for _, seed in of})
@@ -149,8 +149,8 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
             )
             bias, error = mean_of(found_here["end"])
             paths[variant] = found_here | {"within_noise": near and abs(bias) < 2 * error}
-        found[method] = {"between_seeds": spread, "paths": paths}
-    return found
+        obtained[method] = {"between_seeds": spread, "paths": paths}
+    return obtained
 
 
 def mean_of(gaps: Sequence[float]) -> tuple[float, float]:
@@ -173,15 +173,15 @@ def table(result: dict[str, Any]) -> str:
         ),
         "|---|---|---|---|---|---|",
     ]
-    for method, found in result["comparison"].items():
-        for variant, gaps in found["paths"].items():
+    for method, obtained in result["comparison"].items():
+        for variant, gaps in obtained["paths"].items():
             signed = "{:+.4f} ± {:.4f}".format(*mean_of(gaps["end"]))
-            said = "yes" if gaps["within_noise"] else "**no**"
+            logged = "yes" if gaps["within_noise"] else "**no**"
             lines.append(
                 f"| {method} | {VARIANTS[variant][0]} | {_of(gaps['curve'])} | {_of(gaps['held_out'])} | {signed} "
-                f"| {said} |"
+                f"| {logged} |"
             )
-        spread = found["between_seeds"]
+        spread = obtained["between_seeds"]
         lines.append(
             f"| {method} | *the noise: plain, another seed* | *{_of(spread['curve'])}* | "
             f"*{_of(spread['held_out'])}* | *{statistics.fmean(spread['end']):.4f} apart* | |"
@@ -194,8 +194,8 @@ def table(result: dict[str, Any]) -> str:
         ]
         for method in result["comparison"]
     }
-    said = "; ".join(f"{method} {min(values):.3f} - {max(values):.3f}" for method, values in ends.items())
-    return "\n".join([*lines, "", f"Held-out loss of the plain path at the end: {said}."])
+    logged = "; ".join(f"{method} {min(values):.3f} - {max(values):.3f}" for method, values in ends.items())
+    return "\n".join([*lines, "", f"Held-out loss of the plain path at the end: {logged}."])
 
 
 def _of(values: Sequence[float]) -> str:

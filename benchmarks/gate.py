@@ -86,19 +86,19 @@ def gradients(model: nn.Module) -> Gradients:
     return {name: p.grad.detach().float().clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def distance(found: Gradients, wanted: Gradients) -> tuple[float, float, str]:
+def distance(obtained: Gradients, expected: Gradients) -> tuple[float, float, str]:
     """(relative L2 distance, the worst tensor's, its name).
 
     Raises:
         GateError: gradients of one side that the other does not have.
     """
-    if found.keys() != wanted.keys():
-        names = ", ".join(sorted(found.keys() ^ wanted.keys())[:4])
+    if obtained.keys() != expected.keys():
+        names = ", ".join(sorted(obtained.keys() ^ expected.keys())[:4])
         raise GateError(f"gradients on one side only: {names}")
     squares = {}
-    for name, value in wanted.items():
+    for name, value in expected.items():
         exact = value.double()  # a norm summed in fp32 would be off by more than the limit
-        squares[name] = (float((found[name].double() - exact).square().sum()), float(exact.square().sum()))
+        squares[name] = (float((obtained[name].double() - exact).square().sum()), float(exact.square().sum()))
     whole = (sum(off for off, _ in squares.values()) / sum(size for _, size in squares.values())) ** 0.5
     worst, name = max(((off / max(size, 1e-300)) ** 0.5, name) for name, (off, size) in squares.items())
     return whole, worst, name
@@ -164,14 +164,14 @@ def _examine(run: Any, spec: Spec, corpus: Sequence[Document], precision: str) -
         if "lora_B" in name:  # zero at first, and then no gradient reaches lora_A
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     run.model.train()
-    wanted_loss, wanted = reference(_reference_model(spec, run.model), corpus)
+    wanted_loss, expected = reference(_reference_model(spec, run.model), corpus)
     batches = run.loader.micro_batches(0, 0, run.state.micro_batch_size)
     live = sum(batch.num_label_tokens for batch in batches)
     if live != sum(len(item) - item.prompt for item in corpus):
         raise GateError(f"{live} label tokens in the first step, not those of the {len(corpus)} documents")
     run.optimizer.zero_grad(set_to_none=True)
     loss = float(run.strategy.forward_backward(batches, float(live)))
-    whole, worst, name = distance(gradients(run.model), wanted)
+    whole, worst, name = distance(gradients(run.model), expected)
     vocabulary = run.model.get_input_embeddings().weight.shape[0]
     leaked = leak(
         run.model,
@@ -200,17 +200,17 @@ def examine(spec: Spec, precision: str) -> Findings:
         # NF4 weights are not the reference's; the code that is timed is the same as for LoRA.
         method="lora" if spec.method == "qlora" else spec.method,
     )
-    found: list[Findings] = []
+    obtained: list[Findings] = []
 
     def step(run: Any, original: Callable[[Any], Any]) -> Any:
-        found.append(_examine(run, small, corpus, precision))
+        obtained.append(_examine(run, small, corpus, precision))
         raise Finished
 
     overrides = [f"training.runtime.precision={precision}"] + (["model.dtype=float32"] if precision == "fp32" else [])
     try:
         code = train(small, step, overrides)
     except Finished:
-        return found[0]
+        return obtained[0]
     raise GateError(f"aift train ended with exit code {code} before its first step")
 
 
@@ -221,12 +221,12 @@ def main() -> None:
     os.dup2(2, 1)  # notices of the run go to the log
     findings = [examine(spec, precision) for precision in GRADIENT_LIMITS]
     try:
-        for found in findings:
-            found.refuse()
+        for obtained in findings:
+            obtained.refuse()
     except GateError as error:
         print(json.dumps({"error": str(error)}), file=out, flush=True)
         sys.exit(1)
-    print(json.dumps({"findings": [asdict(found) for found in findings]}), file=out, flush=True)
+    print(json.dumps({"findings": [asdict(obtained) for obtained in findings]}), file=out, flush=True)
 
 
 if __name__ == "__main__":

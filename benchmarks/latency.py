@@ -93,7 +93,7 @@ def imports(rounds: int) -> dict[str, Any]:
         "training (full)": "import ai_finetuning.trainers.from_config",
         "training (LoRA: peft, which loads bitsandbytes)": "import ai_finetuning.trainers.from_config, peft",
     }
-    found: dict[str, list[float]] = {name: [] for name in programs}
+    obtained: dict[str, list[float]] = {name: [] for name in programs}
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     for _ in range(rounds):
         for name, program in programs.items():
@@ -102,8 +102,8 @@ def imports(rounds: int) -> dict[str, Any]:
                     [sys.executable, "-c", program], env=environment, check=True, capture_output=True
                 )  # type: ignore[misc]
             )
-            found[name].append(wall)
-    return {name: summary(values) for name, values in found.items()}
+            obtained[name].append(wall)
+    return {name: summary(values) for name, values in obtained.items()}
 
 
 def first_step(folder: Path, rounds: int) -> dict[str, Any]:
@@ -164,16 +164,16 @@ def _marking(function: Callable[..., Any], mark: str, marks: dict[str, float]) -
 def tokens(folder: Path, rounds: int) -> dict[str, Any]:
     """Reading, rendering and tokenizing conversations on one and on all cores, and finding them in the cache."""
     cores = len(os.sched_getaffinity(0))
-    found: dict[int, list[dict[str, Any]]] = {1: [], cores: []}
+    obtained: dict[int, list[dict[str, Any]]] = {1: [], cores: []}
     for _ in range(rounds):
-        for count, runs in found.items():
+        for count, runs in obtained.items():
             runs.append(child("tokens", str(folder), cores=count))
     result: dict[str, Any] = {}
-    for count, runs in found.items():
+    for count, runs in obtained.items():
         result["all cores" if count == cores else "1 core"] = {
             key: summary([run[key] for run in runs]) for key in runs[0]
         }
-    result["speed-up of encode"] = ratios(*([run["encode_wall_s"] for run in found[count]] for count in (1, cores)))
+    result["speed-up of encode"] = ratios(*([run["encode_wall_s"] for run in obtained[count]] for count in (1, cores)))
     return result
 
 
@@ -225,7 +225,7 @@ def _run(
     from ai_finetuning.engine.optimizer import build_optimizer
     from ai_finetuning.engine.state import Run
     from ai_finetuning.engine.train_state import TrainState
-    from ai_finetuning.models.documents import open_documents
+    from ai_finetuning.models.documents import select_forward_path
     from ai_finetuning.parallel.strategies.single import SingleDevice
     from ai_finetuning.system.gpu import sixteen_bit
 
@@ -233,7 +233,7 @@ def _run(
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, pad_token_id=0, bos_token_id=1, eos_token_id=2))
     autocast = sixteen_bit(torch.device("cpu"))  # as precision `auto` on a CPU
     strategy = SingleDevice(torch.device("cpu"), autocast=autocast)
-    path, _ = open_documents(model, strategy.device, autocast=autocast, kernels="auto" if documents else "plain")
+    path, _ = select_forward_path(model, strategy.device, autocast=autocast, kernels="auto" if documents else "plain")
     strategy.prepare(model, make_loss(logits_to_keep=True) if path is None else make_document_loss(path))
     optimizer = strategy.attach(build_optimizer(list(model.named_parameters()), learning_rate=1e-4))
     if path is not None:
@@ -264,12 +264,12 @@ def _examples(count: int) -> list[Any]:
     from ai_finetuning.data.tokenize import IGNORED, Example
 
     dice = np.random.default_rng(0)
-    found = []
+    obtained = []
     for length in np.clip(dice.lognormal(np.log(116), 0.75, count), 8, 512).astype(int):
         ids = dice.integers(3, SHAPE["vocab_size"], length).astype(np.int32)
         labels = np.where(np.arange(length) < length // 3, IGNORED, ids).astype(np.int32)
-        found.append(Example(ids, labels, int(length)))
-    return found
+        obtained.append(Example(ids, labels, int(length)))
+    return obtained
 
 
 def saving(rounds: int) -> dict[str, Any]:
@@ -379,13 +379,13 @@ def collation(rounds: int) -> dict[str, Any]:
     for packing in (True, False):
         with tempfile.TemporaryDirectory() as place:
             run = _run(Path(place), _examples(2000), packing=packing)
-        found = []
+        obtained = []
         for _ in range(2 + rounds):
             state = run.state
             batches, _, _ = timed(lambda: run.loader.micro_batches(state.epoch, state.index, state.micro_batch_size))  # noqa: B023
             wall, _, _ = timed(lambda: advance(run, step_with_retry(run, next_step(run)[0])))  # noqa: B023
-            found.append(batches / wall)
-        shares["packed" if packing else "padded"] = summary(found[2:])
+            obtained.append(batches / wall)
+        shares["packed" if packing else "padded"] = summary(obtained[2:])
     return {"share_of_a_step": shares}
 
 
@@ -483,12 +483,14 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|",
     ]
     for label, form, place in ROWS:
-        found = result
+        obtained = result
         for key in place:
-            found = found[key]
+            obtained = obtained[key]
         unit = form.partition("}")[2].strip()
         number = form.partition("}")[0].partition(":")[2]
-        lines.append(f"| {label} | {form.format(**found)} | {found['min']:{number}} - {found['max']:{number}} {unit} |")
+        lines.append(
+            f"| {label} | {form.format(**obtained)} | {obtained['min']:{number}} - {obtained['max']:{number}} {unit} |"
+        )
     return "\n".join(lines)
 
 
@@ -531,7 +533,7 @@ def main() -> None:
     options = parser.parse_args()
     rounds = options.rounds or (2 if options.quick else 5)
     megabytes = options.megabytes or (5 if options.quick else 50)
-    found: dict[str, Any] = {
+    obtained: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine_before": machine(),
         "rounds": rounds,
@@ -550,16 +552,16 @@ def main() -> None:
             ("generation", lambda: generation(folder, rounds)),
             ("collation", lambda: collation(4 * rounds)),
         ):
-            found[name] = measure()
-            print(json.dumps({name: found[name]}, ensure_ascii=False), flush=True)
-    found["load_after"] = os.getloadavg()
+            obtained[name] = measure()
+            print(json.dumps({name: obtained[name]}, ensure_ascii=False), flush=True)
+    obtained["load_after"] = os.getloadavg()
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{found['date'][:10]}_latency{'_quick' if options.quick else ''}.json"
-    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
+    path = options.out / f"{obtained['date'][:10]}_latency{'_quick' if options.quick else ''}.json"
+    path.write_text(json.dumps(obtained, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(table(obtained))
     print(f"wrote {path}")
     if options.plot:
-        plot.put(plot.PAGE, "latency", table(found))
+        plot.put(plot.PAGE, "latency", table(obtained))
 
 
 if __name__ == "__main__":

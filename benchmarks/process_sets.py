@@ -31,10 +31,10 @@ from ai_finetuning.engine.state import Run
 from ai_finetuning.engine.step import next_step, train_step
 from ai_finetuning.engine.train_state import TrainState
 from ai_finetuning.models.adapters import add_lora
-from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.documents import select_forward_path
 from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
 from ai_finetuning.parallel.processes import backend_for
-from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.strategies.distributed import DataParallel
 from ai_finetuning.parallel.strategies.pipeline import Pipeline
 from ai_finetuning.parallel.strategies.single import SingleDevice
 from ai_finetuning.parallel.strategy import Strategy
@@ -85,7 +85,7 @@ def strategy_of(job: Job, device: torch.device, precision: Precision) -> Strateg
     # Every process of the control is a data-parallel group of its own: the same code, nothing to sum but the norm's one
     # number.
     sizes = Sizes(pp=job.processes) if job.kind == "control" else Sizes(dp=job.processes)
-    return Distributed(device, build_mesh(sizes, device.type), sharded=job.kind == "fsdp", **common)
+    return DataParallel(device, build_mesh(sizes, device.type), sharded=job.kind == "fsdp", **common)
 
 
 class Trainee:
@@ -103,7 +103,7 @@ class Trainee:
         strategy = strategy_of(job, device, precision)
         model, base = _model(job, device if job.kind != "pipeline" else torch.device("cpu"))
         kernels = job.kernels if job.kind in ("one", "control", "ddp") else "portable"
-        self._path, reason = open_documents(base, device, autocast=precision.autocast, kernels=kernels)
+        self._path, reason = select_forward_path(base, device, autocast=precision.autocast, kernels=kernels)
         assert self._path is not None, reason
         strategy.prepare(model, make_document_loss(self._path))
         optimizer = build_optimizer(strategy.named_parameters(model), learning_rate=1e-5)
@@ -264,7 +264,7 @@ class ProcessSet:
         Raises:
             WorkerError: one that failed, with its trace; one that ended or was silent for too long.
         """
-        found = []
+        obtained = []
         for rank, pipe in enumerate(self._pipes):
             try:
                 if not pipe.poll(LIMIT_SECONDS):
@@ -274,8 +274,8 @@ class ProcessSet:
                 raise WorkerError(f"{self.name}, rank {rank} ended") from error
             if trace is not None:
                 raise WorkerError(f"{self.name}, rank {rank}:\n{trace}")
-            found.append(answer)
-        return found
+            obtained.append(answer)
+        return obtained
 
     def stop(self) -> None:
         """Ends the processes."""

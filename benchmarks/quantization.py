@@ -52,10 +52,10 @@ def arguments() -> argparse.Namespace:
 
 def held_out_prose(shared: Path) -> list[str]:
     """The works that kotoha-tiny was never trained on, by the recipe's own rule."""
-    held_out = runpy.run_path(str(ROOT / "recipes" / "kotoha-tiny" / "prepare.py"), run_name="prepare")["held_out"]
+    eval_data = runpy.run_path(str(ROOT / "recipes" / "kotoha-tiny" / "prepare.py"), run_name="prepare")["held_out"]
     with gzip.open(shared / "data" / "prose" / "aozora_large.jsonl.gz", "rt", encoding="utf-8") as source:
         rows = [json.loads(line) for line in source]
-    return [row["text"] for row in rows if held_out(row["id"])]
+    return [row["text"] for row in rows if eval_data(row["id"])]
 
 
 def inputs_of(given: argparse.Namespace, name: str) -> list[Any]:
@@ -93,7 +93,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
         name = str(save_model(ROOT / "build" / "models" / given.shape, SHAPES[given.shape]))
     inputs, original = inputs_of(given, name), load_causal_lm(name, dtype="bfloat16")
-    found: dict[str, Any] = {}
+    obtained: dict[str, Any] = {}
     refused: dict[str, str] = {}
     for label, (bits, backend, quant_type, settings) in VARIANTS.items():
         folder = given.work / label.replace(" ", "-")
@@ -106,13 +106,13 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         except ToolkitError as error:
             refused[label] = error.en
             continue
-        found[label] = compare_models(original, model, inputs, num_runs=given.runs)
-        found[label]["greedy"].pop("texts")
-        found[label]["quantized"]["name"] = label  # not where it lay on this machine
+        obtained[label] = compare_models(original, model, inputs, num_runs=given.runs)
+        obtained[label]["greedy"].pop("texts")
+        obtained[label]["quantized"]["name"] = label  # not where it lay on this machine
         del model
         clear_gpu_memory()
         print(
-            f"{label}: mean KL {found[label]['agreement']['mean_kl']:.5f}, {found[label]['verdict']['grade']}",
+            f"{label}: mean KL {obtained[label]['agreement']['mean_kl']:.5f}, {obtained[label]['verdict']['grade']}",
             flush=True,
         )
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -123,7 +123,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit,
-        "results": found,
+        "results": obtained,
         "refused": refused,
     }
 
@@ -146,23 +146,23 @@ def table(result: Mapping[str, Any]) -> str:
         f"| {side['dtype']} | {quality} | {side['memory_bytes'] / 1e6:.2f} | {side['disk_bytes'] / 1e6:.2f} | "
         f"{speed} | |"
     )
-    for label, found in rows.items():
-        side, close = found["quantized"], found["agreement"]
-        mark = " *" if found["environment"]["other_processes"] > BUSY else ""
+    for label, obtained in rows.items():
+        side, close = obtained["quantized"], obtained["agreement"]
+        mark = " *" if obtained["environment"]["other_processes"] > BUSY else ""
         quality, grade = "- | - | - | - | - | -", "-"
         if not result["random"]:
             quality = (
-                f"{side['bits_per_character']:.4f} | {found['perplexity_ratio']:.4f} | {close['mean_kl']:.5f} | "
+                f"{side['bits_per_character']:.4f} | {obtained['perplexity_ratio']:.4f} | {close['mean_kl']:.5f} | "
                 f"{close['p99_kl']:.4f} | "
                 f"{close['top1']:.1%} | {close['min_cosine']:.4f}"
             )
-            grade = found["verdict"]["grade"]
+            grade = obtained["verdict"]["grade"]
         lines.append(
             f"| {label} | {quality} | {side['memory_bytes'] / 1e6:.2f} | {side['disk_bytes'] / 1e6:.2f} | "
-            f"{found['speedup']:.2f}{mark} | "
-            f"{found['decode_speedup']:.2f}{mark} | {grade} |"
+            f"{obtained['speedup']:.2f}{mark} | "
+            f"{obtained['decode_speedup']:.2f}{mark} | {grade} |"
         )
-    if any(found["environment"]["other_processes"] > BUSY for found in rows.values()):
+    if any(obtained["environment"]["other_processes"] > BUSY for obtained in rows.values()):
         lines += [
             "",
             (

@@ -86,10 +86,10 @@ def summarise(
     memory = "device_peak_bytes" if device == "cuda" else "peak_bytes"
     names = list(dict.fromkeys(name for group in groups for name in group))
     ours = {name: [step for group in groups if name in group for step in group[base]] for name in names}
-    found = {name: [step for group in groups if name in group for step in group[name]] for name in names}
-    peaks = {name: max(step[memory] for step in steps) for name, steps in found.items()}
+    obtained = {name: [step for group in groups if name in group for step in group[name]] for name in names}
+    peaks = {name: max(step[memory] for step in steps) for name, steps in obtained.items()}
     rows = {}
-    for name, steps in found.items():
+    for name, steps in obtained.items():
         tokens = sum(step["tokens"] for step in steps)
         rows[name] = {
             "steps": len(steps),

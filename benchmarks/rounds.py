@@ -147,6 +147,6 @@ def run_rounds(
     for turn in range(warmup + counted):
         for name, worker in workers.items():
             steps[name].append(worker.step() | {"round": turn, "warmup": turn < warmup})
-        last = "  ".join(f"{name} {found[-1]['wall']:.1f}s" for name, found in steps.items())
+        last = "  ".join(f"{name} {obtained[-1]['wall']:.1f}s" for name, obtained in steps.items())
         say(f"{'warm-up' if turn < warmup else 'round'} {turn + 1}/{warmup + counted}: {last}")
     return steps

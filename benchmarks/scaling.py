@@ -78,7 +78,7 @@ def paired(steps: Steps, base: Steps, clock: str, *, divided_by: float = 1.0) ->
     return ratios.quartiles([speed / divided_by for speed in speeds])
 
 
-def summarise(found: Mapping[str, Steps], *, processes: int, cores: int) -> dict[str, dict[str, Any]]:
+def summarise(obtained: Mapping[str, Steps], *, processes: int, cores: int) -> dict[str, dict[str, Any]]:
     """The table's row of every variant, from its counted turns.
 
     Args:
@@ -88,7 +88,7 @@ def summarise(found: Mapping[str, Steps], *, processes: int, cores: int) -> dict
     micro_batches = processes * MICRO_BATCHES
     formula = bubble_speedup(processes, micro_batches)
     rows = {}
-    for name, steps in found.items():
+    for name, steps in obtained.items():
         variant = VARIANTS[name]
         row: dict[str, Any] = {
             "tokens_per_second": ratios.quartiles([ratios.speed(dict(step), "wall") for step in steps]),
@@ -97,15 +97,15 @@ def summarise(found: Mapping[str, Steps], *, processes: int, cores: int) -> dict
             "contaminated_turns": sum(ratios.contaminated(dict(step), threads=1, cores=cores) for step in steps),
         }
         for clock in CLOCKS:
-            row[f"times_one_{clock}"] = paired(steps, found["one"], clock)
+            row[f"times_one_{clock}"] = paired(steps, obtained["one"], clock)
             if variant.kind not in ("one", "control"):
-                row[f"share_of_control_{clock}"] = paired(steps, found[variant.control], clock)
+                row[f"share_of_control_{clock}"] = paired(steps, obtained[variant.control], clock)
         if variant.kind == "pipeline":
             row["formula"] = formula
-            row["share_of_formula"] = paired(steps, found["one"], "wall", divided_by=formula)
+            row["share_of_formula"] = paired(steps, obtained["one"], "wall", divided_by=formula)
             # What two processes cannot reach on this machine even without communication is no fault of the schedule.
             row["share_of_formula_by_control"] = paired(
-                steps, found[variant.control], "wall", divided_by=formula / processes
+                steps, obtained[variant.control], "wall", divided_by=formula / processes
             )
         rows[name] = row
     return rows
@@ -152,14 +152,14 @@ def count_processes(given: argparse.Namespace) -> int:
         import torch
 
         visible = torch.cuda.device_count()  # asks the driver library: CUDA must not start before the sets are forked
-        found = given.processes or visible
-        if found > visible:
-            raise SystemExit(f"--processes {found}: {visible} GPUs are visible.")
+        obtained = given.processes or visible
+        if obtained > visible:
+            raise SystemExit(f"--processes {obtained}: {visible} GPUs are visible.")
     else:
-        found = given.processes or 2
-    if found < 2:
-        raise SystemExit(f"{found} process: there is nothing to compare; two GPUs or --processes 2 are needed.")
-    return int(found)
+        obtained = given.processes or 2
+    if obtained < 2:
+        raise SystemExit(f"{obtained} process: there is nothing to compare; two GPUs or --processes 2 are needed.")
+    return int(obtained)
 
 
 def measure(
@@ -174,7 +174,7 @@ def measure(
         if given.kernels == "portable" or variant.kind not in PORTABLE_ONLY
     }
     sets: dict[str, ProcessSet] = {}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    obtained: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     paths = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -187,8 +187,8 @@ def measure(
             say(f"{method}: all processes are ready ({', '.join(f'{kind} {path}' for kind, path in paths.items())})")
             for turn in range(given.warmup + given.rounds):
                 for name, variant in chosen.items():
-                    found[name].append(sets[variant.kind].turn(turn, variant.accumulation))
-                last = "  ".join(f"{name} {steps[-1]['wall']:.1f}s" for name, steps in found.items())
+                    obtained[name].append(sets[variant.kind].turn(turn, variant.accumulation))
+                last = "  ".join(f"{name} {steps[-1]['wall']:.1f}s" for name, steps in obtained.items())
                 say(
                     f"{method}: {'warm-up' if turn < given.warmup else 'round'} "
                     f"{turn + 1}/{given.warmup + given.rounds}: {last}"
@@ -196,7 +196,7 @@ def measure(
         finally:
             for one in sets.values():
                 one.stop()
-    return {"paths": paths, "turns": {name: steps[given.warmup :] for name, steps in found.items()}}
+    return {"paths": paths, "turns": {name: steps[given.warmup :] for name, steps in obtained.items()}}
 
 
 def say(text: str) -> None:
@@ -296,9 +296,9 @@ def picture(result: Mapping[str, Any], path: Path) -> Path:
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for axes, (method, rows) in zip(panels, methods.items(), strict=True):
         names = list(rows)[::-1]
-        found = [rows[name]["times_one_wall"] for name in names]
-        middle = [values["median"] for values in found]
-        reach = [[v["median"] - v["q1"] for v in found], [v["q3"] - v["median"] for v in found]]
+        obtained = [rows[name]["times_one_wall"] for name in names]
+        middle = [values["median"] for values in obtained]
+        reach = [[v["median"] - v["q1"] for v in obtained], [v["q3"] - v["median"] for v in obtained]]
         colours = ["#8d99ae" if VARIANTS[name].kind in ("one", "control") else "#c8553d" for name in names]
         bars = axes.barh(
             [VARIANTS[name].label for name in names], middle, xerr=reach, color=colours, error_kw={"lw": 0.8}

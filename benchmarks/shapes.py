@@ -104,7 +104,7 @@ def matmul_ceiling(shape: Shape, *, tokens: int, device: str, label_share: float
     rows = {"hidden-hidden": (tokens, shape.hidden, shape.hidden), "hidden-ffn": (tokens, shape.hidden, shape.ffn)}
     rows["ffn-hidden"] = (tokens, shape.ffn, shape.hidden)
     rows["head"] = (max(1, round(tokens * label_share)), shape.hidden, shape.vocabulary)
-    found = {}
+    obtained = {}
     for name, (count, inputs, outputs) in rows.items():
         left = torch.randn(count, inputs, device=place).bfloat16()
         right = torch.randn(outputs, inputs, device=place).bfloat16().t()
@@ -118,8 +118,8 @@ def matmul_ceiling(shape: Shape, *, tokens: int, device: str, label_share: float
             _wait(device)
             if repeat:  # the first one sets the library up
                 seconds.append(time.perf_counter() - began)
-        found[name] = 2 * count * inputs * outputs / statistics.median(seconds) / 1e9
-    return found
+        obtained[name] = 2 * count * inputs * outputs / statistics.median(seconds) / 1e9
+    return obtained
 
 
 def _wait(device: str) -> None:

@@ -105,11 +105,13 @@ def interpreters(given: argparse.Namespace) -> dict[str, str]:
     Raises:
         SystemExit: one that is not there, saying how to make it.
     """
-    found = {OWN: sys.executable, PEERS: f"{given.peers}/bin/python", FACTORY: f"{given.peers_lf}/bin/python"}
+    obtained = {OWN: sys.executable, PEERS: f"{given.peers}/bin/python", FACTORY: f"{given.peers_lf}/bin/python"}
     for name in {VARIANTS[variant].environment for variant in given.variants}:
-        if not Path(found[name]).is_file():
-            raise SystemExit(f"{found[name]} does not exist; `make bench-peers-setup` makes the peers' environments.")
-    return found
+        if not Path(obtained[name]).is_file():
+            raise SystemExit(
+                f"{obtained[name]} does not exist; `make bench-peers-setup` makes the peers' environments."
+            )
+    return obtained
 
 
 def open_gate(spec: Spec, settings: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
@@ -226,7 +228,8 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     best = max(*before.values(), *after.values())
     flops = flops_per_token(shape, given.method, label_share=share, mean_length=mean_length)
     counted = [
-        {name: [step for step in found if not step["warmup"]] for name, found in steps.items()} for steps in groups
+        {name: [step for step in obtained if not step["warmup"]] for name, obtained in steps.items()}
+        for steps in groups
     ]
     hardware = machine(given.device)
     return {

@@ -59,7 +59,7 @@ def kotoha() -> str:
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+def logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
     """A function: everything that was printed or logged so far."""
     caplog.set_level("INFO", logger="ai_finetuning")
     read: list[str] = []

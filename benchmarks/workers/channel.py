@@ -127,13 +127,13 @@ def _device_peak(device: str) -> int | None:
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    obtained = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            obtained[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return obtained
 
 
 class TokenCounter:

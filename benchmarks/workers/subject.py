@@ -20,7 +20,7 @@ LEARNING_RATE = 1e-4
 
 def load(spec: Spec, *, dtype: torch.dtype | str = "auto") -> Any:
     """The base model on the spec's device; full fine-tuning trains fp32 weights whatever the dtype asked for."""
-    wanted = torch.float32 if spec.method == "full" else dtype
+    expected = torch.float32 if spec.method == "full" else dtype
     quantization = {}
     if spec.method == "qlora":
         quantization["quantization_config"] = BitsAndBytesConfig(
@@ -29,7 +29,7 @@ def load(spec: Spec, *, dtype: torch.dtype | str = "auto") -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    return AutoModelForCausalLM.from_pretrained(spec.model, dtype=wanted, device_map=spec.device, **quantization)
+    return AutoModelForCausalLM.from_pretrained(spec.model, dtype=expected, device_map=spec.device, **quantization)
 
 
 def lora(spec: Spec) -> Any:

@@ -81,9 +81,9 @@ def unit(question: str, answer: str) -> bool:
     """Sums in base units agree."""
     names = "|".join(sorted(BASE, key=len, reverse=True))
     number, large = re.search(rf"(\d+)({names})", question).groups()  # type: ignore[union-attr]
-    wanted, small = re.fullmatch(rf"(\d+)({names})です。", answer).groups()  # type: ignore[union-attr]
+    expected, small = re.fullmatch(rf"(\d+)({names})です。", answer).groups()  # type: ignore[union-attr]
     same = BASE[large][0] == BASE[small][0] and small in question
-    return same and int(number) * BASE[large][1] == int(wanted) * BASE[small][1]
+    return same and int(number) * BASE[large][1] == int(expected) * BASE[small][1]
 
 
 def numeral(question: str, answer: str) -> bool:
@@ -100,15 +100,15 @@ def days(question: str, answer: str) -> bool:
 def following(question: str, answer: str) -> bool:
     """Weekdays by datetime, months by number, years of the zodiac and seasons by place in a string."""
     name = re.sub(r"^では、", "", question).split("の")[0]
-    found = answer.removesuffix("です。")
+    obtained = answer.removesuffix("です。")
     if name.endswith("曜日"):
         week = "月火水木金土日"
         monday = datetime.date(2024, 1, 1)
-        return week[(monday + datetime.timedelta(week.index(name[0]) + 1)).weekday()] + "曜日" == found
+        return week[(monday + datetime.timedelta(week.index(name[0]) + 1)).weekday()] + "曜日" == obtained
     if name.endswith("月"):
-        return read_kanji(found.removesuffix("月")) == read_kanji(name.removesuffix("月")) % 12 + 1
+        return read_kanji(obtained.removesuffix("月")) == read_kanji(name.removesuffix("月")) % 12 + 1
     ring = ZODIAC if name.endswith("年") else "春夏秋冬"
-    return ring[(ring.index(name[0]) + 1) % len(ring)] + name[1:] == found
+    return ring[(ring.index(name[0]) + 1) % len(ring)] + name[1:] == obtained
 
 
 def era(question: str, answer: str) -> bool:
@@ -119,9 +119,9 @@ def era(question: str, answer: str) -> bool:
 
 def kana(question: str, answer: str) -> bool:
     """Every character has the same Unicode name in the other script."""
-    word, found = re.search(r"「(.+?)」", question).group(1), answer[1:].removesuffix("」です。")  # type: ignore[union-attr]
+    word, obtained = re.search(r"「(.+?)」", question).group(1), answer[1:].removesuffix("」です。")  # type: ignore[union-attr]
     names = [unicodedata.name(char).replace("HIRAGANA", "KATAKANA") for char in word]
-    return names == [unicodedata.name(char) for char in found]
+    return names == [unicodedata.name(char) for char in obtained]
 
 
 def length(question: str, answer: str) -> bool:
@@ -143,7 +143,7 @@ def polite(question: str, answer: str) -> bool:
     return answer.endswith(ends) and not plain.endswith(ends) and shared >= len(plain) - 4
 
 
-def choose(question: str, answer: str) -> bool:
+def build_strategy(question: str, answer: str) -> bool:
     """One of the three items."""
     items = question.split("\n")[1].split("、")
     return len(set(items)) == 3 and answer.removesuffix("です。") in items
@@ -159,7 +159,7 @@ CHECKS: dict[str, Callable[[str, str], bool]] = {
     "length": length,
     "seat": seat,
     "polite": polite,
-    "choose": choose,
+    "choose": build_strategy,
     "region": lambda question, answer: answer.endswith("地方です。"),
     "old_month": lambda question, answer: len(answer) in (5, 6),
     "counter": lambda question, answer: len(answer) == 4,
@@ -177,37 +177,37 @@ def right(kind: str, question: str, answer: str) -> bool:
 
 def problems(folder: Path) -> list[str]:
     """What is wrong with the files."""
-    found: list[str] = []
+    obtained: list[str] = []
     parts = {}
     for path in sorted(folder.glob("*.jsonl")):
         parts[path.stem] = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     for part, rows in parts.items():
         seen = Counter(json.dumps(row["messages"], ensure_ascii=False) for row in rows)
-        found += [f"{part}: twice: {text}" for text, count in seen.items() if count > 1]
+        obtained += [f"{part}: twice: {text}" for text, count in seen.items() if count > 1]
         for number, row in enumerate(rows, start=1):
             kind = row["kind"].split("/")[-1]
             turns = [(message["role"], message["content"]) for message in row["messages"]]
             if [role for role, _ in turns] != ["user", "assistant"] * (len(turns) // 2):
-                found.append(f"{part}:{number}: roles")
+                obtained.append(f"{part}:{number}: roles")
                 continue
             for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=True):
                 if unicodedata.normalize("NFC", question + answer) != question + answer or not right(
                     kind, question, answer
                 ):
-                    found.append(f"{part}:{number}: {question} -> {answer}")
+                    obtained.append(f"{part}:{number}: {question} -> {answer}")
 
     def asked(part: str) -> set[str]:
         return {message["content"] for row in parts[part] for message in row["messages"] if message["role"] == "user"}
 
-    found += [
+    obtained += [
         f"asked in training too: {text}" for part in parts if part != "train" for text in asked(part) & asked("train")
     ]
     regions = Counter(
         {row["messages"][0]["content"][:3]: 1 for rows in parts.values() for row in rows if row["kind"] == "region"}
     )
     if len(regions) != 47:
-        found.append(f"{len(regions)} prefectures have a region, not 47")
-    return found
+        obtained.append(f"{len(regions)} prefectures have a region, not 47")
+    return obtained
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def samples(folder: Path) -> list[tuple[str, str]]:
     """(beginning, continuation) with a fixed seed."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = []
+    obtained = []
     for prompt in PROMPTS:
         ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]])
         torch.manual_seed(SAMPLE_SEED)
@@ -138,8 +138,8 @@ def samples(folder: Path) -> list[tuple[str, str]]:
                 top_k=0,
             )
         text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        found.append((prompt, text.rstrip("\ufffd").replace("\n", "⏎")))
-    return found
+        obtained.append((prompt, text.rstrip("\ufffd").replace("\n", "⏎")))
+    return obtained
 
 
 def write_model(source: Path, tokenizer: Path, out: Path) -> None:
@@ -155,7 +155,7 @@ def write_model(source: Path, tokenizer: Path, out: Path) -> None:
         raise SystemExit(f"tokenizer.json and tokenizer.model segment differently: {problems[0]!r}")
 
 
-def joined(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def gather_from(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Two runs' metrics as one history: steps and tokens of the second count on."""
     if not before:
         return after
@@ -217,16 +217,16 @@ def facts(folder: Path, run: Path, data: Path, history: list[dict[str, Any]], no
     }
 
 
-def card(found: dict[str, Any]) -> str:
+def card(obtained: dict[str, Any]) -> str:
     """README.md."""
-    bits, shape, settings = found["bits_per_character"], found["architecture"], found["settings"]
+    bits, shape, settings = obtained["bits_per_character"], obtained["architecture"], obtained["settings"]
     ppmd = bits["ppmd_order_8_same_split"]
     compared = f"| PPMd（order 8、同じ分割 / same split） | {ppmd:.3f} |\n" if ppmd else ""
-    text, cpu = found["text"], found["hardware"]["cpu"]
-    note = f"- {found['note']}\n" if found["note"] else ""
-    unfinished = "" if found["steps"] == found["total_steps"] else f" of {found['total_steps']:,}"
+    text, cpu = obtained["text"], obtained["hardware"]["cpu"]
+    note = f"- {obtained['note']}\n" if obtained["note"] else ""
+    unfinished = "" if obtained["steps"] == obtained["total_steps"] else f" of {obtained['total_steps']:,}"
     # The rows are bold where a user would look first.
-    shown = "\n".join(f"- **{prompt}**{answer}" for prompt, answer in found["samples"]["texts"])
+    shown = "\n".join(f"- **{prompt}**{answer}" for prompt, answer in obtained["samples"]["texts"])
     return f"""---
 language: [ja]
 license: cc0-1.0
@@ -244,7 +244,7 @@ without a download, and no source of facts.
 
 | | |
 |---|---|
-| parameters | {found["parameters"]:,} ({shape["model_type"]}, {shape["num_hidden_layers"]} layers, width {shape["hidden_size"]}, {shape["num_attention_heads"]} heads, {"tied" if shape["tie_word_embeddings"] else "untied"} embeddings), bf16 |
+| parameters | {obtained["parameters"]:,} ({shape["model_type"]}, {shape["num_hidden_layers"]} layers, width {shape["hidden_size"]}, {shape["num_attention_heads"]} heads, {"tied" if shape["tie_word_embeddings"] else "untied"} embeddings), bf16 |
 | tokenizer | {shape["vocab_size"]:,} pieces, sentencepiece unigram with byte fallback, no normalisation; `tokenizer.model` and `tokenizer.json` give the same ids |
 | context | trained on {settings["max_length"]} tokens, at most {shape["max_position_embeddings"]} |
 | chat | `<\\|user\\|>`question`<\\|assistant\\|>`answer`</s>`; the base has never seen a conversation |
@@ -264,13 +264,13 @@ without a download, and no source of facts.
 ## 訓練 / Training
 
 - 本文 / text: {text["train"]["documents"]:,} works of {text["train"]["characters"]:,} characters (Aozora Bunko, authors who died in 1945 or earlier), and {text["own"]["documents"]:,} short documents of our own program, {text["own"]["characters"]:,} characters
-- {found["tokens"]:,} tokens, {found["steps"]:,} steps{unfinished}, {found["seconds"] / 3600:.1f} h on {cpu["name"]} ({cpu["cores"]} core(s), {", ".join(cpu["flags"])}, {found["hardware"]["device"]}), torch {found["versions"]["torch"]}
+- {obtained["tokens"]:,} tokens, {obtained["steps"]:,} steps{unfinished}, {obtained["seconds"] / 3600:.1f} h on {cpu["name"]} ({cpu["cores"]} core(s), {", ".join(cpu["flags"])}, {obtained["hardware"]["device"]}), torch {obtained["versions"]["torch"]}
 - {settings["optimizer"]["name"]}, learning rate {settings["learning_rate"]:g}, {settings["batch_size"] * settings["gradient_accumulation_steps"]} rows of {settings["max_length"]} tokens a step, {settings["schedule"]["name"]} schedule
 {note}- `recipes/kotoha-tiny/` makes such a model again; every number of this page is in `training.json`
 
 ## 生成例 / Samples
 
-Unchosen, one for each beginning: seed {found["samples"]["seed"]}, temperature {found["samples"]["temperature"]}, top-p {found["samples"]["top_p"]} (⏎ is a line end).
+Unchosen, one for each beginning: seed {obtained["samples"]["seed"]}, temperature {obtained["samples"]["temperature"]}, top-p {obtained["samples"]["top_p"]} (⏎ is a line end).
 
 {shown}
 
@@ -317,17 +317,17 @@ def main() -> None:
     write_model(options.model, options.data / "tokenizer", staging)
     last = options.step or float("inf")
     history = [row for row in read_metrics(run / "metrics.jsonl") if row["step"] <= last]
-    history = joined(read_metrics(options.before / "metrics.jsonl") if options.before else [], history)
-    found = facts(staging, run, options.data, history, options.note)
-    (staging / "training.json").write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+    history = gather_from(read_metrics(options.before / "metrics.jsonl") if options.before else [], history)
+    obtained = facts(staging, run, options.data, history, options.note)
+    (staging / "training.json").write_text(json.dumps(obtained, ensure_ascii=False, indent=1), encoding="utf-8")
     draw_curve(history, staging / "loss.png")
-    (staging / "README.md").write_text(card(found), encoding="utf-8")
+    (staging / "README.md").write_text(card(obtained), encoding="utf-8")
     size = sum(path.stat().st_size for path in staging.iterdir())
     if size > MAX_BYTES:
         raise SystemExit(f"{staging} has {size:,} bytes; what ships must be below {MAX_BYTES:,}")
     shutil.rmtree(options.out, ignore_errors=True)
     staging.rename(options.out)
-    print(f"{options.out}: {size / 1e6:.1f} MB, {json.dumps(found['bits_per_character'])}")
+    print(f"{options.out}: {size / 1e6:.1f} MB, {json.dumps(obtained['bits_per_character'])}")
 
 
 if __name__ == "__main__":

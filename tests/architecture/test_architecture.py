@@ -61,16 +61,16 @@ def owner(path: Path) -> str:
 def imports(path: Path) -> list[tuple[int, str]]:
     """(line, absolute module) of every import in a file, inside functions too."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
-    found = []
+    obtained = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
+            obtained += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(parts[: len(parts) - node.level]) + "." if node.level else ""
             module = base + (node.module or "")
             names = [f"{module.rstrip('.')}.{alias.name}" for alias in node.names] if not node.module else [module]
-            found += [(node.lineno, name) for name in names]
-    return found
+            obtained += [(node.lineno, name) for name in names]
+    return obtained
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

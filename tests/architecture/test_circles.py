@@ -17,13 +17,13 @@ def module_of(path: Path) -> str:
 def imported(path: Path, modules: set[str]) -> set[str]:
     """Modules of the package that a file imports, inside functions and for types too."""
     here = path.relative_to(PACKAGE).with_suffix("").parts
-    found: set[str] = set()
+    obtained: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*here[: len(here) - node.level], *((node.module or "").split(".") if node.module else [])]
             names = {".".join([*base, alias.name]) for alias in node.names}
-            found |= {name if name in modules else ".".join(base) for name in names}
-    return (found & modules) - {module_of(path)}
+            obtained |= {name if name in modules else ".".join(base) for name in names}
+    return (obtained & modules) - {module_of(path)}
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:

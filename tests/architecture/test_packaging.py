@@ -33,7 +33,7 @@ ADDRESS = "https://example.invalid/somebody/toolkit"
 
 def third_party() -> dict[str, str]:
     """Distribution -> a file that imports it."""
-    found: dict[str, str] = {}
+    obtained: dict[str, str] = {}
     for path in sorted((ROOT / "src" / "ai_finetuning").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -41,8 +41,8 @@ def third_party() -> dict[str, str]:
                 names = [node.module]
             for name in (name.split(".")[0] for name in names):
                 if name not in sys.stdlib_module_names and name != "ai_finetuning":
-                    found.setdefault(canonicalize_name(DISTRIBUTION.get(name, name)), str(path.relative_to(ROOT)))
-    return found
+                    obtained.setdefault(canonicalize_name(DISTRIBUTION.get(name, name)), str(path.relative_to(ROOT)))
+    return obtained
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -67,8 +67,8 @@ def test_every_dependency_of_make_setup_is_pinned():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {canonicalize_name(re.split(r"[=;]", line)[0]) for line in lines if line and not line.startswith("#")}
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = PROJECT["project"]["dependencies"] + extras["dev"] + extras["docs"]
-    assert not names(wanted) - pins, names(wanted) - pins
+    expected = PROJECT["project"]["dependencies"] + extras["dev"] + extras["docs"]
+    assert not names(expected) - pins, names(expected) - pins
     assert not [line for line in lines if line and not line.startswith("#") and "==" not in line]
 
 

@@ -31,16 +31,16 @@ def steps(job: str) -> list[str]:
 
 def recipes() -> dict[str, list[str]]:
     """The commands of each target of the Makefile."""
-    found: dict[str, list[str]] = {}
+    obtained: dict[str, list[str]] = {}
     target = ""
     for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines():
         head = re.match(r"([\w./-]+):(?!=)", line)
         if head:
             target = head[1]
-            found.setdefault(target, [])
+            obtained.setdefault(target, [])
         elif line.startswith("\t") and target:
-            found[target].append(line.strip())
-    return found
+            obtained[target].append(line.strip())
+    return obtained
 
 
 def test_the_job_test_does_what_ci_run_does():
@@ -80,8 +80,8 @@ def test_plain_pytest_means_what_make_test_runs():
 def test_one_list_of_pythons():
     assert WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
     classifiers = PROJECT["project"]["classifiers"]
-    found = re.findall(r"Python :: (3\.\d+)$", "\n".join(classifiers), re.MULTILINE)
-    assert found == PYTHONS
+    obtained = re.findall(r"Python :: (3\.\d+)$", "\n".join(classifiers), re.MULTILINE)
+    assert obtained == PYTHONS
     assert PROJECT["project"]["requires-python"] == f">={PYTHONS[0]}"
     assert PROJECT["tool"]["ruff"]["target-version"] == "py" + PYTHONS[0].replace(".", "")
     (vermin,) = [line for line in recipes()["check"] if "vermin" in line]
@@ -103,8 +103,8 @@ def test_upstream_is_tried_every_week():
     assert re.fullmatch(r"\d+ \d+ \* \* \d", TRIGGERS["schedule"][0]["cron"])
     assert "github.event_name == 'schedule'" in WORKFLOW["jobs"]["upstream"]["if"]
     assert ".venv/bin/python .ci/libraries.py main" in steps("upstream")
-    wanted = script(".ci/libraries.py").requirements("main", [])
-    assert [item.split(" @ ")[0] for item in wanted] == ["transformers", "peft"]
+    expected = script(".ci/libraries.py").requirements("main", [])
+    assert [item.split(" @ ")[0] for item in expected] == ["transformers", "peft"]
 
 
 def test_the_wheel_is_installed_alone_and_run():
@@ -130,8 +130,8 @@ def test_hooks_are_local_and_their_scripts_exist(tmp_path: Path):
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_bytes(b"1" * 10)
     large.write_bytes(b"1" * 11)
-    said = script(".ci/file_size.py").too_large(10, [str(small), str(large)])
-    assert said == [f"{large}: 11 bytes, the limit is 10"]
+    logged = script(".ci/file_size.py").too_large(10, [str(small), str(large)])
+    assert logged == [f"{large}: 11 bytes, the limit is 10"]
 
 
 @pytest.mark.parametrize("kind", ["bug", "feature"])

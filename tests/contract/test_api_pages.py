@@ -135,9 +135,9 @@ def test_every_command_is_on_the_page(page: str):
     from ai_finetuning.apps.cli.main import app
 
     listed = re.findall(r"^\| `(aift [^`]*)` \|", text_of(page), flags=re.M)
-    found = {next((line for line in listed if f"{line} ".startswith(f"{name} ")), None) for name in every(app)}
-    assert None not in found
-    assert found == set(listed)
+    obtained = {next((line for line in listed if f"{line} ".startswith(f"{name} ")), None) for name in every(app)}
+    assert None not in obtained
+    assert obtained == set(listed)
 
 
 def every(app: typer.Typer) -> list[str]:

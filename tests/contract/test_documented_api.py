@@ -182,8 +182,12 @@ def test_documented_signatures(name: str):
     documented = SIGNATURES[name]
     assert list(parameters)[: len(documented)] == list(documented)
     for key, default in documented.items():
-        found = parameters[key].default
-        assert str(found) == default if isinstance(default, str) and default.startswith("torch.") else found == default
+        obtained = parameters[key].default
+        assert (
+            str(obtained) == default
+            if isinstance(default, str) and default.startswith("torch.")
+            else obtained == default
+        )
         assert parameters[key].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     ours = list(parameters.values())[len(documented) :]
     assert all(p.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD) for p in ours)

@@ -22,8 +22,8 @@ def blocks() -> list[str]:
 
 
 def block(blocks: list[str], word: str) -> str:
-    (found,) = [item for item in blocks if word in item]
-    return found
+    (obtained,) = [item for item in blocks if word in item]
+    return obtained
 
 
 def run(folder: Path, code: str, **variables: str) -> str:

@@ -55,9 +55,9 @@ def test_what_leads_nowhere_is_found(links: ModuleType, tmp_path: Path, line: st
     assert links.problems(tmp_path) == []
     page.write_text(f"{good}\n{line}\n", encoding="utf-8")
     links.anchors.cache_clear()
-    (found,) = links.problems(tmp_path)
-    assert found.startswith(f"{page.relative_to(tmp_path)}:7: ")
-    assert reason in found
+    (obtained,) = links.problems(tmp_path)
+    assert obtained.startswith(f"{page.relative_to(tmp_path)}:7: ")
+    assert reason in obtained
     (decisions / "0002-second.md").write_text("# 0002 Second\n", encoding="utf-8")
     assert any("index.md: not up to date" in item for item in links.problems(tmp_path))
 

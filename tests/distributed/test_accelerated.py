@@ -14,8 +14,9 @@ from tests.support.runs import losses, train_full, weights_digest
 
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.errors import ProcessesError
+from ai_finetuning.parallel.build import build_strategy
 from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
-from ai_finetuning.parallel.plan import check_strategy, choose
+from ai_finetuning.parallel.plan import resolve_parallel_plan
 from ai_finetuning.parallel.plugins.accelerated import Accelerated, AcceleratedReplicas
 
 CASES = [
@@ -50,17 +51,19 @@ def chosen(rank: int, strategy: str) -> tuple[str, list[str]]:
     """The strategy that runs, and what is said of it."""
     handler = logging.handlers.BufferingHandler(100)
     logging.getLogger("ai_finetuning").addHandler(handler)
-    found = choose(check_strategy(strategy), device=CPU, autocast=None, scaler=False, use_accelerate=True)
-    return type(found).__name__, [record.getMessage() for record in handler.buffer]
+    obtained = build_strategy(
+        resolve_parallel_plan(strategy), device=CPU, autocast=None, scaler=False, use_accelerate=True
+    )
+    return type(obtained).__name__, [record.getMessage() for record in handler.buffer]
 
 
 def test_only_replicas_run_through_accelerate(tmp_path: Path):
     """Its FSDP plugin on a CPU, for one, would silently be plain DDP (docs/design/distributed.md, fault 3)."""
     assert run_ranks(2, chosen, "ddp", folder=tmp_path) == [("AcceleratedReplicas", [])] * 2
     for strategy, native in (("fsdp", "Distributed"), ("tensor", "Distributed"), ("pipeline", "Pipeline")):
-        name, said = run_ranks(2, chosen, strategy, folder=tmp_path)[0]
+        name, logged = run_ranks(2, chosen, strategy, folder=tmp_path)[0]
         assert name == native
-        assert f"strategy {strategy} runs on this toolkit's own parallel path" in said[0]
+        assert f"strategy {strategy} runs on this toolkit's own parallel path" in logged[0]
 
 
 def after_one_process(rank: int) -> str:

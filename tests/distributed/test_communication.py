@@ -9,7 +9,7 @@ from tests.support.parity import CPU, Case, loader, loss_of, model_of
 from tests.support.ranks import run_ranks
 
 from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
-from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.strategies.distributed import DataParallel
 
 MICRO_BATCHES = (1, 3, 6)
 
@@ -18,16 +18,16 @@ def sent(rank: int, method: str) -> list[tuple[int, int]]:
     """(micro-batches, bytes sent) of optimizer steps over the same rows."""
     case = Case("llama", method, rows=12)
     model = model_of(case)
-    strategy = Distributed(CPU, build_mesh(Sizes(dp=2), "cpu"))
+    strategy = DataParallel(CPU, build_mesh(Sizes(dp=2), "cpu"))
     strategy.prepare(model, loss_of(case, model))
-    found, before = [], 0
+    obtained, before = [], 0
     for count in MICRO_BATCHES:
         group = loader(case, strategy.data_rank, strategy.data_size).micro_batches(0, 0, 6 // count)
         strategy.forward_backward(group, 100.0)
-        found.append((len(group), strategy.sent_bytes - before))
+        obtained.append((len(group), strategy.sent_bytes - before))
         before = strategy.sent_bytes
         model.zero_grad(set_to_none=True)
-    return found
+    return obtained
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -11,7 +11,7 @@ from tests.support.parity import CPU, Case, differences, loss_of, model_of
 from tests.support.ranks import run_ranks
 
 from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
-from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.strategies.distributed import DataParallel
 from ai_finetuning.parallel.weights.layout import local
 
 CASES = [
@@ -31,11 +31,11 @@ CASES = [
 
 
 def data_parallel(sharded: bool) -> Any:
-    return lambda case: Distributed(CPU, build_mesh(Sizes(dp=2), "cpu"), sharded=sharded)
+    return lambda case: DataParallel(CPU, build_mesh(Sizes(dp=2), "cpu"), sharded=sharded)
 
 
-def assert_equal(found: dict[str, dict[str, float]]) -> None:
-    for case, worst in found.items():
+def assert_equal(obtained: dict[str, dict[str, float]]) -> None:
+    for case, worst in obtained.items():
         assert worst["loss"] < 1e-6, (case, worst)
         assert worst["norm"] < 1e-6, (case, worst)
         assert worst["gradient"] < 1e-6, (case, worst)
@@ -62,7 +62,7 @@ def packed_bytes(rank: int) -> tuple[int, int]:
 
 def test_fsdp_divides_4_bit_weights(tmp_path: Path):
     """Else QLoRA under fsdp would be right and cost every device the memory of ddp."""
-    found = run_ranks(2, packed_bytes, folder=tmp_path)
-    whole = found[0][0]
+    obtained = run_ranks(2, packed_bytes, folder=tmp_path)
+    whole = obtained[0][0]
     assert whole > 0
-    assert [here for _, here in found] == [whole // 2] * 2
+    assert [here for _, here in obtained] == [whole // 2] * 2

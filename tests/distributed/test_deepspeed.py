@@ -26,10 +26,10 @@ from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.engine.optimizer import build_optimizer, set_learning_rate
 from ai_finetuning.errors import ProcessesError
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
-from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.documents import select_forward_path
 from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
 from ai_finetuning.parallel.plugins.zero import Zero
-from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.strategies.distributed import DataParallel
 from ai_finetuning.parallel.strategies.single import SingleDevice
 
 needs_deepspeed = pytest.mark.skipif(
@@ -56,34 +56,34 @@ def steps(case: Case, strategy: Any, max_grad_norm: float = 0.05, checkpointing:
     optimizer = build_optimizer(strategy.named_parameters(model), learning_rate=1e-4, weight_decay=0.1)
     strategy.attach(optimizer)
     data = loader(case, strategy.data_rank, strategy.data_size)
-    found: dict[str, Any] = {"loss": [], "norm": []}
+    obtained: dict[str, Any] = {"loss": [], "norm": []}
     for factor in FACTORS:
         set_learning_rate(optimizer, factor)
         group = data.micro_batches(0, 0, 2)
         assert len(group) >= 2
         (num_valid,), _ = strategy.agree([sum(batch.num_label_tokens for batch in group)])
         update = strategy.update(strategy.forward_backward(group, num_valid), max_grad_norm)
-        found["loss"].append(update.loss)
-        found["norm"].append(update.grad_norm)
+        obtained["loss"].append(update.loss)
+        obtained["norm"].append(update.grad_norm)
         assert update.applied
         optimizer.zero_grad(set_to_none=True)
-    found["held out"] = strategy.evaluate(loader(case).micro_batches(0, 0, 2))
+    obtained["held out"] = strategy.evaluate(loader(case).micro_batches(0, 0, 2))
     tensors = strategy.tensors(model, optimizer)
-    found["tensors"] = {
+    obtained["tensors"] = {
         f"{group}:{name}": tensor.detach().numpy().copy()
         for group, named in tensors.items()
         for name, tensor in named.items()
     }
-    return found
+    return obtained
 
 
 def _rank(rank: int, cases: list[tuple[Case, dict]], stage: int) -> list[dict[str, Any]]:
-    found = []
+    obtained = []
     for case, how in cases:
         strategy = zero(stage)
-        found.append(steps(case, strategy, **how))
+        obtained.append(steps(case, strategy, **how))
         strategy.close()
-    return found
+    return obtained
 
 
 CASES: list[tuple[Case, dict]] = [
@@ -102,16 +102,16 @@ def test_two_ranks_do_the_steps_of_one(stage: int, tmp_path: Path):
     cases = [*CASES, (Case("llama", "qlora", "documents"), {})] if stage == 2 else CASES
     answers = run_ranks(2, _rank, cases, stage, folder=tmp_path, limit=240)
     for index, (case, how) in enumerate(cases):
-        wanted, got = steps(case, SingleDevice(CPU), **how), [rank[index] for rank in answers]
+        expected, got = steps(case, SingleDevice(CPU), **how), [rank[index] for rank in answers]
         for rank in got:
             for key in ("loss", "norm"):
-                assert rank[key] == pytest.approx(wanted[key], rel=1e-6), (str(case), key)
-            assert rank["held out"] == (pytest.approx(wanted["held out"][0], rel=1e-6), wanted["held out"][1])
-        assert min(wanted["norm"]) > 0.05
+                assert rank[key] == pytest.approx(expected[key], rel=1e-6), (str(case), key)
+            assert rank["held out"] == (pytest.approx(expected["held out"][0], rel=1e-6), expected["held out"][1])
+        assert min(expected["norm"]) > 0.05
         tensors = got[0]["tensors"] | got[1]["tensors"]
         assert not got[0]["tensors"].keys() & got[1]["tensors"].keys()
-        assert tensors.keys() == wanted["tensors"].keys()
-        for name, tensor in wanted["tensors"].items():
+        assert tensors.keys() == expected["tensors"].keys()
+        for name, tensor in expected["tensors"].items():
             assert tensors[name].shape == tensor.shape
             assert abs(tensors[name] - tensor).max() < 5e-6, (str(case), name)
 
@@ -215,10 +215,10 @@ def given_back(rank: int, stage: int, case: Case, tensors: dict) -> tuple[dict, 
     assert not strategy.tensors(model, optimizer)["optimizer"]  # no step yet
     strategy.load_tensors(model, optimizer, tensors)
     again = strategy.tensors(model, optimizer)
-    held_out = strategy.evaluate(loader(case).micro_batches(0, 0, 2))
+    eval_data = strategy.evaluate(loader(case).micro_batches(0, 0, 2))
     step = one_step(case, strategy, optimizer, 0.05)
     strategy.close()
-    return {g: {n: t.numpy() for n, t in named.items()} for g, named in again.items()}, held_out, step
+    return {g: {n: t.numpy() for n, t in named.items()} for g, named in again.items()}, eval_data, step
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -235,13 +235,13 @@ def test_a_state_of_one_process_is_taken_over_in_bits(stage: int, method: str, t
     }
     answers = run_ranks(3, given_back, stage, case, state, folder=tmp_path)
     for group, named in state.items():
-        found = answers[0][0][group] | answers[1][0][group] | answers[2][0][group]
-        assert found.keys() == named.keys()
-        assert all(torch.equal(torch.from_numpy(found[name]), tensor) for name, tensor in named.items())
-    held_out = alone.evaluate(loader(case).micro_batches(0, 0, 2))
+        obtained = answers[0][0][group] | answers[1][0][group] | answers[2][0][group]
+        assert obtained.keys() == named.keys()
+        assert all(torch.equal(torch.from_numpy(obtained[name]), tensor) for name, tensor in named.items())
+    eval_data = alone.evaluate(loader(case).micro_batches(0, 0, 2))
     step = one_step(case, alone, optimizer, 0.05)
     for _, scored, stepped in answers:
-        assert scored == (pytest.approx(held_out[0], rel=1e-6), held_out[1])
+        assert scored == (pytest.approx(eval_data[0], rel=1e-6), eval_data[1])
         assert stepped == (pytest.approx(step[0], rel=1e-6), pytest.approx(step[1], rel=1e-6), True)
 
 
@@ -290,7 +290,7 @@ def mixed(rank: int, stage: int | None) -> list[tuple[float, float, bool]]:
     """Steps in bf16 over a base in bf16."""
     case = Case("llama", "lora", "documents")
     if stage is None:
-        strategy: Any = Distributed(CPU, build_mesh(Sizes(dp=2), "cpu"), autocast=torch.bfloat16)
+        strategy: Any = DataParallel(CPU, build_mesh(Sizes(dp=2), "cpu"), autocast=torch.bfloat16)
     else:
         strategy = zero(stage, max_grad_norm=1.0, autocast=torch.bfloat16)
     model = model_of(case).train()
@@ -300,7 +300,7 @@ def mixed(rank: int, stage: int | None) -> list[tuple[float, float, bool]]:
     seen: list[torch.dtype] = []
     inner = model.get_decoder().layers[0].mlp
     inner.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
-    path, reason = open_documents(model.get_base_model(), CPU, autocast=torch.bfloat16, kernels="portable")
+    path, reason = select_forward_path(model.get_base_model(), CPU, autocast=torch.bfloat16, kernels="portable")
     assert path is not None, reason
     strategy.prepare(model, make_document_loss(path))
     optimizer = strategy.attach(build_optimizer(strategy.named_parameters(model), learning_rate=1e-2))
@@ -313,11 +313,11 @@ def mixed(rank: int, stage: int | None) -> list[tuple[float, float, bool]]:
 
 def test_bf16_is_that_of_replicas(tmp_path: Path):
     """Steps that follow each other: a copy of weights in 16 bit that is one step too old would show."""
-    wanted = run_ranks(2, mixed, None, folder=tmp_path)[0]
-    assert wanted[-1][0] < wanted[0][0] - 0.05
+    expected = run_ranks(2, mixed, None, folder=tmp_path)[0]
+    assert expected[-1][0] < expected[0][0] - 0.05
     for stage in (2, 3):
-        for found in run_ranks(2, mixed, stage, folder=tmp_path):
-            for (loss, norm, _), (other, other_norm, _) in zip(found, wanted, strict=True):
+        for obtained in run_ranks(2, mixed, stage, folder=tmp_path):
+            for (loss, norm, _), (other, other_norm, _) in zip(obtained, expected, strict=True):
                 assert loss == pytest.approx(other, abs=2e-3)
                 assert norm == pytest.approx(other_norm, rel=0.03)
 
@@ -360,11 +360,11 @@ def test_weights_and_moments_are_divided_and_nothing_is_left_behind(stage: int, 
     """Accelerate on CPUs drops its plugin without a word when told that they are CPUs: each rank would hold
     everything.
     """
-    for found in run_ranks(2, divided, stage, tiny_model_dir, folder=tmp_path):
-        assert found["moments"] == pytest.approx(0.5, abs=0.01)
-        assert (found["weights"] < 0.5) == (stage == 3)  # small weights stay whole
-        assert found["left"] == []
-        assert "DEEPSPEED" not in found["accelerate"]
+    for obtained in run_ranks(2, divided, stage, tiny_model_dir, folder=tmp_path):
+        assert obtained["moments"] == pytest.approx(0.5, abs=0.01)
+        assert (obtained["weights"] < 0.5) == (stage == 3)  # small weights stay whole
+        assert obtained["left"] == []
+        assert "DEEPSPEED" not in obtained["accelerate"]
 
 
 def used_before(rank: int) -> str:

@@ -13,7 +13,8 @@ from tests.support.ranks import run_ranks
 
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.models.plans import tensor_plan
-from ai_finetuning.parallel.plan import check_strategy, choose
+from ai_finetuning.parallel.build import build_strategy
+from ai_finetuning.parallel.plan import resolve_parallel_plan
 
 CASE = Case("llama", "lora")
 
@@ -21,8 +22,8 @@ CASE = Case("llama", "lora")
 def scaled(case: Case, name: str) -> Any:
     """The strategy with a scaler, as `fp16: true` on a GPU has it."""
     accelerate = name == "accelerate"
-    choice = check_strategy("ddp" if accelerate else name)
-    return choose(choice, device=CPU, autocast=None, scaler=True, use_accelerate=accelerate, plan=tensor_plan)
+    choice = resolve_parallel_plan("ddp" if accelerate else name)
+    return build_strategy(choice, device=CPU, autocast=None, scaler=True, use_accelerate=accelerate, plan=tensor_plan)
 
 
 def overflow_on_the_first(rank: int, name: str) -> list[Any]:
@@ -37,7 +38,7 @@ def overflow_on_the_first(rank: int, name: str) -> list[Any]:
     strategy.attach(optimizer)
     group = loader(CASE, strategy.data_rank, strategy.data_size).micro_batches(0, 0, 2)
     (num_valid,), _ = strategy.agree([sum(batch.num_label_tokens for batch in group)])
-    told = []
+    reported = []
     for step in range(3):
         before = [p.detach().clone() for _, p in trained]
         loss = strategy.forward_backward(group, num_valid)
@@ -46,17 +47,17 @@ def overflow_on_the_first(rank: int, name: str) -> list[Any]:
         update = strategy.update(loss, 1.0)
         optimizer.zero_grad(set_to_none=True)
         changed = any(not torch.equal(a, p) for a, (_, p) in zip(before, trained, strict=True))
-        told.append((math.isfinite(update.grad_norm), update.applied, strategy.state_dict()["scale"], changed))
+        reported.append((math.isfinite(update.grad_norm), update.applied, strategy.state_dict()["scale"], changed))
     strategy.close()
-    return told
+    return reported
 
 
 # Three ranks under fsdp: a matrix of four rows leaves the last of them an empty part.
 @pytest.mark.parametrize(("name", "ranks"), [("fsdp", 3), ("tensor", 2), ("pipeline", 2)])
 def test_an_overflow_on_one_rank_skips_the_step_on_all(name: str, ranks: int, tmp_path: Path):
-    told = run_ranks(ranks, overflow_on_the_first, name, folder=tmp_path)
-    wanted = [(True, True, 65536.0, True), (False, False, 32768.0, False), (True, True, 32768.0, True)]
-    assert told == [wanted] * ranks
+    reported = run_ranks(ranks, overflow_on_the_first, name, folder=tmp_path)
+    expected = [(True, True, 65536.0, True), (False, False, 32768.0, False), (True, True, 32768.0, True)]
+    assert reported == [expected] * ranks
 
 
 def test_scaled_steps_are_those_of_one_process_without_a_scale(tmp_path: Path):

@@ -37,8 +37,8 @@ def written(folder: Path, layouts: list[Layout]) -> dict:
         part = WEIGHT[tuple(slice(a, b) for a, b in layout.ranges())]
         for group, name, whole in (("model", "w", part), ("optimizer", "w/exp_avg", 2 * part)):
             file = f"{group}-{number}.safetensors"
-            _, _, found = write_tensors(folder / file, {name: whole}, None, {name: layout})
-            entries.setdefault(f"{group}:{name}", []).append({"file": file, **found[name]})
+            _, _, obtained = write_tensors(folder / file, {name: whole}, None, {name: layout})
+            entries.setdefault(f"{group}:{name}", []).append({"file": file, **obtained[name]})
     return {"tensors": entries}
 
 
@@ -46,10 +46,10 @@ def written(folder: Path, layouts: list[Layout]) -> dict:
 @pytest.mark.parametrize("reads", [rows(1, 0), rows(2, 1), rows(4, 3), columns(3, 2)])
 def test_any_part_reads_back_from_any_parts(wrote: list[Layout], reads: Layout, tmp_path: Path):
     folder = tmp_path / "parts"
-    found = read_tensors(folder, written(folder, wrote), {"w": reads})
-    wanted = WEIGHT[tuple(slice(a, b) for a, b in reads.ranges())]
-    assert torch.equal(found["model"]["w"], wanted)
-    assert torch.equal(found["optimizer"]["w/exp_avg"], 2 * wanted)
+    obtained = read_tensors(folder, written(folder, wrote), {"w": reads})
+    expected = WEIGHT[tuple(slice(a, b) for a, b in reads.ranges())]
+    assert torch.equal(obtained["model"]["w"], expected)
+    assert torch.equal(obtained["optimizer"]["w/exp_avg"], 2 * expected)
     assert read_tensors(folder, written(tmp_path / "again", wrote), {}) == {}
 
 

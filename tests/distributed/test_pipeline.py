@@ -16,7 +16,7 @@ from tests.support.ranks import run_ranks
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
-from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.documents import select_forward_path
 from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
 from ai_finetuning.parallel.strategies.pipeline import SCHEDULES, Pipeline
 from ai_finetuning.parallel.strategies.single import SingleDevice
@@ -134,11 +134,11 @@ def test_steps_of_changing_shape_scores_and_equal_ties(tmp_path: Path):
     ]
     answers = run_ranks(2, _rank, cases, folder=tmp_path)
     for index, (schedule, case) in enumerate(cases):
-        wanted = live(SingleDevice(CPU), case)
+        expected = live(SingleDevice(CPU), case)
         for got in (rank[index] for rank in answers):
-            np.testing.assert_allclose(got["seen"], wanted["seen"], rtol=2e-5, err_msg=f"{schedule} {case}")
-            assert got["held"] < wanted["held"], "a process holds what it does not run"
-            assert set(got["weights"]) <= set(wanted["weights"]), "names are not those of the whole model"
+            np.testing.assert_allclose(got["seen"], expected["seen"], rtol=2e-5, err_msg=f"{schedule} {case}")
+            assert got["held"] < expected["held"], "a process holds what it does not run"
+            assert set(got["weights"]) <= set(expected["weights"]), "names are not those of the whole model"
     first, last = (rank[0]["weights"]["model.embed_tokens.weight"] for rank in answers)
     assert np.array_equal(first, last), "the copies of a tied weight drift apart"
 
@@ -146,7 +146,7 @@ def test_steps_of_changing_shape_scores_and_equal_ties(tmp_path: Path):
 def fused_step(strategy: Any) -> tuple[float, float]:
     """Loss and norm of a step with the fused bf16 blocks."""
     model = model_of(Case("llama", layers=4))
-    path, reason = open_documents(model, CPU, autocast=torch.bfloat16, kernels="fused")
+    path, reason = select_forward_path(model, CPU, autocast=torch.bfloat16, kernels="fused")
     assert path is not None, reason
     if path.name != "fused":
         pytest.skip(reason)
@@ -166,9 +166,9 @@ def _fused_rank(rank: int, schedules: Sequence[str]) -> list[tuple[float, float]
 
 
 def test_fused_blocks_run_in_stages(tmp_path: Path):
-    wanted = fused_step(SingleDevice(CPU, autocast=torch.bfloat16))
+    expected = fused_step(SingleDevice(CPU, autocast=torch.bfloat16))
     for rank in run_ranks(2, _fused_rank, ["1F1B", "ZBV"], folder=tmp_path):
-        np.testing.assert_allclose(rank, [wanted, wanted], rtol=1e-5)
+        np.testing.assert_allclose(rank, [expected, expected], rtol=1e-5)
 
 
 def _overflow(rank: int) -> tuple[bool, bool]:

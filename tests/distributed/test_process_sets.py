@@ -27,12 +27,14 @@ def turns(kind: str, folder: Path) -> list[dict]:
 
 
 def test_a_turn_has_the_same_tokens_in_every_set(tmp_path: Path):
-    found = {kind: turns(kind, tmp_path) for kind in KINDS}
-    assert len({tuple(turn["tokens"] for turn in each) for each in found.values()}) == 1
-    assert all([turn["steps"] for turn in each] == [1, 2] for each in found.values())
-    adapter = found["ddp"][0]["sent"]
+    obtained = {kind: turns(kind, tmp_path) for kind in KINDS}
+    assert len({tuple(turn["tokens"] for turn in each) for each in obtained.values()}) == 1
+    assert all([turn["steps"] for turn in each] == [1, 2] for each in obtained.values())
+    adapter = obtained["ddp"][0]["sent"]
     assert adapter > 0
-    assert {kind: [turn["sent"] for turn in each] for kind, each in found.items()} == dict.fromkeys(KINDS, [0, 0]) | {
+    assert {kind: [turn["sent"] for turn in each] for kind, each in obtained.items()} == dict.fromkeys(
+        KINDS, [0, 0]
+    ) | {
         "ddp": [adapter, 2 * adapter]  # twice as many optimizer steps
     }
 

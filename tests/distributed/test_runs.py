@@ -16,7 +16,7 @@ from tests.support.runs import losses, train_full, train_lora
 
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.errors import ConfigError, PreemptedError
-from ai_finetuning.parallel.plan import check_strategy
+from ai_finetuning.parallel.plan import resolve_parallel_plan
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"},
@@ -55,9 +55,9 @@ def alone(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def assert_like(folder: Path, alone: Path) -> None:
     """Every step's loss, and every saved weight under its own name, as one process has them."""
-    found, wanted = ([float.fromhex(loss) for loss in losses(place)] for place in (folder, alone))
-    assert len(found) == len(wanted)
-    assert max(abs(a - b) for a, b in zip(found, wanted, strict=True)) < 2e-6
+    obtained, expected = ([float.fromhex(loss) for loss in losses(place)] for place in (folder, alone))
+    assert len(obtained) == len(expected)
+    assert max(abs(a - b) for a, b in zip(obtained, expected, strict=True)) < 2e-6
     saved, plain = weights(folder), weights(alone)
     assert saved.keys() == plain.keys()
     assert all(saved[name].dtype == plain[name].dtype for name in plain)
@@ -108,7 +108,7 @@ def test_a_run_goes_on_under_another_strategy(
 def test_sizes_that_cannot_be_are_refused_with_the_numbers():
     def refused(name: str, processes: int, **sizes: int) -> str:
         with pytest.raises(ConfigError) as error:
-            check_strategy(name, processes=processes, **sizes)
+            resolve_parallel_plan(name, processes=processes, **sizes)
         return error.value.en
 
     assert "3 processes cannot be divided by pipeline_parallel_size 1 x tensor_parallel_size 2" in refused(
@@ -120,7 +120,7 @@ def test_sizes_that_cannot_be_are_refused_with_the_numbers():
     assert "training.local_rank is 3" in refused("ddp", 2, local_rank=3)
 
 
-def test_auto_is_put_in_words_before_anything_starts(tiny_model_dir: Path, tmp_path: Path, said: Any):
+def test_auto_is_put_in_words_before_anything_starts(tiny_model_dir: Path, tmp_path: Path, logged: Any):
     from ai_finetuning.config.load import load_config
     from ai_finetuning.execution.request import request_of
     from ai_finetuning.execution.resolve import resolve
@@ -137,4 +137,4 @@ def test_auto_is_put_in_words_before_anything_starts(tiny_model_dir: Path, tmp_p
     plan = resolve(request_of(load_config(None, overrides), "cpu"))
     assert plan.parallel.strategy == "ddp"
     assert plan.processes_to_start == plan.parallel.processes == 2
-    assert "parallel.strategy auto: one device holds everything" in said()
+    assert "parallel.strategy auto: one device holds everything" in logged()

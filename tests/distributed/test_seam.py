@@ -20,14 +20,15 @@ from ai_finetuning.engine.loop import advance, fit
 from ai_finetuning.engine.step import next_step, step_with_retry
 from ai_finetuning.errors import PreemptedError
 from ai_finetuning.models.plans import tensor_plan
-from ai_finetuning.parallel.plan import check_strategy, choose
+from ai_finetuning.parallel.build import build_strategy
+from ai_finetuning.parallel.plan import resolve_parallel_plan
 
 STRATEGIES = ["ddp", "fsdp", "pipeline", "tensor"]
 
 
 def strategy_of(name: str, scaler: bool = False) -> Any:
-    return choose(
-        check_strategy(name), device=CPU, autocast=None, scaler=scaler, use_accelerate=False, plan=tensor_plan
+    return build_strategy(
+        resolve_parallel_plan(name), device=CPU, autocast=None, scaler=scaler, use_accelerate=False, plan=tensor_plan
     )
 
 
@@ -57,18 +58,18 @@ class Asks(Callback):
     """Raises flags after given steps, and notes what it is told."""
 
     def __init__(self, asks: dict[int, str]) -> None:
-        self._asks, self.told = asks, []
+        self._asks, self.reported = asks, []
 
     def on_step_end(self, state: Any, control: Any, row: Any) -> None:
-        self.told.append(("step", state.step))
+        self.reported.append(("step", state.step))
         for flag in filter(None, self._asks.get(state.step, "").split()):
             setattr(control, flag, True)
 
     def on_evaluate(self, state: Any, control: Any, row: Any) -> None:
-        self.told.append(("evaluate", state.step))
+        self.reported.append(("evaluate", state.step))
 
     def on_save(self, state: Any, control: Any, folder: Path) -> None:
-        self.told.append(("save", state.step))
+        self.reported.append(("save", state.step))
 
 
 def asking(rank: int, folder: Path, name: str, asks: dict[int, str]) -> list[tuple[str, int]]:
@@ -78,15 +79,15 @@ def asking(rank: int, folder: Path, name: str, asks: dict[int, str]) -> list[tup
     run.callbacks = [Asks(asks if rank == 1 else {})]
     fit(run)
     strategy.close()
-    return run.callbacks[0].told
+    return run.callbacks[0].reported
 
 
 @pytest.mark.parametrize("name", ["ddp", "pipeline"])
 def test_what_a_callback_of_one_rank_asks_for_happens_on_all(name: str, tmp_path: Path):
     asks = {2: "should_save", 3: "should_evaluate", 4: "should_training_stop should_save"}
-    wanted = [("evaluate", 0), ("step", 1), ("step", 2), ("save", 2), ("step", 3), ("evaluate", 3)]
-    wanted += [("step", 4), ("save", 4)]
-    assert run_ranks(2, asking, tmp_path / "run", name, asks, folder=tmp_path) == [wanted] * 2
+    expected = [("evaluate", 0), ("step", 1), ("step", 2), ("save", 2), ("step", 3), ("evaluate", 3)]
+    expected += [("step", 4), ("save", 4)]
+    assert run_ranks(2, asking, tmp_path / "run", name, asks, folder=tmp_path) == [expected] * 2
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"checkpoint-2", "checkpoint-4"}
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -125,9 +126,9 @@ def signalled(rank: int, folder: Path, number: int) -> tuple[str, int]:
 
 def test_a_signal_during_a_step_acts_when_that_step_ends(tmp_path: Path):
     """On all ranks, though one of them got it after the step's reduction."""
-    for number, wanted in ((signal.SIGTERM, ("stopped", 3)), (signal.SIGUSR1, ("done", 6))):
+    for number, expected in ((signal.SIGTERM, ("stopped", 3)), (signal.SIGUSR1, ("done", 6))):
         folder = tmp_path / str(number)
-        assert run_ranks(2, signalled, folder, number, folder=tmp_path) == [wanted] * 2
+        assert run_ranks(2, signalled, folder, number, folder=tmp_path) == [expected] * 2
         assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]
 
 
@@ -146,7 +147,7 @@ def spoiled(rank: int, folder: Path, name: str, what: str) -> list[tuple[bool, b
         return loss
 
     strategy.forward_backward = bad
-    found = []
+    obtained = []
     for step in range(3):
         spoil[0] = step == 1
         before = [p.detach().clone() for _, p in strategy.named_parameters(run.model)]
@@ -154,9 +155,9 @@ def spoiled(rank: int, folder: Path, name: str, what: str) -> list[tuple[bool, b
         advance(run, outcome)
         after = strategy.named_parameters(run.model)
         changed = any(not torch.equal(a, p) for a, (_, p) in zip(before, after, strict=True))
-        found.append((outcome.finite, outcome.updated, changed))
+        obtained.append((outcome.finite, outcome.updated, changed))
     strategy.close()
-    return found
+    return obtained
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -165,5 +166,5 @@ def test_what_is_not_finite_on_one_rank_reaches_the_weights_of_none(name: str, w
     """And the step after it is a good one again."""
     if name == "ddp" and what == "gradient":
         pytest.skip("the gradients of replicas are summed already where this test spoils them")
-    wanted = [(True, True, True), (False, False, False), (True, True, True)]
-    assert run_ranks(2, spoiled, tmp_path, name, what, folder=tmp_path) == [wanted] * 2
+    expected = [(True, True, True), (False, False, False), (True, True, True)]
+    assert run_ranks(2, spoiled, tmp_path, name, what, folder=tmp_path) == [expected] * 2

@@ -19,10 +19,10 @@ from ai_finetuning.models.activation_checkpointing import enable_activation_chec
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.plans import tensor_plan
 from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
-from ai_finetuning.parallel.strategies.distributed import Distributed
+from ai_finetuning.parallel.strategies.distributed import DataParallel
 from ai_finetuning.parallel.strategies.single import SingleDevice
-from ai_finetuning.parallel.strategies.tensor import cut_layers, refuse
-from ai_finetuning.parallel.weights.materialize import Destination
+from ai_finetuning.parallel.strategies.tensor import parallelize_layers, refuse
+from ai_finetuning.parallel.weights.materialize import WeightPlacement
 
 KINDS = ("llama", "stablelm", "gpt_neox", "qwen3_tied", "gemma2")
 PRODUCT = [
@@ -46,27 +46,27 @@ SHARDED = [
 ]
 
 
-HERE = Destination(CPU)
+HERE = WeightPlacement(CPU)
 
 
-def cut(model: Any, mesh: Any, destination: Destination = HERE, *, checkpointing: bool = False) -> None:
+def cut(model: Any, mesh: Any, weight_placement: WeightPlacement = HERE, *, checkpointing: bool = False) -> None:
     if checkpointing:
         enable_activation_checkpointing(model)
-    cut_layers(model, mesh, plan=tensor_plan(model), destination=destination)
+    parallelize_layers(model, mesh, plan=tensor_plan(model), weight_placement=weight_placement)
 
 
 def tensor(dp: int = 1, sharded: Any = (), checkpointing: bool = False) -> Any:
     """Two ranks share each layer; `sharded`: the cases that run under fsdp."""
-    return lambda case: Distributed(
+    return lambda case: DataParallel(
         CPU,
         build_mesh(Sizes(dp=dp, tp=2), "cpu"),
         sharded=case in sharded,
-        cut_layers=partial(cut, checkpointing=checkpointing),
+        parallelize_layers=partial(cut, checkpointing=checkpointing),
     )
 
 
-def assert_equal(found: dict[str, dict[str, float]]) -> None:
-    for case, worst in found.items():
+def assert_equal(obtained: dict[str, dict[str, float]]) -> None:
+    for case, worst in obtained.items():
         assert worst["loss"] < 1e-6, (case, worst)
         assert worst["norm"] < 1e-6, (case, worst)
         assert worst["gradient"] < 5e-6, (case, worst)
@@ -115,10 +115,10 @@ def test_the_clip_norm_counts_every_weight_once(method: str, tmp_path: Path):
     """Norms and half of LoRA are the same on both ranks of tp: counted twice they would raise the norm unnoticed."""
     case = Case("llama", method)
     answers = run_ranks(4, _owned, case, folder=tmp_path)
-    wanted = take_step(case, SingleDevice(CPU)).norm
-    assert all(abs(norm - wanted) < 1e-6 * wanted for norm, _, _ in answers)
+    expected = take_step(case, SingleDevice(CPU)).norm
+    assert all(abs(norm - expected) < 1e-6 * expected for norm, _, _ in answers)
     twice = sum(square for _, square, _ in answers) ** 0.5
-    assert twice > wanted * (1 + 1e-5), "no replicated weight has a gradient here: this test shows nothing"
+    assert twice > expected * (1 + 1e-5), "no replicated weight has a gradient here: this test shows nothing"
     for name, (_, size) in answers[0][2].items():
         assert sum(owned[name][0] for _, _, owned in answers) == size, name
 

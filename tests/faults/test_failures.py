@@ -30,14 +30,14 @@ def finite(folder: Path) -> bool:
     )
 
 
-def test_a_step_with_nan_is_skipped_and_counted(tmp_path: Path, tiny_model_dir: Path, faulty, said):
+def test_a_step_with_nan_is_skipped_and_counted(tmp_path: Path, tiny_model_dir: Path, faulty, logged):
     faulty("step:nan@5")
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 0
     rows = [row for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "loss" in row]
     assert rows[4]["loss"] is None or math.isnan(rows[4]["loss"])
     assert [row["skipped"] for row in rows[3:6]] == [0, 1, 1]
     assert len(rows) == 24
-    assert "step 5 has a loss or gradient that is not finite" in said()
+    assert "step 5 has a loss or gradient that is not finite" in logged()
     assert finite(tmp_path / "out")
 
 
@@ -54,30 +54,30 @@ def test_a_skipped_step_changes_no_weight(tmp_path: Path, tiny_model_dir: Path, 
 
 
 def test_three_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(
-    tmp_path: Path, tiny_model_dir: Path, faulty, said
+    tmp_path: Path, tiny_model_dir: Path, faulty, logged
 ):
     faulty("step:nan@10x3")
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 70
-    assert "Last good checkpoint: " in said()
-    assert "checkpoint-8" in said()
+    assert "Last good checkpoint: " in logged()
+    assert "checkpoint-8" in logged()
     assert finite(tmp_path / "out")
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
 
 
-def test_a_spike_is_said(tmp_path: Path, tiny_model_dir: Path, faulty, said):
+def test_a_spike_is_said(tmp_path: Path, tiny_model_dir: Path, faulty, logged):
     faulty("step:spike@22")
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 0
-    assert "the loss of step 22" in said()
+    assert "the loss of step 22" in logged()
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_path: Path, tiny_model_dir: Path, faulty, said):
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_path: Path, tiny_model_dir: Path, faulty, logged):
     """Same rows per step, same loss to 1e-6 (dropout 0), and the size in force is in the checkpoint."""
     settings = {"batch_size": 4, "gradient_accumulation_steps": 1, "num_epochs": 1}
     train_full(tiny_model_dir, tmp_path / "plain", **settings)
     faulty("step:oom@3x2")
     train_full(tiny_model_dir, tmp_path / "small", **settings)
-    text = said()
+    text = logged()
     rows = [row for row in read_metrics(tmp_path / "small" / "metrics.jsonl") if "loss" in row]
     assert [row["micro_batch_size"] for row in rows] == [4, 4, 1, 1, 1, 1]
     plain, small = ([float.fromhex(item) for item in losses(tmp_path / name)] for name in ("plain", "small"))
@@ -90,37 +90,37 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_path: Path,
     assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
 
 
-def test_one_row_that_does_not_fit_stops_with_the_estimate(tmp_path: Path, tiny_model_dir: Path, faulty, said):
+def test_one_row_that_does_not_fit_stops_with_the_estimate(tmp_path: Path, tiny_model_dir: Path, faulty, logged):
     faulty("step:oom@3x2")
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 70
-    assert "QLoRA" in said()
+    assert "QLoRA" in logged()
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_out_of_memory_in_the_evaluation_leaves_training_alone(tmp_path: Path, tiny_model_dir: Path, faulty, said):
+def test_out_of_memory_in_the_evaluation_leaves_training_alone(tmp_path: Path, tiny_model_dir: Path, faulty, logged):
     assert call("train", str(write_run(tmp_path / "plain", tiny_model_dir))) == 0
     faulty("eval:oom@10")
     assert call("train", str(write_run(tmp_path / "small", tiny_model_dir))) == 0
-    assert "its batch becomes 1 rows" in said()
+    assert "its batch becomes 1 rows" in logged()
     plain, small = tmp_path / "plain" / "out", tmp_path / "small" / "out"
     assert weights_digest(plain) == weights_digest(small)
     assert losses(plain) == losses(small)
 
 
-def test_a_full_disk_at_a_checkpoint_warns_and_training_goes_on(tmp_path: Path, tiny_model_dir: Path, faulty, said):
+def test_a_full_disk_at_a_checkpoint_warns_and_training_goes_on(tmp_path: Path, tiny_model_dir: Path, faulty, logged):
     faulty("save:full@8#2")
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 0
-    assert "checkpoint of step 8 could not be written" in said()
+    assert "checkpoint of step 8 could not be written" in logged()
     names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
     assert "checkpoint-8" not in names
     assert not any(name.startswith(".") for name in names)
 
 
-def test_a_full_disk_at_the_end_exits_74_and_a_resume_finishes(tmp_path: Path, tiny_model_dir: Path, faulty, said):
+def test_a_full_disk_at_the_end_exits_74_and_a_resume_finishes(tmp_path: Path, tiny_model_dir: Path, faulty, logged):
     config = str(write_run(tmp_path, tiny_model_dir))
     faulty("final:full@0")
     assert call("train", config) == 74
-    assert "Earlier checkpoints are intact" in said()
+    assert "Earlier checkpoints are intact" in logged()
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert not (tmp_path / "out" / ".staging-model").exists()
     assert verify(tmp_path / "out" / "checkpoints" / "checkpoint-24") == []
@@ -130,7 +130,7 @@ def test_a_full_disk_at_the_end_exits_74_and_a_resume_finishes(tmp_path: Path, t
 
 
 def test_a_best_checkpoint_that_could_not_be_written_does_not_cost_the_model(
-    tmp_path: Path, tiny_model_dir: Path, faulty, said
+    tmp_path: Path, tiny_model_dir: Path, faulty, logged
 ):
     # A rate this high that never falls gets worse again, on any machine.
     settings = {
@@ -145,21 +145,21 @@ def test_a_best_checkpoint_that_could_not_be_written_does_not_cost_the_model(
     assert best < 24
     faulty(f"save:full@{best}")
     assert call("train", str(write_run(tmp_path, tiny_model_dir, **settings))) == 0
-    text = said()
+    text = logged()
     assert f"checkpoint-{best}, cannot be used" in text
     assert "the last weights are returned" in text
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
-def test_too_little_disk_is_refused_before_step_1(tmp_path: Path, tiny_model_dir: Path, monkeypatch, said):
+def test_too_little_disk_is_refused_before_step_1(tmp_path: Path, tiny_model_dir: Path, monkeypatch, logged):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 74
-    assert "GB free and the run needs" in said()
+    assert "GB free and the run needs" in logged()
     assert not (tmp_path / "out").exists()
 
 
-def test_a_really_full_disk(tmp_path: Path, tiny_model_dir: Path, said):
+def test_a_really_full_disk(tmp_path: Path, tiny_model_dir: Path, logged):
     """A small tmpfs that something else fills while the run goes on."""
     with mounted(tmp_path / "disk", "16m") as disk:
         config = str(write_run(tmp_path, tiny_model_dir, output_dir=str(disk / "out")))
@@ -178,7 +178,7 @@ def test_a_really_full_disk(tmp_path: Path, tiny_model_dir: Path, said):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "save", filling)
             code = call("train", config)
-        text = said()
+        text = logged()
         assert code == 74, text
         assert "No space left" in text
         left = list((disk / "out" / "checkpoints").glob("checkpoint-*"))
@@ -190,11 +190,11 @@ def test_a_really_full_disk(tmp_path: Path, tiny_model_dir: Path, said):
         assert call("train", config, "training.checkpoint.resume_from_checkpoint=auto") == 0
 
 
-def test_a_read_only_disk_exits_74_before_anything_loads(tmp_path: Path, tiny_model_dir: Path, said):
+def test_a_read_only_disk_exits_74_before_anything_loads(tmp_path: Path, tiny_model_dir: Path, logged):
     with mounted(tmp_path / "disk", "8m") as disk:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert call("train", str(write_run(tmp_path, tiny_model_dir, output_dir=str(disk / "out")))) == 74
-        text = said()
+        text = logged()
         assert "cannot be written" in text
         assert "Attention" not in text  # no model was loaded
 

@@ -121,12 +121,12 @@ def test_kill_minus_9_from_outside_at_random_moments(tmp_path: Path, tiny_model_
 
 @pytest.mark.parametrize("name", ["term", "int"])
 def test_sigterm_saves_and_exits_75_and_resumes_to_the_same_bits(
-    tmp_path: Path, tiny_model_dir: Path, reference: Path, faulty, name: str, said
+    tmp_path: Path, tiny_model_dir: Path, reference: Path, faulty, name: str, logged
 ):
     config = str(write_run(tmp_path, tiny_model_dir))
     faulty(f"step:{name}@7")
     assert call("train", config) == 75
-    assert f"SIG{name.upper()} received: saved at step 7" in said()
+    assert f"SIG{name.upper()} received: saved at step 7" in logged()
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-7").is_dir()
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
     faulty("")
@@ -225,8 +225,8 @@ def resume_copy(stopped: Path, tmp_path: Path, *overrides: str, damage=None, cod
     shutil.copytree(stopped / "out", tmp_path / "out")
     if damage is not None:
         damage(tmp_path / "out" / "checkpoints")
-    found = call("train", str(stopped / "run.yaml"), f"training.output_dir={tmp_path / 'out'}", AUTO, *overrides)
-    assert found == code
+    obtained = call("train", str(stopped / "run.yaml"), f"training.output_dir={tmp_path / 'out'}", AUTO, *overrides)
+    assert obtained == code
     return tmp_path / "out"
 
 
@@ -246,10 +246,10 @@ FILES = ["model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetenso
 @pytest.mark.parametrize("harm", [flip, halve, Path.unlink], ids=["one bit", "truncated", "missing"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_named_and_skipped(
-    stopped: Path, tmp_path: Path, reference: Path, said, name: str, harm
+    stopped: Path, tmp_path: Path, reference: Path, logged, name: str, harm
 ):
     folder = resume_copy(stopped, tmp_path, damage=lambda place: harm(place / "checkpoint-11" / name))
-    text = said()
+    text = logged()
     assert "checkpoint-11" in text
     assert "damaged" in text
     assert "checkpoint-8" in text
@@ -257,14 +257,14 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
 
 
 def test_every_checkpoint_damaged_means_stop_and_restart_means_restart(
-    stopped: Path, tmp_path: Path, reference: Path, said
+    stopped: Path, tmp_path: Path, reference: Path, logged
 ):
     def damage(place: Path) -> None:
         for checkpoint in place.glob("checkpoint-*"):
             flip(checkpoint / FILES[0])
 
     folder = resume_copy(stopped, tmp_path, damage=damage, code=65)
-    text = said()
+    text = logged()
     assert all(f"checkpoint-{step}" in text for step in (4, 8, 11))
     assert "--restart" in text
     assert len(list((folder / "checkpoints").glob("checkpoint-*"))) == 3  # nothing was thrown away
@@ -274,10 +274,10 @@ def test_every_checkpoint_damaged_means_stop_and_restart_means_restart(
 
 
 def test_auto_without_any_checkpoint_starts_anew_and_says_so(
-    tmp_path: Path, tiny_model_dir: Path, reference: Path, said
+    tmp_path: Path, tiny_model_dir: Path, reference: Path, logged
 ):
     assert call("train", str(write_run(tmp_path, tiny_model_dir)), AUTO) == 0
-    assert "starting from the beginning" in said()
+    assert "starting from the beginning" in logged()
     assert_same(tmp_path / "out", reference)
 
 
@@ -314,31 +314,31 @@ def test_the_documented_argument_resumes_too(stopped: Path, tmp_path: Path, refe
         ("lora.r=8", "lora.r: 4 -> 8"),
     ],
 )
-def test_a_changed_run_is_refused_with_the_differences(stopped: Path, tmp_path: Path, said, override: str, word: str):
+def test_a_changed_run_is_refused_with_the_differences(stopped: Path, tmp_path: Path, logged, override: str, word: str):
     before = sorted(path.name for path in (stopped / "out").rglob("*"))
     folder = resume_copy(stopped, tmp_path, override, code=78)
-    text = said()
+    text = logged()
     assert word in text
     assert "--allow-changed" in text
     assert sorted(path.name for path in folder.rglob("*")) == before
 
 
-def test_changed_data_and_model_are_refused(stopped: Path, tmp_path: Path, tiny_model_dir: Path, said):
+def test_changed_data_and_model_are_refused(stopped: Path, tmp_path: Path, tiny_model_dir: Path, logged):
     from tests.support.models import save_tiny_model
 
     rows = (stopped / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     other = tmp_path / "other.jsonl"
     other.write_text("".join(rows[:-1]) + rows[-1].replace("です", "でした"), encoding="utf-8")
     resume_copy(stopped, tmp_path / "a", f"data.train={other}", code=78)
-    assert "data: " in said()
+    assert "data: " in logged()
     # Another model under the same path: only its weights tell.
     moved = tmp_path / "moved"
     save_tiny_model(moved, seed=1)
     resume_copy(stopped, tmp_path / "b", f"model.name={moved}", code=78)
-    assert "model: " in said()
+    assert "model: " in logged()
 
 
-def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, faulty, said):
+def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, faulty, logged):
     from tests.support.models import save_tiny_model
 
     base = save_tiny_model(tmp_path / "base")
@@ -348,38 +348,38 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, faulty, s
     faulty("")
     save_tiny_model(base, seed=1)
     assert call("train", config, AUTO) == 78
-    assert "weights: " in said()
+    assert "weights: " in logged()
 
 
-def test_an_allowed_change_goes_on_at_the_same_rows(stopped: Path, tmp_path: Path, said):
+def test_an_allowed_change_goes_on_at_the_same_rows(stopped: Path, tmp_path: Path, logged):
     folder = resume_copy(
         stopped, tmp_path, "training.batch_size=4", "training.gradient_accumulation_steps=1", "--allow-changed"
     )
-    text = said()
+    text = logged()
     assert "batch_size: 2 -> 4" in text
     assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "completed"
     # Rows per step stay four, so the same 24 steps are done, 13 of them after the change.
     assert len(losses(folder)) == 24
 
 
-def test_a_completed_run_returns_its_model(reference: Path, tmp_path: Path, said):
+def test_a_completed_run_returns_its_model(reference: Path, tmp_path: Path, logged):
     shutil.copytree(reference.parent, tmp_path / "copy")
     folder = tmp_path / "copy" / "out"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     config = str(reference.parent / "run.yaml")
     assert call("train", config, f"training.output_dir={folder}", AUTO) == 0
-    assert "is complete; returning its model" in said()
+    assert "is complete; returning its model" in logged()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
 
 
 def test_without_resume_an_earlier_run_is_moved_and_other_files_stay(
-    stopped: Path, tmp_path: Path, reference: Path, said
+    stopped: Path, tmp_path: Path, reference: Path, logged
 ):
     shutil.copytree(stopped / "out", tmp_path / "out")
     note = tmp_path / "out" / "メモ.txt"
     note.write_text("大事", encoding="utf-8")
     assert call("train", str(stopped / "run.yaml"), f"training.output_dir={tmp_path / 'out'}") == 0
-    assert "was moved to" in said()
+    assert "was moved to" in logged()
     (moved,) = tmp_path.glob("out.*")
     assert (moved / "checkpoints" / "checkpoint-11").is_dir()
     assert note.read_text(encoding="utf-8") == "大事"
@@ -387,17 +387,17 @@ def test_without_resume_an_earlier_run_is_moved_and_other_files_stay(
     assert_same(tmp_path / "out", reference)
 
 
-def test_a_folder_with_a_model_of_others_is_not_overwritten(tmp_path: Path, tiny_model_dir: Path, said):
+def test_a_folder_with_a_model_of_others_is_not_overwritten(tmp_path: Path, tiny_model_dir: Path, logged):
     config = str(write_run(tmp_path, tiny_model_dir))
     shutil.copytree(tiny_model_dir, tmp_path / "out")
     before = weights_digest(tmp_path / "out")
     assert call("train", config) == 78
-    assert "model.safetensors" in said()
+    assert "model.safetensors" in logged()
     assert weights_digest(tmp_path / "out") == before
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_two_runs_in_one_folder(tmp_path: Path, tiny_model_dir: Path, said):
+def test_two_runs_in_one_folder(tmp_path: Path, tiny_model_dir: Path, logged):
     """The second names the first and exits 75; the lock of a killed one is free."""
     config = str(write_run(tmp_path, tiny_model_dir, num_epochs=5000, save_steps=4))
     first = start("train", config)
@@ -405,7 +405,7 @@ def test_two_runs_in_one_folder(tmp_path: Path, tiny_model_dir: Path, said):
         checkpoints = tmp_path / "out" / "checkpoints"
         until(lambda: bool(list(checkpoints.glob("checkpoint-*"))), 60, "a checkpoint of the first")
         assert call("train", config) == 75
-        text = said()
+        text = logged()
         assert f"pid {first.pid}" in text
         import socket
 
@@ -417,7 +417,7 @@ def test_two_runs_in_one_folder(tmp_path: Path, tiny_model_dir: Path, said):
     assert call("train", config, AUTO, "training.schedule.max_steps=8", "--allow-changed") == 0
 
 
-def test_a_checkpoint_of_another_trainer_gives_weights_and_step(tmp_path: Path, tiny_model_dir: Path, said):
+def test_a_checkpoint_of_another_trainer_gives_weights_and_step(tmp_path: Path, tiny_model_dir: Path, logged):
     """A real transformers Trainer's folder; its optimizer.pt, a pickle, is not opened."""
     import transformers
     from tests.support.models import build_tokenizer
@@ -452,7 +452,7 @@ def test_a_checkpoint_of_another_trainer_gives_weights_and_step(tmp_path: Path, 
     ]
     assert config.is_file()
     assert call(*arguments) == 0
-    text = said()
+    text = logged()
     assert "written by another trainer" in text
     assert "cannot be verified" in text
     assert len(losses(tmp_path / "out")) == 2

@@ -107,8 +107,8 @@ def test_every_way_to_quantize_is_stored_exactly_and_measured_by_events(tmp_path
     model = optimizer.quantize(tmp_path / "q", bits=method.bits, backend=method.backend, quant_type=method.quant_type)
     assert optimizer.report.modules > 0
     original = load_causal_lm(name)
-    found = optimizer.benchmark_quantization(original, model, [torch.arange(6, 70)], num_runs=2)
-    assert found["quantized"]["device"].startswith("cuda")
-    assert found["quantized"]["peak_bytes"] > found["quantized"]["memory_bytes"]
-    assert not found["environment"]["timed_with_cpu_packing"]
-    assert found["memory_ratio"] < 1
+    obtained = optimizer.benchmark_quantization(original, model, [torch.arange(6, 70)], num_runs=2)
+    assert obtained["quantized"]["device"].startswith("cuda")
+    assert obtained["quantized"]["peak_bytes"] > obtained["quantized"]["memory_bytes"]
+    assert not obtained["environment"]["timed_with_cpu_packing"]
+    assert obtained["memory_ratio"] < 1

@@ -43,6 +43,6 @@ def test_the_quick_benchmark_measures_the_same_documents(tmp_path):
     assert counted["naive"]["tokens"] == sum(cut[8 * 32 : 8 * 33])
     assert counted["naive"]["slots"] == 8 * 512
     assert counted["ours"]["tokens"] <= counted["ours"]["slots"] <= result["documents"]["pack_tokens"]
-    assert {found["precision"] for found in result["gate"]["ours"]} == {"bf16", "fp32"}
+    assert {obtained["precision"] for obtained in result["gate"]["ours"]} == {"bf16", "fp32"}
     assert result["versions"]["ours"]["torch"] == result["versions"]["naive"]["torch"]
     assert set(result["summary"]) == {"ours", "naive"}

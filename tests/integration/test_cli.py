@@ -94,7 +94,7 @@ def test_the_module_is_the_command(capsys):
     assert "aift" in done.stdout
 
 
-def test_a_run_by_overrides_alone(tmp_path: Path, tiny_model_dir: Path, said):
+def test_a_run_by_overrides_alone(tmp_path: Path, tiny_model_dir: Path, logged):
     rows = tmp_path / "rows.csv"
     rows.write_bytes("質問,回答\r\n首都は？,東京です。\r\n人口は？,多いです。\r\n".encode("cp932"))
     code = call(
@@ -107,17 +107,17 @@ def test_a_run_by_overrides_alone(tmp_path: Path, tiny_model_dir: Path, said):
         "num_epochs=1",
     )
     assert code == 0
-    text = said()
+    text = logged()
     assert "cp932, 2 rows" in text
     assert f"aift chat {tmp_path / 'out'}" in text
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, tiny_model_dir: Path, said):
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, tiny_model_dir: Path, logged):
     config = write_run(tmp_path, tiny_model_dir)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     assert call("train", str(config), "--dry-run") == 0
-    text = said()
+    text = logged()
     for word in ("rows", "tokens", "steps", "precision", "memory", "disk", "24", "22"):
         assert word in text, word
     assert "Attention" not in text  # no weight was read
@@ -173,14 +173,14 @@ def test_merge_reports_its_agreement_and_loads_plain(adapter: Path, tmp_path: Pa
     assert call("merge", str(tmp_path / "merged"), "--out", str(tmp_path / "b")) == 66
 
 
-def test_quantize_and_bench_and_their_refusals(tmp_path: Path, tiny_model_dir: Path, said):
+def test_quantize_and_bench_and_their_refusals(tmp_path: Path, tiny_model_dir: Path, logged):
     out, text = tmp_path / "q", tmp_path / "text.txt"
     text.write_text("日本の首都は東京です。電車は九時に出発します。\n" * 8, encoding="utf-8")
     assert (
         call("quantize", str(tiny_model_dir), "--bits", "4", "--type", "fp4", "--no-double-quant", "--out", str(out))
         == 0
     )
-    shown = said()
+    shown = logged()
     assert "bitsandbytes fp4  modules 14" in shown
     assert f"aift bench {tiny_model_dir} {out}" in shown
     assert (
@@ -206,7 +206,7 @@ def test_quantize_and_bench_and_their_refusals(tmp_path: Path, tiny_model_dir: P
         )
         == 0
     )
-    shown = said()
+    shown = logged()
     assert "verdict: " in shown
     assert "| quantized modules | 0 | 14 |" in shown
     assert sorted(path.name for path in report.iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
@@ -238,8 +238,8 @@ def test_models_lists_searches_and_describes(capsys):
 
 def test_env_as_text_and_json(capsys):
     assert call("env", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {"versions", "hub", "free_disk_gb"} <= found.keys()
+    obtained = json.loads(capsys.readouterr().out)
+    assert {"versions", "hub", "free_disk_gb"} <= obtained.keys()
     assert call("env") == 0
     text = capsys.readouterr().out
     for word in ("torch", "transformers", "cpu", "locale"):
@@ -297,19 +297,19 @@ CODES = [
 
 @pytest.mark.parametrize(("code", "arguments", "word"), CODES, ids=[f"{code}-{word}" for code, _, word in CODES])
 def test_exit_codes_and_reasons(
-    tmp_path: Path, tiny_model_dir: Path, said, monkeypatch, code: int, arguments: list[str], word: str
+    tmp_path: Path, tiny_model_dir: Path, logged, monkeypatch, code: int, arguments: list[str], word: str
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jsonl").write_text("{\n", encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text('{"text": "文"}\n', encoding="utf-8")
     values = {"model": tiny_model_dir, "bad": tmp_path / "bad.jsonl", "rows": tmp_path / "rows.jsonl"}
     assert call(*(argument.format(**values) for argument in arguments)) == code
-    assert word in said()
+    assert word in logged()
     assert not (tmp_path / "outputs").exists()  # nothing half-written
 
 
 def test_an_error_of_our_own_making_exits_70_with_its_traceback(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch, said
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch, logged
 ):
     from ai_finetuning.engine import loop
 
@@ -318,8 +318,8 @@ def test_an_error_of_our_own_making_exits_70_with_its_traceback(
 
     monkeypatch.setattr(loop, "step_with_retry", broken)
     assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 70
-    assert "a mistake of ours" in said()
-    assert "aift env" in said()
+    assert "a mistake of ours" in logged()
+    assert "aift env" in logged()
 
 
 def test_messages_follow_the_locale(tmp_path: Path):
@@ -400,10 +400,10 @@ def test_a_terminal_shows_a_bar_and_messages_stand_above_it(tmp_path: Path, tiny
 @pytest.mark.slow
 def test_the_demo_teaches_its_model(kotoha: str, tmp_path: Path, capsys):
     assert call("demo", "--out", str(tmp_path / "demo")) == 0
-    found = re.search(r"before (\d+)% -> after (\d+)%", capsys.readouterr().out)
-    assert found is not None
-    assert int(found[1]) <= 5
-    assert int(found[2]) >= 80
+    obtained = re.search(r"before (\d+)% -> after (\d+)%", capsys.readouterr().out)
+    assert obtained is not None
+    assert int(obtained[1]) <= 5
+    assert int(obtained[2]) >= 80
 
 
 def test_the_full_demo_compares_three_methods(kotoha: str, tmp_path: Path, capsys):

@@ -86,7 +86,7 @@ def test_kanji_numbers(number: int, text: str):
     assert kanji_number(number) == text
 
 
-def test_the_data_set_trains_by_name(tiny_model_dir: Path, tmp_path: Path, said):
+def test_the_data_set_trains_by_name(tiny_model_dir: Path, tmp_path: Path, logged):
     code = call(
         "train",
         f"model={tiny_model_dir}",
@@ -99,7 +99,7 @@ def test_the_data_set_trains_by_name(tiny_model_dir: Path, tmp_path: Path, said)
         "progress=false",
     )
     assert code == 0
-    assert "2417 rows" in said()
+    assert "2417 rows" in logged()
 
 
 def test_unknown_names_list_those_that_there_are():

@@ -201,9 +201,9 @@ def test_tools_and_plain_peft_load_the_adapter(kotoha: str, adapter: Path, folde
     assert capsys.readouterr().out.strip()
 
 
-def test_a_merged_copy_read_back_agrees(adapter: Path, tmp_path: Path, said):
+def test_a_merged_copy_read_back_agrees(adapter: Path, tmp_path: Path, logged):
     assert call("merge", str(adapter), "--out", str(tmp_path / "merged")) == 0
-    assert "KL 0.0" in said()
+    assert "KL 0.0" in logged()
     merged, tokenizer = load_causal_lm(str(tmp_path / "merged"), dtype=torch.float32), load_tokenizer(str(adapter))
     with_adapter, _ = LoRAFinetuningTrainer.load_lora_model(embedded.MODEL, str(adapter))
     probes = [torch.tensor([tokenizer.encode(question)]) for question, _ in questions("held_out_facts")[:20]]
@@ -215,10 +215,10 @@ def test_a_merged_copy_read_back_agrees(adapter: Path, tmp_path: Path, said):
 def test_quantized_weights_stay_close_to_the_real_ones(kotoha: str, model, tokenizer):
     """KL over a real model's predictions, which random weights cannot show: 8 bit closer than 4, both close."""
     probes = [torch.tensor([tokenizer.encode(text)]) for text in (*PROSE, *corpus(5, seed=6))]
-    wanted = logits_of(model, probes)
-    half = agreement(wanted, logits_of(load_causal_lm(kotoha, dtype=torch.bfloat16), probes))
-    eight = agreement(wanted, logits_of(load_causal_lm(kotoha, dtype=torch.bfloat16, load_in_8bit=True), probes))
-    four = agreement(wanted, logits_of(load_causal_lm(kotoha, dtype=torch.bfloat16, load_in_4bit=True), probes))
+    expected = logits_of(model, probes)
+    half = agreement(expected, logits_of(load_causal_lm(kotoha, dtype=torch.bfloat16), probes))
+    eight = agreement(expected, logits_of(load_causal_lm(kotoha, dtype=torch.bfloat16, load_in_8bit=True), probes))
+    four = agreement(expected, logits_of(load_causal_lm(kotoha, dtype=torch.bfloat16, load_in_4bit=True), probes))
     assert half.kl < eight.kl < four.kl < 0.15
     assert half.kl < 0.002
     assert eight.kl < 0.02
@@ -247,7 +247,7 @@ def test_qlora_teaches_it(kotoha: str, tmp_path: Path):
     )
 
 
-def test_its_name_works_where_a_model_is_named(kotoha: str, tmp_path: Path, said):
+def test_its_name_works_where_a_model_is_named(kotoha: str, tmp_path: Path, logged):
     assert JapaneseModel(kotoha).generate_japanese("昔々、", max_new_tokens=8, seed=0)
     assert kotoha in JapaneseModel.list_supported_models()
     assert call("data", "show", "embedded:kotoha-qa", "--model", kotoha) == 0
@@ -267,14 +267,14 @@ def test_its_name_works_where_a_model_is_named(kotoha: str, tmp_path: Path, said
     assert call("generate", kotoha, "昔々、", "--bits", "8", "--max-new-tokens", "8") == 0
 
 
-def test_without_a_model_it_is_used_and_said(kotoha: str, tmp_path: Path, said):
+def test_without_a_model_it_is_used_and_said(kotoha: str, tmp_path: Path, logged):
     assert call("train", "data.train=embedded:kotoha-qa", "--dry-run", f"training.output_dir={tmp_path}") == 0
-    assert f"no model is named: using the small {kotoha}" in said()
+    assert f"no model is named: using the small {kotoha}" in logged()
 
 
-def test_with_a_model_nothing_is_said(tiny_model_dir: Path, tmp_path: Path, said):
+def test_with_a_model_nothing_is_said(tiny_model_dir: Path, tmp_path: Path, logged):
     assert call("train", f"model={tiny_model_dir}", "data.train=embedded:kotoha-qa", "--dry-run") == 0
-    assert "no model is named" not in said()
+    assert "no model is named" not in logged()
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_with_a_model_nothing_is_said(tiny_model_dir: Path, tmp_path: Path, said
         ["data", "stats", "embedded:kotoha-qa", "--model", "embedded:../embedded/kotoha-tiny"],
     ],
 )
-def test_unknown_names_list_those_that_there_are(arguments: list[str], said):
+def test_unknown_names_list_those_that_there_are(arguments: list[str], logged):
     assert call(*arguments) == 66
-    assert "there is no embedded model" in said()
+    assert "there is no embedded model" in logged()
 
 
 def test_the_list_of_names_is_the_folders_that_hold_a_model(kotoha: str):

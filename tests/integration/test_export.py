@@ -16,7 +16,7 @@ from tests.support.models import build_tokenizer, save_tiny_model
 from tests.support.runs import train_lora
 
 from ai_finetuning.errors import ConfigError, InputNotFoundError, ModelError
-from ai_finetuning.export.gguf import export_gguf, find_converter, require_converter
+from ai_finetuning.export.gguf import export_gguf, find_converter, validate_converter
 from ai_finetuning.export.gguf_file import (
     ARRAY,
     BOOL,
@@ -31,7 +31,7 @@ from ai_finetuning.export.gguf_file import (
     read_header,
     rewrite,
 )
-from ai_finetuning.export.gguf_tokenizer import judge, known_hashes, tokenizer_kind, write_piece_model
+from ai_finetuning.export.gguf_tokenizer import assess, known_hashes, tokenizer_kind, write_piece_model
 from ai_finetuning.export.ollama import modelfile, prompt_of
 from ai_finetuning.export.source import model_folder
 from ai_finetuning.export.vllm import adapter_obstacles, problems_of
@@ -81,7 +81,7 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_tokens_of_a_gguf_are_those_of_training(kotoha: str, checkout: Path, tmp_path: Path, said):
+def test_the_tokens_of_a_gguf_are_those_of_training(kotoha: str, checkout: Path, tmp_path: Path, logged):
     """Unigram search, markers found whole, no blank and no BOS in front; the weights byte for byte as converted."""
     out = tmp_path / "out" / "k.gguf"
     assert call("export", "gguf", kotoha, "--out", str(out), "--llama-cpp", str(checkout)) == 0
@@ -97,7 +97,7 @@ def test_the_tokens_of_a_gguf_are_those_of_training(kotoha: str, checkout: Path,
     assert values["tokens"] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert out.read_bytes()[header.data_offset :] == bytes(range(32))
     assert header.data_offset % 32 == 0
-    assert "unknown tokens in llama.cpp" in said()
+    assert "unknown tokens in llama.cpp" in logged()
     assert [path.name for path in out.parent.iterdir()] == ["k.gguf"]
 
 
@@ -156,15 +156,15 @@ def test_the_converters_table_is_read_without_running_it(checkout: Path, kotoha:
     text, hashes = known_hashes(script)
     assert text == TEXT
     assert len(hashes) == 1
-    assert judge(build_tokenizer(), "LlamaForCausalLM", script).known is True
+    assert assess(build_tokenizer(), "LlamaForCausalLM", script).known is True
     other = copy.deepcopy(build_tokenizer())
     other.add_tokens(["3.3"])
-    assert judge(other, "LlamaForCausalLM", script).known is False
-    assert judge(build_tokenizer(), "LlamaForCausalLM", None).known is None
+    assert assess(other, "LlamaForCausalLM", script).known is False
+    assert assess(build_tokenizer(), "LlamaForCausalLM", None).known is None
     unigram = load_tokenizer(kotoha)
     assert tokenizer_kind(unigram) == "unigram"
-    assert judge(unigram, "LlamaForCausalLM", None).known is True
-    assert judge(unigram, "GPTNeoXForCausalLM", script).known is False
+    assert assess(unigram, "LlamaForCausalLM", None).known is True
+    assert assess(unigram, "GPTNeoXForCausalLM", script).known is False
 
 
 def test_the_dry_run_says_whether_a_gguf_can_be_made(
@@ -200,9 +200,9 @@ def test_without_a_checkout_the_two_commands_are_printed(
     monkeypatch.chdir(tmp_path)
     for verb, out in (("gguf", "m.gguf"), ("ollama", "folder")):
         assert call("export", verb, kotoha, "--out", out) == 66
-        said = capsys.readouterr().err
-        assert "git clone --depth 1 https://github.com/ggml-org/llama.cpp" in said
-        assert f"aift export {verb} {kotoha} --out {out} --llama-cpp llama.cpp" in said
+        logged = capsys.readouterr().err
+        assert "git clone --depth 1 https://github.com/ggml-org/llama.cpp" in logged
+        assert f"aift export {verb} {kotoha} --out {out} --llama-cpp llama.cpp" in logged
     assert not list(tmp_path.iterdir())
 
 
@@ -210,13 +210,13 @@ def test_refused_exports_leave_nothing(kotoha: str, tiny_model_dir: Path, checko
     place = tmp_path / "place"
     place.mkdir()
     (place / "mine.gguf").write_bytes(b"mine")
-    script = require_converter(str(checkout), "")
+    script = validate_converter(str(checkout), "")
     with pytest.raises(ConfigError, match="exists already"):
         export_gguf(model_folder(kotoha), place / "mine.gguf", script)
     with pytest.raises(ConfigError, match="--type"):
         export_gguf(model_folder(kotoha), place / "new.gguf", script, outtype="q4_k_m")
     with pytest.raises(InputNotFoundError, match="no convert_hf_to_gguf.py"):
-        require_converter(str(place), "")
+        validate_converter(str(place), "")
     # The stand-in reads tokenizer.model only, so for a BPE model it fails as a real converter may.
     with pytest.raises(ModelError, match="converter failed"):
         export_gguf(tiny_model_dir, place / "new.gguf", script)
@@ -277,8 +277,8 @@ class Go:
         if action in fields:
             return fields[action]
         assert message is not None
-        if found := re.fullmatch(r'eq \.Role "(\w+)"', action):
-            return message["role"] == found[1]
+        if obtained := re.fullmatch(r'eq \.Role "(\w+)"', action):
+            return message["role"] == obtained[1]
         return {".Content": message["content"]}[action]
 
     def _block(self, message, last: bool, live: bool) -> tuple[str, str]:
@@ -336,8 +336,8 @@ def test_every_familys_ollama_template_writes_what_training_wrote(key: str):
     for length in (1, 3, 5):
         for messages in (TALK[:length], [SYSTEM, *TALK[:length]]):
             system = messages[0]["content"] if messages[0] is SYSTEM else ""
-            wanted = render(tokenizer, messages, add_generation_prompt=True).removeprefix("<s>")
-            assert Go(template).render(system, messages) == wanted
+            expected = render(tokenizer, messages, add_generation_prompt=True).removeprefix("<s>")
+            assert Go(template).render(system, messages) == expected
     assert 'PARAMETER stop "</s>"' in text
     for stop in TEMPLATES[key].stop_strings:
         assert f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" in text
@@ -357,13 +357,13 @@ def test_a_prompt_in_go_written_by_hand():
     )
 
 
-def test_a_template_that_changes_contents_is_left_out_and_told(said):
+def test_a_template_that_changes_contents_is_left_out_and_told(logged):
     tokenizer = copy.deepcopy(build_tokenizer())
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | replace('。', '.') }}{% endfor %}"
     text = modelfile("m.gguf", tokenizer)
     assert "TEMPLATE" not in text
     assert text.startswith("FROM ./m.gguf\n")
-    assert "cannot be written as an Ollama TEMPLATE" in said()
+    assert "cannot be written as an Ollama TEMPLATE" in logged()
 
 
 def test_an_ollama_folder_is_whole(kotoha: str, checkout: Path, tmp_path: Path):
@@ -380,7 +380,7 @@ def adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_what_vllm_reads_is_there(adapter: Path, tiny_model_dir: Path, tmp_path: Path, said):
+def test_what_vllm_reads_is_there(adapter: Path, tiny_model_dir: Path, tmp_path: Path, logged):
     bare = save_tiny_model(tmp_path / "bare")
     for name in ("chat_template.jinja", "generation_config.json"):
         (bare / name).unlink(missing_ok=True)
@@ -391,20 +391,20 @@ def test_what_vllm_reads_is_there(adapter: Path, tiny_model_dir: Path, tmp_path:
         assert problems_of(out) == []
         assert json.loads((out / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"] == 2
         assert not list(out.glob("adapter_*"))
-    assert "--enable-lora --lora-modules adapter=" in said()
-    assert "--max-lora-rank 8" in said()
+    assert "--enable-lora --lora-modules adapter=" in logged()
+    assert "--max-lora-rank 8" in logged()
 
 
-def test_adapters_that_vllm_cannot_put_on_are_told(tiny_model_dir: Path, adapter: Path, tmp_path: Path, said):
+def test_adapters_that_vllm_cannot_put_on_are_told(tiny_model_dir: Path, adapter: Path, tmp_path: Path, logged):
     assert adapter_obstacles(adapter) == []
     train_lora(tiny_model_dir, tmp_path / "a", lora={"modules_to_save": ["lm_head"], "use_dora": True}, num_epochs=1)
     assert adapter_obstacles(tmp_path / "a") == ["modules_to_save=['lm_head']", "use_dora=True"]
     assert call("export", "vllm", str(tmp_path / "a"), "--out", str(tmp_path / "v")) == 0
-    assert "does not take this adapter" in said()
+    assert "does not take this adapter" in logged()
 
 
 def test_an_adapter_is_merged_once_and_again_when_it_changes(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged
 ):
     monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
     import shutil
@@ -412,9 +412,9 @@ def test_an_adapter_is_merged_once_and_again_when_it_changes(
     mine = tmp_path / "mine"
     shutil.copytree(adapter, mine)
     first = model_folder(str(mine))
-    assert "merging the adapter" in said()
+    assert "merging the adapter" in logged()
     assert model_folder(str(mine)) == first
-    assert "merged earlier" in said()
+    assert "merged earlier" in logged()
     assert problems_of(first) == []
     settings = json.loads((mine / "adapter_config.json").read_text(encoding="utf-8"))
     (mine / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 1}), encoding="utf-8")

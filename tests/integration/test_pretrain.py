@@ -118,7 +118,9 @@ def test_a_model_from_scratch_learns_resumes_to_the_same_bits_and_is_plain(
     )
 
 
-def test_a_config_file_beside_the_tokenizer_serves_as_architecture(texts: Path, tokenizer: Path, tmp_path: Path, said):
+def test_a_config_file_beside_the_tokenizer_serves_as_architecture(
+    texts: Path, tokenizer: Path, tmp_path: Path, logged
+):
     """Also where transformers would choose a tokenizer class, by the model's type, that reads the file otherwise."""
     import shutil
 
@@ -145,7 +147,7 @@ def test_a_config_file_beside_the_tokenizer_serves_as_architecture(texts: Path, 
     )
     assert code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["model_type"] == "qwen2"
-    assert "segments otherwise than tokenizer.json says" in said()
+    assert "segments otherwise than tokenizer.json says" in logged()
 
 
 @pytest.mark.parametrize(
@@ -159,8 +161,8 @@ def test_a_config_file_beside_the_tokenizer_serves_as_architecture(texts: Path, 
         (["method=pretrain", "model={tokenizer}", "model.architecture.num_key_value_heads=3"], 78, "must divide"),
     ],
 )
-def test_refusals(texts: Path, tokenizer: Path, tmp_path: Path, said, arguments: list[str], code: int, word: str):
+def test_refusals(texts: Path, tokenizer: Path, tmp_path: Path, logged, arguments: list[str], code: int, word: str):
     filled = [argument.format(tokenizer=tokenizer) for argument in arguments]
     assert call("train", f"data.train={texts}", f"training.output_dir={tmp_path / 'out'}", *filled) == code
-    assert word in said()
+    assert word in logged()
     assert not (tmp_path / "out").exists()

@@ -57,10 +57,10 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def relative_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == wanted.keys()
-    differs = sum(float((found[name] - wanted[name]).norm() ** 2) for name in wanted) ** 0.5
-    return differs / sum(float(tensor.norm() ** 2) for tensor in wanted.values()) ** 0.5
+def relative_error(obtained: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert obtained.keys() == expected.keys()
+    differs = sum(float((obtained[name] - expected[name]).norm() ** 2) for name in expected) ** 0.5
+    return differs / sum(float(tensor.norm() ** 2) for tensor in expected.values()) ** 0.5
 
 
 def load_quantized(folder: Path, bits: int):
@@ -70,12 +70,12 @@ def load_quantized(folder: Path, bits: int):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gradients_are_those_of_the_dequantized_model_before_and_after_an_evaluation(wide_model_dir: Path, bits: int):
     plain = with_lora(load_quantized(wide_model_dir, bits).dequantize(dtype=torch.float32))
-    wanted = gradients(plain)
+    expected = gradients(plain)
     model = with_lora(load_quantized(wide_model_dir, bits))
     before = gradients(model)
     logits_of(model, [IDS])  # an evaluation: eval mode, no gradients
     after = gradients(model)
-    assert relative_error(before, wanted) < TOLERANCE[bits]
+    assert relative_error(before, expected) < TOLERANCE[bits]
     assert relative_error(after, before) < 1e-6
 
 
@@ -108,9 +108,9 @@ def test_auto_measures_both_bases_and_keeps_the_nearer(qlora_adapter: tuple[Path
     merged = load_causal_lm(str(tmp_path / "auto"), dtype="float32")
     assert torch.allclose(logits_of(merged, [IDS])[0], logits_of(trained, [IDS])[0], atol=0.1 if bits == 8 else 1e-4)
     card = (tmp_path / "auto" / "README.md").read_text(encoding="utf-8")
-    for source, found in report.measured.items():
+    for source, obtained in report.measured.items():
         assert source in card
-        assert f"{found.kl:.6f}" in card
+        assert f"{obtained.kl:.6f}" in card
     assert f"{report.kl:.6f}" in card
     assert f"{bits} bit" in card
 

@@ -51,14 +51,14 @@ METHODS = [
 
 @pytest.mark.parametrize(("backend", "bits", "quant_type", "settings"), METHODS)
 def test_quantized_copies_reload_with_plain_transformers_bit_for_bit(
-    tiny_model_dir: Path, tmp_path: Path, backend: str, bits: int, quant_type: str | None, settings: dict, said
+    tiny_model_dir: Path, tmp_path: Path, backend: str, bits: int, quant_type: str | None, settings: dict, logged
 ):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     pytest.importorskip(backend)
     optimizer = QuantizationOptimizer(str(tiny_model_dir))
     model = optimizer.quantize(tmp_path / "q", bits=bits, backend=backend, quant_type=quant_type, settings=settings)
-    assert "14 linear layers" in said()
+    assert "14 linear layers" in logged()
     assert optimizer.report.modules == len(linear_modules(model, bits)) == 14
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "q")
     assert quantized_bits(again) == bits
@@ -299,7 +299,7 @@ def test_too_little_room_is_refused_and_a_full_disk_leaves_nothing(
         assert not list(disk.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_loads(tiny_model_dir: Path, tmp_path: Path, said):
+def test_a_place_that_cannot_be_written_is_refused_before_anything_loads(tiny_model_dir: Path, tmp_path: Path, logged):
     optimizer = QuantizationOptimizer(str(tiny_model_dir))
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="could not be written"):
@@ -308,7 +308,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_loads(tiny_mo
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         with pytest.raises(StorageError, match=r"could not be written.*Read-only"):
             optimizer.quantize_to_4bit(str(disk / "q"))
-    assert "Attention" not in said()
+    assert "Attention" not in logged()
 
 
 @pytest.fixture(scope="module")
@@ -318,13 +318,13 @@ def adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_a_merge_agrees_with_base_plus_adapter(adapter: Path, tiny_model_dir: Path, tmp_path: Path, said):
+def test_a_merge_agrees_with_base_plus_adapter(adapter: Path, tiny_model_dir: Path, tmp_path: Path, logged):
     from transformers import AutoModelForCausalLM
 
     report = merge_adapter(str(adapter), str(tmp_path / "merged"), dtype="float32")
     assert report.kl < 1e-6
     assert report.top1 == 1.0
-    assert "read back and compared" in said()
+    assert "read back and compared" in logged()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     from ai_finetuning.models.adapters import load_adapter

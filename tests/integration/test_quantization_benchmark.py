@@ -33,7 +33,7 @@ def folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def found(tiny_model_dir: Path, original, folder: Path) -> dict:
+def obtained(tiny_model_dir: Path, original, folder: Path) -> dict:
     return QuantizationOptimizer(str(tiny_model_dir)).benchmark_quantization(
         original, load_causal_lm(str(folder)), INPUTS, num_runs=12
     )
@@ -44,30 +44,30 @@ def logits(model, ids: torch.Tensor) -> torch.Tensor:
         return model(input_ids=ids[None]).logits[0].float()
 
 
-def test_speed_is_measured_prefill_and_decoding_apart(found: dict):
-    assert (found["num_runs"], found["decode_runs"]) == (12, 10)
-    for side in (found["original"], found["quantized"]):
+def test_speed_is_measured_prefill_and_decoding_apart(obtained: dict):
+    assert (obtained["num_runs"], obtained["decode_runs"]) == (12, 10)
+    for side in (obtained["original"], obtained["quantized"]):
         for spread in (side["latency_ms"], side["time_to_first_token_ms"], side["decode"]["latency_ms"]):
             assert 0 < spread["p50"] <= spread["p90"] <= spread["p95"] <= spread["p99"]
         assert side["characters_per_second"] > 0
         assert side["decode"]["characters_per_second"] > 0
         assert side["tokens_per_second"] > 0
         assert side["decode"]["tokens_per_second"] > 0
-    assert found["speedup"] > 0
-    assert found["decode_speedup"] > 0
+    assert obtained["speedup"] > 0
+    assert obtained["decode_speedup"] > 0
 
 
-def test_memory_and_disk_are_what_is_stored(found: dict, folder: Path):
-    side = found["quantized"]
+def test_memory_and_disk_are_what_is_stored(obtained: dict, folder: Path):
+    side = obtained["quantized"]
     assert side["memory_bytes"] == sum(side["memory_by_dtype"].values())
     assert side["memory_by_dtype"]["uint8"] > 0
-    assert found["memory_ratio"] == side["memory_bytes"] / found["original"]["memory_bytes"] < 0.95
+    assert obtained["memory_ratio"] == side["memory_bytes"] / obtained["original"]["memory_bytes"] < 0.95
     assert side["disk_bytes"] == (folder / "model.safetensors").stat().st_size
     assert side["peak_bytes"] is None or side["peak_bytes"] >= side["memory_bytes"]
-    assert (side["quantized_modules"], side["bits"], found["original"]["quantized_modules"]) == (14, 4, 0)
+    assert (side["quantized_modules"], side["bits"], obtained["original"]["quantized_modules"]) == (14, 4, 0)
 
 
-def test_fidelity_is_that_of_the_two_distributions(found: dict, original, folder: Path):
+def test_fidelity_is_that_of_the_two_distributions(obtained: dict, original, folder: Path):
     quantized = load_causal_lm(str(folder))
     kl, top1, cosine, nats = [], [], [], [0.0, 0.0]
     for ids in INPUTS:
@@ -80,7 +80,7 @@ def test_fidelity_is_that_of_the_two_distributions(found: dict, original, folder
             cosine.append(float(torch.cosine_similarity(a, b, dim=0)))
         for index, side in enumerate((left, right)):
             nats[index] += float(torch.nn.functional.cross_entropy(side[:-1], ids[1:], reduction="sum"))
-    close = found["agreement"]
+    close = obtained["agreement"]
     assert close["mean_kl"] == pytest.approx(sum(kl) / len(kl), rel=1e-3)
     assert close["max_kl"] == pytest.approx(max(kl), rel=1e-3)
     assert close["mean_kl"] <= close["p99_kl"] <= close["max_kl"]
@@ -91,19 +91,19 @@ def test_fidelity_is_that_of_the_two_distributions(found: dict, original, folder
     predicted = sum(len(ids) - 1 for ids in INPUTS)
     characters = sum(len(build_tokenizer().decode(ids)) - len(build_tokenizer().decode(ids[:1])) for ids in INPUTS)
     for name, total in zip(("original", "quantized"), nats, strict=True):
-        assert found[name]["loss"] == pytest.approx(total / predicted, rel=1e-3)
-        assert found[name]["perplexity"] == pytest.approx(math.exp(total / predicted), rel=1e-2)
-        assert found[name]["bits_per_character"] == pytest.approx(total / math.log(2) / characters, rel=1e-3)
+        assert obtained[name]["loss"] == pytest.approx(total / predicted, rel=1e-3)
+        assert obtained[name]["perplexity"] == pytest.approx(math.exp(total / predicted), rel=1e-2)
+        assert obtained[name]["bits_per_character"] == pytest.approx(total / math.log(2) / characters, rel=1e-3)
 
 
-def test_greedy_texts_are_those_of_generate(found: dict, original):
-    for ids, texts in zip(INPUTS, found["greedy"]["texts"], strict=True):
+def test_greedy_texts_are_those_of_generate(obtained: dict, original):
+    for ids, texts in zip(INPUTS, obtained["greedy"]["texts"], strict=True):
         whole = original.generate(ids[None], max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
-        wanted = build_tokenizer().decode(whole[0, len(ids) :], skip_special_tokens=True)
-        assert texts["original"].startswith(wanted[:8])
-    apart = found["greedy"]["first_divergence"]
+        expected = build_tokenizer().decode(whole[0, len(ids) :], skip_special_tokens=True)
+        assert texts["original"].startswith(expected[:8])
+    apart = obtained["greedy"]["first_divergence"]
     assert len(apart) == len(INPUTS)
-    for place, texts in zip(apart, found["greedy"]["texts"], strict=True):
+    for place, texts in zip(apart, obtained["greedy"]["texts"], strict=True):
         assert place is not None or texts["original"] == texts["quantized"]
 
 
@@ -165,14 +165,14 @@ def test_models_take_turns_and_warm_up_does_not_count(tiny_model_dir: Path, orig
 
 
 def test_without_a_tokenizer_text_numbers_are_none_with_the_reason():
-    found = compare_models(build_model(), build_model(), INPUTS, num_runs=1)
-    assert found["original"]["bits_per_character"] is None
-    assert found["quantized"]["characters_per_second"] is None
-    assert found["greedy"]["texts"] is None
-    assert found["original"]["perplexity"] > 1
-    assert "no tokenizer" in found["reasons"]["bits_per_character, characters_per_second, greedy texts"]
-    assert "name_or_path" in found["reasons"]["tokenizer of original"]
-    assert "name_or_path" in found["reasons"]["disk_bytes"]
+    obtained = compare_models(build_model(), build_model(), INPUTS, num_runs=1)
+    assert obtained["original"]["bits_per_character"] is None
+    assert obtained["quantized"]["characters_per_second"] is None
+    assert obtained["greedy"]["texts"] is None
+    assert obtained["original"]["perplexity"] > 1
+    assert "no tokenizer" in obtained["reasons"]["bits_per_character, characters_per_second, greedy texts"]
+    assert "name_or_path" in obtained["reasons"]["tokenizer of original"]
+    assert "name_or_path" in obtained["reasons"]["disk_bytes"]
 
 
 def test_what_cannot_be_compared_is_refused(tiny_model_dir: Path, tmp_path: Path, original):
@@ -216,8 +216,8 @@ def test_vocabularies_of_other_size_are_refused_where_no_configuration_tells():
         compare_models(Plain(400), Plain(300), [torch.tensor([1, 2, 3])], num_runs=1)
 
 
-def test_the_verdict_names_its_limits(found: dict, original):
-    checks = {check["name"]: check for check in found["verdict"]["checks"]}
+def test_the_verdict_names_its_limits(obtained: dict, original):
+    checks = {check["name"]: check for check in obtained["verdict"]["checks"]}
     assert set(checks) == {"quantized modules", "memory ratio", "perplexity ratio", "mean KL", "top-1 agreement"}
     assert "<= 0.01 close, <= 0.1 usable" in checks["mean KL"]["limit"]
     same = compare_models(original, original, INPUTS, num_runs=1)
@@ -228,7 +228,7 @@ def test_the_verdict_names_its_limits(found: dict, original):
 
     def graded(kl: float, top1: float, ratio: float) -> str:
         changed = {"agreement": {"mean_kl": kl, "top1": top1}, "perplexity_ratio": ratio}
-        return verdict(found | changed)["grade"]
+        return verdict(obtained | changed)["grade"]
 
     assert graded(0.01, 0.95, 1.005) == "close"
     assert graded(0.011, 0.95, 1.0) == "usable"
@@ -238,13 +238,13 @@ def test_the_verdict_names_its_limits(found: dict, original):
 
 
 def test_it_is_written_as_json_markdown_and_a_picture(tiny_model_dir: Path, tmp_path: Path, original, folder: Path):
-    found = QuantizationOptimizer(str(tiny_model_dir)).benchmark_quantization(
+    obtained = QuantizationOptimizer(str(tiny_model_dir)).benchmark_quantization(
         original, load_causal_lm(str(folder)), INPUTS, num_runs=1, output_dir=tmp_path / "report"
     )
-    assert json.loads((tmp_path / "report" / "benchmark.json").read_text(encoding="utf-8")) == found
+    assert json.loads((tmp_path / "report" / "benchmark.json").read_text(encoding="utf-8")) == obtained
     text = (tmp_path / "report" / "benchmark.md").read_text(encoding="utf-8")
     for word in (
-        found["verdict"]["grade"],
+        obtained["verdict"]["grade"],
         "bits per character",
         "p99",
         "mean_kl",
@@ -277,6 +277,6 @@ def test_inputs_come_from_any_data_evenly(tmp_path: Path):
 def test_other_families_are_measured(kind: str, tmp_path: Path):
     name = str(save_tiny_model(tmp_path / kind, kind))
     quantized = QuantizationOptimizer(name).quantize_to_8bit(str(tmp_path / "q"))
-    found = compare_models(load_causal_lm(name), quantized, INPUTS, num_runs=1)
-    assert found["quantized"]["quantized_modules"] > 0
-    assert found["agreement"]["top1"] > 0.5
+    obtained = compare_models(load_causal_lm(name), quantized, INPUTS, num_runs=1)
+    assert obtained["quantized"]["quantized_modules"] > 0
+    assert obtained["agreement"]["top1"] > 0.5

@@ -116,9 +116,9 @@ def test_missing_packages_are_named_with_the_way_out(
 ):
     monkeypatch.setattr(serve, "_NEEDED", ("a_server_nobody_has",))
     assert call("serve", "embedded:kotoha-tiny") == 78
-    said = capsys.readouterr().err
-    assert "a_server_nobody_has" in said
-    assert "ai-finetuning-toolkit[serve]" in said
+    logged = capsys.readouterr().err
+    assert "a_server_nobody_has" in logged
+    assert "ai-finetuning-toolkit[serve]" in logged
 
 
 def test_bad_input_is_refused_before_a_server_starts(

@@ -212,11 +212,11 @@ def test_paths_datasets_and_conversations_train(tiny_model_dir: Path, tmp_path: 
         [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
         for row in ROWS
     ]
-    found = []
+    obtained = []
     for name, source in (("rows", ROWS), ("path", str(file)), ("dataset", Dataset.from_list(ROWS)), ("talks", talks)):
         train_lora(tiny_model_dir, tmp_path / name, rows=source, num_epochs=1)
-        found.append(losses(tmp_path / name))
-    assert all(item == found[0] for item in found)
+        obtained.append(losses(tmp_path / name))
+    assert all(item == obtained[0] for item in obtained)
 
 
 def test_data_given_twice_or_not_at_all_is_refused(tiny_model_dir: Path, tmp_path: Path):
@@ -289,7 +289,7 @@ def test_fp16_on_a_cpu_is_resolved_said_once_and_recorded(tiny_model_dir: Path, 
 
 
 def test_gradient_checkpointing_follows_the_user_and_else_the_memory(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch, said
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch, logged
 ):
     def recorded(name: str, **changes) -> bool:
         config = TrainingConfig(num_epochs=1, output_dir=str(tmp_path / name), **changes)
@@ -308,7 +308,7 @@ def test_gradient_checkpointing_follows_the_user_and_else_the_memory(
         monkeypatch.setattr(part, "free_memory_bytes", lambda device: 2 * 2**20)
     assert recorded("short of memory") is True
     assert recorded("short of memory, refused", gradient_checkpointing=False) is False
-    assert "memory may not suffice" in said()
+    assert "memory may not suffice" in logged()
 
 
 def test_gradient_checkpointing_changes_no_loss(tiny_model_dir: Path, tmp_path: Path):
@@ -326,17 +326,17 @@ def test_packing_trains_the_same_tokens(tiny_model_dir: Path, tmp_path: Path):
     from ai_finetuning.data.prepare import load_examples
 
     examples, report, _ = load_examples(ROWS, trainer.model.tokenizer, DataConfig(max_length=128))
-    assert sum(row["label_tokens"] for row in rows) == report.live_tokens
+    assert sum(row["label_tokens"] for row in rows) == report.label_tokens
     assert len(rows) < 6
 
 
 def test_a_run_without_bf16_instructions_takes_the_portable_path(
-    tiny_model_dir: Path, tmp_path: Path, said, monkeypatch: pytest.MonkeyPatch
+    tiny_model_dir: Path, tmp_path: Path, logged, monkeypatch: pytest.MonkeyPatch
 ):
     """Also where a compiler is there and mixed precision is asked for."""
     monkeypatch.setattr(gpu, "cpu_flags", lambda: frozenset({"avx2"}))
     train_lora(tiny_model_dir, tmp_path, num_epochs=1, fp16=True, runtime={"precision": "auto"})
-    text = said()
+    text = logged()
     assert "this CPU has no bf16 instructions" in text
     assert "training step: portable" in text
 
@@ -344,7 +344,7 @@ def test_a_run_without_bf16_instructions_takes_the_portable_path(
 @pytest.mark.parametrize("train", [train_full, train_lora])
 @pytest.mark.parametrize(("path", "precision", "near"), [("fused", "bf16", 2e-3), ("portable", "fp32", 1e-5)])
 def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
-    tiny_model_dir: Path, tmp_path: Path, said, train, path: str, precision: str, near: float
+    tiny_model_dir: Path, tmp_path: Path, logged, train, path: str, precision: str, near: float
 ):
     """Every step holds all documents, so that only their arrangement differs; rates large enough for the losses to
     fall.
@@ -354,7 +354,7 @@ def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
     if path == "fused" and reason is not None:
         pytest.skip(f"a run does not choose the compiled kernels here: {reason}")
     options = {"lora": {"lora_dropout": 0.0}, "learning_rate": 2e-2} if train is train_lora else {"learning_rate": 5e-3}
-    found = []
+    obtained = []
     for packing in (True, False):
         train(
             tiny_model_dir,
@@ -367,9 +367,9 @@ def test_packed_and_padded_steps_over_the_same_documents_have_the_same_losses(
             runtime={"precision": precision},
             **options,
         )
-        found.append([float.fromhex(item) for item in losses(tmp_path / str(packing))])
-    assert said().count(f"training step: {path}") == 2
-    packed, padded = found
+        obtained.append([float.fromhex(item) for item in losses(tmp_path / str(packing))])
+    assert logged().count(f"training step: {path}") == 2
+    packed, padded = obtained
     assert len(packed) == 8
     assert packed[-1] < packed[0] - 0.5
     assert packed == pytest.approx(padded, rel=near)
@@ -396,7 +396,7 @@ def test_packing_is_refused_where_documents_see_each_other(tiny_model_dir: Path)
     """The probe finds a leak in a model that ignores position_ids, and none in one that does not."""
     from tests.support.models import build_model
 
-    from ai_finetuning.execution.packing_check import leak_of_packing, refuse_leaking_attention
+    from ai_finetuning.execution.packing_check import leak_of_packing, validate_packing
 
     model = build_model("llama")
     assert leak_of_packing(model) < 1e-6
@@ -414,7 +414,7 @@ def test_packing_is_refused_where_documents_see_each_other(tiny_model_dir: Path)
 
     assert leak_of_packing(Leaking()) > 1e-3
     with pytest.raises(ModelError, match="see each other"):
-        refuse_leaking_attention(Leaking(), "leaking")
+        validate_packing(Leaking(), "leaking")
 
 
 def test_best_checkpoint_is_returned_where_asked(tiny_model_dir: Path, tmp_path: Path):

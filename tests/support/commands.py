@@ -21,12 +21,12 @@ def write_run(folder: Path, model: Path | str, **training: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
-    held_out = folder / "held_out.jsonl"
-    held_out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS[:4]), encoding="utf-8")
+    eval_data = folder / "held_out.jsonl"
+    eval_data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS[:4]), encoding="utf-8")
     config = {
         "model": {"name": str(model), "dtype": "float32"},
         "method": "lora",
-        "data": {"train": str(rows), "eval": str(held_out), "max_length": 64},
+        "data": {"train": str(rows), "eval": str(eval_data), "max_length": 64},
         "training": {
             "learning_rate": 5e-3,
             "batch_size": 2,

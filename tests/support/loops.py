@@ -39,7 +39,7 @@ def run_of(case: Case, strategy: Any, folder: Path, *, rows: int = 4, steps: int
         share=(strategy.data_rank, strategy.data_size),
     )
 
-    def held_out(size: int) -> Any:
+    def eval_data(size: int) -> Any:
         return evaluation_batches(documents(HELD_OUT), batch_size=size, pad_token_id=0)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def run_of(case: Case, strategy: Any, folder: Path, *, rows: int = 4, steps: int
         store=store,
         metrics_path=folder / "metrics.jsonl" if strategy.is_main else None,
         total_steps=steps,
-        evaluation=Evaluation(held_out, None),
+        evaluation=Evaluation(eval_data, None),
         **{"eval_steps": 100, "save_steps": 100, "save_in_background": False} | settings,
     )
 

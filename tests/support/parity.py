@@ -15,8 +15,8 @@ from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.loss import make_document_loss, make_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.models.adapters import add_lora
-from ai_finetuning.models.documents import open_documents
-from ai_finetuning.models.quantized import forbid_cpu_packing, require_quantized
+from ai_finetuning.models.documents import select_forward_path
+from ai_finetuning.models.quantized import forbid_cpu_packing, validate_quantized
 from ai_finetuning.parallel.strategies.single import SingleDevice
 
 from .models import build_model
@@ -55,14 +55,14 @@ class Outcome:
 def documents(count: int) -> list[Example]:
     """Documents of 5 to 30 tokens whose prompts are masked unevenly."""
     random = np.random.default_rng(0)
-    found = []
+    obtained = []
     for _ in range(count):
         size = int(random.integers(5, 30))
         ids = random.integers(3, 400, size)
         labels = ids.copy()
         labels[: int(random.integers(0, size - 2))] = -100
-        found.append(Example(ids.astype(np.int64), labels.astype(np.int64)))
-    return found
+        obtained.append(Example(ids.astype(np.int64), labels.astype(np.int64)))
+    return obtained
 
 
 def loader(case: Case, rank: int = 0, size: int = 1) -> Loader:
@@ -106,7 +106,7 @@ def in_four_bit(model: Any) -> Any:
             layer.set_submodule(name, four.to(CPU))
     model.is_loaded_in_4bit = model.is_quantized = True
     forbid_cpu_packing(model)
-    require_quantized(model, 4, "parity")
+    validate_quantized(model, 4, "parity")
     return model
 
 
@@ -115,7 +115,7 @@ def loss_of(case: Case, model: Any) -> Any:
     if case.data != "documents":
         return make_loss(logits_to_keep=True)
     inner = model if case.method == "full" else model.get_base_model()
-    path, reason = open_documents(inner, CPU, autocast=None, kernels="portable")
+    path, reason = select_forward_path(inner, CPU, autocast=None, kernels="portable")
     assert path is not None, reason
     return make_document_loss(path)
 
@@ -169,26 +169,26 @@ def differences(
         after the step), `covered` (share of the trained elements that some rank holds).
     """
     answers = run_ranks(world, _rank, cases, build, folder=folder, limit=limit)
-    found = {}
+    obtained = {}
     for index, case in enumerate(cases):
-        wanted = take_step(case, SingleDevice(CPU))
-        found[str(case)] = _compare(wanted, [rank[index] for rank in answers])
-    return found
+        expected = take_step(case, SingleDevice(CPU))
+        obtained[str(case)] = _compare(expected, [rank[index] for rank in answers])
+    return obtained
 
 
-def _compare(wanted: Outcome, got: Sequence[Outcome]) -> dict[str, float]:
+def _compare(expected: Outcome, got: Sequence[Outcome]) -> dict[str, float]:
     worst = {"gradient": 0.0, "weight": 0.0}
-    seen = {name: np.zeros(gradient.shape, bool) for name, (gradient, _, _) in wanted.parts.items()}
+    seen = {name: np.zeros(gradient.shape, bool) for name, (gradient, _, _) in expected.parts.items()}
     for outcome in got:
         for name, (gradient, weight, part) in outcome.parts.items():
-            whole, after, _ = wanted.parts[name]
+            whole, after, _ = expected.parts[name]
             seen[name][part] = True
             scale = max(float(np.linalg.norm(whole)), 1e-12)
             worst["gradient"] = max(worst["gradient"], float(np.linalg.norm(gradient - whole[part])) / scale)
             if weight.size:
                 worst["weight"] = max(worst["weight"], float(np.abs(weight - after[part]).max()))
     return worst | {
-        "loss": max(abs(outcome.loss - wanted.loss) for outcome in got),
-        "norm": max(abs(outcome.norm - wanted.norm) / wanted.norm for outcome in got),
+        "loss": max(abs(outcome.loss - expected.loss) for outcome in got),
+        "norm": max(abs(outcome.norm - expected.norm) / expected.norm for outcome in got),
         "covered": sum(int(mask.sum()) for mask in seen.values()) / sum(mask.size for mask in seen.values()),
     }

@@ -7,6 +7,6 @@ import socket
 
 def free_port() -> int:
     """Free at this moment."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as obtained:
+        obtained.bind(("127.0.0.1", 0))
+        return int(obtained.getsockname()[1])

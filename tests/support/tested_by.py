@@ -24,6 +24,7 @@ TESTED_BY = {
     "engine.checkpoint.write": _RESUME,
     "engine.train_state": _RESUME,
     "engine.state": _RESUME,
+    "parallel.build": "distributed/test_seam.py",
     "execution.base_facts": _TRAINERS,
     "execution.execute": _TRAINERS,
     "execution.result": _TRAINERS,
@@ -95,12 +96,12 @@ TESTED_BY = {
 
 def modules() -> list[str]:
     """Every module of the package, without `ai_finetuning.`; packages count where they hold code."""
-    found = []
+    obtained = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if path.name != "__init__.py":
-            found.append(".".join(parts))
-    return found
+            obtained.append(".".join(parts))
+    return obtained
 
 
 def files_of(module: str) -> list[str]:
@@ -129,6 +130,6 @@ def _imports(path: Path) -> frozenset[str]:
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1].removeprefix("ai_finetuning.")
-    row = [TESTED_BY[wanted]] if wanted in TESTED_BY else []
-    print("\n".join(f"tests/{name}" for name in dict.fromkeys([*row, *files_of(wanted)])))
+    expected = sys.argv[1].removeprefix("ai_finetuning.")
+    row = [TESTED_BY[expected]] if expected in TESTED_BY else []
+    print("\n".join(f"tests/{name}" for name in dict.fromkeys([*row, *files_of(expected)])))

@@ -40,8 +40,8 @@ class Places:
         self.moves: list[tuple[torch.device, torch.device]] = []
 
     def of(self, tensor: Tensor) -> torch.device:
-        found = self._of.get(tensor.untyped_storage()._cdata)
-        return CPU if found is None else found[1]
+        obtained = self._of.get(tensor.untyped_storage()._cdata)
+        return CPU if obtained is None else obtained[1]
 
     def put(self, tensor: Tensor, device: torch.device) -> None:
         storage = tensor.untyped_storage()
@@ -138,15 +138,15 @@ def virtual_devices() -> Iterator[Places]:
 
     def by_virtual_device(lists: Any, with_indices: bool = False) -> Any:
         """What fused and foreach code asks for; the build itself sees one device."""
-        found: dict[Any, Any] = {}
+        obtained: dict[Any, Any] = {}
         for device in {places.of(tensor) for tensor in lists[0]}:
             mine = [index for index, tensor in enumerate(lists[0]) if places.of(tensor) == device]
             parts = group(
                 [[column[index] if column else None for index in mine] if column else [] for column in lists], True
             )
             for (_, dtype), (columns, indices) in parts.items():
-                found[(device, dtype)] = (columns, [mine[index] for index in indices] if with_indices else [])
-        return found
+                obtained[(device, dtype)] = (columns, [mine[index] for index in indices] if with_indices else [])
+        return obtained
 
     torch._C._group_tensors_by_device_and_dtype = by_virtual_device
     try:

@@ -66,7 +66,7 @@ def texts_of(cls: type) -> dict[str, Texts]:
 
 def settings(cls: type = RunConfig, prefix: str = "") -> list[Setting]:
     """Every setting of a run, sections before what they hold."""
-    found = []
+    obtained = []
     defaults = to_plain(cls())
     for name, hint in field_types(cls).items():
         key = f"{prefix}{name}"
@@ -74,11 +74,11 @@ def settings(cls: type = RunConfig, prefix: str = "") -> list[Setting]:
         nested = section_class(hint)
         if nested is None:
             values_ja, values_en = allowed(hint) or ("", "")
-            found.append(Setting(key, _shown(defaults[name]), ja, en, values_ja, values_en))
+            obtained.append(Setting(key, _shown(defaults[name]), ja, en, values_ja, values_en))
         else:
             default = "" if defaults[name] is not None else "null"
-            found += [Setting(key, default, ja, en, is_section=True), *settings(nested, f"{key}.")]
-    return found
+            obtained += [Setting(key, default, ja, en, is_section=True), *settings(nested, f"{key}.")]
+    return obtained
 
 
 def _shown(value: Any) -> str:
@@ -105,11 +105,11 @@ def json_schema(*, japanese: bool | None = None) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _describe(place: dict[str, Any], cls: type, definitions: dict[str, Any], japanese: bool) -> None:
-    place["additionalProperties"] = False
+def _describe(path: dict[str, Any], cls: type, definitions: dict[str, Any], japanese: bool) -> None:
+    path["additionalProperties"] = False
     for name, hint in field_types(cls).items():
         ja, en = texts_of(cls)[name]
-        place["properties"][name]["description"] = ja if japanese else en
+        path["properties"][name]["description"] = ja if japanese else en
         nested = section_class(hint)
         if nested is not None:
             inner = definitions[nested.__name__]

@@ -53,10 +53,10 @@ def section_class(hint: Any) -> type | None:
 
 def fields_of(cls: type, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Every field below a section, as path to type hint, sections themselves included."""
-    found: dict[tuple[str, ...], Any] = {}
+    obtained: dict[tuple[str, ...], Any] = {}
     for name, hint in plain_types(cls).items():
-        found[(*prefix, name)] = hint
+        obtained[(*prefix, name)] = hint
         nested = section_class(hint)
         if nested is not None:
-            found |= fields_of(nested, (*prefix, name))
-    return found
+            obtained |= fields_of(nested, (*prefix, name))
+    return obtained

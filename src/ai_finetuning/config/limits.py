@@ -122,8 +122,8 @@ def choices(hint: Any) -> list[str]:
 
 def range_texts(hint: Any) -> Texts | None:
     """The range of the numbers in a setting (`1 以上`, `at least 1`), or None."""
-    found = next((bounds for _, constraints in _parts(hint) if (bounds := _range(constraints))), None)
-    return _range_texts(found) if found is not None else None
+    obtained = next((bounds for _, constraints in _parts(hint) if (bounds := _range(constraints))), None)
+    return _range_texts(obtained) if obtained is not None else None
 
 
 def allowed(hint: Any) -> Texts | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..errors import ConfigError, InputNotFoundError, UsageError
 from .fields import fields_of, options_of, section_class
 from .run import RunConfig
-from .section import build, refuse_unknown
+from .section import build, validate_keys
 from .synonyms import SYNONYMS
 from .yaml_text import parse_yaml
 
@@ -84,23 +84,23 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     Raises:
         UsageError: an argument that is neither.
     """
-    found: list[tuple[str, str]] = []
+    obtained: list[tuple[str, str]] = []
     items = list(arguments)
     while items:
         item = items.pop(0)
         if item.startswith("--") and "=" not in item:
             value = items.pop(0) if items and not items[0].startswith("--") and not _is_override(items[0]) else "true"
-            found.append((_plain_key(item), value))
+            obtained.append((_plain_key(item), value))
         elif _is_override(item.removeprefix("--")):
             key, _, value = item.partition("=")
-            found.append((_plain_key(key), value))
+            obtained.append((_plain_key(key), value))
         else:
             raise UsageError(
                 f"引数 {item!r} を解釈できません。key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
                 f"argument {item!r} cannot be understood; write key=value or --key value "
                 "(training.learning_rate=1e-4).",
             )
-    return found
+    return obtained
 
 
 def _is_override(item: str) -> bool:
@@ -118,13 +118,13 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
         ConfigError: no section has it, or several have.
     """
     fields = fields_of(RunConfig)
-    wanted = tuple(FLAGS.get(key, key).split("."))
-    if wanted == ("model",):
-        wanted = ("model", "name")
-    if wanted in fields and section_class(fields[wanted]) is None:
-        return wanted, fields[wanted]
+    expected = tuple(FLAGS.get(key, key).split("."))
+    if expected == ("model",):
+        expected = ("model", "name")
+    if expected in fields and section_class(fields[expected]) is None:
+        return expected, fields[expected]
     # Parts of the path may be left out: learning_rate, schedule.name, training.resume_from_checkpoint.
-    matches = [path for path in fields if _abbreviates(wanted, path) and section_class(fields[path]) is None]
+    matches = [path for path in fields if _abbreviates(expected, path) and section_class(fields[path]) is None]
     if len(matches) == 1:
         return matches[0], fields[matches[0]]
     if len(matches) > 1:
@@ -133,23 +133,23 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
             f"キー {key} は {names} のどれか決められません。セクション名を付けてください。",
             f"key {key} could be {names}; write the section's name with it.",
         )
-    if len(wanted) == 2 and (wanted[0],) in fields:
-        section = section_class(fields[(wanted[0],)])
+    if len(expected) == 2 and (expected[0],) in fields:
+        section = section_class(fields[(expected[0],)])
         if section is not None:
-            refuse_unknown(section, [wanted[1]])
+            validate_keys(section, [expected[1]])
     keys = [".".join(path) for path in fields if section_class(fields[path]) is None]
-    meant = SYNONYMS.get(wanted[-1])
+    meant = SYNONYMS.get(expected[-1])
     last = {name.split(".")[-1]: name for name in keys}
-    near = [meant] if meant else [last[name] for name in difflib.get_close_matches(wanted[-1], last, n=2, cutoff=0.6)]
+    near = [meant] if meant else [last[name] for name in difflib.get_close_matches(expected[-1], last, n=2, cutoff=0.6)]
     hint_ja = f"もしかして: {', '.join(near)}" if near else "aift train --help で一覧を見られます。"
     hint_en = f"did you mean {', '.join(near)}?" if near else "aift train --help lists them."
     raise ConfigError(f"{key} というキーはありません。{hint_ja}", f"{key} is not a known key; {hint_en}")
 
 
-def _abbreviates(wanted: tuple[str, ...], path: tuple[str, ...]) -> bool:
+def _abbreviates(expected: tuple[str, ...], path: tuple[str, ...]) -> bool:
     """Whether a key is a path with some of its sections left out."""
     rest = iter(path)
-    return wanted[-1] == path[-1] and all(part in rest for part in wanted)
+    return expected[-1] == path[-1] and all(part in rest for part in expected)
 
 
 def _value(text: str, hint: Any, name: str) -> Any:

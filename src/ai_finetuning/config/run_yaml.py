@@ -44,7 +44,7 @@ def describe_run(config: RunConfig, derived: Mapping[str, object]) -> str:
 
 def _on_one_line(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return _UNSAFE.sub(lambda found: "".join(f"\\u{unit:04x}" for unit in _units(found.group())), text)
+    return _UNSAFE.sub(lambda obtained: "".join(f"\\u{unit:04x}" for unit in _units(obtained.group())), text)
 
 
 def _units(character: str) -> list[int]:

@@ -63,7 +63,7 @@ def section(cls: type[T]) -> type[T]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         values = named_arguments(cls, positional, args, kwargs)
         given = split_given(cls, values)
-        refuse_unknown(cls, values)
+        validate_keys(cls, values)
         for name, value in values.items():
             nested = section_class(hints[name])
             if nested is not None and isinstance(value, Mapping):
@@ -75,7 +75,7 @@ def section(cls: type[T]) -> type[T]:
         self.__dict__[GIVEN] = given
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
-        refuse_unknown(type(self), [name])
+        validate_keys(type(self), [name])
         changed = dataclasses.replace(self, **{name: value})  # refuses what the constructor refuses
         self.__dict__.update({name: changed.__dict__[name], GIVEN: changed.__dict__[GIVEN]})
 
@@ -138,7 +138,7 @@ def known_names(cls: type) -> list[str]:
     return [*getattr(cls, "ALSO", ()), *field_names(cls)]
 
 
-def refuse_unknown(cls: type, keys: Iterable[object]) -> None:
+def validate_keys(cls: type, keys: Iterable[object]) -> None:
     """Raises ConfigError for the first key that the section does not have, naming the likely one."""
     names = known_names(cls)
     for key in map(str, keys):
@@ -183,8 +183,8 @@ def _refusal(cls: type, error: ValidationError, values: Mapping[str, Any]) -> Co
     elif isinstance(value, list | tuple):
         each = any(isinstance(part, int) for part in rest)
     ja, en = requirement(hint, kind, each=each)
-    told = "" if kind in OUT_OF_RANGE or kind == NO_CHOICE else f" ({type(value).__name__})"
-    return ConfigError(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}{told}; {en}")
+    reported = "" if kind in OUT_OF_RANGE or kind == NO_CHOICE else f" ({type(value).__name__})"
+    return ConfigError(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}{reported}; {en}")
 
 
 def build(cls: type[T], values: object, path: str = "") -> T:
@@ -201,7 +201,7 @@ def build(cls: type[T], values: object, path: str = "") -> T:
             f"{name} が {values!r} です。キーと値の組で書いてください。",
             f"{name} is {values!r}; it must be a mapping of keys to values.",
         )
-    refuse_unknown(cls, values)
+    validate_keys(cls, values)
     hints = plain_types(typing.cast(type, cls))
     return cls(**{key: _from_plain(hints[key], value, field_path(cls, key)) for key, value in values.items()})
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from .limits import AtLeastOne, Fraction, NotNegative, NotNegativeFloat, Rule
 from .parallel import ParallelConfig
-from .section import GIVEN, RECORD, build, carried, explicitly_set, named_arguments, refuse_unknown, section
+from .section import GIVEN, RECORD, build, carried, explicitly_set, named_arguments, section, validate_keys
 from .sections import CheckpointConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 
 
@@ -139,7 +139,7 @@ class MultiGPUTrainingConfig(TrainingConfig):
         values = named_arguments(MultiGPUTrainingConfig, _POSITIONAL, args, kwargs)
         of_parallel = {name: values.pop(name) for name in _OF_PARALLEL if name in values}
         given = values.pop("parallel", None)
-        refuse_unknown(MultiGPUTrainingConfig, [name for name in values if name != GIVEN])
+        validate_keys(MultiGPUTrainingConfig, [name for name in values if name != GIVEN])
         parallel = build(ParallelConfig, {} if given is None else given)
         super().__init__(**values)
         # A copy: two configurations that replace() or copy() made must not change each other's strategy.

@@ -40,22 +40,22 @@ class AdapterBase:
     bits: int | None
     stored: bool
 
-    def sources(self, wanted: str) -> list[str]:
+    def sources(self, expected: str) -> list[str]:
         """The 16-bit bases to try for `auto`, `original`, `dequantized` or a model's name (which is the original).
 
         Raises:
             ModelError: there is none such.
         """
-        if wanted == DEQUANTIZED and self.bits is None:
+        if expected == DEQUANTIZED and self.bits is None:
             raise ModelError(
                 f"{self.adapter} は 16bit の {self.name} で訓練されたアダプターなので、dequantized（量子化を戻したベース）はありません。--base "
                 "original にしてください。量子化したベースで訓練したものなら --bits 4 か 8 を付けてください。",
                 f"{self.adapter} was trained on {self.name} in 16 bit, so there is no dequantized base; use "
                 "--base original. If its base was quantized, say --bits 4 or 8.",
             )
-        if wanted == DEQUANTIZED:
+        if expected == DEQUANTIZED:
             return [DEQUANTIZED]
-        if wanted == AUTO:
+        if expected == AUTO:
             return [ORIGINAL] * (self.original is not None) + [DEQUANTIZED] * (self.bits is not None)
         if self.original is None:
             raise ModelError(
@@ -86,12 +86,12 @@ class AdapterBase:
         return load_adapter(model, self.adapter).eval()
 
 
-def base_of(adapter: str, wanted: str, bits: int | None) -> AdapterBase:
+def base_of(adapter: str, expected: str, bits: int | None) -> AdapterBase:
     """What an adapter was trained on, by its adapter_config.json, its run.json and the base's own config.json.
 
     Args:
         adapter: the adapter's folder.
-        wanted: a word of ours, or the name of a 16-bit model.
+        expected: a word of ours, or the name of a 16-bit model.
         bits: what the user says; None asks the files.
 
     Raises:
@@ -101,7 +101,7 @@ def base_of(adapter: str, wanted: str, bits: int | None) -> AdapterBase:
     if bits not in (None, 4, 8):
         raise UsageError(f"--bits が {bits} です。4 か 8 にしてください。", f"--bits is {bits}; it must be 4 or 8.")
     own = str(adapter_config(adapter)["base_model_name_or_path"])
-    named = None if wanted in (AUTO, ORIGINAL, DEQUANTIZED) else wanted
+    named = None if expected in (AUTO, ORIGINAL, DEQUANTIZED) else expected
     if named is not None and stored_bits(named) is not None:
         raise ModelError(
             f"--base の {named} は量子化されています。量子化した重みには統合しません。16bit のモデルを指定してください。",

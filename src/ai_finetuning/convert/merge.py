@@ -18,7 +18,7 @@ import torch
 
 from ..errors import ModelError
 from ..execution.model_card import merge_card
-from ..execution.output_folder import new_folder, refuse_used_folder
+from ..execution.output_folder import new_folder, validate_new_folder
 from ..japanese.kotoha_qa import questions
 from ..japanese.prompts import render, user_turn
 from ..messages import notice
@@ -81,35 +81,35 @@ def merge_adapter(
         UsageError: other bits. ConfigError: a folder in use. InputNotFoundError: no adapter there.
         ModelError: the merged model, read back, differs from base plus adapter. StorageError: it cannot be written.
     """
-    place = Path(out)
-    refuse_used_folder(place)
-    wanted = base or AUTO
-    found = base_of(adapter, wanted, bits)
-    sources = found.sources(wanted)
-    tokenizer = load_tokenizer(saved_tokenizer(adapter) or found.name)
+    folder = Path(out)
+    validate_new_folder(folder)
+    expected = base or AUTO
+    obtained = base_of(adapter, expected, bits)
+    sources = obtained.sources(expected)
+    tokenizer = load_tokenizer(saved_tokenizer(adapter) or obtained.name)
     texts = held_out_texts(tokenizer)
     probes = [torch.tensor([tokenizer.encode(text)]) for text in texts]
-    trained = logits_of(found.load(tokenizer, source=None, dtype=dtype, device=device), probes)
+    trained = logits_of(obtained.load(tokenizer, source=None, dtype=dtype, device=device), probes)
     measured: dict[str, Agreement] = {}
     if len(sources) > 1:
         for source in sources:
-            model = merge_into(found.load(tokenizer, source=source, dtype=dtype, device=device))
+            model = merge_into(obtained.load(tokenizer, source=source, dtype=dtype, device=device))
             measured[source] = agreement(trained, logits_of(model, probes))
             del model
             gc.collect()
     source = min(sources, key=lambda name: measured[name].kl if measured else 0.0)
-    name = str(found.original) if source == ORIGINAL else found.name
-    with new_folder(place) as staging:
-        merged = merge_into(found.load(tokenizer, source=source, dtype=dtype, device=device))
+    name = str(obtained.original) if source == ORIGINAL else obtained.name
+    with new_folder(folder) as staging:
+        merged = merge_into(obtained.load(tokenizer, source=source, dtype=dtype, device=device))
         tied = _write(merged, tokenizer, adapter, staging)
         del merged
         gc.collect()
         close = _read_back(staging, tokenizer, texts, trained, tied=tied, dtype=dtype, device=device)
-        _refuse_distance(close, source, found)
+        _refuse_distance(close, source, obtained)
         card = merge_card(
             name,
             adapter,
-            bits=found.bits,
+            bits=obtained.bits,
             source=source,
             close=close,
             measured=measured,
@@ -118,11 +118,11 @@ def merge_adapter(
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
     notice(
-        f"{place} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、最尤一致 {close.top1:.1%}）。",
-        f"merged into {place} (base {source}; read back and compared: KL {close.kl:.5f}, top-1 {close.top1:.1%}).",
+        f"{folder} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、最尤一致 {close.top1:.1%}）。",
+        f"merged into {folder} (base {source}; read back and compared: KL {close.kl:.5f}, top-1 {close.top1:.1%}).",
     )
-    size = sum(path.stat().st_size for path in place.glob("*.safetensors"))
-    return MergeReport(place, name, source, found.bits, close.kl, close.top1, measured, size)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return MergeReport(folder, name, source, obtained.bits, close.kl, close.top1, measured, size)
 
 
 def held_out_texts(tokenizer: Any) -> list[str]:
@@ -174,7 +174,7 @@ def _read_back(
     model: Any = load_causal_lm(str(staging), dtype=dtype, device=device)
     rows = model.get_input_embeddings().weight.shape[0]
     ids = [again.encode(text) for text in texts]
-    wrong = [text for text, found in zip(texts, ids, strict=True) if found != tokenizer.encode(text)]
+    wrong = [text for text, obtained in zip(texts, ids, strict=True) if obtained != tokenizer.encode(text)]
     if wrong or len(again) > rows:
         raise ModelError(
             f"統合したモデルのトークナイザーが、読み直すと同じになりません（{len(wrong)} 文、語彙 {len(again)}、埋め込み {rows} 行）。保存を取り消しました。",
@@ -186,15 +186,15 @@ def _read_back(
             f"埋め込みと出力層の共有が、読み直すと変わります（保存時 {tied}）。保存を取り消しました。",
             f"embedding and head, tied {tied} when saved, are not so when read back; nothing was kept.",
         )
-    return agreement(trained, logits_of(model, [torch.tensor([found]) for found in ids]))
+    return agreement(trained, logits_of(model, [torch.tensor([obtained]) for obtained in ids]))
 
 
-def _refuse_distance(close: Agreement, source: str, found: AdapterBase) -> None:
+def _refuse_distance(close: Agreement, source: str, obtained: AdapterBase) -> None:
     """Raises ModelError above the threshold; not-a-number is above it."""
     if close.kl <= MAX_KL and close.top1 >= MIN_TOP1:
         return
     way_ja, way_en = ("dtype を float32 に", "Try dtype float32")
-    if source == ORIGINAL and found.bits is not None:
+    if source == ORIGINAL and obtained.bits is not None:
         way_ja, way_en = "--base dequantized に", "Try --base dequantized"
     raise ModelError(
         f"統合したモデルが、訓練したモデル（ベースとアダプター）と一致しません（ベース {source}、KL {close.kl:.4f}、上限 {MAX_KL}、最尤一致 {close.top1:.1%}、下限 "

@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import ConfigError, ModelError
 from ..evaluation.quantization_benchmark import compare_models
 from ..evaluation.quantization_report import write_report
-from ..execution.output_folder import free_disk_bytes, new_folder, no_space, refuse_used_folder
+from ..execution.output_folder import free_disk_bytes, new_folder, no_space, validate_new_folder
 from ..messages import notice
 from ..models.adapters import logits_of
 from ..models.loading import load_causal_lm, resolve_dtype
@@ -147,70 +147,70 @@ class QuantizationOptimizer:
                     copy that computes otherwise
                 than it should. StorageError: it cannot be written.
         """
-        wanted = Quantization(find_method(bits, backend, quant_type), settings or {})
-        _check_threshold(wanted.settings)
-        place = Path(output_dir)
-        refuse_used_folder(place)
+        expected = Quantization(find_method(bits, backend, quant_type), settings or {})
+        _check_threshold(expected.settings)
+        folder = Path(output_dir)
+        validate_new_folder(folder)
         self._refuse_quantized()
         device = self.device or get_available_device()
         dtype = resolve_dtype(compute_dtype, device)
         tokenizer = load_tokenizer(self.model_name_or_path)
-        with new_folder(place) as staging:
-            self._store(wanted, dtype, device, staging)
+        with new_folder(folder) as staging:
+            self._store(expected, dtype, device, staging)
             tokenizer.save_pretrained(staging)
             clear_gpu_memory()
-            self._prove(wanted, dtype, device, staging, tokenizer)
+            self._prove(expected, dtype, device, staging, tokenizer)
         clear_gpu_memory()
         # Quantized in memory once more, not read from the folder: transformers 5.23 does not save again what it read
         # quantized.
-        model = self._quantized(wanted, dtype, device, announce=True)
-        model.name_or_path = model.config.name_or_path = str(place)
-        self.report = _report(model, place, wanted.method, dtype)
-        found = self.report
+        model = self._quantized(expected, dtype, device, announce=True)
+        model.name_or_path = model.config.name_or_path = str(folder)
+        self.report = _report(model, folder, expected.method, dtype)
+        obtained = self.report
         notice(
-            f"{found.modules} 個の線形層を {bits}bit（{found.method.name}）にして {place} に保存し、"
-            f"読み直して同じ計算結果になることを確かめました（{found.size_bytes / 1e6:.1f} MB）。",
-            f"{found.modules} linear layers are in {bits} bit ({found.method.name}); saved to {place}, read back "
-            f"and found to compute the same ({found.size_bytes / 1e6:.1f} MB).",
+            f"{obtained.modules} 個の線形層を {bits}bit（{obtained.method.name}）にして {folder} に保存し、"
+            f"読み直して同じ計算結果になることを確かめました（{obtained.size_bytes / 1e6:.1f} MB）。",
+            f"{obtained.modules} linear layers are in {bits} bit ({obtained.method.name}); saved to {folder}, read back "
+            f"and found to compute the same ({obtained.size_bytes / 1e6:.1f} MB).",
         )
         return model
 
     def _quantized(
-        self, wanted: Quantization, dtype: torch.dtype, device: torch.device, *, announce: bool = False
+        self, expected: Quantization, dtype: torch.dtype, device: torch.device, *, announce: bool = False
     ) -> Any:
         return load_causal_lm(
-            self.model_name_or_path, dtype=dtype, device=device, quantization=wanted, announce=announce
+            self.model_name_or_path, dtype=dtype, device=device, quantization=expected, announce=announce
         )
 
-    def _store(self, wanted: Quantization, dtype: torch.dtype, device: torch.device, staging: Path) -> None:
+    def _store(self, expected: Quantization, dtype: torch.dtype, device: torch.device, staging: Path) -> None:
         """Quantizes and saves before any forward: on some processors bitsandbytes re-packs weights in their first
         one (docs/design/quantization.md).
         """
-        model = self._quantized(wanted, dtype, device)
+        model = self._quantized(expected, dtype, device)
         needed = sum(weight_bytes(model).values())
         if free_disk_bytes(staging) < needed:
             raise no_space(staging.parent, needed)
         model.save_pretrained(staging)
 
     def _prove(
-        self, wanted: Quantization, dtype: torch.dtype, device: torch.device, staging: Path, tokenizer: Any
+        self, expected: Quantization, dtype: torch.dtype, device: torch.device, staging: Path, tokenizer: Any
     ) -> None:
         """The stored copy gives the logits of a second quantization in memory, not of the saved one: damage would be
         in both of those.
         """
         probes = [torch.tensor([tokenizer.encode(text)]) for text in PROBES]
-        in_memory = logits_of(self._quantized(wanted, dtype, device), probes)
+        in_memory = logits_of(self._quantized(expected, dtype, device), probes)
         clear_gpu_memory()
         stored = logits_of(load_causal_lm(str(staging), dtype=dtype, device=device, announce=False), probes)
-        _require_same(in_memory, stored, self.model_name_or_path, wanted.method)
+        _require_same(in_memory, stored, self.model_name_or_path, expected.method)
 
     def _refuse_quantized(self) -> None:
-        found = find_model(self.model_name_or_path)
-        stored = found.quantization
+        obtained = find_model(self.model_name_or_path)
+        stored = obtained.quantization
         if stored:
             raise ConfigError(
-                f"{found.name} はすでに量子化されています（{stored.get('quant_method')}）。量子化前のモデルを指定してください。",
-                f"{found.name} is quantized already ({stored.get('quant_method')}); name the model before "
+                f"{obtained.name} はすでに量子化されています（{stored.get('quant_method')}）。量子化前のモデルを指定してください。",
+                f"{obtained.name} is quantized already ({stored.get('quant_method')}); name the model before "
                 "quantization.",
             )
 
@@ -238,10 +238,10 @@ class QuantizationOptimizer:
             ConfigError: no inputs, inputs of another shape, num_runs below 1, or models that are not of one kind.
             StorageError: output_dir cannot be written.
         """
-        found = compare_models(original_model, quantized_model, test_inputs, num_runs=num_runs)
+        obtained = compare_models(original_model, quantized_model, test_inputs, num_runs=num_runs)
         if output_dir is not None:
-            write_report(found, Path(output_dir))
-        return found
+            write_report(obtained, Path(output_dir))
+        return obtained
 
 
 def _check_threshold(settings: Mapping[str, Any]) -> None:
@@ -255,16 +255,16 @@ def _check_threshold(settings: Mapping[str, Any]) -> None:
 
 def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], name: str, method: Method) -> None:
     """Raises ModelError where a copy, read back from disk, computes otherwise than what was saved."""
-    for wanted, found in zip(in_memory, stored, strict=True):
-        if not torch.isfinite(wanted).all():
+    for expected, obtained in zip(in_memory, stored, strict=True):
+        if not torch.isfinite(expected).all():
             raise ModelError(
                 f"{name} を {method.name} にすると出力が有限の値になりません。保存を取り消しました。compute_dtype を bfloat16 か float32 にするか、"
                 "別の方法を試してください。",
                 f"{name} in {method.name} does not compute finite values; nothing was kept. Try compute_dtype "
                 "bfloat16 or float32, or another method.",
             )
-        if not torch.equal(wanted, found):
-            worst = float((wanted - found).abs().max())
+        if not torch.equal(expected, obtained):
+            worst = float((expected - obtained).abs().max())
             raise ModelError(
                 f"{name} を {method.name} で保存しましたが、読み直すと計算結果が変わります（ロジットの差 最大 {worst:.3g}）。保存を取り消しました。別の方法か、別の版の "
                 f"{method.backend} を試してください。",
@@ -273,7 +273,7 @@ def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], nam
             )
 
 
-def _report(model: Any, place: Path, method: Method, dtype: torch.dtype) -> QuantizationReport:
-    size = sum(path.stat().st_size for path in place.glob("*.safetensors"))
+def _report(model: Any, folder: Path, method: Method, dtype: torch.dtype) -> QuantizationReport:
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     count = len(linear_modules(model, method.bits))
-    return QuantizationReport(place, method, dtype, count, size, sum(weight_bytes(model).values()))
+    return QuantizationReport(folder, method, dtype, count, size, sum(weight_bytes(model).values()))

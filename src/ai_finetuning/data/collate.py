@@ -103,14 +103,14 @@ def collate(rows: Sequence[Sequence[Example]], *, pad_token_id: int, packed: boo
             mask[index, start:stop] = 1
             start = stop
         positions[index, start:] = torch.arange(width - start)
-    live = labels[:, 1:] != IGNORED
+    loss_mask = labels[:, 1:] != IGNORED
     return Batch(
         ids,
         labels,
         positions,
         None if packed else mask,
-        int(live.sum()),
-        int(live.any(dim=0).sum()),
+        int(loss_mask.sum()),
+        int(loss_mask.any(dim=0).sum()),
         int(mask.sum()),
         tuple(tuple(map(len, row)) for row in rows),
     )

@@ -68,8 +68,8 @@ def _undecodable(raw: bytes, name: str, error: UnicodeDecodeError | None = None)
     if error is None:
         try:
             raw.decode("utf-8")
-        except UnicodeDecodeError as found:
-            error = found
+        except UnicodeDecodeError as obtained:
+            error = obtained
     start = error.start if error is not None else 0
     line = raw[:start].count(b"\n") + 1
     guess = from_bytes(raw[:100_000]).best()

@@ -255,18 +255,18 @@ def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Ro
         InputNotFoundError: no such file. DataError: a kind, encoding or row that cannot be used. HubError: no such data
             set.
     """
-    place = find_data(path)
-    if place is None:
+    folder = find_data(path)
+    if folder is None:
         return _read_hub(str(path))
-    if place.is_dir():
-        return _read_dataset_folder(place)
-    kind = _kind(place)
+    if folder.is_dir():
+        return _read_dataset_folder(folder)
+    kind = _kind(folder)
     report = FileReport(str(path), kind.removeprefix("."))
     try:
-        raw = gzip.decompress(place.read_bytes()) if place.suffix == ".gz" else place.read_bytes()
+        raw = gzip.decompress(folder.read_bytes()) if folder.suffix == ".gz" else folder.read_bytes()
     except (gzip.BadGzipFile, EOFError) as error:
         raise DataError(f"{path} の gzip が壊れています（{error}）。", f"{path}: damaged gzip ({error}).") from None
-    rows = list(READERS[kind](place, raw, report, skip_bad_rows))
+    rows = list(READERS[kind](folder, raw, report, skip_bad_rows))
     report.rows = len(rows)
     if not rows:
         raise DataError(
@@ -276,17 +276,17 @@ def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Ro
     return rows, report
 
 
-def _read_dataset_folder(place: Path) -> tuple[list[Row], FileReport]:
+def _read_dataset_folder(folder: Path) -> tuple[list[Row], FileReport]:
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(str(place))
+        loaded = datasets.load_from_disk(str(folder))
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
-            f"{place} はフォルダーですが、datasets の save_to_disk の形ではありません（{error}）。",
-            f"{place} is a folder, but not one of datasets' save_to_disk ({error}).",
+            f"{folder} はフォルダーですが、datasets の save_to_disk の形ではありません（{error}）。",
+            f"{folder} is a folder, but not one of datasets' save_to_disk ({error}).",
         ) from None
-    return _dataset_rows(loaded, str(place))
+    return _dataset_rows(loaded, str(folder))
 
 
 def _dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
@@ -310,21 +310,21 @@ def find_data(path: str | Path) -> Path | None:
         InputNotFoundError: no such file, answered with near names. DataError: a kind of file that cannot be read.
     """
     name = str(path)
-    place = embedded.data_file(name) if embedded.is_embedded(name) else Path(path)
-    if place.is_dir():
-        return place
-    if place.exists():
-        if _kind(place) not in READERS:
+    folder = embedded.data_file(name) if embedded.is_embedded(name) else Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        if _kind(folder) not in READERS:
             raise DataError(
-                f"{path} の種類 {_kind(place) or '（拡張子なし）'} は読めません。使えるのは {' '.join(READERS)} とその .gz です。",
-                f"{path}: files of kind {_kind(place) or '(no extension)'} cannot be read; known: {' '.join(READERS)} "
+                f"{path} の種類 {_kind(folder) or '（拡張子なし）'} は読めません。使えるのは {' '.join(READERS)} とその .gz です。",
+                f"{path}: files of kind {_kind(folder) or '(no extension)'} cannot be read; known: {' '.join(READERS)} "
                 "and .gz of these.",
             )
-        return place
-    if name.count("/") == 1 and not place.suffix and not place.parent.is_dir() and not name.startswith((".", "/")):
+        return folder
+    if name.count("/") == 1 and not folder.suffix and not folder.parent.is_dir() and not name.startswith((".", "/")):
         return None
-    names = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
-    near = difflib.get_close_matches(place.name, names, n=3, cutoff=0.5)
+    names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, names, n=3, cutoff=0.5)
     raise InputNotFoundError(
         f"データファイル {name} がありません。"
         + (f"もしかして: {', '.join(near)}" if near else f"（現在のフォルダー: {Path.cwd()}）"),

@@ -194,7 +194,7 @@ def to_sample(
     Raises:
         BadRow: an empty or wrongly typed cell, an unknown role, a conversation without a user's or an assistant's turn.
     """
-    build = next((maker for wanted, maker in _BUILDERS if wanted <= roles.keys()), None)
+    build = next((maker for expected, maker in _BUILDERS if expected <= roles.keys()), None)
     if build is None:
         return PlainText(_string(values, roles["text"]), source)
     return conversation(build(values, roles), source, system_prompt)

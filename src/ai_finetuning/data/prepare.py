@@ -14,7 +14,7 @@ from ..errors import DataError, localized
 from . import cache
 from .sources import load_samples
 from .text_dataset import TextDataset
-from .tokenize import EncodeReport, Example, count_live, encode
+from .tokenize import EncodeReport, Example, count_label_tokens, encode
 
 SPLIT = "rows"
 
@@ -28,7 +28,7 @@ class PreparedData:
     """
 
     train: list[Example]
-    held_out: list[Example]
+    eval_data: list[Example]
     lines: list[str]
     report: EncodeReport
     digest: str
@@ -36,22 +36,22 @@ class PreparedData:
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(len(item) for item in (*self.train, *self.held_out))
+        return max(len(item) for item in (*self.train, *self.eval_data))
 
     @property
-    def held_out_characters(self) -> int | None:
+    def eval_characters(self) -> int | None:
         """Characters of the scored held-out text; None where unknown."""
-        return sum(item.characters for item in self.held_out) or None
+        return sum(item.characters for item in self.eval_data) or None
 
 
 def prepare(
-    train: Any, held_out: Any, tokenizer: Any, config: DataConfig, *, seed: int, split: str = SPLIT
+    train: Any, eval_data: Any, tokenizer: Any, config: DataConfig, *, seed: int, split: str = SPLIT
 ) -> PreparedData:
     """Examples of training and held-out data.
 
     Args:
         train: TextDataset, texts, rows, conversations, a Dataset, a path or a list of paths.
-        held_out: the same, None, or a share of the training rows that is held out (a float).
+        eval_data: the same, None, or a share of the training rows that is held out (a float).
         tokenizer: with pad token and chat template.
         config: how rows become tokens.
         seed: decides which rows are held out.
@@ -62,11 +62,11 @@ def prepare(
     """
     examples, report, lines = load_examples(train, tokenizer, config)
     scored: list[Example] = []
-    if isinstance(held_out, float):
-        examples, scored = SPLITS[split](examples, held_out, seed)
+    if isinstance(eval_data, float):
+        examples, scored = SPLITS[split](examples, eval_data, seed)
         lines.append(localized(f"検証用に分けた行: {len(scored)}", f"rows held out: {len(scored)}"))
-    elif held_out is not None:
-        scored, _, more = load_examples(held_out, tokenizer, config)
+    elif eval_data is not None:
+        scored, _, more = load_examples(eval_data, tokenizer, config)
         lines += [localized(f"検証: {line}", f"held out: {line}") for line in more]
     return PreparedData(examples, scored, lines, report, digest_of(examples))
 
@@ -78,7 +78,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         report = EncodeReport(
             rows=len(examples),
             tokens=sum(map(len, examples)),
-            live_tokens=count_live(examples),
+            label_tokens=count_label_tokens(examples),
             characters=sum(item.characters for item in examples),
             longest=max(map(len, examples)),
             max_length=source.max_length,
@@ -89,9 +89,9 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
     for name in ("train", "eval", "packing", "group_by_length", "cache"):
         settings.pop(name)
     key = cache.cache_key(files, tokenizer, settings) if files and config.cache else None
-    found = cache.read(key) if key is not None else None
-    if found is not None:
-        return found
+    obtained = cache.read(key) if key is not None else None
+    if obtained is not None:
+        return obtained
     samples, read = load_samples(
         source if not files or isinstance(source, str | Path) else files,
         columns=config.columns,

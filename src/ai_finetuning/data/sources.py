@@ -130,8 +130,8 @@ _Item = Row | Sample
 def _row_groups(source: Any, report: DataReport, skip: bool) -> Iterable[list[_Item]]:
     """The source's rows, a list for each file."""
     if isinstance(source, str | Path):
-        rows, found = read_rows(source, skip_bad_rows=skip)
-        report.files.append(found)
+        rows, obtained = read_rows(source, skip_bad_rows=skip)
+        report.files.append(obtained)
         yield list(rows)
     elif isinstance(source, Sequence) and source and all(isinstance(item, Path) for item in source):
         for item in source:

@@ -59,9 +59,9 @@ class TextDataset(Dataset[dict[str, Tensor]]):
     @classmethod
     def of(cls, examples: list[Example], *, max_length: int, pad_token_id: int) -> TextDataset:
         """A data set of texts that are tokenized and cut already."""
-        found = cls.__new__(cls)
-        found.examples, found.max_length, found.pad_token_id = examples, max_length, pad_token_id
-        return found
+        obtained = cls.__new__(cls)
+        obtained.examples, obtained.max_length, obtained.pad_token_id = examples, max_length, pad_token_id
+        return obtained
 
     def _cut(self, item: Example) -> Example:
         if len(item) <= self.max_length:

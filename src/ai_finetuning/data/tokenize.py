@@ -53,11 +53,11 @@ class EncodeReport:
 
     rows: int = 0
     tokens: int = 0
-    live_tokens: int = 0
+    label_tokens: int = 0
     characters: int = 0
     longest: int = 0
     over_long: int = 0
-    lost_live_tokens: int = 0
+    lost_label_tokens: int = 0
     dropped: int = 0
     split_conversations: int = 0
     max_length: int = 0
@@ -66,21 +66,21 @@ class EncodeReport:
     @property
     def characters_per_token(self) -> float:
         """Characters of live text per live token."""
-        return self.characters / max(1, self.live_tokens)
+        return self.characters / max(1, self.label_tokens)
 
     def lines(self) -> list[str]:
         """The report for the user, in the locale's language."""
         fit = round(self.characters_per_token * self.max_length)
         lines = [
             localized(
-                f"{self.rows} 行、{self.tokens} トークン（損失のかかるもの {self.live_tokens}、1 トークン約 "
+                f"{self.rows} 行、{self.tokens} トークン（損失のかかるもの {self.label_tokens}、1 トークン約 "
                 f"{self.characters_per_token:.2f} 文字、最長 {self.longest}）",
-                f"{self.rows} rows, {self.tokens} tokens ({self.live_tokens} with loss, "
+                f"{self.rows} rows, {self.tokens} tokens ({self.label_tokens} with loss, "
                 f"{self.characters_per_token:.2f} characters per token, longest {self.longest})",
             )
         ]
         if self.over_long:
-            share = self.lost_live_tokens / max(1, self.live_tokens + self.lost_live_tokens)
+            share = self.lost_label_tokens / max(1, self.label_tokens + self.lost_label_tokens)
             lines.append(
                 localized(
                     f"max_length {self.max_length} トークン（約 {fit} 文字）を超える行: {self.over_long}、失われる回答トークン {share:.1%}、"
@@ -142,15 +142,15 @@ def encode(
     examples: list[Example] = []
     dead: list[str] = []
     count = 0
-    for item, ids, live, ends in _encoded(rendered, tokenizer):
+    for item, ids, loss_mask, ends in _encoded(rendered, tokenizer):
         count += 1
         report.longest = max(report.longest, len(ids))
         if len(ids) > max_length:
-            _count_over_long(report, item, on_long, ids, live, max_length)
+            _count_over_long(report, item, on_long, ids, loss_mask, max_length)
             if on_long == "drop":
                 continue
         rows = range(0, max(1, len(ids) - 1), max_length - 1) if on_long == "split" else (0,)
-        made = [_example(item, ids, live, ends, slice(start, start + max_length)) for start in rows]
+        made = [_example(item, ids, loss_mask, ends, slice(start, start + max_length)) for start in rows]
         examples += [example for example in made if (example.labels != IGNORED).any()]
         if not any((example.labels != IGNORED).any() for example in made):
             dead.append(item.source)
@@ -158,9 +158,9 @@ def encode(
     return examples, _finish(report, examples)
 
 
-def _example(item: _Rendered, ids: NDArray[Any], live: NDArray[Any], ends: NDArray[Any], kept: slice) -> Example:
+def _example(item: _Rendered, ids: NDArray[Any], loss_mask: NDArray[Any], ends: NDArray[Any], kept: slice) -> Example:
     """The row of a text's tokens `kept`, and the characters under its live labels."""
-    labels = np.where(live[kept], ids[kept], IGNORED).astype(np.int32)
+    labels = np.where(loss_mask[kept], ids[kept], IGNORED).astype(np.int32)
     labels[:1] = IGNORED  # nothing predicts the first token
     first = int(ends[kept.start]) if kept.start else 0
     last = int(ends[min(len(ids), kept.stop) - 1])
@@ -169,7 +169,7 @@ def _example(item: _Rendered, ids: NDArray[Any], live: NDArray[Any], ends: NDArr
 
 
 def _count_over_long(
-    report: EncodeReport, item: _Rendered, on_long: str, ids: NDArray[Any], live: NDArray[Any], max_length: int
+    report: EncodeReport, item: _Rendered, on_long: str, ids: NDArray[Any], loss_mask: NDArray[Any], max_length: int
 ) -> None:
     if on_long == "error":
         raise DataError(
@@ -190,7 +190,7 @@ def _count_over_long(
     if on_long == "drop":
         report.dropped += 1
     else:
-        report.lost_live_tokens += int(live[max_length:].sum())
+        report.lost_label_tokens += int(loss_mask[max_length:].sum())
 
 
 def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
@@ -207,14 +207,14 @@ def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
 def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
     report.rows = len(examples)
     report.tokens = sum(map(len, examples))
-    report.live_tokens = count_live(examples)
+    report.label_tokens = count_label_tokens(examples)
     report.characters = sum(item.characters for item in examples)
     if not examples:
         raise DataError(
             f"max_length {report.max_length} に収まる行がありません（最長 {report.longest} トークン）。max_length を上げてください。",
             f"no row fits max_length {report.max_length} (the longest has {report.longest} tokens); raise max_length.",
         )
-    share = report.lost_live_tokens / max(1, report.live_tokens + report.lost_live_tokens)
+    share = report.lost_label_tokens / max(1, report.label_tokens + report.lost_label_tokens)
     if share > MAX_LOST_SHARE:
         raise DataError(
             f"max_length {report.max_length} では回答トークンの {share:.0%} が切り捨てられます（{report.over_long} 行）。max_length を "
@@ -349,7 +349,7 @@ def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
         coded = [tokenizer(item.text, add_special_tokens=item.add_special_tokens)["input_ids"] for item in items]
         return [(ids, _offsets_by_prefix(item, ids, tokenizer)) for item, ids in zip(items, coded, strict=True)]
     tokenizer("")  # sets the backend's switches (no truncation, no padding, special tokens) as every call of it does
-    found: dict[int, _Tokens] = {}
+    obtained: dict[int, _Tokens] = {}
     for special in (False, True):
         places = [place for place, item in enumerate(items) if item.add_special_tokens is special]
         texts = [items[place].text for place in places]
@@ -360,8 +360,8 @@ def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
         ):
             offsets = encoding.offsets
             flat = np.fromiter(chain.from_iterable(offsets), dtype=np.int64, count=2 * len(offsets))
-            found[place] = (encoding.ids, flat.reshape(-1, 2))
-    return [found[place] for place in range(len(items))]
+            obtained[place] = (encoding.ids, flat.reshape(-1, 2))
+    return [obtained[place] for place in range(len(items))]
 
 
 def _with_eos(
@@ -370,22 +370,22 @@ def _with_eos(
     """Ids, live flags and ends; eos is appended where the text does not end its turn by itself."""
     array = np.asarray(ids, dtype=np.int64)
     starts, ends = offsets[:, 0], offsets[:, 1]
-    live = np.zeros(len(array), dtype=bool)
+    loss_mask = np.zeros(len(array), dtype=bool)
     for start, end in item.spans:
-        live |= (starts >= start) & (ends <= end) & (ends > starts)
+        loss_mask |= (starts >= start) & (ends <= end) & (ends > starts)
         # A token that begins in the blank before the answer (a sentencepiece "▁東京") belongs to the answer.
         for index in np.flatnonzero((starts < start) & (ends > start)):
-            live[index] |= not item.text[starts[index] : start].strip()
+            loss_mask[index] |= not item.text[starts[index] : start].strip()
     eos = tokenizer.eos_token_id
     if item.add_special_tokens and len(array) and starts[0] == ends[0] == 0 and array[-1] != eos:
-        live[0] = False  # the BOS that the tokenizer put in front
+        loss_mask[0] = False  # the BOS that the tokenizer put in front
     if item.append_eos and eos is not None:
         if len(array) and array[-1] == eos:
-            live[-1] = True
+            loss_mask[-1] = True
         else:
-            array, live = np.append(array, eos), np.append(live, True)
+            array, loss_mask = np.append(array, eos), np.append(loss_mask, True)
             ends = np.append(ends, len(item.text))
-    return array, live, ends
+    return array, loss_mask, ends
 
 
 def _offsets_by_prefix(item: _Rendered, ids: list[int], tokenizer: Any) -> NDArray[np.int64]:
@@ -422,6 +422,6 @@ def max_token_id(examples: Sequence[Example]) -> int:
     return int(np.concatenate([item.input_ids for item in examples]).max())
 
 
-def count_live(examples: Sequence[Example]) -> int:
+def count_label_tokens(examples: Sequence[Example]) -> int:
     """Labels that carry loss."""
     return int((np.concatenate([item.labels for item in examples]) != IGNORED).sum()) if examples else 0

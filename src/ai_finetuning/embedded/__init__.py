@@ -22,9 +22,9 @@ def data_file(name: str) -> Path:
     Raises:
         InputNotFoundError: with the names that there are.
     """
-    wanted, _, part = name.removeprefix(PREFIX).partition("/")
+    expected, _, part = name.removeprefix(PREFIX).partition("/")
     known = {path.relative_to(_HERE).with_suffix("").as_posix(): path for path in sorted(_HERE.glob("*/*.jsonl"))}
-    return _known(name, f"{wanted}/{part or 'train'}", known, ("データ", "data"))
+    return _known(name, f"{expected}/{part or 'train'}", known, ("データ", "data"))
 
 
 def model_folder(name: str) -> Path:

@@ -54,7 +54,7 @@ def fit(run: Run) -> TrainState:
                 outcome = step_with_retry(run, data)
                 advance(run, outcome)
                 record(run, metrics, outcome, time.perf_counter() - started)
-                refuse_divergence(run, outcome)
+                validate_finite(run, outcome)
         if state.index > 0:
             run.tell("on_epoch_end")
         run.tell("on_train_end")
@@ -156,7 +156,7 @@ def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float)
         run.tell("on_epoch_end")
 
 
-def refuse_divergence(run: Run, outcome: StepOutcome) -> None:
+def validate_finite(run: Run, outcome: StepOutcome) -> None:
     """Says that a step was skipped; stops the run at the third in a row."""
     state = run.state
     if outcome.finite:

@@ -34,16 +34,16 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.shape[0] <= rows:
         return _sum_of_chunk(logits, targets)
     pieces = [
-        checkpoint(_sum_of_chunk, part, wanted, use_reentrant=False)
-        for part, wanted in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+        checkpoint(_sum_of_chunk, part, expected, use_reentrant=False)
+        for part, expected in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
     ]
     return torch.stack(pieces).sum()
 
 
 def _positions(mask: Tensor, count: int) -> tuple[Tensor, ...]:
     """Where a mask is true, by dimension, in order; with their number known, a device need not tell it to the host."""
-    found = torch.nonzero_static(mask, size=count) if mask.device.type in ("cpu", "cuda") else mask.nonzero()
-    return found.unbind(1)
+    obtained = torch.nonzero_static(mask, size=count) if mask.device.type in ("cpu", "cuda") else mask.nonzero()
+    return obtained.unbind(1)
 
 
 class DocumentModel(Protocol):
@@ -67,8 +67,8 @@ def make_document_loss(model: DocumentModel) -> LossFunction:
     def token_loss_sum(_: nn.Module, batch: Rows) -> Tensor:
         documents = batch.documents()
         hidden = model.hidden(documents.input_ids, documents.position_ids, documents.lengths)
-        live = _positions(documents.targets != IGNORED, batch.num_label_tokens)
-        kept, targets = hidden[live], documents.targets[live]
+        loss_mask = _positions(documents.targets != IGNORED, batch.num_label_tokens)
+        kept, targets = hidden[loss_mask], documents.targets[loss_mask]
         if isinstance(
             model.head.weight, DTensor
         ):  # cut along `tp`: only the head itself knows how to put its parts together
@@ -110,7 +110,7 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
         if 2 * batch.num_label_tokens >= targets.numel():
             # Mostly live: picking the live rows would copy the logits, and their gradient, once more.
             return cross_entropy_sum(logits.flatten(0, 1), targets.flatten())
-        live = _positions(targets != IGNORED, batch.num_label_tokens)
-        return cross_entropy_sum(logits[live], targets[live])
+        loss_mask = _positions(targets != IGNORED, batch.num_label_tokens)
+        return cross_entropy_sum(logits[loss_mask], targets[loss_mask])
 
     return token_loss_sum

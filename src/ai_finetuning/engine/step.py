@@ -137,10 +137,10 @@ def step_with_retry(run: Run, data: StepData) -> StepOutcome:
         if not is_out_of_memory(error):
             raise
         reason = first_line(error)
-    refuse_out_of_memory(run, reason)
+    raise_out_of_memory(run, reason)
 
 
-def refuse_out_of_memory(run: Run, reason: str) -> NoReturn:
+def raise_out_of_memory(run: Run, reason: str) -> NoReturn:
     """Gives up: one row does not fit, or processes work together, and those with memory left are in the midst of the
     step with their micro-batches.
 

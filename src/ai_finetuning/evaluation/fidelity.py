@@ -66,8 +66,8 @@ def compare_logits(original: Any, quantized: Any, inputs: Sequence[torch.Tensor]
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """[tokens, vocabulary] on the CPU, in the model's dtype."""
-    place = next(model.parameters()).device
-    logits: torch.Tensor = model(input_ids=ids.to(place), use_cache=False).logits
+    device = next(model.parameters()).device
+    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False).logits
     return logits[0].cpu()
 
 

@@ -14,13 +14,13 @@ class Graded:
     """A question, the answer that was wanted, the model's."""
 
     question: str
-    wanted: str
+    expected: str
     answer: str
 
     @property
     def right(self) -> bool:
         """Whether the answer is the wanted one, exactly."""
-        return self.answer.strip() == self.wanted.strip()
+        return self.answer.strip() == self.expected.strip()
 
 
 def grade(

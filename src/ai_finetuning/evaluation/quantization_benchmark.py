@@ -116,22 +116,22 @@ def compare_models(
         longest = max(inputs, key=lambda ids: ids.shape[1])
         growth = {name: _growth(model, longest, reasons) for name, model in used.items()}
     characters = _characters(tokenizer, inputs)
-    found: dict[str, Any] = {}
+    obtained: dict[str, Any] = {}
     for name, model in models.items():
-        found[name] = _weights(model, growth[name], reasons) | _speeds(timings[name], characters, inputs, tokenizer)
-        found[name] |= _prediction(fidelity["loss"][name], fidelity["predicted"], characters)
-    found |= _ratios(found, timings)
-    found["agreement"] = fidelity["agreement"]
-    found["greedy"] = _greedy(timings, original, tokenizer)
-    found["reasons"] = reasons
-    found |= {"num_runs": num_runs, "decode_runs": decode_runs, "warmup_runs": WARMUP, "new_tokens": NEW_TOKENS}
-    found["environment"] = environment() | {
+        obtained[name] = _weights(model, growth[name], reasons) | _speeds(timings[name], characters, inputs, tokenizer)
+        obtained[name] |= _prediction(fidelity["loss"][name], fidelity["predicted"], characters)
+    obtained |= _ratios(obtained, timings)
+    obtained["agreement"] = fidelity["agreement"]
+    obtained["greedy"] = _greedy(timings, original, tokenizer)
+    obtained["reasons"] = reasons
+    obtained |= {"num_runs": num_runs, "decode_runs": decode_runs, "warmup_runs": WARMUP, "new_tokens": NEW_TOKENS}
+    obtained["environment"] = environment() | {
         "inputs": _described(inputs),
         "other_processes": share,
         "timed_with_cpu_packing": packs_on_cpu(quantized),
     }
-    found["verdict"] = verdict(found)
-    return found
+    obtained["verdict"] = verdict(obtained)
+    return obtained
 
 
 def benchmark_inputs(source: Any, tokenizer: Any, *, rows: int, max_length: int) -> list[torch.Tensor]:
@@ -214,27 +214,27 @@ def _tokenizer(models: Mapping[str, Any], reasons: dict[str, str]) -> Any:
     Raises:
         ConfigError: the two have different ones.
     """
-    found = {}
+    obtained = {}
     for name, model in models.items():
         path = str(getattr(model, "name_or_path", "") or "")
         if not path:
             reasons[f"tokenizer of {name}"] = "the model has no name_or_path"
             continue
         try:
-            found[name] = load_tokenizer(path)
+            obtained[name] = load_tokenizer(path)
         except (ToolkitError, OSError, ValueError) as error:
             reasons[f"tokenizer of {name}"] = str(error)
-    vocabularies = [tokenizer.get_vocab() for tokenizer in found.values()]
+    vocabularies = [tokenizer.get_vocab() for tokenizer in obtained.values()]
     if len(vocabularies) == 2 and vocabularies[0] != vocabularies[1]:
         raise ConfigError(
             "2 つのモデルのトークナイザーが違います。同じモデルの量子化前後を渡してください。",
             "the models' tokenizers differ; pass one model before and after quantization.",
         )
-    if not found:
+    if not obtained:
         reasons["bits_per_character, characters_per_second, greedy texts"] = (
             "no tokenizer was found by the models' paths"
         )
-    return next(iter(found.values()), None)
+    return next(iter(obtained.values()), None)
 
 
 def _as_used(model: Any) -> Any:
@@ -337,9 +337,9 @@ def _text(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _ratios(found: Mapping[str, Any], timings: Mapping[str, Timing]) -> dict[str, float | None]:
+def _ratios(obtained: Mapping[str, Any], timings: Mapping[str, Timing]) -> dict[str, float | None]:
     def ratio(key: str) -> float | None:
-        before, after = found["original"][key], found["quantized"][key]
+        before, after = obtained["original"][key], obtained["quantized"][key]
         return after / before if before and after is not None else None
 
     original, quantized = timings["original"], timings["quantized"]
@@ -398,25 +398,25 @@ def _described(inputs: Sequence[torch.Tensor]) -> dict[str, Any]:
     return {"number": len(inputs), "tokens": sum(lengths), "longest": max(lengths), "sha256": digest.hexdigest()}
 
 
-def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
+def verdict(obtained: Mapping[str, Any]) -> dict[str, Any]:
     """A grade (close, usable, poor, or `not quantized`) by the worst of THRESHOLDS, and every check with its limits."""
     checks = [
         {
             "name": "quantized modules",
-            "value": found["quantized"]["quantized_modules"],
+            "value": obtained["quantized"]["quantized_modules"],
             "limit": ">= 1",
-            "holds": found["quantized"]["quantized_modules"] >= 1,
+            "holds": obtained["quantized"]["quantized_modules"] >= 1,
         },
         {
             "name": "memory ratio",
-            "value": found["memory_ratio"],
+            "value": obtained["memory_ratio"],
             "limit": f"<= {MAX_MEMORY_RATIO}",
-            "holds": found["memory_ratio"] <= MAX_MEMORY_RATIO,
+            "holds": obtained["memory_ratio"] <= MAX_MEMORY_RATIO,
         },
     ]
     grades = []
     for item in THRESHOLDS:
-        value: Any = found
+        value: Any = obtained
         for key in item.path:
             value = value[key]
         if value is None:  # inputs of a single token have no next one

@@ -38,8 +38,8 @@ _ROWS = (
 )
 
 
-def _at(found: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    value: Any = found
+def _at(obtained: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    value: Any = obtained
     for key in keys:
         value = value[key]
     return value
@@ -49,11 +49,11 @@ def _shown(value: float | None, factor: float = 1, decimals: int = 4) -> str:
     return "-" if value is None else f"{value * factor:,.{decimals}f}"
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(obtained: Mapping[str, Any]) -> str:
     """Tables of both sides, of their agreement and of the verdict, with what qualifies the timings."""
-    lines = ["# Before and after quantization", "", f"**{found['verdict']['grade']}**", ""]
+    lines = ["# Before and after quantization", "", f"**{obtained['verdict']['grade']}**", ""]
     lines += ["| | original | quantized |", "|---|---|---|"]
-    sides = [found["original"], found["quantized"]]
+    sides = [obtained["original"], obtained["quantized"]]
     lines += [f"| {key} | {sides[0][key]} | {sides[1][key]} |" for key in ("name", "dtype", "device", "attention")]
     for title, keys, factor, decimals in _ROWS:
         cells = " | ".join(_shown(_at(side, keys), factor, decimals) for side in sides)
@@ -71,43 +71,43 @@ def markdown(found: Mapping[str, Any]) -> str:
         ("disk ratio", "disk_ratio"),
         ("perplexity ratio", "perplexity_ratio"),
     ):
-        lines.append(f"| {title} | {_shown(found[key])} |")
+        lines.append(f"| {title} | {_shown(obtained[key])} |")
     lines += [
-        f"| {key} | {_shown(value, 1, 0 if key == 'tokens' else 5)} |" for key, value in found["agreement"].items()
+        f"| {key} | {_shown(value, 1, 0 if key == 'tokens' else 5)} |" for key, value in obtained["agreement"].items()
     ]
-    apart = ["same" if place is None else str(place + 1) for place in found["greedy"]["first_divergence"]]
-    lines.append(f"| first different token of {found['new_tokens']} greedy ones, by prompt | {', '.join(apart)} |")
+    apart = ["same" if path is None else str(path + 1) for path in obtained["greedy"]["first_divergence"]]
+    lines.append(f"| first different token of {obtained['new_tokens']} greedy ones, by prompt | {', '.join(apart)} |")
     lines += ["", "| check | value | limits | |", "|---|---|---|---|"]
-    for check in found["verdict"]["checks"]:
+    for check in obtained["verdict"]["checks"]:
         mark = "holds" if check["holds"] else "fails"
         decimals = 0 if isinstance(check["value"], int) else 4
         lines.append(f"| {check['name']} | {_shown(check['value'], 1, decimals)} | {check['limit']} | {mark} |")
-    lines += ["", *_notes(found), ""]
+    lines += ["", *_notes(obtained), ""]
     return "\n".join(lines)
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
-    place, inputs = found["environment"], found["environment"]["inputs"]
+def _notes(obtained: Mapping[str, Any]) -> list[str]:
+    path, inputs = obtained["environment"], obtained["environment"]["inputs"]
     versions = ", ".join(
-        f"{name} {place['versions'][name]}"
+        f"{name} {path['versions'][name]}"
         for name in ("torch", "transformers", "bitsandbytes", "torchao")
-        if place["versions"][name]
+        if path["versions"][name]
     )
     lines = [
         f"{inputs['number']} inputs, {inputs['tokens']:,} tokens (longest {inputs['longest']}, sha256 "
-        f"{inputs['sha256'][:12]}); {found['num_runs']} prefill and "
-        f"{found['decode_runs']} decoding runs of each, taken in turns after {found['warmup_runs']} that do not "
-        f"count; {place['cpu']['name']}, {place['threads']} threads; {versions}.",
+        f"{inputs['sha256'][:12]}); {obtained['num_runs']} prefill and "
+        f"{obtained['decode_runs']} decoding runs of each, taken in turns after {obtained['warmup_runs']} that do not "
+        f"count; {path['cpu']['name']}, {path['threads']} threads; {versions}.",
     ]
-    if place["other_processes"] > BUSY:
+    if path["other_processes"] > BUSY:
         lines += [
             "",
             (
-                f"Other processes took {place['other_processes']:.0%} of the machine: the timings are not a quiet "
+                f"Other processes took {path['other_processes']:.0%} of the machine: the timings are not a quiet "
                 "measurement."
             ),
         ]
-    if place["timed_with_cpu_packing"]:
+    if path["timed_with_cpu_packing"]:
         lines += [
             "",
             (
@@ -115,27 +115,27 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
                 "fidelity is that of the weights as stored."
             ),
         ]
-    lines += [line for what, why in found["reasons"].items() for line in ("", f"{what}: {why}.")]
+    lines += [line for what, why in obtained["reasons"].items() for line in ("", f"{what}: {why}.")]
     return lines
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
+def draw(obtained: Mapping[str, Any], path: Path) -> None:
     """Memory, speed, text and agreement as bars."""
-    sides = {name: found[name] for name in ("original", "quantized")}
+    sides = {name: obtained[name] for name in ("original", "quantized")}
     groups = {
         "weights (MB)": {name: side["memory_bytes"] / 1e6 for name, side in sides.items()},
         "prefill (tokens/s)": {name: side["tokens_per_second"] for name, side in sides.items()},
         "decoding (tokens/s)": {name: side["decode"]["tokens_per_second"] for name, side in sides.items()},
         "perplexity": {name: side["perplexity"] or 0.0 for name, side in sides.items()},
         "agreement (%)": {
-            "top-1": 100 * found["agreement"]["top1"],
-            "top-5": 100 * found["agreement"]["top5"],
+            "top-1": 100 * obtained["agreement"]["top1"],
+            "top-5": 100 * obtained["agreement"]["top5"],
         },
     }
     draw_bars(groups, path)
 
 
-def write_report(found: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_report(obtained: Mapping[str, Any], folder: Path) -> list[Path]:
     """benchmark.json, benchmark.md and benchmark.png in a folder, which is made.
 
     Raises:
@@ -143,10 +143,10 @@ def write_report(found: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, ensure_ascii=False, indent=1)
+        text = json.dumps(obtained, ensure_ascii=False, indent=1)
         (folder / JSON).write_text(text, encoding="utf-8")
-        (folder / MARKDOWN).write_text(f"{markdown(found)}\n![bars]({PICTURE})\n", encoding="utf-8")
-        draw(found, folder / PICTURE)
+        (folder / MARKDOWN).write_text(f"{markdown(obtained)}\n![bars]({PICTURE})\n", encoding="utf-8")
+        draw(obtained, folder / PICTURE)
     except OSError as error:
         raise StorageError(
             f"{folder} に書き込めませんでした（{error}）。書き込める場所を指定してください。",

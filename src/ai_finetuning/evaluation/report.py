@@ -46,7 +46,7 @@ def write_report(
         f"<td>{row['eval_bits_per_character'] or float('nan'):.4f}</td></tr>"
         for row in scored
     )
-    held_out = (
+    eval_data = (
         "<h2>検証 / held-out</h2><table><tr><th>step</th><th>loss</th><th>perplexity</th><th>bits per character</th></tr>"
         f"{evaluations}</table>"
         if scored
@@ -56,7 +56,7 @@ def write_report(
     path.write_text(
         f"<!doctype html><html lang=ja><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>"
         f"{title}</h1>"
-        f'<img alt="loss" src="data:image/png;base64,{image}">{held_out}'
+        f'<img alt="loss" src="data:image/png;base64,{image}">{eval_data}'
         f"<h2>測定値 / measured</h2>{_table(_flat({key: value for key, value in summary.items() if key != 'plan'}))}"
         f"<h2>設定 / settings</h2>{_table(_flat(config))}</html>\n",
         encoding="utf-8",

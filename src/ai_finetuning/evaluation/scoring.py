@@ -28,8 +28,8 @@ def score(
         DataError: data that cannot be scored.
     """
     examples, _, _ = load_examples(source, tokenizer, config)
-    place = SingleDevice(model.device)
-    place.prepare(model, make_loss(logits_to_keep=False))
+    device = SingleDevice(model.device)
+    device.prepare(model, make_loss(logits_to_keep=False))
     batches = evaluation_batches(examples, batch_size=batch_size, pad_token_id=tokenizer.pad_token_id)
-    loss_sum, tokens = place.evaluate(batches)
+    loss_sum, tokens = device.evaluate(batches)
     return text_metrics(loss_sum, tokens, sum(item.characters for item in examples))

@@ -75,13 +75,13 @@ def take_turns(
         prefill_runs, decode_runs: counted passes of each model; `WARMUP` more of each kind are dropped.
         room: most positions of the models; prompts are cut where NEW_TOKENS would not fit behind them.
     """
-    found = {name: Timing() for name in models}
+    obtained = {name: Timing() for name in models}
     for index in range(-WARMUP, max(prefill_runs, decode_runs)):
         ids = prompts[index % len(prompts)]
         turn = list(models.items())
         if index % 2:
             turn.reverse()
-        kept = found if index >= 0 else {name: Timing() for name in models}
+        kept = obtained if index >= 0 else {name: Timing() for name in models}
         if index < prefill_runs:
             for name, model in turn:
                 prefill(model, ids, kept[name])
@@ -89,16 +89,16 @@ def take_turns(
             short = ids if room is None else ids[:, : max(1, room - NEW_TOKENS)]
             for name, model in turn:
                 kept[name].texts[index % len(prompts)] = decode(model, short, kept[name])
-    return found
+    return obtained
 
 
 def prefill(model: Any, ids: torch.Tensor, kept: Timing) -> None:
     """One pass over a prompt, as generation does it: with a cache, logits of the last position alone where the model
     can.
     """
-    place = next(model.parameters()).device
-    ids = ids.to(place)
-    clock = Clock(place)
+    device = next(model.parameters()).device
+    ids = ids.to(device)
+    clock = Clock(device)
     clock.mark()
     model(input_ids=ids, use_cache=True, **_last_only(model))
     clock.mark()
@@ -108,9 +108,9 @@ def prefill(model: Any, ids: torch.Tensor, kept: Timing) -> None:
 
 def decode(model: Any, ids: torch.Tensor, kept: Timing) -> list[int]:
     """NEW_TOKENS greedy tokens after a prompt; stop tokens do not stop it, so that every run is of the same length."""
-    place = next(model.parameters()).device
-    ids = ids.to(place)
-    clock = Clock(place)
+    device = next(model.parameters()).device
+    ids = ids.to(device)
+    clock = Clock(device)
     clock.mark()
     output = model(input_ids=ids, use_cache=True, **_last_only(model))
     tokens = [output.logits[:, -1:].argmax(-1)]
@@ -132,5 +132,5 @@ def _last_only(model: Any) -> dict[str, int]:
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """p50, p90, p95, p99, mean and standard deviation, in milliseconds."""
     values = torch.tensor(seconds, dtype=torch.float64) * 1e3
-    found = {f"p{share}": float(values.quantile(share / 100)) for share in PERCENTILES}
-    return found | {"mean": float(values.mean()), "stdev": float(values.std(unbiased=False))}
+    obtained = {f"p{share}": float(values.quantile(share / 100)) for share in PERCENTILES}
+    return obtained | {"mean": float(values.mean()), "stdev": float(values.std(unbiased=False))}

@@ -65,7 +65,7 @@ def descriptions(plan: RunPlan, derived: Derived) -> dict[str, str]:
 def _with_data(request: TrainRequest) -> RunConfig:
     """The settings with the files that a trainer was given by argument, so that `aift train` finds them again."""
     data = request.config.data
-    for name, source in (("train", request.train), ("eval", request.held_out)):
+    for name, source in (("train", request.train), ("eval", request.eval_data)):
         items = source if isinstance(source, list) else [source]
         if getattr(data, name) is None and all(isinstance(item, Path) for item in items):
             data = with_values(data, **{name: [str(item) for item in items] if source is items else str(source)})
@@ -111,15 +111,15 @@ def finish(
     history = result.history = read_metrics(folder.path / METRICS)
     summary = summarize(result, plan)
 
-    def save(place: Path) -> None:
+    def save(path: Path) -> None:
         with quiet_peft():
-            (export or model.save_pretrained)(place)
-        (place / "README.md").unlink(missing_ok=True)
-        _save_generation_config(model, plan.tokenizer, place)
-        plan.tokenizer.save_pretrained(place)
+            (export or model.save_pretrained)(path)
+        (path / "README.md").unlink(missing_ok=True)
+        _save_generation_config(model, plan.tokenizer, path)
+        plan.tokenizer.save_pretrained(path)
         card = model_card(plan.request.config, summary, environment(), plan.source.catalog_row)
-        (place / "README.md").write_text(card, encoding="utf-8")
-        _pictures(place, folder.path, history, summary, plan.request.config)
+        (path / "README.md").write_text(card, encoding="utf-8")
+        _pictures(path, folder.path, history, summary, plan.request.config)
 
     names = folder.place_model(save)
     folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
@@ -130,44 +130,42 @@ def finish(
 def export_of(plan: RunPlan, model: Any, checkpoint: Path, dtype: torch.dtype) -> Callable[[Path], None]:
     """Writes a model out of a checkpoint, a tensor at a time: no process ever holds all of it."""
 
-    def export(place: Path) -> None:
+    def export(path: Path) -> None:
         if plan.request.full:
-            write_shards(place, checkpoint, dtype=dtype, tied=tied_names(model))
+            write_shards(path, checkpoint, dtype=dtype, tied=tied_names(model))
             config = copy.deepcopy(model.config)
             config.dtype = dtype
             config.architectures = [type(model).__name__]
-            config.save_pretrained(place)
+            config.save_pretrained(path)
         else:
-            write_adapter(place, model, load_checkpoint(checkpoint).tensors["model"])
+            write_adapter(path, model, load_checkpoint(checkpoint).tensors["model"])
 
     return export
 
 
-def _pictures(
-    place: Path, run: Path, history: list[dict[str, Any]], summary: dict[str, Any], config: RunConfig
-) -> None:
+def _pictures(path: Path, run: Path, history: list[dict[str, Any]], summary: dict[str, Any], config: RunConfig) -> None:
     """The curve and the report; a picture that cannot be drawn is no reason to lose a model."""
     try:
-        draw_curve(history, place / CURVE)
+        draw_curve(history, path / CURVE)
         write_report(
-            place / REPORT,
+            path / REPORT,
             history=history,
             summary=summary,
             config=plain_run(config),
-            picture=place / CURVE,
+            picture=path / CURVE,
             name=run.name,
         )
     except (ImportError, RuntimeError, ValueError) as error:
         warn(f"損失の図を描けませんでした（{error}）。", f"the curve could not be drawn ({error}).")
 
 
-def _save_generation_config(model: Any, tokenizer: Any, place: Path) -> None:
+def _save_generation_config(model: Any, tokenizer: Any, path: Path) -> None:
     """generation_config.json whose eos list has every token that ends an answer, so that any server stops there."""
     config = model.generation_config
     stops = prompt_style(tokenizer, config).stop_token_ids
     config.eos_token_id = list(stops) if len(stops) > 1 else (stops[0] if stops else config.eos_token_id)
     config.pad_token_id = tokenizer.pad_token_id
-    config.save_pretrained(place)
+    config.save_pretrained(path)
 
 
 def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..errors import ConfigError, ModelError
 from ..models.base_model import BaseModel
 from ..models.quantized import quantized_bits
 from ..models.random_init import ScratchModel
-from ..models.source import ModelSource, require_safetensors
+from ..models.source import ModelSource, validate_safetensors
 from ..planner.shape import meta_model
 from .request import TrainRequest
 
@@ -40,7 +40,7 @@ def planned_module(model: BaseModel, source: ModelSource) -> nn.Module:
     if isinstance(model, ScratchModel):
         with torch.device("meta"):
             return model.build()
-    require_safetensors(source.path)
+    validate_safetensors(source.path)
     return meta_model(source)
 
 

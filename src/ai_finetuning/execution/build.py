@@ -24,19 +24,19 @@ from ..messages import notice
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.adapters import add_lora, embedding_weights, target_modules, trainable_parameters
-from ..models.documents import DocumentPath, open_documents
-from ..models.loading import weight_marks
+from ..models.documents import VarlenForward, select_forward_path
+from ..models.loading import weight_fingerprint
 from ..models.placement import spread
 from ..models.plans import tensor_plan
 from ..parallel.batch import LossFunction
-from ..parallel.plan import choose
+from ..parallel.build import build_strategy
 from ..parallel.processes import launched
 from ..parallel.strategy import Strategy
 from ..planner import memory
 from ..planner.plan import Plan
 from ..system.gpu import free_memory_bytes
 from .base_weights import load_base
-from .packing_check import refuse_leaking_attention
+from .packing_check import validate_packing
 from .resolve import Derived, RunPlan
 
 
@@ -54,7 +54,7 @@ class Built:
 
     run: Run
     model: nn.Module
-    path: DocumentPath | None
+    path: VarlenForward | None
     save_dtype: torch.dtype
     derived: Derived
 
@@ -66,12 +66,16 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path) -> Built:
         ToolkitError: the weights cannot be loaded, or cannot be trained as planned.
     """
     strategy = _strategy(plan)
-    model, marks, dtype = _load(plan, strategy)
+    model, fingerprint, dtype = _load(plan, strategy)
     attention = attention_name(unwrapped(model))  # before the step's own way of attention takes its place
-    with contextlib.nullcontext() if strategy.destination is None else strategy.destination.visiting(model):
+    with (
+        contextlib.nullcontext()
+        if strategy.weight_placement is None
+        else strategy.weight_placement.layer_offload(model)
+    ):
         path = _documents(plan, model)  # tried on the device, although the model is not cut yet
     run = _run(plan, store, metrics_path, model, path, strategy)
-    run.fingerprint = plan.fingerprint | {"weights": marks}
+    run.fingerprint = plan.fingerprint | {"weights": fingerprint}
     derived = _derived(plan, model, path, attention)
     run.derived = asdict(derived)
     return Built(run, model, path, dtype, derived)
@@ -85,13 +89,13 @@ def unwrapped(model: nn.Module) -> Any:
 
 def _strategy(plan: RunPlan) -> Strategy:
     precision = plan.precision
-    return choose(
+    return build_strategy(
         plan.parallel,
         device=plan.device_map or plan.device,
         autocast=precision.autocast,
         scaler=precision.scaler,
         use_accelerate=plan.request.use_accelerate,
-        masters=plan.request.full,
+        fp32_master_weights=plan.request.full,
         plan=tensor_plan,
         max_grad_norm=plan.request.config.training.max_grad_norm,
     )
@@ -101,12 +105,12 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
     """The base, as the method needs it, with its adapter; a mark of its weights; the dtype to save it in."""
     request = plan.request
     seed_everything(request.config.training.runtime.seed)
-    cut = strategy.destination is not None
+    cut = strategy.weight_placement is not None
     placement = strategy.placement(quantized=request.bits is not None)
     model, dtype = load_base(plan, placement, as_stored=cut)
     if plan.device_map is not None:
         spread(model, plan.device_map)
-    marks = hashlib.sha256(json.dumps(weight_marks(model)).encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(weight_fingerprint(model)).encode()).hexdigest()
     if request.full:
         model.requires_grad_(True)
         if not cut:
@@ -125,7 +129,7 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
         f"学習する重み {trains:,} / {everything:,}（{trains / everything:.2%}）",
         f"{trains:,} of {everything:,} parameters train ({trains / everything:.2%})",
     )
-    return model, marks, dtype
+    return model, fingerprint, dtype
 
 
 def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
@@ -144,7 +148,7 @@ def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
     )
 
 
-def _derived(plan: RunPlan, model: nn.Module, path: DocumentPath | None, attention: str | None) -> Derived:
+def _derived(plan: RunPlan, model: nn.Module, path: VarlenForward | None, attention: str | None) -> Derived:
     """What was decided for the user, with what only the built model tells."""
     inner = unwrapped(model)
     full = plan.request.full
@@ -162,7 +166,7 @@ def _run(
     store: CheckpointStore,
     metrics_path: Path,
     model: nn.Module,
-    path: DocumentPath | None,
+    path: VarlenForward | None,
     strategy: Strategy,
 ) -> Run:
     training = plan.request.config.training
@@ -181,7 +185,7 @@ def _run(
     strategy.attach(optimizer)
     if path is not None:
         path.watch(optimizer)
-    held_out, estimate = plan.data.held_out, plan.summary.memory.text()
+    eval_data, estimate = plan.data.eval_data, plan.summary.memory.text()
     return Run(
         model=model,
         strategy=strategy,
@@ -196,8 +200,8 @@ def _run(
         logging_steps=training.logging_steps,
         eval_steps=training.eval_steps,
         save_steps=training.save_steps,
-        keep_best=training.checkpoint.load_best and bool(held_out),
-        evaluation=_evaluation(plan) if held_out else None,
+        keep_best=training.checkpoint.load_best and bool(eval_data),
+        evaluation=_evaluation(plan) if eval_data else None,
         patience=training.runtime.early_stopping_patience,
         threshold=training.runtime.early_stopping_threshold,
         faults=store.faults,
@@ -211,32 +215,32 @@ def _run(
 def _evaluation(plan: RunPlan) -> Evaluation:
     def batches(size: int) -> Any:
         return evaluation_batches(
-            plan.data.held_out,
+            plan.data.eval_data,
             batch_size=size,
             pad_token_id=plan.tokenizer.pad_token_id,
             packing_length=plan.packing_tokens,
         )
 
-    return Evaluation(batches, plan.data.held_out_characters)
+    return Evaluation(batches, plan.data.eval_characters)
 
 
-def _documents(plan: RunPlan, model: nn.Module) -> DocumentPath | None:
+def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
     """The path of the training step, said in one line; None for padded rows."""
     kernels = plan.request.config.training.runtime.kernels
     if kernels == "auto" and plan.taken.get("kernels") in ("portable", "plain"):
         kernels = plan.taken["kernels"]
     if kernels == "auto" and not plan.parallel.whole_blocks:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
-    path, reason = open_documents(unwrapped(model), plan.device, autocast=plan.precision.autocast, kernels=kernels)
+    path, reason = select_forward_path(unwrapped(model), plan.device, autocast=plan.precision.autocast, kernels=kernels)
     name = path.name if path is not None else "plain"
     because = f" ({reason})" if reason else ""
     notice(f"学習ステップ: {name}{because}", f"training step: {name}{because}")
     if path is None and plan.packing_tokens is not None:
-        refuse_leaking_attention(unwrapped(model), plan.summary.model)
+        validate_packing(unwrapped(model), plan.summary.model)
     return path
 
 
-def _loss(model: nn.Module, path: DocumentPath | None) -> LossFunction:
+def _loss(model: nn.Module, path: VarlenForward | None) -> LossFunction:
     if path is not None:
         return make_document_loss(path)
     return make_loss(logits_to_keep="logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters)

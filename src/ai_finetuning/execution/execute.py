@@ -73,7 +73,7 @@ def _resolve_in_turn(request: TrainRequest, peers: Peers) -> RunPlan:
     """The main process tokenizes first; the others find its cache. What a process that started us has said already is
     not said again.
     """
-    with _silence() if request.settled is not None else contextlib.nullcontext():
+    with _silence() if request.resolved_strategy is not None else contextlib.nullcontext():
         plan = resolve(request) if peers.is_main else None
         wait_for(peers)
         return plan or resolve(request)
@@ -106,7 +106,7 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
         start = resume.find(folder, options)
         plan = _with_resume(plan, start)
         if start is not None:
-            differs = resume.refuse_differences(start.fingerprint, plan.fingerprint, allowed=options.allow_changed)
+            differs = resume.validate_same_run(start.fingerprint, plan.fingerprint, allowed=options.allow_changed)
             if start.completed and not differs:
                 notice(
                     f"{folder.path} の実行は完了しているので、そのモデルを返します。",
@@ -115,7 +115,7 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
                 history = read_metrics(folder.path / METRICS)
                 return Result(saving.load_saved(plan, folder.path), folder.path, history=history)
         if peers.is_main:
-            folder.refuse_too_little_space(plan.summary.disk_bytes)
+            folder.validate_disk_space(plan.summary.disk_bytes)
         _warn_of_memory(plan.summary)
         warn_of_idle_ranks(plan.parallel, plan.summary.rows_per_step)
         for line in plan.data.lines:
@@ -150,7 +150,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     loaded = None
     if start is not None and start.checkpoint is not None:
         loaded = load_checkpoint(start.checkpoint, run.strategy.layouts)
-        resume.refuse_differences(
+        resume.validate_same_run(
             loaded.state["fingerprint"], run.fingerprint, allowed=training.checkpoint.allow_changed
         )
     folder.begin(
@@ -239,7 +239,7 @@ def _back_to_best(run: Run, checkpoint: Path) -> bool:
 def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.ResumePoint | None) -> None:
     if loaded is not None:
         load(run, loaded.tensors, loaded.state)
-        resume.fit_position(run.state, loaded.state["fingerprint"], run.fingerprint, len(run.loader))
+        resume.rescale_data_position(run.state, loaded.state["fingerprint"], run.fingerprint, len(run.loader))
         notice(f"ステップ {run.state.step} から再開します。", f"resuming from step {run.state.step}.")
     elif start is not None and start.foreign is not None:
         resume.load_foreign(run, start.foreign)

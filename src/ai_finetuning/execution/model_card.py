@@ -158,7 +158,7 @@ def merge_card(
         "tags": ["ai-finetuning-toolkit", "lora", "merged"],
     }
     trained = f"{bits} bit" if bits is not None else "16/32 bit"
-    rows = [(f"{name}（統合直後 / before saving）", found) for name, found in measured.items()]
+    rows = [(f"{name}（統合直後 / before saving）", obtained) for name, obtained in measured.items()]
     rows.append((f"{source}（保存して再読み込み / read back from disk）", close))
     lines = [
         "---",
@@ -181,7 +181,7 @@ def merge_card(
         "",
         "| ベース / base | KL (nats) | 最尤一致 / top-1 |",
         "|---|---|---|",
-        *(f"| {name} | {found.kl:.6f} | {found.top1:.2%} |" for name, found in rows),
+        *(f"| {name} | {obtained.kl:.6f} | {obtained.top1:.2%} |" for name, obtained in rows),
         "",
         f"- 上限 / limits: KL {limits[0]}, top-1 {limits[1]:.0%}",
         *(["- KL の小さい方を採用しました。 / The base with the lower KL was taken."] if measured else []),

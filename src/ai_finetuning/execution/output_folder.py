@@ -143,17 +143,17 @@ class OutputFolder:
         if not (self.path / RUN).exists():
             return
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        place = self.path.with_name(f"{self.path.name}.{stamp}")
+        folder = self.path.with_name(f"{self.path.name}.{stamp}")
         number = 1
-        while place.exists():
+        while folder.exists():
             number += 1
-            place = self.path.with_name(f"{self.path.name}.{stamp}-{number}")
-        place.mkdir()
+            folder = self.path.with_name(f"{self.path.name}.{stamp}-{number}")
+        folder.mkdir()
         for path in files_of_run(self.path):
-            os.replace(path, place / path.name)
+            os.replace(path, folder / path.name)
         notice(
-            f"{self.path} にあった以前の実行を {place} に移しました（続きから再開するには resume_from_checkpoint=auto）。",
-            f"the earlier run in {self.path} was moved to {place} (resume_from_checkpoint=auto would have gone on "
+            f"{self.path} にあった以前の実行を {folder} に移しました（続きから再開するには resume_from_checkpoint=auto）。",
+            f"the earlier run in {self.path} was moved to {folder} (resume_from_checkpoint=auto would have gone on "
             "with it).",
         )
 
@@ -183,7 +183,7 @@ class OutputFolder:
             raise
         return names
 
-    def refuse_too_little_space(self, needed: int) -> None:
+    def validate_disk_space(self, needed: int) -> None:
         """Raises StorageError where the disk has not the bytes that the run will need."""
         free = free_disk_bytes(self.path)
         if free < needed:
@@ -200,61 +200,61 @@ class OutputFolder:
             )
 
 
-def refuse_used_folder(place: Path) -> None:
+def validate_new_folder(folder: Path) -> None:
     """Raises ConfigError where a new folder is wanted and something is there, StorageError where one may not even
     look.
     """
     try:
-        used = place.exists() and (not place.is_dir() or any(place.iterdir()))
+        used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     except OSError as error:
-        raise not_written(place, error) from error
+        raise not_written(folder, error) from error
     if used:
         raise ConfigError(
-            f"出力先 {place} は空ではありません。新しいフォルダーを指定してください。",
-            f"the output folder {place} is not empty; choose a new one.",
+            f"出力先 {folder} は空ではありません。新しいフォルダーを指定してください。",
+            f"the output folder {folder} is not empty; choose a new one.",
         )
 
 
 @contextlib.contextmanager
-def new_folder(place: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that becomes `place` when the block ends well, and goes when it does not.
 
     Raises:
         StorageError: it cannot be written.
     """
-    staging = place.with_name(f".staging-{place.name}")
+    staging = folder.with_name(f".staging-{folder.name}")
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         with _refusals_of_the_disk():
             yield staging
-        if place.exists():
-            place.rmdir()
-        os.replace(staging, place)
-        fsync_folder(place.absolute().parent)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(staging, folder)
+        fsync_folder(folder.absolute().parent)
     except OSError as error:
         if isinstance(error, ToolkitError):
             raise
-        raise not_written(place, error) from error
+        raise not_written(folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def no_space(place: Path, needed: int) -> StorageError:
+def no_space(folder: Path, needed: int) -> StorageError:
     """A refusal to write `needed` bytes where there is no room for them."""
-    free = free_disk_bytes(place)
+    free = free_disk_bytes(folder)
     return StorageError(
-        f"{place} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、別の場所を指定してください。",
-        f"{place} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed; free some, or choose "
+        f"{folder} のディスクの空きが {free / 1e9:.2f} GB で、必要な {needed / 1e9:.2f} GB に足りません。空けるか、別の場所を指定してください。",
+        f"{folder} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed; free some, or choose "
         "another place.",
     )
 
 
-def not_written(place: Path, error: OSError) -> StorageError:
+def not_written(folder: Path, error: OSError) -> StorageError:
     """A refusal of the disk, where nothing half-written stayed."""
     return StorageError(
-        f"{place} に書き込めませんでした（{error}）。途中のものは残していません。空きと書き込み権限を確かめるか、別の場所を指定してください。",
-        f"{place} could not be written ({error}); nothing half-written was left. Check free space and "
+        f"{folder} に書き込めませんでした（{error}）。途中のものは残していません。空きと書き込み権限を確かめるか、別の場所を指定してください。",
+        f"{folder} could not be written ({error}); nothing half-written was left. Check free space and "
         "permissions, or choose another place.",
     )
 
@@ -272,10 +272,10 @@ def _refusals_of_the_disk() -> Iterator[None]:
 
 def free_disk_bytes(path: Path) -> int:
     """Free bytes on the disk of a path that may not exist yet."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -42,7 +42,7 @@ def leak_of_packing(model: Any, *, tokens: int = 12) -> float:
     return float((answers[0] - answers[1]).abs().max()) / scale
 
 
-def refuse_leaking_attention(model: Any, name: str) -> None:
+def validate_packing(model: Any, name: str) -> None:
     """Raises ModelError where documents of a packed row see each other."""
     leak = leak_of_packing(model)
     if leak > TOLERANCE:

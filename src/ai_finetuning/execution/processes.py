@@ -32,7 +32,7 @@ from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
 from ..system.cores import physical_cores
 from ..system.gpu import get_available_device
-from .request import Settled, TrainRequest
+from .request import ResolvedStrategy, TrainRequest
 from .resolve import RunPlan
 
 FOLDER = ".launch"
@@ -114,15 +114,15 @@ def _environment(processes: int) -> dict[str, str]:
 def _follow(child: subprocess.Popen[bytes], logs: Path, signals: SignalFlags) -> int:
     """Shows the first process's lines until the child ends; passes a request to stop on."""
     read: dict[Path, int] = {}
-    told = False
+    reported = False
     while True:
         code = child.poll()
         _show(logs, read)
         if code is not None:
             return code
-        if signals.stop and not told:
+        if signals.stop and not reported:
             child.terminate()
-            told = True
+            reported = True
         time.sleep(0.1)
 
 
@@ -140,10 +140,10 @@ def _show(logs: Path, read: dict[Path, int]) -> None:
 def _error(folder: Path, code: int, *, asked: str | None) -> ToolkitError:
     """What went wrong, as the process that failed has written it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        told = json.loads((folder / ERROR).read_text(encoding="utf-8"))
-        kind = getattr(errors, told["kind"], ToolkitError)
-        found: ToolkitError = kind(told["ja"], told["en"])
-        return found
+        reported = json.loads((folder / ERROR).read_text(encoding="utf-8"))
+        kind = getattr(errors, reported["kind"], ToolkitError)
+        obtained: ToolkitError = kind(reported["ja"], reported["en"])
+        return obtained
     tail = _last_lines(folder)
     return ProcessesError(
         f"プロセスが終了しました（torchrun の終了コード {code}{'、' + asked if asked else ''}）。ログ: {folder / LOGS}。{tail} 直してから "
@@ -174,13 +174,13 @@ def write_request(plan: RunPlan, folder: Path) -> None:
     """
     request = plan.request
     (folder / RUN).write_text(describe_run(request.config, {}), encoding="utf-8")
-    settled = Settled(plan.parallel.strategy, plan.parallel.processes)
+    resolved_strategy = ResolvedStrategy(plan.parallel.strategy, plan.parallel.processes)
     content = {
         "model": _model_spec(plan, folder),
         "use_accelerate": request.use_accelerate,
         "train": _source_spec(request.train, folder / "train.jsonl"),
-        "held_out": _source_spec(request.held_out, folder / "held_out.jsonl"),
-        "settled": asdict(settled),
+        "held_out": _source_spec(request.eval_data, folder / "held_out.jsonl"),
+        "settled": asdict(resolved_strategy),
     }
     (folder / JOB).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
@@ -214,7 +214,7 @@ def _model_spec(plan: RunPlan, folder: Path) -> dict[str, Any]:
     return common | {"kind": "japanese"} | {key: getattr(model, key) for key in keys if hasattr(model, key)}
 
 
-def _source_spec(source: Any, place: Path) -> dict[str, Any] | None:
+def _source_spec(source: Any, path: Path) -> dict[str, Any] | None:
     if source is None:
         return None
     if isinstance(source, float):
@@ -233,10 +233,10 @@ def _source_spec(source: Any, place: Path) -> dict[str, Any] | None:
             }
             for e in source.examples
         )
-        _write_rows(rows, place)
-        return {"tokens": str(place), "max_length": source.max_length, "pad": source.pad_token_id}
-    _write_rows((_row(item) for item in source), place)
-    return {"path": str(place)}
+        _write_rows(rows, path)
+        return {"tokens": str(path), "max_length": source.max_length, "pad": source.pad_token_id}
+    _write_rows((_row(item) for item in source), path)
+    return {"path": str(path)}
 
 
 def _row(item: Any) -> Mapping[str, Any]:
@@ -245,9 +245,9 @@ def _row(item: Any) -> Mapping[str, Any]:
     return item if isinstance(item, Mapping) else {"messages": item}
 
 
-def _write_rows(rows: Iterator[Any], place: Path) -> None:
+def _write_rows(rows: Iterator[Any], path: Path) -> None:
     try:
-        with place.open("w", encoding="utf-8", newline="\n") as file:
+        with path.open("w", encoding="utf-8", newline="\n") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except (TypeError, ValueError) as error:
@@ -261,22 +261,22 @@ def read_request(folder: Path) -> TrainRequest:
     """What write_request() wrote, in a process of the run."""
     content = json.loads((folder / JOB).read_text(encoding="utf-8"))
     config = load_config(folder / RUN)
-    train, held_out = _source(content["train"]), _source(content["held_out"])
+    train, eval_data = _source(content["train"]), _source(content["held_out"])
     return TrainRequest(
         _model(content["model"], config.model.architecture),
         config,
         train,
-        held_out,
+        eval_data,
         content["use_accelerate"],
-        Settled(**content["settled"]),
+        ResolvedStrategy(**content["settled"]),
     )
 
 
 def _model(spec: dict[str, Any], architecture: Any) -> BaseModel:
     model = _new_model(spec, architecture)
     if "weights" not in spec:
-        found = spec["source"]
-        model.use_source(ModelSource(**found, catalog_row=catalog.lookup(found["name"])))
+        obtained = spec["source"]
+        model.use_source(ModelSource(**obtained, catalog_row=catalog.lookup(obtained["name"])))
     return model
 
 

@@ -20,7 +20,7 @@ from .sources import config_source
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedStrategy:
     """What the process that starts the processes of a run has resolved; they take it as it is.
 
     Attributes:
@@ -39,17 +39,17 @@ class TrainRequest:
     Attributes:
         model: the base.
         config: all settings, as they were given.
-        train, held_out: data in any form that data.prepare takes.
+        train, eval_data: data in any form that data.prepare takes.
         use_accelerate: run the step through Accelerate.
-        settled: in a process that another one of ours has started: what that one resolved.
+        resolved_strategy: in a process that another one of ours has started: what that one resolved.
     """
 
     model: BaseModel
     config: RunConfig
     train: Any
-    held_out: Any = None
+    eval_data: Any = None
     use_accelerate: bool = False
-    settled: Settled | None = None
+    resolved_strategy: ResolvedStrategy | None = None
 
     @property
     def full(self) -> bool:
@@ -95,14 +95,14 @@ def request_of(config: RunConfig, device: str | None = None, source: ModelSource
         device: None takes the best one.
         source: where the base is, if that has been looked up.
     """
-    place = torch.device(device) if device is not None else None
+    target_device = torch.device(device) if device is not None else None
     if "name" not in explicitly_set(config.model):
         notice(
             f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
             f"no model is named: using the small {config.model.name} that ships (for real work name one with "
             "model=ID_OR_FOLDER).",
         )
-    train, held_out = config_source(config.data.train), config_source(config.data.eval)
+    train, eval_data = config_source(config.data.train), config_source(config.data.eval)
     if config.method == "pretrain":
         scratch = ScratchModel(
             config.model.name,
@@ -110,19 +110,19 @@ def request_of(config: RunConfig, device: str | None = None, source: ModelSource
             torch_dtype=DTYPES.get(config.model.dtype),
             attention=config.model.attention,
             chat_template=config.model.chat_template,
-            device=place,
+            device=target_device,
             seed=config.training.runtime.seed,
         )
-        return TrainRequest(_found(scratch, source), config, train, held_out)
+        return TrainRequest(_found(scratch, source), config, train, eval_data)
     model = JapaneseModel(
         config.model.name,
-        device=place,
+        device=target_device,
         torch_dtype=DTYPES.get(config.model.dtype),
         attention=config.model.attention,
         chat_template=config.model.chat_template,
         trust_remote_code=config.model.trust_remote_code,
     )
-    return TrainRequest(_found(model, source), config, train, held_out)
+    return TrainRequest(_found(model, source), config, train, eval_data)
 
 
 def _found(model: BaseModel, source: ModelSource | None) -> BaseModel:

@@ -18,25 +18,25 @@ from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
 from ..data.loader import Loader
 from ..data.prepare import SPLIT, PreparedData, prepare
-from ..data.tokenize import count_live, max_token_id
+from ..data.tokenize import count_label_tokens, max_token_id
 from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup
 from ..messages import notice
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
-from ..parallel.plan import Choice, check_strategy, refuse_model
+from ..parallel.plan import ParallelPlan, resolve_parallel_plan, validate_model
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import capacities
 from ..planner import memory
-from ..planner.auto import Situation, choose_strategy
+from ..planner.auto import Situation, advise_strategy
 from ..planner.layers import blocks_of, split_model
 from ..planner.plan import Plan
 from ..planner.shape import ModelShape, shape_of
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
 from .output_folder import free_disk_bytes
-from .request import Settled, TrainRequest
+from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
 from .validate import validate_config, validate_data
 
@@ -106,7 +106,7 @@ class RunPlan:
     shape: ModelShape
     device: torch.device
     precision: Precision
-    parallel: Choice
+    parallel: ParallelPlan
     processes_to_start: int
     device_map: DeviceMap | None
     schedule: Schedule
@@ -172,7 +172,7 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     config = request.config
     config.validate()
     validate_config(config)
-    validate_data(request.train, request.held_out)
+    validate_data(request.train, request.eval_data)
     validate_strategy(request)
     source = request.model.find()
     base_facts.validate_method(request, source)
@@ -180,8 +180,8 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
         resume = peek(config.training.output_dir, config.training.checkpoint)
     taken = dict(resume.derived) if resume is not None else {}
     model = _model(request, source, taken)
-    settled = request.settled or _settle_auto(model)
-    parallel, processes_to_start = _parallel(request, model.device, settled)
+    resolved_strategy = request.resolved_strategy or _resolve_auto(model)
+    parallel, processes_to_start = _parallel(request, model.device, resolved_strategy)
     _say_what_has_no_effect(request, parallel)
     model = replace(model, device=_device_of_rank(model.device, parallel, processes_to_start))
     return _plan(model, parallel, processes_to_start, resume)
@@ -198,7 +198,7 @@ def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) ->
     return _Model(request, source, module, shape_of(module), device, precision, taken)
 
 
-def _settle_auto(model: _Model) -> Settled | None:
+def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
     """What parallel.strategy `auto` means here, said in one line; None for other strategies.
 
     Raises:
@@ -218,7 +218,7 @@ def _settle_auto(model: _Model) -> Settled | None:
     several_gpus = len(gpus) >= 2 and launched().size == 1
     room = capacities(parallel.max_memory_per_gpu, _visible_gpus()) if several_gpus else None
     blocks = blocks_of(model.module, work, checkpointing=checkpointing, targets=targets)
-    chosen = choose_strategy(
+    chosen = advise_strategy(
         Situation(
             devices=list(room.values()) if room is not None else devices,
             whole=memory.estimate(model.shape, work, checkpointing=checkpointing),
@@ -230,16 +230,18 @@ def _settle_auto(model: _Model) -> Settled | None:
         )
     )
     notice(f"parallel.strategy auto: {chosen.reason_ja}。", f"parallel.strategy auto: {chosen.reason_en}.")
-    return Settled(chosen.strategy, chosen.processes)
+    return ResolvedStrategy(chosen.strategy, chosen.processes)
 
 
-def _parallel(request: TrainRequest, device: torch.device, settled: Settled | None) -> tuple[Choice, int]:
+def _parallel(
+    request: TrainRequest, device: torch.device, resolved_strategy: ResolvedStrategy | None
+) -> tuple[ParallelPlan, int]:
     """How the run is spread, and the processes that have to be started for it."""
     config = request.config
-    strategy = settled.strategy if settled is not None else config.parallel.strategy
-    processes = settled.processes if settled is not None else config.parallel.processes
+    strategy = resolved_strategy.strategy if resolved_strategy is not None else config.parallel.strategy
+    processes = resolved_strategy.processes if resolved_strategy is not None else config.parallel.processes
     to_start = _processes_to_start(strategy, processes, device)
-    choice = check_strategy(
+    choice = resolve_parallel_plan(
         strategy,
         processes=to_start if to_start > 1 else None,
         pipeline_parallel_size=config.parallel.pipeline_parallel_size,
@@ -261,7 +263,7 @@ def validate_strategy(request: TrainRequest) -> None:
         ConfigError: sizes or ranks that do not fit.
     """
     if request.config.parallel.strategy != "auto":
-        _parallel(request, request.model.device or get_available_device(), request.settled)
+        _parallel(request, request.model.device or get_available_device(), request.resolved_strategy)
 
 
 def _processes_to_start(strategy: str, processes: int | None, device: torch.device) -> int:
@@ -275,14 +277,14 @@ def _processes_to_start(strategy: str, processes: int | None, device: torch.devi
     return torch.cuda.device_count()
 
 
-def _device_of_rank(device: torch.device, parallel: Choice, processes_to_start: int) -> torch.device:
+def _device_of_rank(device: torch.device, parallel: ParallelPlan, processes_to_start: int) -> torch.device:
     """Where this process computes: with several, each takes the GPU of its rank on the machine."""
     if parallel.processes > 1 and device.type == "cuda":
         return torch.device("cuda", launched().local_rank)
     return device
 
 
-def _say_what_has_no_effect(request: TrainRequest, parallel: Choice) -> None:
+def _say_what_has_no_effect(request: TrainRequest, parallel: ParallelPlan) -> None:
     training = request.config.training
     if training.ddp and parallel.processes == 1:
         notice(
@@ -297,14 +299,14 @@ def _say_what_has_no_effect(request: TrainRequest, parallel: Choice) -> None:
         )
 
 
-def _plan(model: _Model, parallel: Choice, processes_to_start: int, resume: ResumePoint | None) -> RunPlan:
+def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume: ResumePoint | None) -> RunPlan:
     """Tokenizer, data and the numbers that follow from them."""
     request, precision = model.request, model.precision
     config, training = request.config, request.config.training
     taken = model.taken
     tokenizer = _tokenizer(request, taken)
     split = taken.get("split", SPLIT)
-    data = prepare(request.train, request.held_out, tokenizer, config.data, seed=training.runtime.seed, split=split)
+    data = prepare(request.train, request.eval_data, tokenizer, config.data, seed=training.runtime.seed, split=split)
     packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
     loader = _loader(request, data, tokenizer, parallel)
     total = training.schedule.max_steps or training.num_epochs * len(loader)
@@ -321,7 +323,7 @@ def _plan(model: _Model, parallel: Choice, processes_to_start: int, resume: Resu
     if room is not None:
         targets = None if request.full else _targets(config.lora)
         layers = split_model(model.module, work, room, checkpointing=checkpointing, targets=targets)
-        layers.refuse_misfit()
+        layers.validate_fit()
         device_map = layers.device_map()
     derived = Derived(
         precision.name, training.fp16, warmup, checkpointing, split, str(tokenizer.chat_template or "") or None
@@ -361,7 +363,7 @@ def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel: Choice) -> Loader:
+def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel: ParallelPlan) -> Loader:
     config, training = request.config, request.config.training
     return Loader(
         data.train,
@@ -382,10 +384,10 @@ def _warmup(training: Any, taken: dict[str, Any], total: int) -> int:
     return resolve_warmup(training.warmup_steps, explicitly_set=given, total_steps=total)
 
 
-def _validate_model(model: _Model, parallel: Choice, data: PreparedData) -> None:
+def _validate_model(model: _Model, parallel: ParallelPlan, data: PreparedData) -> None:
     """Refuses a model that the strategy cannot train, and rows that the model cannot take."""
     config = model.request.config
-    refuse_model(
+    validate_model(
         parallel,
         model.module.config,
         bits=model.request.bits,
@@ -395,7 +397,7 @@ def _validate_model(model: _Model, parallel: Choice, data: PreparedData) -> None
     )
     if parallel.sizes.tp > 1:
         tensor_plan(model.module)  # refused here where it cannot be cut
-    model.shape.refuse_misfit(max_token_id=max_token_id([*data.train, *data.held_out]), max_length=data.longest)
+    model.shape.validate_fit(max_token_id=max_token_id([*data.train, *data.eval_data]), max_length=data.longest)
 
 
 def _visible_gpus() -> dict[int, int]:
@@ -430,9 +432,9 @@ def _summary(
         parameters=shape.parameters,
         trainable=work.trainable,
         rows=len(data.train),
-        eval_rows=len(data.held_out),
+        eval_rows=len(data.eval_data),
         tokens=sum(map(len, data.train)),
-        label_tokens=count_live(data.train),
+        label_tokens=count_label_tokens(data.train),
         rows_per_step=training.batch_size * training.gradient_accumulation_steps,
         steps_per_epoch=len(loader),
         total_steps=total,

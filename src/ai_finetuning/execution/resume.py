@@ -46,14 +46,14 @@ class ResumePoint:
 
 def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
     """What a run would go on from, for a plan: nothing is locked or verified, damaged checkpoints are passed over."""
-    wanted = options.resume_from_checkpoint
-    if wanted is None:
+    expected = options.resume_from_checkpoint
+    if expected is None:
         return None
-    own = _is_own(wanted, Path(output_dir))
-    if not own and _is_foreign(Path(wanted)):
-        return ResumePoint(foreign=Path(wanted))
+    own = _is_own(expected, Path(output_dir))
+    if not own and _is_foreign(Path(expected)):
+        return ResumePoint(foreign=Path(expected))
     run = read_run(Path(output_dir)) if own else {}
-    place = Path(output_dir) / CHECKPOINTS if own else Path(wanted)
+    place = Path(output_dir) / CHECKPOINTS if own else Path(expected)
     folders = [place] if (place / MANIFEST).exists() else [path for _, path in CheckpointStore(place).candidates()]
     for folder in [*folders, *(path for _, path in CheckpointStore(place / CHECKPOINTS).candidates())]:
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -68,16 +68,16 @@ def find(folder: OutputFolder, options: CheckpointConfig) -> ResumePoint | None:
         CheckpointError: every checkpoint is damaged, and restart is not said.
         InputNotFoundError: a path that is not there.
     """
-    wanted = options.resume_from_checkpoint
-    if wanted is None:
+    expected = options.resume_from_checkpoint
+    if expected is None:
         return None
-    own = _is_own(wanted, folder.path)
-    if not own and _is_foreign(Path(wanted)):
-        return ResumePoint(foreign=Path(wanted))
+    own = _is_own(expected, folder.path)
+    if not own and _is_foreign(Path(expected)):
+        return ResumePoint(foreign=Path(expected))
     run = folder.run() if own else {}
     completed = run.get("status") == "completed"
     try:
-        checkpoint = folder.store.resolve("auto" if own else wanted)
+        checkpoint = folder.store.resolve("auto" if own else expected)
     except CheckpointError as error:
         if completed:
             return _completed(None, run)
@@ -96,8 +96,8 @@ def find(folder: OutputFolder, options: CheckpointConfig) -> ResumePoint | None:
     return _point(checkpoint, inside=folder.path.resolve() in checkpoint.resolve().parents)
 
 
-def _is_own(wanted: str, output_dir: Path) -> bool:
-    return wanted == "auto" or Path(wanted).resolve() == output_dir.resolve()
+def _is_own(expected: str, output_dir: Path) -> bool:
+    return expected == "auto" or Path(expected).resolve() == output_dir.resolve()
 
 
 def _is_foreign(folder: Path) -> bool:
@@ -121,7 +121,7 @@ def _derived_of(fingerprint: dict[str, Any]) -> dict[str, Any]:
     return {key: fingerprint[key] for key in ("precision", "warmup_steps") if key in fingerprint}
 
 
-def refuse_differences(saved: dict[str, Any], current: dict[str, Any], *, allowed: bool) -> bool:
+def validate_same_run(saved: dict[str, Any], current: dict[str, Any], *, allowed: bool) -> bool:
     """Whether the run that is resumed and this one differ.
 
     Raises:
@@ -157,7 +157,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:12] + "…"
 
 
-def fit_position(state: TrainState, saved: dict[str, Any], current: dict[str, Any], steps_per_epoch: int) -> None:
+def rescale_data_position(
+    state: TrainState, saved: dict[str, Any], current: dict[str, Any], steps_per_epoch: int
+) -> None:
     """Moves the position to the same rows where the batch size was changed on purpose."""
 
     def rows(fingerprint: dict[str, Any]) -> int:
@@ -186,17 +188,17 @@ def load_foreign(run: Run, folder: Path) -> None:
             f"{folder} holds no safetensors weights; for safety .bin and .pt files are not read.",
         )
     saved = {name: tensor for path in files for name, tensor in load_file(path).items()}
-    wanted = [name for name, weight in run.strategy.named_parameters(run.model) if weight.requires_grad]
+    expected = [name for name, weight in run.strategy.named_parameters(run.model) if weight.requires_grad]
     # PEFT leaves the adapter's name out of its files.
-    found = {name: saved.get(name, saved.get(name.replace(".default", ""))) for name in wanted}
-    missing = sorted(name for name, tensor in found.items() if tensor is None)
+    obtained = {name: saved.get(name, saved.get(name.replace(".default", ""))) for name in expected}
+    missing = sorted(name for name, tensor in obtained.items() if tensor is None)
     if missing:
         raise CheckpointError(
             f"{folder} に {missing[0]} など {len(missing)} 個の重みがありません。同じ method と lora の設定か確認してください。",
             f"{folder} lacks {len(missing)} weights ({missing[0]}, ...); check that method and lora settings are "
             "the same.",
         )
-    weights = {name: tensor for name, tensor in found.items() if tensor is not None}
+    weights = {name: tensor for name, tensor in obtained.items() if tensor is not None}
     run.strategy.load_tensors(run.model, run.optimizer, {"model": weights})
     step = int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
     run.state.step = step

@@ -58,5 +58,5 @@ def with_resume(config: TrainingConfig, resume_from_checkpoint: str | bool | Non
     """The training settings with the call's resume_from_checkpoint; True, as other trainers write it, means auto."""
     if resume_from_checkpoint is None or resume_from_checkpoint is False:
         return config
-    wanted = "auto" if resume_from_checkpoint is True else str(resume_from_checkpoint)
-    return with_values(config, checkpoint=with_values(config.checkpoint, resume_from_checkpoint=wanted))
+    expected = "auto" if resume_from_checkpoint is True else str(resume_from_checkpoint)
+    return with_values(config, checkpoint=with_values(config.checkpoint, resume_from_checkpoint=expected))

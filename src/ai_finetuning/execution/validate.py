@@ -33,11 +33,11 @@ def validate_config(config: RunConfig) -> None:
     validate_folder(Path(training.output_dir))
 
 
-def validate_data(train: Any, held_out: Any = None) -> None:
+def validate_data(train: Any, eval_data: Any = None) -> None:
     """Refuses a run without data, and data files that are not there.
 
     Args:
-        train, held_out: what the trainers take; only names of files are looked at.
+        train, eval_data: what the trainers take; only names of files are looked at.
 
     Raises:
         ConfigError: no training data. InputNotFoundError: no such file. DataError: a kind of file that cannot be read.
@@ -47,7 +47,7 @@ def validate_data(train: Any, held_out: Any = None) -> None:
             "学習データがありません。train_texts か train_dataset（設定では data.train）を指定してください。",
             "there is no training data; give train_texts or train_dataset (in a configuration: data.train).",
         )
-    for source in (train, held_out):
+    for source in (train, eval_data):
         for item in source if isinstance(source, list) else [source]:
             if isinstance(item, Path) or (isinstance(item, str) and item is source):
                 find_data(item)
@@ -102,10 +102,10 @@ def _validate_trackers(names: Sequence[str]) -> None:
             )
 
 
-def _validate_resume(wanted: str | None) -> None:
-    if wanted is None or wanted == "auto" or Path(wanted).is_dir():
+def _validate_resume(expected: str | None) -> None:
+    if expected is None or expected == "auto" or Path(expected).is_dir():
         return
     raise InputNotFoundError(
-        f"resume_from_checkpoint が {wanted} ですが、そのフォルダーはありません。auto で最新を使えます。",
-        f"resume_from_checkpoint is {wanted}, which is not a folder; `auto` takes the newest checkpoint.",
+        f"resume_from_checkpoint が {expected} ですが、そのフォルダーはありません。auto で最新を使えます。",
+        f"resume_from_checkpoint is {expected}, which is not a folder; `auto` takes the newest checkpoint.",
     )

@@ -43,7 +43,7 @@ def main(folder: Path) -> int:
     return 0
 
 
-def tell(place: Path, error: Exception) -> int:
+def tell(path: Path, error: Exception) -> int:
     """Writes the reason of the end to `place`; the first one counts, not that others were stopped because of it.
     Returns the exit code.
     """
@@ -54,14 +54,14 @@ def tell(place: Path, error: Exception) -> int:
             return ProcessesError.exit_code
         text = f"{type(error).__name__}: {str(error)[:300]}"
         error = ProcessesError(
-            f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {place.parent} にあります。直してから resume_from_checkpoint=auto "
+            f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {path.parent} にあります。直してから resume_from_checkpoint=auto "
             "で続きから再開できます。",
-            f"the process of rank {rank} ended with an error ({text}). The logs are in {place.parent}. Go on with "
+            f"the process of rank {rank} ended with an error ({text}). The logs are in {path.parent}. Go on with "
             "resume_from_checkpoint=auto.",
         )
-    if launched().is_main or not (place.exists() or isinstance(error, PreemptedError)):
+    if launched().is_main or not (path.exists() or isinstance(error, PreemptedError)):
         reason = {"kind": type(error).__name__, "ja": error.ja, "en": error.en}
-        place.write_text(json.dumps(reason, ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(reason, ensure_ascii=False), encoding="utf-8")
     return error.exit_code
 
 

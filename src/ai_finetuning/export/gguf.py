@@ -20,7 +20,7 @@ from ..messages import notice, warn
 from ..models.source import find_model
 from ..models.tokenizers import load_tokenizer, prompt_style
 from .gguf_file import BYTE, Header, read_header, rewrite
-from .gguf_tokenizer import UNIGRAM, judge, metadata, tokenizer_kind, write_piece_model
+from .gguf_tokenizer import UNIGRAM, assess, metadata, tokenizer_kind, write_piece_model
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
 VARIABLE, SCRIPT = "LLAMA_CPP", "convert_hf_to_gguf.py"
@@ -52,7 +52,7 @@ def find_converter(checkout: str | None = None, *, lenient: bool = False) -> Pat
     return None
 
 
-def require_converter(checkout: str | None, command: str) -> Path:
+def validate_converter(checkout: str | None, command: str) -> Path:
     """The converter's script.
 
     Args:
@@ -77,7 +77,7 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
     Args:
         folder: a whole 16-bit model (see source.py).
         out: a file that is not there yet.
-        converter: from require_converter.
+        converter: from validate_converter.
         outtype: one of TYPES.
 
     Returns:
@@ -88,10 +88,10 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
             tokenizer.
         StorageError: it cannot be written.
     """
-    check_output(out, outtype)
+    validate_output(out, outtype)
     tokenizer = load_tokenizer(str(folder))
     architecture = find_model(str(folder)).architecture
-    verdict = judge(tokenizer, architecture, converter)
+    verdict = assess(tokenizer, architecture, converter)
     if verdict.known is False:
         raise ModelError(verdict.ja, verdict.en)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -121,7 +121,7 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
     return header
 
 
-def check_type(outtype: str) -> None:
+def validate_type(outtype: str) -> None:
     """Raises ConfigError for a type that is not in TYPES."""
     if outtype not in TYPES:
         raise ConfigError(
@@ -130,9 +130,9 @@ def check_type(outtype: str) -> None:
         )
 
 
-def check_output(out: Path, outtype: str) -> None:
+def validate_output(out: Path, outtype: str) -> None:
     """Raises ConfigError for another type or a file that is there already."""
-    check_type(outtype)
+    validate_type(outtype)
     if out.exists():
         raise ConfigError(
             f"出力先 {out} はすでにあります。別の名前を指定してください。",
@@ -186,18 +186,18 @@ def _refuse_other_tokens(header: Header, tokenizer: Any) -> None:
     """Raises ModelError where the file's vocabulary is not the tokenizer's."""
     tokens = header.values["tokenizer.ggml.tokens"].value
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
-    wanted = {number: text for text, number in tokenizer.get_vocab().items()} | added
+    expected = {number: text for text, number in tokenizer.get_vocab().items()} | added
     # Blanks of added tokens are written as blanks.
     wrong = [
         number
-        for number, text in wanted.items()
+        for number, text in expected.items()
         if number >= len(tokens) or tokens[number].replace("▁", " ") != text.replace("▁", " ")
     ]
     if wrong:
         raise ModelError(
-            f"GGUF の語彙がトークナイザーと違います（{len(wrong)} 個、例: {wanted[wrong[0]]!r}）。保存を取り消しました。",
+            f"GGUF の語彙がトークナイザーと違います（{len(wrong)} 個、例: {expected[wrong[0]]!r}）。保存を取り消しました。",
             f"the GGUF's vocabulary is not the tokenizer's ({len(wrong)} tokens differ, such as "
-            f"{wanted[wrong[0]]!r}); nothing was kept.",
+            f"{expected[wrong[0]]!r}); nothing was kept.",
         )
 
 

@@ -70,7 +70,7 @@ def _piece_model(file: str | Path) -> Any:
     return _protocol().ModelProto.FromString(Path(file).read_bytes())
 
 
-def judge(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:
+def assess(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:
     """Whether the converter knows the tokenizer of a model.
 
     Args:
@@ -106,15 +106,15 @@ def judge(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:
             "checkout was found to read it from (--llama-cpp, or the variable LLAMA_CPP).",
         )
     text, hashes = known
-    found = hashlib.sha256(str(tokenizer.encode(text)).encode()).hexdigest()
-    if found in hashes:
+    obtained = hashlib.sha256(str(tokenizer.encode(text)).encode()).hexdigest()
+    if obtained in hashes:
         return Verdict(
             True, "llama.cpp の変換が知っているトークナイザーです。", "llama.cpp's converter knows this tokenizer."
         )
     return Verdict(
         False,
-        f"llama.cpp の変換はこのトークナイザーを知りません（ハッシュ {found[:12]}…）。語彙を変えていないか確かめ、llama.cpp を新しくしてください。",
-        f"llama.cpp's converter does not know this tokenizer (hash {found[:12]}...); check that its vocabulary is "
+        f"llama.cpp の変換はこのトークナイザーを知りません（ハッシュ {obtained[:12]}…）。語彙を変えていないか確かめ、llama.cpp を新しくしてください。",
+        f"llama.cpp's converter does not know this tokenizer (hash {obtained[:12]}...); check that its vocabulary is "
         "the original one, and update llama.cpp.",
     )
 
@@ -205,10 +205,10 @@ def metadata(tokenizer: Any, values: Mapping[str, Value], turn_ends: tuple[int, 
     return changes
 
 
-def _token_types(tokenizer: Any, found: Value) -> Value:
+def _token_types(tokenizer: Any, obtained: Value) -> Value:
     """Added tokens, such as the markers of chat templates, are found as a whole in the text."""
-    types = list(found.value)
+    types = list(obtained.value)
     for number, token in tokenizer.added_tokens_decoder.items():
         if number < len(types) and types[number] not in (BYTE, UNKNOWN):
             types[number] = CONTROL if token.special else USER_DEFINED
-    return Value(ARRAY, types, found.item)
+    return Value(ARRAY, types, obtained.item)

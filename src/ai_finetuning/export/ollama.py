@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..execution.output_folder import new_folder, refuse_used_folder
+from ..execution.output_folder import new_folder, validate_new_folder
 from ..japanese.prompts import render
 from ..messages import notice, warn
 from ..models.tokenizers import load_tokenizer, prompt_style
@@ -185,13 +185,13 @@ def export_ollama(folder: Path, out: Path, converter: Path, *, outtype: str = "q
     Args:
         folder: a whole 16-bit model (see source.py).
         out: a folder that is not there yet, or is empty.
-        converter: from gguf.require_converter.
+        converter: from gguf.validate_converter.
         outtype: one of gguf.TYPES.
 
     Raises:
         ConfigError, ModelError, StorageError: as export_gguf; nothing is left then.
     """
-    refuse_used_folder(out)
+    validate_new_folder(out)
     tokenizer = load_tokenizer(str(folder))
     with new_folder(out) as staging:
         name = f"model-{outtype}.gguf"

@@ -17,7 +17,7 @@ HOST = "127.0.0.1"
 _NEEDED = ("fastapi", "uvicorn", "openai")
 
 
-def require_server() -> None:
+def validate_server() -> None:
     """Raises ModelError with the way out where a package that the server needs is missing."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -70,7 +70,7 @@ def serve(name: str, *, port: int = 8000, device: str = "auto", bits: int | None
         UsageError: a port in use, other bits. ModelError: packages are missing. ToolkitError: as loading and merging
             raise.
     """
-    require_server()
+    validate_server()
     if bits not in (None, 4, 8):
         raise UsageError(f"--bits が {bits} です。4 か 8 にしてください。", f"--bits is {bits}; it must be 4 or 8.")
     _refuse_port(port)

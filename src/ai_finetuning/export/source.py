@@ -15,7 +15,7 @@ from ..convert.merge import merge_adapter
 from ..errors import ModelError
 from ..messages import notice
 from ..models import hub
-from ..models.source import find_model, require_safetensors
+from ..models.source import find_model, validate_safetensors
 from ..system.folders import cache_folder
 
 
@@ -37,35 +37,35 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
     """
     if is_adapter(name):
         return _merged(name, base)
-    found = find_model(name)
-    if found.quantization:
+    obtained = find_model(name)
+    if obtained.quantization:
         raise ModelError(
             f"{name} は量子化されています。書き出しと配信には 16bit のモデルを使います。量子化前のモデルを指定してください（GGUF の量子化は --type で選べます）。",
             f"{name} is quantized; exports and serving take a 16-bit model. Name the model before quantization (a "
             "GGUF is quantized by --type).",
         )
-    require_safetensors(found.path)
-    if Path(found.path).is_dir():
-        return Path(found.path)
+    validate_safetensors(obtained.path)
+    if Path(obtained.path).is_dir():
+        return Path(obtained.path)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(found.path, ignore_patterns=["*.bin", "*.pth", "*.pt", "*.msgpack", "*.h5"]))
+    return Path(snapshot_download(obtained.path, ignore_patterns=["*.bin", "*.pth", "*.pt", "*.msgpack", "*.h5"]))
 
 
 def _merged(adapter: str, base: str) -> Path:
-    place = cache_folder("merged") / content_key(adapter, base)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(place) + ".lock"):
-        if (place / "config.json").is_file():
-            notice(f"統合済みの {place} を使います。", f"using {place}, merged earlier.")
-            return place
+    path = cache_folder("merged") / content_key(adapter, base)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(path) + ".lock"):
+        if (path / "config.json").is_file():
+            notice(f"統合済みの {path} を使います。", f"using {path}, merged earlier.")
+            return path
         notice(
-            f"アダプター {adapter} をベースに統合します（次回からは {place} を使います）。",
-            f"merging the adapter {adapter} into its base (kept in {place} for the next time).",
+            f"アダプター {adapter} をベースに統合します（次回からは {path} を使います）。",
+            f"merging the adapter {adapter} into its base (kept in {path} for the next time).",
         )
-        shutil.rmtree(place, ignore_errors=True)
-        merge_adapter(adapter, str(place), base=base)
-    return place
+        shutil.rmtree(path, ignore_errors=True)
+        merge_adapter(adapter, str(path), base=base)
+    return path
 
 
 def content_key(adapter: str, base: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..execution.output_folder import new_folder, refuse_used_folder
+from ..execution.output_folder import new_folder, validate_new_folder
 from ..messages import notice, warn
 from ..models.adapters import adapter_config
 from ..models.source import find_model
@@ -33,14 +33,14 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
         ModelError: something that vLLM needs is missing. ToolkitError: as merging and writing raise; nothing is left
             then.
     """
-    refuse_used_folder(out)
+    validate_new_folder(out)
     folder = model_folder(name, base=base)
     with new_folder(out) as staging:
         for path in folder.iterdir():
             if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt", ".md") and path.is_file():
                 shutil.copyfile(path, staging / path.name)
         _complete(staging)
-        refuse_incomplete(staging)
+        validate_complete(staging)
     if is_adapter(name):
         _say_adapter(Path(name))
     notice(f"vLLM: vllm serve {out}", f"vLLM: vllm serve {out}")
@@ -61,7 +61,7 @@ def _complete(folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def refuse_incomplete(folder: Path) -> None:
+def validate_complete(folder: Path) -> None:
     """Raises ModelError with everything that vLLM would miss in a model's folder."""
     problems = problems_of(folder)
     if problems:
@@ -74,7 +74,7 @@ def refuse_incomplete(folder: Path) -> None:
 def problems_of(folder: Path) -> list[str]:
     """What vLLM would miss in a model's folder: names of files and keys."""
     config = find_model(str(folder)).config
-    found = [
+    obtained = [
         key
         for key in ("architectures", "model_type", "vocab_size")
         if not (config.get(key) or config.get("text_config", {}).get(key))
@@ -82,17 +82,17 @@ def problems_of(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        found += [shard for shard in sorted(shards) if not (folder / shard).is_file()]
+        obtained += [shard for shard in sorted(shards) if not (folder / shard).is_file()]
     elif not (folder / "model.safetensors").is_file():
-        found.append("model.safetensors")
+        obtained.append("model.safetensors")
     if not ((folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()):
-        found.append("tokenizer.json")
+        obtained.append("tokenizer.json")
     settings = _json(folder / "tokenizer_config.json")
     if not ((folder / "chat_template.jinja").is_file() or settings.get("chat_template")):
-        found.append("chat_template.jinja")
+        obtained.append("chat_template.jinja")
     if _json(folder / "generation_config.json").get("eos_token_id") is None:
-        found.append("generation_config.json: eos_token_id")
-    return found
+        obtained.append("generation_config.json: eos_token_id")
+    return obtained
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -102,10 +102,10 @@ def _json(file: Path) -> dict[str, Any]:
 def adapter_obstacles(folder: Path) -> list[str]:
     """Settings of an adapter that vLLM's `--enable-lora` does not take; empty where it loads as it is."""
     config = adapter_config(folder)
-    found = [f"{key}={config[key]}" for key in ("modules_to_save", "use_dora") if config.get(key)]
-    found += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
+    obtained = [f"{key}={config[key]}" for key in ("modules_to_save", "use_dora") if config.get(key)]
+    obtained += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
     ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    return found + ([f"r={max(ranks)}"] if max(ranks) > _RANKS[-1] else [])
+    return obtained + ([f"r={max(ranks)}"] if max(ranks) > _RANKS[-1] else [])
 
 
 def _say_adapter(folder: Path) -> None:

@@ -352,19 +352,19 @@ TEMPLATES: dict[str, ChatTemplate] = {
 }
 
 
-def template_text(wanted: str) -> str:
+def template_text(expected: str) -> str:
     """The Jinja text of a chat template that is given by its key, as a file or as text.
 
     Raises:
         ConfigError: it is none of these.
     """
-    if wanted in TEMPLATES:
-        return TEMPLATES[wanted].jinja
-    if "{{" in wanted or "{%" in wanted:
-        return wanted
-    if Path(wanted).is_file():
-        return Path(wanted).read_text(encoding="utf-8")
+    if expected in TEMPLATES:
+        return TEMPLATES[expected].jinja
+    if "{{" in expected or "{%" in expected:
+        return expected
+    if Path(expected).is_file():
+        return Path(expected).read_text(encoding="utf-8")
     raise ConfigError(
-        f"model.chat_template が {wanted!r} です。テンプレート名（{', '.join(TEMPLATES)}）、ファイル、Jinja の文のいずれかにしてください。",
-        f"model.chat_template is {wanted!r}; give a template's name ({', '.join(TEMPLATES)}), a file or Jinja text.",
+        f"model.chat_template が {expected!r} です。テンプレート名（{', '.join(TEMPLATES)}）、ファイル、Jinja の文のいずれかにしてください。",
+        f"model.chat_template is {expected!r}; give a template's name ({', '.join(TEMPLATES)}), a file or Jinja text.",
     )

@@ -52,7 +52,7 @@ def document_attention(
     Args:
         query, key, value: [1, heads, tokens, d]; fewer heads in key and value are shared by groups of queries.
         **options: as the model hands them over:
-            document_lengths, of the documents in order; tokens after the last one get zeros;
+            seq_lens, of the documents in order; tokens after the last one get zeros;
             position_ids, [1, tokens]; where a model hands on only these (StableLM), documents begin at their zeros;
             scaling, dropout, sliding_window, softcap.
 
@@ -91,7 +91,7 @@ def _one_by_one(query: Tensor, key: Tensor, value: Tensor, documents: _Documents
 def _understood(
     mask: Tensor | None,
     *,
-    document_lengths: tuple[int, ...] | None = None,
+    seq_lens: tuple[int, ...] | None = None,
     position_ids: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -101,7 +101,7 @@ def _understood(
 ) -> _Documents:
     """The documents, or a refusal of a call that means more than them."""
     unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
-    lengths = document_lengths or _restarts(position_ids)
+    lengths = seq_lens or _restarts(position_ids)
     if lengths is None or mask is not None or unknown:
         raise ValueError(f"document attention was called with {', '.join(unknown) or 'no lengths or with a mask'}")
     return _Documents(lengths, scaling, dropout, sliding_window, softcap)

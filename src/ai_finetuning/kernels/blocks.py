@@ -119,12 +119,12 @@ class Linears(Function):
             for dy, weight in zip(dys[1:], plain[1:], strict=True):
                 dx.addmm_(dy, ctx.cast(weight))
         dws = [
-            torch.mm(dy.t(), x).to(weight.dtype) if wanted else None
-            for dy, weight, wanted in zip(dys, plain, need[:count], strict=True)
+            torch.mm(dy.t(), x).to(weight.dtype) if expected else None
+            for dy, weight, expected in zip(dys, plain, need[:count], strict=True)
         ]
         dbs = [
-            dy.sum(0, dtype=torch.float32) if biased and wanted else None
-            for dy, biased, wanted in zip(dys, ctx.biased, need[count : 2 * count], strict=True)
+            dy.sum(0, dtype=torch.float32) if biased and expected else None
+            for dy, biased, expected in zip(dys, ctx.biased, need[count : 2 * count], strict=True)
         ]
         dpairs: list[Tensor | None] = []
         if lora is not None:

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from ..errors import ConfigError, InputNotFoundError, ModelError
 from ._upstream import tied_weight_names
-from .options import require_known
+from .options import validate_options
 from .quantized import quantized_bits
 
 
@@ -64,7 +64,7 @@ def add_lora(
         ConfigError: a target that the model does not have.
         ModelError: the model is spread over processes already; nobody would add up the adapter's gradients.
     """
-    require_known(variant, LoRAVariant, "add_lora")
+    validate_options(variant, LoRAVariant, "add_lora")
     from peft import LoraConfig, get_peft_model
     from torch.distributed.tensor import DTensor
     from transformers.pytorch_utils import Conv1D
@@ -124,7 +124,7 @@ def _check_targets(model: nn.Module, targets: list[str]) -> None:
 def embedding_weights(model: Any) -> list[nn.Parameter]:
     """The token embedding and the head: matrices whose rows are tokens, not features."""
     places = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [weight for place in places if (weight := getattr(place, "weight", None)) is not None]
+    return [weight for path in places if (weight := getattr(path, "weight", None)) is not None]
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
@@ -139,17 +139,17 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputNotFoundError: no such folder, or no adapter in it. ModelError: weights only as a pickle.
     """
-    place = Path(folder)
-    file = place / "adapter_config.json"
+    path = Path(folder)
+    file = path / "adapter_config.json"
     if not file.is_file():
         raise InputNotFoundError(
-            f"{place} に LoRA アダプターがありません（adapter_config.json が必要です）。",
-            f"{place} holds no LoRA adapter (no adapter_config.json).",
+            f"{path} に LoRA アダプターがありません（adapter_config.json が必要です）。",
+            f"{path} holds no LoRA adapter (no adapter_config.json).",
         )
-    if not (place / "adapter_model.safetensors").is_file():
+    if not (path / "adapter_model.safetensors").is_file():
         raise ModelError(
-            f"{place} に adapter_model.safetensors がありません。安全のため .bin は読み込みません。",
-            f"{place} has no adapter_model.safetensors; for safety .bin files are not read.",
+            f"{path} に adapter_model.safetensors がありません。安全のため .bin は読み込みません。",
+            f"{path} has no adapter_model.safetensors; for safety .bin files are not read.",
         )
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
@@ -170,10 +170,10 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
             if not key.endswith("lora_A.weight"):
                 continue
             name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            wanted = file.get_slice(key).get_shape()[1]
+            expected = file.get_slice(key).get_shape()[1]
             module = modules.get(name)
             features = getattr(module, "in_features", None) or getattr(module, "nx", None)
-            if module is None or (features is not None and features != wanted):
+            if module is None or (features is not None and features != expected):
                 raise ModelError(
                     f"アダプター {folder} は {config.get('base_model_name_or_path')} 用で、このモデルとは形が合いません（{name}）。"
                     "元のベースモデルを指定してください。",
@@ -239,7 +239,7 @@ def tied_names(model: Any) -> set[str]:
     return tied_weight_names(model)
 
 
-def write_adapter(place: Path, model: Any, tensors: dict[str, torch.Tensor]) -> None:
+def write_adapter(path: Path, model: Any, tensors: dict[str, torch.Tensor]) -> None:
     """An adapter's folder from its whole weights by parameter name, as PEFT's save_pretrained writes it.
 
     PEFT's own function looks at the modules of the model, of which this process may hold a few only.
@@ -247,8 +247,8 @@ def write_adapter(place: Path, model: Any, tensors: dict[str, torch.Tensor]) -> 
     settings = copy.copy(model.peft_config["default"])
     settings.inference_mode = True
     state = {_saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(state, place / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings.save_pretrained(place)
+    save_file(state, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings.save_pretrained(path)
 
 
 def _saved_name(name: str) -> str:

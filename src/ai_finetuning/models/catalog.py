@@ -131,10 +131,10 @@ def near(name: str, n: int = 3) -> list[str]:
     """Ids that look like a name, whole or by their last part."""
     whole = {key.lower(): key for key in rows()}
     last = {key.split("/")[-1].lower(): key for key in rows()}
-    wanted = name.lower()
-    found = difflib.get_close_matches(wanted, whole, n=n, cutoff=0.6)
-    found_last = difflib.get_close_matches(wanted.split("/")[-1], last, n=n, cutoff=0.6)
-    return list(dict.fromkeys([*(whole[key] for key in found), *(last[key] for key in found_last)]))[:n]
+    expected = name.lower()
+    obtained = difflib.get_close_matches(expected, whole, n=n, cutoff=0.6)
+    found_last = difflib.get_close_matches(expected.split("/")[-1], last, n=n, cutoff=0.6)
+    return list(dict.fromkeys([*(whole[key] for key in obtained), *(last[key] for key in found_last)]))[:n]
 
 
 def supported_models() -> dict[str, dict[str, Any]]:
@@ -192,8 +192,8 @@ def fallback_order(requested: str, free_bytes: int) -> list[str]:
             and not (other.gated or other.remote_code)
         ]
         family = [other.id for other in sorted(smaller, key=lambda other: -(other.params_b or 0.0))]
-    wanted = [name for name in dict.fromkeys([*family, *RECOMMENDED]) if name != requested]
-    return [name for name in wanted if rows()[name].memory_gib.get("infer", 0.0) * _GIB <= free_bytes]
+    expected = [name for name in dict.fromkeys([*family, *RECOMMENDED]) if name != requested]
+    return [name for name in expected if rows()[name].memory_gib.get("infer", 0.0) * _GIB <= free_bytes]
 
 
 def describe(row: CatalogRow) -> str:

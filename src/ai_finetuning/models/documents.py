@@ -29,7 +29,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 
 
 @dataclass
-class DocumentPath:
+class VarlenForward:
     """A model opened for training on documents.
 
     Attributes:
@@ -75,7 +75,7 @@ class DocumentPath:
 
     def _arguments(self, lengths: tuple[int, ...]) -> dict[str, Any]:
         if attention_name(self.model) in IMPLEMENTATIONS:
-            return {"document_lengths": lengths}
+            return {"seq_lens": lengths}
         ends = torch.tensor([0, *lengths], device=self.model.device).cumsum(0).to(torch.int32)
         longest = max(lengths)
         return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
@@ -87,9 +87,9 @@ class DocumentPath:
         self.model.set_attn_implementation(self._attention)
 
 
-def open_documents(
+def select_forward_path(
     model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str
-) -> tuple[DocumentPath | None, str]:
+) -> tuple[VarlenForward | None, str]:
     """The fastest path that computes what the model itself computes, and why it is not a faster one.
 
     The path is tried on the real model before it is used: two documents in a row against each of them alone.
@@ -119,7 +119,7 @@ def open_documents(
         model.set_attn_implementation(attention)
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
         compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
-        path = DocumentPath(name, model, head, cap, cast, compiled, compute, before)
+        path = VarlenForward(name, model, head, cap, cast, compiled, compute, before)
         problem = _differs(path, answers, autocast)
         if problem is None:
             return path, why_not_fused or ""
@@ -172,7 +172,7 @@ def _answers(model: Any, autocast: torch.dtype | None) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _differs(path: DocumentPath, answers: list[Tensor], autocast: torch.dtype | None) -> str | None:
+def _differs(path: VarlenForward, answers: list[Tensor], autocast: torch.dtype | None) -> str | None:
     """Why the path is not the model: it failed, or its logits of two documents in one row are others."""
     model, probes = path.model, _probe(path.model)
     lengths = tuple(ids.shape[1] for ids in probes)
@@ -190,8 +190,8 @@ def _differs(path: DocumentPath, answers: list[Tensor], autocast: torch.dtype | 
     finally:
         model.train(was_training)
     logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
-    wanted = torch.cat(answers)
-    difference = float((logits - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    expected = torch.cat(answers)
+    difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
     if difference <= _TOLERANCE[path.compute]:
         return None
     return f"its answers differ by {difference:.1%}"

@@ -229,13 +229,13 @@ def _with_fallback(layer: Any, plan: _Layer) -> Callable[..., Tensor]:
         hidden_states: Tensor,
         *arguments: Any,
         position_embeddings: Any = None,
-        document_lengths: Any = None,
+        seq_lens: Any = None,
         **others: Any,
     ) -> Tensor:
-        if document_lengths is None:
+        if seq_lens is None:
             plain: Tensor = original(hidden_states, *arguments, position_embeddings=position_embeddings, **others)
             return plain
-        return _forward(plan, hidden_states, position_embeddings, document_lengths)
+        return _forward(plan, hidden_states, position_embeddings, seq_lens)
 
     return forward
 

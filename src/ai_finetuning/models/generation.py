@@ -182,11 +182,11 @@ def generate_text(
     try:
         while len(answers) < len(rows):
             places = order[len(answers) : len(answers) + batch_size]
-            found = _answers(model, tokenizer, [rows[place] for place in places], style, arguments)
-            if found is None:
+            obtained = _answers(model, tokenizer, [rows[place] for place in places], style, arguments)
+            if obtained is None:
                 batch_size = _halved(len(places))
             else:
-                answers |= zip(places, found, strict=True)
+                answers |= zip(places, obtained, strict=True)
     finally:
         model.train(was_training)
     return [answers[place] for place in range(len(rows))]

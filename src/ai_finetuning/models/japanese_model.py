@@ -16,7 +16,7 @@ from . import catalog
 from .base_model import BaseModel
 from .generation import generate_text, stream_text
 from .hub import on_disk
-from .loading import load_causal_lm, weight_marks
+from .loading import load_causal_lm, weight_fingerprint
 from .placement import DeviceMap
 from .source import ModelSource, find_tokenizer
 from .tokenizers import load_tokenizer, prompt_style
@@ -61,7 +61,7 @@ class JapaneseModel(BaseModel):
         self.attention = attention
         self.chat_template = chat_template
         self.trust_remote_code = trust_remote_code
-        self._marks: dict[str, tuple[float, ...]] = {}
+        self._fingerprint: dict[str, tuple[float, ...]] = {}
 
     def load_model(self) -> PreTrainedModel:
         """Loads the weights in eval mode (or returns them, where they are loaded already).
@@ -77,7 +77,7 @@ class JapaneseModel(BaseModel):
             device=self.device,
             bits=4 if self.load_in_4bit else 8 if self.load_in_8bit else None,
         )
-        self._marks = weight_marks(self.model)
+        self._fingerprint = weight_fingerprint(self.model)
         return self.model
 
     def load_weights(
@@ -122,12 +122,12 @@ class JapaneseModel(BaseModel):
 
     def weights_changed(self) -> bool:
         """Whether loaded weights differ from those on disk."""
-        return self.model is not None and weight_marks(self.model) != self._marks
+        return self.model is not None and weight_fingerprint(self.model) != self._fingerprint
 
     def unload(self) -> None:
         """Forgets the weights; the next use loads them again."""
         self.model = None
-        self._marks = {}
+        self._fingerprint = {}
 
     def generate_japanese(
         self,

@@ -20,10 +20,10 @@ from ..errors import ModelError, ToolkitError
 from ..messages import notice, warn
 from ..system.gpu import cpu_has_bf16, get_available_device
 from .activation_checkpointing import enable_activation_checkpointing
-from .options import require_known
+from .options import validate_options
 from .placement import DeviceMap, spread
-from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, require_backend, require_quantized
-from .source import ModelSource, find_model, not_loaded, require_safetensors
+from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, validate_backend, validate_quantized
+from .source import ModelSource, find_model, not_loaded, validate_safetensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
@@ -86,27 +86,27 @@ def load_causal_lm(
         ModelError: the model cannot be loaded as asked. HubError: the hub does not give it.
         InputNotFoundError: a local path that is not there.
     """
-    require_known(options, LoadOptions, "load_causal_lm")
-    wanted = options.get("quantization") or _quantization_of(
+    validate_options(options, LoadOptions, "load_causal_lm")
+    expected = options.get("quantization") or _quantization_of(
         options.get("load_in_8bit", False), options.get("load_in_4bit", False)
     )
     device_map = options.get("device_map")
     trusted = options.get("trust_remote_code", False)
     source = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trusted)
-    require_safetensors(source.path)
-    place = torch.device(device) if device is not None else get_available_device()
+    validate_safetensors(source.path)
+    target_device = torch.device(device) if device is not None else get_available_device()
     plan = LoadPlan(
         source=source,
-        device=place,
-        dtype=resolve_dtype(dtype, place),
-        quantization=wanted,
-        device_map=device_map if device_map is not None else {"": place},
+        device=target_device,
+        dtype=resolve_dtype(dtype, target_device),
+        quantization=expected,
+        device_map=device_map if device_map is not None else {"": target_device},
         announce=options.get("announce", True),
     )
     extra = _quantization(plan, source.config)
     model = _with_attention(plan, attention, extra)
-    if wanted is not None:
-        require_quantized(model, wanted.method.bits, source.name)
+    if expected is not None:
+        validate_quantized(model, expected.method.bits, source.name)
     forbid_cpu_packing(model)
     if isinstance(device_map, Mapping) and len(device_map) > 1:
         spread(model, device_map)
@@ -131,7 +131,7 @@ def _quantization(plan: LoadPlan, config: Mapping[str, Any]) -> dict[str, object
     """The quantization argument of from_pretrained; a checkpoint that is quantized already brings its own."""
     stored = config.get("quantization_config")
     if stored is not None:
-        require_backend(str(stored.get("quant_method")))
+        validate_backend(str(stored.get("quant_method")))
     if plan.quantization is None:
         return {}
     if stored is None:
@@ -160,14 +160,14 @@ def resolve_dtype(requested: torch.dtype | str | None, device: torch.device) -> 
     automatic = _automatic_dtype(device)
     if requested is None or requested == "auto":
         return automatic
-    wanted = DTYPES[requested] if isinstance(requested, str) else requested
-    if wanted is torch.float16 and device.type == "cpu":
+    expected = DTYPES[requested] if isinstance(requested, str) else requested
+    if expected is torch.float16 and device.type == "cpu":
         notice(
             f"CPU では float16 は遅いため、{_short(automatic)} で読み込みます。",
             f"float16 is slow on a CPU; loading in {_short(automatic)} instead.",
         )
         return automatic
-    return wanted
+    return expected
 
 
 def _automatic_dtype(device: torch.device) -> torch.dtype:
@@ -282,7 +282,7 @@ def quiet_progress() -> None:
         switch_off()
 
 
-def weight_marks(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:
+def weight_fingerprint(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:
     """A few values of every parameter, to tell later whether weights were changed (cheap, not a hash)."""
     marks = {}
     for name, parameter in model.named_parameters():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-def require_known(options: Mapping[str, object], known: type, function: str) -> None:
+def validate_options(options: Mapping[str, object], known: type, function: str) -> None:
     """Raises TypeError, as Python does, for an option that a TypedDict does not name."""
     for name in options:
         if name not in known.__annotations__:

@@ -29,7 +29,7 @@ def spread(model: Any, device_map: DeviceMap) -> None:
     Raises:
         ModelError: the map keeps weights on the CPU or on disk.
     """
-    refuse_offloading(device_map)
+    validate_offloading(device_map)
     _remove_accelerate_hooks(model)
     for handle in getattr(model, "aift_carriers", ()):
         handle.remove()
@@ -47,7 +47,7 @@ def spread(model: Any, device_map: DeviceMap) -> None:
     model.hf_device_map = dict(device_map)
 
 
-def refuse_offloading(device_map: Mapping[str, Any]) -> None:
+def validate_offloading(device_map: Mapping[str, Any]) -> None:
     """Refuses maps that keep weights on the CPU or on disk beside a GPU.
 
     Raises:

@@ -42,7 +42,7 @@ _MISSING = {
 }
 
 
-def require_backend(backend: str) -> None:
+def validate_backend(backend: str) -> None:
     """Raises ModelError with the way out where the package of a backend is missing; other backends are transformers'
     business.
     """
@@ -183,7 +183,7 @@ class Quantization:
             ModelError: the backend's package is missing. ConfigError: the method does not run on this device in this
                 dtype.
         """
-        require_backend(self.method.backend)
+        validate_backend(self.method.backend)
         reason = self.method.refusal(device, compute_dtype)
         if reason is not None:
             raise ConfigError(*reason)
@@ -196,10 +196,10 @@ def _bitsandbytes_modules(model: nn.Module, bits: int) -> list[Any]:
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     kind: type[nn.Module] = Linear8bitLt if bits == 8 else Linear4bit
-    found: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
+    obtained: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
     if bits == 4:
-        return [module for module in found if getattr(module.weight, "quant_state", None) is not None]
-    return [module for module in found if module.weight.dtype is torch.int8]
+        return [module for module in obtained if getattr(module.weight, "quant_state", None) is not None]
+    return [module for module in obtained if module.weight.dtype is torch.int8]
 
 
 def _torchao_modules(model: nn.Module, bits: int) -> list[Any]:
@@ -217,7 +217,7 @@ def quantized_bits(model: nn.Module) -> int | None:
     return next((bits for bits in (4, 8) if linear_modules(model, bits)), None)
 
 
-def require_quantized(model: nn.Module, bits: int, name: str) -> int:
+def validate_quantized(model: nn.Module, bits: int, name: str) -> int:
     """Number of modules in `bits` bits.
 
     Raises:
@@ -314,15 +314,15 @@ def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 def _statistics(model: nn.Module) -> list[torch.Tensor]:
     """Scales and codes that bitsandbytes keeps beside the weights, outside of parameters and buffers."""
     # The first forward moves the 8-bit scales from the weight to the module's state.
-    found = [
+    obtained = [
         module.weight.SCB if module.weight.SCB is not None else module.state.SCB
         for module in _bitsandbytes_modules(model, 8)
     ]
     for module in _bitsandbytes_modules(model, 4):
         state = module.weight.quant_state
         inner = (state.offset, state.state2.absmax, state.state2.code) if state.nested else ()
-        found += [state.absmax, state.code, *inner]
-    return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
+        obtained += [state.absmax, state.code, *inner]
+    return [tensor for tensor in obtained if isinstance(tensor, torch.Tensor)]
 
 
 def _short(dtype: torch.dtype) -> str:

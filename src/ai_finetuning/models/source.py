@@ -55,34 +55,36 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
         InputNotFoundError, HubError: it cannot be had. ModelError: it needs code from its repository, and nobody
             allowed it; its configuration cannot be read.
     """
-    found = hub.locate(name)
-    config = read_config(found)
-    remote_code = allow_remote_code(found.name, config, trust_remote_code)
-    return ModelSource(found.name, found.path, found.local_only, config, catalog.lookup(found.name), remote_code)
+    obtained = hub.locate(name)
+    config = read_config(obtained)
+    remote_code = allow_remote_code(obtained.name, config, trust_remote_code)
+    return ModelSource(
+        obtained.name, obtained.path, obtained.local_only, config, catalog.lookup(obtained.name), remote_code
+    )
 
 
 def find_tokenizer(name: str) -> ModelSource:
     """The same for a folder or id of which only the tokenizer is wanted; its configuration is read where it has one."""
-    found = hub.locate(name, weights=False)
-    file = Path(found.path) / "config.json"
+    obtained = hub.locate(name, weights=False)
+    file = Path(obtained.path) / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return ModelSource(found.name, found.path, found.local_only, config, catalog.lookup(found.name))
+    return ModelSource(obtained.name, obtained.path, obtained.local_only, config, catalog.lookup(obtained.name))
 
 
-def read_config(found: hub.Located) -> dict[str, Any]:
+def read_config(obtained: hub.Located) -> dict[str, Any]:
     """The model's config.json as a dict; no code of the repository runs."""
     try:
-        file = Path(found.path) / "config.json"
-        if not Path(found.path).is_dir():
+        file = Path(obtained.path) / "config.json"
+        if not Path(obtained.path).is_dir():
             from huggingface_hub import hf_hub_download
 
-            file = Path(hf_hub_download(found.path, "config.json", local_files_only=found.local_only))
+            file = Path(hf_hub_download(obtained.path, "config.json", local_files_only=obtained.local_only))
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"config.json holds a {type(values).__name__}, not an object")
         return values
     except (OSError, ValueError) as error:
-        raise not_loaded(found.path, error) from error
+        raise not_loaded(obtained.path, error) from error
 
 
 def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
@@ -112,7 +114,7 @@ def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: b
     )
 
 
-def require_safetensors(name: str) -> None:
+def validate_safetensors(name: str) -> None:
     """Refuses a local folder whose weights exist only as pickles: unpickling can run any code.
 
     Raises:

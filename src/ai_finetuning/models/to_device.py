@@ -26,18 +26,18 @@ def optimize_model_for_gpu(
     Returns:
         (model, device).
     """
-    place = torch.device(device) if device is not None else get_available_device()
-    dtype = sixteen_bit(place) if enable_mixed_precision else None
+    target_device = torch.device(device) if device is not None else get_available_device()
+    dtype = sixteen_bit(target_device) if enable_mixed_precision else None
     if getattr(model, "is_quantized", False):
         dtype = None
-    if enable_mixed_precision and dtype is None and place.type == "cpu":
+    if enable_mixed_precision and dtype is None and target_device.type == "cpu":
         notice(
             "この CPU には bf16 命令がないため fp32 のまま使います。", "this CPU has no bf16 instructions: fp32 stays."
         )
-    model = model.to(device=place, dtype=dtype) if dtype is not None else model.to(place)
+    model = model.to(device=target_device, dtype=dtype) if dtype is not None else model.to(target_device)
     if gradient_checkpointing and not enable_activation_checkpointing(model):
         notice(
             f"{type(model).__name__} は Gradient Checkpointing に対応していないため、そのまま使います。",
             f"{type(model).__name__} has no gradient checkpointing; it is used as it is.",
         )
-    return model, place
+    return model, target_device

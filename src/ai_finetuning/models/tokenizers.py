@@ -91,21 +91,21 @@ def load_tokenizer(
         HubError, InputNotFoundError: it cannot be had.
     """
     # A folder that holds only a tokenizer will do, such as an adapter's.
-    found = name if isinstance(name, ModelSource) else find_tokenizer(name)
+    obtained = name if isinstance(name, ModelSource) else find_tokenizer(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            found.path, trust_remote_code=trust_remote_code, local_files_only=found.local_only
+            obtained.path, trust_remote_code=trust_remote_code, local_files_only=obtained.local_only
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        kind = ModelError if Path(found.path).is_dir() else HubError
+        kind = ModelError if Path(obtained.path).is_dir() else HubError
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise kind(
-            f"{found.name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か tokenizer.model が必要です。",
-            f"the tokenizer of {found.name} cannot be loaded ({reason}); it needs tokenizer.json or tokenizer.model.",
+            f"{obtained.name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か tokenizer.model が必要です。",
+            f"the tokenizer of {obtained.name} cannot be loaded ({reason}); it needs tokenizer.json or tokenizer.model.",
         ) from error
-    tokenizer = _with_parity(tokenizer, found.path)
-    ensure_pad(tokenizer, _embedding_rows(found))
-    tokenizer.chat_template = choose_template(tokenizer, found.name, chat_template)
+    tokenizer = _with_parity(tokenizer, obtained.path)
+    ensure_pad(tokenizer, _embedding_rows(obtained))
+    tokenizer.chat_template = choose_template(tokenizer, obtained.name, chat_template)
     return tokenizer
 
 
@@ -114,12 +114,12 @@ def _files(name: str, *names: str) -> dict[str, Path]:
     from huggingface_hub import try_to_load_from_cache
 
     folder = Path(name)
-    found = {}
+    obtained = {}
     for file in names:
-        place = folder / file if folder.is_dir() else try_to_load_from_cache(name, file)
-        if isinstance(place, str | Path) and Path(place).is_file():
-            found[file] = Path(place)
-    return found
+        path = folder / file if folder.is_dir() else try_to_load_from_cache(name, file)
+        if isinstance(path, str | Path) and Path(path).is_file():
+            obtained[file] = Path(path)
+    return obtained
 
 
 def _embedding_rows(source: ModelSource) -> int | None:
@@ -241,14 +241,14 @@ def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
     )
 
 
-def choose_template(tokenizer: Any, name: str, wanted: str | None) -> str:
+def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
     """The chat template in force, as Jinja text.
 
     Raises:
         ConfigError: a name that is neither a template's key, a file nor Jinja text.
     """
-    if wanted is not None:
-        return template_text(wanted)
+    if expected is not None:
+        return template_text(expected)
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     row = catalog.lookup(name)

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-
 from ..errors import ConfigError
-from ..messages import notice, warn
-from ..models.placement import DeviceMap
-from .collectives.mesh import Sizes, build_mesh, sizes_of
+from ..messages import warn
+from .collectives.mesh import Sizes, sizes_of
 from .plugins import zero
-from .plugins.accelerated import Accelerated, AcceleratedReplicas
 from .processes import launched
 from .strategies import tensor
-from .strategies.device_map import ModelParallel
-from .strategies.distributed import Distributed
-from .strategies.pipeline import Pipeline, check_pipeline
-from .strategies.single import SingleDevice
-from .strategy import Strategy
-from .weights.materialize import Destination
+from .strategies.pipeline import validate_pipeline
 
 
 @dataclass(frozen=True)
-class Choice:
+class ParallelPlan:
     """How a run is spread.
 
     Attributes:
@@ -65,7 +53,7 @@ class Choice:
         return rank // self.sizes.tp % self.sizes.dp, self.sizes.dp
 
 
-def check_strategy(
+def resolve_parallel_plan(
     name: str,
     *,
     processes: int | None = None,
@@ -75,7 +63,7 @@ def check_strategy(
     world_size: int = 1,
     local_rank: int = -1,
     deepspeed_stage: int | None = None,
-) -> Choice:
+) -> ParallelPlan:
     """What the settings mean for a number of processes; refuses what cannot run here.
 
     Args:
@@ -116,14 +104,14 @@ def check_strategy(
             f"use more GPUs, or, to try it without, --cpu-processes {max(2, asked)} (parallel.processes).",
         )
     if deepspeed_stage is not None:
-        zero.require(size)
+        zero.validate_processes(size)
     sizes = sizes_of(name, size, pipeline=pipeline_parallel_size, tensor=tensor_parallel_size)
     sharded = name == "fsdp" and sizes.dp > 1
-    return Choice(name, sizes, sharded=sharded, schedule=pipeline_schedule, zero_stage=deepspeed_stage)
+    return ParallelPlan(name, sizes, sharded=sharded, schedule=pipeline_schedule, zero_stage=deepspeed_stage)
 
 
-def refuse_model(
-    choice: Choice, config: Any, *, bits: int | None, optimizer: str, use_dora: bool, scaler: bool = False
+def validate_model(
+    choice: ParallelPlan, config: Any, *, bits: int | None, optimizer: str, use_dora: bool, scaler: bool = False
 ) -> None:
     """Refuses a model's configuration that the choice cannot train, before its weights are loaded.
 
@@ -136,8 +124,8 @@ def refuse_model(
         ConfigError: with the numbers and the way out.
     """
     if choice.zero_stage is not None:
-        zero.refuse(choice.zero_stage, bits=bits, optimizer=optimizer, scaler=scaler)
-    tensor.refuse(
+        zero.validate(choice.zero_stage, bits=bits, optimizer=optimizer, scaler=scaler)
+    tensor.validate(
         config, tensor=choice.sizes.tp, sharded=choice.sharded, bits=bits, optimizer=optimizer, use_dora=use_dora
     )
     if bits == 8 and choice.sharded:
@@ -146,10 +134,10 @@ def refuse_model(
             "strategy: fsdp cannot go with a base in 8 bit; use 4 bit (qlora_4bit: true), or strategy: ddp.",
         )
     if choice.sizes.pp > 1:
-        check_pipeline(config, choice.sizes, choice.schedule, sharded=choice.sharded)
+        validate_pipeline(config, choice.sizes, choice.schedule, sharded=choice.sharded)
 
 
-def warn_of_idle_ranks(choice: Choice, rows: int) -> None:
+def warn_of_idle_ranks(choice: ParallelPlan, rows: int) -> None:
     """Says that processes compute nothing where a step has fewer rows than there are processes to share them.
 
     Args:
@@ -164,49 +152,3 @@ def warn_of_idle_ranks(choice: Choice, rows: int) -> None:
         f"a step has {rows} rows (batch_size x gradient_accumulation_steps) for {ranks} processes that share the data: "
         f"{ranks - rows} of them compute nothing. Make the product {ranks} or more, or use {rows} processes or fewer.",
     )
-
-
-def choose(
-    choice: Choice,
-    *,
-    device: torch.device | DeviceMap,
-    autocast: torch.dtype | None,
-    scaler: bool,
-    use_accelerate: bool,
-    masters: bool = False,
-    plan: Callable[[nn.Module], tensor.Plan] | None = None,
-    max_grad_norm: float = 1.0,
-) -> Strategy:
-    """The strategy; the process group has to be there where there are several processes.
-
-    Args:
-        device: of this process; of model_parallel, the device of each module by its name.
-        masters: every weight trains, in fp32; a model that is cut becomes so part by part.
-        plan: says how a model's modules are cut, where `tp` is above 1.
-        max_grad_norm: that the run will clip to.
-    """
-    if not isinstance(device, torch.device):
-        return ModelParallel(device, autocast=autocast, scaler=scaler)
-    if choice.processes == 1:
-        kind = Accelerated if use_accelerate else SingleDevice
-        return kind(device, autocast=autocast, scaler=scaler)
-    mesh = build_mesh(choice.sizes, device.type)
-    if choice.zero_stage is not None:  # through Accelerate, whatever use_accelerate says
-        return zero.Zero(device, mesh, stage=choice.zero_stage, max_grad_norm=max_grad_norm, autocast=autocast)
-    if use_accelerate and not choice.in_parts:
-        return AcceleratedReplicas(device, mesh, autocast=autocast, scaler=scaler)
-    if use_accelerate:
-        notice(
-            f"strategy {choice.strategy} では use_accelerate によらず、このツールキット自身の並列処理を使います（Accelerate は 1 プロセスと ddp だけです）。",
-            f"strategy {choice.strategy} runs on this toolkit's own parallel path, whatever use_accelerate says "
-            "(Accelerate serves one process and ddp).",
-        )
-    common: dict[str, Any] = {"sharded": choice.sharded, "autocast": autocast, "scaler": scaler, "masters": masters}
-    if choice.sizes.pp > 1:
-        return Pipeline(device, mesh, schedule=choice.schedule, **common)
-
-    def cut(model: nn.Module, along: DeviceMesh, destination: Destination) -> None:
-        assert plan is not None
-        tensor.cut_layers(model, along, plan=plan(model), destination=destination)
-
-    return Distributed(device, mesh, cut_layers=cut, **common)

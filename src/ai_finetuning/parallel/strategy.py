@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .batch import Batch, LossFunction
 from .weights.layout import Layout
-from .weights.materialize import Destination
+from .weights.materialize import WeightPlacement
 from .weights.state import Tensors
 
 
@@ -43,7 +43,7 @@ class Strategy(Protocol):
     exchanges: int  # how often this process has begun something with the others; what the watchdog compares
 
     @property
-    def destination(self) -> Destination | None:
+    def weight_placement(self) -> WeightPlacement | None:
         """Where a model that is cut goes, part by part; None: it is loaded as it trains."""
 
     def placement(self, *, quantized: bool) -> dict[str, Any]:

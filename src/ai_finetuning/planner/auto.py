@@ -46,7 +46,7 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Choice:
+class StrategyAdvice:
     """What was chosen: a strategy, its number of processes, and why in one line of each language."""
 
     strategy: str
@@ -106,7 +106,7 @@ _RULES = (
 )
 
 
-def choose_strategy(situation: Situation) -> Choice:
+def advise_strategy(situation: Situation) -> StrategyAdvice:
     """The first strategy of the table under which the run fits; one device takes what there is.
 
     Raises:
@@ -121,7 +121,7 @@ def choose_strategy(situation: Situation) -> Choice:
     for rule in _RULES:
         if rule.holds(situation):
             processes = 1 if rule.one_process else len(situation.devices)
-            return Choice(rule.strategy, processes, rule.ja.format(**numbers), rule.en.format(**numbers))
+            return StrategyAdvice(rule.strategy, processes, rule.ja.format(**numbers), rule.en.format(**numbers))
     raise ConfigError(
         "parallel.strategy auto: どの方法でも載りません。1 つなら {whole:.1f} GiB、fsdp で {n} つに分けても {sharded:.1f} GiB ずつ必要で、"
         "最小のデバイスは {least:.1f} GiB です。"

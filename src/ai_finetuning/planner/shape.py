@@ -42,7 +42,7 @@ class ModelShape:
         """Weights that no product needs: an input embedding that is not the head as well."""
         return max(0, self.embedding_parameters - self.vocabulary * self.hidden)
 
-    def refuse_misfit(self, *, max_token_id: int, max_length: int) -> None:
+    def validate_fit(self, *, max_token_id: int, max_length: int) -> None:
         """Refuses data that the model cannot take: a token id without an embedding row, or too many positions.
 
         Raises:
@@ -109,18 +109,18 @@ def meta_model(name: str | ModelSource, *, trust_remote_code: bool = False) -> n
     Raises:
         ModelError: the configuration is no causal language model that transformers knows.
     """
-    found = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trust_remote_code)
+    obtained = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(
-            found.path, local_files_only=found.local_only, trust_remote_code=found.remote_code
+            obtained.path, local_files_only=obtained.local_only, trust_remote_code=obtained.remote_code
         )
         with torch.device("meta"):
             build: Callable[..., nn.Module] = AutoModelForCausalLM.from_config
-            model = build(config, trust_remote_code=found.remote_code)
+            model = build(config, trust_remote_code=obtained.remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{found.name} の config.json から文章生成モデルを組み立てられません（{reason}）。",
-            f"no causal language model can be built from the config.json of {found.name} ({reason}).",
+            f"{obtained.name} の config.json から文章生成モデルを組み立てられません（{reason}）。",
+            f"no causal language model can be built from the config.json of {obtained.name} ({reason}).",
         ) from error
     return model

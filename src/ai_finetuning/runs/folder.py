@@ -51,8 +51,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def files_of_run(folder: Path) -> list[Path]:
     """What a run has written into its folder; run.json last."""
-    found = [path for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, name) for name in OURS)]
-    return sorted(found, key=lambda path: (path.name == RUN, path.name))
+    obtained = [path for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, name) for name in OURS)]
+    return sorted(obtained, key=lambda path: (path.name == RUN, path.name))
 
 
 def validate_folder(folder: Path) -> None:

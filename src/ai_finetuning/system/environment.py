@@ -36,13 +36,13 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "sve")
 
 def versions() -> dict[str, str | None]:
     """Installed versions; None where a package is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    obtained: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            obtained[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            obtained[name] = None
+    return obtained
 
 
 def environment() -> dict[str, Any]:
@@ -74,12 +74,12 @@ def _gpus() -> dict[str, Any]:
 
     `available` says whether torch uses them: without it a build of torch for CPUs, or a driver too old, is the reason.
     """
-    found = nvml.gpus()
-    if not found:
+    obtained = nvml.gpus()
+    if not obtained:
         return get_gpu_memory_info()
     return {
         "available": get_available_device().type == "cuda",
-        "device_count": len(found),
+        "device_count": len(obtained),
         "devices": [
             {
                 "index": gpu.index,
@@ -87,7 +87,7 @@ def _gpus() -> dict[str, Any]:
                 "total_memory_gb": gpu.total_bytes / 1e9,
                 "free_memory_gb": gpu.free_bytes / 1e9,
             }
-            for gpu in found
+            for gpu in obtained
         ],
     }
 

@@ -68,12 +68,12 @@ def _visible(nvml: Any, visible: str | None) -> list[Any]:
         return every
     numbers: list[int | str] = []
     for entry in (item.strip() for item in visible.split(",")):
-        found = _number(nvml, every, entry)
-        if found is None:
+        obtained = _number(nvml, every, entry)
+        if obtained is None:
             break
-        if found in numbers:  # CUDA sees no GPU at all then
+        if obtained in numbers:  # CUDA sees no GPU at all then
             return []
-        numbers.append(found)
+        numbers.append(obtained)
     return [every[item] if isinstance(item, int) else nvml.nvmlDeviceGetHandleByUUID(item) for item in numbers]
 
 

@@ -84,8 +84,8 @@ def lesson(method: Method, base: str, out: Path, *, epochs: int = EPOCHS, max_st
 def teach(config: RunConfig, rows: Any, questions: Sequence[tuple[str, str]]) -> tuple[JapaneseModel, Result]:
     """Trains on rows, with the (question, answer) pairs as held-out data; returns the model and what the run gave."""
     model = JapaneseModel(config.model.name)
-    held_out = [{"instruction": question, "output": answer} for question, answer in questions]
-    return model, execute(TrainRequest(model, config, rows, held_out))
+    eval_data = [{"instruction": question, "output": answer} for question, answer in questions]
+    return model, execute(TrainRequest(model, config, rows, eval_data))
 
 
 def held_out_losses(result: Result) -> tuple[float, float]:
@@ -111,12 +111,12 @@ def compare_methods(
         questions: (question, wanted answer) pairs; also the held-out data.
         out: gets one folder a method.
     """
-    found = []
+    obtained = []
     for method in RATES:
         config = lesson(method, base, out / method, epochs=epochs, max_steps=max_steps)
         model, result = teach(config, rows, questions)
         trains = trainable_parameters(result.model)[0]
-        found.append(
+        obtained.append(
             Measured(
                 method,
                 held_out_losses(result)[1],
@@ -126,4 +126,4 @@ def compare_methods(
                 sum(path.stat().st_size for path in result.folder.glob("*.safetensors")),
             )
         )
-    return found
+    return obtained

@@ -69,6 +69,6 @@ class FullFinetuningTrainer:
             training=with_resume(self.config, resume_from_checkpoint),
             parallel=getattr(self.config, "parallel", None) or ParallelConfig(),
         )
-        train, held_out = choose_sources(self, train_texts, eval_texts)
-        self.result = execute(TrainRequest(self.model, config, train, held_out, self.use_accelerate))
+        train, eval_data = choose_sources(self, train_texts, eval_texts)
+        self.result = execute(TrainRequest(self.model, config, train, eval_data, self.use_accelerate))
         return self.result.model

@@ -75,8 +75,8 @@ class LoRAFinetuningTrainer:
             lora=self.lora_config,
             parallel=getattr(self.training_config, "parallel", None) or ParallelConfig(),
         )
-        train, held_out = choose_sources(self, train_texts, eval_texts)
-        self.result = execute(TrainRequest(self.model, config, train, held_out))
+        train, eval_data = choose_sources(self, train_texts, eval_texts)
+        self.result = execute(TrainRequest(self.model, config, train, eval_data))
         return self.result.model
 
     @staticmethod

@@ -22,12 +22,12 @@ from benchmarks.variants import VARIANTS, groups
 
 def test_documents_have_the_lengths_of_japanese_instruction_data():
     """docs/design/training-step.md: 512 documents, median 116, mean 155, p95 393, at most 1024, 62.6 % with labels."""
-    found = sorted(map(len, documents(vocabulary=32000)))
-    assert len(found) == 512
-    assert statistics.median(found) == pytest.approx(116, abs=1)
-    assert statistics.mean(found) == pytest.approx(155, rel=0.03)
-    assert found[int(0.95 * 512)] == pytest.approx(393, rel=0.03)
-    assert found[-1] == 1024
+    obtained = sorted(map(len, documents(vocabulary=32000)))
+    assert len(obtained) == 512
+    assert statistics.median(obtained) == pytest.approx(116, abs=1)
+    assert statistics.mean(obtained) == pytest.approx(155, rel=0.03)
+    assert obtained[int(0.95 * 512)] == pytest.approx(393, rel=0.03)
+    assert obtained[-1] == 1024
     assert label_share(documents(vocabulary=32000)) == pytest.approx(0.626, abs=0.02)
 
 
@@ -88,8 +88,8 @@ def test_the_counted_steps_stand_for_the_corpus():
 )
 def test_flops_of_a_token(model: str, method: str, expected: float):
     """The FLOP limit is the one that the targets were set with."""
-    found = flops_per_token(SHAPES[model], method, label_share=0.626, mean_length=260)
-    assert found == pytest.approx(expected, rel=0.01)
+    obtained = flops_per_token(SHAPES[model], method, label_share=0.626, mean_length=260)
+    assert obtained == pytest.approx(expected, rel=0.01)
 
 
 def test_parameters_are_those_of_the_model_that_is_built():
@@ -119,8 +119,8 @@ def test_ratios_are_taken_round_by_round():
     """A round in which the whole machine was half as fast leaves the ratio alone."""
     ours = [step(100, 1, 2), step(100, 2, 4), step(100, 1, 2)]
     peer = [step(100, 3, 6), step(100, 6, 12), step(100, 4, 8)]
-    found = ratios.paired_ratios(ours, peer, "wall")
-    assert found == {"median": 3, "min": 3, "max": 4, "pooled": pytest.approx(13 / 4)}
+    obtained = ratios.paired_ratios(ours, peer, "wall")
+    assert obtained == {"median": 3, "min": 3, "max": 4, "pooled": pytest.approx(13 / 4)}
 
 
 def test_a_disturbed_step_is_marked():

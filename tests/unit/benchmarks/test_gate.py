@@ -44,24 +44,24 @@ def test_attention_across_documents_is_refused(model, corpus):
     def leaking(module, batch):
         return fair(module, replace(batch, attention_mask=torch.ones_like(batch.input_ids)))
 
-    found = leak(model, forward_backward(model, leaking), neighbour_batches(corpus, 400))
+    obtained = leak(model, forward_backward(model, leaking), neighbour_batches(corpus, 400))
     with pytest.raises(GateError, match="leak"):
-        replace(FINE, leak=found).refuse()
+        replace(FINE, leak=obtained).refuse()
 
 
 def test_gradients_of_another_loss_are_refused(model, corpus):
     """A step that trains on prompts too is stopped, although its loss is near by."""
-    _, wanted = reference(model, corpus)
+    _, expected = reference(model, corpus)
     _, other = reference(model, [replace(item, prompt=1) for item in corpus])
     with pytest.raises(GateError, match="gradient"):
-        replace(FINE, gradient=distance(other, wanted)[0]).refuse()
+        replace(FINE, gradient=distance(other, expected)[0]).refuse()
 
 
 def test_a_missing_gradient_is_refused(model, corpus):
-    _, wanted = reference(model, corpus)
+    _, expected = reference(model, corpus)
     with pytest.raises(GateError, match="one side"):
-        distance({name: value for name, value in wanted.items() if "q_proj" not in name}, wanted)
-    assert distance(gradients(model), wanted)[0] == 0
+        distance({name: value for name, value in expected.items() if "q_proj" not in name}, expected)
+    assert distance(gradients(model), expected)[0] == 0
 
 
 @pytest.mark.parametrize("change", [{"loss": 2e-4}, {"gradient": 3e-2}, {"gradient": float("nan")}, {"leak": 1e-3}])

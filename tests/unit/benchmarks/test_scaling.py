@@ -22,9 +22,9 @@ def result() -> dict:
         "fsdp-4": 2.0,
         "pipeline": 1.25,
     }
-    found = {name: [turn(factor * value, cpu=2 * value) for factor in (1, 2)] for name, value in seconds.items()}
-    found["ddp-1"] = [turn(step["wall"], sent=400, steps=4) for step in found["ddp-1"]]
-    summary = scaling.summarise(found, processes=2, cores=2)
+    obtained = {name: [turn(factor * value, cpu=2 * value) for factor in (1, 2)] for name, value in seconds.items()}
+    obtained["ddp-1"] = [turn(step["wall"], sent=400, steps=4) for step in obtained["ddp-1"]]
+    summary = scaling.summarise(obtained, processes=2, cores=2)
     return {
         "model": "deep",
         "processes": 2,

@@ -64,11 +64,13 @@ def test_decomposed_text_is_composed_and_counted(shared: Path):
     samples, report = load_samples(str(shared / "data" / "encoding" / "faq_nfd_utf8.jsonl"))
     truth = expected(shared)
     kana = str.maketrans({})
-    found = [[message.content for message in sample.messages] for sample in samples if isinstance(sample, Conversation)]
-    wanted = [[unicodedata.normalize("NFC", row[key]).translate(kana) for key in FAQ[:2]] for row in truth]
+    obtained = [
+        [message.content for message in sample.messages] for sample in samples if isinstance(sample, Conversation)
+    ]
+    composed = [[unicodedata.normalize("NFC", row[key]).translate(kana) for key in FAQ[:2]] for row in truth]
     from ai_finetuning.japanese.normalize import normalize
 
-    assert found == [[normalize(text)[0] for text in pair] for pair in wanted]
+    assert obtained == [[normalize(text)[0] for text in pair] for pair in composed]
     assert report.normalized["composed"] > 0
 
 

@@ -99,7 +99,7 @@ def test_long_rows_are_cut_dropped_or_refused_and_counted():
     examples, report = encode(rows, tokenizer, max_length=length + 2)
     assert len(examples) == 21
     assert report.over_long == 1
-    assert report.lost_live_tokens > 0
+    assert report.lost_label_tokens > 0
     line = " ".join(report.lines())
     assert "1" in line
     assert "%" in line
@@ -155,9 +155,9 @@ def test_text_dataset_is_a_plain_causal_lm_loss(tiny_model_dir: Path):
     assert padded == pytest.approx(float(mean), abs=1e-5)
 
 
-def test_text_dataset_cuts_with_one_line(said):
+def test_text_dataset_cuts_with_one_line(logged):
     TextDataset(["あ" * 300, "短い。"], build_tokenizer(), max_length=16)
-    assert said().count("1 of 2 texts (50%) are cut at max_length 16") == 1
+    assert logged().count("1 of 2 texts (50%) are cut at max_length 16") == 1
     for bad in ([], "文", ["文", ""], ["文", 3]):
         with pytest.raises(DataError):
             TextDataset(bad, build_tokenizer())
@@ -272,7 +272,7 @@ def test_prepare_says_everything_once(tmp_path: Path):
     assert "cp932" in text
     assert "half_width_kana 3" in text
     assert "rows held out: 1" in text
-    assert len(data.train) == len(data.held_out) == 1
+    assert len(data.train) == len(data.eval_data) == 1
     assert json.dumps(data.digest)
 
 
@@ -285,7 +285,7 @@ def test_long_texts_are_split_into_rows_that_predict_every_token_once():
     predicted = [int(label) for part in parts for label in part.labels if label != IGNORED]
     assert predicted == [int(label) for label in whole.labels if label != IGNORED]
     assert sum(part.characters for part in parts) == pytest.approx(len(text), abs=len(parts))
-    assert report.over_long == report.lost_live_tokens == 0
+    assert report.over_long == report.lost_label_tokens == 0
     assert {part.source for part in parts} == {"w"}
     with pytest.raises(DataError, match="split"):
         encode([talk("首都は？", "東京です。" * 30)], tokenizer, max_length=40, on_long="split")
@@ -315,10 +315,10 @@ def test_rows_encoded_together_are_those_encoded_one_by_one(threads: str, monkey
 
 def test_a_tokenizer_that_was_told_to_cut_and_pad_does_neither():
     """What is set on the tokenizer for other uses does not reach the rows."""
-    plain, told = build_tokenizer(), copy.deepcopy(build_tokenizer())
-    told.backend_tokenizer.enable_truncation(4)
-    told.backend_tokenizer.enable_padding(length=64)
+    plain, reported = build_tokenizer(), copy.deepcopy(build_tokenizer())
+    reported.backend_tokenizer.enable_truncation(4)
+    reported.backend_tokenizer.enable_padding(length=64)
     samples = [talk("首都は？", "東京です。"), PlainText("今日は良い天気ですね。")]
-    for one, other in zip(*(encode(samples, item, max_length=64)[0] for item in (plain, told)), strict=True):
+    for one, other in zip(*(encode(samples, item, max_length=64)[0] for item in (plain, reported)), strict=True):
         assert one.input_ids.tolist() == other.input_ids.tolist()
         assert one.labels.tolist() == other.labels.tolist()

@@ -77,12 +77,12 @@ class Recorder(Callback):
     """Every call, with the step; asks for what a table says."""
 
     def __init__(self, asks: dict[tuple[str, int], str] | None = None) -> None:
-        self.told: list[tuple[str, int]] = []
+        self.reported: list[tuple[str, int]] = []
         self.closed = 0
         self._asks = asks or {}
 
     def _tell(self, event: str, state: Any, control: Any) -> None:
-        self.told.append((event, state.step))
+        self.reported.append((event, state.step))
         flag = self._asks.get((event, state.step))
         if flag is not None:
             setattr(control, flag.removeprefix("not "), not flag.startswith("not "))
@@ -119,13 +119,13 @@ class Recorder(Callback):
         self.closed += 1
 
 
-def told(tmp_path: Path, asks: dict[tuple[str, int], str] | None = None, **settings: Any) -> list[tuple[str, int]]:
+def reported(tmp_path: Path, asks: dict[tuple[str, int], str] | None = None, **settings: Any) -> list[tuple[str, int]]:
     """Calls of a run of six steps, three an epoch."""
     run = run_of(Case("llama", rows=12), SingleDevice(CPU), tmp_path, **{"steps": 6, "logging_steps": 4} | settings)
     run.callbacks = [Recorder(asks)]
     fit(run)
     assert run.callbacks[0].closed == 1
-    return run.callbacks[0].told
+    return run.callbacks[0].reported
 
 
 def test_callbacks_are_called_in_the_order_of_transformers(tmp_path: Path):
@@ -133,7 +133,7 @@ def test_callbacks_are_called_in_the_order_of_transformers(tmp_path: Path):
     second = [("evaluate", 2), ("step_end", 3), ("epoch_end", 3), ("save", 3), ("epoch_begin", 3)]
     third = [("step_end", 4), ("log", 4), ("evaluate", 4), ("step_end", 5), ("step_end", 6), ("log", 6)]
     last = [("epoch_end", 6), ("evaluate", 6), ("save", 6), ("train_end", 6)]
-    assert told(tmp_path, eval_steps=2, save_steps=3) == [*first, *second, *third, *last]
+    assert reported(tmp_path, eval_steps=2, save_steps=3) == [*first, *second, *third, *last]
 
 
 def test_what_callbacks_ask_for_happens_before_the_next_step(tmp_path: Path):
@@ -146,11 +146,11 @@ def test_what_callbacks_ask_for_happens_before_the_next_step(tmp_path: Path):
         ("step_end", 4): "should_evaluate",
         ("evaluate", 4): "should_training_stop",
     }
-    calls = told(tmp_path, asks, save_steps=3, logging_steps=100)
-    wanted = [("step_end", 1), ("evaluate", 1), ("save", 1), ("step_end", 2), ("log", 2), ("step_end", 3)]
-    wanted += [("epoch_end", 3), ("epoch_begin", 3), ("step_end", 4), ("evaluate", 4)]
-    wanted += [("epoch_end", 4), ("train_end", 4)]
-    assert calls[3:] == wanted
+    calls = reported(tmp_path, asks, save_steps=3, logging_steps=100)
+    expected = [("step_end", 1), ("evaluate", 1), ("save", 1), ("step_end", 2), ("log", 2), ("step_end", 3)]
+    expected += [("epoch_end", 3), ("epoch_begin", 3), ("step_end", 4), ("evaluate", 4)]
+    expected += [("epoch_end", 4), ("train_end", 4)]
+    assert calls[3:] == expected
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2, 3, 4]
 
 
@@ -162,7 +162,7 @@ def test_a_run_that_fails_closes_its_callbacks_and_does_not_say_that_it_ended(tm
     with pytest.raises(ZeroDivisionError):
         fit(run)
     assert recorder.closed == 1
-    assert ("train_end", 0) not in recorder.told
+    assert ("train_end", 0) not in recorder.reported
 
 
 def test_a_checkpoint_written_beside_the_training_is_told_of_when_it_is_there(tmp_path: Path):

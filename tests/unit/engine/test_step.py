@@ -23,13 +23,13 @@ KINDS = ["llama", "qwen2", "stablelm", "gpt_neox"]
 def rows(count: int = 7, seed: int = 0) -> list[Example]:
     """Rows of 5 to 40 tokens; the first third carries no loss."""
     generator = np.random.default_rng(seed)
-    found = []
+    obtained = []
     for _ in range(count):
         ids = generator.integers(3, 400, generator.integers(5, 40)).astype(np.int32)
         labels = ids.copy()
         labels[: max(1, len(ids) // 3)] = IGNORED
-        found.append(Example(ids, labels, len(ids)))
-    return found
+        obtained.append(Example(ids, labels, len(ids)))
+    return obtained
 
 
 def reference(model: torch.nn.Module, examples: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -218,9 +218,9 @@ def test_the_loss_scale_moves_as_torchs_gradscaler():
 def test_clipping_is_by_the_global_norm():
     model = build_model()
     strategy = SingleDevice(torch.device("cpu"))
-    loss, found = ours(model, rows(), micro=2, strategy=strategy)
+    loss, obtained = ours(model, rows(), micro=2, strategy=strategy)
     strategy.attach(torch.optim.SGD(model.parameters(), lr=0.0))
-    expected = torch.stack([gradient.norm() for gradient in found.values()]).norm()
+    expected = torch.stack([gradient.norm() for gradient in obtained.values()]).norm()
     assert strategy.update(torch.tensor(loss), 0.01).grad_norm == pytest.approx(float(expected), rel=1e-5)
     after = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert float(after) == pytest.approx(0.01, rel=1e-3)
@@ -348,12 +348,12 @@ def test_the_warm_up_rules(steps: int, explicitly_set: bool, total: int, expecte
     assert resolve_warmup(steps, explicitly_set=explicitly_set, total_steps=total) == expected
 
 
-def test_an_explicitly_set_warm_up_is_warned_about_and_refused(said):
+def test_an_explicitly_set_warm_up_is_warned_about_and_refused(logged):
     from ai_finetuning.engine.schedule import resolve_warmup
     from ai_finetuning.errors import ConfigError
 
     assert resolve_warmup(40, explicitly_set=True, total_steps=100) == 40
-    assert "warmup" in said()
+    assert "warmup" in logged()
     with pytest.raises(ConfigError, match="only 100 steps"):
         resolve_warmup(100, explicitly_set=True, total_steps=100)
 

@@ -39,11 +39,11 @@ METHODS = {
 @pytest.fixture
 def lookups(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each fact was asked for, at every place that imports the function."""
-    found: Counter[str] = Counter()
+    obtained: Counter[str] = Counter()
 
     def count(name: str, function: Any, *owners: Any) -> None:
         def counted(*args: Any, **kwargs: Any) -> Any:
-            found[name] += 1
+            obtained[name] += 1
             return function(*args, **kwargs)
 
         for owner in owners:
@@ -53,7 +53,7 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count("head", hub.head, hub)
     count("read_config", source.read_config, source)
     count("meta_model", shape.meta_model, shape, base_facts)
-    return found
+    return obtained
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -68,7 +68,7 @@ def test_each_fact_is_looked_up_once(method: str, tiny_model_dir: Path, tmp_path
 
 
 def test_an_alias_and_the_hub_are_asked_once(
-    tiny_model_dir: Path, tmp_path: Path, lookups: Counter[str], monkeypatch: pytest.MonkeyPatch, said
+    tiny_model_dir: Path, tmp_path: Path, lookups: Counter[str], monkeypatch: pytest.MonkeyPatch, logged
 ):
     """A model that only a hub has: one question to the hub, one line that its name is another's; then its cached copy."""
     from ai_finetuning.models import catalog
@@ -78,15 +78,15 @@ def test_an_alias_and_the_hub_are_asked_once(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(hub, "head", _counting(lookups))
     monkeypatch.setattr(
-        source, "read_config", lambda found: json.loads((tiny_model_dir / "config.json").read_text(encoding="utf-8"))
+        source, "read_config", lambda obtained: json.loads((tiny_model_dir / "config.json").read_text(encoding="utf-8"))
     )
     config = load_config(write_run(tmp_path, name), ["lora.r=2"])
-    found = validate.find_base(config)
-    model = request_of(config, source=found).model
-    assert model.find() is found
-    assert (found.name, found.local_only) == (real, False)
+    obtained = validate.find_base(config)
+    model = request_of(config, source=obtained).model
+    assert model.find() is obtained
+    assert (obtained.name, obtained.local_only) == (real, False)
     assert lookups["head"] == lookups["locate"] == 1
-    assert said().count("was never published") == 1
+    assert logged().count("was never published") == 1
 
 
 def _counting(lookups: Counter[str]) -> Any:

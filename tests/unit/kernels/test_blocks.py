@@ -15,9 +15,9 @@ compiled = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels h
 BF16_ERROR = 2e-2
 
 
-def apart(got: torch.Tensor, wanted: torch.Tensor) -> float:
+def apart(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2 distance."""
-    return float((got.detach().float() - wanted.detach()).norm() / wanted.detach().norm().clamp_min(1e-12))
+    return float((got.detach().float() - expected.detach()).norm() / expected.detach().norm().clamp_min(1e-12))
 
 
 def leaf(*shape: int, seed: int) -> torch.Tensor:
@@ -27,13 +27,13 @@ def leaf(*shape: int, seed: int) -> torch.Tensor:
 
 def both(function, reference, *inputs: torch.Tensor) -> None:
     """Outputs and all gradients of the two agree to what bf16 can hold."""
-    wanted = reference(*inputs)
-    seed = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(9)).bfloat16()
-    exact = torch.autograd.grad(wanted, inputs, seed.float())
+    expected = reference(*inputs)
+    seed = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9)).bfloat16()
+    exact = torch.autograd.grad(expected, inputs, seed.float())
     halves = [item.detach().bfloat16().requires_grad_() for item in inputs]
     got = function(*halves)
     rough = torch.autograd.grad(got, halves, seed)
-    assert apart(got, wanted) < BF16_ERROR
+    assert apart(got, expected) < BF16_ERROR
     for index, (mine, theirs) in enumerate(zip(rough, exact, strict=True)):
         assert apart(mine, theirs) < BF16_ERROR, index
 
@@ -127,32 +127,32 @@ def test_portable_attention_is_exact(case: dict):
     """The same in plain torch, fp32: any device, any model."""
     tokens = sum(case["lengths"])
     q, k, v = leaf(tokens, 64, seed=0), leaf(tokens, 32, seed=1), leaf(tokens, 32, seed=2)
-    wanted = _reference_attention(q, k, v, heads=4, kv_heads=2, **case)
+    expected = _reference_attention(q, k, v, heads=4, kv_heads=2, **case)
     heads = [x.view(1, tokens, -1, 16).transpose(1, 2) for x in (q, k, v)]
     got, _ = document_attention(
         None,
         *heads,
         None,
-        document_lengths=case["lengths"],
+        seq_lens=case["lengths"],
         scaling=16**-0.5,
         sliding_window=case.get("window"),
         softcap=case.get("cap"),
     )
-    assert torch.allclose(got.reshape(tokens, 64), wanted, atol=1e-5)
+    assert torch.allclose(got.reshape(tokens, 64), expected, atol=1e-5)
     toward = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(4))
     gradients = torch.autograd.grad(got.reshape(tokens, 64), (q, k, v), toward)
-    for gradient, right in zip(gradients, torch.autograd.grad(wanted, (q, k, v), toward), strict=True):
+    for gradient, right in zip(gradients, torch.autograd.grad(expected, (q, k, v), toward), strict=True):
         assert torch.allclose(gradient, right, atol=2e-5)
 
 
 def test_portable_attention_refuses_what_it_does_not_know():
     """Sinks, a mask or missing lengths are an error, never another result."""
     x = torch.zeros(1, 2, 4, 8)
-    for arguments in ({}, {"document_lengths": (4,), "s_aux": torch.zeros(2)}):
+    for arguments in ({}, {"seq_lens": (4,), "s_aux": torch.zeros(2)}):
         with pytest.raises(ValueError, match="document attention"):
             document_attention(None, x, x, x, None, **arguments)
     with pytest.raises(ValueError, match="mask"):
-        document_attention(None, x, x, x, torch.zeros(1, 1, 4, 4), document_lengths=(4,))
+        document_attention(None, x, x, x, torch.zeros(1, 1, 4, 4), seq_lens=(4,))
 
 
 @compiled
@@ -201,11 +201,11 @@ def test_chunked_loss_is_the_plain_one(chunk_bytes: int, cap: float):
     targets = torch.randint(0, 50, (23,), generator=torch.Generator().manual_seed(2))
     logits = hidden @ weight.t()
     logits = torch.tanh(logits / cap) * cap if cap else logits
-    wanted = F.cross_entropy(logits, targets, reduction="sum")
-    exact = torch.autograd.grad(wanted / 23, (hidden, weight))
+    expected = F.cross_entropy(logits, targets, reduction="sum")
+    exact = torch.autograd.grad(expected / 23, (hidden, weight))
     got = LinearCrossEntropy.apply(hidden, weight, targets, cap, chunk_bytes, lambda t: t, False)
     mine = torch.autograd.grad(got / 23, (hidden, weight))
-    assert float(got.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert float(got.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for a, b in zip(mine, exact, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 

@@ -10,7 +10,7 @@ from tests.unit.models.test_documents import build, distance, reference, step
 
 from ai_finetuning.kernels import attention
 from ai_finetuning.kernels.attention import document_attention, document_blocks, flex_document_attention
-from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.documents import select_forward_path
 
 CPU = torch.device("cpu")
 
@@ -37,12 +37,12 @@ def test_the_blocks_are_those_of_the_whole_mask(lengths: tuple[int, ...], window
         near = query - key < (window or len(document))
         return (document[query] == document[key]) & (query >= key) & near
 
-    wanted = create_block_mask(sees, None, None, len(document), len(document), device="cpu")
+    expected = create_block_mask(sees, None, None, len(document), len(document), device="cpu")
     got = document_blocks(lengths, window, CPU)
-    assert torch.equal(got.to_dense(), wanted.to_dense())
-    assert torch.equal(got.full_kv_num_blocks, wanted.full_kv_num_blocks)
+    assert torch.equal(got.to_dense(), expected.to_dense())
+    assert torch.equal(got.full_kv_num_blocks, expected.full_kv_num_blocks)
     for mine, theirs, count in zip(
-        got.full_kv_indices[0, 0], wanted.full_kv_indices[0, 0], got.full_kv_num_blocks[0, 0], strict=True
+        got.full_kv_indices[0, 0], expected.full_kv_indices[0, 0], got.full_kv_num_blocks[0, 0], strict=True
     ):
         assert set(mine[:count].tolist()) == set(theirs[:count].tolist())
     place = torch.arange(len(document))
@@ -72,14 +72,14 @@ def test_output_and_gradients_are_those_of_each_document_alone(trainable, paddin
     tokens = sum(lengths) + padding
     q, k, v = (torch.randn(1, heads, tokens, 16, generator=generator).requires_grad_() for heads in (4, 2, 2))
     options = {"scaling": 0.3, "sliding_window": window, "softcap": cap}
-    got, _ = flex_document_attention(None, q, k, v, None, document_lengths=lengths, **options)
+    got, _ = flex_document_attention(None, q, k, v, None, seq_lens=lengths, **options)
     assert got.shape == (1, tokens, 4, 16)
     assert not got[:, sum(lengths) :].any()
-    wanted = alone(q, k, v, lengths, scale=0.3, window=window, cap=cap)
-    seed = torch.randn(wanted.shape, generator=generator)
+    expected = alone(q, k, v, lengths, scale=0.3, window=window, cap=cap)
+    seed = torch.randn(expected.shape, generator=generator)
     mine = torch.autograd.grad(got[:, : sum(lengths)], (q, k, v), seed)
-    theirs = torch.autograd.grad(wanted, (q, k, v), seed)
-    assert torch.allclose(got[:, : sum(lengths)], wanted, atol=1e-5)
+    theirs = torch.autograd.grad(expected, (q, k, v), seed)
+    assert torch.allclose(got[:, : sum(lengths)], expected, atol=1e-5)
     for one, other in zip(mine, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
@@ -103,7 +103,7 @@ def test_rows_of_any_length_share_compiled_kernels(monkeypatch: pytest.MonkeyPat
     )
     for lengths, window in rows:
         q, k = torch.randn(1, 4, sum(lengths), 16), torch.randn(1, 2, sum(lengths), 16)
-        options = {"document_lengths": lengths, "sliding_window": window}
+        options = {"seq_lens": lengths, "sliding_window": window}
         got, _ = flex_document_attention(None, q, k, k, None, **options)
         assert torch.allclose(got, document_attention(None, q, k, k, None, **options)[0], atol=1e-5)
     assert counter.frame_count <= 2
@@ -112,13 +112,13 @@ def test_rows_of_any_length_share_compiled_kernels(monkeypatch: pytest.MonkeyPat
 def test_what_it_does_not_have_is_refused_or_computed_by_the_loop():
     q = torch.randn(1, 2, 6, 16)
     with pytest.raises(ValueError, match="s_aux"):
-        flex_document_attention(None, q, q, q, None, document_lengths=(6,), s_aux=torch.zeros(2))
+        flex_document_attention(None, q, q, q, None, seq_lens=(6,), s_aux=torch.zeros(2))
     with pytest.raises(ValueError, match="with a mask"):
-        flex_document_attention(None, q, q, q, torch.ones(1, 1, 6, 6), document_lengths=(6,))
+        flex_document_attention(None, q, q, q, torch.ones(1, 1, 6, 6), seq_lens=(6,))
     torch.manual_seed(0)
-    dropped, _ = flex_document_attention(None, q, q, q, None, document_lengths=(4, 2), dropout=0.5)
+    dropped, _ = flex_document_attention(None, q, q, q, None, seq_lens=(4, 2), dropout=0.5)
     torch.manual_seed(0)
-    assert torch.equal(dropped, document_attention(None, q, q, q, None, document_lengths=(4, 2), dropout=0.5)[0])
+    assert torch.equal(dropped, document_attention(None, q, q, q, None, seq_lens=(4, 2), dropout=0.5)[0])
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma2", "StableLm"])
@@ -126,7 +126,7 @@ def test_models_train_through_it_as_document_by_document(trainable, monkeypatch:
     """A window shorter than a document (Mistral, Gemma 2), capped scores (Gemma 2), positions only (StableLM)."""
     wrapped, model = build(family)
     wrapped.train()
-    loss, wanted = reference(wrapped)
+    loss, expected = reference(wrapped)
     monkeypatch.setitem(attention.BY_DEVICE, "cpu", (attention.FLEX,))
     used = []
     blocks = attention.document_blocks
@@ -135,12 +135,12 @@ def test_models_train_through_it_as_document_by_document(trainable, monkeypatch:
     assert name == "portable"
     assert used
     assert got == pytest.approx(loss, rel=1e-5)
-    assert distance(mine, wanted) < 1e-5
+    assert distance(mine, expected) < 1e-5
 
 
 def test_a_cpu_takes_the_loop_and_so_does_a_device_where_it_fails(monkeypatch: pytest.MonkeyPatch):
     _, model = build("Llama")
-    path, _ = open_documents(model, CPU, autocast=None, kernels="portable")
+    path, _ = select_forward_path(model, CPU, autocast=None, kernels="portable")
     assert path is not None
     assert path.model.config._attn_implementation == attention.NAME
     path.close()
@@ -150,7 +150,7 @@ def test_a_cpu_takes_the_loop_and_so_does_a_device_where_it_fails(monkeypatch: p
 
     monkeypatch.setitem(attention.BY_DEVICE, "cpu", (attention.FLEX, attention.NAME))
     monkeypatch.setattr(attention, "_flex", broken)
-    path, reason = open_documents(model, CPU, autocast=None, kernels="auto")
+    path, reason = select_forward_path(model, CPU, autocast=None, kernels="auto")
     assert path is not None
     assert path.model.config._attn_implementation == attention.NAME
     assert "no Triton here" in reason

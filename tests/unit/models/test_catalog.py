@@ -33,9 +33,9 @@ def test_at_least_the_28_models_with_their_keys():
 
 def test_no_known_id_is_lost():
     """tests/fixtures/model_ids.txt: the ids that the catalog began with."""
-    wanted = set((REPOSITORY / "tests" / "fixtures" / "model_ids.txt").read_text(encoding="utf-8").split())
-    assert len(wanted) > 150
-    assert wanted <= set(SUPPORTED_MODELS), sorted(wanted - set(SUPPORTED_MODELS))[:5]
+    expected = set((REPOSITORY / "tests" / "fixtures" / "model_ids.txt").read_text(encoding="utf-8").split())
+    assert len(expected) > 150
+    assert expected <= set(SUPPORTED_MODELS), sorted(expected - set(SUPPORTED_MODELS))[:5]
 
 
 def open_ids() -> list[str]:
@@ -45,17 +45,17 @@ def open_ids() -> list[str]:
 
 
 def test_every_id_of_the_contract_is_a_key():
-    found = [name for name in open_ids() if name.split("/")[0] in {key.split("/")[0] for key in SUPPORTED_MODELS}]
-    assert found
-    assert set(found) <= set(SUPPORTED_MODELS)
+    obtained = [name for name in open_ids() if name.split("/")[0] in {key.split("/")[0] for key in SUPPORTED_MODELS}]
+    assert obtained
+    assert set(obtained) <= set(SUPPORTED_MODELS)
 
 
-def test_an_id_that_does_not_exist_warns_and_names_the_real_one(said):
+def test_an_id_that_does_not_exist_warns_and_names_the_real_one(logged):
     aliases = {name: values["alias_of"] for name, values in SUPPORTED_MODELS.items() if "alias_of" in values}
     assert aliases
     for name, real in aliases.items():
         assert catalog.resolve(name) == real
-        assert f"{name} was never published; using {real}" in said()
+        assert f"{name} was never published; using {real}" in logged()
         assert SUPPORTED_MODELS[name]["template"] == SUPPORTED_MODELS[real]["template"]
 
 

@@ -13,7 +13,7 @@ from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
-from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.documents import select_forward_path
 from ai_finetuning.system import gpu
 
 CPU = torch.device("cpu")
@@ -62,13 +62,13 @@ def build(family: str, *, lora: bool = False, dropout: float = 0.0):
 
 def examples(seed: int = 0) -> list[Example]:
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    obtained = []
     for length in (37, 5, 20, 2):
         ids = torch.randint(3, 300, (length,), generator=generator).numpy().astype("int32")
         labels = ids.copy()
         labels[: length // 3] = IGNORED
-        found.append(Example(ids, labels, length))
-    return found
+        obtained.append(Example(ids, labels, length))
+    return obtained
 
 
 def reference(wrapped) -> tuple[float, dict[str, torch.Tensor]]:
@@ -88,7 +88,7 @@ def gradients(wrapped) -> dict[str, torch.Tensor]:
 
 def step(wrapped, model, *, autocast: torch.dtype | None, kernels: str, packed: bool = True):
     """(path's name, loss, gradients) of the same documents in one step."""
-    path, reason = open_documents(model, CPU, autocast=autocast, kernels=kernels)
+    path, reason = select_forward_path(model, CPU, autocast=autocast, kernels=kernels)
     assert path is not None, reason
     documents = examples()
     rows = [[documents[0], documents[1]], [documents[2], documents[3]]] if packed else [[item] for item in documents]
@@ -115,11 +115,11 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 def test_portable_path_is_exact(family: str, lora: bool, packed: bool):
     wrapped, model = build(family, lora=lora)
     wrapped.train()
-    loss, wanted = reference(wrapped)
+    loss, expected = reference(wrapped)
     name, got, mine = step(wrapped, model, autocast=None, kernels="auto", packed=packed)
     assert name == "portable"  # the fused blocks compute in bf16
     assert got == pytest.approx(loss, rel=1e-5)
-    assert distance(mine, wanted) < 1e-5
+    assert distance(mine, expected) < 1e-5
 
 
 @needs_kernels
@@ -129,29 +129,29 @@ def test_portable_path_is_exact(family: str, lora: bool, packed: bool):
 def test_fused_path_errs_no_more_than_bf16(family: str, lora: bool, checkpointing: bool):
     wrapped, model = build(family, lora=lora)
     wrapped.train()
-    loss, wanted = reference(wrapped)
+    loss, expected = reference(wrapped)
     if checkpointing:
         enable_activation_checkpointing(model)
     name, got, mine = step(wrapped, model, autocast=torch.bfloat16, kernels="fused")
     assert name == "fused"
     assert got == pytest.approx(loss, rel=2e-3)
-    assert distance(mine, wanted) < 3e-2
+    assert distance(mine, expected) < 3e-2
 
 
 @needs_kernels
 def test_dropout_repeats_itself_under_checkpointing():
     """The same random state gives the same masks, also where layers are recomputed."""
-    found = []
+    obtained = []
     for checkpointing in (False, True):
         wrapped, model = build("Llama", lora=True, dropout=0.3)
         wrapped.train()
         if checkpointing:
             enable_activation_checkpointing(model)
         torch.manual_seed(7)
-        found.append(step(wrapped, model, autocast=torch.bfloat16, kernels="fused"))
-    assert found[0][0] == found[1][0] == "fused"
-    assert found[0][1] == found[1][1]
-    assert distance(found[0][2], found[1][2]) == 0
+        obtained.append(step(wrapped, model, autocast=torch.bfloat16, kernels="fused"))
+    assert obtained[0][0] == obtained[1][0] == "fused"
+    assert obtained[0][1] == obtained[1][1]
+    assert distance(obtained[0][2], obtained[1][2]) == 0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_dropout_repeats_itself_under_checkpointing():
 def test_nothing_leaks(family: str, autocast: torch.dtype | None):
     """Another first document changes no bit of the second one's hidden states."""
     _, model = build(family)
-    path, reason = open_documents(model, CPU, autocast=autocast, kernels="fused")
+    path, reason = select_forward_path(model, CPU, autocast=autocast, kernels="fused")
     assert path is not None, reason
     second, positions = torch.randint(3, 300, (1, 9)), torch.cat([torch.arange(6), torch.arange(9)])[None]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):
@@ -178,7 +178,7 @@ def test_the_model_comes_back_as_it_was():
     _, model = build("Llama")
     ids = torch.randint(3, 300, (1, 11))
     before = model(input_ids=ids).logits
-    path, _ = open_documents(model, CPU, autocast=torch.bfloat16, kernels="fused")
+    path, _ = select_forward_path(model, CPU, autocast=torch.bfloat16, kernels="fused")
     assert path is not None
     assert path.name == "fused"
     path.close()
@@ -194,7 +194,7 @@ def test_a_processor_without_bf16_instructions_keeps_to_the_portable_path(
     """That the kernels can be compiled there is no reason to choose them."""
     monkeypatch.setattr(gpu, "cpu_flags", lambda: frozenset({"avx2"}))
     _, model = build("Llama")
-    path, reason = open_documents(model.to(weights), CPU, autocast=torch.bfloat16, kernels="auto")
+    path, reason = select_forward_path(model.to(weights), CPU, autocast=torch.bfloat16, kernels="auto")
     assert path is not None
     assert (path.name, path.compiled) == ("portable", False)
     assert reason == "the processor has no bf16 instructions"
@@ -202,14 +202,14 @@ def test_a_processor_without_bf16_instructions_keeps_to_the_portable_path(
 
 def test_plain_is_a_choice():
     _, model = build("Llama")
-    assert open_documents(model, CPU, autocast=None, kernels="plain") == (None, "")
+    assert select_forward_path(model, CPU, autocast=None, kernels="plain") == (None, "")
 
 
 @needs_kernels
 def test_masters_are_cast_again_after_an_update():
     """A fused step after an optimizer step uses the new weights."""
     wrapped, model = build("Llama")
-    path, _ = open_documents(model, CPU, autocast=torch.bfloat16, kernels="fused")
+    path, _ = select_forward_path(model, CPU, autocast=torch.bfloat16, kernels="fused")
     assert path is not None
     loss = make_document_loss(path)
     batch = collate([[item] for item in examples()], pad_token_id=0, packed=False)

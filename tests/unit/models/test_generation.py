@@ -122,7 +122,7 @@ def test_many_questions_get_the_answers_they_get_alone_in_their_order(kind: str,
     assert len(set(alone)) > 1
 
 
-def test_memory_that_runs_out_halves_the_batch_and_loses_no_answer(said):
+def test_memory_that_runs_out_halves_the_batch_and_loses_no_answer(logged):
     """A model that fits three rows at a time."""
     model, tokenizer = build_model(seed=3), build_tokenizer()
     conversations = [[{"role": "user", "content": "首都は？" * (number % 4 + 1)}] for number in range(9)]
@@ -135,11 +135,11 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_answer(said):
             raise torch.OutOfMemoryError("no room for more than three rows")
 
     model.register_forward_pre_hook(small, with_kwargs=True)
-    found = generate_text(model, tokenizer, conversations, max_new_tokens=6, do_sample=False, batch_size=8)
-    assert found == whole
+    obtained = generate_text(model, tokenizer, conversations, max_new_tokens=6, do_sample=False, batch_size=8)
+    assert obtained == whole
     assert sizes[:2] == [8, 4]
     assert max(sizes[2:]) == 2
-    assert "from 8 to 4" in said()
+    assert "from 8 to 4" in logged()
 
 
 def test_memory_for_not_even_one_answer_is_an_error():

@@ -19,17 +19,17 @@ from ai_finetuning.system.gpu import cpu_has_bf16
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "stablelm", "gpt_neox"])
-def test_architectures_load_say_their_attention_and_compute(tmp_path: Path, kind: str, said):
+def test_architectures_load_say_their_attention_and_compute(tmp_path: Path, kind: str, logged):
     save_tiny_model(tmp_path / kind, kind)
     model = load_causal_lm(str(tmp_path / kind))
     assert not model.training
-    assert said().count("Attention: sdpa (flash_attention_2: needs a GPU, not cpu)") == 1
+    assert logged().count("Attention: sdpa (flash_attention_2: needs a GPU, not cpu)") == 1
     assert next(model.parameters()).dtype is (torch.bfloat16 if cpu_has_bf16() else torch.float32)
     ids = torch.tensor([build_tokenizer().encode("日本")])
     assert torch.isfinite(model(input_ids=ids).logits).all()
 
 
-def test_an_attention_that_the_model_refuses_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said):
+def test_an_attention_that_the_model_refuses_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged):
     """An architecture without SDPA: eager is taken, and the reason is said."""
     import transformers
 
@@ -37,13 +37,13 @@ def test_an_attention_that_the_model_refuses_falls_back(tmp_path: Path, monkeypa
     monkeypatch.setattr(transformers.LlamaForCausalLM, "_supports_sdpa", False)
     model = load_causal_lm(str(tmp_path / "m"))
     assert model.config._attn_implementation == "eager"
-    assert "Attention: eager" in said()
+    assert "Attention: eager" in logged()
 
 
-def test_fp16_on_a_cpu_is_answered_with_what_the_machine_does_well(tiny_model_dir: Path, said):
+def test_fp16_on_a_cpu_is_answered_with_what_the_machine_does_well(tiny_model_dir: Path, logged):
     model = load_causal_lm(str(tiny_model_dir), dtype=torch.float16)
     assert next(model.parameters()).dtype is not torch.float16
-    assert "float16 is slow on a CPU" in said()
+    assert "float16 is slow on a CPU" in logged()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -87,7 +87,7 @@ def test_a_pickled_adapter_is_never_opened(tiny_model_dir: Path, tmp_path: Path)
     assert not (tmp_path / "boom").exists()
 
 
-def test_code_in_a_repository_is_refused_and_runs_only_where_allowed(tiny_model_dir: Path, tmp_path: Path, said):
+def test_code_in_a_repository_is_refused_and_runs_only_where_allowed(tiny_model_dir: Path, tmp_path: Path, logged):
     folder = tmp_path / "remote"
     shutil.copytree(tiny_model_dir, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def test_damaged_weights_are_named(tiny_model_dir: Path, tmp_path: Path):
         load_causal_lm(str(folder))
 
 
-def test_missing_weights_are_said(tiny_model_dir: Path, tmp_path: Path, said):
+def test_missing_weights_are_said(tiny_model_dir: Path, tmp_path: Path, logged):
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "less"
@@ -117,7 +117,7 @@ def test_missing_weights_are_said(tiny_model_dir: Path, tmp_path: Path, said):
     tensors.pop("model.layers.0.self_attn.q_proj.weight")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     load_causal_lm(str(folder))
-    assert "1 weights are not in its files" in said()
+    assert "1 weights are not in its files" in logged()
 
 
 def test_an_adapter_of_another_base_is_refused_by_name(tiny_model_dir: Path, tmp_path: Path):
@@ -140,11 +140,11 @@ def test_unknown_lora_targets_list_the_real_ones(tiny_model_dir: Path):
         add_lora(load_causal_lm(str(tiny_model_dir)), r=4, alpha=8, target_modules=["query_key_value"])
 
 
-def test_fallback_says_what_was_loaded_and_why_not_the_rest(tiny_model_dir: Path, said):
+def test_fallback_says_what_was_loaded_and_why_not_the_rest(tiny_model_dir: Path, logged):
     model = JapaneseModel("nobody/nothing-7b")
     assert model.load_with_fallback(["nobody/else", str(tiny_model_dir)]) is True
     assert model.model_name == str(tiny_model_dir)
-    text = said()
+    text = logged()
     assert "nobody/nothing-7b was not loaded" in text
     assert "nobody/else was not loaded" in text
     assert f"loaded {tiny_model_dir} instead" in text

@@ -43,7 +43,7 @@ def unigram(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-def test_a_unigram_model_without_tokenizer_json_is_repaired(unigram: Path, said):
+def test_a_unigram_model_without_tokenizer_json_is_repaired(unigram: Path, logged):
     """transformers 5 alone segments it otherwise, silently; ids have to be sentencepiece's own."""
     import sentencepiece
 
@@ -51,7 +51,7 @@ def test_a_unigram_model_without_tokenizer_json_is_repaired(unigram: Path, said)
     stock = module.check_tokenizer_parity(unigram)
     assert stock, "transformers became right by itself: the repair can go"
     tokenizer = load_tokenizer(str(unigram))
-    assert f"changes the segmentation ({len(stock)} of {len(PROBES)} probes)" in said()
+    assert f"changes the segmentation ({len(stock)} of {len(PROBES)} probes)" in logged()
     for text in [*PROBES, *SENTENCES]:
         assert tokenizer.encode(text, add_special_tokens=False) == reference.encode(text, out_type=int)
     assert tokenizer.eos_token == "</s>"
@@ -76,7 +76,7 @@ def test_a_tokenizer_that_cannot_be_repaired_is_refused(unigram: Path, monkeypat
         load_tokenizer(str(unigram))
 
 
-def test_pad_is_never_eos(said):
+def test_pad_is_never_eos(logged):
     tokenizer = copy.deepcopy(build_tokenizer())
     tokenizer.pad_token = tokenizer.eos_token
     ensure_pad(tokenizer, 400)
@@ -84,7 +84,7 @@ def test_pad_is_never_eos(said):
     tokenizer.pad_token = None
     ensure_pad(tokenizer, 400)
     assert tokenizer.pad_token == "<pad>"
-    assert "padding with <pad>, apart from eos </s>" in said()
+    assert "padding with <pad>, apart from eos </s>" in logged()
 
 
 def test_a_tokenizer_without_any_spare_token_does_not_outgrow_the_model():
@@ -98,7 +98,7 @@ def test_a_tokenizer_without_any_spare_token_does_not_outgrow_the_model():
     assert tokenizer.pad_token_id < 3
 
 
-def test_templates_come_from_the_user_then_the_tokenizer_then_alpaca(tiny_model_dir: Path, tmp_path: Path, said):
+def test_templates_come_from_the_user_then_the_tokenizer_then_alpaca(tiny_model_dir: Path, tmp_path: Path, logged):
     assert load_tokenizer(str(tiny_model_dir)).chat_template == build_tokenizer().chat_template
     assert load_tokenizer(str(tiny_model_dir), chat_template="calm2").chat_template == TEMPLATES["calm2"].jinja
     own = tmp_path / "own.jinja"
@@ -110,14 +110,14 @@ def test_templates_come_from_the_user_then_the_tokenizer_then_alpaca(tiny_model_
     shutil.copytree(tiny_model_dir, bare)
     (bare / "chat_template.jinja").unlink()
     assert load_tokenizer(str(bare)).chat_template == TEMPLATES["alpaca_ja"].jinja
-    assert "alpaca_ja" in said()
+    assert "alpaca_ja" in logged()
 
 
-def test_an_unconfirmed_form_says_so_on_use(said):
+def test_an_unconfirmed_form_says_so_on_use(logged):
     tokenizer = copy.deepcopy(build_tokenizer())
     tokenizer.chat_template = None
     module.choose_template(tokenizer, "elyza/ELYZA-japanese-Llama-2-7b-instruct", None)
-    assert "llama2_ja of elyza/ELYZA-japanese-Llama-2-7b-instruct is unconfirmed" in said()
+    assert "llama2_ja of elyza/ELYZA-japanese-Llama-2-7b-instruct is unconfirmed" in logged()
 
 
 def test_stops_are_eos_the_models_list_and_the_turn_end():

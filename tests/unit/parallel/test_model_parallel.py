@@ -17,7 +17,7 @@ from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.errors import ConfigError, ModelError
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
-from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.documents import select_forward_path
 from ai_finetuning.models.placement import spread
 from ai_finetuning.parallel.strategies.device_map import ModelParallel, capacities, memory_bytes
 from ai_finetuning.parallel.strategies.single import SingleDevice
@@ -45,20 +45,20 @@ def device_map_of(kind: str, *, devices: int = 2) -> dict[str, torch.device]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_two_devices_do_the_step_of_one_without_mixing(case: Case):
-    wanted = take_step(case, SingleDevice(CPU))
+    expected = take_step(case, SingleDevice(CPU))
     device_map = device_map_of(case.kind)
     with virtual_devices() as places:
         got = take_step(case, ModelParallel(device_map))
     assert len(places.moves) > 0
     assert set(device_map.values()) == {torch.device("cuda", 0), torch.device("cuda", 1)}
-    assert_equal(got, wanted)
+    assert_equal(got, expected)
 
 
-def assert_equal(got: Outcome, wanted: Outcome) -> None:
-    assert got.loss == pytest.approx(wanted.loss, abs=1e-7)
-    assert got.norm == pytest.approx(wanted.norm, rel=1e-6)
-    assert got.parts.keys() == wanted.parts.keys()
-    for name, (gradient, weight, _) in wanted.parts.items():
+def assert_equal(got: Outcome, expected: Outcome) -> None:
+    assert got.loss == pytest.approx(expected.loss, abs=1e-7)
+    assert got.norm == pytest.approx(expected.norm, rel=1e-6)
+    assert got.parts.keys() == expected.parts.keys()
+    for name, (gradient, weight, _) in expected.parts.items():
         assert torch.allclose(torch.from_numpy(got.parts[name][0]), torch.from_numpy(gradient), rtol=1e-5, atol=1e-7), (
             name
         )
@@ -83,7 +83,7 @@ def test_a_spread_model_opens_its_document_path_recomputes_and_generates(kind: s
     with virtual_devices():
         spread(model, device_map_of(kind))
         enable_activation_checkpointing(model)
-        path, reason = open_documents(model, model.device, autocast=None, kernels="portable")
+        path, reason = select_forward_path(model, model.device, autocast=None, kernels="portable")
         assert path is not None, reason
         strategy = ModelParallel(device_map_of(kind))
         strategy.prepare(model.train(), make_document_loss(path))
@@ -111,13 +111,13 @@ def two_steps(strategy: SingleDevice, change: dict[str, Any]) -> list[tuple[floa
     strategy.attach(
         build_optimizer(strategy.named_parameters(model), name=name, learning_rate=1e-3, embeddings=embeddings)
     )
-    group, found = loader(Case("llama")).micro_batches(0, 0, 4), []
+    group, obtained = loader(Case("llama")).micro_batches(0, 0, 4), []
     for _ in range(2):
         loss = strategy.forward_backward(group, sum(batch.num_label_tokens for batch in group))
         update = strategy.update(loss, 1.0)
-        found.append((update.loss, update.grad_norm))
+        obtained.append((update.loss, update.grad_norm))
         model.zero_grad()
-    return found
+    return obtained
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def two_steps(strategy: SingleDevice, change: dict[str, Any]) -> list[tuple[floa
 def test_dora_saved_modules_and_muon(change: dict[str, Any]):
     with virtual_devices():
         got = two_steps(ModelParallel(device_map_of("llama")), change)
-    for pair, wanted in zip(got, two_steps(SingleDevice(CPU), change), strict=True):
-        assert pair == pytest.approx(wanted, rel=1e-5)
+    for pair, expected in zip(got, two_steps(SingleDevice(CPU), change), strict=True):
+        assert pair == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_removed_boundary_is_noticed():

@@ -18,11 +18,12 @@ from tests.support.virtual import virtual_devices
 
 from ai_finetuning.engine.loss import make_loss
 from ai_finetuning.models.adapters import add_lora
-from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.documents import select_forward_path
 from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.models.plans import tensor_plan
-from ai_finetuning.parallel.plan import check_strategy, choose
-from ai_finetuning.parallel.weights.materialize import Destination
+from ai_finetuning.parallel.build import build_strategy
+from ai_finetuning.parallel.plan import resolve_parallel_plan
+from ai_finetuning.parallel.weights.materialize import WeightPlacement
 
 GPU = torch.device("cuda", 0)
 
@@ -31,39 +32,39 @@ GPU = torch.device("cuda", 0)
 def test_a_model_on_the_cpu_runs_on_a_device_that_holds_one_layer_of_it(kind: str):
     model = build_model(kind, layers=3)
     layers, ids = model.get_decoder().layers if kind != "gpt_neox" else model.gpt_neox.layers, torch.tensor([[5, 6, 7]])
-    wanted = model(ids).logits
+    expected = model(ids).logits
     with virtual_devices() as places:
 
         def on_gpu() -> list[int]:
             return [index for index, layer in enumerate(layers) if places.of(next(layer.parameters())) == GPU]
 
         seen: list[list[int]] = []
-        with Destination(GPU).visiting(model):
+        with WeightPlacement(GPU).layer_offload(model):
             for layer in layers:
                 layer.register_forward_hook(lambda *_: seen.append(on_gpu()))
             got = model(ids.to(GPU)).logits.cpu()
-        assert [len(found) for found in seen] == [0, 0, 0]  # each has left when its turn is over
+        assert [len(obtained) for obtained in seen] == [0, 0, 0]  # each has left when its turn is over
         assert on_gpu() == []
         assert places.of(model.get_input_embeddings().weight) == GPU
         assert sum(move[1] == GPU for move in places.moves) >= len(layers)
-    assert torch.equal(got, wanted)
+    assert torch.equal(got, expected)
 
 
 def test_the_document_path_opens_on_the_device_while_the_layers_are_elsewhere():
     model = build_model("llama", layers=3)
-    with virtual_devices(), Destination(GPU).visiting(model):
-        path, reason = open_documents(model, GPU, autocast=None, kernels="portable")
+    with virtual_devices(), WeightPlacement(GPU).layer_offload(model):
+        path, reason = select_forward_path(model, GPU, autocast=None, kernels="portable")
     assert path is not None, reason
 
 
 def test_masters_are_fp32_for_a_visit_and_stay_what_the_file_says_until_the_cut():
     model = build_model("llama", layers=3).to(torch.bfloat16)
-    masters, ids = copy.deepcopy(model).float(), torch.tensor([[5, 6, 7]])
-    with Destination(CPU, masters=True).visiting(model):
-        assert torch.equal(model(ids).logits, masters(ids).logits)
+    fp32_master_weights, ids = copy.deepcopy(model).float(), torch.tensor([[5, 6, 7]])
+    with WeightPlacement(CPU, fp32_master_weights=True).layer_offload(model):
+        assert torch.equal(model(ids).logits, fp32_master_weights(ids).logits)
     layer = model.get_decoder().layers[0]
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
-    Destination(CPU, masters=True).settle(layer)
+    WeightPlacement(CPU, fp32_master_weights=True).materialize(layer)
     assert {p.dtype for p in layer.parameters()} == {torch.float32}
 
 
@@ -74,7 +75,10 @@ def test_a_visit_that_fails_leaves_the_layers_where_they_were():
         raise RuntimeError("in the midst of a layer")
 
     handle = model.get_decoder().layers[1].mlp.register_forward_hook(fail)
-    with pytest.raises(RuntimeError, match="midst"), Destination(CPU, masters=True).visiting(model):
+    with (
+        pytest.raises(RuntimeError, match="midst"),
+        WeightPlacement(CPU, fp32_master_weights=True).layer_offload(model),
+    ):
         model(torch.tensor([[5, 6, 7]]))
     handle.remove()
     assert {p.dtype for p in model.get_decoder().layers.parameters()} == {torch.bfloat16}
@@ -88,13 +92,13 @@ def private_bytes() -> int:
 
 def _loaded(rank: int, folder: str, name: str, full: bool) -> tuple[int, int]:
     """Private bytes that a rank's model takes, and bytes of the whole model in its file."""
-    strategy = choose(
-        check_strategy(name),
+    strategy = build_strategy(
+        resolve_parallel_plan(name),
         device=CPU,
         autocast=None,
         scaler=False,
         use_accelerate=False,
-        masters=full,
+        fp32_master_weights=full,
         plan=tensor_plan,
     )
     gc.collect()
@@ -150,11 +154,11 @@ def test_what_is_not_cut_is_loaded_where_it_trains(tmp_path: Path):
 
 
 def _placements(rank: int) -> dict[tuple[str, bool], str]:
-    found = {}
+    obtained = {}
     for name, quantized in (("ddp", False), ("fsdp", False), ("fsdp", True), ("tensor", False), ("pipeline", False)):
-        strategy: Any = choose(
-            check_strategy(name), device=CPU, autocast=None, scaler=False, use_accelerate=False, plan=tensor_plan
+        strategy: Any = build_strategy(
+            resolve_parallel_plan(name), device=CPU, autocast=None, scaler=False, use_accelerate=False, plan=tensor_plan
         )
         strategy.device = GPU
-        found[name, quantized] = str(strategy.placement(quantized=quantized)["device"])
-    return found
+        obtained[name, quantized] = str(strategy.placement(quantized=quantized)["device"])
+    return obtained

@@ -16,8 +16,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from ai_finetuning.engine.loss import make_loss
 from ai_finetuning.errors import ConfigError, ModelError
 from ai_finetuning.parallel.collectives.mesh import Sizes
-from ai_finetuning.parallel.strategies.pipeline import SCHEDULES, check_pipeline
-from ai_finetuning.parallel.strategies.stages import Staging, check_stages, spans_of, split_layers
+from ai_finetuning.parallel.strategies.pipeline import SCHEDULES, validate_pipeline
+from ai_finetuning.parallel.strategies.stages import StageSplitter, spans_of, split_layers, validate_stages
 
 CPU = torch.device("cpu")
 
@@ -50,19 +50,19 @@ def test_what_cannot_be_a_pipeline_is_refused_by_its_configuration(
     kind: str, sizes: Sizes, schedule: str, words: tuple[str, ...]
 ):
     with pytest.raises(ConfigError) as refusal:
-        check_pipeline(build_model(kind).config, sizes, schedule)
+        validate_pipeline(build_model(kind).config, sizes, schedule)
     for word in words:
         assert word in refusal.value.en
-    check_pipeline(build_model(kind).config, Sizes(pp=2))
+    validate_pipeline(build_model(kind).config, Sizes(pp=2))
 
 
 @pytest.mark.parametrize("schedule", ["InterleavedZeroBubble", "ZBV"])
 def test_zero_bubble_with_fsdp_is_refused(schedule: str):
     """Gradients were off by 0.78 and the norm by 0.14, without an error."""
     config = build_model("llama", layers=4).config
-    check_pipeline(config, Sizes(pp=2, dp=2), schedule)
+    validate_pipeline(config, Sizes(pp=2, dp=2), schedule)
     with pytest.raises(ConfigError, match="fsdp"):
-        check_pipeline(config, Sizes(pp=2, dp=2), schedule, sharded=True)
+        validate_pipeline(config, Sizes(pp=2, dp=2), schedule, sharded=True)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_tied"])
@@ -74,7 +74,7 @@ def test_the_stage_with_the_head_has_fewer_layers_and_that_with_the_embedding_ha
     per_layer = sum(p.numel() for p in layer.parameters())
     tokens = 2 * per_layer // layer.input_layernorm.weight.numel()  # a head of two layers
     model = build_model(kind, layers=8, vocab_size=tokens)
-    layers, before, after = Staging(model, make_loss(logits_to_keep=True), autocast=None, device=CPU).costs()
+    layers, before, after = StageSplitter(model, make_loss(logits_to_keep=True), autocast=None, device=CPU).costs()
     assert before == 0
     assert after == pytest.approx(2 * per_layer, rel=0.1)
     assert split_layers(layers, 2, before=before, after=after) == [5, 3]
@@ -84,8 +84,8 @@ def test_a_model_whose_later_layers_need_the_embedding_is_refused():
     """The last layer adds the embedding again (as Gemma 3n's layers do): a later stage does not have it."""
     model, loss = build_model("llama", layers=4), make_loss(logits_to_keep=True)
     spans = spans_of([2, 2])
-    staging = Staging(model, loss, autocast=None, device=CPU)
-    check_stages(staging, spans)
+    staging = StageSplitter(model, loss, autocast=None, device=CPU)
+    validate_stages(staging, spans)
     seen: list[torch.Tensor] = []
     model.model.embed_tokens.register_forward_hook(lambda _, __, out: seen.append(out))
 
@@ -104,13 +104,13 @@ def test_a_model_whose_later_layers_need_the_embedding_is_refused():
         return loss(model, batch)
 
     with pytest.raises(ModelError, match="another loss|損失"):
-        check_stages(Staging(model, forgetful, autocast=None, device=CPU), spans)
+        validate_stages(StageSplitter(model, forgetful, autocast=None, device=CPU), spans)
 
 
 def test_a_pruned_model_holds_its_stage_only():
     model = build_model("qwen3_tied", layers=4)
     weight, whole = model.lm_head.weight, {name: p.numel() for name, p in model.named_parameters()}
-    staging = Staging(model, make_loss(logits_to_keep=True), autocast=None, device=CPU)
+    staging = StageSplitter(model, make_loss(logits_to_keep=True), autocast=None, device=CPU)
     staging.prune([spans_of([1, 1, 2])[1]])
     held = dict(model.named_parameters())
     assert set(held) == {name for name in whole if name.startswith("model.layers.1.")}
@@ -155,10 +155,10 @@ def idle_share(order: dict[int, list[Any]], stages: int) -> float:
                 kind, stage = action.computation_type.name, action.stage_index
                 # Counted: torch labels the forwards of 1F1B's last stage from 1 on (every stage takes them in order).
                 number = taken[kind, stage]
-                wanted = needs(kind, stage, number)
-                if not all(need in ends for need in wanted):
+                expected = needs(kind, stage, number)
+                if not all(need in ends for need in expected):
                     break
-                clock[rank] = max([clock[rank], *(ends[need] for need in wanted)]) + COST[kind]
+                clock[rank] = max([clock[rank], *(ends[need] for need in expected)]) + COST[kind]
                 busy += COST[kind]
                 taken[kind, stage] += 1
                 name = "BACKWARD" if kind in ("FULL_BACKWARD", "BACKWARD_INPUT") else kind

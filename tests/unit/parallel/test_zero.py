@@ -14,7 +14,7 @@ from ai_finetuning import AdvancedMultiGPUTrainer, JapaneseModel, MultiGPUTraini
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.errors import ConfigError
 from ai_finetuning.parallel.collectives.mesh import Sizes
-from ai_finetuning.parallel.plan import Choice, check_strategy, refuse_model
+from ai_finetuning.parallel.plan import ParallelPlan, resolve_parallel_plan, validate_model
 
 
 def refused(function: Any, *args: Any, **kwargs: Any) -> str:
@@ -28,9 +28,9 @@ def refused(function: Any, *args: Any, **kwargs: Any) -> str:
     [{"strategy": "fsdp"}, {"strategy": "pipeline"}, {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}],
 )
 def test_it_goes_with_ddp_alone(other: dict[str, Any]):
-    said = refused(ParallelConfig, deepspeed_stage=2, **other)
-    assert "strategy: ddp" in said
-    assert "use strategy: fsdp" in said
+    logged = refused(ParallelConfig, deepspeed_stage=2, **other)
+    assert "strategy: ddp" in logged
+    assert "use strategy: fsdp" in logged
 
 
 def test_other_stages_are_refused():
@@ -46,22 +46,22 @@ def test_one_process_is_refused_before_the_model_is_looked_at(tmp_path: Path):
 
 def test_without_deepspeed_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    said = refused(check_strategy, "ddp", processes=2, deepspeed_stage=2)
-    assert "DS_BUILD_OPS=0 pip install --no-build-isolation" in said
-    assert "strategy: fsdp" in said
+    logged = refused(resolve_parallel_plan, "ddp", processes=2, deepspeed_stage=2)
+    assert "DS_BUILD_OPS=0 pip install --no-build-isolation" in logged
+    assert "strategy: fsdp" in logged
 
 
 def test_what_it_cannot_train_is_refused_with_a_way_out():
     plain: dict[str, Any] = {"bits": None, "optimizer": "adamw", "use_dora": False, "scaler": False}
 
-    def said(stage: int, **change: Any) -> str:
-        return refused(refuse_model, Choice(sizes=Sizes(dp=2), zero_stage=stage), None, **plain | change)
+    def logged(stage: int, **change: Any) -> str:
+        return refused(validate_model, ParallelPlan(sizes=Sizes(dp=2), zero_stage=stage), None, **plain | change)
 
-    assert "in 4 bit; use 2" in said(3, bits=4)
-    assert "it is muon" in said(2, optimizer="muon")
-    assert "it is adamw_8bit" in said(3, optimizer="adamw_8bit")
-    assert "bf16 or fp32" in said(2, scaler=True)
-    refuse_model(Choice(sizes=Sizes(dp=2), zero_stage=2), None, **plain | {"bits": 4})
+    assert "in 4 bit; use 2" in logged(3, bits=4)
+    assert "it is muon" in logged(2, optimizer="muon")
+    assert "it is adamw_8bit" in logged(3, optimizer="adamw_8bit")
+    assert "bf16 or fp32" in logged(2, scaler=True)
+    validate_model(ParallelPlan(sizes=Sizes(dp=2), zero_stage=2), None, **plain | {"bits": 4})
 
 
 def test_choosing_imports_neither_deepspeed_nor_accelerate():

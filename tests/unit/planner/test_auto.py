@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ai_finetuning.errors import ConfigError
-from ai_finetuning.planner.auto import Situation, choose_strategy
+from ai_finetuning.planner.auto import Situation, advise_strategy
 from ai_finetuning.planner.memory import MemoryEstimate
 
 GIB = 2**30
@@ -32,7 +32,7 @@ def situation(
     ],
 )
 def test_the_first_strategy_that_fits_is_taken(given: Situation, strategy: str, processes: int):
-    choice = choose_strategy(given)
+    choice = advise_strategy(given)
     assert (choice.strategy, choice.processes) == (strategy, processes)
     assert "\n" not in choice.reason_ja + choice.reason_en
     if len(given.devices) > 1:
@@ -43,14 +43,14 @@ def test_the_first_strategy_that_fits_is_taken(given: Situation, strategy: str, 
 
 def test_the_smallest_device_decides():
     estimate = MemoryEstimate(14 * GIB, GIB, GIB, GIB, GIB)
-    assert choose_strategy(Situation([24 * GIB, 24 * GIB], estimate, GIB)).strategy == "ddp"
-    assert choose_strategy(Situation([24 * GIB, 16 * GIB], estimate, GIB)).strategy == "fsdp"
+    assert advise_strategy(Situation([24 * GIB, 24 * GIB], estimate, GIB)).strategy == "ddp"
+    assert advise_strategy(Situation([24 * GIB, 16 * GIB], estimate, GIB)).strategy == "fsdp"
 
 
 @pytest.mark.parametrize("more", [{}, {"shardable": False, "split_fits": False}, {"shardable": False}])
 def test_what_fits_in_no_way_is_refused_with_the_numbers(more: dict):
     with pytest.raises(ConfigError, match="73.0 GiB|qlora") as refusal:
-        choose_strategy(situation(2, 24, weights=70, **more))
+        advise_strategy(situation(2, 24, weights=70, **more))
     assert "73.0" in refusal.value.ja
     assert "38.0" in refusal.value.en
     assert "24.0" in refusal.value.en

@@ -72,7 +72,7 @@ def test_adapters_count_only_where_they_are():
 def test_lora_of_13b_and_nf4_lora_of_30b_fit_two_gpus_of_24_gb_on_paper(size: str, bits: int | None, needs: list):
     """The numbers are those of docs/strategies.md and docs/api.ja.md."""
     split = split_model(llama(size), work_of(llama(size), bits=bits), TWO_OF_22_GB, checkpointing=True)
-    split.refuse_misfit()
+    split.validate_fit()
     assert [round(load.total / 2**30, 1) for load in split.loads] == needs
     # The greedy map would put 33 of 13B's 40 layers on the first GPU (docs/design/distributed.md).
     layers = SIZES[size][2]
@@ -86,7 +86,7 @@ def test_lora_of_13b_and_nf4_lora_of_30b_fit_two_gpus_of_24_gb_on_paper(size: st
 def test_what_cannot_fit_is_refused_with_its_arithmetic(size: str, full: bool, needs: list[str]):
     split = split_model(llama(size), work_of(llama(size), full=full), TWO_OF_22_GB, checkpointing=True)
     with pytest.raises(ConfigError) as refusal:
-        split.refuse_misfit()
+        split.validate_fit()
     for text in (refusal.value.ja, refusal.value.en):
         assert all(f"{need} / 20.5 GiB" in text for need in needs)
         assert "qlora" in text

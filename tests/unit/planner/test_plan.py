@@ -16,7 +16,7 @@ from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.models.adapters import add_lora, trainable_parameters
-from ai_finetuning.models.documents import open_documents
+from ai_finetuning.models.documents import select_forward_path
 from ai_finetuning.planner import memory
 from ai_finetuning.planner.shape import read_shape, shape_of
 
@@ -96,7 +96,7 @@ def test_what_a_fused_run_holds_between_steps_is_what_was_planned(method: str):
     if method == "lora":
         base = base.to(torch.bfloat16)
     model = base if method == "full" else add_lora(base, r=8, alpha=8)
-    path, reason = open_documents(base, torch.device("cpu"), autocast=torch.bfloat16, kernels="fused")
+    path, reason = select_forward_path(base, torch.device("cpu"), autocast=torch.bfloat16, kernels="fused")
     if path is None or path.name != "fused":
         pytest.skip(f"no fused path here: {reason}")
     optimizer = torch.optim.AdamW([item for item in model.parameters() if item.requires_grad], lr=1e-3, fused=True)

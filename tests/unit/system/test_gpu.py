@@ -23,12 +23,12 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_a
 
 
 @no_gpu
-def test_on_a_cpu(said):
+def test_on_a_cpu(logged):
     assert get_available_device() == torch.device("cpu")
     assert get_gpu_memory_info() == {"available": False, "device_count": 0, "devices": []}
     clear_gpu_memory()
     set_memory_fraction(0.5)
-    assert "no effect" in said()
+    assert "no effect" in logged()
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, True])
@@ -96,7 +96,7 @@ def test_memory_growth_is_that_of_the_work_and_not_of_what_was_before():
     device = torch.device("cpu")
     hold(200)()
     for megabytes in (64, 16, 64):
-        found = memory_growth(device, hold(megabytes))
-        if found is None:
+        obtained = memory_growth(device, hold(megabytes))
+        if obtained is None:
             pytest.skip("/proc/self/clear_refs cannot be written here")
-        assert found == pytest.approx(megabytes * 2**20, rel=0.2)
+        assert obtained == pytest.approx(megabytes * 2**20, rel=0.2)

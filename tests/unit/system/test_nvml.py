@@ -81,9 +81,9 @@ def three() -> Driver:
 )
 def test_cuda_visible_devices_chooses_and_orders(visible: str, free: list[int]):
     driver = three()
-    found = gpus(driver, visible)
-    assert [gpu.free_bytes // GIB for gpu in found] == free
-    assert [gpu.index for gpu in found] == list(range(len(free)))
+    obtained = gpus(driver, visible)
+    assert [gpu.free_bytes // GIB for gpu in obtained] == free
+    assert [gpu.index for gpu in obtained] == list(range(len(free)))
     assert driver.opened == 0
 
 
@@ -109,9 +109,9 @@ def test_this_machine_is_asked_without_torch():
 def test_the_environment_shows_gpus_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch):
     """A driver and a build of torch for CPUs: the cards are listed, and not available."""
     monkeypatch.setattr(nvml, "gpus", lambda: gpus(three(), "1"))
-    found = environment.environment()
-    assert found["gpu"]["device_count"] == 1
-    assert found["gpu"]["devices"] == [
+    obtained = environment.environment()
+    assert obtained["gpu"]["device_count"] == 1
+    assert obtained["gpu"]["devices"] == [
         {"index": 0, "name": "A100", "total_memory_gb": 80 * GIB / 1e9, "free_memory_gb": 60 * GIB / 1e9}
     ]
-    assert found["gpu"]["available"] is (found["device"] == "cuda")
+    assert obtained["gpu"]["available"] is (obtained["device"] == "cuda")

@@ -20,10 +20,10 @@ def fitting(limit: int, seen: list[int]):
 
 def test_the_size_is_halved_until_it_fits():
     seen: list[int] = []
-    told: list[tuple[int, str]] = []
-    assert with_smaller_batches(fitting(3, seen), 13, lambda *halved: told.append(halved)) == "done by 3"
+    reported: list[tuple[int, str]] = []
+    assert with_smaller_batches(fitting(3, seen), 13, lambda *halved: reported.append(halved)) == "done by 3"
     assert seen == [13, 6, 3]
-    assert told == [(6, "too large"), (3, "too large")]
+    assert reported == [(6, "too large"), (3, "too large")]
 
 
 def test_one_row_that_does_not_fit_is_an_error():
@@ -32,15 +32,15 @@ def test_one_row_that_does_not_fit_is_an_error():
 
 
 def test_an_error_without_a_text_has_its_name_for_a_reason():
-    told: list[str] = []
+    reported: list[str] = []
 
     def work(size: int) -> int:
         if size > 1:
             raise MemoryError
         return size
 
-    assert with_smaller_batches(work, 2, lambda _, reason: told.append(reason)) == 1
-    assert told == ["MemoryError"]
+    assert with_smaller_batches(work, 2, lambda _, reason: reported.append(reason)) == 1
+    assert reported == ["MemoryError"]
 
 
 def test_other_errors_pass():

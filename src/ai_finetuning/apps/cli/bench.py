@@ -49,10 +49,10 @@ def bench(
     from ...models.tokenizers import load_tokenizer
 
     inputs = benchmark_inputs(data, load_tokenizer(model), rows=rows, max_length=max_length)
-    found = compare_models(load_causal_lm(model), load_causal_lm(quantized), inputs, num_runs=runs)
-    print(markdown(found))
-    grade = found["verdict"]["grade"]
+    obtained = compare_models(load_causal_lm(model), load_causal_lm(quantized), inputs, num_runs=runs)
+    print(markdown(obtained))
+    grade = obtained["verdict"]["grade"]
     print(localized(f"判定: {grade}（{_GRADES[grade][0]}）", f"verdict: {_GRADES[grade][1]}"))
     if out is not None:
-        for path in write_report(found, out):
+        for path in write_report(obtained, out):
             print(path)

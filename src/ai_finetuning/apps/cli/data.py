@@ -106,8 +106,8 @@ def stats(
     print(
         localized(
             f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる損失トークン "
-            f"{lost / max(1, report.live_tokens):.1%}",
+            f"{lost / max(1, report.label_tokens):.1%}",
             f"rows over max_length {max_length}: {len(over)} ({len(over) / len(examples):.1%}); loss tokens cut "
-            f"{lost / max(1, report.live_tokens):.1%}",
+            f"{lost / max(1, report.label_tokens):.1%}",
         )
     )

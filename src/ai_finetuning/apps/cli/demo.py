@@ -153,7 +153,7 @@ def _table(before: list[Any], after: list[Any]) -> None:
         mark = " ○" if after[index].right else " ×"
         table.add_row(
             after[index].question,
-            after[index].wanted,
+            after[index].expected,
             before[index].answer[:30] or "（空）",
             after[index].answer[:30] + mark,
         )

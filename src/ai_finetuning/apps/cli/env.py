@@ -28,14 +28,14 @@ def env(
     from ...system.environment import environment
     from ...system.folders import cache_folder
 
-    found = environment()
-    found["free_disk_gb"] = round(free_disk_bytes(Path.cwd()) / 1e9, 1)
-    found["token_cache"] = str(cache_folder("tokens"))
-    found["hub"] = _hub()
+    obtained = environment()
+    obtained["free_disk_gb"] = round(free_disk_bytes(Path.cwd()) / 1e9, 1)
+    obtained["token_cache"] = str(cache_folder("tokens"))
+    obtained["hub"] = _hub()
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(json.dumps(obtained, ensure_ascii=False, indent=1))
         return
-    for key, value in found.items():
+    for key, value in obtained.items():
         if isinstance(value, dict):
             print(f"{key}:")
             for name, inner in value.items():

@@ -43,11 +43,11 @@ def gguf(
     base: str = _BASE,
 ) -> None:
     """Converts a model, or an adapter merged into its base, to GGUF."""
-    from ...export.gguf import check_output, export_gguf, require_converter
+    from ...export.gguf import export_gguf, validate_converter, validate_output
     from ...export.source import model_folder
 
-    check_output(out, outtype)
-    converter = require_converter(llama_cpp, f"aift export gguf {model} --out {out}")
+    validate_output(out, outtype)
+    converter = validate_converter(llama_cpp, f"aift export gguf {model} --out {out}")
     export_gguf(model_folder(model, base=base), out, converter, outtype=outtype)
     print(out)
 
@@ -61,14 +61,14 @@ def ollama(
     base: str = _BASE,
 ) -> None:
     """Writes what `ollama create` reads."""
-    from ...execution.output_folder import refuse_used_folder
-    from ...export.gguf import check_type, require_converter
+    from ...execution.output_folder import validate_new_folder
+    from ...export.gguf import validate_converter, validate_type
     from ...export.ollama import export_ollama
     from ...export.source import model_folder
 
-    check_type(outtype)
-    refuse_used_folder(out)
-    converter = require_converter(llama_cpp, f"aift export ollama {model} --out {out}")
+    validate_type(outtype)
+    validate_new_folder(out)
+    converter = validate_converter(llama_cpp, f"aift export ollama {model} --out {out}")
     written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
     print(localized("次に試せること:", "what to type next:"))
     print(f"  ollama create {out.name} -f {written}")

@@ -33,10 +33,10 @@ def train(
     """Writes tokenizer.model and tokenizer.json that segment alike, with a chat template."""
     from ...data.messages import PlainText
     from ...data.sources import load_samples
-    from ...execution.output_folder import new_folder, refuse_used_folder
+    from ...execution.output_folder import new_folder, validate_new_folder
     from ...models.tokenizer_training import train_tokenizer
 
-    refuse_used_folder(out)
+    validate_new_folder(out)
     samples, report = load_samples([Path(file) for file in files])
     for line in report.lines():
         print(line)

@@ -106,13 +106,13 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource) -> No
     from rich.table import Table
 
     from ...export.gguf import find_converter
-    from ...export.gguf_tokenizer import judge
+    from ...export.gguf_tokenizer import assess
     from ...trainers.from_config import plan_training
 
     plan = plan_training(config, device, source)
     # Told before training, when another model can still be chosen.
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
-    gguf = judge(plan.tokenizer, architecture, find_converter(lenient=True))
+    gguf = assess(plan.tokenizer, architecture, find_converter(lenient=True))
     for line in (*plan.data.lines, f"GGUF: {gguf}"):
         print(line)
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))

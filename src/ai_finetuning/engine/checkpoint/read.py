@@ -42,9 +42,9 @@ def read_tensors(
             group, _, name = key.partition(":")
             pieces = pieces_of(entry)
             whole = [[0, length] for length in pieces[0]["shape"]]
-            wanted = _wanted(group, name, whole, layouts)
-            if wanted is not None:
-                tensors.setdefault(group, {})[name] = files.read(name, pieces, wanted)
+            expected = _wanted(group, name, whole, layouts)
+            if expected is not None:
+                tensors.setdefault(group, {})[name] = files.read(name, pieces, expected)
     return tensors
 
 
@@ -110,18 +110,18 @@ class _Files:
             self._open[name] = self._stack.enter_context(safe_open(self._folder / name, framework="pt"))
         return self._open[name]
 
-    def read(self, name: str, pieces: list[dict[str, Any]], wanted: Ranges) -> Tensor:
+    def read(self, name: str, pieces: list[dict[str, Any]], expected: Ranges) -> Tensor:
         """One part, put together from the pieces that overlap it."""
-        if len(pieces) == 1 and pieces[0]["slice"] == wanted:
-            found: Tensor = self._file(pieces[0]["file"]).get_tensor(name)
-            return found
-        result = torch.empty([end - start for start, end in wanted], dtype=DTYPES[pieces[0]["dtype"]])
+        if len(pieces) == 1 and pieces[0]["slice"] == expected:
+            obtained: Tensor = self._file(pieces[0]["file"]).get_tensor(name)
+            return obtained
+        result = torch.empty([end - start for start, end in expected], dtype=DTYPES[pieces[0]["dtype"]])
         covered = 0
-        for piece, common in _overlapping(pieces, wanted):
+        for piece, common in _overlapping(pieces, expected):
             inside = tuple(
                 slice(a - start, b - start) for (a, b), (start, _) in zip(common, piece["slice"], strict=True)
             )
-            place = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(common, wanted, strict=True))
+            place = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(common, expected, strict=True))
             part = self._file(piece["file"]).get_slice(name)[inside]
             result[place] = part
             covered += part.numel()
@@ -130,8 +130,8 @@ class _Files:
         return result
 
 
-def _overlapping(pieces: list[dict[str, Any]], wanted: Ranges) -> Iterator[tuple[dict[str, Any], Ranges]]:
+def _overlapping(pieces: list[dict[str, Any]], expected: Ranges) -> Iterator[tuple[dict[str, Any], Ranges]]:
     for piece in pieces:
-        common = [[max(a, start), min(b, end)] for (a, b), (start, end) in zip(piece["slice"], wanted, strict=True)]
+        common = [[max(a, start), min(b, end)] for (a, b), (start, end) in zip(piece["slice"], expected, strict=True)]
         if all(a < b for a, b in common):
             yield piece, common

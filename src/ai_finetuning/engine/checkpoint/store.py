@@ -23,7 +23,7 @@ from ...parallel.processes import Peers, gather
 from ...parallel.weights.layout import Layout
 from ..faults import Faults
 from .read import read_tensors
-from .write import Cancelled, fsync_folder, refuse_cancelled, sha256_of, write_durably, write_tensors
+from .write import Cancelled, fsync_folder, raise_if_cancelled, sha256_of, write_durably, write_tensors
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -111,8 +111,8 @@ class CheckpointStore:
         """(step, folder) of every finished checkpoint, newest first; not verified."""
         if not self.folder.is_dir():
             return []
-        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
-        return sorted(found, reverse=True)
+        obtained = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
+        return sorted(obtained, reverse=True)
 
     def newest(self) -> Path | None:
         """The newest finished checkpoint's folder."""
@@ -215,12 +215,12 @@ class CheckpointStore:
         if not self._peers.is_main:
             return
         files: dict[str, Any] = {}
-        found: dict[str, list[dict[str, Any]]] = {}
+        obtained: dict[str, list[dict[str, Any]]] = {}
         for own_files, own_pieces in written:
             files |= own_files
             for key, piece in own_pieces.items():
-                found.setdefault(key, []).append(piece)
-        contents = {key: pieces[0] if len(pieces) == 1 else pieces for key, pieces in found.items()}
+                obtained.setdefault(key, []).append(piece)
+        contents = {key: pieces[0] if len(pieces) == 1 else pieces for key, pieces in obtained.items()}
         self.faults.inject("save", step)
         text = json.dumps(state, ensure_ascii=False).encode("utf-8")
         files[STATE] = {"bytes": len(text), "sha256": write_durably(staging / STATE, text)}
@@ -230,7 +230,7 @@ class CheckpointStore:
         write_durably(staging / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode("utf-8"))
         fsync_folder(staging)
         self.faults.inject("rename", step)
-        refuse_cancelled(cancelled)
+        raise_if_cancelled(cancelled)
         if final.exists():
             self._remove(final)
         os.replace(staging, final)
@@ -254,23 +254,23 @@ class CheckpointStore:
             elif kept < 1 or not verify(path):
                 kept += 1
 
-    def resolve(self, wanted: str) -> Path | None:
+    def resolve(self, expected: str) -> Path | None:
         """The checkpoint to resume from; None where `auto` finds that none was ever completed.
 
         Args:
-            wanted: `auto`, a checkpoint's folder or a run's folder.
+            expected: `auto`, a checkpoint's folder or a run's folder.
 
         Raises:
             CheckpointError: every checkpoint is damaged, or the one that was named.
             InputNotFoundError: the named folder is not there.
         """
-        if wanted == "auto":
+        if expected == "auto":
             return self._newest_whole(self.candidates(), self.folder)
-        path = Path(wanted)
+        path = Path(expected)
         if not path.is_dir():
             raise InputNotFoundError(
-                f"resume_from_checkpoint が {wanted} ですが、そのフォルダーはありません。auto で最新を使えます。",
-                f"resume_from_checkpoint is {wanted}, which is not a folder; `auto` takes the newest checkpoint.",
+                f"resume_from_checkpoint が {expected} ですが、そのフォルダーはありません。auto で最新を使えます。",
+                f"resume_from_checkpoint is {expected}, which is not a folder; `auto` takes the newest checkpoint.",
             )
         if (path / MANIFEST).exists() or _NAME.match(path.name):
             problems = verify(path)
@@ -281,16 +281,16 @@ class CheckpointStore:
                 )
             return path
         nested = CheckpointStore(path / "checkpoints")
-        found = self._newest_whole(nested.candidates(), path)
-        if found is None:
+        obtained = self._newest_whole(nested.candidates(), path)
+        if obtained is None:
             raise CheckpointError(
                 f"{path} にチェックポイントがありません。",
                 f"{path} holds no checkpoint of this toolkit.",
             )
-        return found
+        return obtained
 
     @staticmethod
-    def _newest_whole(candidates: list[tuple[int, Path]], place: Path) -> Path | None:
+    def _newest_whole(candidates: list[tuple[int, Path]], folder: Path) -> Path | None:
         reasons: list[str] = []
         for _, path in candidates:
             problems = verify(path)
@@ -305,9 +305,9 @@ class CheckpointStore:
             )
         if reasons:
             raise CheckpointError(
-                f"{place} のチェックポイントはすべて壊れています（{' / '.join(reasons)}）。最初から始めるには --restart（checkpoint.restart=true）"
+                f"{folder} のチェックポイントはすべて壊れています（{' / '.join(reasons)}）。最初から始めるには --restart（checkpoint.restart=true）"
                 "を指定してください。",
-                f"every checkpoint in {place} is damaged ({' / '.join(reasons)}). To start anew say --restart "
+                f"every checkpoint in {folder} is damaged ({' / '.join(reasons)}). To start anew say --restart "
                 "(checkpoint.restart=true).",
             )
         return None

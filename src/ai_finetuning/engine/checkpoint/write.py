@@ -35,7 +35,7 @@ class Cancelled(Exception):
     """The checkpoint being written is not wanted any more."""
 
 
-def refuse_cancelled(cancelled: threading.Event | None) -> None:
+def raise_if_cancelled(cancelled: threading.Event | None) -> None:
     """Raises Cancelled where the event is set."""
     if cancelled is not None and cancelled.is_set():
         raise Cancelled
@@ -103,7 +103,7 @@ def write_tensors(
             file.write(part)
             digest.update(part)
         for tensor in tensors.values():
-            refuse_cancelled(cancelled)
+            raise_if_cancelled(cancelled)
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)
             if flat.numel():
                 raw = flat.view(torch.uint8).numpy().data

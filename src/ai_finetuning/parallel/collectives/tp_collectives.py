@@ -1,7 +1,7 @@
 """What ranks that share a layer send each other, forward and backward (Shoeybi et al. 2019, arXiv:1909.08053).
 
 Values are replicated (every rank has the same) or cut along the last dimension as torch.chunk cuts. The gradient of a
-replicated value is replicated too, unless the ranks only hold their own share of it; `shared_input` is where such
+replicated value is replicated too, unless the ranks only hold their own share of it; `copy_to` is where such
 shares are added.
 """
 
@@ -81,25 +81,25 @@ def _join(value: Tensor, width: int, group: Group) -> Tensor:
     return torch.cat(parts, dim=-1)[..., :width]
 
 
-def shared_input(value: Tensor, group: Group) -> Tensor:
+def copy_to(value: Tensor, group: Group) -> Tensor:
     """The replicated value itself; its gradient is the sum of what the ranks' own computations give."""
     copied: Tensor = _SharedInput.apply(value, group)
     return copied
 
 
-def total(value: Tensor, group: Group) -> Tensor:
+def reduce_from(value: Tensor, group: Group) -> Tensor:
     """The sum of all ranks' values, replicated."""
     added: Tensor = _Total.apply(value, group)
     return added
 
 
-def joined(value: Tensor, width: int, group: Group) -> Tensor:
+def gather_from(value: Tensor, width: int, group: Group) -> Tensor:
     """[..., width] replicated, from every rank's part [..., part of width]."""
     whole: Tensor = _Joined.apply(value, width, group)
     return whole
 
 
-def own_part(value: Tensor, width: int, group: Group) -> Tensor:
+def scatter_to(value: Tensor, width: int, group: Group) -> Tensor:
     """This rank's part of a replicated [..., width]."""
     part: Tensor = _OwnPart.apply(value, width, group)
     return part

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...errors import ProcessesError
 from ..batch import Batch, LossFunction
-from ..strategies.distributed import Distributed
-from ..strategies.shard import Step
+from ..strategies.distributed import DataParallel
+from ..strategies.shard import ModelWithLoss
 from ..strategies.single import SingleDevice
 
 
@@ -67,7 +67,7 @@ class Accelerated(SingleDevice):
         self._accelerator.free_memory()
 
 
-class AcceleratedReplicas(Distributed):
+class AcceleratedReplicas(DataParallel):
     """Several processes, each with the whole model, in the DistributedDataParallel that Accelerate makes.
 
     Model and loss are one module inside it, so that any loss, over padded rows or over documents, runs within its
@@ -82,7 +82,7 @@ class AcceleratedReplicas(Distributed):
 
     def _replicate(self, model: nn.Module, loss: LossFunction) -> None:
         """The wrapper sends the first rank's weights to all and sums gradients; no reducer of ours."""
-        step = self._accelerator.prepare_model(Step(model, loss), device_placement=False)
+        step = self._accelerator.prepare_model(ModelWithLoss(model, loss), device_placement=False)
         assert isinstance(step, DistributedDataParallel)
         self._replicas = step
 

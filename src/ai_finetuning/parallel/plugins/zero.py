@@ -25,11 +25,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from ...errors import ConfigError, ProcessesError
 from .. import _upstream
 from ..batch import Batch, LossFunction, Rows
-from ..strategies.distributed import Distributed
-from ..strategies.shard import Step
+from ..strategies.distributed import DataParallel
+from ..strategies.shard import ModelWithLoss
 from ..strategy import Update
 from ..weights.layout import Layout
-from ..weights.state import Tensors, check_names
+from ..weights.state import Tensors, validate_names
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, the only optimizer here
 _INSTALL = (
@@ -37,7 +37,7 @@ _INSTALL = (
 )
 
 
-def require(processes: int) -> None:
+def validate_processes(processes: int) -> None:
     """Refuses one process, or a machine without DeepSpeed, before anything is loaded.
 
     Raises:
@@ -59,7 +59,7 @@ def require(processes: int) -> None:
         )
 
 
-def refuse(stage: int, *, bits: int | None, optimizer: str, scaler: bool) -> None:
+def validate(stage: int, *, bits: int | None, optimizer: str, scaler: bool) -> None:
     """Refuses what ZeRO cannot train.
 
     Args:
@@ -89,7 +89,7 @@ def refuse(stage: int, *, bits: int | None, optimizer: str, scaler: bool) -> Non
         )
 
 
-class Zero(Distributed):
+class Zero(DataParallel):
     """Gradients and moments (stage 2), and weights too (stage 3), divided over the data ranks by DeepSpeed.
 
     Args:
@@ -131,7 +131,7 @@ class Zero(Distributed):
         self._linear = nn.functional.linear  # stage 3 puts its own in torch's place
         with _quiet():
             self._accelerator = _accelerator(self._settings())
-            self._engine, _ = self._accelerator.prepare(Step(self._model, self._autocast_loss), optimizer)
+            self._engine, _ = self._accelerator.prepare(ModelWithLoss(self._model, self._autocast_loss), optimizer)
             # Else transformers would divide whatever is loaded next in this process.
             self._accelerator.state.deepspeed_plugin.dschf = None
         return super().attach(optimizer)
@@ -190,7 +190,7 @@ class Zero(Distributed):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         assert self.layouts is not None
-        found: Tensors = {"model": {}, "optimizer": {}}
+        obtained: Tensors = {"model": {}, "optimizer": {}}
         steps = [state["step"] for state in optimizer.state.values() if state]
         if steps:
             self._find_moments()
@@ -200,18 +200,18 @@ class Zero(Distributed):
             moments = {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS if steps}
             if not self.layouts[name].owner:
                 continue
-            found["model"][name] = weight.cpu()
-            found["optimizer"] |= {f"{name}/{key}": moment.cpu() for key, moment in moments.items()}
+            obtained["model"][name] = weight.cpu()
+            obtained["optimizer"] |= {f"{name}/{key}": moment.cpu() for key, moment in moments.items()}
             if steps:
-                found["optimizer"][f"{name}/step"] = steps[0].detach().clone().cpu()
-        return found
+                obtained["optimizer"][f"{name}/step"] = steps[0].detach().clone().cpu()
+        return obtained
 
     @torch.no_grad()
     def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         """Each rank keeps its part of whole tensors; the weights that the forward pass reads follow."""
         from deepspeed.runtime.zero import GatheredParameters
 
-        check_names(self._whole, tensors["model"])
+        validate_names(self._whole, tensors["model"])
         for name, parameter in self._whole.items():
             value = tensors["model"][name].to(self.device)
             with GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):

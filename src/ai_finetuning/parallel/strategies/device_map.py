@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...errors import ConfigError
-from ...models.placement import DeviceMap, refuse_offloading, spread
+from ...models.placement import DeviceMap, spread, validate_offloading
 from ..batch import LossFunction
 from .single import SingleDevice
 
@@ -31,13 +31,13 @@ def memory_bytes(size: str) -> int:
     Raises:
         ConfigError: it is not written so.
     """
-    found = _SIZE.match(size)
-    if found is None:
+    obtained = _SIZE.match(size)
+    if obtained is None:
         raise ConfigError(
             f"メモリーの大きさが {size!r} です。22GB（10^9）や 22GiB（2^30）のように書いてください。",
             f"the memory size is {size!r}; write it like 22GB (10^9) or 22GiB (2^30).",
         )
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(obtained[1]) * _UNITS[obtained[2]])
 
 
 def capacities(asked: Mapping[int, str] | None, there: Mapping[int, int]) -> dict[int, int]:
@@ -50,18 +50,18 @@ def capacities(asked: Mapping[int, str] | None, there: Mapping[int, int]) -> dic
     Raises:
         ConfigError: fewer than two GPUs, or one that is not there.
     """
-    wanted = {index: memory_bytes(size) for index, size in asked.items()} if asked else dict(there)
-    missing = sorted(set(wanted) - set(there))
-    if missing or len(wanted) < 2:
+    expected = {index: memory_bytes(size) for index, size in asked.items()} if asked else dict(there)
+    missing = sorted(set(expected) - set(there))
+    if missing or len(expected) < 2:
         have = ", ".join(map(str, sorted(there))) or "-"
-        problem = f"GPU {', '.join(map(str, missing))}" if missing else f"{len(wanted)} GPU"
+        problem = f"GPU {', '.join(map(str, missing))}" if missing else f"{len(expected)} GPU"
         raise ConfigError(
             f"parallel.strategy model_parallel には見える GPU が 2 枚以上必要です（指定: {problem}、見える GPU: {have}）。"
             "1 枚なら strategy: ddp のまま使い、足りないときは method: qlora にしてください。",
             f"parallel.strategy model_parallel needs two or more visible GPUs (asked: {problem}; visible: {have}). "
             "With one, leave strategy: ddp, and use method: qlora where memory is short.",
         )
-    return {index: min(wanted[index], there[index]) for index in sorted(wanted)}
+    return {index: min(expected[index], there[index]) for index in sorted(expected)}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Split:
         """The arithmetic, a GPU after the other."""
         return "; ".join(load.text("weights", "gradients and optimizer", "activations", "other") for load in self.loads)
 
-    def refuse_misfit(self) -> None:
+    def validate_fit(self) -> None:
         """Refuses a run that cannot fit.
 
         Raises:
@@ -208,7 +208,7 @@ class ModelParallel(SingleDevice):
     """
 
     def __init__(self, device_map: DeviceMap, *, autocast: torch.dtype | None = None, scaler: bool = False) -> None:
-        refuse_offloading(device_map)
+        validate_offloading(device_map)
         self.device_map = dict(device_map)
         super().__init__(next(iter(self.device_map.values())), autocast=autocast, scaler=scaler)
 

@@ -22,22 +22,22 @@ from ..collectives.reducer import GradientReducer
 from ..processes import Peers, gather, host_group
 from ..strategy import Update
 from ..weights.layout import layout_of, local, local_parameter
-from ..weights.materialize import Destination
+from ..weights.materialize import WeightPlacement
 from .shard import set_last, shard_layers
 from .single import SingleDevice
 
-CutLayers = Callable[[nn.Module, DeviceMesh, Destination], None]
+CutLayers = Callable[[nn.Module, DeviceMesh, WeightPlacement], None]
 
 
-class Distributed(SingleDevice):
+class DataParallel(SingleDevice):
     """Data parallel over `dp`, tensor parallel over `tp`; parallel/strategies/pipeline.py adds `pp`.
 
     Args:
         device: of this rank.
         mesh: [pp, dp, tp].
         sharded: FSDP2 (arXiv:2304.11277) instead of replicas.
-        masters: weights become fp32 when they are cut; replicas are given as they train.
-        cut_layers: what cuts the model along `tp`; needed where that is above 1.
+        fp32_master_weights: weights become fp32 when they are cut; replicas are given as they train.
+        parallelize_layers: what cuts the model along `tp`; needed where that is above 1.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Distributed(SingleDevice):
         sharded: bool = False,
         autocast: torch.dtype | None = None,
         scaler: bool = False,
-        masters: bool = False,
-        cut_layers: CutLayers | None = None,
+        fp32_master_weights: bool = False,
+        parallelize_layers: CutLayers | None = None,
     ) -> None:
         super().__init__(device, autocast=autocast, scaler=scaler)
         self._in_parts = sharded or mesh["pp"].size() > 1 or mesh["tp"].size() > 1
-        self._destination = Destination(device, masters)
+        self._weight_placement = WeightPlacement(device, fp32_master_weights)
         self._casts_stay = not sharded  # copies of gathered weights would undo the sharding
-        self.mesh, self._sharded, self._cut_layers = mesh, sharded, cut_layers
+        self.mesh, self._sharded, self._cut_layers = mesh, sharded, parallelize_layers
         self.data_rank, self.data_size = mesh.get_local_rank("dp"), mesh["dp"].size()
         self.rank, self.is_main = dist.get_rank(), dist.get_rank() == 0
         self.exchanges = 0
@@ -66,9 +66,9 @@ class Distributed(SingleDevice):
         self._reducer: GradientReducer | None = None
 
     @property
-    def destination(self) -> Destination | None:
+    def weight_placement(self) -> WeightPlacement | None:
         """Where the parts of a cut model go."""
-        return self._destination if self._in_parts else None
+        return self._weight_placement if self._in_parts else None
 
     def placement(self, *, quantized: bool) -> dict[str, Any]:
         """The CPU for what is cut: no device need hold the whole model, and processes share the mapped file."""
@@ -79,18 +79,18 @@ class Distributed(SingleDevice):
         self._model, self._loss = model, loss
         if self.mesh["tp"].size() > 1:
             assert self._cut_layers is not None
-            self._cut_layers(model, self.mesh["tp"], self._destination)
+            self._cut_layers(model, self.mesh["tp"], self._weight_placement)
         if self._sharded:
             self._shard(model, loss)
         else:
-            self._destination.settle(model)
+            self._weight_placement.materialize(model)
         self._take_parts(model)
         if not self._sharded and self.data_size > 1:
             self._replicate(model, loss)
         return model
 
     def _shard(self, model: nn.Module, loss: LossFunction) -> None:
-        self._step_module = shard_layers(model, self.mesh["dp"], loss, self._destination)
+        self._step_module = shard_layers(model, self.mesh["dp"], loss, self._weight_placement)
 
     def _global_names(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from model.named_parameters()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def layer_list(model: nn.Module) -> nn.ModuleList | None:
     """The repeated blocks: the largest ModuleList."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=None)
+    return max(lists, key=lambda obtained: sum(p.numel() for p in obtained.parameters()), default=None)
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:

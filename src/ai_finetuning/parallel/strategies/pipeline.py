@@ -29,9 +29,9 @@ from ...errors import ConfigError
 from ...models.modes import evaluating
 from ..batch import Batch, LossFunction
 from ..collectives.mesh import Sizes
-from .distributed import Distributed
+from .distributed import DataParallel
 from .shard import shard_blocks
-from .stages import Stage, Staging, check_stages, spans_of, split_layers
+from .stages import Stage, StageSplitter, spans_of, split_layers, validate_stages
 
 
 def _as_many(micro_batches: int, processes: int) -> int:
@@ -82,7 +82,7 @@ DEFAULT_SCHEDULE = "1F1B"
 WITHOUT_ZERO_BUBBLE = ("gpt2",)
 
 
-def check_pipeline(config: Any, sizes: Sizes, schedule: str = DEFAULT_SCHEDULE, *, sharded: bool = False) -> None:
+def validate_pipeline(config: Any, sizes: Sizes, schedule: str = DEFAULT_SCHEDULE, *, sharded: bool = False) -> None:
     """Refuses what cannot be a pipeline, before weights are loaded.
 
     Args:
@@ -138,7 +138,7 @@ def _check_layers(layers: int, processes: int, schedule: str) -> None:
         )
 
 
-class Pipeline(Distributed):
+class Pipeline(DataParallel):
     """Stages over `pp`; each stage data parallel over `dp`, replicated or sharded.
 
     All processes of a pipeline see the same micro-batches. prepare() takes the whole model, on every process, and drops
@@ -158,10 +158,12 @@ class Pipeline(Distributed):
         sharded: bool = False,
         autocast: torch.dtype | None = None,
         scaler: bool = False,
-        masters: bool = False,
+        fp32_master_weights: bool = False,
     ) -> None:
         _check_sharded(schedule, sharded)
-        super().__init__(device, mesh, sharded=sharded, autocast=autocast, scaler=scaler, masters=masters)
+        super().__init__(
+            device, mesh, sharded=sharded, autocast=autocast, scaler=scaler, fp32_master_weights=fp32_master_weights
+        )
         self._name, self._plan = schedule, SCHEDULES[schedule]
         self._group, self._processes, self._place = mesh.get_group("pp"), mesh["pp"].size(), mesh.get_local_rank("pp")
         self._count = self._processes * self._plan.stages
@@ -184,12 +186,12 @@ class Pipeline(Distributed):
         Raises:
             ConfigError: fewer layers than stages. ModelError: the cut model computes another loss.
         """
-        with self._destination.visiting(model):
-            staging = Staging(model, loss, autocast=self._autocast, device=self.device)
+        with self._weight_placement.layer_offload(model):
+            staging = StageSplitter(model, loss, autocast=self._autocast, device=self.device)
             layers, before, after = staging.costs()
             _check_layers(len(layers), self._processes, self._name)
             spans = spans_of(split_layers(layers, self._count, before=before, after=after))
-            check_stages(staging, spans)
+            validate_stages(staging, spans)
         self._note_names(model, staging)
         mine = [span for span in spans if self._process_of(span.index) == self._place]
         staging.prune(mine)
@@ -199,7 +201,7 @@ class Pipeline(Distributed):
         self._same_ties()
         return model
 
-    def _note_names(self, model: nn.Module, staging: Staging) -> None:
+    def _note_names(self, model: nn.Module, staging: StageSplitter) -> None:
         """Names under which weights stay known when the module that has named them is another process's."""
         names: dict[int, str] = {}
         self._names = {}
@@ -214,7 +216,7 @@ class Pipeline(Distributed):
 
     def _shard(self, model: nn.Module, loss: LossFunction) -> None:
         for stage in self.stages:
-            shard_blocks(stage, self._staging.blocks_of(stage.span), self.mesh["dp"], self._destination)
+            shard_blocks(stage, self._staging.blocks_of(stage.span), self.mesh["dp"], self._weight_placement)
 
     def _global_names(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in model.named_parameters():

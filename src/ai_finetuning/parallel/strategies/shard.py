@@ -9,11 +9,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ..batch import Batch, LossFunction
-from ..weights.materialize import Destination
+from ..weights.materialize import WeightPlacement
 from .layers import layer_list
 
 
-class Step(nn.Module):
+class ModelWithLoss(nn.Module):
     """Model and loss in one forward, so that weights the loss reads (the head's) are gathered when it does."""
 
     def __init__(self, model: nn.Module, loss: LossFunction) -> None:
@@ -26,22 +26,26 @@ class Step(nn.Module):
         return self._loss(self.model, batch)
 
 
-def shard_layers(model: nn.Module, mesh: DeviceMesh, loss: LossFunction, destination: Destination) -> Step:
+def shard_layers(
+    model: nn.Module, mesh: DeviceMesh, loss: LossFunction, weight_placement: WeightPlacement
+) -> ModelWithLoss:
     """Shards each block, then the rest, in place; gradients are summed, not averaged."""
-    step = Step(model, loss)
-    shard_blocks(step, list(layer_list(model) or ()), mesh, destination)
+    step = ModelWithLoss(model, loss)
+    shard_blocks(step, list(layer_list(model) or ()), mesh, weight_placement)
     return step
 
 
-def shard_blocks(step: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, destination: Destination) -> None:
+def shard_blocks(
+    step: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, weight_placement: WeightPlacement
+) -> None:
     """Shards blocks of a module, then its other weights, in place; a whole block is on the device for that moment only.
 
     Gradients are summed, not averaged.
     """
     for block in blocks:
-        destination.settle(block)
+        weight_placement.materialize(block)
         fully_shard(block, mesh=mesh)
-    destination.settle(step)
+    weight_placement.materialize(step)
     fully_shard(step, mesh=mesh)
     for module in (*blocks, step):
         assert isinstance(module, FSDPModule)

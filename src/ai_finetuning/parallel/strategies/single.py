@@ -15,7 +15,7 @@ from ..batch import Batch, LossFunction
 from ..loss_scale import LossScale
 from ..strategy import Update
 from ..weights.layout import Layout
-from ..weights.materialize import Destination
+from ..weights.materialize import WeightPlacement
 from ..weights.state import Tensors, load_optimizer_tensors, load_weights, optimizer_tensors
 
 
@@ -36,7 +36,7 @@ class SingleDevice:
         self._scale = LossScale(enabled=scaler)
 
     @property
-    def destination(self) -> Destination | None:
+    def weight_placement(self) -> WeightPlacement | None:
         """None: the model is loaded as it trains."""
         return None
 

@@ -11,7 +11,7 @@ its own
 - `Blank` in the place of what comes before the layers: zeros of the right shape, from which the body builds its masks.
 - what comes after the layers is never reached on earlier stages.
 
-`check_stages` tries the cut on the whole model before any weight is dropped (docs/design/distributed.md, fault 5).
+`validate_stages` tries the cut on the whole model before any weight is dropped (docs/design/distributed.md, fault 5).
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ def split_layers(weights: Sequence[float], stages: int, *, before: float = 0.0, 
     best: dict[int, tuple[float, float, list[int]]] = {0: (0.0, 0.0, [])}
     for stage in range(stages):
         extra = before * (stage == 0) + after * (stage == stages - 1)
-        found: dict[int, tuple[float, float, list[int]]] = {}
+        obtained: dict[int, tuple[float, float, list[int]]] = {}
         for done, (heaviest, squares, sizes) in best.items():
             for stop in range(done + 1, len(weights) - (stages - stage - 1) + 1):
                 load = total[stop] - total[done] + extra
                 option = (max(heaviest, load), squares + load**2, [*sizes, stop - done])
-                if stop not in found or option[:2] < found[stop][:2]:
-                    found[stop] = option
-        best = found
+                if stop not in obtained or option[:2] < obtained[stop][:2]:
+                    obtained[stop] = option
+        best = obtained
     return best[len(weights)][2]
 
 
-class Reached(Exception):
+class StageEnd(Exception):
     """The end of a stage inside the model's forward."""
 
     def __init__(self, hidden: Tensor) -> None:
@@ -88,10 +88,10 @@ class Reached(Exception):
         self.hidden = hidden
 
 
-class Gap(nn.Module):
+class PlaceholderLayer(nn.Module):
     """In the place of a layer that the running stage does not have."""
 
-    def __init__(self, layer: nn.Module, staging: Staging) -> None:
+    def __init__(self, layer: nn.Module, staging: StageSplitter) -> None:
         super().__init__()
         for name, value in vars(layer).items():
             # Bodies choose masks by such marks (`attention_type`).
@@ -103,14 +103,14 @@ class Gap(nn.Module):
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         """Ends the stage, or gives what it received in the shape that the body asks for."""
         if self.after:
-            raise Reached(hidden_states)
+            raise StageEnd(hidden_states)
         received = self._staging.received
         assert received is not None
         hidden = received[: hidden_states.shape[:-1].numel()].view(hidden_states.shape)
         return (hidden,) if self._staging.in_tuples else hidden
 
 
-class Blank(nn.Module):
+class PlaceholderEmbedding(nn.Module):
     """In the place of an embedding: zeros that take no memory; floats pass through."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
@@ -152,7 +152,7 @@ class Probe:
         return self
 
 
-class Staging:
+class StageSplitter:
     """The cut model: shows it as one stage or another, and runs that stage.
 
     Attributes:
@@ -177,7 +177,7 @@ class Staging:
         self.received: Tensor | None = None
         self._loss, self._autocast, self._holds_first = loss, autocast, True
         self._real: list[nn.Module | None] = list(layers)
-        self._gaps = [Gap(layer, self) for layer in layers]
+        self._gaps = [PlaceholderLayer(layer, self) for layer in layers]
         self._examine()
 
     def _examine(self) -> None:
@@ -207,7 +207,12 @@ class Staging:
         parts = [
             (
                 module in early,
-                Part(owner, name, module, Blank(self.width, getattr(outputs.get(module), "dtype", self.dtype))),
+                Part(
+                    owner,
+                    name,
+                    module,
+                    PlaceholderEmbedding(self.width, getattr(outputs.get(module), "dtype", self.dtype)),
+                ),
             )
             for owner, name, module in outside
         ]
@@ -273,7 +278,7 @@ class Staging:
         self.received = received
         try:
             loss = self._forward(batch)
-        except Reached as end:
+        except StageEnd as end:
             return end.hidden
         finally:
             self.received = None
@@ -304,7 +309,7 @@ class Stage(nn.Module):
         total: sum of the losses (last stage).
     """
 
-    def __init__(self, staging: Staging, span: Span) -> None:
+    def __init__(self, staging: StageSplitter, span: Span) -> None:
         super().__init__()
         self.own = nn.ModuleList(staging.modules_of(span))
         self.span, self._staging = span, staging
@@ -328,7 +333,7 @@ class Stage(nn.Module):
 
 
 @torch.no_grad()
-def check_stages(staging: Staging, spans: Sequence[Span]) -> None:
+def validate_stages(staging: StageSplitter, spans: Sequence[Span]) -> None:
     """Runs the stages one after the other on the whole model; call before prune().
 
     Raises:

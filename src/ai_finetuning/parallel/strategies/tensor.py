@@ -27,10 +27,10 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ...errors import ConfigError, ModelError
 from .._upstream import own_parameters
-from ..collectives.tp_collectives import Group, joined, own_part, shared_input, total
+from ..collectives.tp_collectives import Group, copy_to, gather_from, reduce_from, scatter_to
 from ..limits import validate_heads
 from ..weights.layout import chunk, local
-from ..weights.materialize import Destination
+from ..weights.materialize import WeightPlacement
 
 # Module name, numbers written as *, to the way it is cut; the words are transformers' own.
 Plan = Mapping[str, str]
@@ -42,7 +42,7 @@ _STYLES = frozenset({COLUMN, COLUMN_JOINED, ROW, ROW_WHOLE_INPUT, VOCABULARY, PA
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "num_key_value_heads")
 
 
-def refuse(
+def validate(
     config: Any, *, tensor: int, sharded: bool, bits: int | None, optimizer: str, use_dora: bool = False
 ) -> None:
     """Refuses what tensor parallelism or FSDP cannot train, from settings and the model's configuration alone.
@@ -96,7 +96,7 @@ def _refuse_optimizer(name: str, setting: str) -> None:
     )
 
 
-def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, destination: Destination) -> None:
+def parallelize_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, weight_placement: WeightPlacement) -> None:
     """Cuts a model along `tp`, in place; adapters have to be on it.
 
     Args:
@@ -104,7 +104,7 @@ def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, destination: D
             rank's count.
         mesh: the 1-D `tp` mesh.
         plan: how its modules are cut (models/plans.py).
-        destination: where the parts go.
+        weight_placement: where the parts go.
 
     Raises:
         ModelError: the model is cut already, or has layers that cannot be.
@@ -118,7 +118,7 @@ def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, destination: D
     for name, style in styles.items():
         if style not in _STYLES:
             raise KeyError(f"{name}: {style}")
-    cut = _Cutter(mesh, destination)
+    cut = _Cutter(mesh, weight_placement)
     entrances: dict[str, _Entrance] = {}
     for name, style in styles.items():
         parent = name.rpartition(".")[0]
@@ -128,7 +128,7 @@ def cut_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, destination: D
     for parameter in model.parameters():
         if not isinstance(parameter, DTensor):
             parameter.data = cut.arrived(parameter)
-    destination.settle(model)
+    weight_placement.materialize(model)
 
 
 def _divide_heads(attention: nn.Module, name: str, size: int) -> None:
@@ -147,7 +147,7 @@ def _divide_heads(attention: nn.Module, name: str, size: int) -> None:
 class _Entrance:
     """The replicated input of the column-parallel layers of one block.
 
-    q, k and v (gate and up) read the very same tensor; sharing one shared_input() adds their gradients up before the
+    q, k and v (gate and up) read the very same tensor; sharing one copy_to() adds their gradients up before the
     all-reduce, which so runs once instead of three (two) times.
     """
 
@@ -162,7 +162,7 @@ class _Entrance:
         if not (torch.is_grad_enabled() and value.requires_grad):
             return value
         if self._value is not value or self._shared is None:
-            self._value, self._shared, self._left = value, shared_input(value, self._group), self.users
+            self._value, self._shared, self._left = value, copy_to(value, self._group), self.users
         shared = self._shared
         self._left -= 1
         if self._left == 0:
@@ -173,8 +173,8 @@ class _Entrance:
 class _Cutter:
     """Cuts modules; tied weights stay tied."""
 
-    def __init__(self, mesh: DeviceMesh, destination: Destination) -> None:
-        self._mesh, self._destination = mesh, destination
+    def __init__(self, mesh: DeviceMesh, weight_placement: WeightPlacement) -> None:
+        self._mesh, self._weight_placement = mesh, weight_placement
         self._group = mesh.get_group()
         self._source = dist.get_global_rank(self._group, 0)
         self._size, self._rank = mesh.size(), mesh.get_local_rank()
@@ -183,7 +183,7 @@ class _Cutter:
 
     def arrived(self, whole: Tensor) -> Tensor:
         """A whole weight on the device: the first rank's."""
-        moved = self._destination.of(whole.detach())
+        moved = self._weight_placement.of(whole.detach())
         # Not into the file that the weights of a model on the CPU are views of: each rank would get its copy of all of
         # it.
         moved = moved.clone() if moved.data_ptr() == whole.data_ptr() else moved
@@ -276,12 +276,12 @@ def _require_embedding(module: nn.Module) -> None:
 def _column(linear: nn.Linear, entrance: _Entrance, group: Group, width: int | None, value: Tensor) -> Tensor:
     bias = None if linear.bias is None else local(linear.bias)
     part = F.linear(entrance(value), local(linear.weight), bias)
-    return part if width is None else joined(part, width, group)
+    return part if width is None else gather_from(part, width, group)
 
 
 def _row(linear: nn.Linear, group: Group, width: int | None, value: Tensor) -> Tensor:
-    part = value if width is None else own_part(value, width, group)
-    added = total(F.linear(part, local(linear.weight)), group)
+    part = value if width is None else scatter_to(value, width, group)
+    added = reduce_from(F.linear(part, local(linear.weight)), group)
     return added if linear.bias is None else added + linear.bias.to(added.dtype)
 
 
@@ -310,15 +310,15 @@ def _embedding(
         # The padding row's gradient stays zero on the rank that has it.
         module.padding_idx = padding - start if padding is not None and start <= padding < stop else None
         with _weights(module, local):
-            found = forward((ids - start).masked_fill(others, 0))
+            obtained = forward((ids - start).masked_fill(others, 0))
     finally:
         module.padding_idx = padding
-    return total(found.masked_fill(others[..., None], 0.0), group)
+    return reduce_from(obtained.masked_fill(others[..., None], 0.0), group)
 
 
 def _with_shared_weights(module: nn.Module, forward: Callable[..., Tensor], group: Group, *args: Any) -> Tensor:
     """A whole weight that works on cut values: each rank's gradient is its share, added up before it is accumulated."""
-    with _weights(module, lambda weight: shared_input(weight, group)):
+    with _weights(module, lambda weight: copy_to(weight, group)):
         return forward(*args)
 
 

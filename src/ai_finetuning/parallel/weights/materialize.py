@@ -19,36 +19,38 @@ from ..strategies.layers import layer_list, tensors_of
 
 
 @dataclass(frozen=True)
-class Destination:
+class WeightPlacement:
     """Where weights stay.
 
     Attributes:
         device: of this process.
-        masters: weights become fp32 (arXiv:1710.03740).
+        fp32_master_weights: weights become fp32 (arXiv:1710.03740).
     """
 
     device: torch.device
-    masters: bool = False
+    fp32_master_weights: bool = False
 
     def of(self, tensor: Tensor) -> Tensor:
         """The tensor as it is there; itself where nothing changes."""
-        return tensor.to(self.device, torch.float32 if self.masters and tensor.is_floating_point() else None)
+        return tensor.to(
+            self.device, torch.float32 if self.fp32_master_weights and tensor.is_floating_point() else None
+        )
 
     @torch.no_grad()
-    def settle(self, module: nn.Module) -> None:
+    def materialize(self, module: nn.Module) -> None:
         """Moves what a module holds, in place; what is cut already stays."""
         for tensor in tensors_of(module):
             if not isinstance(tensor, DTensor):
-                self._settle(tensor)
+                self._materialize(tensor)
 
-    def _settle(self, tensor: Tensor) -> None:
+    def _materialize(self, tensor: Tensor) -> None:
         data = tensor.data
         there = self.of(data)
         if there is not data:
             tensor.data = there
 
     @contextlib.contextmanager
-    def visiting(self, model: nn.Module) -> Iterator[None]:
+    def layer_offload(self, model: nn.Module) -> Iterator[None]:
         """The whole model can run without gradients, although no device need hold it.
 
         What is around the layers settles; a layer is on the device while it runs, and afterwards where it was.
@@ -58,12 +60,12 @@ class Destination:
         with torch.no_grad():
             for tensor in tensors_of(model):
                 if id(tensor) not in inside:
-                    self._settle(tensor)
+                    self._materialize(tensor)
         at_home: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
         def arrive(layer: nn.Module, _: object) -> None:
             at_home[layer] = [(tensor, tensor.data) for tensor in tensors_of(layer)]
-            self.settle(layer)
+            self.materialize(layer)
 
         def leave(layer: nn.Module, *_: object) -> None:
             for tensor, data in at_home.pop(layer, ()):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 Tensors = dict[str, dict[str, Tensor]]
 
 
-def check_names(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def validate_names(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Refuses weights of other names.
 
     Raises:
@@ -26,7 +26,7 @@ def check_names(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -
 @torch.no_grad()
 def load_weights(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     """Copies saved weights into parameters of the same names; both must have the same names."""
-    check_names(parameters, saved)
+    validate_names(parameters, saved)
     for name, parameter in parameters.items():
         parameter.copy_(saved[name])
 
