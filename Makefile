@@ -50,6 +50,7 @@ wheel: setup
 # `make bench-peers` is the real thing (docs/performance.md).
 bench: setup
 	$(BIN)/python benchmarks/training_step.py --quick
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/latency.py --quick
 
 bench-peers: setup build/peers/.ready build/peers-lf/.ready
