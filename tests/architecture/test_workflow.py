@@ -47,7 +47,7 @@ def test_the_job_test_does_what_ci_run_does():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     own = [line.strip() for line in lines if line.strip() and not line.startswith(("#", "set ", "cd "))]
     assert steps("test") == own
-    assert own == ["make check", "make test"]
+    assert own == ["make check", "make docs", "make test"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
