@@ -60,7 +60,7 @@ def chosen(rank: int, strategy: str) -> tuple[str, list[str]]:
 def test_only_replicas_run_through_accelerate(tmp_path: Path):
     """Its FSDP plugin on a CPU, for one, would silently be plain DDP (docs/design/distributed.md, fault 3)."""
     assert run_ranks(2, chosen, "ddp", folder=tmp_path) == [("AcceleratedReplicas", [])] * 2
-    for strategy, native in (("fsdp", "Distributed"), ("tensor", "Distributed"), ("pipeline", "Pipeline")):
+    for strategy, native in (("fsdp", "DataParallel"), ("tensor", "DataParallel"), ("pipeline", "Pipeline")):
         name, logged = run_ranks(2, chosen, strategy, folder=tmp_path)[0]
         assert name == native
         assert f"strategy {strategy} runs on this toolkit's own parallel path" in logged[0]

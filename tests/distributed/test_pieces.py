@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ai_finetuning.engine.checkpoint import store as checkpoint
 from ai_finetuning.engine.checkpoint.read import read_tensors, write_shards
-from ai_finetuning.engine.checkpoint.store import store as checkpoint
 from ai_finetuning.engine.checkpoint.write import write_tensors
 from ai_finetuning.parallel.weights.layout import Layout
 

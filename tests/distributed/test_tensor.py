@@ -21,7 +21,7 @@ from ai_finetuning.models.plans import tensor_plan
 from ai_finetuning.parallel.collectives.mesh import Sizes, build_mesh
 from ai_finetuning.parallel.strategies.distributed import DataParallel
 from ai_finetuning.parallel.strategies.single import SingleDevice
-from ai_finetuning.parallel.strategies.tensor import parallelize_layers, refuse
+from ai_finetuning.parallel.strategies.tensor import parallelize_layers, validate
 from ai_finetuning.parallel.weights.materialize import WeightPlacement
 
 KINDS = ("llama", "stablelm", "gpt_neox", "qwen3_tied", "gemma2")
@@ -169,14 +169,14 @@ LLAMA = LlamaConfig(num_attention_heads=12, num_key_value_heads=4, hidden_size=9
 def test_refusals_name_numbers_and_the_way_out(settings: dict[str, Any], parts: tuple[str, ...]):
     defaults = {"tensor": 1, "sharded": False, "bits": None, "optimizer": "adamw"}
     with pytest.raises(ConfigError) as caught:
-        refuse(LLAMA, **(defaults | settings))
+        validate(LLAMA, **(defaults | settings))
     assert all(part in caught.value.en for part in parts), caught.value.en
 
 
 def test_what_can_be_trained_is_not_refused():
-    refuse(LLAMA, tensor=4, sharded=True, bits=None, optimizer="adamw")
-    refuse(LLAMA, tensor=1, sharded=True, bits=4, optimizer="adamw")
-    refuse(LLAMA, tensor=1, sharded=False, bits=4, optimizer="adamw_8bit")
+    validate(LLAMA, tensor=4, sharded=True, bits=None, optimizer="adamw")
+    validate(LLAMA, tensor=1, sharded=True, bits=4, optimizer="adamw")
+    validate(LLAMA, tensor=1, sharded=False, bits=4, optimizer="adamw_8bit")
 
 
 def test_models_that_no_plan_fits_are_refused():
