@@ -15,6 +15,7 @@ import torch
 
 from ..errors import ConfigError
 from ..messages import notice
+from . import nvml
 
 _GB = 1e9
 
@@ -100,9 +101,15 @@ def set_memory_fraction(fraction: float = 0.9) -> None:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that a run could take on a device."""
+    """Memory that a run could take on a device.
+
+    A process that has not used CUDA yet asks the driver's management library, where it is sure to mean the same card:
+    to ask CUDA would take a few hundred MB on each GPU, which a process that only starts others never gives back.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        used: Callable[[], bool] = torch.cuda.is_initialized
+        known = None if used() else nvml.free_bytes(device.index or 0)
+        return known if known is not None else int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 

@@ -56,6 +56,17 @@ def gpus(nvml: Any = None, visible: str | None = None) -> list[Gpu]:
         nvml.nvmlShutdown()
 
 
+def free_bytes(index: int, known: list[Gpu] | None = None) -> int | None:
+    """Free memory of `cuda:index`; None where NVML does not tell, or may mean another card by that number.
+
+    Args:
+        known: in place of gpus().
+    """
+    cards = gpus() if known is None else known
+    by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({card.name for card in cards}) == 1
+    return cards[index].free_bytes if by_bus and index < len(cards) else None
+
+
 def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     return Gpu(index, _text(nvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.free))

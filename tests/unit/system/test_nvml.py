@@ -115,3 +115,16 @@ def test_the_environment_shows_gpus_that_torch_cannot_use(monkeypatch: pytest.Mo
         {"index": 0, "name": "A100", "total_memory_gb": 80 * GIB / 1e9, "free_memory_gb": 60 * GIB / 1e9}
     ]
     assert obtained["gpu"]["available"] is (obtained["device"] == "cuda")
+
+
+def test_free_memory_is_told_only_where_the_number_surely_means_the_card(monkeypatch: pytest.MonkeyPatch):
+    """Cards of one model are numbered alike by CUDA and NVML; of several models only in the order of the bus."""
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    same = [nvml.Gpu(0, "A", 24, 20), nvml.Gpu(1, "A", 24, 7)]
+    mixed = [nvml.Gpu(0, "A", 24, 20), nvml.Gpu(1, "B", 80, 70)]
+    assert nvml.free_bytes(1, same) == 7
+    assert nvml.free_bytes(2, same) is None
+    assert nvml.free_bytes(0, []) is None
+    assert nvml.free_bytes(1, mixed) is None
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert nvml.free_bytes(1, mixed) == 70
