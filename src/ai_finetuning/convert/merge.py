@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from ..embedded import questions
 from ..errors import ModelError
+from ..evaluation.fidelity import Agreement, agreement, logits_of
 from ..execution.model_card import merge_card
 from ..execution.output_folder import new_folder, validate_new_folder
-from ..japanese.kotoha_qa import questions
 from ..japanese.prompts import render, user_turn
 from ..messages import notice
-from ..models.adapters import Agreement, agreement, logits_of, merge_into, saved_tokenizer
+from ..models.adapters import merge_into, saved_tokenizer
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import PROBES, load_tokenizer
 from .adapter_origin import AUTO, ORIGINAL, AdapterBase, base_of

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError
+from ..evaluation.fidelity import logits_of
 from ..evaluation.quantization_benchmark import compare_models
 from ..evaluation.quantization_report import write_report
 from ..execution.output_folder import free_disk_bytes, new_folder, no_space, validate_new_folder
 from ..messages import notice
-from ..models.adapters import logits_of
 from ..models.loading import load_causal_lm, resolve_dtype
 from ..models.quantized import Method, Quantization, find_method, linear_modules, weight_bytes
 from ..models.source import find_model

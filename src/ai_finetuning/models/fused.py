@@ -61,6 +61,7 @@ class Family:
         norms: names of (before attention, after attention, before MLP, after MLP); None where there is none.
         head_norms: names of the norms on every head of q and k.
         rotary: attribute of the attention with the number of rotated features; None for all.
+        window_in_config: the attention reads its sliding window from the configuration and keeps none of its own.
         supports: refuses configurations with a reason, or None.
     """
 
@@ -74,6 +75,7 @@ class Family:
     offset: float = 0.0
     head_norms: tuple[str, str] | None = None
     rotary: str | None = None
+    window_in_config: bool = False
     supports: Callable[[Any], str | None] = field(default=lambda config: None)
 
 
@@ -85,7 +87,7 @@ def _stablelm(config: Any) -> str | None:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
-    "mistral": Family(),
+    "mistral": Family(window_in_config=True),
     "qwen2": Family(),
     "qwen3": Family(head_norms=("q_norm", "k_norm")),
     "stablelm": Family(centered=True, rotary="rotary_ndims", supports=_stablelm),
@@ -210,7 +212,7 @@ def detach(model: Any) -> None:
 def _attention_shape(attention: Any, config: Any) -> AttentionShape:
     heads = config.num_attention_heads
     window = getattr(attention, "sliding_window", None)
-    if config.model_type == "mistral":
+    if FAMILIES[config.model_type].window_in_config:
         window = config.sliding_window
     return AttentionShape(
         heads=heads,

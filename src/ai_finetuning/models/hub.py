@@ -16,6 +16,7 @@ from .. import embedded
 from ..errors import HubError, InputNotFoundError, ModelError
 from ..system.network import LIMIT_SECONDS, endpoint, head, offline
 from . import catalog
+from .adapter_folder import base_name, is_adapter, recorded_config
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
 
@@ -46,8 +47,8 @@ def _refuse_missing_path(name: str) -> None:
 def _require_model_files(path: Path) -> None:
     if (path / "config.json").is_file():
         return
-    if (path / "adapter_config.json").is_file():
-        base = adapter_base(path)
+    if is_adapter(path):
+        base = base_name(recorded_config(path))
         raise ModelError(
             f"{path} は LoRA アダプターで、モデル全体ではありません。ベースモデル {base} と組み合わせて読み込んでください (load_lora_model、または aift merge)。",
             f"{path} is a LoRA adapter, not a whole model. Load it together with its base model {base} "
@@ -57,12 +58,6 @@ def _require_model_files(path: Path) -> None:
         f"{path} に config.json がありません。save_pretrained で保存したモデルのフォルダーを指定してください。",
         f"{path} has no config.json; name a folder written by save_pretrained.",
     )
-
-
-def adapter_base(folder: Path) -> str:
-    """The model that an adapter was trained on, as its adapter_config.json says."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(config.get("base_model_name_or_path") or "?")
 
 
 def _near_entries(path: Path) -> list[str]:
