@@ -25,6 +25,7 @@ from ..japanese.prompts import render, user_turn
 from ..messages import notice
 from ..models.adapters import merge_into, saved_tokenizer
 from ..models.loading import load_causal_lm
+from ..models.source import weight_file_bytes
 from ..models.tokenizers import PROBES, load_tokenizer
 from .adapter_origin import AUTO, ORIGINAL, AdapterBase, base_of
 
@@ -122,7 +123,7 @@ def merge_adapter(
         f"{folder} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、最尤一致 {close.top1:.1%}）。",
         f"merged into {folder} (base {source}; read back and compared: KL {close.kl:.5f}, top-1 {close.top1:.1%}).",
     )
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    size = weight_file_bytes(folder)
     return MergeReport(folder, name, source, obtained.bits, close.kl, close.top1, measured, size)
 
 

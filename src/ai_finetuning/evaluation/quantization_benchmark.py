@@ -28,6 +28,7 @@ from ..errors import ConfigError, DataError, ToolkitError
 from ..models import hub
 from ..models._upstream import attention_name
 from ..models.quantized import allow_cpu_packing, linear_modules, packs_on_cpu, unchanged, weight_bytes
+from ..models.source import weight_file_bytes
 from ..models.tokenizers import load_tokenizer
 from ..system.environment import environment
 from ..system.gpu import dtype_name, memory_growth
@@ -298,8 +299,7 @@ def _disk_bytes(name: str) -> int | None:
         with contextlib.suppress(ValueError):  # not a name that a hub could have
             config = try_to_load_from_cache(name, "config.json")
             folder = Path(config).parent if isinstance(config, str) else None
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")] if folder is not None else []
-    return sum(sizes) or None
+    return (weight_file_bytes(folder) or None) if folder is not None else None
 
 
 def _speeds(timing: Timing, characters: float | None, inputs: Sequence[torch.Tensor], tokenizer: Any) -> dict[str, Any]:

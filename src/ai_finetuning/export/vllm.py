@@ -12,6 +12,7 @@ from ..errors import ModelError
 from ..execution.output_folder import new_folder, validate_new_folder
 from ..messages import notice, warn
 from ..models.adapter_folder import adapter_config, base_name, is_adapter
+from ..models.hub import missing_weights
 from ..models.source import find_model
 from ..models.tokenizers import load_tokenizer, save_generation_config
 from .gguf import generation_config
@@ -75,12 +76,7 @@ def problems_of(folder: Path) -> list[str]:
         for key in ("architectures", "model_type", "vocab_size")
         if not (config.get(key) or config.get("text_config", {}).get(key))
     ]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        obtained += [shard for shard in sorted(shards) if not (folder / shard).is_file()]
-    elif not (folder / "model.safetensors").is_file():
-        obtained.append("model.safetensors")
+    obtained += missing_weights(folder)
     if not ((folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()):
         obtained.append("tokenizer.json")
     settings = _json(folder / "tokenizer_config.json")

@@ -19,6 +19,7 @@ from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
 from ..system.gpu import cpu_has_bf16
 from ._upstream import version_of
+from .parts import decoder_layers
 
 
 class MasterCasts:
@@ -147,8 +148,14 @@ def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None, i
     if getattr(config, "attention_dropout", 0.0) or getattr(config, "hidden_dropout", 0.0):
         return "dropout inside the model"
     return next(
-        (reason for layer in model.model.layers for reason in map(_why_not_linear, _linears(layer)) if reason), None
+        (reason for layer in _layers(model) for reason in map(_why_not_linear, _linears(layer)) if reason), None
     )
+
+
+def _layers(model: Any) -> nn.ModuleList:
+    layers = decoder_layers(model)
+    assert layers is not None  # every family above has them
+    return layers
 
 
 def _activation(config: Any) -> str:
@@ -187,10 +194,10 @@ def attach(model: Any) -> MasterCasts:
     """Replaces the layers' forward on the instances; call why_not() first."""
     config = model.config
     family, cast = FAMILIES[config.model_type], MasterCasts()
-    for layer in model.model.layers:
+    for layer in _layers(model):
         plan = _Layer(family, layer, _attention_shape(layer.self_attn, config), _activation(config), cast)
         layer.forward = _with_fallback(layer, plan)
-    norm = model.model.norm
+    norm = model.get_decoder().norm
     original = norm.forward
 
     def final_norm(hidden: Tensor) -> Tensor:
@@ -205,7 +212,7 @@ def attach(model: Any) -> MasterCasts:
 
 def detach(model: Any) -> None:
     """The model as it was."""
-    for module in (*model.model.layers, model.model.norm):
+    for module in (*_layers(model), model.get_decoder().norm):
         module.__dict__.pop("forward", None)
 
 

@@ -89,14 +89,16 @@ def cached(model_id: str) -> bool:
     config = try_to_load_from_cache(model_id, "config.json")
     if not isinstance(config, str):
         return False
-    folder = Path(config).parent
-    if (folder / "model.safetensors").is_file():
-        return True
+    return not missing_weights(Path(config).parent)
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """Names of the weight files that a model's folder lacks: those of its index, or the single one."""
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return False
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / shard).is_file() for shard in shards)
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    return [name for name in names if not (folder / name).is_file()]
 
 
 def on_disk(name: str) -> Path | None:

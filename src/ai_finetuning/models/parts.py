@@ -21,6 +21,14 @@ def layer_list(model: nn.Module) -> nn.ModuleList | None:
     return max(lists, key=lambda obtained: sum(p.numel() for p in obtained.parameters()), default=None)
 
 
+def decoder_layers(model: Any) -> nn.ModuleList | None:
+    """The layers of a transformers causal LM: the one list beside the embedding and the final norm; None where there is
+    not exactly one.
+    """
+    lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList) and len(child)]
+    return lists[0] if len(lists) == 1 else None
+
+
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers."""
     yield from module.parameters()
