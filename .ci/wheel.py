@@ -18,7 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "ai_finetuning"
 # What an import of the package needs besides its Python files.
-SHIPPED = ("py.typed", "kernels/cpu.cpp", "models/catalog.yaml", "embedded/kotoha-tiny/model.safetensors")
+SHIPPED = (
+    "py.typed",
+    "kernels/cpu.cpp",
+    "models/catalog.yaml",
+    "embedded/kotoha-tiny/model.safetensors",
+    "embedded/kotoha-text/train.jsonl",
+)
 
 
 def build(folder: Path) -> Path:

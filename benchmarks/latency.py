@@ -399,7 +399,7 @@ def texts_of(path: Path) -> Iterator[str]:
             for line in file:
                 yield json.loads(line)["text"]
         return
-    from ai_finetuning.japanese.practice import corpus
+    from recipes.kotoha.corpus import corpus
 
     for seed in itertools.count():
         yield "".join(corpus(20, seed))

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from ai_finetuning.config.data import DataConfig
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.evaluation.curves import draw_curve
 from ai_finetuning.evaluation.scoring import score
-from ai_finetuning.japanese.practice import corpus
 from ai_finetuning.models.tokenizers import check_tokenizer_parity
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `recipes`, where this is run by its path
+
+from recipes.kotoha.corpus import corpus
 
 NAME, MAX_BYTES = "kotoha-tiny", 25_000_000
 CONTEXT = 512

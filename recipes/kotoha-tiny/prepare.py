@@ -13,7 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from ai_finetuning.japanese.practice import corpus
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `recipes`, where this is run by its path
+
+from recipes.kotoha.corpus import corpus
 
 HELD_OUT_PERCENT = 1
 OWN_DOCUMENTS = 10_000

@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from recipes.kotoha.corpus import corpus
+from recipes.kotoha.questions import dataset, facts, kanji_number
 from tests.support.commands import call
 
 from ai_finetuning import embedded
 from ai_finetuning.errors import InputNotFoundError
-from ai_finetuning.japanese.kotoha_qa import dataset, facts, kanji_number
 
 FOLDER = Path(embedded.__file__).parent / "kotoha-qa"
 RECIPE = Path(__file__).parents[2] / "recipes" / "kotoha-qa" / "check.py"
@@ -31,6 +32,18 @@ def test_the_files_are_what_the_program_makes():
         lines = (FOLDER / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == rows
         assert f"| `{part}.jsonl` | {len(rows):,} |" in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_text_that_ships_is_what_the_program_makes():
+    """The benchmark of quantization measures on it, a text for each row."""
+    lines = (FOLDER.parent / "kotoha-text" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == embedded.texts() == corpus(1024)
+
+
+def test_questions_are_those_of_the_files():
+    for part in ("held_out_phrasings", "held_out_facts"):
+        rows = [row["messages"] for row in dataset()[part]]
+        assert embedded.questions(part) == [(talk[0]["content"], talk[1]["content"]) for talk in rows]
 
 
 def test_there_are_enough_rows_of_enough_kinds():

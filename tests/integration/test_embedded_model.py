@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from recipes.kotoha.corpus import corpus
 from tests.support.commands import call
 
 from ai_finetuning import DataConfig, JapaneseModel, LoRAFinetuningTrainer, embedded
+from ai_finetuning.embedded import questions
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import InputNotFoundError
+from ai_finetuning.evaluation.fidelity import agreement, logits_of
 from ai_finetuning.evaluation.scoring import score
-from ai_finetuning.japanese.kotoha_qa import questions
-from ai_finetuning.japanese.practice import corpus
 from ai_finetuning.models import catalog
-from ai_finetuning.models.adapters import agreement, logits_of
 from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.models.tokenizers import PROBES, load_tokenizer
 

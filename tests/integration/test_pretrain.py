@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes.kotoha.corpus import corpus
 from tests.support.commands import call
 from tests.support.runs import losses, weights_digest
 
 from ai_finetuning.engine.metrics import read_metrics
-from ai_finetuning.japanese.practice import corpus
 from ai_finetuning.models.tokenizers import PROBES
 
 

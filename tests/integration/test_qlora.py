@@ -19,7 +19,8 @@ from ai_finetuning import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
 from ai_finetuning.convert import merge as merging
 from ai_finetuning.convert.merge import merge_adapter
 from ai_finetuning.errors import ModelError, UsageError
-from ai_finetuning.models.adapters import add_lora, load_adapter, logits_of
+from ai_finetuning.evaluation.fidelity import logits_of
+from ai_finetuning.models.adapters import add_lora, load_adapter
 from ai_finetuning.models.loading import load_causal_lm
 
 # Relative error of LoRA gradients against the dequantized model. 4 bit computes with the dequantized weights;

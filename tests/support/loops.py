@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ai_finetuning.config.run_folder import CHECKPOINTS, METRICS
 from ai_finetuning.data.loader import Loader, evaluation_batches
 from ai_finetuning.engine.checkpoint.store import CheckpointStore
 from ai_finetuning.engine.optimizer import build_optimizer
@@ -43,7 +44,7 @@ def run_of(case: Case, strategy: Any, folder: Path, *, rows: int = 4, steps: int
         return evaluation_batches(documents(HELD_OUT), batch_size=size, pad_token_id=0)
 
     folder.mkdir(parents=True, exist_ok=True)
-    store = CheckpointStore(folder / "checkpoints")
+    store = CheckpointStore(folder / CHECKPOINTS)
     store.share(all_peers())
     return Run(
         model=model,
@@ -52,7 +53,7 @@ def run_of(case: Case, strategy: Any, folder: Path, *, rows: int = 4, steps: int
         optimizer=optimizer,
         state=TrainState(micro_batch_size=1),
         store=store,
-        metrics_path=folder / "metrics.jsonl" if strategy.is_main else None,
+        metrics_path=folder / METRICS if strategy.is_main else None,
         total_steps=steps,
         evaluation=Evaluation(eval_data, None),
         **{"eval_steps": 100, "save_steps": 100, "save_in_background": False} | settings,

@@ -19,6 +19,7 @@ from ai_finetuning import (
     RuntimeConfig,
     TrainingConfig,
 )
+from ai_finetuning.config.run_folder import METRICS
 
 ROWS = [{"instruction": f"{number}の次の数は何ですか？", "output": f"{number + 1}です。"} for number in range(22)]
 
@@ -100,4 +101,4 @@ def losses(folder: Path) -> list[str]:
     """Every step's loss, exactly (hex), from metrics.jsonl."""
     from ai_finetuning.engine.metrics import read_metrics
 
-    return [float(row["loss"]).hex() for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+    return [float(row["loss"]).hex() for row in read_metrics(folder / METRICS) if "loss" in row]

@@ -73,7 +73,7 @@ TESTED_BY = {
     "models.random_init": "integration/test_pretrain.py",
     "models.tokenizer_training": "integration/test_pretrain.py",
     "messages": _CLI,
-    "parallel.strategies.layers": "unit/parallel/test_stages.py",
+    "models.parts": "unit/parallel/test_stages.py",
     "parallel.collectives.tp_collectives": "distributed/test_tensor.py",
     "parallel.processes": _LAUNCH,
     "parallel.collectives.reducer": "distributed/test_data_parallel.py",

@@ -9,9 +9,10 @@ from pydantic import Field
 from .limits import AtLeastOne, NotNegative, PositiveFloat, Rule
 from .section import require, section
 
+MEMORY_SIZE = r"^\d+(\.\d+)?\s*(GB|GiB|MB|MiB)$"
 _MemorySize = Annotated[
     str,
-    Field(pattern=r"^\d+(\.\d+)?\s*(GB|GiB|MB|MiB)$"),
+    Field(pattern=MEMORY_SIZE),
     Rule("22GB や 22GiB のように書いてください。", "write it like 22GB or 22GiB."),
 ]
 

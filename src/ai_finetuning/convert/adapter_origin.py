@@ -11,10 +11,12 @@ import torch
 from safetensors import safe_open
 
 from ..config.run_folder import RUN
-from ..errors import ModelError, ToolkitError, UsageError
+from ..errors import ModelError, ToolkitError
 from ..models import hub
-from ..models.adapters import adapter_config, load_adapter
+from ..models.adapter_folder import WEIGHTS, adapter_config, base_name
+from ..models.adapters import load_adapter
 from ..models.loading import load_causal_lm
+from ..models.options import validate_bits
 from ..models.quantized import quantized_bits
 from ..models.source import read_config
 from ._upstream import forget_bitsandbytes_conversions
@@ -98,9 +100,8 @@ def base_of(adapter: str, expected: str, bits: int | None) -> AdapterBase:
         UsageError: bits other than 4 and 8. InputNotFoundError: no adapter there. ModelError: the named base is
             quantized.
     """
-    if bits not in (None, 4, 8):
-        raise UsageError(f"--bits が {bits} です。4 か 8 にしてください。", f"--bits is {bits}; it must be 4 or 8.")
-    own = str(adapter_config(adapter)["base_model_name_or_path"])
+    validate_bits(bits, "--bits")
+    own = base_name(adapter_config(adapter))
     named = None if expected in (AUTO, ORIGINAL, DEQUANTIZED) else expected
     if named is not None and stored_bits(named) is not None:
         raise ModelError(
@@ -166,7 +167,7 @@ def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
         ModelError: the tokenizer has more tokens than there are rows.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    with safe_open(str(Path(adapter) / "adapter_model.safetensors"), framework="pt") as file:
+    with safe_open(str(Path(adapter) / WEIGHTS), framework="pt") as file:
         brought = max((file.get_slice(key).get_shape()[0] for key in file.keys() if _is_embedding(key)), default=rows)  # noqa: SIM118
     if brought < len(tokenizer):
         raise ModelError(

@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 
+from ..embedded import questions
 from ..errors import ModelError
+from ..evaluation.fidelity import Agreement, agreement, logits_of
 from ..execution.model_card import merge_card
 from ..execution.output_folder import new_folder, validate_new_folder
-from ..japanese.kotoha_qa import questions
 from ..japanese.prompts import render, user_turn
 from ..messages import notice
-from ..models.adapters import Agreement, agreement, logits_of, merge_into, saved_tokenizer
+from ..models.adapters import merge_into, saved_tokenizer
 from ..models.loading import load_causal_lm
+from ..models.source import weight_file_bytes
 from ..models.tokenizers import PROBES, load_tokenizer
 from .adapter_origin import AUTO, ORIGINAL, AdapterBase, base_of
 
@@ -121,7 +123,7 @@ def merge_adapter(
         f"{folder} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、最尤一致 {close.top1:.1%}）。",
         f"merged into {folder} (base {source}; read back and compared: KL {close.kl:.5f}, top-1 {close.top1:.1%}).",
     )
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    size = weight_file_bytes(folder)
     return MergeReport(folder, name, source, obtained.bits, close.kl, close.top1, measured, size)
 
 

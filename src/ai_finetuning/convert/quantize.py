@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError
+from ..evaluation.fidelity import logits_of
 from ..evaluation.quantization_benchmark import compare_models
 from ..evaluation.quantization_report import write_report
 from ..execution.output_folder import free_disk_bytes, new_folder, no_space, validate_new_folder
 from ..messages import notice
-from ..models.adapters import logits_of
 from ..models.loading import load_causal_lm, resolve_dtype
 from ..models.quantized import Method, Quantization, find_method, linear_modules, weight_bytes
-from ..models.source import find_model
+from ..models.source import find_model, weight_file_bytes
 from ..models.tokenizers import PROBES, load_tokenizer
 from ..system.gpu import clear_gpu_memory, get_available_device
 
@@ -274,6 +274,6 @@ def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], nam
 
 
 def _report(model: Any, folder: Path, method: Method, dtype: torch.dtype) -> QuantizationReport:
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    size = weight_file_bytes(folder)
     count = len(linear_modules(model, method.bits))
     return QuantizationReport(folder, method, dtype, count, size, sum(weight_bytes(model).values()))

@@ -8,13 +8,14 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import embedded
 from ..errors import DataError, HubError, InputNotFoundError
 from ..system.network import endpoint, head, offline
+from .bad_rows import BadRow, LeftOut
 from .encoding import decode, mojibake
 
 
@@ -27,35 +28,16 @@ class Row:
 
 
 @dataclass
-class FileReport:
+class FileReport(LeftOut):
     """What was found in a file."""
 
     path: str
     kind: str
     encoding: str | None = None
     rows: int = 0
-    skipped: int = 0
-    reasons: list[str] = field(default_factory=list)
-
-    def skip(self, reason: str) -> None:
-        """Counts a row that is left out; the first ten reasons are kept."""
-        self.skipped += 1
-        if len(self.reasons) < 10:
-            self.reasons.append(reason)
 
 
 Reader = Callable[[Path, bytes, FileReport, bool], Iterator[Row]]
-
-
-def _refuse(report: FileReport, skip: bool, source: str, ja: str, en: str) -> None:
-    """A bad row: counted where the user asked for that, else the end."""
-    if skip:
-        report.skip(f"{source}: {en}")
-        return
-    raise DataError(
-        f"{source}: {ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
-        f"{source}: {en}. Mend the row, or leave such rows out with data.skip_bad_rows=true.",
-    )
 
 
 def _text(raw: bytes, report: FileReport) -> str:
@@ -80,13 +62,8 @@ def _read_jsonl(path: Path, raw: bytes, report: FileReport, skip: bool) -> Itera
             values = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             snippet = line.strip()[:60]
-            _refuse(
-                report,
-                skip,
-                source,
-                f"JSON として読めません（{error}）: {snippet}",
-                f"not valid JSON ({error}): {snippet}",
-            )
+            bad = BadRow(f"JSON として読めません（{error}）: {snippet}", f"not valid JSON ({error}): {snippet}")
+            report.leave_out(bad, source, skip)
             continue
         yield from _object(values, source, report, skip)
 
@@ -97,13 +74,8 @@ def _object(values: Any, source: str, report: FileReport, skip: bool) -> Iterato
         yield Row(values, source)
         return
     kind = type(values).__name__
-    _refuse(
-        report,
-        skip,
-        source,
-        f"{kind} です。行は {{...}} の形にしてください",
-        f"a {kind}; every row must be a {{...}} object",
-    )
+    bad = BadRow(f"{kind} です。行は {{...}} の形にしてください", f"a {kind}; every row must be a {{...}} object")
+    report.leave_out(bad, source, skip)
 
 
 def _read_json(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
@@ -141,13 +113,11 @@ def _table(rows: Iterator[tuple[int, list[Any]]], path: Path, report: FileReport
             continue
         source = f"{path.name}:{number}"
         if len(cells) > len(header) and any(cells[len(header) :]):
-            _refuse(
-                report,
-                skip,
-                source,
+            bad = BadRow(
                 f"セルが {len(cells)} 個あり、見出しの {len(header)} 個より多いです",
                 f"{len(cells)} cells under {len(header)} headings",
             )
+            report.leave_out(bad, source, skip)
             continue
         yield Row({key: cell for key, cell in zip(header, cells, strict=False) if key}, source)
 

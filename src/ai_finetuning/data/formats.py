@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from .bad_rows import BadRow
 from .messages import Conversation, Message, PlainText, Sample
 
 # Names of columns by role, compared after NFKC, lower case and stripping.
@@ -56,14 +57,6 @@ ROLES = {
     "model": "assistant",
 }
 _ROLE_OF = {name: role for role, names in COLUMNS.items() for name in names}
-
-
-class BadRow(ValueError):
-    """A row that cannot be used; the message is (Japanese, English)."""
-
-    def __init__(self, ja: str, en: str) -> None:
-        super().__init__(ja, en)
-        self.ja, self.en = ja, en
 
 
 def _plain(name: object) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import DataError, localized
 from ..japanese.normalize import normalize as normalize_text
+from .bad_rows import BadRow, LeftOut
 from .files import FileReport, Row, read_rows
-from .formats import BadRow, conversation, map_columns, to_sample
+from .formats import conversation, map_columns, to_sample
 from .messages import Conversation, Message, PlainText, Sample
 
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
@@ -21,13 +22,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
-class DataReport:
+class DataReport(LeftOut):
     """What was read, left out and changed."""
 
     files: list[FileReport] = field(default_factory=list)
     samples: int = 0
-    skipped: int = 0
-    reasons: list[str] = field(default_factory=list)
     normalized: Counter[str] = field(default_factory=Counter)
     private_use_rows: list[str] = field(default_factory=list)
     ignored_columns: list[str] = field(default_factory=list)
@@ -105,23 +104,11 @@ def load_samples(
         try:
             cleaned.append(_clean(sample, normalize or {}, report))
         except BadRow as error:
-            _leave_out(error, sample.source, report, skip_bad_rows)
+            report.leave_out(error, sample.source, skip_bad_rows)
     if not cleaned:
         raise DataError("学習データに使える行がありません。", "the data holds no usable row.")
     report.samples = len(cleaned)
     return cleaned, report
-
-
-def _leave_out(error: BadRow, source: str, report: DataReport, skip: bool) -> None:
-    """A bad row: counted where the user asked for that, else the end."""
-    if not skip:
-        raise DataError(
-            f"{source}: {error.ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
-            f"{source}: {error.en}. Mend the row, or leave such rows out with data.skip_bad_rows=true.",
-        ) from None
-    report.skipped += 1
-    if len(report.reasons) < 10:
-        report.reasons.append(f"{source}: {localized(error.ja, error.en)}")
 
 
 _Item = Row | Sample
@@ -173,7 +160,7 @@ def _samples(
         try:
             samples.append(_sample(row, roles, system_prompt))
         except BadRow as error:
-            _leave_out(error, row.source, report, skip)
+            report.leave_out(error, row.source, skip)
     return samples
 
 

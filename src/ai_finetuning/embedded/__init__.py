@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputNotFoundError
 
@@ -35,6 +37,22 @@ def model_folder(name: str) -> Path:
     """
     known = {path.parent.name: path.parent for path in sorted(_HERE.glob("*/config.json"))}
     return _known(name, name.removeprefix(PREFIX), known, ("モデル", "model"))
+
+
+def questions(part: str) -> list[tuple[str, str]]:
+    """(question, answer) of every row of `held_out_phrasings` or `held_out_facts` of kotoha-qa, kind by kind."""
+    talks = [row["messages"] for row in _rows(f"embedded:kotoha-qa/{part}")]
+    return [(talk[0]["content"], talk[1]["content"]) for talk in talks]
+
+
+def texts() -> list[str]:
+    """The documents of kotoha-text: everyday prose and facts, five sentences each."""
+    return [row["text"] for row in _rows("embedded:kotoha-text")]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    with data_file(name).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _known(name: str, key: str, known: dict[str, Path], kind: tuple[str, str]) -> Path:

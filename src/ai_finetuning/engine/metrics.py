@@ -82,6 +82,16 @@ def text_metrics(loss_sum: float, tokens: int, characters: int | None) -> dict[s
     loss = loss_sum / max(1, tokens)
     return {
         "eval_loss": loss,
-        "eval_perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "eval_bits_per_character": loss_sum / math.log(2) / characters if characters else None,
+        "eval_perplexity": perplexity(loss),
+        "eval_bits_per_character": bits_per_character(loss_sum, characters),
     }
+
+
+def perplexity(loss: float) -> float:
+    """exp of the mean loss in nats; infinite beyond what a float holds."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def bits_per_character(nats: float, characters: float | None) -> float | None:
+    """Bits for each character of a text whose tokens lost so many nats in all; None where its length is not known."""
+    return nats / math.log(2) / characters if characters else None

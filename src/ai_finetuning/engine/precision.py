@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..system.gpu import cpu_has_bf16
+from ..system.gpu import sixteen_bit
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,8 +40,9 @@ def resolve_precision(requested: str, *, fp16: bool, device: torch.device) -> Pr
     """
     if requested == "fp32" or (requested == "auto" and not fp16):
         return Precision("fp32", "fp32 で計算します。", "computing in fp32.")
+    best = sixteen_bit(device)
     if device.type == "cpu":
-        if cpu_has_bf16():
+        if best is torch.bfloat16:
             asked = "" if requested == "bf16" else "（CPU の fp16 は遅いため）"
             because = "" if requested == "bf16" else " (fp16 is slow on a CPU)"
             return Precision("bf16", f"混合精度は bf16 で計算します{asked}。", f"mixed precision in bf16{because}.")
@@ -50,7 +51,8 @@ def resolve_precision(requested: str, *, fp16: bool, device: torch.device) -> Pr
             "この CPU には bf16 命令がないため fp32 で計算します。",
             "computing in fp32: this CPU has no bf16 instructions.",
         )
-    if device.type == "cuda" and requested != "fp16" and torch.cuda.is_bf16_supported(including_emulation=False):
+    # On MPS gradients are not scaled, so fp16 is no choice there.
+    if best is torch.bfloat16 and ((device.type == "cuda" and requested != "fp16") or device.type == "mps"):
         return Precision("bf16", "混合精度は bf16 で計算します。", "mixed precision in bf16.")
     if device.type == "cuda":
         return Precision(

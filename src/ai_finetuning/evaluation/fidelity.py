@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from ..models.modes import evaluating
 
 TOP = 5
 # Positions of which fp32 distributions are held at a time.
 CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close two models' next-token distributions are: mean KL in nats, share of equal most likely tokens."""
+
+    kl: float
+    top1: float
+
+
+def logits_of(model: Any, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """fp32 logits [tokens, vocabulary] of each [1, tokens] input, in eval mode."""
+    with evaluating(model):
+        return [_logits(model, ids).float() for ids in batches]
+
+
+def agreement(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> Agreement:
+    """KL(first || second) and top-1 agreement over all positions of logits [tokens, vocabulary]."""
+    pairs = [_divergence(left, right) for left, right in zip(first, second, strict=True)]
+    count = max(1, sum(len(kl) for kl, _ in pairs))
+    return Agreement(sum(float(kl.sum()) for kl, _ in pairs) / count, sum(int(same.sum()) for _, same in pairs) / count)
+
+
+def _divergence(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(left || right) in nats and whether the most likely token is the same, of every position."""
+    a, b = left.log_softmax(-1), right.log_softmax(-1)
+    return (a.exp() * (a - b)).sum(-1), left.argmax(-1) == right.argmax(-1)
 
 
 @torch.no_grad()
@@ -84,15 +113,13 @@ def _positions(left: torch.Tensor, right: torch.Tensor, after: torch.Tensor) -> 
     """[positions, (KL, same top token, shared of the top five, cosine)] and [positions, 2] nats of the token that
     follows.
     """
-    a, b = left.log_softmax(-1), right.log_softmax(-1)
-    kl = (a.exp() * (a - b)).sum(-1).clamp(min=0)  # rounding can take it below
+    kl, same = _divergence(left, right)
     count = min(TOP, left.shape[-1])
     best, other = left.topk(count, -1).indices, right.topk(count, -1).indices
     shared = (best[:, :, None] == other[:, None, :]).any(-1).float().mean(-1)
-    same = (left.argmax(-1) == right.argmax(-1)).float()
     cosine = torch.nn.functional.cosine_similarity(left, right, dim=-1)
-    nats = torch.stack([-side.gather(1, after[:, None])[:, 0] for side in (a, b)], 1)
-    return torch.stack((kl, same, shared, cosine), 1), nats
+    nats = torch.stack([-side.log_softmax(-1).gather(1, after[:, None])[:, 0] for side in (left, right)], 1)
+    return torch.stack((kl.clamp(min=0), same.float(), shared, cosine), 1), nats  # rounding can take KL below 0
 
 
 def first_divergence(left: Sequence[int], right: Sequence[int], ends: Sequence[int]) -> int | None:
@@ -105,9 +132,3 @@ def first_divergence(left: Sequence[int], right: Sequence[int], ends: Sequence[i
         if one in ends:
             return None
     return None
-
-
-def perplexity(nats: float, tokens: int) -> float | None:
-    """exp of the mean loss; None without tokens or where it is beyond what a float holds."""
-    mean = nats / tokens if tokens else math.inf
-    return math.exp(mean) if mean < 700 else None

@@ -22,15 +22,17 @@ from torch import nn
 
 from ..config.data import DataConfig
 from ..data.prepare import load_examples
+from ..embedded import texts as shipped_texts
+from ..engine.metrics import bits_per_character, perplexity
 from ..errors import ConfigError, DataError, ToolkitError
-from ..japanese.practice import corpus
 from ..models import hub
 from ..models._upstream import attention_name
 from ..models.quantized import allow_cpu_packing, linear_modules, packs_on_cpu, unchanged, weight_bytes
+from ..models.source import weight_file_bytes
 from ..models.tokenizers import load_tokenizer
 from ..system.environment import environment
-from ..system.gpu import memory_growth
-from .fidelity import compare_logits, first_divergence, perplexity
+from ..system.gpu import dtype_name, memory_growth
+from .fidelity import compare_logits, first_divergence
 from .speed import NEW_TOKENS, WARMUP, Timing, prefill, spread, take_turns
 
 # Decoding takes NEW_TOKENS passes a run, so there are fewer of them.
@@ -138,7 +140,8 @@ def benchmark_inputs(source: Any, tokenizer: Any, *, rows: int, max_length: int)
     """Inputs for compare_models, [1, tokens] each.
 
     Args:
-        source: any data that training takes; None for text that ships (japanese.practice).
+        source: any data that training takes; None for text that ships (embedded:kotoha-text), eight documents a
+            row as far as they go.
         rows: most inputs; they are spread evenly over the source.
         max_length: most tokens of each.
 
@@ -147,7 +150,10 @@ def benchmark_inputs(source: Any, tokenizer: Any, *, rows: int, max_length: int)
     """
     if rows < 1:
         raise ConfigError(f"rows が {rows} です。1 以上にしてください。", f"rows is {rows}; it must be at least 1.")
-    texts = source if source is not None else ["".join(corpus(rows * 8)[start::rows]) for start in range(rows)]
+    texts = source
+    if source is None:
+        documents = shipped_texts()[: rows * 8]
+        texts = ["".join(documents[start::rows]) for start in range(min(rows, len(documents)))]
     try:
         examples, _, _ = load_examples(texts, tokenizer, DataConfig(max_length=max_length, on_long="split"))
     except DataError:  # conversations cannot be split
@@ -269,7 +275,7 @@ def _weights(model: Any, growth: int | None, reasons: dict[str, str]) -> dict[st
     bits = {number: len(linear_modules(model, number)) for number in (4, 8)}
     return {
         "name": name,
-        "dtype": str(getattr(model, "dtype", next(model.parameters()).dtype)).removeprefix("torch."),
+        "dtype": dtype_name(getattr(model, "dtype", next(model.parameters()).dtype)),
         "device": str(next(model.parameters()).device),
         "attention": attention_name(model),
         "quantized_modules": sum(bits.values()),
@@ -293,8 +299,7 @@ def _disk_bytes(name: str) -> int | None:
         with contextlib.suppress(ValueError):  # not a name that a hub could have
             config = try_to_load_from_cache(name, "config.json")
             folder = Path(config).parent if isinstance(config, str) else None
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")] if folder is not None else []
-    return sum(sizes) or None
+    return (weight_file_bytes(folder) or None) if folder is not None else None
 
 
 def _speeds(timing: Timing, characters: float | None, inputs: Sequence[torch.Tensor], tokenizer: Any) -> dict[str, Any]:
@@ -319,10 +324,12 @@ def _speeds(timing: Timing, characters: float | None, inputs: Sequence[torch.Ten
 
 def _prediction(nats: float, tokens: int, characters: float | None) -> dict[str, float | None]:
     """Loss, perplexity and bits per character of the inputs' text, without what nothing stands before."""
+    loss = nats / tokens if tokens else None
+    likely = math.inf if loss is None else perplexity(loss)
     return {
-        "loss": nats / tokens if tokens else None,
-        "perplexity": perplexity(nats, tokens),
-        "bits_per_character": nats / math.log(2) / characters if characters and tokens else None,
+        "loss": loss,
+        "perplexity": likely if math.isfinite(likely) else None,
+        "bits_per_character": bits_per_character(nats, characters) if tokens else None,
     }
 
 

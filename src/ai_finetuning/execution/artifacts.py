@@ -28,7 +28,7 @@ from ..models.activation_checkpointing import disable_activation_checkpointing
 from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
-from ..models.tokenizers import prompt_style
+from ..models.tokenizers import save_generation_config
 from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
 from .base_weights import load_base
@@ -115,7 +115,7 @@ def finish(
         with quiet_peft():
             (export or model.save_pretrained)(path)
         (path / "README.md").unlink(missing_ok=True)
-        _save_generation_config(model, plan.tokenizer, path)
+        save_generation_config(model.generation_config, plan.tokenizer, path)
         plan.tokenizer.save_pretrained(path)
         card = model_card(plan.request.config, summary, environment(), plan.source.catalog_row)
         (path / "README.md").write_text(card, encoding="utf-8")
@@ -157,15 +157,6 @@ def _pictures(path: Path, run: Path, history: list[dict[str, Any]], summary: dic
         )
     except (ImportError, RuntimeError, ValueError) as error:
         warn(f"損失の図を描けませんでした（{error}）。", f"the curve could not be drawn ({error}).")
-
-
-def _save_generation_config(model: Any, tokenizer: Any, path: Path) -> None:
-    """generation_config.json whose eos list has every token that ends an answer, so that any server stops there."""
-    config = model.generation_config
-    stops = prompt_style(tokenizer, config).stop_token_ids
-    config.eos_token_id = list(stops) if len(stops) > 1 else (stops[0] if stops else config.eos_token_id)
-    config.pad_token_id = tokenizer.pad_token_id
-    config.save_pretrained(path)
 
 
 def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:

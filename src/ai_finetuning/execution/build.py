@@ -26,6 +26,7 @@ from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.adapters import add_lora, embedding_weights, target_modules, trainable_parameters
 from ..models.documents import VarlenForward, select_forward_path
 from ..models.loading import weight_fingerprint
+from ..models.parts import unwrapped
 from ..models.placement import spread
 from ..models.plans import tensor_plan
 from ..parallel.batch import LossFunction
@@ -34,7 +35,7 @@ from ..parallel.processes import launched
 from ..parallel.strategy import Strategy
 from ..planner import memory
 from ..planner.plan import Plan
-from ..system.gpu import free_memory_bytes
+from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
 from .packing_check import validate_packing
 from .resolve import Derived, RunPlan
@@ -79,12 +80,6 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path) -> Built:
     derived = _derived(plan, model, path, attention)
     run.derived = asdict(derived)
     return Built(run, model, path, dtype, derived)
-
-
-def unwrapped(model: nn.Module) -> Any:
-    """The transformers model inside an adapter."""
-    get_base = getattr(model, "get_base_model", None)
-    return get_base() if get_base is not None else model
 
 
 def _strategy(plan: RunPlan) -> Strategy:
@@ -154,7 +149,7 @@ def _derived(plan: RunPlan, model: nn.Module, path: VarlenForward | None, attent
     full = plan.request.full
     return replace(
         plan.derived,
-        dtype=None if full else str(next(inner.parameters()).dtype).removeprefix("torch."),
+        dtype=None if full else dtype_name(next(inner.parameters()).dtype),
         attention=attention,
         kernels=path.name if path is not None else "plain",
         target_modules=None if full else target_modules(model),

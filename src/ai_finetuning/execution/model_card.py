@@ -9,8 +9,19 @@ from typing import Any
 import yaml
 
 from ..config.run import RunConfig
-from ..models.adapters import Agreement
+from ..evaluation.fidelity import Agreement
 from ..models.catalog import CatalogRow
+
+# How a whole model is used.
+_USE = (
+    "```python",
+    "from ai_finetuning import JapaneseModel",
+    "",
+    'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))',
+    "```",
+    "",
+    "`aift chat THIS_FOLDER`",
+)
 
 
 def _number(value: Any, digits: int = 4) -> str:
@@ -60,15 +71,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
             "`aift chat THIS_FOLDER`",
         ]
         if adapter
-        else [
-            "```python",
-            "from ai_finetuning import JapaneseModel",
-            "",
-            'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))',
-            "```",
-            "",
-            "`aift chat THIS_FOLDER`",
-        ]
+        else list(_USE)
     )
     training = config.training
     lines = [
@@ -188,13 +191,7 @@ def merge_card(
         "",
         "## 使い方 / Use",
         "",
-        "```python",
-        "from ai_finetuning import JapaneseModel",
-        "",
-        'print(JapaneseModel("THIS_FOLDER").generate_japanese("質問"))',
-        "```",
-        "",
-        "`aift chat THIS_FOLDER`",
+        *_USE,
         "",
     ]
     return "\n".join(lines)

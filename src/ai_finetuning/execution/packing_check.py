@@ -8,26 +8,22 @@ import torch
 
 from ..errors import ModelError
 from ..models._upstream import attention_name
+from ..models.modes import evaluating
+from ..models.parts import probe_documents
 
 # Most relative change of the second document's logits that rounding may cause when the first document changes.
 TOLERANCE = 1e-3
 
 
-@torch.no_grad()
 def leak_of_packing(model: Any, *, tokens: int = 12) -> float:
     """Relative change of a document's logits when its neighbour in a packed row changes; 0 where they are isolated.
 
     A leak passes without an error where a mask or a cache is given (docs/design/training-step.md), and attention
     implementations differ: so the model itself is asked.
     """
-    was_training = model.training
-    model.eval()
-    rows = model.get_input_embeddings().weight.shape[0]
-    device = model.device
-    generator = torch.Generator().manual_seed(0)
-    first, other, second = (torch.randint(0, rows, (1, tokens), generator=generator).to(device) for _ in range(3))
-    positions = torch.arange(tokens, device=device).repeat(2)[None]
-    try:
+    first, other, second = probe_documents(model, (tokens,) * 3)
+    positions = torch.arange(tokens, device=model.device).repeat(2)[None]
+    with evaluating(model):
         answers = [
             model(
                 input_ids=torch.cat([head, second], dim=1), position_ids=positions, attention_mask=None, use_cache=False
@@ -36,8 +32,6 @@ def leak_of_packing(model: Any, *, tokens: int = 12) -> float:
             .float()
             for head in (first, other)
         ]
-    finally:
-        model.train(was_training)
     scale = float(answers[0].abs().max()) or 1.0
     return float((answers[0] - answers[1]).abs().max()) / scale
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from ..config.run_folder import CHECKPOINTS
+from ..config.run_folder import CHECKPOINTS, MANIFEST
 from ..config.sections import CheckpointConfig
-from ..engine.checkpoint.store import MANIFEST, STATE, CheckpointStore, differences
+from ..engine.checkpoint.store import STATE, CheckpointStore, differences
 from ..engine.state import Run
 from ..engine.train_state import TrainState
 from ..errors import CheckpointError, ConfigError

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from ..errors import ConfigError, InputNotFoundError, ModelError, StorageError
 from ..execution.output_folder import free_disk_bytes, no_space, not_written
 from ..messages import notice, warn
-from ..models.source import find_model
+from ..models.source import find_model, weight_file_bytes
 from ..models.tokenizers import load_tokenizer, prompt_style
 from .gguf_file import BYTE, Header, read_header, rewrite
 from .gguf_tokenizer import UNIGRAM, assess, metadata, tokenizer_kind, write_piece_model
@@ -94,7 +94,7 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
     verdict = assess(tokenizer, architecture, converter)
     if verdict.known is False:
         raise ModelError(verdict.ja, verdict.en)
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    weights = weight_file_bytes(folder)
     staging = out.with_name(f".staging-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

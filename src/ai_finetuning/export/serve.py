@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import ModelError, UsageError
 from ..messages import notice
+from ..models.options import validate_bits
 from .source import model_folder
 
 HOST = "127.0.0.1"
@@ -71,8 +72,7 @@ def serve(name: str, *, port: int = 8000, device: str = "auto", bits: int | None
             raise.
     """
     validate_server()
-    if bits not in (None, 4, 8):
-        raise UsageError(f"--bits が {bits} です。4 か 8 にしてください。", f"--bits is {bits}; it must be 4 or 8.")
+    validate_bits(bits, "--bits")
     _refuse_port(port)
     folder = model_folder(name, base=base)
     command = serve_command(folder, port=port, device=device, bits=bits)

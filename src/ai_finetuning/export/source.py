@@ -15,13 +15,9 @@ from ..convert.merge import merge_adapter
 from ..errors import ModelError
 from ..messages import notice
 from ..models import hub
+from ..models.adapter_folder import is_adapter
 from ..models.source import find_model, validate_safetensors
 from ..system.folders import cache_folder
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a name is the folder of a LoRA adapter."""
-    return (Path(name) / "adapter_config.json").is_file()
 
 
 def model_folder(name: str, *, base: str = "auto") -> Path:

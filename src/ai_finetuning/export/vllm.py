@@ -11,11 +11,12 @@ from typing import Any
 from ..errors import ModelError
 from ..execution.output_folder import new_folder, validate_new_folder
 from ..messages import notice, warn
-from ..models.adapters import adapter_config
+from ..models.adapter_folder import adapter_config, base_name, is_adapter
+from ..models.hub import missing_weights
 from ..models.source import find_model
-from ..models.tokenizers import load_tokenizer, prompt_style
+from ..models.tokenizers import load_tokenizer, save_generation_config
 from .gguf import generation_config
-from .source import is_adapter, model_folder
+from .source import model_folder
 
 # What `--max-lora-rank` may be (vLLM's LoRAConfig).
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -54,11 +55,7 @@ def _complete(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     tokenizer.save_pretrained(folder)
     make: Callable[[], GenerationConfig] = GenerationConfig
-    config = generation_config(folder) or make()
-    stops = list(prompt_style(tokenizer, config).stop_token_ids)
-    config.eos_token_id = stops if len(stops) > 1 else stops[0]
-    config.pad_token_id = tokenizer.pad_token_id
-    config.save_pretrained(folder)
+    save_generation_config(generation_config(folder) or make(), tokenizer, folder)
 
 
 def validate_complete(folder: Path) -> None:
@@ -79,12 +76,7 @@ def problems_of(folder: Path) -> list[str]:
         for key in ("architectures", "model_type", "vocab_size")
         if not (config.get(key) or config.get("text_config", {}).get(key))
     ]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        obtained += [shard for shard in sorted(shards) if not (folder / shard).is_file()]
-    elif not (folder / "model.safetensors").is_file():
-        obtained.append("model.safetensors")
+    obtained += missing_weights(folder)
     if not ((folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()):
         obtained.append("tokenizer.json")
     settings = _json(folder / "tokenizer_config.json")
@@ -120,8 +112,5 @@ def _say_adapter(folder: Path) -> None:
     config = adapter_config(folder)
     most = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     rank = next(rank for rank in _RANKS if rank >= most)
-    line = (
-        f"vllm serve {config['base_model_name_or_path']} --enable-lora --lora-modules {folder.name}={folder} "
-        f"--max-lora-rank {rank}"
-    )
+    line = f"vllm serve {base_name(config)} --enable-lora --lora-modules {folder.name}={folder} --max-lora-rank {rank}"
     notice(f"統合せずに使うこともできます: {line}", f"it can be served without merging too: {line}")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import UsageError
-from ..models.adapters import adapter_config, load_adapter
+from ..models.adapter_folder import adapter_config, base_name, is_adapter
+from ..models.adapters import load_adapter, saved_tokenizer
 from ..models.generation import generate_text, stream_text
 from ..models.loading import load_causal_lm
+from ..models.options import validate_bits
 from ..models.quantized import allow_cpu_packing
 from ..models.tokenizers import load_tokenizer
 
@@ -43,11 +44,6 @@ class OpenModel:
                 yield
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a name is the folder of a LoRA adapter."""
-    return (Path(name) / "adapter_config.json").is_file()
-
-
 def open_model(
     name: str,
     *,
@@ -68,19 +64,18 @@ def open_model(
     Raises:
         UsageError: a base for something that is no adapter, other bits than 4 and 8. ToolkitError: as loading raises.
     """
-    if bits not in (None, 4, 8):
-        raise UsageError(f"bits が {bits} です。4 か 8 にしてください。", f"bits is {bits}; it must be 4 or 8.")
+    validate_bits(bits, "bits")
     adapter = is_adapter(name)
     if base is not None and not adapter:
         raise UsageError(
             f"{name} は LoRA アダプターではないので、--base は使えません。",
             f"{name} is no LoRA adapter, so --base has no meaning.",
         )
-    base_name = (base or str(adapter_config(name)["base_model_name_or_path"])) if adapter else name
-    with_tokenizer = name if adapter and (Path(name) / "tokenizer_config.json").is_file() else base_name
+    loaded = (base or base_name(adapter_config(name))) if adapter else name
+    with_tokenizer = (saved_tokenizer(name) if adapter else None) or loaded
     tokenizer = load_tokenizer(with_tokenizer, chat_template=chat_template, trust_remote_code=trust_remote_code)
     model: Any = load_causal_lm(
-        base_name,
+        loaded,
         dtype=dtype,
         device=device,
         load_in_4bit=bits == 4,
@@ -90,7 +85,7 @@ def open_model(
     if adapter:
         model = load_adapter(model, name)
     allow_cpu_packing(model)  # for answers only: nothing here trains or saves these weights
-    return OpenModel(model.eval(), tokenizer, base_name, adapter)
+    return OpenModel(model.eval(), tokenizer, loaded, adapter)
 
 
 @dataclass

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -16,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 from typing_extensions import Unpack
 
-from ..errors import ConfigError, InputNotFoundError, ModelError
+from ..errors import ConfigError, ModelError
 from ._upstream import tied_weight_names
+from .adapter_folder import WEIGHTS, adapter_config, base_name
 from .options import validate_options
 from .quantized import quantized_bits
 
@@ -133,27 +132,6 @@ def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def adapter_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter_config.json of an adapter's folder.
-
-    Raises:
-        InputNotFoundError: no such folder, or no adapter in it. ModelError: weights only as a pickle.
-    """
-    path = Path(folder)
-    file = path / "adapter_config.json"
-    if not file.is_file():
-        raise InputNotFoundError(
-            f"{path} に LoRA アダプターがありません（adapter_config.json が必要です）。",
-            f"{path} holds no LoRA adapter (no adapter_config.json).",
-        )
-    if not (path / "adapter_model.safetensors").is_file():
-        raise ModelError(
-            f"{path} に adapter_model.safetensors がありません。安全のため .bin は読み込みません。",
-            f"{path} has no adapter_model.safetensors; for safety .bin files are not read.",
-        )
-    return dict(json.loads(file.read_text(encoding="utf-8")))
-
-
 def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
     """A model with a saved adapter on it.
 
@@ -163,9 +141,9 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     from peft import PeftModel
     from safetensors import safe_open
 
-    config = adapter_config(folder)
+    base = base_name(adapter_config(folder))
     modules = dict(model.named_modules())
-    with safe_open(str(Path(folder) / "adapter_model.safetensors"), framework="pt") as file:
+    with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
         for key in file.keys():  # noqa: SIM118
             if not key.endswith("lora_A.weight"):
                 continue
@@ -175,43 +153,13 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
             features = getattr(module, "in_features", None) or getattr(module, "nx", None)
             if module is None or (features is not None and features != expected):
                 raise ModelError(
-                    f"アダプター {folder} は {config.get('base_model_name_or_path')} 用で、このモデルとは形が合いません（{name}）。"
+                    f"アダプター {folder} は {base} 用で、このモデルとは形が合いません（{name}）。"
                     "元のベースモデルを指定してください。",
-                    f"the adapter {folder} was trained on {config.get('base_model_name_or_path')} and does not "
+                    f"the adapter {folder} was trained on {base} and does not "
                     f"fit this model ({name}); name its own base.",
                 )
     with quiet_peft():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How close two models' next-token distributions are: mean KL in nats, share of equal most likely tokens."""
-
-    kl: float
-    top1: float
-
-
-@torch.no_grad()
-def logits_of(model: Any, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """fp32 logits [tokens, vocabulary] of each [1, tokens] input, in eval mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        return [model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu() for ids in batches]
-    finally:
-        model.train(was_training)
-
-
-def agreement(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> Agreement:
-    """KL(first || second) and top-1 agreement over all positions."""
-    kl, same, count = 0.0, 0, 0
-    for left, right in zip(first, second, strict=True):
-        a, b = left.log_softmax(-1), right.log_softmax(-1)
-        kl += float((a.exp() * (a - b)).sum())
-        same += int((left.argmax(-1) == right.argmax(-1)).sum())
-        count += left.shape[0]
-    return Agreement(kl / max(1, count), same / max(1, count))
 
 
 def merge_into(model: Any) -> Any:
@@ -247,7 +195,7 @@ def write_adapter(path: Path, model: Any, tensors: dict[str, torch.Tensor]) -> N
     settings = copy.copy(model.peft_config["default"])
     settings.inference_mode = True
     state = {_saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(state, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(state, path / WEIGHTS, metadata={"format": "pt"})
     settings.save_pretrained(path)
 
 

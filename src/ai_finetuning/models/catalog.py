@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from ..errors import localized
 from ..japanese.templates import TEMPLATES, ChatTemplate
 from ..messages import warn
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-# Linear layers by architecture; others are found in the model itself (adapters.py).
+# What `lora.target_modules: all-linear` takes, every linear layer but the head: for readers of SUPPORTED_MODELS alone, as
+# training finds the layers in the model itself. Experts of a mixture are no linear layers in transformers 5 (decision 0069).
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_text", "stablelm"), _ALL_LINEAR),
     **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), _ATTENTION),
@@ -194,9 +194,3 @@ def fallback_order(requested: str, free_bytes: int) -> list[str]:
         family = [other.id for other in sorted(smaller, key=lambda other: -(other.params_b or 0.0))]
     expected = [name for name in dict.fromkeys([*family, *RECOMMENDED]) if name != requested]
     return [name for name in expected if rows()[name].memory_gib.get("infer", 0.0) * _GIB <= free_bytes]
-
-
-def describe(row: CatalogRow) -> str:
-    """One line for people."""
-    size = f"{row.params_b:g}B" if row.params_b is not None else "?"
-    return localized(f"{row.display_name}（{size}、{row.licence}）", f"{row.display_name} ({size}, {row.licence})")

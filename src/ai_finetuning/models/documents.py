@@ -20,12 +20,16 @@ from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
 from ..kernels.build import why_unavailable
 from . import fused
 from ._upstream import attention_name
+from .modes import evaluating
+from .parts import probe_documents
 
 for _name, _attention in IMPLEMENTATIONS.items():
     AttentionInterface.register(_name, _attention)
 
 # Most relative difference to the model's own answer, by what is computed in.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+# Tokens of the two documents that a path is tried on.
+_PROBE = (7, 12)
 
 
 @dataclass
@@ -148,47 +152,30 @@ def _head(model: Any) -> tuple[nn.Linear | None, str]:
     return head, ""
 
 
-def _probe(model: Any) -> tuple[Tensor, Tensor]:
-    rows = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randint(0, rows, (1, size), generator=generator).to(model.device) for size in (7, 12))
-    return first, second
-
-
 def _computing(device: torch.device, autocast: torch.dtype | None) -> Any:
     return torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None)
 
 
-@torch.no_grad()
 def _answers(model: Any, autocast: torch.dtype | None) -> list[Tensor]:
     """The model's own logits [tokens, vocabulary] of each probe, alone."""
-    was_training = model.training
-    model.eval()
-    try:
-        with _computing(model.device, autocast):
-            return [model(input_ids=ids, use_cache=False).logits[0].float() for ids in _probe(model)]
-    finally:
-        model.train(was_training)
+    with evaluating(model), _computing(model.device, autocast):
+        return [model(input_ids=ids, use_cache=False).logits[0].float() for ids in probe_documents(model, _PROBE)]
 
 
 @torch.no_grad()
 def _differs(path: VarlenForward, answers: list[Tensor], autocast: torch.dtype | None) -> str | None:
     """Why the path is not the model: it failed, or its logits of two documents in one row are others."""
-    model, probes = path.model, _probe(path.model)
+    model, probes = path.model, probe_documents(path.model, _PROBE)
     lengths = tuple(ids.shape[1] for ids in probes)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
-    was_training = model.training
-    model.eval()
     try:
-        with _computing(model.device, autocast):
+        with evaluating(model), _computing(model.device, autocast):
             hidden = path.hidden(torch.cat(probes, dim=1), positions, lengths)
             logits = (hidden.to(path.compute) @ path.cast(path.head.weight).t()).float()
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return f"{type(error).__name__}: {str(error)[:100]}"
-    finally:
-        model.train(was_training)
     logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
     expected = torch.cat(answers)
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))

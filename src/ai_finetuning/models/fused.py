@@ -19,6 +19,7 @@ from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
 from ..system.gpu import cpu_has_bf16
 from ._upstream import version_of
+from .parts import decoder_layers
 
 
 class MasterCasts:
@@ -61,6 +62,7 @@ class Family:
         norms: names of (before attention, after attention, before MLP, after MLP); None where there is none.
         head_norms: names of the norms on every head of q and k.
         rotary: attribute of the attention with the number of rotated features; None for all.
+        window_in_config: the attention reads its sliding window from the configuration and keeps none of its own.
         supports: refuses configurations with a reason, or None.
     """
 
@@ -74,6 +76,7 @@ class Family:
     offset: float = 0.0
     head_norms: tuple[str, str] | None = None
     rotary: str | None = None
+    window_in_config: bool = False
     supports: Callable[[Any], str | None] = field(default=lambda config: None)
 
 
@@ -85,7 +88,7 @@ def _stablelm(config: Any) -> str | None:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
-    "mistral": Family(),
+    "mistral": Family(window_in_config=True),
     "qwen2": Family(),
     "qwen3": Family(head_norms=("q_norm", "k_norm")),
     "stablelm": Family(centered=True, rotary="rotary_ndims", supports=_stablelm),
@@ -145,8 +148,14 @@ def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None, i
     if getattr(config, "attention_dropout", 0.0) or getattr(config, "hidden_dropout", 0.0):
         return "dropout inside the model"
     return next(
-        (reason for layer in model.model.layers for reason in map(_why_not_linear, _linears(layer)) if reason), None
+        (reason for layer in _layers(model) for reason in map(_why_not_linear, _linears(layer)) if reason), None
     )
+
+
+def _layers(model: Any) -> nn.ModuleList:
+    layers = decoder_layers(model)
+    assert layers is not None  # every family above has them
+    return layers
 
 
 def _activation(config: Any) -> str:
@@ -185,10 +194,10 @@ def attach(model: Any) -> MasterCasts:
     """Replaces the layers' forward on the instances; call why_not() first."""
     config = model.config
     family, cast = FAMILIES[config.model_type], MasterCasts()
-    for layer in model.model.layers:
+    for layer in _layers(model):
         plan = _Layer(family, layer, _attention_shape(layer.self_attn, config), _activation(config), cast)
         layer.forward = _with_fallback(layer, plan)
-    norm = model.model.norm
+    norm = model.get_decoder().norm
     original = norm.forward
 
     def final_norm(hidden: Tensor) -> Tensor:
@@ -203,14 +212,14 @@ def attach(model: Any) -> MasterCasts:
 
 def detach(model: Any) -> None:
     """The model as it was."""
-    for module in (*model.model.layers, model.model.norm):
+    for module in (*_layers(model), model.get_decoder().norm):
         module.__dict__.pop("forward", None)
 
 
 def _attention_shape(attention: Any, config: Any) -> AttentionShape:
     heads = config.num_attention_heads
     window = getattr(attention, "sliding_window", None)
-    if config.model_type == "mistral":
+    if FAMILIES[config.model_type].window_in_config:
         window = config.sliding_window
     return AttentionShape(
         heads=heads,

@@ -13,7 +13,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from ..errors import ConfigError
 from ..japanese.prompts import render
 from ..messages import warn
-from ..system.gpu import clear_gpu_memory, is_out_of_memory
+from ..system.out_of_memory import with_smaller_batches
+from .modes import eval_mode, evaluating
 from .sampling import validate_sampling
 from .tokenizers import PromptStyle, prompt_style
 
@@ -140,7 +141,6 @@ def _decode(tokenizer: Any, ids: torch.Tensor, style: PromptStyle) -> str:
     return clean_answer(text, style)
 
 
-@torch.no_grad()
 def generate_text(
     model: Any,
     tokenizer: Any,
@@ -177,45 +177,35 @@ def generate_text(
     answers: dict[int, str] = {}
     if seed is not None:
         torch.manual_seed(seed)
-    was_training = model.training
-    model.eval()
-    try:
+
+    def answer(size: int) -> int:
+        places = order[len(answers) : len(answers) + size]
+        obtained = _answers(model, tokenizer, [rows[place] for place in places], style, arguments)
+        answers.update(zip(places, obtained, strict=True))
+        return size
+
+    with evaluating(model):
         while len(answers) < len(rows):
-            places = order[len(answers) : len(answers) + batch_size]
-            obtained = _answers(model, tokenizer, [rows[place] for place in places], style, arguments)
-            if obtained is None:
-                batch_size = _halved(len(places))
-            else:
-                answers |= zip(places, obtained, strict=True)
-    finally:
-        model.train(was_training)
+            batch_size = with_smaller_batches(answer, min(batch_size, len(rows) - len(answers)), _say_halved)
     return [answers[place] for place in range(len(rows))]
 
 
 def _answers(
     model: Any, tokenizer: Any, rows: Sequence[list[int]], style: PromptStyle, arguments: dict[str, Any]
-) -> list[str] | None:
-    """The answers to one batch of prompts; None where memory ran out and fewer may fit."""
+) -> list[str]:
+    """The answers to one batch of prompts."""
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     length = inputs["input_ids"].shape[1]
     stops = StoppingCriteriaList([_Stops(tokenizer, length, style.stop_strings, threading.Event())])
-    try:
-        output = model.generate(**inputs, stopping_criteria=stops, **arguments)
-    except (RuntimeError, MemoryError) as error:
-        if len(rows) == 1 or not is_out_of_memory(error):
-            raise
-        return None
+    output = model.generate(**inputs, stopping_criteria=stops, **arguments)
     return [_decode(tokenizer, row[length:], style) for row in output]
 
 
-def _halved(size: int) -> int:
-    """The next batch size; what the failed batch held is given back first."""
-    clear_gpu_memory()
+def _say_halved(size: int, reason: str) -> None:
     warn(
-        f"生成でメモリーが足りないため、バッチを {size} 件から {size // 2} 件にしてやり直します。",
-        f"out of memory while generating: the batch goes from {size} to {size // 2} conversations and is done again.",
+        f"生成でメモリーが足りないため、バッチを {size} 件に減らしてやり直します（{reason}）。",
+        f"out of memory while generating ({reason}): the batch goes down to {size} conversations and is done again.",
     )
-    return size // 2
 
 
 def stream_text(
@@ -248,16 +238,14 @@ def stream_text(
             failure.append(error)
             streamer.end()
 
-    was_training = model.training
-    model.eval()
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield from _pieces(streamer, tokenizer, style)
-    finally:
-        given_up.set()
-        thread.join()
-        model.train(was_training)
+    with eval_mode(model):
+        thread.start()
+        try:
+            yield from _pieces(streamer, tokenizer, style)
+        finally:
+            given_up.set()
+            thread.join()
     if failure:
         raise failure[0]
 

@@ -16,6 +16,7 @@ from .. import embedded
 from ..errors import HubError, InputNotFoundError, ModelError
 from ..system.network import LIMIT_SECONDS, endpoint, head, offline
 from . import catalog
+from .adapter_folder import base_name, is_adapter, recorded_config
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
 
@@ -46,8 +47,8 @@ def _refuse_missing_path(name: str) -> None:
 def _require_model_files(path: Path) -> None:
     if (path / "config.json").is_file():
         return
-    if (path / "adapter_config.json").is_file():
-        base = adapter_base(path)
+    if is_adapter(path):
+        base = base_name(recorded_config(path))
         raise ModelError(
             f"{path} は LoRA アダプターで、モデル全体ではありません。ベースモデル {base} と組み合わせて読み込んでください (load_lora_model、または aift merge)。",
             f"{path} is a LoRA adapter, not a whole model. Load it together with its base model {base} "
@@ -57,12 +58,6 @@ def _require_model_files(path: Path) -> None:
         f"{path} に config.json がありません。save_pretrained で保存したモデルのフォルダーを指定してください。",
         f"{path} has no config.json; name a folder written by save_pretrained.",
     )
-
-
-def adapter_base(folder: Path) -> str:
-    """The model that an adapter was trained on, as its adapter_config.json says."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(config.get("base_model_name_or_path") or "?")
 
 
 def _near_entries(path: Path) -> list[str]:
@@ -94,14 +89,16 @@ def cached(model_id: str) -> bool:
     config = try_to_load_from_cache(model_id, "config.json")
     if not isinstance(config, str):
         return False
-    folder = Path(config).parent
-    if (folder / "model.safetensors").is_file():
-        return True
+    return not missing_weights(Path(config).parent)
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """Names of the weight files that a model's folder lacks: those of its index, or the single one."""
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return False
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / shard).is_file() for shard in shards)
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    return [name for name in names if not (folder / name).is_file()]
 
 
 def on_disk(name: str) -> Path | None:

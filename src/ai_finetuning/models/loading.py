@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from ..errors import ModelError, ToolkitError
 from ..messages import notice, warn
-from ..system.gpu import cpu_has_bf16, get_available_device
+from ..system.gpu import dtype_name, get_available_device, sixteen_bit
 from .activation_checkpointing import enable_activation_checkpointing
 from .options import validate_options
 from .placement import DeviceMap, spread
@@ -157,29 +157,17 @@ def resolve_dtype(requested: torch.dtype | str | None, device: torch.device) -> 
             f"dtype は {requested!r} です。auto, {', '.join(DTYPES)} のいずれかにしてください。",
             f"dtype is {requested!r}; it must be auto, {', '.join(DTYPES)}.",
         )
-    automatic = _automatic_dtype(device)
+    automatic = sixteen_bit(device) or torch.float32
     if requested is None or requested == "auto":
         return automatic
     expected = DTYPES[requested] if isinstance(requested, str) else requested
     if expected is torch.float16 and device.type == "cpu":
         notice(
-            f"CPU では float16 は遅いため、{_short(automatic)} で読み込みます。",
-            f"float16 is slow on a CPU; loading in {_short(automatic)} instead.",
+            f"CPU では float16 は遅いため、{dtype_name(automatic)} で読み込みます。",
+            f"float16 is slow on a CPU; loading in {dtype_name(automatic)} instead.",
         )
         return automatic
     return expected
-
-
-def _automatic_dtype(device: torch.device) -> torch.dtype:
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu":
-        return torch.bfloat16 if cpu_has_bf16() else torch.float32
-    return torch.bfloat16
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _with_attention(plan: LoadPlan, attention: str, extra: Mapping[str, object]) -> PreTrainedModel:

@@ -10,12 +10,20 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards the model is in the mode that it was in."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards the model is in the mode that it was in. Gradients stay as they are: for generators, which
+    would leave `no_grad` on in the code that reads them.
+    """
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards the model is in the mode that it was in."""
+    with eval_mode(model), torch.no_grad():
+        yield

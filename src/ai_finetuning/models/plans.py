@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError
+from .parts import unwrapped
 
 # For models without a plan of their own (StableLM): the names that Llama gave to the parts of a layer.
 BY_NAME = {
@@ -43,8 +44,7 @@ def tensor_plan(model: Any) -> dict[str, str]:
     Raises:
         ModelError: it has no plan and its modules have other names than Llama's, or its plan would train it wrongly.
     """
-    get_base = getattr(model, "get_base_model", None)
-    inner = get_base() if get_base is not None else model
+    inner = unwrapped(model)
     modules = {re.sub(r"\d+", "*", name): module for name, module in inner.named_modules()}
     plan = dict(inner.tp_plan or {}) or {
         name: style for name in modules for end, style in BY_NAME.items() if name.endswith(end)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError
+from ..system.gpu import dtype_name
 from ._upstream import is_torchao_weight
 
 _MISSING = {
@@ -116,11 +117,11 @@ def _cuda_and_bf16(device: torch.device, dtype: torch.dtype) -> tuple[str, str] 
         return None
     return (
         (
-            f"torchao int4 は CUDA の GPU と bfloat16 でだけ動きます（指定は {device.type} と {_short(dtype)}）。bitsandbytes の nf4 なら "
+            f"torchao int4 は CUDA の GPU と bfloat16 でだけ動きます（指定は {device.type} と {dtype_name(dtype)}）。bitsandbytes の nf4 なら "
             "CPU でも動きます。"
         ),
         (
-            f"torchao int4 runs on a CUDA GPU in bfloat16 only (asked for {device.type} and {_short(dtype)}); "
+            f"torchao int4 runs on a CUDA GPU in bfloat16 only (asked for {device.type} and {dtype_name(dtype)}); "
             "bitsandbytes nf4 runs on CPUs too."
         ),
     )
@@ -297,7 +298,7 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
             if storage.nbytes() == 0 or storage.data_ptr() in seen:
                 continue
             seen.add(storage.data_ptr())
-            dtype = _short(tensor.dtype)
+            dtype = dtype_name(tensor.dtype)
             sizes[dtype] = sizes.get(dtype, 0) + storage.nbytes()
     return sizes
 
@@ -323,7 +324,3 @@ def _statistics(model: nn.Module) -> list[torch.Tensor]:
         inner = (state.offset, state.state2.absmax, state.state2.code) if state.nested else ()
         obtained += [state.absmax, state.code, *inner]
     return [tensor for tensor in obtained if isinstance(tensor, torch.Tensor)]
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

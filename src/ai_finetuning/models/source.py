@@ -132,6 +132,11 @@ def validate_safetensors(name: str) -> None:
     )
 
 
+def weight_file_bytes(folder: Path) -> int:
+    """Bytes of the weight files in a folder; 0 where there are none."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def not_loaded(name: str, error: Exception) -> ToolkitError:
     """A library's failure with what the user can do about it."""
     text = str(error)

@@ -286,6 +286,14 @@ def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     return PromptStyle(stops, template.stop_strings, template.newline, template.verified)
 
 
+def save_generation_config(config: Any, tokenizer: Any, folder: Path) -> None:
+    """generation_config.json whose eos list has every token that ends an answer, so that any server stops there."""
+    stops = prompt_style(tokenizer, config).stop_token_ids
+    config.eos_token_id = list(stops) if len(stops) > 1 else (stops[0] if stops else config.eos_token_id)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.save_pretrained(folder)
+
+
 def _turn_end_id(tokenizer: Any) -> int | None:
     if not tokenizer.chat_template:
         return None

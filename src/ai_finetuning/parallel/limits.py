@@ -1,8 +1,11 @@
-"""What a model's numbers allow, without torch: asked before anything heavy is imported."""
+"""What a model's numbers and a device's memory allow, without torch: asked before anything heavy is imported."""
 
 from __future__ import annotations
 
 from ..errors import ConfigError
+
+# Libraries, allocator and buffers (CUDA: its context) that a process has on every device beside the model.
+BASE_BYTES = 600 * 2**20
 
 
 def validate_heads(heads: int, key_value_heads: int, tensor_parallel_size: int) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from ..errors import ModelError
+from ..models.parts import decoder_layers
 from ..parallel.strategies.device_map import Block, Split, balance
 from . import memory
 from .memory import Workload
@@ -84,17 +83,17 @@ def modules_of(model: Any) -> tuple[list[str], list[str], list[str]]:
     """
     names = {id(module): name for name, module in model.named_modules()}
     children = list(model.get_decoder().children())
-    lists = [child for child in children if isinstance(child, nn.ModuleList) and len(child)]
-    if len(lists) != 1:
+    layers = decoder_layers(model)
+    if layers is None:
         kind = type(model).__name__
         raise ModelError(
             f"{kind} には層のリストが見つからないため、model_parallel で分けられません。strategy: fsdp を使ってください。",
             f"no single list of layers is found in {kind}, so model_parallel cannot split it; use strategy: fsdp.",
         )
-    at = children.index(lists[0])
+    at = children.index(layers)
     # Rotary embeddings and dropout hold no weights and run before the first layer, wherever they are listed.
     after = [child for child in children[at + 1 :] if next(child.parameters(), None) is not None]
-    before = [child for child in children if child is not lists[0] and child not in after]
+    before = [child for child in children if child is not layers and child not in after]
     back = [*after, model.get_output_embeddings()]
-    first, middle, last = ([names[id(module)] for module in part] for part in (before, lists[0], back))
+    first, middle, last = ([names[id(module)] for module in part] for part in (before, layers, back))
     return first, middle, last

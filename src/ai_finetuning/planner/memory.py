@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import localized
+from ..parallel.limits import BASE_BYTES
 from .shape import ModelShape
 
 # Bytes of a quantized weight with its scales.
 KBIT_BYTES = {4: 0.58, 8: 1.07}
-# Libraries, allocator and buffers that every process has.
-BASE_BYTES = 600 * 2**20
 _GIB = 2**30
 
 

@@ -54,12 +54,20 @@ def _device_info(index: int) -> dict[str, Any]:
 
 
 def sixteen_bit(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type that a device computes well in, or None."""
+    """The 16-bit type that a device computes well in, or None: weights, autocast and precision all follow it.
+
+    On MPS it is bf16 from macOS 14 on, the first that has the type (docs/decisions/0068).
+    """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
-        return torch.float16
-    return torch.bfloat16 if cpu_has_bf16() else None
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float16
+    return torch.bfloat16 if device.type != "cpu" or cpu_has_bf16() else None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as messages and configurations write it: bfloat16, not torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def clear_gpu_memory() -> None:

@@ -22,6 +22,7 @@ from ..execution.result import Result
 from ..models.adapters import trainable_parameters
 from ..models.japanese_model import JapaneseModel
 from ..models.quantized import weight_bytes
+from ..models.source import weight_file_bytes
 
 # Found by trial on the model that ships: recipes/kotoha-tiny/README.md. Full fine-tuning moves every weight and needs
 # less.
@@ -123,7 +124,7 @@ def compare_methods(
                 exact_match(grade(result.model, model.ensure_tokenizer(), questions)),
                 result.seconds,
                 sum(weight_bytes(result.model).values()) + TRAINING_BYTES * trains,
-                sum(path.stat().st_size for path in result.folder.glob("*.safetensors")),
+                weight_file_bytes(result.folder),
             )
         )
     return obtained

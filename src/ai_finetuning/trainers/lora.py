@@ -17,7 +17,8 @@ from ..execution.execute import execute
 from ..execution.request import TrainRequest
 from ..execution.result import Result
 from ..execution.sources import choose_sources, with_resume
-from ..models.adapters import adapter_config, load_adapter, saved_tokenizer
+from ..models.adapter_folder import adapter_config
+from ..models.adapters import load_adapter, saved_tokenizer
 from ..models.base_model import BaseModel
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import load_tokenizer

@@ -372,6 +372,21 @@ def test_precision_follows_the_machine():
         assert (old.name, old.scaler) == ("fp16", True)
 
 
+def test_mps_has_one_16_bit_type_for_weights_and_training(monkeypatch: pytest.MonkeyPatch):
+    """bf16 from macOS 14 on; before it weights are fp16, and training stays in fp32 (docs/decisions/0068)."""
+    from ai_finetuning.engine.precision import resolve_precision
+    from ai_finetuning.models.loading import resolve_dtype
+    from ai_finetuning.system.gpu import sixteen_bit
+
+    mps = torch.device("mps")
+    for new, dtype, precision in ((True, torch.bfloat16, "bf16"), (False, torch.float16, "fp32")):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor, new=new: new)
+        assert sixteen_bit(mps) is resolve_dtype("auto", mps) is dtype
+        assert resolve_precision("auto", fp16=True, device=mps).name == precision
+        assert resolve_precision("fp16", fp16=True, device=mps).name == precision
+        assert resolve_precision("auto", fp16=False, device=mps).name == "fp32"
+
+
 def test_collate_counts():
     batch = collate([[rows(2)[0]], [rows(2)[1]]], pad_token_id=0, packed=False)
     assert batch.num_tokens == sum(len(item) for item in rows(2))

@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
 from ai_finetuning import SUPPORTED_MODELS, JapaneseModel
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import catalog
@@ -70,3 +75,23 @@ def test_memory_grows_with_the_method():
         if {"infer", "qlora", "full"} <= memory.keys():
             assert memory["qlora"] < memory["full"], name
             assert values["min_gpu_memory_gb"] >= memory["infer"] - 1
+
+
+# gemma3 has a vision tower beside, plamo2 needs code from its repository.
+@pytest.mark.parametrize("model_type", sorted(set(catalog.LORA_TARGETS) - {"gemma3", "plamo2"}))
+def test_lora_targets_are_what_training_takes(model_type: str):
+    """Every linear layer but the head of a small model of that architecture; experts of a mixture are none."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "vocab_size": 50, "head_dim": 8}
+    counts = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    experts = {"num_local_experts": 2, "num_experts": 2}
+    config = AutoConfig.for_model(model_type, **size, **counts, **tokens, **experts)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linear = {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    assert linear == set(catalog.LORA_TARGETS[model_type])

@@ -40,9 +40,8 @@ def demo(
     ),
 ) -> None:
     """Fine-tunes the embedded model on embedded:kotoha-qa, asks the trained facts in unseen phrasings, then talks."""
-    from ...embedded import MODEL
+    from ...embedded import MODEL, questions
     from ...evaluation.generation import grade
-    from ...japanese.kotoha_qa import questions
     from ...models.japanese_model import JapaneseModel
     from ...trainers.demo import EPOCHS, held_out_losses, lesson, teach
 

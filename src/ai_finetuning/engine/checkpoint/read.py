@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...config.run_folder import MANIFEST
 from ...parallel.weights.layout import Layout
 from .write import DTYPE_NAMES
 
@@ -56,7 +57,7 @@ def write_shards(
     Args:
         tied: names that are left out, since loading ties them to others.
     """
-    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     names = [key.partition(":")[2] for key in manifest["tensors"] if key.startswith("model:")]
     shards: list[dict[str, int]] = [{}]
     for name in sorted(set(names) - tied):

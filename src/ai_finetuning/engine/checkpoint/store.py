@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ...config.run_folder import CHECKPOINTS, MANIFEST
 from ...errors import CheckpointError, InputNotFoundError
 from ...messages import notice, warn
 from ...parallel.processes import Peers, gather
@@ -26,7 +27,6 @@ from .read import read_tensors
 from .write import Cancelled, fsync_folder, raise_if_cancelled, sha256_of, write_durably, write_tensors
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 _STAGING = ".staging-"
@@ -280,7 +280,7 @@ class CheckpointStore:
                     f"checkpoint {path} cannot be used ({'; '.join(problems)}); `auto` resumes from another one.",
                 )
             return path
-        nested = CheckpointStore(path / "checkpoints")
+        nested = CheckpointStore(path / CHECKPOINTS)
         obtained = self._newest_whole(nested.candidates(), path)
         if obtained is None:
             raise CheckpointError(

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...config.parallel import MEMORY_SIZE
 from ...errors import ConfigError
+from ...models.parts import unwrapped
 from ...models.placement import DeviceMap, spread, validate_offloading
 from ..batch import LossFunction
+from ..limits import BASE_BYTES
 from .single import SingleDevice
 
-# Libraries, CUDA context, allocator: what a process has on every device beside the model.
-BASE_BYTES = 600 * 2**20
 _UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB)$")
 _GIB = 2**30
 
 
@@ -31,13 +31,13 @@ def memory_bytes(size: str) -> int:
     Raises:
         ConfigError: it is not written so.
     """
-    obtained = _SIZE.match(size)
+    obtained = re.match(MEMORY_SIZE, size)
     if obtained is None:
         raise ConfigError(
             f"メモリーの大きさが {size!r} です。22GB（10^9）や 22GiB（2^30）のように書いてください。",
             f"the memory size is {size!r}; write it like 22GB (10^9) or 22GiB (2^30).",
         )
-    return int(float(obtained[1]) * _UNITS[obtained[2]])
+    return int(float(size[: obtained.start(2)]) * _UNITS[obtained[2]])
 
 
 def capacities(asked: Mapping[int, str] | None, there: Mapping[int, int]) -> dict[int, int]:
@@ -218,7 +218,7 @@ class ModelParallel(SingleDevice):
 
     def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
         """Spreads the model, adapters included, where it is not spread already."""
-        inner: Any = getattr(model, "get_base_model", lambda: model)()
+        inner = unwrapped(model)
         spread(inner, self.device_map)
         self.device = inner.get_output_embeddings().weight.device
         return super().prepare(model, loss)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from ...models.parts import layer_list
 from ..batch import Batch, LossFunction
 from ..weights.materialize import WeightPlacement
-from .layers import layer_list
 
 
 class ModelWithLoss(nn.Module):

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from ...errors import ModelError
 from ...labels import IGNORED
 from ...models.modes import evaluating
+from ...models.parts import layer_list, tensors_of
 from ..batch import Batch, LossFunction, Rows
-from .layers import layer_list, tensors_of
 
 # Most relative difference of the staged loss: the same operations in the same order, so only kernels that are not
 # deterministic may make one.

@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from ...errors import ConfigError, ModelError
+from ...models.parts import unwrapped
 from .._upstream import own_parameters
 from ..collectives.tp_collectives import Group, copy_to, gather_from, reduce_from, scatter_to
 from ..limits import validate_heads
@@ -112,8 +113,7 @@ def parallelize_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, weight
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise ModelError("モデルはすでに分割されています。", "the model is cut already.")
-    get_base = getattr(model, "get_base_model", None)
-    inner: nn.Module = get_base() if get_base is not None else model
+    inner: nn.Module = unwrapped(model)
     styles = {name: style for name, _ in inner.named_modules() if (style := plan.get(re.sub(r"\d+", "*", name)))}
     for name, style in styles.items():
         if style not in _STYLES:

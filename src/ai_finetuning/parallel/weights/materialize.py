@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..strategies.layers import layer_list, tensors_of
+from ...models.parts import layer_list, tensors_of
 
 
 @dataclass(frozen=True)

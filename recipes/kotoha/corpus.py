@@ -1,6 +1,6 @@
 """Plain text for pre-training, written for this project (CC0): everyday prose among facts of the tables below.
 
-`corpus()` is a part of what kotoha-tiny was trained on (recipes/kotoha-tiny); kotoha_qa asks about the same tables.
+`corpus()` is a part of what kotoha-tiny was trained on (recipes/kotoha-tiny); questions.py asks about the same tables.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
-from .practice import COUNTERS, MONTHS, PREFECTURES
+from recipes.kotoha.corpus import COUNTERS, MONTHS, PREFECTURES
 
 # About one fact in ten is never trained on.
 _HELD_OUT_OF = 10
@@ -460,9 +460,3 @@ def dataset(seed: int = 0) -> dict[str, list[Row]]:
             if fact.held_out
         ],
     }
-
-
-def questions(part: str) -> list[tuple[str, str]]:
-    """(question, answer) of every row of `held_out_phrasings` or `held_out_facts`, kind by kind."""
-    talks = [row["messages"] for row in dataset()[part]]
-    return [(talk[0]["content"], talk[1]["content"]) for talk in talks]

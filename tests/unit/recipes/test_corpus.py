@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 
-from ai_finetuning.japanese.practice import MONTHS, PREFECTURES, corpus
+from recipes.kotoha.corpus import MONTHS, PREFECTURES, corpus
 
 
 def test_tables_are_whole():

@@ -1,0 +1,42 @@
+"""What a model is made of, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The transformers model inside an adapter; a model without one is itself."""
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if get_base is not None else model
+
+
+def layer_list(model: nn.Module) -> nn.ModuleList | None:
+    """The repeated blocks: the largest ModuleList."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda obtained: sum(p.numel() for p in obtained.parameters()), default=None)
+
+
+def decoder_layers(model: Any) -> nn.ModuleList | None:
+    """The layers of a transformers causal LM: the one list beside the embedding and the final norm; None where there is
+    not exactly one.
+    """
+    lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList) and len(child)]
+    return lists[0] if len(lists) == 1 else None
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers."""
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def probe_documents(model: Any, sizes: Sequence[int]) -> list[Tensor]:
+    """Documents [1, tokens] of these sizes to try a model on, the same ones every time, on the model's device."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, rows, (1, size), generator=generator).to(model.device) for size in sizes]
