@@ -8,7 +8,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "ai_finetuning"
 MAX_PARAMETERS = 8
 # Signatures that are documented, so that they cannot become shorter.
-DOCUMENTED = {"models/japanese_model.py JapaneseModel.__init__"}
+DOCUMENTED = {
+    "models/japanese_model.py JapaneseModel.__init__",
+    "trainers/full.py FullFinetuningTrainer.__init__",
+    "trainers/lora.py LoRAFinetuningTrainer.__init__",
+    "trainers/multi_gpu.py AdvancedMultiGPUTrainer.__init__",
+}
 # Still too long; a name leaves this table with its function's last parameter too many.
 TEMPORARY: set[str] = set()
 

@@ -16,18 +16,22 @@ PACKAGE = TESTS.parent / "src" / "ai_finetuning"
 _CLI, _TRAINERS, _QUANTIZED = "integration/test_cli.py", "integration/test_trainers.py", "integration/test_qlora.py"
 _RESUME, _SECTIONS, _FILES = "faults/test_resume.py", "unit/config/test_sections.py", "unit/data/test_files.py"
 _TOKENS, _LAUNCH, _BENCH = "unit/data/test_tokens.py", "distributed/test_launch.py", "test_quantization_benchmark.py"
+_CALLBACKS = "integration/test_callbacks.py"
 
 # Modules that no test file is named after and none imports.
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
     "engine.checkpoint.read": _RESUME,
     "engine.checkpoint.write": _RESUME,
+    "engine.predictions": _CALLBACKS,
     "engine.train_state": _RESUME,
     "engine.state": _RESUME,
     "parallel.build": "distributed/test_seam.py",
     "execution.base_facts": _TRAINERS,
     "execution.execute": _TRAINERS,
+    "execution.predicting": _CALLBACKS,
     "execution.result": _TRAINERS,
+    "execution.score": _CALLBACKS,
     "models.modes": "unit/engine/test_step.py",
     "models.sampling": "unit/execution/test_resolve.py",
     "parallel._upstream": "distributed/test_data_parallel.py",
@@ -84,6 +88,7 @@ TESTED_BY = {
     "trainers.demo": "integration/test_embedded_data.py",
     "trainers.full": _TRAINERS,
     "trainers.lora": _TRAINERS,
+    "trainers.trainer": _CALLBACKS,
     "execution.model_card": _TRAINERS,
     "trainers.multi_gpu": "contract/test_documented_api.py",
     "execution.output_folder": _RESUME,

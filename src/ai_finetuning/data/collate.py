@@ -52,6 +52,11 @@ class Batch:
     num_tokens: int
     lengths: tuple[tuple[int, ...], ...]
 
+    @property
+    def row_lengths(self) -> tuple[tuple[int, ...], ...]:
+        """The same lengths; `documents()` has them in one row."""
+        return self.lengths
+
     def without_labels(self) -> Batch:
         """The same batch without loss: what a rank computes that has nothing left while others have."""
         nothing = torch.full_like(self.labels, IGNORED)

@@ -113,9 +113,7 @@ def evaluation_batches(
     Args:
         packing_length: capacity of a packed row; None pads every document to the longest of its batch.
     """
-    lengths = [len(item) for item in examples]
-    rows = [[index] for index in range(len(examples))] if packing_length is None else pack(lengths, packing_length)
-    rows.sort(key=lambda row: (-sum(lengths[document] for document in row), row[0]))
+    rows = evaluation_rows(examples, packing_length)
     return [
         collate(
             [[examples[document] for document in row] for row in rows[start : start + batch_size]],
@@ -124,3 +122,11 @@ def evaluation_batches(
         )
         for start in range(0, len(rows), batch_size)
     ]
+
+
+def evaluation_rows(examples: Sequence[Example], packing_length: int | None) -> list[list[int]]:
+    """The rows of evaluation_batches in their order, each with the places of its documents in `examples`."""
+    lengths = [len(item) for item in examples]
+    rows = [[index] for index in range(len(examples))] if packing_length is None else pack(lengths, packing_length)
+    rows.sort(key=lambda row: (-sum(lengths[document] for document in row), row[0]))
+    return rows

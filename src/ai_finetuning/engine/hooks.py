@@ -58,6 +58,9 @@ class Callback:
     def on_epoch_begin(self, state: TrainState, control: Control) -> None:
         """Before the first step of an epoch, or of what a resumed run has left of one."""
 
+    def on_step_begin(self, state: TrainState, control: Control) -> None:
+        """Before every optimizer step."""
+
     def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """After every optimizer step, with its row."""
 

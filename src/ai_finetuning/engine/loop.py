@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import asdict
@@ -51,6 +52,7 @@ def fit(run: Run) -> TrainState:
                     break
                 if state.index == 0:
                     run.tell("on_epoch_begin")
+                run.tell("on_step_begin")
                 outcome = step_with_retry(run, data)
                 advance(run, outcome)
                 record(run, metrics, outcome, time.perf_counter() - started)
@@ -146,11 +148,12 @@ def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float)
     }
     metrics.write(row)
     last = state.step == run.total_steps
-    control.should_log = last or state.step % run.logging_steps == 0
-    control.should_evaluate = run.evaluation is not None and (last or state.step % run.eval_steps == 0)
-    control.should_save = state.step % run.save_steps == 0
+    control.should_log |= last or state.step % run.logging_steps == 0
+    control.should_evaluate |= run.evaluation is not None and (last or state.step % run.eval_steps == 0)
+    control.should_save |= state.step % run.save_steps == 0
     run.tell("on_step_end", row)
     if control.should_log:
+        control.should_log = False
         run.tell("on_log", row)
     if state.index == 0:
         run.tell("on_epoch_end")
@@ -181,10 +184,12 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
     """Scores the held-out data; asks to keep the best weights, and to stop where patience has run out."""
     state, control = run.state, run.control
     random_state = rng.DeviceRandomState()
-    loss_sum, tokens = _evaluate_in_memory(run, evaluation)
+    loss_sum, tokens, batches = _evaluate_in_memory(run, evaluation)
     random_state.restore()
     row: dict[str, Any] = {"step": state.step, "total_steps": run.total_steps, "eval_tokens": tokens}
     row |= text_metrics(loss_sum, tokens, evaluation.characters)
+    if evaluation.predictions is not None:
+        row |= evaluation.predictions.metrics(run.strategy, batches)
     metrics.write(row)
     run.tell("on_evaluate", row)  # `state` still holds what was best before
     loss = row["eval_loss"]
@@ -207,14 +212,16 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
             )
 
 
-def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int]:
-    """The sums; where memory runs out, the evaluation's own batch size is halved and training is left alone."""
+def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int, int]:
+    """The sums, and the number of batches; where memory runs out, the evaluation's own batch size is halved and training is left alone."""
     state = run.state
     state.eval_batch_size = state.eval_batch_size or state.micro_batch_size
 
-    def work(size: int) -> tuple[float, int]:
+    def work(size: int) -> tuple[float, int, int]:
         run.faults.inject("eval", state.step)
-        return run.strategy.evaluate(evaluation.batches(size))
+        batches = evaluation.batches(size)
+        with evaluation.predictions.collect() if evaluation.predictions is not None else contextlib.nullcontext():
+            return *run.strategy.evaluate(batches), len(batches)
 
     def on_halved(size: int, _: str) -> None:
         state.eval_batch_size = size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.loss import LinearCrossEntropy
 from ..labels import IGNORED
 from ..parallel.batch import LossFunction, Rows
+from .predictions import Predictions, RowLogits
 
 # Most bytes of fp32 logits that exist at a time; larger batches recompute them in the backward pass.
 CHUNK_BYTES = 256 * 2**20
@@ -61,12 +63,18 @@ class DocumentModel(Protocol):
         """Last hidden states [tokens, d]."""
 
 
-def make_document_loss(model: DocumentModel) -> LossFunction:
-    """The loss over documents in one row without padding; the head runs on positions with a label only."""
+def make_document_loss(model: DocumentModel, predictions: Predictions | None = None) -> LossFunction:
+    """The loss over documents in one row without padding; the head runs on positions with a label only.
+
+    Args:
+        predictions: what collects predictions in an evaluation, beside the loss and without a change to it.
+    """
 
     def token_loss_sum(_: nn.Module, batch: Rows) -> Tensor:
         documents = batch.documents()
         hidden = model.hidden(documents.input_ids, documents.position_ids, documents.lengths)
+        if predictions is not None and predictions.collecting:
+            predictions.add(batch, _head_logits(model, hidden, batch.row_lengths))
         loss_mask = _positions(documents.targets != IGNORED, batch.num_label_tokens)
         kept, targets = hidden[loss_mask], documents.targets[loss_mask]
         if isinstance(
@@ -84,12 +92,30 @@ def make_document_loss(model: DocumentModel) -> LossFunction:
     return token_loss_sum
 
 
-def make_loss(*, logits_to_keep: bool) -> LossFunction:
+def _head_logits(model: DocumentModel, hidden: Tensor, lengths: tuple[tuple[int, ...], ...]) -> RowLogits:
+    """Logits of any positions of a row, from the hidden states of all documents in one row."""
+    starts = [0, *accumulate(map(sum, lengths))]
+
+    def logits(row: int, start: int, stop: int) -> Tensor:
+        part = hidden[starts[row] + start : starts[row] + stop]
+        if isinstance(model.head.weight, DTensor):
+            obtained = model.head(part).float()
+        else:
+            weight = model.cast(model.head.weight)
+            obtained = F.linear(part.to(weight.dtype), weight).float()
+        return torch.tanh(obtained / model.cap) * model.cap if model.cap else obtained
+
+    return logits
+
+
+def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None) -> LossFunction:
     """The loss function for a model.
 
     Args:
         logits_to_keep: whether the model computes its head on given positions only (transformers' argument of that
             name); then positions that no row has a live label for cost nothing in the head.
+        predictions: what collects predictions in an evaluation; a head that computes given positions only then runs
+            the model a second time for them, so that the loss keeps its bits.
     """
 
     def token_loss_sum(model: nn.Module, batch: Rows) -> Tensor:
@@ -105,8 +131,13 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
             (kept,) = _positions((targets != IGNORED).any(dim=0), batch.num_label_columns)
             logits = model(**inputs, logits_to_keep=kept).logits
             targets = targets[:, kept]
+            if predictions is not None and predictions.collecting:
+                predictions.add(batch, _logits_of(model(**inputs).logits))
         else:
-            logits = model(**inputs).logits[:, :-1]
+            whole = model(**inputs).logits
+            logits = whole[:, :-1]
+            if predictions is not None and predictions.collecting:
+                predictions.add(batch, _logits_of(whole))
         if 2 * batch.num_label_tokens >= targets.numel():
             # Mostly live: picking the live rows would copy the logits, and their gradient, once more.
             return cross_entropy_sum(logits.flatten(0, 1), targets.flatten())
@@ -114,3 +145,8 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
         return cross_entropy_sum(logits[loss_mask], targets[loss_mask])
 
     return token_loss_sum
+
+
+def _logits_of(whole: Tensor) -> RowLogits:
+    """Logits of any positions of a row, from all of a padded batch."""
+    return lambda row, start, stop: whole[row, start:stop].float()

@@ -16,6 +16,7 @@ from .checkpoint.background import CheckpointWriter
 from .checkpoint.store import CheckpointStore
 from .faults import Faults
 from .hooks import Callback, Control
+from .predictions import Predictions
 from .schedule import Schedule
 from .train_state import TrainState
 
@@ -32,10 +33,13 @@ class LoaderLike(Protocol):
 
 @dataclass
 class Evaluation:
-    """Held-out data: batches for a batch size, and the characters of the scored text (None where unknown)."""
+    """Held-out data: batches for a batch size, the characters of the scored text (None where unknown), and what
+    collects predictions for the user's own metrics (None where there are none).
+    """
 
     batches: Callable[[int], Sequence[Batch]]
     characters: int | None
+    predictions: Predictions | None = None
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,11 +30,12 @@ from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapte
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
 from ..models.tokenizers import save_generation_config
+from ..runs.folder import STAGING
 from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
 from .base_weights import load_base
 from .model_card import model_card
-from .output_folder import OutputFolder
+from .output_folder import OutputFolder, new_folder, validate_new_folder
 from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
@@ -112,11 +114,7 @@ def finish(
     summary = summarize(result, plan)
 
     def save(path: Path) -> None:
-        with quiet_peft():
-            (export or model.save_pretrained)(path)
-        (path / "README.md").unlink(missing_ok=True)
-        save_generation_config(model.generation_config, plan.tokenizer, path)
-        plan.tokenizer.save_pretrained(path)
+        _write_model(export or model.save_pretrained, model, plan.tokenizer, path)
         card = model_card(plan.request.config, summary, environment(), plan.source.catalog_row)
         (path / "README.md").write_text(card, encoding="utf-8")
         _pictures(path, folder.path, history, summary, plan.request.config)
@@ -125,6 +123,34 @@ def finish(
     folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
     what = ("モデル", "the model") if plan.request.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
+
+
+def _write_model(write: Callable[[Path], Any], model: Any, tokenizer: Any, place: Path) -> None:
+    """Model or adapter, generation config and tokenizer."""
+    with quiet_peft():
+        write(place)
+    (place / "README.md").unlink(missing_ok=True)  # peft's empty card
+    save_generation_config(model.generation_config, tokenizer, place)
+    tokenizer.save_pretrained(place)
+
+
+def save_trained(result: Result, tokenizer: Any, place: Path) -> None:
+    """Writes what a run gave into a new folder, or once more into the run's own.
+
+    Raises:
+        ConfigError: the folder holds something else. StorageError: it cannot be written.
+    """
+    model: Any = result.model
+    own = place.resolve() == result.folder.resolve()
+    if not own:
+        validate_new_folder(place)
+    staging = place / STAGING if own else place
+    with new_folder(staging) as folder:
+        _write_model(model.save_pretrained, model, tokenizer, folder)
+    if own:
+        for path in staging.iterdir():
+            os.replace(path, place / path.name)
+        staging.rmdir()
 
 
 def export_of(plan: RunPlan, model: Any, checkpoint: Path, dtype: torch.dtype) -> Callable[[Path], None]:

@@ -17,6 +17,7 @@ from ..data.loader import evaluation_batches
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.loss import make_document_loss, make_loss
 from ..engine.optimizer import build_optimizer
+from ..engine.predictions import Predictions
 from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run
 from ..engine.train_state import TrainState
@@ -38,6 +39,7 @@ from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
 from .packing_check import validate_packing
+from .predicting import predictions_for
 from .resolve import Derived, RunPlan
 
 
@@ -165,7 +167,8 @@ def _run(
     strategy: Strategy,
 ) -> Run:
     training = plan.request.config.training
-    strategy.prepare(model, _loss(model, path))
+    evaluation = _evaluation(plan) if plan.data.eval_data else None
+    strategy.prepare(model, loss_of(model, path, evaluation.predictions if evaluation is not None else None))
     options = training.optimizer
     optimizer = build_optimizer(
         strategy.named_parameters(model),
@@ -196,7 +199,7 @@ def _run(
         eval_steps=training.eval_steps,
         save_steps=training.save_steps,
         keep_best=training.checkpoint.load_best and bool(eval_data),
-        evaluation=_evaluation(plan) if eval_data else None,
+        evaluation=evaluation,
         patience=training.runtime.early_stopping_patience,
         threshold=training.runtime.early_stopping_threshold,
         faults=store.faults,
@@ -216,7 +219,8 @@ def _evaluation(plan: RunPlan) -> Evaluation:
             packing_length=plan.packing_tokens,
         )
 
-    return Evaluation(batches, plan.data.eval_characters)
+    predictions = predictions_for(plan.request.hooks, plan.data.eval_data, plan.packing_tokens)
+    return Evaluation(batches, plan.data.eval_characters, predictions)
 
 
 def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
@@ -235,10 +239,12 @@ def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
     return path
 
 
-def _loss(model: nn.Module, path: VarlenForward | None) -> LossFunction:
+def loss_of(model: nn.Module, path: VarlenForward | None, predictions: Predictions | None = None) -> LossFunction:
+    """The loss on a path of the step; `predictions` are collected beside it in an evaluation."""
     if path is not None:
-        return make_document_loss(path)
-    return make_loss(logits_to_keep="logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters)
+        return make_document_loss(path, predictions)
+    keeps = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
+    return make_loss(logits_to_keep=keeps, predictions=predictions)
 
 
 def _copy_fits(plan: Plan, device: torch.device) -> bool:

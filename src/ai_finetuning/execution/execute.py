@@ -165,6 +165,10 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
             *([progress(training.logging_steps)] if training.runtime.progress else []),
             *(Tracker(name, folder.path / TRACKERS, folder.path.name) for name in training.runtime.report_to),
         ]
+    if plan.request.hooks.callbacks:
+        from .callbacks import TransformersCallbacks  # transformers' side, which only a run with callbacks imports
+
+        run.callbacks = [*run.callbacks, TransformersCallbacks(plan, run)]
     _restore(run, loaded, start)
     notice(plan.precision.reason_ja, plan.precision.reason_en)
     result = _fit(plan, built, folder)

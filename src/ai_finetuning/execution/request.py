@@ -17,6 +17,7 @@ from ..models.loading import DTYPES
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
 from .sources import config_source
+from .trainer_hooks import TrainerHooks
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TrainRequest:
         train, eval_data: data in any form that data.prepare takes.
         use_accelerate: run the step through Accelerate.
         resolved_strategy: in a process that another one of ours has started: what that one resolved.
+        hooks: callbacks and metrics of a script.
     """
 
     model: BaseModel
@@ -50,6 +52,7 @@ class TrainRequest:
     eval_data: Any = None
     use_accelerate: bool = False
     resolved_strategy: ResolvedStrategy | None = None
+    hooks: TrainerHooks = TrainerHooks()
 
     @property
     def full(self) -> bool:

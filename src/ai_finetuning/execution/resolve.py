@@ -38,6 +38,7 @@ from . import base_facts
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
+from .trainer_hooks import validate_hooks
 from .validate import validate_config, validate_data
 
 # Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
@@ -253,6 +254,7 @@ def _parallel(
     )
     if choice.strategy == "model_parallel":
         capacities(config.parallel.max_memory_per_gpu, _visible_gpus())
+    validate_hooks(request.hooks, choice, to_start, request.eval_data)
     return choice, to_start
 
 

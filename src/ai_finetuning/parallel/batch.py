@@ -59,6 +59,10 @@ class Rows(Protocol):
     def num_label_columns(self) -> int:
         """Columns in which any row has such a label."""
 
+    @property
+    def row_lengths(self) -> tuple[tuple[int, ...], ...]:
+        """Of the documents of each row, in order."""
+
     def documents(self) -> Documents:
         """All documents in one row, without padding."""
 

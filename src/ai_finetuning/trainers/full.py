@@ -11,14 +11,15 @@ from ..config.model import ModelConfig
 from ..config.parallel import ParallelConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
-from ..execution.execute import execute
 from ..execution.request import TrainRequest
 from ..execution.result import Result
-from ..execution.sources import choose_sources, with_resume
+from ..execution.sources import with_resume
+from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
+from .trainer import Trainer
 
 
-class FullFinetuningTrainer:
+class FullFinetuningTrainer(Trainer):
     """Fine-tunes all weights of a model.
 
     Args:
@@ -27,6 +28,12 @@ class FullFinetuningTrainer:
         train_dataset, eval_dataset: TextDataset, or anything that train() takes as texts.
         use_accelerate: run the step through Hugging Face Accelerate; the result is the same.
         data: max_length, packing and what else turns rows into tokens.
+        callbacks: transformers.TrainerCallback objects or classes, called on every process.
+        compute_metrics: from an EvalPrediction to numbers by name, after every evaluation. One row for each evaluation
+            row, in their order: `predictions[:, t]` is the id predicted after token t and is to be compared with
+            `label_ids[:, t + 1]`; -100 takes no loss, and pads both.
+        preprocess_logits_for_metrics: called with a row's logits [1, tokens, vocabulary] and labels [1, tokens]; what
+            it returns takes the place of the ids.
 
     Attributes:
         result: what the last train() gave: state, history, seconds, peak memory.
@@ -41,6 +48,9 @@ class FullFinetuningTrainer:
         use_accelerate: bool = True,
         *,
         data: DataConfig | None = None,
+        callbacks: list[Any] | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
         self.model = model
         self.config = config
@@ -49,6 +59,7 @@ class FullFinetuningTrainer:
         self.use_accelerate = use_accelerate
         self.data = data or DataConfig()
         self.result: Result | None = None
+        self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
 
     def train(
         self, train_texts: Any = None, eval_texts: Any = None, resume_from_checkpoint: str | None = None
@@ -62,6 +73,9 @@ class FullFinetuningTrainer:
         Raises:
             ToolkitError: with the reason and the way out, before a weight is loaded wherever that can be known.
         """
+        return self._train(train_texts, eval_texts, resume_from_checkpoint)
+
+    def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         config = RunConfig(
             model=ModelConfig(self.model.model_name),
             method="full",
@@ -69,6 +83,4 @@ class FullFinetuningTrainer:
             training=with_resume(self.config, resume_from_checkpoint),
             parallel=getattr(self.config, "parallel", None) or ParallelConfig(),
         )
-        train, eval_data = choose_sources(self, train_texts, eval_texts)
-        self.result = execute(TrainRequest(self.model, config, train, eval_data, self.use_accelerate))
-        return self.result.model
+        return TrainRequest(self.model, config, train, eval_data, self.use_accelerate, hooks=self._hooks)

@@ -13,18 +13,19 @@ from ..config.model import ModelConfig
 from ..config.parallel import ParallelConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
-from ..execution.execute import execute
 from ..execution.request import TrainRequest
 from ..execution.result import Result
-from ..execution.sources import choose_sources, with_resume
+from ..execution.sources import with_resume
+from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.adapter_folder import adapter_config
 from ..models.adapters import load_adapter, saved_tokenizer
 from ..models.base_model import BaseModel
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import load_tokenizer
+from .trainer import Trainer
 
 
-class LoRAFinetuningTrainer:
+class LoRAFinetuningTrainer(Trainer):
     """Fine-tunes with LoRA or QLoRA.
 
     Args:
@@ -33,6 +34,7 @@ class LoRAFinetuningTrainer:
         training_config: training settings.
         train_dataset, eval_dataset: TextDataset, or anything that train() takes as texts.
         data: max_length, packing and what else turns rows into tokens.
+        callbacks, compute_metrics, preprocess_logits_for_metrics: as in FullFinetuningTrainer.
 
     Attributes:
         result: what the last train() gave: state, history, seconds, peak memory.
@@ -47,6 +49,9 @@ class LoRAFinetuningTrainer:
         eval_dataset: Any = None,
         *,
         data: DataConfig | None = None,
+        callbacks: list[Any] | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
         self.model = model
         self.lora_config = lora_config
@@ -55,6 +60,7 @@ class LoRAFinetuningTrainer:
         self.eval_dataset = eval_dataset
         self.data = data or DataConfig()
         self.result: Result | None = None
+        self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
 
     def train(
         self, train_texts: Any = None, eval_texts: Any = None, resume_from_checkpoint: str | None = None
@@ -68,6 +74,9 @@ class LoRAFinetuningTrainer:
         Raises:
             ToolkitError: with the reason and the way out, before a weight is loaded wherever that can be known.
         """
+        return self._train(train_texts, eval_texts, resume_from_checkpoint)
+
+    def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         config = RunConfig(
             model=ModelConfig(self.model.model_name),
             method="lora",
@@ -76,9 +85,7 @@ class LoRAFinetuningTrainer:
             lora=self.lora_config,
             parallel=getattr(self.training_config, "parallel", None) or ParallelConfig(),
         )
-        train, eval_data = choose_sources(self, train_texts, eval_texts)
-        self.result = execute(TrainRequest(self.model, config, train, eval_data))
-        return self.result.model
+        return TrainRequest(self.model, config, train, eval_data, hooks=self._hooks)
 
     @staticmethod
     def load_lora_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -9,13 +10,16 @@ from torch import nn
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
 from ..config.training import MultiGPUTrainingConfig
+from ..execution.request import TrainRequest
 from ..execution.result import Result
+from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
 from .full import FullFinetuningTrainer
 from .lora import LoRAFinetuningTrainer
+from .trainer import Trainer
 
 
-class AdvancedMultiGPUTrainer:
+class AdvancedMultiGPUTrainer(Trainer):
     """Fine-tunes over several devices: starts one process a GPU where several are visible, joins a launcher's processes
     where there are some, and trains as usual on one device.
 
@@ -25,6 +29,8 @@ class AdvancedMultiGPUTrainer:
         train_dataset, eval_dataset: TextDataset, or anything that train() takes as texts.
         data: max_length, packing and what else turns rows into tokens.
         lora_config: trains an adapter (LoRA, QLoRA) instead of all weights.
+        callbacks, compute_metrics, preprocess_logits_for_metrics: as in FullFinetuningTrainer; refused where train()
+            would start the processes by itself.
     """
 
     def __init__(
@@ -36,6 +42,9 @@ class AdvancedMultiGPUTrainer:
         *,
         data: DataConfig | None = None,
         lora_config: LoRAConfig | None = None,
+        callbacks: list[Any] | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
         self.model = model
         self.config = config
@@ -44,6 +53,7 @@ class AdvancedMultiGPUTrainer:
         self.data = data or DataConfig()
         self.lora_config = lora_config
         self.result: Result | None = None
+        self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
 
     def train(
         self, train_texts: Any = None, eval_texts: Any = None, resume_from_checkpoint: str | None = None
@@ -53,6 +63,9 @@ class AdvancedMultiGPUTrainer:
         Raises:
             ToolkitError: with the reason and the way out.
         """
+        return self._train(train_texts, eval_texts, resume_from_checkpoint)
+
+    def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         trainer: FullFinetuningTrainer | LoRAFinetuningTrainer
         if self.lora_config is None:
             trainer = FullFinetuningTrainer(
@@ -62,6 +75,4 @@ class AdvancedMultiGPUTrainer:
             trainer = LoRAFinetuningTrainer(
                 self.model, self.lora_config, self.config, self.train_dataset, self.eval_dataset, data=self.data
             )
-        trained = trainer.train(train_texts, eval_texts, resume_from_checkpoint)
-        self.result = trainer.result
-        return trained
+        return replace(trainer._request(train, eval_data, resume_from_checkpoint), hooks=self._hooks)
