@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.integration.test_callbacks import EVALUATION, accuracy
+from tests.support.commands import environment
+from tests.support.patience import patience
 from tests.support.ranks import run_ranks
-from tests.support.runs import ROWS, training
+from tests.support.runs import ROWS, training, weights_digest
 from transformers import TrainerCallback
 
 from ai_finetuning import AdvancedMultiGPUTrainer, DataConfig, JapaneseModel
 from ai_finetuning.config.parallel import ParallelConfig
+from ai_finetuning.engine.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class OnRankOne(TrainerCallback):
@@ -101,6 +110,66 @@ def test_a_flag_of_one_rank_counts_on_all_and_metrics_are_those_of_one_process(
         assert row["eval_labels"] == row["eval_tokens"] == alone[0]["eval_tokens"]
     assert obtained[0]["after"]["eval_loss"] == pytest.approx(alone[4]["eval_loss"], abs=1e-5)
     assert (folder / "checkpoints" / "checkpoint-2").is_dir()
+
+
+SCRIPT = """
+import sys
+import torch
+from tests.integration.test_callbacks import EVALUATION, accuracy
+from tests.support.runs import ROWS, training
+from transformers import EarlyStoppingCallback
+from ai_finetuning import AdvancedMultiGPUTrainer, DataConfig, JapaneseModel
+from ai_finetuning.config.parallel import ParallelConfig
+
+trainer = AdvancedMultiGPUTrainer(
+    JapaneseModel(sys.argv[1], device=torch.device("cpu"), torch_dtype=torch.float32),
+    training(sys.argv[2], learning_rate=0.5, warmup_steps=0, eval_steps=1, parallel=ParallelConfig(strategy="fsdp")),
+    ROWS,
+    EVALUATION,
+    data=DataConfig(max_length=64),
+    callbacks=[EarlyStoppingCallback(1)],
+    compute_metrics=accuracy,
+)
+before = trainer.evaluate()
+trainer.train()
+steps, after = trainer.result.state.step, trainer.evaluate()
+trainer.save_model(sys.argv[3])
+found = [steps, before["eval_loss"], before["eval_accuracy"], after["eval_loss"], after["eval_accuracy"]]
+with open(f"{sys.argv[3]}-rank-{torch.distributed.is_initialized()}-{__import__('os').environ['RANK']}", "w") as file:
+    file.write(repr(found))
+"""
+
+
+def test_a_script_of_transformers_habits_runs_under_torchrun(tiny_model_dir: Path, tmp_path: Path):
+    """evaluate(), train() with early stopping, evaluate() and save_model(), the same on both ranks."""
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    saved = tmp_path / "saved"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
+            *(
+                "--nproc-per-node=2",
+                str(tmp_path / "script.py"),
+                str(tiny_model_dir),
+                str(tmp_path / "out"),
+                str(saved),
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])),
+        timeout=patience(200),
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"saved-rank-False-{rank}").read_text(encoding="utf-8") for rank in (0, 1))
+    assert first == second
+    history = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    scores = [row for row in history if "eval_loss" in row]
+    steps, before, _, after, _ = ast.literal_eval(first)
+    assert before == pytest.approx(scores[0]["eval_loss"], abs=1e-5)
+    assert after == pytest.approx(scores[-1]["eval_loss"], abs=1e-4)
+    assert steps == scores[-1]["step"] < 12
+    assert weights_digest(saved) == weights_digest(tmp_path / "out")
 
 
 def test_metrics_of_a_pipeline_are_refused_on_every_rank(tiny_model_dir: Path, tmp_path: Path):

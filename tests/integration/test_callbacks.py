@@ -5,12 +5,18 @@ them.
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.support.commands import environment
+from tests.support.models import save_tiny_model
 from tests.support.runs import ROWS, training, weights_digest
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
@@ -25,12 +31,13 @@ from ai_finetuning import (
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.data.prepare import load_examples
 from ai_finetuning.engine.metrics import read_metrics
-from ai_finetuning.errors import ConfigError
+from ai_finetuning.errors import ConfigError, PreemptedError
 from ai_finetuning.execution.trainer_hooks import TrainerHooks, validate_hooks
 from ai_finetuning.parallel.collectives.mesh import Sizes
 from ai_finetuning.parallel.plan import ParallelPlan
 
 EVALUATION = ROWS[:5]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 EVENTS = (
     "on_init_end",
     "on_train_begin",
@@ -139,6 +146,35 @@ def test_the_log_history_is_that_of_metrics_jsonl(watched):
     assert [item["step"] for item in steps] == [2, 4]
     assert [item["loss"] for item in steps] == [rows[2]["loss"], rows[4]["loss"]]
     assert [item["step"] for item in recorder.state.log_history if "eval_loss" in item] == [0, 4]
+
+
+def test_a_resumed_run_knows_what_was_best(watched, tiny_model_dir: Path, tmp_path: Path):
+    folder, before, _ = watched
+    recorder = Recorder()
+    trainer = trainer_of(tiny_model_dir, tmp_path / "out", callbacks=[recorder], eval_dataset=EVALUATION)
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoints" / "checkpoint-3"))
+    assert recorder.events[:2] == [("on_init_end", 3), ("on_train_begin", 3)]
+    assert [step for event, step in recorder.events if event == "on_evaluate"] == [12]
+    first = next(item["eval_loss"] for item in before.state.log_history if "eval_loss" in item)
+    assert recorder.state.best_metric == min(first, recorder.state.log_history[-1]["eval_loss"])
+
+
+def test_the_history_of_a_run_that_goes_on_is_whole(tiny_model_dir: Path, tmp_path: Path):
+    """Killed after step 4 as a signal would: what was logged before comes back from metrics.jsonl."""
+
+    class Interrupts(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                signal.raise_signal(signal.SIGTERM)
+
+    given = {"eval_dataset": EVALUATION, "eval_steps": 3}
+    with pytest.raises(PreemptedError):
+        trainer_of(tiny_model_dir, tmp_path / "out", callbacks=[Interrupts], **given).train()
+    recorder = Recorder()
+    trainer_of(tiny_model_dir, tmp_path / "out", callbacks=[recorder], **given).train(resume_from_checkpoint="auto")
+    history = recorder.state.log_history
+    assert [item["step"] for item in history if "loss" in item] == [2, 4, 6, 8, 10, 12]
+    assert [item["step"] for item in history if "eval_loss" in item] == [0, 3, 6, 9, 12]
 
 
 def test_early_stopping_of_transformers_stops(tiny_model_dir: Path, tmp_path: Path):
@@ -350,3 +386,19 @@ def test_strategies_without_logits_are_refused(plan: ParallelPlan):
     with pytest.raises(ConfigError, match="gives no logits"):
         validate_hooks(TrainerHooks(compute_metrics=accuracy), plan, 1, EVALUATION)
     validate_hooks(TrainerHooks(callbacks=(Recorder(),)), plan, 1, EVALUATION)
+
+
+def test_the_example_of_the_pages_runs(tmp_path: Path):
+    pages = [(DOCS / name).read_text(encoding="utf-8") for name in ("callbacks.md", "callbacks.ja.md")]
+    english, japanese = (re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S) for page in pages)
+    assert english == japanese
+    save_tiny_model(tmp_path / "my-model")
+    for name, rows in (("train.jsonl", ROWS), ("eval.jsonl", EVALUATION)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", english[0]], cwd=tmp_path, capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout.strip().splitlines()[-1]) <= 1
+    assert (tmp_path / "outputs" / "faq-copy" / "config.json").is_file()

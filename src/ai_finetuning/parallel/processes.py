@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,16 @@ def backend_for(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
+_GROUPS = itertools.count()  # a second group of a process must not read the addresses of the first
+
+
+@functools.cache
+def _rendezvous(timeout: timedelta) -> tuple[Store, int, int]:
+    """The launcher's store, this process's rank and their number; one connection serves all groups of a process."""
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    return store, rank, size
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> Iterator[None]:
     """The default group of all launched processes; one that is there already is used and left alone.
@@ -56,7 +70,10 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend_for(device), timeout=timedelta(seconds=timeout_seconds))
+    timeout = timedelta(seconds=timeout_seconds)
+    store, rank, size = _rendezvous(timeout)
+    own = PrefixStore(f"group-{next(_GROUPS)}", store)
+    dist.init_process_group(backend_for(device), store=own, rank=rank, world_size=size, timeout=timeout)
     yield
     dist.destroy_process_group()
 
