@@ -50,7 +50,7 @@ class ParallelConfig:
     """
     processes: AtLeastOne | None = None
     """Processes to start on this machine; null for one process per GPU, or one on a CPU. No effect under a launcher.
-    ja: このマシンで起動するプロセスの数。null は GPU ごとに 1 つ（CPU では 1 つ）。torchrun などから起動したときは使いません。
+    ja: この PC で起動するプロセスの数。null は GPU ごとに 1 つ（CPU では 1 つ）。torchrun などから起動したときは使いません。
     """
     max_restarts: NotNegative = 0
     """How often processes that died are restarted, from the last checkpoint.

@@ -48,8 +48,8 @@ class AdapterBase:
         """
         if expected == DEQUANTIZED and self.bits is None:
             raise ModelError(
-                f"{self.adapter} は 16bit の {self.name} で訓練されたアダプターなので、dequantized（量子化を戻したベース）はありません。--base "
-                "original にしてください。量子化したベースで訓練したものなら --bits 4 か 8 を付けてください。",
+                f"{self.adapter} は 16bit の {self.name} で学習されたアダプターなので、dequantized（量子化を戻したベース）はありません。--base "
+                "original にしてください。量子化したベースで学習したものなら --bits 4 か 8 を付けてください。",
                 f"{self.adapter} was trained on {self.name} in 16 bit, so there is no dequantized base; use "
                 "--base original. If its base was quantized, say --bits 4 or 8.",
             )
@@ -171,7 +171,7 @@ def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
     if brought < len(tokenizer):
         raise ModelError(
             f"{adapter} のトークナイザーは {len(tokenizer)} 語ですが、埋め込みは {brought} 行です。アダプターに増えた行がないため統合できません。"
-            "modules_to_save に embed_tokens と lm_head を入れて訓練し直してください。",
+            "modules_to_save に embed_tokens と lm_head を入れて学習し直してください。",
             f"{adapter}: its tokenizer has {len(tokenizer)} tokens and there are {brought} embedding rows; the "
             "adapter does not bring the others. Train again with modules_to_save: [embed_tokens, lm_head].",
         )

@@ -118,7 +118,7 @@ def merge_adapter(
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
     notice(
-        f"{folder} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、最尤一致 {close.top1:.1%}）。",
+        f"{folder} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、Top-1 一致率 {close.top1:.1%}）。",
         f"merged into {folder} (base {source}; read back and compared: KL {close.kl:.5f}, top-1 {close.top1:.1%}).",
     )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -197,7 +197,7 @@ def _refuse_distance(close: Agreement, source: str, obtained: AdapterBase) -> No
     if source == ORIGINAL and obtained.bits is not None:
         way_ja, way_en = "--base dequantized に", "Try --base dequantized"
     raise ModelError(
-        f"統合したモデルが、訓練したモデル（ベースとアダプター）と一致しません（ベース {source}、KL {close.kl:.4f}、上限 {MAX_KL}、最尤一致 {close.top1:.1%}、下限 "
+        f"統合したモデルが、学習したモデル（ベースとアダプター）と一致しません（ベース {source}、KL {close.kl:.4f}、上限 {MAX_KL}、Top-1 一致率 {close.top1:.1%}、下限 "
         f"{MIN_TOP1:.0%}）。保存を取り消しました。{way_ja}して試してください。",
         f"the merged model does not agree with base plus adapter (base {source}, KL {close.kl:.4f}, limit "
         f"{MAX_KL}; top-1 {close.top1:.1%}, limit {MIN_TOP1:.0%}); nothing was kept. {way_en}.",

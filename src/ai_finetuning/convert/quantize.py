@@ -89,7 +89,7 @@ class QuantizationOptimizer:
             )
         if llm_int8_enable_fp32_cpu_offload:
             notice(
-                "llm_int8_enable_fp32_cpu_offload は使いません。モデル全体が 1 つの装置にあり、この設定が残ると再読み込み時に量子化されないためです。",
+                "llm_int8_enable_fp32_cpu_offload は使いません。モデル全体が 1 つのデバイスにあり、この設定が残ると再読み込み時に量子化されないためです。",
                 "llm_int8_enable_fp32_cpu_offload has no effect: the whole model is on one device, and with it a "
                 "saved copy would be loaded unquantized.",
             )

@@ -63,7 +63,7 @@ def _text(raw: bytes, report: FileReport) -> str:
     broken = mojibake(text)
     if broken is not None:
         raise DataError(
-            f"{report.path} は文字化けしています（{broken}）。元のファイルから作り直してください。文字化けした文では訓練しません。",
+            f"{report.path} は文字化けしています（{broken}）。元のファイルから作り直してください。文字化けした文では学習しません。",
             f"{report.path} is mojibake ({broken}); make it again from the original file. Broken text is never "
             "trained on.",
         )

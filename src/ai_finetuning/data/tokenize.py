@@ -73,7 +73,7 @@ class EncodeReport:
         fit = round(self.characters_per_token * self.max_length)
         lines = [
             localized(
-                f"{self.rows} 行、{self.tokens} トークン（損失のかかるもの {self.label_tokens}、1 トークン約 "
+                f"{self.rows} 行、{self.tokens} トークン（学習対象トークン {self.label_tokens}、1 トークン約 "
                 f"{self.characters_per_token:.2f} 文字、最長 {self.longest}）",
                 f"{self.rows} rows, {self.tokens} tokens ({self.label_tokens} with loss, "
                 f"{self.characters_per_token:.2f} characters per token, longest {self.longest})",
@@ -197,7 +197,7 @@ def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
     if dead:
         where = ", ".join(dead[:5])
         raise DataError(
-            f"{rows} 行のうち {len(dead)} 行に、損失のかかるトークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。"
+            f"{rows} 行のうち {len(dead)} 行に、学習対象トークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。"
             "max_length を上げるか on_long=drop にしてください。",
             f"{len(dead)} of {rows} rows have no token that carries loss ({where}): the prompt fills max_length "
             f"{max_length}. Raise max_length or set on_long=drop.",

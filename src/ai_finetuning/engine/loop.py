@@ -162,7 +162,7 @@ def validate_finite(run: Run, outcome: StepOutcome) -> None:
     if outcome.finite:
         return
     warn(
-        f"ステップ {state.step} の損失または勾配が有限でないため、このステップは重みに反映しません（累計 {state.skipped} 回）。",
+        f"ステップ {state.step} の損失または勾配が有限でないため、このステップの更新を見送りました（累計 {state.skipped} 回）。",
         f"step {state.step} has a loss or gradient that is not finite; it does not reach the weights "
         f"({state.skipped} so far).",
     )
@@ -190,7 +190,7 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
     loss = row["eval_loss"]
     if not math.isfinite(loss):
         warn(
-            f"検証損失が有限ではありません（ステップ {state.step}）。",
+            f"評価損失が有限ではありません（ステップ {state.step}）。",
             f"held-out loss is not finite (step {state.step}).",
         )
     elif state.best_loss is None or loss < state.best_loss - run.threshold:
@@ -201,7 +201,7 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
         if run.patience is not None and state.stale_evaluations >= run.patience:
             control.should_training_stop = True
             notice(
-                f"検証損失が {run.patience} 回続けて改善しなかったので、ステップ {state.step} で終わります（最良はステップ {state.best_step}）。",
+                f"評価損失が {run.patience} 回続けて改善しなかったので、ステップ {state.step} で終わります（最良はステップ {state.best_step}）。",
                 f"held-out loss has not improved {run.patience} times in a row: stopping at step {state.step} (best at "
                 f"{state.best_step}).",
             )

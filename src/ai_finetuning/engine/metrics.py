@@ -66,7 +66,7 @@ class MetricsFile:
         except OSError as error:
             if not self._warned:
                 warn(
-                    f"{self._path} に書き込めません（{error}）。数値はメモリーに残し、訓練を続けます。",
+                    f"{self._path} に書き込めません（{error}）。数値はメモリーに残し、学習を続けます。",
                     f"{self._path} cannot be written ({error}); its rows wait in memory and training goes on.",
                 )
             self._warned = True

@@ -209,7 +209,7 @@ def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
         if not is_out_of_memory(error):
             raise
     warn(
-        "1 つのデバイスにモデルが収まらないため、訓練済みモデルを CPU に読み込みました。",
+        "1 つのデバイスにモデルが収まらないため、学習済みモデルを CPU に読み込みました。",
         "one device cannot hold the model, so the trained model was loaded on the CPU.",
     )
     return _load_saved(plan, folder, torch.device("cpu"))

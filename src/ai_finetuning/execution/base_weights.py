@@ -41,7 +41,7 @@ def _give_up_unfit_weights(request: TrainRequest) -> None:
     model, bits = request.model, request.bits
     if model.model is not None and is_peft(model.model):
         notice(
-            "このモデルには前回のアダプターが付いているため、ベースを読み込み直して最初から訓練します。",
+            "このモデルには前回のアダプターが付いているため、ベースを読み込み直して最初から学習します。",
             "this model carries an earlier adapter: the base is loaded again and training starts from it.",
         )
         model.model = None

@@ -234,7 +234,7 @@ def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
     path, reason = select_forward_path(unwrapped(model), plan.device, autocast=plan.precision.autocast, kernels=kernels)
     name = path.name if path is not None else "plain"
     because = f" ({reason})" if reason else ""
-    notice(f"学習ステップ: {name}{because}", f"training step: {name}{because}")
+    notice(f"計算方法: {name}{because}", f"training step: {name}{because}")
     if path is None and plan.packing_tokens is not None:
         validate_packing(unwrapped(model), plan.summary.model)
     return path

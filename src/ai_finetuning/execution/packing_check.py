@@ -48,7 +48,7 @@ def validate_packing(model: Any, name: str) -> None:
     if leak > TOLERANCE:
         attention = attention_name(model) or "?"
         raise ModelError(
-            f"{name}（アテンション {attention}）では、詰めた行の中で文書どうしが混ざります（変化 {leak:.1%}）。data.packing=false にするか、"
+            f"{name}（アテンション {attention}）では、パッキングした行の中で文書どうしが混ざります（変化 {leak:.1%}）。data.packing=false にするか、"
             "model.attention を sdpa か eager にしてください。",
             f"{name} (attention {attention}) lets documents of a packed row see each other (change {leak:.1%}); "
             "set data.packing=false, or model.attention to sdpa or eager.",

@@ -51,7 +51,7 @@ def run_processes(plan: RunPlan) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_request(plan, folder)
-    notice(f"{processes} プロセスで訓練します。", f"training in {processes} processes.")
+    notice(f"{processes} プロセスで学習します。", f"training in {processes} processes.")
     command = [
         sys.executable,
         "-m",

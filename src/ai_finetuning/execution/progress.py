@@ -43,7 +43,7 @@ def _evaluation(row: dict[str, Any]) -> tuple[str, str]:
     bits = row.get("eval_bits_per_character")
     more = f", bpc {bits:.3f}" if bits is not None else ""
     numbers = f"{row['eval_loss']:.4f} (ppl {row['eval_perplexity']:.2f}{more})"
-    return f"ステップ {row['step']} 検証損失 {numbers}", f"step {row['step']} held-out loss {numbers}"
+    return f"ステップ {row['step']} 評価損失 {numbers}", f"step {row['step']} held-out loss {numbers}"
 
 
 class Lines(Callback):

@@ -98,7 +98,7 @@ def request_of(config: RunConfig, device: str | None = None, source: ModelSource
     target_device = torch.device(device) if device is not None else None
     if "name" not in explicitly_set(config.model):
         notice(
-            f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
+            f"model の指定がないので、同梱の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
             f"no model is named: using the small {config.model.name} that ships (for real work name one with "
             "model=ID_OR_FOLDER).",
         )

@@ -288,7 +288,7 @@ def _say_what_has_no_effect(request: TrainRequest, parallel: ParallelPlan) -> No
     training = request.config.training
     if training.ddp and parallel.processes == 1:
         notice(
-            "ddp=True ですがプロセスは 1 つなので、通常どおり訓練します。",
+            "ddp=True ですがプロセスは 1 つなので、通常どおり学習します。",
             "ddp=True, but there is one process: training as usual.",
         )
     if not request.full and "learning_rate" not in explicitly_set(training):

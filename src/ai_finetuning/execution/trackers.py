@@ -33,7 +33,7 @@ class Tracker(Callback):
     def _give_up(self, error: Exception) -> None:
         self._tracker = None
         warn(
-            f"{self._name} に記録できません（{str(error)[:200]}）。訓練は続き、数値は metrics.jsonl に残ります。",
+            f"{self._name} に記録できません（{str(error)[:200]}）。学習は続き、数値は metrics.jsonl に残ります。",
             f"{self._name} cannot be reached ({str(error)[:200]}); training goes on, the numbers are in metrics.jsonl.",
         )
 

@@ -137,7 +137,7 @@ def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECO
         return Located(name, name, True)
     if offline():
         raise HubError(
-            f"モデル {name} はこのマシンに保存されておらず、オフライン設定 (HF_HUB_OFFLINE) のためダウンロードできません。{_suggest_ja(name)}"
+            f"モデル {name} はこの PC に保存されておらず、オフライン設定 (HF_HUB_OFFLINE) のためダウンロードできません。{_suggest_ja(name)}"
             " ダウンロード済みのフォルダーを指定するか、HF_HUB_OFFLINE を外してください。",
             f"Model {name} is not on this machine, and offline mode (HF_HUB_OFFLINE) forbids the "
             f"download.{_suggest_en(name)}"

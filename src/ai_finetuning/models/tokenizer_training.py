@@ -157,6 +157,6 @@ def _require_parity(folder: Path, lines: Sequence[str]) -> None:
     different = parity_problems(tokenizer, folder / "tokenizer.model", [*PROBES, *lines[::step][:_CHECKED]])
     if different:
         raise ModelError(
-            f"tokenizer.json と tokenizer.model の分かち方が違います（例: {different[0][:40]!r}）。",
+            f"tokenizer.json と tokenizer.model のトークン分割が違います（例: {different[0][:40]!r}）。",
             f"tokenizer.json and tokenizer.model segment differently (such as {different[0][:40]!r}).",
         )

@@ -176,12 +176,12 @@ def _with_parity(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTok
     else:
         raise ModelError(
             f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。"
-            "モデルが学習していない分かち方になるため使いません。tokenizer.json のある版を使ってください。",
+            "モデルが学習していないトークン分割になるため使いません。tokenizer.json のある版を使ってください。",
             f"the tokenizer of {name} does not segment as its sentencepiece model ({len(left)} of {len(PROBES)} "
             f"probes, such as {left[0]!r}); the model never saw such tokens. Use a version with tokenizer.json.",
         )
     notice(
-        f"{name} のトークナイザーは transformers の変換で分かち方が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
+        f"{name} のトークナイザーは transformers の変換でトークン分割が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
         f"{name}: transformers' conversion changes the segmentation ({len(problems)} of {len(PROBES)} probes); "
         "its sentencepiece model is used directly.",
     )
@@ -204,7 +204,7 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> Pr
         return tokenizer
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     notice(
-        f"{name}: {type(tokenizer).__name__} では tokenizer.json と分かち方が変わるため、tokenizer.json をそのまま使います。",
+        f"{name}: {type(tokenizer).__name__} では tokenizer.json とトークン分割が変わるため、tokenizer.json をそのまま使います。",
         f"{name}: {type(tokenizer).__name__} segments otherwise than tokenizer.json says; the file is used as it is.",
     )
     make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast

@@ -131,6 +131,6 @@ class Watchdog:
 def _vanished(lost: list[int]) -> tuple[str, str]:
     ranks = ", ".join(map(str, lost))
     return (
-        f"ランク {ranks} のプロセスが {LOST_SECONDS:.0f} 秒間応答しません（強制終了か、マシンの停止）。終了します。",
+        f"ランク {ranks} のプロセスが {LOST_SECONDS:.0f} 秒間応答しません（強制終了か、PC の停止）。終了します。",
         f"rank {ranks} has given no sign of life for {LOST_SECONDS:.0f} s (killed, or its machine is gone): leaving.",
     )

@@ -39,9 +39,9 @@ class MemoryEstimate:
         """One line for people, in GiB."""
         parts = [
             (localized("重み", "weights"), self.weights),
-            (localized("16 bit の写し", "16-bit copies"), self.copies),
+            (localized("16 bit のコピー", "16-bit copies"), self.copies),
             (localized("勾配とオプティマイザー", "gradients and optimizer"), self.gradients_and_optimizer),
-            (localized("活性", "activations"), self.activations),
+            (localized("アクティベーション", "activations"), self.activations),
             (localized("ロジット", "logits"), self.logits),
             (localized("その他", "other"), self.base),
         ]

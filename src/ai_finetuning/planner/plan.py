@@ -52,18 +52,18 @@ class Plan:
                     f"{self.method}（学習する重み {self.trainable:,}）", f"{self.method} (trains {self.trainable:,})"
                 ),
             ),
-            (localized("装置と精度", "device, precision"), f"{self.device}, {self.precision}"),
+            (localized("デバイスと精度", "device, precision"), f"{self.device}, {self.precision}"),
             (
                 localized("行", "rows"),
                 localized(
-                    f"学習 {self.rows:,}、検証 {self.eval_rows:,}",
+                    f"学習 {self.rows:,}、評価 {self.eval_rows:,}",
                     f"{self.rows:,} to train on, {self.eval_rows:,} held out",
                 ),
             ),
             (
                 localized("トークン", "tokens"),
                 localized(
-                    f"1 エポック {self.tokens:,}（損失のかかるもの {self.label_tokens:,}）",
+                    f"1 エポック {self.tokens:,}（学習対象トークン {self.label_tokens:,}）",
                     f"{self.tokens:,} an epoch ({self.label_tokens:,} with loss)",
                 ),
             ),

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "bench",
         help=localized(
-            "量子化前後の速さ・メモリー・品質を比べる。",
+            "量子化前後の速さ・メモリー・品質を比べます。",
             "Compares speed, memory and quality before and after quantization.",
         ),
     )(bench)

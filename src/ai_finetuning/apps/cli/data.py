@@ -29,7 +29,7 @@ def _load(file: str, model: str, max_length: int, template: str | None) -> tuple
 
 
 @app.command(
-    help=localized("1 行のトークンと、損失のかかる所を色で示す。", "A row's exact tokens; which carry loss, in colour.")
+    help=localized("1 行のトークンと、学習対象トークンを色で示します。", "A row's exact tokens; which carry loss, in colour.")
 )
 def show(
     file: str = _FILE,
@@ -37,7 +37,7 @@ def show(
     row: int = typer.Option(1, "--row", help=localized("何行目か（1 から）", "which row, from 1")),
     max_length: int = _LENGTH,
     chat_template: str | None = _TEMPLATE,
-    ids: bool = typer.Option(False, "--ids", help=localized("ID も表示", "show ids too")),
+    ids: bool = typer.Option(False, "--ids", help=localized("ID も表示します", "show ids too")),
 ) -> None:
     """The tokens of one row as the model gets them."""
     from rich.console import Console
@@ -70,7 +70,7 @@ def show(
     names = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token, "pad": tokenizer.pad_token}
     print(
         localized(
-            f"{example.source}: {len(tokens)} トークン、緑（損失あり）{live}。⟨⟩ は特殊トークン。{names}",
+            f"{example.source}: {len(tokens)} トークン、緑（学習対象トークン）{live}。⟨⟩ は特殊トークン。{names}",
             f"{example.source}: {len(tokens)} tokens, {live} green ones carry loss; ⟨⟩ are special tokens. {names}",
         )
     )
@@ -79,7 +79,7 @@ def show(
 
 
 @app.command(
-    help=localized("行数・トークン数・長さの分布と、切られる量。", "Rows, tokens, lengths, and what would be cut.")
+    help=localized("行数、トークン数、長さの分布、切り詰められる量を表示します。", "Rows, tokens, lengths, and what would be cut.")
 )
 def stats(
     file: str = _FILE, model: str = _MODEL, max_length: int = _LENGTH, chat_template: str | None = _TEMPLATE
@@ -105,7 +105,7 @@ def stats(
     lost = sum(int((item.labels[max_length:] != IGNORED).sum()) for item in over)
     print(
         localized(
-            f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる損失トークン "
+            f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる学習対象トークン "
             f"{lost / max(1, report.label_tokens):.1%}",
             f"rows over max_length {max_length}: {len(over)} ({len(over) / len(examples):.1%}); loss tokens cut "
             f"{lost / max(1, report.label_tokens):.1%}",

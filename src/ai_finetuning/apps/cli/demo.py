@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "demo",
         help=localized(
-            "同梱の小さな日本語モデルを LoRA でファインチューニングし、学習前と学習後の答えを比べる（AVX512-BF16 対応の CPU 2 コアで 3 分以内、ダウンロードなし）。",
+            "同梱の小さな日本語モデルを LoRA でファインチューニングし、学習前と学習後の答えを比べます（AVX512-BF16 対応の CPU 2 コアで 3 分以内、ダウンロードなし）。",
             "Fine-tunes the small Japanese model that ships with LoRA and compares its answers before and after "
             "(under 3 minutes on two CPU cores with AVX512-BF16, no download).",
         ),
@@ -36,7 +36,7 @@ def demo(
     full: bool = typer.Option(
         False,
         "--full",
-        help=localized("フル・LoRA・QLoRA を同じデータで比べる。", "Compare full, LoRA and QLoRA on the same data."),
+        help=localized("フル・LoRA・QLoRA を同じデータで比べます。", "Compare full, LoRA and QLoRA on the same data."),
     ),
 ) -> None:
     """Fine-tunes the embedded model on embedded:kotoha-qa, asks the trained facts in unseen phrasings, then talks."""
@@ -65,7 +65,7 @@ def demo(
     trained, result = teach(lesson("lora", base, folder, **length), data, asked)
 
     _say(
-        "3/3 訓練では使っていない言い回しで同じ質問をします",
+        "3/3 学習では使っていない言い回しで同じ質問をします",
         "3/3 the same questions, in phrasings that the training never used",
     )
     after = [grade(result.model, trained.ensure_tokenizer(), part) for part in (asked, unknown)]
@@ -78,7 +78,7 @@ def demo(
             f"loss curve: {folder / 'loss.png'}   report: {folder / 'report.html'}",
         )
     )
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "what to type next:"))
     print(f"  aift chat {folder} --compare --greedy")
     print(f"  aift merge {folder} --out {out / 'merged'}")
     print("  aift train data.train=FILE learning_rate=3e-3 training.output_dir=outputs/mine")
@@ -93,14 +93,14 @@ def _compare(base: str, data: str, questions: Sequence[tuple[str, str]], out: Pa
     from ...trainers.demo import compare_methods
 
     _say(
-        f"フル・LoRA・QLoRA で {base} を {data} で訓練します",
+        f"フル・LoRA・QLoRA で {base} を {data} で学習します",
         f"full, LoRA and QLoRA train {base} on {data}",
     )
     measured = compare_methods(base, data, questions, out / "comparison", **length)
     table = Table(title=localized("同じデータでの比較", "the same data"))
     for name in (
         localized("方法", "method"),
-        localized("検証損失", "held-out loss"),
+        localized("評価損失", "held-out loss"),
         localized("正解率", "exact match"),
         localized("時間", "time"),
         localized("メモリー*", "memory*"),
@@ -119,7 +119,7 @@ def _compare(base: str, data: str, questions: Sequence[tuple[str, str]], out: Pa
     Console(width=None if Console().is_terminal else 120).print(table)
     print(
         localized(
-            "* 重み・勾配・オプティマイザーの合計（活性は含みません）",
+            "* 重み・勾配・オプティマイザーの合計（アクティベーションは含みません）",
             "* weights, gradients and optimizer; activations are left out",
         )
     )
@@ -167,7 +167,7 @@ def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float
     rates = [(exact_match(first), exact_match(second)) for first, second in zip(before, after, strict=True)]
     print(
         localized(
-            f"正解率（学習した事実 {len(after[0])} 問、言い回しは未学習）: 学習前 {rates[0][0]:.0%} → 学習後 {rates[0][1]:.0%}   検証損失: "
+            f"正解率（学習した事実 {len(after[0])} 問、言い回しは未学習）: 学習前 {rates[0][0]:.0%} → 学習後 {rates[0][1]:.0%}   評価損失: "
             f"{losses[0]:.3f} → {losses[1]:.3f}",
             f"exact match ({len(after[0])} questions about trained facts in unseen phrasings): before "
             f"{rates[0][0]:.0%} -> after {rates[0][1]:.0%}   held-out loss: {losses[0]:.3f} -> {losses[1]:.3f}",

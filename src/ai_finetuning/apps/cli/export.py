@@ -31,7 +31,7 @@ _BASE = typer.Option(
 
 @app.command(
     help=localized(
-        "llama.cpp の 1 ファイルにする（トークナイザーの食い違いを直す）。",
+        "llama.cpp の 1 ファイルにします（トークナイザーの食い違いを直します）。",
         "One file for llama.cpp, with its tokenizer put right.",
     )
 )
@@ -52,7 +52,7 @@ def gguf(
     print(out)
 
 
-@app.command(help=localized("GGUF と Modelfile のフォルダーを作る。", "A folder with a GGUF and its Modelfile."))
+@app.command(help=localized("GGUF と Modelfile のフォルダーを作ります。", "A folder with a GGUF and its Modelfile."))
 def ollama(
     model: str = _MODEL,
     out: Path = _FOLDER,
@@ -70,15 +70,15 @@ def ollama(
     validate_new_folder(out)
     converter = validate_converter(llama_cpp, f"aift export ollama {model} --out {out}")
     written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "what to type next:"))
     print(f"  ollama create {out.name} -f {written}")
 
 
-@app.command(help=localized("vLLM がそのまま読み込むフォルダーを作る。", "A folder that vLLM loads as it is."))
+@app.command(help=localized("vLLM がそのまま読み込むフォルダーを作ります。", "A folder that vLLM loads as it is."))
 def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
     """Writes a whole model with tokenizer, chat template and stop tokens."""
     from ...export.vllm import export_vllm
 
     export_vllm(model, out, base=base)
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "what to type next:"))
     print(f"  vllm serve {out}")

@@ -16,7 +16,7 @@ USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 
 app = typer.Typer(
     name="aift",
-    help=localized("日本語 LLM のファインチューニング。", "Fine-tunes Japanese language models."),
+    help=localized("日本語 LLM をファインチューニングします。", "Fine-tunes Japanese language models."),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -25,10 +25,10 @@ app = typer.Typer(
 for verb in (train, generate, chat, merge, serve, quantize, bench, models, env, schema, demo):
     verb.register(app)
 app.add_typer(
-    export.app, name="export", help=localized("GGUF・Ollama・vLLM 用に書き出す。", "Exports for GGUF, Ollama, vLLM.")
+    export.app, name="export", help=localized("GGUF・Ollama・vLLM 用に書き出します。", "Exports for GGUF, Ollama, vLLM.")
 )
-app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作る。", "Makes a tokenizer."))
-app.add_typer(data.app, name="data", help=localized("データを確かめる。", "Looks at data."))
+app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作ります。", "Makes a tokenizer."))
+app.add_typer(data.app, name="data", help=localized("データを確かめます。", "Looks at data."))
 
 
 def _safe_streams() -> None:

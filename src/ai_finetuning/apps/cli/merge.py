@@ -9,7 +9,7 @@ from ...errors import localized
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
-    app.command("merge", help=localized("アダプターをベースに統合する。", "Merges an adapter into its base."))(merge)
+    app.command("merge", help=localized("アダプターをベースに統合します。", "Merges an adapter into its base."))(merge)
 
 
 def merge(
@@ -26,7 +26,7 @@ def merge(
     bits: int | None = typer.Option(
         None,
         help=localized(
-            "4 か 8: 量子化して読み込んだベースで訓練したアダプター（このツールで訓練したものは自動）",
+            "4 か 8: 量子化して読み込んだベースで学習したアダプター（このツールで学習したものは自動）",
             "4 or 8: the adapter was trained on a base loaded so (known by itself for adapters of this toolkit)",
         ),
     ),
@@ -42,5 +42,5 @@ def merge(
         f"{report.folder}  {report.source}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  "
         f"{report.size_bytes / 1e6:.1f} MB"
     )
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "what to type next:"))
     print(f"  aift chat {report.folder}")

@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "quantize",
         help=localized(
-            "8bit・4bit の複製を作り、読み直して確かめる。", "Makes an 8- or 4-bit copy and proves it by a reload."
+            "8bit・4bit のコピーを作り、読み直して確かめます。", "Makes an 8- or 4-bit copy and proves it by a reload."
         ),
     )(quantize)
 
@@ -60,6 +60,6 @@ def quantize(
             f"MB  memory {report.memory_bytes / 1e6:.1f} MB",
         )
     )
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "what to type next:"))
     print(f"  aift bench {model} {report.folder}")
     print(f"  aift chat {report.folder}")

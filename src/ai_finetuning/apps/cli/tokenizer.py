@@ -18,7 +18,7 @@ def tokenizer() -> None:
 
 @app.command(
     help=localized(
-        "文章から sentencepiece（unigram）のトークナイザーを作る。",
+        "文章から sentencepiece（unigram）のトークナイザーを作ります。",
         "Makes a sentencepiece (unigram) tokenizer from texts.",
     )
 )
@@ -51,5 +51,5 @@ def train(
             f"トークナイザーを {out} に作りました（{vocabulary} 個）。", f"tokenizer of {vocabulary} pieces: {out}"
         )
     )
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "what to type next:"))
     print(f"  aift train method=pretrain model={out} data.train=FILE data.on_long=split data.packing=true")

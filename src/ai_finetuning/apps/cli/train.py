@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         cls=_WithSettings,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         help=localized(
-            "訓練する。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
+            "学習します。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
             "data.train=FILE",
             "Trains. Examples: aift train run.yaml training.learning_rate=1e-4, aift train model=PATH method=lora "
             "data.train=FILE",
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
 def train(
     context: typer.Context,
     dry_run: bool = typer.Option(
-        False, "--dry-run", help=localized("計画だけを表示し、何も書かない。", "Print the plan and write nothing.")
+        False, "--dry-run", help=localized("計画だけを表示し、何も書き込みません。", "Print the plan and write nothing.")
     ),
     gpus: int = typer.Option(
         0, "--gpus", min=0, help=localized("使う GPU の数（既定は全部）。", "GPUs to use (default: all of them).")
@@ -74,7 +74,7 @@ def train(
     from ...trainers.from_config import run_training
 
     result = run_training(config, device, source)
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "what to type next:"))
     print(f"  aift chat {result.folder}")
     if not config.trains_all:
         print(f"  aift merge {result.folder} --out {result.folder}-merged")

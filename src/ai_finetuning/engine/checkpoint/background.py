@@ -124,7 +124,7 @@ class CheckpointWriter:
             )
         except OSError as error:
             warn(
-                f"ステップ {step} のチェックポイントを書けませんでした（{error}）。以前のものを残して訓練を続けます。",
+                f"ステップ {step} のチェックポイントを書けませんでした（{error}）。以前のものを残して学習を続けます。",
                 f"the checkpoint of step {step} could not be written ({error}); earlier ones stay and training "
                 "goes on.",
             )
