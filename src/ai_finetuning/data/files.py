@@ -345,9 +345,9 @@ def _read_hub(name: str) -> tuple[list[Row], FileReport]:
     answer = None if offline() else head(f"{endpoint()}/api/datasets/{name}")
     if answer is not None and answer.status is None:
         raise HubError(
-            f"データセット {name} を取りに行きましたが、{endpoint()} が応答しません（{answer.reason}）。ファイルなら拡張子まで書き、ハブならネットワークか "
+            f"データセット {name} を取りに行きましたが、{endpoint()} が応答しません（{answer.reason.ja}）。ファイルなら拡張子まで書き、ハブならネットワークか "
             "HF_ENDPOINT を確認してください。",
-            f"data set {name} cannot be had: {endpoint()} does not answer ({answer.reason}). A file needs its "
+            f"data set {name} cannot be had: {endpoint()} does not answer ({answer.reason.en}). A file needs its "
             "extension; for a hub id check the network or HF_ENDPOINT.",
         )
     try:

@@ -225,7 +225,7 @@ def _evaluation(plan: RunPlan) -> Evaluation:
 
 
 def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
-    """The path of the training step, said in one line; None for padded rows."""
+    """The path of the training step, with one line that names it; None for padded rows."""
     kernels = plan.request.config.training.runtime.kernels
     if kernels == "auto" and plan.taken.get("kernels") in ("portable", "plain"):
         kernels = plan.taken["kernels"]
@@ -233,8 +233,10 @@ def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
     path, reason = select_forward_path(unwrapped(model), plan.device, autocast=plan.precision.autocast, kernels=kernels)
     name = path.name if path is not None else "plain"
-    because = f" ({reason})" if reason else ""
-    notice(f"計算方法: {name}{because}", f"training step: {name}{because}")
+    notice(
+        f"計算方法: {name}" + (f"（{reason.ja}）" if reason else ""),
+        f"training step: {name}" + (f" ({reason.en})" if reason else ""),
+    )
     if path is None and plan.packing_tokens is not None:
         validate_packing(unwrapped(model), plan.summary.model)
     return path

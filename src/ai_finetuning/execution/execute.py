@@ -223,8 +223,8 @@ def _back_to_best(run: Run, checkpoint: Path) -> bool:
     problems = verify(checkpoint)
     if problems:
         warn(
-            f"最良の {checkpoint.name} が使えないため（{problems[0]}）、最後の重みを返します。",
-            f"the best one, {checkpoint.name}, cannot be used ({problems[0]}); the last weights are returned.",
+            f"最良の {checkpoint.name} が使えないため（{problems[0].ja}）、最後の重みを返します。",
+            f"the best one, {checkpoint.name}, cannot be used ({problems[0].en}); the last weights are returned.",
         )
         return False
     best = load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"]

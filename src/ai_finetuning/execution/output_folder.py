@@ -21,7 +21,7 @@ from ..config.run_folder import CHECKPOINTS, LOCK, RUN
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.checkpoint.write import fsync_folder, write_durably
 from ..engine.faults import Faults
-from ..errors import ConfigError, RunLockedError, StorageError, ToolkitError
+from ..errors import ConfigError, Reason, RunLockedError, StorageError, ToolkitError
 from ..messages import notice, warn
 from ..parallel.processes import Peers, wait_for
 from ..runs.folder import STAGING, files_of_run, read_run, validate_folder
@@ -66,8 +66,8 @@ class OutputFolder:
         except Timeout:
             owner = self._owner()
             raise RunLockedError(
-                f"{self.path} は別の実行（{owner}）が使っています。終わるのを待つか、別の training.output_dir を指定してください。",
-                f"{self.path} is in use by another run ({owner}); wait for it, or choose another training.output_dir.",
+                f"{self.path} は別の実行（{owner.ja}）が使っています。終わるのを待つか、別の training.output_dir を指定してください。",
+                f"{self.path} is in use by another run ({owner.en}); wait for it, or choose another training.output_dir.",
             ) from None
         except OSError as error:
             self._lock.release()
@@ -106,12 +106,13 @@ class OutputFolder:
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
         (self.path / OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
-    def _owner(self) -> str:
+    def _owner(self) -> Reason:
         try:
             owner = json.loads((self.path / OWNER).read_text(encoding="utf-8"))
-            return f"pid {owner['pid']}, {owner['host']}, {owner['since']}"
+            text = f"pid {owner['pid']}, {owner['host']}, {owner['since']}"
+            return Reason(text, text)
         except (OSError, ValueError, KeyError):
-            return "unknown"
+            return Reason("不明", "unknown")
 
     def run(self) -> dict[str, Any]:
         """The run.json of the run that is here; empty where there is none."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import embedded
-from ..errors import HubError, InputNotFoundError, ModelError
+from ..errors import HubError, InputNotFoundError, ModelError, Reason
 from ..system.network import LIMIT_SECONDS, endpoint, head, offline
 from . import catalog
 
@@ -161,11 +161,11 @@ def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
         raise _refused(model_id, answer.status, answer.code)
 
 
-def _unreachable(model_id: str, reason: str) -> HubError:
+def _unreachable(model_id: str, reason: Reason) -> HubError:
     return HubError(
-        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason})。ネットワークを確認してください。オフラインなら"
+        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason.ja})。ネットワークを確認してください。オフラインなら"
         " ダウンロード済みのフォルダーを指定し (HF_HUB_OFFLINE=1)、ミラーがあれば HF_ENDPOINT に設定してください。",
-        f"Model {model_id}: {endpoint()} does not answer ({reason}). Check the network. Offline, name a "
+        f"Model {model_id}: {endpoint()} does not answer ({reason.en}). Check the network. Offline, name a "
         "downloaded folder"
         " (HF_HUB_OFFLINE=1); where there is a mirror, set HF_ENDPOINT to it.",
     )

@@ -13,7 +13,8 @@ from ...errors import localized
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
-        "chat", help=localized("モデルと対話します（/help でコマンド一覧）。", "Talks with a model (/help lists commands).")
+        "chat",
+        help=localized("モデルと対話します（/help でコマンド一覧）。", "Talks with a model (/help lists commands)."),
     )(chat)
 
 

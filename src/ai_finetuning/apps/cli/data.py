@@ -8,8 +8,9 @@ import typer
 
 from ...errors import localized
 from ...labels import IGNORED
+from .japanese import App
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = App()
 _FILE = typer.Argument(..., help=localized("データのファイル", "the data's file"))
 _MODEL = typer.Option(..., "--model", help=localized("モデル名かフォルダー", "model id or folder"))
 _LENGTH = typer.Option(512, "--max-length")
@@ -29,7 +30,9 @@ def _load(file: str, model: str, max_length: int, template: str | None) -> tuple
 
 
 @app.command(
-    help=localized("1 行のトークンと、学習対象トークンを色で示します。", "A row's exact tokens; which carry loss, in colour.")
+    help=localized(
+        "1 行のトークンと、学習対象トークンを色で示します。", "A row's exact tokens; which carry loss, in colour."
+    )
 )
 def show(
     file: str = _FILE,
@@ -79,7 +82,9 @@ def show(
 
 
 @app.command(
-    help=localized("行数、トークン数、長さの分布、切り詰められる量を表示します。", "Rows, tokens, lengths, and what would be cut.")
+    help=localized(
+        "行数、トークン数、長さの分布、切り詰められる量を表示します。", "Rows, tokens, lengths, and what would be cut."
+    )
 )
 def stats(
     file: str = _FILE, model: str = _MODEL, max_length: int = _LENGTH, chat_template: str | None = _TEMPLATE

@@ -12,7 +12,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         "env",
         help=localized(
-            "この PC の状態を表示します（版、CPU、GPU、ディスク、ハブ）。", "This machine: versions, CPU, GPU, disk, hub."
+            "この PC の状態を表示します（版、CPU、GPU、ディスク、ハブ）。",
+            "This machine: versions, CPU, GPU, disk, hub.",
         ),
     )(env)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
+from .japanese import App
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = App()
 _MODEL = typer.Argument(
     ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
 )

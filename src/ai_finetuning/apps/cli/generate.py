@@ -27,7 +27,9 @@ def generate(
     temperature: float = typer.Option(0.7),
     top_p: float = typer.Option(0.9),
     top_k: int = typer.Option(50),
-    greedy: bool = typer.Option(False, "--greedy", help=localized("毎回同じ答えにします", "the same answer every time")),
+    greedy: bool = typer.Option(
+        False, "--greedy", help=localized("毎回同じ答えにします", "the same answer every time")
+    ),
     seed: int | None = typer.Option(None),
 ) -> None:
     """Prints the answers, one block for each instruction."""

@@ -10,7 +10,8 @@ from ...errors import localized
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
-        "models", help=localized("対応モデルと、必要なメモリーの一覧を表示します。", "Known models and the memory they need.")
+        "models",
+        help=localized("対応モデルと、必要なメモリーの一覧を表示します。", "Known models and the memory they need."),
     )(models)
 
 

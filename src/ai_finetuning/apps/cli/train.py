@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand
 
 from ...errors import localized
+from .japanese import Command
 
 if TYPE_CHECKING:
     from ...config.run import RunConfig
     from ...models.source import ModelSource
 
 
-class _WithSettings(TyperCommand):
+class _WithSettings(Command):
     """`aift train --help` ends with every setting; they are read only then."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
 def train(
     context: typer.Context,
     dry_run: bool = typer.Option(
-        False, "--dry-run", help=localized("計画だけを表示し、何も書き込みません。", "Print the plan and write nothing.")
+        False,
+        "--dry-run",
+        help=localized("計画だけを表示し、何も書き込みません。", "Print the plan and write nothing."),
     ),
     gpus: int = typer.Option(
         0, "--gpus", min=0, help=localized("使う GPU の数（既定は全部）。", "GPUs to use (default: all of them).")

@@ -125,7 +125,9 @@ class Split:
 
     def text_ja(self) -> str:
         """The arithmetic, a GPU after the other."""
-        return "、".join(load.text("重み", "勾配とオプティマイザー", "アクティベーション", "その他") for load in self.loads)
+        return "、".join(
+            load.text("重み", "勾配とオプティマイザー", "アクティベーション", "その他") for load in self.loads
+        )
 
     def text_en(self) -> str:
         """The arithmetic, a GPU after the other."""
