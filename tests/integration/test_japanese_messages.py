@@ -35,8 +35,8 @@ VERBS = (
     "data stats",
 )
 # Three or more words of letters in a row that belong to no path, key, value or option.
-SENTENCE = re.compile(r"(?<![\w./=:\[-])[A-Za-z][A-Za-z']+(?:,? [A-Za-z][A-Za-z']+){2,}(?![\w/=-])")
-# Commands to type, and names.
+SENTENCE = re.compile(r"(?<![\w./=:\[-])[A-Za-z][A-Za-z']+(?: [A-Za-z']+){2,}(?![\w/=-])")
+# Titles that JSON Schema makes of keys, commands to type, and names.
 NAMES = re.compile(
     r"`?aift [a-z]+(?: (?:--?[a-z-]+|<[a-z ]+>|[a-z]+(?= --)))*|AI Fine-tuning Toolkit|Llama Community License"
 )
@@ -96,7 +96,7 @@ def check(commands: list[list[str]], folder: Path, codes: set[int]) -> None:
 
 def test_the_search_finds_english_sentences_only():
     assert english("エラー: No such option: --zz") == ["No such option"]
-    assert english("アテンション: sdpa (flash_attention_2: needs a GPU, not cpu)") == []
+    assert english("アテンション: sdpa (flash_attention_2: needs a GPU, not cpu)") == ["needs a GPU"]
     assert english("計算方法: portable (the processor has no bf16 instructions)") == ["the processor has no"]
     assert english("manifest.json cannot be read") == ["cannot be read"]
     assert english("  aift merge outputs/x --out y\n設定: model.name は DPO Hugging です") == []

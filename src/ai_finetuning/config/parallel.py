@@ -71,7 +71,7 @@ class ParallelConfig:
             "strategy: ddp で、pipeline_parallel_size と tensor_parallel_size が 1 のときだけ使えます（いまは strategy: "
             f"{self.strategy}、{self.pipeline_parallel_size}、{self.tensor_parallel_size}）。重みを分割するなら "
             "deepspeed_stage を消して strategy: fsdp にしてください。",
-            f"it goes with strategy: ddp and sizes of 1 (strategy: {self.strategy}, pipeline_parallel_size "
+            f"it requires strategy: ddp and sizes of 1 (strategy: {self.strategy}, pipeline_parallel_size "
             f"{self.pipeline_parallel_size}, tensor_parallel_size {self.tensor_parallel_size}); to divide weights "
             "otherwise, leave deepspeed_stage out and use strategy: fsdp.",
         )

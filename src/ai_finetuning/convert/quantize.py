@@ -84,8 +84,8 @@ class QuantizationOptimizer:
         if llm_int8_has_fp16_weight:
             raise ConfigError(
                 "llm_int8_has_fp16_weight=True では重みが 16bit のまま残り、8bit として保存も再読み込みもできません。False にしてください。",
-                "llm_int8_has_fp16_weight=True keeps 16-bit weights, which can be neither saved nor reloaded in 8 "
-                "bit; set it to False.",
+                "llm_int8_has_fp16_weight=True keeps 16-bit weights, so the model cannot be saved or reloaded in "
+                "8 bit; set it to False.",
             )
         if llm_int8_enable_fp32_cpu_offload:
             notice(
@@ -170,8 +170,8 @@ class QuantizationOptimizer:
         notice(
             f"{obtained.modules} 個の線形層を {bits}bit（{obtained.method.name}）にして {folder} に保存し、"
             f"読み直して同じ計算結果になることを確かめました（{obtained.size_bytes / 1e6:.1f} MB）。",
-            f"{obtained.modules} linear layers are in {bits} bit ({obtained.method.name}); saved to {folder}, read back "
-            f"and found to compute the same ({obtained.size_bytes / 1e6:.1f} MB).",
+            f"{obtained.modules} linear layers are in {bits} bit ({obtained.method.name}); saved to {folder}, reloaded "
+            f"and verified to compute the same ({obtained.size_bytes / 1e6:.1f} MB).",
         )
         return model
 
@@ -228,7 +228,7 @@ class QuantizationOptimizer:
         Args:
             original_model, quantized_model: one causal language model before and after quantization.
             test_inputs: token ids, each [tokens] or [1, tokens].
-            num_runs: timed prefill passes of each model; of the slower decoding there are at most ten.
+            num_runs: number of timed prefill passes for each model; of the slower decoding there are at most ten.
             output_dir: where benchmark.json, benchmark.md and benchmark.png are written; None writes nothing.
 
         Returns:
@@ -260,7 +260,7 @@ def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], nam
             raise ModelError(
                 f"{name} を {method.name} にすると出力が有限の値になりません。保存を取り消しました。compute_dtype を bfloat16 か float32 にするか、"
                 "別の方法を試してください。",
-                f"{name} in {method.name} does not compute finite values; nothing was kept. Try compute_dtype "
+                f"{name} in {method.name} produces values that are not finite; the output was deleted. Try compute_dtype "
                 "bfloat16 or float32, or another method.",
             )
         if not torch.equal(expected, obtained):
@@ -268,8 +268,8 @@ def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], nam
             raise ModelError(
                 f"{name} を {method.name} で保存しましたが、読み直すと計算結果が変わります（ロジットの差 最大 {worst:.3g}）。保存を取り消しました。別の方法か、別の版の "
                 f"{method.backend} を試してください。",
-                f"{name} was saved in {method.name}, but read back it computes otherwise (logits differ by up to "
-                f"{worst:.3g}); nothing was kept. Try another method, or another version of {method.backend}.",
+                f"{name} was saved in {method.name}, but computes different results after reloading (logits differ by up to "
+                f"{worst:.3g}); the output was deleted. Try another method, or another version of {method.backend}.",
             )
 
 

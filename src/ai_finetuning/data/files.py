@@ -54,7 +54,7 @@ def _refuse(report: FileReport, skip: bool, source: str, ja: str, en: str) -> No
         return
     raise DataError(
         f"{source}: {ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
-        f"{source}: {en}. Mend the row, or leave such rows out with data.skip_bad_rows=true.",
+        f"{source}: {en}. Fix the row, or skip such rows with data.skip_bad_rows=true.",
     )
 
 
@@ -64,7 +64,7 @@ def _text(raw: bytes, report: FileReport) -> str:
     if broken is not None:
         raise DataError(
             f"{report.path} は文字化けしています（{broken}）。元のファイルから作り直してください。文字化けした文では学習しません。",
-            f"{report.path} is mojibake ({broken}); make it again from the original file. Broken text is never "
+            f"{report.path} is mojibake ({broken}); recreate it from the original file. The toolkit does not train on "
             "trained on.",
         )
     return text
@@ -146,7 +146,7 @@ def _table(rows: Iterator[tuple[int, list[Any]]], path: Path, report: FileReport
                 skip,
                 source,
                 f"セルが {len(cells)} 個あり、見出しの {len(header)} 個より多いです",
-                f"{len(cells)} cells under {len(header)} headings",
+                f"{len(cells)} cells but only {len(header)} headings",
             )
             continue
         yield Row({key: cell for key, cell in zip(header, cells, strict=False) if key}, source)
@@ -271,7 +271,7 @@ def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Ro
     if not rows:
         raise DataError(
             f"{path} に使える行がありません（{len(raw)} バイト、読み飛ばし {report.skipped} 行）。",
-            f"{path} holds no usable row ({len(raw)} bytes, {report.skipped} rows left out).",
+            f"{path} contains no usable row ({len(raw)} bytes, {report.skipped} rows skipped).",
         )
     return rows, report
 
@@ -299,7 +299,7 @@ def _dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
         loaded = loaded["train"]
     rows = [Row(values, f"{Path(name).name}[{number}]") for number, values in enumerate(loaded, start=1)]
     if not rows:
-        raise DataError(f"{name} に行がありません。", f"{name} holds no row.")
+        raise DataError(f"{name} に行がありません。", f"{name} contains no row.")
     return rows, FileReport(name, "datasets", rows=len(rows))
 
 
@@ -347,7 +347,7 @@ def _read_hub(name: str) -> tuple[list[Row], FileReport]:
         raise HubError(
             f"データセット {name} を取りに行きましたが、{endpoint()} が応答しません（{answer.reason.ja}）。ファイルなら拡張子まで書き、ハブならネットワークか "
             "HF_ENDPOINT を確認してください。",
-            f"data set {name} cannot be had: {endpoint()} does not answer ({answer.reason.en}). A file needs its "
+            f"data set {name} cannot be loaded: {endpoint()} does not answer ({answer.reason.en}). A file needs its "
             "extension; for a hub id check the network or HF_ENDPOINT.",
         )
     try:
@@ -355,7 +355,7 @@ def _read_hub(name: str) -> tuple[list[Row], FileReport]:
     except Exception as error:  # datasets raises many kinds here; all of them mean: no such data, or no hub
         raise HubError(
             f"データセット {name} を取得できません（{str(error).splitlines()[0][:150]}）。ファイルなら拡張子まで書き、ハブならネットワークと名前を確認してください。",
-            f"data set {name} cannot be had ({str(error).splitlines()[0][:150]}). A file needs its extension; for "
+            f"data set {name} cannot be loaded ({str(error).splitlines()[0][:150]}). A file needs its extension; for "
             "a hub id check name and network.",
         ) from None
     return _dataset_rows(loaded, name)

@@ -64,10 +64,10 @@ def prepare(
     scored: list[Example] = []
     if isinstance(eval_data, float):
         examples, scored = SPLITS[split](examples, eval_data, seed)
-        lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows held out: {len(scored)}"))
+        lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows for evaluation: {len(scored)}"))
     elif eval_data is not None:
         scored, _, more = load_examples(eval_data, tokenizer, config)
-        lines += [localized(f"評価: {line}", f"held out: {line}") for line in more]
+        lines += [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
     return PreparedData(examples, scored, lines, report, digest_of(examples))
 
 
@@ -131,7 +131,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     if not 0 < count < len(sources):
         raise DataError(
             f"data.eval が {share} ですが、{len(sources)} 行では評価か学習のどちらかが 0 行になります。割合を変えるか、別のファイルを指定してください。",
-            f"data.eval is {share}, which leaves no row to train on or none to hold out of {len(sources)}; change "
+            f"data.eval is {share}, which leaves no row for training or none for evaluation ({len(sources)} rows in all); change "
             "the share or name a file.",
         )
     chosen = set(random.Random(seed).sample(sources, count))

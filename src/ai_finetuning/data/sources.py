@@ -47,7 +47,7 @@ class DataReport:
             lines.append(
                 localized(
                     f"読み飛ばした行: {skipped}（{reasons[0]} など）",
-                    f"rows left out: {skipped} (such as {reasons[0]})",
+                    f"rows skipped: {skipped} (such as {reasons[0]})",
                 )
             )
         if self.normalized:
@@ -99,7 +99,7 @@ def load_samples(
     for rows in _row_groups(source, report, skip_bad_rows):
         samples += _samples(rows, report, columns, system_prompt, skip_bad_rows)
     if not samples:
-        raise DataError("学習データに使える行がありません。", "the data holds no usable row.")
+        raise DataError("学習データに使える行がありません。", "the data contains no usable row.")
     cleaned: list[Sample] = []
     for sample in samples:
         try:
@@ -107,7 +107,7 @@ def load_samples(
         except BadRow as error:
             _leave_out(error, sample.source, report, skip_bad_rows)
     if not cleaned:
-        raise DataError("学習データに使える行がありません。", "the data holds no usable row.")
+        raise DataError("学習データに使える行がありません。", "the data contains no usable row.")
     report.samples = len(cleaned)
     return cleaned, report
 
@@ -117,7 +117,7 @@ def _leave_out(error: BadRow, source: str, report: DataReport, skip: bool) -> No
     if not skip:
         raise DataError(
             f"{source}: {error.ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
-            f"{source}: {error.en}. Mend the row, or leave such rows out with data.skip_bad_rows=true.",
+            f"{source}: {error.en}. Fix the row, or skip such rows with data.skip_bad_rows=true.",
         ) from None
     report.skipped += 1
     if len(report.reasons) < 10:
@@ -197,7 +197,7 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
             return text
         if _SURROGATE.search(text):
             raise BadRow(
-                "壊れた文字（単独のサロゲート）があります", "the text holds a lone surrogate, half a character"
+                "壊れた文字（単独のサロゲート）があります", "the text contains a lone surrogate (half a character)"
             )
         if _PRIVATE_USE.search(text) and sample.source not in report.private_use_rows[-1:]:
             report.private_use_rows.append(sample.source)
@@ -207,7 +207,7 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
             code = f"U+{ord(control.group()):04X}"
             raise BadRow(
                 f"制御文字 {code} があります（data.normalize.strip_control=true で取り除けます）",
-                f"the text holds the control character {code} (data.normalize.strip_control=true removes such)",
+                f"the text contains the control character {code} (data.normalize.strip_control=true removes it)",
             )
         report.normalized.update(counts)
         return text

@@ -182,7 +182,7 @@ def _count_over_long(
         if not item.add_special_tokens:
             raise DataError(
                 f"{item.source} は会話なので on_long=split で分けられません。truncate か drop にしてください。",
-                f"{item.source} is a conversation, which on_long=split cannot cut; use truncate or drop.",
+                f"{item.source} is a conversation, which on_long=split cannot divide; use truncate or drop.",
             )
         return
     report.over_long += 1
@@ -199,7 +199,7 @@ def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
         raise DataError(
             f"{rows} 行のうち {len(dead)} 行に、学習対象トークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。"
             "max_length を上げるか on_long=drop にしてください。",
-            f"{len(dead)} of {rows} rows have no token that carries loss ({where}): the prompt fills max_length "
+            f"{len(dead)} of {rows} rows have no label tokens ({where}): the prompt fills max_length "
             f"{max_length}. Raise max_length or set on_long=drop.",
         )
 
@@ -232,7 +232,7 @@ def _render(
         if loss_on == "assistant":
             raise DataError(
                 f"{sample.source}: data.loss_on が assistant ですが、ただの文章には応答がありません。auto か all にしてください。",
-                f"{sample.source}: data.loss_on is assistant, but plain text has no assistant's turn; use auto or all.",
+                f"{sample.source}: data.loss_on is assistant, but plain text has no assistant message; use auto or all.",
             )
         yield _Rendered(sample.text, ((0, len(sample.text)),), sample.source, True, True)
         return
@@ -263,7 +263,7 @@ def _single_turn(
         raise DataError(
             f"{sample.source}: チャットテンプレートの生成プロンプトが、応答を含む全体の先頭と一致しません（{shared} 文字目から）。model.chat_template "
             "で別のテンプレートを指定してください。",
-            f"{sample.source}: the template's generation prompt is not how the whole conversation begins (from "
+            f"{sample.source}: the template's generation prompt is not a prefix of the whole conversation (differs from "
             f"character {shared}); choose another model.chat_template.",
         )
     end = _end_of_turn(whole, len(prompt), len(whole), marks)
@@ -412,7 +412,7 @@ def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any) 
         return len(prefix) - 1  # one token straddles the boundary: it counts to what follows
     raise DataError(
         f"{item.source}: このトークナイザーは文字位置を返さず、質問と回答の境目を確定できません。tokenizer.json のあるモデルを使ってください。",
-        f"{item.source}: this tokenizer gives no offsets, and where the answer begins cannot be told; use a model "
+        f"{item.source}: this tokenizer returns no offsets, so the start of the answer cannot be determined; use a model "
         "with tokenizer.json.",
     )
 

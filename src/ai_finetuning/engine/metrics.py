@@ -67,7 +67,7 @@ class MetricsFile:
             if not self._warned:
                 warn(
                     f"{self._path} に書き込めません（{error}）。数値はメモリーに残し、学習を続けます。",
-                    f"{self._path} cannot be written ({error}); its rows wait in memory and training goes on.",
+                    f"{self._path} cannot be written ({error}); its rows stay in memory and training continues.",
                 )
             self._warned = True
 

@@ -210,7 +210,7 @@ def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
             raise
     warn(
         "1 つのデバイスにモデルが収まらないため、学習済みモデルを CPU に読み込みました。",
-        "one device cannot hold the model, so the trained model was loaded on the CPU.",
+        "the model does not fit on one device, so the trained model was loaded on the CPU.",
     )
     return _load_saved(plan, folder, torch.device("cpu"))
 

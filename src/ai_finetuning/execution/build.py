@@ -127,7 +127,7 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
     trains, everything = trainable_parameters(model)
     notice(
         f"学習する重み {trains:,} / {everything:,}（{trains / everything:.2%}）",
-        f"{trains:,} of {everything:,} parameters train ({trains / everything:.2%})",
+        f"{trains:,} of {everything:,} parameters are trained ({trains / everything:.2%})",
     )
     return model, fingerprint, dtype
 
@@ -208,7 +208,7 @@ def _run(
         retry_smaller=plan.parallel.processes == 1,
         save_in_background=_copy_fits(plan.summary, plan.device),
         memory_hint_ja=f"見積もり: {estimate}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
-        memory_hint_en=f"The estimate: {estimate}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
+        memory_hint_en=f"Estimate: {estimate}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
     )
 
 
@@ -257,6 +257,6 @@ def _copy_fits(plan: Plan, device: torch.device) -> bool:
     if copy > free:
         notice(
             f"メモリーの空きが少ないため、チェックポイントの書き込み中（{copy / 2**30:.2f} GiB）は学習を待たせます。",
-            f"little memory is free: training waits while a checkpoint ({copy / 2**30:.2f} GiB) is written.",
+            f"little free memory: training pauses while a checkpoint ({copy / 2**30:.2f} GiB) is written.",
         )
     return copy <= free

@@ -224,14 +224,14 @@ def _back_to_best(run: Run, checkpoint: Path) -> bool:
     if problems:
         warn(
             f"最良の {checkpoint.name} が使えないため（{problems[0].ja}）、最後の重みを返します。",
-            f"the best one, {checkpoint.name}, cannot be used ({problems[0].en}); the last weights are returned.",
+            f"the best checkpoint, {checkpoint.name}, cannot be used ({problems[0].en}); returning the last weights.",
         )
         return False
     best = load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"]
     run.strategy.load_tensors(run.model, run.optimizer, {"model": best})
     notice(
         f"最良のステップ {run.state.best_step} の重みに戻しました。",
-        f"back to the best weights, of step {run.state.best_step}.",
+        f"restored the best weights, from step {run.state.best_step}.",
     )
     return True
 

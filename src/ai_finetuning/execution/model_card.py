@@ -22,7 +22,7 @@ def _scores(summary: dict[str, Any]) -> list[str]:
     if not after:
         return ["評価データは使っていません。 / No held-out data was used."]
     rows = [
-        ("評価損失 / held-out loss (nats per token)", "eval_loss"),
+        ("評価損失 / evaluation loss (nats per token)", "eval_loss"),
         ("パープレキシティ / perplexity", "eval_perplexity"),
         ("1 文字あたりのビット数 / bits per character", "eval_bits_per_character"),
     ]

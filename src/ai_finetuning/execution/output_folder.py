@@ -73,7 +73,7 @@ class OutputFolder:
             self._lock.release()
             raise StorageError(
                 f"training.output_dir の {self.path} に書き込めません（{error}）。書き込める場所を指定してください。",
-                f"training.output_dir {self.path} cannot be written ({error}); choose a place that can.",
+                f"training.output_dir {self.path} cannot be written ({error}); choose a writable folder.",
             ) from error
         try:
             validate_folder(self.path)
@@ -154,8 +154,8 @@ class OutputFolder:
             os.replace(path, folder / path.name)
         notice(
             f"{self.path} にあった以前の実行を {folder} に移しました（続きから再開するには resume_from_checkpoint=auto）。",
-            f"the earlier run in {self.path} was moved to {folder} (resume_from_checkpoint=auto would have gone on "
-            "with it).",
+            f"the earlier run in {self.path} was moved to {folder} (resume_from_checkpoint=auto would have "
+            "continued it).",
         )
 
     def place_model(self, save: Callable[[Path], None]) -> list[str]:
@@ -255,7 +255,7 @@ def not_written(folder: Path, error: OSError) -> StorageError:
     """A refusal of the disk, where nothing half-written stayed."""
     return StorageError(
         f"{folder} に書き込めませんでした（{error}）。途中のものは残していません。空きと書き込み権限を確かめるか、別の場所を指定してください。",
-        f"{folder} could not be written ({error}); nothing half-written was left. Check free space and "
+        f"{folder} could not be written ({error}); no partial files were left. Check free space and "
         "permissions, or choose another place.",
     )
 
@@ -283,7 +283,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """A refusal to write, with its place and the way out."""
     return StorageError(
         f"{path} に書き込めませんでした（{error}）。以前のチェックポイントは残っています。空きを作って resume_from_checkpoint=auto で再開してください。",
-        f"{path} could not be written ({error}). Earlier checkpoints are intact: free some space and go on with "
+        f"{path} could not be written ({error}). Earlier checkpoints are intact: free some space and continue with "
         "resume_from_checkpoint=auto.",
     )
 

@@ -295,7 +295,7 @@ def _say_what_has_no_effect(request: TrainRequest, parallel: ParallelPlan) -> No
         rate = training.learning_rate
         notice(
             f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
-            f"learning_rate stands at its default of {rate:g}, which is low for LoRA; {USUAL_LORA_RATES} is usual.",
+            f"learning_rate has its default value {rate:g}, low for LoRA; {USUAL_LORA_RATES} is usual.",
         )
 
 

@@ -42,7 +42,7 @@ def _one(*named: Any) -> Any:
         names = ", ".join(name for name, _ in given)
         raise ConfigError(
             f"{names} が両方指定されています。どのデータを使うか決められないので、1 つだけにしてください。",
-            f"{names} are both given; say which data is meant by giving one.",
+            f"{names} are both given; give only one of them.",
         )
     return given[0][1] if given else None
 

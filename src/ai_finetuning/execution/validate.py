@@ -107,5 +107,5 @@ def _validate_resume(expected: str | None) -> None:
         return
     raise InputNotFoundError(
         f"resume_from_checkpoint が {expected} ですが、そのフォルダーはありません。auto で最新を使えます。",
-        f"resume_from_checkpoint is {expected}, which is not a folder; `auto` takes the newest checkpoint.",
+        f"resume_from_checkpoint is {expected}, which is not a folder; `auto` uses the newest checkpoint.",
     )

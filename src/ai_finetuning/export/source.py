@@ -57,7 +57,7 @@ def _merged(adapter: str, base: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
         if (path / "config.json").is_file():
-            notice(f"統合済みの {path} を使います。", f"using {path}, merged earlier.")
+            notice(f"統合済みの {path} を使います。", f"using {path}, which was merged earlier.")
             return path
         notice(
             f"アダプター {adapter} をベースに統合します（次回からは {path} を使います）。",

@@ -124,4 +124,4 @@ def _say_adapter(folder: Path) -> None:
         f"vllm serve {config['base_model_name_or_path']} --enable-lora --lora-modules {folder.name}={folder} "
         f"--max-lora-rank {rank}"
     )
-    notice(f"統合せずに使うこともできます: {line}", f"it can be served without merging too: {line}")
+    notice(f"統合せずに使うこともできます: {line}", f"you can also serve it without merging: {line}")

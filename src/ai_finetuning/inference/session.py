@@ -74,7 +74,7 @@ def open_model(
     if base is not None and not adapter:
         raise UsageError(
             f"{name} は LoRA アダプターではないので、--base は使えません。",
-            f"{name} is no LoRA adapter, so --base has no meaning.",
+            f"{name} is not a LoRA adapter, so --base does not apply.",
         )
     base_name = (base or str(adapter_config(name)["base_model_name_or_path"])) if adapter else name
     with_tokenizer = name if adapter and (Path(name) / "tokenizer_config.json").is_file() else base_name

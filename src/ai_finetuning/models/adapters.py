@@ -35,7 +35,7 @@ def quiet_peft() -> Iterator[None]:
 
 
 class LoRAVariant(TypedDict, total=False):
-    """What may differ from plain LoRA; each is off where it is not named."""
+    """What may differ from plain LoRA; each is off by default."""
 
     use_rslora: bool
     """Scale by alpha / sqrt(r) (arXiv:2312.03732)."""
@@ -72,8 +72,8 @@ def add_lora(
     if any(isinstance(weight, DTensor) for weight in model.parameters()):
         raise ModelError(
             "モデルはすでにプロセス間で分割されています。LoRA は分割の前に付けてください（後から付けるとその勾配は合計されません）。",
-            "the model is spread over processes already; put LoRA on before that (the gradients of a later "
-            "adapter are added up by nobody).",
+            "the model is already sharded across processes; add LoRA before sharding (gradients of a later "
+            "adapter would not be all-reduced).",
         )
     targets = list(target_modules) if isinstance(target_modules, list | tuple) else "all-linear"
     if isinstance(targets, list):
@@ -144,7 +144,7 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputNotFoundError(
             f"{path} に LoRA アダプターがありません（adapter_config.json が必要です）。",
-            f"{path} holds no LoRA adapter (no adapter_config.json).",
+            f"{path} contains no LoRA adapter (no adapter_config.json).",
         )
     if not (path / "adapter_model.safetensors").is_file():
         raise ModelError(

@@ -213,7 +213,7 @@ def _halved(size: int) -> int:
     clear_gpu_memory()
     warn(
         f"生成でメモリーが足りないため、バッチを {size} 件から {size // 2} 件にしてやり直します。",
-        f"out of memory while generating: the batch goes from {size} to {size // 2} conversations and is done again.",
+        f"out of memory while generating: retrying with batches of {size // 2} instead of {size} conversations.",
     )
     return size // 2
 

@@ -50,7 +50,7 @@ class LoadOptions(TypedDict, total=False):
     """How weights are loaded, beside their dtype, device and attention."""
 
     load_in_8bit: bool
-    """bitsandbytes weights, on CPUs too; off where it is not named."""
+    """bitsandbytes weights, on CPUs too; off by default."""
     load_in_4bit: bool
     """The same in 4 bit."""
     quantization: Quantization | None
@@ -58,11 +58,11 @@ class LoadOptions(TypedDict, total=False):
     device_map: DeviceMap | None
     """Devices by module name, instead of `device`."""
     gradient_checkpointing: bool
-    """Recompute activations in the backward pass; off where it is not named."""
+    """Recompute activations in the backward pass; off by default."""
     trust_remote_code: bool
-    """Run code from the model's repository; off where it is not named."""
+    """Run code from the model's repository; off by default."""
     announce: bool
-    """Say which attention was taken (on where it is not named); False for loads that only prove something."""
+    """Report which attention is used (default: on); off for loads that only verify something."""
 
 
 def load_causal_lm(

@@ -84,6 +84,6 @@ def _refuse(kind: str, plan: dict[str, str], modules: dict[str, nn.Module]) -> N
             # They would work on this rank's values only, and their gradients would be added up by nobody.
             raise ModelError(
                 f"{kind} の {parent} には分割計画にない重み {', '.join(left)} があります。strategy: fsdp または pipeline を使ってください。",
-                f"{parent} of {kind} has weights that its plan does not speak of ({', '.join(left)}); use "
+                f"{parent} of {kind} has weights that its plan does not cover ({', '.join(left)}); use "
                 "strategy: fsdp or pipeline.",
             )

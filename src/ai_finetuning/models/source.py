@@ -109,7 +109,7 @@ def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: b
     raise ModelError(
         f"{name} の config.json はリポジトリー内のコード (auto_map) の実行を求めています。実行しません。内容を確認して信頼できる場合だけ"
         " trust_remote_code=True (設定では model.trust_remote_code: true) を指定してください。",
-        f"{name}: its config.json wants to run code from the repository (auto_map); refused. Read that code, and only if you trust"
+        f"{name}: its config.json requests code from the repository (auto_map), which is not run by default. Read that code, and only if you trust"
         " it pass trust_remote_code=True (in a config: model.trust_remote_code: true).",
     )
 

@@ -87,7 +87,7 @@ def load_tokenizer(
         trust_remote_code: run code from the repository.
 
     Raises:
-        ModelError: the tokenizer does not segment as its sentencepiece model does, or cannot be loaded.
+        ModelError: the tokenizer tokenizes differently from its sentencepiece model does, or cannot be loaded.
         HubError, InputNotFoundError: it cannot be had.
     """
     # A folder that holds only a tokenizer will do, such as an adapter's.
@@ -177,13 +177,13 @@ def _with_parity(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTok
         raise ModelError(
             f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。"
             "モデルが学習していないトークン分割になるため使いません。tokenizer.json のある版を使ってください。",
-            f"the tokenizer of {name} does not segment as its sentencepiece model ({len(left)} of {len(PROBES)} "
-            f"probes, such as {left[0]!r}); the model never saw such tokens. Use a version with tokenizer.json.",
+            f"the tokenizer of {name} tokenizes differently from its sentencepiece model ({len(left)} of {len(PROBES)} "
+            f"probes, such as {left[0]!r}); the model was not trained on such tokens. Use a version with tokenizer.json.",
         )
     notice(
         f"{name} のトークナイザーは transformers の変換でトークン分割が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
-        f"{name}: transformers' conversion changes the segmentation ({len(problems)} of {len(PROBES)} probes); "
-        "its sentencepiece model is used directly.",
+        f"{name}: transformers' conversion changes the tokenization ({len(problems)} of {len(PROBES)} probes); "
+        "using its sentencepiece model directly.",
     )
     return repaired
 
@@ -205,7 +205,7 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> Pr
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     notice(
         f"{name}: {type(tokenizer).__name__} では tokenizer.json とトークン分割が変わるため、tokenizer.json をそのまま使います。",
-        f"{name}: {type(tokenizer).__name__} segments otherwise than tokenizer.json says; the file is used as it is.",
+        f"{name}: {type(tokenizer).__name__} tokenizes differently from tokenizer.json; using the file itself.",
     )
     make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     plain = make(tokenizer_file=str(file), **special)
@@ -237,7 +237,7 @@ def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
     tokenizer.pad_token = chosen
     notice(
         f"パディングには {chosen} を使います（eos {tokenizer.eos_token} とは別にして、文末の学習を守ります）。",
-        f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that ends of answers stay in the loss.",
+        f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that the end of each answer stays in the loss.",
     )
 
 

@@ -108,7 +108,7 @@ class Watchdog:
         ranks = ", ".join(str(rank) for rank, count in enumerate(counts) if count == min(counts))
         return (
             f"{self._timeout:.0f} 秒間進まないので終了します。遅れているのはランク {ranks} です（各ランクの通信回数: {counts}）。",
-            f"no progress for {self._timeout:.0f} s: leaving. Rank {ranks} is behind (exchanges by rank: {counts}).",
+            f"no progress for {self._timeout:.0f} s: exiting. Rank {ranks} is behind (exchanges by rank: {counts}).",
         )
 
     def _end(self, ja: str, en: str, pause: float) -> None:
@@ -132,5 +132,5 @@ def _vanished(lost: list[int]) -> tuple[str, str]:
     ranks = ", ".join(map(str, lost))
     return (
         f"ランク {ranks} のプロセスが {LOST_SECONDS:.0f} 秒間応答しません（強制終了か、PC の停止）。終了します。",
-        f"rank {ranks} has given no sign of life for {LOST_SECONDS:.0f} s (killed, or its machine is gone): leaving.",
+        f"rank {ranks} has not responded for {LOST_SECONDS:.0f} s (killed, or its machine stopped): exiting.",
     )

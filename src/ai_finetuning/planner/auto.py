@@ -127,7 +127,7 @@ def advise_strategy(situation: Situation) -> StrategyAdvice:
         "最小のデバイスは {least:.1f} GiB です。"
         "method: qlora か lora にする、data.max_length か batch_size を下げる、gradient_checkpointing: true にする、または GPU "
         "を増やしてください。".format(**numbers),
-        "parallel.strategy auto: it fits in no way. One device would need {whole:.1f} GiB, each of {n} under fsdp "
+        "parallel.strategy auto: no strategy fits in memory. One device would need {whole:.1f} GiB, each of {n} under fsdp "
         "{sharded:.1f} GiB; the smallest has {least:.1f} GiB. "
         "Use method: qlora or lora, lower data.max_length or batch_size, set gradient_checkpointing: true, or use "
         "more GPUs.".format(**numbers),

@@ -72,7 +72,7 @@ def test_a_repaired_tokenizer_gives_exact_labels(unigram: Path):
 
 def test_a_tokenizer_that_cannot_be_repaired_is_refused(unigram: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_sentencepiece_backend", lambda tokenizer, file, legacy: tokenizer)
-    with pytest.raises(ModelError, match="does not segment as its sentencepiece model"):
+    with pytest.raises(ModelError, match="tokenizes differently from its sentencepiece model"):
         load_tokenizer(str(unigram))
 
 

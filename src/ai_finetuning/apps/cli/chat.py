@@ -24,7 +24,9 @@ def chat(
     ),
     system: str | None = typer.Option(None, help=localized("システムプロンプト", "system prompt")),
     base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
-    bits: int | None = typer.Option(None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load quantized")),
+    bits: int | None = typer.Option(
+        None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
+    ),
     compare: bool = typer.Option(
         False,
         "--compare",

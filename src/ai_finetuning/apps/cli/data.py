@@ -31,7 +31,7 @@ def _load(file: str, model: str, max_length: int, template: str | None) -> tuple
 
 @app.command(
     help=localized(
-        "1 行のトークンと、学習対象トークンを色で示します。", "A row's exact tokens; which carry loss, in colour."
+        "1 行のトークンと、学習対象トークンを色で示します。", "Shows the tokens of a row, with label tokens in colour."
     )
 )
 def show(
@@ -74,7 +74,7 @@ def show(
     print(
         localized(
             f"{example.source}: {len(tokens)} トークン、緑（学習対象トークン）{live}。⟨⟩ は特殊トークン。{names}",
-            f"{example.source}: {len(tokens)} tokens, {live} green ones carry loss; ⟨⟩ are special tokens. {names}",
+            f"{example.source}: {len(tokens)} tokens, {live} of them label tokens (green); ⟨⟩ are special tokens. {names}",
         )
     )
     if not console.is_terminal:
@@ -83,7 +83,8 @@ def show(
 
 @app.command(
     help=localized(
-        "行数、トークン数、長さの分布、切り詰められる量を表示します。", "Rows, tokens, lengths, and what would be cut."
+        "行数、トークン数、長さの分布、切り詰められる量を表示します。",
+        "Shows rows, tokens, the distribution of lengths, and how much would be truncated.",
     )
 )
 def stats(
@@ -112,7 +113,7 @@ def stats(
         localized(
             f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる学習対象トークン "
             f"{lost / max(1, report.label_tokens):.1%}",
-            f"rows over max_length {max_length}: {len(over)} ({len(over) / len(examples):.1%}); loss tokens cut "
+            f"rows over max_length {max_length}: {len(over)} ({len(over) / len(examples):.1%}); label tokens cut "
             f"{lost / max(1, report.label_tokens):.1%}",
         )
     )

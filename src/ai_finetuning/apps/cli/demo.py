@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         "demo",
         help=localized(
             "同梱の小さな日本語モデルを LoRA でファインチューニングし、学習前と学習後の答えを比べます（AVX512-BF16 対応の CPU 2 コアで 3 分以内、ダウンロードなし）。",
-            "Fine-tunes the small Japanese model that ships with LoRA and compares its answers before and after "
+            "Fine-tunes the embedded Japanese model with LoRA and compares its answers before and after "
             "(under 3 minutes on two CPU cores with AVX512-BF16, no download).",
         ),
     )(demo)
@@ -31,7 +31,7 @@ def demo(
     out: Path = typer.Option(Path("outputs/demo"), "--out", help=localized("出力先", "output folder")),
     epochs: int | None = typer.Option(None, help=localized("エポック数", "epochs")),
     steps: int | None = typer.Option(
-        None, help=localized("ステップ数（エポック数の代わり）", "steps, in place of epochs")
+        None, help=localized("ステップ数（エポック数の代わり）", "number of steps, instead of epochs")
     ),
     full: bool = typer.Option(
         False,
@@ -55,7 +55,7 @@ def demo(
 
     _say(
         f"1/3 学習前の {base} に {len(asked)} 問を尋ねます",
-        f"1/3 {base} is asked {len(asked)} questions before training",
+        f"1/3 asking {base} {len(asked)} questions before training",
     )
     untrained = JapaneseModel(base)
     before = [grade(untrained.ensure_model(), untrained.ensure_tokenizer(), part) for part in (asked, unknown)]
@@ -66,7 +66,7 @@ def demo(
 
     _say(
         "3/3 学習では使っていない言い回しで同じ質問をします",
-        "3/3 the same questions, in phrasings that the training never used",
+        "3/3 asking the same questions in phrasings that are not in the training data",
     )
     after = [grade(result.model, trained.ensure_tokenizer(), part) for part in (asked, unknown)]
     _table(before[0], after[0])
@@ -78,7 +78,7 @@ def demo(
             f"loss curve: {folder / 'loss.png'}   report: {folder / 'report.html'}",
         )
     )
-    print(localized("次の手順:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  aift chat {folder} --compare --greedy")
     print(f"  aift merge {folder} --out {out / 'merged'}")
     print("  aift train data.train=FILE learning_rate=3e-3 training.output_dir=outputs/mine")
@@ -100,7 +100,7 @@ def _compare(base: str, data: str, questions: Sequence[tuple[str, str]], out: Pa
     table = Table(title=localized("同じデータでの比較", "the same data"))
     for name in (
         localized("方法", "method"),
-        localized("評価損失", "held-out loss"),
+        localized("評価損失", "evaluation loss"),
         localized("正解率", "exact match"),
         localized("時間", "time"),
         localized("メモリー*", "memory*"),
@@ -126,7 +126,7 @@ def _compare(base: str, data: str, questions: Sequence[tuple[str, str]], out: Pa
     picture = out / "comparison" / "comparison.png"
     draw_bars(
         {
-            "held-out loss": {item.method: item.held_out_loss for item in measured},
+            "evaluation loss": {item.method: item.held_out_loss for item in measured},
             "exact match (%)": {item.method: 100 * item.accuracy for item in measured},
             "seconds": {item.method: item.seconds for item in measured},
             "memory (MB)": {item.method: item.memory_bytes / 1e6 for item in measured},
@@ -170,14 +170,14 @@ def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float
             f"正解率（学習した事実 {len(after[0])} 問、言い回しは未学習）: 学習前 {rates[0][0]:.0%} → 学習後 {rates[0][1]:.0%}   評価損失: "
             f"{losses[0]:.3f} → {losses[1]:.3f}",
             f"exact match ({len(after[0])} questions about trained facts in unseen phrasings): before "
-            f"{rates[0][0]:.0%} -> after {rates[0][1]:.0%}   held-out loss: {losses[0]:.3f} -> {losses[1]:.3f}",
+            f"{rates[0][0]:.0%} -> after {rates[0][1]:.0%}   evaluation loss: {losses[0]:.3f} -> {losses[1]:.3f}",
         )
     )
     print(
         localized(
             f"一度も見せていない事実 {len(after[1])} 問: {rates[1][0]:.0%} → {rates[1][1]:.0%}（小さなモデルは、"
             "教えていない事実には多くの場合もっともらしい誤りを答えます）",
-            f"{len(after[1])} facts it was never shown: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on these a small "
+            f"{len(after[1])} facts that are not in the training data: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on these a small "
             "model mostly gives plausible wrong answers)",
         )
     )
@@ -192,4 +192,4 @@ def _talk(folder: Path) -> None:
     for question in TALK:
         print(localized(f"あなた> {question}", f"you> {question}"))
         print("".join(chat.stream(question, do_sample=False, max_new_tokens=64)))
-    print(localized(f"（続きは: aift chat {folder}）", f"(to go on: aift chat {folder})"))
+    print(localized(f"（続きは: aift chat {folder}）", f"(continue with: aift chat {folder})"))

@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
         "env",
         help=localized(
             "この PC の状態を表示します（版、CPU、GPU、ディスク、ハブ）。",
-            "This machine: versions, CPU, GPU, disk, hub.",
+            "Shows the state of this machine: versions, CPU, GPU, disk, hub.",
         ),
     )(env)
 

@@ -25,7 +25,8 @@ _CHECKOUT = typer.Option(
 _BASE = typer.Option(
     "auto",
     help=localized(
-        "アダプターを統合するベース（aift merge --base と同じ）", "what an adapter is merged into, as aift merge --base"
+        "アダプターを統合するベース（aift merge --base と同じ）",
+        "base into which an adapter is merged, as in aift merge --base",
     ),
 )
 
@@ -33,7 +34,7 @@ _BASE = typer.Option(
 @app.command(
     help=localized(
         "llama.cpp の 1 ファイルにします（トークナイザーの食い違いを直します）。",
-        "One file for llama.cpp, with its tokenizer put right.",
+        "Writes one file for llama.cpp, with corrected tokenizer metadata.",
     )
 )
 def gguf(
@@ -53,7 +54,9 @@ def gguf(
     print(out)
 
 
-@app.command(help=localized("GGUF と Modelfile のフォルダーを作ります。", "A folder with a GGUF and its Modelfile."))
+@app.command(
+    help=localized("GGUF と Modelfile のフォルダーを作ります。", "Writes a folder with a GGUF and its Modelfile.")
+)
 def ollama(
     model: str = _MODEL,
     out: Path = _FOLDER,
@@ -71,15 +74,15 @@ def ollama(
     validate_new_folder(out)
     converter = validate_converter(llama_cpp, f"aift export ollama {model} --out {out}")
     written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
-    print(localized("次の手順:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  ollama create {out.name} -f {written}")
 
 
-@app.command(help=localized("vLLM がそのまま読み込むフォルダーを作ります。", "A folder that vLLM loads as it is."))
+@app.command(help=localized("vLLM がそのまま読み込むフォルダーを作ります。", "Writes a folder that vLLM can load."))
 def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
     """Writes a whole model with tokenizer, chat template and stop tokens."""
     from ...export.vllm import export_vllm
 
     export_vllm(model, out, base=base)
-    print(localized("次の手順:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  vllm serve {out}")

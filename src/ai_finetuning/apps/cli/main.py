@@ -29,7 +29,7 @@ app.add_typer(
     help=localized("GGUF・Ollama・vLLM 用に書き出します。", "Exports for GGUF, Ollama, vLLM."),
 )
 app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作ります。", "Makes a tokenizer."))
-app.add_typer(data.app, name="data", help=localized("データを確かめます。", "Looks at data."))
+app.add_typer(data.app, name="data", help=localized("データを確かめます。", "Inspects data."))
 
 
 def _safe_streams() -> None:

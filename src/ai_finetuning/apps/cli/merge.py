@@ -27,7 +27,7 @@ def merge(
         None,
         help=localized(
             "4 か 8: 量子化して読み込んだベースで学習したアダプター（このツールで学習したものは自動）",
-            "4 or 8: the adapter was trained on a base loaded so (known by itself for adapters of this toolkit)",
+            "4 or 8: the adapter was trained on a base loaded in this many bits (automatic for adapters of this toolkit)",
         ),
     ),
     dtype: str = typer.Option("bfloat16", help="bfloat16 | float16 | float32"),
@@ -42,5 +42,5 @@ def merge(
         f"{report.folder}  {report.source}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  "
         f"{report.size_bytes / 1e6:.1f} MB"
     )
-    print(localized("次の手順:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  aift chat {report.folder}")

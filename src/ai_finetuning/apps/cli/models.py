@@ -11,7 +11,9 @@ def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
         "models",
-        help=localized("対応モデルと、必要なメモリーの一覧を表示します。", "Known models and the memory they need."),
+        help=localized(
+            "対応モデルと、必要なメモリーの一覧を表示します。", "Lists known models and the memory they need."
+        ),
     )(models)
 
 

@@ -55,7 +55,9 @@ def train(
         0,
         "--cpu-processes",
         min=0,
-        help=localized("GPU なしで試す CPU プロセスの数。", "CPU processes, for trying strategies without GPUs."),
+        help=localized(
+            "GPU なしで試す CPU プロセスの数。", "number of CPU processes, for trying strategies without GPUs."
+        ),
     ),
 ) -> None:
     """Trains as a YAML and overrides say."""
@@ -76,7 +78,7 @@ def train(
     from ...trainers.from_config import run_training
 
     result = run_training(config, device, source)
-    print(localized("次の手順:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  aift chat {result.folder}")
     if not config.trains_all:
         print(f"  aift merge {result.folder} --out {result.folder}-merged")

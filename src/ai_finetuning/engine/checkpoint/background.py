@@ -110,7 +110,7 @@ class CheckpointWriter:
         if not self._store.agree(finite):
             warn(
                 f"ステップ {step} の重みに有限でない値があるため、チェックポイントを書きません。",
-                f"weights of step {step} are not finite: no checkpoint is written.",
+                f"weights of step {step} are not finite: skipping this checkpoint.",
             )
             return None
         try:
@@ -125,8 +125,8 @@ class CheckpointWriter:
         except OSError as error:
             warn(
                 f"ステップ {step} のチェックポイントを書けませんでした（{error}）。以前のものを残して学習を続けます。",
-                f"the checkpoint of step {step} could not be written ({error}); earlier ones stay and training "
-                "goes on.",
+                f"the checkpoint of step {step} could not be written ({error}); earlier checkpoints are kept and "
+                "training continues.",
             )
         except Cancelled:
             pass

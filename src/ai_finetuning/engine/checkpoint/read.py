@@ -126,7 +126,7 @@ class _Files:
             result[place] = part
             covered += part.numel()
         if covered != result.numel():
-            raise ValueError(f"the checkpoint holds {covered} of the {result.numel()} wanted numbers of {name}")
+            raise ValueError(f"the checkpoint holds {covered} of the {result.numel()} expected values of {name}")
         return result
 
 

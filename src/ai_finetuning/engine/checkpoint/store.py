@@ -82,7 +82,7 @@ def verify(folder: Path) -> list[Reason]:
 
 
 def _wrong_digest(name: str) -> Reason:
-    return Reason(f"{name} の SHA-256 が一致しません", f"{name} does not have its SHA-256")
+    return Reason(f"{name} の SHA-256 が一致しません", f"{name} does not match its SHA-256")
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
@@ -285,7 +285,7 @@ class CheckpointStore:
         if not path.is_dir():
             raise InputNotFoundError(
                 f"resume_from_checkpoint が {expected} ですが、そのフォルダーはありません。auto で最新を使えます。",
-                f"resume_from_checkpoint is {expected}, which is not a folder; `auto` takes the newest checkpoint.",
+                f"resume_from_checkpoint is {expected}, which is not a folder; `auto` uses the newest checkpoint.",
             )
         if (path / MANIFEST).exists() or _NAME.match(path.name):
             problems = verify(path)
@@ -301,7 +301,7 @@ class CheckpointStore:
         if obtained is None:
             raise CheckpointError(
                 f"{path} にチェックポイントがありません。",
-                f"{path} holds no checkpoint of this toolkit.",
+                f"{path} contains no checkpoint of this toolkit.",
             )
         return obtained
 

@@ -170,7 +170,7 @@ class StageSplitter:
         if layers is None:
             raise ModelError(
                 f"{type(model).__name__} に繰り返しの層がないため、パイプラインに分けられません。strategy: fsdp を使ってください。",
-                f"{type(model).__name__} has no list of layers, so it cannot be cut into pipeline stages; use "
+                f"{type(model).__name__} has no list of layers, so it cannot be split into pipeline stages; use "
                 "strategy: fsdp.",
             )
         self.model, self.layers, self.device = model, layers, device
@@ -352,9 +352,9 @@ def validate_stages(staging: StageSplitter, spans: Sequence[Span]) -> None:
         raise ModelError(
             f"{name} を {len(spans)} 段に分けると損失が変わるため（{staging.whole:.6g} が {staged:.6g} に）、パイプラインでは学習できません。"
             "strategy: fsdp か ddp を使ってください。",
-            f"cut into {len(spans)} stages, {name} computes another loss ({staged:.6g} instead of "
-            f"{staging.whole:.6g}), so a "
-            "pipeline would train it wrongly; use strategy: fsdp or ddp.",
+            f"split into {len(spans)} stages, {name} computes a different loss ({staged:.6g} instead of "
+            f"{staging.whole:.6g}), so "
+            "pipeline training would be wrong; use strategy: fsdp or ddp.",
         )
 
 
