@@ -142,7 +142,7 @@ def _recorded_bits(adapter: str) -> int | None:
 
 
 def _dequantized(model: Any, name: str) -> Any:
-    """The model with plain 16-bit weights, equal to what its quantized ones stand for."""
+    """The model with plain 16-bit weights, dequantized from its stored ones."""
     try:
         model = model.dequantize(dtype=model.dtype)
     except (NotImplementedError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""An adapter and its base into one plain model, checked by a reload from disk before success is said.
+"""An adapter and its base into one plain model, verified by a reload from disk before it reports success.
 
 An adapter that was trained on a quantized base can go into two 16-bit models: the original one, or the quantized one
 turned back to 16 bit, which is what the adapter saw. Which of them is nearer to the trained model differs by model, so

@@ -75,7 +75,7 @@ class QuantizationOptimizer:
             compute_dtype: of what stays unquantized; fp16 becomes what the machine does well on a CPU.
             llm_int8_threshold: activations above it are computed in 16 bit.
             llm_int8_has_fp16_weight: refused: such weights cannot be saved in 8 bit.
-            llm_int8_enable_fp32_cpu_offload: without effect, which is said: the whole model is on one device, and a
+            llm_int8_enable_fp32_cpu_offload: without effect (reported): the whole model is on one device, and a
                 saved copy that carries this flag is loaded unquantized by stock transformers.
 
         Raises:
@@ -127,9 +127,9 @@ class QuantizationOptimizer:
         compute_dtype: torch.dtype | str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Any row of models.quantized.METHODS: saves before any forward, proves the copy, returns it.
+        """Any row of models.quantized.METHODS: saves before any forward, verifies the copy, returns it.
 
-        Success is said when the stored copy, read back, gives the same logits to the last bit as a quantization in
+        It reports success when the stored copy, after reloading, gives the same logits to the last bit as a quantization in
         memory. Both are thrown away; the model that is returned has run no forward, does not re-pack its weights on a
         CPU, and bears the folder's name. One model at a time is in memory.
 
@@ -254,7 +254,7 @@ def _check_threshold(settings: Mapping[str, Any]) -> None:
 
 
 def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], name: str, method: Method) -> None:
-    """Raises ModelError where a copy, read back from disk, computes otherwise than what was saved."""
+    """Raises ModelError where a copy computes different results after reloading."""
     for expected, obtained in zip(in_memory, stored, strict=True):
         if not torch.isfinite(expected).all():
             raise ModelError(

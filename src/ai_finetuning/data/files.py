@@ -28,7 +28,7 @@ class Row:
 
 @dataclass
 class FileReport:
-    """What was found in a file."""
+    """What a file contains."""
 
     path: str
     kind: str

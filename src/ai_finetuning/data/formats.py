@@ -75,7 +75,7 @@ def map_columns(names: list[str], columns: Mapping[str, str] | None = None) -> d
 
     Args:
         names: the columns of the file.
-        columns: roles said by hand, `{"instruction": "本文", "output": "答え"}`; they win over names.
+        columns: roles given by the user, `{"instruction": "本文", "output": "答え"}`; they win over names.
 
     Raises:
         ConfigError: a role or column in `columns` that does not exist.

@@ -86,7 +86,7 @@ def load_samples(
 
     Args:
         source: what to read.
-        columns: roles of columns said by hand.
+        columns: roles of columns, given by the user.
         system_prompt: system message for conversations that have none.
         skip_bad_rows: leave bad rows out and count them, instead of refusing the data.
         normalize: switches of japanese.normalize.

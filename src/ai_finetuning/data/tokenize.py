@@ -33,8 +33,8 @@ class Example:
 
     Attributes:
         input_ids: [tokens] int32.
-        labels: [tokens] int32, unshifted; -100 where no loss is taken.
-        characters: characters of the text under the live labels.
+        labels: [tokens] int32, unshifted; -100 where a token is not a label token.
+        characters: characters of the text of the label tokens.
         source: where the sample came from.
     """
 
@@ -65,7 +65,7 @@ class EncodeReport:
 
     @property
     def characters_per_token(self) -> float:
-        """Characters of live text per live token."""
+        """Characters of label text per label token."""
         return self.characters / max(1, self.label_tokens)
 
     def lines(self) -> list[str]:
@@ -133,7 +133,7 @@ def encode(
         Examples in the order of the samples, and the report.
 
     Raises:
-        DataError: rows without a live label, a cut of more than 20 % of the answers, an over-long row with on_long
+        DataError: rows without label tokens, a cut of more than 20 % of the answers, an over-long row with on_long
             `error`, plain texts with loss_on `assistant`.
     """
     report = EncodeReport(max_length=max_length)
@@ -159,7 +159,7 @@ def encode(
 
 
 def _example(item: _Rendered, ids: NDArray[Any], loss_mask: NDArray[Any], ends: NDArray[Any], kept: slice) -> Example:
-    """The row of a text's tokens `kept`, and the characters under its live labels."""
+    """The row of a text's tokens `kept`, and the characters of its label tokens."""
     labels = np.where(loss_mask[kept], ids[kept], IGNORED).astype(np.int32)
     labels[:1] = IGNORED  # nothing predicts the first token
     first = int(ends[kept.start]) if kept.start else 0
@@ -307,7 +307,7 @@ def _end_of_turn(text: str, start: int, stop: int, marks: tuple[str, ...]) -> in
 def _encoded(
     rendered: Iterable[_Rendered], tokenizer: Any
 ) -> Iterator[tuple[_Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
-    """(text, ids [tokens], live [tokens], end of each token in characters [tokens]) of every text, in order.
+    """(text, ids [tokens], label-token flags [tokens], end of each token in characters [tokens]) of every text, in order.
 
     A batch is segmented without Python's lock, by as many threads as the tokenizer takes, while this thread renders the
     next one and labels the one before; few batches are in memory at a time.
@@ -367,7 +367,7 @@ def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
 def _with_eos(
     item: _Rendered, ids: list[int], offsets: NDArray[np.int64], tokenizer: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Ids, live flags and ends; eos is appended where the text does not end its turn by itself."""
+    """Ids, label-token flags and ends; eos is appended where the text does not end its turn by itself."""
     array = np.asarray(ids, dtype=np.int64)
     starts, ends = offsets[:, 0], offsets[:, 1]
     loss_mask = np.zeros(len(array), dtype=bool)

@@ -13,13 +13,13 @@ from .train_state import TrainState
 
 
 class Request(NamedTuple):
-    """What is asked of the loop between two steps; the processes of a run agree on it before they act.
+    """Requests to the loop between two steps; the processes of a run agree on it before they act.
 
     Attributes:
         interrupt: save and leave the run unfinished, to go on later (SIGTERM, SIGINT).
         stop: training is done.
         save: take a checkpoint.
-        evaluate: score the held-out data.
+        evaluate: run the evaluation.
     """
 
     interrupt: bool = False

@@ -178,7 +178,7 @@ def validate_finite(run: Run, outcome: StepOutcome) -> None:
 
 
 def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
-    """Scores the held-out data; asks to keep the best weights, and to stop where patience has run out."""
+    """Evaluates; asks to keep the best weights, and to stop where patience has run out."""
     state, control = run.state, run.control
     random_state = rng.DeviceRandomState()
     loss_sum, tokens = _evaluate_in_memory(run, evaluation)

@@ -1,4 +1,4 @@
-"""Next-token cross entropy, summed over live labels; the one place where labels are shifted."""
+"""Next-token cross entropy, summed over label tokens; the one place where labels are shifted."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
 
     Args:
         logits_to_keep: whether the model computes its head on given positions only (transformers' argument of that
-            name); then positions that no row has a live label for cost nothing in the head.
+            name); then the head skips positions at which no row has a label token.
     """
 
     def token_loss_sum(model: nn.Module, batch: Rows) -> Tensor:
@@ -108,7 +108,7 @@ def make_loss(*, logits_to_keep: bool) -> LossFunction:
         else:
             logits = model(**inputs).logits[:, :-1]
         if 2 * batch.num_label_tokens >= targets.numel():
-            # Mostly live: picking the live rows would copy the logits, and their gradient, once more.
+            # Mostly label tokens: selecting their rows would copy the logits, and their gradient, once more.
             return cross_entropy_sum(logits.flatten(0, 1), targets.flatten())
         loss_mask = _positions(targets != IGNORED, batch.num_label_tokens)
         return cross_entropy_sum(logits[loss_mask], targets[loss_mask])

@@ -78,7 +78,7 @@ class MetricsFile:
 
 
 def text_metrics(loss_sum: float, tokens: int, characters: int | None) -> dict[str, float | None]:
-    """Held-out numbers: nats per token, perplexity, and bits per character, which compares across tokenizers."""
+    """Evaluation metrics: nats per token, perplexity, and bits per character, which compares across tokenizers."""
     loss = loss_sum / max(1, tokens)
     return {
         "eval_loss": loss,

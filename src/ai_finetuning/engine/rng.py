@@ -51,7 +51,7 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def state_of_rank(states: dict[str, Any] | list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """The saved state that a rank goes on from; a rank that the saved run did not have takes another's."""
+    """The saved state from which a rank continues; a rank that the saved run did not have uses another's."""
     return states[rank % len(states)] if isinstance(states, list) else states
 
 

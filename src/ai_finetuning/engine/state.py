@@ -1,4 +1,4 @@
-"""What a run is made of, and where it stands."""
+"""The parts of a run, and its progress."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LoaderLike(Protocol):
 
 @dataclass
 class Evaluation:
-    """Held-out data: batches for a batch size, and the characters of the scored text (None where unknown)."""
+    """Evaluation data: batches for a batch size, and the characters of the scored text (None where unknown)."""
 
     batches: Callable[[int], Sequence[Batch]]
     characters: int | None

@@ -43,7 +43,7 @@ class StepOutcome:
     Attributes:
         loss: nats per label token over the whole step.
         grad_norm: global gradient norm before clipping.
-        label_tokens: tokens that carried loss.
+        label_tokens: tokens that contribute to the loss.
         tokens: real tokens that went through the model.
         learning_rate: read back from the optimizer.
         updated: whether the weights changed.

@@ -60,7 +60,7 @@ class Built:
 
 
 def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path) -> Built:
-    """Loads the weights and puts the parts together; the user's model object is left as it is.
+    """Loads the weights and builds the run; the user's model object does not change.
 
     Raises:
         ToolkitError: the weights cannot be loaded, or cannot be trained as planned.

@@ -20,7 +20,7 @@ def _number(value: Any, digits: int = 4) -> str:
 def _scores(summary: dict[str, Any]) -> list[str]:
     before, after = summary["held_out_before"] or {}, summary["held_out_after"] or {}
     if not after:
-        return ["評価データは使っていません。 / No held-out data was used."]
+        return ["評価データは使っていません。 / No evaluation data was used."]
     rows = [
         ("評価損失 / evaluation loss (nats per token)", "eval_loss"),
         ("パープレキシティ / perplexity", "eval_perplexity"),
@@ -176,7 +176,7 @@ def merge_card(
         "",
         (
             f"学習したときのモデル（ベース {trained} とアダプター）との差。評価用の文 {prompts} 個。 / Distance from the trained model (base in "
-            f"{trained} plus adapter) on {prompts} held-out texts."
+            f"{trained} plus adapter) on {prompts} evaluation texts."
         ),
         "",
         "| ベース / base | KL (nats) | Top-1 一致率 / top-1 |",

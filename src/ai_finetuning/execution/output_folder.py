@@ -86,7 +86,7 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Unlocks; a disk that failed on the way is told as such.
+        """Unlocks; reports a disk that failed meanwhile.
 
         Raises:
             StorageError: in place of the operating system's error.
@@ -202,8 +202,8 @@ class OutputFolder:
 
 
 def validate_new_folder(folder: Path) -> None:
-    """Raises ConfigError where a new folder is wanted and something is there, StorageError where one may not even
-    look.
+    """Raises ConfigError where a new folder is expected and the path exists, StorageError where the path cannot be
+    read.
     """
     try:
         used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
@@ -262,7 +262,7 @@ def not_written(folder: Path, error: OSError) -> StorageError:
 
 @contextlib.contextmanager
 def _refusals_of_the_disk() -> Iterator[None]:
-    """safetensors tells of a full disk by an error of its own, which is no OSError."""
+    """safetensors reports a full disk by its own error, which is not an OSError."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Packed documents must not see each other; whether they do is asked of the real model, before step 1."""
+"""Packed documents must not see each other; this tests the real model before step 1."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Lines(Callback):
         self._before: int | None = None  # steps that were done before this process began
 
     def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
-        """Says where the run stands."""
+        """Reports the progress of the run."""
         speed = self._speed.add(row)
         self._before = row["step"] - 1 if self._before is None else self._before
         if row["step"] % self._every and row["step"] != row["total_steps"]:

@@ -199,7 +199,7 @@ def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) ->
 
 
 def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
-    """What parallel.strategy `auto` means here, said in one line; None for other strategies.
+    """What parallel.strategy `auto` means here, reported in one line; None for other strategies.
 
     Raises:
         ConfigError: no strategy fits in memory.

@@ -62,10 +62,10 @@ def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
 
 
 def find(folder: OutputFolder, options: CheckpointConfig) -> ResumePoint | None:
-    """What resume_from_checkpoint means here, verified; None starts anew.
+    """What resume_from_checkpoint means here, verified; None starts from the beginning.
 
     Raises:
-        CheckpointError: every checkpoint is damaged, and restart is not said.
+        CheckpointError: every checkpoint is damaged, and restart is not set.
         InputNotFoundError: a path that is not there.
     """
     expected = options.resume_from_checkpoint
@@ -125,10 +125,10 @@ def _derived_of(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate_same_run(saved: dict[str, Any], current: dict[str, Any], *, allowed: bool) -> bool:
-    """Whether the run that is resumed and this one differ.
+    """Compares this run with the one to resume.
 
     Raises:
-        ConfigError: they do, and allow_changed is not said; the message lists every difference.
+        ConfigError: they do, and allow_changed is not set; the message lists every difference.
     """
     if not saved:
         return False

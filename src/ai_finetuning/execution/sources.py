@@ -11,7 +11,7 @@ from ..errors import ConfigError
 
 
 def choose_sources(trainer: Any, train_texts: Any, eval_texts: Any) -> tuple[Any, Any]:
-    """(training data, held-out data) of a call: arguments, the trainer's data sets, or DataConfig's files.
+    """(training data, evaluation data) of a call: arguments, the trainer's data sets, or DataConfig's files.
 
     Raises:
         ConfigError: the same thing given twice; nothing is preferred silently.

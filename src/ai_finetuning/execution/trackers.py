@@ -20,7 +20,7 @@ _PATIENCE = {
 
 
 class Tracker(Callback):
-    """Sends metrics to one tracker; the first failure is said, and nothing is sent after it."""
+    """Sends metrics to one tracker; it reports the first failure and sends nothing after it."""
 
     def __init__(self, name: str, folder: Path, run_name: str) -> None:
         self._name = name

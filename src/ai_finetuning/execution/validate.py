@@ -57,7 +57,7 @@ def find_base(config: RunConfig) -> ModelSource:
     """Where the base of a configuration is; refuses one that the settings do not fit.
 
     Raises:
-        ToolkitError: it cannot be had, or cannot be trained as asked.
+        ToolkitError: it cannot be found, or cannot be trained as asked.
     """
     if config.method == "pretrain":
         folder = on_disk(config.model.name)

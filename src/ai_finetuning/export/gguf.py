@@ -1,4 +1,4 @@
-"""GGUF through a llama.cpp checkout: its converter runs as it is, then the tokenizer's metadata is put right."""
+"""GGUF through a llama.cpp checkout: runs its unchanged converter, then corrects the tokenizer's metadata."""
 
 from __future__ import annotations
 

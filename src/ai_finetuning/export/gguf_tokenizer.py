@@ -38,7 +38,7 @@ _READ_PIECES = frozenset(
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a conversion will know the tokenizer: True, False, or None where that cannot be told; and why."""
+    """Whether a conversion will know the tokenizer: True, False, or None where it is unknown; and why."""
 
     known: bool | None
     ja: str

@@ -1,7 +1,7 @@
 """A folder for Ollama: a GGUF and the Modelfile that names its prompt and its stops.
 
 The Go template is not translated from the Jinja one but cut out of what the renderer of training and chat writes, then
-compared with it on other conversations: so the two cannot drift apart, and a prompt that Go cannot write is told.
+compared with it on other conversations: so the two cannot drift apart, and a prompt that Go cannot write is reported.
 """
 
 from __future__ import annotations

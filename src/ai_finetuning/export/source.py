@@ -69,7 +69,7 @@ def _merged(adapter: str, base: str) -> Path:
 
 
 def content_key(adapter: str, base: str) -> str:
-    """A name that changes with the adapter's files, its base's weights (by size and time) and the wanted base."""
+    """A name that changes with the adapter's files, its base's weights (by size and time) and the requested base."""
     digest = hashlib.sha256(base.encode())
     for path in sorted(Path(adapter).iterdir()):
         if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt"):

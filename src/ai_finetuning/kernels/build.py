@@ -1,4 +1,4 @@
-"""Compiles kernels/cpu.cpp once per machine and source, and loads it; where that cannot be, training goes on
+"""Compiles kernels/cpu.cpp once per machine and source, and loads it; where that is impossible, training continues
 without.
 
 This file answers whether the kernels can run here. Whether a step gains by them is another question, which

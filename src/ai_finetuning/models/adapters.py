@@ -158,7 +158,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     """A model with a saved adapter on it.
 
     Raises:
-        ModelError: the adapter was trained on another base; told by its shapes before any weight is changed.
+        ModelError: the adapter was trained on another base; the shapes show it before any weight is changed.
     """
     from peft import PeftModel
     from safetensors import safe_open

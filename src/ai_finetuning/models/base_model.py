@@ -64,7 +64,7 @@ class BaseModel(ABC):
         return self._source[1]
 
     def use_source(self, source: ModelSource) -> None:
-        """Takes over what another process has found for this name."""
+        """Uses what another process has found for this name."""
         self._source = (self.model_name, source)
 
     def _find(self) -> ModelSource:

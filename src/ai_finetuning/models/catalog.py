@@ -108,7 +108,7 @@ def rows() -> dict[str, CatalogRow]:
 
 
 def resolve(name: str) -> str:
-    """The published id behind an alias, said in one line; other names as they are."""
+    """The published id behind an alias, reported in one line; other names as they are."""
     row = rows().get(name)
     if row is None or row.alias_of is None:
         return name

@@ -68,7 +68,7 @@ class VarlenForward:
         return states[0]
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lets the optimizer tell the path of its updates; without it fused steps would go on with the weights of
+        """Lets the optimizer report its updates to the path; otherwise fused steps would keep using the weights of
         the first.
         """
         if isinstance(self.cast, fused.MasterCasts):

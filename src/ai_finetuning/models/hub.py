@@ -172,7 +172,7 @@ def _unreachable(model_id: str, reason: Reason) -> HubError:
 
 
 def _refused(model_id: str, status: int, code: str) -> HubError:
-    """The hub's answer as a message with its own way out."""
+    """The hub's answer as an error with a matching way out."""
     if code == "GatedRepo":
         return HubError(
             f"モデル {model_id} は利用申請が必要です (gated)。{endpoint()}/{model_id} を開いて条件に同意し、`hf auth login` でログインするか "

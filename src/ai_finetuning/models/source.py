@@ -64,7 +64,7 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
 
 
 def find_tokenizer(name: str) -> ModelSource:
-    """The same for a folder or id of which only the tokenizer is wanted; its configuration is read where it has one."""
+    """The same for a folder or id whose tokenizer alone is needed; its configuration is read where it has one."""
     obtained = hub.locate(name, weights=False)
     file = Path(obtained.path) / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -132,7 +132,7 @@ def _embedding_rows(source: ModelSource) -> int | None:
 
 
 def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PROBES) -> list[str]:
-    """Texts that a tokenizer segments otherwise than its sentencepiece model."""
+    """Texts that a tokenizer tokenizes differently from its sentencepiece model."""
     import sentencepiece
 
     reference = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
@@ -144,7 +144,7 @@ def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PRO
 
 
 def check_tokenizer_parity(folder: str | Path) -> list[str]:
-    """Japanese probes that AutoTokenizer segments otherwise than the folder's sentencepiece model; empty where all
+    """Japanese probes that AutoTokenizer tokenizes differently from the folder's sentencepiece model; empty where all
     agree.
 
     transformers 5 builds Llama tokenizers as BPE: a unigram model without tokenizer.json is then segmented in a way
@@ -270,7 +270,7 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
 
 
 def known_template(tokenizer: Any) -> ChatTemplate | None:
-    """The catalog's template that a tokenizer carries, told by its text; a saved folder needs no other note of it."""
+    """The catalog's template that a tokenizer carries, recognised by its text; a saved folder needs no other note of it."""
     return next((item for item in TEMPLATES.values() if item.jinja == tokenizer.chat_template), None)
 
 

@@ -95,7 +95,7 @@ class Watchdog:
             return [_GONE] * self._size
 
     def _lost(self, heard: list[str | None]) -> list[int]:
-        """The processes that have said nothing since `heard`."""
+        """The processes that have not reported since `heard`."""
         pairs = enumerate(zip(heard, self._beats(), strict=True))
         silent = [rank for rank, (before, now) in pairs if now == _GONE or (now == before and now not in (None, _LEFT))]
         return [rank for rank in silent if rank != self._rank]

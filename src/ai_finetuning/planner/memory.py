@@ -87,7 +87,7 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
 def weight_bytes(work: Workload, body: int, embeddings: int) -> int:
     """Bytes of the base's weights: `body` of its layers, and embeddings and head, which are never quantized.
 
-    Full fine-tuning keeps fp32 masters.
+    Full fine-tuning keeps fp32 master weights.
     """
     if work.full:
         return 4 * (body + embeddings)

@@ -146,7 +146,7 @@ def _table(before: list[Any], after: list[Any]) -> None:
     from rich.table import Table
 
     table = Table(title="学習前 / 学習後  (before / after)")
-    for name in (localized("質問", "question"), localized("正解", "wanted"), "学習前", "学習後"):
+    for name in (localized("質問", "question"), localized("正解", "expected"), "学習前", "学習後"):
         table.add_column(name, overflow="fold")
     # Far apart in the list, which goes from kind to kind: eight rows show eight sorts of question.
     for index in range(0, len(after), max(1, len(after) // SHOWN)):
@@ -161,7 +161,7 @@ def _table(before: list[Any], after: list[Any]) -> None:
 
 
 def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float, float]) -> None:
-    """Exact match on trained facts and, said apart, on facts that were never shown."""
+    """Exact match on trained facts and, reported separately, on facts that were never shown."""
     from ...evaluation.generation import exact_match
 
     rates = [(exact_match(first), exact_match(second)) for first, second in zip(before, after, strict=True)]

@@ -65,7 +65,7 @@ class CheckpointWriter:
                 self._thread.shutdown()
 
     def save(self, snapshot: Snapshot) -> None:
-        """Takes a checkpoint; a full disk is said and training goes on, weights that are not finite are never
+        """Takes a checkpoint; a full disk is reported and training continues; weights that are not finite are never
         written.
         """
         self.wait()
@@ -85,7 +85,7 @@ class CheckpointWriter:
             self._tell(folder)
 
     def tell(self) -> None:
-        """Tells of a checkpoint that has been written meanwhile; waits for nothing."""
+        """Reports a checkpoint that was written meanwhile, without waiting."""
         if self._writing is not None and self._writing.done():
             self.wait()
 

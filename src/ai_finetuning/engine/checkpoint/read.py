@@ -34,7 +34,7 @@ def read_tensors(
     """Tensors by group; with layouts, this rank's parts of the weights named there and of their optimizer state.
 
     Raises:
-        ValueError: the pieces do not make up what is wanted.
+        ValueError: the pieces do not cover the expected range.
     """
     tensors: dict[str, dict[str, Tensor]] = {}
     with _Files(folder) as files:

@@ -92,7 +92,7 @@ def _digest_of(manifest: dict[str, Any]) -> str:
 
 
 def load(folder: Path, layouts: Mapping[str, Layout] | None = None) -> LoadedCheckpoint:
-    """Reads a checkpoint that verify() has found whole; with layouts, this rank's parts only."""
+    """Reads a checkpoint that verify() has accepted; with layouts, this rank's parts only."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return LoadedCheckpoint(read_tensors(folder, manifest, layouts), state, manifest["step"])

@@ -100,8 +100,8 @@ def parallelize_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, weight
     """Cuts a model along `tp`, in place; adapters have to be on it.
 
     Args:
-        model: a transformers model, or one inside an adapter, with the same weights meant on every rank; the first
-            rank's count.
+        model: a transformers model, or one inside an adapter, rank 0's weights are broadcast to all
+            ranks.
         mesh: the 1-D `tp` mesh.
         plan: how its modules are cut (models/plans.py).
         weight_placement: where the parts go.
