@@ -29,7 +29,8 @@ class AdapterBase:
     Attributes:
         adapter: the adapter's folder.
         name: the model that it was trained on.
-        original: the 16-bit model behind that one; None where the base is quantized on disk and nobody named it.
+        original: the 16-bit model behind that one; None where the base is quantized on disk and the user did not name
+        it.
         bits: 8 or 4 where the adapter was trained on quantized weights.
         stored: whether they are quantized on disk; else on loading.
     """

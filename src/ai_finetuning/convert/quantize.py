@@ -1,4 +1,4 @@
-"""QuantizationOptimizer: 8-bit and 4-bit copies of a model, saved before any forward and proven by a reload."""
+"""QuantizationOptimizer: 8-bit and 4-bit copies of a model, saved before any forward and verified by a reload."""
 
 from __future__ import annotations
 
@@ -129,7 +129,8 @@ class QuantizationOptimizer:
     ) -> Any:
         """Any row of models.quantized.METHODS: saves before any forward, verifies the copy, returns it.
 
-        It reports success when the stored copy, after reloading, gives the same logits to the last bit as a quantization in
+        It reports success when the stored copy, after reloading, gives the same logits to the last bit as a
+        quantization in
         memory. Both are thrown away; the model that is returned has run no forward, does not re-pack its weights on a
         CPU, and bears the folder's name. One model at a time is in memory.
 
@@ -144,7 +145,7 @@ class QuantizationOptimizer:
         Raises:
             ConfigError: a folder in use, an unknown method or setting, a model that is quantized already, or a method
                 that this device does not run. ModelError: nothing was quantized, an adapter in place of a model, or a
-                    copy that computes otherwise
+                    copy that computes different results
                 than it should. StorageError: it cannot be written.
         """
         expected = Quantization(find_method(bits, backend, quant_type), settings or {})
@@ -260,7 +261,8 @@ def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], nam
             raise ModelError(
                 f"{name} を {method.name} にすると出力が有限の値になりません。保存を取り消しました。compute_dtype を bfloat16 か float32 にするか、"
                 "別の方法を試してください。",
-                f"{name} in {method.name} produces values that are not finite; the output was deleted. Try compute_dtype "
+                f"{name} in {method.name} produces values that are not finite; the output was deleted. Try "
+                "compute_dtype "
                 "bfloat16 or float32, or another method.",
             )
         if not torch.equal(expected, obtained):
@@ -268,7 +270,8 @@ def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], nam
             raise ModelError(
                 f"{name} を {method.name} で保存しましたが、読み直すと計算結果が変わります（ロジットの差 最大 {worst:.3g}）。保存を取り消しました。別の方法か、別の版の "
                 f"{method.backend} を試してください。",
-                f"{name} was saved in {method.name}, but computes different results after reloading (logits differ by up to "
+                f"{name} was saved in {method.name}, but computes different results after reloading (logits differ by "
+                "up to "
                 f"{worst:.3g}); the output was deleted. Try another method, or another version of {method.backend}.",
             )
 

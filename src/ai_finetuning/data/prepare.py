@@ -131,7 +131,8 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     if not 0 < count < len(sources):
         raise DataError(
             f"data.eval が {share} ですが、{len(sources)} 行では評価か学習のどちらかが 0 行になります。割合を変えるか、別のファイルを指定してください。",
-            f"data.eval is {share}, which leaves no row for training or none for evaluation ({len(sources)} rows in all); change "
+            f"data.eval is {share}, which leaves no row for training or none for evaluation ({len(sources)} rows in "
+            "all); change "
             "the share or name a file.",
         )
     chosen = set(random.Random(seed).sample(sources, count))

@@ -232,7 +232,8 @@ def _render(
         if loss_on == "assistant":
             raise DataError(
                 f"{sample.source}: data.loss_on が assistant ですが、ただの文章には応答がありません。auto か all にしてください。",
-                f"{sample.source}: data.loss_on is assistant, but plain text has no assistant message; use auto or all.",
+                f"{sample.source}: data.loss_on is assistant, but plain text has no assistant message; use auto or "
+                "all.",
             )
         yield _Rendered(sample.text, ((0, len(sample.text)),), sample.source, True, True)
         return
@@ -263,7 +264,8 @@ def _single_turn(
         raise DataError(
             f"{sample.source}: チャットテンプレートの生成プロンプトが、応答を含む全体の先頭と一致しません（{shared} 文字目から）。model.chat_template "
             "で別のテンプレートを指定してください。",
-            f"{sample.source}: the template's generation prompt is not a prefix of the whole conversation (differs from "
+            f"{sample.source}: the template's generation prompt is not a prefix of the whole conversation (differs "
+            "from "
             f"character {shared}); choose another model.chat_template.",
         )
     end = _end_of_turn(whole, len(prompt), len(whole), marks)
@@ -307,7 +309,8 @@ def _end_of_turn(text: str, start: int, stop: int, marks: tuple[str, ...]) -> in
 def _encoded(
     rendered: Iterable[_Rendered], tokenizer: Any
 ) -> Iterator[tuple[_Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
-    """(text, ids [tokens], label-token flags [tokens], end of each token in characters [tokens]) of every text, in order.
+    """(text, ids [tokens], label-token flags [tokens], end of each token in characters [tokens]) of every text, in
+    order.
 
     A batch is segmented without Python's lock, by as many threads as the tokenizer takes, while this thread renders the
     next one and labels the one before; few batches are in memory at a time.
@@ -412,7 +415,8 @@ def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any) 
         return len(prefix) - 1  # one token straddles the boundary: it counts to what follows
     raise DataError(
         f"{item.source}: このトークナイザーは文字位置を返さず、質問と回答の境目を確定できません。tokenizer.json のあるモデルを使ってください。",
-        f"{item.source}: this tokenizer returns no offsets, so the start of the answer cannot be determined; use a model "
+        f"{item.source}: this tokenizer returns no offsets, so the start of the answer cannot be determined; use a "
+        "model "
         "with tokenizer.json.",
     )
 

@@ -16,7 +16,7 @@ class Request(NamedTuple):
     """Requests to the loop between two steps; the processes of a run agree on it before they act.
 
     Attributes:
-        interrupt: save and leave the run unfinished, to go on later (SIGTERM, SIGINT).
+        interrupt: save and leave the run unfinished, to continue later (SIGTERM, SIGINT).
         stop: training is done.
         save: take a checkpoint.
         evaluate: run the evaluation.

@@ -202,7 +202,8 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
             control.should_training_stop = True
             notice(
                 f"評価損失が {run.patience} 回続けて改善しなかったので、ステップ {state.step} で終わります（最良はステップ {state.best_step}）。",
-                f"evaluation loss has not improved {run.patience} times in a row: stopping at step {state.step} (best at "
+                f"evaluation loss has not improved {run.patience} times in a row: stopping at step {state.step} (best "
+                "at "
                 f"{state.best_step}).",
             )
 

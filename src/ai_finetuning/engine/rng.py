@@ -1,4 +1,4 @@
-"""Random state as JSON: what dropout and shuffling need to go on as if the run had never stopped."""
+"""Random state as JSON: what dropout and shuffling need to continue as if the run had never stopped."""
 
 from __future__ import annotations
 

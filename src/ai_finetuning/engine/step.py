@@ -125,7 +125,8 @@ def step_with_retry(run: Run, data: StepData) -> StepOutcome:
         run.optimizer.zero_grad(set_to_none=True)
         warn(
             f"メモリーが足りないため、マイクロバッチを {state.micro_batch_size} 行から {size} 行にしてやり直します（1 ステップの行数は変わりません）。",
-            f"out of memory: retrying the step with micro-batches of {size} instead of {state.micro_batch_size} rows (rows "
+            f"out of memory: retrying the step with micro-batches of {size} instead of {state.micro_batch_size} rows "
+            "(rows "
             "per step do not change).",
         )
 
@@ -157,6 +158,7 @@ def raise_out_of_memory(run: Run, reason: str) -> NoReturn:
         f"ランク {rank} でマイクロバッチ {size} 行のメモリーが足りません（{reason}）。複数プロセスでは自動で小さくしないので、training.batch_size を下げて "
         f"gradient_accumulation_steps を増やしてください。{run.memory_hint_ja}",
         f"on rank {rank} a micro-batch of {size} rows does not fit in memory ({reason}). With several "
-        "processes the toolkit does not reduce it automatically: lower training.batch_size and raise gradient_accumulation_steps. "
+        "processes the toolkit does not reduce it automatically: lower training.batch_size and raise "
+        "gradient_accumulation_steps. "
         f"{run.memory_hint_en}",
     )

@@ -75,7 +75,9 @@ def _with_data(request: TrainRequest) -> RunConfig:
 
 
 def _as_a_new_run(config: RunConfig) -> RunConfig:
-    """Without what only says how this process came to the run: config.yaml describes the run, and a rerun starts anew."""
+    """Without what only says how this process came to the run: config.yaml describes the run, and a rerun starts from
+    the beginning.
+    """
     checkpoint = config.training.checkpoint
     own = checkpoint.resume_from_checkpoint is not None and (
         checkpoint.resume_from_checkpoint == "auto"

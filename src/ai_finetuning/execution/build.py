@@ -120,7 +120,7 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
     if plan.derived.gradient_checkpointing:
         enable_activation_checkpointing(unwrapped(model))
     if plan.parallel.sizes.dp > 1:
-        # Different dropout on different rows; the main process goes on as one alone would.
+        # Different dropout on different rows; the main process continues as one alone would.
         data_rank, _ = plan.parallel.data_place(launched().rank)
         if data_rank:
             torch.manual_seed(request.config.training.runtime.seed + data_rank)
@@ -249,7 +249,7 @@ def _loss(model: nn.Module, path: VarlenForward | None) -> LossFunction:
 
 
 def _copy_fits(plan: Plan, device: torch.device) -> bool:
-    """Whether the host has memory for the copy that checkpoints are written from while training goes on."""
+    """Whether the host has memory for the copy that checkpoints are written from while training continues."""
     copy = memory.checkpoint_bytes(plan.trainable)
     free = plan.free_memory_bytes - plan.memory.total
     if device.type == "cuda":

@@ -70,7 +70,8 @@ def _device_of_rank(request: TrainRequest) -> torch.device:
 
 
 def _resolve_in_turn(request: TrainRequest, peers: Peers) -> RunPlan:
-    """The main process tokenizes first; the others find its cache. What the process that started this one has already reported
+    """The main process tokenizes first; the others find its cache. What the process that started this one has already
+    reported
     is not repeated.
     """
     with _silence() if request.resolved_strategy is not None else contextlib.nullcontext():

@@ -67,7 +67,8 @@ class OutputFolder:
             owner = self._owner()
             raise RunLockedError(
                 f"{self.path} は別の実行（{owner.ja}）が使っています。終わるのを待つか、別の training.output_dir を指定してください。",
-                f"{self.path} is in use by another run ({owner.en}); wait for it, or choose another training.output_dir.",
+                f"{self.path} is in use by another run ({owner.en}); wait for it, or choose another "
+                "training.output_dir.",
             ) from None
         except OSError as error:
             self._lock.release()

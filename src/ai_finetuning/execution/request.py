@@ -1,4 +1,6 @@
-"""What the user requested of a run: the base, the settings and the data. Nothing is decided here, and nothing is loaded."""
+"""What the user requested of a run: the base, the settings and the data. Nothing is decided here, and nothing is
+loaded.
+"""
 
 from __future__ import annotations
 

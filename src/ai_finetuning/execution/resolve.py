@@ -1,7 +1,7 @@
 """The one place that decides: from a request to the plan of its run. No weight is read, nothing is written.
 
 The run, `--dry-run` and the process that starts others all read the same RunPlan. What is derived here (precision,
-warm-up, checkpointing, ...) is derived anew by every run; a resumed run takes it from its checkpoint (Derived).
+warm-up, checkpointing, ...) is derived again by every run; a resumed run takes it from its checkpoint (Derived).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
 
 @dataclass(frozen=True)
 class Derived:
-    """What a run decides for its user. A checkpoint holds it, and a run that goes on from there takes it over.
+    """What a run decides for its user. A checkpoint holds it, and a run that continues from there takes it over.
 
     Attributes:
         precision: fp32, bf16 or fp16.
@@ -94,7 +94,7 @@ class RunPlan:
         packing_tokens: tokens of a packed row, or None without packing.
         derived: what was decided for the user.
         fingerprint: what has to be the same for a resumed run to be the same run.
-        resume: the checkpoint to go on from, or None.
+        resume: the checkpoint to continue from, or None.
         summary: the numbers, for people.
     """
 
@@ -164,7 +164,7 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
 
     Args:
         request: what was asked.
-        resume: the checkpoint to go on from, found and verified; None looks for it without verifying it.
+        resume: the checkpoint to continue from, found and verified; None looks for it without verifying it.
 
     Raises:
         ToolkitError: whatever can be refused before weights are read.

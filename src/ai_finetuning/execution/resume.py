@@ -29,10 +29,10 @@ class ResumePoint:
 
     Attributes:
         checkpoint: a verified checkpoint's folder, or None.
-        inside: whether the run goes on in its own folder.
+        inside: whether the run continues in its own folder.
         completed: whether that run's model is there already.
         fingerprint: of the run that is resumed; empty where unknown.
-        derived: what that run had derived; what it lacks (a checkpoint of an older version) is derived anew.
+        derived: what that run had derived; what it lacks (a checkpoint of an older version) is derived again.
         foreign: a checkpoint that another trainer wrote.
     """
 
@@ -45,7 +45,9 @@ class ResumePoint:
 
 
 def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
-    """What a run would go on from, for a plan: nothing is locked or verified, damaged checkpoints are passed over."""
+    """What a run would continue from, for a plan: nothing is locked or verified, damaged checkpoints are passed
+    over.
+    """
     expected = options.resume_from_checkpoint
     if expected is None:
         return None

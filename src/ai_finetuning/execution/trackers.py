@@ -34,7 +34,8 @@ class Tracker(Callback):
         self._tracker = None
         warn(
             f"{self._name} に記録できません（{str(error)[:200]}）。学習は続き、数値は metrics.jsonl に残ります。",
-            f"{self._name} cannot be reached ({str(error)[:200]}); training continues, and the metrics are in metrics.jsonl.",
+            f"{self._name} cannot be reached ({str(error)[:200]}); training continues, and the metrics are in "
+            "metrics.jsonl.",
         )
 
     def _send(self, row: dict[str, Any]) -> None:

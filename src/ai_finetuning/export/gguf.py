@@ -72,7 +72,7 @@ def validate_converter(checkout: str | None, command: str) -> Path:
 
 
 def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_0") -> Header:
-    """Writes a model's folder as one GGUF file with which llama.cpp segments text as in training.
+    """Writes a model's folder as one GGUF file with which llama.cpp tokenizes text as in training.
 
     Args:
         folder: a whole 16-bit model (see source.py).

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a tokenizer: whether its converter knows it, and the metadata with which it segments as in
+"""What llama.cpp makes of a tokenizer: whether its converter knows it, and the metadata with which it tokenizes as in
 training.
 
 Left alone, the converter changes a Japanese tokenizer without an error: a unigram model is marked as one that merges

@@ -95,7 +95,7 @@ def open_model(
 
 @dataclass
 class Chat:
-    """A conversation that goes on."""
+    """A conversation that continues."""
 
     opened: OpenModel
     system: str | None = None

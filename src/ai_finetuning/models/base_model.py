@@ -57,7 +57,7 @@ class BaseModel(ABC):
         """Where the model is; looked up once for each name.
 
         Raises:
-            InputNotFoundError, HubError, ModelError: it cannot be had, or not without being allowed more.
+            InputNotFoundError, HubError, ModelError: it cannot be found, or not without being allowed more.
         """
         if self._source is None or self._source[0] != self.model_name:
             self._source = (self.model_name, self._find())

@@ -85,7 +85,8 @@ def train_tokenizer(
         reason = str(error).strip().splitlines()[0][-200:]
         raise ConfigError(
             f"語彙数 {vocabulary} のトークナイザーを作れません（{reason}）。語彙数を減らすか、文を増やしてください。",
-            f"a tokenizer of {vocabulary} pieces cannot be made ({reason}); choose a smaller vocabulary, or provide more text.",
+            f"a tokenizer of {vocabulary} pieces cannot be made ({reason}); choose a smaller vocabulary, or provide "
+            "more text.",
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(_on_grid(written.getvalue()))

@@ -1,4 +1,4 @@
-"""From a name to a tokenizer that segments as the model was trained, with its own pad token and a chat template."""
+"""From a name to a tokenizer that tokenizes as the model was trained, with its own pad token and a chat template."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def load_tokenizer(
 
     Raises:
         ModelError: the tokenizer tokenizes differently from its sentencepiece model does, or cannot be loaded.
-        HubError, InputNotFoundError: it cannot be had.
+        HubError, InputNotFoundError: it cannot be found.
     """
     # A folder that holds only a tokenizer will do, such as an adapter's.
     obtained = name if isinstance(name, ModelSource) else find_tokenizer(name)
@@ -178,7 +178,8 @@ def _with_parity(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTok
             f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。"
             "モデルが学習していないトークン分割になるため使いません。tokenizer.json のある版を使ってください。",
             f"the tokenizer of {name} tokenizes differently from its sentencepiece model ({len(left)} of {len(PROBES)} "
-            f"probes, such as {left[0]!r}); the model was not trained on such tokens. Use a version with tokenizer.json.",
+            f"probes, such as {left[0]!r}); the model was not trained on such tokens. Use a version with "
+            "tokenizer.json.",
         )
     notice(
         f"{name} のトークナイザーは transformers の変換でトークン分割が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
@@ -189,7 +190,7 @@ def _with_parity(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTok
 
 
 def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, if it segments as its tokenizer.json says; else that file read as it is.
+    """The tokenizer, if it tokenizes as its tokenizer.json says; else that file read as it is.
 
     transformers 5 chooses a class by the model's type, and some of them put their own rules over the file's.
     """
@@ -237,7 +238,8 @@ def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
     tokenizer.pad_token = chosen
     notice(
         f"パディングには {chosen} を使います（eos {tokenizer.eos_token} とは別にして、文末の学習を守ります）。",
-        f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that the end of each answer stays in the loss.",
+        f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that the end of each answer stays in the "
+        "loss.",
     )
 
 
@@ -270,7 +272,9 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
 
 
 def known_template(tokenizer: Any) -> ChatTemplate | None:
-    """The catalog's template that a tokenizer carries, recognised by its text; a saved folder needs no other note of it."""
+    """The catalog's template that a tokenizer carries, recognised by its text; a saved folder needs no other note of
+    it.
+    """
     return next((item for item in TEMPLATES.values() if item.jinja == tokenizer.chat_template), None)
 
 

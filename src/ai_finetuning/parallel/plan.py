@@ -150,5 +150,6 @@ def warn_of_idle_ranks(choice: ParallelPlan, rows: int) -> None:
         f"1 ステップは {rows} 行（batch_size x gradient_accumulation_steps）ですが、データを分け合うプロセスは {ranks} 個あります。{ranks - rows} "
         f"個は計算するものがありません。積を {ranks} 以上にするか、プロセスを {rows} 個以下にしてください。",
         f"a step has {rows} rows (batch_size x gradient_accumulation_steps) for {ranks} processes that share the data: "
-        f"{ranks - rows} of them would have nothing to compute. Make the product {ranks} or more, or use {rows} processes or fewer.",
+        f"{ranks - rows} of them would have nothing to compute. Make the product {ranks} or more, or use {rows} "
+        "processes or fewer.",
     )

@@ -19,7 +19,8 @@ class Situation:
         devices: memory that a run may use on each.
         whole: need of a device that holds everything (planner/memory.py).
         gathered: the largest layer's weights, whole while fsdp computes it.
-        split_fits: whether the balanced map of model_parallel fits; None where it cannot be had (devices are processes
+        split_fits: whether the balanced map of model_parallel fits; None where it cannot be found (devices are
+        processes
             of a CPU).
         shardable: whether fsdp can cut this run's weights and optimizer (AdamW in 32 bit; no 8-bit base).
     """
@@ -127,7 +128,8 @@ def advise_strategy(situation: Situation) -> StrategyAdvice:
         "最小のデバイスは {least:.1f} GiB です。"
         "method: qlora か lora にする、data.max_length か batch_size を下げる、gradient_checkpointing: true にする、または GPU "
         "を増やしてください。".format(**numbers),
-        "parallel.strategy auto: no strategy fits in memory. One device would need {whole:.1f} GiB, each of {n} under fsdp "
+        "parallel.strategy auto: no strategy fits in memory. One device would need {whole:.1f} GiB, each of {n} "
+        "under fsdp "
         "{sharded:.1f} GiB; the smallest has {least:.1f} GiB. "
         "Use method: qlora or lora, lower data.max_length or batch_size, set gradient_checkpointing: true, or use "
         "more GPUs.".format(**numbers),

@@ -100,7 +100,7 @@ def copy_bytes(work: Workload, multiplied: int) -> int:
     """fp32 weights that are computed with in 16 bit are held a second time: fused steps keep the copies
     (models/fused.py), autocast caches them.
 
-    Adapters are small and cast anew in every layer; an embedding that is only looked up has no copy.
+    Adapters are small and cast again in every layer; an embedding that is only looked up has no copy.
     """
     in_fp32 = work.full or (work.bits is None and work.frozen_bytes == 4)
     return 2 * multiplied if in_fp32 and work.compute_bytes == 2 else 0

@@ -51,7 +51,7 @@ def test_a_unigram_model_without_tokenizer_json_is_repaired(unigram: Path, logge
     stock = module.check_tokenizer_parity(unigram)
     assert stock, "transformers became right by itself: the repair can go"
     tokenizer = load_tokenizer(str(unigram))
-    assert f"changes the segmentation ({len(stock)} of {len(PROBES)} probes)" in logged()
+    assert f"changes the tokenization ({len(stock)} of {len(PROBES)} probes)" in logged()
     for text in [*PROBES, *SENTENCES]:
         assert tokenizer.encode(text, add_special_tokens=False) == reference.encode(text, out_type=int)
     assert tokenizer.eos_token == "</s>"

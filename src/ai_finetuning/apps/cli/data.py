@@ -74,7 +74,8 @@ def show(
     print(
         localized(
             f"{example.source}: {len(tokens)} トークン、緑（学習対象トークン）{live}。⟨⟩ は特殊トークン。{names}",
-            f"{example.source}: {len(tokens)} tokens, {live} of them label tokens (green); ⟨⟩ are special tokens. {names}",
+            f"{example.source}: {len(tokens)} tokens, {live} of them label tokens (green); ⟨⟩ are special tokens. "
+            f"{names}",
         )
     )
     if not console.is_terminal:

@@ -177,7 +177,8 @@ def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float
         localized(
             f"一度も見せていない事実 {len(after[1])} 問: {rates[1][0]:.0%} → {rates[1][1]:.0%}（小さなモデルは、"
             "教えていない事実には多くの場合もっともらしい誤りを答えます）",
-            f"{len(after[1])} facts that are not in the training data: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on these a small "
+            f"{len(after[1])} facts that are not in the training data: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on "
+            "these a small "
             "model mostly gives plausible wrong answers)",
         )
     )

@@ -27,7 +27,8 @@ def merge(
         None,
         help=localized(
             "4 か 8: 量子化して読み込んだベースで学習したアダプター（このツールで学習したものは自動）",
-            "4 or 8: the adapter was trained on a base loaded in this many bits (automatic for adapters of this toolkit)",
+            "4 or 8: the adapter was trained on a base loaded in this many bits (automatic for adapters of this "
+            "toolkit)",
         ),
     ),
     dtype: str = typer.Option("bfloat16", help="bfloat16 | float16 | float32"),

@@ -31,7 +31,7 @@ def train(
         0.9995, "--coverage", help=localized("文字の被覆率", "share of characters that the vocabulary covers")
     ),
 ) -> None:
-    """Writes tokenizer.model and tokenizer.json that segment alike, with a chat template."""
+    """Writes tokenizer.model and tokenizer.json that tokenize alike, with a chat template."""
     from ...data.messages import PlainText
     from ...data.sources import load_samples
     from ...execution.output_folder import new_folder, validate_new_folder

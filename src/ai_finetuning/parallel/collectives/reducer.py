@@ -1,4 +1,4 @@
-"""Sums gradients over data ranks: in buckets, while the backward pass goes on, once an optimizer step."""
+"""Sums gradients over data ranks: in buckets, while the backward pass continues, once an optimizer step."""
 
 from __future__ import annotations
 

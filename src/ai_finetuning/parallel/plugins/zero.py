@@ -125,7 +125,7 @@ class Zero(DataParallel):
         }
 
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Divides model and optimizer; the optimizer's groups go on as flat parts, so that its learning rates stay
+        """Divides model and optimizer; the optimizer's groups continue as flat parts, so that its learning rates stay
         ours.
         """
         self._linear = nn.functional.linear  # stage 3 puts its own in torch's place

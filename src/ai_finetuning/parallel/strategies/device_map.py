@@ -145,7 +145,8 @@ class Split:
             f"parallel.strategy model_parallel: 最も均等に分けてもメモリーが足りません。{self.text_ja()}。"
             "method: lora か qlora にする、data.max_length か batch_size を下げる、GPU を増やす、または strategy: fsdp "
             "で勾配とオプティマイザーも分けてください。",
-            f"parallel.strategy model_parallel: the model does not fit in memory, even when split evenly. {self.text_en()}. "
+            "parallel.strategy model_parallel: the model does not fit in memory, even when split evenly. "
+            f"{self.text_en()}. "
             "Use method: lora or qlora, lower data.max_length or batch_size, use more GPUs, or strategy: fsdp "
             "with more of them.",
         )

@@ -2,7 +2,8 @@
 were.
 
 The model stays the Hugging Face model, so list indices and parameter names survive, and whatever the loss does with it
-(masks by positions, document lengths, logits on some positions) goes on as in one process. Three stand-ins do the work:
+(masks by positions, document lengths, logits on some positions) continues as in one process. Three stand-ins do the
+work:
 
 - `Gap` in the place of a layer: before the stage it hands on what the previous stage sent, whatever the body made of
 its own
