@@ -166,7 +166,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def _refusal(error: yaml.YAMLError, text: str, name: str) -> ConfigError:
-    """PyYAML's complaint with line and column, in words of our own."""
+    """PyYAML's complaint with line and column, in our own words."""
     mark = getattr(error, "problem_mark", None)
     reason = str(getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0])
     if mark is not None:

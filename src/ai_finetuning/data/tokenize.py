@@ -370,7 +370,7 @@ def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
 def _with_eos(
     item: _Rendered, ids: list[int], offsets: NDArray[np.int64], tokenizer: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Ids, label-token flags and ends; eos is appended where the text does not end its turn by itself."""
+    """Ids, label-token flags and ends; eos is appended where the text has no end of turn."""
     array = np.asarray(ids, dtype=np.int64)
     starts, ends = offsets[:, 0], offsets[:, 1]
     loss_mask = np.zeros(len(array), dtype=bool)

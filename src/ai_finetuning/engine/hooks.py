@@ -33,7 +33,7 @@ NOTHING = Request()
 
 @dataclass
 class Control:
-    """What callbacks ask for, under transformers' names. A flag that any rank raises counts on all of them; it is
+    """Requests of callbacks, under transformers' names. A flag that any rank raises counts on all of them; it is
     taken down when it has been read, after the step in which it was raised.
 
     The loop raises a flag itself where the configuration says so, before it calls on_step_end; a callback may take

@@ -157,7 +157,7 @@ def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float)
 
 
 def validate_finite(run: Run, outcome: StepOutcome) -> None:
-    """Says that a step was skipped; stops the run at the third in a row."""
+    """Reports a skipped step; stops the run at the third in a row."""
     state = run.state
     if outcome.finite:
         return

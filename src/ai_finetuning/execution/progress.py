@@ -65,7 +65,7 @@ class Lines(Callback):
         notice(f"{text}  残り約 {left:.0f} 秒", f"{text}  about {left:.0f} s left")
 
     def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
-        """Says the evaluation loss."""
+        """Reports the evaluation loss."""
         notice(*_evaluation(row))
 
 

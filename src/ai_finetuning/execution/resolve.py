@@ -118,7 +118,7 @@ class RunPlan:
 
     @property
     def taken(self) -> dict[str, Any]:
-        """What the run that is resumed had derived; empty for a run that starts."""
+        """The derived values of the resumed run; empty for a new run."""
         return dict(self.resume.derived) if self.resume is not None else {}
 
 

@@ -201,7 +201,7 @@ def _with_attention(plan: LoadPlan, attention: str, extra: Mapping[str, object])
         except (ImportError, ValueError) as error:
             if isinstance(error, ToolkitError) or implementation == "eager" or not _about_attention(error):
                 raise
-            refusals[implementation] = _refusal(implementation, error)
+            refusals[implementation] = _refusal(error)
             continue
         if plan.announce:
             _say_attention(implementation, refusals)
@@ -213,7 +213,7 @@ def _about_attention(error: Exception) -> bool:
     return "attention" in str(error).lower() or "flash" in str(error).lower()
 
 
-def _refusal(implementation: str, error: Exception) -> Reason:
+def _refusal(error: Exception) -> Reason:
     """The library's reason, which is English only: in Japanese the message leaves it out."""
     first = str(error).split(". ")[0].splitlines()[0][:120]
     return Reason(f"このモデルでは使えません（{type(error).__name__}）", first)

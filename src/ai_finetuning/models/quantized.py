@@ -145,7 +145,7 @@ METHODS = (
 
 
 def find_method(bits: int, backend: str = "bitsandbytes", quant_type: str | None = None) -> Method:
-    """The row of METHODS that is asked for.
+    """The requested row of METHODS.
 
     Raises:
         ConfigError: there is none; names those that there are.

@@ -138,7 +138,7 @@ def validate_model(
 
 
 def warn_of_idle_ranks(choice: ParallelPlan, rows: int) -> None:
-    """Says that processes compute nothing where a step has fewer rows than there are processes to share them.
+    """Warns that processes have nothing to compute if a step has fewer rows than processes.
 
     Args:
         rows: of an optimizer step (batch size x accumulation).

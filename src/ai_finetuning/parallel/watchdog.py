@@ -1,4 +1,4 @@
-"""Notices that a run of several processes stands still, says which process is behind, and ends it."""
+"""Detects a run of several processes that makes no progress, names the process that is behind, and ends the run."""
 
 from __future__ import annotations
 
