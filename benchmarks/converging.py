@@ -66,7 +66,7 @@ def train(method: str, variant: str, seed: int, steps: int, out: Path) -> Run:
 
 
 def losses(path: Path) -> Run:
-    """Every step's training loss, and the held-out losses by step."""
+    """Every step's training loss, and the evaluation losses by step."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     return {
         "loss": [row["loss"] for row in rows if "loss" in row],
@@ -168,7 +168,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['date'][:10]}, commit {result['commit'][:8]}.",
         "",
         (
-            "| method | compared with plain bf16, same seed | training loss apart, RMS: mean (max) | held-out loss "
+            "| method | compared with plain bf16, same seed | training loss apart, RMS: mean (max) | evaluation loss "
             "apart, RMS: mean (max) | held-out at the end: mean difference ± standard error | within the noise |"
         ),
         "|---|---|---|---|---|---|",

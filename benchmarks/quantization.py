@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", help="a random model of benchmarks/shapes.py in place of embedded:kotoha-tiny")
     parser.add_argument("--windows", type=int, default=128, help="inputs, spread over the held-out works")
     parser.add_argument("--tokens", type=int, default=512, help="of an input")
-    parser.add_argument("--runs", type=int, default=40, help="timed prefill passes of each model")
+    parser.add_argument("--runs", type=int, default=40, help="number of timed prefill passes for each model")
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("AIFT_SHARED", ROOT.parent / "shared")))
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "quantization")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")

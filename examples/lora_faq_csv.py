@@ -37,5 +37,5 @@ trainer = LoRAFinetuningTrainer(model, LoRAConfig(r=16, lora_alpha=32), config, 
 trainer.train(table, 0.1)
 
 scores = [row for row in trainer.result.history if "eval_loss" in row]
-print(f"held-out loss {scores[0]['eval_loss']:.3f} -> {min(row['eval_loss'] for row in scores):.3f}")
+print(f"evaluation loss {scores[0]['eval_loss']:.3f} -> {min(row['eval_loss'] for row in scores):.3f}")
 print(model.generate_japanese("パスワードを忘れました。", max_new_tokens=60))

@@ -241,7 +241,7 @@ tags: [ai-finetuning-toolkit, llama, japanese, tiny]
 
 # kotoha-tiny
 
-AI Fine-tuning Toolkit に同梱の小さな日本語モデルです（`embedded:kotoha-tiny`）。公有の文学作品と、このプロジェクトのプログラムが書いた文だけで最初から訓練しました。ダウンロードなしでファインチューニングを試すためのもので、実用の回答には向きません。
+AI Fine-tuning Toolkit に同梱の小さな日本語モデルです（`embedded:kotoha-tiny`）。公有の文学作品と、このプロジェクトのプログラムが書いた文だけで最初から学習しました。ダウンロードなしでファインチューニングを試すためのもので、実用の回答には向きません。
 
 A small Japanese model that ships with the AI Fine-tuning Toolkit (`embedded:kotoha-tiny`), trained from scratch on public-domain literature and on text of the project's own program alone. It is for trying fine-tuning
 without a download, and no source of facts.
@@ -255,7 +255,7 @@ without a download, and no source of facts.
 
 ## 測定値 / Measured
 
-1 文字あたりのビット数（訓練に使っていない {text["held_out"]["documents"]} 作品、{text["held_out"]["characters"]:,} 文字、文脈 {bits["context_tokens"]} トークン） / bits per character on {text["held_out"]["documents"]} whole works that were held out:
+1 文字あたりのビット数（学習に使っていない {text["held_out"]["documents"]} 作品、{text["held_out"]["characters"]:,} 文字、文脈 {bits["context_tokens"]} トークン） / bits per character on {text["held_out"]["documents"]} whole works that were held out:
 
 | | |
 |---|---|
@@ -265,7 +265,7 @@ without a download, and no source of facts.
 
 ![loss](loss.png)
 
-## 訓練 / Training
+## 学習 / Training
 
 - 本文 / text: {text["train"]["documents"]:,} works of {text["train"]["characters"]:,} characters (Aozora Bunko, authors who died in 1945 or earlier), and {text["own"]["documents"]:,} short documents of our own program, {text["own"]["characters"]:,} characters
 - {obtained["tokens"]:,} tokens, {obtained["steps"]:,} steps{unfinished}, {obtained["seconds"] / 3600:.1f} h on {cpu["name"]} ({cpu["cores"]} core(s), {", ".join(cpu["flags"])}, {obtained["hardware"]["device"]}), torch {obtained["versions"]["torch"]}
@@ -298,7 +298,7 @@ are not acceptable today.
 
 ## ライセンス / Licence
 
-重みとトークナイザーは CC0 1.0 で、自由に使えます。訓練に使った作品は著作権の保護期間が満了したもの、残りの文はこのプロジェクトが CC0 で書いたものです。 / Weights and tokenizer are CC0 1.0: use them for anything. The works
+重みとトークナイザーは CC0 1.0 で、自由に使えます。学習に使った作品は著作権の保護期間が満了したもの、残りの文はこのプロジェクトが CC0 で書いたものです。 / Weights and tokenizer are CC0 1.0: use them for anything. The works
 that they were trained on are out of copyright, and the rest was written by this project under CC0.
 """
 

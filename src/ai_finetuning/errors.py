@@ -7,6 +7,8 @@ sysexits(3) that the command line ends with, and is also the builtin exception a
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 _LOCALE_VARIABLES = ("AIFT_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
 
@@ -20,6 +22,22 @@ def prefers_japanese() -> bool:
 def localized(ja: str, en: str) -> str:
     """The text for the user's locale."""
     return ja if prefers_japanese() else en
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A few words that become part of a message, in both languages; `str()` gives those of the user's locale."""
+
+    ja: str
+    en: str
+
+    def __str__(self) -> str:
+        return localized(self.ja, self.en)
+
+    @staticmethod
+    def joined(reasons: Sequence[Reason], between: str = "; ") -> Reason:
+        """Several reasons as one."""
+        return Reason(between.join(reason.ja for reason in reasons), between.join(reason.en for reason in reasons))
 
 
 class ToolkitError(Exception):

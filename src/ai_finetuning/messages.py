@@ -40,10 +40,10 @@ def speak(*, only_errors: bool) -> None:
 
 
 def notice(ja: str, en: str) -> None:
-    """Tells the user something worth knowing once."""
+    """Logs information for the user."""
     _ready().info(localized(ja, en))
 
 
 def warn(ja: str, en: str) -> None:
-    """Tells the user something that may not be what they want."""
+    """Logs a warning for the user."""
     _ready().warning(localized(ja, en))

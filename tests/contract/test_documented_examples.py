@@ -116,7 +116,7 @@ def test_the_example_scripts_run(tmp_path: Path):
     (tmp_path / "faq.csv").write_bytes(("質問,回答\r\n" + rows).encode("cp932"))
     (tmp_path / "questions.txt").write_text("3の次は？\n", encoding="utf-8")
     calls = {
-        "lora_faq_csv.py": (["model", "faq.csv", "out"], "held-out loss"),
+        "lora_faq_csv.py": (["model", "faq.csv", "out"], "evaluation loss"),
         "compare_before_after.py": (["out", "questions.txt"], "あり:"),
     }
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")}

@@ -45,7 +45,7 @@ def zero(stage: int, max_grad_norm: float = 0.05, autocast: torch.dtype | None =
 
 
 def steps(case: Case, strategy: Any, max_grad_norm: float = 0.05, checkpointing: bool = False) -> dict[str, Any]:
-    """Losses and norms of steps over all documents in two or more micro-batches, a held-out loss, and this rank's
+    """Losses and norms of steps over all documents in two or more micro-batches, an evaluation loss, and this rank's
     tensors.
     """
     model = model_of(case)
@@ -209,7 +209,7 @@ def one_step(
 
 
 def given_back(rank: int, stage: int, case: Case, tensors: dict) -> tuple[dict, tuple, tuple]:
-    """What a strategy gives back of tensors that it was just given, a held-out loss with them, and its next step."""
+    """What a strategy gives back of tensors that it was just given, an evaluation loss with them, and its next step."""
     strategy = zero(stage)
     model, optimizer = prepared(case, strategy)
     assert not strategy.tensors(model, optimizer)["optimizer"]  # no step yet

@@ -145,7 +145,7 @@ def _refused(rank: int) -> list[str]:
 def test_lora_after_the_cut_is_refused(tmp_path: Path):
     """An adapter added late would train on every rank for itself (docs/design/distributed.md, fault 2)."""
     late, again, dora = run_ranks(2, _refused, folder=tmp_path)[0]
-    assert "put LoRA on before" in late
+    assert "add LoRA before" in late
     assert "cut already" in again
     assert "DoRA" in dora
 

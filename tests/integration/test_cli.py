@@ -393,7 +393,7 @@ def test_a_terminal_shows_a_bar_and_messages_stand_above_it(tmp_path: Path, tiny
     assert "tok/s" in text
     assert "━" in text
     for line in text.split("\n"):
-        if "held-out loss" in line:  # the bar is wiped before the message is written
+        if "evaluation loss" in line:  # the bar is wiped before the message is written
             assert line.rindex("[aift]") == 0 or line[: line.rindex("[aift]")].endswith("\x1b[2K")
 
 

@@ -269,7 +269,7 @@ def test_its_name_works_where_a_model_is_named(kotoha: str, tmp_path: Path, logg
 
 def test_without_a_model_it_is_used_and_said(kotoha: str, tmp_path: Path, logged):
     assert call("train", "data.train=embedded:kotoha-qa", "--dry-run", f"training.output_dir={tmp_path}") == 0
-    assert f"no model is named: using the small {kotoha}" in logged()
+    assert f"no model is named: using the embedded {kotoha}" in logged()
 
 
 def test_with_a_model_nothing_is_said(tiny_model_dir: Path, tmp_path: Path, logged):

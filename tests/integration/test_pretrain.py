@@ -147,7 +147,7 @@ def test_a_config_file_beside_the_tokenizer_serves_as_architecture(
     )
     assert code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["model_type"] == "qwen2"
-    assert "segments otherwise than tokenizer.json says" in logged()
+    assert "tokenizes differently from tokenizer.json" in logged()
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_a_base_that_is_quantized_on_disk_is_dequantized(
     _widen_limits(monkeypatch)
     named = merge_adapter(str(tmp_path / "a"), str(tmp_path / "named"), base=str(wide_model_dir), dtype="float32")
     assert (named.source, named.base) == ("original", str(wide_model_dir))
-    with pytest.raises(ModelError, match="nothing is merged into quantized weights"):
+    with pytest.raises(ModelError, match="adapters cannot be merged into quantized weights"):
         merge_adapter(str(tmp_path / "a"), str(tmp_path / "no"), base=str(tmp_path / "nf4"))
     assert not (tmp_path / "no").exists()
 

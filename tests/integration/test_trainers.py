@@ -158,7 +158,7 @@ def test_qlora_loads_the_base_quantized_and_says_so(
     )
     trained = trainer.train(ROWS)
     assert quantized_bits(trained) == bits
-    assert f"loaded again in {bits} bit" in caplog.text
+    assert f"reloading in {bits} bit" in caplog.text
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert isinstance(model.generate_japanese("3の次の数は何ですか？", max_new_tokens=4), str)
 

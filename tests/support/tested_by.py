@@ -41,6 +41,7 @@ TESTED_BY = {
     "trainers.from_config": _CLI,
     "__main__": _CLI,
     "apps.cli.bench": _CLI,
+    "apps.cli.japanese": "integration/test_japanese_messages.py",
     "apps.cli.chat": _CLI,
     "apps.cli.data": _CLI,
     "apps.cli.demo": _CLI,

@@ -1,7 +1,7 @@
 """One source, many readers: the docstring below a field is its help, its description in the schema and its row in
 docs/settings.md. Lines up to `ja: ` are English, what follows is Japanese.
 
-`python -m ai_finetuning.config.describe` writes the two pages of the documentation anew.
+`python -m ai_finetuning.config.describe` writes the two pages of the documentation again.
 """
 
 from __future__ import annotations

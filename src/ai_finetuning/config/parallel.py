@@ -51,7 +51,7 @@ class ParallelConfig:
     """
     processes: AtLeastOne | None = None
     """Processes to start on this machine; null for one process per GPU, or one on a CPU. No effect under a launcher.
-    ja: このマシンで起動するプロセスの数。null は GPU ごとに 1 つ（CPU では 1 つ）。torchrun などから起動したときは使いません。
+    ja: この PC で起動するプロセスの数。null は GPU ごとに 1 つ（CPU では 1 つ）。torchrun などから起動したときは使いません。
     """
     max_restarts: NotNegative = 0
     """How often processes that died are restarted, from the last checkpoint.
@@ -72,7 +72,7 @@ class ParallelConfig:
             "strategy: ddp で、pipeline_parallel_size と tensor_parallel_size が 1 のときだけ使えます（いまは strategy: "
             f"{self.strategy}、{self.pipeline_parallel_size}、{self.tensor_parallel_size}）。重みを分割するなら "
             "deepspeed_stage を消して strategy: fsdp にしてください。",
-            f"it goes with strategy: ddp and sizes of 1 (strategy: {self.strategy}, pipeline_parallel_size "
+            f"it requires strategy: ddp and sizes of 1 (strategy: {self.strategy}, pipeline_parallel_size "
             f"{self.pipeline_parallel_size}, tensor_parallel_size {self.tensor_parallel_size}); to divide weights "
             "otherwise, leave deepspeed_stage out and use strategy: fsdp.",
         )

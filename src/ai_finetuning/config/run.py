@@ -90,7 +90,7 @@ class RunConfig:
         if self.method == "qlora" and not self.lora.use_qlora and "use_qlora" in given:
             raise ConfigError(
                 "method が qlora で lora.use_qlora が false です。どちらかに揃えてください。",
-                "method is qlora and lora.use_qlora is false; make them agree.",
+                "method is qlora and lora.use_qlora is false; set both to the same method.",
             )
         if self.trains_all and given:
             names = ", ".join(sorted(given))
@@ -109,7 +109,7 @@ class RunConfig:
         if given:
             raise ConfigError(
                 f"training の {given} は RunConfig では使われません。RunConfig(..., parallel=config.parallel) のように parallel も渡してください。",
-                f"{given} of training would have no effect in a RunConfig; give parallel too: "
+                f"{given} of training would have no effect in a RunConfig; pass parallel as well: "
                 "RunConfig(..., parallel=config.parallel).",
             )
 

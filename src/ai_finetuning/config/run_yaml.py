@@ -23,7 +23,7 @@ _UNSAFE = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\uf
 def describe_run(config: RunConfig, derived: Mapping[str, object]) -> str:
     """YAML that load_config reads back to the same configuration: what the user gave, the model and the method.
 
-    What was derived stands in comments, so that it is derived anew for another run.
+    Derived values are comments, so that another run derives them again.
 
     Args:
         derived: dotted names of settings and the values that the run uses (`training.warmup_steps`: 15).

@@ -122,7 +122,7 @@ def split_given(cls: type, values: dict[str, Any]) -> frozenset[str]:
 def explicitly_set(config: object) -> frozenset[str]:
     """The names of the fields that the user gave, in the constructor, by replace() or by assignment.
 
-    The others stand at their defaults: `warmup_steps=100` that somebody wrote is not the untouched default of 100.
+    The others have their defaults: `warmup_steps=100` that the user wrote is not the default of 100.
     """
     given: frozenset[str] = getattr(config, GIVEN, frozenset())
     return given
@@ -166,7 +166,7 @@ def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
 
 
 def _refusal(cls: type, error: ValidationError, values: Mapping[str, Any]) -> ConfigError:
-    """What pydantic found wrong first, with name, value and rule, in words of our own."""
+    """The first problem that pydantic reports, with name, value and rule, in our own words."""
     problems = error.errors(include_url=False)
     inner = problems[0].get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):

@@ -74,7 +74,7 @@ class CheckpointConfig:
     SECTION: ClassVar[str] = "training.checkpoint"
 
     resume_from_checkpoint: str | None = None
-    """`auto`, a checkpoint's folder or a run's folder; null starts anew.
+    """`auto`, a checkpoint's folder or a run's folder; null starts from the beginning.
     ja: 再開元。`auto`、チェックポイントのフォルダー、または実行のフォルダー。null は最初から学習します。
     """
     save_total_limit: Annotated[int, Field(ge=2)] = 3
@@ -86,7 +86,7 @@ class CheckpointConfig:
     ja: 最後の重みの代わりに、評価損失が最も小さい重みを返すかどうか。
     """
     restart: bool = False
-    """Start anew although the folder holds checkpoints that cannot be used.
+    """Start from the beginning although the folder holds checkpoints that cannot be used.
     ja: 使えないチェックポイントがあるとき、最初から学習し直すかどうか。
     """
     allow_changed: bool = False

@@ -1,4 +1,4 @@
-"""Other tools' names of our settings: unknown keys are answered with the name that is meant."""
+"""Other tools' names of our settings: unknown keys are answered with our name."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class TrainingConfig:
     """
     local_rank: Annotated[int, Field(ge=-1)] = -1
     """Rank on this machine; -1 takes the launcher's.
-    ja: このマシンでのランク。-1 はランチャーの値に従います。
+    ja: この PC でのランク。-1 はランチャーの値に従います。
     """
     world_size: AtLeastOne = 1
     """Processes of the run; 1 takes the launcher's.

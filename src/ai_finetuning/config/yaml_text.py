@@ -22,7 +22,7 @@ _PROBLEMS: tuple[tuple[str, str, str], ...] = (
     (
         "mapping values are not allowed",
         "ここに「:」は置けません。字下げを揃えるか、値を引用符で囲んでください",
-        "a colon cannot stand here; align the indentation, or quote the value",
+        "a colon is not allowed here; align the indentation, or quote the value",
     ),
     (
         "could not find expected ':'",
@@ -37,7 +37,7 @@ _PROBLEMS: tuple[tuple[str, str, str], ...] = (
     (
         "sequence entries are not allowed",
         "ここに「-」は置けません。改行してください",
-        "a dash cannot stand here; start a new line",
+        "a dash is not allowed here; start a new line",
     ),
     ("expected ',' or ']'", "「]」か「,」がありません", "a ] or a comma is missing"),
     ("expected ',' or '}'", "「}」か「,」がありません", "a } or a comma is missing"),
@@ -166,7 +166,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def _refusal(error: yaml.YAMLError, text: str, name: str) -> ConfigError:
-    """PyYAML's complaint with line and column, in words of our own."""
+    """PyYAML's complaint with line and column, in our own words."""
     mark = getattr(error, "problem_mark", None)
     reason = str(getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0])
     if mark is not None:

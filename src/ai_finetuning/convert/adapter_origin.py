@@ -31,7 +31,8 @@ class AdapterBase:
     Attributes:
         adapter: the adapter's folder.
         name: the model that it was trained on.
-        original: the 16-bit model behind that one; None where the base is quantized on disk and nobody named it.
+        original: the 16-bit model behind that one; None where the base is quantized on disk and the user did not name
+        it.
         bits: 8 or 4 where the adapter was trained on quantized weights.
         stored: whether they are quantized on disk; else on loading.
     """
@@ -50,10 +51,10 @@ class AdapterBase:
         """
         if expected == DEQUANTIZED and self.bits is None:
             raise ModelError(
-                f"{self.adapter} は 16bit の {self.name} で訓練されたアダプターなので、dequantized（量子化を戻したベース）はありません。--base "
-                "original にしてください。量子化したベースで訓練したものなら --bits 4 か 8 を付けてください。",
+                f"{self.adapter} は 16bit の {self.name} で学習されたアダプターなので、dequantized（量子化を戻したベース）はありません。--base "
+                "original にしてください。量子化したベースで学習したものなら --bits 4 か 8 を付けてください。",
                 f"{self.adapter} was trained on {self.name} in 16 bit, so there is no dequantized base; use "
-                "--base original. If its base was quantized, say --bits 4 or 8.",
+                "--base original. If its base was quantized, add --bits 4 or 8.",
             )
         if expected == DEQUANTIZED:
             return [DEQUANTIZED]
@@ -63,7 +64,7 @@ class AdapterBase:
             raise ModelError(
                 f"{self.adapter} のベース {self.name} は量子化されていて、もとの 16bit モデルが分かりません。--base にその名前かフォルダーを指定するか、--base "
                 "dequantized にしてください。",
-                f"{self.adapter}: its base {self.name} is quantized, and the 16-bit model behind it is not known; "
+                f"{self.adapter}: its base {self.name} is quantized, and the original 16-bit model is unknown; "
                 "name it with --base, or use --base dequantized.",
             )
         return [ORIGINAL]
@@ -106,7 +107,7 @@ def base_of(adapter: str, expected: str, bits: int | None) -> AdapterBase:
     if named is not None and stored_bits(named) is not None:
         raise ModelError(
             f"--base の {named} は量子化されています。量子化した重みには統合しません。16bit のモデルを指定してください。",
-            f"--base {named} is quantized, and nothing is merged into quantized weights; name a 16-bit model.",
+            f"--base {named} is quantized, and adapters cannot be merged into quantized weights; name a 16-bit model.",
         )
     stored = _stored_bits_if_there(own) if named is not None else stored_bits(own)
     if stored is not None:
@@ -143,19 +144,19 @@ def _recorded_bits(adapter: str) -> int | None:
 
 
 def _dequantized(model: Any, name: str) -> Any:
-    """The model with plain 16-bit weights, equal to what its quantized ones stand for."""
+    """The model with plain 16-bit weights, dequantized from its stored ones."""
     try:
         model = model.dequantize(dtype=model.dtype)
     except (NotImplementedError, ValueError) as error:
         raise ModelError(
             f"{name} の量子化は 16bit に戻せません（{error}）。--base にもとの 16bit モデルを指定してください。",
-            f"{name} cannot be turned back to 16 bit ({error}); name the 16-bit model behind it with --base.",
+            f"{name} cannot be dequantized to 16 bit ({error}); name the original 16-bit model with --base.",
         ) from error
     forget_bitsandbytes_conversions(model)
     if quantized_bits(model) is not None:
         raise ModelError(
             f"{name} に量子化されたままの層が残りました。--base にもとの 16bit モデルを指定してください。",
-            f"{name}: layers stayed quantized; name the 16-bit model behind it with --base.",
+            f"{name}: some layers remain quantized; name the original 16-bit model with --base.",
         )
     return model
 
@@ -172,9 +173,9 @@ def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
     if brought < len(tokenizer):
         raise ModelError(
             f"{adapter} のトークナイザーは {len(tokenizer)} 語ですが、埋め込みは {brought} 行です。アダプターに増えた行がないため統合できません。"
-            "modules_to_save に embed_tokens と lm_head を入れて訓練し直してください。",
+            "modules_to_save に embed_tokens と lm_head を入れて学習し直してください。",
             f"{adapter}: its tokenizer has {len(tokenizer)} tokens and there are {brought} embedding rows; the "
-            "adapter does not bring the others. Train again with modules_to_save: [embed_tokens, lm_head].",
+            "adapter does not contain the other rows. Train again with modules_to_save: [embed_tokens, lm_head].",
         )
     if brought != rows:
         model.resize_token_embeddings(brought, mean_resizing=False)

@@ -1,4 +1,4 @@
-"""An adapter and its base into one plain model, checked by a reload from disk before success is said.
+"""An adapter and its base into one plain model, verified by a reload from disk before it reports success.
 
 An adapter that was trained on a quantized base can go into two 16-bit models: the original one, or the quantized one
 turned back to 16 bit, which is what the adapter saw. Which of them is nearer to the trained model differs by model, so
@@ -120,8 +120,8 @@ def merge_adapter(
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
     notice(
-        f"{folder} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、最尤一致 {close.top1:.1%}）。",
-        f"merged into {folder} (base {source}; read back and compared: KL {close.kl:.5f}, top-1 {close.top1:.1%}).",
+        f"{folder} に統合しました（ベース {source}、再読み込みで確認: KL {close.kl:.5f}、Top-1 一致率 {close.top1:.1%}）。",
+        f"merged into {folder} (base {source}; verified by reloading: KL {close.kl:.5f}, top-1 {close.top1:.1%}).",
     )
     size = weight_file_bytes(folder)
     return MergeReport(folder, name, source, obtained.bits, close.kl, close.top1, measured, size)
@@ -180,13 +180,13 @@ def _read_back(
     if wrong or len(again) > rows:
         raise ModelError(
             f"統合したモデルのトークナイザーが、読み直すと同じになりません（{len(wrong)} 文、語彙 {len(again)}、埋め込み {rows} 行）。保存を取り消しました。",
-            f"the merged model's tokenizer, read back, is not the same ({len(wrong)} texts differ, {len(again)} "
-            f"tokens, {rows} embedding rows); nothing was kept.",
+            f"the merged model's tokenizer differs after reloading ({len(wrong)} texts differ, {len(again)} "
+            f"tokens, {rows} embedding rows); the output was deleted.",
         )
     if _tied(model) is not tied:
         raise ModelError(
             f"埋め込みと出力層の共有が、読み直すと変わります（保存時 {tied}）。保存を取り消しました。",
-            f"embedding and head, tied {tied} when saved, are not so when read back; nothing was kept.",
+            f"embedding and head, tied {tied} when saved, change after reloading; the output was deleted.",
         )
     return agreement(trained, logits_of(model, [torch.tensor([obtained]) for obtained in ids]))
 
@@ -199,8 +199,8 @@ def _refuse_distance(close: Agreement, source: str, obtained: AdapterBase) -> No
     if source == ORIGINAL and obtained.bits is not None:
         way_ja, way_en = "--base dequantized に", "Try --base dequantized"
     raise ModelError(
-        f"統合したモデルが、訓練したモデル（ベースとアダプター）と一致しません（ベース {source}、KL {close.kl:.4f}、上限 {MAX_KL}、最尤一致 {close.top1:.1%}、下限 "
+        f"統合したモデルが、学習したモデル（ベースとアダプター）と一致しません（ベース {source}、KL {close.kl:.4f}、上限 {MAX_KL}、Top-1 一致率 {close.top1:.1%}、下限 "
         f"{MIN_TOP1:.0%}）。保存を取り消しました。{way_ja}して試してください。",
-        f"the merged model does not agree with base plus adapter (base {source}, KL {close.kl:.4f}, limit "
-        f"{MAX_KL}; top-1 {close.top1:.1%}, limit {MIN_TOP1:.0%}); nothing was kept. {way_en}.",
+        f"the merged model does not match base plus adapter (base {source}, KL {close.kl:.4f}, limit "
+        f"{MAX_KL}; top-1 {close.top1:.1%}, limit {MIN_TOP1:.0%}); the output was deleted. {way_en}.",
     )

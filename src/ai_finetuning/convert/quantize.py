@@ -1,4 +1,4 @@
-"""QuantizationOptimizer: 8-bit and 4-bit copies of a model, saved before any forward and proven by a reload."""
+"""QuantizationOptimizer: 8-bit and 4-bit copies of a model, saved before any forward and verified by a reload."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class QuantizationOptimizer:
             compute_dtype: of what stays unquantized; fp16 becomes what the machine does well on a CPU.
             llm_int8_threshold: activations above it are computed in 16 bit.
             llm_int8_has_fp16_weight: refused: such weights cannot be saved in 8 bit.
-            llm_int8_enable_fp32_cpu_offload: without effect, which is said: the whole model is on one device, and a
+            llm_int8_enable_fp32_cpu_offload: without effect (reported): the whole model is on one device, and a
                 saved copy that carries this flag is loaded unquantized by stock transformers.
 
         Raises:
@@ -84,12 +84,12 @@ class QuantizationOptimizer:
         if llm_int8_has_fp16_weight:
             raise ConfigError(
                 "llm_int8_has_fp16_weight=True では重みが 16bit のまま残り、8bit として保存も再読み込みもできません。False にしてください。",
-                "llm_int8_has_fp16_weight=True keeps 16-bit weights, which can be neither saved nor reloaded in 8 "
-                "bit; set it to False.",
+                "llm_int8_has_fp16_weight=True keeps 16-bit weights, so the model cannot be saved or reloaded in "
+                "8 bit; set it to False.",
             )
         if llm_int8_enable_fp32_cpu_offload:
             notice(
-                "llm_int8_enable_fp32_cpu_offload は使いません。モデル全体が 1 つの装置にあり、この設定が残ると再読み込み時に量子化されないためです。",
+                "llm_int8_enable_fp32_cpu_offload は使いません。モデル全体が 1 つのデバイスにあり、この設定が残ると再読み込み時に量子化されないためです。",
                 "llm_int8_enable_fp32_cpu_offload has no effect: the whole model is on one device, and with it a "
                 "saved copy would be loaded unquantized.",
             )
@@ -127,9 +127,10 @@ class QuantizationOptimizer:
         compute_dtype: torch.dtype | str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Any row of models.quantized.METHODS: saves before any forward, proves the copy, returns it.
+        """Any row of models.quantized.METHODS: saves before any forward, verifies the copy, returns it.
 
-        Success is said when the stored copy, read back, gives the same logits to the last bit as a quantization in
+        It reports success when the stored copy, after reloading, gives the same logits to the last bit as a
+        quantization in
         memory. Both are thrown away; the model that is returned has run no forward, does not re-pack its weights on a
         CPU, and bears the folder's name. One model at a time is in memory.
 
@@ -144,7 +145,7 @@ class QuantizationOptimizer:
         Raises:
             ConfigError: a folder in use, an unknown method or setting, a model that is quantized already, or a method
                 that this device does not run. ModelError: nothing was quantized, an adapter in place of a model, or a
-                    copy that computes otherwise
+                    copy that computes different results
                 than it should. StorageError: it cannot be written.
         """
         expected = Quantization(find_method(bits, backend, quant_type), settings or {})
@@ -170,8 +171,8 @@ class QuantizationOptimizer:
         notice(
             f"{obtained.modules} 個の線形層を {bits}bit（{obtained.method.name}）にして {folder} に保存し、"
             f"読み直して同じ計算結果になることを確かめました（{obtained.size_bytes / 1e6:.1f} MB）。",
-            f"{obtained.modules} linear layers are in {bits} bit ({obtained.method.name}); saved to {folder}, read back "
-            f"and found to compute the same ({obtained.size_bytes / 1e6:.1f} MB).",
+            f"{obtained.modules} linear layers are in {bits} bit ({obtained.method.name}); saved to {folder}, reloaded "
+            f"and verified to compute the same ({obtained.size_bytes / 1e6:.1f} MB).",
         )
         return model
 
@@ -228,7 +229,7 @@ class QuantizationOptimizer:
         Args:
             original_model, quantized_model: one causal language model before and after quantization.
             test_inputs: token ids, each [tokens] or [1, tokens].
-            num_runs: timed prefill passes of each model; of the slower decoding there are at most ten.
+            num_runs: number of timed prefill passes for each model; of the slower decoding there are at most ten.
             output_dir: where benchmark.json, benchmark.md and benchmark.png are written; None writes nothing.
 
         Returns:
@@ -254,13 +255,14 @@ def _check_threshold(settings: Mapping[str, Any]) -> None:
 
 
 def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], name: str, method: Method) -> None:
-    """Raises ModelError where a copy, read back from disk, computes otherwise than what was saved."""
+    """Raises ModelError where a copy computes different results after reloading."""
     for expected, obtained in zip(in_memory, stored, strict=True):
         if not torch.isfinite(expected).all():
             raise ModelError(
                 f"{name} を {method.name} にすると出力が有限の値になりません。保存を取り消しました。compute_dtype を bfloat16 か float32 にするか、"
                 "別の方法を試してください。",
-                f"{name} in {method.name} does not compute finite values; nothing was kept. Try compute_dtype "
+                f"{name} in {method.name} produces values that are not finite; the output was deleted. Try "
+                "compute_dtype "
                 "bfloat16 or float32, or another method.",
             )
         if not torch.equal(expected, obtained):
@@ -268,8 +270,9 @@ def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], nam
             raise ModelError(
                 f"{name} を {method.name} で保存しましたが、読み直すと計算結果が変わります（ロジットの差 最大 {worst:.3g}）。保存を取り消しました。別の方法か、別の版の "
                 f"{method.backend} を試してください。",
-                f"{name} was saved in {method.name}, but read back it computes otherwise (logits differ by up to "
-                f"{worst:.3g}); nothing was kept. Try another method, or another version of {method.backend}.",
+                f"{name} was saved in {method.name}, but computes different results after reloading (logits differ by "
+                "up to "
+                f"{worst:.3g}); the output was deleted. Try another method, or another version of {method.backend}.",
             )
 
 

@@ -34,7 +34,7 @@ class LeftOut:
         if not skip:
             raise DataError(
                 f"{source}: {error.ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
-                f"{source}: {error.en}. Mend the row, or leave such rows out with data.skip_bad_rows=true.",
+                f"{source}: {error.en}. Fix the row, or skip such rows with data.skip_bad_rows=true.",
             ) from None
         self.skipped += 1
         if len(self.reasons) < KEPT:

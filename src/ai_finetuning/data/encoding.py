@@ -81,7 +81,7 @@ def _undecodable(raw: bytes, name: str, error: UnicodeDecodeError | None = None)
 
 
 def mojibake(text: str) -> str | None:
-    """Which mistake broke a text (`utf-8 as cp932`, `cp932 as latin-1`), or None for text that is whole."""
+    """Which mistake broke a text (`utf-8 as cp932`, `cp932 as latin-1`), or None for intact text."""
     sample = text[:_SAMPLE]
     if not sample:
         return None

@@ -29,7 +29,7 @@ class Row:
 
 @dataclass
 class FileReport(LeftOut):
-    """What was found in a file."""
+    """What a file contains."""
 
     path: str
     kind: str
@@ -45,8 +45,8 @@ def _text(raw: bytes, report: FileReport) -> str:
     broken = mojibake(text)
     if broken is not None:
         raise DataError(
-            f"{report.path} は文字化けしています（{broken}）。元のファイルから作り直してください。文字化けした文では訓練しません。",
-            f"{report.path} is mojibake ({broken}); make it again from the original file. Broken text is never "
+            f"{report.path} は文字化けしています（{broken}）。元のファイルから作り直してください。文字化けした文では学習しません。",
+            f"{report.path} is mojibake ({broken}); recreate it from the original file. The toolkit does not train on "
             "trained on.",
         )
     return text
@@ -115,7 +115,7 @@ def _table(rows: Iterator[tuple[int, list[Any]]], path: Path, report: FileReport
         if len(cells) > len(header) and any(cells[len(header) :]):
             bad = BadRow(
                 f"セルが {len(cells)} 個あり、見出しの {len(header)} 個より多いです",
-                f"{len(cells)} cells under {len(header)} headings",
+                f"{len(cells)} cells but only {len(header)} headings",
             )
             report.leave_out(bad, source, skip)
             continue
@@ -241,7 +241,7 @@ def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Ro
     if not rows:
         raise DataError(
             f"{path} に使える行がありません（{len(raw)} バイト、読み飛ばし {report.skipped} 行）。",
-            f"{path} holds no usable row ({len(raw)} bytes, {report.skipped} rows left out).",
+            f"{path} contains no usable row ({len(raw)} bytes, {report.skipped} rows skipped).",
         )
     return rows, report
 
@@ -269,7 +269,7 @@ def _dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
         loaded = loaded["train"]
     rows = [Row(values, f"{Path(name).name}[{number}]") for number, values in enumerate(loaded, start=1)]
     if not rows:
-        raise DataError(f"{name} に行がありません。", f"{name} holds no row.")
+        raise DataError(f"{name} に行がありません。", f"{name} contains no row.")
     return rows, FileReport(name, "datasets", rows=len(rows))
 
 
@@ -315,9 +315,9 @@ def _read_hub(name: str) -> tuple[list[Row], FileReport]:
     answer = None if offline() else head(f"{endpoint()}/api/datasets/{name}")
     if answer is not None and answer.status is None:
         raise HubError(
-            f"データセット {name} を取りに行きましたが、{endpoint()} が応答しません（{answer.reason}）。ファイルなら拡張子まで書き、ハブならネットワークか "
+            f"データセット {name} を取りに行きましたが、{endpoint()} が応答しません（{answer.reason.ja}）。ファイルなら拡張子まで書き、ハブならネットワークか "
             "HF_ENDPOINT を確認してください。",
-            f"data set {name} cannot be had: {endpoint()} does not answer ({answer.reason}). A file needs its "
+            f"data set {name} cannot be loaded: {endpoint()} does not answer ({answer.reason.en}). A file needs its "
             "extension; for a hub id check the network or HF_ENDPOINT.",
         )
     try:
@@ -325,7 +325,7 @@ def _read_hub(name: str) -> tuple[list[Row], FileReport]:
     except Exception as error:  # datasets raises many kinds here; all of them mean: no such data, or no hub
         raise HubError(
             f"データセット {name} を取得できません（{str(error).splitlines()[0][:150]}）。ファイルなら拡張子まで書き、ハブならネットワークと名前を確認してください。",
-            f"data set {name} cannot be had ({str(error).splitlines()[0][:150]}). A file needs its extension; for "
+            f"data set {name} cannot be loaded ({str(error).splitlines()[0][:150]}). A file needs its extension; for "
             "a hub id check name and network.",
         ) from None
     return _dataset_rows(loaded, name)

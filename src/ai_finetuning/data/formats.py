@@ -68,7 +68,7 @@ def map_columns(names: list[str], columns: Mapping[str, str] | None = None) -> d
 
     Args:
         names: the columns of the file.
-        columns: roles said by hand, `{"instruction": "本文", "output": "答え"}`; they win over names.
+        columns: roles given by the user, `{"instruction": "本文", "output": "答え"}`; they win over names.
 
     Raises:
         ConfigError: a role or column in `columns` that does not exist.
@@ -84,7 +84,7 @@ def map_columns(names: list[str], columns: Mapping[str, str] | None = None) -> d
         if column not in names:
             raise ConfigError(
                 f"data.columns.{role} が {column} ですが、その列はありません。列: {', '.join(names)}",
-                f"data.columns.{role} is {column}, which is no column; columns: {', '.join(names)}.",
+                f"data.columns.{role} is {column}, which is not a column; columns: {', '.join(names)}.",
             )
         roles[role] = column
     chosen_by_hand = set(roles)
@@ -111,8 +111,7 @@ def map_columns(names: list[str], columns: Mapping[str, str] | None = None) -> d
 def _ambiguous(role: str, first: str, second: str, names: list[str]) -> DataError:
     return DataError(
         f"列 {first} と {second} のどちらを {role} とするか決められません（列: {', '.join(names)}）。data.columns で指定してください。",
-        f"columns {first} and {second} could both be the {role} (columns: {', '.join(names)}); say which with "
-        "data.columns.",
+        f"columns {first} and {second} both match {role} (columns: {', '.join(names)}); choose one with data.columns.",
     )
 
 
@@ -197,7 +196,7 @@ def conversation(messages: list[Message], source: str, system_prompt: str | None
     """A checked conversation: system first if at all, user before assistant, the last turn an assistant's with text."""
     order = [message.role for message in messages]
     if "system" in order[1:]:
-        raise BadRow("system は先頭だけに置けます", "a system message may only come first")
+        raise BadRow("system は先頭だけに置けます", "only the first message may be a system message")
     turns = [message for message in messages if message.role != "system"]
     if not turns or turns[0].role != "user":
         raise BadRow("会話が user から始まっていません", "the conversation does not begin with the user")
@@ -205,7 +204,7 @@ def conversation(messages: list[Message], source: str, system_prompt: str | None
         raise BadRow("会話が assistant で終わっていません", "the conversation does not end with the assistant")
     empty = next((message.role for message in turns if not message.content.strip()), None)
     if empty is not None:
-        raise BadRow(f"{empty} の発言が空です", f"a turn of {empty} is empty")
+        raise BadRow(f"{empty} の発言が空です", f"a message of {empty} is empty")
     if system_prompt and order[0] != "system":
         messages = [Message("system", system_prompt), *messages]
     return Conversation(tuple(messages), source)

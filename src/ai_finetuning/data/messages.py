@@ -35,7 +35,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
-    """A text that is learnt whole."""
+    """A text all of whose tokens are label tokens."""
 
     text: str
     source: str = ""

@@ -21,7 +21,7 @@ SPLIT = "rows"
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Examples to train on and held-out ones, and what to tell the user about them.
+    """Examples for training and evaluation, and what to report about them.
 
     Attributes:
         digest: SHA-256 over the training tokens and labels, in order.
@@ -40,21 +40,21 @@ class PreparedData:
 
     @property
     def eval_characters(self) -> int | None:
-        """Characters of the scored held-out text; None where unknown."""
+        """Characters of the scored evaluation text; None where unknown."""
         return sum(item.characters for item in self.eval_data) or None
 
 
 def prepare(
     train: Any, eval_data: Any, tokenizer: Any, config: DataConfig, *, seed: int, split: str = SPLIT
 ) -> PreparedData:
-    """Examples of training and held-out data.
+    """Examples of training and evaluation data.
 
     Args:
         train: TextDataset, texts, rows, conversations, a Dataset, a path or a list of paths.
-        eval_data: the same, None, or a share of the training rows that is held out (a float).
+        eval_data: the same, None, or a share of the training rows used for evaluation (a float).
         tokenizer: with pad token and chat template.
         config: how rows become tokens.
-        seed: decides which rows are held out.
+        seed: decides which rows become evaluation data.
         split: the rule by which it does, a key of SPLITS.
 
     Raises:
@@ -64,10 +64,10 @@ def prepare(
     scored: list[Example] = []
     if isinstance(eval_data, float):
         examples, scored = SPLITS[split](examples, eval_data, seed)
-        lines.append(localized(f"検証用に分けた行: {len(scored)}", f"rows held out: {len(scored)}"))
+        lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows for evaluation: {len(scored)}"))
     elif eval_data is not None:
         scored, _, more = load_examples(eval_data, tokenizer, config)
-        lines += [localized(f"検証: {line}", f"held out: {line}") for line in more]
+        lines += [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
     return PreparedData(examples, scored, lines, report, digest_of(examples))
 
 
@@ -121,7 +121,7 @@ def _files(source: Any) -> list[Path]:
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(rest, held out): whole source rows, so that no turn of one conversation is on both sides.
+    """(training, evaluation): whole source rows, so that no turn of one conversation is on both sides.
 
     Raises:
         DataError: the share leaves one side empty.
@@ -130,8 +130,9 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     count = round(share * len(sources))
     if not 0 < count < len(sources):
         raise DataError(
-            f"data.eval が {share} ですが、{len(sources)} 行では検証か学習のどちらかが 0 行になります。割合を変えるか、別のファイルを指定してください。",
-            f"data.eval is {share}, which leaves no row to train on or none to hold out of {len(sources)}; change "
+            f"data.eval が {share} ですが、{len(sources)} 行では評価か学習のどちらかが 0 行になります。割合を変えるか、別のファイルを指定してください。",
+            f"data.eval is {share}, which leaves no row for training or none for evaluation ({len(sources)} rows in "
+            "all); change "
             "the share or name a file.",
         )
     chosen = set(random.Random(seed).sample(sources, count))
@@ -140,7 +141,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     ]
 
 
-# Rules by which a share of the rows is held out; a run goes on under the rule that it began with.
+# Rules that choose the evaluation rows; a run continues under the rule that it began with.
 SPLITS: dict[str, Callable[[Sequence[Example], float, int], tuple[list[Example], list[Example]]]] = {SPLIT: hold_out}
 
 

@@ -46,7 +46,7 @@ class DataReport(LeftOut):
             lines.append(
                 localized(
                     f"読み飛ばした行: {skipped}（{reasons[0]} など）",
-                    f"rows left out: {skipped} (such as {reasons[0]})",
+                    f"rows skipped: {skipped} (such as {reasons[0]})",
                 )
             )
         if self.normalized:
@@ -85,7 +85,7 @@ def load_samples(
 
     Args:
         source: what to read.
-        columns: roles of columns said by hand.
+        columns: roles of columns, given by the user.
         system_prompt: system message for conversations that have none.
         skip_bad_rows: leave bad rows out and count them, instead of refusing the data.
         normalize: switches of japanese.normalize.
@@ -98,7 +98,7 @@ def load_samples(
     for rows in _row_groups(source, report, skip_bad_rows):
         samples += _samples(rows, report, columns, system_prompt, skip_bad_rows)
     if not samples:
-        raise DataError("学習データに使える行がありません。", "the data holds no usable row.")
+        raise DataError("学習データに使える行がありません。", "the data contains no usable row.")
     cleaned: list[Sample] = []
     for sample in samples:
         try:
@@ -106,7 +106,7 @@ def load_samples(
         except BadRow as error:
             report.leave_out(error, sample.source, skip_bad_rows)
     if not cleaned:
-        raise DataError("学習データに使える行がありません。", "the data holds no usable row.")
+        raise DataError("学習データに使える行がありません。", "the data contains no usable row.")
     report.samples = len(cleaned)
     return cleaned, report
 
@@ -184,7 +184,7 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
             return text
         if _SURROGATE.search(text):
             raise BadRow(
-                "壊れた文字（単独のサロゲート）があります", "the text holds a lone surrogate, half a character"
+                "壊れた文字（単独のサロゲート）があります", "the text contains a lone surrogate (half a character)"
             )
         if _PRIVATE_USE.search(text) and sample.source not in report.private_use_rows[-1:]:
             report.private_use_rows.append(sample.source)
@@ -194,7 +194,7 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
             code = f"U+{ord(control.group()):04X}"
             raise BadRow(
                 f"制御文字 {code} があります（data.normalize.strip_control=true で取り除けます）",
-                f"the text holds the control character {code} (data.normalize.strip_control=true removes such)",
+                f"the text contains the control character {code} (data.normalize.strip_control=true removes it)",
             )
         report.normalized.update(counts)
         return text

@@ -12,9 +12,9 @@ from .tokenize import Example
 
 @dataclass(frozen=True)
 class ShownToken:
-    """One token of a row: id, text, whether it carries loss, whether it is special.
+    """One token of a row: id, text, whether it is a label token, whether it is special.
 
-    A character made of several tokens stands at the last of them, `‥` at the others.
+    A character made of several tokens is shown at the last of them, `‥` at the others.
     """
 
     id: int

@@ -22,7 +22,7 @@ class TextDataset(Dataset[dict[str, Tensor]]):
     Args:
         texts: what is learnt, one item a text.
         tokenizer: a transformers tokenizer.
-        max_length: tokens of every item; longer texts are cut, which is said once with the share and the characters
+        max_length: tokens of every item; longer texts are cut, which is reported once with the share and the characters
             that fit.
 
     Raises:

@@ -33,8 +33,8 @@ class Example:
 
     Attributes:
         input_ids: [tokens] int32.
-        labels: [tokens] int32, unshifted; -100 where no loss is taken.
-        characters: characters of the text under the live labels.
+        labels: [tokens] int32, unshifted; -100 where a token is not a label token.
+        characters: characters of the text of the label tokens.
         source: where the sample came from.
     """
 
@@ -65,7 +65,7 @@ class EncodeReport:
 
     @property
     def characters_per_token(self) -> float:
-        """Characters of live text per live token."""
+        """Characters of label text per label token."""
         return self.characters / max(1, self.label_tokens)
 
     def lines(self) -> list[str]:
@@ -73,7 +73,7 @@ class EncodeReport:
         fit = round(self.characters_per_token * self.max_length)
         lines = [
             localized(
-                f"{self.rows} 行、{self.tokens} トークン（損失のかかるもの {self.label_tokens}、1 トークン約 "
+                f"{self.rows} 行、{self.tokens} トークン（学習対象トークン {self.label_tokens}、1 トークン約 "
                 f"{self.characters_per_token:.2f} 文字、最長 {self.longest}）",
                 f"{self.rows} rows, {self.tokens} tokens ({self.label_tokens} with loss, "
                 f"{self.characters_per_token:.2f} characters per token, longest {self.longest})",
@@ -133,7 +133,7 @@ def encode(
         Examples in the order of the samples, and the report.
 
     Raises:
-        DataError: rows without a live label, a cut of more than 20 % of the answers, an over-long row with on_long
+        DataError: rows without label tokens, a cut of more than 20 % of the answers, an over-long row with on_long
             `error`, plain texts with loss_on `assistant`.
     """
     report = EncodeReport(max_length=max_length)
@@ -159,7 +159,7 @@ def encode(
 
 
 def _example(item: _Rendered, ids: NDArray[Any], loss_mask: NDArray[Any], ends: NDArray[Any], kept: slice) -> Example:
-    """The row of a text's tokens `kept`, and the characters under its live labels."""
+    """The row of a text's tokens `kept`, and the characters of its label tokens."""
     labels = np.where(loss_mask[kept], ids[kept], IGNORED).astype(np.int32)
     labels[:1] = IGNORED  # nothing predicts the first token
     first = int(ends[kept.start]) if kept.start else 0
@@ -182,7 +182,7 @@ def _count_over_long(
         if not item.add_special_tokens:
             raise DataError(
                 f"{item.source} は会話なので on_long=split で分けられません。truncate か drop にしてください。",
-                f"{item.source} is a conversation, which on_long=split cannot cut; use truncate or drop.",
+                f"{item.source} is a conversation, which on_long=split cannot divide; use truncate or drop.",
             )
         return
     report.over_long += 1
@@ -197,9 +197,9 @@ def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
     if dead:
         where = ", ".join(dead[:5])
         raise DataError(
-            f"{rows} 行のうち {len(dead)} 行に、損失のかかるトークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。"
+            f"{rows} 行のうち {len(dead)} 行に、学習対象トークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。"
             "max_length を上げるか on_long=drop にしてください。",
-            f"{len(dead)} of {rows} rows have no token that carries loss ({where}): the prompt fills max_length "
+            f"{len(dead)} of {rows} rows have no label tokens ({where}): the prompt fills max_length "
             f"{max_length}. Raise max_length or set on_long=drop.",
         )
 
@@ -232,7 +232,8 @@ def _render(
         if loss_on == "assistant":
             raise DataError(
                 f"{sample.source}: data.loss_on が assistant ですが、ただの文章には応答がありません。auto か all にしてください。",
-                f"{sample.source}: data.loss_on is assistant, but plain text has no assistant's turn; use auto or all.",
+                f"{sample.source}: data.loss_on is assistant, but plain text has no assistant message; use auto or "
+                "all.",
             )
         yield _Rendered(sample.text, ((0, len(sample.text)),), sample.source, True, True)
         return
@@ -263,7 +264,8 @@ def _single_turn(
         raise DataError(
             f"{sample.source}: チャットテンプレートの生成プロンプトが、応答を含む全体の先頭と一致しません（{shared} 文字目から）。model.chat_template "
             "で別のテンプレートを指定してください。",
-            f"{sample.source}: the template's generation prompt is not how the whole conversation begins (from "
+            f"{sample.source}: the template's generation prompt is not a prefix of the whole conversation (differs "
+            "from "
             f"character {shared}); choose another model.chat_template.",
         )
     end = _end_of_turn(whole, len(prompt), len(whole), marks)
@@ -307,7 +309,8 @@ def _end_of_turn(text: str, start: int, stop: int, marks: tuple[str, ...]) -> in
 def _encoded(
     rendered: Iterable[_Rendered], tokenizer: Any
 ) -> Iterator[tuple[_Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
-    """(text, ids [tokens], live [tokens], end of each token in characters [tokens]) of every text, in order.
+    """(text, ids [tokens], label-token flags [tokens], end of each token in characters [tokens]) of every text, in
+    order.
 
     A batch is segmented without Python's lock, by as many threads as the tokenizer takes, while this thread renders the
     next one and labels the one before; few batches are in memory at a time.
@@ -367,7 +370,7 @@ def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
 def _with_eos(
     item: _Rendered, ids: list[int], offsets: NDArray[np.int64], tokenizer: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Ids, live flags and ends; eos is appended where the text does not end its turn by itself."""
+    """Ids, label-token flags and ends; eos is appended where the text has no end of turn."""
     array = np.asarray(ids, dtype=np.int64)
     starts, ends = offsets[:, 0], offsets[:, 1]
     loss_mask = np.zeros(len(array), dtype=bool)
@@ -412,7 +415,8 @@ def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any) 
         return len(prefix) - 1  # one token straddles the boundary: it counts to what follows
     raise DataError(
         f"{item.source}: このトークナイザーは文字位置を返さず、質問と回答の境目を確定できません。tokenizer.json のあるモデルを使ってください。",
-        f"{item.source}: this tokenizer gives no offsets, and where the answer begins cannot be told; use a model "
+        f"{item.source}: this tokenizer returns no offsets, so the start of the answer cannot be determined; use a "
+        "model "
         "with tokenizer.json.",
     )
 

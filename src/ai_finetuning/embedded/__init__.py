@@ -59,7 +59,7 @@ def _known(name: str, key: str, known: dict[str, Path], kind: tuple[str, str]) -
     if key not in known:
         names = ", ".join(PREFIX + other for other in known) or "-"
         raise InputNotFoundError(
-            f"内蔵の{kind[0]} {name} はありません。あるのは {names} です。",
+            f"同梱の{kind[0]} {name} はありません。あるのは {names} です。",
             f"there is no embedded {kind[1]} {name}; there are: {names}.",
         )
     return known[key]

@@ -13,13 +13,13 @@ from .train_state import TrainState
 
 
 class Request(NamedTuple):
-    """What is asked of the loop between two steps; the processes of a run agree on it before they act.
+    """Requests to the loop between two steps; the processes of a run agree on it before they act.
 
     Attributes:
-        interrupt: save and leave the run unfinished, to go on later (SIGTERM, SIGINT).
+        interrupt: save and leave the run unfinished, to continue later (SIGTERM, SIGINT).
         stop: training is done.
         save: take a checkpoint.
-        evaluate: score the held-out data.
+        evaluate: run the evaluation.
     """
 
     interrupt: bool = False
@@ -33,7 +33,7 @@ NOTHING = Request()
 
 @dataclass
 class Control:
-    """What callbacks ask for, under transformers' names. A flag that any rank raises counts on all of them; it is
+    """Requests of callbacks, under transformers' names. A flag that any rank raises counts on all of them; it is
     taken down when it has been read, after the step in which it was raised.
 
     The loop raises a flag itself where the configuration says so, before it calls on_step_end; a callback may take

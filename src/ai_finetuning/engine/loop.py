@@ -28,7 +28,7 @@ SPIKE_SIGMAS = 8.0
 
 
 def fit(run: Run) -> TrainState:
-    """Trains until the steps are done, held-out loss stops falling, or a signal or a callback asks to stop.
+    """Trains until the steps are done, evaluation loss stops falling, or a signal or a callback asks to stop.
 
     Raises:
         DivergedError: three steps in a row had no finite loss or gradient.
@@ -96,7 +96,7 @@ def stop_preempted(step: int, signal: str | None) -> NoReturn:
     name = signal or "SIGTERM"
     raise PreemptedError(
         f"{name} を受け取ったので、ステップ {step} で保存して止まりました。resume_from_checkpoint=auto で続きから再開できます。",
-        f"{name} received: saved at step {step} and stopped. Go on with resume_from_checkpoint=auto.",
+        f"{name} received: saved at step {step} and stopped. Continue with resume_from_checkpoint=auto.",
     )
 
 
@@ -123,7 +123,7 @@ def _watch_spikes(state: TrainState, loss: float) -> None:
         warn(
             f"ステップ {state.step} の損失 {loss:.3f} が直近の平均 {state.loss_mean:.3f} から大きく跳ねました。学習率が高すぎるか、データに異常な行があるかもしれません。",
             f"the loss of step {state.step}, {loss:.3f}, is far above its recent mean of {state.loss_mean:.3f}: "
-            "the learning rate may be too high, or a row odd.",
+            "the learning rate may be too high, or a row may be abnormal.",
         )
     keep = 0.0 if state.step <= 1 else 0.95
     state.loss_mean = keep * state.loss_mean + (1 - keep) * loss
@@ -160,13 +160,13 @@ def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float)
 
 
 def validate_finite(run: Run, outcome: StepOutcome) -> None:
-    """Says that a step was skipped; stops the run at the third in a row."""
+    """Reports a skipped step; stops the run at the third in a row."""
     state = run.state
     if outcome.finite:
         return
     warn(
-        f"ステップ {state.step} の損失または勾配が有限でないため、このステップは重みに反映しません（累計 {state.skipped} 回）。",
-        f"step {state.step} has a loss or gradient that is not finite; it does not reach the weights "
+        f"ステップ {state.step} の損失または勾配が有限でないため、このステップの更新を見送りました（累計 {state.skipped} 回）。",
+        f"step {state.step} has a loss or gradient that is not finite; the update was skipped "
         f"({state.skipped} so far).",
     )
     if state.bad_in_a_row < MAX_BAD_STEPS:
@@ -181,7 +181,7 @@ def validate_finite(run: Run, outcome: StepOutcome) -> None:
 
 
 def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
-    """Scores the held-out data; asks to keep the best weights, and to stop where patience has run out."""
+    """Evaluates; asks to keep the best weights, and to stop where patience has run out."""
     state, control = run.state, run.control
     random_state = rng.DeviceRandomState()
     loss_sum, tokens, batches = _evaluate_in_memory(run, evaluation)
@@ -195,8 +195,8 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
     loss = row["eval_loss"]
     if not math.isfinite(loss):
         warn(
-            f"検証損失が有限ではありません（ステップ {state.step}）。",
-            f"held-out loss is not finite (step {state.step}).",
+            f"評価損失が有限ではありません（ステップ {state.step}）。",
+            f"evaluation loss is not finite (step {state.step}).",
         )
     elif state.best_loss is None or loss < state.best_loss - run.threshold:
         state.best_loss, state.best_step, state.stale_evaluations = loss, state.step, 0
@@ -206,8 +206,9 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
         if run.patience is not None and state.stale_evaluations >= run.patience:
             control.should_training_stop = True
             notice(
-                f"検証損失が {run.patience} 回続けて改善しなかったので、ステップ {state.step} で終わります（最良はステップ {state.best_step}）。",
-                f"held-out loss has not improved {run.patience} times in a row: stopping at step {state.step} (best at "
+                f"評価損失が {run.patience} 回続けて改善しなかったので、ステップ {state.step} で終わります（最良はステップ {state.best_step}）。",
+                f"evaluation loss has not improved {run.patience} times in a row: stopping at step {state.step} (best "
+                "at "
                 f"{state.best_step}).",
             )
 
@@ -227,7 +228,7 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int, i
         state.eval_batch_size = size
         warn(
             f"評価でメモリーが足りないため、評価のバッチを {size} 行にします。",
-            f"out of memory in the evaluation: its batch becomes {size} rows.",
+            f"out of memory during evaluation: retrying with batches of {size} rows.",
         )
 
     if not run.retry_smaller:

@@ -1,4 +1,4 @@
-"""Next-token cross entropy, summed over live labels; the one place where labels are shifted."""
+"""Next-token cross entropy, summed over label tokens; the one place where labels are shifted."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None) -
 
     Args:
         logits_to_keep: whether the model computes its head on given positions only (transformers' argument of that
-            name); then positions that no row has a live label for cost nothing in the head.
+            name); then the head skips positions at which no row has a label token.
         predictions: what collects predictions in an evaluation; a head that computes given positions only then runs
             the model a second time for them, so that the loss keeps its bits.
     """
@@ -139,7 +139,7 @@ def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None) -
             if predictions is not None and predictions.collecting:
                 predictions.add(batch, _logits_of(whole))
         if 2 * batch.num_label_tokens >= targets.numel():
-            # Mostly live: picking the live rows would copy the logits, and their gradient, once more.
+            # Mostly label tokens: selecting their rows would copy the logits, and their gradient, once more.
             return cross_entropy_sum(logits.flatten(0, 1), targets.flatten())
         loss_mask = _positions(targets != IGNORED, batch.num_label_tokens)
         return cross_entropy_sum(logits[loss_mask], targets[loss_mask])

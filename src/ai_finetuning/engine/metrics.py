@@ -66,8 +66,8 @@ class MetricsFile:
         except OSError as error:
             if not self._warned:
                 warn(
-                    f"{self._path} に書き込めません（{error}）。数値はメモリーに残し、訓練を続けます。",
-                    f"{self._path} cannot be written ({error}); its rows wait in memory and training goes on.",
+                    f"{self._path} に書き込めません（{error}）。数値はメモリーに残し、学習を続けます。",
+                    f"{self._path} cannot be written ({error}); its rows stay in memory and training continues.",
                 )
             self._warned = True
 
@@ -78,7 +78,7 @@ class MetricsFile:
 
 
 def text_metrics(loss_sum: float, tokens: int, characters: int | None) -> dict[str, float | None]:
-    """Held-out numbers: nats per token, perplexity, and bits per character, which compares across tokenizers."""
+    """Evaluation metrics: nats per token, perplexity, and bits per character, which compares across tokenizers."""
     loss = loss_sum / max(1, tokens)
     return {
         "eval_loss": loss,

@@ -31,7 +31,7 @@ class Precision:
 
 
 def resolve_precision(requested: str, *, fp16: bool, device: torch.device) -> Precision:
-    """The precision that the machine does well.
+    """The precision that suits the device.
 
     Args:
         requested: `auto` follows `fp16`; `fp32`, `bf16` and `fp16` are taken where the device can.

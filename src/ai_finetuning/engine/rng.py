@@ -1,4 +1,4 @@
-"""Random state as JSON: what dropout and shuffling need to go on as if the run had never stopped."""
+"""Random state as JSON: what dropout and shuffling need to continue as if the run had never stopped."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def state_of_rank(states: dict[str, Any] | list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """The saved state that a rank goes on from; a rank that the saved run did not have takes another's."""
+    """The saved state from which a rank continues; a rank that the saved run did not have uses another's."""
     return states[rank % len(states)] if isinstance(states, list) else states
 
 

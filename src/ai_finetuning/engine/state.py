@@ -1,4 +1,4 @@
-"""What a run is made of, and where it stands."""
+"""The parts of a run, and its progress."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LoaderLike(Protocol):
 
 @dataclass
 class Evaluation:
-    """Held-out data: batches for a batch size, the characters of the scored text (None where unknown), and what
+    """Evaluation data: batches for a batch size, the characters of the scored text (None where unknown), and what
     collects predictions for the user's own metrics (None where there are none).
     """
 

@@ -43,7 +43,7 @@ class StepOutcome:
     Attributes:
         loss: nats per label token over the whole step.
         grad_norm: global gradient norm before clipping.
-        label_tokens: tokens that carried loss.
+        label_tokens: tokens that contribute to the loss.
         tokens: real tokens that went through the model.
         learning_rate: read back from the optimizer.
         updated: whether the weights changed.
@@ -125,8 +125,9 @@ def step_with_retry(run: Run, data: StepData) -> StepOutcome:
         run.optimizer.zero_grad(set_to_none=True)
         warn(
             f"メモリーが足りないため、マイクロバッチを {state.micro_batch_size} 行から {size} 行にしてやり直します（1 ステップの行数は変わりません）。",
-            f"out of memory: the micro-batch goes from {state.micro_batch_size} to {size} rows and the step is done "
-            "again (rows per step stay).",
+            f"out of memory: retrying the step with micro-batches of {size} instead of {state.micro_batch_size} rows "
+            "(rows "
+            "per step do not change).",
         )
 
     try:
@@ -156,7 +157,8 @@ def raise_out_of_memory(run: Run, reason: str) -> NoReturn:
     raise OutOfMemoryError(
         f"ランク {rank} でマイクロバッチ {size} 行のメモリーが足りません（{reason}）。複数プロセスでは自動で小さくしないので、training.batch_size を下げて "
         f"gradient_accumulation_steps を増やしてください。{run.memory_hint_ja}",
-        f"on rank {rank} a micro-batch of {size} rows does not fit in memory ({reason}). With several processes "
-        "it is not made smaller by itself: lower training.batch_size and raise gradient_accumulation_steps. "
+        f"on rank {rank} a micro-batch of {size} rows does not fit in memory ({reason}). With several "
+        "processes the toolkit does not reduce it automatically: lower training.batch_size and raise "
+        "gradient_accumulation_steps. "
         f"{run.memory_hint_en}",
     )

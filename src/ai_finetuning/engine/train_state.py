@@ -1,4 +1,4 @@
-"""Where a run stands."""
+"""The progress of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class TrainState:
-    """Where a run stands; part of every checkpoint."""
+    """The progress of a run; part of every checkpoint."""
 
     micro_batch_size: int
     step: int = 0

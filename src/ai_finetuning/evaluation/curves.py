@@ -36,7 +36,7 @@ def draw_bars(groups: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def draw_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Training and held-out loss over the steps, as PNG; works without a display and without Japanese fonts."""
+    """Training and evaluation loss over the steps, as PNG; works without a display and without Japanese fonts."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -53,7 +53,7 @@ def draw_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
             [row["eval_loss"] for row in scored],
             "o-",
             color="#d94801",
-            label="held-out loss",
+            label="evaluation loss",
         )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per token)")

@@ -11,7 +11,7 @@ from ..models.generation import generate_text
 
 @dataclass(frozen=True)
 class Graded:
-    """A question, the answer that was wanted, the model's."""
+    """A question, the expected answer, the model's."""
 
     question: str
     expected: str
@@ -19,14 +19,14 @@ class Graded:
 
     @property
     def right(self) -> bool:
-        """Whether the answer is the wanted one, exactly."""
+        """Whether the answer is exactly the expected one."""
         return self.answer.strip() == self.expected.strip()
 
 
 def grade(
     model: Any, tokenizer: Any, questions: Sequence[tuple[str, str]], *, batch_size: int = 32, max_new_tokens: int = 32
 ) -> list[Graded]:
-    """Greedy answers to (question, wanted answer) pairs, in their order."""
+    """Greedy answers to (question, expected answer) pairs, in their order."""
     conversations = [[{"role": "user", "content": question}] for question, _ in questions]
     answers = generate_text(
         model, tokenizer, conversations, max_new_tokens=max_new_tokens, do_sample=False, batch_size=batch_size

@@ -259,7 +259,7 @@ def _growth(model: Any, ids: torch.Tensor, reasons: dict[str, str]) -> int | Non
     with torch.no_grad():
         growth = memory_growth(next(model.parameters()).device, lambda: prefill(model, ids, Timing()))
     if growth is None:
-        reasons["peak_bytes"] = "this system does not let a process measure its peak again"
+        reasons["peak_bytes"] = "this system cannot reset a process's peak memory"
     return growth
 
 

@@ -150,6 +150,6 @@ def write_report(obtained: Mapping[str, Any], folder: Path) -> list[Path]:
     except OSError as error:
         raise StorageError(
             f"{folder} に書き込めませんでした（{error}）。書き込める場所を指定してください。",
-            f"{folder} could not be written ({error}); choose a place that can.",
+            f"{folder} could not be written ({error}); choose a writable folder.",
         ) from error
     return [folder / name for name in (JSON, MARKDOWN, PICTURE)]

@@ -47,7 +47,7 @@ def write_report(
         for row in scored
     )
     eval_data = (
-        "<h2>検証 / held-out</h2><table><tr><th>step</th><th>loss</th><th>perplexity</th><th>bits per character</th></tr>"
+        "<h2>評価 / evaluation</h2><table><tr><th>step</th><th>loss</th><th>perplexity</th><th>bits per character</th></tr>"
         f"{evaluations}</table>"
         if scored
         else ""

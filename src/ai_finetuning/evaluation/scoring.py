@@ -1,4 +1,4 @@
-"""Held-out loss of a model that is loaded already."""
+"""Evaluation loss of a model that is loaded already."""
 
 from __future__ import annotations
 

@@ -77,7 +77,9 @@ def _with_data(request: TrainRequest) -> RunConfig:
 
 
 def _as_a_new_run(config: RunConfig) -> RunConfig:
-    """Without what only says how this process came to the run: config.yaml describes the run, and a rerun starts anew."""
+    """Without what only says how this process came to the run: config.yaml describes the run, and a rerun starts from
+    the beginning.
+    """
     checkpoint = config.training.checkpoint
     own = checkpoint.resume_from_checkpoint is not None and (
         checkpoint.resume_from_checkpoint == "auto"
@@ -226,8 +228,8 @@ def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
         if not is_out_of_memory(error):
             raise
     warn(
-        "1 つのデバイスにモデルが収まらないため、訓練済みモデルを CPU に読み込みました。",
-        "one device cannot hold the model, so the trained model was loaded on the CPU.",
+        "1 つのデバイスにモデルが収まらないため、学習済みモデルを CPU に読み込みました。",
+        "the model does not fit on one device, so the trained model was loaded on the CPU.",
     )
     return _load_saved(plan, folder, torch.device("cpu"))
 

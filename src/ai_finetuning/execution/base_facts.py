@@ -84,7 +84,7 @@ def validate_method(request: TrainRequest, source: ModelSource) -> None:
         raise ModelError(
             f"use_qlora=True のため {model.model_name} を量子化して読み込み直す必要がありますが、メモリー上の重みが変更されています。save_pretrained で保存し、"
             "そのフォルダーを指定してください。",
-            f"use_qlora=True means loading {model.model_name} again, quantized, but its weights in memory were "
+            f"use_qlora=True requires reloading {model.model_name} quantized, but its weights in memory were "
             "changed; save them with save_pretrained and name that folder.",
         )
 

@@ -41,14 +41,14 @@ def _give_up_unfit_weights(request: TrainRequest) -> None:
     model, bits = request.model, request.bits
     if model.model is not None and is_peft(model.model):
         notice(
-            "このモデルには前回のアダプターが付いているため、ベースを読み込み直して最初から訓練します。",
-            "this model carries an earlier adapter: the base is loaded again and training starts from it.",
+            "このモデルには前回のアダプターが付いているため、ベースを読み込み直して最初から学習します。",
+            "this model has an adapter from an earlier run: reloading the base and training from it.",
         )
         model.model = None
     if bits is not None and model.model is not None and quantized_bits(model.model) != bits:
         notice(
             f"use_qlora=True のため、{model.model_name} を {bits}bit で読み込み直します。",
-            f"use_qlora=True: {model.model_name} is loaded again in {bits} bit.",
+            f"use_qlora=True: {model.model_name} reloading in {bits} bit.",
         )
         model.model = None
 

@@ -63,7 +63,7 @@ class Built:
 
 
 def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path) -> Built:
-    """Loads the weights and puts the parts together; the user's model object is left as it is.
+    """Loads the weights and builds the run; the user's model object does not change.
 
     Raises:
         ToolkitError: the weights cannot be loaded, or cannot be trained as planned.
@@ -117,14 +117,14 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
     if plan.derived.gradient_checkpointing:
         enable_activation_checkpointing(unwrapped(model))
     if plan.parallel.sizes.dp > 1:
-        # Different dropout on different rows; the main process goes on as one alone would.
+        # Different dropout on different rows; the main process continues as one alone would.
         data_rank, _ = plan.parallel.data_place(launched().rank)
         if data_rank:
             torch.manual_seed(request.config.training.runtime.seed + data_rank)
     trains, everything = trainable_parameters(model)
     notice(
         f"学習する重み {trains:,} / {everything:,}（{trains / everything:.2%}）",
-        f"{trains:,} of {everything:,} parameters train ({trains / everything:.2%})",
+        f"{trains:,} of {everything:,} parameters are trained ({trains / everything:.2%})",
     )
     return model, fingerprint, dtype
 
@@ -206,7 +206,7 @@ def _run(
         retry_smaller=plan.parallel.processes == 1,
         save_in_background=_copy_fits(plan.summary, plan.device),
         memory_hint_ja=f"見積もり: {estimate}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
-        memory_hint_en=f"The estimate: {estimate}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
+        memory_hint_en=f"Estimate: {estimate}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
     )
 
 
@@ -224,7 +224,7 @@ def _evaluation(plan: RunPlan) -> Evaluation:
 
 
 def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
-    """The path of the training step, said in one line; None for padded rows."""
+    """The path of the training step, with one line that names it; None for padded rows."""
     kernels = plan.request.config.training.runtime.kernels
     if kernels == "auto" and plan.taken.get("kernels") in ("portable", "plain"):
         kernels = plan.taken["kernels"]
@@ -232,8 +232,10 @@ def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
     path, reason = select_forward_path(unwrapped(model), plan.device, autocast=plan.precision.autocast, kernels=kernels)
     name = path.name if path is not None else "plain"
-    because = f" ({reason})" if reason else ""
-    notice(f"学習ステップ: {name}{because}", f"training step: {name}{because}")
+    notice(
+        f"計算方法: {name}" + (f"（{reason.ja}）" if reason else ""),
+        f"training step: {name}" + (f" ({reason.en})" if reason else ""),
+    )
     if path is None and plan.packing_tokens is not None:
         validate_packing(unwrapped(model), plan.summary.model)
     return path
@@ -248,7 +250,7 @@ def loss_of(model: nn.Module, path: VarlenForward | None, predictions: Predictio
 
 
 def _copy_fits(plan: Plan, device: torch.device) -> bool:
-    """Whether the host has memory for the copy that checkpoints are written from while training goes on."""
+    """Whether the host has memory for the copy that checkpoints are written from while training continues."""
     copy = memory.checkpoint_bytes(plan.trainable)
     free = plan.free_memory_bytes - plan.memory.total
     if device.type == "cuda":
@@ -256,6 +258,6 @@ def _copy_fits(plan: Plan, device: torch.device) -> bool:
     if copy > free:
         notice(
             f"メモリーの空きが少ないため、チェックポイントの書き込み中（{copy / 2**30:.2f} GiB）は学習を待たせます。",
-            f"little memory is free: training waits while a checkpoint ({copy / 2**30:.2f} GiB) is written.",
+            f"little free memory: training pauses while a checkpoint ({copy / 2**30:.2f} GiB) is written.",
         )
     return copy <= free

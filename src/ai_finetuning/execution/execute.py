@@ -70,8 +70,9 @@ def _device_of_rank(request: TrainRequest) -> torch.device:
 
 
 def _resolve_in_turn(request: TrainRequest, peers: Peers) -> RunPlan:
-    """The main process tokenizes first; the others find its cache. What a process that started us has said already is
-    not said again.
+    """The main process tokenizes first; the others find its cache. What the process that started this one has already
+    reported
+    is not repeated.
     """
     with _silence() if request.resolved_strategy is not None else contextlib.nullcontext():
         plan = resolve(request) if peers.is_main else None
@@ -124,7 +125,7 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
 
 
 def _with_resume(plan: RunPlan, start: resume.ResumePoint | None) -> RunPlan:
-    """The plan for the checkpoint that was found whole; made anew where it had been made for another one."""
+    """The plan for the verified checkpoint; made again if it was made for another one."""
     had = plan.resume.derived if plan.resume is not None else {}
     if (start.derived if start is not None else {}) == had:
         return replace(plan, resume=start)
@@ -227,15 +228,15 @@ def _back_to_best(run: Run, checkpoint: Path) -> bool:
     problems = verify(checkpoint)
     if problems:
         warn(
-            f"最良の {checkpoint.name} が使えないため（{problems[0]}）、最後の重みを返します。",
-            f"the best one, {checkpoint.name}, cannot be used ({problems[0]}); the last weights are returned.",
+            f"最良の {checkpoint.name} が使えないため（{problems[0].ja}）、最後の重みを返します。",
+            f"the best checkpoint, {checkpoint.name}, cannot be used ({problems[0].en}); returning the last weights.",
         )
         return False
     best = load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"]
     run.strategy.load_tensors(run.model, run.optimizer, {"model": best})
     notice(
         f"最良のステップ {run.state.best_step} の重みに戻しました。",
-        f"back to the best weights, of step {run.state.best_step}.",
+        f"restored the best weights, from step {run.state.best_step}.",
     )
     return True
 

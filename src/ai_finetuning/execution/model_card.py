@@ -31,9 +31,9 @@ def _number(value: Any, digits: int = 4) -> str:
 def _scores(summary: dict[str, Any]) -> list[str]:
     before, after = summary["held_out_before"] or {}, summary["held_out_after"] or {}
     if not after:
-        return ["検証データは使っていません。 / No held-out data was used."]
+        return ["評価データは使っていません。 / No evaluation data was used."]
     rows = [
-        ("検証損失 / held-out loss (nats per token)", "eval_loss"),
+        ("評価損失 / evaluation loss (nats per token)", "eval_loss"),
         ("パープレキシティ / perplexity", "eval_perplexity"),
         ("1 文字あたりのビット数 / bits per character", "eval_bits_per_character"),
     ]
@@ -81,14 +81,14 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
         "",
         f"# {front['base_model']} ({config.effective_method})",
         "",
-        "AI Fine-tuning Toolkit で訓練しました。 / Trained with the AI Fine-tuning Toolkit.",
+        "AI Fine-tuning Toolkit で学習しました。 / Trained with the AI Fine-tuning Toolkit.",
         "",
         "## 測定値 / Measured",
         "",
         *_scores(summary),
         "",
         (
-            "- 訓練損失（最後の 10 ステップの平均） / training loss, mean of the last 10 steps: "
+            "- 学習損失（最後の 10 ステップの平均） / training loss, mean of the last 10 steps: "
             f"{_number(summary['train_loss_last_10_steps'])}"
         ),
         (
@@ -100,7 +100,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
             f"- 時間 / time: {summary['seconds']:,} s（{_number(summary['tokens_per_second'], 1)} tokens/s）、最大メモリー / "
             f"peak memory: {summary['peak_memory_gb']} GB（見積もり / estimate {summary['estimated_memory_gb']} GB）"
         ),
-        f"- 機械 / machine: {device}, {plan['device']}, {plan['precision']}",
+        f"- デバイス / device: {device}, {plan['device']}, {plan['precision']}",
         (
             f"- torch {machine['versions']['torch']}, transformers {machine['versions']['transformers']}, peft "
             f"{machine['versions']['peft']}, Python {machine['versions']['python']}"
@@ -109,7 +109,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
         "## 設定 / Settings",
         "",
         f"- 方法 / method: {config.effective_method}、学習した重み / trained parameters: {plan['trainable']:,} / {plan['parameters']:,}",
-        f"- 行 / rows: {plan['rows']:,}（検証 / held out {plan['eval_rows']:,}）",
+        f"- 行 / rows: {plan['rows']:,}（評価 / evaluation {plan['eval_rows']:,}）",
         (
             f"- learning_rate {training.learning_rate:g}, batch {training.batch_size} x "
             f"{training.gradient_accumulation_steps}, warm-up {plan['warmup_steps']}, seed {training.runtime.seed}"
@@ -178,11 +178,11 @@ def merge_card(
         "## 測定値 / Measured",
         "",
         (
-            f"訓練したときのモデル（ベース {trained} とアダプター）との差。検証用の文 {prompts} 個。 / Distance from the trained model (base in "
-            f"{trained} plus adapter) on {prompts} held-out texts."
+            f"学習したときのモデル（ベース {trained} とアダプター）との差。評価用の文 {prompts} 個。 / Distance from the trained model (base in "
+            f"{trained} plus adapter) on {prompts} evaluation texts."
         ),
         "",
-        "| ベース / base | KL (nats) | 最尤一致 / top-1 |",
+        "| ベース / base | KL (nats) | Top-1 一致率 / top-1 |",
         "|---|---|---|",
         *(f"| {name} | {obtained.kl:.6f} | {obtained.top1:.2%} |" for name, obtained in rows),
         "",

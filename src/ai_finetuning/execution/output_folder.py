@@ -21,7 +21,7 @@ from ..config.run_folder import CHECKPOINTS, LOCK, RUN
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.checkpoint.write import fsync_folder, write_durably
 from ..engine.faults import Faults
-from ..errors import ConfigError, RunLockedError, StorageError, ToolkitError
+from ..errors import ConfigError, Reason, RunLockedError, StorageError, ToolkitError
 from ..messages import notice, warn
 from ..parallel.processes import Peers, wait_for
 from ..runs.folder import STAGING, files_of_run, read_run, validate_folder
@@ -66,14 +66,15 @@ class OutputFolder:
         except Timeout:
             owner = self._owner()
             raise RunLockedError(
-                f"{self.path} は別の実行（{owner}）が使っています。終わるのを待つか、別の training.output_dir を指定してください。",
-                f"{self.path} is in use by another run ({owner}); wait for it, or choose another training.output_dir.",
+                f"{self.path} は別の実行（{owner.ja}）が使っています。終わるのを待つか、別の training.output_dir を指定してください。",
+                f"{self.path} is in use by another run ({owner.en}); wait for it, or choose another "
+                "training.output_dir.",
             ) from None
         except OSError as error:
             self._lock.release()
             raise StorageError(
                 f"training.output_dir の {self.path} に書き込めません（{error}）。書き込める場所を指定してください。",
-                f"training.output_dir {self.path} cannot be written ({error}); choose a place that can.",
+                f"training.output_dir {self.path} cannot be written ({error}); choose a writable folder.",
             ) from error
         try:
             validate_folder(self.path)
@@ -86,7 +87,7 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Unlocks; a disk that failed on the way is told as such.
+        """Unlocks; reports a disk that failed meanwhile.
 
         Raises:
             StorageError: in place of the operating system's error.
@@ -106,12 +107,13 @@ class OutputFolder:
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
         (self.path / OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
-    def _owner(self) -> str:
+    def _owner(self) -> Reason:
         try:
             owner = json.loads((self.path / OWNER).read_text(encoding="utf-8"))
-            return f"pid {owner['pid']}, {owner['host']}, {owner['since']}"
+            text = f"pid {owner['pid']}, {owner['host']}, {owner['since']}"
+            return Reason(text, text)
         except (OSError, ValueError, KeyError):
-            return "unknown"
+            return Reason("不明", "unknown")
 
     def run(self) -> dict[str, Any]:
         """The run.json of the run that is here; empty where there is none."""
@@ -153,8 +155,8 @@ class OutputFolder:
             os.replace(path, folder / path.name)
         notice(
             f"{self.path} にあった以前の実行を {folder} に移しました（続きから再開するには resume_from_checkpoint=auto）。",
-            f"the earlier run in {self.path} was moved to {folder} (resume_from_checkpoint=auto would have gone on "
-            "with it).",
+            f"the earlier run in {self.path} was moved to {folder} (resume_from_checkpoint=auto would have "
+            "continued it).",
         )
 
     def place_model(self, save: Callable[[Path], None]) -> list[str]:
@@ -201,8 +203,8 @@ class OutputFolder:
 
 
 def validate_new_folder(folder: Path) -> None:
-    """Raises ConfigError where a new folder is wanted and something is there, StorageError where one may not even
-    look.
+    """Raises ConfigError where a new folder is expected and the path exists, StorageError where the path cannot be
+    read.
     """
     try:
         used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
@@ -254,14 +256,14 @@ def not_written(folder: Path, error: OSError) -> StorageError:
     """A refusal of the disk, where nothing half-written stayed."""
     return StorageError(
         f"{folder} に書き込めませんでした（{error}）。途中のものは残していません。空きと書き込み権限を確かめるか、別の場所を指定してください。",
-        f"{folder} could not be written ({error}); nothing half-written was left. Check free space and "
+        f"{folder} could not be written ({error}); no partial files were left. Check free space and "
         "permissions, or choose another place.",
     )
 
 
 @contextlib.contextmanager
 def _refusals_of_the_disk() -> Iterator[None]:
-    """safetensors tells of a full disk by an error of its own, which is no OSError."""
+    """safetensors reports a full disk by its own error, which is not an OSError."""
     try:
         yield
     except Exception as error:
@@ -282,7 +284,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """A refusal to write, with its place and the way out."""
     return StorageError(
         f"{path} に書き込めませんでした（{error}）。以前のチェックポイントは残っています。空きを作って resume_from_checkpoint=auto で再開してください。",
-        f"{path} could not be written ({error}). Earlier checkpoints are intact: free some space and go on with "
+        f"{path} could not be written ({error}). Earlier checkpoints are intact: free some space and continue with "
         "resume_from_checkpoint=auto.",
     )
 

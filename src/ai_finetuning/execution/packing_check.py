@@ -1,4 +1,4 @@
-"""Packed documents must not see each other; whether they do is asked of the real model, before step 1."""
+"""Packed documents must not see each other; this tests the real model before step 1."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def validate_packing(model: Any, name: str) -> None:
     if leak > TOLERANCE:
         attention = attention_name(model) or "?"
         raise ModelError(
-            f"{name}（アテンション {attention}）では、詰めた行の中で文書どうしが混ざります（変化 {leak:.1%}）。data.packing=false にするか、"
+            f"{name}（アテンション {attention}）では、パッキングした行の中で文書どうしが混ざります（変化 {leak:.1%}）。data.packing=false にするか、"
             "model.attention を sdpa か eager にしてください。",
             f"{name} (attention {attention}) lets documents of a packed row see each other (change {leak:.1%}); "
             "set data.packing=false, or model.attention to sdpa or eager.",

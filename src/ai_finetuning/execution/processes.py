@@ -51,7 +51,7 @@ def run_processes(plan: RunPlan) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_request(plan, folder)
-    notice(f"{processes} プロセスで訓練します。", f"training in {processes} processes.")
+    notice(f"{processes} プロセスで学習します。", f"training in {processes} processes.")
     command = [
         sys.executable,
         "-m",
@@ -148,8 +148,8 @@ def _error(folder: Path, code: int, *, asked: str | None) -> ToolkitError:
     return ProcessesError(
         f"プロセスが終了しました（torchrun の終了コード {code}{'、' + asked if asked else ''}）。ログ: {folder / LOGS}。{tail} 直してから "
         "resume_from_checkpoint=auto で続きから再開できます。",
-        f"a process of the run died (torchrun ended with {code}{', ' + asked if asked else ''}). Logs: "
-        f"{folder / LOGS}. {tail} Go on with resume_from_checkpoint=auto.",
+        f"a process of the run failed (torchrun exit code {code}{', ' + asked if asked else ''}). Logs: "
+        f"{folder / LOGS}. {tail} Continue with resume_from_checkpoint=auto.",
     )
 
 
@@ -253,7 +253,7 @@ def _write_rows(rows: Iterator[Any], path: Path) -> None:
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"学習データの行を複数プロセスに渡せません（{error}）。JSON にできる値だけにするか、ファイルのパスを渡してください。",
-            f"the rows cannot be handed to several processes ({error}); use values that JSON can hold, or name a file.",
+            f"the rows cannot be passed to several processes ({error}); use values that JSON can hold, or name a file.",
         ) from error
 
 

@@ -43,7 +43,7 @@ def _evaluation(row: dict[str, Any]) -> tuple[str, str]:
     bits = row.get("eval_bits_per_character")
     more = f", bpc {bits:.3f}" if bits is not None else ""
     numbers = f"{row['eval_loss']:.4f} (ppl {row['eval_perplexity']:.2f}{more})"
-    return f"ステップ {row['step']} 検証損失 {numbers}", f"step {row['step']} held-out loss {numbers}"
+    return f"ステップ {row['step']} 評価損失 {numbers}", f"step {row['step']} evaluation loss {numbers}"
 
 
 class Lines(Callback):
@@ -55,7 +55,7 @@ class Lines(Callback):
         self._before: int | None = None  # steps that were done before this process began
 
     def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
-        """Says where the run stands."""
+        """Reports the progress of the run."""
         speed = self._speed.add(row)
         self._before = row["step"] - 1 if self._before is None else self._before
         if row["step"] % self._every and row["step"] != row["total_steps"]:
@@ -65,7 +65,7 @@ class Lines(Callback):
         notice(f"{text}  残り約 {left:.0f} 秒", f"{text}  about {left:.0f} s left")
 
     def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
-        """Says the held-out loss."""
+        """Reports the evaluation loss."""
         notice(*_evaluation(row))
 
 
@@ -95,7 +95,7 @@ class Bar(Callback):
         self._progress.update(self._task, completed=row["step"], description=_numbers(row, speed))
 
     def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
-        """Prints the held-out loss above the bar."""
+        """Prints the evaluation loss above the bar."""
         notice(*_evaluation(row))
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""What a run is asked to do: the base, the settings and the data. Nothing is decided here, and nothing is loaded."""
+"""What the user requested of a run: the base, the settings and the data. Nothing is decided here, and nothing is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,7 @@ def with_processes(config: RunConfig, *, gpus: int, cpu_processes: int) -> RunCo
     if gpus and cpu_processes:
         raise ConfigError(
             "--gpus と --cpu-processes は同時に使えません。どちらか一方にしてください。",
-            "--gpus and --cpu-processes cannot be used together; give one of them.",
+            "--gpus and --cpu-processes cannot be used together; give only one of them.",
         )
     if gpus > there:
         raise ConfigError(
@@ -101,8 +103,8 @@ def request_of(config: RunConfig, device: str | None = None, source: ModelSource
     target_device = torch.device(device) if device is not None else None
     if "name" not in explicitly_set(config.model):
         notice(
-            f"model の指定がないので、内蔵の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
-            f"no model is named: using the small {config.model.name} that ships (for real work name one with "
+            f"model の指定がないので、同梱の {config.model.name} を使います（実用には model=ID かフォルダーを指定してください）。",
+            f"no model is named: using the embedded {config.model.name} (for real work choose one with "
             "model=ID_OR_FOLDER).",
         )
     train, eval_data = config_source(config.data.train), config_source(config.data.eval)

@@ -1,7 +1,7 @@
 """The one place that decides: from a request to the plan of its run. No weight is read, nothing is written.
 
 The run, `--dry-run` and the process that starts others all read the same RunPlan. What is derived here (precision,
-warm-up, checkpointing, ...) is derived anew by every run; a resumed run takes it from its checkpoint (Derived).
+warm-up, checkpointing, ...) is derived again by every run; a resumed run takes it from its checkpoint (Derived).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
 
 @dataclass(frozen=True)
 class Derived:
-    """What a run decides for its user. A checkpoint holds it, and a run that goes on from there takes it over.
+    """What a run decides for its user. A checkpoint holds it, and a run that continues from there takes it over.
 
     Attributes:
         precision: fp32, bf16 or fp16.
@@ -95,7 +95,7 @@ class RunPlan:
         packing_tokens: tokens of a packed row, or None without packing.
         derived: what was decided for the user.
         fingerprint: what has to be the same for a resumed run to be the same run.
-        resume: the checkpoint to go on from, or None.
+        resume: the checkpoint to continue from, or None.
         summary: the numbers, for people.
     """
 
@@ -119,7 +119,7 @@ class RunPlan:
 
     @property
     def taken(self) -> dict[str, Any]:
-        """What the run that is resumed had derived; empty for a run that starts."""
+        """The derived values of the resumed run; empty for a new run."""
         return dict(self.resume.derived) if self.resume is not None else {}
 
 
@@ -165,7 +165,7 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
 
     Args:
         request: what was asked.
-        resume: the checkpoint to go on from, found and verified; None looks for it without verifying it.
+        resume: the checkpoint to continue from, found and verified; None looks for it without verifying it.
 
     Raises:
         ToolkitError: whatever can be refused before weights are read.
@@ -200,7 +200,7 @@ def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) ->
 
 
 def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
-    """What parallel.strategy `auto` means here, said in one line; None for other strategies.
+    """What parallel.strategy `auto` means here, reported in one line; None for other strategies.
 
     Raises:
         ConfigError: no strategy fits in memory.
@@ -290,14 +290,14 @@ def _say_what_has_no_effect(request: TrainRequest, parallel: ParallelPlan) -> No
     training = request.config.training
     if training.ddp and parallel.processes == 1:
         notice(
-            "ddp=True ですがプロセスは 1 つなので、通常どおり訓練します。",
+            "ddp=True ですがプロセスは 1 つなので、通常どおり学習します。",
             "ddp=True, but there is one process: training as usual.",
         )
     if not request.full and "learning_rate" not in explicitly_set(training):
         rate = training.learning_rate
         notice(
             f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
-            f"learning_rate stands at its default of {rate:g}, which is low for LoRA; {USUAL_LORA_RATES} is usual.",
+            f"learning_rate has its default value {rate:g}, low for LoRA; {USUAL_LORA_RATES} is usual.",
         )
 
 

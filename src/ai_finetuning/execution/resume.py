@@ -29,10 +29,10 @@ class ResumePoint:
 
     Attributes:
         checkpoint: a verified checkpoint's folder, or None.
-        inside: whether the run goes on in its own folder.
+        inside: whether the run continues in its own folder.
         completed: whether that run's model is there already.
         fingerprint: of the run that is resumed; empty where unknown.
-        derived: what that run had derived; what it lacks (a checkpoint of an older version) is derived anew.
+        derived: what that run had derived; what it lacks (a checkpoint of an older version) is derived again.
         foreign: a checkpoint that another trainer wrote.
     """
 
@@ -45,7 +45,9 @@ class ResumePoint:
 
 
 def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
-    """What a run would go on from, for a plan: nothing is locked or verified, damaged checkpoints are passed over."""
+    """What a run would continue from, for a plan: nothing is locked or verified, damaged checkpoints are passed
+    over.
+    """
     expected = options.resume_from_checkpoint
     if expected is None:
         return None
@@ -62,10 +64,10 @@ def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
 
 
 def find(folder: OutputFolder, options: CheckpointConfig) -> ResumePoint | None:
-    """What resume_from_checkpoint means here, verified; None starts anew.
+    """What resume_from_checkpoint means here, verified; None starts from the beginning.
 
     Raises:
-        CheckpointError: every checkpoint is damaged, and restart is not said.
+        CheckpointError: every checkpoint is damaged, and restart is not set.
         InputNotFoundError: a path that is not there.
     """
     expected = options.resume_from_checkpoint
@@ -83,14 +85,17 @@ def find(folder: OutputFolder, options: CheckpointConfig) -> ResumePoint | None:
             return _completed(None, run)
         if not options.restart:
             raise
-        warn(f"{error.ja} restart=true なので最初から始めます。", f"{error.en} restart=true: starting anew.")
+        warn(
+            f"{error.ja} restart=true なので最初から始めます。",
+            f"{error.en} restart=true: starting from the beginning.",
+        )
         return None
     if completed:
         return _completed(checkpoint, run)
     if checkpoint is None:
         notice(
             f"{folder.path} に再開できるチェックポイントがまだないので、最初から始めます。",
-            f"no checkpoint was completed in {folder.path} yet: starting from the beginning.",
+            f"there is no complete checkpoint in {folder.path} yet: starting from the beginning.",
         )
         return ResumePoint(inside=bool(run))
     return _point(checkpoint, inside=folder.path.resolve() in checkpoint.resolve().parents)
@@ -122,10 +127,10 @@ def _derived_of(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate_same_run(saved: dict[str, Any], current: dict[str, Any], *, allowed: bool) -> bool:
-    """Whether the run that is resumed and this one differ.
+    """Compares this run with the one to resume.
 
     Raises:
-        ConfigError: they do, and allow_changed is not said; the message lists every difference.
+        ConfigError: they do, and allow_changed is not set; the message lists every difference.
     """
     if not saved:
         return False
@@ -137,13 +142,13 @@ def validate_same_run(saved: dict[str, Any], current: dict[str, Any], *, allowed
     if allowed:
         warn(
             f"再開する実行から変わった設定: {lines}（allow_changed=true なので続けます）。",
-            f"changed since the run that is resumed: {lines} (allowed by allow_changed=true).",
+            f"settings that differ from the resumed run: {lines} (allowed by allow_changed=true).",
         )
         return True
     raise ConfigError(
         f"再開しようとする実行と設定が違います: {lines}。元に戻すか、承知のうえなら --allow-changed（checkpoint.allow_changed=true）を指定してください。",
-        f"this is not the run that is to be resumed: {lines}. Change it back, or say --allow-changed "
-        "(checkpoint.allow_changed=true) if you mean it.",
+        f"settings differ from the run to resume: {lines}. Change them back, or pass --allow-changed "
+        "(checkpoint.allow_changed=true) if the change is intended.",
     )
 
 
@@ -185,7 +190,7 @@ def load_foreign(run: Run, folder: Path) -> None:
     if not files:
         raise CheckpointError(
             f"{folder} に safetensors の重みがありません。安全のため .bin と .pt は読み込みません。",
-            f"{folder} holds no safetensors weights; for safety .bin and .pt files are not read.",
+            f"{folder} contains no safetensors weights; for safety .bin and .pt files are not read.",
         )
     saved = {name: tensor for path in files for name, tensor in load_file(path).items()}
     expected = [name for name, weight in run.strategy.named_parameters(run.model) if weight.requires_grad]
@@ -206,5 +211,5 @@ def load_foreign(run: Run, folder: Path) -> None:
     warn(
         f"{folder} は別のツールのチェックポイントです。検証はできず、オプティマイザーの状態（pickle）は読まずに、重みとステップ {step} だけを引き継ぎます。",
         f"{folder} was written by another trainer: it cannot be verified, its optimizer state (a pickle) is not "
-        f"read; weights and step {step} are taken over.",
+        f"read; using its weights and step {step}.",
     )

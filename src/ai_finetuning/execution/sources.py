@@ -11,7 +11,7 @@ from ..errors import ConfigError
 
 
 def choose_sources(trainer: Any, train_texts: Any, eval_texts: Any) -> tuple[Any, Any]:
-    """(training data, held-out data) of a call: arguments, the trainer's data sets, or DataConfig's files.
+    """(training data, evaluation data) of a call: arguments, the trainer's data sets, or DataConfig's files.
 
     Raises:
         ConfigError: the same thing given twice; nothing is preferred silently.
@@ -42,7 +42,7 @@ def _one(*named: Any) -> Any:
         names = ", ".join(name for name, _ in given)
         raise ConfigError(
             f"{names} が両方指定されています。どのデータを使うか決められないので、1 つだけにしてください。",
-            f"{names} are both given; say which data is meant by giving one.",
+            f"{names} are both given; give only one of them.",
         )
     return given[0][1] if given else None
 

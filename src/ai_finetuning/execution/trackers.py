@@ -20,7 +20,7 @@ _PATIENCE = {
 
 
 class Tracker(Callback):
-    """Sends metrics to one tracker; the first failure is said, and nothing is sent after it."""
+    """Sends metrics to one tracker; it reports the first failure and sends nothing after it."""
 
     def __init__(self, name: str, folder: Path, run_name: str) -> None:
         self._name = name
@@ -33,8 +33,9 @@ class Tracker(Callback):
     def _give_up(self, error: Exception) -> None:
         self._tracker = None
         warn(
-            f"{self._name} に記録できません（{str(error)[:200]}）。訓練は続き、数値は metrics.jsonl に残ります。",
-            f"{self._name} cannot be reached ({str(error)[:200]}); training goes on, the numbers are in metrics.jsonl.",
+            f"{self._name} に記録できません（{str(error)[:200]}）。学習は続き、数値は metrics.jsonl に残ります。",
+            f"{self._name} cannot be reached ({str(error)[:200]}); training continues, and the metrics are in "
+            "metrics.jsonl.",
         )
 
     def _send(self, row: dict[str, Any]) -> None:

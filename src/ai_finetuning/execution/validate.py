@@ -57,7 +57,7 @@ def find_base(config: RunConfig) -> ModelSource:
     """Where the base of a configuration is; refuses one that the settings do not fit.
 
     Raises:
-        ToolkitError: it cannot be had, or cannot be trained as asked.
+        ToolkitError: it cannot be found, or cannot be trained as asked.
     """
     if config.method == "pretrain":
         folder = on_disk(config.model.name)
@@ -107,5 +107,5 @@ def _validate_resume(expected: str | None) -> None:
         return
     raise InputNotFoundError(
         f"resume_from_checkpoint が {expected} ですが、そのフォルダーはありません。auto で最新を使えます。",
-        f"resume_from_checkpoint is {expected}, which is not a folder; `auto` takes the newest checkpoint.",
+        f"resume_from_checkpoint is {expected}, which is not a folder; `auto` uses the newest checkpoint.",
     )

@@ -56,7 +56,7 @@ def tell(path: Path, error: Exception) -> int:
         error = ProcessesError(
             f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {path.parent} にあります。直してから resume_from_checkpoint=auto "
             "で続きから再開できます。",
-            f"the process of rank {rank} ended with an error ({text}). The logs are in {path.parent}. Go on with "
+            f"the process of rank {rank} ended with an error ({text}). The logs are in {path.parent}. Continue with "
             "resume_from_checkpoint=auto.",
         )
     if launched().is_main or not (path.exists() or isinstance(error, PreemptedError)):

@@ -1,4 +1,4 @@
-"""GGUF through a llama.cpp checkout: its converter runs as it is, then the tokenizer's metadata is put right."""
+"""GGUF through a llama.cpp checkout: runs its unchanged converter, then corrects the tokenizer's metadata."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def validate_converter(checkout: str | None, command: str) -> Path:
         steps = f"\n  git clone --depth 1 https://github.com/ggml-org/llama.cpp\n  {command} --llama-cpp llama.cpp"
         raise InputNotFoundError(
             f"GGUF への変換には llama.cpp のチェックアウトが必要です（ビルドは不要）。次の 2 つを実行してください:{steps}",
-            f"a GGUF is made by a checkout of llama.cpp (nothing is built). Type these two commands:{steps}",
+            f"converting to GGUF needs a checkout of llama.cpp (no build needed). Run these two commands:{steps}",
         )
     return script
 
 
 def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_0") -> Header:
-    """Writes a model's folder as one GGUF file with which llama.cpp segments text as in training.
+    """Writes a model's folder as one GGUF file with which llama.cpp tokenizes text as in training.
 
     Args:
         folder: a whole 16-bit model (see source.py).
@@ -196,8 +196,8 @@ def _refuse_other_tokens(header: Header, tokenizer: Any) -> None:
     if wrong:
         raise ModelError(
             f"GGUF の語彙がトークナイザーと違います（{len(wrong)} 個、例: {expected[wrong[0]]!r}）。保存を取り消しました。",
-            f"the GGUF's vocabulary is not the tokenizer's ({len(wrong)} tokens differ, such as "
-            f"{expected[wrong[0]]!r}); nothing was kept.",
+            f"the GGUF's vocabulary differs from the tokenizer's ({len(wrong)} tokens differ, such as "
+            f"{expected[wrong[0]]!r}); the output was deleted.",
         )
 
 

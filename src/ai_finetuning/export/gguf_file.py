@@ -35,7 +35,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the data.
+    """The part of the file before the data.
 
     Attributes:
         values: metadata by key, in the file's order.

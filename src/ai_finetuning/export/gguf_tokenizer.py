@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a tokenizer: whether its converter knows it, and the metadata with which it segments as in
+"""What llama.cpp makes of a tokenizer: whether its converter knows it, and the metadata with which it tokenizes as in
 training.
 
 Left alone, the converter changes a Japanese tokenizer without an error: a unigram model is marked as one that merges
@@ -38,7 +38,7 @@ _READ_PIECES = frozenset(
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a conversion will know the tokenizer: True, False, or None where that cannot be told; and why."""
+    """Whether a conversion will know the tokenizer: True, False, or None where it is unknown; and why."""
 
     known: bool | None
     ja: str
@@ -88,8 +88,8 @@ def assess(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict
         return Verdict(
             False,
             f"llama.cpp の変換は {architecture} の sentencepiece（{kind}）を読みません。GGUF にはできません（vLLM・serve は使えます）。",
-            f"llama.cpp's converter does not read sentencepiece ({kind}) for {architecture}: no GGUF can be made "
-            "of it (vLLM and serve work).",
+            f"llama.cpp's converter does not read sentencepiece ({kind}) for {architecture}: it cannot be converted "
+            "to GGUF (vLLM and serve work).",
         )
     if kind == OTHER:
         return Verdict(
@@ -102,8 +102,8 @@ def assess(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict
         return Verdict(
             None,
             "バイト単位 BPE なので、GGUF に変換できるかは llama.cpp のハッシュ表で決まります。チェックアウトがないため未確認です（--llama-cpp か環境変数 LLAMA_CPP）。",
-            "byte-level BPE: whether GGUF conversion works is decided by llama.cpp's table of hashes, and no "
-            "checkout was found to read it from (--llama-cpp, or the variable LLAMA_CPP).",
+            "byte-level BPE: GGUF conversion depends on llama.cpp's table of hashes, "
+            "and no checkout was found (--llama-cpp, or the variable LLAMA_CPP).",
         )
     text, hashes = known
     obtained = hashlib.sha256(str(tokenizer.encode(text)).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """A folder for Ollama: a GGUF and the Modelfile that names its prompt and its stops.
 
 The Go template is not translated from the Jinja one but cut out of what the renderer of training and chat writes, then
-compared with it on other conversations: so the two cannot drift apart, and a prompt that Go cannot write is told.
+compared with it on other conversations: so the two cannot drift apart, and a prompt that Go cannot write is reported.
 """
 
 from __future__ import annotations
@@ -160,15 +160,15 @@ def modelfile(gguf: str, tokenizer: Any, generation: Any = None) -> str:
         warn(
             "このチャットテンプレートは Ollama の TEMPLATE に書けません（会話の内容を書き換えるため）。TEMPLATE を省きます。Ollama は GGUF 内のテンプレートから選びます。"
             "答えを確かめてください。",
-            "this chat template cannot be written as an Ollama TEMPLATE (it changes what the messages say); "
-            "TEMPLATE is left out, and Ollama chooses by the one inside the GGUF. Check its answers.",
+            "this chat template cannot be written as an Ollama TEMPLATE (it rewrites messages); omitting "
+            "TEMPLATE, so Ollama uses the template inside the GGUF. Check its answers.",
         )
     else:
         lines.append(f'TEMPLATE """{prompt.go()}"""')
         if style.newline is not None:
             warn(
                 f"このモデルは改行を {style.newline} と書きますが、Ollama の TEMPLATE は置き換えをしません。改行のない質問を送るか、送る側で置き換えてください。",
-                f"this model writes line ends as {style.newline}, and an Ollama TEMPLATE replaces nothing: send "
+                f"this model writes line ends as {style.newline}, and an Ollama TEMPLATE cannot replace text: send "
                 "questions without line ends, or replace them before.",
             )
     stops = [tokenizer.convert_ids_to_tokens(number) for number in style.stop_token_ids]

@@ -79,7 +79,7 @@ def serve(name: str, *, port: int = 8000, device: str = "auto", bits: int | None
     environment = server_environment()
     where = f'base_url="http://{HOST}:{port}/v1", model="{folder}"'
     notice(
-        f"OpenAI 互換サーバーを起動します（この機械の中だけ、止めるには Ctrl+C）: {where}",
+        f"OpenAI 互換サーバーを起動します（この PC からのみ接続できます。止めるには Ctrl+C）: {where}",
         f"starting an OpenAI-compatible server (this machine only; Ctrl+C stops it): {where}",
     )
     if os.name == "posix":

@@ -53,7 +53,7 @@ def _merged(adapter: str, base: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
         if (path / "config.json").is_file():
-            notice(f"統合済みの {path} を使います。", f"using {path}, merged earlier.")
+            notice(f"統合済みの {path} を使います。", f"using {path}, which was merged earlier.")
             return path
         notice(
             f"アダプター {adapter} をベースに統合します（次回からは {path} を使います）。",
@@ -65,7 +65,7 @@ def _merged(adapter: str, base: str) -> Path:
 
 
 def content_key(adapter: str, base: str) -> str:
-    """A name that changes with the adapter's files, its base's weights (by size and time) and the wanted base."""
+    """A name that changes with the adapter's files, its base's weights (by size and time) and the requested base."""
     digest = hashlib.sha256(base.encode())
     for path in sorted(Path(adapter).iterdir()):
         if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt"):

@@ -113,4 +113,4 @@ def _say_adapter(folder: Path) -> None:
     most = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     rank = next(rank for rank in _RANKS if rank >= most)
     line = f"vllm serve {base_name(config)} --enable-lora --lora-modules {folder.name}={folder} --max-lora-rank {rank}"
-    notice(f"統合せずに使うこともできます: {line}", f"it can be served without merging too: {line}")
+    notice(f"統合せずに使うこともできます: {line}", f"you can also serve it without merging: {line}")

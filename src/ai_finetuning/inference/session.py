@@ -69,7 +69,7 @@ def open_model(
     if base is not None and not adapter:
         raise UsageError(
             f"{name} は LoRA アダプターではないので、--base は使えません。",
-            f"{name} is no LoRA adapter, so --base has no meaning.",
+            f"{name} is not a LoRA adapter, so --base does not apply.",
         )
     loaded = (base or base_name(adapter_config(name))) if adapter else name
     with_tokenizer = (saved_tokenizer(name) if adapter else None) or loaded
@@ -90,7 +90,7 @@ def open_model(
 
 @dataclass
 class Chat:
-    """A conversation that goes on."""
+    """A conversation that continues."""
 
     opened: OpenModel
     system: str | None = None

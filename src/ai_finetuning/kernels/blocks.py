@@ -1,8 +1,7 @@
 """A transformer block's parts with hand-written gradients, for bf16 activations on a CPU.
 
-Products are torch's (oneDNN), everything between them is kernels/cpu.cpp. Saved for the backward pass is only what
-cannot be had again cheaply. Tensors are [tokens, features]; documents of a packed row are told apart by their lengths
-alone.
+Products are torch's (oneDNN), everything between them is kernels/cpu.cpp. For the backward pass they save only
+what is expensive to recompute. Tensors are [tokens, features]; lengths alone separate the documents of a packed row.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Linears(Function):
     gradient get none, an input that needs none neither.
 
     Inputs after the first four: n weights, n biases (None allowed), and with lora n pairs A [r, in], B [out, r].
-    Weights in fp32 are masters: `cast` gives their bf16 copies.
+    Weights in fp32 are master weights: `cast` gives their bf16 copies.
     """
 
     @staticmethod

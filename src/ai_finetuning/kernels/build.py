@@ -1,4 +1,4 @@
-"""Compiles kernels/cpu.cpp once per machine and source, and loads it; where that cannot be, training goes on
+"""Compiles kernels/cpu.cpp once per machine and source, and loads it; where that is impossible, training continues
 without.
 
 This file answers whether the kernels can run here. Whether a step gains by them is another question, which
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import Reason
 from ..system.folders import cache_folder
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -31,6 +32,10 @@ _TIMEOUT_SECONDS = 600
 
 class KernelsUnavailableError(Exception):
     """Why there are no compiled kernels here; never reaches the user as an error."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.en)
+        self.reason = reason
 
 
 def _processor() -> str:
@@ -55,7 +60,7 @@ def _compile(compiler: str, target: Path) -> None:
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
             if done.returncode != 0:
-                raise KernelsUnavailableError(f"{compiler}: {done.stderr.strip()[:200]}")
+                raise KernelsUnavailableError(_as_is(f"{compiler}: {done.stderr.strip()[:200]}"))
         os.replace(library, target)
 
 
@@ -64,7 +69,7 @@ def _share_openmp() -> None:
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     loaded = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
     if not loaded:
-        raise KernelsUnavailableError("torch runs without OpenMP")
+        raise KernelsUnavailableError(Reason("torch が OpenMP なしで動いています", "torch runs without OpenMP"))
     for path in sorted(loaded):
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
 
@@ -77,10 +82,12 @@ def library() -> ctypes.CDLL:
         KernelsUnavailableError: with the reason: another system than Linux, no compiler, a failed build.
     """
     if sys.platform != "linux":
-        raise KernelsUnavailableError(f"not built for {sys.platform}")
+        raise KernelsUnavailableError(_not_built(sys.platform))
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        raise KernelsUnavailableError("no C++ compiler (g++ or clang++)")
+        raise KernelsUnavailableError(
+            Reason("C++ コンパイラー（g++ か clang++）がありません", "no C++ compiler (g++ or clang++)")
+        )
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, _processor()])
     target = cache_folder("kernels") / f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
@@ -90,15 +97,24 @@ def library() -> ctypes.CDLL:
         _share_openmp()
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError) as error:
-        raise KernelsUnavailableError(str(error)[:200]) from error
+        raise KernelsUnavailableError(_as_is(str(error)[:200])) from error
 
 
-def why_unavailable(device: torch.device) -> str | None:
+def why_unavailable(device: torch.device) -> Reason | None:
     """None where compiled kernels can run on this device, fast or not, else the reason in a few words."""
     if device.type != "cpu":
-        return f"not built for {device.type}"
+        return _not_built(device.type)
     try:
         library()
     except KernelsUnavailableError as error:
-        return str(error)
+        return error.reason
     return None
+
+
+def _not_built(name: str) -> Reason:
+    return Reason(f"{name} には対応していません", f"not built for {name}")
+
+
+def _as_is(text: str) -> Reason:
+    """What a compiler or the system says, which has one language."""
+    return Reason(text, text)

@@ -34,7 +34,7 @@ def quiet_peft() -> Iterator[None]:
 
 
 class LoRAVariant(TypedDict, total=False):
-    """What may differ from plain LoRA; each is off where it is not named."""
+    """What may differ from plain LoRA; each is off by default."""
 
     use_rslora: bool
     """Scale by alpha / sqrt(r) (arXiv:2312.03732)."""
@@ -71,8 +71,8 @@ def add_lora(
     if any(isinstance(weight, DTensor) for weight in model.parameters()):
         raise ModelError(
             "モデルはすでにプロセス間で分割されています。LoRA は分割の前に付けてください（後から付けるとその勾配は合計されません）。",
-            "the model is spread over processes already; put LoRA on before that (the gradients of a later "
-            "adapter are added up by nobody).",
+            "the model is already sharded across processes; add LoRA before sharding (gradients of a later "
+            "adapter would not be all-reduced).",
         )
     targets = list(target_modules) if isinstance(target_modules, list | tuple) else "all-linear"
     if isinstance(targets, list):
@@ -136,7 +136,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     """A model with a saved adapter on it.
 
     Raises:
-        ModelError: the adapter was trained on another base; told by its shapes before any weight is changed.
+        ModelError: the adapter was trained on another base; the shapes show it before any weight is changed.
     """
     from peft import PeftModel
     from safetensors import safe_open

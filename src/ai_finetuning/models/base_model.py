@@ -57,14 +57,14 @@ class BaseModel(ABC):
         """Where the model is; looked up once for each name.
 
         Raises:
-            InputNotFoundError, HubError, ModelError: it cannot be had, or not without being allowed more.
+            InputNotFoundError, HubError, ModelError: it cannot be found, or not without being allowed more.
         """
         if self._source is None or self._source[0] != self.model_name:
             self._source = (self.model_name, self._find())
         return self._source[1]
 
     def use_source(self, source: ModelSource) -> None:
-        """Takes over what another process has found for this name."""
+        """Uses what another process has found for this name."""
         self._source = (self.model_name, source)
 
     def _find(self) -> ModelSource:

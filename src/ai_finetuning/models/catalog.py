@@ -91,13 +91,11 @@ class CatalogRow:
             lines.append(
                 (
                     f"{self.id} のライセンスは {self.licence} です。条件を確認してください。",
-                    f"{self.id} comes under {self.licence}; read its conditions.",
+                    f"{self.id} is licensed under {self.licence}; read its conditions.",
                 )
             )
         if self.gated:
-            lines.append(
-                (f"{self.id} は利用申請が必要です。", f"{self.id} is gated: access has to be asked for on its page.")
-            )
+            lines.append((f"{self.id} は利用申請が必要です。", f"{self.id} is gated: request access on its page."))
         return lines
 
 
@@ -110,13 +108,13 @@ def rows() -> dict[str, CatalogRow]:
 
 
 def resolve(name: str) -> str:
-    """The published id behind an alias, said in one line; other names as they are."""
+    """The published id behind an alias, reported in one line; other names as they are."""
     row = rows().get(name)
     if row is None or row.alias_of is None:
         return name
     warn(
         f"{name} という ID は公開されていません。公開されている {row.alias_of} を使います。",
-        f"{name} was never published; using {row.alias_of}, which was.",
+        f"{name} is not a published model; using {row.alias_of}.",
     )
     return row.alias_of
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ..errors import Reason
 from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
 from ..kernels.build import why_unavailable
 from . import fused
@@ -71,7 +72,7 @@ class VarlenForward:
         return states[0]
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lets the optimizer tell the path of its updates; without it fused steps would go on with the weights of
+        """Lets the optimizer report its updates to the path; otherwise fused steps would keep using the weights of
         the first.
         """
         if isinstance(self.cast, fused.MasterCasts):
@@ -93,7 +94,7 @@ class VarlenForward:
 
 def select_forward_path(
     model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str
-) -> tuple[VarlenForward | None, str]:
+) -> tuple[VarlenForward | None, Reason | None]:
     """The fastest path that computes what the model itself computes, and why it is not a faster one.
 
     The path is tried on the real model before it is used: two documents in a row against each of them alone.
@@ -104,7 +105,7 @@ def select_forward_path(
             a processor where the compiled kernels gain nothing. No setting asks for `fused`; tests and benchmarks do.
     """
     if kernels == "plain":
-        return None, ""
+        return None, None
     head, reason = _head(model)
     if head is None:
         return None, reason
@@ -113,7 +114,7 @@ def select_forward_path(
     cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
     before = attention_name(model) or "eager"
     forced = kernels == "fused"
-    why_not_fused: str | None = "asked for"
+    why_not_fused: Reason | None = Reason("指定どおり", "as requested")
     if kernels != "portable":
         why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
     worth = forced or fused.why_not_worth(device) is None
@@ -126,10 +127,10 @@ def select_forward_path(
         path = VarlenForward(name, model, head, cap, cast, compiled, compute, before)
         problem = _differs(path, answers, autocast)
         if problem is None:
-            return path, why_not_fused or ""
+            return path, why_not_fused
         path.close()
         why_not_fused = problem
-    return None, why_not_fused or ""
+    return None, why_not_fused
 
 
 def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
@@ -145,11 +146,11 @@ def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda weight: weight.to(dtype)
 
 
-def _head(model: Any) -> tuple[nn.Linear | None, str]:
+def _head(model: Any) -> tuple[nn.Linear | None, Reason | None]:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None:
-        return None, "the head is not a plain linear layer"
-    return head, ""
+        return None, Reason("出力層が通常の線形層ではありません", "the head is not a plain linear layer")
+    return head, None
 
 
 def _computing(device: torch.device, autocast: torch.dtype | None) -> Any:
@@ -163,8 +164,8 @@ def _answers(model: Any, autocast: torch.dtype | None) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _differs(path: VarlenForward, answers: list[Tensor], autocast: torch.dtype | None) -> str | None:
-    """Why the path is not the model: it failed, or its logits of two documents in one row are others."""
+def _differs(path: VarlenForward, answers: list[Tensor], autocast: torch.dtype | None) -> Reason | None:
+    """Why the path is not the model: it failed, or its logits of two documents in one row differ."""
     model, probes = path.model, probe_documents(path.model, _PROBE)
     lengths = tuple(ids.shape[1] for ids in probes)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
@@ -175,10 +176,11 @@ def _differs(path: VarlenForward, answers: list[Tensor], autocast: torch.dtype |
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return f"{type(error).__name__}: {str(error)[:100]}"
+        text = f"{type(error).__name__}: {str(error)[:100]}"
+        return Reason(text, text)
     logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
     expected = torch.cat(answers)
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
     if difference <= _TOLERANCE[path.compute]:
         return None
-    return f"its answers differ by {difference:.1%}"
+    return Reason(f"出力がモデルと {difference:.1%} 違います", f"its answers differ by {difference:.1%}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..errors import Reason
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
@@ -77,13 +78,15 @@ class Family:
     head_norms: tuple[str, str] | None = None
     rotary: str | None = None
     window_in_config: bool = False
-    supports: Callable[[Any], str | None] = field(default=lambda config: None)
+    supports: Callable[[Any], Reason | None] = field(default=lambda config: None)
 
 
-def _stablelm(config: Any) -> str | None:
+def _stablelm(config: Any) -> Reason | None:
     if config.use_parallel_residual:
-        return "parallel residual"
-    return "per-head LayerNorm" if config.qk_layernorm else None
+        return Reason("残差が並列の構造には対応していません", "parallel residual")
+    if config.qk_layernorm:
+        return Reason("ヘッドごとの LayerNorm には対応していません", "per-head LayerNorm")
+    return None
 
 
 FAMILIES: dict[str, Family] = {
@@ -115,18 +118,18 @@ class _Layer:
     cast: MasterCasts
 
 
-def why_not_worth(device: torch.device) -> str | None:
+def why_not_worth(device: torch.device) -> Reason | None:
     """None where the compiled kernels make a step faster, else the reason in a few words.
 
     They compute in bf16. A processor without bf16 instructions can run them (the tests do), but torch's bf16 products
     around them are slower there than fp32 ones.
     """
     if device.type == "cpu" and not cpu_has_bf16():
-        return "the processor has no bf16 instructions"
+        return Reason("高速版 fused は bf16 対応 CPU のみ", "the processor has no bf16 instructions")
     return None
 
 
-def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None, if_slow: bool = False) -> str | None:
+def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None, if_slow: bool = False) -> Reason | None:
     """None where the fused blocks serve this model, else the reason in a few words.
 
     Args:
@@ -135,18 +138,20 @@ def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None, i
     config = model.config
     family = FAMILIES.get(config.model_type)
     if family is None:
-        return f"no fused blocks for {config.model_type}"
+        return Reason(
+            f"高速版 fused は {config.model_type} に対応していません", f"no fused blocks for {config.model_type}"
+        )
     if autocast is not torch.bfloat16:
-        return "the fused blocks compute in bf16"
+        return Reason("高速版 fused は bf16 の計算のみ", "the fused blocks compute in bf16")
     worth = None if if_slow else why_not_worth(device)
     reason = worth or why_unavailable(device) or family.supports(config)
     if reason is not None:
         return reason
     activation = _activation(config)
     if activation not in ACTIVATIONS:
-        return f"activation {activation}"
+        return Reason(f"活性化関数 {activation} には対応していません", f"activation {activation}")
     if getattr(config, "attention_dropout", 0.0) or getattr(config, "hidden_dropout", 0.0):
-        return "dropout inside the model"
+        return Reason("モデルの中にドロップアウトがあります", "dropout inside the model")
     return next(
         (reason for layer in _layers(model) for reason in map(_why_not_linear, _linears(layer)) if reason), None
     )
@@ -175,18 +180,18 @@ def _linears(layer: Any) -> list[nn.Module]:
     ]
 
 
-def _why_not_linear(module: Any) -> str | None:
+def _why_not_linear(module: Any) -> Reason | None:
     base = getattr(module, "base_layer", module)
     if type(base) is not nn.Linear:
-        return f"weights are {type(base).__name__}"
+        return Reason(f"重みが {type(base).__name__} です", f"weights are {type(base).__name__}")
     if base is module:
         return None
     if len(module.active_adapters) != 1 or module.active_adapters[0] not in module.lora_A:
-        return "not one active adapter"
+        return Reason("有効なアダプターが 1 つではありません", "not one active adapter")
     if getattr(module, "lora_variant", None):
-        return "a LoRA variant (DoRA)"
+        return Reason("LoRA の変種（DoRA）です", "a LoRA variant (DoRA)")
     if any(getattr(module, "lora_bias", {}).values()):
-        return "LoRA with a bias"
+        return Reason("バイアスのある LoRA です", "LoRA with a bias")
     return None
 
 

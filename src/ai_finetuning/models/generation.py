@@ -204,7 +204,7 @@ def _answers(
 def _say_halved(size: int, reason: str) -> None:
     warn(
         f"生成でメモリーが足りないため、バッチを {size} 件に減らしてやり直します（{reason}）。",
-        f"out of memory while generating ({reason}): the batch goes down to {size} conversations and is done again.",
+        f"out of memory while generating ({reason}): retrying with batches of {size} conversations.",
     )
 
 

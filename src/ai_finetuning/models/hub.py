@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import embedded
-from ..errors import HubError, InputNotFoundError, ModelError
+from ..errors import HubError, InputNotFoundError, ModelError, Reason
 from ..system.network import LIMIT_SECONDS, endpoint, head, offline
 from . import catalog
 from .adapter_folder import base_name, is_adapter, recorded_config
@@ -134,7 +134,7 @@ def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECO
         return Located(name, name, True)
     if offline():
         raise HubError(
-            f"モデル {name} はこのマシンに保存されておらず、オフライン設定 (HF_HUB_OFFLINE) のためダウンロードできません。{_suggest_ja(name)}"
+            f"モデル {name} はこの PC に保存されておらず、オフライン設定 (HF_HUB_OFFLINE) のためダウンロードできません。{_suggest_ja(name)}"
             " ダウンロード済みのフォルダーを指定するか、HF_HUB_OFFLINE を外してください。",
             f"Model {name} is not on this machine, and offline mode (HF_HUB_OFFLINE) forbids the "
             f"download.{_suggest_en(name)}"
@@ -158,18 +158,18 @@ def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
         raise _refused(model_id, answer.status, answer.code)
 
 
-def _unreachable(model_id: str, reason: str) -> HubError:
+def _unreachable(model_id: str, reason: Reason) -> HubError:
     return HubError(
-        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason})。ネットワークを確認してください。オフラインなら"
+        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason.ja})。ネットワークを確認してください。オフラインなら"
         " ダウンロード済みのフォルダーを指定し (HF_HUB_OFFLINE=1)、ミラーがあれば HF_ENDPOINT に設定してください。",
-        f"Model {model_id}: {endpoint()} does not answer ({reason}). Check the network. Offline, name a "
+        f"Model {model_id}: {endpoint()} does not answer ({reason.en}). Check the network. Offline, name a "
         "downloaded folder"
         " (HF_HUB_OFFLINE=1); where there is a mirror, set HF_ENDPOINT to it.",
     )
 
 
 def _refused(model_id: str, status: int, code: str) -> HubError:
-    """The hub's answer as a message with its own way out."""
+    """The hub's answer as an error with a matching way out."""
     if code == "GatedRepo":
         return HubError(
             f"モデル {model_id} は利用申請が必要です (gated)。{endpoint()}/{model_id} を開いて条件に同意し、`hf auth login` でログインするか "

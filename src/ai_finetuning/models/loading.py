@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 from typing_extensions import Unpack
 
-from ..errors import ModelError, ToolkitError
+from ..errors import ModelError, Reason, ToolkitError
 from ..messages import notice, warn
 from ..system.gpu import dtype_name, get_available_device, sixteen_bit
 from .activation_checkpointing import enable_activation_checkpointing
@@ -50,7 +50,7 @@ class LoadOptions(TypedDict, total=False):
     """How weights are loaded, beside their dtype, device and attention."""
 
     load_in_8bit: bool
-    """bitsandbytes weights, on CPUs too; off where it is not named."""
+    """bitsandbytes weights, on CPUs too; off by default."""
     load_in_4bit: bool
     """The same in 4 bit."""
     quantization: Quantization | None
@@ -58,11 +58,11 @@ class LoadOptions(TypedDict, total=False):
     device_map: DeviceMap | None
     """Devices by module name, instead of `device`."""
     gradient_checkpointing: bool
-    """Recompute activations in the backward pass; off where it is not named."""
+    """Recompute activations in the backward pass; off by default."""
     trust_remote_code: bool
-    """Run code from the model's repository; off where it is not named."""
+    """Run code from the model's repository; off by default."""
     announce: bool
-    """Say which attention was taken (on where it is not named); False for loads that only prove something."""
+    """Report which attention is used (default: on); off for loads that only verify something."""
 
 
 def load_causal_lm(
@@ -178,7 +178,7 @@ def _with_attention(plan: LoadPlan, attention: str, extra: Mapping[str, object])
             f"attention is {attention!r}; it must be auto, {', '.join(ATTENTIONS)}.",
         )
     order = ATTENTIONS if attention == "auto" else ATTENTIONS[ATTENTIONS.index(attention) :]
-    refusals: dict[str, str] = {}
+    refusals: dict[str, Reason] = {}
     for implementation in order:
         reason = _why_no_flash(plan) if implementation == "flash_attention_2" else None
         if reason is not None:
@@ -189,7 +189,7 @@ def _with_attention(plan: LoadPlan, attention: str, extra: Mapping[str, object])
         except (ImportError, ValueError) as error:
             if isinstance(error, ToolkitError) or implementation == "eager" or not _about_attention(error):
                 raise
-            refusals[implementation] = str(error).split(". ")[0].splitlines()[0][:120]
+            refusals[implementation] = _refusal(error)
             continue
         if plan.announce:
             _say_attention(implementation, refusals)
@@ -201,20 +201,27 @@ def _about_attention(error: Exception) -> bool:
     return "attention" in str(error).lower() or "flash" in str(error).lower()
 
 
-def _why_no_flash(plan: LoadPlan) -> str | None:
+def _refusal(error: Exception) -> Reason:
+    """The library's reason, which is English only: in Japanese the message leaves it out."""
+    first = str(error).split(". ")[0].splitlines()[0][:120]
+    return Reason(f"このモデルでは使えません（{type(error).__name__}）", first)
+
+
+def _why_no_flash(plan: LoadPlan) -> Reason | None:
     if plan.device.type != "cuda":
-        return f"needs a GPU, not {plan.device.type}"
+        return Reason(f"GPU が必要です（いまは {plan.device.type}）", f"needs a GPU, not {plan.device.type}")
     if not is_flash_attn_2_available():
-        return "not installed"
+        return Reason("インストールされていません", "not installed")
     if plan.dtype is torch.float32:
-        return "needs a 16-bit dtype"
+        return Reason("16 bit のデータ型が必要です", "needs a 16-bit dtype")
     return None
 
 
-def _say_attention(chosen: str, refusals: Mapping[str, str]) -> None:
-    why = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+def _say_attention(chosen: str, refusals: Mapping[str, Reason]) -> None:
+    why = Reason.joined([Reason(f"{name}: {r.ja}", f"{name}: {r.en}") for name, r in refusals.items()])
     notice(
-        f"アテンション: {chosen}" + (f" ({why})" if why else ""), f"Attention: {chosen}" + (f" ({why})" if why else "")
+        f"アテンション: {chosen}" + (f"（{why.ja}）" if refusals else ""),
+        f"Attention: {chosen}" + (f" ({why.en})" if refusals else ""),
     )
 
 

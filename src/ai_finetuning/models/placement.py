@@ -59,11 +59,10 @@ def validate_offloading(device_map: Mapping[str, Any]) -> None:
         return
     name, place = next(iter(away.items()))
     raise ModelError(
-        f"device_map の {len(away)} 個のモジュールが GPU の外にあります（例: {name} → {place}）。このままでは一部の重みに勾配が届かないため訓練しません。"
+        f"device_map の {len(away)} 個のモジュールが GPU の外にあります（例: {name} → {place}）。このままでは一部の重みに勾配が届かないため学習しません。"
         "max_memory_per_gpu を増やすか、GPU を増やすか、method: qlora を使ってください。",
         f"device_map keeps {len(away)} modules outside the GPUs (for example {name} -> {place}); some weights "
-        "would get no gradient, so it is not trained. "
-        "Raise max_memory_per_gpu, use more GPUs, or method: qlora.",
+        "would get no gradient. Raise max_memory_per_gpu, use more GPUs, or method: qlora.",
     )
 
 

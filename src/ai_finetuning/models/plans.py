@@ -81,9 +81,9 @@ def _refuse(kind: str, plan: dict[str, str], modules: dict[str, nn.Module]) -> N
         own += [name for name, child in module.named_children() if any(True for _ in child.parameters())]
         left = [name for name in own if f"{parent}.{name}" not in plan]
         if left:
-            # They would work on this rank's values only, and their gradients would be added up by nobody.
+            # They would work on this rank's values only, and their gradients would not be all-reduced.
             raise ModelError(
                 f"{kind} の {parent} には分割計画にない重み {', '.join(left)} があります。strategy: fsdp または pipeline を使ってください。",
-                f"{parent} of {kind} has weights that its plan does not speak of ({', '.join(left)}); use "
+                f"{parent} of {kind} has weights that its plan does not cover ({', '.join(left)}); use "
                 "strategy: fsdp or pipeline.",
             )

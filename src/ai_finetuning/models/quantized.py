@@ -146,7 +146,7 @@ METHODS = (
 
 
 def find_method(bits: int, backend: str = "bitsandbytes", quant_type: str | None = None) -> Method:
-    """The row of METHODS that is asked for.
+    """The requested row of METHODS.
 
     Raises:
         ConfigError: there is none; names those that there are.
@@ -158,7 +158,7 @@ def find_method(bits: int, backend: str = "bitsandbytes", quant_type: str | None
     asked = f"backend={backend} bits={bits}" + (f" quant_type={quant_type}" if quant_type is not None else "")
     raise ConfigError(
         f"{asked} という量子化方法はありません。次のいずれかにしてください: {known}。",
-        f"there is no quantization with {asked}; choose one of: {known}.",
+        f"{asked} is not a quantization method; choose one of: {known}.",
     )
 
 
@@ -174,7 +174,7 @@ class Quantization:
         if foreign:
             raise ConfigError(
                 f"{', '.join(foreign)} は {self.method.name} では使えません。指定を外してください。",
-                f"{', '.join(foreign)} has no meaning for {self.method.name}; leave it out.",
+                f"{', '.join(foreign)} does not apply to {self.method.name}; leave it out.",
             )
 
     def config(self, device: torch.device, compute_dtype: torch.dtype) -> Any:

@@ -52,7 +52,7 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
     """A model by hub id, alias, `embedded:NAME` or folder, with its configuration; within seconds, nothing is loaded.
 
     Raises:
-        InputNotFoundError, HubError: it cannot be had. ModelError: it needs code from its repository, and nobody
+        InputNotFoundError, HubError: it cannot be found. ModelError: it needs code from its repository, and nobody
             allowed it; its configuration cannot be read.
     """
     obtained = hub.locate(name)
@@ -64,7 +64,7 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
 
 
 def find_tokenizer(name: str) -> ModelSource:
-    """The same for a folder or id of which only the tokenizer is wanted; its configuration is read where it has one."""
+    """The same for a folder or id whose tokenizer alone is needed; its configuration is read where it has one."""
     obtained = hub.locate(name, weights=False)
     file = Path(obtained.path) / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -109,7 +109,8 @@ def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: b
     raise ModelError(
         f"{name} の config.json はリポジトリー内のコード (auto_map) の実行を求めています。実行しません。内容を確認して信頼できる場合だけ"
         " trust_remote_code=True (設定では model.trust_remote_code: true) を指定してください。",
-        f"{name}: its config.json wants to run code from the repository (auto_map); refused. Read that code, and only if you trust"
+        f"{name}: its config.json requests code from the repository (auto_map), which is not run by default. Read "
+        "that code, and only if you trust"
         " it pass trust_remote_code=True (in a config: model.trust_remote_code: true).",
     )
 

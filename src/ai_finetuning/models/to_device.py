@@ -32,12 +32,13 @@ def optimize_model_for_gpu(
         dtype = None
     if enable_mixed_precision and dtype is None and target_device.type == "cpu":
         notice(
-            "この CPU には bf16 命令がないため fp32 のまま使います。", "this CPU has no bf16 instructions: fp32 stays."
+            "この CPU には bf16 命令がないため fp32 のまま使います。",
+            "this CPU has no bf16 instructions: keeping fp32.",
         )
     model = model.to(device=target_device, dtype=dtype) if dtype is not None else model.to(target_device)
     if gradient_checkpointing and not enable_activation_checkpointing(model):
         notice(
             f"{type(model).__name__} は Gradient Checkpointing に対応していないため、そのまま使います。",
-            f"{type(model).__name__} has no gradient checkpointing; it is used as it is.",
+            f"{type(model).__name__} has no gradient checkpointing; using it without.",
         )
     return model, target_device

@@ -50,7 +50,7 @@ def train_tokenizer(
     if vocabulary <= fixed:
         raise ConfigError(
             f"語彙数が {vocabulary} です。{fixed} より大きくしてください（バイト 256 個と特殊トークンを含みます）。",
-            f"the vocabulary is {vocabulary}; it must be more than {fixed} (256 bytes and special tokens are part "
+            f"the vocabulary size is {vocabulary}; it must be more than {fixed} (256 bytes and special tokens are part "
             "of it).",
         )
     written = io.BytesIO()
@@ -85,7 +85,8 @@ def train_tokenizer(
         reason = str(error).strip().splitlines()[0][-200:]
         raise ConfigError(
             f"語彙数 {vocabulary} のトークナイザーを作れません（{reason}）。語彙数を減らすか、文を増やしてください。",
-            f"a tokenizer of {vocabulary} pieces cannot be made ({reason}); ask for fewer, or give more text.",
+            f"a tokenizer of {vocabulary} pieces cannot be made ({reason}); choose a smaller vocabulary, or provide "
+            "more text.",
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(_on_grid(written.getvalue()))
@@ -157,6 +158,6 @@ def _require_parity(folder: Path, lines: Sequence[str]) -> None:
     different = parity_problems(tokenizer, folder / "tokenizer.model", [*PROBES, *lines[::step][:_CHECKED]])
     if different:
         raise ModelError(
-            f"tokenizer.json と tokenizer.model の分かち方が違います（例: {different[0][:40]!r}）。",
-            f"tokenizer.json and tokenizer.model segment differently (such as {different[0][:40]!r}).",
+            f"tokenizer.json と tokenizer.model のトークン分割が違います（例: {different[0][:40]!r}）。",
+            f"tokenizer.json and tokenizer.model tokenize differently (such as {different[0][:40]!r}).",
         )

@@ -1,4 +1,4 @@
-"""From a name to a tokenizer that segments as the model was trained, with its own pad token and a chat template."""
+"""From a name to a tokenizer that tokenizes as the model was trained, with its own pad token and a chat template."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def load_tokenizer(
         trust_remote_code: run code from the repository.
 
     Raises:
-        ModelError: the tokenizer does not segment as its sentencepiece model does, or cannot be loaded.
-        HubError, InputNotFoundError: it cannot be had.
+        ModelError: the tokenizer tokenizes differently from its sentencepiece model does, or cannot be loaded.
+        HubError, InputNotFoundError: it cannot be found.
     """
     # A folder that holds only a tokenizer will do, such as an adapter's.
     obtained = name if isinstance(name, ModelSource) else find_tokenizer(name)
@@ -132,7 +132,7 @@ def _embedding_rows(source: ModelSource) -> int | None:
 
 
 def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PROBES) -> list[str]:
-    """Texts that a tokenizer segments otherwise than its sentencepiece model."""
+    """Texts that a tokenizer tokenizes differently from its sentencepiece model."""
     import sentencepiece
 
     reference = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
@@ -144,7 +144,7 @@ def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PRO
 
 
 def check_tokenizer_parity(folder: str | Path) -> list[str]:
-    """Japanese probes that AutoTokenizer segments otherwise than the folder's sentencepiece model; empty where all
+    """Japanese probes that AutoTokenizer tokenizes differently from the folder's sentencepiece model; empty where all
     agree.
 
     transformers 5 builds Llama tokenizers as BPE: a unigram model without tokenizer.json is then segmented in a way
@@ -176,20 +176,21 @@ def _with_parity(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTok
     else:
         raise ModelError(
             f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。"
-            "モデルが学習していない分かち方になるため使いません。tokenizer.json のある版を使ってください。",
-            f"the tokenizer of {name} does not segment as its sentencepiece model ({len(left)} of {len(PROBES)} "
-            f"probes, such as {left[0]!r}); the model never saw such tokens. Use a version with tokenizer.json.",
+            "モデルが学習していないトークン分割になるため使いません。tokenizer.json のある版を使ってください。",
+            f"the tokenizer of {name} tokenizes differently from its sentencepiece model ({len(left)} of {len(PROBES)} "
+            f"probes, such as {left[0]!r}); the model was not trained on such tokens. Use a version with "
+            "tokenizer.json.",
         )
     notice(
-        f"{name} のトークナイザーは transformers の変換で分かち方が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
-        f"{name}: transformers' conversion changes the segmentation ({len(problems)} of {len(PROBES)} probes); "
-        "its sentencepiece model is used directly.",
+        f"{name} のトークナイザーは transformers の変換でトークン分割が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
+        f"{name}: transformers' conversion changes the tokenization ({len(problems)} of {len(PROBES)} probes); "
+        "using its sentencepiece model directly.",
     )
     return repaired
 
 
 def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, if it segments as its tokenizer.json says; else that file read as it is.
+    """The tokenizer, if it tokenizes as its tokenizer.json says; else that file read as it is.
 
     transformers 5 chooses a class by the model's type, and some of them put their own rules over the file's.
     """
@@ -204,8 +205,8 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> Pr
         return tokenizer
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     notice(
-        f"{name}: {type(tokenizer).__name__} では tokenizer.json と分かち方が変わるため、tokenizer.json をそのまま使います。",
-        f"{name}: {type(tokenizer).__name__} segments otherwise than tokenizer.json says; the file is used as it is.",
+        f"{name}: {type(tokenizer).__name__} では tokenizer.json とトークン分割が変わるため、tokenizer.json をそのまま使います。",
+        f"{name}: {type(tokenizer).__name__} tokenizes differently from tokenizer.json; using the file itself.",
     )
     make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     plain = make(tokenizer_file=str(file), **special)
@@ -237,7 +238,8 @@ def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
     tokenizer.pad_token = chosen
     notice(
         f"パディングには {chosen} を使います（eos {tokenizer.eos_token} とは別にして、文末の学習を守ります）。",
-        f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that ends of answers stay in the loss.",
+        f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that the end of each answer stays in the "
+        "loss.",
     )
 
 
@@ -270,7 +272,9 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
 
 
 def known_template(tokenizer: Any) -> ChatTemplate | None:
-    """The catalog's template that a tokenizer carries, told by its text; a saved folder needs no other note of it."""
+    """The catalog's template that a tokenizer carries, recognised by its text; a saved folder needs no other note of
+    it.
+    """
     return next((item for item in TEMPLATES.values() if item.jinja == tokenizer.chat_template), None)
 
 

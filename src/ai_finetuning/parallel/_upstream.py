@@ -71,7 +71,7 @@ def compile_no_operators() -> None:
 
 
 def forget_accelerator() -> None:
-    """Lets Accelerate begin anew in this process, with or without DeepSpeed.
+    """Lets Accelerate begin again in this process, with or without DeepSpeed.
 
     accelerate 1.10 to 1.15: `AcceleratorState._reset_state`, which its own tests call; there is no public one.
     """

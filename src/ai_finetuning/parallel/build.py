@@ -56,8 +56,8 @@ def build_strategy(
     if use_accelerate:
         notice(
             f"strategy {choice.strategy} では use_accelerate によらず、このツールキット自身の並列処理を使います（Accelerate は 1 プロセスと ddp だけです）。",
-            f"strategy {choice.strategy} runs on this toolkit's own parallel path, whatever use_accelerate says "
-            "(Accelerate serves one process and ddp).",
+            f"strategy {choice.strategy} runs on this toolkit's own parallel path, regardless of "
+            "use_accelerate (Accelerate supports one process and ddp).",
         )
     common: dict[str, Any] = {
         "sharded": choice.sharded,

@@ -83,7 +83,7 @@ def resolve_parallel_plan(
     if local_rank not in (-1, here.local_rank):
         raise ConfigError(
             f"training.local_rank が {local_rank} ですが、ランチャーは {here.local_rank} としています。-1 にするとランチャーに合わせます。",
-            f"training.local_rank is {local_rank}, but the launcher says {here.local_rank}; leave it at -1 to "
+            f"training.local_rank is {local_rank}, but the launcher set {here.local_rank}; leave it at -1 to "
             "follow the launcher.",
         )
     if name == "model_parallel" and size > 1:
@@ -131,14 +131,14 @@ def validate_model(
     if bits == 8 and choice.sharded:
         raise ConfigError(
             "strategy: fsdp は 8 ビット量子化と組み合わせられません。method: qlora の 4 ビット（qlora_4bit: true）か strategy: ddp を使ってください。",
-            "strategy: fsdp cannot go with a base in 8 bit; use 4 bit (qlora_4bit: true), or strategy: ddp.",
+            "strategy: fsdp cannot be combined with an 8-bit base; use 4 bit (qlora_4bit: true), or strategy: ddp.",
         )
     if choice.sizes.pp > 1:
         validate_pipeline(config, choice.sizes, choice.schedule, sharded=choice.sharded)
 
 
 def warn_of_idle_ranks(choice: ParallelPlan, rows: int) -> None:
-    """Says that processes compute nothing where a step has fewer rows than there are processes to share them.
+    """Warns that processes have nothing to compute if a step has fewer rows than processes.
 
     Args:
         rows: of an optimizer step (batch size x accumulation).
@@ -150,5 +150,6 @@ def warn_of_idle_ranks(choice: ParallelPlan, rows: int) -> None:
         f"1 ステップは {rows} 行（batch_size x gradient_accumulation_steps）ですが、データを分け合うプロセスは {ranks} 個あります。{ranks - rows} "
         f"個は計算するものがありません。積を {ranks} 以上にするか、プロセスを {rows} 個以下にしてください。",
         f"a step has {rows} rows (batch_size x gradient_accumulation_steps) for {ranks} processes that share the data: "
-        f"{ranks - rows} of them compute nothing. Make the product {ranks} or more, or use {rows} processes or fewer.",
+        f"{ranks - rows} of them would have nothing to compute. Make the product {ranks} or more, or use {rows} "
+        "processes or fewer.",
     )

@@ -1,4 +1,4 @@
-"""Notices that a run of several processes stands still, says which process is behind, and ends it."""
+"""Detects a run of several processes that makes no progress, names the process that is behind, and ends the run."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Watchdog:
             return [_GONE] * self._size
 
     def _lost(self, heard: list[str | None]) -> list[int]:
-        """The processes that have said nothing since `heard`."""
+        """The processes that have not reported since `heard`."""
         pairs = enumerate(zip(heard, self._beats(), strict=True))
         silent = [rank for rank, (before, now) in pairs if now == _GONE or (now == before and now not in (None, _LEFT))]
         return [rank for rank in silent if rank != self._rank]
@@ -108,7 +108,7 @@ class Watchdog:
         ranks = ", ".join(str(rank) for rank, count in enumerate(counts) if count == min(counts))
         return (
             f"{self._timeout:.0f} 秒間進まないので終了します。遅れているのはランク {ranks} です（各ランクの通信回数: {counts}）。",
-            f"no progress for {self._timeout:.0f} s: leaving. Rank {ranks} is behind (exchanges by rank: {counts}).",
+            f"no progress for {self._timeout:.0f} s: exiting. Rank {ranks} is behind (exchanges by rank: {counts}).",
         )
 
     def _end(self, ja: str, en: str, pause: float) -> None:
@@ -131,6 +131,6 @@ class Watchdog:
 def _vanished(lost: list[int]) -> tuple[str, str]:
     ranks = ", ".join(map(str, lost))
     return (
-        f"ランク {ranks} のプロセスが {LOST_SECONDS:.0f} 秒間応答しません（強制終了か、マシンの停止）。終了します。",
-        f"rank {ranks} has given no sign of life for {LOST_SECONDS:.0f} s (killed, or its machine is gone): leaving.",
+        f"ランク {ranks} のプロセスが {LOST_SECONDS:.0f} 秒間応答しません（強制終了か、PC の停止）。終了します。",
+        f"rank {ranks} has not responded for {LOST_SECONDS:.0f} s (killed, or its machine stopped): exiting.",
     )

@@ -19,7 +19,8 @@ class Situation:
         devices: memory that a run may use on each.
         whole: need of a device that holds everything (planner/memory.py).
         gathered: the largest layer's weights, whole while fsdp computes it.
-        split_fits: whether the balanced map of model_parallel fits; None where it cannot be had (devices are processes
+        split_fits: whether the balanced map of model_parallel fits; None where it cannot be found (devices are
+        processes
             of a CPU).
         shardable: whether fsdp can cut this run's weights and optimizer (AdamW in 32 bit; no 8-bit base).
     """
@@ -76,14 +77,14 @@ _RULES = (
         "ddp",
         lambda s: len(s.devices) == 1,
         True,
-        "デバイスは 1 つなので、1 プロセスで訓練します",
+        "デバイスは 1 つなので、1 プロセスで学習します",
         "there is one device: training in one process",
     ),
     _Rule(
         "ddp",
         lambda s: s.whole.total <= s.least,
         False,
-        "1 つに全部載る（必要 {whole:.1f} GiB、最小のデバイス {least:.1f} GiB）ので、{n} つで別々の行を計算します",
+        "1 つに収まる（必要 {whole:.1f} GiB、最小のデバイス {least:.1f} GiB）ので、{n} つで別々の行を計算します",
         "one device holds everything (needs {whole:.1f} GiB, the smallest has {least:.1f} GiB), so {n} compute "
         "different rows",
     ),
@@ -91,7 +92,7 @@ _RULES = (
         "fsdp",
         lambda s: s.shardable and s.sharded <= s.least,
         False,
-        "1 つには載らない（必要 {whole:.1f} GiB、最小のデバイス {least:.1f} GiB）ので、重みと勾配とオプティマイザーを {n} つに分けます（それぞれ {sharded:.1f} GiB）",
+        "1 つには収まらない（必要 {whole:.1f} GiB、最小のデバイス {least:.1f} GiB）ので、重みと勾配とオプティマイザーを {n} つに分けます（それぞれ {sharded:.1f} GiB）",
         "one device cannot hold it (needs {whole:.1f} GiB, the smallest has {least:.1f} GiB), so {n} share "
         "weights, gradients and optimizer ({sharded:.1f} GiB each)",
     ),
@@ -99,7 +100,7 @@ _RULES = (
         "model_parallel",
         lambda s: bool(s.split_fits),
         True,
-        "1 つには載らず（必要 {whole:.1f} GiB、最小のデバイス {least:.1f} GiB）、fsdp では分けられないので、層を {n} つに割り当てます（同時に計算するのは 1 つです）",
+        "1 つには収まらず（必要 {whole:.1f} GiB、最小のデバイス {least:.1f} GiB）、fsdp では分けられないので、層を {n} つに割り当てます（同時に計算するのは 1 つです）",
         "one device cannot hold it (needs {whole:.1f} GiB, the smallest has {least:.1f} GiB) and fsdp cannot "
         "share it, so its layers are spread over {n} (one computes at a time)",
     ),
@@ -123,11 +124,12 @@ def advise_strategy(situation: Situation) -> StrategyAdvice:
             processes = 1 if rule.one_process else len(situation.devices)
             return StrategyAdvice(rule.strategy, processes, rule.ja.format(**numbers), rule.en.format(**numbers))
     raise ConfigError(
-        "parallel.strategy auto: どの方法でも載りません。1 つなら {whole:.1f} GiB、fsdp で {n} つに分けても {sharded:.1f} GiB ずつ必要で、"
+        "parallel.strategy auto: どの戦略でもメモリーに収まりません。1 つなら {whole:.1f} GiB、fsdp で {n} つに分けても {sharded:.1f} GiB ずつ必要で、"
         "最小のデバイスは {least:.1f} GiB です。"
         "method: qlora か lora にする、data.max_length か batch_size を下げる、gradient_checkpointing: true にする、または GPU "
         "を増やしてください。".format(**numbers),
-        "parallel.strategy auto: it fits in no way. One device would need {whole:.1f} GiB, each of {n} under fsdp "
+        "parallel.strategy auto: no strategy fits in memory. One device would need {whole:.1f} GiB, each of {n} "
+        "under fsdp "
         "{sharded:.1f} GiB; the smallest has {least:.1f} GiB. "
         "Use method: qlora or lora, lower data.max_length or batch_size, set gradient_checkpointing: true, or use "
         "more GPUs.".format(**numbers),

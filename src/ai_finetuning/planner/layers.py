@@ -88,7 +88,7 @@ def modules_of(model: Any) -> tuple[list[str], list[str], list[str]]:
         kind = type(model).__name__
         raise ModelError(
             f"{kind} には層のリストが見つからないため、model_parallel で分けられません。strategy: fsdp を使ってください。",
-            f"no single list of layers is found in {kind}, so model_parallel cannot split it; use strategy: fsdp.",
+            f"{kind} has no single list of layers, so model_parallel cannot split it; use strategy: fsdp.",
         )
     at = children.index(layers)
     # Rotary embeddings and dropout hold no weights and run before the first layer, wherever they are listed.

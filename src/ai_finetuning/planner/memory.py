@@ -38,9 +38,9 @@ class MemoryEstimate:
         """One line for people, in GiB."""
         parts = [
             (localized("重み", "weights"), self.weights),
-            (localized("16 bit の写し", "16-bit copies"), self.copies),
+            (localized("16 bit のコピー", "16-bit copies"), self.copies),
             (localized("勾配とオプティマイザー", "gradients and optimizer"), self.gradients_and_optimizer),
-            (localized("活性", "activations"), self.activations),
+            (localized("アクティベーション", "activations"), self.activations),
             (localized("ロジット", "logits"), self.logits),
             (localized("その他", "other"), self.base),
         ]
@@ -86,7 +86,7 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
 def weight_bytes(work: Workload, body: int, embeddings: int) -> int:
     """Bytes of the base's weights: `body` of its layers, and embeddings and head, which are never quantized.
 
-    Full fine-tuning keeps fp32 masters.
+    Full fine-tuning keeps fp32 master weights.
     """
     if work.full:
         return 4 * (body + embeddings)
@@ -99,7 +99,7 @@ def copy_bytes(work: Workload, multiplied: int) -> int:
     """fp32 weights that are computed with in 16 bit are held a second time: fused steps keep the copies
     (models/fused.py), autocast caches them.
 
-    Adapters are small and cast anew in every layer; an embedding that is only looked up has no copy.
+    Adapters are small and cast again in every layer; an embedding that is only looked up has no copy.
     """
     in_fp32 = work.full or (work.bits is None and work.frozen_bytes == 4)
     return 2 * multiplied if in_fp32 and work.compute_bytes == 2 else 0

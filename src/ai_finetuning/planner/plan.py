@@ -43,7 +43,7 @@ class Plan:
     def table(self) -> list[tuple[str, str]]:
         """(label, value) lines for people, in the locale's language."""
         on = localized("あり", "on") if self.gradient_checkpointing else localized("なし", "off")
-        fits = "" if self.fits else localized("  ← 足りない見込み", "  <- likely too little")
+        fits = "" if self.fits else localized("  ← 足りない見込み", "  <- probably insufficient")
         return [
             (localized("モデル", "model"), f"{self.model} ({self.parameters:,})"),
             (
@@ -52,19 +52,19 @@ class Plan:
                     f"{self.method}（学習する重み {self.trainable:,}）", f"{self.method} (trains {self.trainable:,})"
                 ),
             ),
-            (localized("装置と精度", "device, precision"), f"{self.device}, {self.precision}"),
+            (localized("デバイスと精度", "device, precision"), f"{self.device}, {self.precision}"),
             (
                 localized("行", "rows"),
                 localized(
-                    f"学習 {self.rows:,}、検証 {self.eval_rows:,}",
-                    f"{self.rows:,} to train on, {self.eval_rows:,} held out",
+                    f"学習 {self.rows:,}、評価 {self.eval_rows:,}",
+                    f"{self.rows:,} for training, {self.eval_rows:,} for evaluation",
                 ),
             ),
             (
                 localized("トークン", "tokens"),
                 localized(
-                    f"1 エポック {self.tokens:,}（損失のかかるもの {self.label_tokens:,}）",
-                    f"{self.tokens:,} an epoch ({self.label_tokens:,} with loss)",
+                    f"1 エポック {self.tokens:,}（学習対象トークン {self.label_tokens:,}）",
+                    f"{self.tokens:,} per epoch ({self.label_tokens:,} label tokens)",
                 ),
             ),
             (
@@ -72,7 +72,7 @@ class Plan:
                 localized(
                     f"{self.total_steps:,}（1 エポック {self.steps_per_epoch:,}、1 ステップ {self.rows_per_step} 行、ウォームアップ "
                     f"{self.warmup_steps}）",
-                    f"{self.total_steps:,} ({self.steps_per_epoch:,} an epoch, {self.rows_per_step} rows a step, "
+                    f"{self.total_steps:,} ({self.steps_per_epoch:,} per epoch, {self.rows_per_step} rows a step, "
                     f"warm-up {self.warmup_steps})",
                 ),
             ),

@@ -121,6 +121,6 @@ def meta_model(name: str | ModelSource, *, trust_remote_code: bool = False) -> n
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{obtained.name} の config.json から文章生成モデルを組み立てられません（{reason}）。",
-            f"no causal language model can be built from the config.json of {obtained.name} ({reason}).",
+            f"the config.json of {obtained.name} does not describe a causal language model ({reason}).",
         ) from error
     return model

@@ -62,5 +62,5 @@ def use_physical_cores() -> None:
     torch.set_num_threads(cores)
     notice(
         f"スレッド数を {threads} から物理コア数の {cores} にします（変えるには OMP_NUM_THREADS）。",
-        f"threads go from {threads} to the {cores} physical cores (OMP_NUM_THREADS changes that).",
+        f"using {cores} threads, one per physical core, instead of {threads} (OMP_NUM_THREADS changes this).",
     )

@@ -8,6 +8,8 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
+from ..errors import Reason
+
 LIMIT_SECONDS = 5.0
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
@@ -18,7 +20,7 @@ class Answer:
 
     status: int | None = None
     code: str = ""
-    reason: str = ""
+    reason: Reason = Reason("", "")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -44,7 +46,7 @@ def head(url: str, limit_seconds: float = LIMIT_SECONDS) -> Answer:
 
     # Outside the thread: on a busy machine this import alone can take longer than the limit.
     token = get_token()
-    answer = Answer(reason=f"no answer within {limit_seconds:g} s")
+    answer = Answer(reason=Reason(f"{limit_seconds:g} 秒以内に応答なし", f"no answer within {limit_seconds:g} s"))
     # A thread, because a socket's time-out bounds neither the name look-up nor an answer that trickles in.
     asker = threading.Thread(target=_ask, args=(url, token, limit_seconds, answer), daemon=True)
     asker.start()
@@ -62,4 +64,5 @@ def _ask(url: str, token: str | None, limit_seconds: float, answer: Answer) -> N
     except urllib.error.HTTPError as error:
         answer.code, answer.status = error.headers.get("X-Error-Code", ""), error.code
     except (OSError, ValueError) as error:
-        answer.reason = str(getattr(error, "reason", error))
+        text = str(getattr(error, "reason", error))
+        answer.reason = Reason(text, text)

@@ -83,7 +83,7 @@ def lesson(method: Method, base: str, out: Path, *, epochs: int = EPOCHS, max_st
 
 
 def teach(config: RunConfig, rows: Any, questions: Sequence[tuple[str, str]]) -> tuple[JapaneseModel, Result]:
-    """Trains on rows, with the (question, answer) pairs as held-out data; returns the model and what the run gave."""
+    """Trains on rows, with the (question, answer) pairs as evaluation data; returns the model and what the run gave."""
     model = JapaneseModel(config.model.name)
     eval_data = [{"instruction": question, "output": answer} for question, answer in questions]
     return model, execute(TrainRequest(model, config, rows, eval_data))
@@ -109,7 +109,7 @@ def compare_methods(
     Args:
         base: hub id, folder or embedded name.
         rows: training data in any form.
-        questions: (question, wanted answer) pairs; also the held-out data.
+        questions: (question, expected answer) pairs; also the evaluation data.
         out: gets one folder a method.
     """
     obtained = []

@@ -127,7 +127,7 @@ REFUSED = [
     ("strategy", "zero", "parallel.strategy is 'zero'; it must be one of ddp, "),
     ("strateg", "ddp", "did you mean strategy?"),
     ("max_memory_per_gpu", {0: "22"}, "parallel.max_memory_per_gpu[0] is '22'"),
-    ("deepspeed_stage", 3, "it goes with strategy: ddp"),
+    ("deepspeed_stage", 3, "it requires strategy: ddp"),
     ("parallel", 3, "parallel is 3; it must be a mapping"),
 ]
 

@@ -39,7 +39,7 @@ REFUSED = [
     (lambda: MultiGPUTrainingConfig(batch_siz=4), "did you mean batch_size?"),
     (lambda: build(RunConfig, {"method": "full", "lora": {"use_qlora": True}}), "use method: qlora"),
     (lambda: build(RunConfig, {"method": "full", "lora": {"r": 8}}), "lora settings (r) have no effect"),
-    (lambda: build(RunConfig, {"method": "qlora", "lora": {"use_qlora": False}}), "make them agree"),
+    (lambda: build(RunConfig, {"method": "qlora", "lora": {"use_qlora": False}}), "set both to the same method"),
     (lambda: build(RunConfig, {"training": 3}), "training is 3; it must be a mapping"),
 ]
 

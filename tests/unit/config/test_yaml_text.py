@@ -13,7 +13,7 @@ from ai_finetuning.errors import ConfigError
 
 BROKEN = [
     ("a:\n\tb: 1", "run.yaml の 2 行目 1 文字目", "タブは使えません。半角スペースにしてください", "use spaces"),
-    ("a: b: c", "1 行目 5 文字目", "「:」は置けません", "a colon cannot stand here"),
+    ("a: b: c", "1 行目 5 文字目", "「:」は置けません", "a colon is not allowed here"),
     ("a: 1\nb\n", "3 行目 1 文字目", "「:」がありません", "a key has no colon"),
     ("a:\n  b: 1\n c: 2", "3 行目 2 文字目", "字下げが揃っていません", "the indentation is uneven"),
     (" a: 1\nb: 2", "2 行目 1 文字目", "字下げが揃っていません", "different columns"),
@@ -24,7 +24,7 @@ BROKEN = [
     ("a: *x", "1 行目", "「*」で始まる値は引用符で囲んでください", "must be quoted"),
     ("a: !!python/name:os.system", "1 行目", "タグ（!!）は使えません", "tags (!!) are not read"),
     ("a: @x", "1 行目", "値を引用符で囲んでください", "quote it"),
-    ("a: - b", "1 行目", "改行してください", "a dash cannot stand here"),
+    ("a: - b", "1 行目", "改行してください", "a dash is not allowed here"),
     ('a: "\\q"', "1 行目", "「\\」の使い方", "a backslash is used wrongly"),
     ("a: 1\n---\nb: 2", "2 行目", "文書は 1 つだけ", "one document"),
     ("? [a]\n: 1", "1 行目", "キーにはリストや組を使えません", "a key cannot be a list"),

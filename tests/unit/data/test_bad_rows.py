@@ -29,7 +29,7 @@ def test_reasons_are_in_the_language_of_the_user(
 
 def test_a_bad_row_ends_the_reading_unless_it_may_be_left_out():
     report = LeftOut()
-    with pytest.raises(DataError, match=r"x:1: broken\. Mend the row"):
+    with pytest.raises(DataError, match=r"x:1: broken\. Fix the row"):
         report.leave_out(BadRow("壊れています", "broken"), "x:1", False)
     for number in range(KEPT + 5):
         report.leave_out(BadRow("壊れています", "broken"), f"x:{number}", True)

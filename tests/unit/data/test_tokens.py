@@ -271,7 +271,7 @@ def test_prepare_says_everything_once(tmp_path: Path):
     text = "\n".join(data.lines)
     assert "cp932" in text
     assert "half_width_kana 3" in text
-    assert "rows held out: 1" in text
+    assert "rows for evaluation: 1" in text
     assert len(data.train) == len(data.eval_data) == 1
     assert json.dumps(data.digest)
 

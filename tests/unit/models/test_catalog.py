@@ -60,7 +60,7 @@ def test_an_id_that_does_not_exist_warns_and_names_the_real_one(logged):
     assert aliases
     for name, real in aliases.items():
         assert catalog.resolve(name) == real
-        assert f"{name} was never published; using {real}" in logged()
+        assert f"{name} is not a published model; using {real}" in logged()
         assert SUPPORTED_MODELS[name]["template"] == SUPPORTED_MODELS[real]["template"]
 
 

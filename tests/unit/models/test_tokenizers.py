@@ -51,7 +51,7 @@ def test_a_unigram_model_without_tokenizer_json_is_repaired(unigram: Path, logge
     stock = module.check_tokenizer_parity(unigram)
     assert stock, "transformers became right by itself: the repair can go"
     tokenizer = load_tokenizer(str(unigram))
-    assert f"changes the segmentation ({len(stock)} of {len(PROBES)} probes)" in logged()
+    assert f"changes the tokenization ({len(stock)} of {len(PROBES)} probes)" in logged()
     for text in [*PROBES, *SENTENCES]:
         assert tokenizer.encode(text, add_special_tokens=False) == reference.encode(text, out_type=int)
     assert tokenizer.eos_token == "</s>"
@@ -72,7 +72,7 @@ def test_a_repaired_tokenizer_gives_exact_labels(unigram: Path):
 
 def test_a_tokenizer_that_cannot_be_repaired_is_refused(unigram: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_sentencepiece_backend", lambda tokenizer, file, legacy: tokenizer)
-    with pytest.raises(ModelError, match="does not segment as its sentencepiece model"):
+    with pytest.raises(ModelError, match="tokenizes differently from its sentencepiece model"):
         load_tokenizer(str(unigram))
 
 

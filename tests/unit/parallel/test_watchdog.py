@@ -77,7 +77,7 @@ def test_a_killed_process_is_named_and_those_that_wait_for_it_leave(tmp_path: Pa
         waiting.kill()
         killed.kill()
     assert waiting.returncode == 70, output
-    assert re.search(r"rank 1 has given no sign of life", output), output
+    assert re.search(r"rank 1 has given has not responded", output), output
     assert (tmp_path / "stacks-rank-0.txt").read_text(encoding="utf-8")
 
 
@@ -90,4 +90,4 @@ def test_one_that_begins_late_and_one_that_ended_well_are_waited_for(tmp_path: P
         for process in both:
             process.kill()
     assert both[0].returncode == 0, outputs[0]
-    assert "no sign of life" not in "".join(outputs)
+    assert "has not responded" not in "".join(outputs)

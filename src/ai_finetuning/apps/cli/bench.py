@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "bench",
         help=localized(
-            "量子化前後の速さ・メモリー・品質を比べる。",
+            "量子化前後の速さ・メモリー・品質を比べます。",
             "Compares speed, memory and quality before and after quantization.",
         ),
     )(bench)
@@ -33,11 +33,11 @@ def bench(
     data: str | None = typer.Option(
         None,
         "--data",
-        help=localized("測る文章（省略時は同梱の文章）", "text to measure on (default: text that ships)"),
+        help=localized("測る文章（省略時は同梱の文章）", "text to measure on (default: embedded texts)"),
     ),
-    rows: int = typer.Option(32, help=localized("使う行数", "rows of the data that are used")),
-    max_length: int = typer.Option(512, help=localized("1 行の最大トークン数", "most tokens of a row")),
-    runs: int = typer.Option(20, help=localized("測る回数", "timed prefill passes of each model")),
+    rows: int = typer.Option(32, help=localized("使う行数", "number of rows to use")),
+    max_length: int = typer.Option(512, help=localized("1 行の最大トークン数", "maximum number of tokens in a row")),
+    runs: int = typer.Option(20, help=localized("測る回数", "number of timed prefill passes for each model")),
     out: Path | None = typer.Option(
         None, "--out", help=localized("JSON・Markdown・図の出力先", "folder for the JSON, the Markdown and the picture")
     ),

@@ -13,7 +13,8 @@ from ...errors import localized
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
-        "chat", help=localized("対話する（/help でコマンド一覧）。", "Talks with a model (/help lists commands).")
+        "chat",
+        help=localized("モデルと対話します（/help でコマンド一覧）。", "Talks with a model (/help lists commands)."),
     )(chat)
 
 
@@ -23,11 +24,13 @@ def chat(
     ),
     system: str | None = typer.Option(None, help=localized("システムプロンプト", "system prompt")),
     base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
-    bits: int | None = typer.Option(None, help=localized("4 か 8 で量子化して読み込む", "4 or 8: load quantized")),
+    bits: int | None = typer.Option(
+        None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
+    ),
     compare: bool = typer.Option(
         False,
         "--compare",
-        help=localized("アダプターなし・ありを並べる", "answers without and with the adapter, side by side"),
+        help=localized("アダプターなし・ありの回答を並べます", "answers without and with the adapter, side by side"),
     ),
     max_new_tokens: int = typer.Option(512),
     temperature: float = typer.Option(0.7),

@@ -8,8 +8,9 @@ import typer
 
 from ...errors import localized
 from ...labels import IGNORED
+from .japanese import App
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = App()
 _FILE = typer.Argument(..., help=localized("データのファイル", "the data's file"))
 _MODEL = typer.Option(..., "--model", help=localized("モデル名かフォルダー", "model id or folder"))
 _LENGTH = typer.Option(512, "--max-length")
@@ -29,7 +30,9 @@ def _load(file: str, model: str, max_length: int, template: str | None) -> tuple
 
 
 @app.command(
-    help=localized("1 行のトークンと、損失のかかる所を色で示す。", "A row's exact tokens; which carry loss, in colour.")
+    help=localized(
+        "1 行のトークンと、学習対象トークンを色で示します。", "Shows the tokens of a row, with label tokens in colour."
+    )
 )
 def show(
     file: str = _FILE,
@@ -37,7 +40,7 @@ def show(
     row: int = typer.Option(1, "--row", help=localized("何行目か（1 から）", "which row, from 1")),
     max_length: int = _LENGTH,
     chat_template: str | None = _TEMPLATE,
-    ids: bool = typer.Option(False, "--ids", help=localized("ID も表示", "show ids too")),
+    ids: bool = typer.Option(False, "--ids", help=localized("ID も表示します", "show ids too")),
 ) -> None:
     """The tokens of one row as the model gets them."""
     from rich.console import Console
@@ -70,8 +73,9 @@ def show(
     names = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token, "pad": tokenizer.pad_token}
     print(
         localized(
-            f"{example.source}: {len(tokens)} トークン、緑（損失あり）{live}。⟨⟩ は特殊トークン。{names}",
-            f"{example.source}: {len(tokens)} tokens, {live} green ones carry loss; ⟨⟩ are special tokens. {names}",
+            f"{example.source}: {len(tokens)} トークン、緑（学習対象トークン）{live}。⟨⟩ は特殊トークン。{names}",
+            f"{example.source}: {len(tokens)} tokens, {live} of them label tokens (green); ⟨⟩ are special tokens. "
+            f"{names}",
         )
     )
     if not console.is_terminal:
@@ -79,7 +83,10 @@ def show(
 
 
 @app.command(
-    help=localized("行数・トークン数・長さの分布と、切られる量。", "Rows, tokens, lengths, and what would be cut.")
+    help=localized(
+        "行数、トークン数、長さの分布、切り詰められる量を表示します。",
+        "Shows rows, tokens, the distribution of lengths, and how much would be truncated.",
+    )
 )
 def stats(
     file: str = _FILE, model: str = _MODEL, max_length: int = _LENGTH, chat_template: str | None = _TEMPLATE
@@ -105,9 +112,9 @@ def stats(
     lost = sum(int((item.labels[max_length:] != IGNORED).sum()) for item in over)
     print(
         localized(
-            f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる損失トークン "
+            f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる学習対象トークン "
             f"{lost / max(1, report.label_tokens):.1%}",
-            f"rows over max_length {max_length}: {len(over)} ({len(over) / len(examples):.1%}); loss tokens cut "
+            f"rows over max_length {max_length}: {len(over)} ({len(over) / len(examples):.1%}); label tokens cut "
             f"{lost / max(1, report.label_tokens):.1%}",
         )
     )

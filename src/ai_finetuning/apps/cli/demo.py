@@ -20,8 +20,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         "demo",
         help=localized(
-            "同梱の小さな日本語モデルを LoRA でファインチューニングし、学習前と学習後の答えを比べる（AVX512-BF16 対応の CPU 2 コアで 3 分以内、ダウンロードなし）。",
-            "Fine-tunes the small Japanese model that ships with LoRA and compares its answers before and after "
+            "同梱の小さな日本語モデルを LoRA でファインチューニングし、学習前と学習後の答えを比べます（AVX512-BF16 対応の CPU 2 コアで 3 分以内、ダウンロードなし）。",
+            "Fine-tunes the embedded Japanese model with LoRA and compares its answers before and after "
             "(under 3 minutes on two CPU cores with AVX512-BF16, no download).",
         ),
     )(demo)
@@ -31,12 +31,12 @@ def demo(
     out: Path = typer.Option(Path("outputs/demo"), "--out", help=localized("出力先", "output folder")),
     epochs: int | None = typer.Option(None, help=localized("エポック数", "epochs")),
     steps: int | None = typer.Option(
-        None, help=localized("ステップ数（エポック数の代わり）", "steps, in place of epochs")
+        None, help=localized("ステップ数（エポック数の代わり）", "number of steps, instead of epochs")
     ),
     full: bool = typer.Option(
         False,
         "--full",
-        help=localized("フル・LoRA・QLoRA を同じデータで比べる。", "Compare full, LoRA and QLoRA on the same data."),
+        help=localized("フル・LoRA・QLoRA を同じデータで比べます。", "Compare full, LoRA and QLoRA on the same data."),
     ),
 ) -> None:
     """Fine-tunes the embedded model on embedded:kotoha-qa, asks the trained facts in unseen phrasings, then talks."""
@@ -54,7 +54,7 @@ def demo(
 
     _say(
         f"1/3 学習前の {base} に {len(asked)} 問を尋ねます",
-        f"1/3 {base} is asked {len(asked)} questions before training",
+        f"1/3 asking {base} {len(asked)} questions before training",
     )
     untrained = JapaneseModel(base)
     before = [grade(untrained.ensure_model(), untrained.ensure_tokenizer(), part) for part in (asked, unknown)]
@@ -64,8 +64,8 @@ def demo(
     trained, result = teach(lesson("lora", base, folder, **length), data, asked)
 
     _say(
-        "3/3 訓練では使っていない言い回しで同じ質問をします",
-        "3/3 the same questions, in phrasings that the training never used",
+        "3/3 学習では使っていない言い回しで同じ質問をします",
+        "3/3 asking the same questions in phrasings that are not in the training data",
     )
     after = [grade(result.model, trained.ensure_tokenizer(), part) for part in (asked, unknown)]
     _table(before[0], after[0])
@@ -77,7 +77,7 @@ def demo(
             f"loss curve: {folder / 'loss.png'}   report: {folder / 'report.html'}",
         )
     )
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  aift chat {folder} --compare --greedy")
     print(f"  aift merge {folder} --out {out / 'merged'}")
     print("  aift train data.train=FILE learning_rate=3e-3 training.output_dir=outputs/mine")
@@ -92,14 +92,14 @@ def _compare(base: str, data: str, questions: Sequence[tuple[str, str]], out: Pa
     from ...trainers.demo import compare_methods
 
     _say(
-        f"フル・LoRA・QLoRA で {base} を {data} で訓練します",
+        f"フル・LoRA・QLoRA で {base} を {data} で学習します",
         f"full, LoRA and QLoRA train {base} on {data}",
     )
     measured = compare_methods(base, data, questions, out / "comparison", **length)
     table = Table(title=localized("同じデータでの比較", "the same data"))
     for name in (
         localized("方法", "method"),
-        localized("検証損失", "held-out loss"),
+        localized("評価損失", "evaluation loss"),
         localized("正解率", "exact match"),
         localized("時間", "time"),
         localized("メモリー*", "memory*"),
@@ -118,14 +118,14 @@ def _compare(base: str, data: str, questions: Sequence[tuple[str, str]], out: Pa
     Console(width=None if Console().is_terminal else 120).print(table)
     print(
         localized(
-            "* 重み・勾配・オプティマイザーの合計（活性は含みません）",
+            "* 重み・勾配・オプティマイザーの合計（アクティベーションは含みません）",
             "* weights, gradients and optimizer; activations are left out",
         )
     )
     picture = out / "comparison" / "comparison.png"
     draw_bars(
         {
-            "held-out loss": {item.method: item.held_out_loss for item in measured},
+            "evaluation loss": {item.method: item.held_out_loss for item in measured},
             "exact match (%)": {item.method: 100 * item.accuracy for item in measured},
             "seconds": {item.method: item.seconds for item in measured},
             "memory (MB)": {item.method: item.memory_bytes / 1e6 for item in measured},
@@ -145,7 +145,7 @@ def _table(before: list[Any], after: list[Any]) -> None:
     from rich.table import Table
 
     table = Table(title="学習前 / 学習後  (before / after)")
-    for name in (localized("質問", "question"), localized("正解", "wanted"), "学習前", "学習後"):
+    for name in (localized("質問", "question"), localized("正解", "expected"), "学習前", "学習後"):
         table.add_column(name, overflow="fold")
     # Far apart in the list, which goes from kind to kind: eight rows show eight sorts of question.
     for index in range(0, len(after), max(1, len(after) // SHOWN)):
@@ -160,23 +160,24 @@ def _table(before: list[Any], after: list[Any]) -> None:
 
 
 def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float, float]) -> None:
-    """Exact match on trained facts and, said apart, on facts that were never shown."""
+    """Exact match on trained facts and, reported separately, on facts that were never shown."""
     from ...evaluation.generation import exact_match
 
     rates = [(exact_match(first), exact_match(second)) for first, second in zip(before, after, strict=True)]
     print(
         localized(
-            f"正解率（学習した事実 {len(after[0])} 問、言い回しは未学習）: 学習前 {rates[0][0]:.0%} → 学習後 {rates[0][1]:.0%}   検証損失: "
+            f"正解率（学習した事実 {len(after[0])} 問、言い回しは未学習）: 学習前 {rates[0][0]:.0%} → 学習後 {rates[0][1]:.0%}   評価損失: "
             f"{losses[0]:.3f} → {losses[1]:.3f}",
             f"exact match ({len(after[0])} questions about trained facts in unseen phrasings): before "
-            f"{rates[0][0]:.0%} -> after {rates[0][1]:.0%}   held-out loss: {losses[0]:.3f} -> {losses[1]:.3f}",
+            f"{rates[0][0]:.0%} -> after {rates[0][1]:.0%}   evaluation loss: {losses[0]:.3f} -> {losses[1]:.3f}",
         )
     )
     print(
         localized(
             f"一度も見せていない事実 {len(after[1])} 問: {rates[1][0]:.0%} → {rates[1][1]:.0%}（小さなモデルは、"
             "教えていない事実には多くの場合もっともらしい誤りを答えます）",
-            f"{len(after[1])} facts it was never shown: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on these a small "
+            f"{len(after[1])} facts that are not in the training data: {rates[1][0]:.0%} -> {rates[1][1]:.0%} (on "
+            "these a small "
             "model mostly gives plausible wrong answers)",
         )
     )
@@ -191,4 +192,4 @@ def _talk(folder: Path) -> None:
     for question in TALK:
         print(localized(f"あなた> {question}", f"you> {question}"))
         print("".join(chat.stream(question, do_sample=False, max_new_tokens=64)))
-    print(localized(f"（続きは: aift chat {folder}）", f"(to go on: aift chat {folder})"))
+    print(localized(f"（続きは: aift chat {folder}）", f"(continue with: aift chat {folder})"))

@@ -12,13 +12,14 @@ def register(app: typer.Typer) -> None:
     app.command(
         "env",
         help=localized(
-            "この機械の状態（版、CPU、GPU、ディスク、ハブ）。", "This machine: versions, CPU, GPU, disk, hub."
+            "この PC の状態を表示します（版、CPU、GPU、ディスク、ハブ）。",
+            "Shows the state of this machine: versions, CPU, GPU, disk, hub.",
         ),
     )(env)
 
 
 def env(
-    as_json: bool = typer.Option(False, "--json", help=localized("JSON で出力", "print JSON")),
+    as_json: bool = typer.Option(False, "--json", help=localized("JSON で出力します", "print JSON")),
 ) -> None:
     """Everything that explains why a run is slow or fails."""
     import json

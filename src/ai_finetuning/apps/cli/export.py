@@ -7,8 +7,9 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
+from .japanese import App
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = App()
 _MODEL = typer.Argument(
     ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
 )
@@ -24,15 +25,16 @@ _CHECKOUT = typer.Option(
 _BASE = typer.Option(
     "auto",
     help=localized(
-        "アダプターを統合するベース（aift merge --base と同じ）", "what an adapter is merged into, as aift merge --base"
+        "アダプターを統合するベース（aift merge --base と同じ）",
+        "base into which an adapter is merged, as in aift merge --base",
     ),
 )
 
 
 @app.command(
     help=localized(
-        "llama.cpp の 1 ファイルにする（トークナイザーの食い違いを直す）。",
-        "One file for llama.cpp, with its tokenizer put right.",
+        "llama.cpp の 1 ファイルにします（トークナイザーの食い違いを直します）。",
+        "Writes one file for llama.cpp, with corrected tokenizer metadata.",
     )
 )
 def gguf(
@@ -52,7 +54,9 @@ def gguf(
     print(out)
 
 
-@app.command(help=localized("GGUF と Modelfile のフォルダーを作る。", "A folder with a GGUF and its Modelfile."))
+@app.command(
+    help=localized("GGUF と Modelfile のフォルダーを作ります。", "Writes a folder with a GGUF and its Modelfile.")
+)
 def ollama(
     model: str = _MODEL,
     out: Path = _FOLDER,
@@ -70,15 +74,15 @@ def ollama(
     validate_new_folder(out)
     converter = validate_converter(llama_cpp, f"aift export ollama {model} --out {out}")
     written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  ollama create {out.name} -f {written}")
 
 
-@app.command(help=localized("vLLM がそのまま読み込むフォルダーを作る。", "A folder that vLLM loads as it is."))
+@app.command(help=localized("vLLM がそのまま読み込むフォルダーを作ります。", "Writes a folder that vLLM can load."))
 def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
     """Writes a whole model with tokenizer, chat template and stop tokens."""
     from ...export.vllm import export_vllm
 
     export_vllm(model, out, base=base)
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  vllm serve {out}")

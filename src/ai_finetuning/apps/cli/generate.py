@@ -9,7 +9,9 @@ from ...errors import localized
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
-    app.command("generate", help=localized("1 回だけ答えさせる。", "Answers once."))(generate)
+    app.command(
+        "generate", help=localized("質問を渡して回答を表示します。", "Answers questions and prints the answers.")
+    )(generate)
 
 
 def generate(
@@ -22,12 +24,16 @@ def generate(
     ),
     system: str | None = typer.Option(None, help=localized("システムプロンプト", "system prompt")),
     base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
-    bits: int | None = typer.Option(None, help=localized("4 か 8 で量子化して読み込む", "4 or 8: load quantized")),
+    bits: int | None = typer.Option(
+        None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
+    ),
     max_new_tokens: int = typer.Option(512),
     temperature: float = typer.Option(0.7),
     top_p: float = typer.Option(0.9),
     top_k: int = typer.Option(50),
-    greedy: bool = typer.Option(False, "--greedy", help=localized("毎回同じ答えにする", "the same answer every time")),
+    greedy: bool = typer.Option(
+        False, "--greedy", help=localized("毎回同じ答えにします", "give the same answer every time")
+    ),
     seed: int | None = typer.Option(None),
 ) -> None:
     """Prints the answers, one block for each instruction."""

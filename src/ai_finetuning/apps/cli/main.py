@@ -9,26 +9,27 @@ from typing import Any
 
 import typer
 
-from ...errors import ToolkitError, localized
+from ...errors import ToolkitError, localized, prefers_japanese
 from . import bench, chat, data, demo, env, export, generate, merge, models, quantize, schema, serve, tokenizer, train
+from .japanese import App, usage_error
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 
-app = typer.Typer(
+app = App(
     name="aift",
-    help=localized("日本語 LLM のファインチューニング。", "Fine-tunes Japanese language models."),
-    no_args_is_help=True,
+    help=localized("日本語 LLM をファインチューニングします。", "Fine-tunes Japanese language models."),
     add_completion=False,
-    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 for verb in (train, generate, chat, merge, serve, quantize, bench, models, env, schema, demo):
     verb.register(app)
 app.add_typer(
-    export.app, name="export", help=localized("GGUF・Ollama・vLLM 用に書き出す。", "Exports for GGUF, Ollama, vLLM.")
+    export.app,
+    name="export",
+    help=localized("GGUF・Ollama・vLLM 用に書き出します。", "Exports for GGUF, Ollama, vLLM."),
 )
-app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作る。", "Makes a tokenizer."))
-app.add_typer(data.app, name="data", help=localized("データを確かめる。", "Looks at data."))
+app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作ります。", "Makes a tokenizer."))
+app.add_typer(data.app, name="data", help=localized("データを確かめます。", "Inspects data."))
 
 
 def _safe_streams() -> None:
@@ -56,7 +57,10 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
         if hasattr(error, "show"):
-            error.show()
+            if prefers_japanese() and hasattr(error, "format_message"):
+                print(usage_error(error), file=sys.stderr)
+            else:
+                error.show()
             return USAGE
         traceback.print_exc()
         ja = f"内部エラー: {type(error).__name__}。上の内容と `aift env` の出力を添えて報告してください。"

@@ -9,7 +9,7 @@ from ...errors import localized
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
-    app.command("merge", help=localized("アダプターをベースに統合する。", "Merges an adapter into its base."))(merge)
+    app.command("merge", help=localized("アダプターをベースに統合します。", "Merges an adapter into its base."))(merge)
 
 
 def merge(
@@ -26,8 +26,9 @@ def merge(
     bits: int | None = typer.Option(
         None,
         help=localized(
-            "4 か 8: 量子化して読み込んだベースで訓練したアダプター（このツールで訓練したものは自動）",
-            "4 or 8: the adapter was trained on a base loaded so (known by itself for adapters of this toolkit)",
+            "4 か 8: 量子化して読み込んだベースで学習したアダプター（このツールで学習したものは自動）",
+            "4 or 8: the adapter was trained on a base loaded in this many bits (automatic for adapters of this "
+            "toolkit)",
         ),
     ),
     dtype: str = typer.Option("bfloat16", help="bfloat16 | float16 | float32"),
@@ -42,5 +43,5 @@ def merge(
         f"{report.folder}  {report.source}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  "
         f"{report.size_bytes / 1e6:.1f} MB"
     )
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  aift chat {report.folder}")

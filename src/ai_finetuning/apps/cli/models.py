@@ -10,14 +10,17 @@ from ...errors import localized
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
-        "models", help=localized("対応モデルの一覧と、必要なメモリー。", "Known models and the memory they need.")
+        "models",
+        help=localized(
+            "対応モデルと、必要なメモリーの一覧を表示します。", "Lists known models and the memory they need."
+        ),
     )(models)
 
 
 def models(
     query: str | None = typer.Argument(None, help=localized("名前の一部", "part of a name")),
     fits: bool = typer.Option(
-        False, "--fits", help=localized("この機械に収まるものだけ", "only what fits this machine")
+        False, "--fits", help=localized("この PC に収まるものだけ", "only what fits this machine")
     ),
     method: str = typer.Option("lora", help="infer | lora | qlora | full"),
 ) -> None:

@@ -12,7 +12,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         "quantize",
         help=localized(
-            "8bit・4bit の複製を作り、読み直して確かめる。", "Makes an 8- or 4-bit copy and proves it by a reload."
+            "8bit・4bit のコピーを作り、読み直して確かめます。",
+            "Makes an 8- or 4-bit copy and verifies it by reloading.",
         ),
     )(quantize)
 
@@ -31,7 +32,7 @@ def quantize(
         "auto",
         help=localized(
             "量子化しない部分と計算の型: auto | bfloat16 | float16 | float32",
-            "of what stays unquantized and of the products: auto | bfloat16 | float16 | float32",
+            "dtype of unquantized weights and of computation: auto | bfloat16 | float16 | float32",
         ),
     ),
     double_quant: bool | None = typer.Option(
@@ -60,6 +61,6 @@ def quantize(
             f"MB  memory {report.memory_bytes / 1e6:.1f} MB",
         )
     )
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  aift bench {model} {report.folder}")
     print(f"  aift chat {report.folder}")

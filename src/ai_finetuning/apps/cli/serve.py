@@ -12,8 +12,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         "serve",
         help=localized(
-            "OpenAI 互換の API で配信する（この機械の中だけ）。",
-            "Serves an OpenAI-compatible API, on this machine only.",
+            "OpenAI 互換の API で配信します（この PC からのみ接続できます）。",
+            "Serves an OpenAI-compatible API to this machine only.",
         ),
     )(serve)
 
@@ -24,12 +24,14 @@ def serve(
     ),
     port: int = typer.Option(8000),
     device: str = typer.Option("auto", help="auto | cpu | cuda:0 ..."),
-    bits: int | None = typer.Option(None, help=localized("4 か 8 で量子化して読み込む", "4 or 8: load quantized")),
+    bits: int | None = typer.Option(
+        None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
+    ),
     base: str = typer.Option(
         "auto",
         help=localized(
             "アダプターを統合するベース（aift merge --base と同じ）",
-            "what an adapter is merged into, as aift merge --base",
+            "base into which an adapter is merged, as in aift merge --base",
         ),
     ),
 ) -> int:

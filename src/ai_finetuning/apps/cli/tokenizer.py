@@ -7,8 +7,9 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
+from .japanese import App
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = App()
 
 
 @app.callback()
@@ -18,19 +19,19 @@ def tokenizer() -> None:
 
 @app.command(
     help=localized(
-        "文章から sentencepiece（unigram）のトークナイザーを作る。",
+        "文章から sentencepiece（unigram）のトークナイザーを作ります。",
         "Makes a sentencepiece (unigram) tokenizer from texts.",
     )
 )
 def train(
     files: list[str] = typer.Argument(..., help=localized("文章のファイル", "files of text")),
     out: Path = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder")),
-    vocabulary: int = typer.Option(8192, "--vocab", help=localized("語彙数", "pieces")),
+    vocabulary: int = typer.Option(8192, "--vocab", help=localized("語彙数", "vocabulary size")),
     character_coverage: float = typer.Option(
-        0.9995, "--coverage", help=localized("文字の被覆率", "share of characters with pieces")
+        0.9995, "--coverage", help=localized("文字の被覆率", "share of characters that the vocabulary covers")
     ),
 ) -> None:
-    """Writes tokenizer.model and tokenizer.json that segment alike, with a chat template."""
+    """Writes tokenizer.model and tokenizer.json that tokenize alike, with a chat template."""
     from ...data.messages import PlainText
     from ...data.sources import load_samples
     from ...execution.output_folder import new_folder, validate_new_folder
@@ -48,8 +49,9 @@ def train(
         train_tokenizer(texts, staging, vocabulary=vocabulary, character_coverage=character_coverage)
     print(
         localized(
-            f"トークナイザーを {out} に作りました（{vocabulary} 個）。", f"tokenizer of {vocabulary} pieces: {out}"
+            f"トークナイザーを {out} に作りました（{vocabulary} 個）。",
+            f"wrote a tokenizer with {vocabulary} tokens: {out}",
         )
     )
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  aift train method=pretrain model={out} data.train=FILE data.on_long=split data.packing=true")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand
 
 from ...errors import localized
+from .japanese import Command
 
 if TYPE_CHECKING:
     from ...config.run import RunConfig
     from ...models.source import ModelSource
 
 
-class _WithSettings(TyperCommand):
+class _WithSettings(Command):
     """`aift train --help` ends with every setting; they are read only then."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         cls=_WithSettings,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         help=localized(
-            "訓練する。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
+            "学習します。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
             "data.train=FILE",
             "Trains. Examples: aift train run.yaml training.learning_rate=1e-4, aift train model=PATH method=lora "
             "data.train=FILE",
@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
 def train(
     context: typer.Context,
     dry_run: bool = typer.Option(
-        False, "--dry-run", help=localized("計画だけを表示し、何も書かない。", "Print the plan and write nothing.")
+        False,
+        "--dry-run",
+        help=localized("計画だけを表示し、何も書き込みません。", "Print the plan and write nothing."),
     ),
     gpus: int = typer.Option(
         0, "--gpus", min=0, help=localized("使う GPU の数（既定は全部）。", "GPUs to use (default: all of them).")
@@ -53,7 +55,9 @@ def train(
         0,
         "--cpu-processes",
         min=0,
-        help=localized("GPU なしで試す CPU プロセスの数。", "CPU processes, for trying strategies without GPUs."),
+        help=localized(
+            "GPU なしで試す CPU プロセスの数。", "number of CPU processes, for trying strategies without GPUs."
+        ),
     ),
 ) -> None:
     """Trains as a YAML and overrides say."""
@@ -74,7 +78,7 @@ def train(
     from ...trainers.from_config import run_training
 
     result = run_training(config, device, source)
-    print(localized("次に試せること:", "what to type next:"))
+    print(localized("次の手順:", "next steps:"))
     print(f"  aift chat {result.folder}")
     if not config.trains_all:
         print(f"  aift merge {result.folder} --out {result.folder}-merged")

@@ -65,7 +65,7 @@ class CheckpointWriter:
                 self._thread.shutdown()
 
     def save(self, snapshot: Snapshot) -> None:
-        """Takes a checkpoint; a full disk is said and training goes on, weights that are not finite are never
+        """Takes a checkpoint; a full disk is reported and training continues; weights that are not finite are never
         written.
         """
         self.wait()
@@ -85,7 +85,7 @@ class CheckpointWriter:
             self._tell(folder)
 
     def tell(self) -> None:
-        """Tells of a checkpoint that has been written meanwhile; waits for nothing."""
+        """Reports a checkpoint that was written meanwhile, without waiting."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
@@ -110,7 +110,7 @@ class CheckpointWriter:
         if not self._store.agree(finite):
             warn(
                 f"ステップ {step} の重みに有限でない値があるため、チェックポイントを書きません。",
-                f"weights of step {step} are not finite: no checkpoint is written.",
+                f"weights of step {step} are not finite: skipping this checkpoint.",
             )
             return None
         try:
@@ -124,9 +124,9 @@ class CheckpointWriter:
             )
         except OSError as error:
             warn(
-                f"ステップ {step} のチェックポイントを書けませんでした（{error}）。以前のものを残して訓練を続けます。",
-                f"the checkpoint of step {step} could not be written ({error}); earlier ones stay and training "
-                "goes on.",
+                f"ステップ {step} のチェックポイントを書けませんでした（{error}）。以前のものを残して学習を続けます。",
+                f"the checkpoint of step {step} could not be written ({error}); earlier checkpoints are kept and "
+                "training continues.",
             )
         except Cancelled:
             pass

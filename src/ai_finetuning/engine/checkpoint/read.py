@@ -35,7 +35,7 @@ def read_tensors(
     """Tensors by group; with layouts, this rank's parts of the weights named there and of their optimizer state.
 
     Raises:
-        ValueError: the pieces do not make up what is wanted.
+        ValueError: the pieces do not cover the expected range.
     """
     tensors: dict[str, dict[str, Tensor]] = {}
     with _Files(folder) as files:
@@ -127,7 +127,7 @@ class _Files:
             result[place] = part
             covered += part.numel()
         if covered != result.numel():
-            raise ValueError(f"the checkpoint holds {covered} of the {result.numel()} wanted numbers of {name}")
+            raise ValueError(f"the checkpoint holds {covered} of the {result.numel()} expected values of {name}")
         return result
 
 

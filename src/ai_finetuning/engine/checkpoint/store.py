@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ...config.run_folder import CHECKPOINTS, MANIFEST
-from ...errors import CheckpointError, InputNotFoundError
+from ...errors import CheckpointError, InputNotFoundError, Reason
 from ...messages import notice, warn
 from ...parallel.processes import Peers, gather
 from ...parallel.weights.layout import Layout
@@ -45,29 +45,44 @@ class LoadedCheckpoint:
     step: int
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: Path) -> list[Reason]:
     """What is wrong with a checkpoint's folder; an empty list means that every byte is what was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version, files = manifest["format_version"], manifest["files"]
     except FileNotFoundError:
-        return [f"{MANIFEST} is missing"]
+        return [Reason(f"{MANIFEST} がありません", f"{MANIFEST} is missing")]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        return [f"{MANIFEST} cannot be read ({error})"]
+        return [Reason(f"{MANIFEST} を読めません（{error}）", f"{MANIFEST} cannot be read ({error})")]
     if manifest.pop("sha256", None) != _digest_of(manifest):
-        return [f"{MANIFEST} does not have its SHA-256"]
+        return [_wrong_digest(MANIFEST)]
     if version != FORMAT_VERSION:
-        return [f"format version {version}; this version reads {FORMAT_VERSION}"]
+        return [
+            Reason(
+                f"形式の版が {version} です（読めるのは {FORMAT_VERSION}）",
+                f"format version {version}; this version reads {FORMAT_VERSION}",
+            )
+        ]
     problems = []
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
-            problems.append(f"{name} is missing")
+            problems.append(Reason(f"{name} がありません", f"{name} is missing"))
         elif path.stat().st_size != entry["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
+            size = path.stat().st_size
+            problems.append(
+                Reason(
+                    f"{name} が {size} バイトです（正しくは {entry['bytes']} バイト）",
+                    f"{name} has {size} bytes instead of {entry['bytes']}",
+                )
+            )
         elif sha256_of(path) != entry["sha256"]:
-            problems.append(f"{name} does not have its SHA-256")
+            problems.append(_wrong_digest(name))
     return problems
+
+
+def _wrong_digest(name: str) -> Reason:
+    return Reason(f"{name} の SHA-256 が一致しません", f"{name} does not match its SHA-256")
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
@@ -77,7 +92,7 @@ def _digest_of(manifest: dict[str, Any]) -> str:
 
 
 def load(folder: Path, layouts: Mapping[str, Layout] | None = None) -> LoadedCheckpoint:
-    """Reads a checkpoint that verify() has found whole; with layouts, this rank's parts only."""
+    """Reads a checkpoint that verify() has accepted; with layouts, this rank's parts only."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return LoadedCheckpoint(read_tensors(folder, manifest, layouts), state, manifest["step"])
@@ -270,14 +285,15 @@ class CheckpointStore:
         if not path.is_dir():
             raise InputNotFoundError(
                 f"resume_from_checkpoint が {expected} ですが、そのフォルダーはありません。auto で最新を使えます。",
-                f"resume_from_checkpoint is {expected}, which is not a folder; `auto` takes the newest checkpoint.",
+                f"resume_from_checkpoint is {expected}, which is not a folder; `auto` uses the newest checkpoint.",
             )
         if (path / MANIFEST).exists() or _NAME.match(path.name):
             problems = verify(path)
             if problems:
+                why = Reason.joined(problems)
                 raise CheckpointError(
-                    f"チェックポイント {path} は使えません（{'; '.join(problems)}）。auto で他のものから再開できます。",
-                    f"checkpoint {path} cannot be used ({'; '.join(problems)}); `auto` resumes from another one.",
+                    f"チェックポイント {path} は使えません（{why.ja}）。auto で他のものから再開できます。",
+                    f"checkpoint {path} cannot be used ({why.en}); `auto` resumes from another one.",
                 )
             return path
         nested = CheckpointStore(path / CHECKPOINTS)
@@ -285,29 +301,31 @@ class CheckpointStore:
         if obtained is None:
             raise CheckpointError(
                 f"{path} にチェックポイントがありません。",
-                f"{path} holds no checkpoint of this toolkit.",
+                f"{path} contains no checkpoint of this toolkit.",
             )
         return obtained
 
     @staticmethod
     def _newest_whole(candidates: list[tuple[int, Path]], folder: Path) -> Path | None:
-        reasons: list[str] = []
+        reasons: list[Reason] = []
         for _, path in candidates:
             problems = verify(path)
             if not problems:
                 if reasons:
                     notice(f"{path} から再開します。", f"resuming from {path}.")
                 return path
-            reasons.append(f"{path.name}: {'; '.join(problems)}")
+            why = Reason.joined(problems)
+            reasons.append(Reason(f"{path.name}: {why.ja}", f"{path.name}: {why.en}"))
             warn(
-                f"チェックポイント {path} は壊れているので使いません: {'; '.join(problems)}",
-                f"checkpoint {path} is damaged and skipped: {'; '.join(problems)}",
+                f"チェックポイント {path} は壊れているので使いません: {why.ja}",
+                f"checkpoint {path} is damaged and skipped: {why.en}",
             )
         if reasons:
+            every = Reason.joined(reasons, " / ")
             raise CheckpointError(
-                f"{folder} のチェックポイントはすべて壊れています（{' / '.join(reasons)}）。最初から始めるには --restart（checkpoint.restart=true）"
+                f"{folder} のチェックポイントはすべて壊れています（{every.ja}）。最初から始めるには --restart（checkpoint.restart=true）"
                 "を指定してください。",
-                f"every checkpoint in {folder} is damaged ({' / '.join(reasons)}). To start anew say --restart "
+                f"every checkpoint in {folder} is damaged ({every.en}). To start anew, pass --restart "
                 "(checkpoint.restart=true).",
             )
         return None

@@ -32,7 +32,7 @@ DTYPE_NAMES = {
 
 
 class Cancelled(Exception):
-    """The checkpoint being written is not wanted any more."""
+    """The checkpoint being written is no longer needed."""
 
 
 def raise_if_cancelled(cancelled: threading.Event | None) -> None:

@@ -1,4 +1,4 @@
-"""Sums gradients over data ranks: in buckets, while the backward pass goes on, once an optimizer step."""
+"""Sums gradients over data ranks: in buckets, while the backward pass continues, once an optimizer step."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class GradientReducer:
         self._works: list[Any] = []
 
     def last_backward(self) -> None:
-        """Says that the backward pass that follows is the step's last: finished buckets are sent from now on."""
+        """Announces the step's last backward pass: finished buckets are sent from now on."""
         self._reset()
         self._sending = True
 

@@ -35,8 +35,8 @@ def _accelerator(device: torch.device) -> Any:
         raise ProcessesError(
             f"このプロセスの Accelerate は {accelerator.num_processes} プロセス用に初期化済みですが、実行は {there} プロセスです。Accelerate "
             "を先に使わないか、use_accelerate=False にしてください。",
-            f"Accelerate was set up for {accelerator.num_processes} processes in this process before, but the run "
-            f"has {there}; do not use Accelerate earlier, or set use_accelerate=False.",
+            f"Accelerate was initialised for {accelerator.num_processes} processes in this process before, but the run "
+            f"has {there}; do not initialise Accelerate before training, or set use_accelerate=False.",
         )
     return accelerator
 

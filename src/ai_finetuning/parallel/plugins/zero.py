@@ -47,7 +47,7 @@ def validate_processes(processes: int) -> None:
         raise ConfigError(
             "parallel.deepspeed_stage は 2 プロセス以上で使います（1 プロセスでは分けるものがありません）。GPU を増やすか、GPU なしで試すなら --cpu-processes "
             "2（parallel.processes）を指定するか、deepspeed_stage を消してください。",
-            "parallel.deepspeed_stage divides over processes, and there is one: use more GPUs, or, to try it "
+            "parallel.deepspeed_stage needs two or more processes, and there is one: use more GPUs, or, to try it "
             "without, --cpu-processes 2 (parallel.processes), or leave deepspeed_stage out.",
         )
     if importlib.util.find_spec("deepspeed") is None:
@@ -72,19 +72,19 @@ def validate(stage: int, *, bits: int | None, optimizer: str, scaler: bool) -> N
     if bits is not None and stage == 3:
         raise ConfigError(
             f"parallel.deepspeed_stage 3 は {bits} ビットに量子化したベースを分割できません。2 にするか、strategy: fsdp（4 ビット）にしてください。",
-            f"parallel.deepspeed_stage 3 cannot divide a base in {bits} bit; use 2, or strategy: fsdp (4 bit).",
+            f"parallel.deepspeed_stage 3 cannot shard a {bits}-bit base; use 2, or strategy: fsdp (4 bit).",
         )
     if optimizer != "adamw":
         raise ConfigError(
             f"parallel.deepspeed_stage は training.optimizer.name: adamw だけです。いまは {optimizer} です。adamw にするか "
             "deepspeed_stage を消してください。",
-            f"parallel.deepspeed_stage goes with training.optimizer.name: adamw; it is {optimizer}. Use adamw, or "
+            f"parallel.deepspeed_stage requires training.optimizer.name: adamw; it is {optimizer}. Use adamw, or "
             "leave deepspeed_stage out.",
         )
     if scaler:
         raise ConfigError(
             "parallel.deepspeed_stage は fp16 の勾配スケーリングと組み合わせられません。training.runtime.precision を bf16 か fp32 にしてください。",
-            "parallel.deepspeed_stage does not go with fp16's gradient scaling; set training.runtime.precision to "
+            "parallel.deepspeed_stage cannot be combined with fp16 gradient scaling; set training.runtime.precision to "
             "bf16 or fp32.",
         )
 
@@ -125,7 +125,7 @@ class Zero(DataParallel):
         }
 
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Divides model and optimizer; the optimizer's groups go on as flat parts, so that its learning rates stay
+        """Divides model and optimizer; the optimizer's groups continue as flat parts, so that its learning rates stay
         ours.
         """
         self._linear = nn.functional.linear  # stage 3 puts its own in torch's place
@@ -303,7 +303,7 @@ def _accelerator(settings: dict[str, Any]) -> Any:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise ProcessesError(
             f"このプロセスの Accelerate は DeepSpeed なし（{accelerator.distributed_type}）で初期化済みです。新しいプロセスで実行してください。",
-            f"Accelerate was set up without DeepSpeed in this process before ({accelerator.distributed_type}); "
+            f"Accelerate was initialised without DeepSpeed in this process before ({accelerator.distributed_type}); "
             "run it in a fresh process.",
         )
     return accelerator

@@ -59,7 +59,7 @@ def capacities(asked: Mapping[int, str] | None, there: Mapping[int, int]) -> dic
             f"parallel.strategy model_parallel には見える GPU が 2 枚以上必要です（指定: {problem}、見える GPU: {have}）。"
             "1 枚なら strategy: ddp のまま使い、足りないときは method: qlora にしてください。",
             f"parallel.strategy model_parallel needs two or more visible GPUs (asked: {problem}; visible: {have}). "
-            "With one, leave strategy: ddp, and use method: qlora where memory is short.",
+            "With one, leave strategy: ddp, and use method: qlora if memory is insufficient.",
         )
     return {index: min(expected[index], there[index]) for index in sorted(expected)}
 
@@ -125,7 +125,9 @@ class Split:
 
     def text_ja(self) -> str:
         """The arithmetic, a GPU after the other."""
-        return "、".join(load.text("重み", "勾配とオプティマイザー", "活性", "その他") for load in self.loads)
+        return "、".join(
+            load.text("重み", "勾配とオプティマイザー", "アクティベーション", "その他") for load in self.loads
+        )
 
     def text_en(self) -> str:
         """The arithmetic, a GPU after the other."""
@@ -143,7 +145,8 @@ class Split:
             f"parallel.strategy model_parallel: 最も均等に分けてもメモリーが足りません。{self.text_ja()}。"
             "method: lora か qlora にする、data.max_length か batch_size を下げる、GPU を増やす、または strategy: fsdp "
             "で勾配とオプティマイザーも分けてください。",
-            f"parallel.strategy model_parallel: it does not fit, even split evenly. {self.text_en()}. "
+            "parallel.strategy model_parallel: the model does not fit in memory, even when split evenly. "
+            f"{self.text_en()}. "
             "Use method: lora or qlora, lower data.max_length or batch_size, use more GPUs, or strategy: fsdp "
             "with more of them.",
         )

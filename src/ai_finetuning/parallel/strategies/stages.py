@@ -2,7 +2,8 @@
 were.
 
 The model stays the Hugging Face model, so list indices and parameter names survive, and whatever the loss does with it
-(masks by positions, document lengths, logits on some positions) goes on as in one process. Three stand-ins do the work:
+(masks by positions, document lengths, logits on some positions) continues as in one process. Three stand-ins do the
+work:
 
 - `Gap` in the place of a layer: before the stage it hands on what the previous stage sent, whatever the body made of
 its own
@@ -170,7 +171,7 @@ class StageSplitter:
         if layers is None:
             raise ModelError(
                 f"{type(model).__name__} に繰り返しの層がないため、パイプラインに分けられません。strategy: fsdp を使ってください。",
-                f"{type(model).__name__} has no list of layers, so it cannot be cut into pipeline stages; use "
+                f"{type(model).__name__} has no list of layers, so it cannot be split into pipeline stages; use "
                 "strategy: fsdp.",
             )
         self.model, self.layers, self.device = model, layers, device
@@ -352,9 +353,9 @@ def validate_stages(staging: StageSplitter, spans: Sequence[Span]) -> None:
         raise ModelError(
             f"{name} を {len(spans)} 段に分けると損失が変わるため（{staging.whole:.6g} が {staged:.6g} に）、パイプラインでは学習できません。"
             "strategy: fsdp か ddp を使ってください。",
-            f"cut into {len(spans)} stages, {name} computes another loss ({staged:.6g} instead of "
-            f"{staging.whole:.6g}), so a "
-            "pipeline would train it wrongly; use strategy: fsdp or ddp.",
+            f"split into {len(spans)} stages, {name} computes a different loss ({staged:.6g} instead of "
+            f"{staging.whole:.6g}), so "
+            "pipeline training would be wrong; use strategy: fsdp or ddp.",
         )
 
 

@@ -67,15 +67,15 @@ def validate(
         raise ConfigError(
             f"tensor_parallel_size {tensor} は {bits} ビット量子化（QLoRA）と組み合わせられません。量子化した重みはブロック単位で詰められており、層の途中で切れません。"
             "量子化をやめて method: lora にするか、strategy: fsdp または ddp を使ってください。",
-            f"tensor_parallel_size {tensor} cannot go with a base in {bits} bit (QLoRA): quantized weights are "
-            "packed in blocks and cannot "
-            "be cut inside a layer; use method: lora, or strategy: fsdp or ddp.",
+            f"tensor_parallel_size {tensor} cannot be combined with a {bits}-bit base (QLoRA): quantized weights are "
+            "packed in blocks and "
+            "cannot be sharded inside a layer; use method: lora, or strategy: fsdp or ddp.",
         )
     if use_dora:
         raise ConfigError(
             f"tensor_parallel_size {tensor} は lora.use_dora と組み合わせられません（DoRA のノルムは切られていない重みから計算します）。use_dora: "
             "false にしてください。",
-            f"tensor_parallel_size {tensor} cannot go with lora.use_dora, whose norms are taken over whole "
+            f"tensor_parallel_size {tensor} cannot be combined with lora.use_dora, whose norms are computed over whole "
             "weights; set use_dora: false.",
         )
     text = config.get_text_config()
@@ -101,8 +101,8 @@ def parallelize_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, weight
     """Cuts a model along `tp`, in place; adapters have to be on it.
 
     Args:
-        model: a transformers model, or one inside an adapter, with the same weights meant on every rank; the first
-            rank's count.
+        model: a transformers model, or one inside an adapter, rank 0's weights are broadcast to all
+            ranks.
         mesh: the 1-D `tp` mesh.
         plan: how its modules are cut (models/plans.py).
         weight_placement: where the parts go.
@@ -112,7 +112,7 @@ def parallelize_layers(model: nn.Module, mesh: DeviceMesh, *, plan: Plan, weight
         KeyError: a word in the plan that is not known here.
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        raise ModelError("モデルはすでに分割されています。", "the model is cut already.")
+        raise ModelError("モデルはすでに分割されています。", "the model is already sharded.")
     inner: nn.Module = unwrapped(model)
     styles = {name: style for name, _ in inner.named_modules() if (style := plan.get(re.sub(r"\d+", "*", name)))}
     for name, style in styles.items():
@@ -224,7 +224,7 @@ class _Cutter:
         if getattr(module, "lora_variant", None):
             raise ModelError(
                 "LoRA の変種（DoRA など）はテンソル並列では使えません。use_dora: false にしてください。",
-                "variants of LoRA (DoRA) cannot be cut for tensor parallelism; set use_dora: false.",
+                "variants of LoRA (DoRA) cannot be sharded for tensor parallelism; set use_dora: false.",
             )
         if style in (VOCABULARY, PARTIAL_GRADIENT):
             return
@@ -260,7 +260,7 @@ def _require_linear(module: nn.Module) -> None:
     if type(module) is not nn.Linear:
         raise ModelError(
             f"テンソル並列で分割できるのは通常の線形層だけです（{type(module).__name__}）。量子化をやめるか strategy: fsdp を使ってください。",
-            f"only plain linear layers can be cut for tensor parallelism, not {type(module).__name__}; do not "
+            f"only plain linear layers can be sharded for tensor parallelism, not {type(module).__name__}; do not "
             "quantize, or use strategy: fsdp.",
         )
 
@@ -269,7 +269,7 @@ def _require_embedding(module: nn.Module) -> None:
     if not isinstance(module, nn.Embedding) or module.max_norm is not None:
         raise ModelError(
             f"埋め込み {type(module).__name__} はテンソル並列で分割できません。",
-            f"the embedding {type(module).__name__} cannot be cut for tensor parallelism.",
+            f"the embedding {type(module).__name__} cannot be sharded for tensor parallelism.",
         )
 
 

@@ -1,0 +1,126 @@
+"""The command line parser's own texts (usage, headings, errors) in the language of the locale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ...errors import localized
+
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
+_Table = Sequence[tuple[str, str]]
+
+# Patterns and replacements for help; what typer writes around the texts of this package.
+_USAGE: _Table = (
+    (r"^Usage: ", "使い方: "),
+    (r"\[OPTIONS\]", "[オプション]"),
+    (r"COMMAND \[ARGS\]\.\.\.", "コマンド [引数]..."),
+)
+_HELP: _Table = (
+    *_USAGE,
+    (r"^Options:$", "オプション:"),
+    (r"^Arguments:$", "引数:"),
+    (r"^Commands:$", "コマンド:"),
+    (r"Show this message and exit\.", "このヘルプを表示します。"),
+    (r"\[default:", "[既定:"),
+    (r"\[required\]", "[必須]"),
+    (r"; required\]", "; 必須]"),
+)
+# Errors; the first pattern that matches the whole message is taken, and {1} is translated by the same table.
+_ERRORS: _Table = (
+    (
+        r"No such option:? (\S+?)\.?(?: \(Possible options: (.+)\)| Did you mean (.+)\?)?",
+        "{1} というオプションはありません",
+    ),
+    (r"No such command (.+?)\.(?: Did you mean .+)?", "{1} というコマンドはありません"),
+    (r"Missing (?:argument|parameter) (.+?)\.(?s:.*)", "引数 {1} がありません"),
+    (r"Missing option (.+?)\.(?s:.*)", "オプション {1} がありません"),
+    (r"Missing command\.", "コマンドがありません"),
+    (r"Option (.+) requires an argument\.", "オプション {1} には値が必要です"),
+    (r"Option (.+) requires (\d+) arguments\.", "オプション {1} には値が {2} 個必要です"),
+    (r"Option (.+) does not take a value\.", "オプション {1} に値は付けられません"),
+    (r"Got unexpected extra arguments? ?(?:\(s\) )?\((.+)\)", "余分な引数があります（{1}）"),
+    (
+        r"Invalid value for (.+?): (?s:.*(?:valid integer|unable to parse string as an integer).*)",
+        "{1} は整数にしてください",
+    ),
+    (r"Invalid value for (.+?): (?s:.*(?:valid number|valid float|as a number).*)", "{1} は数値にしてください"),
+    (r"Invalid value for (.+?): (?s:.*range (.+?)\.?)", "{1} の値が範囲 {2} の外です"),
+    (r"Invalid value for (.+?): (?s:.*greater than or equal to (\S+?)\.?)", "{1} は {2} 以上にしてください"),
+    (r"Invalid value for (.+?): (?s:.*less than or equal to (\S+?)\.?)", "{1} は {2} 以下にしてください"),
+    (r"Invalid value for (.+?): (?s:.*)", "{1} の値が正しくありません"),
+    (r"Invalid value: (?s:.*)", "値が正しくありません"),
+)
+
+
+def _replaced(text: str, table: _Table) -> str:
+    for pattern, japanese in table:
+        text = re.sub(pattern, japanese, text, flags=re.MULTILINE)
+    return text
+
+
+def _error_text(message: str) -> str:
+    """An error of the parser in Japanese; a message that the table lacks is quoted."""
+    for pattern, japanese in _ERRORS:
+        match = re.fullmatch(pattern, message)
+        if match is not None:
+            text = japanese.format(message, *match.groups())
+            near = match.groups()[1:] if pattern.startswith("No such option") else ()
+            names = next((name for name in near if name), None)
+            return f"{text}（もしかして: {names}）。" if names else f"{text}。"
+    return f"コマンドの書き方が正しくありません（{message}）。"
+
+
+class Command(TyperCommand):
+    """A verb whose help is in the language of the locale."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help page."""
+        text: str = super().get_help(ctx)
+        return localized(_replaced(text, _HELP), text)
+
+    def get_usage(self, ctx: Any) -> str:
+        """The line that errors begin with."""
+        text: str = super().get_usage(ctx)
+        return localized(_replaced(text, _USAGE), text)
+
+
+class Group(TyperGroup):
+    """Verbs below one name, with help in the language of the locale."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help page."""
+        text: str = super().get_help(ctx)
+        return localized(_replaced(text, _HELP), text)
+
+    def get_usage(self, ctx: Any) -> str:
+        """The line that errors begin with."""
+        text: str = super().get_usage(ctx)
+        return localized(_replaced(text, _USAGE), text)
+
+
+class App(typer.Typer):
+    """Typer with these classes as defaults."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=Group, no_args_is_help=True, rich_markup_mode=None, **settings)
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[_Verb], _Verb]:
+        """Registers a verb."""
+        return super().command(name, **{"cls": Command, **settings})
+
+
+def usage_error(error: Any) -> str:
+    """What to print of an error that the parser raised: usage, where help is, and the reason."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(message)
+    lines = []
+    if context is not None:
+        lines = [context.get_usage(), f"`{context.command_path} --help` で使い方を表示します。", ""]
+    return "\n".join([*lines, f"エラー: {_error_text(message)}"])
