@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..messages import notice
+from ..models.base_model import WeightOptions
 from ..models.loading import DTYPES
 from ..models.quantized import quantized_bits
 from ..models.random_init import ScratchModel
@@ -60,7 +61,7 @@ def _load(plan: RunPlan, placement: dict[str, Any], dtype: torch.dtype | None, b
         dtype = DTYPES[taken["dtype"]]
     attention = taken.get("attention") if getattr(model, "attention", "auto") == "auto" else None
     where = {"device": model.device} | placement
-    return model.load_weights(plan.source, dtype=dtype, bits=bits, attention=attention, **where)
+    return model.load_weights(plan.source, WeightOptions(dtype=dtype, bits=bits, attention=attention, **where))
 
 
 def _load_full(plan: RunPlan, placement: dict[str, Any], *, as_stored: bool) -> tuple[Any, torch.dtype]:

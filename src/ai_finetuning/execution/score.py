@@ -15,6 +15,7 @@ from ..engine.precision import resolve_precision
 from ..engine.rng import DeviceRandomState
 from ..errors import ConfigError
 from ..messages import warn
+from ..models.base_model import WeightOptions
 from ..models.documents import select_forward_path
 from ..models.parts import unwrapped
 from ..models.random_init import ScratchModel
@@ -84,7 +85,7 @@ def _base(request: TrainRequest) -> nn.Module:
     dtype = model.torch_dtype
     if not isinstance(model, ScratchModel) and (request.full or (dtype is None and precision.name == "fp32")):
         dtype = torch.float32
-    return model.load_weights(model.find(), dtype=dtype, device=device, bits=request.bits)
+    return model.load_weights(model.find(), WeightOptions(dtype=dtype, device=device, bits=request.bits))
 
 
 def _score(request: TrainRequest, trained: nn.Module | None) -> dict[str, Any]:

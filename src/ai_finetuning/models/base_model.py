@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +12,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import ConfigError
 from .placement import DeviceMap
 from .source import ModelSource, find_model
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """How a module is loaded.
+
+    Attributes:
+        dtype: of the weights; None takes what the machine does well.
+        device: where they go; None takes the best one.
+        device_map: devices by module name, instead of `device` (only models of this toolkit know it).
+        bits: 4 or 8 for bitsandbytes weights.
+        attention: an implementation, instead of the object's own choice.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    device_map: DeviceMap | None = None
+    bits: int | None = None
+    attention: str | None = None
 
 
 class BaseModel(ABC):
@@ -70,29 +90,16 @@ class BaseModel(ABC):
     def _find(self) -> ModelSource:
         return find_model(self.model_name, trust_remote_code=bool(getattr(self, "trust_remote_code", False)))
 
-    def load_weights(
-        self,
-        source: ModelSource,
-        *,
-        dtype: torch.dtype | None,
-        device: torch.device | None,
-        device_map: DeviceMap | None = None,
-        bits: int | None = None,
-        attention: str | None = None,
-    ) -> PreTrainedModel:
+    def load_weights(self, source: ModelSource, options: WeightOptions) -> PreTrainedModel:
         """A module of its own, loaded as training needs it; this object stays as it is.
 
         Args:
             source: what find() gave.
-            dtype: of the weights; None takes what the machine does well.
-            device: where they go; None takes the best one.
-            device_map: devices by module name, instead of `device` (only models of this toolkit know it).
-            bits: 4 or 8 for bitsandbytes weights.
-            attention: an implementation, instead of the object's own choice.
+            options: how it is loaded.
         """
         other = copy.copy(self)
-        other.model, other.device, other.torch_dtype = None, device, dtype
-        other.load_in_4bit, other.load_in_8bit = bits == 4, bits == 8
+        other.model, other.device, other.torch_dtype = None, options.device, options.dtype
+        other.load_in_4bit, other.load_in_8bit = options.bits == 4, options.bits == 8
         return other.load_model()
 
     @abstractmethod

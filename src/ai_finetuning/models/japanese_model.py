@@ -13,11 +13,10 @@ from ..japanese.prompts import user_turn
 from ..messages import notice, warn
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import catalog
-from .base_model import BaseModel
+from .base_model import BaseModel, WeightOptions
 from .generation import generate_text, stream_text
 from .hub import on_disk
 from .loading import load_causal_lm, weight_fingerprint
-from .placement import DeviceMap
 from .source import ModelSource, find_tokenizer
 from .tokenizers import load_tokenizer, prompt_style
 
@@ -71,38 +70,26 @@ class JapaneseModel(BaseModel):
         """
         if self.model is not None:
             return self.model
-        self.model = self.load_weights(
-            self.find(),
-            dtype=self.torch_dtype,
-            device=self.device,
-            bits=4 if self.load_in_4bit else 8 if self.load_in_8bit else None,
-        )
+        bits = 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+        options = WeightOptions(dtype=self.torch_dtype, device=self.device, bits=bits)
+        self.model = self.load_weights(self.find(), options)
         self._fingerprint = weight_fingerprint(self.model)
         return self.model
 
-    def load_weights(
-        self,
-        source: ModelSource,
-        *,
-        dtype: torch.dtype | None,
-        device: torch.device | None,
-        device_map: DeviceMap | None = None,
-        bits: int | None = None,
-        attention: str | None = None,
-    ) -> PreTrainedModel:
+    def load_weights(self, source: ModelSource, options: WeightOptions) -> PreTrainedModel:
         """A module of its own in eval mode, after the licence's conditions; see BaseModel.load_weights."""
         for ja, en in source.catalog_row.licence_notices() if source.catalog_row is not None else ():
             notice(ja, en)
         own = "sdpa" if self.attention == "auto" and not self.use_flash_attention else self.attention
         return load_causal_lm(
             source,
-            dtype=dtype,
-            device=device,
-            attention=attention or own,
-            load_in_8bit=bits == 8,
-            load_in_4bit=bits == 4,
+            dtype=options.dtype,
+            device=options.device,
+            attention=options.attention or own,
+            load_in_8bit=options.bits == 8,
+            load_in_4bit=options.bits == 4,
             gradient_checkpointing=self.gradient_checkpointing,
-            device_map=device_map,
+            device_map=options.device_map,
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:

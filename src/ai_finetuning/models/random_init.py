@@ -12,9 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from ..config.model import ArchitectureConfig
 from ..errors import ConfigError, InputNotFoundError, ModelError
 from ..system.gpu import get_available_device
-from .base_model import BaseModel
+from .base_model import BaseModel, WeightOptions
 from .hub import on_disk
-from .placement import DeviceMap
 from .source import ModelSource, find_tokenizer
 from .tokenizers import load_tokenizer
 
@@ -70,7 +69,7 @@ class ScratchModel(BaseModel):
         """
         if self.model is not None:
             return self.model
-        self.model = self.load_weights(self.find(), dtype=None, device=self.device)
+        self.model = self.load_weights(self.find(), WeightOptions(device=self.device))
         return self.model
 
     def _find(self) -> ModelSource:
@@ -82,21 +81,12 @@ class ScratchModel(BaseModel):
             )
         return find_tokenizer(self.model_name)
 
-    def load_weights(
-        self,
-        source: ModelSource,
-        *,
-        dtype: torch.dtype | None,
-        device: torch.device | None,
-        device_map: DeviceMap | None = None,
-        bits: int | None = None,
-        attention: str | None = None,
-    ) -> PreTrainedModel:
+    def load_weights(self, source: ModelSource, options: WeightOptions) -> PreTrainedModel:
         """Random fp32 weights, the same for the same seed; the process's random state stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = self.build(attention=attention or self.attention)
-        nn.Module.to(model, device or get_available_device())
+            model = self.build(attention=options.attention or self.attention)
+        nn.Module.to(model, options.device or get_available_device())
         model.train(False)
         return model
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
@@ -61,20 +60,6 @@ class LoRAFinetuningTrainer(Trainer):
         self.data = data or DataConfig()
         self.result: Result | None = None
         self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
-
-    def train(
-        self, train_texts: Any = None, eval_texts: Any = None, resume_from_checkpoint: str | None = None
-    ) -> nn.Module:
-        """Trains, saves the adapter to output_dir and returns the PeftModel in eval mode.
-
-        Args:
-            train_texts, eval_texts: strings, rows, conversations, a `datasets.Dataset`, or a path.
-            resume_from_checkpoint: `auto`, a checkpoint's folder or a run's folder.
-
-        Raises:
-            ToolkitError: with the reason and the way out, before a weight is loaded wherever that can be known.
-        """
-        return self._train(train_texts, eval_texts, resume_from_checkpoint)
 
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         config = RunConfig(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
 from ..config.training import MultiGPUTrainingConfig
@@ -54,16 +52,6 @@ class AdvancedMultiGPUTrainer(Trainer):
         self.lora_config = lora_config
         self.result: Result | None = None
         self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
-
-    def train(
-        self, train_texts: Any = None, eval_texts: Any = None, resume_from_checkpoint: str | None = None
-    ) -> nn.Module:
-        """Trains, saves to config.output_dir and returns the model.
-
-        Raises:
-            ToolkitError: with the reason and the way out.
-        """
-        return self._train(train_texts, eval_texts, resume_from_checkpoint)
 
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         trainer: FullFinetuningTrainer | LoRAFinetuningTrainer

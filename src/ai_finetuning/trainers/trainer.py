@@ -37,7 +37,18 @@ class Trainer(ABC):
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         """What train() asks for."""
 
-    def _train(self, train_texts: Any, eval_texts: Any, resume_from_checkpoint: str | None) -> nn.Module:
+    def train(
+        self, train_texts: Any = None, eval_texts: Any = None, resume_from_checkpoint: str | None = None
+    ) -> nn.Module:
+        """Trains, saves the model or the adapter to output_dir and returns the module in eval mode.
+
+        Args:
+            train_texts, eval_texts: strings, rows, conversations, a `datasets.Dataset`, or a path.
+            resume_from_checkpoint: `auto`, a checkpoint's folder or a run's folder.
+
+        Raises:
+            ToolkitError: with the reason and the way out, before a weight is loaded wherever that can be known.
+        """
         train, eval_data = choose_sources(self, train_texts, eval_texts)
         self._last = self._request(train, eval_data, resume_from_checkpoint)
         self.result = execute(self._last)
