@@ -75,4 +75,4 @@ def after_one_process(rank: int) -> str:
 def test_an_accelerate_that_counts_other_processes_is_refused(tmp_path: Path):
     """It would leave the model unwrapped, and every rank would train on its own."""
     Accelerated(CPU)
-    assert "set up for 1 processes" in run_ranks(2, after_one_process, folder=tmp_path)[0]
+    assert "initialised for 1 processes" in run_ranks(2, after_one_process, folder=tmp_path)[0]

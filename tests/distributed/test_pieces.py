@@ -55,7 +55,7 @@ def test_any_part_reads_back_from_any_parts(wrote: list[Layout], reads: Layout, 
 
 def test_a_missing_part_is_an_error(tmp_path: Path):
     folder = tmp_path / "parts"
-    with pytest.raises(ValueError, match="holds 18 of the 42 wanted numbers of w"):
+    with pytest.raises(ValueError, match="holds 18 of the 42 expected values of w"):
         read_tensors(folder, written(folder, [rows(3, 0)]), {"w": rows(1, 0)})
 
 

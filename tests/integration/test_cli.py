@@ -428,7 +428,7 @@ def test_a_short_demo_runs_to_its_end(kotoha: str, tmp_path: Path, capsys):
         "aift chat",
         "aift merge",
         "exact match",
-        "never shown",
+        "not in the training data",
         "you> ",
     ):
         assert word in text

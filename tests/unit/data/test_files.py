@@ -220,7 +220,7 @@ def test_a_hub_id_without_a_hub_says_the_way_out(monkeypatch: pytest.MonkeyPatch
     from ai_finetuning.errors import HubError
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    with pytest.raises(HubError, match="nobody/nothing cannot be had"):
+    with pytest.raises(HubError, match="nobody/nothing cannot be loaded"):
         read_rows("nobody/nothing")
 
 

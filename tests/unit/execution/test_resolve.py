@@ -86,7 +86,7 @@ def test_an_alias_and_the_hub_are_asked_once(
     assert model.find() is obtained
     assert (obtained.name, obtained.local_only) == (real, False)
     assert lookups["head"] == lookups["locate"] == 1
-    assert logged().count("was never published") == 1
+    assert logged().count("is not a published model") == 1
 
 
 def _counting(lookups: Counter[str]) -> Any:

@@ -139,7 +139,7 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_answer(logged):
     assert obtained == whole
     assert sizes[:2] == [8, 4]
     assert max(sizes[2:]) == 2
-    assert "down to 4" in logged()
+    assert "batches of 4" in logged()
 
 
 def test_memory_for_not_even_one_answer_is_an_error():

@@ -27,7 +27,7 @@ def test_the_first_method_of_a_backend_is_taken_where_no_type_is_named():
 
 def test_a_setting_of_another_method_is_refused():
     Quantization(find_method(8), {"llm_int8_threshold": 1.0})
-    with pytest.raises(ConfigError, match="llm_int8_threshold has no meaning for torchao int8"):
+    with pytest.raises(ConfigError, match="llm_int8_threshold does not apply to torchao int8"):
         Quantization(find_method(8, "torchao"), {"llm_int8_threshold": 1.0})
 
 

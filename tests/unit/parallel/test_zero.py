@@ -57,7 +57,7 @@ def test_what_it_cannot_train_is_refused_with_a_way_out():
     def logged(stage: int, **change: Any) -> str:
         return refused(validate_model, ParallelPlan(sizes=Sizes(dp=2), zero_stage=stage), None, **plain | change)
 
-    assert "in 4 bit; use 2" in logged(3, bits=4)
+    assert "4-bit base; use 2" in logged(3, bits=4)
     assert "it is muon" in logged(2, optimizer="muon")
     assert "it is adamw_8bit" in logged(3, optimizer="adamw_8bit")
     assert "bf16 or fp32" in logged(2, scaler=True)
