@@ -77,7 +77,7 @@ def test_a_killed_process_is_named_and_those_that_wait_for_it_leave(tmp_path: Pa
         waiting.kill()
         killed.kill()
     assert waiting.returncode == 70, output
-    assert re.search(r"rank 1 has given has not responded", output), output
+    assert re.search(r"rank 1 has not responded", output), output
     assert (tmp_path / "stacks-rank-0.txt").read_text(encoding="utf-8")
 
 
