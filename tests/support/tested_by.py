@@ -17,10 +17,14 @@ _CLI, _TRAINERS, _QUANTIZED = "integration/test_cli.py", "integration/test_train
 _RESUME, _SECTIONS, _FILES = "faults/test_resume.py", "unit/config/test_sections.py", "unit/data/test_files.py"
 _TOKENS, _LAUNCH, _BENCH = "unit/data/test_tokens.py", "distributed/test_launch.py", "test_quantization_benchmark.py"
 _CALLBACKS = "integration/test_callbacks.py"
+_FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 
 # Modules that no test file is named after and none imports.
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
+    "data.columnar": _TABLES,
+    "data.conversations": _FORMATS,
+    "data.texts": _TABLES,
     "engine.checkpoint.read": _RESUME,
     "engine.checkpoint.write": _RESUME,
     "engine.predictions": _CALLBACKS,

@@ -89,6 +89,10 @@ class DataConfig:
     """Roles of columns, where their names do not tell: {instruction: 本文, output: 答え}.
     ja: 列名から分からないときの列の役割。例: {instruction: 本文, output: 答え}
     """
+    sheet: str | None = None
+    """Sheet of an Excel workbook; null takes the first visible one whose heading fits.
+    ja: Excel のシート名。null なら、見出しの合う最初の表示シートを読みます。
+    """
     skip_bad_rows: bool = False
     """Skip and count rows that cannot be used, instead of stopping.
     ja: 使えない行で止まらずに、数を記録して読み飛ばすかどうか。

@@ -17,7 +17,7 @@ from torch import nn
 from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
 from ..data.loader import Loader
-from ..data.prepare import SPLIT, PreparedData, prepare
+from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
 from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup
@@ -307,7 +307,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     config, training = request.config, request.config.training
     taken = model.taken
     tokenizer = _tokenizer(request, taken)
-    split = taken.get("split", SPLIT)
+    split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
     data = prepare(request.train, request.eval_data, tokenizer, config.data, seed=training.runtime.seed, split=split)
     packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
     loader = _loader(request, data, tokenizer, parallel)

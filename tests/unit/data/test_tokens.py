@@ -42,7 +42,7 @@ def test_loss_is_on_the_answers_and_their_ends_only():
     (example,), _ = encode([talked], tokenizer, max_length=512)
     assert live_text(example, tokenizer) == "東京です。</s>一千四百万人です。</s>"
     assert example.labels[-1] == tokenizer.eos_token_id
-    assert example.characters == len("東京です。</s>一千四百万人です。</s>")
+    assert example.characters == len("東京です。一千四百万人です。")  # what people wrote, not the ends of turns
     # The tokens are those of the whole text, never of parts joined.
     text = render(tokenizer, talked.as_dicts()).rstrip("\n")
     assert example.input_ids.tolist() == tokenizer.encode(text, add_special_tokens=False)
@@ -164,7 +164,8 @@ def test_text_dataset_cuts_with_one_line(logged):
 
 
 def test_held_out_rows_are_whole_sources_and_the_seed_decides():
-    examples, _ = encode([talk("問い", "答え", source=f"f:{i}") for i in range(20)], build_tokenizer(), max_length=64)
+    rows = [talk(f"問い{i}", "答え", source=f"f:{i}") for i in range(20)]
+    examples, _ = encode(rows, build_tokenizer(), max_length=64)
     rest, held = hold_out(examples, 0.2, 1)
     assert len(held) == 4
     assert {item.source for item in rest}.isdisjoint(item.source for item in held)
