@@ -46,8 +46,7 @@ class CatalogRow:
         memory_gib: computed GiB by use: `infer`, `lora` (bf16), `qlora` (NF4), `full`.
         template: key of japanese.templates, None for base models.
         prompt: how far the prompt is known; None for base models.
-        source: where the prompt, or the tokenizer's template, was read: an address, `github OWNER/REPOSITORY PATH`, or
-            `card` for the model's own page.
+        source: where the prompt, or the tokenizer's template, was read: an address, or `card` for the model's own page.
     """
 
     id: str

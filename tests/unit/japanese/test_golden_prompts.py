@@ -53,7 +53,7 @@ def test_prompts_are_what_the_makers_write(entry: dict[str, Any], messages: list
 
 def test_every_string_names_its_source():
     for entry in GOLDEN:
-        assert entry["source"].startswith(("https://", "github ")), entry["template"]
+        assert entry["source"].startswith("https://"), entry["template"]
         assert entry["prompts"], entry["template"]
 
 

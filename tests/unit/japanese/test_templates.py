@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import unicodedata
+from pathlib import Path
 
 import pytest
 from tests.support.models import build_tokenizer
@@ -110,3 +111,12 @@ def test_every_key_that_there_was_is_still_known():
         assert template_of(item.jinja).stop_strings == item.stop_strings, key
         assert hashlib.sha256(item.jinja.encode()).hexdigest()[:16] not in templates._FORMER.get(key, ())
     assert template_text("mistral_inst") == TEMPLATES["mistral_v3"].jinja
+
+
+def test_a_text_that_changes_leaves_its_digest():
+    """tests/fixtures/template_texts.txt has every text that was ever written into a run's folder: none is forgotten."""
+    written = (Path(__file__).parents[2] / "fixtures" / "template_texts.txt").read_text(encoding="utf-8").split("\n")
+    now = {f"{key} {templates._digest(item.jinja)}" for key, item in TEMPLATES.items()}
+    assert now <= set(written), f"add to template_texts.txt: {now - set(written)}"
+    former = {f"{key} {digest}" for key, digests in templates._FORMER.items() for digest in digests}
+    assert set(written) - {""} == now | former, "put the digest of a text that is no more into _FORMER"
