@@ -54,7 +54,7 @@ def models() -> str:
     for row in catalog.rows().values():
         if row.prompt is not None:
             source = link(row.prompt_source) if row.prompt_source is not None else "-"
-            rows.append((row.id, f"`{row.template}`", row.prompt, source))
+            rows.append((row.id, f"`{row.template}`" if row.template else "-", row.prompt, source))
     return _table(("model", "template", "status", "source"), sorted(rows, key=lambda row: row[0].lower()))
 
 

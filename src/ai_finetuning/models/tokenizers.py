@@ -261,8 +261,8 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     row = catalog.lookup(name)
-    template = row.chat_template if row is not None else None
-    if row is not None and template is not None:
+    if row is not None and row.prompt is not None:
+        template = row.chat_template or TEMPLATES["alpaca_ja"]
         _say_how_far_known(name, row, template)
         return template.jinja
     notice(

@@ -19,7 +19,7 @@ def test_the_page_has_every_model_and_every_template():
     for row in catalog.rows().values():
         if row.prompt is not None:
             line = next(line for line in TEXT.splitlines() if line.startswith(f"| {row.id} |"))
-            assert f"| `{row.template}` | {row.prompt} |" in line
+            assert f"| `{row.template}` | {row.prompt} |".replace("`None`", "-") in line
             assert row.prompt_source is None or f"({row.prompt_source})" in line
     for key, template in TEMPLATES.items():
         line = next(line for line in TEXT.splitlines() if line.startswith(f"| `{key}` |"))

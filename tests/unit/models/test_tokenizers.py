@@ -120,6 +120,8 @@ def test_how_far_a_prompt_is_known_is_said_where_the_catalogs_template_is_used(l
     assert "llama2_ja of elyza/ELYZA-japanese-Llama-2-13b-instruct is unconfirmed" in logged()
     module.choose_template(tokenizer, "elyza/Llama-3-ELYZA-JP-8B", None)
     assert "the tokenizer of elyza/Llama-3-ELYZA-JP-8B comes with a chat template" in logged()
+    module.choose_template(tokenizer, "Rakuten/RakutenAI-3.0", None)  # the catalog has no template for it either
+    assert "alpaca_ja of Rakuten/RakutenAI-3.0 is unconfirmed" in logged()
     module.choose_template(tokenizer, "any/model", "sarashina22")
     assert "sarashina22 (model.chat_template) is an unconfirmed prompt format" in logged()
 
