@@ -78,6 +78,7 @@ TESTED_BY = {
     "kernels.native": "unit/kernels/test_blocks.py",
     "models.base_model": "contract/test_documented_api.py",
     "models.japanese_model": "contract/test_documented_api.py",
+    "japanese.jinja_parts": "unit/japanese/test_golden_prompts.py",
     "models.log_filters": _CLI,
     "models.random_init": "integration/test_pretrain.py",
     "models.tokenizer_training": "integration/test_pretrain.py",

@@ -16,6 +16,8 @@ def _columns(file: File, kind: str, read: Any) -> Iterator[Row]:
     path = file.report.path
     try:
         table = read(io.BytesIO(file.raw))
+        # Arrow trusts the offsets of a file: reading values beyond its end would end the process.
+        table.validate(full=True)
         twice = [name for index, name in enumerate(table.column_names) if name in table.column_names[:index]]
         rows = [] if twice else table.to_pylist()
     except Exception as error:  # pyarrow raises many kinds for damaged bytes

@@ -21,6 +21,7 @@ from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
 from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup
+from ..japanese.templates import was_written_for
 from ..messages import notice
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
@@ -356,8 +357,9 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
 def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
     """The base's tokenizer; a resumed run renders prompts by the template that it began with."""
     tokenizer = request.model.ensure_tokenizer()
-    template = taken.get("chat_template")
-    if template is None or getattr(request.model, "chat_template", None) is not None:
+    template, named = taken.get("chat_template"), getattr(request.model, "chat_template", None)
+    # A key that is named stands for the text that it had then.
+    if template is None or (named is not None and not was_written_for(named, template)):
         return tokenizer
     if tokenizer.chat_template != template:
         tokenizer = copy.deepcopy(tokenizer)

@@ -50,7 +50,7 @@ def test_loss_is_on_the_answers_and_their_ends_only():
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_every_template_trains_its_answers(template: str):
-    """Live text is the answer with what ends it; at most one BOS; the last label is the turn's end or eos."""
+    """Live text is the answer with what ends it; one BOS at most, or one a question; the last label is the turn's end."""
     tokenizer = with_template(template)
     examples, report = encode([talk("首都は？", "東京です。", "人口は？", "多い。")], tokenizer, max_length=1024)
     live = "".join(live_text(example, tokenizer) for example in examples)
@@ -58,7 +58,8 @@ def test_every_template_trains_its_answers(template: str):
     assert "首都" not in live
     assert "人口" not in live
     for example in examples:
-        assert example.input_ids.tolist().count(tokenizer.bos_token_id) <= 1
+        every_question = template in ("shisa_llama2", "karakuri_steerlm")
+        assert example.input_ids.tolist().count(tokenizer.bos_token_id) <= (2 if every_question else 1)
         assert example.labels[-1] != IGNORED
     if TEMPLATES[template].rewrites_history and template != "deepseek_r1":  # that one drops only thinking
         assert report.split_conversations == 1
