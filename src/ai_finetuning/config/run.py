@@ -100,6 +100,13 @@ class RunConfig:
             )
 
         self._refuse_two_ways_to_say_one_thing()
+        require(
+            not self.training.save_only_model or self.parallel.max_restarts == 0,
+            "parallel.max_restarts",
+            self.parallel.max_restarts,
+            "training.save_only_model が true のときは、途中から再開できるチェックポイントがありません。0 にしてください。",
+            "with training.save_only_model there is no checkpoint to restart from; set it to 0.",
+        )
         self._refuse_a_strategy_of_training()
 
     def _refuse_two_ways_to_say_one_thing(self) -> None:
