@@ -24,7 +24,7 @@ from ..engine.train_state import TrainState
 from ..messages import notice
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
-from ..models.adapters import add_lora, embedding_weights, target_modules, trainable_parameters
+from ..models.adapters import add_lora, continue_adapter, embedding_weights, target_modules, trainable_parameters
 from ..models.documents import VarlenForward, select_forward_path
 from ..models.loading import weight_fingerprint
 from ..models.parts import unwrapped
@@ -131,6 +131,8 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
 
 def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
     lora = plan.request.config.lora
+    if lora.adapter is not None:
+        return continue_adapter(model, lora.adapter, dropout=lora.lora_dropout)
     targets = lora.target_modules if lora.target_modules is not None else plan.taken.get("target_modules")
     return add_lora(
         model,

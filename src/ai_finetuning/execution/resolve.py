@@ -19,9 +19,12 @@ from ..config.section import explicitly_set
 from ..data.loader import Loader
 from ..data.prepare import SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
+from ..engine.checkpoint.write import sha256_of
 from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup, warmup_of_ratio
 from ..messages import notice
+from ..models.adapter_folder import WEIGHTS
+from ..models.adapters import validate_fit
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
@@ -35,6 +38,7 @@ from ..planner.plan import Plan
 from ..planner.shape import ModelShape, shape_of
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
+from .adapter_start import validate_origin, validate_targets, with_adapter_settings
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
@@ -172,7 +176,8 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     Raises:
         ToolkitError: whatever can be refused before weights are read.
     """
-    config = request.config
+    config = with_adapter_settings(request.config)
+    request = replace(request, config=config)
     config.validate()
     validate_config(config)
     validate_data(request.train, request.eval_data)
@@ -183,6 +188,9 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
         resume = peek(config.training.output_dir, config.training.checkpoint)
     taken = dict(resume.derived) if resume is not None else {}
     model = _model(request, source, taken)
+    if not request.full and config.lora.adapter is not None:
+        validate_fit(model.module, config.lora.adapter)
+        validate_targets(config, [name for name, _, _ in model.shape.linear_features])
     resolved_strategy = request.resolved_strategy or _resolve_auto(model)
     parallel, processes_to_start = _parallel(request, model.device, resolved_strategy)
     _say_what_has_no_effect(request, parallel)
@@ -309,6 +317,8 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     config, training = request.config, request.config.training
     taken = model.taken
     tokenizer = _tokenizer(request, taken)
+    if not request.full:
+        validate_origin(config, model.source.name, tokenizer)
     split = taken.get("split", SPLIT)
     data = prepare(request.train, request.eval_data, tokenizer, config.data, seed=training.runtime.seed, split=split)
     packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
@@ -516,4 +526,6 @@ def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData,
         )
         same |= {f"lora.{name}": getattr(config.lora, name) for name in names}
         same["lora.use_qlora"] = config.uses_qlora
+        adapter = config.lora.adapter
+        same["lora.adapter"] = sha256_of(Path(adapter) / WEIGHTS) if adapter is not None else None
     return same

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from ..errors import ConfigError, ModelError
 from ._upstream import tied_weight_names
-from .adapter_folder import WEIGHTS, adapter_config, base_name
+from .adapter_folder import WEIGHTS, adapter_config, base_name, note_base
 from .options import validate_options
 from .quantized import quantized_bits
 
@@ -132,13 +132,12 @@ def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
-    """A model with a saved adapter on it.
+def validate_fit(model: Any, folder: str | Path) -> None:
+    """Refuses an adapter whose shapes are those of another base; of the model only names and sizes are looked at.
 
     Raises:
-        ModelError: the adapter was trained on another base; the shapes show it before any weight is changed.
+        ModelError: with the first layer that does not fit.
     """
-    from peft import PeftModel
     from safetensors import safe_open
 
     base = base_name(adapter_config(folder))
@@ -158,8 +157,54 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
                     f"the adapter {folder} was trained on {base} and does not "
                     f"fit this model ({name}); name its own base.",
                 )
+
+
+def load_adapter(model: Any, folder: str | Path) -> Any:
+    """A model with a saved adapter on it.
+
+    Raises:
+        ModelError: the adapter was trained on another base; the shapes show it before any weight is changed.
+    """
+    from peft import PeftModel
+
+    validate_fit(model, folder)
     with quiet_peft():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+
+
+def continue_adapter(model: Any, folder: str | Path, *, dropout: float) -> Any:
+    """Freezes a model and puts a saved adapter on it, to be trained on; its weights are fp32, as add_lora's are.
+
+    Args:
+        dropout: in place of the adapter's own.
+
+    Raises:
+        ModelError: the adapter was trained on another base, or its file lacks weights of a layer that it names.
+    """
+    from peft import LoraConfig, PeftModel
+    from safetensors import safe_open
+
+    validate_fit(model, folder)
+    model.requires_grad_(False)
+    config = LoraConfig.from_pretrained(str(folder))
+    config.lora_dropout = dropout
+    note_base(config, model.name_or_path)
+    with quiet_peft():
+        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
+        stored = set(file.keys())
+    trained = [_saved_name(name) for name, weight in wrapped.named_parameters() if weight.requires_grad]
+    missing = [name for name in trained if ".lora_" in name and name not in stored]
+    if missing:
+        raise ModelError(
+            f"アダプター {folder} に {missing[0]} など {len(missing)} 個の重みがありません。このベースのアダプターか確認してください。",
+            f"the adapter {folder} lacks {len(missing)} weights ({missing[0]}, ...); check that it was trained on this "
+            "base.",
+        )
+    return wrapped
 
 
 def merge_into(model: Any) -> Any:
