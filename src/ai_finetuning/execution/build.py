@@ -30,6 +30,7 @@ from ..models.loading import weight_fingerprint
 from ..models.parts import unwrapped
 from ..models.placement import spread
 from ..models.plans import tensor_plan
+from ..models.special_tokens import grow_embedding, note_special_ids
 from ..parallel.batch import LossFunction
 from ..parallel.build import build_strategy
 from ..parallel.processes import launched
@@ -108,6 +109,9 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
     if plan.device_map is not None:
         spread(model, plan.device_map)
     fingerprint = hashlib.sha256(json.dumps(weight_fingerprint(model)).encode()).hexdigest()
+    if request.config.model.extra_tokens and plan.shape.vocabulary > model.get_input_embeddings().weight.shape[0]:
+        grow_embedding(model, plan.shape.vocabulary)
+    note_special_ids(model, plan.tokenizer, request.config.model)
     if request.full:
         model.requires_grad_(True)
         if not cut:

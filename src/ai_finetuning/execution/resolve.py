@@ -24,10 +24,12 @@ from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup, warmup_of_ratio
 from ..messages import notice
 from ..models.adapter_folder import WEIGHTS
-from ..models.adapters import validate_fit
+from ..models.adapters import trains_embedding, validate_fit
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
+from ..models.special_tokens import grow_embedding, rows_for, validate_growth, warn_of_unused_turn_ends, with_tokens
+from ..models.tokenizers import ensure_pad
 from ..parallel.plan import ParallelPlan, resolve_parallel_plan, validate_model
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import capacities
@@ -319,6 +321,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     tokenizer = _tokenizer(request, taken)
     if not request.full:
         validate_origin(config, model.source.name, tokenizer)
+    model = _with_rows(model, tokenizer)
     split = taken.get("split", SPLIT)
     data = prepare(request.train, request.eval_data, tokenizer, config.data, seed=training.runtime.seed, split=split)
     packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
@@ -372,15 +375,32 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
 
 
 def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
-    """The base's tokenizer; a resumed run renders prompts by the template that it began with."""
-    tokenizer = request.model.ensure_tokenizer()
+    """The base's tokenizer with the user's tokens; a resumed run renders prompts by the template that it began with."""
+    config = request.config.model
+    tokenizer = with_tokens(request.model.ensure_tokenizer(), config)
+    if config.special_tokens and "pad_token" not in config.special_tokens:
+        ensure_pad(tokenizer)  # what was chosen beside the tokenizer's own eos may be the eos now
     template = taken.get("chat_template")
-    if template is None or getattr(request.model, "chat_template", None) is not None:
-        return tokenizer
-    if tokenizer.chat_template != template:
+    own = template is None or getattr(request.model, "chat_template", None) is not None
+    if not own and tokenizer.chat_template != template:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template = template
+    if request.config.method != "pretrain":
+        warn_of_unused_turn_ends(tokenizer)
     return tokenizer
+
+
+def _with_rows(model: _Model, tokenizer: Any) -> _Model:
+    """The model with as many embedding rows as new tokens need; only ever the one without weights grows here."""
+    config = model.request.config
+    rows, there = rows_for(tokenizer, config.model.extra_tokens), model.shape.vocabulary
+    trains = model.request.full or trains_embedding(model.module, config.lora.modules_to_save or ())
+    validate_growth(rows, there, trains_embedding=trains)
+    if rows <= there:
+        return model
+    module = copy.deepcopy(model.module)
+    grow_embedding(module, rows)
+    return replace(model, module=module, shape=shape_of(module))
 
 
 def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel: ParallelPlan) -> Loader:
@@ -511,6 +531,7 @@ def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData,
         "betas": list(training.optimizer.betas),
         "weight_decay": training.optimizer.weight_decay,
         "lora_plus_ratio": training.optimizer.lora_plus_ratio,
+        "extra_tokens": config.model.extra_tokens,
     }
     if not request.full:
         names = (

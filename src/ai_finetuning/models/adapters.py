@@ -20,6 +20,9 @@ from .adapter_folder import WEIGHTS, adapter_config, base_name, note_base
 from .options import validate_options
 from .quantized import quantized_bits
 
+# Ends of the names of a token embedding and of a head.
+_EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "lm_head.weight", "embed_out.weight")
+
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
@@ -30,6 +33,8 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         # On saving it looks for the base's config on the hub, to see whether the vocabulary grew; here it never does.
         warnings.filterwarnings("ignore", message="Could not find a config file")
+        # Rows are only ever added where the embedding trains and is saved anyway (models/special_tokens.py).
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
         yield
 
 
@@ -126,6 +131,29 @@ def embedding_weights(model: Any) -> list[nn.Parameter]:
     return [weight for path in places if (weight := getattr(path, "weight", None)) is not None]
 
 
+def trains_embedding(model: Any, modules_to_save: Sequence[str]) -> bool:
+    """Whether modules that are trained in full are the token embedding and the head."""
+    places = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() for place in places if module is place]
+    return all(any(name.split(".")[-1] == saved.split(".")[-1] for saved in modules_to_save) for name in names)
+
+
+def brought_rows(folder: str | Path) -> int:
+    """Rows of the token embedding or the head that an adapter's file brings; 0 where it has neither."""
+    from safetensors import safe_open
+
+    with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
+        keys = [key for key in file.keys() if key.endswith(_EMBEDDINGS)]  # noqa: SIM118
+        return max((int(file.get_slice(key).get_shape()[0]) for key in keys), default=0)
+
+
+def fit_rows(model: Any, folder: str | Path) -> None:
+    """Gives a base as many embedding rows as an adapter's file brings, where tokens were added in training."""
+    rows = brought_rows(folder)
+    if rows not in (0, model.get_input_embeddings().weight.shape[0]):
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -168,6 +196,7 @@ def load_adapter(model: Any, folder: str | Path) -> Any:
     from peft import PeftModel
 
     validate_fit(model, folder)
+    fit_rows(model, folder)
     with quiet_peft():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
 
@@ -185,6 +214,7 @@ def continue_adapter(model: Any, folder: str | Path, *, dropout: float) -> Any:
     from safetensors import safe_open
 
     validate_fit(model, folder)
+    fit_rows(model, folder)
     model.requires_grad_(False)
     config = LoraConfig.from_pretrained(str(folder))
     config.lora_dropout = dropout
