@@ -6,7 +6,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..config.data import DataConfig
 from ..errors import DataError, localized
 from . import cache
 from .bad_rows import BadRows
+from .messages import Sample
 from .sources import load_samples
 from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_label_tokens, encode
@@ -69,7 +70,7 @@ def prepare(
         examples, scored = SPLITS[split](examples, eval_data, seed)
         lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows for evaluation: {len(scored)}"))
     elif eval_data is not None:
-        scored, _, more = load_examples(eval_data, tokenizer, config)
+        scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None))
         lines += [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
         both = shared_rows(examples, scored)
         if both:
@@ -84,9 +85,11 @@ def prepare(
 
 
 def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list[Example], EncodeReport, list[str]]:
-    """One source's examples, from the cache where it has been seen."""
+    """The examples of training or evaluation data, from the cache where it has been seen; of each source in it
+    (`config.max_samples`) the first rows only.
+    """
     if isinstance(source, TextDataset):
-        examples = source.examples
+        examples = source.examples[: config.max_samples]
         report = EncodeReport(
             rows=len(examples),
             tokens=sum(map(len, examples)),
@@ -95,7 +98,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
             longest=max(map(len, examples)),
             max_length=source.max_length,
         )
-        return examples, report, report.lines()
+        return examples, report, _left_aside(source.examples, config) + report.lines()
     files = _files(source)
     settings = asdict(config)
     for name in ("train", "eval", "packing", "group_by_length", "cache"):
@@ -106,14 +109,19 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         return obtained
     # Every problem of the data in one list: those of the files, of the rows and of what they become for this model.
     bad = BadRows(config.skip_bad_rows)
-    samples, read = load_samples(
-        source if not files or isinstance(source, str | Path) else files,
-        columns=config.columns,
-        system_prompt=config.system_prompt,
-        normalize=asdict(config.normalize),
-        sheet=config.sheet,
-        bad=bad,
-    )
+    samples: list[Sample] = []
+    lines: list[str] = []
+    for part in _parts(source if not files or isinstance(source, str | Path) else files, config):
+        of_part, read = load_samples(
+            part,
+            columns=config.columns,
+            system_prompt=config.system_prompt,
+            normalize=asdict(config.normalize),
+            sheet=config.sheet,
+            bad=bad,
+        )
+        samples += of_part[: config.max_samples]
+        lines += read.lines() + _left_aside(of_part, config)
     try:
         examples, report = encode(
             samples,
@@ -128,10 +136,30 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         raise
     bad.refuse()
     report.left_out = len(bad)
-    lines = read.lines() + report.lines()
+    lines += bad.lines() + report.lines()
     if key is not None:
         cache.write(key, examples, report, lines)
     return examples, report, lines
+
+
+def _parts(source: Any, config: DataConfig) -> list[Any]:
+    """What is read at a time: each path by itself where the rows of each are counted."""
+    paths = isinstance(source, list) and bool(source) and all(isinstance(item, Path) for item in source)
+    return source if paths and config.max_samples is not None else [source]
+
+
+def _left_aside(rows: Sequence[object], config: DataConfig) -> list[str]:
+    """The line that says how many rows of a source `max_samples` leaves aside."""
+    limit = config.max_samples
+    if limit is None or len(rows) <= limit:
+        return []
+    left = len(rows) - limit
+    return [
+        localized(
+            f"data.max_samples が {limit} なので、先頭の {limit} 行だけを使います（使わない行: {left}）",
+            f"data.max_samples is {limit}: the first {limit} rows are used, {left} rows left aside",
+        )
+    ]
 
 
 def _files(source: Any) -> list[Path]:

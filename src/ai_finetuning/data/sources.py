@@ -35,6 +35,8 @@ class DataReport:
     """What was read, left out and changed.
 
     Attributes:
+        bad: rows that cannot be used.
+        shared: whether these are of other sources as well, and reported by whoever collects them.
         formats: rows by format.
         unused_columns: rows in which a column held something that is not used, by the column's name.
         unused_keys: the same for keys of messages.
@@ -42,6 +44,7 @@ class DataReport:
     """
 
     bad: BadRows = field(default_factory=BadRows)
+    shared: bool = False
     files: list[FileReport] = field(default_factory=list)
     samples: int = 0
     formats: Counter[str] = field(default_factory=Counter)
@@ -55,7 +58,7 @@ class DataReport:
     def lines(self) -> list[str]:
         """The report for the user, in the locale's language."""
         lines = [line for item in self.files for line in item.lines()]
-        lines += self.bad.lines()
+        lines += [] if self.shared else self.bad.lines()
         if len(self.formats) > 1:
             counts = ", ".join(f"{name} {count}" for name, count in self.formats.items())
             lines.append(localized(f"行の形式: {counts}", f"formats of the rows: {counts}"))
@@ -120,7 +123,7 @@ def load_samples(
     Raises:
         DataError: nothing usable, or bad rows; the message names them all, with file, line and reason.
     """
-    report = DataReport(BadRows(skip_bad_rows) if bad is None else bad)
+    report = DataReport(BadRows(skip_bad_rows) if bad is None else bad, bad is not None)
     samples: list[Sample] = []
     for rows in _row_groups(source, report, columns, sheet):
         samples += _samples(rows, report, columns, system_prompt)
