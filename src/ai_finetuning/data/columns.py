@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +71,22 @@ _AFFIXES = (
 
 def plain(name: object) -> str:
     """A heading as it is compared: NFKC, lower case, without blanks at its ends."""
-    return unicodedata.normalize("NFKC", str(name)).strip().lower()
+    return _plain(str(name))
+
+
+# The headings of a file come back with each of its rows.
+@functools.lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).strip().lower()
+
+
+@functools.lru_cache(maxsize=512)
+def by_plain_name(names: tuple[object, ...]) -> Mapping[str, tuple[str, ...]]:
+    """Columns by their heading as it is compared."""
+    obtained: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        obtained[plain(name)] = (*obtained.get(plain(name), ()), str(name))
+    return obtained
 
 
 def _variants(name: object) -> Iterator[str]:
@@ -93,7 +109,7 @@ def role_of(name: object) -> tuple[str, bool] | None:
     return None
 
 
-def map_columns(names: Sequence[str], columns: Mapping[str, str] | None = None) -> dict[str, str]:
+def map_columns(names: Sequence[str], columns: Mapping[str, str] | None = None) -> Mapping[str, str]:
     """Role -> column name.
 
     Args:
@@ -103,7 +119,12 @@ def map_columns(names: Sequence[str], columns: Mapping[str, str] | None = None) 
     Raises:
         DataError: two columns of one role.
     """
-    roles = {role: column for role, column in (columns or {}).items() if column in names}
+    return _mapped(tuple(names), tuple((columns or {}).items()))
+
+
+@functools.lru_cache(maxsize=512)
+def _mapped(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    roles = {role: column for role, column in columns if column in names}
     by_hand = set(roles)
     weak: dict[str, list[str]] = {}
     for name in names:

@@ -5,13 +5,14 @@ The rule of the table: every column of a row is used, or named with the reason, 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .bad_rows import BadRow
-from .columns import COLUMNS, listed, map_columns, plain
+from .columns import COLUMNS, by_plain_name, listed, map_columns, plain
 from .conversations import IGNORE_KEYS, LEARN_KEYS, conversation, history, parse_messages, text_of, wants_learning
 from .messages import Message, PlainText, Sample
 
@@ -36,13 +37,18 @@ class Shape:
     roles: Mapping[str, str]
     by_hand: bool = False
 
+    @property
+    def _names(self) -> Mapping[str, tuple[str, ...]]:
+        return by_plain_name(tuple(self.values))
+
     def value(self, name: str) -> Any:
         """What stands under a heading, however it is written; None where there is no such column."""
-        return next((value for key, value in self.values.items() if plain(key) == name), None)
+        return next((self.values[key] for key in self._names.get(name, ()) if key in self.values), None)
 
     def filled(self, *names: str) -> list[str]:
         """Those of the headings under which something stands."""
-        return [str(key) for key, value in self.values.items() if plain(key) in names and not _blank(value)]
+        own = self._names
+        return [key for name in names for key in own.get(name, ()) if not _blank(self.values.get(key))]
 
     def has(self, *roles: str) -> bool:
         """Whether the row has columns of all roles, and something stands in one of them."""
@@ -75,6 +81,7 @@ class Format:
         ja, en: what it is and what becomes of it.
         example: a row, as JSON.
         fits: whether a row is of this format.
+        names: headings one of which such a row has; empty where it goes by roles and values.
         build: makes the messages or the text of a row, with the columns that it used; None for a format that is refused.
     """
 
@@ -84,6 +91,7 @@ class Format:
     example: str
     fits: Callable[[Shape], bool]
     build: Callable[[Shape], tuple[list[Message] | str, set[str], set[str]]] | None = None
+    names: tuple[str, ...] = ()
 
     def refusal(self) -> BadRow:
         """Why rows of this format are not trained on."""
@@ -195,6 +203,7 @@ def _is_conversational(shape: Shape) -> bool:
 
 
 _ANSWERS = ("chosen", "rejected", "chosen_response", "rejected_response", "response_j", "response_k", "preferred")
+_WINNERS = ("winner", "preference", "better_response_id")
 _VERDICTS = (
     "label",
     "labels",
@@ -212,11 +221,14 @@ _PICTURES = tuple(
     f"{name}{end}" for name in ("image", "audio", "video", "picture", "speech") for end in ("", "s", "_path", "_url")
 ) + ("画像", "音声", "動画", "pixel_values")
 _CHOICES = ("choices", "options", "選択肢", "choice0", "choice1", "choice_a", "option_a", "answerkey")
+_PASSAGES = ("answers", "paragraphs", "qas")
+_SEVERAL = ("responses", "answers", "completions", "outputs", "generations", "candidates")
+_NEGATIVES = ("neg", "negative", "negatives", "negative_passages", "anchor")
 _TARGETS = ("summary", "要約", "target", "translation", "訳", "訳文", "headline", "見出し", "highlights")
 
 
 def _is_preference(shape: Shape) -> bool:
-    winner = shape.filled("winner", "preference", "better_response_id") and shape.filled(
+    winner = shape.filled(*_WINNERS) and shape.filled(
         "response_a", "response_0", "response_1", "answer_a", "conversation_a"
     )
     return len(shape.filled(*_ANSWERS)) >= 2 or bool(shape.filled("rejected")) or bool(winner)
@@ -233,8 +245,7 @@ def _is_tree(shape: Shape) -> bool:
 
 
 def _is_several_answers(shape: Shape) -> bool:
-    names = ("responses", "answers", "completions", "outputs", "generations", "candidates")
-    several = [shape.values[name] for name in shape.filled(*names)]
+    several = [shape.values[name] for name in shape.filled(*_SEVERAL)]
     return any(isinstance(value, list | tuple) for value in several) and "output" not in shape.roles
 
 
@@ -262,6 +273,7 @@ FORMATS: tuple[Format, ...] = (
         "rows that are tokenized already (input_ids); give the text itself",
         '{"input_ids": [1, 2], "labels": [-100, 2]}',
         lambda shape: bool(shape.filled("input_ids")),
+        names=("input_ids",),
     ),
     Format(
         "preference",
@@ -271,6 +283,7 @@ FORMATS: tuple[Format, ...] = (
         "data.columns={instruction: prompt, output: chosen}",
         '{"prompt": "首都は？", "chosen": "東京です。", "rejected": "知りません。"}',
         _is_preference,
+        names=_ANSWERS + _WINNERS,
     ),
     Format(
         "feedback",
@@ -279,6 +292,7 @@ FORMATS: tuple[Format, ...] = (
         "remove that column",
         '{"prompt": "首都は？", "completion": "知りません。", "label": false}',
         _is_feedback,
+        names=_VERDICTS,
     ),
     Format(
         "tree",
@@ -293,6 +307,7 @@ FORMATS: tuple[Format, ...] = (
         "a column of pictures, sound or video, which a model of text cannot learn from",
         '{"image": "a.png", "question": "何の写真？", "answer": "富士山です。"}',
         lambda shape: bool(shape.filled(*_PICTURES)),
+        names=_PICTURES,
     ),
     Format(
         "choices",
@@ -300,6 +315,7 @@ FORMATS: tuple[Format, ...] = (
         "questions whose choices stand in columns of their own; put the choices into the question and write the answer out",
         '{"question": "首都は？", "choices": ["大阪", "東京"], "answer": 1}',
         lambda shape: len(shape.filled(*_CHOICES)) > 0 and "messages" not in shape.roles,
+        names=_CHOICES,
     ),
     Format(
         "extractive",
@@ -307,6 +323,7 @@ FORMATS: tuple[Format, ...] = (
         "the SQuAD format (answers with answer_start); write context as input and answers.text as output",
         '{"context": "…", "question": "首都は？", "answers": {"text": ["東京"], "answer_start": [5]}}',
         lambda shape: isinstance(shape.value("answers"), Mapping) or bool(shape.filled("paragraphs", "qas")),
+        names=_PASSAGES,
     ),
     Format(
         "ranking",
@@ -314,6 +331,7 @@ FORMATS: tuple[Format, ...] = (
         "several answers to one question; write one answer a row, in a column output",
         '{"prompt": "首都は？", "responses": ["東京", "京都"], "scores": [1, 0]}',
         _is_several_answers,
+        names=_SEVERAL,
     ),
     Format(
         "retrieval",
@@ -321,6 +339,7 @@ FORMATS: tuple[Format, ...] = (
         "pairs for retrieval or embeddings (positive and negative), no answers to learn",
         '{"query": "首都", "pos": ["東京は…"], "neg": ["大阪は…"]}',
         _is_retrieval,
+        names=_NEGATIVES,
     ),
     Format(
         "labels",
@@ -329,6 +348,7 @@ FORMATS: tuple[Format, ...] = (
         "output: LABEL}",
         '{"text": "良い店でした", "label": 1}',
         _is_classes,
+        names=(*_CLASSES, "score"),
     ),
     Format(
         "word labels",
@@ -339,6 +359,7 @@ FORMATS: tuple[Format, ...] = (
             isinstance(shape.value("tokens"), list | tuple)
             and any(plain(key).endswith(("_tags", "labels")) for key in shape.values)
         ),
+        names=("tokens",),
     ),
     Format(
         "translation",
@@ -346,6 +367,7 @@ FORMATS: tuple[Format, ...] = (
         "pairs of translations; write the original as instruction and the translation as output",
         '{"translation": {"en": "Hello", "ja": "こんにちは"}}',
         lambda shape: isinstance(shape.value("translation"), Mapping),
+        names=("translation",),
     ),
     Format(
         "messages",
@@ -396,6 +418,7 @@ FORMATS: tuple[Format, ...] = (
         "text, output: COLUMN} or data.columns={text: text}",
         '{"text": "長い記事…", "summary": "要約"}',
         _is_text_with_target,
+        names=_TARGETS,
     ),
     Format(
         "text",
@@ -424,8 +447,17 @@ def find_format(values: Mapping[str, Any], columns: Mapping[str, str] | None = N
         shape = Shape(values, {"text": columns["text"]}, True)
         return (_TEXT_BY_HAND if columns["text"] in values else None), shape
     shape = Shape(values, map_columns(list(values), columns), bool(columns))
-    fitting = (item for item in FORMATS if not (shape.by_hand and item.build is None) and item.fits(shape))
+    candidates = _candidates(tuple(values), shape.by_hand)
+    fitting = (item for item in candidates if item.fits(shape))
     return next(fitting, None), shape
+
+
+@functools.lru_cache(maxsize=512)
+def _candidates(names: tuple[str, ...], by_hand: bool) -> tuple[Format, ...]:
+    """The formats that rows with these columns can be of."""
+    own = by_plain_name(names)
+    named = (item for item in FORMATS if not item.names or any(name in own for name in item.names))
+    return tuple(item for item in named if not (by_hand and item.build is None))
 
 
 def is_heading(names: Sequence[str], columns: Mapping[str, str] | None = None) -> bool:
