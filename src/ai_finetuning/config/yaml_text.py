@@ -165,6 +165,22 @@ def parse_yaml(text: str, name: str) -> Any:
         ) from None
 
 
+def parse_plain(text: str, name: str) -> Any:
+    """One YAML document as PyYAML's safe loader reads it: YAML 1.1, the last of two equal keys; for other tools' files.
+
+    Raises:
+        ConfigError: text that is no YAML, with its line.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise _refusal(error, text, name) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{name} を YAML として読めません（{type(error).__name__}）。", f"{name} is not valid YAML ({error})."
+        ) from None
+
+
 def _refusal(error: yaml.YAMLError, text: str, name: str) -> ConfigError:
     """PyYAML's complaint with line and column, in our own words."""
     mark = getattr(error, "problem_mark", None)
