@@ -56,6 +56,7 @@ TESTED_BY = {
     "apps.cli.train": _CLI,
     "config.model": _SECTIONS,
     "config.run_folder": _RESUME,
+    "config.hints": "unit/config/test_load.py",
     "config.synonyms": _SECTIONS,
     "data.encoding": _FILES,
     "data.formats": _FILES,

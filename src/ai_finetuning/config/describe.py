@@ -126,13 +126,15 @@ def table() -> list[tuple[str, str, str]]:
 _HEADS = {
     "en": (
         "# Settings",
-        "Keys of the YAML that `aift train` reads; on the command line `key=value`. `aift schema` prints them for "
-        "editors.",
+        "Keys of the YAML that `aift train` reads; on the command line `key=value`. Where one section has it, a key may "
+        "stand without its section, on the command line and at the top of the YAML (`learning_rate: 1e-4`). What is wrong "
+        "with a file is said at once, with lines. `aift schema` prints the keys for editors.",
         "| Setting | Default | Values | Meaning |",
     ),
     "ja": (
         "# 設定一覧",
-        "`aift train` が読む YAML のキーです。コマンドラインでは `key=value` と書きます。`aift schema` がエディター用に出力します。",
+        "`aift train` が読む YAML のキーです。コマンドラインでは `key=value` と書きます。1 つのセクションにしかないキーは、コマンドラインでも YAML の一番外側でも"
+        "セクション名なしで書けます（`learning_rate: 1e-4`）。ファイルの問題は、行番号を付けて一度にすべて表示します。`aift schema` がエディター用に出力します。",
         "| 設定 | 既定値 | 値 | 意味 |",
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -179,6 +180,23 @@ def parse_plain(text: str, name: str) -> Any:
         raise ConfigError(
             f"{name} を YAML として読めません（{type(error).__name__}）。", f"{name} is not valid YAML ({error})."
         ) from None
+
+
+def key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line, from 1, of every key of a YAML text that parse_yaml() reads, by its path."""
+    loader = _Reader(text)
+    try:
+        return dict(_lines(loader.get_single_node(), ()))
+    finally:
+        loader.dispose()
+
+
+def _lines(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*path, str(key.value))
+            yield below, key.start_mark.line + 1
+            yield from _lines(value, below)
 
 
 def _refusal(error: yaml.YAMLError, text: str, name: str) -> ConfigError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
 from ..errors import DataError, localized
 from . import cache
+from .messages import Sample
 from .sources import load_samples
 from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_label_tokens, encode
@@ -66,15 +67,17 @@ def prepare(
         examples, scored = SPLITS[split](examples, eval_data, seed)
         lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows for evaluation: {len(scored)}"))
     elif eval_data is not None:
-        scored, _, more = load_examples(eval_data, tokenizer, config)
+        scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None))
         lines += [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
     return PreparedData(examples, scored, lines, report, digest_of(examples))
 
 
 def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list[Example], EncodeReport, list[str]]:
-    """One source's examples, from the cache where it has been seen."""
+    """The examples of training or evaluation data, from the cache where it has been seen; of each source in it
+    (`config.max_samples`) the first rows only.
+    """
     if isinstance(source, TextDataset):
-        examples = source.examples
+        examples = source.examples[: config.max_samples]
         report = EncodeReport(
             rows=len(examples),
             tokens=sum(map(len, examples)),
@@ -83,7 +86,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
             longest=max(map(len, examples)),
             max_length=source.max_length,
         )
-        return examples, report, report.lines()
+        return examples, report, _left_aside(source.examples, config) + report.lines()
     files = _files(source)
     settings = asdict(config)
     for name in ("train", "eval", "packing", "group_by_length", "cache"):
@@ -92,20 +95,45 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
     obtained = cache.read(key) if key is not None else None
     if obtained is not None:
         return obtained
-    samples, read = load_samples(
-        source if not files or isinstance(source, str | Path) else files,
-        columns=config.columns,
-        system_prompt=config.system_prompt,
-        skip_bad_rows=config.skip_bad_rows,
-        normalize=asdict(config.normalize),
-    )
+    samples: list[Sample] = []
+    lines: list[str] = []
+    for part in _parts(source if not files or isinstance(source, str | Path) else files, config):
+        of_part, read = load_samples(
+            part,
+            columns=config.columns,
+            system_prompt=config.system_prompt,
+            skip_bad_rows=config.skip_bad_rows,
+            normalize=asdict(config.normalize),
+        )
+        samples += of_part[: config.max_samples]
+        lines += read.lines() + _left_aside(of_part, config)
     examples, report = encode(
         samples, tokenizer, max_length=config.max_length, on_long=config.on_long, loss_on=config.loss_on
     )
-    lines = read.lines() + report.lines()
+    lines += report.lines()
     if key is not None:
         cache.write(key, examples, report, lines)
     return examples, report, lines
+
+
+def _parts(source: Any, config: DataConfig) -> list[Any]:
+    """What is read at a time: each path by itself where the rows of each are counted."""
+    paths = isinstance(source, list) and bool(source) and all(isinstance(item, Path) for item in source)
+    return source if paths and config.max_samples is not None else [source]
+
+
+def _left_aside(rows: Sequence[object], config: DataConfig) -> list[str]:
+    """The line that says how many rows of a source `max_samples` leaves aside."""
+    limit = config.max_samples
+    if limit is None or len(rows) <= limit:
+        return []
+    left = len(rows) - limit
+    return [
+        localized(
+            f"data.max_samples が {limit} なので、先頭の {limit} 行だけを使います（使わない行: {left}）",
+            f"data.max_samples is {limit}: the first {limit} rows are used, {left} rows left aside",
+        )
+    ]
 
 
 def _files(source: Any) -> list[Path]:

@@ -20,7 +20,7 @@ from ..data.loader import Loader
 from ..data.prepare import SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
 from ..engine.precision import Precision, resolve_precision
-from ..engine.schedule import Schedule, resolve_warmup
+from ..engine.schedule import Schedule, resolve_warmup, warmup_of_ratio
 from ..messages import notice
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
@@ -55,6 +55,7 @@ class Derived:
         precision: fp32, bf16 or fp16.
         fp16: the flag that precision was derived from.
         warmup_steps: in force.
+        warmup_ratio: the setting that it was derived from, or None.
         gradient_checkpointing: whether activations are recomputed.
         split: the rule by which a share of the rows became evaluation data.
         chat_template: the template's text.
@@ -73,6 +74,7 @@ class Derived:
     attention: str | None = None
     kernels: str | None = None
     target_modules: list[str] | None = None
+    warmup_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,13 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         layers.validate_fit()
         device_map = layers.device_map()
     derived = Derived(
-        precision.name, training.fp16, warmup, checkpointing, split, str(tokenizer.chat_template or "") or None
+        precision.name,
+        training.fp16,
+        warmup,
+        checkpointing,
+        split,
+        str(tokenizer.chat_template or "") or None,
+        warmup_ratio=training.schedule.warmup_ratio,
     )
     summary = _summary(model, data, loader, derived, total, work, free)
     options = training.schedule
@@ -380,9 +388,11 @@ def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel:
 
 
 def _warmup(training: Any, taken: dict[str, Any], total: int) -> int:
-    given = "warmup_steps" in explicitly_set(training)
-    if not given and "warmup_steps" in taken:
+    given, ratio = "warmup_steps" in explicitly_set(training), training.schedule.warmup_ratio
+    if not given and "warmup_steps" in taken and taken.get("warmup_ratio") == ratio:
         return int(taken["warmup_steps"])
+    if ratio is not None:
+        return warmup_of_ratio(ratio, total)
     return resolve_warmup(training.warmup_steps, explicitly_set=given, total_steps=total)
 
 
@@ -448,7 +458,7 @@ def _summary(
             work.trainable,
             kept=training.checkpoint.save_total_limit,
             model_bytes=model_bytes,
-            optimizer_bytes=work.optimizer_bytes,
+            optimizer_bytes=0 if training.save_only_model else work.optimizer_bytes,
         ),
         free_disk_bytes=free_disk_bytes(Path(training.output_dir)),
         output_dir=training.output_dir,
