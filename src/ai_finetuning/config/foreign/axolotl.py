@@ -122,17 +122,15 @@ def adapter(draft: Draft) -> None:
         draft.drop("lora_target_linear", NOT_USED)
         targets(draft, "lora_target_modules")
     listed(draft, "lora_target_parameters", "lora.target_parameters")
-    if (
-        trains_adapter(draft)
-        and not {"lora.adapter", "lora.target_modules", "lora.target_parameters"} & draft.settings.keys()
-    ):
+    somewhere = {"lora.adapter", "lora.target_modules", "lora.target_parameters"} & draft.settings.keys()
+    if trains_adapter(draft) and not somewhere and not draft.on("lora_target_modules"):
         draft.missing(
             "lora_target_modules",
             Reason(
                 "アダプターを付ける層がありません（lora_target_linear か lora_target_modules）",
                 "it names no layers for the adapter (lora_target_linear, lora_target_modules)",
             ),
-        ) if not draft.on("lora_target_modules") else None
+        )
     listed(draft, "lora_modules_to_save", "lora.modules_to_save")
     variants(draft, "peft_use_rslora", "peft_use_dora")
     plus_ratio(draft)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import Reason
-from .datasets import CONTENT_KEYS, ROLE_KEYS, ROLES, Rows, check_tags, share_or_rows
+from .datasets import ROLES, Rows, check_tags, share_or_rows
 from .draft import Draft
 from .prompts import jinja_of, jinja_of_formats, named_template
 from .training_parts import NOT_USED
@@ -33,6 +33,8 @@ FORMS = {
 _COUNT = re.compile(r"^train\[:(\d[\d_]*)\]$")
 _LEARNT = ("assistant", "gpt", "model", "bot")
 PLAIN, CHAT = "plain", "chat"
+# Columns and keys of reasoning and tools, which no row is read with.
+_LEFT_OUT = ("field_thinking", "template_thinking_key", "field_tools", "split_thinking")
 _PARTS = ("name", "revision", "data_files")
 
 
@@ -50,10 +52,10 @@ def data(draft: Draft) -> None:
         draft.on(key) for key in ("datasets", "dataset", "pretraining_dataset")
     ):
         draft.missing("datasets", Reason("学習データの指定がありません", "it names no training data"))
-    _held_out(draft)
+    draft.attempt(_held_out)
     _prompt(draft, rows)
     _long(draft, rows)
-    _labels(draft)
+    draft.attempt(_labels)
 
 
 def _blocks(value: Any) -> list[dict[str, Any]]:
@@ -156,6 +158,18 @@ def _messages(block: Mapping[str, Any], rows: Rows) -> None:
                         f"the role {shown(name)} is not known ({', '.join(sum(ROLES.values(), ()))})",
                     )
                 )
+    _learnt_turns(block, rows)
+    if block.get("drop_system_message"):
+        rows.remarks.append(Reason("システムメッセージは行のまま残ります", "system messages of the rows stay"))
+    key = next((name for name in _LEFT_OUT if block.get(name)), None)
+    if key is not None:
+        rows.remarks.append(
+            Reason(f"{key}（{shown(block[key])}）は使われません", f"{key} ({shown(block[key])}) is not used")
+        )
+
+
+def _learnt_turns(block: Mapping[str, Any], rows: Rows) -> None:
+    """Which turns carry loss: the assistant's, with the end of each."""
     learnt = block.get("roles_to_train")
     if learnt and any(str(role) not in _LEARNT for role in learnt):
         rows.problems.append(
@@ -179,14 +193,6 @@ def _messages(block: Mapping[str, Any], rows: Rows) -> None:
                     f"which turns are learnt ({key}: {shown(block[key])}) is not read",
                 )
             )
-    if block.get("drop_system_message"):
-        rows.remarks.append(Reason("システムメッセージは行のまま残ります", "system messages of the rows stay"))
-    for key in ("field_thinking", "template_thinking_key", "field_tools", "split_thinking"):
-        if block.get(key):
-            rows.remarks.append(
-                Reason(f"{key}（{shown(block[key])}）は使われません", f"{key} ({shown(block[key])}) is not used")
-            )
-            break
 
 
 def _selection(block: Mapping[str, Any], rows: Rows, paths: list[str]) -> None:
@@ -301,6 +307,3 @@ def _labels(draft: Draft) -> None:
         draft.drop(
             "train_on_inputs", Reason("応答だけを学習します。本ツールと同じです", "answers only are learnt, as here")
         )
-
-
-ROLE_NAMES = (*ROLE_KEYS, *CONTENT_KEYS)

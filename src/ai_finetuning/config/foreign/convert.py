@@ -19,6 +19,9 @@ from .draft import Draft, Entry, Part, Row, Verdict
 from .values import Unfit, is_off, shown
 
 MAX_BYTES = 1 << 20
+VARIABLE = Reason(
+    "変数（${...}）は展開しません。値を書いてください", "variables (${...}) are not filled in; write the value"
+)
 UNUSED = Reason("この学習では使われません", "this run does not use it")
 # Values that a file may hold once its anchors are followed.
 MAX_VALUES = 100_000
@@ -290,6 +293,9 @@ def _walk(draft: Draft, tool: Tool) -> None:
     patterns = [(key, row) for key, row in tool.table.items() if "*" in key]
     for key, value in list(draft.values.items()):
         row = tool.table.get(key) or next((row for name, row in patterns if fnmatch.fnmatchcase(key, name)), None)
+        if isinstance(value, str) and "${" in value:
+            draft.refuse(key, VARIABLE)
+            continue
         if row is None:
             _unknown(draft, key, value, tool)
             continue
@@ -298,10 +304,7 @@ def _walk(draft: Draft, tool: Tool) -> None:
         except Unfit as unfit:
             draft.refuse(key, unfit.reason)
     for part in tool.parts:
-        try:
-            part(draft)
-        except Unfit as unfit:
-            draft.missing(unfit.key or tool.label, unfit.reason)
+        draft.attempt(part)
     for path, value in tool.defaults.items():
         draft.default(path, value, Reason(f"{tool.label} の既定値", f"default of {tool.label}"))
     for key in draft.values:

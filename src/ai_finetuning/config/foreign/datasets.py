@@ -33,7 +33,7 @@ class Rows:
 
     Attributes:
         train: files, folders and hub ids, as they are named there.
-        columns: roles that our reader does not find by itself.
+        named: the columns of each role, as the entries call them.
         forms: how the rows become text: `plain`, `chat`, or the name of a prompt.
         limits: the first so many rows of each.
         problems: what is missing.
@@ -41,7 +41,7 @@ class Rows:
     """
 
     train: list[str] = field(default_factory=list)
-    columns: dict[str, str] = field(default_factory=dict)
+    named: dict[str, list[str]] = field(default_factory=dict)
     forms: list[str] = field(default_factory=list)
     limits: list[int] = field(default_factory=list)
     problems: list[Reason] = field(default_factory=list)
@@ -57,17 +57,25 @@ class Rows:
             self.train.append(name)
 
     def column(self, role: str, name: object) -> None:
-        """A column of a role, kept where our reader would not find it by its name."""
-        column = str(name)
-        if column in KNOWN_COLUMNS[role]:
-            return
-        if self.columns.setdefault(role, column) != column:
-            self.problems.append(
-                Reason(
-                    f"データごとに列 {role} の名前が違います（{self.columns[role]}, {column}）。列の名前を揃えてください",
-                    f"the data sets name the column {role} differently ({self.columns[role]}, {column}); give them one",
+        """A column of a role; told to our reader where it would not find it by its name."""
+        self.named.setdefault(role, []).append(str(name))
+
+    def _settle(self) -> dict[str, str]:
+        """The columns that our reader has to be told; one name for a role holds for all files."""
+        columns = {}
+        for role, named in self.named.items():
+            unknown = [name for name in dict.fromkeys(named) if name not in KNOWN_COLUMNS[role]]
+            if unknown and len(set(named)) > 1:
+                self.remarks.append(
+                    Reason(
+                        f"データごとに列の名前が違います（{', '.join(dict.fromkeys(named))}）。{KNOWN_COLUMNS[role][0]} に揃えてください",
+                        f"the data sets name a column differently ({', '.join(dict.fromkeys(named))}); call it "
+                        f"{KNOWN_COLUMNS[role][0]} in all of them",
+                    )
                 )
-            )
+            elif unknown:
+                columns[role] = unknown[0]
+        return columns
 
     def put(self, draft: Draft, key: str) -> None:
         """Writes data.train and its companions, and lists what became of `key`."""
@@ -77,10 +85,11 @@ class Rows:
         if not self.train:
             draft.refuse(key, Reason("学習データがありません", "it names no training data"))
             return
+        columns = self._settle()
         remarks = Reason.joined(list(dict.fromkeys(self.remarks))) if self.remarks else None
         draft.set("data.train", self.train[0] if len(self.train) == 1 else self.train, remarks)
-        if self.columns:
-            draft.set("data.columns", dict(self.columns))
+        if columns:
+            draft.set("data.columns", columns)
         if self.limits and "data.max_samples" not in draft.settings:
             draft.set("data.max_samples", self.limits[0])
         draft.take(key, "data.train", draft.settings["data.train"], remarks)
@@ -112,4 +121,5 @@ def share_or_rows(value: float, key: str) -> float:
     raise Unfit(
         f"{key} が行数（{value:g}）です。評価データは割合（0.1 など）かファイルで指定してください",
         f"{key} is a number of rows ({value:g}); evaluation data is a share (0.1) or a file here",
+        key,
     )

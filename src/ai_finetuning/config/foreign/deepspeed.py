@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import Reason
 from .draft import Draft, Verdict
-from .rows import LAUNCH, SPEED
+from .rows import SPEED
 from .training_parts import MICRO, NOT_USED, SPLITS, first, split_size
 from .values import is_off, number, shown, text, whole
 
@@ -55,12 +55,12 @@ def spread(draft: Draft) -> None:
             draft.convert(key, fsdp, "parallel.strategy")
         else:
             draft.drop(key, NOT_USED)
-    for keys, name, size in ((SPLITS[0], "tensor", tensor), (SPLITS[1], "pipeline", pipeline)):
-        key = first(draft, keys)
-        if key is not None:
-            _say_size(draft, key, name, size)
-    for key in OTHER_SPLITS:
-        draft.drop(key, SPEED)
+    for names, kind, size in ((SPLITS[0], "tensor", tensor), (SPLITS[1], "pipeline", pipeline)):
+        given = first(draft, names)
+        if given is not None:
+            _say_size(draft, given, kind, size)
+    for name in OTHER_SPLITS:
+        draft.drop(name, SPEED)
 
 
 def _say_size(draft: Draft, key: str, name: str, size: int) -> None:
@@ -130,7 +130,7 @@ def _deepspeed(draft: Draft) -> int:
 def _read(draft: Draft, name: str) -> Mapping[str, Any] | None:
     """A DeepSpeed JSON beside their file: as named from the working folder, their folder or one above it."""
     for base in (Path(), draft.folder, *list(draft.folder.resolve().parents)[:4]):
-        path = base / name
+        path = next((place for place in (base / name, base / Path(name).name) if place.is_file()), base / name)
         if path.is_file() and path.stat().st_size <= MAX_BYTES:
             try:
                 loaded = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -189,6 +189,3 @@ def _note(
 ) -> None:
     draft.values.setdefault(key, value)
     draft.say(key, verdict, reason, *ours, differs=differs)
-
-
-LAUNCHING = LAUNCH

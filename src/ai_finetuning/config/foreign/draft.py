@@ -121,6 +121,13 @@ class Draft:
         """A key that their file would need and does not have, or whose value cannot be read."""
         self.entries[key] = Entry(key, self.values.get(key), Verdict.REFUSED, (), reason)
 
+    def attempt(self, part: Part) -> None:
+        """Lets a part speak; a value that it cannot read is refused, and the other parts go on."""
+        try:
+            part(self)
+        except Unfit as unfit:
+            self.missing(unfit.key, unfit.reason)
+
     def of(self, verdict: Verdict) -> list[Entry]:
         """The keys of one verdict."""
         return [entry for entry in self.entries.values() if entry.verdict is verdict]

@@ -5,7 +5,6 @@ Defaults: src/transformers/training_args.py of github.com/huggingface/transforme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ...errors import Reason
@@ -53,7 +52,12 @@ def resume(draft: Draft, key: str, value: Any) -> None:
 def overwrite(draft: Draft, key: str, value: Any) -> None:
     """An old folder may be written over."""
     if truth(value):
-        draft.take(key, "training.checkpoint.restart", True, Reason("restart: true", "restart: true"))
+        draft.take(
+            key,
+            "training.checkpoint.restart",
+            True,
+            Reason("前の実行のフォルダーに書き込みます", "the folder of an earlier run is written over"),
+        )
     else:
         draft.drop(key, Reason("本ツールの既定です", "our default"))
 
@@ -114,7 +118,7 @@ def revision(draft: Draft) -> None:
             )
 
 
-DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "training.batch_size": 8,
     "training.num_epochs": 3,
     "training.schedule.name": "linear",

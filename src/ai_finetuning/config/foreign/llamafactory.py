@@ -6,6 +6,8 @@ of github.com/hiyouga/LLaMA-Factory; what these inherit in transformers' Trainin
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...errors import Reason
 from . import hf
 from .deepspeed import spread
@@ -334,4 +336,4 @@ PARTS: tuple[Part, ...] = (
     spread,
 )
 # hparams/data_args.py; the rest is TrainingArguments'.
-DEFAULTS = hf.DEFAULTS | {"data.max_length": 2048, "training.learning_rate": 5e-5}
+DEFAULTS: dict[str, Any] = hf.DEFAULTS | {"data.max_length": 2048, "training.learning_rate": 5e-5}

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import ConfigError, Reason
 from .datasets import Rows, check_tags, share_or_rows
 from .draft import Draft
-from .prompts import BY_TOKENIZER, named_template
+from .prompts import named_template
 from .training_parts import NOT_USED
 from .values import is_off, names, number, shown, text, truth, word
 
@@ -35,14 +35,15 @@ def data(draft: Draft) -> None:
     """`dataset`, `eval_dataset`, `val_size` and what dataset_info.json says of the names."""
     info, folder = _info(draft)
     plain = word(draft.get("stage") or "sft") == "pt"
-    if "dataset" in draft.values:
+    if not draft.on("dataset"):
+        draft.drop("dataset", NOT_USED)
+    else:
         rows = _rows(draft, "dataset", info, folder, plain)
         if draft.on("max_samples"):
             rows.limits = []
         rows.put(draft, "dataset")
-    _held_out(draft, info, folder, plain)
+    draft.attempt(lambda part: _held_out(part, info, folder, plain))
     draft.drop("dataset_dir", Reason(f"{INFO} の場所です", f"it says where {INFO} is"))
-    draft.drop("dataset", NOT_USED) if not draft.on("dataset") else None
     _form(draft, plain)
 
 
@@ -212,6 +213,3 @@ def _place(name: str, block: Mapping[str, Any], folder: Path | None, rows: Rows)
                     f"{part} {block[part]} of {name} cannot be named; save it and name the folder in data.train",
                 )
             )
-
-
-TEMPLATES_BY_TOKENIZER = BY_TOKENIZER

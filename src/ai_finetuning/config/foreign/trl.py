@@ -283,4 +283,8 @@ PARTS: tuple[Part, ...] = (
     report_to,
     spread,
 )
-DEFAULTS = hf.DEFAULTS | {"data.max_length": 1024, "training.learning_rate": 2e-5, "training.logging_steps": 10}
+DEFAULTS: dict[str, Any] = hf.DEFAULTS | {
+    "data.max_length": 1024,
+    "training.learning_rate": 2e-5,
+    "training.logging_steps": 10,
+}
