@@ -32,6 +32,7 @@ SYNONYMS: dict[str, str] = {
     "resume": "training.checkpoint.resume_from_checkpoint",
     "save_total_limit": "training.checkpoint.save_total_limit",
     "load_best_model_at_end": "training.checkpoint.load_best",
+    "ddp_timeout": "parallel.timeout_seconds",
     "overwrite_output_dir": "training.checkpoint.restart",
     "cutoff_len": "data.max_length",
     "max_seq_length": "data.max_length",

@@ -45,3 +45,8 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
 def base_name(config: Mapping[str, Any]) -> str:
     """The model that an adapter was trained on, as its configuration says; `?` where it does not."""
     return str(config.get("base_model_name_or_path") or "?")
+
+
+def note_base(config: Any, name: str) -> None:
+    """Makes PEFT's configuration say that the adapter belongs to this model."""
+    config.base_model_name_or_path = name

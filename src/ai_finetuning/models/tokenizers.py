@@ -16,6 +16,7 @@ from ..japanese.templates import TEMPLATES, ChatTemplate, template_text
 from ..messages import notice, warn
 from . import catalog
 from .source import ModelSource, find_tokenizer
+from .special_tokens import keep_turn_ends, turn_end_ids
 
 # Texts whose segmentation differs where a unigram model is run as BPE, or where normalisation differs.
 PROBES = (
@@ -211,6 +212,7 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> Pr
     make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     plain = make(tokenizer_file=str(file), **special)
     plain.chat_template = tokenizer.chat_template
+    keep_turn_ends(tokenizer, plain)
     return plain
 
 
@@ -281,7 +283,7 @@ def known_template(tokenizer: Any) -> ChatTemplate | None:
 def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     """How answers end: eos, the model's own list, and the token that the template puts behind an answer."""
     template = known_template(tokenizer)
-    ids = {tokenizer.eos_token_id, _turn_end_id(tokenizer)}
+    ids = {tokenizer.eos_token_id, _turn_end_id(tokenizer), *turn_end_ids(tokenizer)}
     listed = getattr(generation_config, "eos_token_id", None)
     ids |= set(listed) if isinstance(listed, list | tuple) else {listed}
     stops = tuple(sorted(item for item in ids if isinstance(item, int)))
