@@ -154,10 +154,16 @@ def test_values_of_llamafactory(llamafactory, changes, expected):
         ({"train_on_inputs": True}, {"data.loss_on": "all"}),
         ({"excess_length_strategy": "truncate"}, {"data.on_long": "truncate"}),
         ({"gradient_checkpointing": "offload"}, {"training.gradient_checkpointing": True}),
-        ({"eot_tokens": ["<|eot_id|>"]}, {"model.turn_end_tokens": ["<|eot_id|>"]}),
+        ({"eot_tokens": ["<|eot_id|>"]}, {"model.turn_end_tokens": None}),  # the template's own end is learnt anyway
+        ({"eot_tokens": ["<a>", "<b>"]}, {"model.turn_end_tokens": ["<a>", "<b>"]}),
+        ({"special_tokens": {"eos_token": "</s>"}}, {"model.special_tokens": {"eos_token": "</s>"}}),
+        (
+            {"special_tokens": {"bos_token": "<s>", "eos_token": "</s>"}, "tokenizer_type": "LlamaTokenizer"},
+            {"model.special_tokens": None},
+        ),
         (
             {"tokens": ["<x>"], "special_tokens": {"pad_token": "<p>", "eos_token": None}},
-            {"model.extra_tokens": ["<x>"], "model.special_tokens": {"pad_token": "<p>"}},
+            {"model.extra_tokens": ["<x>"], "model.special_tokens": None},
         ),
         ({"lora_model_dir": "a"}, {"lora.adapter": "a", "lora.r": None}),
         ({"peft_use_rslora": True, "peft_use_dora": False}, {"lora.use_rslora": True, "lora.use_dora": None}),

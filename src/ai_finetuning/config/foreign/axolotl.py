@@ -25,6 +25,7 @@ from .lora_parts import (
     trains_adapter,
     variants,
 )
+from .prompts import TEMPLATE_ENDS
 from .rows import (
     CACHE,
     DISPLAY,
@@ -33,6 +34,7 @@ from .rows import (
     KERNELS,
     LAUNCH,
     LOADING,
+    PADDING,
     PREFERENCE,
     SAFE,
     SPEED,
@@ -76,6 +78,12 @@ MARKS = frozenset(
 # Plugins that compute the same faster, log, or place weights.
 FAST_PLUGINS = ("cut_cross_entropy", "liger", "kernels", "spectrum_kernels", "lm_eval", "swanlab", "expert_parallel")
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+# Defaults of transformers' LlamaTokenizer and CodeLlamaTokenizer.
+LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+ENDS_ITSELF = Reason(
+    "テンプレートが応答の後に置くトークンは、指定しなくても学習され、生成を止めます",
+    "the token that the template puts behind an answer is learnt and stops generation without a word",
+)
 _LANGUAGE = re.compile(r"^\^?model\.language_model(\.layers)?\.?\.?\*?$|^\^?language_model\.\*$")
 
 
@@ -137,34 +145,58 @@ def adapter(draft: Draft) -> None:
 
 
 def tokens(draft: Draft) -> None:
-    """special_tokens, tokens, eot_tokens."""
+    """special_tokens, tokens, eot_tokens (docs/decisions/0081)."""
     special: dict[str, str] = {}
     extra: list[str] = []
     for key in ("special_tokens", "tokens"):
         if not draft.on(key):
             draft.drop(key, NOT_USED)
-            continue
-        value = draft.values[key]
-        if isinstance(value, list):
-            extra += names(value)
+        elif isinstance(draft.get(key), list):
+            extra += draft.read(key, names)
             draft.convert(key, Reason("新しいトークン", "new tokens"), "model.extra_tokens")
-            continue
-        parts = mapping(value)
-        extra += names(parts.pop("additional_special_tokens", []))
-        unknown = [name for name in parts if name not in SPECIALS]
-        if unknown:
-            draft.refuse(key, Reason(f"{', '.join(unknown)} は指定できません", f"{', '.join(unknown)} cannot be given"))
-            continue
-        special |= {name: text(token) for name, token in parts.items()}
-        draft.say(key, Verdict.TAKEN, None, "model.special_tokens")
+        else:
+            parts = draft.read(key, mapping)
+            extra += names(parts.pop("additional_special_tokens", []))
+            special |= _special(draft, key, parts)
     if special:
         draft.set("model.special_tokens", special)
     if extra:
         draft.set("model.extra_tokens", list(dict.fromkeys(extra)))
-    if draft.on("eot_tokens"):
-        draft.take("eot_tokens", "model.turn_end_tokens", draft.read("eot_tokens", names))
+    ends = draft.read("eot_tokens", names) if draft.on("eot_tokens") else []
+    if len(ends) > 1:
+        draft.take("eot_tokens", "model.turn_end_tokens", ends)
     else:
-        draft.drop("eot_tokens", NOT_USED)
+        draft.drop("eot_tokens", ENDS_ITSELF if ends else NOT_USED)
+
+
+def _special(draft: Draft, key: str, parts: dict[str, Any]) -> dict[str, str]:
+    """The parts that a run of ours has to be told."""
+    unknown = [name for name in parts if name not in SPECIALS]
+    if unknown:
+        draft.refuse(key, Reason(f"{', '.join(unknown)} は指定できません", f"{', '.join(unknown)} cannot be given"))
+        return {}
+    left, reason = {name: text(token) for name, token in parts.items()}, NOT_USED
+    if left.pop("pad_token", None) is not None:
+        reason = PADDING
+    if left.get("eos_token") == TEMPLATE_ENDS.get(str(draft.get("chat_template", "")).lower(), "") and _chats(draft):
+        del left["eos_token"]
+        reason = ENDS_ITSELF
+    if left.items() <= LLAMA_TOKENS.items() and "Llama" in str(draft.get("tokenizer_type", "")):
+        left, reason = (
+            {},
+            reason if reason is PADDING else Reason("トークナイザー自身のものです", "the tokenizer's own"),
+        )
+    if left:
+        draft.say(key, Verdict.TAKEN, None, "model.special_tokens")
+    else:
+        draft.drop(key, reason)
+    return left
+
+
+def _chats(draft: Draft) -> bool:
+    """Whether the rows are rendered by `chat_template`, and not by a prompt of their own or as plain text."""
+    entry = draft.entries.get("chat_template")
+    return entry is not None and entry.verdict is not Verdict.DROPPED
 
 
 def shape(draft: Draft) -> None:

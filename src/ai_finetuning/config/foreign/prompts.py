@@ -25,6 +25,16 @@ TEMPLATE_KEYS = {
     "phi4": "phi4",
     "phi_4": "phi4",
 }
+# What these templates put behind an answer, whatever the tokenizer's EOS is.
+TEMPLATE_ENDS = {
+    "llama3": "<|eot_id|>",
+    "llama4": "<|eot|>",
+    "gemma": "<end_of_turn>",
+    "gemma3": "<end_of_turn>",
+    "chatml": "<|im_end|>",
+    "qwen_25": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+}
 # Stanford Alpaca's prompts (github.com/tatsu-lab/stanford_alpaca, train.py), which LLaMA-Factory's and Axolotl's
 # `alpaca` repeat; the other styles of Axolotl's AlpacaPrompter (src/axolotl/prompters.py).
 _WITH = (

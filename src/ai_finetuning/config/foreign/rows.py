@@ -38,7 +38,10 @@ SAFE = Reason(
     "リポジトリのコードは実行しません。必要なモデルなら model.trust_remote_code を自分で true にしてください",
     "no code of a repository is run; where a model needs it, set model.trust_remote_code yourself",
 )
-OURS_FIRST = Reason("本ツールの既定のままで足ります", "our default does the same")
+PADDING = Reason(
+    "パディングは学習もされず注意も向けられないので、どのトークンでも同じです",
+    "padding is neither learnt nor attended to, whichever token it is",
+)
 
 
 def take(path: str, convert: Callable[[object], Any] = text) -> Row:

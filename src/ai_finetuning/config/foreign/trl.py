@@ -20,6 +20,7 @@ from .rows import (
     GENERATION,
     LAUNCH,
     LOADING,
+    PADDING,
     PREFERENCE,
     SAFE,
     SPEED,
@@ -210,11 +211,13 @@ def adapter(draft: Draft) -> None:
 
 def tokens(draft: Draft) -> None:
     """eos_token and pad_token of SFTConfig."""
-    special = {key: draft.read(key, text) for key in ("eos_token", "pad_token") if draft.on(key)}
-    for key in special:
-        draft.convert(key, Reason("model.special_tokens", "model.special_tokens"), "model.special_tokens")
-    if special:
+    if draft.on("eos_token"):
+        special = {"eos_token": draft.read("eos_token", text)}
         draft.set("model.special_tokens", special)
+        draft.convert("eos_token", Reason("special_tokens", "special_tokens"), "model.special_tokens")
+    else:
+        draft.drop("eos_token", NOT_USED)
+    draft.drop("pad_token", PADDING)
 
 
 def loss(draft: Draft) -> None:
