@@ -35,7 +35,7 @@ SAMPLE = (
     "axolotl/gemma4-unified__12b-text-lora.yaml",
     "axolotl/llama-2__qlora-fsdp.yml",
     "axolotl/gemma3__gemma-3-4b-qlora.yml",
-    "axolotl/archived__falcon__config-7b-lora.yml",
+    "axolotl/phi__phi3-ft.yml",
     "axolotl/gpt-oss__gpt-oss-20b-fft-deepspeed-zero3.yaml",
     "axolotl/archived__tiny-llama__pretrain.yml",
 )

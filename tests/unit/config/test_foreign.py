@@ -156,6 +156,18 @@ def test_values_of_llamafactory(llamafactory, changes, expected):
         ({"gradient_checkpointing": "offload"}, {"training.gradient_checkpointing": True}),
         ({"eot_tokens": ["<|eot_id|>"]}, {"model.turn_end_tokens": None}),  # the template's own end is learnt anyway
         ({"eot_tokens": ["<a>", "<b>"]}, {"model.turn_end_tokens": ["<a>", "<b>"]}),
+        (
+            {"base_model": "tiiuae/falcon-7b", "special_tokens": {"eos_token": "<|endoftext|>"}},
+            {"model.special_tokens": None},
+        ),
+        (
+            {"base_model": "tiiuae/falcon3-7b", "special_tokens": {"eos_token": "<|endoftext|>"}},
+            {"model.special_tokens": {"eos_token": "<|endoftext|>"}},
+        ),
+        (
+            {"chat_template": "llama3", "special_tokens": {"eos_token": "<|eot_id|>", "pad_token": "<p>"}},
+            {"model.special_tokens": None},
+        ),
         ({"special_tokens": {"eos_token": "</s>"}}, {"model.special_tokens": {"eos_token": "</s>"}}),
         (
             {"special_tokens": {"bos_token": "<s>", "eos_token": "</s>"}, "tokenizer_type": "LlamaTokenizer"},

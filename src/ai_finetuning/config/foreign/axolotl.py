@@ -78,8 +78,11 @@ MARKS = frozenset(
 # Plugins that compute the same faster, log, or place weights.
 FAST_PLUGINS = ("cut_cross_entropy", "liger", "kernels", "spectrum_kernels", "lm_eval", "swanlab", "expert_parallel")
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
-# Defaults of transformers' LlamaTokenizer and CodeLlamaTokenizer.
-LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+# Tokens that a tokenizer has without a word: the defaults of transformers' Llama classes, and the one token of GPT-2's
+# vocabulary and its kin (tokenizer_config.json of GPT-2, GPT-J, Pythia, RedPajama-INCITE, Falcon 7B and 40B, Phi 1 and 2).
+_LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_GPT2 = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+_GPT2_KIN = re.compile(r"(?:^|/)(?:gpt2|gpt-j|pythia|redpajama|falcon-\d+b|phi-[12](?:\D|$))", re.IGNORECASE)
 ENDS_ITSELF = Reason(
     "テンプレートが応答の後に置くトークンは、指定しなくても学習され、生成を止めます",
     "the token that the template puts behind an answer is learnt and stops generation without a word",
@@ -181,7 +184,7 @@ def _special(draft: Draft, key: str, parts: dict[str, Any]) -> dict[str, str]:
     if left.get("eos_token") == TEMPLATE_ENDS.get(str(draft.get("chat_template", "")).lower(), "") and _chats(draft):
         del left["eos_token"]
         reason = ENDS_ITSELF
-    if left.items() <= LLAMA_TOKENS.items() and "Llama" in str(draft.get("tokenizer_type", "")):
+    if left.items() <= _own_tokens(draft).items():
         left, reason = (
             {},
             reason if reason is PADDING else Reason("トークナイザー自身のものです", "the tokenizer's own"),
@@ -191,6 +194,12 @@ def _special(draft: Draft, key: str, parts: dict[str, Any]) -> dict[str, str]:
     else:
         draft.drop(key, reason)
     return left
+
+
+def _own_tokens(draft: Draft) -> dict[str, str]:
+    if "Llama" in str(draft.get("tokenizer_type", "")):
+        return _LLAMA
+    return _GPT2 if _GPT2_KIN.search(str(draft.get("base_model", ""))) else {}
 
 
 def _chats(draft: Draft) -> bool:
