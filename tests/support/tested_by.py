@@ -61,6 +61,7 @@ TESTED_BY = {
             for name in (
                 "axolotl",
                 "axolotl_data",
+                "beside",
                 "datasets",
                 "hf",
                 "llamafactory",

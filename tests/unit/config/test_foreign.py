@@ -141,6 +141,13 @@ def test_values_of_llamafactory(llamafactory, changes, expected):
     [
         ({"adapter": "qlora", "load_in_4bit": True}, {"method": "qlora"}),
         ({"load_in_8bit": True}, {"method": "qlora", "lora.qlora_4bit": False}),
+        ({"peft": {"backend": "bnb", "weight_dtype": "nf4"}}, {"method": "qlora"}),
+        ({"peft": {"backend": "torchao", "weight_dtype": "int8"}}, {"method": "qlora", "lora.qlora_4bit": False}),
+        (
+            {"unfrozen_parameters": [r"^model\.language_model\..*"], "adapter": None},
+            {"method": "full"},
+        ),
+        ({"auto_resume_from_checkpoints": True}, {"training.checkpoint.resume_from_checkpoint": "auto"}),
         ({"adapter": None, "lora_r": None}, {"method": "full", "lora.r": None}),
         ({}, {"lora.lora_dropout": 0.0, "training.num_epochs": 1, "training.schedule.name": "cosine"}),
         ({}, {"training.schedule.warmup_ratio": 0.03, "training.saves_per_epoch": 1, "data.on_long": "drop"}),
@@ -244,8 +251,23 @@ def test_their_accumulation_counts_one_device(axolotl):
     assert axolotl(gpus=8).settings[path] == 32
     assert axolotl(gpus=8, tensor_parallel_size=2).settings[path] == 16
     assert axolotl(gpus=8, tensor_parallel_size=2).settings["parallel.tensor_parallel_size"] == 2
+    assert axolotl(gpus=8, context_parallel={"size": 8}).settings[path] == 4
     assert "--gpus 8" in yaml_of(axolotl(gpus=8))
     assert "--gpus" in list_of(axolotl())
+
+
+def test_the_number_of_gpus_is_said_not_read(axolotl):
+    """A launcher's number of workers in the file changes nothing, and is marked where --gpus says another."""
+    for gpus, marked in ((1, True), (4, False)):
+        entries = {entry.key: entry for entry in axolotl(gpus=gpus, use_ray=True, ray_num_workers=4).entries}
+        assert entries["ray_num_workers"].differs is marked
+
+
+def test_new_tokens_from_a_file_of_descriptions(tmp_path, llamafactory):
+    (tmp_path / "tokens.yaml").write_text("'<a>': begins\n'<b>': ends\n", encoding="utf-8")
+    settings = llamafactory(new_special_tokens_config="examples/tokens.yaml", add_tokens="<c>").settings
+    assert settings["model.extra_tokens"] == ["<c>", "<a>", "<b>"]
+    assert refused(llamafactory(new_special_tokens_config="nowhere.yaml")) == {"new_special_tokens_config"}
 
 
 def test_deepspeed_json_beside_the_file(tmp_path, llamafactory):
@@ -336,6 +358,7 @@ def test_everything_that_is_missing_is_named_at_once(llamafactory, changes, keys
         ({"datasets": [{"path": "x", "type": "chat_template", "roles_to_train": ["user"]}]}, {"datasets"}),
         ({"datasets": [{"path": "x", "type": "alpaca"}, {"path": "y", "type": "chat_template"}]}, {"datasets"}),
         ({"adapter": None, "unfrozen_parameters": ["^lm_head"]}, {"unfrozen_parameters"}),
+        ({"peft": {"loftq_config": {"loftq_bits": 4}}}, {"peft"}),
         ({"adapter": None, "optimizer": "muon", "qat": {"weight_dtype": "int4"}}, {"qat"}),
         ({"learning_rate": None, "lora_alpha": None}, {"learning_rate", "lora_alpha"}),
         ({"lora_target_linear": None}, {"lora_target_modules"}),

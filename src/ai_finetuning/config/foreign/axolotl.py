@@ -91,8 +91,8 @@ _LANGUAGE = re.compile(r"^\^?model\.language_model(\.layers)?\.?\.?\*?$|^\^?lang
 
 
 def what_trains(draft: Draft) -> None:
-    """adapter, load_in_4bit, load_in_8bit: the method."""
-    bits = four_or_eight(draft)
+    """adapter, load_in_4bit, load_in_8bit, peft: the method."""
+    bits = four_or_eight(draft) or _bits_of_peft(draft)
     kind = draft.read("adapter", word) if draft.on("adapter") else ""
     if kind not in ("", "lora", "qlora"):
         draft.refuse(
@@ -116,6 +116,30 @@ def what_trains(draft: Draft) -> None:
         given = Reason("8 bit のベースに LoRA", "LoRA on a base in 8 bit")
     method(draft, "lora", bits, given)
     draft.convert("adapter", given, "method")
+
+
+def _bits_of_peft(draft: Draft) -> int | None:
+    """`peft: {backend, weight_dtype}` says in other words what load_in_4bit and load_in_8bit do."""
+    options = draft.read("peft", mapping) if draft.on("peft") else {}
+    kind = word(options.get("weight_dtype", ""))
+    bits = {"nf4": 4, "int4": 4, "int8": 8}.get(kind)
+    if options and (bits is None or not options.keys() <= {"backend", "weight_dtype", "group_size"}):
+        draft.refuse(
+            "peft",
+            Reason(
+                f"peft の {', '.join(options)} に当たるものはありません",
+                f"there is nothing like {', '.join(options)} of peft",
+            ),
+        )
+        return None
+    if bits is None:
+        draft.drop("peft", NOT_USED)
+        return None
+    differs = kind == "int4" or word(options.get("backend", "bnb")) != "bnb"
+    draft.convert(
+        "peft", Reason(f"bitsandbytes の {bits} bit", f"{bits} bit of bitsandbytes"), "method", differs=differs
+    )
+    return bits
 
 
 def adapter(draft: Draft) -> None:
@@ -280,7 +304,7 @@ def frozen(draft: Draft) -> None:
         draft.drop(key, NOT_USED)
     elif trains_adapter(draft):
         draft.drop(key, Reason("アダプターだけが学習します", "only the adapter trains"))
-    elif any(_LANGUAGE.match(name) for name in draft.read(key, names)):
+    elif any(_LANGUAGE.match(name.replace("\\", "")) for name in draft.read(key, names)):
         draft.drop(key, Reason("言語モデルの部分は全部学習します", "the whole language model trains"))
     else:
         draft.refuse(key, Reason("一部の重みだけの学習はありません", "training some of the weights is not there"))
@@ -404,7 +428,10 @@ TABLE: dict[str, Row] = {
     **rows(
         drop(LOADING), "embeddings_skip_upcast mean_resizing_embeddings shrink_embeddings resize_token_embeddings_to_*"
     ),
-    **rows(drop(LOADING), "lora_fan_in_fan_out lora_on_cpu qlora_sharded_model_loading peft_autocast_adapter_dtype"),
+    **rows(
+        drop(LOADING),
+        "base_model_ignore_patterns lora_fan_in_fan_out lora_on_cpu qlora_sharded_model_loading peft_autocast_adapter_dtype",
+    ),
     **rows(drop(LOADING), "llama4_linearized_experts freeze_mm_modules fix_untrained_tokens full_finetune"),
     **rows(
         drop(KERNELS),
@@ -414,6 +441,7 @@ TABLE: dict[str, Row] = {
         "use_dsv4_kernels dsv4_* moe_kernels* *_hybrid_attn_impl pretrain_multipack_attn",
     ),
     "eager_attention": hf.attention,
+    "context_parallel": in_part,
     "quantize_moe_experts": drop(
         Reason(
             "エキスパートは 16 bit のままです。メモリーだけの違いです", "experts stay in 16 bit; only memory differs"
@@ -458,10 +486,7 @@ TABLE: dict[str, Row] = {
     "relora": refuse("ReLoRA はありません", "ReLoRA is not there"),
     "lisa_n_layers": refuse("LISA はありません", "LISA is not there"),
     "lisa_step_interval": refuse("LISA はありません", "LISA is not there"),
-    "peft": refuse(
-        "アダプターの特別な初期化や量子化（peft:）はありません",
-        "special initialization or quantization of adapters (peft:) is not there",
-    ),
+    "peft": in_part,
     **rows(
         refuse("アダプターのこの指定はありません", "this option of adapters is not there"),
         "peft_layers_to_transform peft_layers_pattern peft_layer_replication peft_init_lora_weights "

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import Reason
+from .beside import find_beside
 from .draft import Draft, Verdict
 from .rows import SPEED
 from .training_parts import MICRO, NOT_USED, SPLITS, first, split_size
 from .values import is_off, number, shown, text, whole
 
-MAX_BYTES = 1 << 20
 OFFLOAD = Reason("CPU への退避はありません。メモリーだけの違いです", "nothing is moved to the CPU; only memory differs")
 STAGES = {0: "ddp", 1: "zero", 2: "zero", 3: "fsdp"}
 _STAGE_IN_NAME = re.compile(r"z(?:ero)?[-_]?([0-3])", re.IGNORECASE)
@@ -23,6 +23,7 @@ OTHER_SPLITS = (
     "expert_model_parallel_size",
     "context_parallel_size",
     "context_parapllel_size",
+    "context_parallel",
     "sequence_parallel_degree",
     "sequence_parallel_size",
     "sequence_parallel",
@@ -128,16 +129,12 @@ def _deepspeed(draft: Draft) -> int:
 
 
 def _read(draft: Draft, name: str) -> Mapping[str, Any] | None:
-    """A DeepSpeed JSON beside their file: as named from the working folder, their folder or one above it."""
-    for base in (Path(), draft.folder, *list(draft.folder.resolve().parents)[:4]):
-        path = next((place for place in (base / name, base / Path(name).name) if place.is_file()), base / name)
-        if path.is_file() and path.stat().st_size <= MAX_BYTES:
-            try:
-                loaded = json.loads(path.read_text(encoding="utf-8-sig"))
-            except (OSError, ValueError):
-                return None
-            return loaded if isinstance(loaded, Mapping) else None
-    return None
+    path = find_beside(draft.folder, name)
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8-sig")) if path is not None else None
+    except (OSError, ValueError):
+        return None
+    return loaded if isinstance(loaded, Mapping) else None
 
 
 def _inside(draft: Draft, config: Mapping[str, Any]) -> None:

@@ -101,6 +101,19 @@ def checkpointing(draft: Draft, key: str, value: Any) -> None:
         draft.take(key, "training.gradient_checkpointing", True, elsewhere)
 
 
+def workers(draft: Draft, key: str, value: Any) -> None:
+    """Processes of their launcher: the number of GPUs, which here is said by --gpus."""
+    count = whole(value)
+    draft.drop(
+        key,
+        Reason(
+            f"GPU の数です。勾配蓄積は --gpus {draft.gpus} で計算しました",
+            f"the number of GPUs; accumulation was counted for --gpus {draft.gpus}",
+        ),
+        differs=count != draft.gpus,
+    )
+
+
 def revision(draft: Draft) -> None:
     """A branch or commit of the model."""
     for key in ("model_revision", "revision_of_model", "base_model_revision"):
@@ -140,6 +153,7 @@ TABLE: dict[str, Row] = {
     "ddp_timeout": take_number("parallel.timeout_seconds"),
     "group_by_length": take_truth("data.group_by_length"),
     "gradient_checkpointing": checkpointing,
+    **rows(workers, "ray_num_workers num_processes world_size"),
     "attn_implementation": attention,
     "torch_dtype": dtype,
     "dtype": dtype,
@@ -176,7 +190,7 @@ TABLE: dict[str, Row] = {
     ),
     **rows(drop(KERNELS), "use_liger* liger_* use_ipex tp_size"),
     **rows(drop(LAUNCH), "local_rank ddp ddp_* accelerator_config parallelism_config use_cpu no_cuda use_mps_device"),
-    **rows(drop(LAUNCH), "world_size num_processes num_machines machine_rank distributed_type main_process_port"),
+    **rows(drop(LAUNCH), "num_machines machine_rank distributed_type main_process_port"),
     **rows(drop(LAUNCH), "device device_map enable_jit_checkpoint"),
     **rows(drop(CACHE), "remove_unused_columns label_names length_column_name ignore_data_skip full_determinism"),
     **rows(drop(CACHE), "data_seed save_safetensors save_on_each_node past_index train_sampling_strategy"),

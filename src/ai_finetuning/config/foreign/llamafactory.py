@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import Reason
+from ..yaml_text import parse_plain
 from . import hf
+from .beside import find_beside
 from .deepspeed import spread
 from .draft import Draft, Part, Row
 from .llamafactory_data import data
@@ -55,7 +57,7 @@ from .training_parts import (
     precision,
     schedule,
 )
-from .values import names, shown, truth, word
+from .values import names, shown, text, truth, word
 
 # What only this tool's files have.
 MARKS = frozenset(
@@ -159,7 +161,7 @@ def muon(draft: Draft) -> None:
 
 
 def tokens(draft: Draft) -> None:
-    """add_tokens and add_special_tokens: new tokens."""
+    """add_tokens, add_special_tokens and new_special_tokens_config (tokens with descriptions): new tokens."""
     added: list[str] = []
     for key in ("add_tokens", "add_special_tokens"):
         if draft.on(key):
@@ -167,8 +169,28 @@ def tokens(draft: Draft) -> None:
             draft.convert(key, Reason("新しいトークン", "new tokens"), "model.extra_tokens")
         else:
             draft.drop(key, NOT_USED)
+    key = "new_special_tokens_config"
+    described = _described_tokens(draft, key) if draft.on(key) else []
+    if described is None:
+        draft.refuse(key, Reason("ファイルが見つかりません", "the file is not there"))
+    elif described:
+        draft.convert(
+            key,
+            Reason("新しいトークン。説明文からの初期化はしません", "new tokens; descriptions do not initialize them"),
+            "model.extra_tokens",
+            differs=True,
+        )
+    else:
+        draft.drop(key, NOT_USED)
+    added += described or []
     if added:
         draft.set("model.extra_tokens", list(dict.fromkeys(added)))
+
+
+def _described_tokens(draft: Draft, key: str) -> list[str] | None:
+    path = find_beside(draft.folder, draft.read(key, text))
+    values = parse_plain(path.read_text(encoding="utf-8-sig"), str(path)) if path is not None else None
+    return [str(token) for token in values] if isinstance(values, dict) else None
 
 
 def checkpointing(draft: Draft) -> None:
@@ -244,13 +266,7 @@ TABLE: dict[str, Row] = {
     "init_special_tokens": drop(
         Reason("新しいトークンは本ツールの方法で初期化します", "new tokens are initialized our way"), differs=True
     ),
-    **rows(
-        refuse(
-            "新しいトークンを説明のファイルから作ることはできません。model.extra_tokens に書いてください",
-            "tokens cannot be made from a file of descriptions; list them in model.extra_tokens",
-        ),
-        "new_special_tokens_config",
-    ),
+    "new_special_tokens_config": in_part,
     "freeze_original_embeddings": refuse(
         "埋め込みの一部だけの学習はありません", "part of an embedding cannot be frozen"
     ),

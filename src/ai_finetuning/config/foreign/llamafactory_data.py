@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, Reason
+from .beside import MAX_BYTES, places
 from .datasets import Rows, check_tags, share_or_rows
 from .draft import Draft
 from .prompts import named_template
@@ -18,7 +19,6 @@ from .training_parts import NOT_USED
 from .values import is_off, names, number, shown, text, truth, word
 
 INFO = "dataset_info.json"
-MAX_BYTES = 1 << 20
 # Their columns of `formatting: alpaca` -> our roles, with the names that they have where nothing is said.
 _ALPACA = (("prompt", "instruction", "instruction"), ("query", "input", "input"), ("response", "output", "output"))
 _TAGS = {
@@ -108,9 +108,9 @@ def _info(draft: Draft) -> tuple[Mapping[str, Any] | None, Path | None]:
     if isinstance(given, Mapping):
         return given, None
     named = text(given) if given is not None and not str(given).upper().startswith(("REMOTE:", "ONLINE")) else None
-    above = (Path(), draft.folder, *list(draft.folder.resolve().parents)[:4])
-    places = [base / named for base in above] if named else []
-    for place in (*places, draft.folder, *[base / "data" for base in above]):
+    above = places(draft.folder)
+    said = [base / named for base in above] if named else []
+    for place in (*said, draft.folder, *[base / "data" for base in above]):
         path = place / INFO
         if path.is_file():
             return _read(path), place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import Reason
@@ -61,6 +61,9 @@ def replicas(draft: Draft) -> int:
     shared = 1
     for keys in SPLITS:
         shared *= split_size(draft, keys)
+    nested = draft.get("context_parallel")
+    if isinstance(nested, Mapping):
+        shared *= max(1, whole(nested.get("size") or 1))
     return max(1, draft.gpus // shared)
 
 
