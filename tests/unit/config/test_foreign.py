@@ -236,6 +236,9 @@ def test_values_of_axolotl(axolotl, changes, expected):
         ({"test_split_size": 0.1}, {"data.eval": 0.1}),
         ({"eos_token": "<|im_end|>"}, {"model.special_tokens": {"eos_token": "<|im_end|>"}}),
         ({"fsdp": "full_shard auto_wrap"}, {"parallel.strategy": "fsdp"}),
+        ({"deepspeed_config": {"zero_stage": 3, "offload_param_device": "cpu"}}, {"parallel.strategy": "fsdp"}),
+        ({"mixed_precision": "bf16", "fsdp_version": 2}, {"training.runtime.precision": "bf16"}),
+        ({"early_stopping_patience": 2.0}, {"training.runtime.early_stopping_patience": 2}),
     ],
 )
 def test_values_of_trl(trl, changes, expected):
@@ -525,3 +528,30 @@ def test_alpacas_prompt_is_theirs():
     assert template.render(messages=with_input, bos_token="<e>", eos_token="<e>").endswith(
         "completes the request.\n\n### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n"
     )
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2], {"a": {"b": 1}}, "word", -1, True, [None], [{"path": 5, "type": ["x"]}], "1e400"]
+)
+def test_values_of_any_shape_are_refused_or_read(tmp_path, value):
+    """No value of any key ends in a traceback: it is converted, dropped or refused."""
+    (tmp_path / "dataset_info.json").write_text(json.dumps(INFO | {"odd": {"file_name": "x", "columns": value}}))
+    keys = ["datasets", "val_set_size", "lora_target_modules", "special_tokens", "plugins", "fsdp_config", "deepspeed"]
+    inside = ["path", "split", "data_files", "message_property_mappings", "roles", "roles_to_train", "field_messages"]
+    files = [(AXOLOTL, "axolotl", {key: value}) for key in keys]
+    files += [
+        (AXOLOTL, "axolotl", {"datasets": [{"path": "x", "type": "chat_template", key: value}]}) for key in inside
+    ]
+    files += [
+        (LLAMAFACTORY, "llamafactory", {key: value}) for key in ("dataset", "dataset_dir", "template", "lora_target")
+    ]
+    files += [(LLAMAFACTORY, "llamafactory", {"dataset": "odd"})]
+    files += [(TRL, "trl", {key: value}) for key in ("datasets", "dataset_text_field", "packing", "report_to")]
+    for base, tool, changes in files:
+        try:
+            conversion = convert(write(tmp_path, base, **changes), tool)
+        except ConfigError as error:
+            assert error.en
+        else:
+            assert list_of(conversion)
+            assert yaml_of(conversion)

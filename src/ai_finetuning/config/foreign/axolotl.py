@@ -266,6 +266,7 @@ def trackers(draft: Draft) -> None:
         ("mlflow", ("use_mlflow", "mlflow_tracking_uri")),
     ):
         off = keys[0] in draft.values and is_off(draft.values[keys[0]])
+        off = off or (name == "wandb" and str(draft.get("wandb_mode")).lower() == "disabled")
         used = [key for key in keys if draft.on(key)]
         if used and not off:
             wanted.append(name)

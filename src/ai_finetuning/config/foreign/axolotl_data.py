@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ...errors import Reason
@@ -14,7 +15,7 @@ from .datasets import ROLES, Rows, check_tags, share_or_rows
 from .draft import Draft
 from .prompts import jinja_of, jinja_of_formats, named_template
 from .training_parts import NOT_USED
-from .values import is_off, mapping, number, shown, text, truth, whole, word
+from .values import is_off, mapping, names, number, shown, text, truth, whole, word
 
 # Their `type` -> the form of the prompt. What is not here is another kind of data, or a form with words of its own.
 FORMS = {
@@ -43,8 +44,9 @@ def data(draft: Draft) -> None:
     rows = Rows()
     for key in ("datasets", "dataset", "pretraining_dataset"):
         if draft.on(key):
-            for block in _blocks(draft.values[key]):
-                _one(block, "pretrain" if key == "pretraining_dataset" else None, rows)
+            for block in draft.read(key, _blocks):
+                usual = "pretrain" if key == "pretraining_dataset" else None
+                rows.attempt(partial(_one, block, usual, rows))
             rows.put(draft, key)
         else:
             draft.drop(key, NOT_USED)
@@ -58,7 +60,7 @@ def data(draft: Draft) -> None:
     draft.attempt(_labels)
 
 
-def _blocks(value: Any) -> list[dict[str, Any]]:
+def _blocks(value: object) -> list[dict[str, Any]]:
     items = value if isinstance(value, list) else [value]
     return [{"path": item} if isinstance(item, str) else mapping(item) for item in items]
 
@@ -67,7 +69,7 @@ def _held_out(draft: Draft) -> None:
     share = draft.get("val_set_size")
     if draft.on("test_datasets"):
         paths = []
-        for block in _blocks(draft.values["test_datasets"]):
+        for block in draft.read("test_datasets", _blocks):
             paths += _files(block)
         reason = Reason("評価データのファイル", "files of evaluation data")
         draft.take("test_datasets", "data.eval", paths[0] if len(paths) == 1 else paths, reason)
@@ -142,13 +144,13 @@ def _own_form(kind: Mapping[str, Any], rows: Rows) -> str | None:
 def _messages(block: Mapping[str, Any], rows: Rows) -> None:
     """Rows of `type: chat_template`."""
     rows.column("messages", block.get("field_messages") or "messages")
-    names = block.get("message_property_mappings") or {}
+    called = mapping(block.get("message_property_mappings") or {})
     tags = {
-        "role": names.get("role", block.get("message_field_role")),
-        "content": names.get("content", block.get("message_field_content")),
+        "role": called.get("role", block.get("message_field_role")),
+        "content": called.get("content", block.get("message_field_content")),
     }
     check_tags(tags, rows)
-    for ours, theirs in (block.get("roles") or {}).items():
+    for ours, theirs in mapping(block.get("roles") or {}).items():
         known = ROLES.get(str(ours), ("tool",) if ours == "tool" else ())
         for name in theirs if isinstance(theirs, list) else [theirs]:
             if str(name) not in known:
@@ -170,8 +172,7 @@ def _messages(block: Mapping[str, Any], rows: Rows) -> None:
 
 def _learnt_turns(block: Mapping[str, Any], rows: Rows) -> None:
     """Which turns carry loss: the assistant's, with the end of each."""
-    learnt = block.get("roles_to_train")
-    if learnt and any(str(role) not in _LEARNT for role in learnt):
+    if any(role not in _LEARNT for role in names(block.get("roles_to_train") or [])):
         rows.problems.append(
             Reason(
                 "assistant 以外の発話は学習しません（roles_to_train）",
@@ -263,7 +264,7 @@ def _of_rows(draft: Draft) -> str | None:
         word(block["chat_template"])
         for key in ("datasets", "dataset")
         if draft.on(key)
-        for block in _blocks(draft.values[key])
+        for block in draft.read(key, _blocks)
         if block.get("chat_template")
     ]
     return found[0] if found else None

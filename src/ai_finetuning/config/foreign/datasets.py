@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,13 @@ class Rows:
             elif unknown:
                 columns[role] = unknown[0]
         return columns
+
+    def attempt(self, entry: Callable[[], None]) -> None:
+        """Reads one entry; a value in it that cannot be read is a problem of the data sets."""
+        try:
+            entry()
+        except Unfit as unfit:
+            self.problems.append(unfit.reason)
 
     def put(self, draft: Draft, key: str) -> None:
         """Writes data.train and its companions, and lists what became of `key`."""

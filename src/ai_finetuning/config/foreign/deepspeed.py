@@ -90,16 +90,21 @@ def _wants_fsdp(draft: Draft) -> bool:
 
 def _deepspeed(draft: Draft) -> int:
     """The ZeRO stage; 0 where DeepSpeed divides nothing. What its JSON says of the training goes into the draft."""
-    if not draft.on("deepspeed"):
-        draft.drop("deepspeed", NOT_USED)
-        return 0
-    value = draft.values["deepspeed"]
+    for name in ("deepspeed", "deepspeed_config"):
+        if not draft.on(name):
+            draft.drop(name, NOT_USED)
+    key = next((name for name in ("deepspeed", "deepspeed_config") if draft.on(name)), None)
+    return 0 if key is None else _stage_of(draft, key)
+
+
+def _stage_of(draft: Draft, key: str) -> int:
+    value = draft.values[key]
     config = value if isinstance(value, Mapping) else _read(draft, text(value))
     if config is None:
         found = _STAGE_IN_NAME.search(Path(text(value)).name)
         if found is None:
             draft.refuse(
-                "deepspeed",
+                key,
                 Reason(
                     f"{shown(value)} が見つからず、名前から ZeRO の段階も分かりません",
                     f"{shown(value)} is not there, and its name says no ZeRO stage",
@@ -113,18 +118,18 @@ def _deepspeed(draft: Draft) -> int:
         )
     else:
         zero = config.get("zero_optimization")
-        stage = whole(zero.get("stage", 0)) if isinstance(zero, Mapping) else 0
+        stage = whole(zero.get("stage", 0)) if isinstance(zero, Mapping) else whole(config.get("zero_stage", 0))
         how = Reason(f"ZeRO {stage}", f"ZeRO {stage}")
         _inside(draft, config)
     if stage in (1, 2) and draft.gpus == 1:
         draft.drop(
-            "deepspeed",
+            key,
             Reason(f"{how.ja}。GPU 1 つでは分けるものがありません", f"{how.en}; one GPU has nothing to divide"),
         )
     elif stage == 0:
-        draft.drop("deepspeed", Reason(f"{how.ja}（ddp と同じです）", f"{how.en}, which is ddp"))
+        draft.drop(key, Reason(f"{how.ja}（ddp と同じです）", f"{how.en}, which is ddp"))
     else:
-        draft.convert("deepspeed", how, "parallel.strategy" if stage == 3 else "parallel.deepspeed_stage")
+        draft.convert(key, how, "parallel.strategy" if stage == 3 else "parallel.deepspeed_stage")
     return stage
 
 

@@ -126,7 +126,7 @@ class Draft:
         try:
             part(self)
         except Unfit as unfit:
-            self.missing(unfit.key, unfit.reason)
+            self.missing(unfit.key or "(file)", unfit.reason)
 
     def of(self, verdict: Verdict) -> list[Entry]:
         """The keys of one verdict."""

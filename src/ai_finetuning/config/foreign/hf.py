@@ -162,7 +162,7 @@ TABLE: dict[str, Row] = {
         "per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps lr_scheduler_type "
         "lr_scheduler_kwargs warmup_steps warmup_ratio optim adam_beta1 adam_beta2 adam_epsilon bf16 fp16 save_strategy "
         "save_steps save_total_limit load_best_model_at_end metric_for_best_model greater_is_better eval_strategy "
-        "evaluation_strategy eval_steps report_to deepspeed fsdp fsdp_config model_revision tensor_parallel_size "
+        "evaluation_strategy eval_steps report_to deepspeed deepspeed_config fsdp fsdp_config model_revision tensor_parallel_size "
         "tensor_model_parallel_size pipeline_parallel_size pipeline_model_parallel_size expert_parallel_size "
         "expert_model_parallel_size context_parallel_size sequence_parallel_size sequence_parallel "
         "virtual_pipeline_model_parallel_size",
@@ -180,6 +180,7 @@ TABLE: dict[str, Row] = {
     ),
     **rows(drop(DISPLAY), "include_for_metrics project skip_memory_metrics debug profiler_* verbose"),
     **rows(drop(TRACKER), "trackio_*"),
+    **rows(drop(SPEED), "fsdp_*"),
     **rows(drop(UPLOAD), "push_to_hub* hub_* push_dataset_to_hub hf_use_auth_token use_auth_token"),
     **rows(drop(EVALUATION), "per_device_eval_batch_size per_gpu_eval_batch_size eval_* do_eval prediction_loss_only"),
     **rows(drop(EVALUATION), "batch_eval_metrics bf16_full_eval fp16_full_eval"),

@@ -231,7 +231,10 @@ TABLE: dict[str, Row] = {
     **rows(drop(DISPLAY), "plot_loss include_effective_tokens_per_second compute_accuracy include_mfu *_mfu"),
     **rows(drop(TRACKER), "use_swanlab swanlab_* ray_run_name"),
     **rows(drop(LAUNCH), "ray_* resources_per_worker placement_strategy"),
-    **rows(drop(GENERATION), "infer_* vllm_* sglang_* do_sample temperature top_p top_k num_beams max_new_tokens"),
+    **rows(
+        drop(GENERATION),
+        "infer_* vllm_* sglang_* do_sample temperature top_p top_k num_beams max_new_tokens max_length",
+    ),
     **rows(drop(GENERATION), "repetition_penalty length_penalty skip_special_tokens generation_*"),
     **rows(drop(EVALUATION), "eval_on_each_dataset eval_num_beams"),
     **rows(drop(PREFERENCE), "pref_* dpo_* kto_* simpo_* ppo_* ref_model* reward_model* ld_alpha bco_* bm_*"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .datasets import Rows, check_tags, share_or_rows
 from .draft import Draft
 from .prompts import named_template
 from .training_parts import NOT_USED
-from .values import is_off, names, number, shown, text, truth, word
+from .values import is_off, mapping, names, number, shown, text, truth, word
 
 INFO = "dataset_info.json"
 # Their columns of `formatting: alpaca` -> our roles, with the names that they have where nothing is said.
@@ -136,7 +137,7 @@ def _rows(draft: Draft, key: str, info: Mapping[str, Any] | None, folder: Path |
     for name in draft.read(key, names):
         block = info.get(name) if info is not None and not online else None
         if isinstance(block, Mapping):
-            _one(name, block, folder, plain, rows)
+            rows.attempt(partial(_one, name, block, folder, plain, rows))
             continue
         rows.add(name)
         if not online:
@@ -152,7 +153,7 @@ def _rows(draft: Draft, key: str, info: Mapping[str, Any] | None, folder: Path |
 
 def _one(name: str, block: Mapping[str, Any], folder: Path | None, plain: bool, rows: Rows) -> None:
     """One entry of dataset_info.json."""
-    columns = {key: value for key, value in (block.get("columns") or {}).items() if value is not None}
+    columns = {key: value for key, value in mapping(block.get("columns") or {}).items()}
     if block.get("ranking") or {"chosen", "rejected", "kto_tag"} & columns.keys():
         rows.problems.append(Reason(f"{name} は選好データです", f"{name} is preference data"))
     if any(column in columns for column in _PICTURES):
@@ -182,7 +183,7 @@ def _one(name: str, block: Mapping[str, Any], folder: Path | None, plain: bool, 
             rows.column("system", columns["system"])
     else:
         rows.column("messages", columns.get("messages", "conversations"))
-        tags = block.get("tags") or {}
+        tags = mapping(block.get("tags") or {})
         check_tags({ours: tags[theirs] for theirs, ours in _TAGS.items() if theirs in tags}, rows)
 
 

@@ -29,7 +29,7 @@ from .rows import (
     refuse,
     rows,
     take,
-    take_number,
+    take_whole,
 )
 from .run_parts import evaluation, report_to, saving
 from .training_parts import (
@@ -234,11 +234,20 @@ def loss(draft: Draft) -> None:
         )
 
 
+def mixed_precision(draft: Draft, key: str, value: Any) -> None:
+    """Accelerate's word for bf16 and fp16, where the run itself says neither."""
+    name = word(value)
+    if name in ("bf16", "fp16") and not (draft.on("bf16") or draft.on("fp16")):
+        draft.take(key, "training.runtime.precision", name)
+    else:
+        draft.drop(key, NOT_USED)
+
+
 TABLE: dict[str, Row] = {
     **hf.TABLE,
     "model_name_or_path": take("model.name"),
     "chat_template_path": take("model.chat_template"),
-    "early_stopping_patience": take_number("training.runtime.early_stopping_patience"),
+    "early_stopping_patience": take_whole("training.runtime.early_stopping_patience"),
     **rows(
         in_part,
         "use_peft load_in_4bit load_in_8bit datasets dataset_name dataset_config dataset_train_split dataset_test_split "
@@ -247,15 +256,14 @@ TABLE: dict[str, Row] = {
         "lora_target_parameters lora_modules_to_save use_rslora use_dora bnb_4bit_quant_type use_bnb_nested_quant "
         "eos_token pad_token loss_type",
     ),
+    "mixed_precision": mixed_precision,
     "trust_remote_code": drop(SAFE),
     **rows(
         drop(CACHE), "dataset_num_proc dataset_batch_size dataset_streaming streaming dataset_kwargs shuffle_dataset"
     ),
     **rows(drop(SPEED), "padding_free pad_to_multiple_of eval_packing bnb_4bit_quant_storage bnb_4bit_compute_dtype"),
     **rows(drop(LOADING), "model_code_revision use_flash_attention_2 lora_task_type"),
-    **rows(
-        drop(LAUNCH), "gradient_checkpointing_use_reentrant ignore_bias_buffers env mixed_precision compute_environment"
-    ),
+    **rows(drop(LAUNCH), "gradient_checkpointing_use_reentrant ignore_bias_buffers env compute_environment"),
     **rows(drop(LAUNCH), "fsdp_version downcast_bf16 main_training_function rdzv_backend same_network tpu_* use_cpu"),
     **rows(drop(GENERATION), "vllm_* use_vllm temperature top_p top_k max_new_tokens"),
     **rows(drop(PREFERENCE), "ref_model* precompute_ref_* label_pad_token_id"),
