@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -548,10 +549,7 @@ def test_values_of_any_shape_are_refused_or_read(tmp_path, value):
     files += [(LLAMAFACTORY, "llamafactory", {"dataset": "odd"})]
     files += [(TRL, "trl", {key: value}) for key in ("datasets", "dataset_text_field", "packing", "report_to")]
     for base, tool, changes in files:
-        try:
+        with contextlib.suppress(ConfigError):
             conversion = convert(write(tmp_path, base, **changes), tool)
-        except ConfigError as error:
-            assert error.en
-        else:
             assert list_of(conversion)
             assert yaml_of(conversion)
