@@ -136,6 +136,8 @@ def test_settings_that_the_adapter_contradicts_are_refused_with_both_values(
         ({"adapter": "ADAPTER", "method": "full"}, 78, "have no effect"),
         ({"adapter": "PICKLE"}, 78, "for safety"),
         ({"adapter": "OTHER_KIND"}, 78, "of the kind IA3"),
+        ({"adapter": "CUT"}, 78, "is damaged"),
+        ({"adapter": "NO_JSON"}, 78, "cannot be read"),
         ({"adapter": "WIDE"}, 78, "does not fit this model"),
     ],
 )
@@ -143,9 +145,12 @@ def test_what_cannot_be_gone_on_from(
     changes: dict[str, str], code: int, word: str, adapter: Path, tiny_model_dir: Path, tmp_path: Path, logged: Any
 ):
     folders = {"ADAPTER": adapter}
-    for name in ("PICKLE", "OTHER_KIND"):
+    for name in ("PICKLE", "OTHER_KIND", "CUT", "NO_JSON"):
         folders[name] = shutil.copytree(adapter, tmp_path / name)
     (tmp_path / "PICKLE" / "adapter_model.safetensors").unlink()
+    with (tmp_path / "CUT" / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(2000)
+    (tmp_path / "NO_JSON" / "adapter_config.json").write_text("{", encoding="utf-8")
     config = tmp_path / "OTHER_KIND" / "adapter_config.json"
     config.write_text(config.read_text(encoding="utf-8").replace('"LORA"', '"IA3"'), encoding="utf-8")
     get_peft_model(build_model(hidden_size=32), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(

@@ -42,7 +42,7 @@ def with_adapter_settings(config: RunConfig) -> RunConfig:
             f"{lora.adapter} is an adapter of the kind {stored['peft_type']}; training goes on from LoRA only.",
         )
     given = explicitly_set(lora)
-    brought = {name: _plain(stored.get(name, default)) for name, default in _BROUGHT.items()}
+    brought = {name: _plain(stored[name] if stored.get(name) is not None else d) for name, d in _BROUGHT.items()}
     problems = [
         _contradiction(lora.adapter, name, getattr(lora, name), value)
         for name, value in brought.items()
@@ -55,7 +55,7 @@ def with_adapter_settings(config: RunConfig) -> RunConfig:
             "target_modules"
         ]  # PEFT's regular expression stays with the adapter; validate_targets() looks at words
     if "lora_dropout" not in given:
-        brought["lora_dropout"] = float(stored.get("lora_dropout", 0.0))
+        brought["lora_dropout"] = float(stored.get("lora_dropout") or 0.0)
     return with_values(config, lora=with_values(lora, **brought))
 
 

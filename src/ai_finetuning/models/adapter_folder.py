@@ -18,8 +18,18 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def recorded_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter_config.json of a folder that has one."""
-    return dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    """The adapter_config.json of a folder that has one.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    try:
+        return dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"{folder} の {CONFIG} を読めません（{error}）。アダプターを保存し直してください。",
+            f"the {CONFIG} of {folder} cannot be read ({error}); save the adapter again.",
+        ) from error
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:

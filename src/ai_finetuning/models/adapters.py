@@ -140,11 +140,7 @@ def trains_embedding(model: Any, modules_to_save: Sequence[str]) -> bool:
 
 def brought_rows(folder: str | Path) -> int:
     """Rows of the token embedding or the head that an adapter's file brings; 0 where it has neither."""
-    from safetensors import safe_open
-
-    with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
-        keys = [key for key in file.keys() if key.endswith(_EMBEDDINGS)]  # noqa: SIM118
-        return max((int(file.get_slice(key).get_shape()[0]) for key in keys), default=0)
+    return max((shape[0] for key, shape in _shapes(folder).items() if key.endswith(_EMBEDDINGS)), default=0)
 
 
 def fit_rows(model: Any, folder: str | Path) -> None:
@@ -164,27 +160,36 @@ def validate_fit(model: Any, folder: str | Path) -> None:
     """Refuses an adapter whose shapes are those of another base; of the model only names and sizes are looked at.
 
     Raises:
-        ModelError: with the first layer that does not fit.
+        ModelError: with the first layer that does not fit; the file is damaged.
     """
-    from safetensors import safe_open
-
     base = base_name(adapter_config(folder))
     modules = dict(model.named_modules())
-    with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            if not key.endswith("lora_A.weight"):
-                continue
-            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            expected = file.get_slice(key).get_shape()[1]
-            module = modules.get(name)
-            features = getattr(module, "in_features", None) or getattr(module, "nx", None)
-            if module is None or (features is not None and features != expected):
-                raise ModelError(
-                    f"アダプター {folder} は {base} 用で、このモデルとは形が合いません（{name}）。"
-                    "元のベースモデルを指定してください。",
-                    f"the adapter {folder} was trained on {base} and does not "
-                    f"fit this model ({name}); name its own base.",
-                )
+    for key, shape in _shapes(folder).items():
+        if not key.endswith("lora_A.weight"):
+            continue
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        module = modules.get(name)
+        features = getattr(module, "in_features", None) or getattr(module, "nx", None)
+        if module is None or (features is not None and features != shape[1]):
+            raise ModelError(
+                f"アダプター {folder} は {base} 用で、このモデルとは形が合いません（{name}）。"
+                "元のベースモデルを指定してください。",
+                f"the adapter {folder} was trained on {base} and does not fit this model ({name}); name its own base.",
+            )
+
+
+def _shapes(folder: str | Path) -> dict[str, list[int]]:
+    """The shapes in an adapter's file, by PEFT's names; no weight is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
+            return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(
+            f"アダプター {folder} の {WEIGHTS} が壊れています（{error}）。保存し直してください。",
+            f"{WEIGHTS} of the adapter {folder} is damaged ({error}); save it again.",
+        ) from error
 
 
 def load_adapter(model: Any, folder: str | Path) -> Any:
@@ -211,7 +216,6 @@ def continue_adapter(model: Any, folder: str | Path, *, dropout: float) -> Any:
         ModelError: the adapter was trained on another base, or its file lacks weights of a layer that it names.
     """
     from peft import LoraConfig, PeftModel
-    from safetensors import safe_open
 
     validate_fit(model, folder)
     fit_rows(model, folder)
@@ -224,8 +228,7 @@ def continue_adapter(model: Any, folder: str | Path, *, dropout: float) -> Any:
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
-        stored = set(file.keys())
+    stored = _shapes(folder)
     trained = [_saved_name(name) for name, weight in wrapped.named_parameters() if weight.requires_grad]
     missing = [name for name in trained if ".lora_" in name and name not in stored]
     if missing:
