@@ -34,6 +34,7 @@ def test_help_lists_the_verbs_and_every_setting(capsys):
             "quantize",
             "bench",
             "models",
+            "import",
             "env",
             "schema",
             "data",

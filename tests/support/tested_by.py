@@ -58,6 +58,28 @@ TESTED_BY = {
     "apps.cli.schema": _CLI,
     "apps.cli.tokenizer": "integration/test_pretrain.py",
     "apps.cli.train": _CLI,
+    "apps.cli.import_": "integration/test_import.py",
+    **dict.fromkeys(
+        (
+            f"config.foreign.{name}"
+            for name in (
+                "axolotl",
+                "axolotl_data",
+                "beside",
+                "datasets",
+                "hf",
+                "llamafactory",
+                "llamafactory_data",
+                "lora_parts",
+                "rows",
+                "run_parts",
+                "training_parts",
+                "trl",
+                "values",
+            )
+        ),
+        "unit/config/test_foreign.py",
+    ),
     "config.model": _SECTIONS,
     "config.run_folder": _RESUME,
     "config.hints": "unit/config/test_load.py",

@@ -166,6 +166,22 @@ def parse_yaml(text: str, name: str) -> Any:
         ) from None
 
 
+def parse_plain(text: str, name: str) -> Any:
+    """One YAML document as PyYAML's safe loader reads it: YAML 1.1, the last of two equal keys; for other tools' files.
+
+    Raises:
+        ConfigError: text that is no YAML, with its line.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise _refusal(error, text, name) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{name} を YAML として読めません（{type(error).__name__}）。", f"{name} is not valid YAML ({error})."
+        ) from None
+
+
 def key_lines(text: str) -> dict[tuple[str, ...], int]:
     """The line, from 1, of every key of a YAML text that parse_yaml() reads, by its path."""
     loader = _Reader(text)

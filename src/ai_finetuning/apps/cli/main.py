@@ -10,7 +10,23 @@ from typing import Any
 import typer
 
 from ...errors import ToolkitError, localized, prefers_japanese
-from . import bench, chat, data, demo, env, export, generate, merge, models, quantize, schema, serve, tokenizer, train
+from . import (
+    bench,
+    chat,
+    data,
+    demo,
+    env,
+    export,
+    generate,
+    import_,
+    merge,
+    models,
+    quantize,
+    schema,
+    serve,
+    tokenizer,
+    train,
+)
 from .japanese import App, usage_error
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
@@ -21,7 +37,7 @@ app = App(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (train, generate, chat, merge, serve, quantize, bench, models, env, schema, demo):
+for verb in (train, generate, chat, merge, serve, quantize, bench, models, import_, env, schema, demo):
     verb.register(app)
 app.add_typer(
     export.app,
