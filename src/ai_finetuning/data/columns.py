@@ -12,7 +12,7 @@ from ..errors import ConfigError, DataError
 # Headings by role, as `plain` writes them. Where two columns of a row have one role, those of `COLUMNS` go before those of
 # `SPEAKERS`, which name persons as often as what they say.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "conversations", "conversation", "会話", "対話"),
+    "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns", "会話", "対話"),
     "instruction": (
         *("instruction", "prompt", "question", "query", "problem", "request", "q", "user_question", "user_input"),
         *("指示", "質問", "問い", "問", "問題", "設問", "問い合わせ", "問合せ", "問合わせ", "問い合せ", "疑問", "相談"),

@@ -1,4 +1,4 @@
-"""From bytes to text: UTF-8, CP932, EUC-JP, UTF-16, ISO-2022-JP; mojibake is refused, never trained on."""
+"""From bytes to text: UTF-8, CP932, EUC-JP, UTF-16, ISO-2022-JP."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", 
 # Characters that ordinary Japanese is made of.
 _ORDINARY = re.compile("[\u3040-\u30ff\u4e00-\u9fff\u3000-\u303f\uff00-\uff5e\x20-\x7e\n\r\t]")
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
-# What UTF-8 Japanese looks like when it was once decoded as CP932 (繧 縺 繝 譁 ...), or CP932 as Latin-1 (many
-# U+0080-U+00FF).
-_UTF8_AS_CP932 = re.compile("[繧縺繝][\u0080-\uffff]")
-_LATIN = re.compile("[\u0080-\u00ff]")
 _SAMPLE = 200_000
+# A byte that the encoding does not have, as `surrogateescape` keeps it.
+UNREADABLE = re.compile("[\udc80-\udcff]")
 
 
 def _plausibility(text: str) -> float:
@@ -32,7 +30,7 @@ def decode(raw: bytes, name: str) -> tuple[str, str]:
     `shift_jis`, which cannot read ①㈱髙 and reads ～ as another character; and no guesser's name is taken literally.
 
     Raises:
-        DataError: none of them decodes the bytes.
+        DataError: none of them decodes the bytes, but for one in a thousand.
     """
     for mark, encoding in _BOMS:
         if raw.startswith(mark):
@@ -52,7 +50,20 @@ def decode(raw: bytes, name: str) -> tuple[str, str]:
     if readings:
         _, text, encoding = max(readings, key=lambda reading: reading[0])
         return text, encoding
-    raise _undecodable(raw, name)
+    return _nearly(raw, name)
+
+
+def _nearly(raw: bytes, name: str) -> tuple[str, str]:
+    """The reading in which hardly a byte is wrong: those bytes become lone surrogates, and their rows bad rows.
+
+    Raises:
+        DataError: more than one byte in a thousand is wrong in every encoding.
+    """
+    readings = [(raw.decode(encoding, "surrogateescape"), encoding) for encoding in ("utf-8", "cp932", "euc_jp")]
+    wrong, text, encoding = min((len(UNREADABLE.findall(text)), text, encoding) for text, encoding in readings)
+    if wrong * 1000 > len(raw):
+        raise _undecodable(raw, name)
+    return text, encoding
 
 
 def _strict(raw: bytes, encoding: str, name: str) -> str:
@@ -78,15 +89,3 @@ def _undecodable(raw: bytes, name: str, error: UnicodeDecodeError | None = None)
         f"{name} の {line} 行目付近を UTF-8、CP932、EUC-JP、UTF-16 のどれとしても読めません{hint}。UTF-8 で保存し直してください。",
         f"{name}: bytes near line {line} are neither UTF-8 nor CP932, EUC-JP or UTF-16{hint}; save the file as UTF-8.",
     )
-
-
-def mojibake(text: str) -> str | None:
-    """Which mistake broke a text (`utf-8 as cp932`, `cp932 as latin-1`), or None for intact text."""
-    sample = text[:_SAMPLE]
-    if not sample:
-        return None
-    if len(_UTF8_AS_CP932.findall(sample)) > max(3, 0.03 * len(sample)):
-        return "utf-8 as cp932"
-    if len(_LATIN.findall(sample)) > max(8, 0.2 * len(sample)):
-        return "cp932 as latin-1"
-    return None

@@ -17,6 +17,7 @@ from .bad_rows import BadRow, BadRows
 from .columnar import dataset_rows
 from .columns import check_columns
 from .conversations import conversation
+from .encoding import UNREADABLE
 from .files import read_rows
 from .formats import Format, Shape, build, find_format, no_format
 from .messages import Conversation, PlainText, Sample
@@ -297,6 +298,11 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
     def clean(text: str) -> str:
         if not text:
             return text
+        if UNREADABLE.search(text):
+            raise BadRow(
+                "ファイルの文字コードにないバイトがあります",
+                "it holds bytes that the encoding of the file does not have",
+            )
         if _SURROGATE.search(text):
             raise BadRow(
                 "壊れた文字（単独のサロゲート）があります", "the text contains a lone surrogate (half a character)"

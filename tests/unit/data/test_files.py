@@ -252,6 +252,24 @@ def test_undecodable_bytes_are_named_by_line(tmp_path: Path):
         read_rows(path)
 
 
+@pytest.mark.parametrize(("encoding", "broken"), [("utf-8", b"\xff"), ("cp932", b"\x81\x20"), ("euc_jp", b"\xa4\x20")])
+def test_a_byte_that_cannot_be_read_is_a_matter_of_its_row(tmp_path: Path, encoding: str, broken: bytes):
+    path = tmp_path / "a.csv"
+    lines = [
+        "質問,回答",
+        *(f"{number}番目の県の県庁所在地はどこですか？,それは{number}番目の市です。" for number in range(60)),
+    ]
+    raw = [line.encode(encoding) for line in lines]
+    raw[30] += broken
+    path.write_bytes(b"\n".join(raw))
+    with pytest.raises(DataError, match=r"a\.csv:31: it holds bytes"):
+        load_samples(path)
+    samples, report = load_samples(path, skip_bad_rows=True)
+    assert len(samples) == 59
+    assert samples[0].messages[1].content == "それは0番目の市です。"
+    assert report.files[0].encoding == encoding
+
+
 COLUMNS = [
     ({"instruction": "問", "input": "", "output": "答"}, ["user", "assistant"]),
     ({"instruction": "問", "input": "材料", "output": "答"}, ["user", "assistant"]),
