@@ -20,6 +20,9 @@ from tests.support.patience import patience, until
 from tests.support.ports import free_port
 from tests.support.runs import losses, weights_digest
 
+from ai_finetuning.config.run_folder import LOCK
+from ai_finetuning.errors import RunLockedError
+
 TWO = ("--cpu-processes", "2")
 
 
@@ -48,6 +51,20 @@ def test_a_refusal_of_the_processes_is_the_commands_own(tmp_path: Path, tiny_mod
     assert "holds config.json, which no run of this toolkit wrote" in output
     assert "Traceback" not in output
     assert (tmp_path / "out" / "config.json").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_folder_in_use_is_refused_before_its_run_loses_a_file(tmp_path: Path, tiny_model_dir: Path):
+    from filelock import FileLock
+
+    config = str(write_run(tmp_path, tiny_model_dir))
+    mine = tmp_path / "out" / ".launch" / "job.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("of the run at work", encoding="utf-8")
+    with FileLock(tmp_path / "out" / LOCK):
+        code, output = spawn("train", config, *TWO, timeout=280)
+    assert code == RunLockedError.exit_code, output
+    assert "in use by another run" in output
+    assert mine.read_text(encoding="utf-8") == "of the run at work"
 
 
 def test_more_gpus_than_there_are_is_refused(tmp_path: Path, tiny_model_dir: Path):

@@ -57,6 +57,27 @@ class OutputFolder:
         self.store.share(self._peers)
         return self
 
+    def validate_free(self) -> None:
+        """Refuses a folder in which another run is at work, before anything in it is touched; takes nothing.
+
+        Raises:
+            RunLockedError: another run holds it.
+        """
+        if not (self.path / LOCK).exists():
+            return
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise self._in_use() from None
+        self._lock.release()
+
+    def _in_use(self) -> RunLockedError:
+        owner = self._owner()
+        return RunLockedError(
+            f"{self.path} は別の実行（{owner.ja}）が使っています。終わるのを待つか、別の training.output_dir を指定してください。",
+            f"{self.path} is in use by another run ({owner.en}); wait for it, or choose another training.output_dir.",
+        )
+
     def _open(self) -> None:
         try:
             self._made = not self.path.exists()
@@ -64,12 +85,7 @@ class OutputFolder:
             self._lock.acquire()
             self._write_owner()
         except Timeout:
-            owner = self._owner()
-            raise RunLockedError(
-                f"{self.path} は別の実行（{owner.ja}）が使っています。終わるのを待つか、別の training.output_dir を指定してください。",
-                f"{self.path} is in use by another run ({owner.en}); wait for it, or choose another "
-                "training.output_dir.",
-            ) from None
+            raise self._in_use() from None
         except OSError as error:
             self._lock.release()
             raise StorageError(

@@ -32,6 +32,7 @@ from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
 from ..system.cores import physical_cores
 from ..system.gpu import get_available_device
+from .output_folder import OutputFolder
 from .request import ResolvedStrategy, TrainRequest
 from .resolve import RunPlan
 
@@ -44,10 +45,11 @@ def run_processes(plan: RunPlan) -> None:
     """Writes the request, starts the processes, shows what the first one says; returns when all have ended well.
 
     Raises:
-        ToolkitError: what a process raised. ProcessesError: one died.
+        ToolkitError: what a process raised. ProcessesError: one died. RunLockedError: another run is at work there.
     """
     processes, parallel = plan.processes_to_start, plan.request.config.parallel
     folder = Path(plan.summary.output_dir) / FOLDER
+    OutputFolder(folder.parent, keep=2).validate_free()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_request(plan, folder)
