@@ -37,7 +37,8 @@ from ai_finetuning.export.source import model_folder
 from ai_finetuning.export.vllm import adapter_obstacles, problems_of
 from ai_finetuning.japanese.prompts import render
 from ai_finetuning.japanese.templates import TEMPLATES
-from ai_finetuning.models.tokenizers import PROBES, load_tokenizer
+from ai_finetuning.models.probes import PROBES
+from ai_finetuning.models.tokenizers import load_tokenizer
 
 TEXT = "円 3 3.3 🍣"
 

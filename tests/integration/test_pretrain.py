@@ -12,7 +12,7 @@ from tests.support.commands import call
 from tests.support.runs import losses, weights_digest
 
 from ai_finetuning.engine.metrics import read_metrics
-from ai_finetuning.models.tokenizers import PROBES
+from ai_finetuning.models.probes import PROBES
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from ..messages import notice
 from ..models.adapters import merge_into, saved_tokenizer
 from ..models.loading import load_causal_lm
 from ..models.source import weight_file_bytes
-from ..models.tokenizers import PROBES, load_tokenizer
+from ..models.probes import PROBES
+from ..models.tokenizers import load_tokenizer
 from .adapter_origin import AUTO, ORIGINAL, AdapterBase, base_of
 
 # Rounding to bf16 moves next-token distributions a little; above these the merge counts as failed.

@@ -19,7 +19,8 @@ from ..messages import notice
 from ..models.loading import load_causal_lm, resolve_dtype
 from ..models.quantized import Method, Quantization, find_method, linear_modules, weight_bytes
 from ..models.source import find_model, weight_file_bytes
-from ..models.tokenizers import PROBES, load_tokenizer
+from ..models.probes import PROBES
+from ..models.tokenizers import load_tokenizer
 from ..system.gpu import clear_gpu_memory, get_available_device
 
 

@@ -348,6 +348,8 @@ def _batches(rendered: Iterable[_Rendered]) -> Iterator[list[_Rendered]]:
 
 def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
     """Ids and offsets [tokens, 2] of every text."""
+    if hasattr(tokenizer, "ids_and_offsets"):  # models/sentencepiece_tokenizer.py
+        return [tokenizer.ids_and_offsets(item.text, add_special_tokens=item.add_special_tokens) for item in items]
     if not getattr(tokenizer, "is_fast", False):
         coded = [tokenizer(item.text, add_special_tokens=item.add_special_tokens)["input_ids"] for item in items]
         return [(ids, _offsets_by_prefix(item, ids, tokenizer)) for item, ids in zip(items, coded, strict=True)]

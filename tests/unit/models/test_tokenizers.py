@@ -13,7 +13,8 @@ from tests.support.models import SENTENCES, build_tokenizer
 from ai_finetuning.errors import ConfigError, ModelError
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import tokenizers as module
-from ai_finetuning.models.tokenizers import PROBES, ensure_pad, load_tokenizer, prompt_style
+from ai_finetuning.models.probes import PROBES
+from ai_finetuning.models.tokenizers import ensure_pad, load_tokenizer, prompt_style
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["dummy prefix", "no prefix"])
