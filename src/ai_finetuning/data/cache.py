@@ -18,6 +18,7 @@ import numpy as np
 
 from ..system.folders import cache_folder
 from .tokenize import EncodeReport, Example
+from .vocabulary import VocabularyLoss
 
 # Oldest entries go when the folder grows beyond this.
 LIMIT_BYTES = 2 * 2**30
@@ -81,7 +82,11 @@ def read(key: str) -> tuple[list[Example], EncodeReport, list[str]] | None:
             ends, np.diff(ends, prepend=0), note["characters"], note["sources"], strict=True
         )
     ]
-    return examples, EncodeReport(**note["report"]), note["lines"]
+    lost = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in note["report"]["vocabulary"].items()
+    }
+    report = note["report"] | {"vocabulary": VocabularyLoss(**lost)}
+    return examples, EncodeReport(**report), note["lines"]
 
 
 def write(key: str, examples: Sequence[Example], report: EncodeReport, lines: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from . import cache
 from .sources import load_samples
 from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_label_tokens, encode
+from .vocabulary import vocabulary_loss
 
 SPLIT = "rows"
 
@@ -102,6 +103,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
     examples, report = encode(
         samples, tokenizer, max_length=config.max_length, on_long=config.on_long, loss_on=config.loss_on
     )
+    report.vocabulary = vocabulary_loss(samples, tokenizer)
     lines = read.lines() + report.lines()
     if key is not None:
         cache.write(key, examples, report, lines)

@@ -21,6 +21,7 @@ from ..errors import DataError, localized
 from ..japanese.prompts import render
 from ..labels import IGNORED
 from .messages import Conversation, PlainText, Sample
+from .vocabulary import VocabularyLoss, vocabulary_line
 
 MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
@@ -62,6 +63,7 @@ class EncodeReport:
     split_conversations: int = 0
     max_length: int = 0
     over_long_sources: list[str] = field(default_factory=list)
+    vocabulary: VocabularyLoss = field(default_factory=VocabularyLoss)
 
     @property
     def characters_per_token(self) -> float:
@@ -97,7 +99,8 @@ class EncodeReport:
                     f"{self.split_conversations}",
                 )
             )
-        return lines
+        unheld = vocabulary_line(self.vocabulary)
+        return [*lines, unheld] if unheld is not None else lines
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,9 @@ def _folder(source: ModelSource) -> Path | None:
 
     if not source.local_only:
         # transformers downloads the files that it knows by name; a sentencepiece file may have any.
-        return Path(snapshot_download(source.path, allow_patterns=["*.model", "*token*.json", "*.jinja", "config.json"]))
+        return Path(
+            snapshot_download(source.path, allow_patterns=["*.model", "*token*.json", "*.jinja", "config.json"])
+        )
     found = (try_to_load_from_cache(source.path, file) for file in ("tokenizer_config.json", "config.json"))
     return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
