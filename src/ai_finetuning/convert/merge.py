@@ -26,8 +26,7 @@ from ..messages import notice
 from ..models.adapters import merge_into, saved_tokenizer
 from ..models.loading import load_causal_lm
 from ..models.source import weight_file_bytes
-from ..models.probes import PROBES
-from ..models.tokenizers import load_tokenizer
+from ..models.tokenizers import PROBES, load_tokenizer
 from .adapter_origin import AUTO, ORIGINAL, AdapterBase, base_of
 
 # Rounding to bf16 moves next-token distributions a little; above these the merge counts as failed.
@@ -136,7 +135,8 @@ def held_out_texts(tokenizer: Any) -> list[str]:
     asked = asked[:: max(1, len(asked) // _QUESTIONS)][:_QUESTIONS]
     prompts = [render(tokenizer, [user_turn(question)], add_generation_prompt=True) for question, _ in asked]
     added = "".join(token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()))
-    return [*PROBES, *prompts, *([added] if added else [])]
+    texts = [*PROBES, *prompts, *([added] if added else [])]
+    return [text for text in texts if tokenizer.encode(text)]  # some vocabularies drop a text of line ends
 
 
 def _write(merged: Any, tokenizer: Any, adapter: str, staging: Path) -> bool:

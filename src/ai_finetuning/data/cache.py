@@ -82,7 +82,7 @@ def read(key: str) -> tuple[list[Example], EncodeReport, list[str]] | None:
             ends, np.diff(ends, prepend=0), note["characters"], note["sources"], strict=True
         )
     ]
-    lost = {
+    lost: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in note["report"]["vocabulary"].items()
     }
     report = note["report"] | {"vocabulary": VocabularyLoss(**lost)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +29,8 @@ def run_server(load_tokenizer: Callable[[str], Any]) -> None:
     """Runs `transformers serve` with the arguments of this process and with tokenizers from `load_tokenizer`.
 
     transformers 5.23: the server takes AutoProcessor.from_pretrained, and streams with DirectStreamer, which decodes by
-    the Rust object in `tokenizer._tokenizer` and keeps the state in `_decode_stream`; a tokenizer in Python has none.
-    Versions without DirectStreamer (before 5.6) stream by the tokenizer's decode.
+    the Rust object in `tokenizer._tokenizer` and keeps the state in `_decode_stream`; a tokenizer in Python has none. A
+    version without DirectStreamer streams by the tokenizer's own decode.
     """
     from transformers import AutoProcessor
     from transformers.cli import transformers as program
@@ -38,17 +40,19 @@ def run_server(load_tokenizer: Callable[[str], Any]) -> None:
         tokenizer._tokenizer = tokenizer
         return tokenizer
 
-    AutoProcessor.from_pretrained = processor
-    try:
-        from transformers.cli.serving import utils
-    except ImportError:
-        pass
-    else:
+    processors: Any = AutoProcessor
+    processors.from_pretrained = processor
+    serving: Any = importlib.import_module("transformers.cli.serve")
+    with contextlib.suppress(ImportError):
+        serving = importlib.import_module("transformers.cli.serving.utils")
+    if hasattr(serving, "DirectStreamer"):
+        original = serving.DirectStreamer
 
-        class Streamer(utils.DirectStreamer):  # type: ignore[misc]
-            def __init__(self, *args: Any, response_parser: Any = None, **kwargs: Any) -> None:
-                super().__init__(*args, response_parser=response_parser, **kwargs)
-                self._decode_stream = _Pieces(response_parser is None)
+        def streamer(*arguments: Any, **options: Any) -> Any:
+            made = original(*arguments, **options)
+            made._decode_stream = _Pieces(options.get("response_parser") is None)
+            return made
 
-        utils.DirectStreamer = Streamer
-    program.main()
+        serving.DirectStreamer = streamer
+    run: Any = program.main
+    run()

@@ -53,7 +53,7 @@ def tokenizer_kind(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # read by sentencepiece itself
         proto = getattr(tokenizer, "proto", None)
-        kind = _protocol().ModelProto.FromString(proto).trainer_spec.model_type if proto is not None else None
+        kind = _protocol().ModelProto.FromString(proto).trainer_spec.model_type if proto is not None else 0
         return {1: UNIGRAM, 2: PIECE_BPE}.get(kind, OTHER)
     model = json.loads(backend.to_str())["model"]
     if model["type"] == "Unigram":

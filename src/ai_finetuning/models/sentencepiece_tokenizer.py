@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,9 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         self._converted: tuple[str, str | None] | None = None
         for name in ("tokenizer_file", "is_local", "local_files_only"):
             kwargs.pop(name, None)
-        super().__init__(legacy=self.legacy, add_bos_token=add_bos_token, add_eos_token=add_eos_token, **kwargs)
+        super().__init__(  # type: ignore[no-untyped-call]
+            legacy=self.legacy, add_bos_token=add_bos_token, add_eos_token=add_eos_token, **kwargs
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -115,11 +117,14 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
             ranges = [_empty(0, front), *ranges, _empty(len(text), back)]
         return ids, np.concatenate([_empty(0, []), *ranges])
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
         """The tokens of a text; an unknown character is the unknown piece, so that tokens and ids are the same thing.
 
         Args:
             text: any text.
+            pair, add_special_tokens: without effect, as in transformers' other Python tokenizers.
             **kwargs: split_special_tokens=True reads special tokens as the characters that they are written with.
         """
         plain = kwargs.get("split_special_tokens", self.split_special_tokens)
@@ -138,7 +143,8 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens, as SentencePieceProcessor.decode writes it."""
-        return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens])
+        added = self.added_tokens_encoder
+        return self._decode([added.get(token, self._convert_token_to_id(token)) for token in tokens])
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Writes the maker's file as tokenizer.model."""

@@ -15,7 +15,7 @@ from ..japanese.prompts import render
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_text
 from ..messages import notice, warn
 from . import catalog
-from .probes import PROBES
+from .probes import PROBES as PROBES
 from .sentencepiece_tokenizer import deciding_file, from_pieces, pieces_file, read_settings
 from .source import ModelSource, find_tokenizer
 

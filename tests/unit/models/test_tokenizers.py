@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.models import SENTENCES, build_tokenizer
 
-from ai_finetuning.errors import ConfigError, ModelError
+from ai_finetuning.errors import ConfigError
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import tokenizers as module
 from ai_finetuning.models.probes import PROBES
