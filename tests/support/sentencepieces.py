@@ -38,12 +38,12 @@ SIX: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any]]] = {
     ),
     "another name, BPE without bytes": ("maker.model", _LLAMA, {"model_type": "bpe"}),
 }
-PIECES = 1600
+PIECES = 1500
 each_layout = pytest.mark.parametrize("layout", SIX)
 
 
 @cache
-def prose(shared: Path, passages: int = 250) -> list[str]:
+def prose(shared: Path, passages: int = 150) -> list[str]:
     """Lines of Wikipedia passages."""
     with gzip.open(shared / "data" / "prose" / "wikipedia_annotated_corpus.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in itertools.islice(file, passages)]

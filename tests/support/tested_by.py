@@ -21,6 +21,9 @@ _CALLBACKS = "integration/test_callbacks.py"
 # Modules that no test file is named after and none imports.
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
+    "export._upstream": "integration/test_sentencepieces.py",
+    "export.serve_process": "integration/test_sentencepieces.py",
+    "models.tokenizers_json": "unit/models/test_sentencepiece_tokenizer.py",
     "engine.checkpoint.read": _RESUME,
     "engine.checkpoint.write": _RESUME,
     "engine.predictions": _CALLBACKS,

@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from ..models.growing_text import GrowingText
 
 
 class _Pieces:
-    """What DirectStreamer asks of tokenizers' DecodeStream, by the tokenizer's own decode: all of the answer each time,
-    of which the new end is handed on.
-    """
+    """What DirectStreamer asks of tokenizers' DecodeStream, by the tokenizer's own decode: the new end of the answer."""
 
     def __init__(self, skip_special_tokens: bool) -> None:
         self._skip_special_tokens = skip_special_tokens
-        self._ids: list[int] = []
+        self._text: GrowingText | None = None
         self._shown = 0
 
     def step(self, tokenizer: Any, number: int) -> str | None:
-        self._ids.append(number)
-        text = str(tokenizer.decode(self._ids, skip_special_tokens=self._skip_special_tokens)).rstrip("\ufffd")
+        if self._text is None:
+            self._text = GrowingText(partial(tokenizer.decode, skip_special_tokens=self._skip_special_tokens))
+        text = self._text.add([number]).rstrip("\ufffd")
         piece, self._shown = text[self._shown :], max(self._shown, len(text))
         return piece or None
 

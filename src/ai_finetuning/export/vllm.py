@@ -54,6 +54,13 @@ def _complete(folder: Path) -> None:
 
     tokenizer = load_tokenizer(str(folder))
     tokenizer.save_pretrained(folder)
+    if not (folder / "tokenizer.json").is_file():
+        warn(
+            "このモデルのトークナイザーは tokenizer.json に正しく変換できないため、tokenizer.model だけを書き出しました。ほかのプログラムでは改行や空白の表示が"
+            "変わることがあります（aift serve は学習時と同じです）。",
+            "this model's tokenizer has no exact tokenizer.json, so that only tokenizer.model was written; other programs "
+            "may show line ends and blanks differently (aift serve is as in training).",
+        )
     make: Callable[[], GenerationConfig] = GenerationConfig
     save_generation_config(generation_config(folder) or make(), tokenizer, folder)
 

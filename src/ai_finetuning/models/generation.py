@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..japanese.prompts import render
 from ..messages import warn
 from ..system.out_of_memory import with_smaller_batches
+from .growing_text import GrowingText
 from .modes import eval_mode, evaluating
 from .sampling import validate_sampling
 from .tokenizers import PromptStyle, prompt_style
@@ -275,11 +276,10 @@ class _Ids(BaseStreamer):
 def _pieces(streamer: Iterable[list[int]], tokenizer: Any, style: PromptStyle) -> Iterator[str]:
     """What may be shown already, cleaned; the rest waits."""
     marks = [*style.stop_strings, *([style.newline] if style.newline else []), *tokenizer.all_special_tokens]
-    ids: list[int] = []
+    text = GrowingText(lambda ids: _decode(tokenizer, ids, style))
     whole, shown = "", 0
     for drawn in streamer:
-        ids += drawn
-        whole = _decode(tokenizer, ids, style)
+        whole = text.add(drawn)
         safe = clean_answer(_without_beginning_of(whole, marks), style)
         if len(safe) > shown:
             yield safe[shown:]

@@ -235,7 +235,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         """
         numbers = [token_ids] if isinstance(token_ids, int) else token_ids
         added = {number: token.content for number, token in self.added_tokens_decoder.items()}
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        skipped = set(added) & set(self.all_special_ids) if skip_special_tokens else set()
         unknown = int(self._whole.unk_id())
         if unknown != self.pad_token_id:
             skipped.discard(unknown)

@@ -247,7 +247,10 @@ def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
     if chosen is None:
         eos = tokenizer.eos_token_id
         chosen = next(token for token, number in sorted(vocabulary.items(), key=lambda item: item[1]) if number != eos)
-    tokenizer.add_special_tokens({"pad_token": chosen})
+    if chosen in vocabulary and (tokenizer.is_fast or chosen not in _PADS):
+        tokenizer.pad_token = chosen
+    else:  # a name that is nobody's yet; in Python, a marker that decode() leaves out
+        tokenizer.add_special_tokens({"pad_token": chosen})
     notice(
         f"パディングには {chosen} を使います（eos {tokenizer.eos_token} とは別にして、文末の学習を守ります）。",
         f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that the end of each answer stays in the "
