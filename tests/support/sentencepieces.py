@@ -50,8 +50,12 @@ def prose(shared: Path, passages: int = 150) -> list[str]:
     return [line for text in texts for line in text.splitlines() if line]
 
 
-def write_tokenizer(layout: str, folder: Path, lines: list[str]) -> Path:
-    """A folder with the sentencepiece file and what its maker writes beside it; returns the file."""
+def write_tokenizer(layout: str, folder: Path, lines: list[str], **changes: Any) -> Path:
+    """A folder with the sentencepiece file and what its maker writes beside it; returns the file.
+
+    Args:
+        **changes: what the model is trained with in place of what SIX says.
+    """
     import io
 
     import sentencepiece
@@ -67,7 +71,7 @@ def write_tokenizer(layout: str, folder: Path, lines: list[str]) -> Path:
         pad_id=3,
         minloglevel=2,
         num_threads=1,
-        **options,
+        **options | changes,
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(written.getvalue())

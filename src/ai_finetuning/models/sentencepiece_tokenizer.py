@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ _ADDS = {
     "T5Tokenizer": (False, True),
 }
 _NAMED = {"bos_token": "bos_id", "eos_token": "eos_id", "unk_token": "unk_id", "pad_token": "pad_id"}
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Special and added tokens: what finds them in a text (the longest first, one group for each), the id of each
+    group, and their names by id.
+    """
+
+    pattern: re.Pattern[str]
+    numbers: list[int]
+    names: dict[int, str]
 
 
 class SentencePieceTokenizer(PreTrainedTokenizer):
@@ -74,7 +86,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         self._inner = self._whole if self.legacy else _without_prefix(self.proto)
         self._pieces = [self._whole.id_to_piece(number) for number in range(self._whole.get_piece_size())]
         self._numbers = {piece: number for number, piece in enumerate(self._pieces)}
-        self._splitter: tuple[Any, re.Pattern[str], list[int]] | None = None
+        self._marks: _Marks | None = None
         self._converted: tuple[str, str | None] | None = None
         for name in ("tokenizer_file", "is_local", "local_files_only"):
             kwargs.pop(name, None)
@@ -131,8 +143,8 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         ids: list[int] = []
         for begin, end, number in [(0, len(text), None)] if plain else self._parts(text):
             ids += self._processor(begin).encode(text[begin:end]) if number is None else [number]
-        added = self.added_tokens_decoder
-        return [added[number].content if number in added else self._pieces[number] for number in ids]
+        names = self._marked().names
+        return [names[number] if number in names else self._pieces[number] for number in ids]
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -166,8 +178,12 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
             (folder / "tokenizer.json").write_text(converted, encoding="utf-8")
         file = folder / "tokenizer_config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
-        values |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token, MARK: True}
+        values |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+        values[MARK] = {"legacy": self.legacy}
         values["tokenizer_class"] = "PreTrainedTokenizerFast" if converted is not None else "SentencePieceBackend"
+        values["legacy"] = (
+            self.legacy or converted is None
+        )  # without it SentencePieceBackend never puts a blank in front
         values.pop("backend", None)
         file.write_text(json.dumps(values, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return tuple(map(str, written or ()))
@@ -194,26 +210,31 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
 
     def _parts(self, text: str) -> Iterator[tuple[int, int, int | None]]:
         """(begin, end, id) of every special or added token in a text, (begin, end, None) of what lies between them."""
-        pattern, numbers = self._marks()
+        marks = self._marked()
         done = 0
-        for match in pattern.finditer(text) if numbers else ():
+        for match in marks.pattern.finditer(text) if marks.numbers else ():
             if match.start() > done:
                 yield done, match.start(), None
             begin, end = match.span(match.lastindex or 0)
-            yield begin, end, numbers[(match.lastindex or 1) - 1]
+            yield begin, end, marks.numbers[(match.lastindex or 1) - 1]
             done = match.end()
         if done < len(text):
             yield done, len(text), None
 
-    def _marks(self) -> tuple[re.Pattern[str], list[int]]:
-        """What finds special and added tokens, the longest first, one group for each; and their ids."""
-        added = self.added_tokens_decoder
-        key = [(number, str(token), token.lstrip, token.rstrip, token.single_word) for number, token in added.items()]
-        if self._splitter is None or self._splitter[0] != key:
-            ordered = sorted((item for item in key if item[1]), key=lambda item: -len(item[1]))
-            pattern = re.compile("|".join(_pattern(*item[1:]) for item in ordered))
-            self._splitter = (key, pattern, [item[0] for item in ordered])
-        return self._splitter[1:]
+    def _marked(self) -> _Marks:
+        if self._marks is None:
+            added = self.added_tokens_decoder
+            ordered = sorted(
+                (item for item in added.items() if item[1].content), key=lambda item: -len(item[1].content)
+            )
+            pattern = re.compile("|".join(_pattern(token) for _, token in ordered))
+            names = {number: token.content for number, token in added.items()}
+            self._marks = _Marks(pattern, [number for number, _ in ordered], names)
+        return self._marks
+
+    def _update_trie(self, *arguments: Any) -> None:  # called when tokens were added
+        self._marks = None
+        super()._update_trie(*arguments)
 
     def _convert_token_to_id(self, token: str) -> int:
         return self._numbers.get(token, int(self._whole.unk_id()))
@@ -234,7 +255,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         vocabulary does not have (rows that fill up an embedding) have no text.
         """
         numbers = [token_ids] if isinstance(token_ids, int) else token_ids
-        added = {number: token.content for number, token in self.added_tokens_decoder.items()}
+        added = dict(self._marked().names)
         skipped = set(added) & set(self.all_special_ids) if skip_special_tokens else set()
         unknown = int(self._whole.unk_id())
         if unknown != self.pad_token_id:
@@ -253,10 +274,11 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         return "".join([*texts, (self._whole if first else self._inner).decode(run)])
 
 
-def _pattern(content: str, lstrip: bool, rstrip: bool, single_word: bool) -> str:
-    """A token in a regular expression, with the blanks that it takes along outside its group."""
-    body = f"(?<![^ ]){re.escape(content)}(?![^ ])" if single_word else re.escape(content)
-    return (r"\s*" if lstrip else "") + f"({body})" + (r"\s*" if rstrip else "")
+def _pattern(token: Any) -> str:
+    """An added token in a regular expression, with the blanks that it takes along outside its group."""
+    name = re.escape(token.content)
+    body = f"(?<![^ ]){name}(?![^ ])" if token.single_word else name
+    return (r"\s*" if token.lstrip else "") + f"({body})" + (r"\s*" if token.rstrip else "")
 
 
 def _empty(place: int, ids: Sequence[int]) -> NDArray[np.int64]:
@@ -358,6 +380,8 @@ def from_pieces(folder: Path, file: Path) -> SentencePieceTokenizer:
     adds = _ADDS.get(str(settings.get("tokenizer_class")).removesuffix("Fast"), (False, False))
     for name, usual in zip(("add_bos_token", "add_eos_token"), adds, strict=True):
         given[name] = usual if settings.get(name) is None else bool(settings[name])
+    if isinstance(settings.get(MARK), dict):
+        given["legacy"] = settings[MARK].get("legacy")
     tokenizer: SentencePieceTokenizer = SentencePieceTokenizer.from_pretrained(
         str(folder), vocab_file=str(file), local_files_only=True, **given
     )

@@ -6,11 +6,12 @@ normalization, `tokenizers` does neither, so that on rare text the two can part 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from .probes import PROBES
 
@@ -68,8 +69,13 @@ def _tie(ids: list[int], expected: list[int], scores: list[float] | None) -> boo
 def _core(tokenizer: Any, proto: Any) -> Tokenizer:
     settings, trained = proto.normalizer_spec, proto.trainer_spec
     unknown = next(number for number, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN)
+    # Pieces of the user's own are kept whole. As added tokens they would get the blank that stands in front of a text.
+    inside = not settings.precompiled_charsmap
+    own = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
+    own = sorted((piece.replace(" ", "▁") if inside else piece for piece in own), key=len, reverse=True)
     if trained.model_type == _UNIGRAM:
-        pieces = [(piece.piece, _LOWEST if piece.type == _BYTE else piece.score) for piece in proto.pieces]
+        best = max((piece.score for piece in proto.pieces if piece.type == _NORMAL), default=0.0)
+        pieces = [(piece.piece, _score(piece, best)) for piece in proto.pieces]
         core = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=trained.byte_fallback))
     else:
         core = Tokenizer(
@@ -79,20 +85,30 @@ def _core(tokenizer: Any, proto: Any) -> Tokenizer:
                 unk_token=proto.pieces[unknown].piece,
                 fuse_unk=True,
                 byte_fallback=trained.byte_fallback,
+                ignore_merges=bool(own) and inside,
             )
         )
+        if own and inside:
+            core.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, own))), "isolated")
     core.normalizer = normalizers.Sequence(list(_normalizers(settings)))
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if settings.remove_extra_whitespaces or settings.add_dummy_prefix:
         steps.append(decoders.Strip(" ", 2**20 if settings.remove_extra_whitespaces else 1, 0))
     steps.append(decoders.Replace(proto.pieces[unknown].piece, trained.unk_surface))
     core.decoder = decoders.Sequence(steps)
-    own = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
-    core.add_tokens([AddedToken(piece, normalized=False) for piece in own])
+    if not inside:
+        core.add_tokens([AddedToken(piece, normalized=False) for piece in own])
     for _, token in sorted(tokenizer.added_tokens_decoder.items()):
         (core.add_special_tokens if token.special else core.add_tokens)([token])
     _add_processor(core, tokenizer)
     return core
+
+
+def _score(piece: Any, best: float) -> float:
+    """What a unigram search adds for a piece: sentencepiece prefers the user's own to any others."""
+    if piece.type == _USER_DEFINED:
+        return len(piece.piece) * best - 0.1
+    return _LOWEST if piece.type == _BYTE else float(piece.score)
 
 
 def _normalizers(settings: Any) -> Iterable[Any]:

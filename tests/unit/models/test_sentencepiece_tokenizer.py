@@ -151,6 +151,31 @@ def test_bos_eos_and_legacy_are_as_the_configuration_says(sentencepieces: dict[s
     assert tokenizer.decode(tokenizer.encode("大阪 東京"), skip_special_tokens=True) == "大阪 東京"
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("layout", ["llama, unigram", "llama, BPE"])
+def test_pieces_of_the_makers_own_are_kept_whole_by_others_too(layout: str, legacy: bool, shared: Path, tmp_path: Path):
+    """A line end and roles as pieces, with a blank in front of a text: not one in front of every line."""
+    own = ["\n", "<|user|>", "<|user|>さん"]
+    file = write_tokenizer(layout, tmp_path / "model", prose(shared), user_defined_symbols=own)
+    config = json.loads((file.parent / "tokenizer_config.json").read_text(encoding="utf-8")) | {"legacy": legacy}
+    (file.parent / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    tokenizer = load_tokenizer(str(file.parent))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    plain = AutoTokenizer.from_pretrained(str(tmp_path / "saved"))
+    for text in [*PROBES, "<|user|>さん、\n  東京<|user|>", *prose(shared)[:100]]:
+        ids = reference.encode(text)
+        assert tokenizer.encode(text, add_special_tokens=False) == ids
+        obtained = plain.encode(text, add_special_tokens=False)
+        assert obtained == ids or likelihood(reference, obtained) == pytest.approx(likelihood(reference, ids), abs=1e-3)
+        assert tokenizer.decode(ids) == reference.decode(ids)
+        assert plain.decode(ids) == reference.decode(ids) or not legacy
+    text = "<s>東京</s>大阪\n"
+    assert load_tokenizer(str(tmp_path / "saved")).encode(text) == tokenizer.encode(text)
+    assert plain.encode(text) == tokenizer.encode(text) or not legacy
+    assert (tmp_path / "saved" / "tokenizer.json").is_file() is legacy  # `tokenizers` cannot tell where a text begins
+
+
 def test_added_tokens_and_markers_are_found_whole(sentencepieces: dict[str, Path], tmp_path: Path):
     tokenizer = load_tokenizer(str(sentencepieces["llama, BPE"]))
     size = len(tokenizer)
