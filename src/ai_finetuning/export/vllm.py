@@ -38,7 +38,10 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
     folder = model_folder(name, base=base)
     with new_folder(out) as staging:
         for path in folder.iterdir():
-            if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt", ".md") and path.is_file():
+            if (
+                path.suffix in (".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt", ".md")
+                and path.is_file()
+            ):
                 shutil.copyfile(path, staging / path.name)
         _complete(staging)
         validate_complete(staging)

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..errors import HubError, ModelError
+from ..errors import HubError, ModelError, ToolkitError
 from ..japanese.prompts import render
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_text
 from ..messages import notice, warn
@@ -79,6 +79,8 @@ def load_tokenizer(
     rows = _embedding_rows(obtained)
     try:
         tokenizer = _loaded(obtained, trust_remote_code)
+    except ToolkitError:
+        raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         kind = ModelError if Path(obtained.path).is_dir() else HubError
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -246,6 +246,7 @@ def test_a_vocabulary_that_nothing_reads_is_refused_before_anything_loads(
     assert call("data", "stats", str(tmp_path / "rows.jsonl"), "--model", str(tmp_path / "qwen")) == 78
     text = logged()
     assert "only in qwen.tiktoken" in text
+    assert "cannot be loaded" not in text
     assert "a version with tokenizer.json" in text
 
 
