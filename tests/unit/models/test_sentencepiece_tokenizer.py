@@ -44,7 +44,7 @@ def random_texts(count: int) -> list[str]:
 def test_ids_and_text_are_sentencepieces_own(layout: str, sentencepieces: dict[str, Path], shared: Path):
     folder = sentencepieces[layout]
     reference, tokenizer = reference_of(folder), load_tokenizer(str(folder))
-    for text in ["", "<0x0A>とかの▁", *PROBES, *prose(shared), *random_texts(400)]:
+    for text in ["", "\n\n\n", " ", "\a\x00\ufeff", "<0x0A>とかの▁", *PROBES, *prose(shared), *random_texts(400)]:
         expected = reference.encode(text)
         assert tokenizer.encode(text, add_special_tokens=False) == expected
         assert tokenizer.decode(expected) == reference.decode(expected)
