@@ -40,6 +40,17 @@ class Reason:
         return Reason(between.join(reason.ja for reason in reasons), between.join(reason.en for reason in reasons))
 
 
+@dataclass(frozen=True)
+class Problem(Reason):
+    """What is wrong with one setting.
+
+    Attributes:
+        key: the setting's dotted name; empty for a rule between settings.
+    """
+
+    key: str = ""
+
+
 class ToolkitError(Exception):
     """A refusal with its reason and the way out, in both languages."""
 
@@ -109,9 +120,30 @@ class PreemptedError(ToolkitError, InterruptedError):
 
 
 class ConfigError(ToolkitError, ValueError):
-    """A setting has a value that it cannot have (EX_CONFIG)."""
+    """A setting has a value that it cannot have (EX_CONFIG).
+
+    Attributes:
+        problems: what is wrong, setting by setting; of a refusal that is about no setting alone, its own text.
+    """
 
     exit_code = 78
+
+    def __init__(self, ja: str, en: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(ja, en)
+        self.problems = tuple(problems) or (Problem(ja, en),)
+
+    @staticmethod
+    def of(problems: Sequence[Problem]) -> ConfigError:
+        """One refusal that names every problem."""
+        if len(problems) == 1:
+            return ConfigError(problems[0].ja, problems[0].en, problems)
+        ja = "".join(f"\n  {problem.ja}" for problem in problems)
+        en = "".join(f"\n  {problem.en}" for problem in problems)
+        return ConfigError(
+            f"設定に {len(problems)} 個の問題があります:{ja}",
+            f"{len(problems)} problems with the settings:{en}",
+            problems,
+        )
 
 
 class ModelError(ToolkitError, ValueError):

@@ -167,8 +167,8 @@ def test_a_really_full_disk(tmp_path: Path, tiny_model_dir: Path, logged):
 
         original = loop.save
 
-        def filling(run) -> None:
-            original(run)
+        def filling(run, **options) -> None:
+            original(run, **options)
             if run.state.step == 8:
                 run.writer.wait()
                 with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:

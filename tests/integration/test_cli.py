@@ -230,7 +230,14 @@ def test_models_lists_searches_and_describes(capsys):
     assert call("models", "llm-jp-3-1.8b") == 0
     assert "llm-jp/llm-jp-3-1.8b-instruct3" in capsys.readouterr().out
     assert call("models", "llm-jp/llm-jp-3-1.8b-instruct3") == 0
-    assert "licence: Apache-2.0" in capsys.readouterr().out
+    described = capsys.readouterr().out
+    assert "licence: Apache-2.0" in described
+    assert "prompt: tokenizer" in described
+    assert "prompt_source: https://huggingface.co/" in described
+    assert call("models", "weblab-10b-instruction-sft") == 0
+    assert re.search(r"weblab-10b-instruction-sft.*golden", capsys.readouterr().out)
+    assert call("models", "ELYZA-japanese-Llama-2-13b-instruct") == 0
+    assert re.search(r"elyza/ELYZA-japanese-Llama-2-13b-instruct.*unconfirmed", capsys.readouterr().out)
     assert call("models", "--fits", "--method", "qlora") == 0
     assert call("models", "--method", "x") == 78
     assert call("models", "no such model") == 0
@@ -250,7 +257,8 @@ def test_schema_is_json_for_editors(tmp_path: Path):
     assert call("schema", "--out", str(tmp_path / "schema.json")) == 0
     schema = json.loads((tmp_path / "schema.json").read_text(encoding="utf-8"))
     assert "$schema" in schema
-    assert {"model", "method", "data", "training", "lora", "parallel"} == schema["properties"].keys()
+    assert {"model", "method", "data", "training", "lora", "parallel"} <= schema["properties"].keys()
+    assert "learning_rate" in schema["properties"]  # flat, as the YAML takes it too
 
 
 def test_data_show_prints_the_exact_tokens_and_where_loss_is(adapter: Path, tiny_model_dir: Path, capsys):
@@ -434,3 +442,85 @@ def test_a_short_demo_runs_to_its_end(kotoha: str, tmp_path: Path, capsys):
         assert word in text
     assert (tmp_path / "demo" / "adapter" / "loss.png").is_file()
     assert (tmp_path / "demo" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture
+def mixed_rows(tmp_path: Path) -> Path:
+    """Three good rows, and one that training refuses."""
+    path = tmp_path / "mixed.jsonl"
+    rows = [
+        {"質問": "首都は？", "回答": "東京です。"},
+        {"質問": "人口は？", "回答": ""},
+        {"質問": "天気は？", "回答": "晴れです。"},
+    ]
+    rows.append({"質問": "季節は？", "回答": "秋です。"})
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_data_show_and_stats_go_on_beside_a_bad_row_and_say_that_training_would_not(
+    mixed_rows: Path, tiny_model_dir: Path, capsys
+):
+    model = ("--model", str(tiny_model_dir))
+    for row in ("last", "-1", "3"):
+        assert call("data", "show", str(mixed_rows), *model, "--row", row) == 0
+        text = capsys.readouterr().out
+        assert "mixed.jsonl:4:" in text
+        assert "mixed.jsonl:2: 回答 is empty" in text
+        assert "Training refuses" in text
+    assert call("data", "stats", str(mixed_rows), *model, "data.skip_bad_rows=true") == 0
+    text = capsys.readouterr().out
+    assert "rows skipped: 1" in text
+    assert "Training refuses" not in text
+    assert call("data", "show", str(mixed_rows), *model, "--row", "4") == 64
+
+
+def test_data_show_takes_the_settings_that_errors_advise(tmp_path: Path, tiny_model_dir: Path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text("聞いたこと,言ったこと\n首都は？,東京です。\n", encoding="utf-8")
+    model = ("--model", str(tiny_model_dir))
+    assert call("data", "show", str(path), *model) == 65
+    advised = re.search(r"'(data\.columns=[^']*)'", capsys.readouterr().err)
+    assert advised is not None
+    assert call("data", "show", str(path), *model, advised.group(1), "data.system_prompt=短く", "data.loss_on=all") == 0
+    text = capsys.readouterr().out
+    assert set(next(line for line in text.splitlines() if line.startswith("loss: "))[7:]) == {"1"} or "01" in text
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_data_formats_lists_the_tables_of_the_reader(language: str, capsys, monkeypatch: pytest.MonkeyPatch):
+    from ai_finetuning.data.files import READERS
+    from ai_finetuning.data.formats import FORMATS
+
+    monkeypatch.setenv("AIFT_LANG", language)
+    assert call("data", "formats") == 0
+    text = capsys.readouterr().out
+    for ending in READERS:
+        assert ending in text
+    for item in FORMATS:
+        assert item.key in text
+        assert (item.ja if language == "ja" else item.en) in text
+        assert item.example in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("a.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c"}\n', 65),
+        ("a.jsonl", '{"質問": "価格は？", "回答": "<s>千円</s>です"}\n', 65),
+        ("a.csv", "質問,回答,回答\n一,二,三\n", 65),
+        ("a.xlsx", "no workbook", 65),
+        ("a.pkl", "x", 65),
+        (None, "", 66),
+    ],
+)
+def test_training_on_what_is_no_data_exits_by_its_kind_and_writes_nothing(
+    tmp_path: Path, tiny_model_dir: Path, name: str | None, content: str, code: int, capsys
+):
+    path = tmp_path / (name or "missing.jsonl")
+    if name:
+        path.write_text(content, encoding="utf-8")
+    out = tmp_path / "out"
+    assert call("train", f"model={tiny_model_dir}", f"data.train={path}", f"training.output_dir={out}") == code
+    assert not out.exists()
+    assert "Traceback" not in capsys.readouterr().err

@@ -17,10 +17,14 @@ _CLI, _TRAINERS, _QUANTIZED = "integration/test_cli.py", "integration/test_train
 _RESUME, _SECTIONS, _FILES = "faults/test_resume.py", "unit/config/test_sections.py", "unit/data/test_files.py"
 _TOKENS, _LAUNCH, _BENCH = "unit/data/test_tokens.py", "distributed/test_launch.py", "test_quantization_benchmark.py"
 _CALLBACKS = "integration/test_callbacks.py"
+_FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 
 # Modules that no test file is named after and none imports.
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
+    "data.columnar": _TABLES,
+    "data.conversations": _FORMATS,
+    "data.texts": _TABLES,
     "export._upstream": "integration/test_sentencepieces.py",
     "export.serve_process": "integration/test_sentencepieces.py",
     "models.tokenizers_json": "unit/models/test_sentencepiece_tokenizer.py",
@@ -59,6 +63,7 @@ TESTED_BY = {
     "apps.cli.train": _CLI,
     "config.model": _SECTIONS,
     "config.run_folder": _RESUME,
+    "config.hints": "unit/config/test_load.py",
     "config.synonyms": _SECTIONS,
     "data.encoding": _FILES,
     "data.formats": _FILES,
@@ -77,6 +82,7 @@ TESTED_BY = {
     "kernels.native": "unit/kernels/test_blocks.py",
     "models.base_model": "contract/test_documented_api.py",
     "models.japanese_model": "contract/test_documented_api.py",
+    "japanese.jinja_parts": "unit/japanese/test_golden_prompts.py",
     "models.log_filters": _CLI,
     "models.random_init": "integration/test_pretrain.py",
     "models.tokenizer_training": "integration/test_pretrain.py",

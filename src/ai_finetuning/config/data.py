@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .limits import Fraction
+from .limits import AtLeastOne, Fraction
 from .section import section
 
 
@@ -89,6 +89,10 @@ class DataConfig:
     """Roles of columns, where their names do not tell: {instruction: 本文, output: 答え}.
     ja: 列名から分からないときの列の役割。例: {instruction: 本文, output: 答え}
     """
+    sheet: str | None = None
+    """Sheet of an Excel workbook; null takes the first visible one whose heading fits.
+    ja: Excel のシート名。null なら、見出しの合う最初の表示シートを読みます。
+    """
     skip_bad_rows: bool = False
     """Skip and count rows that cannot be used, instead of stopping.
     ja: 使えない行で止まらずに、数を記録して読み飛ばすかどうか。
@@ -100,6 +104,11 @@ class DataConfig:
     cache: bool = True
     """Keep tokenized data between runs, in the user's cache folder.
     ja: トークン化したデータをユーザーのキャッシュフォルダーに残し、次の実行で使うかどうか。
+    """
+    max_samples: AtLeastOne | None = dataclasses.field(default=None, kw_only=True)
+    """At most so many rows of each file, folder or data set in `train`: the first ones, before evaluation rows are
+    taken out. `eval` is read whole.
+    ja: `train` のファイル、フォルダー、データセットそれぞれから使う行数の上限。先頭から使い、評価用に分けるのはその後です。`eval` は全部使います。
     """
     normalize: NormalizeConfig = dataclasses.field(default_factory=NormalizeConfig)
     """Normalization of characters.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import prefers_japanese
-from .fields import field_types, section_class
+from .fields import field_types, fields_of, section_class
 from .limits import Texts, allowed
 from .plain import to_plain
 from .run import RunConfig
@@ -101,8 +101,21 @@ def json_schema(*, japanese: bool | None = None) -> dict[str, Any]:
         "description": model["description"],
         "anyOf": [{"type": "string"}, {"$ref": "#/$defs/ModelConfig"}],
     }
+    schema["properties"] |= _flat(schema)
     schema["description"] = "aift train の設定" if language else "What `aift train` runs."
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _flat(schema: dict[str, Any]) -> dict[str, Any]:
+    """Schemas of the settings that may stand without their section: those whose name one section has."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path, hint in fields_of(RunConfig).items():
+        if section_class(hint) is None and len(path) > 1:
+            cls: Any = RunConfig
+            for name in path[:-1]:
+                cls = section_class(field_types(cls)[name])
+            found.setdefault(path[-1], []).append(schema["$defs"][cls.__name__]["properties"][path[-1]])
+    return {name: places[0] for name, places in found.items() if len(places) == 1}
 
 
 def _describe(path: dict[str, Any], cls: type, definitions: dict[str, Any], japanese: bool) -> None:
@@ -126,13 +139,15 @@ def table() -> list[tuple[str, str, str]]:
 _HEADS = {
     "en": (
         "# Settings",
-        "Keys of the YAML that `aift train` reads; on the command line `key=value`. `aift schema` prints them for "
-        "editors.",
+        "Keys of the YAML that `aift train` reads; on the command line `key=value`. Where one section has it, a key may "
+        "stand without its section, on the command line and at the top of the YAML (`learning_rate: 1e-4`). What is wrong "
+        "with a file is said at once, with lines. `aift schema` prints the keys for editors.",
         "| Setting | Default | Values | Meaning |",
     ),
     "ja": (
         "# 設定一覧",
-        "`aift train` が読む YAML のキーです。コマンドラインでは `key=value` と書きます。`aift schema` がエディター用に出力します。",
+        "`aift train` が読む YAML のキーです。コマンドラインでは `key=value` と書きます。1 つのセクションにしかないキーは、コマンドラインでも YAML の一番外側でも"
+        "セクション名なしで書けます（`learning_rate: 1e-4`）。ファイルの問題は、行番号を付けて一度にすべて表示します。`aift schema` がエディター用に出力します。",
         "| 設定 | 既定値 | 値 | 意味 |",
     ),
 }

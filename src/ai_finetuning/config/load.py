@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ConfigError, InputNotFoundError, UsageError
-from .fields import fields_of, options_of, section_class
+from ..errors import ConfigError, InputNotFoundError, Problem, Reason, UsageError
+from .fields import field_names, fields_of, options_of, section_class
+from .hints import hint
+from .other_tools import OTHER_TOOLS
 from .run import RunConfig
-from .section import build, validate_keys
-from .synonyms import SYNONYMS
-from .yaml_text import parse_yaml
+from .section import build, settings_by_name, validate_keys
+from .yaml_text import key_lines, parse_yaml
 
 # Flags that stand for a field, as users type them.
 FLAGS = {
@@ -22,30 +24,62 @@ FLAGS = {
     "restart": "training.checkpoint.restart",
     "allow_changed": "training.checkpoint.allow_changed",
 }
+# Names that a line lists.
+_SHOWN = 8
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run.
 
     Args:
-        path: a YAML file, or None for overrides alone.
+        path: a YAML file, or None for overrides alone. At its top a setting may also stand without its section, as on
+            the command line: `learning_rate: 1e-4`.
         overrides: `key=value`, `--key value`, `--key=value`; a key may be bare where one section has it.
 
     Raises:
-        InputNotFoundError: no such file. ConfigError: an unknown key or a value that cannot be. UsageError: an override
-            that is no `key=value`.
+        InputNotFoundError: no such file. ConfigError: unknown keys, values that cannot be, a setting that the file
+            gives twice; all of them at once, with their lines. UsageError: an override that is no `key=value`.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read(Path(path))
+    file = _File("", {}, {}, []) if path is None else _read(Path(path))
+    values, problems = file.values, file.problems
     for key, text in parse_overrides(overrides):
-        path_of_key, hint = resolve_key(key)
-        # `--resume` alone means the newest checkpoint.
-        _put(values, path_of_key, "auto" if (key, text) == ("resume", "true") else _value(text, hint, key))
-    return build(RunConfig, _with_model_section(values))
+        try:
+            path_of_key, kind = resolve_key(key)
+            # `--resume` alone means the newest checkpoint.
+            value = "auto" if (key, text) == ("resume", "true") else _value(text, kind, key)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        file.lines.pop(".".join(path_of_key), None)  # what is wrong now is no longer the file's
+        _put(values, path_of_key, value)
+    try:
+        built = build(RunConfig, _with_model_section(values))
+    except ConfigError as error:
+        # A rule between settings is looked at where every setting by itself is right.
+        problems += [item for item in error.problems if item.key or not problems]
+    if problems:
+        raise _refusal(file, problems)
+    return built
 
 
-def _read(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _File:
+    """A YAML file as it was read.
+
+    Attributes:
+        name: for messages.
+        values: by section.
+        lines: of its settings, by dotted name, and of its unknown keys.
+        problems: keys that no section has, and settings given twice.
+    """
+
+    name: str
+    values: dict[str, Any]
+    lines: dict[str, int]
+    problems: list[Problem]
+
+
+def _read(path: Path) -> _File:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -64,13 +98,73 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     values = parse_yaml(text, str(path))
     if values is None:
-        return {}
+        return _File(str(path), {}, {}, [])
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} の一番外側はキーと値の組にしてください（model:, data:, training: など）。",
             f"{path}: the outermost level must be keys and values (model:, data:, training:, ...).",
         )
-    return _with_model_section(values)
+    return _in_sections(_with_model_section(values), key_lines(text), str(path))
+
+
+def _in_sections(values: dict[Any, Any], lines: Mapping[tuple[str, ...], int], name: str) -> _File:
+    """The values of a file, with what stands flat at its top put into its section."""
+    sections = {key: value for key, value in values.items() if key in field_names(RunConfig)}
+    file = _File(name, sections, {".".join(path): line for path, line in lines.items()}, [])
+    given = {path: line for path, line in lines.items() if path[0] in sections}
+    given.setdefault(("model", "name"), given.get(("model",), 0))  # `model: NAME` has no line of its own for it
+    for key, value in values.items():
+        if key in sections:
+            continue
+        line = lines.get((str(key),), 0)
+        try:
+            path, _ = resolve_key(str(key))
+        except ConfigError as error:
+            file.problems.extend(error.problems)
+            continue
+        dotted = ".".join(path)
+        if _has(sections, path):
+            other = given.get(path, given.get(path[:1], 0))  # YAML's merge key (<<) has brought it: its section's line
+            file.problems.append(
+                Problem(
+                    f"{dotted} が 2 回あります（{other} 行目と {line} 行目の {key}）。一方を消してください。",
+                    f"{dotted} is given twice (line {other}, and {key} on line {line}); remove one.",
+                    str(key),
+                )
+            )
+            continue
+        given[path] = file.lines[dotted] = line
+        _put(sections, path, "auto" if (key, value) == ("resume", True) else value)
+    return file
+
+
+def _has(values: Any, path: Sequence[str]) -> bool:
+    for part in path:
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _refusal(file: _File, problems: Sequence[Problem]) -> ConfigError:
+    """All problems in the order of the file, each with its line; those of the command line at the end."""
+    placed = []
+    for item in problems:
+        line = file.lines.get(item.key)
+        where = (f"{file.name} の {line} 行目: ", f"{file.name}, line {line}: ") if line else ("", "")
+        placed.append((line or sys.maxsize, Problem(where[0] + item.ja, where[1] + item.en, item.key)))
+    placed.sort(key=lambda item: item[0])
+    refusal = ConfigError.of([problem for _, problem in placed])
+    foreign = [item.key for item in problems if item.key.split(".")[-1] in OTHER_TOOLS and item.key in file.lines]
+    if not foreign:
+        return refusal
+    names = ", ".join(foreign[:_SHOWN]) + (", ..." if len(foreign) > _SHOWN else "")
+    return ConfigError(
+        f"{refusal.ja}\n{names} は LLaMA-Factory、Axolotl、TRL などの設定です。そのファイルは aift import {file.name} で本ツールの設定に変換できます。",
+        f"{refusal.en}\n{names}: settings of LLaMA-Factory, Axolotl or TRL; aift import {file.name} turns their files "
+        "into ours.",
+        refusal.problems,
+    )
 
 
 def _with_model_section(values: dict[str, Any]) -> dict[str, Any]:
@@ -129,21 +223,24 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
         return matches[0], fields[matches[0]]
     if len(matches) > 1:
         names = ", ".join(".".join(path) for path in matches)
-        raise ConfigError(
-            f"キー {key} は {names} のどれか決められません。セクション名を付けてください。",
-            f"key {key} could be {names}; write the section's name with it.",
+        raise ConfigError.of(
+            [
+                Problem(
+                    f"キー {key} は {names} のどれか決められません。セクション名を付けてください。",
+                    f"key {key} could be {names}; write the section's name with it.",
+                    key,
+                )
+            ]
         )
     if len(expected) == 2 and (expected[0],) in fields:
         section = section_class(fields[(expected[0],)])
         if section is not None:
             validate_keys(section, [expected[1]])
-    keys = [".".join(path) for path in fields if section_class(fields[path]) is None]
-    meant = SYNONYMS.get(expected[-1])
-    last = {name.split(".")[-1]: name for name in keys}
-    near = [meant] if meant else [last[name] for name in difflib.get_close_matches(expected[-1], last, n=2, cutoff=0.6)]
-    hint_ja = f"もしかして: {', '.join(near)}" if near else "aift train --help で一覧を見られます。"
-    hint_en = f"did you mean {', '.join(near)}?" if near else "aift train --help lists them."
-    raise ConfigError(f"{key} というキーはありません。{hint_ja}", f"{key} is not a known key; {hint_en}")
+    listed = Reason("aift train --help で一覧を見られます。", "aift train --help lists them.")
+    meant = hint(expected[-1], field_names(RunConfig), settings_by_name(), listed)
+    raise ConfigError.of(
+        [Problem(f"{key} というキーはありません。{meant.ja}", f"{key} is not a known key; {meant.en}", key)]
+    )
 
 
 def _abbreviates(expected: tuple[str, ...], path: tuple[str, ...]) -> bool:
@@ -177,9 +274,12 @@ def _value(text: str, hint: Any, name: str) -> Any:
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Puts a value into copies of its sections; what stands in a section's place and is none stays, to be refused."""
     for part in path[:-1]:
-        inner = values.setdefault(part, {})
+        inner = values.get(part)
         if isinstance(inner, str) and part == "model":
-            inner = values[part] = {"name": inner}
-        values = inner
+            inner = {"name": inner}
+        if inner is not None and not isinstance(inner, dict):
+            return
+        values[part] = values = dict(inner or {})
     values[path[-1]] = value

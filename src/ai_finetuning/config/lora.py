@@ -18,6 +18,11 @@ _Targets = Annotated[
     ),
 ]
 
+_Folder = Annotated[
+    Annotated[str, Field(pattern=r"\S")] | None,
+    Rule("アダプターのフォルダーか null（None）にしてください。", "it must be an adapter's folder or null (None)."),
+]
+
 
 @section
 class LoRAConfig:
@@ -64,6 +69,11 @@ class LoRAConfig:
     use_dora: bool = dataclasses.field(default=False, kw_only=True)
     """Use DoRA (arXiv:2402.09353), which trains magnitude and direction separately.
     ja: DoRA（arXiv:2402.09353）。重みの大きさと向きを別々に学習します。
+    """
+    adapter: _Folder = dataclasses.field(default=None, kw_only=True)
+    """Folder of a LoRA adapter (ours or PEFT's) that training goes on from: its rank, alpha, layers and variant hold,
+    and its dropout where lora_dropout is not set.
+    ja: 続きから学習する LoRA アダプターのフォルダー（本ツールか PEFT のもの）。ランク、alpha、対象の層、種類はアダプターのもので、lora_dropout も指定しなければそうです。
     """
     modules_to_save: list[str] | None = dataclasses.field(default=None, kw_only=True)
     """Modules that are trained in full and saved with the adapter (embed_tokens, lm_head after adding tokens).

@@ -67,6 +67,13 @@ class ArchitectureConfig:
         )
 
 
+_Token = Annotated[str, Field(pattern=r"[\s\S]"), Rule("トークンを書いてください。", "it must be a token.")]
+_Tokens = Annotated[
+    Annotated[list[_Token], Field(min_length=1)] | None,
+    Rule("トークンのリストか null（None）にしてください。", "it must be a list of tokens or null (None)."),
+]
+
+
 @section
 class ModelConfig:
     """A model by hub id, folder or embedded name."""
@@ -98,4 +105,17 @@ class ModelConfig:
     architecture: ArchitectureConfig | None = None
     """Sizes of a new model, for method: pretrain; null reads config.json beside the tokenizer in the folder `name`.
     ja: 新しいモデルの大きさ（method: pretrain 用）。null は `name` のフォルダーにある config.json に従います。
+    """
+    special_tokens: dict[Literal["bos_token", "eos_token", "pad_token", "unk_token"], _Token] | None = None
+    """Tokens of the vocabulary that take these parts instead of the tokenizer's own: {eos_token: <|im_end|>}.
+    ja: トークナイザーの設定の代わりに使う、語彙にあるトークン。例: {eos_token: <|im_end|>}
+    """
+    extra_tokens: _Tokens = None
+    """New tokens. They take spare rows of the embedding; where there are none it grows, which takes method full or
+    pretrain, or embedding and head in lora.modules_to_save.
+    ja: 新しく加えるトークン。埋め込みの空いた行を使います。空きがなければ行を増やしますが、method が full か pretrain のとき、または lora.modules_to_save に埋め込みと出力層があるときに限ります。
+    """
+    turn_end_tokens: _Tokens = None
+    """Tokens of the vocabulary that end an assistant's turn: they carry loss and stop generation, as eos does.
+    ja: アシスタントの発話を終える、語彙にあるトークン。eos と同じく学習対象になり、生成を止めます。
     """

@@ -10,7 +10,7 @@ from .data import DataConfig
 from .lora import LoRAConfig
 from .model import ModelConfig
 from .parallel import ParallelConfig
-from .section import explicitly_set, section
+from .section import explicitly_set, require, section
 from .training import MultiGPUTrainingConfig, TrainingConfig
 
 
@@ -99,7 +99,30 @@ class RunConfig:
                 f"method is {method}, so lora settings ({names}) have no effect; remove them or use method: lora.",
             )
 
+        self._refuse_two_ways_to_say_one_thing()
+        require(
+            not self.training.save_only_model or self.parallel.max_restarts == 0,
+            "parallel.max_restarts",
+            self.parallel.max_restarts,
+            "training.save_only_model が true のときは、途中から再開できるチェックポイントがありません。0 にしてください。",
+            "with training.save_only_model there is no checkpoint to restart from; set it to 0.",
+        )
         self._refuse_a_strategy_of_training()
+
+    def _refuse_two_ways_to_say_one_thing(self) -> None:
+        training = self.training
+        for number, other, value in (
+            ("warmup_steps", "schedule.warmup_ratio", training.schedule.warmup_ratio),
+            ("save_steps", "saves_per_epoch", training.saves_per_epoch),
+            ("eval_steps", "evals_per_epoch", training.evals_per_epoch),
+        ):
+            require(
+                value is None or number not in explicitly_set(training),
+                f"training.{other}",
+                value,
+                f"training.{number} も {getattr(training, number)} です。どちらか一方にしてください。",
+                f"training.{number} is {getattr(training, number)} too: give only one of them.",
+            )
 
     def _refuse_a_strategy_of_training(self) -> None:
         """MultiGPUTrainingConfig brings a ParallelConfig; the run's own is the one that counts."""

@@ -5,7 +5,6 @@ what the user gave.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import typing
@@ -14,12 +13,13 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ErrorDetails
 from typing_extensions import dataclass_transform
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Problem, Reason
 from .fields import field_names, field_path, field_types, label, options_of, plain_types, section_class
+from .hints import hint
 from .limits import NO_CHOICE, OUT_OF_RANGE, item_type, requirement
-from .synonyms import SYNONYMS
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def section(cls: type[T]) -> type[T]:
         try:
             validate(self, **values)
         except ValidationError as error:
-            raise _refusal(cls, error, values) from None
+            raise ConfigError.of(_problems(cls, error, values)) from None
         self.__dict__[GIVEN] = given
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
@@ -139,24 +139,33 @@ def known_names(cls: type) -> list[str]:
 
 
 def validate_keys(cls: type, keys: Iterable[object]) -> None:
-    """Raises ConfigError for the first key that the section does not have, naming the likely one."""
+    """Raises ConfigError for the keys that the section does not have, naming the likely ones."""
+    problems = unknown_keys(cls, keys)
+    if problems:
+        raise ConfigError.of(problems)
+
+
+def unknown_keys(cls: type, keys: Iterable[object]) -> list[Problem]:
+    """The keys that a section does not have, with what may have been meant."""
     names = known_names(cls)
+    listed = Reason(f"使えるキー: {', '.join(names)}", f"known keys: {', '.join(names)}")
+    problems = []
     for key in map(str, keys):
-        if key in names:
-            continue
-        meant = SYNONYMS.get(key)
-        near = [meant] if meant else _elsewhere(key) or difflib.get_close_matches(key, names, n=2, cutoff=0.6)
-        hint_ja = f"もしかして: {', '.join(near)}" if near else f"使えるキー: {', '.join(names)}"
-        hint_en = f"did you mean {', '.join(near)}?" if near else f"known keys: {', '.join(names)}"
-        raise ConfigError(
-            f"{field_path(cls, key)} というキーはありません。{hint_ja}",
-            f"{field_path(cls, key)} is not a known key; {hint_en}",
-        )
+        if key not in names:
+            meant, path = hint(key, names, settings_by_name(), listed), field_path(cls, key)
+            problems.append(
+                Problem(f"{path} というキーはありません。{meant.ja}", f"{path} is not a known key; {meant.en}", path)
+            )
+    return problems
 
 
-def _elsewhere(key: str) -> list[str]:
-    """Fields of this name in other sections."""
-    return [field_path(cls, key) for cls in _SECTIONS.values() if key in field_names(cls)][:2]
+def settings_by_name() -> dict[str, list[str]]:
+    """The dotted names of all settings, by their last part."""
+    obtained: dict[str, list[str]] = {}
+    for cls in _SECTIONS.values():
+        for name in field_names(cls):
+            obtained.setdefault(name, []).append(field_path(cls, name))
+    return obtained
 
 
 def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
@@ -165,45 +174,61 @@ def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
         raise ConfigError(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}; {en}")
 
 
-def _refusal(cls: type, error: ValidationError, values: Mapping[str, Any]) -> ConfigError:
-    """The first problem that pydantic reports, with name, value and rule, in our own words."""
+def _problems(cls: type, error: ValidationError, values: Mapping[str, Any]) -> list[Problem]:
+    """What pydantic reports, a problem for each field, with name, value and rule, in our own words."""
     problems = error.errors(include_url=False)
-    inner = problems[0].get("ctx", {}).get("error")
-    if isinstance(inner, ConfigError):
-        return inner
-    field = str(problems[0]["loc"][0])
+    for item in problems:
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, ConfigError):
+            return list(inner.problems)
+    fields = dict.fromkeys(str(item["loc"][0]) for item in problems)
+    return [_problem(cls, field, [item for item in problems if item["loc"][0] == field], values) for field in fields]
+
+
+def _problem(cls: type, field: str, of_field: Sequence[ErrorDetails], values: Mapping[str, Any]) -> Problem:
     # Of `text | list | number` each part complains: a number out of range says more than "not a text".
-    of_field = [problem for problem in problems if problem["loc"][0] == field]
     problem = next((item for item in of_field if item["type"] in OUT_OF_RANGE), of_field[0])
     kind, rest = problem["type"], problem["loc"][1:]
-    name, value, each = field_path(cls, field), values[field], False
-    hint = field_types(cls)[field]
+    key, value, each = field_path(cls, field), values[field], False
+    expected, name = field_types(cls)[field], key
     if isinstance(value, Mapping) and rest:
-        name, value, hint = f"{name}[{rest[0]}]", problem["input"], item_type(hint, key="[key]" in rest)
+        name, value = f"{name}[{rest[0]}]", problem["input"]
+        expected = item_type(expected, key="[key]" in rest)
     elif isinstance(value, list | tuple):
         each = any(isinstance(part, int) for part in rest)
-    ja, en = requirement(hint, kind, each=each)
+    ja, en = requirement(expected, kind, each=each)
     reported = "" if kind in OUT_OF_RANGE or kind == NO_CHOICE else f" ({type(value).__name__})"
-    return ConfigError(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}{reported}; {en}")
+    return Problem(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}{reported}; {en}", key)
 
 
 def build(cls: type[T], values: object, path: str = "") -> T:
     """A section from plain YAML or JSON values: nested sections from mappings, tuples from lists.
 
     Raises:
-        ConfigError: for a value that is no mapping, an unknown key, a wrong type or a value out of range.
+        ConfigError: for values that are no mapping, unknown keys, wrong types and values out of range: all of them at
+            once. Rules between settings are looked at where every setting by itself is right.
     """
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
         name = path or label(cls)
-        raise ConfigError(
-            f"{name} が {values!r} です。キーと値の組で書いてください。",
-            f"{name} is {values!r}; it must be a mapping of keys to values.",
-        )
-    validate_keys(cls, values)
-    hints = plain_types(typing.cast(type, cls))
-    return cls(**{key: _from_plain(hints[key], value, field_path(cls, key)) for key, value in values.items()})
+        ja, en = "キーと値の組で書いてください。", "it must be a mapping of keys to values."
+        raise ConfigError.of([Problem(f"{name} が {values!r} です。{ja}", f"{name} is {values!r}; {en}", name)])
+    problems = unknown_keys(cls, values)
+    hints, converted = plain_types(typing.cast(type, cls)), {}
+    for key, value in values.items():
+        try:
+            if key in hints:
+                converted[key] = _from_plain(hints[key], value, field_path(cls, key))
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        built = cls(**converted)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError.of([item for item in problems if item.key] or problems)
+    return built
 
 
 def _from_plain(hint: Any, value: object, path: str) -> object:

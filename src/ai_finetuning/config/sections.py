@@ -65,6 +65,10 @@ class ScheduleConfig:
     """Share of the steps after the warm-up in which wsd decays.
     ja: wsd で学習率を下げるステップの割合（ウォームアップ後のステップに対する割合）。
     """
+    warmup_ratio: FractionOrZero | None = None
+    """Linear warm-up as a share of all steps; instead of warmup_steps.
+    ja: 学習率を直線的に上げるステップの、全ステップに対する割合。warmup_steps の代わりに使います。
+    """
 
 
 @section

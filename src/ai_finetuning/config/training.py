@@ -82,6 +82,19 @@ class TrainingConfig:
     """Processes of the run; 1 takes the launcher's.
     ja: 実行のプロセス数。1 はランチャーの値に従います。
     """
+    saves_per_epoch: AtLeastOne | None = dataclasses.field(default=None, kw_only=True)
+    """Checkpoints an epoch, at even distances, the last one at its end; instead of save_steps.
+    ja: 1 エポックあたりのチェックポイントの数。等間隔で、最後はエポックの終わりです。save_steps の代わりに使います。
+    """
+    evals_per_epoch: AtLeastOne | None = dataclasses.field(default=None, kw_only=True)
+    """Evaluations an epoch, at even distances, the last one at its end; instead of eval_steps.
+    ja: 1 エポックあたりの評価の回数。等間隔で、最後はエポックの終わりです。eval_steps の代わりに使います。
+    """
+    save_only_model: bool = dataclasses.field(default=False, kw_only=True)
+    """Checkpoints hold the trained weights without the optimizer's state: smaller, and no run resumes from them. What
+    SIGTERM or Ctrl-C saves stays whole.
+    ja: チェックポイントに、学習した重みだけを保存し、オプティマイザーの状態は保存しないかどうか。小さくなりますが、再開には使えません。SIGTERM と Ctrl-C のときの保存は完全なものです。
+    """
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig, kw_only=True)
     """Optimizer and its hyperparameters.
     ja: オプティマイザーとそのハイパーパラメーター。

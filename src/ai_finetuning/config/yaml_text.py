@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -163,6 +164,23 @@ def parse_yaml(text: str, name: str) -> Any:
             f"{name} を YAML として読めません。タグ（!!）を消してください。",
             f"{name} is not valid YAML ({error}).",
         ) from None
+
+
+def key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line, from 1, of every key of a YAML text that parse_yaml() reads, by its path."""
+    loader = _Reader(text)
+    try:
+        return dict(_lines(loader.get_single_node(), ()))
+    finally:
+        loader.dispose()
+
+
+def _lines(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*path, str(key.value))
+            yield below, key.start_mark.line + 1
+            yield from _lines(value, below)
 
 
 def _refusal(error: yaml.YAMLError, text: str, name: str) -> ConfigError:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from ..config.run_folder import RUN
 from ..errors import ModelError, ToolkitError
 from ..models import hub
-from ..models.adapter_folder import WEIGHTS, adapter_config, base_name
-from ..models.adapters import load_adapter
+from ..models.adapter_folder import adapter_config, base_name
+from ..models.adapters import brought_rows, fit_rows, load_adapter
 from ..models.loading import load_causal_lm
 from ..models.options import validate_bits
 from ..models.quantized import quantized_bits
@@ -162,14 +161,13 @@ def _dequantized(model: Any, name: str) -> Any:
 
 
 def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
-    """Gives the base as many embedding rows as the adapter's file brings, where tokens were added in training.
+    """Gives the base as many embedding rows as the adapter's file brings.
 
     Raises:
         ModelError: the tokenizer has more tokens than there are rows.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    with safe_open(str(Path(adapter) / WEIGHTS), framework="pt") as file:
-        brought = max((file.get_slice(key).get_shape()[0] for key in file.keys() if _is_embedding(key)), default=rows)  # noqa: SIM118
+    brought = brought_rows(adapter) or rows
     if brought < len(tokenizer):
         raise ModelError(
             f"{adapter} のトークナイザーは {len(tokenizer)} 語ですが、埋め込みは {brought} 行です。アダプターに増えた行がないため統合できません。"
@@ -177,9 +175,4 @@ def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
             f"{adapter}: its tokenizer has {len(tokenizer)} tokens and there are {brought} embedding rows; the "
             "adapter does not contain the other rows. Train again with modules_to_save: [embed_tokens, lm_head].",
         )
-    if brought != rows:
-        model.resize_token_embeddings(brought, mean_resizing=False)
-
-
-def _is_embedding(key: str) -> bool:
-    return key.endswith(("embed_tokens.weight", "embed_in.weight", "wte.weight", "lm_head.weight", "embed_out.weight"))
+    fit_rows(model, adapter)

@@ -1,13 +1,14 @@
-"""What becomes of a row that cannot be used: refused, or left out and counted."""
+"""What becomes of rows that cannot be used: refused together in one list, or left out and counted."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from ..errors import DataError, localized
 
-# Reasons that a report keeps.
-KEPT = 10
+# Reasons that a message lists, and rows that it names for each.
+LISTED, NAMED = 20, 3
 
 
 class BadRow(ValueError):
@@ -18,24 +19,79 @@ class BadRow(ValueError):
         self.ja, self.en = ja, en
 
 
-@dataclass(kw_only=True)
-class LeftOut:
-    """Rows that were left out, and the first reasons, in the user's language."""
+@dataclass
+class BadRows:
+    """The bad rows of everything that is read for one purpose: collected first, so that a user learns of all at once.
 
-    skipped: int = 0
-    reasons: list[str] = field(default_factory=list)
+    Attributes:
+        skip: leave them out and count them instead of refusing the data.
+        counts: rows by reason (Japanese, English).
+        places: the first rows of each reason (`data/faq.csv:12`).
+    """
 
-    def leave_out(self, error: BadRow, source: str, skip: bool) -> None:
-        """Counts a bad row where the user asked for that.
+    skip: bool = False
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def add(self, error: BadRow, source: str) -> None:
+        """Notes a bad row."""
+        reason = (error.ja, error.en)
+        self.counts[reason] += 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < NAMED:
+            places.append(source)
+
+    def listed(self) -> list[tuple[str, str]]:
+        """A line (Japanese, English) for each of the first reasons: the rows and the reason."""
+        lines = []
+        for (ja, en), places in list(self.places.items())[:LISTED]:
+            more = self.counts[ja, en] - len(places)
+            rows = ", ".join(places)
+            lines.append(
+                (
+                    f"{rows}{f' ほか {more} 行' if more else ''}: {ja}",
+                    f"{rows}{f' and {more} more' if more else ''}: {en}",
+                )
+            )
+        hidden = sum(list(self.counts.values())[LISTED:])
+        return lines + ([(f"ほか {hidden} 行", f"and {hidden} more rows")] if hidden else [])
+
+    def refuse(self) -> None:
+        """Ends the reading if there are bad rows and nobody asked to leave them out.
 
         Raises:
-            DataError: nobody did; it names the row's place and the reason.
+            DataError: names every kind of problem with its rows and what to do.
         """
-        if not skip:
+        if self.skip or not self.counts:
+            return
+        lines = self.listed()
+        if len(self) == 1:
+            ja, en = lines[0]
             raise DataError(
-                f"{source}: {error.ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
-                f"{source}: {error.en}. Fix the row, or skip such rows with data.skip_bad_rows=true.",
-            ) from None
-        self.skipped += 1
-        if len(self.reasons) < KEPT:
-            self.reasons.append(f"{source}: {localized(error.ja, error.en)}")
+                f"{ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
+                f"{en}. Fix the row, or skip such rows with data.skip_bad_rows=true.",
+            )
+        raise DataError(
+            f"使えない行が {len(self)} 行あります。直すか、data.skip_bad_rows=true で読み飛ばせます。\n"
+            + "\n".join(f"  {ja}" for ja, _ in lines),
+            f"{len(self)} rows cannot be used. Fix them, or skip such rows with data.skip_bad_rows=true.\n"
+            + "\n".join(f"  {en}" for _, en in lines),
+        )
+
+    def empty(self, name: str) -> DataError:
+        """The refusal of data none of whose rows can be used."""
+        reasons = self.listed()
+        return DataError(
+            f"{name} に使える行がありません（読み飛ばし {len(self)} 行）。" + "".join(f"\n  {ja}" for ja, _ in reasons),
+            f"{name} contains no usable row ({len(self)} rows skipped)." + "".join(f"\n  {en}" for _, en in reasons),
+        )
+
+    def lines(self) -> list[str]:
+        """The report for the user, in the locale's language; empty without bad rows."""
+        if not self.counts:
+            return []
+        head = localized(f"読み飛ばした行: {len(self)}", f"rows skipped: {len(self)}")
+        return [head, *(f"  {localized(ja, en)}" for ja, en in self.listed())]

@@ -1,276 +1,159 @@
-"""Files to rows: JSONL, JSON, CSV, TSV, XLSX, Parquet, TXT, `.gz` of these, `datasets` folders and hub ids."""
+"""Files and folders to rows, by the ending of their names; hub ids too."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
-import io
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from .. import embedded
 from ..errors import DataError, HubError, InputNotFoundError
 from ..system.network import endpoint, head, offline
-from .bad_rows import BadRow, LeftOut
-from .encoding import decode, mojibake
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row as it was read, and where it stood (`faq.csv:12`)."""
-
-    values: dict[str, Any]
-    source: str
-
-
-@dataclass
-class FileReport(LeftOut):
-    """What a file contains."""
-
-    path: str
-    kind: str
-    encoding: str | None = None
-    rows: int = 0
-
-
-Reader = Callable[[Path, bytes, FileReport, bool], Iterator[Row]]
-
-
-def _text(raw: bytes, report: FileReport) -> str:
-    text, report.encoding = decode(raw, report.path)
-    broken = mojibake(text)
-    if broken is not None:
-        raise DataError(
-            f"{report.path} は文字化けしています（{broken}）。元のファイルから作り直してください。文字化けした文では学習しません。",
-            f"{report.path} is mojibake ({broken}); recreate it from the original file. The toolkit does not train on "
-            "trained on.",
-        )
-    return text
-
-
-def _read_jsonl(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
-    # Not splitlines(): U+2028 and U+0085 may stand inside JSON strings.
-    for number, line in enumerate(_text(raw, report).split("\n"), start=1):
-        if not line.strip():
-            continue
-        source = f"{path.name}:{number}"
-        try:
-            values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            snippet = line.strip()[:60]
-            bad = BadRow(f"JSON として読めません（{error}）: {snippet}", f"not valid JSON ({error}): {snippet}")
-            report.leave_out(bad, source, skip)
-            continue
-        yield from _object(values, source, report, skip)
-
-
-def _object(values: Any, source: str, report: FileReport, skip: bool) -> Iterator[Row]:
-    """A JSON value as a row; anything but an object is a bad row."""
-    if isinstance(values, dict):
-        yield Row(values, source)
-        return
-    kind = type(values).__name__
-    bad = BadRow(f"{kind} です。行は {{...}} の形にしてください", f"a {kind}; every row must be a {{...}} object")
-    report.leave_out(bad, source, skip)
-
-
-def _read_json(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
-    text = _text(raw, report)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            yield from _read_jsonl(path, raw, report, skip)
-            return
-        raise DataError(
-            f"{path} の {error.lineno} 行目が JSON として読めません（{error.msg}）。",
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}).",
-        ) from None
-    if isinstance(content, dict):
-        content = next(
-            (value for key, value in content.items() if key in ("data", "rows", "train") and isinstance(value, list)),
-            [content],
-        )
-    for number, values in enumerate(content, start=1):
-        yield from _object(values, f"{path.name}[{number}]", report, skip)
-
-
-def _table(rows: Iterator[tuple[int, list[Any]]], path: Path, report: FileReport, skip: bool) -> Iterator[Row]:
-    """Rows of a table: the first row with at least two filled cells (or the only column) is the header."""
-    header: list[str] | None = None
-    for number, cells in rows:
-        filled = [cell for cell in cells if cell is not None and str(cell).strip()]
-        if not filled:
-            continue
-        if header is None:
-            if len(filled) == 1 and len(cells) > 1:
-                continue  # a title above the table, often in merged cells
-            header = ["" if cell is None else str(cell).strip() for cell in cells]
-            continue
-        source = f"{path.name}:{number}"
-        if len(cells) > len(header) and any(cells[len(header) :]):
-            bad = BadRow(
-                f"セルが {len(cells)} 個あり、見出しの {len(header)} 個より多いです",
-                f"{len(cells)} cells but only {len(header)} headings",
-            )
-            report.leave_out(bad, source, skip)
-            continue
-        yield Row({key: cell for key, cell in zip(header, cells, strict=False) if key}, source)
-
-
-def _read_delimited(delimiter: str | None) -> Reader:
-    def read(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
-        text = _text(raw, report)
-        mark = delimiter
-        if mark is None:
-            first = text.split("\n", 1)[0]
-            mark = "\t" if "\t" in first and "," not in first else ","
-        csv.field_size_limit(2**27)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-        try:
-            yield from _table(((reader.line_num, cells) for cells in reader), path, report, skip)
-        except csv.Error as error:
-            raise DataError(
-                f"{path} の {reader.line_num} 行目が CSV として読めません（{error}）。引用符を確認してください。",
-                f"{path}, line {reader.line_num}: not valid CSV ({error}); check the quotes.",
-            ) from None
-
-    return read
-
-
-def _read_xlsx(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
-    from zipfile import BadZipFile
-
-    import openpyxl
-
-    try:
-        book = openpyxl.load_workbook(io.BytesIO(raw), read_only=True, data_only=True)
-    except (BadZipFile, KeyError, OSError) as error:
-        raise DataError(
-            f"{path} を Excel ファイルとして読めません（{error}）。.xlsx で保存し直してください。",
-            f"{path} cannot be read as an Excel file ({error}); save it as .xlsx again.",
-        ) from None
-    sheet = book.worksheets[0]
-    report.encoding = f"sheet {sheet.title!r}"
-    rows = (
-        (number, [_excel_cell(cell) for cell in cells])
-        for number, cells in enumerate(sheet.iter_rows(values_only=True), 1)
-    )
-    yield from _table(rows, path, report, skip)
-
-
-def _excel_cell(cell: Any) -> Any:
-    """Excel writes a line end in a cell as _x000D_ plus LF now and then, and whole numbers as floats."""
-    if isinstance(cell, str):
-        return cell.replace("_x000D_", "")
-    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
-
-
-def _read_parquet(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(io.BytesIO(raw))
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(
-            f"{path} を Parquet として読めません（{error}）。", f"{path} is not valid Parquet ({error})."
-        ) from None
-    for number, values in enumerate(table.to_pylist(), start=1):
-        yield Row(values, f"{path.name}[{number}]")
-
-
-def _read_txt(path: Path, raw: bytes, report: FileReport, skip: bool) -> Iterator[Row]:
-    """Documents parted by blank lines; a file without blank lines holds one document a line. Tabs: Excel's Unicode
-    text.
-    """
-    text = _text(raw, report)
-    first = text.lstrip("\ufeff").split("\n", 1)[0]
-    if report.encoding == "utf-16" and "\t" in first:
-        yield from _read_delimited("\t")(path, raw, report, skip)
-        return
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    blank = any(not line.strip() for line in lines[:-1])
-    start = 1
-    block: list[str] = []
-    for number, line in enumerate([*lines, ""], start=1):
-        if line.strip():
-            start = start if block else number
-            block.append(line)
-        if block and (not blank or not line.strip()):
-            yield Row({"text": "\n".join(block)}, f"{path.name}:{start}")
-            block = []
-
+from .bad_rows import BadRows
+from .columnar import dataset_rows, read_arrow, read_parquet, read_saved
+from .compression import UNPACK, kind_of, unpack
+from .rows import File, FileReport, Reader, Row
+from .spreadsheet import read_workbook
+from .tables import read_delimited
+from .texts import read_json, read_jsonl, read_text
 
 READERS: dict[str, Reader] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_delimited(None),
-    ".tsv": _read_delimited("\t"),
-    ".xlsx": _read_xlsx,
-    ".parquet": _read_parquet,
-    ".txt": _read_txt,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_delimited,
+    ".tsv": read_delimited,
+    ".xlsx": read_workbook,
+    ".xlsm": read_workbook,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
+    ".txt": read_text,
 }
+# What each ending means, for `aift data formats`.
+KINDS: dict[str, tuple[str, str]] = {
+    ".jsonl .ndjson": ("1 行に 1 つのオブジェクト", "one object on each line"),
+    ".json": (
+        "オブジェクトの配列、それを持つオブジェクト、pandas の to_json、JSONL",
+        "an array of objects, an object that holds one, pandas' to_json, or JSONL",
+    ),
+    ".csv .tsv": (
+        "列の意味が分かる最初の行が見出し。区切りは , タブ ; | から選びます",
+        "the first row whose cells are headings; the delimiter is chosen among , tab ; |",
+    ),
+    ".xlsx .xlsm": (
+        "見出しの合う最初の表示シート（data.sheet で指定可）。数値と日付は Excel の表示どおり",
+        "the first visible sheet whose heading fits (or data.sheet); numbers and dates as Excel shows them",
+    ),
+    ".parquet .arrow .feather": ("その列", "its columns"),
+    ".txt": (
+        "空行で区切った文書。空行がなければ 1 行に 1 文書",
+        "documents that blank lines separate, else one document on each line",
+    ),
+    ".gz .bz2 .xz .zst .zip": (
+        "上のどれかを圧縮したもの（zip は 1 つだけ）",
+        "any of these, compressed (one file in a zip)",
+    ),
+}
+_TRAIN = re.compile(r"(?:^|[^a-z])train(?:ing)?(?:[^a-z]|$)")
+_OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|dev|valid|validation|val)(?:[^a-z]|$)")
 
 
-def read_rows(path: str | Path, *, skip_bad_rows: bool = False) -> tuple[list[Row], FileReport]:
-    """All rows of a file, an embedded data set, a `datasets` folder or a hub id, and what was found.
+def read_rows(
+    path: str | Path,
+    *,
+    skip_bad_rows: bool = False,
+    columns: Mapping[str, str] | None = None,
+    sheet: str | None = None,
+    bad: BadRows | None = None,
+) -> tuple[list[Row], FileReport]:
+    """All rows of a file, a folder of files, an embedded data set, a `datasets` folder or a hub id, and what was found.
+
+    Args:
+        path: what to read.
+        skip_bad_rows: leave bad rows out and count them.
+        columns: roles of columns, given by the user; they tell which row of a table is its heading.
+        sheet: which sheet of a workbook.
+        bad: receives the bad rows instead; then they are not refused here.
 
     Raises:
         InputNotFoundError: no such file. DataError: a kind, encoding or row that cannot be used. HubError: no such data
             set.
     """
+    obtained = BadRows(skip_bad_rows) if bad is None else bad
     folder = find_data(path)
     if folder is None:
         return _read_hub(str(path))
     if folder.is_dir():
-        return _read_dataset_folder(folder)
-    kind = _kind(folder)
-    report = FileReport(str(path), kind.removeprefix("."))
-    try:
-        raw = gzip.decompress(folder.read_bytes()) if folder.suffix == ".gz" else folder.read_bytes()
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path} の gzip が壊れています（{error}）。", f"{path}: damaged gzip ({error}).") from None
-    rows = list(READERS[kind](folder, raw, report, skip_bad_rows))
-    report.rows = len(rows)
-    if not rows:
-        raise DataError(
-            f"{path} に使える行がありません（{len(raw)} バイト、読み飛ばし {report.skipped} 行）。",
-            f"{path} contains no usable row ({len(raw)} bytes, {report.skipped} rows skipped).",
-        )
+        rows, report = _read_folder(folder, str(path), obtained, columns, sheet)
+    else:
+        rows, report = _read_file(folder, str(path), obtained, columns, sheet)
+    if bad is None:
+        obtained.refuse()
+    if not rows and (bad is None or not len(obtained)):
+        raise obtained.empty(str(path))
     return rows, report
 
 
-def _read_dataset_folder(folder: Path) -> tuple[list[Row], FileReport]:
-    import datasets
+def _read_file(
+    path: Path, name: str, bad: BadRows, columns: Mapping[str, str] | None, sheet: str | None
+) -> tuple[list[Row], FileReport]:
+    raw, kind, notes = unpack(path, set(READERS))
+    # Rows are named by the whole path, as files in two folders may share a name.
+    report = FileReport(name, kind.removeprefix("."), notes=notes)
+    rows = list(READERS[kind](File(path, raw, report, bad, columns, sheet)))
+    report.rows = len(rows)
+    return rows, report
 
-    try:
-        loaded = datasets.load_from_disk(str(folder))
-    except (FileNotFoundError, ValueError) as error:
+
+def _read_folder(
+    folder: Path, name: str, bad: BadRows, columns: Mapping[str, str] | None, sheet: str | None
+) -> tuple[list[Row], FileReport]:
+    """Rows of a folder: what `datasets` saved, or all of its data files; those of other splits are named, not read."""
+    if any((folder / marker).is_file() for marker in ("dataset_info.json", "state.json", "dataset_dict.json")):
+        return read_saved(folder)
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    if not any(_is_data(entry) for entry in entries) and (folder / "data").is_dir():
+        entries = sorted(entry for entry in (folder / "data").iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if _is_data(entry)]
+    if not files:
         raise DataError(
-            f"{folder} はフォルダーですが、datasets の save_to_disk の形ではありません（{error}）。",
-            f"{folder} is a folder, but not one of datasets' save_to_disk ({error}).",
-        ) from None
-    return _dataset_rows(loaded, str(folder))
-
-
-def _dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
-    if isinstance(loaded, dict):
-        if "train" not in loaded:
-            raise DataError(
-                f"{name} に train がありません（あるのは {', '.join(loaded)}）。",
-                f"{name} has no split `train` (found {', '.join(loaded)}).",
+            f"{name} に読めるファイルがありません（{' '.join(READERS)} とその圧縮、または datasets の save_to_disk のフォルダー）。",
+            f"{name} holds no file that can be read ({' '.join(READERS)}, compressed ones, or a folder of datasets' "
+            "save_to_disk).",
+        )
+    report = FileReport(name, "folder")
+    if any(_TRAIN.search(entry.name.lower()) for entry in files):
+        aside = [entry for entry in files if _OTHER_SPLIT.search(entry.name.lower())]
+    else:
+        aside = []
+    rows: list[Row] = []
+    for entry in files:
+        if entry in aside:
+            count = len(_read_file(entry, str(entry), BadRows(True), columns, sheet)[0])
+            report.notes.append(
+                (
+                    f"読まないファイル（別の分割）: {entry.name}（{count} 行）",
+                    f"file of another split, not read: {entry.name} ({count} rows)",
+                )
             )
-        loaded = loaded["train"]
-    rows = [Row(values, f"{Path(name).name}[{number}]") for number, values in enumerate(loaded, start=1)]
-    if not rows:
-        raise DataError(f"{name} に行がありません。", f"{name} contains no row.")
-    return rows, FileReport(name, "datasets", rows=len(rows))
+            continue
+        more, part = _read_file(entry, str(entry), bad, columns, sheet)
+        rows += more
+        report.notes += [(f"{entry.name}: {ja}", f"{entry.name}: {en}") for ja, en in part.notes]
+    others = [entry.name for entry in entries if entry not in files]
+    if others:
+        report.notes.append((f"読まないもの: {', '.join(others[:10])}", f"not read: {', '.join(others[:10])}"))
+    report.rows = len(rows)
+    report.encoding = f"{len(files) - len(aside)} files"
+    return rows, report
+
+
+def _is_data(path: Path) -> bool:
+    names = ("dataset_info.json", "dataset_infos.json", "state.json", "metadata.json", "config.json")
+    kind = kind_of(path)
+    return path.is_file() and path.name not in names and (kind in READERS or kind == ".zip")
 
 
 def find_data(path: str | Path) -> Path | None:
@@ -284,11 +167,13 @@ def find_data(path: str | Path) -> Path | None:
     if folder.is_dir():
         return folder
     if folder.exists():
-        if _kind(folder) not in READERS:
+        kind = kind_of(folder)
+        if kind not in READERS and kind != ".zip":
+            known = " ".join([*READERS, *UNPACK, ".zip"])
+            hint = _HINTS.get(kind, ("", ""))
             raise DataError(
-                f"{path} の種類 {_kind(folder) or '（拡張子なし）'} は読めません。使えるのは {' '.join(READERS)} とその .gz です。",
-                f"{path}: files of kind {_kind(folder) or '(no extension)'} cannot be read; known: {' '.join(READERS)} "
-                "and .gz of these.",
+                f"{path} の種類 {kind or '（拡張子なし）'} は読めません。使えるのは {known} です。{hint[0]}",
+                f"{path}: files of kind {kind or '(no extension)'} cannot be read; known: {known}.{hint[1]}",
             )
         return folder
     if name.count("/") == 1 and not folder.suffix and not folder.parent.is_dir() and not name.startswith((".", "/")):
@@ -303,9 +188,18 @@ def find_data(path: str | Path) -> Path | None:
     )
 
 
-def _kind(path: Path) -> str:
-    """The ending that names a file's kind, without .gz."""
-    return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
+# The way out for kinds that people have and that are not read.
+_HINTS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        (".xls", ".ods", ".numbers"),
+        ("Excel で .xlsx に保存してください。", " Save it as .xlsx with a spreadsheet program."),
+    ),
+    **dict.fromkeys(
+        (".docx", ".doc", ".pdf", ".html", ".htm", ".md"), ("文を .txt に保存してください。", " Save its text as .txt.")
+    ),
+    **dict.fromkeys((".pkl", ".pickle", ".npy", ".pt"), ("pickle は開きません。", " Pickles are not opened.")),
+    **dict.fromkeys((".yaml", ".yml"), ("JSON に直してください。", " Convert it to JSON.")),
+}
 
 
 def _read_hub(name: str) -> tuple[list[Row], FileReport]:
@@ -328,4 +222,4 @@ def _read_hub(name: str) -> tuple[list[Row], FileReport]:
             f"data set {name} cannot be loaded ({str(error).splitlines()[0][:150]}). A file needs its extension; for "
             "a hub id check name and network.",
         ) from None
-    return _dataset_rows(loaded, name)
+    return dataset_rows(loaded, name)

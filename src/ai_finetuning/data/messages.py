@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..japanese.prompts import user_turn
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: role `system`, `user` or `assistant`, its text, and the material that a user's instruction is about."""
+    """One turn.
+
+    Attributes:
+        role: `system`, `user`, `assistant` or `tool`.
+        content: its text.
+        input: the material that a user's instruction is about.
+        learn: whether an assistant's turn carries loss.
+        tool_calls: what the assistant calls, as chat templates take it.
+        reasoning: the assistant's thinking before its answer.
+        extra: further keys for the template (`name`, `tool_call_id`).
+    """
 
     role: str
     content: str
     input: str = ""
+    learn: bool = True
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    reasoning: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def joins(self, other: Message) -> bool:
+        """Whether another turn continues this one: the same speaker, learnt alike, with text only."""
+        plain = not (
+            self.tool_calls or other.tool_calls or self.reasoning or other.reasoning or self.extra or other.extra
+        )
+        return plain and self.role == other.role != "tool" and self.learn == other.learn
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as chat templates take it; they know three names for the thinking."""
+        if self.role == "user":
+            return {**user_turn(self.content, self.input), **self.extra}
+        message: dict[str, Any] = {"role": self.role, "content": self.content, **self.extra}
+        if self.tool_calls:
+            message["tool_calls"] = [dict(call) for call in self.tool_calls]
+        if self.reasoning:
+            message |= dict.fromkeys(("reasoning_content", "thinking", "reasoning"), self.reasoning)
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +56,11 @@ class Conversation:
 
     messages: tuple[Message, ...]
     source: str = ""
+    tools: tuple[Any, ...] = ()
 
-    def as_dicts(self) -> list[dict[str, str]]:
+    def as_dicts(self) -> list[dict[str, Any]]:
         """The messages as chat templates take them."""
-        return [
-            user_turn(message.content, message.input)
-            if message.role == "user"
-            else {"role": message.role, "content": message.content}
-            for message in self.messages
-        ]
+        return [message.as_dict() for message in self.messages]
 
 
 @dataclass(frozen=True, slots=True)

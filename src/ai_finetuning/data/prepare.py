@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
 from ..errors import DataError, localized
 from . import cache
+from .bad_rows import BadRows
+from .messages import Sample
 from .sources import load_samples
 from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_label_tokens, encode
 from .vocabulary import vocabulary_loss
 
-SPLIT = "rows"
+# The rule of new runs, and that of runs that noted none.
+SPLIT, FIRST_SPLIT = "equal rows", "rows"
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,26 @@ def prepare(
         examples, scored = SPLITS[split](examples, eval_data, seed)
         lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows for evaluation: {len(scored)}"))
     elif eval_data is not None:
-        scored, _, more = load_examples(eval_data, tokenizer, config)
+        scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None))
         lines += [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
+        both = shared_rows(examples, scored)
+        if both:
+            lines.append(
+                localized(
+                    f"評価データ {len(scored)} 行のうち {both} 行が学習データと同じです。評価が実際より良く見えます",
+                    f"{both} of {len(scored)} evaluation rows are training rows as well: the evaluation will look better "
+                    "than it is",
+                )
+            )
     return PreparedData(examples, scored, lines, report, digest_of(examples))
 
 
 def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list[Example], EncodeReport, list[str]]:
-    """One source's examples, from the cache where it has been seen."""
+    """The examples of training or evaluation data, from the cache where it has been seen; of each source in it
+    (`config.max_samples`) the first rows only.
+    """
     if isinstance(source, TextDataset):
-        examples = source.examples
+        examples = source.examples[: config.max_samples]
         report = EncodeReport(
             rows=len(examples),
             tokens=sum(map(len, examples)),
@@ -84,7 +99,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
             longest=max(map(len, examples)),
             max_length=source.max_length,
         )
-        return examples, report, report.lines()
+        return examples, report, _left_aside(source.examples, config) + report.lines()
     files = _files(source)
     settings = asdict(config)
     for name in ("train", "eval", "packing", "group_by_length", "cache"):
@@ -93,21 +108,60 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
     obtained = cache.read(key) if key is not None else None
     if obtained is not None:
         return obtained
-    samples, read = load_samples(
-        source if not files or isinstance(source, str | Path) else files,
-        columns=config.columns,
-        system_prompt=config.system_prompt,
-        skip_bad_rows=config.skip_bad_rows,
-        normalize=asdict(config.normalize),
-    )
-    examples, report = encode(
-        samples, tokenizer, max_length=config.max_length, on_long=config.on_long, loss_on=config.loss_on
-    )
+    # Every problem of the data in one list: those of the files, of the rows and of what they become for this model.
+    bad = BadRows(config.skip_bad_rows)
+    samples: list[Sample] = []
+    lines: list[str] = []
+    for part in _parts(source if not files or isinstance(source, str | Path) else files, config):
+        of_part, read = load_samples(
+            part,
+            columns=config.columns,
+            system_prompt=config.system_prompt,
+            normalize=asdict(config.normalize),
+            sheet=config.sheet,
+            bad=bad,
+        )
+        samples += of_part[: config.max_samples]
+        lines += read.lines() + _left_aside(of_part, config)
+    try:
+        examples, report = encode(
+            samples,
+            tokenizer,
+            max_length=config.max_length,
+            on_long=config.on_long,
+            loss_on=config.loss_on,
+            bad=bad,
+        )
+    except DataError:
+        bad.refuse()
+        raise
+    bad.refuse()
+    report.left_out = len(bad)
     report.vocabulary = vocabulary_loss(samples, tokenizer)
-    lines = read.lines() + report.lines()
+    lines += bad.lines() + report.lines()
     if key is not None:
         cache.write(key, examples, report, lines)
     return examples, report, lines
+
+
+def _parts(source: Any, config: DataConfig) -> list[Any]:
+    """What is read at a time: each path by itself where the rows of each are counted."""
+    paths = isinstance(source, list) and bool(source) and all(isinstance(item, Path) for item in source)
+    return source if paths and config.max_samples is not None else [source]
+
+
+def _left_aside(rows: Sequence[object], config: DataConfig) -> list[str]:
+    """The line that says how many rows of a source `max_samples` leaves aside."""
+    limit = config.max_samples
+    if limit is None or len(rows) <= limit:
+        return []
+    left = len(rows) - limit
+    return [
+        localized(
+            f"data.max_samples が {limit} なので、先頭の {limit} 行だけを使います（使わない行: {left}）",
+            f"data.max_samples is {limit}: the first {limit} rows are used, {left} rows left aside",
+        )
+    ]
 
 
 def _files(source: Any) -> list[Path]:
@@ -122,29 +176,94 @@ def _files(source: Any) -> list[Path]:
     return paths if all(path.is_file() for path in paths) else []
 
 
-def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, evaluation): whole source rows, so that no turn of one conversation is on both sides.
+def _count(rows: int, share: float) -> int:
+    """How many of some rows are a share of them.
 
     Raises:
         DataError: the share leaves one side empty.
     """
-    sources = sorted({item.source for item in examples})
-    count = round(share * len(sources))
-    if not 0 < count < len(sources):
+    count = round(share * rows)
+    if not 0 < count < rows:
         raise DataError(
-            f"data.eval が {share} ですが、{len(sources)} 行では評価か学習のどちらかが 0 行になります。割合を変えるか、別のファイルを指定してください。",
-            f"data.eval is {share}, which leaves no row for training or none for evaluation ({len(sources)} rows in "
-            "all); change "
+            f"data.eval が {share} ですが、{rows} 行では評価か学習のどちらかが 0 行になります。割合を変えるか、別のファイルを指定してください。",
+            f"data.eval is {share}, which leaves no row for training or none for evaluation ({rows} rows in all); change "
             "the share or name a file.",
         )
-    chosen = set(random.Random(seed).sample(sources, count))
+    return count
+
+
+def _divide(examples: Sequence[Example], chosen: set[str]) -> tuple[list[Example], list[Example]]:
     return [item for item in examples if item.source not in chosen], [
         item for item in examples if item.source in chosen
     ]
 
 
+def hold_out_rows(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(training, evaluation) as the runs before version 0.3 divided: whole source rows, equal rows wherever they fall.
+
+    Raises:
+        DataError: the share leaves one side empty.
+    """
+
+    def name(item: Example) -> str:
+        return re.sub(r"^.*[/\\]", "", item.source)  # those runs named a row by its file's last part
+
+    sources = sorted({name(item) for item in examples})
+    chosen = set(random.Random(seed).sample(sources, _count(len(sources), share)))
+    return _divide(examples, {item.source for item in examples if name(item) in chosen})
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(training, evaluation): all rows of one source on one side, and all equal rows.
+
+    Rows are taken in the order of the data, so that the division does not depend on where the files lie.
+
+    Raises:
+        DataError: the share leaves one side empty.
+    """
+    group: dict[str, str] = {}  # a source, and the first source that has a row equal to one of its rows
+
+    def root(source: str) -> str:
+        while group[source] != source:
+            group[source] = source = group[group[source]]
+        return source
+
+    first: dict[bytes, str] = {}
+    for item in examples:
+        group.setdefault(item.source, item.source)
+        key = item.input_ids.tobytes()
+        group[root(item.source)] = root(first.setdefault(key, item.source))
+    groups: dict[str, list[str]] = {}
+    for source in group:
+        groups.setdefault(root(source), []).append(source)
+    count = _count(len(group), share)
+    order = list(groups)
+    random.Random(seed).shuffle(order)
+    chosen: set[str] = set()
+    for name in order:
+        if len(chosen) + len(groups[name]) <= count:
+            chosen.update(groups[name])
+    if not chosen:  # every group is larger than the share: the smallest comes nearest
+        chosen.update(groups[min(order, key=lambda name: len(groups[name]))])
+    if len(chosen) == len(group):
+        raise DataError(
+            f"data.eval が {share} ですが、{len(group)} 行はすべて同じ内容で、学習と評価に分けられません。",
+            f"data.eval is {share}, but all {len(group)} rows are equal and cannot be divided into training and evaluation.",
+        )
+    return _divide(examples, chosen)
+
+
+def shared_rows(train: Sequence[Example], eval_data: Sequence[Example]) -> int:
+    """How many evaluation rows are training rows as well."""
+    known = {item.input_ids.tobytes() for item in train}
+    return sum(item.input_ids.tobytes() in known for item in eval_data)
+
+
 # Rules that choose the evaluation rows; a run continues under the rule that it began with.
-SPLITS: dict[str, Callable[[Sequence[Example], float, int], tuple[list[Example], list[Example]]]] = {SPLIT: hold_out}
+SPLITS: dict[str, Callable[[Sequence[Example], float, int], tuple[list[Example], list[Example]]]] = {
+    FIRST_SPLIT: hold_out_rows,
+    SPLIT: hold_out,
+}
 
 
 def digest_of(examples: Sequence[Example]) -> str:

@@ -1,72 +1,98 @@
-"""Whatever the user hands in, to samples: texts, rows, conversations, a Dataset, files."""
+"""Whatever the user hands in, to samples: texts, rows, conversations, frames, a Dataset, files."""
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, localized
+from ..japanese.mojibake import find_mojibake
 from ..japanese.normalize import normalize as normalize_text
-from .bad_rows import BadRow, LeftOut
-from .files import FileReport, Row, read_rows
-from .formats import conversation, map_columns, to_sample
-from .messages import Conversation, Message, PlainText, Sample
+from .bad_rows import BadRow, BadRows
+from .columnar import dataset_rows
+from .columns import check_columns
+from .conversations import conversation
+from .files import read_rows
+from .formats import Format, Shape, build, find_format, no_format
+from .messages import Conversation, PlainText, Sample
+from .rows import FileReport, Row
 
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Rows that a report names.
+_NAMED = 5
 
 
 @dataclass
-class DataReport(LeftOut):
-    """What was read, left out and changed."""
+class DataReport:
+    """What was read, left out and changed.
 
+    Attributes:
+        bad: rows that cannot be used.
+        shared: whether these are of other sources as well, and reported by whoever collects them.
+        formats: rows by format.
+        unused_columns: rows in which a column held something that is not used, by the column's name.
+        unused_keys: the same for keys of messages.
+        unlearnt: rows that say of themselves that they are not to be learnt.
+    """
+
+    bad: BadRows = field(default_factory=BadRows)
+    shared: bool = False
     files: list[FileReport] = field(default_factory=list)
     samples: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
     normalized: Counter[str] = field(default_factory=Counter)
     private_use_rows: list[str] = field(default_factory=list)
-    ignored_columns: list[str] = field(default_factory=list)
+    control_rows: list[str] = field(default_factory=list)
+    unused_columns: Counter[str] = field(default_factory=Counter)
+    unused_keys: Counter[str] = field(default_factory=Counter)
+    unlearnt: int = 0
 
     def lines(self) -> list[str]:
         """The report for the user, in the locale's language."""
-        lines = [
-            localized(
-                f"{item.path}: {item.kind}{f'、{item.encoding}' if item.encoding else ''}、{item.rows} 行",
-                f"{item.path}: {item.kind}{f', {item.encoding}' if item.encoding else ''}, {item.rows} rows",
-            )
-            for item in self.files
-        ]
-        skipped = self.skipped + sum(item.skipped for item in self.files)
-        if skipped:
-            reasons = [reason for item in self.files for reason in item.reasons] + self.reasons
+        lines = [line for item in self.files for line in item.lines()]
+        lines += [] if self.shared else self.bad.lines()
+        if len(self.formats) > 1:
+            counts = ", ".join(f"{name} {count}" for name, count in self.formats.items())
+            lines.append(localized(f"行の形式: {counts}", f"formats of the rows: {counts}"))
+        if self.unlearnt:
             lines.append(
                 localized(
-                    f"読み飛ばした行: {skipped}（{reasons[0]} など）",
-                    f"rows skipped: {skipped} (such as {reasons[0]})",
+                    f"学習しないと書かれた行（weight: 0、train: false など）: {self.unlearnt}",
+                    f"rows that say not to learn them (weight: 0, train: false and the like): {self.unlearnt}",
                 )
             )
         if self.normalized:
             counts = ", ".join(f"{name} {count}" for name, count in self.normalized.items())
             lines.append(localized(f"文字の正規化: {counts}", f"characters normalised: {counts}"))
-        if self.private_use_rows:
-            where = ", ".join(self.private_use_rows[:5])
-            lines.append(
-                localized(
-                    f"外字（私用領域）のある行: {len(self.private_use_rows)}（{where}）",
-                    f"rows with private-use characters: {len(self.private_use_rows)} ({where})",
+        for rows, ja, en in (
+            (self.private_use_rows, "外字（私用領域）のある行", "rows with private-use characters"),
+            (
+                self.control_rows,
+                "制御文字 U+0080-U+009F のある行（そのまま使います。data.normalize.strip_control=true で取り除けます）",
+                "rows with control characters U+0080-U+009F (used as they are; data.normalize.strip_control=true removes them)",
+            ),
+        ):
+            if rows:
+                where = ", ".join(rows[:_NAMED])
+                lines.append(localized(f"{ja}: {len(rows)}（{where}）", f"{en}: {len(rows)} ({where})"))
+        for counter, ja, en in (
+            (self.unused_columns, "使わない列", "columns not used"),
+            (self.unused_keys, "使わないメッセージのキー", "message keys not used"),
+        ):
+            if counter:
+                named = ", ".join(
+                    name if count == self.samples else localized(f"{name}（{count} 行）", f"{name} ({count} rows)")
+                    for name, count in counter.items()
                 )
-            )
-        if self.ignored_columns:
-            lines.append(
-                localized(
-                    f"使わない列: {', '.join(self.ignored_columns)}",
-                    f"columns not used: {', '.join(self.ignored_columns)}",
-                )
-            )
+                lines.append(localized(f"{ja}: {named}", f"{en}: {named}"))
         return lines
 
 
@@ -77,9 +103,11 @@ def load_samples(
     system_prompt: str | None = None,
     skip_bad_rows: bool = False,
     normalize: Mapping[str, bool] | None = None,
+    sheet: str | None = None,
+    bad: BadRows | None = None,
 ) -> tuple[list[Sample], DataReport]:
-    """Samples from texts, rows (dicts), conversations (lists of messages), a `datasets.Dataset`, a path or a list of
-    paths.
+    """Samples from texts, rows (dicts), conversations (lists of messages), a data frame, a `datasets.Dataset`, a path or
+    a list of paths.
 
     A list of strings is a list of plain texts; a single string or Path is a path.
 
@@ -89,24 +117,26 @@ def load_samples(
         system_prompt: system message for conversations that have none.
         skip_bad_rows: leave bad rows out and count them, instead of refusing the data.
         normalize: switches of japanese.normalize.
+        sheet: which sheet of a workbook.
+        bad: receives the bad rows instead; then they are not refused here.
 
     Raises:
-        DataError: nothing usable, or a bad row; the message names file, line and reason.
+        DataError: nothing usable, or bad rows; the message names them all, with file, line and reason.
     """
-    report = DataReport()
+    report = DataReport(BadRows(skip_bad_rows) if bad is None else bad, bad is not None)
     samples: list[Sample] = []
-    for rows in _row_groups(source, report, skip_bad_rows):
-        samples += _samples(rows, report, columns, system_prompt, skip_bad_rows)
-    if not samples:
-        raise DataError("学習データに使える行がありません。", "the data contains no usable row.")
+    for rows in _row_groups(source, report, columns, sheet):
+        samples += _samples(rows, report, columns, system_prompt)
     cleaned: list[Sample] = []
     for sample in samples:
         try:
             cleaned.append(_clean(sample, normalize or {}, report))
         except BadRow as error:
-            report.leave_out(error, sample.source, skip_bad_rows)
-    if not cleaned:
-        raise DataError("学習データに使える行がありません。", "the data contains no usable row.")
+            report.bad.add(error, sample.source)
+    if bad is None:
+        report.bad.refuse()
+    if not cleaned and not (bad is not None and len(bad) and not bad.skip):
+        raise report.bad.empty(localized("学習データ", "the data"))
     report.samples = len(cleaned)
     return cleaned, report
 
@@ -114,25 +144,63 @@ def load_samples(
 _Item = Row | Sample
 
 
-def _row_groups(source: Any, report: DataReport, skip: bool) -> Iterable[list[_Item]]:
+def _row_groups(
+    source: Any, report: DataReport, columns: Mapping[str, str] | None, sheet: str | None
+) -> Iterable[list[_Item]]:
     """The source's rows, a list for each file."""
+    source = _container(source, report)
     if isinstance(source, str | Path):
-        rows, obtained = read_rows(source, skip_bad_rows=skip)
+        rows, obtained = read_rows(source, columns=columns, sheet=sheet, bad=report.bad)
         report.files.append(obtained)
         yield list(rows)
     elif isinstance(source, Sequence) and source and all(isinstance(item, Path) for item in source):
         for item in source:
-            yield from _row_groups(item, report, skip)
-    elif isinstance(source, Iterable):
-        yield [_item(item, number, report, skip) for number, item in enumerate(source, start=1)]
+            yield from _row_groups(item, report, columns, sheet)
     else:
+        yield [_item(item, number) for number, item in enumerate(source, start=1)]
+
+
+def _container(source: Any, report: DataReport) -> Any:
+    """What holds rows, as a path, a list of paths or an iterable of rows; frames and tables become rows.
+
+    Raises:
+        DataError: a container whose items are not its rows.
+    """
+    kind = type(source)
+    library = kind.__module__.split(".")[0]
+    if library == "pandas" and kind.__name__ == "DataFrame":
+        columns = [str(name) for name in source.columns]
+        source = source.astype(object).where(source.notna(), None)
+        source.columns = columns
+        return source.to_dict("records")
+    if library == "pandas" and kind.__name__ in ("Series", "Index"):
+        return source.tolist()
+    if library == "polars" and kind.__name__ == "DataFrame":
+        return source.to_dicts()
+    if library == "pyarrow" and kind.__name__ in ("Table", "RecordBatch"):
+        return source.to_pylist()
+    if library == "numpy" and kind.__name__ == "ndarray":
+        return source.tolist()
+    if isinstance(source, Mapping):
+        if source and all(hasattr(rows, "column_names") for rows in source.values()):
+            rows, obtained = dataset_rows(dict(source), "DatasetDict")
+            report.files.append(obtained)
+            return rows
+        values = list(source.values())
+        if values and all(isinstance(value, list | tuple) for value in values) and len(set(map(len, values))) == 1:
+            return [dict(zip(source, row, strict=True)) for row in zip(*values, strict=True)]
+    refused = isinstance(source, Mapping | set | frozenset | bytes | bytearray | io.IOBase) or hasattr(
+        source, "readline"
+    )
+    if refused or not isinstance(source, str | Path | Iterable):
         raise DataError(
-            f"学習データが {type(source).__name__} です。文字列・行・会話のリスト、Dataset、ファイルのパスのいずれかにしてください。",
-            f"the data is a {type(source).__name__}; give a list of texts, rows or conversations, a Dataset or a path.",
+            f"学習データが {kind.__name__} です。文字列・行・会話のリスト、DataFrame、Dataset、ファイルのパスのいずれかにしてください。",
+            f"the data is a {kind.__name__}; give a list of texts, rows or conversations, a DataFrame, a Dataset or a path.",
         )
+    return source
 
 
-def _item(item: Any, number: int, report: DataReport, skip: bool) -> _Item:
+def _item(item: Any, number: int) -> _Item:
     source = f"[{number}]"
     if isinstance(item, Conversation | PlainText | Row):
         return item
@@ -150,33 +218,80 @@ def _item(item: Any, number: int, report: DataReport, skip: bool) -> _Item:
 
 
 def _samples(
-    rows: list[_Item], report: DataReport, columns: Mapping[str, str] | None, system_prompt: str | None, skip: bool
+    rows: list[_Item], report: DataReport, columns: Mapping[str, str] | None, system_prompt: str | None
 ) -> list[Sample]:
-    names = list(dict.fromkeys(key for row in rows if isinstance(row, Row) for key in row.values))
-    roles = map_columns(names, columns) if names else {}
-    report.ignored_columns += [name for name in names if name not in roles.values()]
+    """The samples of one file.
+
+    Raises:
+        DataError: none of its rows has a format.
+    """
+    tables = [row for row in rows if isinstance(row, Row)]
+    if tables:
+        check_columns(columns, list(dict.fromkeys(str(key) for row in tables for key in row.values)))
+    shapes = [find_format(row.values, columns) for row in tables]
+    whole = next((row.values for row, (obtained, _) in zip(tables, shapes, strict=True) if obtained), None)
+    if tables and whole is None:
+        raise _no_format(tables)
+    known = iter(shapes)
     samples: list[Sample] = []
     for row in rows:
         try:
-            samples.append(_sample(row, roles, system_prompt))
+            if isinstance(row, Row):
+                obtained, shape = next(known)
+                if obtained is None:  # as the other rows of its file, with what it lacks left empty
+                    obtained, shape = find_format({**dict.fromkeys(whole or ()), **row.values}, columns)
+                samples += _row_sample(row, obtained, shape, report, system_prompt)
+            elif isinstance(row, Conversation):
+                samples.append(conversation(row.messages, row.source, system_prompt, row.tools))
+            else:
+                samples.append(row)
         except BadRow as error:
-            report.leave_out(error, row.source, skip)
+            report.bad.add(error, row.source)
     return samples
 
 
-def _sample(row: _Item, roles: Mapping[str, str], system_prompt: str | None) -> Sample:
-    if isinstance(row, PlainText):
-        return row
-    if isinstance(row, Conversation):
-        return conversation(list(row.messages), row.source, system_prompt)
-    return to_sample(row.values, roles, row.source, system_prompt)
+def _no_format(rows: list[Row]) -> DataError:
+    """The refusal of a file none of whose rows has a format."""
+    name = re.sub(r"(?::\d+|\[\d+\])$", "", rows[0].source)
+    words = [word for row in rows[:20] for pair in row.values.items() for word in map(str, pair)]
+    broken = next(filter(None, map(find_mojibake, words)), None)
+    if broken is not None:
+        ja, en = (
+            f"文字化けしています（{broken.kind}）。元のファイルから作り直してください",
+            (f"the text is mojibake ({broken.kind}); recreate it from the original file"),
+        )
+    else:
+        ja, en = no_format([row.values for row in rows[:100]])
+    return DataError(f"{name}: {ja}。" if name else f"{ja}。", f"{name}: {en}." if name else f"{en}.")
+
+
+def _row_sample(
+    row: Row, obtained: Format | None, shape: Shape, report: DataReport, system_prompt: str | None
+) -> Iterator[Sample]:
+    if obtained is None:
+        raise BadRow(*no_format([row.values]))
+    made = build(shape.values, obtained, shape, row.source, system_prompt)
+    report.formats[obtained.key] += 1
+    report.unused_keys.update(made.keys)
+    report.unused_columns.update(
+        str(key) for key, value in row.values.items() if key not in made.used and value not in (None, "", [], {})
+    )
+    if made.sample is None:
+        report.unlearnt += 1
+        return
+    if isinstance(made.sample, Conversation) and not any(
+        message.learn for message in made.sample.messages if message.role == "assistant"
+    ):
+        report.unlearnt += 1
+        return
+    yield made.sample
 
 
 def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> Sample:
-    """Normalises a sample's texts, counts what changed, notes private-use characters.
+    """Normalises a sample's texts, counts what changed, notes private-use and control characters.
 
     Raises:
-        BadRow: a lone surrogate, or control characters that are not to be stripped.
+        BadRow: mojibake, a lone surrogate, or control characters that are not to be stripped.
     """
 
     def clean(text: str) -> str:
@@ -185,6 +300,12 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
         if _SURROGATE.search(text):
             raise BadRow(
                 "壊れた文字（単独のサロゲート）があります", "the text contains a lone surrogate (half a character)"
+            )
+        broken = find_mojibake(text)
+        if broken is not None:
+            raise BadRow(
+                f"文字化けしています（{broken.kind}）。元のファイルから作り直してください",
+                f"the text is mojibake ({broken.kind}); recreate it from the original file",
             )
         if _PRIVATE_USE.search(text) and sample.source not in report.private_use_rows[-1:]:
             report.private_use_rows.append(sample.source)
@@ -196,10 +317,15 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
                 f"制御文字 {code} があります（data.normalize.strip_control=true で取り除けます）",
                 f"the text contains the control character {code} (data.normalize.strip_control=true removes it)",
             )
+        if _C1.search(text) and sample.source not in report.control_rows[-1:]:
+            report.control_rows.append(sample.source)
         report.normalized.update(counts)
         return text
 
     if isinstance(sample, PlainText):
         return PlainText(clean(sample.text), sample.source)
-    cleaned = (Message(item.role, clean(item.content), clean(item.input)) for item in sample.messages)
-    return Conversation(tuple(cleaned), sample.source)
+    messages = (
+        replace(item, content=clean(item.content), input=clean(item.input), reasoning=clean(item.reasoning))
+        for item in sample.messages
+    )
+    return Conversation(tuple(messages), sample.source, sample.tools)

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, localized
-from ..japanese.prompts import render
 from ..labels import IGNORED
-from .messages import Conversation, PlainText, Sample
+from .bad_rows import BadRow, BadRows
+from .messages import Sample
+from .rendering import Prompts, Rendered, render_sample
 from .vocabulary import VocabularyLoss, vocabulary_line
 
 MAX_LOST_SHARE = 0.2
@@ -35,7 +36,7 @@ class Example:
     Attributes:
         input_ids: [tokens] int32.
         labels: [tokens] int32, unshifted; -100 where a token is not a label token.
-        characters: characters of the text of the label tokens.
+        characters: characters that people wrote among the label tokens: no turn ends and other markup.
         source: where the sample came from.
     """
 
@@ -50,7 +51,14 @@ class Example:
 
 @dataclass
 class EncodeReport:
-    """What happened on the way from samples to tokens."""
+    """What happened on the way from samples to tokens.
+
+    Attributes:
+        left_out: bad rows of the data.
+        without_end: rows that were cut before the end of every answer: they teach no end.
+        special_tokens: tokens of the tokenizer that stand in plain texts, or as its own markup in messages, and how often.
+        not_in_prompt: keys of messages that the template left out (`reasoning_content`, `tools`), by rows.
+    """
 
     rows: int = 0
     tokens: int = 0
@@ -63,6 +71,10 @@ class EncodeReport:
     split_conversations: int = 0
     max_length: int = 0
     over_long_sources: list[str] = field(default_factory=list)
+    left_out: int = 0
+    without_end: int = 0
+    special_tokens: dict[str, int] = field(default_factory=dict)
+    not_in_prompt: dict[str, int] = field(default_factory=dict)
     vocabulary: VocabularyLoss = field(default_factory=VocabularyLoss)
 
     @property
@@ -91,6 +103,29 @@ class EncodeReport:
                     f"answer tokens lost {share:.1%}; rows dropped {self.dropped}",
                 )
             )
+        if self.without_end:
+            lines.append(
+                localized(
+                    f"切り詰めで応答の終わりを失う行: {self.without_end}（{self.rows} 行中）。終わり方はこれらの行からは学習されません",
+                    f"rows cut before the end of their answer: {self.without_end} of {self.rows}; where to stop is not "
+                    "learnt from them",
+                )
+            )
+        if self.special_tokens:
+            counts = ", ".join(f"{token} {count}" for token, count in self.special_tokens.items())
+            lines.append(
+                localized(
+                    f"文の中でトークナイザーのトークンとして読まれる文字列: {counts}",
+                    f"strings in the text that become tokens of their own: {counts}",
+                )
+            )
+        for key, count in self.not_in_prompt.items():
+            lines.append(
+                localized(
+                    f"チャットテンプレートが使わない {key}: {count} 行（学習にも入りません）",
+                    f"{key} is not used by the chat template: {count} rows (it is not trained either)",
+                )
+            )
         if self.split_conversations:
             lines.append(
                 localized(
@@ -103,17 +138,6 @@ class EncodeReport:
         return [*lines, unheld] if unheld is not None else lines
 
 
-@dataclass(frozen=True)
-class _Rendered:
-    """A text to encode, and the character ranges that carry loss."""
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-    source: str
-    add_special_tokens: bool
-    append_eos: bool
-
-
 def encode(
     samples: Sequence[Sample],
     tokenizer: Any,
@@ -121,6 +145,7 @@ def encode(
     max_length: int,
     on_long: str = "truncate",
     loss_on: str = "auto",
+    bad: BadRows | None = None,
 ) -> tuple[list[Example], EncodeReport]:
     """Tokens and labels of all samples.
 
@@ -131,80 +156,112 @@ def encode(
         on_long: `truncate` keeps the head, `drop` leaves the row out, `error` refuses, `split` cuts plain texts into
             rows; a row begins with the last token of the one before, so that every token is predicted once.
         loss_on: `auto` (the assistant's turns; all of a plain text), `assistant`, or `all`.
+        bad: receives the bad rows instead; then they are not refused here.
 
     Returns:
         Examples in the order of the samples, and the report.
 
     Raises:
-        DataError: rows without label tokens, a cut of more than 20 % of the answers, an over-long row with on_long
-            `error`, plain texts with loss_on `assistant`.
+        DataError: bad rows (without label tokens, refused by the template, over-long with on_long `error`, special
+            tokens in messages, plain texts with loss_on `assistant`), all in one list; a cut of more than 20 % of the
+            answers, or of the ends of all of them.
     """
     report = EncodeReport(max_length=max_length)
-    marks = _special_tokens(tokenizer)
-    rendered = (item for sample in samples for item in _render(sample, tokenizer, marks, loss_on, report))
+    problems = BadRows() if bad is None else bad
+    prompts = Prompts(tokenizer, loss_on, report.special_tokens, report.not_in_prompt)
     examples: list[Example] = []
-    dead: list[str] = []
-    count = 0
-    for item, ids, loss_mask, ends in _encoded(rendered, tokenizer):
-        count += 1
+    for item, ids, loss_mask, ends in _encoded(_rendered(samples, prompts, problems, report), tokenizer):
         report.longest = max(report.longest, len(ids))
-        if len(ids) > max_length:
-            _count_over_long(report, item, on_long, ids, loss_mask, max_length)
-            if on_long == "drop":
-                continue
-        rows = range(0, max(1, len(ids) - 1), max_length - 1) if on_long == "split" else (0,)
-        made = [_example(item, ids, loss_mask, ends, slice(start, start + max_length)) for start in rows]
-        examples += [example for example in made if (example.labels != IGNORED).any()]
-        if not any((example.labels != IGNORED).any() for example in made):
-            dead.append(item.source)
-    _refuse_dead(dead, count, max_length)
+        try:
+            examples += _rows(report, item, on_long, ids, loss_mask, ends)
+        except BadRow as error:
+            problems.add(error, item.source)
+    if bad is None:
+        problems.refuse()
+    if not examples and len(problems):
+        problems.refuse()
+        raise problems.empty(localized("学習データ", "the data"))
     return examples, _finish(report, examples)
 
 
-def _example(item: _Rendered, ids: NDArray[Any], loss_mask: NDArray[Any], ends: NDArray[Any], kept: slice) -> Example:
+def _rendered(samples: Iterable[Sample], prompts: Prompts, bad: BadRows, report: EncodeReport) -> Iterator[Rendered]:
+    """The texts of all samples; a sample that has none is a bad row."""
+    for sample in samples:
+        try:
+            items = render_sample(sample, prompts)
+        except BadRow as error:
+            bad.add(error, sample.source)
+            continue
+        report.split_conversations += len(items) > 1
+        yield from items
+
+
+def _rows(
+    report: EncodeReport,
+    item: Rendered,
+    on_long: str,
+    ids: NDArray[Any],
+    loss_mask: NDArray[Any],
+    ends: NDArray[Any],
+) -> list[Example]:
+    """The rows of a text: one, none where it is too long and dropped, or several where it is split.
+
+    Raises:
+        BadRow: no label token in the row, or too long with on_long `error`.
+    """
+    max_length = report.max_length
+    too_long = len(ids) > max_length
+    if too_long:
+        _check_over_long(report, item, on_long, len(ids))
+    if too_long and on_long == "drop":
+        report.dropped += 1
+        return []
+    starts = range(0, max(1, len(ids) - 1), max_length - 1) if on_long == "split" else (0,)
+    made = [_example(item, ids, loss_mask, ends, slice(start, start + max_length)) for start in starts]
+    kept = [example for example in made if (example.labels != IGNORED).any()]
+    if not kept:
+        raise BadRow(
+            f"学習対象トークンがありません。質問が max_length {max_length} トークンを使い切っています（max_length を上げるか on_long=drop）",
+            f"no label tokens: the prompt fills max_length {max_length} (raise max_length or set on_long=drop)",
+        )
+    if too_long and on_long == "truncate":
+        stops = [stop for _, stop in item.spans]
+        report.lost_label_tokens += int(loss_mask[max_length:].sum())
+        report.without_end += not (loss_mask & np.isin(ends, stops))[:max_length].any()
+    return kept
+
+
+def _example(item: Rendered, ids: NDArray[Any], loss_mask: NDArray[Any], ends: NDArray[Any], kept: slice) -> Example:
     """The row of a text's tokens `kept`, and the characters of its label tokens."""
     labels = np.where(loss_mask[kept], ids[kept], IGNORED).astype(np.int32)
     labels[:1] = IGNORED  # nothing predicts the first token
     first = int(ends[kept.start]) if kept.start else 0
     last = int(ends[min(len(ids), kept.stop) - 1])
-    characters = sum(max(0, min(end, last) - max(start, first)) for start, end in item.spans)
+    characters = sum(max(0, min(end, last) - max(start, first)) for start, end in item.written)
     return Example(ids[kept].astype(np.int32), labels, characters, item.source)
 
 
-def _count_over_long(
-    report: EncodeReport, item: _Rendered, on_long: str, ids: NDArray[Any], loss_mask: NDArray[Any], max_length: int
-) -> None:
+def _check_over_long(report: EncodeReport, item: Rendered, on_long: str, length: int) -> None:
+    """Notes a row that is too long.
+
+    Raises:
+        BadRow: it may not be, or cannot be split.
+    """
     if on_long == "error":
-        raise DataError(
-            f"{item.source} が {len(ids)} トークンで、max_length {max_length} を超えています。max_length を上げるか on_long を "
-            "truncate か drop にしてください。",
-            f"{item.source} has {len(ids)} tokens, more than max_length {max_length}; raise max_length or set "
-            "on_long to truncate or drop.",
+        raise BadRow(
+            f"{length} トークンで、max_length {report.max_length} を超えています（max_length を上げるか on_long を truncate か drop に）",
+            f"{length} tokens, more than max_length {report.max_length} (raise max_length or set on_long to truncate or "
+            "drop)",
         )
     if on_long == "split":
         if not item.add_special_tokens:
-            raise DataError(
-                f"{item.source} は会話なので on_long=split で分けられません。truncate か drop にしてください。",
-                f"{item.source} is a conversation, which on_long=split cannot divide; use truncate or drop.",
+            raise BadRow(
+                "会話なので on_long=split で分けられません（truncate か drop に）",
+                "a conversation, which on_long=split cannot divide (use truncate or drop)",
             )
         return
     report.over_long += 1
     report.over_long_sources.append(item.source)
-    if on_long == "drop":
-        report.dropped += 1
-    else:
-        report.lost_label_tokens += int(loss_mask[max_length:].sum())
-
-
-def _refuse_dead(dead: list[str], rows: int, max_length: int) -> None:
-    if dead:
-        where = ", ".join(dead[:5])
-        raise DataError(
-            f"{rows} 行のうち {len(dead)} 行に、学習対象トークンがありません（{where}）。質問が max_length {max_length} トークンを使い切っています。"
-            "max_length を上げるか on_long=drop にしてください。",
-            f"{len(dead)} of {rows} rows have no label tokens ({where}): the prompt fills max_length "
-            f"{max_length}. Raise max_length or set on_long=drop.",
-        )
 
 
 def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
@@ -225,93 +282,19 @@ def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
             f"max_length {report.max_length} would cut {share:.0%} of the answer tokens ({report.over_long} "
             f"rows); raise it (up to {report.longest}) or set on_long=drop.",
         )
+    if report.without_end == report.rows:
+        raise DataError(
+            f"max_length {report.max_length} では {report.rows} 行すべてが応答の終わりを失い、モデルは終わり方を学べません。max_length を "
+            f"{report.longest} まで上げるか、on_long=drop にしてください。",
+            f"with max_length {report.max_length} all {report.rows} rows lose the end of their answer, so that the model "
+            f"would not learn where to stop; raise it (up to {report.longest}) or set on_long=drop.",
+        )
     return report
 
 
-def _render(
-    sample: Sample, tokenizer: Any, marks: tuple[str, ...], loss_on: str, report: EncodeReport
-) -> Iterator[_Rendered]:
-    if isinstance(sample, PlainText):
-        if loss_on == "assistant":
-            raise DataError(
-                f"{sample.source}: data.loss_on が assistant ですが、ただの文章には応答がありません。auto か all にしてください。",
-                f"{sample.source}: data.loss_on is assistant, but plain text has no assistant message; use auto or "
-                "all.",
-            )
-        yield _Rendered(sample.text, ((0, len(sample.text)),), sample.source, True, True)
-        return
-    messages = sample.as_dicts()
-    text = render(tokenizer, messages)
-    if loss_on == "all":
-        yield _Rendered(text, ((0, len(text)),), sample.source, False, not _ends_turn(text, marks))
-        return
-    spans = _spans(text, messages, tokenizer, marks)
-    if spans is not None:
-        end = spans[-1][1]
-        yield _Rendered(text[:end], tuple(spans), sample.source, False, not _ends_turn(text[:end], marks))
-        return
-    report.split_conversations += 1
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            yield _single_turn(sample, messages[: index + 1], tokenizer, marks)
-
-
-def _single_turn(
-    sample: Conversation, messages: list[dict[str, str]], tokenizer: Any, marks: tuple[str, ...]
-) -> _Rendered:
-    """The last assistant turn of a conversation whose template rewrites earlier turns."""
-    prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
-    whole = render(tokenizer, messages)
-    if not whole.startswith(prompt):
-        shared = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), 0)
-        raise DataError(
-            f"{sample.source}: チャットテンプレートの生成プロンプトが、応答を含む全体の先頭と一致しません（{shared} 文字目から）。model.chat_template "
-            "で別のテンプレートを指定してください。",
-            f"{sample.source}: the template's generation prompt is not a prefix of the whole conversation (differs "
-            "from "
-            f"character {shared}); choose another model.chat_template.",
-        )
-    end = _end_of_turn(whole, len(prompt), len(whole), marks)
-    return _Rendered(whole[:end], ((len(prompt), end),), sample.source, False, not _ends_turn(whole[:end], marks))
-
-
-def _spans(
-    text: str, messages: list[dict[str, str]], tokenizer: Any, marks: tuple[str, ...]
-) -> list[tuple[int, int]] | None:
-    """Character ranges of the assistant's turns with their turn-end token, or None where the template rewrites
-    history.
-    """
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
-        upto = text if index == len(messages) - 1 else render(tokenizer, messages[: index + 1])
-        if not (text.startswith(prompt) and text.startswith(upto) and len(upto) > len(prompt)):
-            return None
-        spans.append((len(prompt), _end_of_turn(text, len(prompt), len(upto), marks)))
-    return spans
-
-
-def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """What can end a turn; asked once for all rows, the answer takes as long as a row."""
-    added = (token.content for token in tokenizer.added_tokens_decoder.values())
-    return tuple({*tokenizer.all_special_tokens, *added} - {""})
-
-
-def _ends_turn(text: str, marks: tuple[str, ...]) -> bool:
-    return text.rstrip().endswith(marks)
-
-
-def _end_of_turn(text: str, start: int, stop: int, marks: tuple[str, ...]) -> int:
-    """Where a turn's loss ends: behind its turn-end token, before the line end that some templates print after it."""
-    stripped = text[start:stop].rstrip()
-    return start + len(stripped) if stripped.endswith(marks) else stop
-
-
 def _encoded(
-    rendered: Iterable[_Rendered], tokenizer: Any
-) -> Iterator[tuple[_Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
+    rendered: Iterable[Rendered], tokenizer: Any
+) -> Iterator[tuple[Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
     """(text, ids [tokens], label-token flags [tokens], end of each token in characters [tokens]) of every text, in
     order.
 
@@ -319,7 +302,7 @@ def _encoded(
     next one and labels the one before; few batches are in memory at a time.
     """
     with ThreadPoolExecutor(max_workers=1) as worker:
-        waiting: deque[tuple[list[_Rendered], Future[list[_Tokens]]]] = deque()
+        waiting: deque[tuple[list[Rendered], Future[list[_Tokens]]]] = deque()
         for items in _batches(rendered):
             waiting.append((items, worker.submit(_segment, items, tokenizer)))
             if len(waiting) > _AHEAD:
@@ -329,15 +312,15 @@ def _encoded(
 
 
 def _labelled(
-    items: list[_Rendered], tokens: Future[list[_Tokens]], tokenizer: Any
-) -> Iterator[tuple[_Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
+    items: list[Rendered], tokens: Future[list[_Tokens]], tokenizer: Any
+) -> Iterator[tuple[Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
     for item, (ids, offsets) in zip(items, tokens.result(), strict=True):
         yield item, *_with_eos(item, ids, offsets, tokenizer)
 
 
-def _batches(rendered: Iterable[_Rendered]) -> Iterator[list[_Rendered]]:
+def _batches(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
     """Lists of at most _BATCH texts, and of about _BATCH_CHARACTERS."""
-    batch: list[_Rendered] = []
+    batch: list[Rendered] = []
     characters = 0
     for item in rendered:
         batch.append(item)
@@ -349,7 +332,7 @@ def _batches(rendered: Iterable[_Rendered]) -> Iterator[list[_Rendered]]:
         yield batch
 
 
-def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
+def _segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
     """Ids and offsets [tokens, 2] of every text."""
     if hasattr(tokenizer, "ids_and_offsets"):  # models/sentencepiece_tokenizer.py
         return [tokenizer.ids_and_offsets(item.text, add_special_tokens=item.add_special_tokens) for item in items]
@@ -373,7 +356,7 @@ def _segment(items: list[_Rendered], tokenizer: Any) -> list[_Tokens]:
 
 
 def _with_eos(
-    item: _Rendered, ids: list[int], offsets: NDArray[np.int64], tokenizer: Any
+    item: Rendered, ids: list[int], offsets: NDArray[np.int64], tokenizer: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """Ids, label-token flags and ends; eos is appended where the text has no end of turn."""
     array = np.asarray(ids, dtype=np.int64)
@@ -396,7 +379,7 @@ def _with_eos(
     return array, loss_mask, ends
 
 
-def _offsets_by_prefix(item: _Rendered, ids: list[int], tokenizer: Any) -> NDArray[np.int64]:
+def _offsets_by_prefix(item: Rendered, ids: list[int], tokenizer: Any) -> NDArray[np.int64]:
     """Offsets for tokenizers that give none: tokens of a prefix of the text are a prefix of the text's tokens, or it
     is refused.
     """
@@ -410,7 +393,7 @@ def _offsets_by_prefix(item: _Rendered, ids: list[int], tokenizer: Any) -> NDArr
     return offsets
 
 
-def _prefix_length(item: _Rendered, right: int, ids: list[int], tokenizer: Any) -> int:
+def _prefix_length(item: Rendered, right: int, ids: list[int], tokenizer: Any) -> int:
     prefix = tokenizer(item.text[:right], add_special_tokens=item.add_special_tokens)["input_ids"]
     if prefix and prefix[-1] == tokenizer.eos_token_id and not item.text[:right].endswith(str(tokenizer.eos_token)):
         prefix = prefix[:-1]

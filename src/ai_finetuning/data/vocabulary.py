@@ -109,7 +109,7 @@ def vocabulary_line(loss: VocabularyLoss) -> str | None:
 
 def _text(sample: Sample) -> str:
     if isinstance(sample, Conversation):
-        return "".join(part for item in sample.messages for part in (item.content, item.input) if part)
+        return "".join(part for item in sample.messages for part in (item.reasoning, item.content, item.input))
     return sample.text
 
 

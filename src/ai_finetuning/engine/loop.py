@@ -17,6 +17,7 @@ from ..parallel.weights.layout import Layout
 from ..system.out_of_memory import with_smaller_batches
 from . import rng
 from .checkpoint.background import Snapshot
+from .checkpoint.store import WEIGHTS_ONLY
 from .hooks import Request, SignalFlags, take_request
 from .metrics import MetricsFile, text_metrics
 from .state import Evaluation, Run
@@ -80,7 +81,7 @@ def between_steps(run: Run, metrics: MetricsFile, signals: SignalFlags, request:
         _, flags = run.strategy.agree((), take_request(run.control, signals))
         request = Request(*(before or after for before, after in zip(request, flags, strict=True)))
     if request.save or request.interrupt:
-        save(run)
+        save(run, whole=request.interrupt)
     if request.interrupt:
         run.writer.wait()
         stop_preempted(run.state.step, signals.stop)
@@ -149,8 +150,8 @@ def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float)
     metrics.write(row)
     last = state.step == run.total_steps
     control.should_log |= last or state.step % run.logging_steps == 0
-    control.should_evaluate |= run.evaluation is not None and (last or state.step % run.eval_steps == 0)
-    control.should_save |= state.step % run.save_steps == 0
+    control.should_evaluate |= run.evaluation is not None and (last or run.due(run.eval_steps, run.evals_per_epoch))
+    control.should_save |= run.due(run.save_steps, run.saves_per_epoch)
     run.tell("on_step_end", row)
     if control.should_log:
         control.should_log = False
@@ -236,12 +237,17 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int, i
     return with_smaller_batches(work, state.eval_batch_size, on_halved)
 
 
-def save(run: Run) -> None:
-    """Takes a checkpoint of the state as it is now; it is written beside the training."""
-    run.writer.save(snapshot(run))
+def save(run: Run, *, whole: bool) -> None:
+    """Takes a checkpoint of the state as it is now; it is written beside the training.
+
+    Args:
+        whole: with the optimizer's state, also where the run is to keep weights only: what a signal saves is there to
+            go on from.
+    """
+    run.writer.save(snapshot(run, whole=whole))
 
 
-def snapshot(run: Run) -> Snapshot:
+def snapshot(run: Run, *, whole: bool = False) -> Snapshot:
     """What a checkpoint of this moment holds; every process has to ask."""
     state = run.state
     states = run.strategy.gather(rng.capture())
@@ -253,6 +259,8 @@ def snapshot(run: Run) -> Snapshot:
         "derived": run.derived,
     }
     tensors, layouts = owned_tensors(run)
+    if run.save_only_model and not whole:
+        tensors, content[WEIGHTS_ONLY] = {"model": tensors["model"]}, True
     protect = state.best_step if run.keep_best else None
     return Snapshot(state.step, tensors, content, protect, layouts)
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..messages import notice, warn
 
+# A share of the steps above which a warm-up is probably a mistake.
+_MUCH = 0.3
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -60,6 +63,19 @@ def lr_factor(step: int, schedule: Schedule, *, total: int) -> float:
     return SHAPES[schedule.shape](min(progress, 1.0), schedule)
 
 
+def warmup_of_ratio(ratio: float, total_steps: int) -> int:
+    """The warm-up of a share of the steps, rounded up as transformers' `warmup_ratio` is; one step at least stays at
+    the full learning rate. Warned about above 30 %.
+    """
+    if ratio > _MUCH:
+        warn(
+            f"training.schedule.warmup_ratio が {ratio} です。通常は 0.03〜0.1 です。",
+            f"training.schedule.warmup_ratio is {ratio}; 0.03 - 0.1 is usual.",
+        )
+    # Rounded first: 0.07 of 100 steps is 7.000000000000001 in floating point.
+    return min(total_steps - 1, math.ceil(round(ratio * total_steps, 6)))
+
+
 def resolve_warmup(warmup_steps: int, *, explicitly_set: bool, total_steps: int) -> int:
     """The warm-up in force.
 
@@ -84,7 +100,7 @@ def resolve_warmup(warmup_steps: int, *, explicitly_set: bool, total_steps: int)
             f"training.warmup_steps is {warmup_steps}, but the run has only {total_steps} steps; use "
             f"{max(1, total_steps // 10)} or fewer.",
         )
-    if warmup_steps > 0.3 * total_steps:
+    if warmup_steps > _MUCH * total_steps:
         warn(
             f"training.warmup_steps が {warmup_steps} で、全 {total_steps} ステップの {warmup_steps / total_steps:.0%} です。"
             "通常は 3〜10 % です。",

@@ -59,6 +59,9 @@ class Run:
     logging_steps: int = 10
     eval_steps: int = 100
     save_steps: int = 500
+    evals_per_epoch: int | None = None
+    saves_per_epoch: int | None = None
+    save_only_model: bool = False
     evaluation: Evaluation | None = None
     keep_best: bool = False
     patience: int | None = None
@@ -75,6 +78,16 @@ class Run:
     def __post_init__(self) -> None:
         self.control = Control()
         self.writer = CheckpointWriter(self.store, background=self.save_in_background, on_saved=self._tell_saved)
+
+    def due(self, steps: int, per_epoch: int | None) -> bool:
+        """Whether something is due at the step that has just ended: every so many steps, or so many times in each
+        epoch, behind the steps ceil(k * steps of an epoch / times).
+        """
+        if per_epoch is None:
+            return self.state.step % steps == 0
+        size = len(self.loader)
+        done = self.state.index or size
+        return done * per_epoch // size > (done - 1) * per_epoch // size
 
     def tell(self, event: str, *details: Any) -> None:
         """Calls the method of that name of every callback."""

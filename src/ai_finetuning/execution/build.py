@@ -24,12 +24,13 @@ from ..engine.train_state import TrainState
 from ..messages import notice
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
-from ..models.adapters import add_lora, embedding_weights, target_modules, trainable_parameters
+from ..models.adapters import add_lora, continue_adapter, embedding_weights, target_modules, trainable_parameters
 from ..models.documents import VarlenForward, select_forward_path
 from ..models.loading import weight_fingerprint
 from ..models.parts import unwrapped
 from ..models.placement import spread
 from ..models.plans import tensor_plan
+from ..models.special_tokens import grow_embedding, note_special_ids
 from ..parallel.batch import LossFunction
 from ..parallel.build import build_strategy
 from ..parallel.processes import launched
@@ -108,6 +109,9 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
     if plan.device_map is not None:
         spread(model, plan.device_map)
     fingerprint = hashlib.sha256(json.dumps(weight_fingerprint(model)).encode()).hexdigest()
+    if request.config.model.extra_tokens and plan.shape.vocabulary > model.get_input_embeddings().weight.shape[0]:
+        grow_embedding(model, plan.shape.vocabulary)
+    note_special_ids(model, plan.tokenizer, request.config.model)
     if request.full:
         model.requires_grad_(True)
         if not cut:
@@ -131,6 +135,8 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
 
 def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
     lora = plan.request.config.lora
+    if lora.adapter is not None:
+        return continue_adapter(model, lora.adapter, dropout=lora.lora_dropout)
     targets = lora.target_modules if lora.target_modules is not None else plan.taken.get("target_modules")
     return add_lora(
         model,
@@ -198,6 +204,9 @@ def _run(
         logging_steps=training.logging_steps,
         eval_steps=training.eval_steps,
         save_steps=training.save_steps,
+        evals_per_epoch=training.evals_per_epoch,
+        saves_per_epoch=training.saves_per_epoch,
+        save_only_model=training.save_only_model,
         keep_best=training.checkpoint.load_best and bool(eval_data),
         evaluation=evaluation,
         patience=training.runtime.early_stopping_patience,

@@ -117,8 +117,8 @@ def arguments_of(plan: RunPlan) -> CallbackArguments:
         max_grad_norm=training.max_grad_norm,
         lr_scheduler_type=training.schedule.name,
         logging_steps=training.logging_steps,
-        eval_steps=training.eval_steps,
-        save_steps=training.save_steps,
+        eval_steps=_interval(training.eval_steps, training.evals_per_epoch, len(plan.loader)),
+        save_steps=_interval(training.save_steps, training.saves_per_epoch, len(plan.loader)),
         save_total_limit=training.checkpoint.save_total_limit,
         eval_strategy=IntervalStrategy.STEPS if evaluates else IntervalStrategy.NO,
         load_best_model_at_end=training.checkpoint.load_best and evaluates,
@@ -133,6 +133,11 @@ def arguments_of(plan: RunPlan) -> CallbackArguments:
         local_process_index=here.local_rank,
         device=str(plan.device),
     )
+
+
+def _interval(steps: int, per_epoch: int | None, steps_of_epoch: int) -> int:
+    """The steps between two; of so many an epoch the longest distance, since transformers knows one number."""
+    return steps if per_epoch is None else math.ceil(steps_of_epoch / per_epoch)
 
 
 class TransformersCallbacks(Callback):
@@ -153,8 +158,8 @@ class TransformersCallbacks(Callback):
             max_steps=run.total_steps,
             num_train_epochs=math.ceil(run.total_steps / len(run.loader)),
             logging_steps=training.logging_steps,
-            eval_steps=training.eval_steps,
-            save_steps=training.save_steps,
+            eval_steps=self._arguments.eval_steps,
+            save_steps=self._arguments.save_steps,
             train_batch_size=training.batch_size,
             is_local_process_zero=here.local_rank == 0,
             is_world_process_zero=here.is_main,

@@ -17,14 +17,20 @@ from torch import nn
 from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
 from ..data.loader import Loader
-from ..data.prepare import SPLIT, PreparedData, prepare
+from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
+from ..engine.checkpoint.write import sha256_of
 from ..engine.precision import Precision, resolve_precision
-from ..engine.schedule import Schedule, resolve_warmup
+from ..engine.schedule import Schedule, resolve_warmup, warmup_of_ratio
+from ..japanese.templates import was_written_for
 from ..messages import notice
+from ..models.adapter_folder import WEIGHTS
+from ..models.adapters import trains_embedding, validate_fit
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
+from ..models.special_tokens import grow_embedding, rows_for, validate_growth, warn_of_unused_turn_ends, with_tokens
+from ..models.tokenizers import ensure_pad
 from ..parallel.plan import ParallelPlan, resolve_parallel_plan, validate_model
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import capacities
@@ -35,6 +41,7 @@ from ..planner.plan import Plan
 from ..planner.shape import ModelShape, shape_of
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
+from .adapter_start import validate_origin, validate_targets, with_adapter_settings
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
@@ -55,6 +62,7 @@ class Derived:
         precision: fp32, bf16 or fp16.
         fp16: the flag that precision was derived from.
         warmup_steps: in force.
+        warmup_ratio: the setting that it was derived from, or None.
         gradient_checkpointing: whether activations are recomputed.
         split: the rule by which a share of the rows became evaluation data.
         chat_template: the template's text.
@@ -73,6 +81,7 @@ class Derived:
     attention: str | None = None
     kernels: str | None = None
     target_modules: list[str] | None = None
+    warmup_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,8 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     Raises:
         ToolkitError: whatever can be refused before weights are read.
     """
-    config = request.config
+    config = with_adapter_settings(request.config)
+    request = replace(request, config=config)
     config.validate()
     validate_config(config)
     validate_data(request.train, request.eval_data)
@@ -181,6 +191,9 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
         resume = peek(config.training.output_dir, config.training.checkpoint)
     taken = dict(resume.derived) if resume is not None else {}
     model = _model(request, source, taken)
+    if not request.full and config.lora.adapter is not None:
+        validate_fit(model.module, config.lora.adapter)
+        validate_targets(config, [name for name, _, _ in model.shape.linear_features])
     resolved_strategy = request.resolved_strategy or _resolve_auto(model)
     parallel, processes_to_start = _parallel(request, model.device, resolved_strategy)
     _say_what_has_no_effect(request, parallel)
@@ -307,7 +320,10 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     config, training = request.config, request.config.training
     taken = model.taken
     tokenizer = _tokenizer(request, taken)
-    split = taken.get("split", SPLIT)
+    if not request.full:
+        validate_origin(config, model.source.name, tokenizer)
+    model = _with_rows(model, tokenizer)
+    split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
     data = prepare(request.train, request.eval_data, tokenizer, config.data, seed=training.runtime.seed, split=split)
     packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
     loader = _loader(request, data, tokenizer, parallel)
@@ -328,7 +344,13 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         layers.validate_fit()
         device_map = layers.device_map()
     derived = Derived(
-        precision.name, training.fp16, warmup, checkpointing, split, str(tokenizer.chat_template or "") or None
+        precision.name,
+        training.fp16,
+        warmup,
+        checkpointing,
+        split,
+        str(tokenizer.chat_template or "") or None,
+        warmup_ratio=training.schedule.warmup_ratio,
     )
     summary = _summary(model, data, loader, derived, total, work, free)
     options = training.schedule
@@ -354,15 +376,33 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
 
 
 def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
-    """The base's tokenizer; a resumed run renders prompts by the template that it began with."""
-    tokenizer = request.model.ensure_tokenizer()
-    template = taken.get("chat_template")
-    if template is None or getattr(request.model, "chat_template", None) is not None:
-        return tokenizer
-    if tokenizer.chat_template != template:
+    """The base's tokenizer with the user's tokens; a resumed run renders prompts by the template that it began with."""
+    config = request.config.model
+    tokenizer = with_tokens(request.model.ensure_tokenizer(), config)
+    if config.special_tokens and "pad_token" not in config.special_tokens:
+        ensure_pad(tokenizer)  # what was chosen beside the tokenizer's own eos may be the eos now
+    template, named = taken.get("chat_template"), getattr(request.model, "chat_template", None)
+    # A key that is named stands for the text that it had then.
+    own = template is None or (named is not None and not was_written_for(named, template))
+    if not own and tokenizer.chat_template != template:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template = template
+    if request.config.method != "pretrain":
+        warn_of_unused_turn_ends(tokenizer)
     return tokenizer
+
+
+def _with_rows(model: _Model, tokenizer: Any) -> _Model:
+    """The model with as many embedding rows as new tokens need; only ever the one without weights grows here."""
+    config = model.request.config
+    rows, there = rows_for(tokenizer, config.model.extra_tokens), model.shape.vocabulary
+    trains = model.request.full or trains_embedding(model.module, config.lora.modules_to_save or ())
+    validate_growth(rows, there, trains_embedding=trains)
+    if rows <= there:
+        return model
+    module = copy.deepcopy(model.module)
+    grow_embedding(module, rows)
+    return replace(model, module=module, shape=shape_of(module))
 
 
 def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel: ParallelPlan) -> Loader:
@@ -380,9 +420,11 @@ def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel:
 
 
 def _warmup(training: Any, taken: dict[str, Any], total: int) -> int:
-    given = "warmup_steps" in explicitly_set(training)
-    if not given and "warmup_steps" in taken:
+    given, ratio = "warmup_steps" in explicitly_set(training), training.schedule.warmup_ratio
+    if not given and "warmup_steps" in taken and taken.get("warmup_ratio") == ratio:
         return int(taken["warmup_steps"])
+    if ratio is not None:
+        return warmup_of_ratio(ratio, total)
     return resolve_warmup(training.warmup_steps, explicitly_set=given, total_steps=total)
 
 
@@ -448,7 +490,7 @@ def _summary(
             work.trainable,
             kept=training.checkpoint.save_total_limit,
             model_bytes=model_bytes,
-            optimizer_bytes=work.optimizer_bytes,
+            optimizer_bytes=0 if training.save_only_model else work.optimizer_bytes,
         ),
         free_disk_bytes=free_disk_bytes(Path(training.output_dir)),
         output_dir=training.output_dir,
@@ -491,6 +533,7 @@ def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData,
         "betas": list(training.optimizer.betas),
         "weight_decay": training.optimizer.weight_decay,
         "lora_plus_ratio": training.optimizer.lora_plus_ratio,
+        "extra_tokens": config.model.extra_tokens,
     }
     if not request.full:
         names = (
@@ -506,4 +549,6 @@ def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData,
         )
         same |= {f"lora.{name}": getattr(config.lora, name) for name in names}
         same["lora.use_qlora"] = config.uses_qlora
+        adapter = config.lora.adapter
+        same["lora.adapter"] = sha256_of(Path(adapter) / WEIGHTS) if adapter is not None else None
     return same

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ..config.run_folder import CHECKPOINTS, MANIFEST
 from ..config.sections import CheckpointConfig
-from ..engine.checkpoint.store import STATE, CheckpointStore, differences
+from ..engine.checkpoint.store import STATE, CheckpointStore, differences, weights_only
 from ..engine.state import Run
 from ..engine.train_state import TrainState
 from ..errors import CheckpointError, ConfigError
@@ -59,7 +59,8 @@ def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
     folders = [place] if (place / MANIFEST).exists() else [path for _, path in CheckpointStore(place).candidates()]
     for folder in [*folders, *(path for _, path in CheckpointStore(place / CHECKPOINTS).candidates())]:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            return _point(folder, inside=own)
+            if not weights_only(folder):
+                return _point(folder, inside=own)
     return _completed(None, run) if run.get("status") == "completed" else ResumePoint(inside=bool(run))
 
 

@@ -15,6 +15,7 @@ from ..models.hub import on_disk
 from ..models.source import ModelSource, find_model, find_tokenizer
 from ..parallel.limits import validate_heads
 from ..runs.folder import validate_folder
+from .adapter_start import with_adapter_settings
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
@@ -28,6 +29,7 @@ def validate_config(config: RunConfig) -> None:
     training = config.training
     if config.model.chat_template is not None:
         template_text(config.model.chat_template)
+    with_adapter_settings(config)
     _validate_trackers(training.runtime.report_to)
     _validate_resume(training.checkpoint.resume_from_checkpoint)
     validate_folder(Path(training.output_dir))

@@ -32,13 +32,20 @@ def user_turn(instruction: str, material: str | None = None) -> dict[str, str]:
     return {"role": "user", "content": f"{instruction}\n\n{material}", "instruction": instruction, "input": material}
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
+def render(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Any] = (),
+) -> str:
     """A conversation as the model reads it, by the tokenizer's chat template.
 
     Args:
         tokenizer: with a chat_template.
         messages: dicts with role and content.
         add_generation_prompt: end where the assistant begins to answer.
+        tools: JSON schemas of functions, for templates that show them.
 
     Raises:
         DataError: the template refuses the conversation (roles that do not alternate, a system role it does not have).
@@ -48,6 +55,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_generat
             list(messages),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
+            tools=list(tools) or None,
             chat_template=_frozen(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None,
         )
     except Exception as error:  # jinja2.TemplateError of the template's own raise_exception, in any jinja version

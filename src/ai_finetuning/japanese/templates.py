@@ -1,30 +1,47 @@
 """Chat templates of the Japanese model families, as Jinja text that goes onto a tokenizer.
 
-Sources of the prompt formats: docs/design/japanese.md. `verified` means that the form was read in a source of the
-model's makers or of a public evaluation, multi-turn form included; the others say so when they are used.
+A template is `golden` where a test compares it with a string whose source is named (tests/fixtures/golden_prompts.yaml),
+else `unconfirmed`; which model has which, and by what source, is in models/catalog.yaml and docs/templates.md.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..errors import ConfigError
+from . import jinja_parts as jinja
+
+# How far a prompt is known: compared with a string of a named source; written by the template that the model's own
+# tokenizer has; neither.
+PromptStatus = Literal["golden", "tokenizer", "unconfirmed"]
 
 _WITHOUT_INPUT = "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
 _WITH_INPUT = "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。要求を適切に満たす応答を書きなさい。"
+_SWALLOW = "リクエストを適切に完了するための回答を記述してください。"
+_SWALLOW_WITHOUT = f"以下に、あるタスクを説明する指示があります。{_SWALLOW}"
+_SWALLOW_WITH = f"以下に、あるタスクを説明する指示があり、それに付随する入力が更なる文脈を提供しています。{_SWALLOW}"
+_PLAMO = (
+    "以下はタスクを説明する指示で、文脈を説明した入力とペアになっています。"
+    "要求を適切に補完するよう応答を書いてください。"
+)
 _HONEST = "あなたは誠実で優秀な日本人のアシスタントです。"
+_HELPFUL = "あなたは役立つアシスタントです。"
+_KIND = "あなたは親切なAIアシスタントです。"
+_QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 _VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-
-# Splits a leading system message off: `system` is its text or the default, `turns` the rest.
-_HEAD = (
-    "{%- if messages[0]['role'] == 'system' -%}"
-    "{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
-    "{%- else -%}{%- set system = SYSTEM -%}{%- set turns = messages -%}{%- endif -%}"
+_CHATGPT = "You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\n"
+_LLM_JP = "You are LLM-jp-4, a large language model trained by LLM-jp.\nKnowledge cutoff: 2025-12\n"
+_STEERLM = (
+    " [ATTR] helpfulness: 4 correctness: 4 coherence: 4 complexity: 4 verbosity: 4 quality: 4 toxicity: 0 humor: 0 "
+    "creativity: 0 [/ATTR] [/INST]"
 )
+_HEADING_STOPS = ("### 指示:", "### 入力:", "\n### ", "＃＃＃")
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class ChatTemplate:
         system_default: the system text where the conversation has none.
         stop_strings: texts that end an answer besides turn_end, in families without turn tokens.
         newline: what line ends are written as (rinna's `<NL>`), None for line ends.
-        verified: whether the whole form was read in a source.
+        status: `golden` or `unconfirmed`.
         rewrites_history: whether earlier answers are rendered otherwise than the last.
     """
 
@@ -48,308 +65,193 @@ class ChatTemplate:
     system_default: str | None = None
     stop_strings: tuple[str, ...] = ()
     newline: str | None = None
-    verified: bool = True
+    status: PromptStatus = "golden"
     rewrites_history: bool = False
 
+    @property
+    def verified(self) -> bool:
+        """Whether the form was compared with a string whose source is named."""
+        return self.status == "golden"
 
-def _quoted(text: str) -> str:
-    """A Jinja string literal; line ends become the escape that Jinja reads as a line end."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+def _headings(key: str, preamble: str, text: str) -> ChatTemplate:
+    return ChatTemplate(key, jinja.head() + text, system_default=preamble, stop_strings=_HEADING_STOPS)
 
 
-def _turns(
-    user: tuple[str, str],
-    assistant: tuple[str, str],
-    generation: str,
-    *,
-    eos: bool = True,
-    user_content: str = "message['content']",
-) -> str:
-    """The loop over user and assistant turns: text before and after each content, and what asks for an answer."""
-    end = " + eos_token" if eos else ""
-    return (
-        "{%- for message in turns -%}"
-        "{%- if message['role'] == 'user' -%}"
-        f"{{{{- {_quoted(user[0])} + {user_content} + {_quoted(user[1])} -}}}}"
-        "{%- elif message['role'] == 'assistant' -%}"
-        f"{{{{- {_quoted(assistant[0])} + message['content']{end} + {_quoted(assistant[1])} -}}}}"
-        "{%- else -%}{{- raise_exception('roles other than user and assistant are not known here') -}}{%- endif -%}"
-        "{%- endfor -%}"
-        f"{{%- if add_generation_prompt -%}}{{{{- {_quoted(generation)} -}}}}{{%- endif -%}}"
+def _llama2(key: str, text: str, system: str | None = None) -> ChatTemplate:
+    return ChatTemplate(key, jinja.head(system) + text, system_default=system)
+
+
+def _chatml(key: str, text: str, system: str | None = None, rewrites_history: bool = False) -> ChatTemplate:
+    return ChatTemplate(key, jinja.head(system) + text, "<|im_end|>", system, rewrites_history=rewrites_history)
+
+
+def _harmony(key: str, identity: str, status: PromptStatus = "unconfirmed") -> ChatTemplate:
+    text = jinja.head() + jinja.harmony(identity)
+    return ChatTemplate(key, text, "<|return|>", status=status, rewrites_history=True)
+
+
+def _speakers(key: str, newline: str, system: str, stops: tuple[str, ...] = ()) -> ChatTemplate:
+    return ChatTemplate(
+        key,
+        jinja.head() + jinja.speakers(newline, system),
+        stop_strings=("ユーザー:", *stops),
+        newline=None if newline == "\n" else newline,
+        rewrites_history=True,
     )
 
 
-def _head(default: str | None) -> str:
-    return _HEAD.replace("SYSTEM", "none" if default is None else _quoted(default))
-
-
-def _headings(
-    preamble: str, colon: str, *, bos: bool = False, fixed_system: bool = False, material: bool = True
-) -> str:
-    """`### 指示:` and `### 応答:` under a preamble; the assistant's part is opened by the user's.
-
-    Args:
-        preamble: the sentence on top.
-        colon: what follows `指示`.
-        bos: print the bos token first.
-        fixed_system: the preamble stands even where the conversation has a system text.
-        material: a question with material (`input`) has a section `### 入力` and the sentence for it on top.
-    """
-    opening = _quoted(preamble)
-    content = "message['content']"
-    if material:
-        opening = f"({_quoted(_WITH_INPUT)} if turns[0]['input'] else {opening})"
-        content = (
-            "(message['instruction'] + " + _quoted("\n\n### 入力" + colon) + " + message['input']"
-            " if message['input'] else message['content'])"
-        )
-    system = opening if fixed_system else f"(system if system is not none else {opening})"
-    body = _turns(("\n\n### 指示" + colon, "\n\n### 応答" + colon), ("", ""), "", user_content=content)
-    return _head(None) + ("{{- bos_token -}}" if bos else "") + "{{- " + system + " -}}" + body
-
-
-def _chatml(default: str | None, prompt_extra: str = "") -> str:
-    system = "{%- if system is not none -%}{{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' -}}{%- endif -%}"
-    body = _turns(
-        ("<|im_start|>user\n", "<|im_end|>\n"),
-        ("<|im_start|>assistant\n", "<|im_end|>\n"),
-        "<|im_start|>assistant\n" + prompt_extra,
-        eos=False,
-    )
-    return _head(default) + system + body
-
-
-def _llama2(default: str | None, *, after: str, next_open: str, close: str = " [/INST] ") -> str:
-    """[INST] with the system text inside the first user turn."""
-    return (
-        _head(default)
-        + "{{- bos_token -}}{%- for message in turns -%}{%- if message['role'] == 'user' -%}"
-        + "{%- if loop.first -%}{{- '[INST] ' -}}"
-        + "{%- if system is not none -%}{{- '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' -}}{%- endif -%}"
-        + f"{{%- else -%}}{{{{- {_quoted(next_open)} -}}}}{{%- endif -%}}"
-        + f"{{{{- message['content'] + {_quoted(close)} -}}}}"
-        + f"{{%- else -%}}{{{{- message['content'] + eos_token + {_quoted(after)} -}}}}{{%- endif -%}}{{%- endfor -%}}"
-    )
-
-
-_GEMMA = (
-    _head(None)
-    + "{{- bos_token -}}{%- for message in turns -%}"
-    + "{%- set role = 'model' if message['role'] == 'assistant' else 'user' -%}"
-    + "{{- '<start_of_turn>' + role + '\\n' -}}"
-    + "{%- if loop.first and system is not none -%}{{- system + '\\n\\n' -}}{%- endif -%}"
-    + "{{- message['content'] | trim + '<end_of_turn>\\n' -}}{%- endfor -%}"
-    + "{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"
-)
-_LLAMA3 = (
-    _head(None)
-    + "{{- bos_token -}}{%- if system is not none -%}"
-    + "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' + system | trim + '<|eot_id|>' -}}{%- endif -%}"
-    + "{%- for message in turns -%}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
-    + " + message['content'] | trim + '<|eot_id|>' -}}{%- endfor -%}"
-    + "{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
-)
-# The full-width bars (U+FF5C) and low lines (U+2581) are part of the tokens: never NFKC-normalise a rendered prompt.
-_DEEPSEEK = (
-    _head(None)
-    + "{{- bos_token -}}{%- if system is not none -%}{{- system -}}{%- endif -%}"
-    + "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- '<｜User｜>' + message['content'] -}}"
-    + "{%- else -%}{%- set content = message['content'] -%}"
-    + (
-        "{%- if not loop.last and '</think>' in content -%}{%- set content = content.split('</think>')[-1] | trim "
-        "-%}{%- endif -%}"
-    )
-    + "{{- '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' -}}{%- endif -%}{%- endfor -%}"
-    + "{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}{%- endif -%}"
-)
-
-
-def _harmony(system_block: str) -> str:
-    """gpt-oss and llm-jp-4: channels; the last answer ends with <|return|>, earlier ones with <|end|>."""
-    return (
-        _head(None)
-        + system_block
-        + "{%- if system is not none -%}{{- '<|start|>developer<|message|>' + system + '<|end|>' -}}{%- endif -%}"
-        + "{%- for message in turns -%}{%- if message['role'] == 'user' -%}"
-        + "{{- '<|start|>user<|message|>' + message['content'] + '<|end|>' -}}{%- else -%}"
-        + "{{- '<|start|>assistant<|channel|>final<|message|>' + message['content'] -}}"
-        + "{{- '<|return|>' if loop.last else '<|end|>' -}}{%- endif -%}{%- endfor -%}"
-        + "{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"
-    )
-
-
-_NL = " | replace('\\n', '<NL>')"
-_RINNA = (
-    _head(None)
-    + "{%- if system is not none -%}{{- system"
-    + _NL
-    + " + '<NL>' -}}{%- endif -%}"
-    + "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- 'ユーザー: ' + message['content']"
-    + _NL
-    + " + '<NL>システム: ' -}}{%- else -%}{{- message['content']"
-    + _NL
-    + " -}}{{- eos_token if loop.last else '<NL>' -}}{%- endif -%}{%- endfor -%}"
-)
-_PHI4 = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + "
-    "'<|im_end|>' -}}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant<|im_sep|>' -}}{%- endif -%}"
-)
-_SARASHINA = (
-    "{%- for message in messages -%}{{- '<|' + message['role'] + '|>' + message['content'] -}}"
-    "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
-_STEERLM = (
-    "[ATTR] helpfulness: 4 correctness: 4 coherence: 4 complexity: 4 verbosity: 4 quality: 4 toxicity: 0 humor: 0 "
-    "creativity: 0 [/ATTR]"
-)
-_HEADING_STOPS = ("### 指示:", "### 入力:", "\n### ", "＃＃＃")
+_STABLE = jinja.headings(_WITH_INPUT, _WITH_INPUT, colon=": \n")
+_IN_BLANKS = jinja.around(" ", "", f"{jinja.CONTENT} + ' ' + eos_token")
 
 TEMPLATES: dict[str, ChatTemplate] = {
     item.key: item
     for item in (
-        ChatTemplate(
-            "alpaca_ja",
-            _headings(_WITHOUT_INPUT, ":\n"),
-            system_default=_WITHOUT_INPUT,
-            stop_strings=_HEADING_STOPS,
+        _headings("alpaca_ja", _WITHOUT_INPUT, jinja.headings(_WITHOUT_INPUT, _WITH_INPUT)),
+        _headings("stablelm_ja", _WITH_INPUT, _STABLE),
+        _headings("stablelm_ja_alpha", _WITH_INPUT, _STABLE),
+        _headings("llm_jp_v2v3", _WITHOUT_INPUT, jinja.BOS + jinja.headings(_WITHOUT_INPUT, fixed_system=True)),
+        # Answers follow the colon of `### 応答:` without a line end.
+        _headings(
+            "swallow_instruct", _SWALLOW_WITHOUT, jinja.headings(_SWALLOW_WITHOUT, _SWALLOW_WITH, answer_colon=":")
         ),
-        ChatTemplate(
-            "stablelm_ja",
-            _headings(_WITH_INPUT, ": \n"),
-            system_default=_WITH_INPUT,
-            stop_strings=_HEADING_STOPS,
-        ),
-        ChatTemplate(
-            "stablelm_ja_alpha",
-            _headings(_WITH_INPUT, ": \n"),
-            system_default=_WITH_INPUT,
-            stop_strings=_HEADING_STOPS,
-        ),
-        ChatTemplate(
-            "llm_jp_v2v3",
-            _headings(_WITHOUT_INPUT, ":\n", bos=True, fixed_system=True, material=False),
-            system_default=_WITHOUT_INPUT,
-            stop_strings=_HEADING_STOPS,
-        ),
-        ChatTemplate(
-            "weblab_alpaca",
-            _headings(_WITHOUT_INPUT, ":\n"),
-            system_default=_WITHOUT_INPUT,
-            stop_strings=_HEADING_STOPS,
-        ),
-        ChatTemplate(
-            "nekomata",
-            _headings(_WITH_INPUT, ":\n"),
-            system_default=_WITH_INPUT,
-            stop_strings=_HEADING_STOPS,
-        ),
+        _headings("weblab_alpaca", _WITHOUT_INPUT, jinja.headings(_WITHOUT_INPUT, _WITH_INPUT, answer_colon=":")),
+        _headings("plamo_instruct", _PLAMO, jinja.headings(_PLAMO, _PLAMO)),
+        _headings("nekomata", _WITH_INPUT, jinja.headings(_WITH_INPUT, _WITH_INPUT)),
         ChatTemplate(
             "stockmark2",
-            _headings(_WITHOUT_INPUT, ":\n", bos=True, material=False),
-            stop_strings=_HEADING_STOPS,
-            verified=False,
-        ),
-        ChatTemplate(
-            "rinna_nl", _RINNA, stop_strings=("ユーザー:", "<NL>ユーザー"), newline="<NL>", rewrites_history=True
-        ),
-        ChatTemplate(
-            "rinna_bilingual",
-            _head(None)
-            + "{%- if system is not none -%}{{- system + '\\n' -}}{%- endif -%}"
-            + (
-                "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- 'ユーザー: ' + message['content'] + "
-                "'\\nシステム: ' -}}"
-            )
-            + (
-                "{%- else -%}{{- message['content'] -}}{{- eos_token if loop.last else '\\n' -}}{%- endif -%}{%- "
-                "endfor -%}"
+            jinja.head()
+            + jinja.BOS
+            + jinja.if_system("{{- system + '\\n\\n' -}}")
+            + jinja.loop(
+                "{{- '' if loop.first else '\\n\\n' -}}" + jinja.around("### 指示:\n", "\n\n### 応答:\n"),
+                jinja.answer(),
             ),
-            stop_strings=("ユーザー:",),
-            rewrites_history=True,
+            stop_strings=_HEADING_STOPS,
         ),
+        _speakers("rinna_nl", "<NL>", "{{- system | replace('\\n', '<NL>') + '<NL>' -}}", ("<NL>ユーザー",)),
+        _speakers("rinna_bilingual", "\n", "{{- system + '\\n' -}}"),
+        _speakers("youri_chat", "\n", "{{- '設定: ' + system + '\\n' -}}"),
         ChatTemplate(
             "calm2",
-            _head(None)
-            + "{%- if system is not none -%}{{- system + '\\n' -}}{%- endif -%}"
-            + _turns(("USER: ", "\nASSISTANT: "), ("", "\n"), ""),
+            jinja.head()
+            + jinja.if_system("{{- system + '\\n' -}}")
+            + jinja.loop(jinja.around("USER: ", "\nASSISTANT: "), jinja.answer("", "\n")),
             stop_strings=("USER:",),
         ),
-        ChatTemplate(
-            "calm3_chatml",
-            _chatml("あなたは親切なAIアシスタントです。"),
-            "<|im_end|>",
-            "あなたは親切なAIアシスタントです。",
+        _chatml("calm3_chatml", jinja.chatml(), _KIND),
+        _chatml("chatml", jinja.chatml()),
+        _chatml("chatml_bos", jinja.BOS + jinja.chatml()),
+        _llama2("llama2_ja", jinja.inst("[INST] ", " [/INST] ", jinja.answer()), _HONEST),
+        # The block is closed by <<SYS>> once more: so the makers write it.
+        _llama2(
+            "stablelm_beta", jinja.inst("[INST] ", " [/INST] ", jinja.answer(), system_closes="\n<<SYS>>\n\n"), _HELPFUL
         ),
-        # Sources differ on the multi-turn form (with or without a new [INST]).
-        ChatTemplate(
-            "llama2_ja", _llama2(_HONEST, after="", next_open="[INST] "), system_default=_HONEST, verified=False
-        ),
-        ChatTemplate("swallow_llama2_v01", _llama2(None, after="", next_open="[INST] ")),
-        ChatTemplate("shisa_llama2", _llama2(None, after="", next_open="[INST] ", close=" [/INST]"), verified=False),
+        _llama2("swallow_llama2_v01", jinja.inst("[INST] ", " [/INST] ", jinja.answer())),
+        _llama2("shisa_llama2", jinja.inst("[INST] ", " [/INST]", _IN_BLANKS, bos_every_turn=True)),
+        _llama2("karakuri_steerlm", jinja.inst("[INST] ", _STEERLM, _IN_BLANKS, bos_every_turn=True)),
+        _llama2("karakuri_steerlm_8x7b", jinja.inst("[INST] ", _STEERLM, jinja.answer())),
+        # Mistral's three tokenizers: v1 (7B v0.1 and v0.2, Mixtral 8x7B), v3 (7B v0.3), v3-tekken (Nemo).
+        _llama2("mistral_v1", jinja.inst(" [INST] ", " [/INST]", jinja.answer(" "), system_closes=None)),
+        _llama2("mistral_v3", jinja.inst("[INST] ", "[/INST]", jinja.answer(" "), system_closes=None)),
+        _llama2("mistral_tekken", jinja.inst("[INST]", "[/INST]", jinja.answer(), system_closes=None)),
         ChatTemplate(
             "stockmark",
-            _head(None)
-            + "{{- bos_token -}}{%- if system is not none -%}{{- system + '\\n\\n' -}}{%- endif -%}"
-            + _turns(("### Input:\n", "\n\n### Output:\n"), ("", "\n"), ""),
+            jinja.head()
+            + jinja.BOS
+            + jinja.if_system("{{- system + '\\n\\n' -}}")
+            + jinja.loop(jinja.around("### Input:\n", "\n\n### Output:\n"), jinja.answer("", "\n")),
             stop_strings=("### Input:",),
         ),
         ChatTemplate(
             "rakuten_vicuna",
-            _head(_VICUNA)
+            jinja.head(_VICUNA)
             + "{{- bos_token + ' ' + system + ' ' -}}"
-            + _turns(("USER: ", " ASSISTANT: "), ("", " "), ""),
+            + jinja.loop(jinja.around("USER: ", " ASSISTANT: "), jinja.answer("", " ")),
             system_default=_VICUNA,
             stop_strings=("USER:",),
         ),
-        ChatTemplate("sarashina22", _SARASHINA, verified=False),
-        ChatTemplate("deepseek_r1", _DEEPSEEK, "<｜end▁of▁sentence｜>", rewrites_history=True),
         ChatTemplate(
-            "qwen25_chatml",
-            _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-            "<|im_end|>",
-            "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
-        ),
-        ChatTemplate("qwen3_chatml", _chatml(None), "<|im_end|>"),
-        ChatTemplate("gemma", _GEMMA, "<end_of_turn>"),
-        ChatTemplate("llama3", _LLAMA3, "<|eot_id|>"),
-        ChatTemplate(
-            "mistral_inst",
-            _llama2(None, after="", next_open="[INST] ", close="[/INST]").replace(
-                "'<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n'", "system + '\\n\\n'"
-            ),
-            verified=False,
-        ),
-        ChatTemplate("phi4", _PHI4, "<|im_end|>"),
-        ChatTemplate("gpt_oss_harmony", _harmony(""), "<|return|>", verified=False, rewrites_history=True),
-        ChatTemplate(
-            "llm_jp_4_harmony",
-            _harmony(
-                "{{- bos_token + '<|start|>system<|message|>Current date: ' + strftime_now('%Y-%m-%d') + "
-                "'\\nReasoning: medium<|end|>' -}}"
-            ),
-            "<|return|>",
-            verified=False,
-            rewrites_history=True,
+            "stablelm2_ja",
+            jinja.head() + jinja.headers("<|", "|>\n", "\n", f"({jinja.CONTENT} | trim + eos_token)"),
         ),
         ChatTemplate(
-            "karakuri_steerlm",
-            _head(None)
-            + (
-                "{{- bos_token -}}{%- if system is not none -%}{%- set lead = '<<SYS>>\\n' + system + "
-                "'\\n<</SYS>>\\n\\n' -%}{%- else -%}{%- set lead = '' -%}{%- endif -%}"
-            )
-            + (
-                "{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- '[INST] ' + (lead if loop.first "
-                "else '') + message['content'] + "
-            )
-            + _quoted(f" {_STEERLM} [/INST]")
-            + " -}}{%- else -%}{{- message['content'] + eos_token -}}{%- endif -%}{%- endfor -%}",
-            verified=False,
+            "sarashina22",
+            jinja.head()
+            + jinja.if_system(jinja.around("<|system|>", "", "system"))
+            + jinja.loop(jinja.around("<|user|>", ""), jinja.answer("<|assistant|>"), "<|assistant|>"),
+            status="unconfirmed",
         ),
+        ChatTemplate("deepseek_r1", jinja.head() + jinja.DEEPSEEK, "<｜end▁of▁sentence｜>", rewrites_history=True),
+        _chatml("qwen25_chatml", jinja.qwen(thinks=False), _QWEN),
+        _chatml("qwen3_chatml", jinja.qwen(thinks=True), rewrites_history=True),
+        ChatTemplate("gemma", jinja.head() + jinja.GEMMA, "<end_of_turn>"),
+        ChatTemplate(
+            "llama3",
+            jinja.head()
+            + jinja.BOS
+            + jinja.headers("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", f"({jinja.CONTENT} | trim)"),
+            "<|eot_id|>",
+        ),
+        ChatTemplate("phi4", jinja.head() + jinja.headers("<|im_start|>", "<|im_sep|>", "<|im_end|>"), "<|im_end|>"),
+        _harmony("gpt_oss_harmony", _CHATGPT, "golden"),
+        _harmony("harmony", ""),
+        # Golden for the alpha tokenizer; the released ones may differ.
+        _harmony("llm_jp_4_harmony", _LLM_JP),
     )
 }
+# Keys that settings written before may hold.
+_RENAMED = {"mistral_inst": "mistral_v3"}
+# Texts that earlier versions wrote into the folders of runs, by the first 16 digits of their SHA-256.
+_FORMER: dict[str, tuple[str, ...]] = {
+    "alpaca_ja": ("e60902b2bf26e1f9", "aa9ecdbeb8e63b36"),
+    "stablelm_ja": ("750a7fdc1eb18a60", "90f6a16634a76409"),
+    "stablelm_ja_alpha": ("750a7fdc1eb18a60", "90f6a16634a76409"),
+    "llm_jp_v2v3": ("b722953b985b9833", "271566ee1bc2b45d"),
+    "weblab_alpaca": ("e60902b2bf26e1f9", "aa9ecdbeb8e63b36"),
+    "nekomata": ("2d9452c12b83aaa5", "517f1aece841a1cd"),
+    "stockmark2": ("3b70040b08bee3bd", "579c432be9592513"),
+    "rinna_nl": ("3f79610987007349",),
+    "rinna_bilingual": ("a829ea32797647c2",),
+    "calm2": ("4cbe2f00f2e4941b",),
+    "calm3_chatml": ("431e5adbcbddec8e",),
+    "llama2_ja": ("9cd90ea5f9398205", "51346b3884193842"),
+    "swallow_llama2_v01": ("c269ff3c96ff81b6",),
+    "shisa_llama2": ("b4abe30bebe3ac33",),
+    "stockmark": ("4ce1f6d7ba43e61b",),
+    "rakuten_vicuna": ("9f8d2b8fe168f87a",),
+    "sarashina22": ("b5ce6abceee56698",),
+    "deepseek_r1": ("b2777ee9d6d403f9",),
+    "qwen25_chatml": ("961ff94e008966bf",),
+    "qwen3_chatml": ("2063f2564a335797",),
+    "gemma": ("4b563e2eda0df7af",),
+    "llama3": ("4e996998e8e9da9f",),
+    "mistral_inst": ("a6d33853bb094deb",),
+    "phi4": ("49973b4a3e59ad08",),
+    "gpt_oss_harmony": ("2e1c3c454afbbe74",),
+    "llm_jp_4_harmony": ("a1f45ef24558416b",),
+    "karakuri_steerlm": ("ee394519b7e9a245",),
+}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def template_of(text: str | None) -> ChatTemplate | None:
+    """The template that a text is, or was in an earlier version; None for any other text."""
+    if text is None:
+        return None
+    current = next((item for item in TEMPLATES.values() if item.jinja == text), None)
+    if current is not None:
+        return current
+    former = next((key for key, digests in _FORMER.items() if _digest(text) in digests), None)
+    return TEMPLATES[_RENAMED.get(former, former)] if former is not None else None
+
+
+def was_written_for(key: str | None, text: str) -> bool:
+    """Whether an earlier version wrote this text where `model.chat_template` was the key."""
+    return _digest(text) in _FORMER.get(key or "", ())
 
 
 def template_text(expected: str) -> str:
@@ -358,8 +260,9 @@ def template_text(expected: str) -> str:
     Raises:
         ConfigError: it is none of these.
     """
-    if expected in TEMPLATES:
-        return TEMPLATES[expected].jinja
+    key = _RENAMED.get(expected, expected)
+    if key in TEMPLATES:
+        return TEMPLATES[key].jinja
     if "{{" in expected or "{%" in expected:
         return expected
     if Path(expected).is_file():

@@ -18,8 +18,18 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def recorded_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter_config.json of a folder that has one."""
-    return dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    """The adapter_config.json of a folder that has one.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    try:
+        return dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"{folder} の {CONFIG} を読めません（{error}）。アダプターを保存し直してください。",
+            f"the {CONFIG} of {folder} cannot be read ({error}); save the adapter again.",
+        ) from error
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
@@ -45,3 +55,8 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
 def base_name(config: Mapping[str, Any]) -> str:
     """The model that an adapter was trained on, as its configuration says; `?` where it does not."""
     return str(config.get("base_model_name_or_path") or "?")
+
+
+def note_base(config: Any, name: str) -> None:
+    """Makes PEFT's configuration say that the adapter belongs to this model."""
+    config.base_model_name_or_path = name

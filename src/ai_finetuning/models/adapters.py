@@ -16,9 +16,12 @@ from typing_extensions import Unpack
 
 from ..errors import ConfigError, ModelError
 from ._upstream import tied_weight_names
-from .adapter_folder import WEIGHTS, adapter_config, base_name
+from .adapter_folder import WEIGHTS, adapter_config, base_name, note_base
 from .options import validate_options
 from .quantized import quantized_bits
+
+# Ends of the names of a token embedding and of a head.
+_EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "lm_head.weight", "embed_out.weight")
 
 
 @contextlib.contextmanager
@@ -30,6 +33,8 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         # On saving it looks for the base's config on the hub, to see whether the vocabulary grew; here it never does.
         warnings.filterwarnings("ignore", message="Could not find a config file")
+        # Rows are only ever added where the embedding trains and is saved anyway (models/special_tokens.py).
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
         yield
 
 
@@ -126,40 +131,113 @@ def embedding_weights(model: Any) -> list[nn.Parameter]:
     return [weight for path in places if (weight := getattr(path, "weight", None)) is not None]
 
 
+def trains_embedding(model: Any, modules_to_save: Sequence[str]) -> bool:
+    """Whether modules that are trained in full are the token embedding and the head."""
+    places = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() for place in places if module is place]
+    return all(any(name.split(".")[-1] == saved.split(".")[-1] for saved in modules_to_save) for name in names)
+
+
+def brought_rows(folder: str | Path) -> int:
+    """Rows of the token embedding or the head that an adapter's file brings; 0 where it has neither."""
+    return max((shape[0] for key, shape in _shapes(folder).items() if key.endswith(_EMBEDDINGS)), default=0)
+
+
+def fit_rows(model: Any, folder: str | Path) -> None:
+    """Gives a base as many embedding rows as an adapter's file brings, where tokens were added in training."""
+    rows = brought_rows(folder)
+    if rows not in (0, model.get_input_embeddings().weight.shape[0]):
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
+def validate_fit(model: Any, folder: str | Path) -> None:
+    """Refuses an adapter whose shapes are those of another base; of the model only names and sizes are looked at.
+
+    Raises:
+        ModelError: with the first layer that does not fit; the file is damaged.
+    """
+    base = base_name(adapter_config(folder))
+    modules = dict(model.named_modules())
+    for key, shape in _shapes(folder).items():
+        if not key.endswith("lora_A.weight"):
+            continue
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        module = modules.get(name)
+        features = getattr(module, "in_features", None) or getattr(module, "nx", None)
+        if module is None or (features is not None and features != shape[1]):
+            raise ModelError(
+                f"アダプター {folder} は {base} 用で、このモデルとは形が合いません（{name}）。"
+                "元のベースモデルを指定してください。",
+                f"the adapter {folder} was trained on {base} and does not fit this model ({name}); name its own base.",
+            )
+
+
+def _shapes(folder: str | Path) -> dict[str, list[int]]:
+    """The shapes in an adapter's file, by PEFT's names; no weight is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
+            return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(
+            f"アダプター {folder} の {WEIGHTS} が壊れています（{error}）。保存し直してください。",
+            f"{WEIGHTS} of the adapter {folder} is damaged ({error}); save it again.",
+        ) from error
+
+
+def load_adapter(model: Any, folder: str | Path) -> Any:
     """A model with a saved adapter on it.
 
     Raises:
         ModelError: the adapter was trained on another base; the shapes show it before any weight is changed.
     """
     from peft import PeftModel
-    from safetensors import safe_open
 
-    base = base_name(adapter_config(folder))
-    modules = dict(model.named_modules())
-    with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            if not key.endswith("lora_A.weight"):
-                continue
-            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            expected = file.get_slice(key).get_shape()[1]
-            module = modules.get(name)
-            features = getattr(module, "in_features", None) or getattr(module, "nx", None)
-            if module is None or (features is not None and features != expected):
-                raise ModelError(
-                    f"アダプター {folder} は {base} 用で、このモデルとは形が合いません（{name}）。"
-                    "元のベースモデルを指定してください。",
-                    f"the adapter {folder} was trained on {base} and does not "
-                    f"fit this model ({name}); name its own base.",
-                )
+    validate_fit(model, folder)
+    fit_rows(model, folder)
     with quiet_peft():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+
+
+def continue_adapter(model: Any, folder: str | Path, *, dropout: float) -> Any:
+    """Freezes a model and puts a saved adapter on it, to be trained on; its weights are fp32, as add_lora's are.
+
+    Args:
+        dropout: in place of the adapter's own.
+
+    Raises:
+        ModelError: the adapter was trained on another base, or its file lacks weights of a layer that it names.
+    """
+    from peft import LoraConfig, PeftModel
+
+    validate_fit(model, folder)
+    fit_rows(model, folder)
+    model.requires_grad_(False)
+    config = LoraConfig.from_pretrained(str(folder))
+    config.lora_dropout = dropout
+    note_base(config, model.name_or_path)
+    with quiet_peft():
+        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    stored = _shapes(folder)
+    trained = [_saved_name(name) for name, weight in wrapped.named_parameters() if weight.requires_grad]
+    missing = [name for name in trained if ".lora_" in name and name not in stored]
+    if missing:
+        raise ModelError(
+            f"アダプター {folder} に {missing[0]} など {len(missing)} 個の重みがありません。このベースのアダプターか確認してください。",
+            f"the adapter {folder} lacks {len(missing)} weights ({missing[0]}, ...); check that it was trained on this "
+            "base.",
+        )
+    return wrapped
 
 
 def merge_into(model: Any) -> Any:

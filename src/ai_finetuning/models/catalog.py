@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..japanese.templates import TEMPLATES, ChatTemplate
+from ..japanese.templates import TEMPLATES, ChatTemplate, PromptStatus
 from ..messages import warn
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -45,7 +45,8 @@ class CatalogRow:
         params_b, active_params_b: parameters in 10^9.
         memory_gib: computed GiB by use: `infer`, `lora` (bf16), `qlora` (NF4), `full`.
         template: key of japanese.templates, None for base models.
-        verified: whether id, licence and template were read in a source.
+        prompt: how far the prompt is known; None for base models.
+        source: where the prompt, or the tokenizer's template, was read: an address, or `card` for the model's own page.
     """
 
     id: str
@@ -64,7 +65,8 @@ class CatalogRow:
     gated: bool = False
     non_commercial: bool = False
     remote_code: bool = False
-    verified: bool = False
+    prompt: PromptStatus | None = None
+    source: str | None = None
     memory_gib: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -76,6 +78,11 @@ class CatalogRow:
     def chat_template(self) -> ChatTemplate | None:
         """The family's prompt."""
         return TEMPLATES.get(self.template or "")
+
+    @property
+    def prompt_source(self) -> str | None:
+        """The source of the prompt, in full."""
+        return f"https://huggingface.co/{self.id}" if self.source == "card" else self.source
 
     def licence_notices(self) -> list[tuple[str, str]]:
         """(Japanese, English) lines that a user has to know before training."""
@@ -137,7 +144,7 @@ def near(name: str, n: int = 3) -> list[str]:
 
 def supported_models() -> dict[str, dict[str, Any]]:
     """The documented SUPPORTED_MODELS: display_name and min_gpu_memory_gb (bf16 inference, in 10^9 bytes), and what
-    else is known.
+    else is known; `verified` says whether the prompt is golden or the tokenizer's.
     """
     return {name: _public(row) for name, row in rows().items()}
 
@@ -162,7 +169,9 @@ def _public(row: CatalogRow) -> dict[str, Any]:
         "newline": template.newline if template is not None else None,
         "lora_targets": list(LORA_TARGETS.get(real.model_type or "", ())),
         "characters_per_token": real.chars_per_token_ja,
-        "verified": real.verified and (template is None or template.verified),
+        "prompt": real.prompt,
+        "prompt_source": real.prompt_source,
+        "verified": real.prompt in ("golden", "tokenizer"),
     }
     return public | ({"alias_of": row.alias_of} if row.alias_of is not None else {})
 

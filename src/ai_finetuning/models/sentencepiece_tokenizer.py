@@ -17,7 +17,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
-from transformers import PreTrainedTokenizer
+from transformers import AddedToken, PreTrainedTokenizer
 
 from ..errors import ModelError
 from .tokenizers_json import equal_conversion
@@ -45,12 +45,13 @@ _NAMED = {"bos_token": "bos_id", "eos_token": "eos_id", "unk_token": "unk_id", "
 @dataclass(frozen=True)
 class _Marks:
     """Special and added tokens: what finds them in a text (the longest first, one group for each), the id of each
-    group, and their names by id.
+    group, their names by id, and the special tokens for which this holds.
     """
 
     pattern: re.Pattern[str]
     numbers: list[int]
     names: dict[int, str]
+    special: tuple[str, ...]
 
 
 class SentencePieceTokenizer(PreTrainedTokenizer):
@@ -222,14 +223,19 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
             yield done, len(text), None
 
     def _marked(self) -> _Marks:
-        if self._marks is None:
+        special = tuple(self.all_special_tokens)
+        if self._marks is None or self._marks.special != special:
             added = self.added_tokens_decoder
+            # A special token that was only named later is a piece; the pad token may be any piece, and stays text.
+            later = {self._numbers[name]: AddedToken(name) for name in special if name in self._numbers}
+            later.pop(self.pad_token_id, None)
+            found = {**later, **added}
             ordered = sorted(
-                (item for item in added.items() if item[1].content), key=lambda item: -len(item[1].content)
+                (item for item in found.items() if item[1].content), key=lambda item: -len(item[1].content)
             )
             pattern = re.compile("|".join(_pattern(token) for _, token in ordered))
-            names = {number: token.content for number, token in added.items()}
-            self._marks = _Marks(pattern, [number for number, _ in ordered], names)
+            names = {number: token.content for number, token in found.items()}
+            self._marks = _Marks(pattern, [number for number, _ in ordered], names, special)
         return self._marks
 
     def _update_trie(self, *arguments: Any) -> None:  # called when tokens were added

@@ -12,12 +12,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import HubError, ModelError, ToolkitError
 from ..japanese.prompts import render
-from ..japanese.templates import TEMPLATES, ChatTemplate, template_text
+from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
 from ..messages import notice, warn
 from . import catalog
 from .probes import PROBES as PROBES
 from .sentencepiece_tokenizer import deciding_file, from_pieces, pieces_file, read_settings
 from .source import ModelSource, find_tokenizer
+from .special_tokens import keep_turn_ends, turn_end_ids
 
 # Tokens that models reserve for padding, in the order in which they are preferred.
 _PADS = (
@@ -50,7 +51,7 @@ class PromptStyle:
         stop_token_ids: any of them ends an answer.
         stop_strings: texts that end an answer.
         newline: what the model writes for a line end, or None.
-        verified: whether the template's form was read in a source.
+        verified: whether the template is the tokenizer's own, or was compared with a string whose source is named.
     """
 
     stop_token_ids: tuple[int, ...]
@@ -235,6 +236,7 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> Pr
     make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     plain = make(tokenizer_file=str(file), **special)
     plain.chat_template = tokenizer.chat_template
+    keep_turn_ends(tokenizer, plain)
     return plain
 
 
@@ -267,18 +269,20 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
         ConfigError: a name that is neither a template's key, a file nor Jinja text.
     """
     if expected is not None:
-        return template_text(expected)
+        text = template_text(expected)
+        chosen = template_of(text)
+        if chosen is not None and not chosen.verified:
+            warn(
+                f"model.chat_template に指定された {chosen.key} は未確認のプロンプト形式です。モデルの説明ページと見比べてください。",
+                f"{chosen.key} (model.chat_template) is an unconfirmed prompt format; compare it with the model's page.",
+            )
+        return text
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     row = catalog.lookup(name)
-    template = row.chat_template if row is not None else None
-    if template is not None:
-        if not template.verified:
-            warn(
-                f"{name} のプロンプト形式 {template.key} は未確認です。モデルの説明ページと見比べてください（model.chat_template で変更可）。",
-                f"the prompt format {template.key} of {name} is unconfirmed; compare it with the model's page "
-                "(model.chat_template changes it).",
-            )
+    if row is not None and row.prompt is not None:
+        template = row.chat_template or TEMPLATES["alpaca_ja"]
+        _say_how_far_known(name, row, template)
         return template.jinja
     notice(
         f"{name} にはチャットテンプレートがないため、会話には alpaca_ja（### 指示: / ### 応答:）を使います。model.chat_template で変更できます。",
@@ -288,17 +292,33 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
     return TEMPLATES["alpaca_ja"].jinja
 
 
+def _say_how_far_known(name: str, row: catalog.CatalogRow, template: ChatTemplate) -> None:
+    if row.prompt == "unconfirmed":
+        warn(
+            f"{name} のプロンプト形式 {template.key} は未確認です。モデルの説明ページと見比べてください（model.chat_template で変更可）。",
+            f"the prompt format {template.key} of {name} is unconfirmed; compare it with the model's page "
+            "(model.chat_template changes it).",
+        )
+    elif row.prompt == "tokenizer":
+        warn(
+            f"{name} のトークナイザーには本来チャットテンプレートがありますが、このコピーにはないため {template.key} を使います。元のトークナイザーの "
+            "chat_template.jinja を置くか、model.chat_template で指定してください。",
+            f"the tokenizer of {name} comes with a chat template, but this copy has none; using {template.key}. Put the "
+            "original chat_template.jinja beside it, or name one with model.chat_template.",
+        )
+
+
 def known_template(tokenizer: Any) -> ChatTemplate | None:
-    """The catalog's template that a tokenizer carries, recognised by its text; a saved folder needs no other note of
-    it.
+    """The catalog's template that a tokenizer carries, recognised by its text, that of an earlier version included; a
+    saved folder needs no other note of it.
     """
-    return next((item for item in TEMPLATES.values() if item.jinja == tokenizer.chat_template), None)
+    return template_of(tokenizer.chat_template)
 
 
 def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     """How answers end: eos, the model's own list, and the token that the template puts behind an answer."""
     template = known_template(tokenizer)
-    ids = {tokenizer.eos_token_id, _turn_end_id(tokenizer)}
+    ids = {tokenizer.eos_token_id, _turn_end_id(tokenizer), *turn_end_ids(tokenizer)}
     listed = getattr(generation_config, "eos_token_id", None)
     ids |= set(listed) if isinstance(listed, list | tuple) else {listed}
     stops = tuple(sorted(item for item in ids if isinstance(item, int)))

@@ -57,6 +57,14 @@ def test_train_help_ends_with_japanese_settings(monkeypatch: pytest.MonkeyPatch)
     assert not ENGLISH_SENTENCE.search(settings_part)
 
 
+def test_the_schema_takes_the_flat_keys_that_the_reader_takes():
+    schema = json_schema(japanese=False)["properties"]
+    assert schema["learning_rate"]["description"] == "Peak learning rate of the schedule."
+    assert schema["save_total_limit"]["minimum"] == 2
+    assert "name" not in schema  # several sections have it
+    assert schema["model"]["anyOf"][0] == {"type": "string"}
+
+
 def test_the_schema_speaks_both_languages(monkeypatch: pytest.MonkeyPatch):
     english, japanese = json_schema(japanese=False), json_schema(japanese=True)
     place = ("$defs", "TrainingConfig", "properties", "batch_size", "description")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from ai_finetuning.config.data import DataConfig
 from ai_finetuning.config.load import load_config
 from ai_finetuning.config.lora import LoRAConfig
 from ai_finetuning.config.model import ArchitectureConfig, ModelConfig
@@ -19,7 +20,7 @@ from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.config.plain import plain_run, to_plain
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.config.section import build, explicitly_set
-from ai_finetuning.config.sections import OptimizerConfig
+from ai_finetuning.config.sections import OptimizerConfig, ScheduleConfig
 from ai_finetuning.config.training import MultiGPUTrainingConfig, TrainingConfig
 from ai_finetuning.config.yaml_text import dump_yaml, parse_yaml
 from ai_finetuning.errors import ConfigError
@@ -235,3 +236,21 @@ def test_a_setting_of_another_section_is_named_though_nobody_imported_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "training.max_length is not a known key; did you mean data.max_length?"
+
+
+def test_the_everyday_settings_survive_every_way_to_copy_them():
+    """Those that hold mappings and lists too, in YAML, pickles and replace()."""
+    run = RunConfig(
+        model=ModelConfig(special_tokens={"eos_token": "</s>"}, extra_tokens=["<a>"], turn_end_tokens=["</s>", "<a>"]),
+        data=DataConfig(max_samples=3),
+        training=TrainingConfig(
+            saves_per_epoch=2, evals_per_epoch=1, save_only_model=True, schedule=ScheduleConfig(warmup_ratio=0.03)
+        ),
+        lora=LoRAConfig(adapter="somewhere"),
+    )
+    again = build(RunConfig, parse_yaml(dump_yaml(to_plain(run, given_only=True)), "x"))
+    for other in (again, pickle.loads(pickle.dumps(run)), copy.deepcopy(run), dataclasses.replace(run)):  # noqa: S301
+        assert other == run
+        assert plain_run(other, given_only=True) == plain_run(run, given_only=True)
+        for one, another in ((other.training, run.training), (other.model, run.model), (other.lora, run.lora)):
+            assert explicitly_set(one) == explicitly_set(another)

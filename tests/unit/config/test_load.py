@@ -181,3 +181,110 @@ def test_the_ready_made_configurations_load(path: Path):
     config = load_config(path)
     assert config.data.train is not None
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["method"] == config.method
+
+
+# --- flat keys, and every problem at once
+
+
+def refused(folder: Path, text: str, *overrides: str) -> ConfigError:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path, overrides)
+    return refusal.value
+
+
+def test_flat_keys_at_the_top_of_a_yaml_are_those_of_the_command_line(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: a/b\nlearning_rate: 1e-4\nbatch_size: 2\nr: 8\ntrain: [a.jsonl]\nlora.lora_alpha: 16\nresume: true\n"
+        "schedule.name: cosine\ntraining: {num_epochs: 2}\ntarget_modules: [q_proj]\n",
+        encoding="utf-8",
+    )
+    flat = load_config(path, ["batch_size=4"])
+    nested = load_config(
+        None,
+        [
+            *("model=a/b", "learning_rate=1e-4", "batch_size=4", "r=8", "data.train=[a.jsonl]", "lora_alpha=16"),
+            *("resume=true", "schedule.name=cosine", "num_epochs=2", "target_modules=q_proj"),
+        ],
+    )
+    assert flat == nested
+    assert plain_run(flat, given_only=True) == plain_run(nested, given_only=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1e-4\ntraining:\n  learning_rate: 2e-4\n", "(line 3, and learning_rate on line 1)"),
+        ("r: 8\nlora.r: 8\n", "lora.r is given twice (line 1, and lora.r on line 2)"),
+        ("model: a\nmodel.name: b\n", "model.name is given twice (line 1, and model.name on line 2)"),
+        ("name: x\n", "line 1: key name could be model.name"),
+        ("training: 3\nbatch_size: 4\n", "line 1: training is 3; it must be a mapping"),
+        ("training:\n  eval_steps:\n", "line 2: training.eval_steps is None"),
+        ("training:\n", "line 1: training is None"),
+        ("lora_r:\n", "line 1: lora_r is not a known key; did you mean lora.r?"),
+        ("data:\n  columns:\n    a: 3\n", "line 2: data.columns[a] is 3"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, message: str):
+    refusal = refused(tmp_path, text)
+    assert message in refusal.en
+    assert refusal.en.startswith(str(tmp_path / "run.yaml"))
+    assert "行目" in refusal.ja
+
+
+def test_all_problems_of_file_and_command_line_come_at_once(tmp_path: Path):
+    refusal = refused(
+        tmp_path,
+        "model: x\nmethod: dora\nbatch_size: many\ntraining:\n  learning_rte: 1\n  optimizer: {eps: -1, nme: adamw}\n"
+        "dta: {}\ndata:\n  max_length: 3\n  pakcing: true\n",
+        *("sead=3", "lora.r=0", "max_length=64"),
+    )
+    lines = refusal.en.splitlines()
+    assert lines[0] == "9 problems with the settings:"
+    name = str(tmp_path / "run.yaml")
+    assert [line.strip().removeprefix(f"{name}, ") for line in lines[1:]] == [
+        "line 2: method is 'dora'; it must be one of full, lora, qlora, pretrain.",
+        "line 3: training.batch_size is 'many' (str); it must be an integer.",
+        "line 5: training.learning_rte is not a known key; did you mean learning_rate?",
+        "line 6: training.optimizer.nme is not a known key; did you mean name?",
+        "line 6: training.optimizer.eps is -1; it must be above 0.",
+        "line 7: dta is not a known key; did you mean data?",
+        "line 10: data.pakcing is not a known key; did you mean packing?",
+        "sead is not a known key; did you mean training.runtime.seed?",
+        "lora.r is 0; it must be at least 1.",
+    ]
+    assert len(refusal.ja.splitlines()) == 10
+
+
+def test_rules_between_settings_come_once_each_setting_is_right(tmp_path: Path):
+    both = "method: full\nlora: {r: 8}\n"
+    assert "lora settings (r) have no effect" in refused(tmp_path, both).en
+    assert "have no effect" not in refused(tmp_path, both + "batch_size: 0\n").en
+
+
+@pytest.mark.parametrize(
+    "key", ["do_train", "model_type", "sequence_parallel", "streaming", "stage", "plugins", "dataset_text_field"]
+)
+def test_another_tools_key_gets_no_wrong_hint_but_the_command_that_reads_its_file(tmp_path: Path, key: str):
+    refusal = refused(tmp_path, f"{key}: 1\n")
+    assert "did you mean" not in refusal.en
+    assert "もしかして" not in refusal.ja
+    assert f"aift import {tmp_path / 'run.yaml'}" in refusal.en
+    assert "aift import" in refusal.ja
+
+
+def test_a_name_that_only_looks_alike_is_no_hint():
+    for key in ("remodel_it", "methodology", "streams"):
+        with pytest.raises(ConfigError) as refusal:
+            load_config(None, [f"{key}=1"])
+        assert "did you mean" not in refusal.value.en, refusal.value.en
+
+
+def test_other_tools_names_are_none_of_ours():
+    from ai_finetuning.config.fields import fields_of
+    from ai_finetuning.config.other_tools import OTHER_TOOLS
+    from ai_finetuning.config.run import RunConfig
+
+    assert not OTHER_TOOLS & {path[-1] for path in fields_of(RunConfig)}

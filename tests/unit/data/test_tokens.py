@@ -42,7 +42,7 @@ def test_loss_is_on_the_answers_and_their_ends_only():
     (example,), _ = encode([talked], tokenizer, max_length=512)
     assert live_text(example, tokenizer) == "東京です。</s>一千四百万人です。</s>"
     assert example.labels[-1] == tokenizer.eos_token_id
-    assert example.characters == len("東京です。</s>一千四百万人です。</s>")
+    assert example.characters == len("東京です。一千四百万人です。")  # what people wrote, not the ends of turns
     # The tokens are those of the whole text, never of parts joined.
     text = render(tokenizer, talked.as_dicts()).rstrip("\n")
     assert example.input_ids.tolist() == tokenizer.encode(text, add_special_tokens=False)
@@ -50,7 +50,7 @@ def test_loss_is_on_the_answers_and_their_ends_only():
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_every_template_trains_its_answers(template: str):
-    """Live text is the answer with what ends it; at most one BOS; the last label is the turn's end or eos."""
+    """Live text is the answer with what ends it; one BOS at most, or one a question; the last label is the turn's end."""
     tokenizer = with_template(template)
     examples, report = encode([talk("首都は？", "東京です。", "人口は？", "多い。")], tokenizer, max_length=1024)
     live = "".join(live_text(example, tokenizer) for example in examples)
@@ -58,7 +58,8 @@ def test_every_template_trains_its_answers(template: str):
     assert "首都" not in live
     assert "人口" not in live
     for example in examples:
-        assert example.input_ids.tolist().count(tokenizer.bos_token_id) <= 1
+        every_question = template in ("shisa_llama2", "karakuri_steerlm")
+        assert example.input_ids.tolist().count(tokenizer.bos_token_id) <= (2 if every_question else 1)
         assert example.labels[-1] != IGNORED
     if TEMPLATES[template].rewrites_history and template != "deepseek_r1":  # that one drops only thinking
         assert report.split_conversations == 1
@@ -164,7 +165,8 @@ def test_text_dataset_cuts_with_one_line(logged):
 
 
 def test_held_out_rows_are_whole_sources_and_the_seed_decides():
-    examples, _ = encode([talk("問い", "答え", source=f"f:{i}") for i in range(20)], build_tokenizer(), max_length=64)
+    rows = [talk(f"問い{i}", "答え", source=f"f:{i}") for i in range(20)]
+    examples, _ = encode(rows, build_tokenizer(), max_length=64)
     rest, held = hold_out(examples, 0.2, 1)
     assert len(held) == 4
     assert {item.source for item in rest}.isdisjoint(item.source for item in held)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,7 +199,7 @@ def test_a_resumed_run_takes_what_was_derived_from_its_checkpoint_and_a_rerun_de
     assert first["gradient_checkpointing"] is True
     assert first["warmup_steps"] == 2
     assert len(first["target_modules"]) > 0
-    assert first["split"] == "rows"
+    assert first["split"] == "equal rows"
     assert first["attention"] == "sdpa"
     assert call("train", str(tmp_path / "out" / "config.yaml"), "--resume") == 0
     assert derived_of(tmp_path / "out") == first
@@ -278,3 +279,20 @@ def test_what_the_request_alone_rules_out_is_refused_before_torch_is_imported(
     assert done.returncode == code, done.stderr
     assert word in done.stderr
     assert "heavy: []" in done.stderr
+
+
+def test_a_resumed_run_keeps_the_text_that_its_template_had_when_it_began(tiny_model_dir: Path):
+    """A key of model.chat_template stands for the text of then; another key is a choice of the user's."""
+    from ai_finetuning.execution import resolve as module
+    from ai_finetuning.japanese import templates
+
+    former = "{{ 'the text of an earlier version' }}"
+    asked = SimpleNamespace(model=JapaneseModel(str(tiny_model_dir), chat_template="calm2"))
+    assert module._tokenizer(asked, {"chat_template": former}).chat_template == templates.TEMPLATES["calm2"].jinja
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(templates._FORMER, "calm2", (templates._digest(former),))
+        assert module._tokenizer(asked, {"chat_template": former}).chat_template == former
+        other = SimpleNamespace(model=JapaneseModel(str(tiny_model_dir), chat_template="llama3"))
+        assert module._tokenizer(other, {"chat_template": former}).chat_template == templates.TEMPLATES["llama3"].jinja
+    plain = SimpleNamespace(model=JapaneseModel(str(tiny_model_dir)))
+    assert module._tokenizer(plain, {"chat_template": former}).chat_template == former

@@ -1,154 +1,29 @@
-"""Full prompt strings, written by hand from the sources that docs/design/japanese.md names; nothing here is rendered to
-be compared with itself.
-"""
+"""Rules that hold for every chat template; the full strings are in test_golden_prompts.py."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import unicodedata
+from pathlib import Path
 
 import pytest
 from tests.support.models import build_tokenizer
 
-from ai_finetuning.japanese.prompts import render, user_turn
-from ai_finetuning.japanese.templates import TEMPLATES
+from ai_finetuning.errors import DataError
+from ai_finetuning.japanese import templates
+from ai_finetuning.japanese.prompts import render
+from ai_finetuning.japanese.templates import TEMPLATES, template_of, template_text, was_written_for
 
-WITHOUT = "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
-WITH = "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。要求を適切に満たす応答を書きなさい。"
 TALK = [
     {"role": "user", "content": "日本の首都は？"},
     {"role": "assistant", "content": "東京です。"},
     {"role": "user", "content": "人口は？"},
 ]
 ONE = TALK[:1]
-MATERIAL = [user_turn("要約して。", "長い文。")]
-SYSTEM = [{"role": "system", "content": "短く。"}, *ONE]
-# (template, eos, bos, messages, prompt)
-GOLDENS = [
-    # Section 9.
-    ("calm2", "<eos>", "<bos>", TALK, "USER: 日本の首都は？\nASSISTANT: 東京です。<eos>\nUSER: 人口は？\nASSISTANT: "),
-    (
-        "llama3",
-        "<|eot_id|>",
-        "<|begin_of_text|>",
-        TALK,
-        (
-            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n日本の首都は？<|eot_id|><|start_header_id|>assistan"
-            "t<|end_header_id|>\n\n東京です。<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n人口は？<|eot_id|><|start_he"
-            "ader_id|>assistant<|end_header_id|>\n\n"
-        ),
-    ),
-    (
-        "swallow_llama2_v01",
-        "</s>",
-        "<s>",
-        TALK,
-        "<s>[INST] 日本の首都は？ [/INST] 東京です。</s>[INST] 人口は？ [/INST] ",
-    ),
-    (
-        "nekomata",
-        "<|endoftext|>",
-        "",
-        TALK,
-        f"{WITH}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n東京です。<|endoftext|>\n\n### 指示:\n人口は？\n\n### 応答:\n",
-    ),
-    (
-        "stockmark",
-        "</s>",
-        "<s>",
-        TALK,
-        "<s>### Input:\n日本の首都は？\n\n### Output:\n東京です。</s>\n### Input:\n人口は？\n\n### Output:\n",
-    ),
-    # Section 1.3.
-    ("alpaca_ja", "</s>", "<s>", ONE, f"{WITHOUT}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n"),
-    ("alpaca_ja", "</s>", "<s>", MATERIAL, f"{WITH}\n\n### 指示:\n要約して。\n\n### 入力:\n長い文。\n\n### 応答:\n"),
-    ("stablelm_ja", "<eos>", "", ONE, f"{WITH}\n\n### 指示: \n日本の首都は？\n\n### 応答: \n"),
-    ("stablelm_ja", "<eos>", "", MATERIAL, f"{WITH}\n\n### 指示: \n要約して。\n\n### 入力: \n長い文。\n\n### 応答: \n"),
-    ("stablelm_ja_alpha", "<eos>", "", ONE, f"{WITH}\n\n### 指示: \n日本の首都は？\n\n### 応答: \n"),
-    (
-        "llm_jp_v2v3",
-        "</s>",
-        "<s>",
-        TALK,
-        f"<s>{WITHOUT}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n東京です。</s>\n\n### 指示:\n人口は？\n\n### 応答:\n",
-    ),
-    ("llm_jp_v2v3", "</s>", "<s>", SYSTEM, f"<s>{WITHOUT}\n\n### 指示:\n日本の首都は？\n\n### 応答:\n"),
-    (
-        "rinna_nl",
-        "</s>",
-        "<s>",
-        TALK,
-        "ユーザー: 日本の首都は？<NL>システム: 東京です。<NL>ユーザー: 人口は？<NL>システム: ",
-    ),
-    ("rinna_nl", "</s>", "<s>", [{"role": "user", "content": "一\n二"}], "ユーザー: 一<NL>二<NL>システム: "),
-    (
-        "rinna_bilingual",
-        "</s>",
-        "<s>",
-        TALK,
-        "ユーザー: 日本の首都は？\nシステム: 東京です。\nユーザー: 人口は？\nシステム: ",
-    ),
-    (
-        "calm3_chatml",
-        "<|im_end|>",
-        "",
-        ONE,
-        (
-            "<|im_start|>system\nあなたは親切なAIアシスタントです。"
-            "<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"
-        ),
-    ),
-    (
-        "llama2_ja",
-        "</s>",
-        "<s>",
-        ONE,
-        "<s>[INST] <<SYS>>\nあなたは誠実で優秀な日本人のアシスタントです。\n<</SYS>>\n\n日本の首都は？ [/INST] ",
-    ),
-    (
-        "qwen25_chatml",
-        "<|im_end|>",
-        "",
-        ONE,
-        (
-            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
-            "assistant.<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"
-        ),
-    ),
-    (
-        "qwen25_chatml",
-        "<|im_end|>",
-        "",
-        SYSTEM,
-        "<|im_start|>system\n短く。<|im_end|>\n<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    ("qwen3_chatml", "<|im_end|>", "", ONE, "<|im_start|>user\n日本の首都は？<|im_end|>\n<|im_start|>assistant\n"),
-    (
-        "gemma",
-        "<eos>",
-        "<bos>",
-        SYSTEM,
-        "<bos><start_of_turn>user\n短く。\n\n日本の首都は？<end_of_turn>\n<start_of_turn>model\n",
-    ),
-    (
-        "phi4",
-        "<|im_end|>",
-        "",
-        ONE,
-        "<|im_start|>user<|im_sep|>日本の首都は？<|im_end|><|im_start|>assistant<|im_sep|>",
-    ),
-    (
-        "deepseek_r1",
-        "<｜end▁of▁sentence｜>",
-        "<｜begin▁of▁sentence｜>",
-        ONE,
-        "<｜begin▁of▁sentence｜><｜User｜>日本の首都は？<｜Assistant｜>",
-    ),
-]
 
 
 def tokenizer_with(template: str, eos: str = "</s>", bos: str = "<s>"):
-    import copy
-
     tokenizer = copy.deepcopy(build_tokenizer())
     tokenizer.eos_token = eos
     tokenizer.bos_token = bos or None
@@ -156,23 +31,7 @@ def tokenizer_with(template: str, eos: str = "</s>", bos: str = "<s>"):
     return tokenizer
 
 
-@pytest.mark.parametrize(("template", "eos", "bos", "messages", "prompt"), GOLDENS)
-def test_prompts_are_what_the_makers_wrote(template: str, eos: str, bos: str, messages: list, prompt: str):
-    assert render(tokenizer_with(template, eos, bos), messages, add_generation_prompt=True) == prompt
-
-
 ANSWERED = [*ONE, {"role": "assistant", "content": "東京です。"}]
-ENDS = {
-    "rinna_nl": "システム: 東京です。</s>",
-    "calm2": "ASSISTANT: 東京です。</s>\n",
-    "llm_jp_4_harmony": "<|start|>user<|message|>日本の首都は？<|end|><|start|>assistant<|channel|>final<|message|>東京です。<|return|>",
-    "llm_jp_v2v3": "### 応答:\n東京です。</s>",
-}
-
-
-@pytest.mark.parametrize(("template", "end"), ENDS.items())
-def test_an_answer_ends_with_its_token(template: str, end: str):
-    assert render(tokenizer_with(template), ANSWERED).endswith(end)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -197,7 +56,7 @@ def test_full_width_bars_are_part_of_the_prompt():
 
 def test_a_template_with_a_date_prints_a_frozen_one():
     text = render(tokenizer_with("llm_jp_4_harmony"), ONE, add_generation_prompt=True)
-    assert "Current date: 2026-01-01\nReasoning: medium" in text
+    assert "Current date: 2026-01-01\n\nReasoning: medium" in text
     assert text.endswith("<|start|>assistant")
 
 
@@ -209,13 +68,55 @@ def test_earlier_thinking_is_dropped_from_the_history():
 
 
 def test_a_conversation_that_the_template_refuses_is_a_data_error():
-    from ai_finetuning.errors import DataError
-
     with pytest.raises(DataError, match="refuses"):
         render(tokenizer_with("calm2"), [{"role": "tool", "content": "x"}])
 
 
-def test_unconfirmed_families_are_marked():
-    unconfirmed = {key for key, item in TEMPLATES.items() if not item.verified}
-    assert {"llama2_ja", "llm_jp_4_harmony", "gpt_oss_harmony"} <= unconfirmed
-    assert {"calm2", "llama3", "swallow_llama2_v01", "nekomata", "stockmark", "alpaca_ja"}.isdisjoint(unconfirmed)
+def test_thinking_stands_before_the_last_answer_only():
+    """A field of its own; the template of a family that thinks writes it, and an empty block where there is none."""
+    thought = [*ONE, {"role": "assistant", "content": "東京です。", "reasoning_content": "首都を問う。"}]
+    for key in ("qwen3_chatml", "deepseek_r1", "gpt_oss_harmony", "harmony", "llm_jp_4_harmony"):
+        tokenizer = tokenizer_with(key)
+        assert "首都を問う。" in render(tokenizer, thought), key
+        assert "首都を問う。" not in render(tokenizer, [*thought, TALK[2]], add_generation_prompt=True), key
+    assert "<think>\n\n</think>\n\n東京です。" in render(tokenizer_with("qwen3_chatml"), ANSWERED)
+
+
+# Texts of earlier versions, taken from the history of templates.py (commit fabc21c): what saved folders hold.
+FORMER_CALM2 = (
+    "{%- if messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] "
+    "-%}{%- else -%}{%- set system = none -%}{%- set turns = messages -%}{%- endif -%}{%- if system is not none "
+    "-%}{{- system + '\\n' -}}{%- endif -%}{%- for message in turns -%}{%- if message['role'] == 'user' -%}{{- 'USER: ' + "
+    "message['content'] + '\\nASSISTANT: ' -}}{%- elif message['role'] == 'assistant' -%}{{- '' + message['content'] + "
+    "eos_token + '\\n' -}}{%- else -%}{{- raise_exception('roles other than user and assistant are not known here') "
+    "-}}{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- '' -}}{%- endif -%}"
+)
+
+
+def test_a_text_that_an_earlier_version_saved_is_recognised():
+    assert template_of(FORMER_CALM2) is TEMPLATES["calm2"]
+    assert was_written_for("calm2", FORMER_CALM2)
+    assert not was_written_for("llama3", FORMER_CALM2)
+    assert not was_written_for(None, FORMER_CALM2)
+    assert template_of(FORMER_CALM2 + " ") is None
+    assert template_of(None) is None
+
+
+def test_every_key_that_there_was_is_still_known():
+    """Stop strings of a saved folder follow from the digest of its text; a key in old settings still names a prompt."""
+    for key, digests in templates._FORMER.items():
+        assert len(digests) == len(set(digests)), key
+        assert template_text(key) == TEMPLATES[templates._RENAMED.get(key, key)].jinja
+    for key, item in TEMPLATES.items():
+        assert template_of(item.jinja).stop_strings == item.stop_strings, key
+        assert hashlib.sha256(item.jinja.encode()).hexdigest()[:16] not in templates._FORMER.get(key, ())
+    assert template_text("mistral_inst") == TEMPLATES["mistral_v3"].jinja
+
+
+def test_a_text_that_changes_leaves_its_digest():
+    """tests/fixtures/template_texts.txt has every text that was ever written into a run's folder: none is forgotten."""
+    written = (Path(__file__).parents[2] / "fixtures" / "template_texts.txt").read_text(encoding="utf-8").split("\n")
+    now = {f"{key} {templates._digest(item.jinja)}" for key, item in TEMPLATES.items()}
+    assert now <= set(written), f"add to template_texts.txt: {now - set(written)}"
+    former = {f"{key} {digest}" for key, digests in templates._FORMER.items() for digest in digests}
+    assert set(written) - {""} == now | former, "put the digest of a text that is no more into _FORMER"

@@ -32,7 +32,10 @@ def test_at_least_the_28_models_with_their_keys():
             "lora_targets",
             "newline",
             "verified",
+            "prompt",
+            "prompt_source",
         } <= values.keys()
+        assert values["verified"] == (values["prompt"] in ("golden", "tokenizer")), name
         assert values["template"] is None or values["template"] in TEMPLATES, name
 
 

@@ -188,7 +188,10 @@ def test_added_tokens_and_markers_are_found_whole(sentencepieces: dict[str, Path
     assert tokenizer.decode(ids, skip_special_tokens=True) == "甲乙丙です"
     as_text = tokenizer.encode("<|user|></s>", add_special_tokens=False, split_special_tokens=True)
     assert as_text == reference_of(sentencepieces["llama, BPE"]).encode("<|user|></s>")
+    tokenizer.eos_token = "<|user|>"  # as model.special_tokens names one
+    assert tokenizer.decode(tokenizer.encode("日<|user|>", add_special_tokens=False), skip_special_tokens=True) == "日"
     tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).eos_token == "<|user|>"
     assert load_tokenizer(str(tmp_path)).encode("甲乙丙<|user|>") == tokenizer.encode("甲乙丙<|user|>")
     assert tokenizer.decode([tokenizer.vocab_size + 5000, 9]) == tokenizer.decode([9])  # rows that fill up an embedding
 

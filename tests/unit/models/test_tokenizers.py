@@ -121,11 +121,33 @@ def test_templates_come_from_the_user_then_the_tokenizer_then_alpaca(tiny_model_
     assert "alpaca_ja" in logged()
 
 
-def test_an_unconfirmed_form_says_so_on_use(logged):
+def test_how_far_a_prompt_is_known_is_said_where_the_catalogs_template_is_used(logged):
     tokenizer = copy.deepcopy(build_tokenizer())
     tokenizer.chat_template = None
-    module.choose_template(tokenizer, "elyza/ELYZA-japanese-Llama-2-7b-instruct", None)
-    assert "llama2_ja of elyza/ELYZA-japanese-Llama-2-7b-instruct is unconfirmed" in logged()
+    module.choose_template(tokenizer, "elyza/ELYZA-japanese-Llama-2-13b-instruct", None)
+    assert "llama2_ja of elyza/ELYZA-japanese-Llama-2-13b-instruct is unconfirmed" in logged()
+    module.choose_template(tokenizer, "elyza/Llama-3-ELYZA-JP-8B", None)
+    assert "the tokenizer of elyza/Llama-3-ELYZA-JP-8B comes with a chat template" in logged()
+    module.choose_template(tokenizer, "Rakuten/RakutenAI-3.0", None)  # the catalog has no template for it either
+    assert "alpaca_ja of Rakuten/RakutenAI-3.0 is unconfirmed" in logged()
+    module.choose_template(tokenizer, "any/model", "sarashina22")
+    assert "sarashina22 (model.chat_template) is an unconfirmed prompt format" in logged()
+
+
+def test_a_golden_prompt_is_used_without_a_word(logged):
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.chat_template = None
+    for name in ("tokyotech-llm/Swallow-7b-instruct-hf", "matsuo-lab/weblab-10b-instruction-sft"):
+        module.choose_template(tokenizer, name, None)
+    module.choose_template(tokenizer, "any/model", "calm2")
+    assert logged() == ""
+
+
+def test_the_tokenizers_own_template_wins_over_the_catalogs(logged):
+    tokenizer = copy.deepcopy(build_tokenizer())
+    for name in ("elyza/ELYZA-japanese-Llama-2-7b-instruct", "Qwen/Qwen3-8B", "cyberagent/calm2-7b-chat"):
+        assert module.choose_template(tokenizer, name, None) == tokenizer.chat_template
+    assert logged() == ""
 
 
 def test_stops_are_eos_the_models_list_and_the_turn_end():

@@ -1,4 +1,4 @@
-"""aift data show, aift data stats"""
+"""aift data show, aift data stats, aift data formats"""
 
 from __future__ import annotations
 
@@ -13,31 +13,75 @@ from .japanese import App
 app = App()
 _FILE = typer.Argument(..., help=localized("データのファイル", "the data's file"))
 _MODEL = typer.Option(..., "--model", help=localized("モデル名かフォルダー", "model id or folder"))
-_LENGTH = typer.Option(512, "--max-length")
+_LENGTH = typer.Option(
+    512, "--max-length", help=localized("1 行の最大トークン数。", "maximum length of a row, in tokens.")
+)
 _TEMPLATE = typer.Option(
     None, "--chat-template", help=localized("テンプレート名・ファイル", "a template's name or file")
 )
+# Settings as `aift train` takes them follow the file.
+_SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-def _load(file: str, model: str, max_length: int, template: str | None) -> tuple[Any, Any, Any, list[str]]:
-    from ...config.data import DataConfig
+def _load(
+    context: typer.Context, file: str, model: str, max_length: int, template: str | None
+) -> tuple[Any, Any, Any, list[str]]:
+    """(tokenizer, examples, report, lines) of the rows that can be used; the others are among the lines."""
+    from ...config.load import load_config
     from ...data.prepare import load_examples
     from ...models.tokenizers import load_tokenizer
 
-    tokenizer = load_tokenizer(model, chat_template=template)
-    config = DataConfig(max_length=max_length, cache=False)
-    return tokenizer, *load_examples(file, tokenizer, config)
+    config = load_config(None, list(context.args))
+    refuses = not config.data.skip_bad_rows
+    tokenizer = load_tokenizer(
+        model,
+        chat_template=template or config.model.chat_template,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    config.data.max_length, config.data.cache, config.data.skip_bad_rows = max_length, False, True
+    examples, report, lines = load_examples(file, tokenizer, config.data)
+    if refuses and report.left_out:
+        lines.append(
+            localized(
+                "これらの行があると学習は始まりません（data.skip_bad_rows で読み飛ばせます）。",
+                "Training refuses data with such rows (data.skip_bad_rows skips them).",
+            )
+        )
+    return tokenizer, examples, report, lines
+
+
+def _row_number(row: str, rows: int) -> int:
+    """The row that --row names, from 1; `last` and negative numbers count from the end.
+
+    Raises:
+        UsageError: no number, or no such row.
+    """
+    from ...errors import UsageError
+
+    number = {"last": rows}.get(row, int(row) if row.lstrip("-").isdigit() else 0)
+    number += rows + 1 if number < 0 else 0
+    if not 1 <= number <= rows:
+        raise UsageError(
+            f"--row が {row} です。1 から {rows}、または last（-1）にしてください。",
+            f"--row is {row}; it must be 1 to {rows}, or last (-1).",
+        )
+    return number
 
 
 @app.command(
+    context_settings=_SETTINGS,
     help=localized(
-        "1 行のトークンと、学習対象トークンを色で示します。", "Shows the tokens of a row, with label tokens in colour."
-    )
+        "1 行のトークンと、学習対象トークンを色で示します。data.* の設定も書けます（例: data.columns={...}）。",
+        "Shows the tokens of a row, with label tokens in colour. Settings may follow, such as data.columns={...}.",
+    ),
 )
 def show(
+    context: typer.Context,
     file: str = _FILE,
     model: str = _MODEL,
-    row: int = typer.Option(1, "--row", help=localized("何行目か（1 から）", "which row, from 1")),
+    row: str = typer.Option(
+        "1", "--row", help=localized("何行目か（1 から、last、-1）", "which row: from 1, last, -1")
+    ),
     max_length: int = _LENGTH,
     chat_template: str | None = _TEMPLATE,
     ids: bool = typer.Option(False, "--ids", help=localized("ID も表示します", "show ids too")),
@@ -47,15 +91,9 @@ def show(
     from rich.text import Text
 
     from ...data.stats import shown_tokens
-    from ...errors import UsageError
 
-    tokenizer, examples, _, lines = _load(file, model, max_length, chat_template)
-    if not 1 <= row <= len(examples):
-        raise UsageError(
-            f"--row が {row} です。1 から {len(examples)} にしてください。",
-            f"--row is {row}; it must be 1 to {len(examples)}.",
-        )
-    example = examples[row - 1]
+    tokenizer, examples, _, lines = _load(context, file, model, max_length, chat_template)
+    example = examples[_row_number(row, len(examples)) - 1]
     for line in lines:
         print(line)
     tokens = shown_tokens(example, tokenizer)
@@ -83,18 +121,23 @@ def show(
 
 
 @app.command(
+    context_settings=_SETTINGS,
     help=localized(
         "行数、トークン数、長さの分布、切り詰められる量を表示します。",
         "Shows rows, tokens, the distribution of lengths, and how much would be truncated.",
-    )
+    ),
 )
 def stats(
-    file: str = _FILE, model: str = _MODEL, max_length: int = _LENGTH, chat_template: str | None = _TEMPLATE
+    context: typer.Context,
+    file: str = _FILE,
+    model: str = _MODEL,
+    max_length: int = _LENGTH,
+    chat_template: str | None = _TEMPLATE,
 ) -> None:
     """The data in numbers, for one model."""
     from ...data.stats import histogram, percentile
 
-    _, examples, report, lines = _load(file, model, 2**30, chat_template)
+    _, examples, report, lines = _load(context, file, model, 2**30, chat_template)
     for line in lines:
         print(line)
     if report.vocabulary.survives:
@@ -120,3 +163,27 @@ def stats(
             f"{lost / max(1, report.label_tokens):.1%}",
         )
     )
+
+
+@app.command(
+    help=localized(
+        "読めるファイルと行の形式を、例とともに表示します。",
+        "Lists the files and row formats that can be read, with examples.",
+    )
+)
+def formats() -> None:
+    """Every kind of file and every format of rows, from the tables that the reader goes by."""
+    from ...data.files import KINDS
+    from ...data.formats import FORMATS
+
+    print(localized("ファイル", "Files"))
+    for endings, (ja, en) in KINDS.items():
+        print(f"  {endings}\n      {localized(ja, en)}")
+    for trained, ja, en in (
+        (True, "学習する行の形式", "Rows that are trained on"),
+        (False, "学習しない行の形式", "Rows that are refused"),
+    ):
+        print("\n" + localized(ja, en))
+        for item in FORMATS:
+            if (item.build is not None) == trained:
+                print(f"  {item.key}\n      {localized(item.ja, item.en)}\n      {item.example}")

@@ -6,6 +6,14 @@ import typer
 
 from ...errors import localized
 
+# How far a model's prompt is known (docs/templates.md); base models have none.
+_STATUS = {
+    "golden": ("照合済み", "golden"),
+    "tokenizer": ("トークナイザー", "tokenizer"),
+    "unconfirmed": ("未確認", "unconfirmed"),
+    None: ("-", "-"),
+}
+
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
@@ -52,14 +60,14 @@ def models(
         print(localized(f"{query} に合うモデルはありません。", f"no model matches {query}."))
         return
     table = Table(title=localized("メモリーは計算値 (GiB)", "memory is computed (GiB)"))
-    for name in ("id", "B", "infer", "LoRA", "QLoRA", "full", localized("ライセンス", "licence")):
-        table.add_column(
-            name, no_wrap=name == "id", justify="left" if name in ("id", "licence", "ライセンス") else "right"
-        )
+    prompt, licence = localized("プロンプト", "prompt"), localized("ライセンス", "licence")
+    for name in ("id", "B", "infer", "LoRA", "QLoRA", "full", prompt, licence):
+        table.add_column(name, no_wrap=name == "id", justify="left" if name in ("id", prompt, licence) else "right")
     for row in rows:
         sizes = [
             f"{row.memory_gib[use]:.0f}" if use in row.memory_gib else "-" for use in ("infer", "lora", "qlora", "full")
         ]
         note = f"-> {row.alias_of}" if row.alias_of else (row.licence or "?") + (" (gated)" if row.gated else "")
-        table.add_row(row.id, f"{row.params_b:g}" if row.params_b else "-", *sizes, note)
-    Console(width=max(console.width, 130)).print(table)
+        status = known[row.id]["prompt"]
+        table.add_row(row.id, f"{row.params_b:g}" if row.params_b else "-", *sizes, localized(*_STATUS[status]), note)
+    Console(width=max(console.width, 144)).print(table)

@@ -28,6 +28,7 @@ from .write import Cancelled, fsync_folder, raise_if_cancelled, sha256_of, write
 
 FORMAT_VERSION = 1
 STATE = "state.json"
+WEIGHTS_ONLY = "weights_only"  # in state and manifest of a checkpoint without the optimizer's state
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 _STAGING = ".staging-"
 _TRASH = ".trash-"
@@ -240,6 +241,8 @@ class CheckpointStore:
         text = json.dumps(state, ensure_ascii=False).encode("utf-8")
         files[STATE] = {"bytes": len(text), "sha256": write_durably(staging / STATE, text)}
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "tensors": contents}
+        if state.get(WEIGHTS_ONLY):
+            manifest[WEIGHTS_ONLY] = True
         manifest["sha256"] = _digest_of(manifest)
         self.faults.inject("save", step)
         write_durably(staging / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode("utf-8"))
@@ -295,6 +298,8 @@ class CheckpointStore:
                     f"チェックポイント {path} は使えません（{why.ja}）。auto で他のものから再開できます。",
                     f"checkpoint {path} cannot be used ({why.en}); `auto` resumes from another one.",
                 )
+            if weights_only(path):
+                raise _cannot_resume(path)
             return path
         nested = CheckpointStore(path / CHECKPOINTS)
         obtained = self._newest_whole(nested.candidates(), path)
@@ -308,10 +313,14 @@ class CheckpointStore:
     @staticmethod
     def _newest_whole(candidates: list[tuple[int, Path]], folder: Path) -> Path | None:
         reasons: list[Reason] = []
+        without_optimizer: list[Path] = []
         for _, path in candidates:
+            if weights_only(path):
+                without_optimizer.append(path)
+                continue
             problems = verify(path)
             if not problems:
-                if reasons:
+                if reasons or without_optimizer:
                     notice(f"{path} から再開します。", f"resuming from {path}.")
                 return path
             why = Reason.joined(problems)
@@ -320,6 +329,8 @@ class CheckpointStore:
                 f"チェックポイント {path} は壊れているので使いません: {why.ja}",
                 f"checkpoint {path} is damaged and skipped: {why.en}",
             )
+        if without_optimizer:
+            raise _cannot_resume(without_optimizer[0])
         if reasons:
             every = Reason.joined(reasons, " / ")
             raise CheckpointError(
@@ -329,6 +340,24 @@ class CheckpointStore:
                 "(checkpoint.restart=true).",
             )
         return None
+
+
+def weights_only(folder: Path) -> bool:
+    """Whether a checkpoint says that it holds no optimizer state; False where it says nothing that can be read."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get(WEIGHTS_ONLY))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _cannot_resume(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} には重みだけがあり、オプティマイザーの状態がない（training.save_only_model=true で保存した）ので、続きから再開できません。最初から始めるには "
+        "--restart（checkpoint.restart=true）を指定してください。再開するつもりの実行では save_only_model を使わないでください。",
+        f"{folder} holds weights only (it was saved with training.save_only_model=true), so a run cannot resume from it "
+        "without its optimizer's state. To start anew, pass --restart (checkpoint.restart=true); leave save_only_model "
+        "out of runs that may have to resume.",
+    )
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -1,0 +1,44 @@
+"""What a person may have meant by a key that no section has."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from ..errors import Reason
+from .other_tools import OTHER_TOOLS
+from .synonyms import SYNONYMS
+
+# Below it names only look alike: `streaming` is 0.71 of `training`.
+_ALIKE = 0.75
+
+
+def hint(key: str, own: Sequence[str], elsewhere: Mapping[str, Sequence[str]], otherwise: Reason) -> Reason:
+    """The end of the sentence `KEY is not a known key; ...`.
+
+    Args:
+        key: without its section.
+        own: names that would do here.
+        elsewhere: the dotted names of settings, by their last part.
+        otherwise: what to say where no name is near.
+    """
+    near = _near(key, own, elsewhere)
+    if near:
+        names = ", ".join(near)
+        return Reason(f"もしかして: {names}", f"did you mean {names}?")
+    if key in OTHER_TOOLS:
+        return Reason("ほかのツールの設定です。", "it is a setting of another tool.")
+    return otherwise
+
+
+def _near(key: str, own: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    if key in SYNONYMS:
+        return [SYNONYMS[key]]
+    if key in elsewhere:
+        return elsewhere[key][:2]
+    if key in OTHER_TOOLS:
+        return []
+    alike = difflib.get_close_matches(key, own, n=2, cutoff=_ALIKE)
+    if alike:
+        return alike
+    return [elsewhere[name][0] for name in difflib.get_close_matches(key, list(elsewhere), n=2, cutoff=_ALIKE)]

@@ -1,0 +1,163 @@
+"""What a column means, by its heading."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..errors import ConfigError, DataError
+
+# Headings by role, as `plain` writes them. Where two columns of a row have one role, those of `COLUMNS` go before those of
+# `SPEAKERS`, which name persons as often as what they say.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", "conversations", "conversation", "会話", "対話"),
+    "instruction": (
+        *("instruction", "prompt", "question", "query", "problem", "request", "q", "user_question", "user_input"),
+        *("指示", "質問", "問い", "問", "問題", "設問", "問い合わせ", "問合せ", "問合わせ", "問い合せ", "疑問", "相談"),
+        *("命令", "依頼", "プロンプト", "入力文", "指示文", "要望", "意見"),
+    ),
+    "input": ("input", "context", "入力", "文脈", "背景"),
+    "output": (
+        *("output", "response", "answer", "completion", "reply", "solution", "a", "model_answer", "expected_output"),
+        *(
+            "応答",
+            "回答",
+            "返答",
+            "返信",
+            "出力",
+            "答え",
+            "答",
+            "解答",
+            "正解",
+            "模範解答",
+            "対応",
+            "市の考え方",
+            "考え方",
+        ),
+    ),
+    "system": ("system", "システム", "system_prompt", "システムプロンプト"),
+    "text": ("text", "本文", "テキスト"),
+    "history": ("history", "履歴", "会話履歴"),
+    "tools": ("tools", "functions"),
+}
+SPEAKERS: dict[str, tuple[str, ...]] = {
+    "instruction": (
+        "user",
+        "human",
+        "ユーザー",
+        "ユーザ",
+        "利用者",
+        "お客様",
+        "客様",
+        "お客様の声",
+        "客様の声",
+        "件名",
+    ),
+    "output": ("assistant", "gpt", "bot", "アシスタント", "担当者", "内容"),
+}
+_ROLE = {name: role for role, names in COLUMNS.items() for name in names}
+_SPEAKER = {name: role for role, names in SPEAKERS.items() for name in names}
+_BRACKETS = re.compile(r"\([^)]*\)|\[[^\]]*\]|【[^】]*】|〔[^〕]*〕|<[^>]*>")
+_MARKS = re.compile(r"[\s「」『』\"'()\[\]【】〔〕<>:.・_*#\u200b\ufeff-]+")
+_AFFIXES = (
+    re.compile(r"^(?:ご|お|御)"),
+    re.compile(r"^(?:faq|よくある|よくあるご|想定)"),
+    re.compile(r"(?:内容|本文|文章|文|事項|項目|テキスト)$"),
+    re.compile(r"(?:_ja|_jp|_japanese|_text)$"),
+)
+
+
+def plain(name: object) -> str:
+    """A heading as it is compared: NFKC, lower case, without blanks at its ends."""
+    return unicodedata.normalize("NFKC", str(name)).strip().lower()
+
+
+def _variants(name: object) -> Iterator[str]:
+    """A heading and what is left of it without blanks, brackets and polite or general affixes, the nearest first."""
+    seen = [plain(name)]
+    seen.append(_MARKS.sub("", _BRACKETS.sub("", seen[0])) or _MARKS.sub("", seen[0]))
+    for word in (seen[0], seen[1]):
+        queue = [word]
+        while queue:
+            yield (current := queue.pop(0))
+            queue += [shorter for affix in _AFFIXES if (shorter := affix.sub("", current)) not in (current, "")]
+
+
+def role_of(name: object) -> tuple[str, bool] | None:
+    """(role, whether the heading names a speaker only) of a heading; None where it has none."""
+    for variant in _variants(name):
+        for table, weak in ((_ROLE, False), (_SPEAKER, True)):
+            if variant in table:
+                return table[variant], weak
+    return None
+
+
+def map_columns(names: Sequence[str], columns: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Role -> column name.
+
+    Args:
+        names: the columns of a row or a table.
+        columns: roles given by the user, `{"instruction": "本文", "output": "答え"}`; they win over names.
+
+    Raises:
+        DataError: two columns of one role.
+    """
+    roles = {role: column for role, column in (columns or {}).items() if column in names}
+    by_hand = set(roles)
+    weak: dict[str, list[str]] = {}
+    for name in names:
+        known = role_of(name) if name not in roles.values() else None
+        if known is None or known[0] in by_hand:
+            continue
+        role, speaker = known
+        if speaker:
+            weak.setdefault(role, []).append(name)
+        elif role in roles:
+            raise _ambiguous(role, roles[role], name, names)
+        else:
+            roles[role] = name
+    for role, candidates in weak.items():
+        if role in roles:
+            continue
+        # 内容 is the answer below 件名, and the question beside 回答.
+        if len(candidates) > 1:
+            raise _ambiguous(role, candidates[0], candidates[1], names)
+        roles[role] = candidates[0]
+    if "output" in roles and "instruction" in roles and roles["instruction"] in weak.get("instruction", ()):
+        rivals = [name for name in weak.get("output", ()) if name != roles["output"]]
+        if rivals:
+            raise _ambiguous("instruction", roles["instruction"], rivals[0], names)
+    return roles
+
+
+def check_columns(columns: Mapping[str, str] | None, names: Sequence[str]) -> None:
+    """Refuses roles and columns that do not exist.
+
+    Raises:
+        ConfigError: a role or column in `columns` that does not exist.
+    """
+    for role, column in (columns or {}).items():
+        if role not in COLUMNS:
+            raise ConfigError(
+                f"data.columns のキー {role} はありません。使えるのは {', '.join(COLUMNS)} です。",
+                f"data.columns has the key {role}; known roles: {', '.join(COLUMNS)}.",
+            )
+        if column not in names:
+            raise ConfigError(
+                f"data.columns.{role} が {column} ですが、その列はありません。列: {listed(names)}",
+                f"data.columns.{role} is {column}, which is not a column; columns: {listed(names)}.",
+            )
+
+
+def listed(names: Sequence[object], *, width: int = 20) -> str:
+    """Names of columns for a message, each cut: what stands for a heading may be a whole answer."""
+    short = [str(name) if len(str(name)) <= width else f"{str(name)[: width - 1]}…" for name in names]
+    return ", ".join(short[:20]) + (", …" if len(short) > 20 else "")
+
+
+def _ambiguous(role: str, first: str, second: str, names: Sequence[str]) -> DataError:
+    return DataError(
+        f"列 {first} と {second} のどちらを {role} とするか決められません（列: {listed(names)}）。data.columns で指定してください。",
+        f"columns {first} and {second} both match {role} (columns: {listed(names)}); choose one with data.columns.",
+    )

@@ -1,0 +1,239 @@
+"""JSON Lines, JSON in the shapes that programs write it, and text files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import DataError
+from .bad_rows import BadRow
+from .encoding import decode
+from .formats import is_heading
+from .rows import File, Row
+from .tables import read_delimited
+
+_ROW_KEYS = ("train", "data", "rows", "examples", "items", "records", "instances")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key twice would lose one of its values."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:index]))
+        raise BadRow(f"キー {twice} が 2 回あります", f"the key {twice} stands twice")
+    return values
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _text(file: File) -> str:
+    text, file.report.encoding = decode(file.raw, file.report.path)
+    return text.removeprefix("\ufeff")
+
+
+def _reason(error: Exception, text: str) -> tuple[str, str]:
+    """What is wrong with a JSON text; a comma before a closing bracket by its name."""
+    position = getattr(error, "pos", None)
+    if position is not None:
+        before, after = text[:position].rstrip()[-1:], text[position:].lstrip()[:1]
+        if before == "," and after in ("]", "}") or (text[position : position + 1] == "," and "trailing" in str(error)):
+            return "閉じ括弧の前に余分なコンマがあります", "a comma too many before a closing bracket"
+    if isinstance(error, RecursionError):
+        return "入れ子が深すぎます", "nested too deeply"
+    return str(error), str(error)
+
+
+def read_jsonl(file: File) -> Iterator[Row]:
+    """Rows of JSON Lines; a whole JSON array or object under this name is read as what it is."""
+    text = _text(file)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    # Not splitlines(): U+2028 and U+0085 may stand inside JSON strings.
+    if lines and _is_whole(text, lines[0][1]):
+        file.report.notes.append(("1 つの JSON として読みました", "read as one JSON value"))
+        yield from read_json(file)
+        return
+    yield from _lines(lines, file)
+
+
+def _is_whole(text: str, first: str) -> bool:
+    """Whether a text is one JSON value rather than one a line."""
+    stripped = first.strip()
+    if stripped[:1] not in ("[", "{"):
+        return False
+    try:
+        obtained = json.loads(stripped)
+    except (ValueError, RecursionError):
+        obtained = None  # the value goes on below, or the line is broken
+    if isinstance(obtained, dict) or (
+        isinstance(obtained, list) and not any(isinstance(item, dict) for item in obtained)
+    ):
+        return False
+    try:
+        return isinstance(json.loads(text), list | dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(lines: list[tuple[int, str]], file: File) -> Iterator[Row]:
+    for number, line in lines:
+        try:
+            yield from _object(_loads(line), file.place(number), file)
+        except BadRow as bad:
+            file.bad.add(bad, file.place(number))
+        except (ValueError, RecursionError) as error:
+            ja, en = _reason(error, line)
+            snippet = line.strip()[:60]
+            file.bad.add(
+                BadRow(f"JSON として読めません（{ja}）: {snippet}", f"not valid JSON ({en}): {snippet}"),
+                file.place(number),
+            )
+
+
+def _object(values: Any, source: str, file: File) -> Iterator[Row]:
+    """A JSON value as a row; anything but an object is a bad row."""
+    if isinstance(values, dict):
+        yield Row(values, source)
+        return
+    kind = type(values).__name__
+    file.bad.add(
+        BadRow(f"{kind} です。行は {{...}} の形にしてください", f"a {kind}; every row must be a {{...}} object"), source
+    )
+
+
+def read_json(file: File) -> Iterator[Row]:
+    """Rows of a JSON file: an array, an object that holds one, or a table as pandas and datasets write it.
+
+    Raises:
+        DataError: no JSON, a shape that is known but no rows, or several arrays.
+    """
+    text = _text(file)
+    try:
+        content = _loads(text)
+    except BadRow as bad:
+        raise DataError(f"{file.report.path}: {bad.ja}。", f"{file.report.path}: {bad.en}.") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+            yield from _lines(lines, file)
+            return
+        ja, en = _reason(error, text)
+        line = getattr(error, "lineno", 1)
+        raise DataError(
+            f"{file.report.path} の {line} 行目が JSON として読めません（{ja}）。",
+            f"{file.report.path}, line {line}: not valid JSON ({en}).",
+        ) from None
+    rows = _rows_of(content, file) if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        rows = [rows]
+    for number, values in enumerate(rows, start=1):
+        yield from _object(values, file.item(number), file)
+
+
+def _rows_of(content: dict[str, Any], file: File) -> list[Any]:
+    """The rows of a JSON object, by its shape."""
+    path, notes = file.report.path, file.report.notes
+    data = content.get("data")
+    if isinstance(data, list) and data and isinstance(data[0], Mapping) and "paragraphs" in data[0]:
+        raise DataError(
+            f"{path} は SQuAD 形式（data > paragraphs > qas）です。質問・文脈・回答を 1 行ずつの列（question, context, answer）に直してください。",
+            f"{path} is in the SQuAD format (data > paragraphs > qas); write question, context and answer as columns of a "
+            "row each.",
+        )
+    table = _split(content, file) or _columns_of(content, file)
+    if table is not None:
+        return table
+    lists = [key for key, value in content.items() if isinstance(value, list) and (not value or _is_object(value[0]))]
+    chosen = next(
+        (key for key in _ROW_KEYS if isinstance(content.get(key), list)), lists[0] if len(lists) == 1 else None
+    )
+    if chosen is None and lists:
+        raise DataError(
+            f"{path} には配列が {len(lists)} つあります（{', '.join(lists)}）。使うものを 1 つのファイルにしてください。",
+            f"{path} holds {len(lists)} arrays ({', '.join(lists)}); write the one to use to a file of its own.",
+        )
+    if chosen is None:
+        return _by_index(content, file)
+    for key in lists:
+        count = len(content[key])
+        if key != chosen and count:
+            notes.append((f"読まない配列: {key}（{count} 行）", f"array not read: {key} ({count} rows)"))
+    return list(content[chosen])
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _split(content: dict[str, Any], file: File) -> list[Any] | None:
+    """The rows of pandas' to_json(orient='split').
+
+    Raises:
+        DataError: a row of another length than the list of columns.
+    """
+    columns, data = content.get("columns"), content.get("data")
+    if not isinstance(columns, list) or not isinstance(data, list):
+        return None
+    odd = next((number for number, row in enumerate(data, 1) if not _is_row(row, len(columns))), None)
+    if odd is not None:
+        raise DataError(
+            f"{file.item(odd)}: 値の数が columns の {len(columns)} 個と合いません。",
+            f"{file.item(odd)}: the row does not have the {len(columns)} values that `columns` names.",
+        )
+    file.report.notes.append(
+        ("pandas の to_json(orient='split') として読みました", "read as pandas' to_json(orient='split')")
+    )
+    return [dict(zip(map(str, columns), row, strict=True)) for row in data]
+
+
+def _is_row(row: Any, length: int) -> bool:
+    return isinstance(row, list) and len(row) == length
+
+
+def _columns_of(content: dict[str, Any], file: File) -> list[Any] | None:
+    """The rows of an object whose keys are columns, or the one row that it is; None for another object."""
+    names, values, notes = [str(key) for key in content], list(content.values()), file.report.notes
+    if not values or not is_heading(names, file.columns):
+        return None
+    if all(map(_is_object, values)) and len({tuple(value) for value in values}) == 1:
+        notes.append(("pandas の to_json（列ごと）として読みました", "read as pandas' to_json (by columns)"))
+        return [{name: content[name][index] for name in names} for index in values[0]]
+    lists = all(isinstance(value, list) and not any(map(_is_object, value)) for value in values)
+    if lists and len({len(value) for value in values}) == 1:
+        notes.append(("列ごとのリストとして読みました", "read as a list for each column"))
+        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+    return [content]
+
+
+def _by_index(content: dict[str, Any], file: File) -> list[Any]:
+    """The rows of pandas' to_json(orient='index'), or the object as one row."""
+    values = list(content.values())
+    if values and all(_is_object(value) and is_heading([str(key) for key in value], file.columns) for value in values):
+        note = ("pandas の to_json(orient='index') として読みました", "read as pandas' to_json(orient='index')")
+        file.report.notes.append(note)
+        return values
+    return [content]
+
+
+def read_text(file: File) -> Iterator[Row]:
+    """Documents parted by blank lines; a file without blank lines holds one document a line. Tabs: Excel's Unicode
+    text.
+    """
+    text = _text(file)
+    first = text.split("\n", 1)[0]
+    if file.report.encoding == "utf-16" and "\t" in first:
+        yield from read_delimited(file, ("\t",))
+        return
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    blank = any(not line.strip() for line in lines[:-1])
+    start = 1
+    block: list[str] = []
+    for number, line in enumerate([*lines, ""], start=1):
+        if line.strip():
+            start = start if block else number
+            block.append(line)
+        if block and (not blank or not line.strip()):
+            yield Row({"text": "\n".join(block)}, file.place(start))
+            block = []

@@ -1,0 +1,138 @@
+"""Damaged and odd files of every kind, made with fixed seeds: a clear refusal in both languages, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from pathlib import Path
+
+import openpyxl
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ai_finetuning.data.sources import load_samples
+from ai_finetuning.errors import ToolkitError
+
+ROWS = [{"質問": f"{number}番の首都は？", "回答": f"東京です。{'あ' * (number % 40)}"} for number in range(12)]
+TALKS = [
+    {"messages": [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京です。", "weight": 1}]},
+    {"conversations": [{"from": "human", "value": "天気は？"}, {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+                       {"from": "observation", "value": "晴れ"}, {"from": "gpt", "value": "晴れです。"}]},
+    {"instruction": "人口は？", "input": "日本", "output": 2, "history": [["首都は？", "東京です。"]], "system": "役"},
+]  # fmt: skip
+
+
+def seed_files(folder: Path) -> dict[str, bytes]:
+    """A good file of each kind."""
+    jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS + TALKS)
+    table = "質問,回答\r\n" + "".join(f'{row["質問"]},"{row["回答"]}"\r\n' for row in ROWS)
+    files = {
+        ".jsonl": jsonl.encode(),
+        ".json": json.dumps(ROWS + TALKS, ensure_ascii=False, indent=1).encode(),
+        ".csv": table.encode("cp932"),
+        ".tsv": table.replace(",", "\t").encode("utf-16"),
+        ".txt": "吾輩は猫である。\n\n名前はまだ無い。\n".encode("euc_jp"),
+    }
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "a.parquet")
+    with pyarrow.OSFile(str(folder / "a.arrow"), "wb") as sink:
+        with pyarrow.ipc.new_file(sink, pyarrow.Table.from_pylist(ROWS).schema) as writer:
+            writer.write_table(pyarrow.Table.from_pylist(ROWS))
+    book = openpyxl.Workbook()
+    for row in [list(ROWS[0]), *(list(row.values()) for row in ROWS)]:
+        book.active.append(row)
+    book.save(folder / "a.xlsx")
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("faq.csv", files[".csv"])
+    return files | {kind: (folder / f"a{kind}").read_bytes() for kind in (".parquet", ".arrow", ".xlsx", ".zip")}
+
+
+def damaged(raw: bytes, rng: random.Random) -> bytes:
+    """A file with a few bytes changed, lost, doubled or put in."""
+    data = bytearray(raw)
+    for _ in range(rng.randint(1, 6)):
+        start = rng.randrange(len(data) + 1)
+        stop = min(len(data), start + rng.randint(1, 40))
+        piece = rng.choice([
+            b"", bytes(rng.randrange(256) for _ in range(8)), data[start:stop] * 2, b'"', b"{", b"]", b"\x00", b"\xff\xfe", b",", b"\n",
+            b"null", b"1e999", b"NaN", b'"role"', b"\xed\xa0\x80", "繧".encode(), b"[" * 50,
+        ])  # fmt: skip
+        data[start:stop] = piece
+        if not data:
+            data = bytearray(b" ")
+    return bytes(data)
+
+
+def read(path: Path) -> None:
+    """Reads a file as training does; any refusal is one of the toolkit's, for data, in both languages."""
+    for skip in (False, True):
+        try:
+            load_samples(path, skip_bad_rows=skip)
+        except ToolkitError as error:
+            problem = (type(error).exit_code, bool(error.ja), bool(error.en))
+        else:
+            continue
+        assert problem == (65, True, True), path
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files_are_read_or_refused(tmp_path: Path, seed: int):
+    rng = random.Random(seed)
+    for kind, raw in seed_files(tmp_path).items():
+        path = tmp_path / f"damaged{kind}"
+        for _ in range(12):
+            path.write_bytes(damaged(raw, rng))
+            read(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_many_damaged_files_are_read_or_refused(tmp_path: Path, seed: int):
+    rng = random.Random(seed)
+    for kind, raw in seed_files(tmp_path).items():
+        path = tmp_path / f"damaged{kind}"
+        for _ in range(60):
+            path.write_bytes(damaged(raw, rng))
+            read(path)
+
+
+def value(rng: random.Random, depth: int = 0) -> object:
+    """Any JSON value."""
+    kinds = [None, True, 0, -1.5, 10**30, "", "文", "<s>", "\u0000", "\ud83c", "[1]", '{"role": "user"}', float("inf")]
+    if depth > 3 or rng.random() < 0.5:
+        return rng.choice(kinds)
+    names = [
+        "role",
+        "from",
+        "content",
+        "value",
+        "type",
+        "text",
+        "function",
+        "name",
+        "arguments",
+        "messages",
+        "weight",
+        "",
+    ]
+    if rng.random() < 0.5:
+        return [value(rng, depth + 1) for _ in range(rng.randint(0, 3))]
+    return {rng.choice(names): value(rng, depth + 1) for _ in range(rng.randint(0, 4))}
+
+
+KEYS = [
+    "messages", "conversations", "conversation", "instruction", "input", "output", "text", "system", "history", "tools", "prompt",
+    "completion", "chosen", "rejected", "label", "answers", "translation", "tokens", "ner_tags", "weight", "train", "質問", "回答", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_of_any_values_are_read_or_refused(tmp_path: Path, seed: int):
+    """Every key that the reader knows, with values of every type: lists, objects, numbers and halves of characters."""
+    rng = random.Random(seed)
+    path = tmp_path / "a.jsonl"
+    for _ in range(150):
+        rows = [{rng.choice(KEYS): value(rng) for _ in range(rng.randint(1, 4))} for _ in range(rng.randint(1, 3))]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        read(path)
