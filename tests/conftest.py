@@ -49,6 +49,15 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sentencepieces(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of six tiny random models that have a sentencepiece file for a tokenizer, by layout; read-only."""
+    from tests.support.sentencepieces import SIX, prose, write_model
+
+    parent = tmp_path_factory.mktemp("sentencepieces")
+    return {layout: write_model(layout, parent / f"model-{i}", prose(shared)) for i, layout in enumerate(SIX)}
+
+
+@pytest.fixture(scope="session")
 def kotoha() -> str:
     """The name of the model that ships."""
     from ai_finetuning import embedded

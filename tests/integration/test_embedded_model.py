@@ -21,7 +21,8 @@ from ai_finetuning.evaluation.fidelity import agreement, logits_of
 from ai_finetuning.evaluation.scoring import score
 from ai_finetuning.models import catalog
 from ai_finetuning.models.loading import load_causal_lm
-from ai_finetuning.models.tokenizers import PROBES, load_tokenizer
+from ai_finetuning.models.probes import PROBES
+from ai_finetuning.models.tokenizers import load_tokenizer
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "kotoha-tiny"
 # Written for this test: nobody's training text.

@@ -12,7 +12,7 @@ from tests.support.commands import call
 from tests.support.runs import losses, weights_digest
 
 from ai_finetuning.engine.metrics import read_metrics
-from ai_finetuning.models.tokenizers import PROBES
+from ai_finetuning.models.probes import PROBES
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tokenizer(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer") / "made"
-    assert call("tokenizer", "train", str(texts), "--out", str(folder), "--vocab", "700") == 0
+    assert call("tokenizer", "train", str(texts), "--out", str(folder), "--vocab", "1000") == 0
     return folder
 
 
@@ -36,7 +36,7 @@ def test_the_tokenizer_reads_alike_in_sentencepiece_and_transformers(tokenizer: 
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
-    assert len(loaded) == reference.get_piece_size() == 700
+    assert len(loaded) == reference.get_piece_size() == 1000
     for text in [*PROBES, *corpus(50, seed=9), "改行\nあり", "二つ  空白", "<|user|>質問<|assistant|>答え</s>", "🍣𠮷"]:
         ids = loaded.encode(text, add_special_tokens=False)
         if "</s>" not in text:  # sentencepiece never reads control pieces from text
@@ -129,7 +129,7 @@ def test_a_config_file_beside_the_tokenizer_serves_as_architecture(
     folder = tmp_path / "qwen"
     shutil.copytree(tokenizer, folder)
     Qwen2Config(
-        vocab_size=700,
+        vocab_size=1000,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,

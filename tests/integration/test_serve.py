@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
 import socket
-import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.commands import call, start
-from tests.support.patience import patience, until
+from tests.support.patience import patience
 from tests.support.ports import free_port
 from tests.support.runs import train_lora
+from tests.support.servers import needs_server, until_it_answers
 
 from ai_finetuning.export import serve
 from ai_finetuning.export.source import model_folder
-
-MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
-needs_server = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (the extra `serve`)")
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +32,11 @@ def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     cache = tmp_path_factory.mktemp("hub") / "none"
     process = start("serve", str(adapter), "--port", str(port), "--device", "cpu", HF_HUB_CACHE=str(cache))
     try:
-        _wait(process, port)
+        until_it_answers(process, port)
         yield port, str(model_folder(str(adapter)))  # merged by the server's process; here only found
     finally:
         process.terminate()
         process.communicate(timeout=patience(30))
-
-
-def _wait(process: subprocess.Popen[str], port: int) -> None:
-    def answers() -> bool:
-        if process.poll() is not None:
-            raise AssertionError(process.communicate()[0])
-        with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=patience(2)),
-        ):
-            return True
-        return False
-
-    until(answers, 120, "the server answers")
 
 
 @needs_server

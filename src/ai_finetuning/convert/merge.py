@@ -135,7 +135,8 @@ def held_out_texts(tokenizer: Any) -> list[str]:
     asked = asked[:: max(1, len(asked) // _QUESTIONS)][:_QUESTIONS]
     prompts = [render(tokenizer, [user_turn(question)], add_generation_prompt=True) for question, _ in asked]
     added = "".join(token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()))
-    return [*PROBES, *prompts, *([added] if added else [])]
+    texts = [*PROBES, *prompts, *([added] if added else [])]
+    return [text for text in texts if tokenizer.encode(text)]  # some vocabularies drop a text of line ends
 
 
 def _write(merged: Any, tokenizer: Any, adapter: str, staging: Path) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..system.folders import cache_folder
 from .tokenize import EncodeReport, Example
+from .vocabulary import VocabularyLoss
 
 # Oldest entries go when the folder grows beyond this.
 LIMIT_BYTES = 2 * 2**30
@@ -26,10 +27,12 @@ LIMIT_BYTES = 2 * 2**30
 @cache
 def code_version() -> str:
     """A digest of the code that turns files into tokens."""
+    import sentencepiece
     import tokenizers
     import transformers
 
-    digest = hashlib.sha256(f"{tokenizers.__version__} {transformers.__version__} {np.__version__}".encode())
+    versions = [library.__version__ for library in (sentencepiece, tokenizers, transformers, np)]
+    digest = hashlib.sha256(" ".join(versions).encode())
     here = Path(__file__).parent
     for folder in (here, here.parent / "japanese"):
         for path in sorted(folder.glob("*.py")):
@@ -45,7 +48,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
     else:
         core = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
         file = getattr(tokenizer, "vocab_file", None)
-        if file and Path(file).is_file():
+        if hasattr(tokenizer, "proto"):  # models/sentencepiece_tokenizer.py
+            core += hashlib.sha256(tokenizer.proto).hexdigest() + tokenizer.identity()
+        elif file and Path(file).is_file():
             core += hashlib.sha256(Path(file).read_bytes()).hexdigest()
     parts = (core, str(tokenizer.chat_template), str(sorted(map(str, tokenizer.special_tokens_map.items()))))
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
@@ -77,7 +82,11 @@ def read(key: str) -> tuple[list[Example], EncodeReport, list[str]] | None:
             ends, np.diff(ends, prepend=0), note["characters"], note["sources"], strict=True
         )
     ]
-    return examples, EncodeReport(**note["report"]), note["lines"]
+    lost: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in note["report"]["vocabulary"].items()
+    }
+    report = note["report"] | {"vocabulary": VocabularyLoss(**lost)}
+    return examples, EncodeReport(**report), note["lines"]
 
 
 def write(key: str, examples: Sequence[Example], report: EncodeReport, lines: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from .messages import Sample
 from .sources import load_samples
 from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_label_tokens, encode
+from .vocabulary import vocabulary_loss
 
 # The rule of new runs, and that of runs that noted none.
 SPLIT, FIRST_SPLIT = "equal rows", "rows"
@@ -136,6 +137,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         raise
     bad.refuse()
     report.left_out = len(bad)
+    report.vocabulary = vocabulary_loss(samples, tokenizer)
     lines += bad.lines() + report.lines()
     if key is not None:
         cache.write(key, examples, report, lines)

@@ -9,6 +9,9 @@ from typing import Any
 from ..labels import IGNORED
 from .tokenize import Example
 
+# Tokens in front of one that is shown.
+_CONTEXT = 8
+
 
 @dataclass(frozen=True)
 class ShownToken:
@@ -27,16 +30,24 @@ def shown_tokens(example: Example, tokenizer: Any) -> list[ShownToken]:
     """Every token of a row, as the model gets it."""
     specials = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     shown: list[ShownToken] = []
+    before: list[int] = []  # a few tokens in front: alone, a token loses the blank that it begins with
     part: list[int] = []  # tokens of a character that is not complete yet
     for number, label in zip(example.input_ids.tolist(), example.labels.tolist(), strict=True):
         part.append(number)
-        text = tokenizer.decode(part, skip_special_tokens=False)
+        text = _text_behind(before, part, tokenizer)
         if "\ufffd" in text and len(part) < 4:
             text = "‥"
         else:
-            part = []
+            before, part = (before + part)[-_CONTEXT:], []
         shown.append(ShownToken(number, text, label != IGNORED, number in specials))
     return shown
+
+
+def _text_behind(before: list[int], part: list[int], tokenizer: Any) -> str:
+    """What `part` adds to the text of the tokens in front of it."""
+    start = tokenizer.decode(before, skip_special_tokens=False) if before else ""
+    whole = tokenizer.decode(before + part, skip_special_tokens=False)
+    return str(whole[len(start) :] if whole.startswith(start) else tokenizer.decode(part, skip_special_tokens=False))
 
 
 def histogram(lengths: Sequence[int], *, bins: int = 12) -> list[tuple[int, int, int]]:

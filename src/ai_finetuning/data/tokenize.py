@@ -22,6 +22,7 @@ from ..labels import IGNORED
 from .bad_rows import BadRow, BadRows
 from .messages import Sample
 from .rendering import Prompts, Rendered, render_sample
+from .vocabulary import VocabularyLoss, vocabulary_line
 
 MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
@@ -74,6 +75,7 @@ class EncodeReport:
     without_end: int = 0
     special_tokens: dict[str, int] = field(default_factory=dict)
     not_in_prompt: dict[str, int] = field(default_factory=dict)
+    vocabulary: VocabularyLoss = field(default_factory=VocabularyLoss)
 
     @property
     def characters_per_token(self) -> float:
@@ -132,7 +134,8 @@ class EncodeReport:
                     f"{self.split_conversations}",
                 )
             )
-        return lines
+        unheld = vocabulary_line(self.vocabulary)
+        return [*lines, unheld] if unheld is not None else lines
 
 
 def encode(
@@ -331,6 +334,8 @@ def _batches(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
 
 def _segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
     """Ids and offsets [tokens, 2] of every text."""
+    if hasattr(tokenizer, "ids_and_offsets"):  # models/sentencepiece_tokenizer.py
+        return [tokenizer.ids_and_offsets(item.text, add_special_tokens=item.add_special_tokens) for item in items]
     if not getattr(tokenizer, "is_fast", False):
         coded = [tokenizer(item.text, add_special_tokens=item.add_special_tokens)["input_ids"] for item in items]
         return [(ids, _offsets_by_prefix(item, ids, tokenizer)) for item, ids in zip(items, coded, strict=True)]

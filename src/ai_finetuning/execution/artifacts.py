@@ -19,6 +19,7 @@ from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
 from ..config.run_yaml import absolute_paths, describe_run
 from ..config.section import explicitly_set, with_values
 from ..config.sections import CheckpointConfig
+from ..data.vocabulary import vocabulary_line
 from ..engine.checkpoint.read import write_shards
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.metrics import read_metrics
@@ -208,6 +209,7 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
         "estimated_memory_gb": round(plan.summary.memory.total / 1e9, 2),
         "characters_per_token": round(plan.data.report.characters_per_token, 3),
+        "vocabulary": vocabulary_line(plan.data.report.vocabulary),
         "plan": {
             key: value
             for key, value in asdict(plan.summary).items()

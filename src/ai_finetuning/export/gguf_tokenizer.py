@@ -51,8 +51,10 @@ class Verdict:
 def tokenizer_kind(tokenizer: Any) -> str:
     """How a tokenizer cuts text: one of the four kinds."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # read straight from tokenizer.model
-        return {1: UNIGRAM, 2: PIECE_BPE}.get(_piece_model(tokenizer.vocab_file).trainer_spec.model_type, OTHER)
+    if backend is None:  # read by sentencepiece itself
+        proto = getattr(tokenizer, "proto", None)
+        kind = _protocol().ModelProto.FromString(proto).trainer_spec.model_type if proto is not None else 0
+        return {1: UNIGRAM, 2: PIECE_BPE}.get(kind, OTHER)
     model = json.loads(backend.to_str())["model"]
     if model["type"] == "Unigram":
         return UNIGRAM
@@ -64,10 +66,6 @@ def tokenizer_kind(tokenizer: Any) -> str:
 def _protocol() -> Any:
     """The classes of a tokenizer.model; made when imported, so types know nothing of them."""
     return importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-
-
-def _piece_model(file: str | Path) -> Any:
-    return _protocol().ModelProto.FromString(Path(file).read_bytes())
 
 
 def assess(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import ModelError, UsageError
 from ..messages import notice
 from ..models.options import validate_bits
+from ..models.sentencepiece_tokenizer import deciding_file
 from .source import model_folder
 
 HOST = "127.0.0.1"
@@ -30,10 +31,11 @@ def validate_server() -> None:
 
 def serve_command(folder: Path, *, port: int, device: str = "auto", bits: int | None = None) -> list[str]:
     """The server's arguments. The model is pinned: an unpinned server loads any path that a client names."""
+    by_pieces = deciding_file(folder) is not None
     command = [
         sys.executable,
         "-m",
-        "transformers.cli.transformers",
+        "ai_finetuning.export.serve_process" if by_pieces else "transformers.cli.transformers",
         "serve",
         str(folder),
         "--host",

@@ -38,7 +38,10 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
     folder = model_folder(name, base=base)
     with new_folder(out) as staging:
         for path in folder.iterdir():
-            if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt", ".md") and path.is_file():
+            if (
+                path.suffix in (".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt", ".md")
+                and path.is_file()
+            ):
                 shutil.copyfile(path, staging / path.name)
         _complete(staging)
         validate_complete(staging)
@@ -54,6 +57,13 @@ def _complete(folder: Path) -> None:
 
     tokenizer = load_tokenizer(str(folder))
     tokenizer.save_pretrained(folder)
+    if not (folder / "tokenizer.json").is_file():
+        warn(
+            "このモデルのトークナイザーは tokenizer.json に正しく変換できないため、tokenizer.model だけを書き出しました。ほかのプログラムでは改行や空白の表示が"
+            "変わることがあります（aift serve は学習時と同じです）。",
+            "this model's tokenizer has no exact tokenizer.json, so that only tokenizer.model was written; other programs "
+            "may show line ends and blanks differently (aift serve is as in training).",
+        )
     make: Callable[[], GenerationConfig] = GenerationConfig
     save_generation_config(generation_config(folder) or make(), tokenizer, folder)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from ..errors import ConfigError
 from ..japanese.prompts import render
 from ..messages import warn
 from ..system.out_of_memory import with_smaller_batches
+from .growing_text import GrowingText
 from .modes import eval_mode, evaluating
 from .sampling import validate_sampling
 from .tokenizers import PromptStyle, prompt_style
@@ -126,19 +130,16 @@ def clean_answer(text: str, style: PromptStyle) -> str:
     return text.strip().rstrip("\ufffd").strip()
 
 
-def _decode(tokenizer: Any, ids: torch.Tensor, style: PromptStyle) -> str:
+def _decode(tokenizer: Any, ids: Sequence[int], style: PromptStyle) -> str:
+    """The text of an answer's ids up to the first that ends it, not cleaned yet."""
     stops = set(style.stop_token_ids)
-    kept = []
-    for number in ids.tolist():
-        if number in stops:
-            break
-        kept.append(number)
+    kept = list(takewhile(lambda number: number not in stops, ids))
     # `<NL>` is a special token for some tokenizers; it must survive until it becomes a line end.
-    text = tokenizer.decode(kept, skip_special_tokens=style.newline is None)
+    text = str(tokenizer.decode(kept, skip_special_tokens=style.newline is None))
     if style.newline is not None:
         for token in set(tokenizer.all_special_tokens) - {style.newline}:
             text = text.replace(token, "")
-    return clean_answer(text, style)
+    return text
 
 
 def generate_text(
@@ -198,7 +199,7 @@ def _answers(
     length = inputs["input_ids"].shape[1]
     stops = StoppingCriteriaList([_Stops(tokenizer, length, style.stop_strings, threading.Event())])
     output = model.generate(**inputs, stopping_criteria=stops, **arguments)
-    return [_decode(tokenizer, row[length:], style) for row in output]
+    return [clean_answer(_decode(tokenizer, row[length:].tolist(), style), style) for row in output]
 
 
 def _say_halved(size: int, reason: str) -> None:
@@ -220,14 +221,12 @@ def stream_text(
 
     Half characters and beginnings of stop strings are held back. Closing the iterator stops the generation.
     """
-    from transformers import TextIteratorStreamer
-
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
     arguments = _arguments(tokenizer, style, options)
     rows = _encode(tokenizer, [conversation], getattr(model.config, "max_position_embeddings", None))
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     given_up, failure = threading.Event(), []
-    streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=style.newline is None)
+    streamer = _Ids()
     criteria = StoppingCriteriaList([_Stops(tokenizer, inputs["input_ids"].shape[1], style.stop_strings, given_up)])
 
     def work() -> None:
@@ -250,15 +249,37 @@ def stream_text(
         raise failure[0]
 
 
-def _pieces(streamer: Any, tokenizer: Any, style: PromptStyle) -> Iterator[str]:
+class _Ids(BaseStreamer):
+    """The ids of an answer as they are drawn, handed to another thread.
+
+    transformers' own streamers decode line by line, which loses the blanks that begin a line.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, then one id at a time."""
+        if self._prompt_seen:
+            self._drawn.put(value.flatten().tolist())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._drawn.put(None)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._drawn.get, None)
+
+
+def _pieces(streamer: Iterable[list[int]], tokenizer: Any, style: PromptStyle) -> Iterator[str]:
     """What may be shown already, cleaned; the rest waits."""
     marks = [*style.stop_strings, *([style.newline] if style.newline else []), *tokenizer.all_special_tokens]
+    text = GrowingText(lambda ids: _decode(tokenizer, ids, style))
     whole, shown = "", 0
-    for piece in streamer:
-        whole += piece
-        for token in tokenizer.all_special_tokens:
-            if token != style.newline:
-                whole = whole.replace(token, "")
+    for drawn in streamer:
+        whole = text.add(drawn)
         safe = clean_answer(_without_beginning_of(whole, marks), style)
         if len(safe) > shown:
             yield safe[shown:]

@@ -151,7 +151,8 @@ def _require_parity(folder: Path, lines: Sequence[str]) -> None:
     """
     from transformers import AutoTokenizer
 
-    from .tokenizers import PROBES, parity_problems
+    from .probes import PROBES
+    from .tokenizers import parity_problems
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     step = max(1, len(lines) // _CHECKED)

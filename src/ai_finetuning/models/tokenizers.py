@@ -10,42 +10,22 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..errors import HubError, ModelError
+from ..errors import HubError, ModelError, ToolkitError
 from ..japanese.prompts import render
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
 from ..messages import notice, warn
 from . import catalog
+from .probes import PROBES as PROBES
+from .sentencepiece_tokenizer import deciding_file, from_pieces, pieces_file, read_settings
 from .source import ModelSource, find_tokenizer
 from .special_tokens import keep_turn_ends, turn_end_ids
 
-# Texts whose segmentation differs where a unigram model is run as BPE, or where normalisation differs.
-PROBES = (
-    "日本の首都は東京です。",
-    "吾輩は猫である。名前はまだ無い。",
-    "国境の長いトンネルを抜けると雪国であった。",
-    "株式会社の代表取締役社長",
-    "お問い合わせありがとうございます。担当者より折り返しご連絡いたします。",
-    "東京特許許可局",
-    "すもももももももものうち",
-    "機械学習と自然言語処理",
-    "カタカナとひらがな、漢字と English の混在",
-    "１２３４５と12345",
-    "「こんにちは」と言った。",
-    "改行\n\nのある文",
-    "、。！？（）〜ー・",
-    "𠮷野家で鷗外を読む",
-    "🍣を食べた",
-    "あいうえおかきくけこさしすせそ",
-    "昨日、私は友達と一緒に映画を見に行きました。",
-    "次の文章を要約してください。",
-    "### 指示:",
-    "  先頭の空白",
-)
 # Tokens that models reserve for padding, in the order in which they are preferred.
 _PADS = (
     "<PAD|LLM-jp>",
     "<|finetune_right_pad_id|>",
     "<pad>",
+    "<PAD>",
     "[PAD]",
     "<|pad|>",
     "<|padding|>",
@@ -57,6 +37,10 @@ _PADS = (
     "<|startoftext|>",
     "<|begin_of_text|>",
 )
+# A tokenizer with fewer pieces than this part of a model's embedding rows is not that model's.
+_SMALLEST_SHARE = 10
+# Files other than sentencepiece's from which transformers makes a tokenizer.
+_READ = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -93,41 +77,112 @@ def load_tokenizer(
     """
     # A folder that holds only a tokenizer will do, such as an adapter's.
     obtained = name if isinstance(name, ModelSource) else find_tokenizer(name)
+    rows = _embedding_rows(obtained)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            obtained.path, trust_remote_code=trust_remote_code, local_files_only=obtained.local_only
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        tokenizer = _loaded(obtained, trust_remote_code)
+    except ToolkitError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         kind = ModelError if Path(obtained.path).is_dir() else HubError
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise kind(
-            f"{obtained.name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か tokenizer.model が必要です。",
-            f"the tokenizer of {obtained.name} cannot be loaded ({reason}); it needs tokenizer.json or tokenizer.model.",
+            f"{obtained.name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か sentencepiece の *.model が必要です。",
+            f"the tokenizer of {obtained.name} cannot be loaded ({reason}); it needs tokenizer.json or a sentencepiece "
+            "*.model.",
         ) from error
-    tokenizer = _with_parity(tokenizer, obtained.path)
-    ensure_pad(tokenizer, _embedding_rows(obtained))
+    refuse_empty(tokenizer, obtained.name, rows)
+    ensure_pad(tokenizer, rows)
     tokenizer.chat_template = choose_template(tokenizer, obtained.name, chat_template)
     return tokenizer
 
 
-def _files(name: str, *names: str) -> dict[str, Path]:
-    """Those of the named files that are on this machine."""
-    from huggingface_hub import try_to_load_from_cache
+def _loaded(source: ModelSource, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer that the maker's files describe: tokenizer.json, else the sentencepiece file, else what
+    transformers finds.
+    """
+    folder = _folder(source)
+    by_code = trust_remote_code and folder is not None and "auto_map" in read_settings(folder)
+    if folder is not None and not by_code:
+        pieces = deciding_file(folder)
+        if pieces is not None:
+            return from_pieces(folder, pieces)
+        _refuse_unreadable(folder, source.name)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source.path, trust_remote_code=trust_remote_code, local_files_only=source.local_only
+    )
+    if folder is None or by_code or not (folder / "tokenizer.json").is_file():
+        return tokenizer
+    # A tokenizer.json is the maker's own word.
+    tokenizer = _as_in_file(tokenizer, source.name, folder / "tokenizer.json")
+    _compare(tokenizer, source.name, folder)
+    return tokenizer
 
-    folder = Path(name)
-    obtained = {}
-    for file in names:
-        path = folder / file if folder.is_dir() else try_to_load_from_cache(name, file)
-        if isinstance(path, str | Path) and Path(path).is_file():
-            obtained[file] = Path(path)
-    return obtained
+
+def _folder(source: ModelSource) -> Path | None:
+    """Where the tokenizer's files are on this machine; they are downloaded where the hub may be asked."""
+    if Path(source.path).is_dir():
+        return Path(source.path)
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    if not source.local_only:
+        # transformers downloads the files that it knows by name; a sentencepiece file may have any.
+        return Path(
+            snapshot_download(source.path, allow_patterns=["*.model", "*token*.json", "*.jinja", "config.json"])
+        )
+    found = (try_to_load_from_cache(source.path, file) for file in ("tokenizer_config.json", "config.json"))
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+
+
+def _compare(tokenizer: PreTrainedTokenizerBase, name: str, folder: Path) -> None:
+    """Says where a maker's tokenizer.json and sentencepiece file segment the probes differently."""
+    pieces = pieces_file(folder)
+    different = parity_problems(tokenizer, pieces) if pieces is not None else []
+    if pieces is not None and different:
+        notice(
+            f"{name}: tokenizer.json と {pieces.name} のトークン分割が {len(PROBES)} 文中 {len(different)} 文で違います（例: {different[0]!r}）。"
+            "tokenizer.json を使います。",
+            f"{name}: tokenizer.json and {pieces.name} tokenize {len(different)} of {len(PROBES)} probes differently "
+            f"(such as {different[0]!r}); using tokenizer.json.",
+        )
+
+
+def refuse_empty(tokenizer: Any, name: str, embedding_rows: int | None = None) -> None:
+    """Raises ModelError for a tokenizer that does not read text: transformers makes one from files that it does not
+    know, without an error.
+    """
+    known = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
+    ids = tokenizer.encode("".join(PROBES[:3]), add_special_tokens=False)
+    if known and set(ids) - {tokenizer.unk_token_id} and len(known) * _SMALLEST_SHARE > (embedding_rows or 0):
+        return
+    asked = f"（埋め込みは {embedding_rows} 行）" if embedding_rows else ""
+    rows = f" for {embedding_rows} rows of embeddings" if embedding_rows else ""
+    raise ModelError(
+        f"{name} のトークナイザーは語彙が {len(known)} 語しかなく{asked}、文章を読めません。tokenizer.json か sentencepiece の *.model "
+        "のある版を使ってください。",
+        f"the tokenizer of {name} has a vocabulary of {len(known)} pieces{rows} and cannot read text; use a version with "
+        "tokenizer.json or a sentencepiece *.model.",
+    )
+
+
+def _refuse_unreadable(folder: Path, name: str) -> None:
+    """Raises ModelError for a folder whose only vocabulary is in a format that needs the repository's own code."""
+    unread = sorted(path.name for path in folder.glob("*.tiktoken"))
+    if unread and not any((folder / file).is_file() for file in _READ):
+        raise ModelError(
+            f"{name} のトークナイザーのファイルは {', '.join(unread)} だけで、リポジトリー内のコードなしでは読めません。tokenizer.json のある版を使ってください"
+            "（Qwen は Qwen1.5 以降にあります）。",
+            f"{name} has its vocabulary only in {', '.join(unread)}, which nothing but code from its repository reads; use "
+            "a version with tokenizer.json (Qwen has one from Qwen1.5 on).",
+        )
 
 
 def _embedding_rows(source: ModelSource) -> int | None:
     values = source.config
-    cached = _files(source.path, "config.json").get("config.json") if not values else None
-    if cached is not None:
-        values = json.loads(cached.read_text(encoding="utf-8"))
+    if not values and not Path(source.path).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(source.path, "config.json")
+        values = json.loads(Path(cached).read_text(encoding="utf-8")) if isinstance(cached, str) else {}
     rows: int | None = values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
     return rows
 
@@ -145,49 +200,18 @@ def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PRO
 
 
 def check_tokenizer_parity(folder: str | Path) -> list[str]:
-    """Japanese probes that AutoTokenizer tokenizes differently from the folder's sentencepiece model; empty where all
+    """Probes that plain AutoTokenizer tokenizes differently from the folder's sentencepiece model; empty where all
     agree.
 
     transformers 5 builds Llama tokenizers as BPE: a unigram model without tokenizer.json is then segmented in a way
-    that the model never saw, without an error (docs/design/japanese.md).
+    that the model never saw, without an error (docs/design/japanese.md). load_tokenizer() reads such a folder by
+    sentencepiece itself.
     """
-    files = _files(str(folder), "tokenizer.model")
-    if not files:
+    file = pieces_file(Path(folder))
+    if file is None:
         return []
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    return parity_problems(tokenizer, files["tokenizer.model"])
-
-
-def _with_parity(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    files = _files(name, "tokenizer.model", "tokenizer.json")
-    # A tokenizer.json is the maker's own word (GPT-style files called tokenizer.model are no sentencepiece).
-    if "tokenizer.json" in files:
-        return _as_in_file(tokenizer, name, files["tokenizer.json"])
-    if "tokenizer.model" not in files:
-        return tokenizer
-    problems = parity_problems(tokenizer, files["tokenizer.model"])
-    if not problems:
-        return tokenizer
-    # "legacy" decides whether sentencepiece puts a blank in front of the text, as the model file says, or never.
-    for legacy in (False, True):
-        repaired = _sentencepiece_backend(tokenizer, files["tokenizer.model"], legacy=legacy)
-        left = parity_problems(repaired, files["tokenizer.model"])
-        if not left:
-            break
-    else:
-        raise ModelError(
-            f"{name} のトークナイザーが sentencepiece と一致しません（{len(PROBES)} 文中 {len(left)} 文、例: {left[0]!r}）。"
-            "モデルが学習していないトークン分割になるため使いません。tokenizer.json のある版を使ってください。",
-            f"the tokenizer of {name} tokenizes differently from its sentencepiece model ({len(left)} of {len(PROBES)} "
-            f"probes, such as {left[0]!r}); the model was not trained on such tokens. Use a version with "
-            "tokenizer.json.",
-        )
-    notice(
-        f"{name} のトークナイザーは transformers の変換でトークン分割が変わる（{len(problems)}/{len(PROBES)} 文）ため、sentencepiece で直接読み込みました。",
-        f"{name}: transformers' conversion changes the tokenization ({len(problems)} of {len(PROBES)} probes); "
-        "using its sentencepiece model directly.",
-    )
-    return repaired
+    return parity_problems(tokenizer, file)
 
 
 def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> PreTrainedTokenizerBase:
@@ -216,16 +240,6 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> Pr
     return plain
 
 
-def _sentencepiece_backend(
-    tokenizer: PreTrainedTokenizerBase, model_file: Path, *, legacy: bool
-) -> PreTrainedTokenizerBase:
-    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
-
-    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    make: Callable[..., PreTrainedTokenizerBase] = SentencePieceBackend
-    return make(vocab_file=str(model_file), legacy=legacy, **special)
-
-
 def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
     """Gives the tokenizer a pad token other than eos; the vocabulary never outgrows the model's embeddings."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
@@ -237,7 +251,10 @@ def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
     if chosen is None:
         eos = tokenizer.eos_token_id
         chosen = next(token for token, number in sorted(vocabulary.items(), key=lambda item: item[1]) if number != eos)
-    tokenizer.pad_token = chosen
+    if chosen in vocabulary and (tokenizer.is_fast or chosen not in _PADS):
+        tokenizer.pad_token = chosen
+    else:  # a name that is nobody's yet; in Python, a marker that decode() leaves out
+        tokenizer.add_special_tokens({"pad_token": chosen})
     notice(
         f"パディングには {chosen} を使います（eos {tokenizer.eos_token} とは別にして、文末の学習を守ります）。",
         f"padding with {chosen}, apart from eos {tokenizer.eos_token}, so that the end of each answer stays in the "

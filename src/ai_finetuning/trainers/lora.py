@@ -87,6 +87,6 @@ class LoRAFinetuningTrainer(Trainer):
             InputNotFoundError: no adapter there. ModelError: it was trained on another base.
         """
         adapter_config(lora_adapter_path)  # refused before the base is loaded
-        base = load_causal_lm(base_model_name, device=device)
         tokenizer = load_tokenizer(saved_tokenizer(lora_adapter_path) or base_model_name)
+        base = load_causal_lm(base_model_name, device=device)
         return load_adapter(base, lora_adapter_path).eval(), tokenizer

@@ -140,6 +140,8 @@ def stats(
     _, examples, report, lines = _load(context, file, model, 2**30, chat_template)
     for line in lines:
         print(line)
+    if report.vocabulary.survives:
+        print(localized("すべての行がトークンから元どおりに戻ります。", "every row survives encoding and decoding"))
     lengths = [len(item) for item in examples]
     print(
         localized(

@@ -1,0 +1,168 @@
+"""Rows that do not survive a tokenizer: characters that the vocabulary does not hold, line ends and blanks that it
+drops, characters that its normalization replaces.
+
+Asked of the distinct characters of the data, once each: a few thousand short texts, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from ..errors import localized
+from ..japanese.prompts import render
+from .messages import Conversation, Sample
+
+_EXAMPLES, _TOGETHER = 8, 64
+# What is drawn and stored as a blank; a run of two is asked for beside the characters.
+_BLANKS = frozenset("\n\r\t\x0b\x0c\x85\u2028\u2029 \u3000\xa0")
+_RUN = "  "
+
+
+@dataclass(frozen=True)
+class VocabularyLoss:
+    """Rows that encoding and decoding change.
+
+    Attributes:
+        rows: rows of the data.
+        unknown_rows, unknown: rows with characters that become the unknown token, and such characters, the most
+            frequent first.
+        blank_rows, blanks: rows whose line ends, tabs or runs of blanks are not kept, and which of them.
+        changed_rows, changed: rows with other characters that the tokenizer's normalization replaces on purpose, as
+            `① → 1`.
+    """
+
+    rows: int = 0
+    unknown_rows: int = 0
+    unknown: tuple[str, ...] = ()
+    blank_rows: int = 0
+    blanks: tuple[str, ...] = ()
+    changed_rows: int = 0
+    changed: tuple[str, ...] = ()
+
+    @property
+    def survives(self) -> bool:
+        """Whether every row comes back as it was."""
+        return not (self.unknown_rows or self.blank_rows or self.changed_rows)
+
+
+def vocabulary_loss(samples: Sequence[Sample], tokenizer: Any) -> VocabularyLoss:
+    """What a tokenizer loses of the texts of some samples (of the messages, not of the template around them)."""
+    talk = [_text(sample) for sample in samples if isinstance(sample, Conversation)]
+    plain = [sample.text for sample in samples if not isinstance(sample, Conversation)]
+    whole = "".join([*talk, *plain])
+    unknown, changed = _lost(sorted(set(whole) | ({_RUN} if _RUN in whole else set())), tokenizer)
+    if not unknown and not changed:
+        return VocabularyLoss(len(samples))
+    blanks = {unit for unit in changed if set(unit) <= _BLANKS}
+    # A line end that the template writes in a way of its own (rinna's `<NL>`) is not lost.
+    in_talk = blanks - ({"\n"} if "\n" in blanks and _template_writes_lines(tokenizer) else set())
+    lost = _rows(talk + plain, unknown)
+    bare = [_rows(talk, in_talk), _rows(plain, blanks)]
+    other = _rows(talk + plain, set(changed) - blanks)
+    return VocabularyLoss(
+        len(samples),
+        len(lost),
+        _frequent(lost),
+        sum(map(len, bare)),
+        tuple(map(_named, _frequent([*bare[0], *bare[1]]))),
+        len(other),
+        tuple(f"{unit} → {changed[unit]}" for unit in _frequent(other)),
+    )
+
+
+def vocabulary_line(loss: VocabularyLoss) -> str | None:
+    """The loss in one line in the locale's language; None where every row survives."""
+    parts = []
+    if loss.unknown_rows:
+        share, shown = f"{loss.unknown_rows / loss.rows:.1%}", " ".join(loss.unknown)
+        parts.append(
+            localized(
+                f"語彙にない文字を含む行 {loss.unknown_rows}/{loss.rows}（{share}、{shown}）は、その文字を学べません",
+                f"rows with characters that the vocabulary does not hold: {loss.unknown_rows} of {loss.rows} ({share}): "
+                f"{shown}",
+            )
+        )
+    if loss.blank_rows:
+        share, shown = f"{loss.blank_rows / loss.rows:.1%}", ", ".join(loss.blanks)
+        parts.append(
+            localized(
+                f"改行や空白がトークナイザーで失われる行 {loss.blank_rows}/{loss.rows}（{share}、{shown}）",
+                f"rows that lose line ends or blanks: {loss.blank_rows} of {loss.rows} ({share}): {shown}",
+            )
+        )
+    if loss.changed_rows:
+        share, shown = f"{loss.changed_rows / loss.rows:.1%}", ", ".join(loss.changed)
+        parts.append(
+            localized(
+                f"トークナイザーの正規化で文字が変わる行 {loss.changed_rows}/{loss.rows}（{share}、{shown}）",
+                f"rows with characters that the tokenizer normalizes: {loss.changed_rows} of {loss.rows} ({share}): "
+                f"{shown}",
+            )
+        )
+    return localized("。", "; ").join(parts) if parts else None
+
+
+def _text(sample: Sample) -> str:
+    if isinstance(sample, Conversation):
+        return "".join(part for item in sample.messages for part in (item.reasoning, item.content, item.input))
+    return sample.text
+
+
+def _lost(units: Sequence[str], tokenizer: Any) -> tuple[set[str], dict[str, str]]:
+    """(units that become the unknown token, units that come back as something else with what they come back as).
+
+    Many are asked together, and halved where the text does not come back. Every unit stands between two characters that
+    the vocabulary knows, so that nothing is trimmed.
+    """
+    unknown_id = tokenizer.unk_token_id
+    frame = next((mark for mark in "あaの" if unknown_id not in _ids(mark, tokenizer)), "a")
+    unknown: set[str] = set()
+    changed: dict[str, str] = {}
+    waiting = [list(units[start : start + _TOGETHER]) for start in range(0, len(units), _TOGETHER)]
+    while waiting:
+        asked = waiting.pop()
+        text = frame + frame.join(asked) + frame
+        ids = _ids(text, tokenizer)
+        is_unknown = unknown_id is not None and unknown_id in ids
+        back = tokenizer.decode(ids)
+        if back == text and not is_unknown:
+            continue
+        if len(asked) > 1:
+            waiting += [asked[: len(asked) // 2], asked[len(asked) // 2 :]]
+        elif is_unknown:
+            unknown.add(asked[0])
+        else:
+            changed[asked[0]] = back.removeprefix(frame).removesuffix(frame)
+    return unknown, changed
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _template_writes_lines(tokenizer: Any) -> bool:
+    """Whether the chat template replaces the line ends of a message."""
+    return "あ\nい" not in render(tokenizer, [{"role": "user", "content": "あ\nい"}], add_generation_prompt=True)
+
+
+def _rows(texts: Sequence[str], units: set[str]) -> list[list[str]]:
+    """For each text that has any of the units: those that it has, as often as it has them."""
+    if not units:
+        return []
+    single = "".join(re.escape(unit) for unit in units if len(unit) == 1)
+    pattern = re.compile("|".join(([_RUN] if _RUN in units else []) + ([f"[{single}]"] if single else [])))
+    return [found for found in map(pattern.findall, texts) if found]
+
+
+def _frequent(rows: Sequence[list[str]]) -> tuple[str, ...]:
+    counts = Counter(chain.from_iterable(rows))
+    return tuple(sorted(counts, key=lambda unit: (-counts[unit], unit))[:_EXAMPLES])
+
+
+def _named(unit: str) -> str:
+    return localized("連続する空白", "runs of blanks") if unit == _RUN else repr(unit)[1:-1]
