@@ -22,6 +22,7 @@ from tests.support.runs import ROWS, training
 
 from ai_finetuning import FullFinetuningTrainer, JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
 from ai_finetuning.config.load import load_config
+from ai_finetuning.config.run import RunConfig
 from ai_finetuning.execution import base_facts, validate
 from ai_finetuning.execution.request import request_of
 from ai_finetuning.execution.resolve import resolve
@@ -287,12 +288,13 @@ def test_a_resumed_run_keeps_the_text_that_its_template_had_when_it_began(tiny_m
     from ai_finetuning.japanese import templates
 
     former = "{{ 'the text of an earlier version' }}"
-    asked = SimpleNamespace(model=JapaneseModel(str(tiny_model_dir), chat_template="calm2"))
+    config = RunConfig()
+    asked = SimpleNamespace(config=config, model=JapaneseModel(str(tiny_model_dir), chat_template="calm2"))
     assert module._tokenizer(asked, {"chat_template": former}).chat_template == templates.TEMPLATES["calm2"].jinja
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(templates._FORMER, "calm2", (templates._digest(former),))
         assert module._tokenizer(asked, {"chat_template": former}).chat_template == former
-        other = SimpleNamespace(model=JapaneseModel(str(tiny_model_dir), chat_template="llama3"))
+        other = SimpleNamespace(config=config, model=JapaneseModel(str(tiny_model_dir), chat_template="llama3"))
         assert module._tokenizer(other, {"chat_template": former}).chat_template == templates.TEMPLATES["llama3"].jinja
-    plain = SimpleNamespace(model=JapaneseModel(str(tiny_model_dir)))
+    plain = SimpleNamespace(config=config, model=JapaneseModel(str(tiny_model_dir)))
     assert module._tokenizer(plain, {"chat_template": former}).chat_template == former
