@@ -69,11 +69,10 @@ class AdapterBase:
             )
         return [ORIGINAL]
 
-    def load(self, tokenizer: Any, *, source: str | None, dtype: str, device: torch.device | None) -> Any:
+    def load(self, *, source: str | None, dtype: str, device: torch.device | None) -> Any:
         """The base with the adapter on it, in eval mode.
 
         Args:
-            tokenizer: the adapter's; it must have no more tokens than there are embedding rows.
             source: ORIGINAL, DEQUANTIZED, or None for the weights that the adapter was trained on.
         """
         if source == ORIGINAL:
@@ -85,7 +84,7 @@ class AdapterBase:
             )
         if source == DEQUANTIZED:
             model = _dequantized(model, self.name)
-        _fit_rows(model, self.adapter, tokenizer)
+        _fit_rows(model, self.adapter)
         return load_adapter(model, self.adapter).eval()
 
 
@@ -161,22 +160,11 @@ def _dequantized(model: Any, name: str) -> Any:
     return model
 
 
-def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
-    """Gives the base as many embedding rows as the adapter's file brings, where tokens were added in training.
-
-    Raises:
-        ModelError: the tokenizer has more tokens than there are rows.
-    """
+def _fit_rows(model: Any, adapter: str) -> None:
+    """Gives the base as many embedding rows as the adapter's file brings, where tokens were added in training."""
     rows = model.get_input_embeddings().weight.shape[0]
     with safe_open(str(Path(adapter) / WEIGHTS), framework="pt") as file:
         brought = max((file.get_slice(key).get_shape()[0] for key in file.keys() if _is_embedding(key)), default=rows)  # noqa: SIM118
-    if brought < len(tokenizer):
-        raise ModelError(
-            f"{adapter} のトークナイザーは {len(tokenizer)} 語ですが、埋め込みは {brought} 行です。アダプターに増えた行がないため統合できません。"
-            "modules_to_save に embed_tokens と lm_head を入れて学習し直してください。",
-            f"{adapter}: its tokenizer has {len(tokenizer)} tokens and there are {brought} embedding rows; the "
-            "adapter does not contain the other rows. Train again with modules_to_save: [embed_tokens, lm_head].",
-        )
     if brought != rows:
         model.resize_token_embeddings(brought, mean_resizing=False)
 

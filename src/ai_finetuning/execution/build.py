@@ -142,6 +142,7 @@ def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         modules_to_save=lora.modules_to_save,
+        target_parameters=lora.target_parameters,
     )
 
 

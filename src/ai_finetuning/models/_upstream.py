@@ -50,3 +50,42 @@ def is_torchao_weight(weight: Any, bits: int) -> bool:
     """
     kind = type(weight)
     return kind.__module__.startswith("torchao.") and kind.__name__.startswith(f"Int{bits}")
+
+
+def peft_refuses(model: Any, end: str) -> bool:
+    """Whether PEFT refuses to wrap layers whose names end so in a model of this family.
+
+    peft 0.19 to 0.21: a private function with the names of state-space models whose kernels read weights directly;
+    nothing public asks it without wrapping the layer.
+    """
+    from peft import LoraConfig
+    from peft.tuners import tuners_utils
+
+    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    if check is None:
+        return False
+    try:
+        check(LoraConfig(target_modules=[end]), model, end)
+    except ValueError:
+        return True
+    return False
+
+
+def peft_turns_into_experts(model: Any, target: str) -> bool:
+    """Whether PEFT takes a name of `target_modules` (or `all-linear`) for weights of experts in this family.
+
+    peft 0.19 to 0.21 does so where transformers 5 made tensors of what were layers of their own in transformers 4, in a
+    module that is not in its documentation; what it does to a configuration is looked at here, not its tables.
+    """
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:
+        return False
+    config = LoraConfig(target_modules=target if target == "all-linear" else [target])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # one of two names that it joins
+        return True
+    return bool(config.target_parameters)

@@ -63,11 +63,11 @@ class ModelShape:
             )
 
     def lora_parameters(self, r: int, targets: Sequence[str] | None) -> int:
-        """Weights of a LoRA adapter of rank r on the layers whose last name is in targets (None: all)."""
+        """Weights of a LoRA adapter of rank r on the layers whose names end in one of targets (None: all)."""
         return sum(
             r * (inputs + outputs)
             for name, inputs, outputs in self.linear_features
-            if targets is None or name.split(".")[-1] in targets or name in targets
+            if targets is None or any(f".{name}".endswith(f".{target}") for target in targets)
         )
 
 
