@@ -137,11 +137,15 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
     "nemotron_h": {"n_groups": 1},
+    "qwen2": {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen2_moe": {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3": {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3_moe": {"use_sliding_window": True},
     "reformer": {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 32]},
     "roc_bert": {"shape_vocab_size": 16, "pronunciation_vocab_size": 16},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 6, "layer_types": ["mamba", "mamba", "hybrid"] * 2, "n_mamba_heads": 1},
-    "zamba2": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2},
+    "zamba": {"num_hidden_layers": 6, "layer_types": ["mamba", "mamba", "hybrid"] * 2, "n_mamba_heads": 1, "attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {"num_hidden_layers": 4, "attention_hidden_size": 128, "attention_head_dim": 32, "layer_types": ["mamba", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 

@@ -97,7 +97,14 @@ def merge_adapter(
     sources = obtained.sources(expected)
     tokenizer = load_tokenizer(saved_tokenizer(adapter) or obtained.name)
     both = obtained.load(source=None, dtype=dtype, device=device)
-    texts = held_out_texts(tokenizer, rows=both.get_input_embeddings().weight.shape[0])
+    rows = both.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        warn(
+            f"{adapter} のトークナイザーは {len(tokenizer)} 語、モデルの埋め込みは {rows} 行です。行のないトークンは使えません（ほかには影響しません）。",
+            f"{adapter}: the tokenizer has {len(tokenizer)} tokens and the model {rows} embedding rows; tokens without a "
+            "row cannot be used (nothing else is affected).",
+        )
+    texts = held_out_texts(tokenizer, rows=rows)
     probes = [torch.tensor([tokenizer.encode(text)]) for text in texts]
     trained = logits_of(both, probes)
     with without_adapter(both):

@@ -36,8 +36,15 @@ def leak_of_packing(model: Any, *, tokens: int = 12) -> float:
     return float((answers[0] - answers[1]).abs().max()) / scale
 
 
-def validate_packing(model: Any, name: str) -> None:
-    """Raises ModelError where documents of a packed row see each other."""
+def validate_packing(model: Any, name: str, *, positions: bool = True) -> None:
+    """Raises ModelError where documents of a packed row see each other, or where the model does not take `positions`, by
+    which they are told apart.
+    """
+    if not positions:
+        raise ModelError(
+            f"{name} は位置（position_ids）を自分で数えるため、文書をパッキングできません。data.packing=false にしてください。",
+            f"{name} counts positions (position_ids) itself, so documents cannot be packed; set data.packing=false.",
+        )
     leak = leak_of_packing(model)
     if leak > TOLERANCE:
         attention = attention_name(model) or "?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal, TypedDict
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typing_extensions import Unpack
 
@@ -154,13 +155,11 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
         config.inference_mode = not trainable
         try:
             wrapped = get_peft_model(model, config)
-            loaded = wrapped.load_adapter(str(folder), "default", is_trainable=trainable)
+            apart = _fill(wrapped, folder, trainable=trainable)
         except (ValueError, RuntimeError, KeyError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise _other_base(folder, expected, str(error).splitlines()[0][:200]) from error
-    # PEFT saves an embedding that grew a second time, under the name of its wrapper.
-    apart = [*loaded.missing_keys, *(key for key in loaded.unexpected_keys if ".modules_to_save." not in key)]
     if apart:
         raise _other_base(folder, expected, apart[0].removeprefix("base_model.model.").replace(".default", ""))
     changed = [(weight, value) for weight, value in biases.items() if not torch.equal(weight, value)]
@@ -169,6 +168,25 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     return wrapped
 
 
+def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:
+    """Puts a file's weights into an adapter; names that only the file or only the adapter has."""
+    saved = load_file(Path(folder) / WEIGHTS)
+    own = {_saved_name(name): weight for name, weight in wrapped.named_parameters()}
+    needed = {_saved_name(name) for name in dict(wrapped.named_parameters()) if _ADDED.search(name)}
+    if needed <= saved.keys() <= own.keys():
+        with torch.no_grad():
+            for name in saved:
+                if name in needed or "bias" in name:
+                    own[name].copy_(saved[name])
+        return []
+    # Names of other versions of transformers, which PEFT knows how to read.
+    loaded = wrapped.load_adapter(str(folder), "default", is_trainable=trainable)
+    # PEFT saves an embedding that grew a second time, under the name of its wrapper.
+    return [*loaded.missing_keys, *(key for key in loaded.unexpected_keys if ".modules_to_save." not in key)]
+
+
+# Names of parameters that an adapter adds to its base.
+_ADDED = re.compile(r"\.(lora_\w+|modules_to_save)\.")
 # The base's biases where an adapter brought its own, which PEFT writes over them.
 _BASE_BIASES: WeakKeyDictionary[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = WeakKeyDictionary()
 

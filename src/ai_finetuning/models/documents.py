@@ -7,8 +7,9 @@ documents.
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +17,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ..errors import Reason
+from ..errors import ModelError, Reason, ToolkitError
 from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
 from ..kernels.build import why_unavailable
 from . import fused
 from ._upstream import attention_name
 from .modes import evaluating
-from .parts import probe_documents
+from .parts import positions_of, probe_documents, windows_of
 
 for _name, _attention in IMPLEMENTATIONS.items():
     AttentionInterface.register(_name, _attention)
 
 # Most relative difference to the model's own answer, by what is computed in.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-# Tokens of the two documents that a path is tried on.
-_PROBE = (7, 12)
+# Tokens of the two documents that a path is tried on, and how many logits at the end of each document are compared.
+_PROBE, _COMPARED = (7, 12), 16
 
 
 @dataclass
@@ -93,17 +94,24 @@ class VarlenForward:
 
 
 def select_forward_path(
-    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str
+    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str, longest: int | None = None
 ) -> tuple[VarlenForward | None, Reason | None]:
     """The fastest path that computes what the model itself computes, and why it is not a faster one.
 
-    The path is tried on the real model before it is used: two documents in a row against each of them alone.
+    The path is tried on the real model before it is used: documents in a row against each of them alone. Where the model
+    sees its past through a window, and documents are longer, one of them is: a window may lie in a mask that the path
+    does not make.
 
     Args:
         model: a transformers causal LM (inside any adapter), with its adapter on.
         kernels: `auto`, or `portable` (no fused blocks), or `plain` (the padded way), or `fused`: like `auto`, also on
             a processor where the compiled kernels gain nothing. No setting asks for `fused`; tests and benchmarks do.
+        longest: tokens of the longest document; None where it is not known.
+
+    Raises:
+        ModelError: the model's own forward pass fails, or a token's answer depends on later tokens.
     """
+    validate_causal(model, autocast)
     if kernels == "plain":
         return None, None
     head, reason = _head(model)
@@ -118,14 +126,15 @@ def select_forward_path(
     if kernels != "portable":
         why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
     worth = forced or fused.why_not_worth(device) is None
-    answers = _answers(model, autocast)
+    probes = probe_documents(model, _sizes(model.config, longest))
+    answers = _answers(model, probes, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
     for name, attention in itertools.product(names, _attentions(before, weights, device)):
         model.set_attn_implementation(attention)
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
         compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
         path = VarlenForward(name, model, head, cap, cast, compiled, compute, before)
-        problem = _differs(path, answers, autocast)
+        problem = _differs(path, probes, answers, autocast)
         if problem is None:
             return path, why_not_fused
         path.close()
@@ -157,29 +166,127 @@ def _computing(device: torch.device, autocast: torch.dtype | None) -> Any:
     return torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None)
 
 
-def _answers(model: Any, autocast: torch.dtype | None) -> list[Tensor]:
-    """The model's own logits [tokens, vocabulary] of each probe, alone."""
-    with evaluating(model), _computing(model.device, autocast):
-        return [model(input_ids=ids, use_cache=False).logits[0].float() for ids in probe_documents(model, _PROBE)]
+def validate_causal(model: Any, autocast: torch.dtype | None = None) -> None:
+    """Refuses a model that cannot be trained to continue texts.
+
+    Raises:
+        ModelError: its own forward pass fails, or what it answers at a token changes with the tokens behind it (a
+            bidirectional encoder under a causal model's name).
+    """
+    short, long = _PROBE
+    (ids,) = probe_documents(model, (long,))
+    other = ids.clone()
+    other[:, short:] = ids[:, short:].flip(1).roll(1, 1)
+    (logits,) = _own(model, [torch.cat([ids, other])], autocast)
+    first, second = logits[:, :short].float().unbind()
+    difference = float((first - second).norm() / first.norm().clamp_min(1e-12))
+    if not difference <= (1e-4 if (autocast or logits.dtype) is torch.float32 else 1e-2):
+        name = type(model).__name__
+        raise ModelError(
+            f"{name} は、後のトークンによって前の予測が変わる（{difference:.1%}）ため、文章生成モデルとして学習できません。デコーダーとして使うモデルなら "
+            "config.json の is_decoder を true にしてください。",
+            f"{name} changes what it predicts at a token with the tokens behind it ({difference:.1%}), so it cannot be "
+            "trained to generate text; a model that is meant as a decoder needs is_decoder: true in its config.json.",
+        )
+
+
+def takes_positions(model: Any, autocast: torch.dtype | None = None) -> bool:
+    """Whether padded rows are given positions that count from 0, as packing needs them; False: the model has to number
+    its tokens itself (RoBERTa begins behind the id of its padding).
+
+    Raises:
+        ModelError: neither gives the answers that the model has for each document alone.
+    """
+    probes = probe_documents(model, _PROBE)
+    expected = torch.cat(_answers(model, probes, autocast))
+    width = max(_PROBE)
+    rows = torch.zeros((len(probes), width), dtype=torch.int64, device=model.device)
+    mask = torch.zeros_like(rows)
+    for row, ids in enumerate(probes):
+        rows[row, : ids.shape[1]], mask[row, : ids.shape[1]] = ids[0], 1
+    inputs = {"input_ids": rows, "attention_mask": mask, "use_cache": False}
+    counted = torch.arange(width, device=model.device).expand_as(rows)
+    why = ""
+    for positions in ({"position_ids": counted}, {}):
+        try:
+            with evaluating(model), _computing(model.device, autocast):
+                logits = model(**inputs, **positions).logits.float()
+        except Exception as error:  # not its arguments, however it says so
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            why = f"{type(error).__name__}: {str(error)[:200]}"
+            continue
+        obtained = torch.cat([logits[row, : ids.shape[1]] for row, ids in enumerate(probes)])
+        difference = float((obtained - expected).norm() / expected.norm().clamp_min(1e-12))
+        if difference <= _TOLERANCE.get(autocast or next(model.parameters()).dtype, 4e-2):
+            return bool(positions)
+        why = f"{difference:.1%}"
+    raise ModelError(
+        f"{type(model).__name__} は、長さをそろえるパディングで予測が変わります（{why}）。正しく学習できません。",
+        f"{type(model).__name__} answers differently in padded rows ({why}), so it cannot be trained rightly.",
+    )
+
+
+def _sizes(config: Any, longest: int | None) -> tuple[int, ...]:
+    """Tokens of the documents to try: a third one beyond every window that a document of the run outgrows."""
+    limits = [limit for limit in (longest, positions_of(config)) if limit is not None]
+    room = min(limits, default=None)
+    outgrown = [window for window in windows_of(config) if room is None or window < room]
+    if not outgrown:
+        return _PROBE
+    beyond = 2 * max(outgrown)
+    return (*_PROBE, beyond if room is None else min(beyond, room))
+
+
+def _own(model: Any, batches: Sequence[Tensor], autocast: torch.dtype | None, *, kept: int | None = None) -> list[Tensor]:
+    """The model's own logits of each [rows, tokens] batch; of the last `kept` tokens.
+
+    Raises:
+        ModelError: the model fails on them.
+    """
+    fewer = kept is not None and "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": kept} if fewer else {}
+    try:
+        with evaluating(model), _computing(model.device, autocast):
+            whole = [model(input_ids=ids, use_cache=False, **options).logits for ids in batches]
+    except Exception as error:  # whatever a model's own code raises; it is no failure of this program
+        if isinstance(error, torch.OutOfMemoryError | ToolkitError):
+            raise
+        text = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ModelError(
+            f"{type(model).__name__} 自体が、短い文の計算に失敗します（{text}）。config.json と重みが合っているか、transformers "
+            "だけで動くかを確かめてください。",
+            f"{type(model).__name__} itself fails on a short text ({text}); check that config.json and weights belong "
+            "together, and that it runs in plain transformers.",
+        ) from error
+    return [logits if kept is None else logits[:, -kept:] for logits in whole]
+
+
+def _answers(model: Any, probes: Sequence[Tensor], autocast: torch.dtype | None) -> list[Tensor]:
+    """The model's own logits [tokens, vocabulary] at the end of each probe, alone."""
+    return [logits[0].float() for logits in _own(model, probes, autocast, kept=_COMPARED)]
 
 
 @torch.no_grad()
-def _differs(path: VarlenForward, answers: list[Tensor], autocast: torch.dtype | None) -> Reason | None:
-    """Why the path is not the model: it failed, or its logits of two documents in one row differ."""
-    model, probes = path.model, probe_documents(path.model, _PROBE)
+def _differs(
+    path: VarlenForward, probes: Sequence[Tensor], answers: Sequence[Tensor], autocast: torch.dtype | None
+) -> Reason | None:
+    """Why the path is not the model: it failed, or its logits of documents in one row differ."""
+    model = path.model
     lengths = tuple(ids.shape[1] for ids in probes)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
     try:
         with evaluating(model), _computing(model.device, autocast):
-            hidden = path.hidden(torch.cat(probes, dim=1), positions, lengths)
-            logits = (hidden.to(path.compute) @ path.cast(path.head.weight).t()).float()
-    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+            hidden = path.hidden(torch.cat(list(probes), dim=1), positions, lengths)
+            ends = torch.cat([part[-_COMPARED:] for part in hidden.split(lengths)])
+            logits = (ends.to(path.compute) @ path.cast(path.head.weight).t()).float()
+    except Exception as error:  # a faster way that a model does not take, however it says so
         if isinstance(error, torch.OutOfMemoryError):
             raise
         text = f"{type(error).__name__}: {str(error)[:100]}"
         return Reason(text, text)
     logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
-    expected = torch.cat(answers)
+    expected = torch.cat(list(answers))
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
     if difference <= _TOLERANCE[path.compute]:
         return None

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
+from ..models.parts import positions_of
 from ..models.source import ModelSource, find_model
 
 
@@ -94,7 +95,7 @@ def shape_of(model: Any) -> ModelShape:
         hidden=hidden,
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
         vocabulary=int(embedding.weight.shape[0]),
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions_of(config),
     )
 
 
