@@ -144,8 +144,19 @@ OWN: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 32]},
     "roc_bert": {"shape_vocab_size": 16, "pronunciation_vocab_size": 16},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 6, "layer_types": ["mamba", "mamba", "hybrid"] * 2, "n_mamba_heads": 1, "attention_hidden_size": 128, "attention_head_dim": 32},
-    "zamba2": {"num_hidden_layers": 4, "attention_hidden_size": 128, "attention_head_dim": 32, "layer_types": ["mamba", "hybrid"] * 2},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "layer_types": ["mamba", "mamba", "hybrid"] * 2,
+        "n_mamba_heads": 1,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "layer_types": ["mamba", "hybrid"] * 2,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -153,12 +164,12 @@ OWN: dict[str, dict[str, Any]] = {
 _INSIDE = ("text_config", "vision_config", "audio_config")
 
 
-def config_of(family: str) -> Any:
-    """The tiny configuration of a family by its model_type."""
+def config_of(family: str, **changes: Any) -> Any:
+    """The tiny configuration of a family by its model_type, with some fields as given."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[family]
-    return kind(**_sizes(kind) | OWN.get(family, {}))
+    return kind(**_sizes(kind) | OWN.get(family, {}) | changes)
 
 
 def _sizes(kind: Any) -> dict[str, Any]:
@@ -174,12 +185,12 @@ def _sizes(kind: Any) -> dict[str, Any]:
     return given | {name: _sizes(sub) for name, sub in inner.items() if sub.__name__ != "AutoConfig"}
 
 
-def build(family: str, *, seed: int = 0) -> Any:
+def build(family: str, *, seed: int = 0, **changes: Any) -> Any:
     """A tiny random fp32 model of a family, no parameter of which is left at its ones or zeros."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(family))
+    model = AutoModelForCausalLM.from_config(config_of(family, **changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)

@@ -108,9 +108,7 @@ def _head_logits(model: DocumentModel, hidden: Tensor, lengths: tuple[tuple[int,
     return logits
 
 
-def make_loss(
-    *, logits_to_keep: bool, predictions: Predictions | None = None, positions: bool = True
-) -> LossFunction:
+def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None, positions: bool = True) -> LossFunction:
     """The loss function for a model.
 
     Args:

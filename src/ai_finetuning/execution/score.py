@@ -99,9 +99,7 @@ def _score(request: TrainRequest, trained: nn.Module | None) -> dict[str, Any]:
     longest = max(map(len, examples))
     packing = max(config.data.max_length, longest) if config.data.packing else None
     predictions = predictions_for(request.hooks, examples, packing)
-    path, _ = select_forward_path(
-        inner, device, autocast=precision.autocast, kernels=runtime.kernels, longest=longest
-    )
+    path, _ = select_forward_path(inner, device, autocast=precision.autocast, kernels=runtime.kernels, longest=longest)
     random_state = DeviceRandomState()
     strategy = SingleDevice(device, autocast=precision.autocast)
 

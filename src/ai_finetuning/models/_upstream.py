@@ -17,6 +17,19 @@ def attention_name(model: Any) -> str | None:
     return None if name is None else str(name)
 
 
+def attention_setting(model: Any) -> str | dict[str, str]:
+    """What `set_attn_implementation` takes to bring back what a model has now: one name, or one for each configuration
+    inside its own (a vision tower may have another).
+
+    transformers 5.3 to 5.23: as above; `sub_configs` is public.
+    """
+    config = model.config
+    inside = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()}
+    names = {name: str(part._attn_implementation) for name, part in inside.items() if part is not None}
+    own = attention_name(model) or "eager"
+    return {"": own, **names} if names else own
+
+
 def tied_weight_names(model: Any) -> set[str]:
     """Names of the weights that loading makes from others.
 

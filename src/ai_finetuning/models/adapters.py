@@ -107,6 +107,10 @@ def add_lora(
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for module in wrapped.modules():
+        own = list(module.parameters(recurse=False))
+        if "Norm" in type(module).__name__ and any(parameter.requires_grad for parameter in own):
+            module.float()  # a norm takes its weight and its trained bias in one dtype
     return wrapped
 
 

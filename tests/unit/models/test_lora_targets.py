@@ -12,9 +12,22 @@ from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.lora_targets import ALL_LINEAR, resolve_targets, validate_modules_to_save
 
 # Families that trained before the choice was ours: what they adapt is PEFT's `all-linear`, name by name.
-UNCHANGED = (
-    ["llama", "qwen2", "gpt_neox", "gpt2", "stablelm", "gemma", "gemma2", "qwen3", "mistral", "qwen2_moe", "gpt_oss", "granitemoe", "jamba", "bamba"]
-)
+UNCHANGED = [
+    "llama",
+    "qwen2",
+    "gpt_neox",
+    "gpt2",
+    "stablelm",
+    "gemma",
+    "gemma2",
+    "qwen3",
+    "mistral",
+    "qwen2_moe",
+    "gpt_oss",
+    "granitemoe",
+    "jamba",
+    "bamba",
+]
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 # What the default is where PEFT's own choice fails.
 CHOSEN = {
