@@ -82,6 +82,8 @@ def sweep(family: str, folder: Path) -> Row:
         _adapter(row, family, folder)
     except ToolkitError as refusal:
         row.path, row.reason = "", Reason(refusal.ja, refusal.en)
+    except Exception as error:  # a family's own code; the others go on
+        row.problems.append(f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
     return row
 
 

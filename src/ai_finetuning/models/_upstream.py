@@ -24,9 +24,11 @@ def attention_setting(model: Any) -> str | dict[str, str]:
     transformers 5.3 to 5.23: as above; `sub_configs` is public.
     """
     config = model.config
-    inside = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()}
-    names = {name: str(part._attn_implementation) for name, part in inside.items() if part is not None}
-    own = attention_name(model) or "eager"
+    own, names = attention_name(model) or "eager", {}
+    for name in getattr(config, "sub_configs", None) or ():
+        part = getattr(getattr(config, name, None), "_attn_implementation", None)
+        if part is not None:
+            names[name] = str(part)
     return {"": own, **names} if names else own
 
 
