@@ -61,5 +61,5 @@ def write(rows: Sequence[Row], unbuilt: Sequence[str]) -> None:
 
 def read(language: str = "en") -> dict[str, str]:
     """The line of each family in a page."""
-    text = PAGES[language].read_text(encoding="utf-8").split(_BEGIN)[1].split(_END)[0]
+    text = PAGES[language].read_text(encoding="utf-8").split(_BEGIN)[1].split(_END)[0].partition("|---|\n")[2]
     return {item.split("|")[1].strip(): item for item in text.splitlines() if item.startswith("| ")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.sweep.check import Unbuilt, sweep
 from tests.sweep.families import families
 from tests.sweep.pages import KNOWN, line, read
