@@ -144,3 +144,11 @@ def test_without_trained_biases_the_base_answers(tmp_path: Path):
     (alone,) = ["".join(Chat(open_model(str(base))).stream("首都は？", **options))]
     assert plain == alone
     assert tuned != alone
+
+
+@pytest.mark.parametrize("family", ["bloom", "mamba", "roberta"])
+def test_rows_are_not_packed_where_documents_would_mix(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    base = folder_of(tmp_path / "base", family)
+    assert train(base, tmp_path / "out", "data.packing=true") == 78
+    assert "data.packing=false" in capsys.readouterr().err
+    assert train(base, tmp_path / "out") == 0

@@ -45,7 +45,15 @@ def validate_packing(model: Any, name: str, *, positions: bool = True) -> None:
             f"{name} は位置（position_ids）を自分で数えるため、文書をパッキングできません。data.packing=false にしてください。",
             f"{name} counts positions (position_ids) itself, so documents cannot be packed; set data.packing=false.",
         )
-    leak = leak_of_packing(model)
+    try:
+        leak = leak_of_packing(model)
+    except Exception as error:  # whatever a model's own code raises
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(
+            f"{name} は、パッキングした行を計算できません（{type(error).__name__}: {str(error)[:200]}）。data.packing=false にしてください。",
+            f"{name} cannot compute packed rows ({type(error).__name__}: {str(error)[:200]}); set data.packing=false.",
+        ) from error
     if leak > TOLERANCE:
         attention = attention_name(model) or "?"
         raise ModelError(

@@ -23,7 +23,7 @@ from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup
 from ..errors import ConfigError
 from ..messages import notice
-from ..models.lora_targets import LoraTargets, resolve_targets, validate_modules_to_save
+from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
@@ -496,7 +496,7 @@ def _targets(lora: LoRAConfig, module: nn.Module, taken: dict[str, Any]) -> Lora
         ConfigError: a name in lora.target_modules, target_parameters or modules_to_save that nothing is called by.
     """
     named = lora.target_modules if lora.target_modules is not None else taken.get("target_modules")
-    validate_modules_to_save(module, lora.modules_to_save)
+    resolve_modules_to_save(module, lora.modules_to_save)
     return resolve_targets(module, named, lora.target_parameters, use_dora=lora.use_dora)
 
 

@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 from ..errors import ModelError
 from ._upstream import peft_turns_into_experts, tied_weight_names
 from .adapter_folder import WEIGHTS, adapter_config, base_name
-from .lora_targets import ALL_LINEAR, resolve_targets, validate_modules_to_save
+from .lora_targets import ALL_LINEAR, resolve_modules_to_save, resolve_targets
 from .options import validate_options
 from .quantized import quantized_bits
 
@@ -85,7 +85,7 @@ def add_lora(
         )
     use_dora = variant.get("use_dora", False)
     targets = resolve_targets(model, target_modules, variant.get("target_parameters"), use_dora=use_dora)
-    validate_modules_to_save(model, modules_to_save)
+    saved = resolve_modules_to_save(model, modules_to_save)
     model.requires_grad_(False)
     config = LoraConfig(
         r=r,
@@ -97,7 +97,7 @@ def add_lora(
         target_parameters=targets.parameters or None,
         use_rslora=variant.get("use_rslora", False),
         use_dora=use_dora,
-        modules_to_save=list(modules_to_save) if modules_to_save else None,
+        modules_to_save=saved or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with quiet_peft():

@@ -23,9 +23,25 @@ from ..kernels.build import why_unavailable
 from . import fused
 from ._upstream import attention_name, attention_setting
 from .modes import evaluating
-from .parts import positions_of, probe_documents, windows_of
+from .parts import decoder_layers, positions_of, probe_documents, windows_of
 
-for _name, _attention in IMPLEMENTATIONS.items():
+
+class _Watched:
+    """Attention by documents that remembers how often it was called, and with which windows."""
+
+    def __init__(self, attention: Callable[..., tuple[Tensor, None]]) -> None:
+        self._attention = attention
+        self.calls, self.windows = 0, set[int]()
+
+    def __call__(self, *arguments: Any, **options: Any) -> tuple[Tensor, None]:
+        self.calls += 1
+        if options.get("sliding_window"):
+            self.windows.add(int(options["sliding_window"]))
+        return self._attention(*arguments, **options)
+
+
+_WATCHED = {name: _Watched(attention) for name, attention in IMPLEMENTATIONS.items()}
+for _name, _attention in _WATCHED.items():
     AttentionInterface.register(_name, _attention)
 
 # Most relative difference to the model's own answer, by what is computed in.
@@ -274,6 +290,25 @@ def _answers(model: Any, probes: Sequence[Tensor], autocast: torch.dtype | None)
     return [logits[0].float() for logits in _own(model, probes, autocast, kept=_COMPARED)]
 
 
+def _not_by_documents(model: Any, watched: _Watched, longest: int) -> Reason | None:
+    """What a path leaves out that answers alone may be too near to show, in 16 bit most of all: layers that mix tokens
+    otherwise (a recurrent state, an attention of their own), and a window that no attention was told.
+    """
+    layers, text = decoder_layers(model), model.config.get_text_config()
+    count = len(layers) if layers is not None else int(text.num_hidden_layers)
+    inside = layers if layers is not None else model.get_decoder()
+    recurrent = any(isinstance(module, nn.Conv1d) for module in inside.modules())
+    if watched.calls < count or recurrent:
+        return Reason("文書ごとのアテンションを使わない層があります", "some layers do not use attention by documents")
+    kinds = getattr(text, "layer_types", None)
+    all_full = kinds is not None and not any("sliding" in kind or "chunked" in kind for kind in kinds)
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    hidden = [window for window in windows if isinstance(window, int) and 0 < window < longest]
+    if hidden and not watched.windows and not all_full:
+        return Reason("ウィンドウがマスクの中だけにあります", "its window is in the mask only")
+    return None
+
+
 @torch.no_grad()
 def _differs(
     path: VarlenForward, probes: Sequence[Tensor], answers: Sequence[Tensor], autocast: torch.dtype | None
@@ -282,6 +317,15 @@ def _differs(
     model = path.model
     lengths = tuple(ids.shape[1] for ids in probes)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
+    attention = attention_name(model) or ""
+    if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
+        return Reason("位置（position_ids）を受け取らないモデルです", "it takes no positions")
+    replaced = path.name != "portable" or attention in (*_WATCHED, "flash_attention_2")
+    if not replaced and path.compute is not torch.float32:  # right or wrong, its answers would be too near to tell
+        return Reason("アテンションを置き換えられないモデルです", "its attention cannot be replaced")
+    watched = _WATCHED.get(attention) if path.name == "portable" else None
+    if watched is not None:
+        watched.calls, watched.windows = 0, set()
     try:
         with evaluating(model), _computing(model.device, autocast):
             hidden = path.hidden(torch.cat(list(probes), dim=1), positions, lengths)
@@ -292,6 +336,9 @@ def _differs(
             raise
         text = f"{type(error).__name__}: {str(error)[:100]}"
         return Reason(text, text)
+    missing = _not_by_documents(model, watched, max(lengths)) if watched is not None else None
+    if missing is not None:
+        return missing
     logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
     expected = torch.cat(list(answers))
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))

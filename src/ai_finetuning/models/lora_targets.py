@@ -117,16 +117,23 @@ def resolve_targets(
     return LoraTargets(_short(model, kept), asked, left, experts, sizes)
 
 
-def validate_modules_to_save(model: nn.Module, names: Sequence[str] | None) -> None:
-    """Refuses a name of lora.modules_to_save that no module of the model ends in.
+def resolve_modules_to_save(model: nn.Module, names: Sequence[str] | None) -> list[str]:
+    """The modules of lora.modules_to_save, so that PEFT takes those and no other: it looks for the end of a name without
+    regard to its parts, and would find `input_layernorm` for `norm`.
 
     Raises:
-        ConfigError: with the names that are near to it.
+        ConfigError: a name that no module has, with those that are near to it.
     """
+    everything = [name for name, _ in model.named_modules()]
     known = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
+    obtained: list[str] = []
     for name in names or ():
-        if not _found(name, known):
+        found = _found(name, known)
+        if not found:
             _refuse_unknown("lora.modules_to_save", name, {_end(other) for other in known} - _NUMBERS)
+        loosely = [other for other in everything if other.endswith(name)]
+        obtained += [name] if set(loosely) <= set(found) else found
+    return obtained
 
 
 _NUMBERS = frozenset(str(number) for number in range(1000))

@@ -223,6 +223,14 @@ def test_a_window_that_is_in_the_mask_only_takes_the_plain_path(family: str, exp
         path.close()
 
 
+@pytest.mark.parametrize("family", ["bloom", "jamba", "falcon_h1", "lfm2_moe", "phimoe"])
+def test_what_16_bit_would_hide_is_seen(family: str):
+    """Their tiny models differ by less than bf16 rounds where documents mix, or a window is left out."""
+    path, reason = select_forward_path(tiny(family), CPU, autocast=torch.bfloat16, kernels="portable", longest=60)
+    assert path is None
+    assert reason is not None
+
+
 def test_a_probe_is_as_long_as_a_document_of_the_run_needs():
     """Documents that no window cuts are tried short, whatever the window."""
     model = tiny("phimoe")

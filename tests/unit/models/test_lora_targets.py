@@ -9,7 +9,7 @@ from tests.sweep.families import build
 
 from ai_finetuning.errors import ConfigError
 from ai_finetuning.models.adapters import add_lora
-from ai_finetuning.models.lora_targets import ALL_LINEAR, resolve_targets, validate_modules_to_save
+from ai_finetuning.models.lora_targets import ALL_LINEAR, resolve_modules_to_save, resolve_targets
 
 # Families that trained before the choice was ours: what they adapt is PEFT's `all-linear`, name by name.
 UNCHANGED = [
@@ -144,10 +144,16 @@ def test_a_misspelt_parameter_is_refused():
 
 def test_a_misspelt_module_to_save_is_refused():
     model = build("llama")
-    validate_modules_to_save(model, ["lm_head", "embed_tokens", "model.norm"])
+    assert resolve_modules_to_save(model, ["lm_head", "embed_tokens"]) == ["lm_head", "embed_tokens"]
     for wrong, near in (("lm_heads", "lm_head"), ("head", "near names: "), ("embed_token", "embed_tokens")):
         with pytest.raises(ConfigError, match=near):
-            validate_modules_to_save(model, [wrong])
+            resolve_modules_to_save(model, [wrong])
+
+
+def test_a_module_to_save_is_no_other_that_ends_alike():
+    wrapped = add_lora(build("llama"), r=2, alpha=4, target_modules=["q_proj"], modules_to_save=["norm"])
+    saved = {name.split(".modules_to_save")[0] for name, _ in wrapped.named_parameters() if "modules_to_save" in name}
+    assert saved == {"base_model.model.model.norm"}
 
 
 def test_a_model_without_such_layers_is_refused():
