@@ -127,13 +127,33 @@ SIZES: dict[str, Any] = {
 
 # What a family needs beside them; None takes a field of SIZES out again.
 OWN: dict[str, dict[str, Any]] = {
-    "bailing_hybrid": {"num_attention_heads": 4, "linear_num_heads": 4, "num_key_value_heads": 4},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], "rope_parameters": None},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")
+        },
+    },
     "cpmant": {"dim_ff": 96, "dim_head": 16},
     "dots1": {"n_shared_experts": 1},
     "ernie4_5_moe": {"moe_k": 2, "moe_num_shared_experts": 1},
     "kimi_linear": {"num_experts_per_token": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "gemma3": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
     "nemotron_h": {"n_groups": 1},
@@ -150,12 +170,6 @@ OWN: dict[str, dict[str, Any]] = {
         "n_mamba_heads": 1,
         "attention_hidden_size": 128,
         "attention_head_dim": 32,
-    },
-    "zamba2": {
-        "num_hidden_layers": 4,
-        "attention_hidden_size": 128,
-        "attention_head_dim": 32,
-        "layer_types": ["mamba", "hybrid"] * 2,
     },
     "zaya": {"num_experts_per_tok": 1},
 }
