@@ -203,7 +203,9 @@ def test_tied_embeddings_are_what_they_were_after_a_reload(tmp_path: Path, modul
     )
 
 
-def test_tokens_added_in_training_are_in_the_merged_model(tiny_model_dir: Path, tmp_path: Path):
+def test_tokens_added_in_training_are_in_the_merged_model(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     """An adapter as plain PEFT saves it after tokens were added: more rows than its base has."""
     from peft import LoraConfig, get_peft_model
 
@@ -231,6 +233,5 @@ def test_tokens_added_in_training_are_in_the_merged_model(tiny_model_dir: Path, 
     )
     grown.add_tokens(["関西弁モード"])
     grown.save_pretrained(tmp_path / "a")
-    with pytest.raises(ModelError, match="403 tokens and there are 402 embedding rows"):
-        merge_adapter(str(tmp_path / "a"), str(tmp_path / "no"))
-    assert not (tmp_path / "no").exists()
+    assert merge_adapter(str(tmp_path / "a"), str(tmp_path / "unused"), dtype="float32").kl < 1e-6
+    assert "403 tokens and the model 402 embedding rows" in caplog.text

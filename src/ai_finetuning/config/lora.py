@@ -39,8 +39,9 @@ class LoRAConfig:
     ja: 更新の倍率。更新に lora_alpha / r を掛けます。
     """
     target_modules: _Targets = None
-    """Names of the linear layers to adapt, or `all-linear`; null means all of them too.
-    ja: アダプターを付ける線形層の名前のリスト、または `all-linear`。null もすべての線形層です。
+    """Names of the linear layers to adapt, or `all-linear`; null means all of them too. In mixtures of experts these are
+    the layers that are not experts (docs/models.md).
+    ja: アダプターを付ける線形層の名前のリスト、または `all-linear`。null もすべての線形層です。混合エキスパート（MoE）では、エキスパート以外の層です（docs/models.ja.md）。
     """
     lora_dropout: FractionOrZero = 0.05
     """Dropout before the update.
@@ -78,4 +79,9 @@ class LoRAConfig:
     modules_to_save: list[str] | None = dataclasses.field(default=None, kw_only=True)
     """Modules that are trained in full and saved with the adapter (embed_tokens, lm_head after adding tokens).
     ja: 全体を学習し、アダプターと一緒に保存するモジュール（トークンを追加したときの embed_tokens、lm_head など）。
+    """
+    target_parameters: Annotated[list[str], Field(min_length=1)] | None = dataclasses.field(default=None, kw_only=True)
+    """Weights of the experts of a mixture of experts to adapt too, by the ends of their names
+    ([experts.gate_up_proj, experts.down_proj]). Their adapters have no dropout.
+    ja: 混合エキスパート（MoE）でアダプターを付けるエキスパートの重みの名前（末尾。[experts.gate_up_proj, experts.down_proj] など）。ドロップアウトは適用されません。
     """

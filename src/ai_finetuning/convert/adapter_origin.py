@@ -13,7 +13,7 @@ from ..config.run_folder import RUN
 from ..errors import ModelError, ToolkitError
 from ..models import hub
 from ..models.adapter_folder import adapter_config, base_name
-from ..models.adapters import brought_rows, fit_rows, load_adapter
+from ..models.adapters import fit_rows, load_adapter
 from ..models.loading import load_causal_lm
 from ..models.options import validate_bits
 from ..models.quantized import quantized_bits
@@ -68,11 +68,10 @@ class AdapterBase:
             )
         return [ORIGINAL]
 
-    def load(self, tokenizer: Any, *, source: str | None, dtype: str, device: torch.device | None) -> Any:
+    def load(self, *, source: str | None, dtype: str, device: torch.device | None) -> Any:
         """The base with the adapter on it, in eval mode.
 
         Args:
-            tokenizer: the adapter's; it must have no more tokens than there are embedding rows.
             source: ORIGINAL, DEQUANTIZED, or None for the weights that the adapter was trained on.
         """
         if source == ORIGINAL:
@@ -84,7 +83,7 @@ class AdapterBase:
             )
         if source == DEQUANTIZED:
             model = _dequantized(model, self.name)
-        _fit_rows(model, self.adapter, tokenizer)
+        fit_rows(model, self.adapter)
         return load_adapter(model, self.adapter).eval()
 
 
@@ -158,21 +157,3 @@ def _dequantized(model: Any, name: str) -> Any:
             f"{name}: some layers remain quantized; name the original 16-bit model with --base.",
         )
     return model
-
-
-def _fit_rows(model: Any, adapter: str, tokenizer: Any) -> None:
-    """Gives the base as many embedding rows as the adapter's file brings.
-
-    Raises:
-        ModelError: the tokenizer has more tokens than there are rows.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    brought = brought_rows(adapter) or rows
-    if brought < len(tokenizer):
-        raise ModelError(
-            f"{adapter} のトークナイザーは {len(tokenizer)} 語ですが、埋め込みは {brought} 行です。アダプターに増えた行がないため統合できません。"
-            "modules_to_save に embed_tokens と lm_head を入れて学習し直してください。",
-            f"{adapter}: its tokenizer has {len(tokenizer)} tokens and there are {brought} embedding rows; the "
-            "adapter does not contain the other rows. Train again with modules_to_save: [embed_tokens, lm_head].",
-        )
-    fit_rows(model, adapter)

@@ -108,7 +108,7 @@ def _head_logits(model: DocumentModel, hidden: Tensor, lengths: tuple[tuple[int,
     return logits
 
 
-def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None) -> LossFunction:
+def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None, positions: bool = True) -> LossFunction:
     """The loss function for a model.
 
     Args:
@@ -116,6 +116,7 @@ def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None) -
             name); then the head skips positions at which no row has a label token.
         predictions: what collects predictions in an evaluation; a head that computes given positions only then runs
             the model a second time for them, so that the loss keeps its bits.
+        positions: whether the model is told the positions, or numbers its tokens itself.
     """
 
     def token_loss_sum(model: nn.Module, batch: Rows) -> Tensor:
@@ -123,10 +124,11 @@ def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None) -
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
             # With a cache, packed documents leak into each other silently (docs/design/training-step.md).
             "use_cache": False,
         }
+        if positions:
+            inputs["position_ids"] = batch.position_ids
         if logits_to_keep:
             (kept,) = _positions((targets != IGNORED).any(dim=0), batch.num_label_columns)
             logits = model(**inputs, logits_to_keep=kept).logits

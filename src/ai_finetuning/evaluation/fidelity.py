@@ -38,6 +38,18 @@ def agreement(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> 
     return Agreement(sum(float(kl.sum()) for kl, _ in pairs) / count, sum(int(same.sum()) for _, same in pairs) / count)
 
 
+def distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
+    """Norm of the difference of two models' centred logits over the norm of the first ones' (a constant added to all
+    logits of a position changes no probability).
+    """
+    apart = whole = 0.0
+    for left, right in zip(first, second, strict=True):
+        a, b = (item.double() - item.double().mean(-1, keepdim=True) for item in (left, right))
+        apart += float((a - b).square().sum())
+        whole += float(a.square().sum())
+    return math.sqrt(apart / whole) if whole else 0.0
+
+
 def _divergence(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(left || right) in nats and whether the most likely token is the same, of every position."""
     a, b = left.log_softmax(-1), right.log_softmax(-1)

@@ -25,7 +25,7 @@ from ..messages import notice
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.adapters import add_lora, continue_adapter, embedding_weights, target_modules, trainable_parameters
-from ..models.documents import VarlenForward, select_forward_path
+from ..models.documents import VarlenForward, select_forward_path, takes_positions
 from ..models.loading import weight_fingerprint
 from ..models.parts import unwrapped
 from ..models.placement import spread
@@ -77,8 +77,8 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path) -> Built:
         if strategy.weight_placement is None
         else strategy.weight_placement.layer_offload(model)
     ):
-        path = _documents(plan, model)  # tried on the device, although the model is not cut yet
-    run = _run(plan, store, metrics_path, model, path, strategy)
+        path, positions = _documents(plan, model)  # tried on the device, although the model is not cut yet
+    run = _run(plan, store, metrics_path, model, path, strategy, positions=positions)
     run.fingerprint = plan.fingerprint | {"weights": fingerprint}
     derived = _derived(plan, model, path, attention)
     run.derived = asdict(derived)
@@ -148,6 +148,7 @@ def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         modules_to_save=lora.modules_to_save,
+        target_parameters=lora.target_parameters,
     )
 
 
@@ -171,10 +172,13 @@ def _run(
     model: nn.Module,
     path: VarlenForward | None,
     strategy: Strategy,
+    *,
+    positions: bool,
 ) -> Run:
     training = plan.request.config.training
     evaluation = _evaluation(plan) if plan.data.eval_data else None
-    strategy.prepare(model, loss_of(model, path, evaluation.predictions if evaluation is not None else None))
+    predictions = evaluation.predictions if evaluation is not None else None
+    strategy.prepare(model, loss_of(model, path, predictions, positions=positions))
     options = training.optimizer
     optimizer = build_optimizer(
         strategy.named_parameters(model),
@@ -232,30 +236,45 @@ def _evaluation(plan: RunPlan) -> Evaluation:
     return Evaluation(batches, plan.data.eval_characters, predictions)
 
 
-def _documents(plan: RunPlan, model: nn.Module) -> VarlenForward | None:
-    """The path of the training step, with one line that names it; None for padded rows."""
+def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, bool]:
+    """The path of the training step, with one line that names it; None for padded rows. And whether those are given
+    positions.
+    """
     kernels = plan.request.config.training.runtime.kernels
     if kernels == "auto" and plan.taken.get("kernels") in ("portable", "plain"):
         kernels = plan.taken["kernels"]
     if kernels == "auto" and not plan.parallel.whole_blocks:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
-    path, reason = select_forward_path(unwrapped(model), plan.device, autocast=plan.precision.autocast, kernels=kernels)
+    path, reason = select_forward_path(
+        unwrapped(model),
+        plan.device,
+        autocast=plan.precision.autocast,
+        kernels=kernels,
+        longest=plan.data.longest,
+    )
     name = path.name if path is not None else "plain"
     notice(
         f"計算方法: {name}" + (f"（{reason.ja}）" if reason else ""),
         f"training step: {name}" + (f" ({reason.en})" if reason else ""),
     )
-    if path is None and plan.packing_tokens is not None:
-        validate_packing(unwrapped(model), plan.summary.model)
-    return path
+    if path is not None:
+        return path, True
+    positions = takes_positions(unwrapped(model), plan.precision.autocast)
+    if plan.packing_tokens is not None:
+        validate_packing(unwrapped(model), plan.summary.model, positions=positions)
+    return None, positions
 
 
-def loss_of(model: nn.Module, path: VarlenForward | None, predictions: Predictions | None = None) -> LossFunction:
-    """The loss on a path of the step; `predictions` are collected beside it in an evaluation."""
+def loss_of(
+    model: nn.Module, path: VarlenForward | None, predictions: Predictions | None = None, *, positions: bool = True
+) -> LossFunction:
+    """The loss on a path of the step; `predictions` are collected beside it in an evaluation, and padded rows are given
+    `positions` or not.
+    """
     if path is not None:
         return make_document_loss(path, predictions)
     keeps = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
-    return make_loss(logits_to_keep=keeps, predictions=predictions)
+    return make_loss(logits_to_keep=keeps, predictions=predictions, positions=positions)
 
 
 def _copy_fits(plan: Plan, device: torch.device) -> bool:

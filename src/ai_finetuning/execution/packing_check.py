@@ -36,9 +36,24 @@ def leak_of_packing(model: Any, *, tokens: int = 12) -> float:
     return float((answers[0] - answers[1]).abs().max()) / scale
 
 
-def validate_packing(model: Any, name: str) -> None:
-    """Raises ModelError where documents of a packed row see each other."""
-    leak = leak_of_packing(model)
+def validate_packing(model: Any, name: str, *, positions: bool = True) -> None:
+    """Raises ModelError where documents of a packed row see each other, or where the model does not take `positions`, by
+    which they are told apart.
+    """
+    if not positions:
+        raise ModelError(
+            f"{name} は位置（position_ids）を自分で数えるため、文書をパッキングできません。data.packing=false にしてください。",
+            f"{name} counts positions (position_ids) itself, so documents cannot be packed; set data.packing=false.",
+        )
+    try:
+        leak = leak_of_packing(model)
+    except Exception as error:  # whatever a model's own code raises
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(
+            f"{name} は、パッキングした行を計算できません（{type(error).__name__}: {str(error)[:200]}）。data.packing=false にしてください。",
+            f"{name} cannot compute packed rows ({type(error).__name__}: {str(error)[:200]}); set data.packing=false.",
+        ) from error
     if leak > TOLERANCE:
         attention = attention_name(model) or "?"
         raise ModelError(

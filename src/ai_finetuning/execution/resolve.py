@@ -22,10 +22,12 @@ from ..data.tokenize import count_label_tokens, max_token_id
 from ..engine.checkpoint.write import sha256_of
 from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup, warmup_of_ratio
+from ..errors import ConfigError
 from ..japanese.templates import was_written_for
 from ..messages import notice
 from ..models.adapter_folder import WEIGHTS
 from ..models.adapters import trains_embedding, validate_fit
+from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
@@ -143,14 +145,19 @@ class _Model:
     device: torch.device
     precision: Precision
     taken: dict[str, Any]
+    targets: LoraTargets | None
+
+    @property
+    def adapted(self) -> list[str] | None:
+        """Names, or their ends, of the layers that carry an adapter; None for full fine-tuning."""
+        return self.targets.modules if self.targets is not None else None
 
     def workload(self, width: int) -> memory.Workload:
         """What a micro-batch of rows of `width` tokens asks of the machine."""
         request, training = self.request, self.request.config.training
         compute = 2 if self.precision.autocast is not None else 4
-        lora = request.config.lora
         return memory.Workload(
-            trainable=self.shape.parameters if request.full else self.shape.lora_parameters(lora.r, _targets(lora)),
+            trainable=self._trainable(),
             bits=request.bits,
             frozen_bytes=_frozen_bytes(request, compute),
             tokens=training.batch_size * width,
@@ -158,6 +165,12 @@ class _Model:
             optimizer_bytes=_OPTIMIZER_BYTES[training.optimizer.name],
             full=request.full,
         )
+
+    def _trainable(self) -> int:
+        if self.targets is None:
+            return self.shape.parameters
+        r = self.request.config.lora.r
+        return self.shape.lora_parameters(r, self.adapted) + self.targets.parameter_weights(r)
 
     def checkpointing(self, work: memory.Workload, free: int) -> bool:
         """Gradient checkpointing: as given, as the run began, else on where memory would be short without it."""
@@ -209,7 +222,8 @@ def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) ->
     if asked == "auto" and taken.get("fp16", training.fp16) == training.fp16:
         asked = taken.get("precision", asked)
     precision = resolve_precision(asked, fp16=training.fp16, device=device)
-    return _Model(request, source, module, shape_of(module), device, precision, taken)
+    targets = None if request.full else _targets(request.config.lora, module, taken)
+    return _Model(request, source, module, shape_of(module), device, precision, taken, targets)
 
 
 def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
@@ -228,7 +242,7 @@ def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
     devices = gpus[:count] if len(gpus) >= count else [free // count] * count
     work = model.workload(request.config.data.max_length)
     checkpointing = model.checkpointing(work, min(devices))
-    targets = None if request.full else _targets(request.config.lora)
+    targets = model.adapted
     several_gpus = len(gpus) >= 2 and launched().size == 1
     room = capacities(parallel.max_memory_per_gpu, _visible_gpus()) if several_gpus else None
     blocks = blocks_of(model.module, work, checkpointing=checkpointing, targets=targets)
@@ -339,8 +353,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     checkpointing = model.checkpointing(work, free)
     device_map = None
     if room is not None:
-        targets = None if request.full else _targets(config.lora)
-        layers = split_model(model.module, work, room, checkpointing=checkpointing, targets=targets)
+        layers = split_model(model.module, work, room, checkpointing=checkpointing, targets=model.adapted)
         layers.validate_fit()
         device_map = layers.device_map()
     derived = Derived(
@@ -439,9 +452,23 @@ def _validate_model(model: _Model, parallel: ParallelPlan, data: PreparedData) -
         use_dora=not model.request.full and config.lora.use_dora,
         scaler=model.precision.scaler,
     )
+    if model.targets is not None:
+        _validate_experts(model.targets, parallel)
     if parallel.sizes.tp > 1:
         tensor_plan(model.module)  # refused here where it cannot be cut
     model.shape.validate_fit(max_token_id=max_token_id([*data.train, *data.eval_data]), max_length=data.longest)
+
+
+def _validate_experts(targets: LoraTargets, parallel: ParallelPlan) -> None:
+    """Refuses adapters on tensors of experts where the model lies in parts, and says what LoRA goes on."""
+    if targets.parameters and (parallel.in_parts or parallel.strategy == "model_parallel"):
+        raise ConfigError(
+            f"lora.target_parameters（{', '.join(targets.parameters)}）は parallel.strategy: {parallel.strategy} "
+            "では使えません。strategy: ddp を使ってください。",
+            f"lora.target_parameters ({', '.join(targets.parameters)}) does not go with parallel.strategy: "
+            f"{parallel.strategy}; use strategy: ddp.",
+        )
+    targets.say()
 
 
 def _visible_gpus() -> dict[int, int]:
@@ -504,8 +531,15 @@ def _frozen_bytes(request: TrainRequest, compute: int) -> int:
     return dtype.itemsize if dtype is not None else compute
 
 
-def _targets(lora: LoRAConfig) -> list[str] | None:
-    return lora.target_modules if isinstance(lora.target_modules, list) else None
+def _targets(lora: LoRAConfig, module: nn.Module, taken: dict[str, Any]) -> LoraTargets:
+    """What the adapter goes on; refused here, before weights are read, where the model has no such names.
+
+    Raises:
+        ConfigError: a name in lora.target_modules, target_parameters or modules_to_save that nothing is called by.
+    """
+    named = lora.target_modules if lora.target_modules is not None else taken.get("target_modules")
+    resolve_modules_to_save(module, lora.modules_to_save)
+    return resolve_targets(module, named, lora.target_parameters, use_dora=lora.use_dora)
 
 
 def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData, summary: Plan) -> dict[str, Any]:
@@ -551,4 +585,6 @@ def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData,
         same["lora.use_qlora"] = config.uses_qlora
         adapter = config.lora.adapter
         same["lora.adapter"] = sha256_of(Path(adapter) / WEIGHTS) if adapter is not None else None
+        if config.lora.target_parameters is not None:
+            same["lora.target_parameters"] = config.lora.target_parameters
     return same

@@ -16,7 +16,7 @@ from ..engine.rng import DeviceRandomState
 from ..errors import ConfigError
 from ..messages import warn
 from ..models.base_model import WeightOptions
-from ..models.documents import select_forward_path
+from ..models.documents import select_forward_path, takes_positions
 from ..models.parts import unwrapped
 from ..models.random_init import ScratchModel
 from ..parallel.processes import all_peers, gather, launched, process_group
@@ -96,9 +96,10 @@ def _score(request: TrainRequest, trained: nn.Module | None) -> dict[str, Any]:
     device = inner.get_output_embeddings().weight.device
     runtime = config.training.runtime
     precision = resolve_precision(runtime.precision, fp16=config.training.fp16, device=device)
-    packing = max(config.data.max_length, max(map(len, examples))) if config.data.packing else None
+    longest = max(map(len, examples))
+    packing = max(config.data.max_length, longest) if config.data.packing else None
     predictions = predictions_for(request.hooks, examples, packing)
-    path, _ = select_forward_path(inner, device, autocast=precision.autocast, kernels=runtime.kernels)
+    path, _ = select_forward_path(inner, device, autocast=precision.autocast, kernels=runtime.kernels, longest=longest)
     random_state = DeviceRandomState()
     strategy = SingleDevice(device, autocast=precision.autocast)
 
@@ -115,9 +116,10 @@ def _score(request: TrainRequest, trained: nn.Module | None) -> dict[str, Any]:
             return *strategy.evaluate(batches), len(batches)
 
     try:
+        positions = path is not None or takes_positions(inner, precision.autocast)
         if path is None and packing is not None:
-            validate_packing(inner, request.model.model_name)
-        strategy.prepare(module, loss_of(module, path, predictions))
+            validate_packing(inner, request.model.model_name, positions=positions)
+        strategy.prepare(module, loss_of(module, path, predictions, positions=positions))
         total, tokens, batches = with_smaller_batches(work, config.training.batch_size, _say_halved)
     finally:
         if path is not None:

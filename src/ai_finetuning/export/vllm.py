@@ -104,7 +104,9 @@ def _json(file: Path) -> dict[str, Any]:
 def adapter_obstacles(folder: Path) -> list[str]:
     """Settings of an adapter that vLLM's `--enable-lora` does not take; empty where it loads as it is."""
     config = adapter_config(folder)
-    obtained = [f"{key}={config[key]}" for key in ("modules_to_save", "use_dora") if config.get(key)]
+    obtained = [
+        f"{key}={config[key]}" for key in ("modules_to_save", "use_dora", "target_parameters") if config.get(key)
+    ]
     obtained += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
     ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
     return obtained + ([f"r={max(ranks)}"] if max(ranks) > _RANKS[-1] else [])

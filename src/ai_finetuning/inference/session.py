@@ -11,7 +11,7 @@ import torch
 
 from ..errors import UsageError
 from ..models.adapter_folder import adapter_config, base_name, is_adapter
-from ..models.adapters import load_adapter, saved_tokenizer
+from ..models.adapters import load_adapter, saved_tokenizer, without_adapter
 from ..models.generation import generate_text, stream_text
 from ..models.loading import load_causal_lm
 from ..models.options import validate_bits
@@ -40,7 +40,7 @@ class OpenModel:
         if on or not self.has_adapter:
             yield
         else:
-            with self.model.disable_adapter():
+            with without_adapter(self.model):
                 yield
 
 

@@ -17,6 +17,21 @@ def attention_name(model: Any) -> str | None:
     return None if name is None else str(name)
 
 
+def attention_setting(model: Any) -> str | dict[str, str]:
+    """What `set_attn_implementation` takes to bring back what a model has now: one name, or one for each configuration
+    inside its own (a vision tower may have another).
+
+    transformers 5.3 to 5.23: as above; `sub_configs` is public.
+    """
+    config = model.config
+    own, names = attention_name(model) or "eager", {}
+    for name in getattr(config, "sub_configs", None) or ():
+        part = getattr(getattr(config, name, None), "_attn_implementation", None)
+        if part is not None:
+            names[name] = str(part)
+    return {"": own, **names} if names else own
+
+
 def tied_weight_names(model: Any) -> set[str]:
     """Names of the weights that loading makes from others.
 
@@ -50,3 +65,42 @@ def is_torchao_weight(weight: Any, bits: int) -> bool:
     """
     kind = type(weight)
     return kind.__module__.startswith("torchao.") and kind.__name__.startswith(f"Int{bits}")
+
+
+def peft_refuses(model: Any, end: str) -> bool:
+    """Whether PEFT refuses to wrap layers whose names end so in a model of this family.
+
+    peft 0.19 to 0.21: a private function with the names of state-space models whose kernels read weights directly;
+    nothing public asks it without wrapping the layer.
+    """
+    from peft import LoraConfig
+    from peft.tuners import tuners_utils
+
+    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    if check is None:
+        return False
+    try:
+        check(LoraConfig(target_modules=[end]), model, end)
+    except ValueError:
+        return True
+    return False
+
+
+def peft_turns_into_experts(model: Any, target: str) -> bool:
+    """Whether PEFT takes a name of `target_modules` (or `all-linear`) for weights of experts in this family.
+
+    peft 0.19 to 0.21 does so where transformers 5 made tensors of what were layers of their own in transformers 4, in a
+    module that is not in its documentation; what it does to a configuration is looked at here, not its tables.
+    """
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:
+        return False
+    config = LoraConfig(target_modules=target if target == "all-linear" else [target])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # one of two names that it joins
+        return True
+    return bool(config.target_parameters)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
+from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typing_extensions import Unpack
 
-from ..errors import ConfigError, ModelError
-from ._upstream import tied_weight_names
+from ..errors import ModelError
+from ._upstream import peft_turns_into_experts, tied_weight_names
 from .adapter_folder import WEIGHTS, adapter_config, base_name, note_base
+from .lora_targets import ALL_LINEAR, resolve_modules_to_save, resolve_targets
 from .options import validate_options
 from .quantized import quantized_bits
 
@@ -35,6 +38,8 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Could not find a config file")
         # Rows are only ever added where the embedding trains and is saved anyway (models/special_tokens.py).
         warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+        # A base that moved; whether it is the right one is found out from its weights.
+        warnings.filterwarnings("ignore", message="The PEFT config's .* was renamed")
         yield
 
 
@@ -45,6 +50,9 @@ class LoRAVariant(TypedDict, total=False):
     """Scale by alpha / sqrt(r) (arXiv:2312.03732)."""
     use_dora: bool
     """Train magnitude and direction separately (arXiv:2402.09353)."""
+    target_parameters: Sequence[str] | None
+    """Weights of experts to adapt, by the ends of their names; their adapters have no dropout, which PEFT's do not
+    allow."""
 
 
 def add_lora(
@@ -61,11 +69,12 @@ def add_lora(
     """Freezes a model and puts a LoRA adapter on it; adapter weights are fp32.
 
     Args:
-        target_modules: names of linear layers; None or `all-linear` takes every linear layer but the head.
-        **variant: use_rslora, use_dora.
+        target_modules: names of linear layers; None or `all-linear` takes every linear layer but the head that can
+            carry an adapter (models/lora_targets.py).
+        **variant: use_rslora, use_dora, target_parameters.
 
     Raises:
-        ConfigError: a target that the model does not have.
+        ConfigError: a target or a module to save that the model does not have, or that cannot carry an adapter.
         ModelError: the model is spread over processes already; nobody would add up the adapter's gradients.
     """
     validate_options(variant, LoRAVariant, "add_lora")
@@ -79,27 +88,34 @@ def add_lora(
             "the model is already sharded across processes; add LoRA before sharding (gradients of a later "
             "adapter would not be all-reduced).",
         )
-    targets = list(target_modules) if isinstance(target_modules, list | tuple) else "all-linear"
-    if isinstance(targets, list):
-        _check_targets(model, targets)
+    use_dora = variant.get("use_dora", False)
+    targets = resolve_targets(model, target_modules, variant.get("target_parameters"), use_dora=use_dora)
+    saved = resolve_modules_to_save(model, modules_to_save)
     model.requires_grad_(False)
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
-        lora_dropout=dropout,
+        lora_dropout=0.0 if targets.parameters else dropout,
         bias=bias,
         task_type="CAUSAL_LM",
-        target_modules=targets,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
         use_rslora=variant.get("use_rslora", False),
-        use_dora=variant.get("use_dora", False),
-        modules_to_save=list(modules_to_save) if modules_to_save else None,
+        use_dora=use_dora,
+        modules_to_save=saved or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with quiet_peft():
         wrapped = get_peft_model(model, config)
+    if targets.parameters and dropout:
+        _set_dropout(wrapped, dropout)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for module in wrapped.modules():
+        own = list(module.parameters(recurse=False))
+        if "Norm" in type(module).__name__ and any(parameter.requires_grad for parameter in own):
+            module.float()  # a norm takes its weight and its trained bias in one dtype
     return wrapped
 
 
@@ -109,20 +125,14 @@ def target_modules(model: Any) -> list[str]:
     return [targets] if isinstance(targets, str) else sorted(targets)
 
 
-def _check_targets(model: nn.Module, targets: list[str]) -> None:
-    names = {
-        name.split(".")[-1] for name, module in model.named_modules() if getattr(module, "weight", None) is not None
-    }
-    unknown = [target for target in targets if target.split(".")[-1] not in names]
-    if unknown:
-        linear = sorted(
-            {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        )
-        raise ConfigError(
-            f"lora.target_modules の {', '.join(unknown)} はこのモデルにありません。線形層: {', '.join(linear)}",
-            f"lora.target_modules names {', '.join(unknown)}, which this model does not have; linear layers: "
-            f"{', '.join(linear)}.",
-        )
+def _set_dropout(wrapped: nn.Module, p: float) -> None:
+    """Dropout before the adapters of layers; those of experts' tensors go without."""
+    from peft.tuners.lora import LoraLayer, ParamWrapper
+
+    for module in wrapped.modules():
+        if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper):
+            for name in module.lora_dropout:
+                module.lora_dropout[name] = nn.Dropout(p)
 
 
 def embedding_weights(model: Any) -> list[nn.Parameter]:
@@ -162,20 +172,17 @@ def validate_fit(model: Any, folder: str | Path) -> None:
     Raises:
         ModelError: with the first layer that does not fit; the file is damaged.
     """
-    base = base_name(adapter_config(folder))
+    expected = base_name(adapter_config(folder))
     modules = dict(model.named_modules())
     for key, shape in _shapes(folder).items():
         if not key.endswith("lora_A.weight"):
             continue
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        module = modules.get(name)
+        module = modules.get(name.removesuffix(".base_layer"))
         features = getattr(module, "in_features", None) or getattr(module, "nx", None)
-        if module is None or (features is not None and features != shape[1]):
-            raise ModelError(
-                f"アダプター {folder} は {base} 用で、このモデルとは形が合いません（{name}）。"
-                "元のベースモデルを指定してください。",
-                f"the adapter {folder} was trained on {base} and does not fit this model ({name}); name its own base.",
-            )
+        converted = module is None and peft_turns_into_experts(model, ALL_LINEAR)  # names of transformers 4
+        if (module is None and not converted) or (features is not None and features != shape[1]):
+            raise _other_base(folder, expected, name)
 
 
 def _shapes(folder: str | Path) -> dict[str, list[int]]:
@@ -192,18 +199,111 @@ def _shapes(folder: str | Path) -> dict[str, list[int]]:
         ) from error
 
 
-def load_adapter(model: Any, folder: str | Path) -> Any:
-    """A model with a saved adapter on it.
+def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dropout: float | None = None) -> Any:
+    """A model with a saved adapter on it, every weight of which has found its place.
 
     Raises:
-        ModelError: the adapter was trained on another base; the shapes show it before any weight is changed.
+        ModelError: the adapter was trained on another base: shapes that do not fit, which is seen before any weight is
+            changed, layers that the model does not have, or layers of the model that it does not bring.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model
 
+    expected = base_name(adapter_config(folder))
     validate_fit(model, folder)
     fit_rows(model, folder)
+    biases = {weight: weight.detach().clone() for name, weight in model.named_parameters() if "bias" in name}
     with quiet_peft():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = not trainable
+        if dropout is not None:
+            config.lora_dropout = dropout
+        try:
+            wrapped = get_peft_model(model, config)
+            apart = _fill(wrapped, folder, trainable=trainable)
+        except (ValueError, RuntimeError, KeyError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise _other_base(folder, expected, str(error).splitlines()[0][:200]) from error
+    if apart:
+        raise _other_base(folder, expected, apart[0].removeprefix("base_model.model.").replace(".default", ""))
+    changed = [(weight, value) for weight, value in biases.items() if not torch.equal(weight, value)]
+    if changed:
+        _BASE_BIASES[wrapped] = changed
+    return wrapped
+
+
+def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:
+    """Puts a file's weights into an adapter; names that only the file or only the adapter has."""
+    saved = load_file(Path(folder) / WEIGHTS)
+    own = {_saved_name(name): weight for name, weight in wrapped.named_parameters()}
+    needed = {_saved_name(name) for name in dict(wrapped.named_parameters()) if _ADDED.search(name)}
+    if needed <= saved.keys() <= own.keys():
+        with torch.no_grad():
+            for name in saved:
+                if name in needed or "bias" in name:
+                    own[name].copy_(saved[name])
+        return []
+    # Names of other versions of transformers, which PEFT knows how to read.
+    loaded = wrapped.load_adapter(str(folder), "default", is_trainable=trainable)
+    # PEFT saves an embedding that grew a second time, under the name of its wrapper.
+    return [*loaded.missing_keys, *(key for key in loaded.unexpected_keys if ".modules_to_save." not in key)]
+
+
+# Names of parameters that an adapter adds to its base.
+_ADDED = re.compile(r"\.(lora_\w+|modules_to_save)\.")
+# The base's biases where an adapter brought its own, which PEFT writes over them.
+_BASE_BIASES: WeakKeyDictionary[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The base's own answers inside the block: without the adapter, what it saved whole, and its biases."""
+    changed = _BASE_BIASES.get(model, [])
+    trained = [weight.data for weight, _ in changed]
+    with warnings.catch_warnings():
+        # It warns that biases stay: the swap below takes them back.
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
+        with model.disable_adapter():
+            for weight, value in changed:
+                weight.data = value
+            try:
+                yield
+            finally:
+                for (weight, _), value in zip(changed, trained, strict=True):
+                    weight.data = value
+
+
+def _other_base(folder: str | Path, expected: str, what: str) -> ModelError:
+    return ModelError(
+        f"アダプター {folder} は {expected} 用で、このモデルとは形が合いません（{what}）。元のベースモデルを指定してください。",
+        f"the adapter {folder} was trained on {expected} and does not fit this model ({what}); name its own base.",
+    )
+
+
+def part_shared_weights(model: Any) -> list[str]:
+    """Gives every layer whose adapter will be merged a weight of its own, where it shares one with another layer.
+
+    Head and embedding are one matrix in a tied model; what is merged into one of them must not change the other.
+
+    Returns:
+        The layers that got a copy.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    holders: dict[int, int] = {}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            holders[weight.data_ptr()] = holders.get(weight.data_ptr(), 0) + 1
+    parted = []
+    for name, layer in layers.items():
+        own = layer.get_base_layer()
+        for key, weight in list(own.named_parameters(recurse=False)):
+            if holders.get(weight.data_ptr(), 0) > 1 and weight.numel():
+                holders[weight.data_ptr()] -= 1
+                setattr(own, key, nn.Parameter(weight.detach().clone(), requires_grad=False))
+                parted.append(name)
+    return parted
 
 
 def continue_adapter(model: Any, folder: str | Path, *, dropout: float) -> Any:
@@ -215,33 +315,21 @@ def continue_adapter(model: Any, folder: str | Path, *, dropout: float) -> Any:
     Raises:
         ModelError: the adapter was trained on another base, or its file lacks weights of a layer that it names.
     """
-    from peft import LoraConfig, PeftModel
-
-    validate_fit(model, folder)
-    fit_rows(model, folder)
     model.requires_grad_(False)
-    config = LoraConfig.from_pretrained(str(folder))
-    config.lora_dropout = dropout
-    note_base(config, model.name_or_path)
-    with quiet_peft():
-        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
+    name = model.name_or_path
+    wrapped = load_adapter(model, folder, trainable=True, dropout=dropout)
+    note_base(wrapped.peft_config["default"], name)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    stored = _shapes(folder)
-    trained = [_saved_name(name) for name, weight in wrapped.named_parameters() if weight.requires_grad]
-    missing = [name for name in trained if ".lora_" in name and name not in stored]
-    if missing:
-        raise ModelError(
-            f"アダプター {folder} に {missing[0]} など {len(missing)} 個の重みがありません。このベースのアダプターか確認してください。",
-            f"the adapter {folder} lacks {len(missing)} weights ({missing[0]}, ...); check that it was trained on this "
-            "base.",
-        )
     return wrapped
 
 
 def merge_into(model: Any) -> Any:
     """Merges an adapter into its 16- or 32-bit base; refuses weights that are not finite.
+
+    A layer that shares its weight with another one (a head tied to the embedding) gets a weight of its own first; the
+    merged model's configuration has to say so.
 
     Raises:
         ModelError: the base is quantized (merging would quantize the adapter too), or the merged weights are not
@@ -252,6 +340,7 @@ def merge_into(model: Any) -> Any:
             "量子化したベースにはアダプターを統合しません（誤差が大きくなります）。ベースを 16bit で読み込み直してください。",
             "an adapter is not merged into a quantized base, which would quantize it too; load the base in 16 bit.",
         )
+    part_shared_weights(model)
     try:
         return model.merge_and_unload(safe_merge=True)
     except ValueError as error:

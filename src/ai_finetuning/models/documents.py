@@ -7,8 +7,9 @@ documents.
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +17,39 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ..errors import Reason
+from ..errors import ModelError, Reason, ToolkitError
 from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
 from ..kernels.build import why_unavailable
 from . import fused
-from ._upstream import attention_name
+from ._upstream import attention_name, attention_setting
 from .modes import evaluating
-from .parts import probe_documents
+from .parts import decoder_layers, positions_of, probe_documents, windows_of
 
-for _name, _attention in IMPLEMENTATIONS.items():
+
+class _Watched:
+    """Attention by documents that remembers how often it was called, and with which windows."""
+
+    def __init__(self, attention: Callable[..., tuple[Tensor, None]]) -> None:
+        self._attention = attention
+        self.calls, self.windows = 0, set[int]()
+
+    def __call__(self, *arguments: Any, **options: Any) -> tuple[Tensor, None]:
+        self.calls += 1
+        if options.get("sliding_window"):
+            self.windows.add(int(options["sliding_window"]))
+        return self._attention(*arguments, **options)
+
+
+_WATCHED = {name: _Watched(attention) for name, attention in IMPLEMENTATIONS.items()}
+for _name, _attention in _WATCHED.items():
     AttentionInterface.register(_name, _attention)
 
 # Most relative difference to the model's own answer, by what is computed in.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-# Tokens of the two documents that a path is tried on.
-_PROBE = (7, 12)
+# Tokens of the two documents that a path is tried on, and how many logits at the end of each document are compared.
+_PROBE, _COMPARED = (7, 12), 16
+# Most that padding may change answers in 16 bit, where rounding can send a token to another expert of a mixture.
+_ROUTED = 0.25
 
 
 @dataclass
@@ -54,7 +73,7 @@ class VarlenForward:
     cast: Callable[[Tensor], Tensor]
     compiled: bool
     compute: torch.dtype
-    _attention: str = "eager"
+    _attention: str | dict[str, str] = "eager"
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these
@@ -93,17 +112,24 @@ class VarlenForward:
 
 
 def select_forward_path(
-    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str
+    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str, longest: int | None = None
 ) -> tuple[VarlenForward | None, Reason | None]:
     """The fastest path that computes what the model itself computes, and why it is not a faster one.
 
-    The path is tried on the real model before it is used: two documents in a row against each of them alone.
+    The path is tried on the real model before it is used: documents in a row against each of them alone. Where the model
+    sees its past through a window, and documents are longer, one of them is: a window may lie in a mask that the path
+    does not make.
 
     Args:
         model: a transformers causal LM (inside any adapter), with its adapter on.
         kernels: `auto`, or `portable` (no fused blocks), or `plain` (the padded way), or `fused`: like `auto`, also on
             a processor where the compiled kernels gain nothing. No setting asks for `fused`; tests and benchmarks do.
+        longest: tokens of the longest document; None where it is not known.
+
+    Raises:
+        ModelError: the model's own forward pass fails, or a token's answer depends on later tokens.
     """
+    validate_causal(model, autocast)
     if kernels == "plain":
         return None, None
     head, reason = _head(model)
@@ -112,20 +138,21 @@ def select_forward_path(
     weights = next(model.parameters()).dtype
     compute = autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
     cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
-    before = attention_name(model) or "eager"
+    before, setting = attention_name(model) or "eager", attention_setting(model)
     forced = kernels == "fused"
     why_not_fused: Reason | None = Reason("指定どおり", "as requested")
     if kernels != "portable":
         why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
     worth = forced or fused.why_not_worth(device) is None
-    answers = _answers(model, autocast)
+    probes = probe_documents(model, _sizes(model.config, longest))
+    answers = _answers(model, probes, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
     for name, attention in itertools.product(names, _attentions(before, weights, device)):
         model.set_attn_implementation(attention)
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
         compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
-        path = VarlenForward(name, model, head, cap, cast, compiled, compute, before)
-        problem = _differs(path, answers, autocast)
+        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting)
+        problem = _differs(path, probes, answers, autocast)
         if problem is None:
             return path, why_not_fused
         path.close()
@@ -157,29 +184,163 @@ def _computing(device: torch.device, autocast: torch.dtype | None) -> Any:
     return torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None)
 
 
-def _answers(model: Any, autocast: torch.dtype | None) -> list[Tensor]:
-    """The model's own logits [tokens, vocabulary] of each probe, alone."""
-    with evaluating(model), _computing(model.device, autocast):
-        return [model(input_ids=ids, use_cache=False).logits[0].float() for ids in probe_documents(model, _PROBE)]
+def validate_causal(model: Any, autocast: torch.dtype | None = None) -> None:
+    """Refuses a model that cannot be trained to continue texts.
+
+    Raises:
+        ModelError: its own forward pass fails, or what it answers at a token changes with the tokens behind it (a
+            bidirectional encoder under a causal model's name).
+    """
+    short, long = _PROBE
+    (ids,) = probe_documents(model, (long,))
+    other = ids.clone()
+    other[:, short:] = ids[:, short:].flip(1).roll(1, 1)
+    (logits,) = _own(model, [torch.cat([ids, other])], autocast)
+    first, second = logits[:, :short].float().unbind()
+    difference = float((first - second).norm() / first.norm().clamp_min(1e-12))
+    if not difference <= (1e-4 if (autocast or logits.dtype) is torch.float32 else 2e-3):
+        name = type(model).__name__
+        raise ModelError(
+            f"{name} は、後のトークンによって前の予測が変わる（{difference:.2%}）ため、文章生成モデルとして学習できません。デコーダーとして使うモデルなら "
+            "config.json の is_decoder を true にしてください。",
+            f"{name} changes what it predicts at a token with the tokens behind it ({difference:.2%}), so it cannot be "
+            "trained to generate text; a model that is meant as a decoder needs is_decoder: true in its config.json.",
+        )
+
+
+def takes_positions(model: Any, autocast: torch.dtype | None = None) -> bool:
+    """Whether padded rows are given positions that count from 0, as packing needs them; False: the model has to number
+    its tokens itself (RoBERTa begins behind the id of its padding).
+
+    Raises:
+        ModelError: neither gives the answers that the model has for each document alone.
+    """
+    probes = probe_documents(model, _PROBE)
+    expected, computed = torch.cat(_answers(model, probes, autocast)), autocast or next(model.parameters()).dtype
+    width = max(_PROBE)
+    rows = torch.zeros((len(probes), width), dtype=torch.int64, device=model.device)
+    mask = torch.zeros_like(rows)
+    for row, ids in enumerate(probes):
+        rows[row, : ids.shape[1]], mask[row, : ids.shape[1]] = ids[0], 1
+    inputs = {"input_ids": rows, "attention_mask": mask, "use_cache": False}
+    counted = {"position_ids": torch.arange(width, device=model.device).expand_as(rows)}
+    apart, why = {True: float("inf"), False: float("inf")}, ""
+    for given in (True, False):
+        try:
+            with evaluating(model), _computing(model.device, autocast):
+                logits = model(**inputs, **(counted if given else {})).logits.float()
+        except Exception as error:  # not its arguments, however it says so
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            why = f"{type(error).__name__}: {str(error)[:200]}"
+            continue
+        obtained = torch.cat([logits[row, : ids.shape[1]] for row, ids in enumerate(probes)])
+        apart[given] = float((obtained - expected).norm() / expected.norm().clamp_min(1e-12))
+        if apart[given] <= _TOLERANCE.get(computed, _TOLERANCE[torch.bfloat16]):
+            return given
+    closest = min(apart, key=lambda given: apart[given])
+    if computed is not torch.float32 and apart[closest] <= _ROUTED:
+        return closest
+    why = f"{apart[closest]:.1%}" if apart[closest] < float("inf") else why
+    raise ModelError(
+        f"{type(model).__name__} は、長さをそろえるパディングで予測が変わります（{why}）。正しく学習できません。",
+        f"{type(model).__name__} answers differently in padded rows ({why}), so it cannot be trained rightly.",
+    )
+
+
+def _sizes(config: Any, longest: int | None) -> tuple[int, ...]:
+    """Tokens of the documents to try: a third one beyond every window that a document of the run outgrows."""
+    limits = [limit for limit in (longest, positions_of(config)) if limit is not None]
+    room = min(limits, default=None)
+    outgrown = [window for window in windows_of(config) if room is None or window < room]
+    if not outgrown:
+        return _PROBE
+    beyond = 2 * max(outgrown)
+    return (*_PROBE, beyond if room is None else min(beyond, room))
+
+
+def _own(
+    model: Any, batches: Sequence[Tensor], autocast: torch.dtype | None, *, kept: int | None = None
+) -> list[Tensor]:
+    """The model's own logits of each [rows, tokens] batch; of the last `kept` tokens.
+
+    Raises:
+        ModelError: the model fails on them.
+    """
+    fewer = kept is not None and "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": kept} if fewer else {}
+    try:
+        with evaluating(model), _computing(model.device, autocast):
+            whole = [model(input_ids=ids, use_cache=False, **options).logits for ids in batches]
+    except Exception as error:  # whatever a model's own code raises; it is no failure of this program
+        if isinstance(error, torch.OutOfMemoryError | ToolkitError):
+            raise
+        text = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ModelError(
+            f"{type(model).__name__} 自体が、短い文の計算に失敗します（{text}）。config.json と重みが合っているか、transformers "
+            "だけで動くかを確かめてください。",
+            f"{type(model).__name__} itself fails on a short text ({text}); check that config.json and weights belong "
+            "together, and that it runs in plain transformers.",
+        ) from error
+    return [logits if kept is None else logits[:, -kept:] for logits in whole]
+
+
+def _answers(model: Any, probes: Sequence[Tensor], autocast: torch.dtype | None) -> list[Tensor]:
+    """The model's own logits [tokens, vocabulary] at the end of each probe, alone."""
+    return [logits[0].float() for logits in _own(model, probes, autocast, kept=_COMPARED)]
+
+
+def _not_by_documents(model: Any, watched: _Watched, longest: int) -> Reason | None:
+    """What a path leaves out that answers alone may be too near to show, in 16 bit most of all: layers that mix tokens
+    otherwise (a recurrent state, an attention of their own), and a window that no attention was told.
+    """
+    layers, text = decoder_layers(model), model.config.get_text_config()
+    count = len(layers) if layers is not None else int(text.num_hidden_layers)
+    inside = layers if layers is not None else model.get_decoder()
+    recurrent = any(isinstance(module, nn.Conv1d) for module in inside.modules())
+    if watched.calls < count or recurrent:
+        return Reason("文書ごとのアテンションを使わない層があります", "some layers do not use attention by documents")
+    kinds = getattr(text, "layer_types", None)
+    all_full = kinds is not None and not any("sliding" in kind or "chunked" in kind for kind in kinds)
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    hidden = [window for window in windows if isinstance(window, int) and 0 < window < longest]
+    if hidden and not watched.windows and not all_full:
+        return Reason("ウィンドウがマスクの中だけにあります", "its window is in the mask only")
+    return None
 
 
 @torch.no_grad()
-def _differs(path: VarlenForward, answers: list[Tensor], autocast: torch.dtype | None) -> Reason | None:
-    """Why the path is not the model: it failed, or its logits of two documents in one row differ."""
-    model, probes = path.model, probe_documents(path.model, _PROBE)
+def _differs(
+    path: VarlenForward, probes: Sequence[Tensor], answers: Sequence[Tensor], autocast: torch.dtype | None
+) -> Reason | None:
+    """Why the path is not the model: it failed, or its logits of documents in one row differ."""
+    model = path.model
     lengths = tuple(ids.shape[1] for ids in probes)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
+    attention = attention_name(model) or ""
+    if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
+        return Reason("位置（position_ids）を受け取らないモデルです", "it takes no positions")
+    replaced = path.name != "portable" or attention in (*_WATCHED, "flash_attention_2")
+    if not replaced and path.compute is not torch.float32:  # right or wrong, its answers would be too near to tell
+        return Reason("アテンションを置き換えられないモデルです", "its attention cannot be replaced")
+    watched = _WATCHED.get(attention) if path.name == "portable" else None
+    if watched is not None:
+        watched.calls, watched.windows = 0, set()
     try:
         with evaluating(model), _computing(model.device, autocast):
-            hidden = path.hidden(torch.cat(probes, dim=1), positions, lengths)
-            logits = (hidden.to(path.compute) @ path.cast(path.head.weight).t()).float()
-    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+            hidden = path.hidden(torch.cat(list(probes), dim=1), positions, lengths)
+            ends = torch.cat([part[-_COMPARED:] for part in torch.split(hidden, list(lengths))])
+            logits = (ends.to(path.compute) @ path.cast(path.head.weight).t()).float()
+    except Exception as error:  # a faster way that a model does not take, however it says so
         if isinstance(error, torch.OutOfMemoryError):
             raise
         text = f"{type(error).__name__}: {str(error)[:100]}"
         return Reason(text, text)
+    missing = _not_by_documents(model, watched, max(lengths)) if watched is not None else None
+    if missing is not None:
+        return missing
     logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
-    expected = torch.cat(answers)
+    expected = torch.cat(list(answers))
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
     if difference <= _TOLERANCE[path.compute]:
         return None

@@ -19,6 +19,7 @@ from ..messages import warn
 from ..system.out_of_memory import with_smaller_batches
 from .growing_text import GrowingText
 from .modes import eval_mode, evaluating
+from .parts import positions_of
 from .sampling import validate_sampling
 from .tokenizers import PromptStyle, prompt_style
 
@@ -97,17 +98,47 @@ def _arguments(tokenizer: Any, style: PromptStyle, options: Mapping[str, Any], b
     }
 
 
-def _encode(tokenizer: Any, conversations: Sequence[Conversation], max_positions: int | None) -> list[list[int]]:
-    """The ids of every prompt; templates write their own BOS, so none is added."""
+def _encode(model: Any, tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
+    """The ids of every prompt; templates write their own BOS, so none is added.
+
+    Raises:
+        ConfigError: a prompt longer than the model takes, or a token that it has no embedding for.
+    """
     prompts = [render(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
     rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-    width = max(map(len, rows))
+    width, max_positions = max(map(len, rows)), positions_of(model.config)
+    known = model.get_input_embeddings().weight.shape[0]
+    beyond = next((number for row in rows for number in row if number >= known), None)
+    if beyond is not None:
+        token = tokenizer.convert_ids_to_tokens(beyond)
+        raise ConfigError(
+            f"入力のトークン {token}（ID {beyond}）は、モデルの埋め込み {known} 行にありません。この文字列を使わないか、このモデル用のトークナイザーを使ってください。",
+            f"the prompt contains the token {token} (id {beyond}), and the model has {known} embedding rows; leave it "
+            "out, or use the tokenizer that belongs to this model.",
+        )
     if max_positions is not None and width >= max_positions:
         raise ConfigError(
             f"入力が {width} トークンで、モデルの上限 {max_positions} に達しています。短くしてください。",
             f"the prompt has {width} tokens, and the model takes at most {max_positions}; shorten it.",
         )
     return rows
+
+
+def _within_positions(model: Any, inputs: dict[str, Any], **arguments: Any) -> torch.Tensor:
+    """`generate` with no more new tokens than the model has positions behind the prompts; one line says where that ended
+    an answer.
+    """
+    prompt, positions = inputs["input_ids"].shape[1], positions_of(model.config)
+    asked = arguments["max_new_tokens"]
+    room = asked if positions is None else min(asked, positions - prompt)
+    output: torch.Tensor = model.generate(**inputs, **arguments | {"max_new_tokens": room})
+    ends = set(arguments["eos_token_id"] or ()) | {arguments["pad_token_id"]}
+    if room < asked and output.shape[1] == prompt + room and any(int(last) not in ends for last in output[:, -1]):
+        warn(
+            f"モデルは {positions} トークンまでのため、答えを {room} トークンで終えました（max_new_tokens は {asked}）。",
+            f"the model takes {positions} tokens, so an answer ends after {room} of them (max_new_tokens is {asked}).",
+        )
+    return output
 
 
 def _left_padded(rows: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -173,7 +204,7 @@ def generate_text(
     arguments = _arguments(tokenizer, style, options, batch_size)
     if not conversations:
         return []
-    rows = _encode(tokenizer, conversations, getattr(model.config, "max_position_embeddings", None))
+    rows = _encode(model, tokenizer, conversations)
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
     answers: dict[int, str] = {}
     if seed is not None:
@@ -198,7 +229,7 @@ def _answers(
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     length = inputs["input_ids"].shape[1]
     stops = StoppingCriteriaList([_Stops(tokenizer, length, style.stop_strings, threading.Event())])
-    output = model.generate(**inputs, stopping_criteria=stops, **arguments)
+    output = _within_positions(model, inputs, stopping_criteria=stops, **arguments)
     return [clean_answer(_decode(tokenizer, row[length:].tolist(), style), style) for row in output]
 
 
@@ -223,7 +254,7 @@ def stream_text(
     """
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
     arguments = _arguments(tokenizer, style, options)
-    rows = _encode(tokenizer, [conversation], getattr(model.config, "max_position_embeddings", None))
+    rows = _encode(model, tokenizer, [conversation])
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     given_up, failure = threading.Event(), []
     streamer = _Ids()
@@ -232,7 +263,7 @@ def stream_text(
     def work() -> None:
         try:
             with torch.no_grad():
-                model.generate(**inputs, streamer=streamer, stopping_criteria=criteria, **arguments)
+                _within_positions(model, inputs, streamer=streamer, stopping_criteria=criteria, **arguments)
         except Exception as error:  # handed to the reader below; a thread's exception would vanish
             failure.append(error)
             streamer.end()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_WINDOW = re.compile("window|chunk|local_attention|block_size|topk")
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -27,6 +30,27 @@ def decoder_layers(model: Any) -> nn.ModuleList | None:
     """
     lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList) and len(child)]
     return lists[0] if len(lists) == 1 else None
+
+
+def positions_of(config: Any) -> int | None:
+    """Tokens that a model was made for; None where its configuration does not say."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        obtained = getattr(text, name, None)
+        if isinstance(obtained, int) and obtained > 0:
+            return obtained
+    return None
+
+
+def windows_of(config: Any) -> list[int]:
+    """Lengths beyond which a model no longer sees its whole past: windows, chunks, the most keys that it chooses.
+
+    Families call them differently, so every number is taken whose name says it may be one; one too many costs a longer
+    probe.
+    """
+    text = config.get_text_config().to_dict()
+    found = {value for name, value in text.items() if _WINDOW.search(name) and type(value) is int and value > 0}
+    return sorted(found)
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:

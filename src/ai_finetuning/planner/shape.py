@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
+from ..models.parts import positions_of
 from ..models.source import ModelSource, find_model
 
 
@@ -63,11 +64,11 @@ class ModelShape:
             )
 
     def lora_parameters(self, r: int, targets: Sequence[str] | None) -> int:
-        """Weights of a LoRA adapter of rank r on the layers whose last name is in targets (None: all)."""
+        """Weights of a LoRA adapter of rank r on the layers whose names end in one of targets (None: all)."""
         return sum(
             r * (inputs + outputs)
             for name, inputs, outputs in self.linear_features
-            if targets is None or name.split(".")[-1] in targets or name in targets
+            if targets is None or any(f".{name}".endswith(f".{target}") for target in targets)
         )
 
 
@@ -94,7 +95,7 @@ def shape_of(model: Any) -> ModelShape:
         hidden=hidden,
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
         vocabulary=int(embedding.weight.shape[0]),
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions_of(config),
     )
 
 

@@ -6,14 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from tests.sweep.families import build as tiny
 
 from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import IGNORED, Example
 from ai_finetuning.engine.loss import make_document_loss
+from ai_finetuning.errors import ModelError
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
-from ai_finetuning.models.documents import select_forward_path
+from ai_finetuning.models.documents import select_forward_path, takes_positions, validate_causal
+from ai_finetuning.models.parts import windows_of
 from ai_finetuning.system import gpu
 
 CPU = torch.device("cpu")
@@ -198,6 +201,89 @@ def test_a_processor_without_bf16_instructions_keeps_to_the_portable_path(
     assert path is not None
     assert (path.name, path.compiled) == ("portable", False)
     assert str(reason) == "the processor has no bf16 instructions"
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("mistral", "portable"),
+        ("gemma3_text", "portable"),
+        ("phimoe", "plain"),
+        ("qwen2_moe", "plain"),
+        ("doge", "plain"),
+    ],
+)
+def test_a_window_that_is_in_the_mask_only_takes_the_plain_path(family: str, expected: str):
+    """Windows of 24 tokens: whether a path knows them shows in documents that are longer."""
+    model = tiny(family)
+    assert windows_of(model.config)
+    path, reason = select_forward_path(model, CPU, autocast=None, kernels="portable", longest=60)
+    assert (path.name if path is not None else "plain") == expected, reason
+    if path is not None:
+        path.close()
+
+
+@pytest.mark.parametrize("family", ["bloom", "jamba", "falcon_h1", "lfm2_moe", "phimoe"])
+def test_what_16_bit_would_hide_is_seen(family: str):
+    """Their tiny models differ by less than bf16 rounds where documents mix, or a window is left out."""
+    path, reason = select_forward_path(tiny(family), CPU, autocast=torch.bfloat16, kernels="portable", longest=60)
+    assert path is None
+    assert reason is not None
+
+
+def test_a_probe_is_as_long_as_a_document_of_the_run_needs():
+    """Documents that no window cuts are tried short, whatever the window."""
+    model = tiny("phimoe")
+    path, _ = select_forward_path(model, CPU, autocast=None, kernels="portable", longest=24)
+    assert path is not None
+    path.close()
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "afmoe", "bloom", "mamba"])
+def test_a_path_that_fails_in_any_way_falls_back(family: str):
+    path, reason = select_forward_path(tiny(family), CPU, autocast=None, kernels="auto", longest=60)
+    assert path is None
+    assert reason is not None
+    assert str(reason)
+
+
+def test_a_model_that_fails_by_itself_is_named():
+    model = tiny("llama")
+    model.model.layers[1].mlp.up_proj = torch.nn.Linear(64, 7)
+    with pytest.raises(ModelError, match="LlamaForCausalLM itself fails on a short text") as refused:
+        select_forward_path(model, CPU, autocast=None, kernels="plain")
+    assert refused.value.exit_code == 78
+
+
+def test_a_model_that_sees_later_tokens_is_refused():
+    config = transformers.BertConfig(**SIZES)
+    model = transformers.BertLMHeadModel(config)
+    with pytest.raises(ModelError, match="is_decoder: true"):
+        select_forward_path(model, CPU, autocast=None, kernels="auto")
+    config.is_decoder = True
+    validate_causal(transformers.BertLMHeadModel(config))
+
+
+def test_a_model_that_counts_positions_itself_is_given_none():
+    """RoBERTa's first position is 2 and more; positions from 0 would be wrong without an error."""
+    assert takes_positions(tiny("llama"))
+    assert takes_positions(tiny("gpt2"))
+    assert not takes_positions(tiny("roberta"))
+    with pytest.raises(ModelError, match="answers differently in padded rows"):
+        takes_positions(tiny("prophetnet"))
+
+
+def test_a_vision_tower_keeps_its_own_attention():
+    model = tiny("gemma4")
+    before = {name: module.config._attn_implementation for name, module in parts(model)}
+    path, _ = select_forward_path(model, CPU, autocast=None, kernels="portable", longest=60)
+    if path is not None:
+        path.close()
+    assert {name: module.config._attn_implementation for name, module in parts(model)} == before
+
+
+def parts(model):
+    return [(name, item) for name, item in model.named_modules() if isinstance(item, transformers.PreTrainedModel)]
 
 
 def test_plain_is_a_choice():

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.models import build_model, build_tokenizer
+from tests.sweep.families import config_of
+from transformers import AutoModelForCausalLM
 
 from ai_finetuning import JapaneseModel
 from ai_finetuning.errors import ConfigError
@@ -213,3 +215,34 @@ def test_cleaning():
     style = PromptStyle((2,), ("### 指示:",), "<NL>")
     assert clean_answer(" 東京<NL>です\ufffd ### 指示: 次", style) == "東京\nです"
     assert prompt_style(build_tokenizer()).stop_token_ids == (2,)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_bigcode", "biogpt", "mpt", "llama"])
+def test_an_answer_ends_at_the_last_position(family: str, caplog: pytest.LogCaptureFixture):
+    """Learned positions are a table: the token behind its end is an IndexError."""
+    config = config_of(family)
+    for name in ("n_positions", "max_position_embeddings", "max_seq_len"):
+        if hasattr(config, name):
+            setattr(config, name, 64)
+    config.vocab_size = 400
+    if family == "mpt":
+        config.attn_config.alibi = False
+    torch.manual_seed(0)
+    model, tokenizer = AutoModelForCausalLM.from_config(config).eval(), build_tokenizer()
+    conversations = [QUESTION, [{"role": "user", "content": "首都はどこですか、教えてください。"}]]
+    # Random, and never at an end of its own.
+    options = {"max_new_tokens": 512, "temperature": 2.0, "suppress_tokens": list(range(6))}
+    assert all(generate_text(model, tokenizer, conversations, seed=0, **options))
+    assert "the model takes 64 tokens, so an answer ends after" in caplog.text
+    caplog.clear()
+    assert list(stream_text(model, tokenizer, QUESTION, **options))
+    assert "the model takes 64 tokens, so an answer ends after" in caplog.text
+
+
+def test_a_token_without_an_embedding_is_refused_by_name():
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.add_tokens(["<unused>"])
+    model = build_model(vocab_size=len(tokenizer) - 1)
+    assert answer_of(model, tokenizer, max_new_tokens=2) is not None
+    with pytest.raises(ConfigError, match="contains the token <unused>"):
+        generate_text(model, tokenizer, [[{"role": "user", "content": "<unused>とは？"}]])

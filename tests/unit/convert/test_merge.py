@@ -1,0 +1,179 @@
+"""Merging in fp32: equal to base plus adapter, whatever the adapter trains, and refused where it is not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.models import build_model, build_tokenizer, save_tiny_model
+
+from ai_finetuning.convert import adapter_origin
+from ai_finetuning.convert.merge import merge_adapter
+from ai_finetuning.errors import ModelError
+from ai_finetuning.models import adapters
+from ai_finetuning.models.adapters import add_lora, load_adapter, without_adapter
+from ai_finetuning.models.loading import load_causal_lm
+
+IDS = torch.randint(3, 290, (1, 40), generator=torch.Generator().manual_seed(5))
+CPU = torch.device("cpu")
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits[0]
+
+
+def write(folder: Path, base: Path, **options: Any) -> Path:
+    """An adapter with random weights in all that it trains, as small as a short training leaves it."""
+    model: Any = load_causal_lm(str(base), dtype="float32", device=CPU)
+    wrapped = add_lora(model, r=4, alpha=8, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in wrapped.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape, generator=generator) * 3e-3)
+    wrapped.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def both(adapter: Path, base: Path) -> Any:
+    return load_adapter(load_causal_lm(str(base), dtype="float32", device=CPU), adapter).eval()
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tied") / "base", "qwen3_tied")
+
+
+ONE_SIDE = [
+    {"target_modules": ["embed_tokens", "q_proj"]},
+    {"target_modules": ["lm_head", "q_proj"]},
+    {"modules_to_save": ["embed_tokens"]},
+    {"modules_to_save": ["lm_head"], "target_modules": ["embed_tokens"]},
+]
+
+
+@pytest.mark.parametrize("options", ONE_SIDE, ids=lambda options: json.dumps(options))
+def test_a_trained_side_of_a_tied_pair_is_parted(options: dict[str, Any], tied: Path, tmp_path: Path):
+    adapter = write(tmp_path / "a", tied, **options)
+    report = merge_adapter(str(adapter), str(tmp_path / "m"), base=str(tied), dtype="float32", device=CPU)
+    merged = load_causal_lm(str(tmp_path / "m"), dtype="float32", device=CPU)
+    expected = logits(both(adapter, tied))
+    assert torch.allclose(logits(merged), expected, rtol=1e-4, atol=1e-5)
+    assert report.error < 1e-4 < report.change  # the adapter changed something, and the merge lost none of it
+    assert merged.config.tie_word_embeddings is False
+
+
+def test_an_untouched_pair_stays_tied(tied: Path, tmp_path: Path):
+    adapter = write(tmp_path / "a", tied)
+    merge_adapter(str(adapter), str(tmp_path / "m"), base=str(tied), dtype="float32", device=CPU)
+    merged: Any = load_causal_lm(str(tmp_path / "m"), dtype="float32", device=CPU)
+    assert merged.config.tie_word_embeddings is True
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    assert torch.allclose(logits(merged), logits(both(adapter, tied)), rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_as_large_as_the_adapter_is_refused(tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """KL and top-1 alone let a merge pass that lost a small adapter."""
+    adapter = write(tmp_path / "a", tied, **ONE_SIDE[0])
+    monkeypatch.setattr(adapters, "part_shared_weights", lambda model: [])
+    with pytest.raises(ModelError, match="where the adapter changed"):
+        merge_adapter(str(adapter), str(tmp_path / "m"), base=str(tied), dtype="float32", device=CPU)
+    assert not (tmp_path / "m").exists()
+
+
+def test_an_adapter_lost_in_rounding_is_said(tied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model: Any = load_causal_lm(str(tied), dtype="float32", device=CPU)
+    wrapped = add_lora(model, r=2, alpha=2)
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(weight, 3e-5)
+    wrapped.save_pretrained(tmp_path / "a")
+    merge_adapter(str(tmp_path / "a"), str(tmp_path / "m"), base=str(tied), dtype="bfloat16", device=CPU)
+    assert "use dtype float32" in caplog.text
+
+
+@pytest.mark.parametrize(("own", "other"), [(1, 2), (2, 1)])
+def test_an_adapter_of_another_depth_is_refused(own: int, other: int, tmp_path: Path):
+    base = save_tiny_model(tmp_path / "base", layers=own)
+    adapter = write(tmp_path / "a", base)
+    with pytest.raises(ModelError, match="does not fit this model") as refused:
+        load_adapter(build_model(layers=other), adapter)
+    assert str(base) in refused.value.en
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "qwen2"])
+def test_an_adapter_of_another_family_is_refused(kind: str, tmp_path: Path):
+    adapter = write(tmp_path / "a", save_tiny_model(tmp_path / "base"), modules_to_save=["lm_head"])
+    with pytest.raises(ModelError, match="does not fit this model"):
+        load_adapter(build_model(kind, hidden_size=32), adapter)
+
+
+def test_an_adapter_of_its_own_base_fits_with_all_it_brings(tmp_path: Path):
+    base = save_tiny_model(tmp_path / "base", "gpt_neox")
+    for number, options in enumerate(
+        [{"bias": "all"}, {"bias": "lora_only"}, {"use_dora": True}, {"modules_to_save": ["lm_head", "embed_in"]}]
+    ):
+        adapter = write(tmp_path / f"a{number}", base, **options)
+        assert not torch.equal(logits(both(adapter, base)), logits(build_model("gpt_neox", vocab_size=400)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": "all"}, {"bias": "lora_only"}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}],
+    ids=lambda options: json.dumps(options),
+)
+def test_without_the_adapter_the_base_answers(
+    options: dict[str, Any], tmp_path: Path, recwarn: pytest.WarningsRecorder
+):
+    base = save_tiny_model(tmp_path / "base", "gpt_neox")
+    adapter = write(tmp_path / "a", base, **options)
+    plain: Any = load_causal_lm(str(base), dtype="float32", device=CPU)
+    wrapped = both(adapter, base)
+    trained = logits(wrapped)
+    with without_adapter(wrapped):
+        assert torch.equal(logits(wrapped), logits(plain))
+    assert torch.equal(logits(wrapped), trained)
+    assert not torch.equal(trained, logits(plain))
+    assert not [item for item in recwarn if "disabling adapter" in str(item.message)]
+
+
+def test_an_unused_token_without_a_row_does_not_stop_a_merge(tmp_path: Path):
+    """Gemma 3 1B ships a tokenizer with one token more than its embedding has rows."""
+    base = save_tiny_model(tmp_path / "base")
+    tokenizer = grown_tokenizer(1)
+    tokenizer.save_pretrained(base)
+    adapter = write(tmp_path / "a", base)
+    tokenizer.save_pretrained(adapter)
+    report = merge_adapter(str(adapter), str(tmp_path / "m"), base=str(base), dtype="float32", device=CPU)
+    assert report.error < 1e-4
+    assert torch.allclose(
+        logits(load_causal_lm(str(report.folder), dtype="float32", device=CPU)), logits(both(adapter, base)), atol=1e-5
+    )
+
+
+def grown_tokenizer(extra: int) -> Any:
+    """The tiny tokenizer with so many tokens more."""
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.add_tokens([f"<unused_{number}>" for number in range(extra)])
+    return tokenizer
+
+
+def test_rows_that_an_adapter_brings_are_merged(tmp_path: Path):
+    """Tokens were added and both ends trained: the base gets as many rows as the adapter has."""
+    base = save_tiny_model(tmp_path / "base")
+    tokenizer = grown_tokenizer(3)
+    model: Any = load_causal_lm(str(base), dtype="float32", device=CPU)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    wrapped = add_lora(model, r=2, alpha=4, modules_to_save=["embed_tokens", "lm_head"])
+    wrapped.save_pretrained(tmp_path / "a")
+    tokenizer.save_pretrained(tmp_path / "a")
+    report = merge_adapter(str(tmp_path / "a"), str(tmp_path / "m"), base=str(base), dtype="float32", device=CPU)
+    merged: Any = load_causal_lm(str(report.folder), dtype="float32", device=CPU)
+    assert merged.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert adapter_origin.base_of(str(tmp_path / "a"), str(base), None).name == str(base)
