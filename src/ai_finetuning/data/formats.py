@@ -216,6 +216,37 @@ _VERDICTS = (
     "accepted",
     "正誤",
 )
+# Columns that hold a judgement in words, and the words; ratings in numbers are named as not used (decision 0083).
+_OPINIONS = (
+    "feedback",
+    "vote",
+    "reaction",
+    "thumbs",
+    "rating",
+    "verdict",
+    "評価",
+    "判定",
+    "フィードバック",
+    "quality_label",
+)
+_JUDGED = frozenset(
+    (
+        "good",
+        "bad",
+        "up",
+        "down",
+        "like",
+        "dislike",
+        "positive",
+        "negative",
+        "desirable",
+        "undesirable",
+        "accept",
+        "reject",
+    )
+    + ("accepted", "rejected", "correct", "incorrect", "wrong", "thumbs_up", "thumbs_down", "true", "false", "👍", "👎")
+    + ("良い", "悪い", "良", "悪", "正解", "不正解", "○", "×", "◯", "高評価", "低評価", "ok", "ng")
+)
 _CLASSES = ("label", "labels", "ラベル", "class", "sentiment", "感情", "カテゴリラベル")
 _PICTURES = tuple(
     f"{name}{end}" for name in ("image", "audio", "video", "picture", "speech") for end in ("", "s", "_path", "_url")
@@ -235,8 +266,10 @@ def _is_preference(shape: Shape) -> bool:
 
 
 def _is_feedback(shape: Shape) -> bool:
-    answer = "messages" in shape.roles or "output" in shape.roles
-    return answer and any(_is_yes_or_no(shape.values[name]) for name in shape.filled(*_VERDICTS))
+    if not {"messages", "output"} & shape.roles.keys():
+        return False
+    marked = any(_is_yes_or_no(shape.values[name]) for name in shape.filled(*_VERDICTS))
+    return marked or any(plain(shape.values[name]) in _JUDGED for name in shape.filled(*_OPINIONS))
 
 
 def _is_tree(shape: Shape) -> bool:
@@ -292,7 +325,7 @@ FORMATS: tuple[Format, ...] = (
         "remove that column",
         '{"prompt": "首都は？", "completion": "知りません。", "label": false}',
         _is_feedback,
-        names=_VERDICTS,
+        names=_VERDICTS + _OPINIONS,
     ),
     Format(
         "tree",

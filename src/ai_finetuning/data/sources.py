@@ -39,6 +39,7 @@ class DataReport:
         bad: rows that cannot be used.
         shared: whether these are of other sources as well, and reported by whoever collects them.
         formats: rows by format.
+        roles: role by column, where a heading is not the role's own name.
         unused_columns: rows in which a column held something that is not used, by the column's name.
         unused_keys: the same for keys of messages.
         unlearnt: rows that say of themselves that they are not to be learnt.
@@ -49,6 +50,7 @@ class DataReport:
     files: list[FileReport] = field(default_factory=list)
     samples: int = 0
     formats: Counter[str] = field(default_factory=Counter)
+    roles: dict[str, str] = field(default_factory=dict)
     normalized: Counter[str] = field(default_factory=Counter)
     private_use_rows: list[str] = field(default_factory=list)
     control_rows: list[str] = field(default_factory=list)
@@ -63,6 +65,9 @@ class DataReport:
         if len(self.formats) > 1:
             counts = ", ".join(f"{name} {count}" for name, count in self.formats.items())
             lines.append(localized(f"行の形式: {counts}", f"formats of the rows: {counts}"))
+        if self.roles:
+            named = ", ".join(f"{column} → {role}" for column, role in self.roles.items())
+            lines.append(localized(f"列の役割: {named}", f"roles of columns: {named}"))
         if self.unlearnt:
             lines.append(
                 localized(
@@ -274,6 +279,9 @@ def _row_sample(
     made = build(shape.values, obtained, shape, row.source, system_prompt)
     report.formats[obtained.key] += 1
     report.unused_keys.update(made.keys)
+    report.roles |= {
+        column: role for role, column in shape.roles.items() if column in made.used and column != role != "messages"
+    }
     report.unused_columns.update(
         str(key) for key, value in row.values.items() if key not in made.used and value not in (None, "", [], {})
     )

@@ -104,6 +104,10 @@ HEADINGS = [
 @pytest.mark.parametrize(("question", "answer"), HEADINGS)
 def test_headings_that_people_write(question: str, answer: str):
     assert turns({"No": 1, question: Q, answer: A}) == talk(Q, A)
+    _, report = load_samples([{question: Q, answer: A}])
+    (line,) = (line for line in report.lines() if line.startswith("roles of columns"))
+    assert f"{question} → instruction" in line
+    assert f"{answer} → output" in line
 
 
 def test_a_heading_that_names_a_speaker_gives_way_to_one_that_names_a_question():
@@ -120,6 +124,8 @@ REFUSED = [
     ({"prompt": Q, "completion": A, "label": False}, "good or bad"),
     ({"messages": [USER, ANSWER], "kto_tag": True}, "good or bad"),
     ({"question": Q, "answer": A, "label": 0}, "good or bad"),
+    ({"question": Q, "answer": A, "feedback": "Bad"}, "good or bad"),
+    ({"質問": Q, "回答": A, "評価": "×"}, "good or bad"),
     ({"message_id": "2", "parent_id": "1", "role": "assistant", "text": A}, "message tree"),
     ({"prompt": {"text": Q, "replies": [{"text": A}]}}, "message tree"),
     ({"image": "a.png", "question": Q, "answer": A}, "pictures"),
@@ -161,6 +167,16 @@ def test_rows_that_are_no_answers_are_refused_by_name_and_can_be_left_out(row: d
     samples, report = load_samples([good, row], skip_bad_rows=True)
     assert [item.messages[-1].content for item in samples] == ["多い。"]
     assert len(report.bad) == 1
+
+
+def test_ratings_and_categories_beside_an_answer_are_named_and_not_refused():
+    rows = [
+        {"質問": Q, "回答": A, "評価": 4},
+        {"instruction": Q, "output": "positive", "label": "positive", "score": 1},
+    ]
+    samples, report = load_samples(rows)
+    assert len(samples) == 2
+    assert dict(report.unused_columns) == {"評価": 1, "label": 1, "score": 1}
 
 
 def test_what_the_user_says_of_the_columns_goes_before_the_formats():
