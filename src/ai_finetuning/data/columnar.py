@@ -2,58 +2,83 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .compression import limit_of, too_big
 from .rows import File, FileReport, Row
 
+# Rows that are decoded at a time.
+_BATCH = 4096
 
-def _columns(file: File, kind: str, read: Any) -> Iterator[Row]:
-    path = file.report.path
+
+def _columns(file: File, kind: str, read: Callable[[io.BytesIO], Iterator[Any]]) -> Iterator[Row]:
+    path, limit = file.report.path, limit_of(len(file.raw))
+    number = size = 0
     try:
-        table = read(io.BytesIO(file.raw))
-        # Arrow trusts the offsets of a file: reading values beyond its end would end the process.
-        table.validate(full=True)
-        twice = [name for index, name in enumerate(table.column_names) if name in table.column_names[:index]]
-        rows = [] if twice else table.to_pylist()
+        for batch in read(io.BytesIO(file.raw)):
+            names = batch.schema.names
+            twice = [name for index, name in enumerate(names) if name in names[:index]]
+            if twice:
+                raise DataError(
+                    f"{path}: 列 {twice[0]} が 2 つあります。片方の名前を変えてください。",
+                    f"{path}: two columns are called {twice[0]}; rename one of them.",
+                )
+            # Arrow trusts the offsets of a file: reading values beyond its end would end the process.
+            batch.validate(full=True)
+            size += sum(map(_written_out, batch.columns))
+            if size > limit:
+                raise too_big(path, len(file.raw))
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(values, file.item(number))
+    except DataError:
+        raise
     except Exception as error:  # pyarrow raises many kinds for damaged bytes
         raise DataError(
             f"{path} を {kind} として読めません（{error}）。", f"{path} is not valid {kind} ({error})."
         ) from None
-    if twice:
-        raise DataError(
-            f"{path}: 列 {twice[0]} が 2 つあります。片方の名前を変えてください。",
-            f"{path}: two columns are called {twice[0]}; rename one of them.",
-        )
-    for number, values in enumerate(rows, start=1):
-        yield Row(values, file.item(number))
+
+
+def _written_out(column: Any) -> int:
+    """Bytes of a column with every value written out: a dictionary's entry may stand in millions of rows."""
+    import pyarrow
+
+    return int((column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column).nbytes)
 
 
 def read_parquet(file: File) -> Iterator[Row]:
     """Rows of a Parquet file."""
     import pyarrow.parquet
 
-    yield from _columns(file, "Parquet", pyarrow.parquet.read_table)
+    yield from _columns(file, "Parquet", lambda raw: pyarrow.parquet.ParquetFile(raw).iter_batches(_BATCH))
 
 
 def read_arrow(file: File) -> Iterator[Row]:
     """Rows of an Arrow file, an Arrow stream or a Feather file."""
+    yield from _columns(file, "Arrow", _record_batches)
+
+
+def _record_batches(raw: io.BytesIO) -> Iterator[Any]:
     import pyarrow
     from pyarrow import feather
 
-    def read(raw: io.BytesIO) -> Any:
-        for attempt in (pyarrow.ipc.open_file, pyarrow.ipc.open_stream):
-            with contextlib.suppress(pyarrow.ArrowInvalid):
-                raw.seek(0)
-                return attempt(raw).read_all()
+    try:
+        source = pyarrow.ipc.open_file(raw)
+    except pyarrow.ArrowInvalid:
         raw.seek(0)
-        return feather.read_table(raw)
-
-    yield from _columns(file, "Arrow", read)
+        try:
+            yield from pyarrow.ipc.open_stream(raw)
+        except pyarrow.ArrowInvalid:
+            raw.seek(0)
+            yield from feather.read_table(raw).to_batches(_BATCH)
+        return
+    for index in range(source.num_record_batches):
+        yield source.get_batch(index)
 
 
 def read_saved(folder: Path) -> tuple[list[Row], FileReport]:
@@ -64,6 +89,7 @@ def read_saved(folder: Path) -> tuple[list[Row], FileReport]:
     """
     import datasets
 
+    _check_names(folder)
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets and pyarrow raise many kinds for damaged folders
@@ -73,6 +99,25 @@ def read_saved(folder: Path) -> tuple[list[Row], FileReport]:
             f"{folder} cannot be read as a folder of datasets' save_to_disk ({reason}).",
         ) from None
     return dataset_rows(loaded, str(folder))
+
+
+def _check_names(folder: Path) -> None:
+    """Refuses a folder whose files are named as lying elsewhere.
+
+    Raises:
+        DataError: a path, an address or a damaged list of files.
+    """
+    for state in (*folder.glob("state.json"), *folder.glob("*/state.json")):
+        try:
+            files = [str(item["filename"]) for item in json.loads(state.read_bytes())["_data_files"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{state} が壊れています（{error}）。", f"{state} is damaged ({error}).") from None
+        odd = next((name for name in files if Path(name).name != name or "\\" in name or ":" in name), None)
+        if odd is not None:
+            raise DataError(
+                f"{state} がフォルダーの外のファイル {odd[:80]!r} を指しています。読みません。",
+                f"{state} names {odd[:80]!r}, which is not a file of its folder; not read.",
+            )
 
 
 def dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
@@ -94,7 +139,11 @@ def dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
             if split != "train":
                 report.notes.append((f"読まない分割: {split}（{count} 行）", f"split not read: {split} ({count} rows)"))
         loaded = loaded["train"]
-    rows = [Row(values, f"{name}[{number}]") for number, values in enumerate(loaded, start=1)]
+    # As Arrow, so that nothing is decoded: an image or sound is a path or an address that a stranger wrote.
+    plain = loaded.with_format("arrow") if hasattr(loaded, "with_format") else loaded
+    batches = plain.iter(batch_size=_BATCH) if plain is not loaded else ()
+    values = [value for batch in batches for value in batch.to_pylist()] if plain is not loaded else list(loaded)
+    rows = [Row(value, f"{name}[{number}]") for number, value in enumerate(values, start=1)]
     if not rows:
         raise DataError(f"{name} に行がありません。", f"{name} contains no row.")
     report.rows = len(rows)

@@ -13,23 +13,42 @@ from typing import Any
 
 from ..errors import DataError
 
-# Bytes that a compressed file may become; a stranger's file of a few kilobytes can name terabytes.
-LIMIT = 16 * 2**30
+# Bytes that a file may become when it is unpacked or decoded: a stranger's file of a few kilobytes can name terabytes.
+_FREE, _TIMES = 32 * 2**20, 200
+
+
+def limit_of(size: int) -> int:
+    """Bytes that a compressed file of some bytes may become."""
+    return _FREE + _TIMES * size
+
+
+def too_big(name: str, size: int) -> DataError:
+    """The refusal of a file that becomes more than that."""
+    limit = limit_of(size) // 2**20
+    return DataError(
+        f"{name} は展開すると {limit:,} MiB（元の {_TIMES} 倍）を超えます。正しいファイルなら、展開するか分けてから指定してください。",
+        f"{name} becomes more than {limit:,} MiB when it is unpacked ({_TIMES} times its size); if the file is right, "
+        "unpack or divide it first.",
+    )
 
 
 def _zstd(raw: bytes) -> bytes:
     import pyarrow
 
     with pyarrow.input_stream(io.BytesIO(raw), compression="zstd") as stream:
-        return _bounded(stream)
+        return bounded(stream, limit_of(len(raw)))
 
 
-def _bounded(stream: Any) -> bytes:
-    """What a stream holds, up to LIMIT."""
+def bounded(stream: Any, limit: int) -> bytes:
+    """What a stream holds.
+
+    Raises:
+        OverflowError: more than `limit` bytes.
+    """
     parts, size = [], 0
-    while part := stream.read(2**24):
+    while part := stream.read(2**20):
         size += len(part)
-        if size > LIMIT:
+        if size > limit:
             raise OverflowError
         parts.append(bytes(part))
     return b"".join(parts)
@@ -38,7 +57,7 @@ def _bounded(stream: Any) -> bytes:
 def _by(library: Any) -> Callable[[bytes], bytes]:
     def unpack_with(raw: bytes) -> bytes:
         with library.open(io.BytesIO(raw), "rb") as stream:
-            return _bounded(stream)
+            return bounded(stream, limit_of(len(raw)))
 
     return unpack_with
 
@@ -68,10 +87,7 @@ def unpack(path: Path, kinds: set[str]) -> tuple[bytes, str, list[tuple[str, str
             return _unzip(path, raw, kinds)
         return (UNPACK[suffix](raw) if suffix in UNPACK else raw), kind_of(path), []
     except OverflowError:
-        raise DataError(
-            f"{path} は展開すると {LIMIT // 2**30} GiB を超えます。分けてください。",
-            f"{path} becomes more than {LIMIT // 2**30} GiB when it is unpacked; divide it.",
-        ) from None
+        raise too_big(str(path), len(raw)) from None
     except DataError:
         raise
     except Exception as error:  # zipfile and the decompressors raise many kinds for damaged bytes
@@ -93,7 +109,7 @@ def _unzip(path: Path, raw: bytes, kinds: set[str]) -> tuple[bytes, str, list[tu
                 "data.train, or leave one in it.",
             )
         with archive.open(tables[0]) as stream:
-            content = _bounded(stream)
+            content = bounded(stream, limit_of(len(raw)))
         others = [item.filename for item in members if item is not tables[0]]
         notes = [(f"{tables[0].filename} を読みました", f"read {tables[0].filename}")]
         if others:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import io
 import re
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 from ..errors import DataError
+from .compression import bounded, limit_of, too_big
 from .rows import File, Row
 from .tables import heading_row, table
 
@@ -16,6 +18,9 @@ _LOCALE = re.compile(r"\[[^\]]*\]")
 _TOKENS = re.compile(
     r'"[^"]*"|\\.|ggge?|yyyy|yy|mmmm|mmm|mm|m|dddd|ddd|dd|d|aaaa|aaa|hh|h|ss|s|am/pm|a/p|[^"\\]', re.IGNORECASE
 )
+_ENTITY = re.compile(b"<!(?:DOCTYPE|ENTITY)|<\0!\0(?:D\0O\0C|E\0N\0T)")
+# Rows of an Excel sheet, and cells that are read of one.
+_ROWS, _CELLS = 1_048_576, 20_000_000
 _WEEKDAYS = "月火水木金土日"
 _ERAS = (
     (datetime.date(2019, 5, 1), "令和"),
@@ -33,10 +38,13 @@ def read_workbook(file: File) -> Iterator[Row]:
     import openpyxl
 
     path = file.report.path
+    _check_parts(file)
     try:
         book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)
         sheets = {sheet.title: sheet for sheet in book.worksheets}
-        tables = {name: list(_cells(sheet)) for name, sheet in sheets.items()}
+        tables = {name: list(_cells(sheet, path)) for name, sheet in sheets.items()}
+    except DataError:
+        raise
     except Exception as error:  # openpyxl, its XML parser and zipfile raise many kinds for damaged bytes
         raise DataError(
             f"{path} を Excel ファイルとして読めません（{error}）。.xlsx で保存し直してください。",
@@ -74,8 +82,44 @@ def read_workbook(file: File) -> Iterator[Row]:
     yield from table(iter(tables[chosen]), file)
 
 
-def _cells(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
+def _check_parts(file: File) -> None:
+    """Refuses a workbook whose parts become too big, or declare XML entities, which grow while they are read.
+
+    Raises:
+        DataError: such a workbook.
+    """
+    limit = limit_of(len(file.raw))
+    try:
+        with zipfile.ZipFile(io.BytesIO(file.raw)) as parts:
+            for item in parts.infolist():
+                with parts.open(item) as stream:
+                    content = bounded(stream, limit)
+                limit -= len(content)
+                if item.filename.endswith((".xml", ".rels")) and _ENTITY.search(content):
+                    raise DataError(
+                        f"{file.report.path} は XML の実体（{item.filename}）を宣言しています。Excel はそのようなファイルを作りません。読みません。",
+                        f"{file.report.path} declares XML entities ({item.filename}), which Excel never writes; not read.",
+                    )
+    except OverflowError:
+        raise too_big(file.report.path, len(file.raw)) from None
+    except DataError:
+        raise
+    except Exception:  # a damaged archive is named by the reader of the workbook
+        return
+
+
+def _cells(sheet: Any, path: str) -> Iterator[tuple[int, list[Any]]]:
+    cells_read = 0
+    sheet.reset_dimensions()  # what a program wrote as the sheet's size may be smaller than the sheet
     for number, cells in enumerate(sheet.iter_rows(), start=1):
+        cells_read += len(cells)
+        if number > _ROWS or cells_read > _CELLS:
+            raise DataError(
+                f"{path} のシート {sheet.title} は {number:,} 行目で Excel の上限（{_ROWS:,} 行）か {_CELLS:,} セルを超えています。"
+                "不要な行と列を除いてください。",
+                f"{path}, sheet {sheet.title}: row {number:,} is beyond Excel's {_ROWS:,} rows or {_CELLS:,} cells; remove "
+                "rows and columns that are not needed.",
+            )
         yield number, [shown(cell) for cell in cells]
 
 
