@@ -85,7 +85,7 @@ def _outside_address() -> str:
 
 def test_the_command_is_pinned_and_local(tmp_path: Path):
     command = serve.serve_command(tmp_path, port=8123, device="cpu", bits=4)
-    assert command[3:5] == ["serve", str(tmp_path)]
+    assert command[2:5] == ["ai_finetuning.export.serve_process", "serve", str(tmp_path)]
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--quantization") + 1] == "bnb-4bit"
     assert not any("trust" in item or "cors" in item for item in command)

@@ -15,15 +15,17 @@ MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.f
 needs_server = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (the extra `serve`)")
 
 
-def until_it_answers(process: subprocess.Popen[str], port: int) -> None:
+def until_it_answers(process: subprocess.Popen[str], port: int, key: str = "none") -> None:
     """Waits for a server's process; its output is the failure where it ends before."""
+
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/health", headers={"Authorization": f"Bearer {key}"})
 
     def answers() -> bool:
         if process.poll() is not None:
             raise AssertionError(process.communicate()[0])
         with (
             contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=patience(2)),
+            urllib.request.urlopen(request, timeout=patience(2)),
         ):
             return True
         return False

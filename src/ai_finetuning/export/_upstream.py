@@ -27,15 +27,41 @@ class _Pieces:
         return piece or None
 
 
-def run_server(load_tokenizer: Callable[[str], Any]) -> None:
-    """Runs `transformers serve` with the arguments of this process and with tokenizers from `load_tokenizer`.
+# Seconds that the server gives requests when it is told to stop.
+_GRACE = 2
 
-    transformers 5.23: the server takes AutoProcessor.from_pretrained, and streams with DirectStreamer, which decodes by
+
+def run_server(load_tokenizer: Callable[[str], Any] | None, behind: Callable[[Any], Any]) -> None:
+    """Runs `transformers serve` with the arguments of this process, behind another ASGI application.
+
+    Args:
+        load_tokenizer: makes tokenizers in place of transformers' own; None leaves those.
+        behind: makes the application that stands in front of transformers' one.
+
+    transformers 5.23: the server makes its application itself and hands it to uvicorn.Config, which it looks up then.
+    """
+    import uvicorn
+    from transformers.cli import transformers as program
+
+    original: Any = uvicorn.Config
+
+    def config(app: Any, **options: Any) -> Any:
+        return original(behind(app), timeout_graceful_shutdown=_GRACE, **options)
+
+    servers: Any = uvicorn
+    servers.Config = config
+    if load_tokenizer is not None:
+        _take_tokenizers(load_tokenizer)
+    run: Any = program.main
+    run()
+
+
+def _take_tokenizers(load_tokenizer: Callable[[str], Any]) -> None:
+    """transformers 5.23: the server takes AutoProcessor.from_pretrained, and streams with DirectStreamer, which decodes by
     the Rust object in `tokenizer._tokenizer` and keeps the state in `_decode_stream`; a tokenizer in Python has none. A
     version without DirectStreamer streams by the tokenizer's own decode.
     """
     from transformers import AutoProcessor
-    from transformers.cli import transformers as program
 
     def processor(name: str, **_: Any) -> Any:
         tokenizer = load_tokenizer(name)
@@ -56,5 +82,3 @@ def run_server(load_tokenizer: Callable[[str], Any]) -> None:
             return made
 
         serving.DirectStreamer = streamer
-    run: Any = program.main
-    run()

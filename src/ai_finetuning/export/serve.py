@@ -12,7 +12,6 @@ from pathlib import Path
 from ..errors import ModelError, UsageError
 from ..messages import notice
 from ..models.options import validate_bits
-from ..models.sentencepiece_tokenizer import deciding_file
 from .source import model_folder
 
 HOST = "127.0.0.1"
@@ -31,11 +30,10 @@ def validate_server() -> None:
 
 def serve_command(folder: Path, *, port: int, device: str = "auto", bits: int | None = None) -> list[str]:
     """The server's arguments. The model is pinned: an unpinned server loads any path that a client names."""
-    by_pieces = deciding_file(folder) is not None
     command = [
         sys.executable,
         "-m",
-        "ai_finetuning.export.serve_process" if by_pieces else "transformers.cli.transformers",
+        "ai_finetuning.export.serve_process",
         "serve",
         str(folder),
         "--host",
@@ -48,15 +46,23 @@ def serve_command(folder: Path, *, port: int, device: str = "auto", bits: int | 
     return command + (["--quantization", f"bnb-{bits}bit"] if bits is not None else [])
 
 
-def server_environment() -> dict[str, str]:
-    """The environment of the server: no hub, and a hub cache that exists (without one /v1/models answers 500)."""
+def server_environment(max_tokens: int) -> dict[str, str]:
+    """The environment of the server: no hub, and a hub cache that exists; AIFT_SERVE_KEY is handed on."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
-    return os.environ | {"HF_HUB_OFFLINE": "1"}
+    return os.environ | {"HF_HUB_OFFLINE": "1", "AIFT_SERVE_MAX_TOKENS": str(max_tokens)}
 
 
-def serve(name: str, *, port: int = 8000, device: str = "auto", bits: int | None = None, base: str = "auto") -> int:
+def serve(
+    name: str,
+    *,
+    port: int = 8000,
+    device: str = "auto",
+    bits: int | None = None,
+    base: str = "auto",
+    max_tokens: int = 4096,
+) -> int:
     """Runs the server until it is stopped; on Linux and macOS it takes this process over.
 
     Args:
@@ -65,6 +71,7 @@ def serve(name: str, *, port: int = 8000, device: str = "auto", bits: int | None
         device: as transformers names it.
         bits: 4 or 8 loads the model quantized.
         base: what an adapter is merged into.
+        max_tokens: most tokens of an answer.
 
     Returns:
         The server's exit code, on Windows.
@@ -78,7 +85,7 @@ def serve(name: str, *, port: int = 8000, device: str = "auto", bits: int | None
     _refuse_port(port)
     folder = model_folder(name, base=base)
     command = serve_command(folder, port=port, device=device, bits=bits)
-    environment = server_environment()
+    environment = server_environment(max_tokens)
     where = f'base_url="http://{HOST}:{port}/v1", model="{folder}"'
     notice(
         f"OpenAI 互換サーバーを起動します（この PC からのみ接続できます。止めるには Ctrl+C）: {where}",

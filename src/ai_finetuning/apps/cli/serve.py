@@ -12,8 +12,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         "serve",
         help=localized(
-            "OpenAI 互換の API で配信します（この PC からのみ接続できます）。",
-            "Serves an OpenAI-compatible API to this machine only.",
+            "OpenAI 互換の API で配信します（この PC からのみ接続できます）。環境変数 AIFT_SERVE_KEY で鍵を設定できます。",
+            "Serves an OpenAI-compatible API to this machine only. The variable AIFT_SERVE_KEY sets a key.",
         ),
     )(serve)
 
@@ -34,8 +34,11 @@ def serve(
             "base into which an adapter is merged, as in aift merge --base",
         ),
     ),
+    max_tokens: int = typer.Option(
+        4096, "--max-tokens", min=1, help=localized("1 つの回答の最大トークン数", "most tokens of an answer")
+    ),
 ) -> int:
     """Merges an adapter into a cache folder, then runs `transformers serve` pinned to the model."""
     from ...export.serve import serve as run_server
 
-    return run_server(model, port=port, device=device, bits=bits, base=base)
+    return run_server(model, port=port, device=device, bits=bits, base=base, max_tokens=max_tokens)
