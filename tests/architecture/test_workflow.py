@@ -63,6 +63,7 @@ def test_make_check_asks_every_tool():
         "ruff check",
         "mypy",
         "codespell",
+        "bandit",
         "vermin",
         "pytest -q tests/architecture",
         "wheel",
