@@ -111,7 +111,7 @@ def rows() -> dict[str, CatalogRow]:
     """Every row by id."""
     text = resources.files(__package__).joinpath("catalog.yaml").read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return {name: CatalogRow(id=name, **values) for name, values in yaml.load(text, loader).items()}
+    return {name: CatalogRow(id=name, **values) for name, values in yaml.load(text, loader).items()}  # nosec B506
 
 
 def resolve(name: str) -> str:
