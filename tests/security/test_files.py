@@ -188,6 +188,17 @@ def test_links_out_of_a_model_are_refused_by_name(tiny_model_dir: Path, tmp_path
     assert not (tmp_path / "quantized").exists()
 
 
+def test_a_template_that_is_a_link_is_not_trained_into_the_result(stopped: Path, tiny_model_dir: Path, tmp_path: Path):
+    """A run saves the tokenizer with its templates: text of any kind would go with it."""
+    (tmp_path / "id_rsa").write_text(SECRET, encoding="utf-8")
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (tmp_path / "model" / "additional_chat_templates").mkdir()
+    (tmp_path / "model" / "additional_chat_templates" / "rag.jinja").symlink_to(tmp_path / "id_rsa")
+    changes = (f"model.name={tmp_path / 'model'}", f"training.output_dir={tmp_path / 'out'}")
+    assert call("train", str(stopped / "run.yaml"), *changes) == 78
+    assert not (tmp_path / "out").exists()
+
+
 def test_links_out_of_an_adapter_are_refused_by_name(adapter: Path, tmp_path: Path, logged):
     key, received = tmp_path / "id_rsa", tmp_path / "received"
     key.write_text(SECRET, encoding="utf-8")

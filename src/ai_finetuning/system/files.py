@@ -114,10 +114,13 @@ def is_private_tree(folder: Path) -> bool:
     return is_private(folder) and all(is_private(path) for path in folder.rglob("*"))
 
 
-def refuse_links_outside(folder: Path | None) -> None:
+def refuse_links_outside(folder: Path | None, *, names: str = "*") -> None:
     """Refuses a model's or adapter's folder whose files point elsewhere: what they point to would be copied out.
 
     A link may point to a file in the folder, or to a blob of the hub's cache.
+
+    Args:
+        names: pattern of the files that matter.
 
     Raises:
         ModelError: with the link's name and where it points.
@@ -128,7 +131,7 @@ def refuse_links_outside(folder: Path | None) -> None:
 
     whole = folder.resolve()
     cache, own_blobs = Path(HF_HUB_CACHE).resolve(), whole.parent.parent / "blobs"
-    for path in sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*")]):
+    for path in sorted([*folder.glob(names), *(folder / _TEMPLATES).glob(names)]):
         if not path.is_file():
             continue
         real = path.resolve()
