@@ -23,10 +23,12 @@ from ..execution.model_card import merge_card
 from ..execution.output_folder import new_folder, validate_new_folder
 from ..japanese.prompts import render, user_turn
 from ..messages import notice, warn
+from ..models import hub
 from ..models.adapters import merge_into, saved_tokenizer, without_adapter
 from ..models.loading import load_causal_lm
 from ..models.source import weight_file_bytes
 from ..models.tokenizers import PROBES, load_tokenizer
+from ..system.files import refuse_links_outside
 from .adapter_origin import AUTO, ORIGINAL, AdapterBase, base_of
 
 # Rounding to bf16 moves next-token distributions a little; above these the merge counts as failed.
@@ -92,8 +94,10 @@ def merge_adapter(
     """
     folder = Path(out)
     validate_new_folder(folder)
+    refuse_links_outside(hub.on_disk(adapter))
     expected = base or AUTO
     obtained = base_of(adapter, expected, bits)
+    refuse_links_outside(hub.on_disk(obtained.name))
     sources = obtained.sources(expected)
     tokenizer = load_tokenizer(saved_tokenizer(adapter) or obtained.name)
     both = obtained.load(source=None, dtype=dtype, device=device)

@@ -16,10 +16,12 @@ from ..evaluation.quantization_benchmark import compare_models
 from ..evaluation.quantization_report import write_report
 from ..execution.output_folder import free_disk_bytes, new_folder, no_space, validate_new_folder
 from ..messages import notice
+from ..models import hub
 from ..models.loading import load_causal_lm, resolve_dtype
 from ..models.quantized import Method, Quantization, find_method, linear_modules, weight_bytes
 from ..models.source import find_model, weight_file_bytes
 from ..models.tokenizers import PROBES, load_tokenizer
+from ..system.files import refuse_links_outside
 from ..system.gpu import clear_gpu_memory, get_available_device
 
 
@@ -153,6 +155,7 @@ class QuantizationOptimizer:
         folder = Path(output_dir)
         validate_new_folder(folder)
         self._refuse_quantized()
+        refuse_links_outside(hub.on_disk(self.model_name_or_path))
         device = self.device or get_available_device()
         dtype = resolve_dtype(compute_dtype, device)
         tokenizer = load_tokenizer(self.model_name_or_path)

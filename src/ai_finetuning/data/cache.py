@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..system.folders import cache_folder
+from ..system.files import is_private, replacing
+from ..system.folders import private_cache
 from .tokenize import EncodeReport, Example
 from .vocabulary import VocabularyLoss
 
@@ -69,8 +69,11 @@ def cache_key(files: Sequence[Path], tokenizer: Any, settings: Mapping[str, Any]
 
 def read(key: str) -> tuple[list[Example], EncodeReport, list[str]] | None:
     """A cached entry: examples, report, lines about the files; None where there is none or it cannot be read."""
+    entry = private_cache("tokens") / f"{key}.npz"
+    if not is_private(entry):  # not there, or somebody else may have written it
+        return None
     try:
-        with np.load(cache_folder("tokens") / f"{key}.npz", allow_pickle=False) as stored:
+        with np.load(entry, allow_pickle=False) as stored:
             note = json.loads(str(stored["note"]))
             ids, labels = stored["input_ids"], stored["labels"]
             ends = np.cumsum(stored["lengths"])
@@ -97,11 +100,9 @@ def write(key: str, examples: Sequence[Example], report: EncodeReport, lines: Se
         "report": asdict(report),
         "lines": list(lines),
     }
-    folder = cache_folder("tokens")
-    temporary = folder / f".{key}.{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+    folder = private_cache("tokens")
+    with contextlib.suppress(OSError):
+        with replacing(folder / f"{key}.npz", mode=0o600) as file:
             np.savez(
                 file,
                 input_ids=np.concatenate([item.input_ids for item in examples]),
@@ -109,11 +110,7 @@ def write(key: str, examples: Sequence[Example], report: EncodeReport, lines: Se
                 lengths=np.array([len(item) for item in examples], dtype=np.int64),
                 note=np.array(json.dumps(note, ensure_ascii=False)),
             )
-        os.replace(temporary, folder / f"{key}.npz")
         _trim(folder)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _trim(folder: Path) -> None:

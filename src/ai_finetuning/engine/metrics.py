@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import warn
+from ..system.files import write_in_place
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -39,9 +40,7 @@ class MetricsFile:
             self._path, self._file, self._waiting, self._warned = path, path.open("ab", buffering=0), b"", True
             return
         kept = [row for row in read_metrics(path) if row["step"] <= keep_until_step]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(self._line(row) for row in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_in_place(path, "".join(self._line(row) for row in kept).encode("utf-8"))
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._waiting = b""

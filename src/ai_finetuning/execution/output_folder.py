@@ -19,14 +19,12 @@ from filelock import FileLock, Timeout
 
 from ..config.run_folder import CHECKPOINTS, LOCK, RUN
 from ..engine.checkpoint.store import CheckpointStore
-from ..engine.checkpoint.write import fsync_folder, write_durably
 from ..engine.faults import Faults
 from ..errors import ConfigError, Reason, RunLockedError, StorageError, ToolkitError
 from ..messages import notice, warn
 from ..parallel.processes import Peers, wait_for
-from ..runs.folder import STAGING, files_of_run, read_run, validate_folder
-
-OWNER = ".lock-owner.json"
+from ..runs.folder import OWNER, STAGING, files_of_run, read_run, refuse_links, validate_folder
+from ..system.files import TEMPORARY, fsync_folder, staging_folder, write_in_place
 
 
 class OutputFolder:
@@ -36,7 +34,7 @@ class OutputFolder:
     Raises on opening:
         StorageError: the folder cannot be made or written.
         RunLockedError: another run holds it.
-        ConfigError: files that are not ours carry names that the run would write.
+        ConfigError: files that are not ours, or links, carry names that the run would write.
     """
 
     def __init__(
@@ -61,8 +59,9 @@ class OutputFolder:
         """Refuses a folder in which another run is at work, before anything in it is touched; takes nothing.
 
         Raises:
-            RunLockedError: another run holds it.
+            RunLockedError: another run holds it. ConfigError: it holds links under names of ours.
         """
+        refuse_links(self.path)
         if not (self.path / LOCK).exists():
             return
         try:
@@ -79,6 +78,7 @@ class OutputFolder:
         )
 
     def _open(self) -> None:
+        refuse_links(self.path)
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -99,6 +99,8 @@ class OutputFolder:
             raise
         self.store.clean()
         shutil.rmtree(self.path / STAGING, ignore_errors=True)
+        for left in self.path.glob(TEMPORARY):
+            left.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -121,7 +123,7 @@ class OutputFolder:
 
     def _write_owner(self) -> None:
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-        (self.path / OWNER).write_text(json.dumps(owner), encoding="utf-8")
+        write_in_place(self.path / OWNER, json.dumps(owner).encode("utf-8"))
 
     def _owner(self) -> Reason:
         try:
@@ -140,9 +142,7 @@ class OutputFolder:
         if not self._peers.is_main:
             return
         content = self.run() | values
-        temporary = self.path / (RUN + ".tmp")
-        write_durably(temporary, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
-        os.replace(temporary, self.path / RUN)
+        write_in_place(self.path / RUN, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
         fsync_folder(self.path)
 
     def begin(self, *, resuming: bool, files: dict[str, str], **values: Any) -> None:
@@ -153,7 +153,7 @@ class OutputFolder:
         if not resuming:
             self._archive()
         for name, text in files.items():
-            write_durably(self.path / name, text.encode("utf-8"))
+            write_in_place(self.path / name, text.encode("utf-8"))
         self.write_run(status="running", pid=os.getpid(), host=socket.gethostname(), started=_now(), **values)
 
     def _archive(self) -> None:
@@ -240,22 +240,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: it cannot be written.
     """
-    staging = folder.with_name(f".staging-{folder.name}")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        with _refusals_of_the_disk():
-            yield staging
-        if folder.exists():
-            folder.rmdir()
-        os.replace(staging, folder)
+        with staging_folder(folder.absolute()) as staging:
+            with _refusals_of_the_disk():
+                yield staging
+            if folder.exists():
+                folder.rmdir()
+            os.replace(staging, folder)
         fsync_folder(folder.absolute().parent)
     except OSError as error:
         if isinstance(error, ToolkitError):
             raise
         raise not_written(folder, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def no_space(folder: Path, needed: int) -> StorageError:

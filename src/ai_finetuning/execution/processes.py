@@ -18,6 +18,7 @@ import torch
 
 from .. import errors
 from ..config.load import load_config
+from ..config.run_folder import LAUNCH
 from ..config.run_yaml import describe_run
 from ..data.text_dataset import TextDataset
 from ..data.tokenize import Example
@@ -36,7 +37,6 @@ from .output_folder import OutputFolder
 from .request import ResolvedStrategy, TrainRequest
 from .resolve import RunPlan
 
-FOLDER = ".launch"
 JOB, RUN, STARTED, ERROR, LOGS = "job.json", "run.yaml", "started", "error.json", "logs"
 PORTS = 3  # attempts to find one that nobody takes meanwhile
 
@@ -48,7 +48,7 @@ def run_processes(plan: RunPlan) -> None:
         ToolkitError: what a process raised. ProcessesError: one died. RunLockedError: another run is at work there.
     """
     processes, parallel = plan.processes_to_start, plan.request.config.parallel
-    folder = Path(plan.summary.output_dir) / FOLDER
+    folder = Path(plan.summary.output_dir) / LAUNCH
     OutputFolder(folder.parent, keep=2).validate_free()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -19,19 +19,21 @@ from ..execution.output_folder import free_disk_bytes, no_space, not_written
 from ..messages import notice, warn
 from ..models.source import find_model, weight_file_bytes
 from ..models.tokenizers import load_tokenizer, prompt_style
+from ..system.files import is_private, refuse_links_outside, staging_folder
 from .gguf_file import BYTE, Header, read_header, rewrite
 from .gguf_tokenizer import UNIGRAM, assess, metadata, tokenizer_kind, write_piece_model
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
 VARIABLE, SCRIPT = "LLAMA_CPP", "convert_hf_to_gguf.py"
-_PLACES = ("llama.cpp", "../llama.cpp", "~/llama.cpp", "~/src/llama.cpp", "/opt/llama.cpp", "/usr/local/src/llama.cpp")
+# None depends on the folder where the user stands: a data set or a cloned repository could bring a converter.
+_PLACES = ("~/llama.cpp", "~/src/llama.cpp", "/opt/llama.cpp", "/usr/local/src/llama.cpp")
 # Bytes of a weight: q8_0 has a 16-bit scale for 32 weights.
 _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625}
 
 
 def find_converter(checkout: str | None = None, *, lenient: bool = False) -> Path | None:
-    """The converter's script: in the named checkout, that of `$LLAMA_CPP`, or one in a usual place; None where there is
-    none.
+    """The converter's script: in the named checkout, that of `$LLAMA_CPP`, or one in a usual place that only this user
+    or root can write to; None where there is none.
 
     Args:
         lenient: None also where a checkout was named and is none.
@@ -41,9 +43,9 @@ def find_converter(checkout: str | None = None, *, lenient: bool = False) -> Pat
     """
     named = checkout or os.environ.get(VARIABLE)
     for place in (named,) if named else _PLACES:
-        script = Path(place).expanduser() / SCRIPT
-        if script.is_file():
-            return script.resolve()
+        script = (Path(place).expanduser() / SCRIPT).resolve()
+        if script.is_file() and (named or (is_private(script) and is_private(script.parent))):
+            return script
     if named and not lenient:
         raise InputNotFoundError(
             f"{named} に {SCRIPT} がありません。llama.cpp のチェックアウトを指定してください（--llama-cpp か環境変数 {VARIABLE}）。",
@@ -68,6 +70,7 @@ def validate_converter(checkout: str | None, command: str) -> Path:
             f"GGUF への変換には llama.cpp のチェックアウトが必要です（ビルドは不要）。次の 2 つを実行してください:{steps}",
             f"converting to GGUF needs a checkout of llama.cpp (no build needed). Run these two commands:{steps}",
         )
+    notice(f"変換プログラム {script} を実行します。", f"the converter is {script}.")
     return script
 
 
@@ -89,34 +92,32 @@ def export_gguf(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_
         StorageError: it cannot be written.
     """
     validate_output(out, outtype)
+    refuse_links_outside(folder)
     tokenizer = load_tokenizer(str(folder))
     architecture = find_model(str(folder)).architecture
     verdict = assess(tokenizer, architecture, converter)
     if verdict.known is False:
         raise ModelError(verdict.ja, verdict.en)
     weights = weight_file_bytes(folder)
-    staging = out.with_name(f".staging-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         needed = int(weights * _BYTES[outtype])  # two files of it for a moment, from weights of two bytes
         if free_disk_bytes(out.parent) < needed:
             raise no_space(out.parent, needed)
-        staging.mkdir()
-        raw, fixed = staging / "converted.gguf", staging / "fixed.gguf"
-        with _prepared(folder, tokenizer) as prepared:
-            _run(converter, prepared, raw, outtype)
-        ends = prompt_style(tokenizer, generation_config(folder)).stop_token_ids
-        values = read_header(raw).values
-        rewrite(raw, fixed, metadata(tokenizer, values, ends))
-        header = read_header(fixed)
-        _refuse_other_tokens(header, tokenizer)
-        os.replace(fixed, out)
+        with staging_folder(out) as staging:
+            raw, fixed = staging / "converted.gguf", staging / "fixed.gguf"
+            with _prepared(folder, tokenizer) as prepared:
+                _run(converter, prepared, raw, outtype)
+            ends = prompt_style(tokenizer, generation_config(folder)).stop_token_ids
+            values = read_header(raw).values
+            rewrite(raw, fixed, metadata(tokenizer, values, ends))
+            header = read_header(fixed)
+            _refuse_other_tokens(header, tokenizer)
+            os.replace(fixed, out)
     except OSError as error:
         if isinstance(error, StorageError | InputNotFoundError):
             raise
         raise not_written(out, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     _say(out, header, tokenizer)
     return header
 

@@ -13,11 +13,12 @@ from filelock import FileLock
 from ..convert.adapter_origin import base_of
 from ..convert.merge import merge_adapter
 from ..errors import ModelError
-from ..messages import notice
+from ..messages import notice, warn
 from ..models import hub
 from ..models.adapter_folder import is_adapter
 from ..models.source import find_model, validate_safetensors
-from ..system.folders import cache_folder
+from ..system.files import is_private_tree
+from ..system.folders import private_cache
 
 
 def model_folder(name: str, *, base: str = "auto") -> Path:
@@ -49,12 +50,17 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
 
 
 def _merged(adapter: str, base: str) -> Path:
-    path = cache_folder("merged") / content_key(adapter, base)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = private_cache("merged") / content_key(adapter, base)
     with FileLock(str(path) + ".lock"):
-        if (path / "config.json").is_file():
+        whole = (path / "config.json").is_file()
+        if whole and is_private_tree(path):
             notice(f"統合済みの {path} を使います。", f"using {path}, which was merged earlier.")
             return path
+        if whole:
+            warn(
+                f"{path} はほかのユーザーが書き込めるため使わず、統合し直します。",
+                f"{path} can be written by other users: not used, merged anew.",
+            )
         notice(
             f"アダプター {adapter} をベースに統合します（次回からは {path} を使います）。",
             f"merging the adapter {adapter} into its base (kept in {path} for the next time).",

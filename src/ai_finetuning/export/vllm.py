@@ -15,6 +15,7 @@ from ..models.adapter_folder import adapter_config, base_name, is_adapter
 from ..models.hub import missing_weights
 from ..models.source import find_model
 from ..models.tokenizers import load_tokenizer, save_generation_config
+from ..system.files import refuse_links_outside
 from .gguf import generation_config
 from .source import model_folder
 
@@ -36,6 +37,7 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
     """
     validate_new_folder(out)
     folder = model_folder(name, base=base)
+    refuse_links_outside(folder)
     with new_folder(out) as staging:
         for path in folder.iterdir():
             if (

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from ..errors import Reason
-from ..system.folders import cache_folder
+from ..system.files import is_private
+from ..system.folders import private_cache, temporary_cache
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 # -march=native: the library is built for this processor, and its name says for which.
@@ -49,7 +50,6 @@ def _processor() -> str:
 
 def _compile(compiler: str, target: Path) -> None:
     """Writes the library under its final name in one rename, so that processes that start together agree."""
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         code, library = Path(folder) / "cpu.o", Path(folder) / "cpu.so"
         # Linked without OpenMP: its symbols come from the copy that torch has loaded, so that there is one pool of
@@ -90,9 +90,11 @@ def library() -> ctypes.CDLL:
         )
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, _processor()])
-    target = cache_folder("kernels") / f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    target = private_cache("kernels") / f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
-        if not target.is_file():
+        if not is_private(target):  # not there, or somebody else may have written it
+            if not os.access(target.parent, os.W_OK):
+                target = temporary_cache() / target.name
             _compile(compiler, target)
         _share_openmp()
         return ctypes.CDLL(str(target))

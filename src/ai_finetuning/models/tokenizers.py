@@ -14,6 +14,7 @@ from ..errors import HubError, ModelError, ToolkitError
 from ..japanese.prompts import render
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
 from ..messages import notice, warn
+from ..system.files import refuse_links_outside
 from . import catalog
 from .probes import PROBES as PROBES
 from .sentencepiece_tokenizer import deciding_file, from_pieces, pieces_file, read_settings
@@ -72,12 +73,15 @@ def load_tokenizer(
         trust_remote_code: run code from the repository.
 
     Raises:
-        ModelError: the tokenizer tokenizes differently from its sentencepiece model does, or cannot be loaded.
+        ModelError: the tokenizer tokenizes differently from its sentencepiece model does, or cannot be loaded;
+            a template of its folder is a link out of it.
         HubError, InputNotFoundError: it cannot be found.
     """
     # A folder that holds only a tokenizer will do, such as an adapter's.
     obtained = name if isinstance(name, ModelSource) else find_tokenizer(name)
     rows = _embedding_rows(obtained)
+    # A template is any text, and goes wherever the tokenizer is saved.
+    refuse_links_outside(Path(obtained.path), names="*.jinja")
     try:
         tokenizer = _loaded(obtained, trust_remote_code)
     except ToolkitError:

@@ -113,7 +113,8 @@ class Watchdog:
 
     def _end(self, ja: str, en: str, pause: float) -> None:
         place = self._folder / f"stacks-rank-{self._rank}.txt"
-        with place.open("w", encoding="utf-8") as file:
+        place.unlink(missing_ok=True)
+        with place.open("x", encoding="utf-8") as file:
             faulthandler.dump_traceback(file, all_threads=True)
         LOGGER.error(
             localized(

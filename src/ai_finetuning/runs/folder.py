@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT, RUN
+from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, LAUNCH, LOCK, METRICS, REPORT, RUN
 from ..errors import ConfigError
+from ..system.files import TEMPORARY
 
 STAGING = ".staging-model"
 TRACKERS = "trackers"
+OWNER = ".lock-owner.json"
 # Everything that a run writes directly into its folder. Folders of others may hold any other name.
 OURS = (
     CONFIG,
     ENVIRONMENT,
     METRICS,
-    METRICS + ".tmp",
+    METRICS + ".tmp",  # of earlier versions
+    TEMPORARY,
     CURVE,
     REPORT,
     CHECKPOINTS,
@@ -39,6 +44,9 @@ OURS = (
     "stacks-rank-*.txt",
     RUN,
 )
+# What else is written while a run is at work, or was by earlier versions.
+_AT_WORK = (LOCK, OWNER, LAUNCH, RUN + ".tmp")
+_OF_CHECKPOINTS = ("checkpoint-[0-9]*", ".staging-*", ".trash-*")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -55,12 +63,40 @@ def files_of_run(folder: Path) -> list[Path]:
     return sorted(obtained, key=lambda path: (path.name == RUN, path.name))
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuses a run's folder in which a name that a run writes is a link: it would write where the link points.
+
+    Raises:
+        ConfigError: with the first link and where it points.
+    """
+    for path in _links(folder):
+        raise ConfigError(
+            f"training.output_dir の {path} は {path.readlink()} へのリンクです。実行がフォルダーの外に書き込むことになるため、断りました。"
+            "リンクを消すか、リンク先のフォルダーそのものを output_dir に指定してください。",
+            f"{path} in training.output_dir is a link to {path.readlink()}, so that the run would write outside "
+            "its folder. Remove the link, or let output_dir name the folder that is meant.",
+        )
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    for place, names in ((folder, (*OURS, *_AT_WORK)), (folder / CHECKPOINTS, _OF_CHECKPOINTS)):
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            if path.is_symlink() and any(fnmatch.fnmatch(path.name, name) for name in names):
+                yield path
+    # Trackers make links of their own: to files, and to folders beside.
+    for parent, folders, _ in os.walk(folder / TRACKERS):
+        for path in (Path(parent) / name for name in folders):
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                yield path
+
+
 def validate_folder(folder: Path) -> None:
-    """Refuses a folder whose files a run would overwrite, although no run wrote them.
+    """Refuses a folder whose files a run would overwrite, although no run wrote them, or in which they are links.
 
     Raises:
         ConfigError: with some of their names.
     """
+    refuse_links(folder)
     if not folder.is_dir() or (folder / RUN).exists():
         return
     foreign = files_of_run(folder)

@@ -41,20 +41,11 @@ def raise_if_cancelled(cancelled: threading.Event | None) -> None:
         raise Cancelled
 
 
-def fsync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable, where the operating system can (Windows cannot open folders)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_durably(path: Path, content: bytes) -> str:
-    """Writes and fsyncs a file; returns its SHA-256."""
-    with path.open("wb") as file:
+    """Writes and fsyncs a new file (a checkpoint's folder is new, so that nothing of the name is there); returns its
+    SHA-256.
+    """
+    with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -67,7 +58,7 @@ def write_tensors(
     cancelled: threading.Event | None = None,
     layouts: Mapping[str, Layout] | None = None,
 ) -> tuple[int, str, dict[str, Any]]:
-    """Writes a safetensors file in one pass, a tensor at a time.
+    """Writes a new safetensors file in one pass, a tensor at a time.
 
     Args:
         layouts: of the tensors that are parts of larger ones.
@@ -98,7 +89,7 @@ def write_tensors(
     head = json.dumps(header, separators=(",", ":")).encode("utf-8")
     head += b" " * (-len(head) % 8)
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         for part in (struct.pack("<Q", len(head)), head):
             file.write(part)
             digest.update(part)
