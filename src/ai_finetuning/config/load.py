@@ -16,7 +16,8 @@ from .hints import hint
 from .other_tools import OTHER_TOOLS
 from .run import RunConfig
 from .section import build, settings_by_name, validate_keys
-from .yaml_text import key_lines, parse_yaml
+from .shortened import cut, shortened
+from .yaml_text import MAX_BYTES, key_lines, parse_yaml
 
 # Flags that stand for a field, as users type them.
 FLAGS = {
@@ -81,6 +82,11 @@ class _File:
 
 def _read(path: Path) -> _File:
     try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise ConfigError(
+                f"{path} は 1 MiB を超えています。設定ファイルですか？",
+                f"{path} is larger than 1 MiB; is it a configuration file?",
+            )
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputNotFoundError(
@@ -127,8 +133,8 @@ def _in_sections(values: dict[Any, Any], lines: Mapping[tuple[str, ...], int], n
             other = given.get(path, given.get(path[:1], 0))  # YAML's merge key (<<) has brought it: its section's line
             file.problems.append(
                 Problem(
-                    f"{dotted} が 2 回あります（{other} 行目と {line} 行目の {key}）。一方を消してください。",
-                    f"{dotted} is given twice (line {other}, and {key} on line {line}); remove one.",
+                    f"{dotted} が 2 回あります（{other} 行目と {line} 行目の {cut(key)}）。一方を消してください。",
+                    f"{dotted} is given twice (line {other}, and {cut(key)} on line {line}); remove one.",
                     str(key),
                 )
             )
@@ -155,7 +161,7 @@ def _refusal(file: _File, problems: Sequence[Problem]) -> ConfigError:
         placed.append((line or sys.maxsize, Problem(where[0] + item.ja, where[1] + item.en, item.key)))
     placed.sort(key=lambda item: item[0])
     refusal = ConfigError.of([problem for _, problem in placed])
-    foreign = [item.key for item in problems if item.key.split(".")[-1] in OTHER_TOOLS and item.key in file.lines]
+    foreign = [cut(item.key) for item in problems if item.key.split(".")[-1] in OTHER_TOOLS and item.key in file.lines]
     if not foreign:
         return refusal
     names = ", ".join(foreign[:_SHOWN]) + (", ..." if len(foreign) > _SHOWN else "")
@@ -190,8 +196,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
             obtained.append((_plain_key(key), value))
         else:
             raise UsageError(
-                f"引数 {item!r} を解釈できません。key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
-                f"argument {item!r} cannot be understood; write key=value or --key value "
+                f"引数 {shortened(item)} を解釈できません。key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
+                f"argument {shortened(item)} cannot be understood; write key=value or --key value "
                 "(training.learning_rate=1e-4).",
             )
     return obtained
@@ -239,7 +245,7 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
     listed = Reason("aift train --help で一覧を見られます。", "aift train --help lists them.")
     meant = hint(expected[-1], field_names(RunConfig), settings_by_name(), listed)
     raise ConfigError.of(
-        [Problem(f"{key} というキーはありません。{meant.ja}", f"{key} is not a known key; {meant.en}", key)]
+        [Problem(f"{cut(key)} というキーはありません。{meant.ja}", f"{cut(key)} is not a known key; {meant.en}", key)]
     )
 
 
