@@ -13,6 +13,9 @@ from ..messages import warn
 from . import catalog, hub
 from .catalog import CatalogRow
 
+# The key of config.json that names a single file of weights.
+_NAMED_WEIGHTS = "transformers_weights"
+_SAFE_NAMES = (".safetensors", ".safetensors.index.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -82,9 +85,19 @@ def read_config(obtained: hub.Located) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"config.json holds a {type(values).__name__}, not an object")
-        return values
     except (OSError, ValueError) as error:
         raise not_loaded(obtained.path, error) from error
+    _refuse_named_weights(obtained.name, values.get(_NAMED_WEIGHTS))
+    return values
+
+
+def _refuse_named_weights(name: str, file: object) -> None:
+    if file is None or (isinstance(file, str) and "/" not in file and file.endswith(_SAFE_NAMES)):
+        return
+    raise ModelError(
+        f"{name} の config.json の {_NAMED_WEIGHTS} が {str(file)[:100]!r} です。safetensors だけを読み込みます。",
+        f"{name}: {_NAMED_WEIGHTS} in its config.json is {str(file)[:100]!r}. Safetensors only.",
+    )
 
 
 def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
@@ -115,22 +128,53 @@ def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: b
     )
 
 
-def validate_safetensors(name: str) -> None:
-    """Refuses a local folder whose weights exist only as pickles: unpickling can run any code.
+def validate_safetensors(source: ModelSource) -> None:
+    """Refuses, before transformers looks at it, a model of which anything but safetensors would be opened: unpickling
+    can run any code, and an index may name a pickle whatever its reader asks for.
 
     Raises:
-        ModelError: no *.safetensors in the folder.
+        ModelError: a folder without weights in safetensors, or an index that names other files.
     """
-    folder = Path(name)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+    folder = Path(source.path)
+    if not folder.is_dir():
+        index = _hub_index(source)
+        if index is not None:
+            hub.indexed_files(index)
         return
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    validate_weight_files(folder, str(source.config.get(_NAMED_WEIGHTS) or hub.WEIGHTS))
+
+
+def validate_weight_files(folder: Path, single: str = hub.WEIGHTS) -> None:
+    """The same for a folder.
+
+    Args:
+        single: the file that holds all weights where there is no index.
+    """
+    for index in folder.glob("*.index.json"):
+        if not index.name.startswith("pytorch_model."):  # of pickles, which nothing reads
+            hub.indexed_files(index)
+    if (folder / single).is_file() or (folder / hub.INDEX).is_file():
+        return
+    others = sorted(path.name for pattern in (*_PICKLES, "*.safetensors") for path in folder.glob(pattern))
     raise ModelError(
-        f"{name} に safetensors の重みがありません (あるのは {'、'.join(pickles) or 'なし'})。安全のため safetensors だけを読み込みます。"
+        f"{folder} に safetensors の重み（{single} か {hub.INDEX}）がありません (あるのは {'、'.join(others[:8]) or 'なし'})。安全のため safetensors だけを読み込みます。"
         " 信頼できる環境で save_pretrained し直して変換してください。",
-        f"{name} has no safetensors weights (found: {', '.join(pickles) or 'none'}). Safetensors only: pickles can run code."
-        " Convert it with save_pretrained in an environment that you trust.",
+        f"{folder} has no safetensors weights, {single} or {hub.INDEX} (found: {', '.join(others[:8]) or 'none'}). "
+        "Safetensors only: pickles can run code. Convert it with save_pretrained in an environment that you trust.",
     )
+
+
+def _hub_index(source: ModelSource) -> Path | None:
+    """The index of a model on the hub or in its cache; None where its weights are one file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source.path, hub.INDEX, local_files_only=source.local_only))
+    except EntryNotFoundError:  # LocalEntryNotFoundError is one
+        return None
+    except (OSError, ValueError) as error:
+        raise not_loaded(source.path, error) from error
 
 
 def weight_file_bytes(folder: Path) -> int:

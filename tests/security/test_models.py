@@ -1,0 +1,122 @@
+"""Models from somebody else: nothing but safetensors is opened, and no code, kernel or request comes with them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ai_finetuning.apps.cli.main import run
+from ai_finetuning.convert.quantize import QuantizationOptimizer
+from ai_finetuning.errors import ModelError
+from ai_finetuning.export.source import model_folder
+from ai_finetuning.export.vllm import export_vllm
+from ai_finetuning.models.loading import load_causal_lm
+from ai_finetuning.models.source import find_model, validate_safetensors
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+@pytest.fixture
+def received(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A model's folder that may be changed, with a pickle beside its weights."""
+    folder = tmp_path / "received"
+    shutil.copytree(tiny_model_dir, folder)
+    for name in ("evil.bin", "pytorch_model.bin", "adapter_model.bin"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    return folder
+
+
+def with_index(folder: Path, content: object, name: str = "model.safetensors.index.json") -> None:
+    (folder / "model.safetensors").rename(folder / "decoy.safetensors")
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def with_config(folder: Path, **values: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def index_of(*files: object) -> dict[str, object]:
+    return {"metadata": {}, "weight_map": {f"w{n}": file for n, file in enumerate(files)}}
+
+
+FOLDERS: dict[str, Callable[[Path], None]] = {
+    "an index of pickles": lambda folder: with_index(folder, index_of("evil.bin")),
+    "one pickle among many": lambda folder: with_index(folder, index_of("decoy.safetensors", "evil.bin")),
+    "the folder above": lambda folder: with_index(folder, index_of("../x.safetensors")),
+    "an absolute path": lambda folder: with_index(folder, index_of("/x.safetensors")),
+    "another system's path": lambda folder: with_index(folder, index_of("..\\x.safetensors")),
+    "no name": lambda folder: with_index(folder, index_of(None)),
+    "no map": lambda folder: with_index(folder, {"weight_map": ["evil.bin"]}),
+    "no JSON": lambda folder: with_index(folder, "{"),
+    "deep JSON": lambda folder: with_index(folder, "[" * 100_000),
+    "only a decoy": lambda folder: (folder / "model.safetensors").rename(folder / "decoy.safetensors") and None,
+    "a pickle that config.json names": lambda folder: with_config(folder, transformers_weights="adapter_model.bin"),
+    "an index that config.json names": lambda folder: (
+        (
+            with_config(folder, transformers_weights="x.safetensors.index.json"),
+            with_index(folder, index_of("evil.bin"), "x.safetensors.index.json"),
+        )
+        and None
+    ),
+}
+
+
+def train(folder: Path) -> None:
+    rows = folder.parent / "rows.jsonl"
+    rows.write_text('{"instruction": "首都は？", "output": "東京です。"}\n' * 8, encoding="utf-8")
+    out = folder.parent / "out"
+    code = run(["train", f"model={folder}", "method=lora", f"data.train={rows}", f"training.output_dir={out}"])
+    if code == 78:
+        raise ModelError("", "refused")
+
+
+LOADERS: dict[str, Callable[[Path], object]] = {
+    "generate": lambda folder: load_causal_lm(str(folder)),
+    "serve": lambda folder: model_folder(str(folder)),  # what it starts transformers' server on
+    "export": lambda folder: export_vllm(str(folder), folder.parent / "exported"),
+    "quantize": lambda folder: QuantizationOptimizer(str(folder)).quantize_to_4bit(str(folder.parent / "quantized")),
+    "train": train,
+}
+
+
+@pytest.mark.parametrize("prepare", FOLDERS.values(), ids=FOLDERS)
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_only_plain_safetensors_names_reach_transformers(
+    received: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare, load
+):
+    """Refused before torch.load could be asked, by every way to the weights."""
+    import torch
+    import transformers
+
+    def opened(*args: object, **kwargs: object) -> None:
+        raise AssertionError("transformers or torch.load was reached")
+
+    prepare(received)
+    monkeypatch.setattr(torch, "load", opened)
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", opened)
+    with pytest.raises(ModelError):
+        load(received)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_models_with_pickles_beside_their_safetensors_load(received: Path, tmp_path: Path):
+    """Makers keep both; the pickles stay closed."""
+    (received / "pytorch_model.bin.index.json").write_text(json.dumps(index_of("evil.bin")))
+    assert load_causal_lm(str(received)).num_parameters() > 0
+    with_index(received, index_of("decoy.safetensors"))
+    validate_safetensors(find_model(str(received)))
+    assert not (tmp_path / "boom").exists()
