@@ -16,7 +16,7 @@ from ai_finetuning.errors import ModelError
 from ai_finetuning.export.source import model_folder
 from ai_finetuning.export.vllm import export_vllm
 from ai_finetuning.models.loading import load_causal_lm
-from ai_finetuning.models.source import find_model, validate_safetensors
+from ai_finetuning.models.source import find_model, find_tokenizer, validate_safetensors
 
 
 class Bomb:
@@ -63,7 +63,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "no map": lambda folder: with_index(folder, {"weight_map": ["evil.bin"]}),
     "no JSON": lambda folder: with_index(folder, "{"),
     "deep JSON": lambda folder: with_index(folder, "[" * 100_000),
-    "only a decoy": lambda folder: (folder / "model.safetensors").rename(folder / "decoy.safetensors") and None,
+    "only a decoy": lambda folder: (folder / "model.safetensors").rename(folder / "decoy.safetensors"),
     "a pickle that config.json names": lambda folder: with_config(folder, transformers_weights="adapter_model.bin"),
     "an index that config.json names": lambda folder: (
         (
@@ -120,3 +120,45 @@ def test_models_with_pickles_beside_their_safetensors_load(received: Path, tmp_p
     with_index(received, index_of("decoy.safetensors"))
     validate_safetensors(find_model(str(received)))
     assert not (tmp_path / "boom").exists()
+
+
+KERNELS: dict[str, dict[str, object]] = {
+    "attn_implementation": {"attn_implementation": "attacker/kernel"},
+    "_attn_implementation": {"_attn_implementation": "attacker/kernel@main:forward"},
+    "_attn_implementation_internal": {"_attn_implementation_internal": "attacker/kernel"},
+    "experts_implementation": {"experts_implementation": "attacker/kernel"},
+    "by part": {"attn_implementation": {"": "attacker/kernel"}},
+    "of a part": {"text_config": {"attn_implementation": "paged|attacker/kernel"}},
+    "kernel_config": {"kernel_config": {"RMSNorm": ["attacker/kernel:Norm"]}},
+}
+
+
+@pytest.mark.parametrize("values", KERNELS.values(), ids=KERNELS)
+def test_a_kernel_that_config_json_names_is_never_asked_for(
+    received: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, object]
+):
+    """With a stand-in for the package `kernels` on the path, which would note what it is asked for."""
+    package = tmp_path / "site" / "kernels"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"open({str(tmp_path / 'asked')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    with_config(received, **values)
+    with pytest.raises(ModelError, match="attacker/kernel"):
+        load_causal_lm(str(received))
+    for look in (find_model, find_tokenizer, model_folder):
+        with pytest.raises(ModelError, match="attacker/kernel"):
+            look(str(received))
+    assert not (tmp_path / "asked").exists()
+
+
+def test_attentions_that_transformers_has_itself_are_taken(received: Path):
+    with_config(received, attn_implementation="eager", layer_types=["full_attention"] * 2, _name_or_path="a/b")
+    assert load_causal_lm(str(received)).num_parameters() > 0
+
+
+def test_a_config_json_that_is_no_object_is_refused(received: Path):
+    for text in ("[]", "{", "[" * 100_000):
+        (received / "config.json").write_text(text)
+        for look in (find_model, find_tokenizer):
+            with pytest.raises(ModelError):
+                look(str(received))

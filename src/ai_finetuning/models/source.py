@@ -15,6 +15,8 @@ from .catalog import CatalogRow
 
 # The key of config.json that names a single file of weights.
 _NAMED_WEIGHTS = "transformers_weights"
+# Parts of the keys of config.json whose value may be a kernel of a hub.
+_KERNELS = ("attn", "attention", "experts", "kernel")
 _SAFE_NAMES = (".safetensors", ".safetensors.index.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -70,12 +72,17 @@ def find_tokenizer(name: str) -> ModelSource:
     """The same for a folder or id whose tokenizer alone is needed; its configuration is read where it has one."""
     obtained = hub.locate(name, weights=False)
     file = Path(obtained.path) / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_config(obtained) if file.is_file() else {}
     return ModelSource(obtained.name, obtained.path, obtained.local_only, config, catalog.lookup(obtained.name))
 
 
 def read_config(obtained: hub.Located) -> dict[str, Any]:
-    """The model's config.json as a dict; no code of the repository runs."""
+    """The model's config.json as a dict; no code of the repository runs. The one reader of configurations.
+
+    Raises:
+        ModelError, HubError: it cannot be read. ModelError: it names weights that are no safetensors, or code to
+            download for attention, experts or kernels.
+    """
     try:
         file = Path(obtained.path) / "config.json"
         if not Path(obtained.path).is_dir():
@@ -85,9 +92,10 @@ def read_config(obtained: hub.Located) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"config.json holds a {type(values).__name__}, not an object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise not_loaded(obtained.path, error) from error
     _refuse_named_weights(obtained.name, values.get(_NAMED_WEIGHTS))
+    _refuse_named_kernels(obtained.name, values)
     return values
 
 
@@ -98,6 +106,29 @@ def _refuse_named_weights(name: str, file: object) -> None:
         f"{name} の config.json の {_NAMED_WEIGHTS} が {str(file)[:100]!r} です。safetensors だけを読み込みます。",
         f"{name}: {_NAMED_WEIGHTS} in its config.json is {str(file)[:100]!r}. Safetensors only.",
     )
+
+
+def _refuse_named_kernels(name: str, config: Mapping[str, Any]) -> None:
+    """Refuses a configuration that names a repository as its attention, experts or kernels.
+
+    transformers 5.23 downloads and runs such a kernel where the package `kernels` is installed, although another
+    attention is asked for; nothing that it computes by itself has a `/` in its name.
+    """
+    waiting: list[tuple[str, Any, bool]] = [("", config, False)]
+    while waiting:
+        key, value, about_kernels = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [
+                (str(k), v, about_kernels or any(x in str(k).lower() for x in _KERNELS)) for k, v in value.items()
+            ]
+        elif isinstance(value, list):
+            waiting += [(key, item, about_kernels) for item in value]
+        elif about_kernels and isinstance(value, str) and "/" in value:
+            raise ModelError(
+                f"{name} の config.json の {key[:60]} が {value[:100]!r} です。ハブのカーネル（実行コード）は読み込みません。信頼できるモデルなら、そのキーを消してください。",
+                f"{name}: {key[:60]} in its config.json is {value[:100]!r}. Kernels of a hub are code and are not loaded; if "
+                "you trust the model, remove the key.",
+            )
 
 
 def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
