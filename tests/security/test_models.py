@@ -53,7 +53,7 @@ def index_of(*files: object) -> dict[str, object]:
     return {"metadata": {}, "weight_map": {f"w{n}": file for n, file in enumerate(files)}}
 
 
-FOLDERS: dict[str, Callable[[Path], None]] = {
+FOLDERS: dict[str, Callable[[Path], object]] = {
     "an index of pickles": lambda folder: with_index(folder, index_of("evil.bin")),
     "one pickle among many": lambda folder: with_index(folder, index_of("decoy.safetensors", "evil.bin")),
     "the folder above": lambda folder: with_index(folder, index_of("../x.safetensors")),
@@ -65,14 +65,13 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "deep JSON": lambda folder: with_index(folder, "[" * 100_000),
     "only a decoy": lambda folder: (folder / "model.safetensors").rename(folder / "decoy.safetensors"),
     "a pickle that config.json names": lambda folder: with_config(folder, transformers_weights="adapter_model.bin"),
-    "an index that config.json names": lambda folder: (
-        (
-            with_config(folder, transformers_weights="x.safetensors.index.json"),
-            with_index(folder, index_of("evil.bin"), "x.safetensors.index.json"),
-        )
-        and None
-    ),
+    "an index that config.json names": lambda folder: with_named_index(folder),
 }
+
+
+def with_named_index(folder: Path) -> None:
+    with_config(folder, transformers_weights="x.safetensors.index.json")
+    with_index(folder, index_of("evil.bin"), "x.safetensors.index.json")
 
 
 def train(folder: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from ai_finetuning.config.load import load_config
 from ai_finetuning.config.shortened import cut, shortened
 from ai_finetuning.config.yaml_text import MAX_BYTES, MAX_NODES, parse_yaml
 from ai_finetuning.errors import ConfigError
+from ai_finetuning.models import source
 
 # Nine levels of nine aliases: 9^9 values in some 400 bytes.
 LEVELS = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9) if n else 'a'}]\n" for n in range(9))
@@ -100,3 +104,63 @@ def test_values_in_messages_are_as_repr_writes_them_until_they_are_long():
         assert "..." in shortened(value)
     assert cut("k" * 500) == "k" * 100 + "..."
     assert cut("k") == "k"
+
+
+CODE = """
+open({marker!r}, "w")
+from transformers import LlamaConfig, LlamaForCausalLM
+class Config(LlamaConfig):
+    model_type = "received"
+class Model(LlamaForCausalLM):
+    config_class = Config
+"""
+
+
+@pytest.fixture
+def foreign(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A model's folder with code of its own, which makes a file `ran`, and data to train on."""
+    folder = tmp_path / "foreign"
+    shutil.copytree(tiny_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "received",
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "首都は？", "output": "東京です。"}\n' * 8, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["model:\n  name: {0}\n  trust_remote_code: true", "model: {{name: {0}}}\ntrust_remote_code: true"],
+    ids=["in its section", "at the top"],
+)
+def test_a_yaml_cannot_allow_the_code_of_a_model(foreign: Path, tmp_path: Path, capsys, setting: str):
+    file = tmp_path / "received.yaml"
+    file.write_text(setting.format(foreign) + f"\ndata: {{train: {tmp_path / 'rows.jsonl'}}}\n")
+    assert run(["train", str(file), "--dry-run"]) == 78
+    said = capsys.readouterr().err
+    assert "aift train ... model.trust_remote_code=true" in said
+    assert "line " in said
+    assert not (tmp_path / "ran").exists()
+    assert load_config(file, ["model.trust_remote_code=true"]).model.trust_remote_code
+    assert not load_config(file, ["model.trust_remote_code=false"]).model.trust_remote_code
+
+
+def test_the_command_line_can_and_is_warned_before_the_code_runs(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran_at_warning = []
+    monkeypatch.setattr(source, "warn", lambda ja, en: ran_at_warning.append((en, (tmp_path / "ran").exists())))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    arguments = [f"model={foreign}", f"data.train={tmp_path / 'rows.jsonl'}", "method=lora", "--dry-run"]
+    run(["train", *arguments, "model.trust_remote_code=true"])
+    assert (tmp_path / "ran").exists()
+    assert ran_at_warning[0] == (f"Running code from the repository of {foreign} (trust_remote_code).", False)
+
+
+def test_false_in_a_yaml_is_read(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {name: a/b, trust_remote_code: false}\n")
+    assert not load_config(file).model.trust_remote_code

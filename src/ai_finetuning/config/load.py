@@ -25,6 +25,13 @@ FLAGS = {
     "restart": "training.checkpoint.restart",
     "allow_changed": "training.checkpoint.allow_changed",
 }
+_TRUST = ("model", "trust_remote_code")
+_UNTRUSTED = Problem(
+    "model.trust_remote_code は設定ファイルでは true にできません。コードを読んで信頼できるモデルだけ、コマンドラインで aift train ... model.trust_remote_code=true と指定してください。",
+    "model.trust_remote_code cannot be true in a file. If you have read the model's code and trust it, say so on the "
+    "command line: aift train ... model.trust_remote_code=true.",
+    ".".join(_TRUST),
+)
 # Names that a line lists.
 _SHOWN = 8
 
@@ -33,7 +40,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """The configuration of a run.
 
     Args:
-        path: a YAML file, or None for overrides alone. At its top a setting may also stand without its section, as on
+        path: a YAML file, or None for overrides alone. It cannot set model.trust_remote_code; an override can. At its top a setting may also stand without its section, as on
             the command line: `learning_rate: 1e-4`.
         overrides: `key=value`, `--key value`, `--key=value`; a key may be bare where one section has it.
 
@@ -43,6 +50,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     file = _File("", {}, {}, []) if path is None else _read(Path(path))
     values, problems = file.values, file.problems
+    trusted = _trusts(values)
     for key, text in parse_overrides(overrides):
         try:
             path_of_key, kind = resolve_key(key)
@@ -53,6 +61,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             continue
         file.lines.pop(".".join(path_of_key), None)  # what is wrong now is no longer the file's
         _put(values, path_of_key, value)
+        trusted = trusted and path_of_key != _TRUST
+    if trusted:
+        problems.append(_UNTRUSTED)
     try:
         built = build(RunConfig, _with_model_section(values))
     except ConfigError as error:
@@ -61,6 +72,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if problems:
         raise _refusal(file, problems)
     return built
+
+
+def _trusts(values: Mapping[str, Any]) -> bool:
+    """Whether a file asks for the code of a model's repository: it may come from anybody, so it cannot allow that."""
+    section, name = _TRUST
+    model = values.get(section)
+    return isinstance(model, Mapping) and model.get(name) is True
 
 
 @dataclass(frozen=True)

@@ -142,20 +142,25 @@ def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: b
     if not config.get("auto_map"):
         return False
     if trust_remote_code:
-        warn(
-            f"{name} のリポジトリーに含まれるコードを実行します (trust_remote_code)。",
-            f"Running code from the repository of {name} (trust_remote_code).",
-        )
+        warn_of_code(name)
         return True
     row = catalog.lookup(name)
     if row is not None and not getattr(row, "trust_remote_code", True):
         return False
     raise ModelError(
         f"{name} の config.json はリポジトリー内のコード (auto_map) の実行を求めています。実行しません。内容を確認して信頼できる場合だけ"
-        " trust_remote_code=True (設定では model.trust_remote_code: true) を指定してください。",
+        " trust_remote_code=True (コマンドラインでは model.trust_remote_code=true) を指定してください。",
         f"{name}: its config.json requests code from the repository (auto_map), which is not run by default. Read "
         "that code, and only if you trust"
-        " it pass trust_remote_code=True (in a config: model.trust_remote_code: true).",
+        " it pass trust_remote_code=True (on the command line: model.trust_remote_code=true).",
+    )
+
+
+def warn_of_code(name: str) -> None:
+    """Said before any code of a repository runs."""
+    warn(
+        f"{name} のリポジトリーに含まれるコードを実行します (trust_remote_code)。",
+        f"Running code from the repository of {name} (trust_remote_code).",
     )
 
 

@@ -17,7 +17,7 @@ from ..messages import notice, warn
 from . import catalog
 from .probes import PROBES as PROBES
 from .sentencepiece_tokenizer import deciding_file, from_pieces, pieces_file, read_settings
-from .source import ModelSource, find_tokenizer
+from .source import ModelSource, find_tokenizer, warn_of_code
 from .special_tokens import keep_turn_ends, turn_end_ids
 
 # Tokens that models reserve for padding, in the order in which they are preferred.
@@ -107,6 +107,8 @@ def _loaded(source: ModelSource, trust_remote_code: bool) -> PreTrainedTokenizer
         if pieces is not None:
             return from_pieces(folder, pieces)
         _refuse_unreadable(folder, source.name)
+    if by_code:
+        warn_of_code(source.name)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         source.path, trust_remote_code=trust_remote_code, local_files_only=source.local_only
     )
