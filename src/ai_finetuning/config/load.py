@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigError, InputNotFoundError, Problem, Reason, UsageError
+from ..messages import argument
 from .fields import field_names, fields_of, options_of, section_class
 from .hints import hint
 from .other_tools import OTHER_TOOLS
@@ -184,8 +185,8 @@ def _refusal(file: _File, problems: Sequence[Problem]) -> ConfigError:
         return refusal
     names = ", ".join(foreign[:_SHOWN]) + (", ..." if len(foreign) > _SHOWN else "")
     return ConfigError(
-        f"{refusal.ja}\n{names} は LLaMA-Factory、Axolotl、TRL などの設定です。そのファイルは aift import {file.name} で本ツールの設定に変換できます。",
-        f"{refusal.en}\n{names}: settings of LLaMA-Factory, Axolotl or TRL; aift import {file.name} turns their files "
+        f"{refusal.ja}\n{names} は LLaMA-Factory、Axolotl、TRL などの設定です。そのファイルは aift import {argument(file.name)} で本ツールの設定に変換できます。",
+        f"{refusal.en}\n{names}: settings of LLaMA-Factory, Axolotl or TRL; aift import {argument(file.name)} turns their files "
         "into ours.",
         refusal.problems,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
+from ...messages import argument
 
 
 def register(app: typer.Typer) -> None:
@@ -73,4 +74,4 @@ def import_run(
             f"{out} cannot be written ({error}); check the folder and its permissions.",
         ) from None
     print(localized("次の手順:", "next steps:"))
-    print(f"  aift train {out} --dry-run")
+    print(f"  aift train {argument(out)} --dry-run")

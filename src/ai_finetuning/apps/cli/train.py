@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ...errors import localized
+from ...messages import argument
 from .japanese import Command
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def train(
 
     result = run_training(config, device, source)
     print(localized("次の手順:", "next steps:"))
-    print(f"  aift chat {result.folder}")
+    print(f"  aift chat {argument(result.folder)}")
     if not config.trains_all:
-        print(f"  aift merge {result.folder} --out {result.folder}-merged")
+        print(f"  aift merge {argument(result.folder)} --out {argument(f'{result.folder}-merged')}")
 
 
 def _check(config: RunConfig, path: str | None) -> ModelSource:

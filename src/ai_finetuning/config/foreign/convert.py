@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, InputNotFoundError, Reason
+from ...messages import argument
 from ..fields import field_names
 from ..run import RunConfig
 from ..section import build
@@ -265,8 +266,8 @@ def _refuse_others(values: Mapping[str, Any], keys: set[str], name: str) -> None
     sections = [key for key in keys if key in field_names(RunConfig) and isinstance(values[key], Mapping)]
     if sections and not keys & {"base_model", "model_name_or_path"}:
         raise ConfigError(
-            f"{name} は本ツールの設定ファイルです（{', '.join(sorted(sections))}）。そのまま aift train {name} で使えます。",
-            f"{name} is a run file of ours already ({', '.join(sorted(sections))}): aift train {name}.",
+            f"{name} は本ツールの設定ファイルです（{', '.join(sorted(sections))}）。そのまま aift train {argument(name)} で使えます。",
+            f"{name} is a run file of ours already ({', '.join(sorted(sections))}): aift train {argument(name)}.",
         )
     if all(isinstance(value, Mapping) for value in values.values()) and any(
         {"file_name", "hf_hub_url", "ms_hub_url", "script_url"} & value.keys() for value in values.values()
