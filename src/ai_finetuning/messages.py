@@ -50,12 +50,12 @@ def speak(*, only_errors: bool) -> None:
 
 def notice(ja: str, en: str) -> None:
     """Logs information for the user."""
-    _ready().info(localized(ja, en))
+    _ready().info(printable(localized(ja, en)))
 
 
 def warn(ja: str, en: str) -> None:
     """Logs a warning for the user."""
-    _ready().warning(localized(ja, en))
+    _ready().warning(printable(localized(ja, en)))
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import shlex
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ai_finetuning.apps.cli import chat
+from ai_finetuning.apps.cli.main import run
 from ai_finetuning.config.model import ModelConfig
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.evaluation.fidelity import Agreement
 from ai_finetuning.execution.model_card import literal, markdown, merge_card, model_card
 from ai_finetuning.export import vllm
-from ai_finetuning.messages import argument
+from ai_finetuning.messages import argument, notice, printable, warn
+from ai_finetuning.models import generation
 from ai_finetuning.models.adapters import add_lora
 from tests.support.models import build_model
 
@@ -121,3 +125,102 @@ def test_printed_commands_are_one_word_a_name(name: str, tmp_path: Path, logged)
     assert not name or words[:7] == [
         "vllm", "serve", expected, "--enable-lora", "--lora-modules", f"a b;c={folder}", "--max-lora-rank"
     ]  # fmt: skip
+
+
+HOSTILE = "\x1b]0;t\x07\x1b[2J\x08\x0d\x7f\x9b31m\u202eabc\u2066\u200f\u2028x"
+SHOWN = r"\x1b]0;t\x07\x1b[2J\x08\x0d\x7f\x9b31m\u202eabc\u2066\u200f\u2028x"
+RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def test_controls_are_shown_and_texts_stay():
+    assert printable(HOSTILE) == SHOWN
+    for text in (
+        "日本語、ｶﾀｶﾅ、葛\U000e0100城、辻\ufe00",
+        "👨\u200d👩\u200d👧 ❤\ufe0f 🏴\U000e0067\U000e0062\U000e007f",
+        "a\tb\nc\u3000\xa0\ufeff",
+        "עברית العربية",
+    ):
+        assert printable(text) == text
+
+
+def test_notices_and_warnings(logged):
+    notice(HOSTILE, HOSTILE)
+    warn(HOSTILE, HOSTILE)
+    assert logged().count(SHOWN) == 2
+    assert not RAW.search(logged())
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, list[str]]:
+    """Commands by what is hostile in them; each ends with a message that shows it."""
+    config = {"model_type": HOSTILE, "architectures": [HOSTILE]}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "model.safetensors").touch()
+    (tmp_path / "broken.jsonl").write_text('{"text": "' + HOSTILE + "\n" + '{"text"' + HOSTILE + "\n", encoding="utf-8")
+    (tmp_path / "columns.jsonl").write_text(json.dumps({HOSTILE: "a", "b": "c"}) + "\n", encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(f'"{SHOWN}": 1\ntraining: {{"{SHOWN}": 1}}\nmethod: "{SHOWN}"\n')
+    data = "data.train=" + str(tmp_path / "columns.jsonl")
+    tiny = "embedded:kotoha-tiny"
+    return {
+        "a path": ["generate", str(tmp_path / HOSTILE), "q"],
+        "a file": ["data", "stats", str(tmp_path / (HOSTILE + ".jsonl")), "--model", tiny],
+        "a line": ["data", "stats", str(tmp_path / "broken.jsonl"), "--model", tiny],
+        "a column": ["data", "stats", str(tmp_path / "columns.jsonl"), "--model", tiny],
+        "a model_type": ["generate", str(tmp_path / "model"), "q"],
+        "keys of a YAML": ["train", str(tmp_path / "run.yaml")],
+        "a key": ["train", HOSTILE + "=1", data],
+        "an option": ["generate", "--" + HOSTILE],
+        "a command": [HOSTILE],
+        "a search": ["models", HOSTILE],
+    }
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_no_place_prints_a_control_of_its_input(places, capsys, monkeypatch: pytest.MonkeyPatch, language: str):
+    monkeypatch.setenv("AIFT_LANG", language)
+    for place, command in places.items():
+        run(command)
+        said = "".join(capsys.readouterr())
+        assert said, place
+        assert not RAW.search(said), (place, said)
+
+
+def test_rows_are_shown_with_their_controls(tmp_path: Path, capsys):
+    file = tmp_path / "rows.jsonl"
+    row = {"instruction": "首都\u202eは？", "output": "東京\u2066です。👨\u200d👩"}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    run(["data", "show", str(file), "--model", "embedded:kotoha-tiny"])
+    said = "".join(capsys.readouterr())
+    assert "東" in said
+    assert not RAW.search(said)
+
+
+class Talk:
+    """A conversation whose model answers with controls."""
+
+    class opened:
+        has_adapter = True
+
+        @staticmethod
+        def adapter(on: bool) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
+    def stream(self, line: str, **options: object) -> list[str]:
+        return ["東京", *HOSTILE]
+
+    def compare(self, line: str, **options: object) -> tuple[str, str]:
+        return HOSTILE, "東京"
+
+
+def test_answers_are_printed_with_their_controls_shown(capsys):
+    chat._answer(Talk(), "q", {"compare": False, "adapter": True}, {})
+    assert capsys.readouterr().out == "東京" + SHOWN + "\n"
+    chat._answer(Talk(), "q", {"compare": True, "adapter": True}, {})
+    assert not RAW.search(capsys.readouterr().out)
+
+
+def test_generated_answers_are_printed_so_too(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generation, "generate_text", lambda *a, **k: [HOSTILE])
+    assert run(["generate", "embedded:kotoha-tiny", "q"]) == 0
+    assert capsys.readouterr().out == SHOWN + "\n"

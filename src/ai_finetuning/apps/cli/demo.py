@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ...errors import localized
-from ...messages import argument
+from ...messages import argument, printable
 
 SHOWN = 8
 # Asked of the tuned model at the end; the second question only makes sense after the first.
@@ -192,5 +192,5 @@ def _talk(folder: Path) -> None:
     chat = Chat(open_model(str(folder)))
     for question in TALK:
         print(localized(f"あなた> {question}", f"you> {question}"))
-        print("".join(chat.stream(question, do_sample=False, max_new_tokens=64)))
+        print(printable("".join(chat.stream(question, do_sample=False, max_new_tokens=64))))
     print(localized(f"（続きは: aift chat {argument(folder)}）", f"(continue with: aift chat {argument(folder)})"))
