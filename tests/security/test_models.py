@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import pickle
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +14,14 @@ import pytest
 
 from ai_finetuning.apps.cli.main import run
 from ai_finetuning.convert.quantize import QuantizationOptimizer
-from ai_finetuning.errors import ModelError
+from ai_finetuning.errors import HubError, ModelError
 from ai_finetuning.export.source import model_folder
 from ai_finetuning.export.vllm import export_vllm
+from ai_finetuning.inference.session import open_model
+from ai_finetuning.models import hub
 from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.models.source import find_model, find_tokenizer, validate_safetensors
+from ai_finetuning.system import network
 
 
 class Bomb:
@@ -161,3 +166,90 @@ def test_a_config_json_that_is_no_object_is_refused(received: Path):
         for look in (find_model, find_tokenizer):
             with pytest.raises(ModelError):
                 look(str(received))
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Notes what it is asked, and with which token; `private` asks who is there."""
+
+    private = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[tuple[str, str | None]] = []
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        token = self.headers.get("Authorization")
+        self.server.asked.append((self.path, token))
+        self.send_response(401 if self.server.private and token != "Bearer hf_secret" else 404)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def asked_hub(monkeypatch: pytest.MonkeyPatch):
+    server = Hub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("ask", [open_model, model_folder], ids=["generate", "merge"])
+def test_the_base_that_an_adapter_names_is_said_and_asked_for_without_the_token(
+    tmp_path: Path, asked_hub: Hub, logged, ask
+):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "attacker/beacon"}))
+    (adapter / "adapter_model.safetensors").touch()
+    with pytest.raises(HubError):
+        ask(str(adapter))
+    assert "names attacker/beacon as its base" in logged()
+    assert asked_hub.asked
+    assert {token for _, token in asked_hub.asked} == {None}
+
+
+def test_a_private_model_is_asked_for_again_with_the_token(asked_hub: Hub):
+    asked_hub.private = True
+    with pytest.raises(HubError):
+        hub.preflight("own/private")
+    assert [token for _, token in asked_hub.asked] == [None, "Bearer hf_secret"]
+
+
+@pytest.mark.parametrize(
+    ("url", "carries"),
+    [
+        ("https://huggingface.co/x", True),
+        ("http://127.0.0.1:8000/x", True),
+        ("http://[::1]:8000/x", True),
+        ("http://localhost/x", True),
+        ("http://mirror.example/x", False),
+        ("http://127.0.0.1.evil.example/x", False),
+        ("http://localhost@evil.example/x", False),
+        ("ftp://localhost.example/x", False),
+    ],
+)
+def test_no_token_goes_unencrypted_over_a_network(url: str, carries: bool):
+    assert network.carries_tokens(url) is carries
+
+
+def test_huggingface_hub_sends_no_token_to_an_unencrypted_mirror(asked_hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")
+    assert "authorization" in build_hf_headers()
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.invalid")
+    with pytest.raises(HubError):
+        hub.preflight("own/private", limit_seconds=0.5)
+    assert "authorization" not in build_hf_headers()

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from .. import embedded
 from ..errors import HubError, InputNotFoundError, ModelError, Reason
-from ..system.network import LIMIT_SECONDS, endpoint, head, offline
+from ..messages import notice
+from ..system.network import LIMIT_SECONDS, carries_tokens, endpoint, head, offline, withhold_tokens
 from . import catalog
-from .adapter_folder import base_name, is_adapter, recorded_config
+from .adapter_folder import adapter_config, base_name, is_adapter, recorded_config
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
 # What transformers loads: one file, or those that an index names.
@@ -144,6 +145,19 @@ def on_disk(name: str) -> Path | None:
     return path if path.is_dir() else None
 
 
+def named_base(folder: str | Path) -> str:
+    """The model that an adapter's configuration names as its base; said where the hub will be asked for it, which the
+    user has not named.
+    """
+    name = base_name(adapter_config(folder))
+    if on_disk(catalog.resolve(name)) is None and not Path(name).exists():
+        notice(
+            f"アダプター {folder} はベースモデルとして {name} を指定しています。手元になければ {endpoint()} に問い合わせます。",
+            f"the adapter {folder} names {name} as its base; unless it is on this machine, {endpoint()} is asked for it.",
+        )
+    return name
+
+
 def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECONDS) -> Located:
     """Makes sure, within seconds, that a hub id, alias, `embedded:NAME` or folder can be loaded; says from where.
 
@@ -182,6 +196,8 @@ def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
         HubError: with the reason (no answer, gated, unknown id, server error) and the way out.
     """
     url = f"{endpoint()}/{model_id}/resolve/main/config.json"
+    if not carries_tokens(url):
+        withhold_tokens()
     answer = head(url, limit_seconds)
     if answer.status is None:
         raise _unreachable(model_id, answer.reason)
