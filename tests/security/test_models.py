@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +19,13 @@ from ai_finetuning.errors import HubError, ModelError
 from ai_finetuning.export.source import model_folder
 from ai_finetuning.export.vllm import export_vllm
 from ai_finetuning.inference.session import open_model
+from ai_finetuning.japanese.prompts import _frozen, render, validate_template
+from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import hub
+from ai_finetuning.models.adapters import add_lora, load_adapter, target_modules
 from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.models.source import find_model, find_tokenizer, validate_safetensors
+from ai_finetuning.models.tokenizers import load_tokenizer
 from ai_finetuning.system import network
 
 
@@ -253,3 +258,79 @@ def test_huggingface_hub_sends_no_token_to_an_unencrypted_mirror(asked_hub: Hub,
     with pytest.raises(HubError):
         hub.preflight("own/private", limit_seconds=0.5)
     assert "authorization" not in build_hf_headers()
+
+
+def within(seconds: float, call: Callable[[], object]) -> object:
+    before = time.monotonic()
+    obtained = call()
+    assert time.monotonic() - before < seconds
+    return obtained
+
+
+def with_template(folder: Path, text: str):
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    return load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ 1 }}" + "a" * 70_000, "{% for a in x %}" * 7 + "{% endfor %}" * 7, "{% for" * 200_000]
+)
+def test_a_chat_template_has_a_size(received: Path, text: str):
+    with pytest.raises(ModelError, match="chat template is too large"):
+        within(5, lambda: with_template(received, text))
+
+
+def test_honest_templates_count_and_print_the_date(received: Path):
+    text = "{% for a in range(1, 3) %}{{ a }}{% endfor %}{{ strftime_now('%Y-%m-%d') }}{{ strftime_now( \"%d 'b'\" ) }}"
+    assert render(with_template(received, text), [{"role": "user", "content": "a"}]) == "122026-01-0101 'b'"
+    for template in TEMPLATES.values():
+        validate_template(template.jinja)
+
+
+@pytest.mark.parametrize(
+    "part", ["strftime_now('", 'strftime_now("', "strftime_now( ", "strftime_now('a' ", "strftime_now('\""]
+)
+def test_the_date_is_found_in_linear_time(part: str):
+    within(1, lambda: _frozen(part * 20_000))
+
+
+def with_targets(folder: Path, **values: object) -> Path:
+    add_lora(load_causal_lm("embedded:kotoha-tiny", dtype="float32"), r=4, alpha=8).save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(([a-z0-9_.])+)+#", "(?:.*?(?:layers).*?(?:self_attn|mlp).*?(?:[a-z]*_proj).*?)", r".*\.(q|v)_proj"]
+)
+def test_layers_of_an_adapter_are_found_in_bounded_time(tmp_path: Path, pattern: str):
+    """Expressions that may be endless are not matched: the file says which layers it has."""
+    plain = with_targets(tmp_path / "plain")
+    layers = target_modules(load_adapter(load_causal_lm("embedded:kotoha-tiny"), plain))
+    folder = with_targets(tmp_path / "received", target_modules=pattern)
+    if pattern.startswith(r".*\."):  # short: matched as it is, and the file has more
+        with pytest.raises(ModelError):
+            load_adapter(load_causal_lm("embedded:kotoha-tiny"), folder)
+        return
+    obtained = within(10, lambda: load_adapter(load_causal_lm("embedded:kotoha-tiny"), folder))
+    assert {name.split(".")[-1] for name in target_modules(obtained)} == {name.split(".")[-1] for name in layers}
+
+
+ENDLESS = [
+    "(([a-z0-9_.])+)+#",
+    "[a-z]?" * 30 + "[a-z]" * 30,
+    "(.|[a-z])" * 30 + "#",
+    ".*.*.*.*.*.*#",
+    "(?P<a>.)+(?P=a)#",
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "endless"),
+    [("exclude_modules", ENDLESS[0]), ("alpha_pattern", ENDLESS[0]), *(("rank_pattern", one) for one in ENDLESS)],
+)
+def test_other_patterns_of_an_adapter_are_bounded(tmp_path: Path, key: str, endless: str):
+    folder = with_targets(tmp_path / "received", **{key: endless if key == "exclude_modules" else {endless: 8}})
+    with pytest.raises(ModelError, match=key):
+        within(10, lambda: load_adapter(load_causal_lm("embedded:kotoha-tiny"), folder))

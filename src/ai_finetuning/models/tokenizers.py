@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import HubError, ModelError, ToolkitError
-from ..japanese.prompts import render
+from ..japanese.prompts import render, validate_template
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
 from ..messages import notice, warn
 from . import catalog
@@ -93,6 +93,7 @@ def load_tokenizer(
     refuse_empty(tokenizer, obtained.name, rows)
     ensure_pad(tokenizer, rows)
     tokenizer.chat_template = choose_template(tokenizer, obtained.name, chat_template)
+    validate_template(tokenizer.chat_template)
     return tokenizer
 
 
