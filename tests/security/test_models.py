@@ -291,7 +291,7 @@ def test_honest_templates_count_and_print_the_date(received: Path):
     "part", ["strftime_now('", 'strftime_now("', "strftime_now( ", "strftime_now('a' ", "strftime_now('\""]
 )
 def test_the_date_is_found_in_linear_time(part: str):
-    within(1, lambda: _frozen(part * 20_000))
+    within(10, lambda: _frozen(part * 20_000))
 
 
 def with_targets(folder: Path, **values: object) -> Path:

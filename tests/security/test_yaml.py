@@ -51,7 +51,7 @@ def test_what_a_yaml_becomes_is_bounded_before_it_is_built(tmp_path, text: str, 
     before = time.monotonic()
     with pytest.raises(ConfigError) as refusal:
         read(file)
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 15
     assert max(len(refusal.value.ja), len(refusal.value.en)) < 2000
 
 
