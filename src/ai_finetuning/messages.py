@@ -1,12 +1,21 @@
-"""One-line messages to the user, in the language of the locale, through standard logging."""
+"""One-line messages to the user, in the language of the locale, through standard logging; and what is printed of texts
+that came from outside.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
+import shlex
 import sys
 from typing import TextIO
 
 from .errors import localized
+
+# What moves a terminal's cursor, colours or hides text (C0 but newline and tab, DEL, C1), and what turns the order of
+# characters around or breaks lines where none is seen (Unicode TR 9 and 36). Joiners and variation selectors of emoji
+# and of Japanese are no part of it.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 LOGGER = logging.getLogger("ai_finetuning")
 
@@ -41,9 +50,30 @@ def speak(*, only_errors: bool) -> None:
 
 def notice(ja: str, en: str) -> None:
     """Logs information for the user."""
-    _ready().info(localized(ja, en))
+    _ready().info(printable(localized(ja, en)))
 
 
 def warn(ja: str, en: str) -> None:
     """Logs a warning for the user."""
-    _ready().warning(localized(ja, en))
+    _ready().warning(printable(localized(ja, en)))
+
+
+def printable(text: str) -> str:
+    """A text from outside as a terminal may get it: controls as `\\x1b` and `\\u202e`; newlines and tabs stay."""
+    return _CONTROLS.sub(lambda found: _escaped(found.group()), text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def on_one_line(text: str) -> str:
+    """printable() without newlines and tabs either."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def argument(value: object) -> str:
+    """A name or path for a command that is printed to be copied: quoted for a shell, and never taken for an option."""
+    text = str(value)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

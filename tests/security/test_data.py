@@ -13,11 +13,11 @@ import openpyxl
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tests.support.commands import environment
-from tests.support.patience import patience
 
 from ai_finetuning.data.files import read_rows
 from ai_finetuning.errors import DataError
+from tests.support.commands import environment
+from tests.support.patience import patience
 
 PAIRS = [{"質問": "首都は？", "回答": "東京です。"}]
 

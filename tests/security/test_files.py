@@ -13,9 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.commands import call, write_run
-from tests.support.llama_cpp import write_checkout
-from tests.support.runs import train_lora
 
 from ai_finetuning.convert.quantize import QuantizationOptimizer
 from ai_finetuning.data import cache
@@ -29,6 +26,9 @@ from ai_finetuning.kernels.build import library as library_of
 from ai_finetuning.runs.folder import OURS
 from ai_finetuning.system.files import is_private, refuse_links_outside, replacing
 from ai_finetuning.system.folders import private_cache
+from tests.support.commands import call, write_run
+from tests.support.llama_cpp import write_checkout
+from tests.support.runs import train_lora
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, owners and modes of POSIX")
 needs_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root gives files to another user")

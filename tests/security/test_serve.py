@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from ai_finetuning.export.gate import MAX_BODY, Gate, Rules
 from tests.support.commands import start
 from tests.support.patience import patience
 from tests.support.ports import free_port
 from tests.support.servers import needs_server, until_it_answers
-
-from ai_finetuning.export.gate import MAX_BODY, Gate, Rules
 
 KEY = "a-key-of-the-test"
 CHAT = "/v1/chat/completions"

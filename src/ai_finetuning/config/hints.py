@@ -11,6 +11,8 @@ from .synonyms import SYNONYMS
 
 # Below it names only look alike: `streaming` is 0.71 of `training`.
 _ALIKE = 0.75
+# Characters of a key that may be a slip; comparing takes time with their square.
+_LONGEST = 100
 
 
 def hint(key: str, own: Sequence[str], elsewhere: Mapping[str, Sequence[str]], otherwise: Reason) -> Reason:
@@ -22,7 +24,7 @@ def hint(key: str, own: Sequence[str], elsewhere: Mapping[str, Sequence[str]], o
         elsewhere: the dotted names of settings, by their last part.
         otherwise: what to say where no name is near.
     """
-    near = _near(key, own, elsewhere)
+    near = _near(key, own, elsewhere) if len(key) <= _LONGEST else []
     if near:
         names = ", ".join(near)
         return Reason(f"もしかして: {names}", f"did you mean {names}?")

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigError, InputNotFoundError, Problem, Reason, UsageError
+from ..messages import argument
 from .fields import field_names, fields_of, options_of, section_class
 from .hints import hint
 from .other_tools import OTHER_TOOLS
 from .run import RunConfig
 from .section import build, settings_by_name, validate_keys
-from .yaml_text import key_lines, parse_yaml
+from .shortened import cut, shortened
+from .yaml_text import MAX_BYTES, key_lines, parse_yaml
 
 # Flags that stand for a field, as users type them.
 FLAGS = {
@@ -24,6 +26,13 @@ FLAGS = {
     "restart": "training.checkpoint.restart",
     "allow_changed": "training.checkpoint.allow_changed",
 }
+_TRUST = ("model", "trust_remote_code")
+_UNTRUSTED = Problem(
+    "model.trust_remote_code は設定ファイルでは true にできません。コードを読んで信頼できるモデルだけ、コマンドラインで aift train ... model.trust_remote_code=true と指定してください。",
+    "model.trust_remote_code cannot be true in a file. If you have read the model's code and trust it, say so on the "
+    "command line: aift train ... model.trust_remote_code=true.",
+    ".".join(_TRUST),
+)
 # Names that a line lists.
 _SHOWN = 8
 
@@ -32,7 +41,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """The configuration of a run.
 
     Args:
-        path: a YAML file, or None for overrides alone. At its top a setting may also stand without its section, as on
+        path: a YAML file, or None for overrides alone. It cannot set model.trust_remote_code; an override can. At its top a setting may also stand without its section, as on
             the command line: `learning_rate: 1e-4`.
         overrides: `key=value`, `--key value`, `--key=value`; a key may be bare where one section has it.
 
@@ -42,6 +51,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     file = _File("", {}, {}, []) if path is None else _read(Path(path))
     values, problems = file.values, file.problems
+    trusted = _trusts(values)
     for key, text in parse_overrides(overrides):
         try:
             path_of_key, kind = resolve_key(key)
@@ -52,6 +62,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             continue
         file.lines.pop(".".join(path_of_key), None)  # what is wrong now is no longer the file's
         _put(values, path_of_key, value)
+        trusted = trusted and path_of_key != _TRUST
+    if trusted:
+        problems.append(_UNTRUSTED)
     try:
         built = build(RunConfig, _with_model_section(values))
     except ConfigError as error:
@@ -60,6 +73,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if problems:
         raise _refusal(file, problems)
     return built
+
+
+def _trusts(values: Mapping[str, Any]) -> bool:
+    """Whether a file asks for the code of a model's repository: it may come from anybody, so it cannot allow that."""
+    section, name = _TRUST
+    model = values.get(section)
+    return isinstance(model, Mapping) and model.get(name) is True
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,11 @@ class _File:
 
 def _read(path: Path) -> _File:
     try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise ConfigError(
+                f"{path} は 1 MiB を超えています。設定ファイルですか？",
+                f"{path} is larger than 1 MiB; is it a configuration file?",
+            )
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputNotFoundError(
@@ -127,8 +152,8 @@ def _in_sections(values: dict[Any, Any], lines: Mapping[tuple[str, ...], int], n
             other = given.get(path, given.get(path[:1], 0))  # YAML's merge key (<<) has brought it: its section's line
             file.problems.append(
                 Problem(
-                    f"{dotted} が 2 回あります（{other} 行目と {line} 行目の {key}）。一方を消してください。",
-                    f"{dotted} is given twice (line {other}, and {key} on line {line}); remove one.",
+                    f"{dotted} が 2 回あります（{other} 行目と {line} 行目の {cut(key)}）。一方を消してください。",
+                    f"{dotted} is given twice (line {other}, and {cut(key)} on line {line}); remove one.",
                     str(key),
                 )
             )
@@ -155,13 +180,13 @@ def _refusal(file: _File, problems: Sequence[Problem]) -> ConfigError:
         placed.append((line or sys.maxsize, Problem(where[0] + item.ja, where[1] + item.en, item.key)))
     placed.sort(key=lambda item: item[0])
     refusal = ConfigError.of([problem for _, problem in placed])
-    foreign = [item.key for item in problems if item.key.split(".")[-1] in OTHER_TOOLS and item.key in file.lines]
+    foreign = [cut(item.key) for item in problems if item.key.split(".")[-1] in OTHER_TOOLS and item.key in file.lines]
     if not foreign:
         return refusal
     names = ", ".join(foreign[:_SHOWN]) + (", ..." if len(foreign) > _SHOWN else "")
     return ConfigError(
-        f"{refusal.ja}\n{names} は LLaMA-Factory、Axolotl、TRL などの設定です。そのファイルは aift import {file.name} で本ツールの設定に変換できます。",
-        f"{refusal.en}\n{names}: settings of LLaMA-Factory, Axolotl or TRL; aift import {file.name} turns their files "
+        f"{refusal.ja}\n{names} は LLaMA-Factory、Axolotl、TRL などの設定です。そのファイルは aift import {argument(file.name)} で本ツールの設定に変換できます。",
+        f"{refusal.en}\n{names}: settings of LLaMA-Factory, Axolotl or TRL; aift import {argument(file.name)} turns their files "
         "into ours.",
         refusal.problems,
     )
@@ -190,8 +215,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
             obtained.append((_plain_key(key), value))
         else:
             raise UsageError(
-                f"引数 {item!r} を解釈できません。key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
-                f"argument {item!r} cannot be understood; write key=value or --key value "
+                f"引数 {shortened(item)} を解釈できません。key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
+                f"argument {shortened(item)} cannot be understood; write key=value or --key value "
                 "(training.learning_rate=1e-4).",
             )
     return obtained
@@ -239,7 +264,7 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
     listed = Reason("aift train --help で一覧を見られます。", "aift train --help lists them.")
     meant = hint(expected[-1], field_names(RunConfig), settings_by_name(), listed)
     raise ConfigError.of(
-        [Problem(f"{key} というキーはありません。{meant.ja}", f"{key} is not a known key; {meant.en}", key)]
+        [Problem(f"{cut(key)} というキーはありません。{meant.ja}", f"{cut(key)} is not a known key; {meant.en}", key)]
     )
 
 

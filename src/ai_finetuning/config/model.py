@@ -99,8 +99,9 @@ class ModelConfig:
     ja: アテンションの実装。auto はモデルとデバイスで使える最も速いもの。
     """
     trust_remote_code: bool = False
-    """Run code from the model's repository: only for repositories that you trust.
-    ja: モデルのリポジトリにあるコードを実行するかどうか。信頼できるリポジトリでだけ true にしてください。
+    """Run code from the model's repository: only for repositories that you trust, and only on the command line; in a
+    file true is refused.
+    ja: モデルのリポジトリにあるコードを実行するかどうか。信頼できるリポジトリに限り、コマンドラインでだけ true にできます（設定ファイルの true は拒否します）。
     """
     architecture: ArchitectureConfig | None = None
     """Sizes of a new model, for method: pretrain; null reads config.json beside the tokenizer in the folder `name`.

@@ -20,6 +20,7 @@ from ..errors import ConfigError, Problem, Reason
 from .fields import field_names, field_path, field_types, label, options_of, plain_types, section_class
 from .hints import hint
 from .limits import NO_CHOICE, OUT_OF_RANGE, item_type, requirement
+from .shortened import cut, shortened
 
 T = TypeVar("T")
 
@@ -153,8 +154,9 @@ def unknown_keys(cls: type, keys: Iterable[object]) -> list[Problem]:
     for key in map(str, keys):
         if key not in names:
             meant, path = hint(key, names, settings_by_name(), listed), field_path(cls, key)
+            shown = cut(path)
             problems.append(
-                Problem(f"{path} というキーはありません。{meant.ja}", f"{path} is not a known key; {meant.en}", path)
+                Problem(f"{shown} というキーはありません。{meant.ja}", f"{shown} is not a known key; {meant.en}", path)
             )
     return problems
 
@@ -171,7 +173,7 @@ def settings_by_name() -> dict[str, list[str]]:
 def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
     """Raises ConfigError `name is value; rule` where a rule between fields does not hold."""
     if not holds:
-        raise ConfigError(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}; {en}")
+        raise ConfigError(f"{name} が {shortened(value)} です。{ja}", f"{name} is {shortened(value)}; {en}")
 
 
 def _problems(cls: type, error: ValidationError, values: Mapping[str, Any]) -> list[Problem]:
@@ -192,13 +194,13 @@ def _problem(cls: type, field: str, of_field: Sequence[ErrorDetails], values: Ma
     key, value, each = field_path(cls, field), values[field], False
     expected, name = field_types(cls)[field], key
     if isinstance(value, Mapping) and rest:
-        name, value = f"{name}[{rest[0]}]", problem["input"]
+        name, value = f"{name}[{cut(rest[0])}]", problem["input"]
         expected = item_type(expected, key="[key]" in rest)
     elif isinstance(value, list | tuple):
         each = any(isinstance(part, int) for part in rest)
     ja, en = requirement(expected, kind, each=each)
     reported = "" if kind in OUT_OF_RANGE or kind == NO_CHOICE else f" ({type(value).__name__})"
-    return Problem(f"{name} が {value!r} です。{ja}", f"{name} is {value!r}{reported}; {en}", key)
+    return Problem(f"{name} が {shortened(value)} です。{ja}", f"{name} is {shortened(value)}{reported}; {en}", key)
 
 
 def build(cls: type[T], values: object, path: str = "") -> T:
@@ -213,7 +215,9 @@ def build(cls: type[T], values: object, path: str = "") -> T:
     if not isinstance(values, Mapping):
         name = path or label(cls)
         ja, en = "キーと値の組で書いてください。", "it must be a mapping of keys to values."
-        raise ConfigError.of([Problem(f"{name} が {values!r} です。{ja}", f"{name} is {values!r}; {en}", name)])
+        raise ConfigError.of(
+            [Problem(f"{name} が {shortened(values)} です。{ja}", f"{name} is {shortened(values)}; {en}", name)]
+        )
     problems = unknown_keys(cls, values)
     hints, converted = plain_types(typing.cast(type, cls)), {}
     for key, value in values.items():

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
+from .shortened import cut
 
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _FLOAT = re.compile(
@@ -16,6 +17,11 @@ _FLOAT = re.compile(
 )
 _OWN = (("tag:yaml.org,2002:bool", _BOOL, "tTfF"), ("tag:yaml.org,2002:float", _FLOAT, "-+0123456789."))
 _DROPPED = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+
+# What one document may hold, with every alias counted as what it repeats; settings of any tool stay far below.
+MAX_NODES, MAX_DEPTH, MAX_BYTES = 10_000, 50, 1 << 20
+# So many characters of a text count as a value more, so that a long text is not repeated without a bound either.
+_COUNTED_TEXT = 1000
 
 # What PyYAML says -> what is wrong and the way out, in both languages.
 _PROBLEMS: tuple[tuple[str, str, str], ...] = (
@@ -90,11 +96,67 @@ _PROBLEMS: tuple[tuple[str, str, str], ...] = (
         "一番外側のキーの字下げが揃っていません。行頭から書いてください",
         "the outermost keys start in different columns; start them at the beginning of the line",
     ),
+    (
+        "found too many values",
+        f"値が多すぎます。エイリアス（*）が繰り返すものを含めて {MAX_NODES} 個までです",
+        f"there are too many values: at most {MAX_NODES}, with what aliases (*) repeat",
+    ),
+    (
+        "found too many levels",
+        f"入れ子が深すぎます。{MAX_DEPTH} 段までです",
+        f"it is nested too deeply: at most {MAX_DEPTH} levels",
+    ),
+    (
+        "found an alias inside its own anchor",
+        "エイリアス（*）が自分自身を指しています。消してください",
+        "an alias (*) stands inside what it repeats; remove it",
+    ),
     ("unhashable key", "キーにはリストや組を使えません", "a key cannot be a list or a mapping"),
 )
 
 
-class _Reader(yaml.SafeLoader):
+class _Bounded(yaml.SafeLoader):
+    """Refuses a document while it is composed, where aliases or nesting make it larger than settings are.
+
+    Every node counts once where it stands and once more wherever an alias repeats it.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._count = self._depth = self._deepest = 0
+        self._measured: dict[yaml.Node, tuple[int, int]] = {}  # nodes below a node, and levels
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """One node with all below it."""
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        count, deepest = self._count, self._deepest
+        self._depth += 1
+        self._deepest = self._depth
+        self._refuse_large(mark)
+        alias = self.check_event(yaml.AliasEvent)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        if alias and node not in self._measured:
+            raise yaml.composer.ComposerError(None, None, "found an alias inside its own anchor", mark)
+        if alias and node is not None:
+            size, levels = self._measured[node]
+            self._count += size
+            self._deepest = self._depth + levels - 1
+        elif node is not None:
+            self._count += 1 + (len(node.value) // _COUNTED_TEXT if isinstance(node, yaml.ScalarNode) else 0)
+            self._measured[node] = (self._count - count, self._deepest - self._depth + 1)
+        self._refuse_large(mark)
+        self._depth -= 1
+        self._deepest = max(deepest, self._deepest)
+        return node
+
+    def _refuse_large(self, mark: yaml.Mark) -> None:
+        if self._count > MAX_NODES:
+            raise yaml.composer.ComposerError(None, None, "found too many values", mark)
+        if self._deepest > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, "found too many levels", mark)
+
+
+class _Reader(_Bounded):
     """YAML 1.2's core schema where it matters: 3e-4 is a float, yes/no/on/off are texts; a key twice is an error."""
 
 
@@ -134,8 +196,8 @@ def _mapping(loader: _Reader, node: yaml.MappingNode) -> dict[Any, Any]:
             raise yaml.constructor.ConstructorError(None, None, "found unhashable key", key_node.start_mark)
         if key in seen:
             raise ConfigError(
-                f"{node.start_mark.name}: キー {key} が 2 回あります（{seen[key]} 行目と {line} 行目）。一方を消してください。",
-                f"{node.start_mark.name}: key {key} appears twice (lines {seen[key]} and {line}); remove one.",
+                f"{node.start_mark.name}: キー {cut(key)} が 2 回あります（{seen[key]} 行目と {line} 行目）。一方を消してください。",
+                f"{node.start_mark.name}: key {cut(key)} appears twice (lines {seen[key]} and {line}); remove one.",
             )
         seen[key] = line
     return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
@@ -159,10 +221,12 @@ def parse_yaml(text: str, name: str) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         raise _refusal(error, text, name) from None
+    except ConfigError:  # is a ValueError too
+        raise
     except ValueError as error:  # !!int x, or a tag that does not fit its value
         raise ConfigError(
             f"{name} を YAML として読めません。タグ（!!）を消してください。",
-            f"{name} is not valid YAML ({error}).",
+            f"{name} is not valid YAML ({cut(error)}).",
         ) from None
 
 
@@ -173,12 +237,16 @@ def parse_plain(text: str, name: str) -> Any:
         ConfigError: text that is no YAML, with its line.
     """
     try:
-        return yaml.safe_load(text)
+        loader = _Bounded(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise _refusal(error, text, name) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{name} を YAML として読めません（{type(error).__name__}）。", f"{name} is not valid YAML ({error})."
+            f"{name} を YAML として読めません（{type(error).__name__}）。", f"{name} is not valid YAML ({cut(error)})."
         ) from None
 
 
@@ -210,7 +278,7 @@ def _refusal(error: yaml.YAMLError, text: str, name: str) -> ConfigError:
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
     context = f"{getattr(error, 'context', '') or ''}: {reason}"
     known = next(((ja, en) for start, ja, en in _PROBLEMS if start in reason or start in context), None)
-    ja, en = known or ("書き方を確認してください", reason)
+    ja, en = known or ("書き方を確認してください", cut(reason))
     return ConfigError(
         f"{name} の {line} 行目 {column} 文字目を YAML として読めません（{ja}）。",
         f"{name}, line {line}, column {column}, is not valid YAML ({en}).",

@@ -12,7 +12,6 @@ import torch
 from ..config.run_folder import RUN
 from ..errors import ModelError, ToolkitError
 from ..models import hub
-from ..models.adapter_folder import adapter_config, base_name
 from ..models.adapters import fit_rows, load_adapter
 from ..models.loading import load_causal_lm
 from ..models.options import validate_bits
@@ -100,7 +99,7 @@ def base_of(adapter: str, expected: str, bits: int | None) -> AdapterBase:
             quantized.
     """
     validate_bits(bits, "--bits")
-    own = base_name(adapter_config(adapter))
+    own = hub.named_base(adapter)
     named = None if expected in (AUTO, ORIGINAL, DEQUANTIZED) else expected
     if named is not None and stored_bits(named) is not None:
         raise ModelError(

@@ -40,7 +40,7 @@ def planned_module(model: BaseModel, source: ModelSource) -> nn.Module:
     if isinstance(model, ScratchModel):
         with torch.device("meta"):
             return model.build()
-    validate_safetensors(source.path)
+    validate_safetensors(source)
     return meta_model(source)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import yaml
 
 from ..config.run import RunConfig
 from ..evaluation.fidelity import Agreement
+from ..messages import on_one_line
 from ..models.catalog import CatalogRow
 
 # How a whole model is used.
@@ -22,6 +25,20 @@ _USE = (
     "",
     "`aift chat THIS_FOLDER`",
 )
+
+
+# What Markdown (GitHub's too) reads as markup inside a line, links without brackets included.
+_MARKUP = re.compile(r"[\\`*\[\]<>&|#~@$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
+
+def markdown(text: str) -> str:
+    """A name from outside as Markdown that shows just its characters, on one line."""
+    return _MARKUP.sub(lambda found: "\\" + found.group(), on_one_line(text))
+
+
+def literal(text: str) -> str:
+    """A name from outside as a string in a line of Python."""
+    return json.dumps(text, ensure_ascii=False) if text.isprintable() else repr(text)
 
 
 def _number(value: Any, digits: int = 4) -> str:
@@ -44,10 +61,11 @@ def _scores(summary: dict[str, Any]) -> list[str]:
 def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, Any], row: CatalogRow | None) -> str:
     """README.md in Markdown with the front matter of the Hugging Face hub."""
     adapter = not config.trains_all
+    base = row.id if row is not None else config.model.name
     front = {
         "language": ["ja"],
         "library_name": "peft" if adapter else "transformers",
-        "base_model": row.id if row is not None else config.model.name,
+        "base_model": on_one_line(base),
         "pipeline_tag": "text-generation",
         "tags": sorted({"ai-finetuning-toolkit", config.effective_method, "lora" if adapter else "full"}),
     }
@@ -65,7 +83,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
             "```python",
             "from ai_finetuning import LoRAFinetuningTrainer",
             "",
-            f'model, tokenizer = LoRAFinetuningTrainer.load_lora_model("{front["base_model"]}", "THIS_FOLDER")',
+            f'model, tokenizer = LoRAFinetuningTrainer.load_lora_model({literal(base)}, "THIS_FOLDER")',
             "```",
             "",
             "`aift chat THIS_FOLDER`",
@@ -76,10 +94,10 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
     training = config.training
     lines = [
         "---",
-        yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(),
+        yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=10_000).strip(),
         "---",
         "",
-        f"# {front['base_model']} ({config.effective_method})",
+        f"# {markdown(base)} ({config.effective_method})",
         "",
         "AI Fine-tuning Toolkit で学習しました。 / Trained with the AI Fine-tuning Toolkit.",
         "",
@@ -155,7 +173,7 @@ def merge_card(
     front = {
         "language": ["ja"],
         "library_name": "transformers",
-        "base_model": base,
+        "base_model": on_one_line(base),
         "base_model_relation": "merge",
         "pipeline_tag": "text-generation",
         "tags": ["ai-finetuning-toolkit", "lora", "merged"],
@@ -165,13 +183,13 @@ def merge_card(
     rows.append((f"{source}（保存して再読み込み / read back from disk）", close))
     lines = [
         "---",
-        yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(),
+        yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=10_000).strip(),
         "---",
         "",
-        f"# {base} + {Path(adapter).name}",
+        f"# {markdown(base)} + {markdown(Path(adapter).name)}",
         "",
         (
-            f"LoRA アダプター {Path(adapter).name} を 16bit のベースに統合したモデルです（AI Fine-tuning Toolkit）。 / A LoRA adapter merged "
+            f"LoRA アダプター {markdown(Path(adapter).name)} を 16bit のベースに統合したモデルです（AI Fine-tuning Toolkit）。 / A LoRA adapter merged "
             "into a 16-bit base."
         ),
         "",
@@ -184,7 +202,7 @@ def merge_card(
         "",
         "| ベース / base | KL (nats) | Top-1 一致率 / top-1 |",
         "|---|---|---|",
-        *(f"| {name} | {obtained.kl:.6f} | {obtained.top1:.2%} |" for name, obtained in rows),
+        *(f"| {markdown(name)} | {obtained.kl:.6f} | {obtained.top1:.2%} |" for name, obtained in rows),
         "",
         f"- 上限 / limits: KL {limits[0]}, top-1 {limits[1]:.0%}",
         *(["- KL の小さい方を採用しました。 / The base with the lower KL was taken."] if measured else []),

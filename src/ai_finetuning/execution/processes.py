@@ -262,7 +262,9 @@ def _write_rows(rows: Iterator[Any], path: Path) -> None:
 def read_request(folder: Path) -> TrainRequest:
     """What write_request() wrote, in a process of the run."""
     content = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    config = load_config(folder / RUN)
+    # A file cannot allow foreign code; the job's model says that the user did.
+    trusted = ["model.trust_remote_code=true"] if content["model"].get("trust_remote_code") else []
+    config = load_config(folder / RUN, trusted)
     train, eval_data = _source(content["train"]), _source(content["held_out"])
     return TrainRequest(
         _model(content["model"], config.model.architecture),

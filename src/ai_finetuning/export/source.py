@@ -16,7 +16,7 @@ from ..errors import ModelError
 from ..messages import notice, warn
 from ..models import hub
 from ..models.adapter_folder import is_adapter
-from ..models.source import find_model, validate_safetensors
+from ..models.source import find_model, validate_safetensors, validate_weight_files
 from ..system.files import is_private_tree
 from ..system.folders import private_cache
 
@@ -41,12 +41,14 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
             f"{name} is quantized; exports and serving take a 16-bit model. Name the model before quantization (a "
             "GGUF is quantized by --type).",
         )
-    validate_safetensors(obtained.path)
+    validate_safetensors(obtained)
     if Path(obtained.path).is_dir():
         return Path(obtained.path)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(obtained.path, ignore_patterns=["*.bin", "*.pth", "*.pt", "*.msgpack", "*.h5"]))
+    folder = Path(snapshot_download(obtained.path, ignore_patterns=["*.bin", "*.pth", "*.pt", "*.msgpack", "*.h5"]))
+    validate_weight_files(folder)
+    return folder
 
 
 def _merged(adapter: str, base: str) -> Path:

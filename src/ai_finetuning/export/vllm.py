@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..execution.output_folder import new_folder, validate_new_folder
-from ..messages import notice, warn
+from ..messages import argument, notice, warn
 from ..models.adapter_folder import adapter_config, base_name, is_adapter
 from ..models.hub import missing_weights
 from ..models.source import find_model
@@ -49,7 +49,7 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
         validate_complete(staging)
     if is_adapter(name):
         _say_adapter(Path(name))
-    notice(f"vLLM: vllm serve {out}", f"vLLM: vllm serve {out}")
+    notice(f"vLLM: vllm serve {argument(out)}", f"vLLM: vllm serve {argument(out)}")
     return out
 
 
@@ -126,5 +126,6 @@ def _say_adapter(folder: Path) -> None:
     config = adapter_config(folder)
     most = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     rank = next(rank for rank in _RANKS if rank >= most)
-    line = f"vllm serve {base_name(config)} --enable-lora --lora-modules {folder.name}={folder} --max-lora-rank {rank}"
+    base, module = argument(base_name(config)), argument(f"{folder.name}={folder}")
+    line = f"vllm serve {base} --enable-lora --lora-modules {module} --max-lora-rank {rank}"
     notice(f"統合せずに使うこともできます: {line}", f"you can also serve it without merging: {line}")

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..models.adapter_folder import adapter_config, base_name, is_adapter
+from ..models.adapter_folder import is_adapter
 from ..models.adapters import load_adapter, saved_tokenizer, without_adapter
 from ..models.generation import generate_text, stream_text
+from ..models.hub import named_base
 from ..models.loading import load_causal_lm
 from ..models.options import validate_bits
 from ..models.quantized import allow_cpu_packing
@@ -71,7 +72,7 @@ def open_model(
             f"{name} は LoRA アダプターではないので、--base は使えません。",
             f"{name} is not a LoRA adapter, so --base does not apply.",
         )
-    loaded = (base or base_name(adapter_config(name))) if adapter else name
+    loaded = (base or named_base(name)) if adapter else name
     with_tokenizer = (saved_tokenizer(name) if adapter else None) or loaded
     tokenizer = load_tokenizer(with_tokenizer, chat_template=chat_template, trust_remote_code=trust_remote_code)
     model: Any = load_causal_lm(

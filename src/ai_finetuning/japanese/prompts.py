@@ -8,21 +8,43 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, ModelError
 
 # Templates that print today's date (llm-jp-4, gpt-oss) would render the same data differently every day; the date is
 # frozen.
 FROZEN_DATE = "2026-01-01"
 
 
-_DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+# Linear: a quotation ends at the next mark of its kind, and each start is followed by its own mark.
+_DATE_CALL = re.compile(r"""strftime_now\(\s{0,9}(?:'([^'\n]{0,99})'|"([^"\n]{0,99})")\s{0,9}\)""")
+_LOOP = re.compile(r"\{%[-+]?\s*(for|endfor)\b")
+# Of a template from outside: its bytes (the longest that makers publish have some 30,000), and its loops inside each other.
+MAX_BYTES, MAX_LOOPS = 1 << 16, 6
+
+
+def validate_template(text: str) -> None:
+    """Refuses a chat template that is larger than templates are, or whose loops multiply.
+
+    Raises:
+        ModelError: with the limit.
+    """
+    depth = deepest = 0
+    for tag in _LOOP.finditer(text[: MAX_BYTES + 1]):
+        depth += 1 if tag.group(1) == "for" else -1
+        deepest = max(deepest, depth)
+    if len(text.encode(errors="surrogatepass")) > MAX_BYTES or deepest > MAX_LOOPS:
+        raise ModelError(
+            f"チャットテンプレートが大きすぎます（{MAX_BYTES // 1024} KB、繰り返しの入れ子 {MAX_LOOPS} 段まで）。model.chat_template で別のテンプレートを指定してください。",
+            f"the chat template is too large (at most {MAX_BYTES // 1024} KB, and {MAX_LOOPS} loops inside each other); "
+            "choose another one with model.chat_template.",
+        )
 
 
 @cache
 def _frozen(template: str) -> str:
     """The template with its calls of strftime_now replaced by the frozen date, as text."""
     day = datetime.fromisoformat(FROZEN_DATE)
-    return _DATE_CALL.sub(lambda call: repr(day.strftime(call.group(2))), template)
+    return _DATE_CALL.sub(lambda call: repr(day.strftime(call.group(1) or call.group(2) or "")), template)
 
 
 def user_turn(instruction: str, material: str | None = None) -> dict[str, str]:

@@ -199,6 +199,47 @@ def _shapes(folder: str | Path) -> dict[str, list[int]]:
         ) from error
 
 
+# Keys of adapter_config.json whose values peft takes as regular expressions.
+_PATTERNS = ("exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+_MOST_REPEATS = 3
+
+
+def _bound_patterns(config: Any, folder: str | Path) -> None:
+    """Keeps a received adapter from naming layers by a regular expression that takes endless time to match.
+
+    Layers that a longer expression names are those that the file brings weights for.
+    """
+    targets = config.target_modules
+    if isinstance(targets, str) and targets != ALL_LINEAR and not _is_bounded(targets):
+        ends = (".lora_A.weight", ".lora_embedding_A")
+        names = {key.removesuffix(end) for key in _shapes(folder) for end in ends if key.endswith(end)}
+        config.target_modules = {name.removeprefix("base_model.model.") for name in names}
+    for key in _PATTERNS:
+        value = getattr(config, key, None) or ()
+        for pattern in [value] if isinstance(value, str) else value:
+            if not _is_bounded(str(pattern)):
+                shown = repr(str(pattern)[:60])
+                raise ModelError(
+                    f"アダプター {folder} の {key} にある正規表現 {shown} は、照合に終わりがないことがあるため使いません。レイヤーの名前で書いてください。",
+                    f"{key} of the adapter {folder} has the regular expression {shown}, which may never end matching; "
+                    "name the layers instead.",
+                )
+
+
+def _is_bounded(pattern: str) -> bool:
+    """Whether matching a name takes time with a low power of its length: few parts repeat, may be missing or have
+    alternatives, and no group repeats.
+    """
+    plain = re.sub(r"\\[.\-_]", "", pattern)
+    repeats = len(re.findall(r"[*+{]|(?<![*+}(])\?", plain))
+    return (
+        len(pattern) <= 1000
+        and repeats <= _MOST_REPEATS
+        and plain.count("(") <= _MOST_REPEATS
+        and not re.search(r"\)[*+{?]|\\[1-9]|\(\?[^:]", plain)
+    )
+
+
 def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dropout: float | None = None) -> Any:
     """A model with a saved adapter on it, every weight of which has found its place.
 
@@ -214,6 +255,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
     biases = {weight: weight.detach().clone() for name, weight in model.named_parameters() if "bias" in name}
     with quiet_peft():
         config = PeftConfig.from_pretrained(str(folder))
+        _bound_patterns(config, folder)
         config.inference_mode = not trainable
         if dropout is not None:
             config.lora_dropout = dropout

@@ -14,11 +14,15 @@ from pathlib import Path
 
 from .. import embedded
 from ..errors import HubError, InputNotFoundError, ModelError, Reason
-from ..system.network import LIMIT_SECONDS, endpoint, head, offline
+from ..messages import notice
+from ..system.network import LIMIT_SECONDS, carries_tokens, endpoint, head, offline, withhold_tokens
 from . import catalog
-from .adapter_folder import base_name, is_adapter, recorded_config
+from .adapter_folder import adapter_config, base_name, is_adapter, recorded_config
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
+# What transformers loads: one file, or those that an index names.
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHT_FILE = re.compile(r"[^/\\:\x00]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,40 @@ def cached(model_id: str) -> bool:
 
 
 def missing_weights(folder: Path) -> list[str]:
-    """Names of the weight files that a model's folder lacks: those of its index, or the single one."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    """Names of the weight files that a model's folder lacks: those of its index, or the single one.
+
+    Raises:
+        ModelError: the index names anything but safetensors files beside it.
+    """
+    index = folder / INDEX
+    names = indexed_files(index) if index.is_file() else [WEIGHTS]
     return [name for name in names if not (folder / name).is_file()]
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The files that an index of weights names, each once.
+
+    Raises:
+        ModelError: it is damaged, or names anything but safetensors files beside it: a `.bin` is a pickle, and whoever
+            loads the index opens it, whatever it asked for.
+    """
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"{index} を読めません（{type(error).__name__}）。モデルをダウンロードまたは保存し直してください。",
+            f"{index} cannot be read ({type(error).__name__}); download or save the model again.",
+        ) from error
+    for name in names:
+        if not isinstance(name, str) or not _WEIGHT_FILE.fullmatch(name):
+            shown = repr(name)[:100]
+            raise ModelError(
+                f"{index} が重みのファイルとして {shown} を挙げています。読み込むのは同じフォルダーの *.safetensors だけです（.bin などは開くだけで危険です）。"
+                "信頼できる環境で save_pretrained し直したモデルを使ってください。",
+                f"{index} names {shown} as a weight file. Only *.safetensors beside it are read: opening a pickle can run "
+                "code. Use a model that was saved again by save_pretrained in an environment that you trust.",
+            )
+    return sorted(set(names))
 
 
 def on_disk(name: str) -> Path | None:
@@ -111,6 +143,19 @@ def on_disk(name: str) -> Path | None:
         return embedded.model_folder(name)
     path = Path(name).expanduser()
     return path if path.is_dir() else None
+
+
+def named_base(folder: str | Path) -> str:
+    """The model that an adapter's configuration names as its base; said where the hub will be asked for it, which the
+    user has not named.
+    """
+    name = base_name(adapter_config(folder))
+    if on_disk(catalog.resolve(name)) is None and not Path(name).exists():
+        notice(
+            f"アダプター {folder} はベースモデルとして {name} を指定しています。手元になければ {endpoint()} に問い合わせます。",
+            f"the adapter {folder} names {name} as its base; unless it is on this machine, {endpoint()} is asked for it.",
+        )
+    return name
 
 
 def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECONDS) -> Located:
@@ -151,6 +196,8 @@ def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
         HubError: with the reason (no answer, gated, unknown id, server error) and the way out.
     """
     url = f"{endpoint()}/{model_id}/resolve/main/config.json"
+    if not carries_tokens(url):
+        withhold_tokens()
     answer = head(url, limit_seconds)
     if answer.status is None:
         raise _unreachable(model_id, answer.reason)

@@ -93,7 +93,7 @@ def load_causal_lm(
     device_map = options.get("device_map")
     trusted = options.get("trust_remote_code", False)
     source = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trusted)
-    validate_safetensors(source.path)
+    validate_safetensors(source)
     target_device = torch.device(device) if device is not None else get_available_device()
     plan = LoadPlan(
         source=source,

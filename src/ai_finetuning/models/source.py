@@ -13,6 +13,11 @@ from ..messages import warn
 from . import catalog, hub
 from .catalog import CatalogRow
 
+# The key of config.json that names a single file of weights.
+_NAMED_WEIGHTS = "transformers_weights"
+# Parts of the keys of config.json whose value may be a kernel of a hub.
+_KERNELS = ("attn", "attention", "experts", "kernel")
+_SAFE_NAMES = (".safetensors", ".safetensors.index.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -67,12 +72,17 @@ def find_tokenizer(name: str) -> ModelSource:
     """The same for a folder or id whose tokenizer alone is needed; its configuration is read where it has one."""
     obtained = hub.locate(name, weights=False)
     file = Path(obtained.path) / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_config(obtained) if file.is_file() else {}
     return ModelSource(obtained.name, obtained.path, obtained.local_only, config, catalog.lookup(obtained.name))
 
 
 def read_config(obtained: hub.Located) -> dict[str, Any]:
-    """The model's config.json as a dict; no code of the repository runs."""
+    """The model's config.json as a dict; no code of the repository runs. The one reader of configurations.
+
+    Raises:
+        ModelError, HubError: it cannot be read. ModelError: it names weights that are no safetensors, or code to
+            download for attention, experts or kernels.
+    """
     try:
         file = Path(obtained.path) / "config.json"
         if not Path(obtained.path).is_dir():
@@ -82,9 +92,43 @@ def read_config(obtained: hub.Located) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"config.json holds a {type(values).__name__}, not an object")
-        return values
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise not_loaded(obtained.path, error) from error
+    _refuse_named_weights(obtained.name, values.get(_NAMED_WEIGHTS))
+    _refuse_named_kernels(obtained.name, values)
+    return values
+
+
+def _refuse_named_weights(name: str, file: object) -> None:
+    if file is None or (isinstance(file, str) and "/" not in file and file.endswith(_SAFE_NAMES)):
+        return
+    raise ModelError(
+        f"{name} の config.json の {_NAMED_WEIGHTS} が {str(file)[:100]!r} です。safetensors だけを読み込みます。",
+        f"{name}: {_NAMED_WEIGHTS} in its config.json is {str(file)[:100]!r}. Safetensors only.",
+    )
+
+
+def _refuse_named_kernels(name: str, config: Mapping[str, Any]) -> None:
+    """Refuses a configuration that names a repository as its attention, experts or kernels.
+
+    transformers 5.23 downloads and runs such a kernel where the package `kernels` is installed, although another
+    attention is asked for; nothing that it computes by itself has a `/` in its name.
+    """
+    waiting: list[tuple[str, Any, bool]] = [("", config, False)]
+    while waiting:
+        key, value, about_kernels = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [
+                (str(k), v, about_kernels or any(x in str(k).lower() for x in _KERNELS)) for k, v in value.items()
+            ]
+        elif isinstance(value, list):
+            waiting += [(key, item, about_kernels) for item in value]
+        elif about_kernels and isinstance(value, str) and "/" in value:
+            raise ModelError(
+                f"{name} の config.json の {key[:60]} が {value[:100]!r} です。ハブのカーネル（実行コード）は読み込みません。信頼できるモデルなら、そのキーを消してください。",
+                f"{name}: {key[:60]} in its config.json is {value[:100]!r}. Kernels of a hub are code and are not loaded; if "
+                "you trust the model, remove the key.",
+            )
 
 
 def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
@@ -98,39 +142,75 @@ def allow_remote_code(name: str, config: Mapping[str, Any], trust_remote_code: b
     if not config.get("auto_map"):
         return False
     if trust_remote_code:
-        warn(
-            f"{name} のリポジトリーに含まれるコードを実行します (trust_remote_code)。",
-            f"Running code from the repository of {name} (trust_remote_code).",
-        )
+        warn_of_code(name)
         return True
     row = catalog.lookup(name)
     if row is not None and not getattr(row, "trust_remote_code", True):
         return False
     raise ModelError(
         f"{name} の config.json はリポジトリー内のコード (auto_map) の実行を求めています。実行しません。内容を確認して信頼できる場合だけ"
-        " trust_remote_code=True (設定では model.trust_remote_code: true) を指定してください。",
+        " trust_remote_code=True (コマンドラインでは model.trust_remote_code=true) を指定してください。",
         f"{name}: its config.json requests code from the repository (auto_map), which is not run by default. Read "
         "that code, and only if you trust"
-        " it pass trust_remote_code=True (in a config: model.trust_remote_code: true).",
+        " it pass trust_remote_code=True (on the command line: model.trust_remote_code=true).",
     )
 
 
-def validate_safetensors(name: str) -> None:
-    """Refuses a local folder whose weights exist only as pickles: unpickling can run any code.
+def warn_of_code(name: str) -> None:
+    """Said before any code of a repository runs."""
+    warn(
+        f"{name} のリポジトリーに含まれるコードを実行します (trust_remote_code)。",
+        f"Running code from the repository of {name} (trust_remote_code).",
+    )
+
+
+def validate_safetensors(source: ModelSource) -> None:
+    """Refuses, before transformers looks at it, a model of which anything but safetensors would be opened: unpickling
+    can run any code, and an index may name a pickle whatever its reader asks for.
 
     Raises:
-        ModelError: no *.safetensors in the folder.
+        ModelError: a folder without weights in safetensors, or an index that names other files.
     """
-    folder = Path(name)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+    folder = Path(source.path)
+    if not folder.is_dir():
+        index = _hub_index(source)
+        if index is not None:
+            hub.indexed_files(index)
         return
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    validate_weight_files(folder, str(source.config.get(_NAMED_WEIGHTS) or hub.WEIGHTS))
+
+
+def validate_weight_files(folder: Path, single: str = hub.WEIGHTS) -> None:
+    """The same for a folder.
+
+    Args:
+        single: the file that holds all weights where there is no index.
+    """
+    for index in folder.glob("*.index.json"):
+        if not index.name.startswith("pytorch_model."):  # of pickles, which nothing reads
+            hub.indexed_files(index)
+    if (folder / single).is_file() or (folder / hub.INDEX).is_file():
+        return
+    others = sorted(path.name for pattern in (*_PICKLES, "*.safetensors") for path in folder.glob(pattern))
     raise ModelError(
-        f"{name} に safetensors の重みがありません (あるのは {'、'.join(pickles) or 'なし'})。安全のため safetensors だけを読み込みます。"
+        f"{folder} に safetensors の重み（{single} か {hub.INDEX}）がありません (あるのは {'、'.join(others[:8]) or 'なし'})。安全のため safetensors だけを読み込みます。"
         " 信頼できる環境で save_pretrained し直して変換してください。",
-        f"{name} has no safetensors weights (found: {', '.join(pickles) or 'none'}). Safetensors only: pickles can run code."
-        " Convert it with save_pretrained in an environment that you trust.",
+        f"{folder} has no safetensors weights, {single} or {hub.INDEX} (found: {', '.join(others[:8]) or 'none'}). "
+        "Safetensors only: pickles can run code. Convert it with save_pretrained in an environment that you trust.",
     )
+
+
+def _hub_index(source: ModelSource) -> Path | None:
+    """The index of a model on the hub or in its cache; None where its weights are one file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source.path, hub.INDEX, local_files_only=source.local_only))
+    except EntryNotFoundError:  # LocalEntryNotFoundError is one
+        return None
+    except (OSError, ValueError) as error:
+        raise not_loaded(source.path, error) from error
 
 
 def weight_file_bytes(folder: Path) -> int:

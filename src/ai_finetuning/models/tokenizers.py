@@ -11,14 +11,14 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import HubError, ModelError, ToolkitError
-from ..japanese.prompts import render
+from ..japanese.prompts import render, validate_template
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
 from ..messages import notice, warn
 from ..system.files import refuse_links_outside
 from . import catalog
 from .probes import PROBES as PROBES
 from .sentencepiece_tokenizer import deciding_file, from_pieces, pieces_file, read_settings
-from .source import ModelSource, find_tokenizer
+from .source import ModelSource, find_tokenizer, warn_of_code
 from .special_tokens import keep_turn_ends, turn_end_ids
 
 # Tokens that models reserve for padding, in the order in which they are preferred.
@@ -97,6 +97,7 @@ def load_tokenizer(
     refuse_empty(tokenizer, obtained.name, rows)
     ensure_pad(tokenizer, rows)
     tokenizer.chat_template = choose_template(tokenizer, obtained.name, chat_template)
+    validate_template(tokenizer.chat_template)
     return tokenizer
 
 
@@ -111,6 +112,8 @@ def _loaded(source: ModelSource, trust_remote_code: bool) -> PreTrainedTokenizer
         if pieces is not None:
             return from_pieces(folder, pieces)
         _refuse_unreadable(folder, source.name)
+    if by_code:
+        warn_of_code(source.name)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         source.path, trust_remote_code=trust_remote_code, local_files_only=source.local_only
     )

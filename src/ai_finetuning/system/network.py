@@ -1,16 +1,19 @@
-"""One question to the hub, bounded in time: whether something is there."""
+"""One question to the hub, bounded in time: whether something is there; and where the user's token may go."""
 
 from __future__ import annotations
 
 import os
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
 from ..errors import Reason
 
 LIMIT_SECONDS = 5.0
+_ASKS_WHO = (401, 403)
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
@@ -40,12 +43,30 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def carries_tokens(url: str) -> bool:
+    """Whether a token stays secret on the way to an address: by https, or on this machine."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme == "https" or (parts.hostname or "") in _LOOPBACK
+
+
+def withhold_tokens() -> None:
+    """Keeps huggingface_hub from sending the user's token by itself, in this process and those that it starts."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+
+
 def head(url: str, limit_seconds: float = LIMIT_SECONDS) -> Answer:
-    """The answer to HEAD, within the limit; the user's hub token goes along, never to another host."""
+    """The answer to HEAD, within the limit.
+
+    The user's hub token goes along only where the hub asks for it (401 or 403), never to another host, and never
+    unencrypted over a network.
+    """
     from huggingface_hub import get_token
 
     # Outside the thread: on a busy machine this import alone can take longer than the limit.
-    token = get_token()
+    token = get_token() if carries_tokens(url) else None
     answer = Answer(reason=Reason(f"{limit_seconds:g} 秒以内に応答なし", f"no answer within {limit_seconds:g} s"))
     # A thread, because a socket's time-out bounds neither the name look-up nor an answer that trickles in.
     asker = threading.Thread(target=_ask, args=(url, token, limit_seconds, answer), daemon=True)
@@ -55,6 +76,15 @@ def head(url: str, limit_seconds: float = LIMIT_SECONDS) -> Answer:
 
 
 def _ask(url: str, token: str | None, limit_seconds: float, answer: Answer) -> None:
+    obtained = _asked(url, None, limit_seconds)
+    if obtained.status in _ASKS_WHO and token:
+        obtained = _asked(url, token, limit_seconds)
+    # In this order: whoever waits looks at the status last.
+    answer.code, answer.reason, answer.status = obtained.code, obtained.reason, obtained.status
+
+
+def _asked(url: str, token: str | None, limit_seconds: float) -> Answer:
+    answer = Answer()
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "ai-finetuning-toolkit"})
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
@@ -66,3 +96,4 @@ def _ask(url: str, token: str | None, limit_seconds: float, answer: Answer) -> N
     except (OSError, ValueError) as error:
         text = str(getattr(error, "reason", error))
         answer.reason = Reason(text, text)
+    return answer

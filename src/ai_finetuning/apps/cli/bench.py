@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
+from ...messages import printable
 
 _GRADES = {
     "close": ("元のモデルとほぼ同じです", "close to the original"),
@@ -50,7 +51,7 @@ def bench(
 
     inputs = benchmark_inputs(data, load_tokenizer(model), rows=rows, max_length=max_length)
     obtained = compare_models(load_causal_lm(model), load_causal_lm(quantized), inputs, num_runs=runs)
-    print(markdown(obtained))
+    print(printable(markdown(obtained)))
     grade = obtained["verdict"]["grade"]
     print(localized(f"判定: {grade}（{_GRADES[grade][0]}）", f"verdict: {_GRADES[grade][1]}"))
     if out is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from ...errors import localized
+from ...messages import printable
 
 
 def register(app: typer.Typer) -> None:
@@ -87,10 +88,10 @@ def _answer(talk: Any, line: str, state: dict[str, bool], options: dict[str, Any
 
         without, with_it = talk.compare(line, **options)
         table = Table(localized("アダプターなし", "without adapter"), localized("アダプターあり", "with adapter"))
-        table.add_row(without, with_it)
+        table.add_row(printable(without), printable(with_it))
         Console().print(table, markup=False)
         return
     with talk.opened.adapter(state["adapter"]):
         for piece in talk.stream(line, **options):
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
     print()

@@ -8,6 +8,7 @@ import typer
 
 from ...errors import localized
 from ...labels import IGNORED
+from ...messages import printable
 from .japanese import App
 
 app = App()
@@ -95,12 +96,12 @@ def show(
     tokenizer, examples, _, lines = _load(context, file, model, max_length, chat_template)
     example = examples[_row_number(row, len(examples)) - 1]
     for line in lines:
-        print(line)
+        print(printable(line))
     tokens = shown_tokens(example, tokenizer)
     text = Text()
     for token in tokens:
         colour = "bold green" if token.live else "dim"
-        written = token.text.replace("\n", "⏎\n") + (f"[{token.id}]" if ids else "")
+        written = printable(token.text).replace("\n", "⏎\n") + (f"[{token.id}]" if ids else "")
         text.append(
             f"⟨{written}⟩" if token.special else written, style=colour + (" underline" if token.special else "")
         )
@@ -109,11 +110,11 @@ def show(
     console.print(text)
     live = sum(token.live for token in tokens)
     names = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token, "pad": tokenizer.pad_token}
+    source = printable(str(example.source))
     print(
         localized(
-            f"{example.source}: {len(tokens)} トークン、緑（学習対象トークン）{live}。⟨⟩ は特殊トークン。{names}",
-            f"{example.source}: {len(tokens)} tokens, {live} of them label tokens (green); ⟨⟩ are special tokens. "
-            f"{names}",
+            f"{source}: {len(tokens)} トークン、緑（学習対象トークン）{live}。⟨⟩ は特殊トークン。{names}",
+            f"{source}: {len(tokens)} tokens, {live} of them label tokens (green); ⟨⟩ are special tokens. {names}",
         )
     )
     if not console.is_terminal:
@@ -139,7 +140,7 @@ def stats(
 
     _, examples, report, lines = _load(context, file, model, 2**30, chat_template)
     for line in lines:
-        print(line)
+        print(printable(line))
     if report.vocabulary.survives:
         print(localized("すべての行がトークンから元どおりに戻ります。", "every row survives encoding and decoding"))
     lengths = [len(item) for item in examples]

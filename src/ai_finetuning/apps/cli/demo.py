@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from ...errors import localized
+from ...messages import argument, printable
 
 SHOWN = 8
 # Asked of the tuned model at the end; the second question only makes sense after the first.
@@ -78,8 +79,8 @@ def demo(
         )
     )
     print(localized("次の手順:", "next steps:"))
-    print(f"  aift chat {folder} --compare --greedy")
-    print(f"  aift merge {folder} --out {out / 'merged'}")
+    print(f"  aift chat {argument(folder)} --compare --greedy")
+    print(f"  aift merge {argument(folder)} --out {argument(out / 'merged')}")
     print("  aift train data.train=FILE learning_rate=3e-3 training.output_dir=outputs/mine")
 
 
@@ -191,5 +192,5 @@ def _talk(folder: Path) -> None:
     chat = Chat(open_model(str(folder)))
     for question in TALK:
         print(localized(f"あなた> {question}", f"you> {question}"))
-        print("".join(chat.stream(question, do_sample=False, max_new_tokens=64)))
-    print(localized(f"（続きは: aift chat {folder}）", f"(continue with: aift chat {folder})"))
+        print(printable("".join(chat.stream(question, do_sample=False, max_new_tokens=64))))
+    print(localized(f"（続きは: aift chat {argument(folder)}）", f"(continue with: aift chat {argument(folder)})"))

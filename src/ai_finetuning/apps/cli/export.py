@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
+from ...messages import argument
 from .japanese import App
 
 app = App()
@@ -49,7 +50,7 @@ def gguf(
     from ...export.source import model_folder
 
     validate_output(out, outtype)
-    converter = validate_converter(llama_cpp, f"aift export gguf {model} --out {out}")
+    converter = validate_converter(llama_cpp, f"aift export gguf {argument(model)} --out {argument(out)}")
     export_gguf(model_folder(model, base=base), out, converter, outtype=outtype)
     print(out)
 
@@ -72,10 +73,10 @@ def ollama(
 
     validate_type(outtype)
     validate_new_folder(out)
-    converter = validate_converter(llama_cpp, f"aift export ollama {model} --out {out}")
+    converter = validate_converter(llama_cpp, f"aift export ollama {argument(model)} --out {argument(out)}")
     written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
     print(localized("次の手順:", "next steps:"))
-    print(f"  ollama create {out.name} -f {written}")
+    print(f"  ollama create {argument(out.name)} -f {argument(written)}")
 
 
 @app.command(help=localized("vLLM がそのまま読み込むフォルダーを作ります。", "Writes a folder that vLLM can load."))
@@ -85,4 +86,4 @@ def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
 
     export_vllm(model, out, base=base)
     print(localized("次の手順:", "next steps:"))
-    print(f"  vllm serve {out}")
+    print(f"  vllm serve {argument(out)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ...errors import localized
+from ...messages import printable
 
 
 def register(app: typer.Typer) -> None:
@@ -61,4 +62,4 @@ def generate(
         seed=seed,
     )
     for answer in answers:
-        print(answer)
+        print(printable(answer))

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
+from ...messages import argument, printable
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +62,7 @@ def import_run(
         raise refusal(conversion)
     text = yaml_of(conversion)
     # Without --out the YAML is what a pipe gets, and the list what a person reads.
-    print(list_of(conversion), file=sys.stdout if out is not None else sys.stderr)
+    print(printable(list_of(conversion)), file=sys.stdout if out is not None else sys.stderr)
     if out is None:
         print(text, end="")
         return
@@ -73,4 +74,4 @@ def import_run(
             f"{out} cannot be written ({error}); check the folder and its permissions.",
         ) from None
     print(localized("次の手順:", "next steps:"))
-    print(f"  aift train {out} --dry-run")
+    print(f"  aift train {argument(out)} --dry-run")

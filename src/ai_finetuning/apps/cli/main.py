@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ from typing import Any
 import typer
 
 from ...errors import ToolkitError, localized, prefers_japanese
+from ...messages import printable
 from . import (
     bench,
     chat,
@@ -61,7 +63,7 @@ def run(arguments: list[str]) -> int:
     try:
         result: Any = typer.main.get_command(app).main(args=arguments, prog_name="aift", standalone_mode=False)
     except ToolkitError as error:
-        print(localized(f"エラー: {error.ja}", f"error: {error.en}"), file=sys.stderr)
+        print(printable(localized(f"エラー: {error.ja}", f"error: {error.en}")), file=sys.stderr)
         return error.exit_code
     except typer.Exit as stop:
         return stop.exit_code
@@ -74,11 +76,13 @@ def run(arguments: list[str]) -> int:
         # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
         if hasattr(error, "show"):
             if prefers_japanese() and hasattr(error, "format_message"):
-                print(usage_error(error), file=sys.stderr)
+                print(printable(usage_error(error)), file=sys.stderr)
             else:
-                error.show()
+                shown = io.StringIO()
+                error.show(shown)
+                print(printable(shown.getvalue()), end="", file=sys.stderr)
             return USAGE
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         ja = f"内部エラー: {type(error).__name__}。上の内容と `aift env` の出力を添えて報告してください。"
         en = (
             f"internal error: {type(error).__name__}. Please report it with the lines above and what `aift env` prints."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ...errors import localized
+from ...messages import argument
 
 
 def register(app: typer.Typer) -> None:
@@ -44,4 +45,4 @@ def merge(
         f"{report.size_bytes / 1e6:.1f} MB"
     )
     print(localized("次の手順:", "next steps:"))
-    print(f"  aift chat {report.folder}")
+    print(f"  aift chat {argument(report.folder)}")

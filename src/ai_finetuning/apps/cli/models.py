@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ...errors import localized
+from ...messages import printable
 
 # How far a model's prompt is known (docs/templates.md); base models have none.
 _STATUS = {
@@ -48,7 +49,7 @@ def models(
     known = catalog.supported_models()
     if query in known:
         for key, value in known[query].items():
-            console.print(f"{key}: {value}", markup=False, highlight=False)
+            console.print(printable(f"{key}: {value}"), markup=False, highlight=False)
         return
     rows = [row for row in catalog.rows().values() if not query or query.lower() in row.id.lower()]
     if fits:
@@ -57,7 +58,8 @@ def models(
         free = free_memory_bytes(get_available_device()) / 2**30
         rows = [row for row in rows if row.alias_of is None and row.memory_gib.get(method, free + 1) <= free]
     if not rows:
-        print(localized(f"{query} に合うモデルはありません。", f"no model matches {query}."))
+        shown = printable(str(query))
+        print(localized(f"{shown} に合うモデルはありません。", f"no model matches {shown}."))
         return
     table = Table(title=localized("メモリーは計算値 (GiB)", "memory is computed (GiB)"))
     prompt, licence = localized("プロンプト", "prompt"), localized("ライセンス", "licence")

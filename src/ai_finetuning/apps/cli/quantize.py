@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ...errors import localized
+from ...messages import argument
 
 
 def register(app: typer.Typer) -> None:
@@ -62,5 +63,5 @@ def quantize(
         )
     )
     print(localized("次の手順:", "next steps:"))
-    print(f"  aift bench {model} {report.folder}")
-    print(f"  aift chat {report.folder}")
+    print(f"  aift bench {argument(model)} {argument(report.folder)}")
+    print(f"  aift chat {argument(report.folder)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
+from ...messages import argument
 from .japanese import App
 
 app = App()
@@ -54,4 +55,4 @@ def train(
         )
     )
     print(localized("次の手順:", "next steps:"))
-    print(f"  aift train method=pretrain model={out} data.train=FILE data.on_long=split data.packing=true")
+    print(f"  aift train method=pretrain model={argument(out)} data.train=FILE data.on_long=split data.packing=true")

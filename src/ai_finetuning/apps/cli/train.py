@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ...errors import localized
+from ...messages import argument, printable
 from .japanese import Command
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def train(
 
     result = run_training(config, device, source)
     print(localized("次の手順:", "next steps:"))
-    print(f"  aift chat {result.folder}")
+    print(f"  aift chat {argument(result.folder)}")
     if not config.trains_all:
-        print(f"  aift merge {result.folder} --out {result.folder}-merged")
+        print(f"  aift merge {argument(result.folder)} --out {argument(f'{result.folder}-merged')}")
 
 
 def _check(config: RunConfig, path: str | None) -> ModelSource:
@@ -118,8 +119,8 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource) -> No
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
     gguf = assess(plan.tokenizer, architecture, find_converter(lenient=True))
     for line in (*plan.data.lines, f"GGUF: {gguf}"):
-        print(line)
+        print(printable(line))
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
     for label, value in plan.summary.table():
-        table.add_row(label, value)
+        table.add_row(label, printable(str(value)))
     Console(width=None if Console().is_terminal else 160).print(table)

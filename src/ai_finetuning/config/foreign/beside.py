@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MAX_BYTES = 1 << 20
+from ..yaml_text import MAX_BYTES
+
 _LEVELS = 4
 
 

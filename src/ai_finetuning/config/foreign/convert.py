@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, InputNotFoundError, Reason
+from ...messages import argument
 from ..fields import field_names
 from ..run import RunConfig
 from ..section import build
-from ..yaml_text import parse_plain
+from ..yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_plain
 from . import axolotl, llamafactory, trl
 from .draft import Draft, Entry, Part, Row, Verdict
 from .values import Unfit, is_off, shown
 
-MAX_BYTES = 1 << 20
 VARIABLE = Reason(
     "変数（${...}）は展開しません。値を書いてください", "variables (${...}) are not filled in; write the value"
 )
 UNUSED = Reason("この学習では使われません", "this run does not use it")
-# Values that a file may hold once its anchors are followed.
-MAX_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,6 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} を開けません（{type(error).__name__}）。", f"{path} cannot be opened ({error})."
         ) from None
     values = _json(text, path) if path.suffix.lower() == ".json" else parse_plain(text, str(path))
-    _bounded(values, path)
     if not isinstance(values, Mapping) or not values:
         raise ConfigError(
             f"{path} にキーと値がありません。LLaMA-Factory、Axolotl、TRL の実行ファイルを指定してください。",
@@ -215,28 +212,28 @@ def read(path: Path) -> dict[str, Any]:
 
 def _json(text: str, path: Path) -> Any:
     try:
-        return json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} を JSON として読めません（{type(error).__name__}）。", f"{path} is not valid JSON ({error})."
         ) from None
+    _bounded(values, path)
+    return values
 
 
 def _bounded(values: Any, path: Path) -> None:
-    """Refuses what anchors make endless or enormous."""
-    waiting, count = [values], 0
+    """Refuses a JSON file that is larger or nested deeper than settings are, as the YAML reader does."""
+    waiting, count = [(values, 1)], 0
     while waiting:
-        item = waiting.pop()
+        item, depth = waiting.pop()
         count += 1
-        if count > MAX_VALUES:
+        if count > MAX_NODES or depth > MAX_DEPTH:
             raise ConfigError(
-                f"{path} の値が多すぎます（アンカーの展開を含めて {MAX_VALUES} 個まで）。",
-                f"{path} holds too many values (at most {MAX_VALUES}, anchors followed).",
+                f"{path} の値が多すぎるか、入れ子が深すぎます（{MAX_NODES} 個、{MAX_DEPTH} 段まで）。",
+                f"{path} holds too many values or levels (at most {MAX_NODES} and {MAX_DEPTH}).",
             )
-        if isinstance(item, Mapping):
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item
+        if isinstance(item, Mapping | list):
+            waiting += [(below, depth + 1) for below in (item.values() if isinstance(item, Mapping) else item)]
 
 
 def recognise(values: Mapping[str, Any], name: str) -> Tool:
@@ -269,8 +266,8 @@ def _refuse_others(values: Mapping[str, Any], keys: set[str], name: str) -> None
     sections = [key for key in keys if key in field_names(RunConfig) and isinstance(values[key], Mapping)]
     if sections and not keys & {"base_model", "model_name_or_path"}:
         raise ConfigError(
-            f"{name} は本ツールの設定ファイルです（{', '.join(sorted(sections))}）。そのまま aift train {name} で使えます。",
-            f"{name} is a run file of ours already ({', '.join(sorted(sections))}): aift train {name}.",
+            f"{name} は本ツールの設定ファイルです（{', '.join(sorted(sections))}）。そのまま aift train {argument(name)} で使えます。",
+            f"{name} is a run file of ours already ({', '.join(sorted(sections))}): aift train {argument(name)}.",
         )
     if all(isinstance(value, Mapping) for value in values.values()) and any(
         {"file_name", "hf_hub_url", "ms_hub_url", "script_url"} & value.keys() for value in values.values()

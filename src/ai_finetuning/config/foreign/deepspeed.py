@@ -137,7 +137,7 @@ def _read(draft: Draft, name: str) -> Mapping[str, Any] | None:
     path = find_beside(draft.folder, name)
     try:
         loaded = json.loads(path.read_text(encoding="utf-8-sig")) if path is not None else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return loaded if isinstance(loaded, Mapping) else None
 

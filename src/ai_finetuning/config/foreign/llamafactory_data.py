@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, Reason
-from .beside import MAX_BYTES, places
+from ..yaml_text import MAX_BYTES
+from .beside import places
 from .datasets import Rows, check_tags, share_or_rows
 from .draft import Draft
 from .prompts import named_template
@@ -123,7 +124,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
         loaded = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} を読めません（{type(error).__name__}）。JSON か確かめてください。",
             f"{path} cannot be read ({error}); is it JSON?",

@@ -35,8 +35,8 @@ PREFERENCE = Reason(
 )
 GENERATION = Reason("生成と推論の設定です", "it is about generation and inference")
 SAFE = Reason(
-    "リポジトリのコードは実行しません。必要なモデルなら model.trust_remote_code を自分で true にしてください",
-    "no code of a repository is run; where a model needs it, set model.trust_remote_code yourself",
+    "リポジトリのコードは実行しません。必要なモデルなら、コマンドラインで model.trust_remote_code=true と指定してください",
+    "no code of a repository is run; where a model needs it, say model.trust_remote_code=true on the command line",
 )
 PADDING = Reason(
     "パディングは学習もされず注意も向けられないので、どのトークンでも同じです",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import Reason
+from ..shortened import shortened
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none", "null", "")
 
@@ -35,7 +36,7 @@ def truth(value: object) -> bool:
     word = str(value).strip().lower()
     if word in _TRUE or word in _FALSE:
         return word in _TRUE
-    raise Unfit(f"true か false ではありません（{value!r}）", f"it is {value!r}, not true or false")
+    raise Unfit(f"true か false ではありません（{shortened(value)}）", f"it is {shortened(value)}, not true or false")
 
 
 def number(value: object) -> float:
@@ -45,13 +46,13 @@ def number(value: object) -> float:
         Unfit: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Unfit(f"数値ではありません（{value!r}）", f"it is {value!r}, not a number")
+        raise Unfit(f"数値ではありません（{shortened(value)}）", f"it is {shortened(value)}, not a number")
     try:
         obtained = float(str(value).replace("_", ""))
     except ValueError:
-        raise Unfit(f"数値ではありません（{value!r}）", f"it is {value!r}, not a number") from None
+        raise Unfit(f"数値ではありません（{shortened(value)}）", f"it is {shortened(value)}, not a number") from None
     if obtained != obtained or obtained in (float("inf"), float("-inf")):
-        raise Unfit(f"有限の数ではありません（{value!r}）", f"it is {value!r}, not a finite number")
+        raise Unfit(f"有限の数ではありません（{shortened(value)}）", f"it is {shortened(value)}, not a finite number")
     return obtained
 
 
@@ -63,7 +64,7 @@ def whole(value: object) -> int:
     """
     obtained = number(value)
     if obtained != int(obtained):
-        raise Unfit(f"整数ではありません（{value!r}）", f"it is {value!r}, not a whole number")
+        raise Unfit(f"整数ではありません（{shortened(value)}）", f"it is {shortened(value)}, not a whole number")
     return int(obtained)
 
 
@@ -74,7 +75,7 @@ def text(value: object) -> str:
         Unfit: it is none.
     """
     if isinstance(value, Mapping | list | tuple | bool) or value is None:
-        raise Unfit(f"文字列ではありません（{value!r}）", f"it is {value!r}, not a text")
+        raise Unfit(f"文字列ではありません（{shortened(value)}）", f"it is {shortened(value)}, not a text")
     return str(value).strip()
 
 
@@ -86,7 +87,9 @@ def names(value: object) -> list[str]:
     """
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
-        raise Unfit(f"名前のリストではありません（{value!r}）", f"it is {value!r}, not a list of names")
+        raise Unfit(
+            f"名前のリストではありません（{shortened(value)}）", f"it is {shortened(value)}, not a list of names"
+        )
     return [name for name in (text(item) for item in items) if name]
 
 
@@ -102,7 +105,7 @@ def mapping(value: object) -> dict[str, Any]:
         Unfit: it is none.
     """
     if not isinstance(value, Mapping):
-        raise Unfit(f"キーと値の組ではありません（{value!r}）", f"it is {value!r}, not a mapping")
+        raise Unfit(f"キーと値の組ではありません（{shortened(value)}）", f"it is {shortened(value)}, not a mapping")
     return {str(key): item for key, item in value.items() if item is not None}
 
 

@@ -1,0 +1,226 @@
+"""What the tool prints and writes of names, rows and answers from somebody else: shown, never carried out."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ai_finetuning.apps.cli import chat
+from ai_finetuning.apps.cli.main import run
+from ai_finetuning.config.model import ModelConfig
+from ai_finetuning.config.run import RunConfig
+from ai_finetuning.evaluation.fidelity import Agreement
+from ai_finetuning.execution.model_card import literal, markdown, merge_card, model_card
+from ai_finetuning.export import vllm
+from ai_finetuning.messages import argument, notice, printable, warn
+from ai_finetuning.models import generation
+from ai_finetuning.models.adapters import add_lora
+from tests.support.models import build_model
+
+NAMES = [
+    './m\n---\nlicense: mit\n---\n# Fake\n"); import os; os.system("id") #',
+    "<img src=x onerror=alert(1)>",
+    "[click](https://evil.example) ![x](http://evil.example/x.png)",
+    "x;touch${IFS}PWNED#",
+    "`id` $(id) 'a' \"b\" \\",
+    "a | b | c ```",
+    "--trust-remote-code",
+    "https://evil.example www.evil.example me@evil.example",
+    "\x1b]0;title\x07\u202egpj.exe",
+    "日本語のモデル/七番",
+]
+
+
+def card(base: str) -> str:
+    config = RunConfig(model=ModelConfig(base))
+    summary = {
+        "held_out_before": None, "held_out_after": None, "train_loss_last_10_steps": 1.0, "steps": 1, "epochs": 1.0,
+        "tokens": 1, "skipped_steps": 0, "seconds": 1, "tokens_per_second": 1.0, "peak_memory_gb": 1,
+        "estimated_memory_gb": 1,
+        "plan": {
+            "device": "cpu", "precision": "fp32", "trainable": 1, "parameters": 2, "rows": 1, "eval_rows": 0,
+            "warmup_steps": 0,
+        },
+    }  # fmt: skip
+    versions = dict.fromkeys(("torch", "transformers", "peft", "python"), "1")
+    machine = {"gpu": {"available": False}, "cpu": {"name": "cpu"}, "versions": versions}
+    return model_card(config, summary, machine, None)
+
+
+def parts(text: str) -> tuple[dict[str, object], list[str]]:
+    """Front matter, and the lines below it."""
+    lines = text.split("\n")
+    assert lines[0] == "---"
+    end = lines.index("---", 1)
+    return yaml.safe_load("\n".join(lines[1:end])), lines[end + 1 :]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_holds_names_as_text(name: str):
+    front, body = parts(card(name))
+    assert set(front) == {"language", "library_name", "base_model", "pipeline_tag", "tags"}
+    assert [line for line in body if line.startswith("#")][1:] == [
+        "## 測定値 / Measured",
+        "## 設定 / Settings",
+        "## 使い方 / Use",
+    ]
+    assert body.count("```python") == 1
+    assert body.count("```") == 1
+    code = ast.parse("\n".join(body[body.index("```python") + 1 : body.index("```")]))
+    assert [type(node) for node in code.body] == [ast.ImportFrom, ast.Assign]
+    call = code.body[1].value  # type: ignore[attr-defined]
+    assert [argument.value for argument in call.args] == [name, "THIS_FOLDER"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_of_a_merge_holds_names_as_text(name: str):
+    agreement = Agreement(*([0.0] * len(Agreement.__dataclass_fields__)))
+    text = merge_card(
+        name, name, bits=None, source=name, close=agreement, measured={name: agreement}, limits=(1.0, 0.5), prompts=1
+    )
+    front, body = parts(text)
+    assert "license" not in front
+    assert len([line for line in body if line.startswith("#")]) == 3
+    for line in body:
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_a_name_is_markup(name: str):
+    """Every character that could be is escaped, and what a reader of Markdown shows is the name."""
+    written = markdown(name)
+    assert "\n" not in written
+    assert "\x1b" not in written
+    plain = re.sub(r"\\[!-/:-@\[-`{-~]", "", written)
+    assert not re.search(r"[`*\[\]<>&|#~]|://|www\.|@", plain)
+    assert ast.literal_eval(literal(name)) == name
+
+
+def test_ordinary_names_are_written_as_they_are():
+    for name in ("embedded:kotoha-tiny", "llm-jp/llm-jp-3-1.8b", "org/Some_Model_v1.5", "日本語/模型"):
+        assert markdown(name) == name == argument(name).strip("'")
+        assert literal(name) == f'"{name}"'
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_printed_commands_are_one_word_a_name(name: str, tmp_path: Path, logged):
+    folder = tmp_path / "a b;c"
+    add_lora(build_model(), r=4, alpha=8).save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
+    vllm._say_adapter(folder)
+    if "\n" in name or "\x1b" in name:
+        name = ""  # shown, not to be copied
+    line = logged()
+    words = shlex.split(line[line.index("vllm serve") :]) if name else [line]
+    expected = f"./{name}" if name.startswith("-") else name
+    assert not name or words[:7] == [
+        "vllm", "serve", expected, "--enable-lora", "--lora-modules", f"a b;c={folder}", "--max-lora-rank"
+    ]  # fmt: skip
+
+
+HOSTILE = "\x1b]0;t\x07\x1b[2J\x08\x0d\x7f\x9b31m\u202eabc\u2066\u200f\u2028x"
+SHOWN = r"\x1b]0;t\x07\x1b[2J\x08\x0d\x7f\x9b31m\u202eabc\u2066\u200f\u2028x"
+RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def test_controls_are_shown_and_texts_stay():
+    assert printable(HOSTILE) == SHOWN
+    for text in (
+        "日本語、ｶﾀｶﾅ、葛\U000e0100城、辻\ufe00",
+        "👨\u200d👩\u200d👧 ❤\ufe0f 🏴\U000e0067\U000e0062\U000e007f",
+        "a\tb\nc\u3000\xa0\ufeff",
+        "עברית العربية",
+    ):
+        assert printable(text) == text
+
+
+def test_notices_and_warnings(logged):
+    notice(HOSTILE, HOSTILE)
+    warn(HOSTILE, HOSTILE)
+    assert logged().count(SHOWN) == 2
+    assert not RAW.search(logged())
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, list[str]]:
+    """Commands by what is hostile in them; each ends with a message that shows it."""
+    config = {"model_type": HOSTILE, "architectures": [HOSTILE]}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "model.safetensors").touch()
+    (tmp_path / "broken.jsonl").write_text('{"text": "' + HOSTILE + "\n" + '{"text"' + HOSTILE + "\n", encoding="utf-8")
+    (tmp_path / "columns.jsonl").write_text(json.dumps({HOSTILE: "a", "b": "c"}) + "\n", encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(f'"{SHOWN}": 1\ntraining: {{"{SHOWN}": 1}}\nmethod: "{SHOWN}"\n')
+    data = "data.train=" + str(tmp_path / "columns.jsonl")
+    tiny = "embedded:kotoha-tiny"
+    return {
+        "a path": ["generate", str(tmp_path / HOSTILE), "q"],
+        "a file": ["data", "stats", str(tmp_path / (HOSTILE + ".jsonl")), "--model", tiny],
+        "a line": ["data", "stats", str(tmp_path / "broken.jsonl"), "--model", tiny],
+        "a column": ["data", "stats", str(tmp_path / "columns.jsonl"), "--model", tiny],
+        "a model_type": ["generate", str(tmp_path / "model"), "q"],
+        "keys of a YAML": ["train", str(tmp_path / "run.yaml")],
+        "a key": ["train", HOSTILE + "=1", data],
+        "an option": ["generate", "--" + HOSTILE],
+        "a command": [HOSTILE],
+        "a search": ["models", HOSTILE],
+    }
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_no_place_prints_a_control_of_its_input(places, capsys, monkeypatch: pytest.MonkeyPatch, language: str):
+    monkeypatch.setenv("AIFT_LANG", language)
+    for place, command in places.items():
+        run(command)
+        said = "".join(capsys.readouterr())
+        assert said, place
+        assert not RAW.search(said), (place, said)
+
+
+def test_rows_are_shown_with_their_controls(tmp_path: Path, capsys):
+    file = tmp_path / "rows.jsonl"
+    row = {"instruction": "首都\u202eは？", "output": "東京\u2066です。👨\u200d👩"}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    run(["data", "show", str(file), "--model", "embedded:kotoha-tiny"])
+    said = "".join(capsys.readouterr())
+    assert "東" in said
+    assert not RAW.search(said)
+
+
+class Talk:
+    """A conversation whose model answers with controls."""
+
+    class opened:
+        has_adapter = True
+
+        @staticmethod
+        def adapter(on: bool) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
+    def stream(self, line: str, **options: object) -> list[str]:
+        return ["東京", *HOSTILE]
+
+    def compare(self, line: str, **options: object) -> tuple[str, str]:
+        return HOSTILE, "東京"
+
+
+def test_answers_are_printed_with_their_controls_shown(capsys):
+    chat._answer(Talk(), "q", {"compare": False, "adapter": True}, {})
+    assert capsys.readouterr().out == "東京" + SHOWN + "\n"
+    chat._answer(Talk(), "q", {"compare": True, "adapter": True}, {})
+    assert not RAW.search(capsys.readouterr().out)
+
+
+def test_generated_answers_are_printed_so_too(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generation, "generate_text", lambda *a, **k: [HOSTILE])
+    assert run(["generate", "embedded:kotoha-tiny", "q"]) == 0
+    assert capsys.readouterr().out == SHOWN + "\n"
