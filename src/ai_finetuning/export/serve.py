@@ -6,13 +6,13 @@ import importlib.util
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from ..errors import ModelError, UsageError
 from ..messages import notice
 from ..models.options import validate_bits
 from ..models.sentencepiece_tokenizer import deciding_file
+from ..system.children import isolated_environment, isolated_python
 from .source import model_folder
 
 HOST = "127.0.0.1"
@@ -33,11 +33,9 @@ def serve_command(folder: Path, *, port: int, device: str = "auto", bits: int | 
     """The server's arguments. The model is pinned: an unpinned server loads any path that a client names."""
     by_pieces = deciding_file(folder) is not None
     command = [
-        sys.executable,
-        "-m",
-        "ai_finetuning.export.serve_process" if by_pieces else "transformers.cli.transformers",
+        *isolated_python("ai_finetuning.export.serve_process" if by_pieces else "transformers.cli.transformers"),
         "serve",
-        str(folder),
+        str(folder.resolve()),  # a name that begins with "--" would be read as an option
         "--host",
         HOST,
         "--port",
@@ -53,7 +51,7 @@ def server_environment() -> dict[str, str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
-    return os.environ | {"HF_HUB_OFFLINE": "1"}
+    return isolated_environment() | {"HF_HUB_OFFLINE": "1"}
 
 
 def serve(name: str, *, port: int = 8000, device: str = "auto", bits: int | None = None, base: str = "auto") -> int:
