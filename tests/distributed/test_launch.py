@@ -42,7 +42,7 @@ def test_aift_train_starts_the_processes(tmp_path: Path, tiny_model_dir: Path):
 
 
 def test_a_refusal_of_the_processes_is_the_commands_own(tmp_path: Path, tiny_model_dir: Path):
-    """What only the processes can find out comes back as the error it is, not as torchrun's."""
+    """What only the processes can find out comes back as the error it is."""
     config = str(write_run(tmp_path, tiny_model_dir))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("mine", encoding="utf-8")
@@ -140,7 +140,7 @@ def uninterrupted(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 def test_a_killed_rank_is_started_anew_and_ends_with_the_same_bits(
     tmp_path: Path, tiny_model_dir: Path, uninterrupted: Path
 ):
-    """Case 22: rank 1 is killed -9 mid-epoch; torchrun starts both again, from the last checkpoint."""
+    """Case 22: rank 1 is killed -9 mid-epoch; both start again, from the last checkpoint."""
     config = str(write_run(tmp_path, tiny_model_dir))
     code, output = spawn("train", config, *TWO, "parallel.max_restarts=1", fault="step:kill@11%1", timeout=280)
     assert code == 0, output

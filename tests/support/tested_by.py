@@ -22,6 +22,8 @@ _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 # Modules that no test file is named after and none imports.
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
+    "execution.launcher": _LAUNCH,
+    "system.start": "security/test_processes.py",
     "data.columnar": _TABLES,
     "data.conversations": _FORMATS,
     "data.texts": _TABLES,

@@ -1,15 +1,12 @@
-"""Starts the processes of a run on this machine under torchrun, from a folder that says what to do."""
+"""Starts the processes of a run on this machine, from a folder that says what to do."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from ..config.run_folder import LAUNCH
 from ..config.run_yaml import describe_run
 from ..data.text_dataset import TextDataset
 from ..data.tokenize import Example
-from ..engine.hooks import SignalFlags
 from ..errors import ConfigError, ProcessesError, ToolkitError
 from ..messages import notice
 from ..models import catalog
@@ -31,14 +27,15 @@ from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
-from ..system.cores import physical_cores
+from ..system.children import isolated_python
 from ..system.gpu import get_available_device
+from .launcher import Ended, launch, private_file
 from .output_folder import OutputFolder
 from .request import ResolvedStrategy, TrainRequest
 from .resolve import RunPlan
 
 JOB, RUN, STARTED, ERROR, LOGS = "job.json", "run.yaml", "started", "error.json", "logs"
-PORTS = 3  # attempts to find one that nobody takes meanwhile
+ROWS = TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"  # data of the user's: they go when the run ends
 
 
 def run_processes(plan: RunPlan) -> None:
@@ -47,85 +44,25 @@ def run_processes(plan: RunPlan) -> None:
     Raises:
         ToolkitError: what a process raised. ProcessesError: one died. RunLockedError: another run is at work there.
     """
-    processes, parallel = plan.processes_to_start, plan.request.config.parallel
+    processes, restarts = plan.processes_to_start, plan.request.config.parallel.max_restarts
     folder = Path(plan.summary.output_dir) / LAUNCH
     OutputFolder(folder.parent, keep=2).validate_free()
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write_request(plan, folder)
-    notice(f"{processes} プロセスで学習します。", f"training in {processes} processes.")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        f"--nproc-per-node={processes}",
-        f"--max-restarts={parallel.max_restarts}",
-        "--redirects=3",
-        f"--log-dir={folder / LOGS}",
-        "-m",
-        "ai_finetuning.execution.worker",
-        str(folder),
-    ]
-    with (folder / "torchrun.log").open("wb") as log, SignalFlags() as signals:
-        for attempt in range(1, PORTS + 1):
-            # A session of its own: the terminal's Ctrl-C comes to this process only, which passes it on once.
-            child = subprocess.Popen(
-                command, env=_environment(processes), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            code = _follow(child, folder / LOGS, signals)
-            if code == 0:
-                return
-            if signals.stop or attempt == PORTS or not _port_was_taken(folder):
-                break
-            _forget_attempt(folder)
-    raise _error(folder, code, asked=signals.stop)
-
-
-def _port_was_taken(folder: Path) -> bool:
-    """Whether the last attempt ended before it began: torchrun finds a free port, and the first process listens on
-    it seconds later.
-    """
-    logs = sorted((folder / LOGS).glob("*/attempt_*/0/stderr.log"), key=lambda path: path.stat().st_mtime)
-    return bool(logs) and "EADDRINUSE" in logs[-1].read_text(encoding="utf-8", errors="replace")
-
-
-def _forget_attempt(folder: Path) -> None:
-    shutil.rmtree(folder / LOGS, ignore_errors=True)
-    for path in (*folder.glob(f"{STARTED}-*"), folder / ERROR):
-        path.unlink(missing_ok=True)
-
-
-def _environment(processes: int) -> dict[str, str]:
-    here = str(Path(__file__).resolve().parents[2])
-    path = os.environ.get("PYTHONPATH")
-    return os.environ | {
-        # Without it every restart of torchrun fails: workers read the addresses of the attempt before
-        # (docs/design/distributed.md).
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # Seconds that torchrun gives a process after SIGTERM before it kills it: a checkpoint may take longer than its
-        # 30.
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "540"),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, physical_cores() // processes))),
-        "PYTHONPATH": here if not path else here + os.pathsep + path,
-        "PYTHONUTF8": "1",
-    }
-
-
-def _follow(child: subprocess.Popen[bytes], logs: Path, signals: SignalFlags) -> int:
-    """Shows the first process's lines until the child ends; passes a request to stop on."""
-    read: dict[Path, int] = {}
-    reported = False
-    while True:
-        code = child.poll()
-        _show(logs, read)
-        if code is not None:
-            return code
-        if signals.stop and not reported:
-            child.terminate()
-            reported = True
-        time.sleep(0.1)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700)
+    try:
+        write_request(plan, folder)
+        notice(f"{processes} プロセスで学習します。", f"training in {processes} processes.")
+        command = [*isolated_python("ai_finetuning.execution.worker"), str(folder)]
+        read: dict[Path, int] = {}
+        ended = launch(
+            command, processes, folder / LOGS, max_restarts=restarts, watch=lambda: _show(folder / LOGS, read)
+        )
+    finally:
+        for name in ROWS:
+            (folder / name).unlink(missing_ok=True)
+    if ended.rank is not None or (folder / ERROR).exists():
+        raise _error(folder, ended)
 
 
 def _show(logs: Path, read: dict[Path, int]) -> None:
@@ -139,7 +76,7 @@ def _show(logs: Path, read: dict[Path, int]) -> None:
             sys.stderr.flush()
 
 
-def _error(folder: Path, code: int, *, asked: str | None) -> ToolkitError:
+def _error(folder: Path, ended: Ended) -> ToolkitError:
     """What went wrong, as the process that failed has written it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         reported = json.loads((folder / ERROR).read_text(encoding="utf-8"))
@@ -148,10 +85,10 @@ def _error(folder: Path, code: int, *, asked: str | None) -> ToolkitError:
         return obtained
     tail = _last_lines(folder)
     return ProcessesError(
-        f"プロセスが終了しました（torchrun の終了コード {code}{'、' + asked if asked else ''}）。ログ: {folder / LOGS}。{tail} 直してから "
+        f"ランク {ended.rank} のプロセスが終了しました（終了コード {ended.code}）。ログ: {folder / LOGS}。{tail} 直してから "
         "resume_from_checkpoint=auto で続きから再開できます。",
-        f"a process of the run failed (torchrun exit code {code}{', ' + asked if asked else ''}). Logs: "
-        f"{folder / LOGS}. {tail} Continue with resume_from_checkpoint=auto.",
+        f"a process of the run failed (rank {ended.rank}, exit code {ended.code}). Logs: {folder / LOGS}. {tail} "
+        "Continue with resume_from_checkpoint=auto.",
     )
 
 
@@ -175,16 +112,22 @@ def write_request(plan: RunPlan, folder: Path) -> None:
         ConfigError: rows that no file can hold.
     """
     request = plan.request
-    (folder / RUN).write_text(describe_run(request.config, {}), encoding="utf-8")
+    _write(folder / RUN, [describe_run(request.config, {})])
     resolved_strategy = ResolvedStrategy(plan.parallel.strategy, plan.parallel.processes)
     content = {
         "model": _model_spec(plan, folder),
         "use_accelerate": request.use_accelerate,
-        "train": _source_spec(request.train, folder / "train.jsonl"),
-        "held_out": _source_spec(request.eval_data, folder / "held_out.jsonl"),
+        "train": _source_spec(request.train, folder / TRAIN),
+        "held_out": _source_spec(request.eval_data, folder / HELD_OUT),
         "settled": asdict(resolved_strategy),
     }
-    (folder / JOB).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    _write(folder / JOB, [json.dumps(content, ensure_ascii=False)])
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    with private_file(path) as file:
+        for part in parts:
+            file.write(part.encode())
 
 
 def _model_spec(plan: RunPlan, folder: Path) -> dict[str, Any]:
@@ -249,9 +192,7 @@ def _row(item: Any) -> Mapping[str, Any]:
 
 def _write_rows(rows: Iterator[Any], path: Path) -> None:
     try:
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"学習データの行を複数プロセスに渡せません（{error}）。JSON にできる値だけにするか、ファイルのパスを渡してください。",

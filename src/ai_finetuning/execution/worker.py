@@ -1,5 +1,5 @@
-"""One process of a run that execution/processes.py started: `python -m ai_finetuning.execution.worker FOLDER` under
-torchrun.
+"""One process of a run that execution/processes.py started: `python -m ai_finetuning.execution.worker FOLDER`, with its
+rank in the environment.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ def main(folder: Path) -> int:
 
     request, faults = launch.read_request(folder), Faults.from_environment()
     started = folder / f"{launch.STARTED}-{launched().rank}"
-    if (
-        started.exists()
-    ):  # torchrun has started us anew: go on from the last checkpoint, and meet no injected fault twice
+    if started.exists():  # started anew: go on from the last checkpoint, and meet no injected fault twice
         faults = Faults()
         training = with_resume(request.config.training, "auto")
         request = replace(request, config=with_values(request.config, training=training))
         (folder / launch.ERROR).unlink(missing_ok=True)  # the reason of the attempt before
-    started.touch()
+    started.touch(mode=0o600)
     try:
         execute(request, faults)
     except Exception as error:
@@ -61,6 +59,7 @@ def tell(path: Path, error: Exception) -> int:
         )
     if launched().is_main or not (path.exists() or isinstance(error, PreemptedError)):
         reason = {"kind": type(error).__name__, "ja": error.ja, "en": error.en}
+        path.touch(mode=0o600)
         path.write_text(json.dumps(reason, ensure_ascii=False), encoding="utf-8")
     return error.exit_code
 

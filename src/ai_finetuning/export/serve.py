@@ -6,12 +6,12 @@ import importlib.util
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from ..errors import ModelError, UsageError
 from ..messages import notice
 from ..models.options import validate_bits
+from ..system.children import isolated_environment, isolated_python
 from .source import model_folder
 
 HOST = "127.0.0.1"
@@ -31,11 +31,9 @@ def validate_server() -> None:
 def serve_command(folder: Path, *, port: int, device: str = "auto", bits: int | None = None) -> list[str]:
     """The server's arguments. The model is pinned: an unpinned server loads any path that a client names."""
     command = [
-        sys.executable,
-        "-m",
-        "ai_finetuning.export.serve_process",
+        *isolated_python("ai_finetuning.export.serve_process"),
         "serve",
-        str(folder),
+        str(folder.resolve()),  # a name that begins with "--" would be read as an option
         "--host",
         HOST,
         "--port",
@@ -51,7 +49,7 @@ def server_environment(max_tokens: int) -> dict[str, str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
-    return os.environ | {"HF_HUB_OFFLINE": "1", "AIFT_SERVE_MAX_TOKENS": str(max_tokens)}
+    return isolated_environment() | {"HF_HUB_OFFLINE": "1", "AIFT_SERVE_MAX_TOKENS": str(max_tokens)}
 
 
 def serve(

@@ -16,6 +16,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from ..messages import notice
+from .wire import decode, encode
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -37,7 +40,7 @@ class Launched:
 
 
 def launched() -> Launched:
-    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set. Nothing else is read."""
+    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set."""
     return Launched(
         int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     )
@@ -48,12 +51,25 @@ def backend_for(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
+STORE = "AIFT_STORE"  # names the file over which processes of our own launcher meet
 _GROUPS = itertools.count()  # a second group of a process must not read the addresses of the first
 
 
 @functools.cache
 def _rendezvous(timeout: timedelta) -> tuple[Store, int, int]:
     """The launcher's store, this process's rank and their number; one connection serves all groups of a process."""
+    me, file = launched(), os.environ.get(STORE)
+    if file is not None:
+        return dist.FileStore(file, me.size), me.rank, me.size  # type: ignore[attr-defined]
+    if me.is_main:
+        notice(
+            "外部のランチャーで起動されたため、torch のストアと gloo・NCCL のポートがネットワークに開きます"
+            f"（{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}、認証なし）。信頼できるネットワークかファイアウォールの内側で"
+            "使ってください（docs/strategies.ja.md）。",
+            "started by a launcher of yours: torch opens a store and the ports of gloo or NCCL to the network "
+            f"({os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}, no authentication). Keep them behind a "
+            "firewall or in a private network (docs/strategies.md).",
+        )
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     return store, rank, size
 
@@ -117,12 +133,16 @@ def host_group() -> dist.ProcessGroup | None:
 
 
 def gather(value: Any, peers: Peers) -> list[Any]:
-    """`value` of every one of them, by rank."""
+    """`value` of every one of them, by rank: plain values and arrays (parallel/wire.py), never a pickle."""
     if peers.size == 1:
         return [value]
-    values: list[Any] = [None] * peers.size
-    dist.all_gather_object(values, value, group=peers.group)
-    return values
+    mine = torch.frombuffer(bytearray(encode(value)), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(peers.size)]
+    dist.all_gather(sizes, torch.tensor([len(mine)]), group=peers.group)
+    longest = max(int(size) for size in sizes)
+    parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(peers.size)]
+    dist.all_gather(parts, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=peers.group)
+    return [decode(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
 def wait_for(peers: Peers) -> None:

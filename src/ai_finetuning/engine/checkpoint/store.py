@@ -175,17 +175,22 @@ class CheckpointStore:
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """What every rank's work gave; the first error of any rank is raised on all."""
-        answer: tuple[Any, OSError | Cancelled | None]
+        result: Any = None
+        problem: OSError | Cancelled | None = None
         try:
-            answer = work(), None
+            result = work()
         except (OSError, Cancelled) as error:
-            answer = None, error
-        answers = gather(answer, self._peers)
-        problems = [answer[1], *(problem for _, problem in answers)]
-        for problem in problems:
-            if problem is not None:
-                raise problem
-        return [result for result, _ in answers]
+            problem = error
+        told: tuple[int | None, str] | None = None
+        if problem is not None:
+            told = (problem.errno, str(problem)) if isinstance(problem, OSError) else (None, "")
+        answers = gather((result, told), self._peers)
+        if problem is not None:
+            raise problem
+        for _, other in answers:
+            if other is not None:
+                raise Cancelled if other == (None, "") else OSError(*other)
+        return [obtained for obtained, _ in answers]
 
     def agree(self, yes: bool) -> bool:
         """Whether every rank says yes."""

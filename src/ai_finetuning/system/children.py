@@ -1,0 +1,24 @@
+"""Python processes that the toolkit starts: none imports modules of the folder where the user happens to stand."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_START = Path(__file__).with_name("start.py")
+_PACKAGE = str(Path(__file__).resolve().parents[2])
+
+
+def isolated_python(module: str) -> list[str]:
+    """The command that runs a module as `python -m` does, without the current folder on the path."""
+    return [sys.executable, str(_START), module]
+
+
+def isolated_environment() -> dict[str, str]:
+    """This process's environment, with this package on the path and no entry that stands for the current folder.
+
+    PYTHONSAFEPATH (Python 3.11) reaches the children of the child as well; Python 3.10 has the start file only.
+    """
+    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGE, *given]), "PYTHONSAFEPATH": "1"}
