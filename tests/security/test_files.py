@@ -381,3 +381,12 @@ def test_a_converter_in_a_usual_place_has_to_be_the_users(tmp_path: Path, monkey
         os.chown(script, NOBODY, NOBODY)
         assert find_converter() is None
     assert find_converter(str(script.parent)) == script.resolve()  # who names it answers for it
+
+
+def test_a_file_that_another_process_of_the_run_is_writing_is_no_strangers(tmp_path: Path):
+    """The ranks of a run look at its folder while the first of them begins to write there."""
+    from ai_finetuning.runs.folder import validate_folder
+    from ai_finetuning.system.files import TEMPORARY
+
+    (tmp_path / TEMPORARY.replace("*", "0123456789abcdef")).write_text("{", encoding="utf-8")
+    validate_folder(tmp_path)

@@ -99,7 +99,8 @@ def validate_folder(folder: Path) -> None:
     refuse_links(folder)
     if not folder.is_dir() or (folder / RUN).exists():
         return
-    foreign = files_of_run(folder)
+    # A temporary name is random: nothing is overwritten by it, and it may be of another process of this very run.
+    foreign = [path for path in files_of_run(folder) if not fnmatch.fnmatch(path.name, TEMPORARY)]
     if foreign:
         names = ", ".join(path.name for path in foreign[:5])
         raise ConfigError(
