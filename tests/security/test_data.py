@@ -83,6 +83,20 @@ def entities(path: Path) -> None:
     sheet_with(path, rows="", strings=strings)
 
 
+def damaged_before_entities(path: Path) -> None:
+    """A part that nobody reads is damaged, and stands before the one that declares entities."""
+    entities(path)
+    with zipfile.ZipFile(path) as whole:
+        parts = {item.filename: whole.read(item) for item in whole.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("docProps/thumbnail.jpeg", b"a picture" * 50, zipfile.ZIP_STORED)
+        for key, value in parts.items():
+            archive.writestr(key, value)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"a picture")] ^= 1
+    path.write_bytes(raw)
+
+
 @pytest.mark.parametrize(
     ("name", "make", "reason"),
     [
@@ -91,6 +105,7 @@ def entities(path: Path) -> None:
         ("far.xlsx", far_row, "1,048,576 rows"),
         ("long.xlsx", long_string, "200 times its size"),
         ("entities.xlsx", entities, "XML entities"),
+        ("damaged.xlsx", damaged_before_entities, "not valid Excel"),
     ],
 )
 def test_a_small_file_that_becomes_a_huge_one_is_refused(tmp_path: Path, name: str, make, reason: str):

@@ -206,6 +206,15 @@ def _mapping(loader: _Reader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Reader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def _document(loader: Any, name: str) -> Any:
+    """The one document that a loader reads."""
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def parse_yaml(text: str, name: str) -> Any:
     """One YAML document of plain values.
 
@@ -213,12 +222,7 @@ def parse_yaml(text: str, name: str) -> Any:
         ConfigError: text that is no YAML, with its line, or a key that appears twice.
     """
     try:
-        loader = _Reader(text)
-        loader.name = name
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
+        return _document(_Reader(text), name)
     except yaml.YAMLError as error:
         raise _refusal(error, text, name) from None
     except ConfigError:  # is a ValueError too
@@ -237,11 +241,7 @@ def parse_plain(text: str, name: str) -> Any:
         ConfigError: text that is no YAML, with its line.
     """
     try:
-        loader = _Bounded(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
+        return _document(_Bounded(text), name)
     except yaml.YAMLError as error:
         raise _refusal(error, text, name) from None
     except (ValueError, RecursionError) as error:

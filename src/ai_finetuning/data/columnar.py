@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import DataError
 from .compression import limit_of, too_big
-from .rows import File, FileReport, Row
+from .rows import File, FileReport, Row, parsing
 
 # Rows that are decoded at a time.
 _BATCH = 4096
@@ -19,7 +19,7 @@ _BATCH = 4096
 def _columns(file: File, kind: str, read: Callable[[io.BytesIO], Iterator[Any]]) -> Iterator[Row]:
     path, limit = file.report.path, limit_of(len(file.raw))
     number = size = 0
-    try:
+    with parsing(path, kind):
         for batch in read(io.BytesIO(file.raw)):
             names = batch.schema.names
             twice = [name for index, name in enumerate(names) if name in names[:index]]
@@ -36,12 +36,6 @@ def _columns(file: File, kind: str, read: Callable[[io.BytesIO], Iterator[Any]])
             for values in batch.to_pylist():
                 number += 1
                 yield Row(values, file.item(number))
-    except DataError:
-        raise
-    except Exception as error:  # pyarrow raises many kinds for damaged bytes
-        raise DataError(
-            f"{path} を {kind} として読めません（{error}）。", f"{path} is not valid {kind} ({error})."
-        ) from None
 
 
 def _written_out(column: Any) -> int:
@@ -90,14 +84,8 @@ def read_saved(folder: Path) -> tuple[list[Row], FileReport]:
     import datasets
 
     _check_names(folder)
-    try:
+    with parsing(str(folder), "datasets (save_to_disk)"):
         loaded = datasets.load_from_disk(str(folder))
-    except Exception as error:  # datasets and pyarrow raise many kinds for damaged folders
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(
-            f"{folder} は datasets の save_to_disk のフォルダーとして読めません（{reason}）。",
-            f"{folder} cannot be read as a folder of datasets' save_to_disk ({reason}).",
-        ) from None
     return dataset_rows(loaded, str(folder))
 
 
@@ -140,9 +128,8 @@ def dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
                 report.notes.append((f"読まない分割: {split}（{count} 行）", f"split not read: {split} ({count} rows)"))
         loaded = loaded["train"]
     # As Arrow, so that nothing is decoded: an image or sound is a path or an address that a stranger wrote.
-    plain = loaded.with_format("arrow") if hasattr(loaded, "with_format") else loaded
-    batches = plain.iter(batch_size=_BATCH) if plain is not loaded else ()
-    values = [value for batch in batches for value in batch.to_pylist()] if plain is not loaded else list(loaded)
+    batches = loaded.with_format("arrow").iter(batch_size=_BATCH)
+    values = (value for batch in batches for value in batch.to_pylist())
     rows = [Row(value, f"{name}[{number}]") for number, value in enumerate(values, start=1)]
     if not rows:
         raise DataError(f"{name} に行がありません。", f"{name} contains no row.")

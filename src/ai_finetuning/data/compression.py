@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .rows import parsing
 
 # Bytes that a file may become when it is unpacked or decoded: a stranger's file of a few kilobytes can name terabytes.
 _FREE, _TIMES = 32 * 2**20, 200
@@ -32,37 +33,34 @@ def too_big(name: str, size: int) -> DataError:
     )
 
 
-def _zstd(raw: bytes) -> bytes:
+def _zstd(raw: io.BytesIO) -> Any:
     import pyarrow
 
-    with pyarrow.input_stream(io.BytesIO(raw), compression="zstd") as stream:
-        return bounded(stream, limit_of(len(raw)))
+    return pyarrow.input_stream(raw, compression="zstd")
 
 
-def bounded(stream: Any, limit: int) -> bytes:
+def bounded(stream: Any, limit: int, refusal: DataError) -> bytes:
     """What a stream holds.
 
     Raises:
-        OverflowError: more than `limit` bytes.
+        DataError: the refusal, for more than `limit` bytes.
     """
     parts, size = [], 0
     while part := stream.read(2**20):
         size += len(part)
         if size > limit:
-            raise OverflowError
+            raise refusal
         parts.append(bytes(part))
     return b"".join(parts)
 
 
-def _by(library: Any) -> Callable[[bytes], bytes]:
-    def unpack_with(raw: bytes) -> bytes:
-        with library.open(io.BytesIO(raw), "rb") as stream:
-            return bounded(stream, limit_of(len(raw)))
-
-    return unpack_with
-
-
-UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": _by(gzip), ".bz2": _by(bz2), ".xz": _by(lzma), ".zst": _zstd}
+# (name, opens a stream of what the bytes unpack to) by ending.
+UNPACK: dict[str, tuple[str, Callable[[io.BytesIO], Any]]] = {
+    ".gz": ("gzip", gzip.open),
+    ".bz2": ("bzip2", bz2.open),
+    ".xz": ("xz", lzma.open),
+    ".zst": ("Zstandard", _zstd),
+}
 
 
 def kind_of(path: Path) -> str:
@@ -81,40 +79,39 @@ def unpack(path: Path, kinds: set[str]) -> tuple[bytes, str, list[tuple[str, str
         DataError: damaged, too big, or a zip with none or several of them.
     """
     raw = path.read_bytes()
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".zip":
-            return _unzip(path, raw, kinds)
-        return (UNPACK[suffix](raw) if suffix in UNPACK else raw), kind_of(path), []
-    except OverflowError:
-        raise too_big(str(path), len(raw)) from None
-    except DataError:
-        raise
-    except Exception as error:  # zipfile and the decompressors raise many kinds for damaged bytes
-        if suffix not in UNPACK and suffix != ".zip":
-            raise
-        kind = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".zip": "zip"}[suffix]
-        raise DataError(f"{path} の {kind} が壊れています（{error}）。", f"{path}: damaged {kind} ({error}).") from None
+    suffix, limit, refusal = path.suffix.lower(), limit_of(len(raw)), too_big(str(path), len(raw))
+    if suffix == ".zip":
+        with parsing(str(path), "zip"), zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            member, notes = _only_table(path, archive, kinds)
+            with archive.open(member) as stream:
+                return bounded(stream, limit, refusal), Path(member.filename).suffix.lower(), notes
+    if suffix not in UNPACK:
+        return raw, kind_of(path), []
+    kind, opened = UNPACK[suffix]
+    with parsing(str(path), kind), opened(io.BytesIO(raw)) as stream:
+        return bounded(stream, limit, refusal), kind_of(path), []
 
 
-def _unzip(path: Path, raw: bytes, kinds: set[str]) -> tuple[bytes, str, list[tuple[str, str]]]:
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        members = [item for item in archive.infolist() if not item.is_dir() and not _is_hidden(item.filename)]
-        tables = [item for item in members if Path(item.filename).suffix.lower() in kinds]
-        names = ", ".join(item.filename for item in (tables or members)[:10])
-        if len(tables) != 1:
-            raise DataError(
-                f"{path} の中の読めるファイルが {len(tables)} 個です（{names or '空'}）。展開して data.train に並べるか、1 つだけ入れてください。",
-                f"{path} holds {len(tables)} files that can be read ({names or 'nothing'}); unpack it and list them in "
-                "data.train, or leave one in it.",
-            )
-        with archive.open(tables[0]) as stream:
-            content = bounded(stream, limit_of(len(raw)))
-        others = [item.filename for item in members if item is not tables[0]]
-        notes = [(f"{tables[0].filename} を読みました", f"read {tables[0].filename}")]
-        if others:
-            notes.append((f"読まないファイル: {', '.join(others[:10])}", f"files not read: {', '.join(others[:10])}"))
-        return content, Path(tables[0].filename).suffix.lower(), notes
+def _only_table(path: Path, archive: zipfile.ZipFile, kinds: set[str]) -> tuple[zipfile.ZipInfo, list[tuple[str, str]]]:
+    """(the one file of an archive that can be read, notes about the others).
+
+    Raises:
+        DataError: none, or several.
+    """
+    members = [item for item in archive.infolist() if not item.is_dir() and not _is_hidden(item.filename)]
+    tables = [item for item in members if Path(item.filename).suffix.lower() in kinds]
+    names = ", ".join(item.filename for item in (tables or members)[:10])
+    if len(tables) != 1:
+        raise DataError(
+            f"{path} の中の読めるファイルが {len(tables)} 個です（{names or '空'}）。展開して data.train に並べるか、1 つだけ入れてください。",
+            f"{path} holds {len(tables)} files that can be read ({names or 'nothing'}); unpack it and list them in "
+            "data.train, or leave one in it.",
+        )
+    others = [item.filename for item in members if item is not tables[0]]
+    notes = [(f"{tables[0].filename} を読みました", f"read {tables[0].filename}")]
+    if others:
+        notes.append((f"読まないファイル: {', '.join(others[:10])}", f"files not read: {', '.join(others[:10])}"))
+    return tables[0], notes
 
 
 def _is_hidden(name: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import localized
+from ..errors import DataError, ToolkitError, localized
 from .bad_rows import BadRows
 
 
@@ -70,6 +71,33 @@ class File:
     def item(self, number: int) -> str:
         """The name of an item where the file has no lines of its own."""
         return f"{self.report.path}[{number}]"
+
+
+@contextlib.contextmanager
+def parsing(name: str, kind: str, hint: tuple[str, str] = ("", "")) -> Iterator[None]:
+    """Runs a library's parser over bytes of a stranger; whatever it raises means that the bytes are damaged.
+
+    zipfile, the decompressors, openpyxl with its XML parser, pyarrow and `datasets` raise a dozen kinds between them, none
+    of which they promise. What the toolkit refuses by itself, and a machine without memory, are not of these.
+
+    Args:
+        name: of the file, for the message.
+        kind: what it should be.
+        hint: the way out (Japanese, English).
+
+    Raises:
+        DataError: in place of the library's error.
+    """
+    try:
+        yield
+    except (ToolkitError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise DataError(
+            f"{name} を {kind} として読めません（{reason}）。{hint[0]}",
+            f"{name} is not valid {kind}: damaged, or another kind of file ({reason}).{hint[1]}",
+        ) from None
 
 
 Reader = Callable[[File], Iterator[Row]]

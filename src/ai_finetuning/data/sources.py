@@ -188,7 +188,7 @@ def _container(source: Any, report: DataReport) -> Any:
     if library == "numpy" and kind.__name__ == "ndarray":
         return source.tolist()
     if isinstance(source, Mapping):
-        if source and all(hasattr(rows, "column_names") for rows in source.values()):
+        if library == "datasets":  # a DatasetDict
             rows, obtained = dataset_rows(dict(source), "DatasetDict")
             report.files.append(obtained)
             return rows

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DataError
 from .compression import bounded, limit_of, too_big
-from .rows import File, Row
+from .rows import File, Row, parsing
 from .tables import heading_row, table
 
 _LOCALE = re.compile(r"\[[^\]]*\]")
@@ -38,18 +38,11 @@ def read_workbook(file: File) -> Iterator[Row]:
     import openpyxl
 
     path = file.report.path
-    _check_parts(file)
-    try:
+    with parsing(path, "Excel (.xlsx)", ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")):
+        _check_parts(file)
         book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)
         sheets = {sheet.title: sheet for sheet in book.worksheets}
         tables = {name: list(_cells(sheet, path)) for name, sheet in sheets.items()}
-    except DataError:
-        raise
-    except Exception as error:  # openpyxl, its XML parser and zipfile raise many kinds for damaged bytes
-        raise DataError(
-            f"{path} を Excel ファイルとして読めません（{error}）。.xlsx で保存し直してください。",
-            f"{path} cannot be read as an Excel file ({error}); save it as .xlsx again.",
-        ) from None
     filled = {
         name: sum(any(cell not in (None, "") for cell in cells) for _, cells in rows) for name, rows in tables.items()
     }
@@ -88,24 +81,17 @@ def _check_parts(file: File) -> None:
     Raises:
         DataError: such a workbook.
     """
-    limit = limit_of(len(file.raw))
-    try:
-        with zipfile.ZipFile(io.BytesIO(file.raw)) as parts:
-            for item in parts.infolist():
-                with parts.open(item) as stream:
-                    content = bounded(stream, limit)
-                limit -= len(content)
-                if item.filename.endswith((".xml", ".rels")) and _ENTITY.search(content):
-                    raise DataError(
-                        f"{file.report.path} は XML の実体（{item.filename}）を宣言しています。Excel はそのようなファイルを作りません。読みません。",
-                        f"{file.report.path} declares XML entities ({item.filename}), which Excel never writes; not read.",
-                    )
-    except OverflowError:
-        raise too_big(file.report.path, len(file.raw)) from None
-    except DataError:
-        raise
-    except Exception:  # a damaged archive is named by the reader of the workbook
-        return
+    limit, refusal = limit_of(len(file.raw)), too_big(file.report.path, len(file.raw))
+    with zipfile.ZipFile(io.BytesIO(file.raw)) as parts:
+        for item in parts.infolist():
+            with parts.open(item) as stream:
+                content = bounded(stream, limit, refusal)
+            limit -= len(content)
+            if item.filename.endswith((".xml", ".rels")) and _ENTITY.search(content):
+                raise DataError(
+                    f"{file.report.path} は XML の実体（{item.filename}）を宣言しています。Excel はそのようなファイルを作りません。読みません。",
+                    f"{file.report.path} declares XML entities ({item.filename}), which Excel never writes; not read.",
+                )
 
 
 def _cells(sheet: Any, path: str) -> Iterator[tuple[int, list[Any]]]:

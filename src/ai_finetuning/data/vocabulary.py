@@ -77,33 +77,33 @@ def vocabulary_loss(samples: Sequence[Sample], tokenizer: Any) -> VocabularyLoss
 
 def vocabulary_line(loss: VocabularyLoss) -> str | None:
     """The loss in one line in the locale's language; None where every row survives."""
-    parts = []
-    if loss.unknown_rows:
-        share, shown = f"{loss.unknown_rows / loss.rows:.1%}", " ".join(loss.unknown)
-        parts.append(
-            localized(
-                f"語彙にない文字を含む行 {loss.unknown_rows}/{loss.rows}（{share}、{shown}）は、その文字を学べません",
-                f"rows with characters that the vocabulary does not hold: {loss.unknown_rows} of {loss.rows} ({share}): "
-                f"{shown}",
-            )
+    parts = [
+        localized(
+            f"{ja} {count}/{loss.rows}（{count / loss.rows:.1%}、{', '.join(examples)}）",
+            f"{en}: {count} of {loss.rows} ({count / loss.rows:.1%}): {', '.join(examples)}",
         )
-    if loss.blank_rows:
-        share, shown = f"{loss.blank_rows / loss.rows:.1%}", ", ".join(loss.blanks)
-        parts.append(
-            localized(
-                f"改行や空白がトークナイザーで失われる行 {loss.blank_rows}/{loss.rows}（{share}、{shown}）",
-                f"rows that lose line ends or blanks: {loss.blank_rows} of {loss.rows} ({share}): {shown}",
-            )
+        for count, examples, ja, en in (
+            (
+                loss.unknown_rows,
+                loss.unknown,
+                "語彙にない文字（学べません）を含む行",
+                "rows with characters that the vocabulary does not hold",
+            ),
+            (
+                loss.blank_rows,
+                loss.blanks,
+                "改行や空白がトークナイザーで失われる行",
+                "rows that lose line ends or blanks",
+            ),
+            (
+                loss.changed_rows,
+                loss.changed,
+                "トークナイザーの正規化で文字が変わる行",
+                "rows with characters that the tokenizer normalizes",
+            ),
         )
-    if loss.changed_rows:
-        share, shown = f"{loss.changed_rows / loss.rows:.1%}", ", ".join(loss.changed)
-        parts.append(
-            localized(
-                f"トークナイザーの正規化で文字が変わる行 {loss.changed_rows}/{loss.rows}（{share}、{shown}）",
-                f"rows with characters that the tokenizer normalizes: {loss.changed_rows} of {loss.rows} ({share}): "
-                f"{shown}",
-            )
-        )
+        if count
+    ]
     return localized("。", "; ").join(parts) if parts else None
 
 

@@ -76,25 +76,24 @@ def read(path: Path) -> None:
         assert problem == (65, True, True), path
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_damaged_files_are_read_or_refused(tmp_path: Path, seed: int):
+def damage_every_kind(folder: Path, seed: int, times: int) -> None:
     rng = random.Random(seed)
-    for kind, raw in seed_files(tmp_path).items():
-        path = tmp_path / f"damaged{kind}"
-        for _ in range(12):
+    for kind, raw in seed_files(folder).items():
+        path = folder / f"damaged{kind}"
+        for _ in range(times):
             path.write_bytes(damaged(raw, rng))
             read(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files_are_read_or_refused(tmp_path: Path, seed: int):
+    damage_every_kind(tmp_path, seed, 12)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 140))
 def test_many_damaged_files_are_read_or_refused(tmp_path: Path, seed: int):
-    rng = random.Random(seed)
-    for kind, raw in seed_files(tmp_path).items():
-        path = tmp_path / f"damaged{kind}"
-        for _ in range(60):
-            path.write_bytes(damaged(raw, rng))
-            read(path)
+    damage_every_kind(tmp_path, seed, 60)
 
 
 def value(rng: random.Random, depth: int = 0) -> object:

@@ -17,6 +17,7 @@ from .draft import Draft, Part, Row, Verdict
 from .lora_parts import (
     adapter_folder,
     four_or_eight,
+    full,
     listed,
     method,
     plus_ratio,
@@ -101,12 +102,7 @@ def what_trains(draft: Draft) -> None:
         )
         return
     if kind == "":
-        if bits is not None:
-            draft.refuse(
-                "load_in_4bit" if bits == 4 else "load_in_8bit",
-                Reason("量子化した重みは全部は学習できません", "quantized weights cannot be trained in full"),
-            )
-        method(draft, "full", None, Reason("adapter なしは全重みの学習", "no adapter: all weights train"))
+        full(draft, bits, Reason("adapter なしは全重みの学習", "no adapter: all weights train"))
         draft.drop("adapter", NOT_USED)
         return
     given = Reason(f"adapter: {kind}", f"adapter: {kind}")

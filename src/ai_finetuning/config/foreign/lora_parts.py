@@ -30,6 +30,16 @@ def method(draft: Draft, name: str, bits: int | None, reason: Reason) -> None:
         draft.set("lora.qlora_4bit", False, Reason("8 bit で読み込むベース", "the base is loaded in 8 bit"))
 
 
+def full(draft: Draft, bits: int | None, reason: Reason) -> None:
+    """Training of all weights, which a quantized model does not allow."""
+    if bits is not None:
+        draft.refuse(
+            "load_in_4bit" if bits == 4 else "load_in_8bit",
+            Reason("量子化した重みは全部は学習できません", "quantized weights cannot be trained in full"),
+        )
+    method(draft, "full", None, reason)
+
+
 def trains_adapter(draft: Draft) -> bool:
     """Whether the run has an adapter; settled by method()."""
     return draft.settings.get("method") in ("lora", "qlora")

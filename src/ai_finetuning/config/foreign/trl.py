@@ -14,7 +14,7 @@ from . import hf
 from .datasets import Rows, share_or_rows
 from .deepspeed import spread
 from .draft import Draft, Part, Row
-from .lora_parts import four_bit_details, four_or_eight, listed, method, rank, targets, trains_adapter, variants
+from .lora_parts import four_bit_details, four_or_eight, full, listed, method, rank, targets, trains_adapter, variants
 from .rows import (
     CACHE,
     GENERATION,
@@ -74,12 +74,7 @@ def what_trains(draft: Draft) -> None:
         method(draft, "lora", bits, given)
         draft.convert("use_peft", given, "method")
         return
-    if bits is not None:
-        draft.refuse(
-            "load_in_4bit" if bits == 4 else "load_in_8bit",
-            Reason("量子化した重みは全部は学習できません", "quantized weights cannot be trained in full"),
-        )
-    method(draft, "full", None, Reason("use_peft なしは全重みの学習", "without use_peft all weights train"))
+    full(draft, bits, Reason("use_peft なしは全重みの学習", "without use_peft all weights train"))
     draft.drop("use_peft", NOT_USED)
 
 
