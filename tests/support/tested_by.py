@@ -26,6 +26,7 @@ TESTED_BY = {
     "system.start": "security/test_processes.py",
     "data.columnar": _TABLES,
     "data.conversations": _FORMATS,
+    "data.offset_tokenizer": "unit/models/test_sentencepiece_tokenizer.py",
     "data.texts": _TABLES,
     "export._upstream": "integration/test_sentencepieces.py",
     "export.serve_process": "integration/test_sentencepieces.py",

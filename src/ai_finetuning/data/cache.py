@@ -17,6 +17,7 @@ import numpy as np
 
 from ..system.files import is_private, replacing
 from ..system.folders import private_cache
+from .offset_tokenizer import OffsetTokenizer
 from .tokenize import EncodeReport, Example
 from .vocabulary import VocabularyLoss
 
@@ -45,12 +46,12 @@ def tokenizer_digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and hasattr(backend, "to_str"):
         core = backend.to_str()
+    elif isinstance(tokenizer, OffsetTokenizer):
+        core = tokenizer.identity()
     else:
         core = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
         file = getattr(tokenizer, "vocab_file", None)
-        if hasattr(tokenizer, "proto"):  # models/sentencepiece_tokenizer.py
-            core += hashlib.sha256(tokenizer.proto).hexdigest() + tokenizer.identity()
-        elif file and Path(file).is_file():
+        if file and Path(file).is_file():
             core += hashlib.sha256(Path(file).read_bytes()).hexdigest()
     parts = (core, str(tokenizer.chat_template), str(sorted(map(str, tokenizer.special_tokens_map.items()))))
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()

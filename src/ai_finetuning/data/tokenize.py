@@ -21,6 +21,7 @@ from ..errors import DataError, localized
 from ..labels import IGNORED
 from .bad_rows import BadRow, BadRows
 from .messages import Sample
+from .offset_tokenizer import OffsetTokenizer
 from .rendering import Prompts, Rendered, render_sample
 from .vocabulary import VocabularyLoss, vocabulary_line
 
@@ -334,7 +335,7 @@ def _batches(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
 
 def _segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
     """Ids and offsets [tokens, 2] of every text."""
-    if hasattr(tokenizer, "ids_and_offsets"):  # models/sentencepiece_tokenizer.py
+    if isinstance(tokenizer, OffsetTokenizer):
         return [tokenizer.ids_and_offsets(item.text, add_special_tokens=item.add_special_tokens) for item in items]
     if not getattr(tokenizer, "is_fast", False):
         coded = [tokenizer(item.text, add_special_tokens=item.add_special_tokens)["input_ids"] for item in items]

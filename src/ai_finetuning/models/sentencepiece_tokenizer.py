@@ -6,6 +6,7 @@ disappear, `<0x0A>` is printed for a line end (docs/decisions/0072).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -105,9 +106,10 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         return {**self._numbers, **self.added_tokens_encoder}
 
     def identity(self) -> str:
-        """Everything but the file that decides ids: what a cache of tokens needs."""
+        """Everything that decides ids, as text: what a cache of tokens needs."""
         added = {number: repr(token) for number, token in self.added_tokens_decoder.items()}
-        return json.dumps([self.legacy, self.add_bos_token, self.add_eos_token, added], ensure_ascii=False)
+        file = hashlib.sha256(self.proto).hexdigest()
+        return json.dumps([file, self.legacy, self.add_bos_token, self.add_eos_token, added], ensure_ascii=False)
 
     def ids_and_offsets(self, text: str, *, add_special_tokens: bool = False) -> tuple[list[int], NDArray[np.int64]]:
         """Ids [tokens], and where each token's characters begin and end in the text, [tokens, 2].
