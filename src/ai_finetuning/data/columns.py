@@ -49,13 +49,14 @@ SPEAKERS: dict[str, tuple[str, ...]] = {
         "ユーザー",
         "ユーザ",
         "利用者",
+        "顧客",
         "お客様",
         "客様",
         "お客様の声",
         "客様の声",
         "件名",
     ),
-    "output": ("assistant", "gpt", "bot", "アシスタント", "担当者", "内容"),
+    "output": ("assistant", "gpt", "bot", "アシスタント", "担当者", "オペレーター", "内容"),
 }
 _ROLE = {name: role for role, names in COLUMNS.items() for name in names}
 _SPEAKER = {name: role for role, names in SPEAKERS.items() for name in names}
@@ -64,9 +65,16 @@ _MARKS = re.compile(r"[\s「」『』\"'()\[\]【】〔〕<>:.・_*#\u200b\ufeff
 _AFFIXES = (
     re.compile(r"^(?:ご|お|御)"),
     re.compile(r"^(?:faq|よくある|よくあるご|想定)"),
-    re.compile(r"(?:内容|本文|文章|文|事項|項目|テキスト)$"),
-    re.compile(r"(?:_ja|_jp|_japanese|_text)$"),
+    re.compile(r"の?(?:内容|本文|文章|文|事項|項目|テキスト|例)$"),
+    re.compile(r"(?:_ja|_jp|_japanese|_text|_message|_content|_utterance)$"),
+    re.compile(r"_?\d+$"),
 )
+# 利用者の質問 is a question and 市の回答 an answer; of ユーザーの発話 only the speaker tells.
+_OF = re.compile(r"^(.+)の(.+)$")
+_SAID = frozenset(("発話", "発言", "声", "メッセージ", "コメント", "言葉"))
+_BESIDE = re.compile(r"[・/／、]")
+# Longer headings are sentences.
+_LONGEST = 20
 
 
 def plain(name: object) -> str:
@@ -93,11 +101,27 @@ def _variants(name: object) -> Iterator[str]:
     """A heading and what is left of it without blanks, brackets and polite or general affixes, the nearest first."""
     seen = [plain(name)]
     seen.append(_MARKS.sub("", _BRACKETS.sub("", seen[0])) or _MARKS.sub("", seen[0]))
-    for word in (seen[0], seen[1]):
+    for word in (seen[0], seen[1], *_parts(seen[0])):
         queue = [word]
         while queue:
             yield (current := queue.pop(0))
             queue += [shorter for affix in _AFFIXES if (shorter := affix.sub("", current)) not in (current, "")]
+
+
+def _parts(name: str) -> Iterator[str]:
+    """The part of a compound heading that says what the column is."""
+    if len(name) > _LONGEST:
+        return
+    beside = _BESIDE.split(name)
+    if len(beside) > 1:
+        # ご意見・ご要望 is one thing in two words; 質問/回答 is two things.
+        roles = {known[0] if (known := role_of(part)) else None for part in beside if part}
+        if len(roles) == 1:
+            yield beside[0]
+        return
+    owned = _OF.match(name)
+    if owned is not None:
+        yield owned.group(1) if owned.group(2) in _SAID else owned.group(2)
 
 
 def role_of(name: object) -> tuple[str, bool] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,14 @@ ROLES = {
 }
 _SPEAKER_KEYS, _TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 # Keys that say whether a message or a row is learnt: OpenAI and LLaMA-Factory, Axolotl, and the same the other way round.
-LEARN_KEYS, IGNORE_KEYS = ("weight", "train", "training", "loss", "learn"), ("mask", "masked", "ignore")
+LEARN_KEYS = ("weight", "train", "training", "loss", "learn", "loss_mask", "loss_weight", "do_train", "trainable")
+IGNORE_KEYS = ("mask", "masked", "ignore", "ignore_loss", "no_loss")
+# Keys of a message that look as if they steered the loss in a dialect that is not known.
+_STEERS = re.compile(r"train|loss|learn|mask|weight")
+# Keys of rows and messages under which something lies that is no text.
+MEDIA = tuple(
+    f"{name}{end}" for name in ("image", "audio", "video", "picture", "speech") for end in ("", "s", "_path", "_url")
+) + ("画像", "音声", "動画", "pixel_values")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _PASSED = ("tool_calls", "function_call", *_REASONING, "name", "tool_call_id")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -144,6 +152,7 @@ def parse_message(item: object) -> tuple[Message, set[str]]:
     extra |= _passed_on({name: item[keys[name]] for name in _PASSED if name in keys and item[keys[name]]})
     if content is None and role != "assistant":
         raise BadRow(f"{speaker} の content がありません", f"a message of {speaker} has no content")
+    _check_keys({key: item[own] for key, own in keys.items()}, str(speaker))
     learn = wants_learning(item)
     used = {*_SPEAKER_KEYS, *_TEXT_KEYS, *_PASSED, *(LEARN_KEYS + IGNORE_KEYS)}
     unused = {str(key) for key in item if plain(key) not in used and item[key] not in (None, "", [], {})}
@@ -160,6 +169,25 @@ def parse_message(item: object) -> tuple[Message, set[str]]:
         ),
         unused,
     )
+
+
+def _check_keys(values: Mapping[str, Any], speaker: str) -> None:
+    """Refuses keys of a message whose meaning cannot be kept: what is no text, and unknown words about the loss."""
+    known = LEARN_KEYS + IGNORE_KEYS
+    for key, value in values.items():
+        if value in (None, "", [], {}):
+            continue
+        if key in MEDIA:
+            raise BadRow(
+                f"{speaker} の発言に {key} があります。使えるのは文字だけで、画像や音声は学習できません",
+                f"a message of {speaker} has {key}; only text can be used, no pictures or sound",
+            )
+        if _STEERS.search(key) and key not in known:
+            raise BadRow(
+                f"{speaker} の発言の {key} は学習するかどうかの指定のようですが、分かりません（使えるのは {', '.join(known)}）",
+                f"{key} of a message of {speaker} seems to say whether it is learnt, in a way that is not known; known: "
+                f"{', '.join(known)}",
+            )
 
 
 def parse_messages(items: Any, column: str) -> tuple[list[Message], set[str]]:

@@ -13,7 +13,16 @@ from typing import Any
 
 from .bad_rows import BadRow
 from .columns import COLUMNS, by_plain_name, listed, map_columns, plain
-from .conversations import IGNORE_KEYS, LEARN_KEYS, conversation, history, parse_messages, text_of, wants_learning
+from .conversations import (
+    IGNORE_KEYS,
+    LEARN_KEYS,
+    MEDIA,
+    conversation,
+    history,
+    parse_messages,
+    text_of,
+    wants_learning,
+)
 from .messages import Message, PlainText, Sample
 
 # What stands in a cell where a spreadsheet or a program had no value (compared whole): never a person's text.
@@ -248,9 +257,6 @@ _JUDGED = frozenset(
     + ("良い", "悪い", "良", "悪", "正解", "不正解", "○", "×", "◯", "高評価", "低評価", "ok", "ng")
 )
 _CLASSES = ("label", "labels", "ラベル", "class", "sentiment", "感情", "カテゴリラベル")
-_PICTURES = tuple(
-    f"{name}{end}" for name in ("image", "audio", "video", "picture", "speech") for end in ("", "s", "_path", "_url")
-) + ("画像", "音声", "動画", "pixel_values")
 _CHOICES = ("choices", "options", "選択肢", "choice0", "choice1", "choice_a", "option_a", "answerkey")
 _PASSAGES = ("answers", "paragraphs", "qas")
 _SEVERAL = ("responses", "answers", "completions", "outputs", "generations", "candidates")
@@ -339,8 +345,8 @@ FORMATS: tuple[Format, ...] = (
         "画像・音声・動画の列があります。文字だけのモデルでは学習できません",
         "a column of pictures, sound or video, which a model of text cannot learn from",
         '{"image": "a.png", "question": "何の写真？", "answer": "富士山です。"}',
-        lambda shape: bool(shape.filled(*_PICTURES)),
-        names=_PICTURES,
+        lambda shape: bool(shape.filled(*MEDIA)),
+        names=MEDIA,
     ),
     Format(
         "choices",

@@ -6,6 +6,7 @@ those that go by which characters a Japanese text is made of. On 54,650 intact t
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ _MIXED_RUN = re.compile("[\uff61-\uff9f\u3000-\u30ff\u4e00-\u9fff]{6,}")
 _SUSPICIOUS = re.compile(f"[\u0080-\u009f\u00a0-\u00ff\uff61-\uff9f\ufffd繧縺繝{re.escape(_CP1252)}]")
 
 
+@functools.cache
 def _level_two() -> re.Pattern[str]:
     """The kanji of JIS level 2 (EUC lead byte D0 and above)."""
     characters = []
@@ -35,9 +37,6 @@ def _level_two() -> re.Pattern[str]:
             except UnicodeDecodeError:
                 continue
     return re.compile(f"[{''.join(characters)}]")
-
-
-_LEVEL_TWO = _level_two()
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _eucjp_as_cp932(text: str) -> Mojibake | None:
 
 def _unlikely(text: str) -> Mojibake | None:
     """A text whose kanji are too rare for Japanese: at least eight, more than a third of them of JIS level 2."""
-    rare = _LEVEL_TWO.findall(text)
+    rare = _level_two().findall(text)
     if len(rare) < 3:
         return None
     kanji = len(_KANJI.findall(text))

@@ -65,6 +65,8 @@ TAUGHT = [
     ({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}, [("user", Q), ("assistant", A), *talk(Q, A)]),
     ({"messages": [USER, {**ANSWER, "train": False}, USER, ANSWER]}, [("user", Q), ("assistant", A), *talk(Q, A)]),
     ({"messages": [USER, {**ANSWER, "loss": "false"}, USER, ANSWER]}, [("user", Q), ("assistant", A), *talk(Q, A)]),
+    ({"messages": [USER, {**ANSWER, "loss_mask": 0}, USER, ANSWER]}, [("user", Q), ("assistant", A), *talk(Q, A)]),
+    ({"messages": [USER, {**ANSWER, "trainable": False}, USER, ANSWER]}, [("user", Q), ("assistant", A), *talk(Q, A)]),
     ({"messages": [USER, {**ANSWER, "masked": True}, USER, ANSWER]}, [("user", Q), ("assistant", A), *talk(Q, A)]),
     (
         {
@@ -97,6 +99,8 @@ HEADINGS = [
     ("質 問", "回 答"), ("件名", "内容"), ("お客様の声", "市の考え方"), ("ユーザー", "アシスタント"), ("プロンプト", "応答"),
     ("question_ja", "answer_ja"), ("user_question", "answer"), ("problem", "solution"), ("QUESTION", " Answer "),
     ("ご質問内容", "ご回答内容"), ("【質問】", "【回答】"), ("Ｑ", "Ａ"), ("想定質問", "模範解答"), ("お問合せ内容", "対応内容"),
+    ("ご意見・ご要望", "市の回答"), ("質問例", "回答例"), ("利用者の質問", "担当の回答"), ("質問１", "回答１"), ("顧客", "オペレーター"),
+    ("ユーザーの発話", "システムの応答"), ("問題文", "解答例"), ("user_message", "assistant_message"), ("ご質問の内容", "回答の内容"),
     ("ご相談", "ご返答"), ("ご意見", "考え方"), ("prompt", "response"), ("質問事項", "回答事項"),
 ]  # fmt: skip
 
@@ -112,7 +116,10 @@ def test_headings_that_people_write(question: str, answer: str):
 
 def test_a_heading_that_names_a_speaker_gives_way_to_one_that_names_a_question():
     assert map_columns(["ユーザー", "質問", "回答"]) == {"instruction": "質問", "output": "回答"}
-    assert role_of("備考") is None
+    for name in ("備考", "質問の種類", "回答者", "回答の有無", "質問/回答", "質問日", "回答者の名前"):
+        assert role_of(name) is None, name
+    with pytest.raises(DataError, match="回答1"):
+        map_columns(["質問", "回答1", "回答2"])
     with pytest.raises(DataError, match="件名"):
         map_columns(["件名", "内容", "回答"])  # the question could be either
 
@@ -153,6 +160,10 @@ REFUSED = [
     ({"system": "役", "messages": [{"role": "system", "content": "別"}, USER, ANSWER]}, "differ"),
     ({"instruction": Q, "output": A, "history": ["あ"]}, "pairs"),
     ({"messages": "[{"}, "not valid JSON"),
+    ({"messages": [{**USER, "images": ["x.png"]}, ANSWER]}, "no pictures"),
+    ({"messages": [USER, {**ANSWER, "audio": {"id": "x"}}]}, "no pictures"),
+    ({"messages": [USER, {**ANSWER, "train_detail": [{"train": False}]}]}, "train_detail"),
+    ({"messages": [USER, {**ANSWER, "label_mask": 1}]}, "label_mask"),
     ({"messages": [{"role": "user", "content": None}, ANSWER]}, "no content"),
     ({"messages": [{"role": "function_call", "content": "{}"}, ANSWER]}, "function name"),
 ]
