@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -49,7 +50,6 @@ def listeners(pid: int) -> set[tuple[str, int]]:
 
 
 @LINUX
-@pytest.mark.slow
 def test_only_the_loopback_listens_and_noise_changes_nothing(tmp_path: Path, tiny_model_dir: Path):
     """A run whose ports a stranger finds and sends noise to, beside one that is left alone."""
     plain = start("train", str(write_run(tmp_path / "plain", tiny_model_dir)), *SHORT)
@@ -96,6 +96,27 @@ def test_modules_of_the_current_folder_do_not_run(path: str | None, tmp_path: Pa
         )
         assert done.returncode == 0, done.stderr
         assert "json" in done.stdout
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_of_several_processes_beside_planted_modules(tmp_path: Path, tiny_model_dir: Path):
+    """The installed command, in a folder that holds modules of the names that its processes import."""
+    planted = tmp_path / "data"
+    planted.mkdir()
+    for name in ("torch", "json", "numpy", "transformers", "yaml", "fastapi", "ai_finetuning"):
+        (planted / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    command = shutil.which("aift", path=str(Path(sys.executable).parent))
+    assert command is not None
+    done = subprocess.run(
+        [command, "train", str(write_run(tmp_path, tiny_model_dir)), *SHORT, "training.schedule.max_steps=4"],
+        env=environment(PYTHONPATH=isolated_environment()["PYTHONPATH"]),
+        cwd=planted,
+        capture_output=True,
+        text=True,
+        timeout=patience(200),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert not (tmp_path / "ran").exists()
 
 
