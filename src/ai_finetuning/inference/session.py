@@ -96,6 +96,14 @@ def open_model(
     return OpenModel(model.eval(), tokenizer, loaded, adapter is not None)
 
 
+def load_weights(name: str) -> Any:
+    """The module alone of whatever open_model() takes, as it is stored or was trained; in eval mode."""
+    named = usable(name)
+    if named.kind == "adapter":
+        return open_model(name).model
+    return load_causal_lm(named.path if named.step is not None else name)
+
+
 @dataclass
 class Chat:
     """A conversation that continues."""

@@ -51,7 +51,7 @@ def usable(name: str) -> Named:
         raise refusal(named)
     if named.kind != "checkpoint":
         return named
-    checkpoint = _whole(named)
+    checkpoint = whole_checkpoint(named)
     _say(replace(named, folder=checkpoint))
     place = private_cache(CHECKPOINTS) / _key(checkpoint)
     with FileLock(str(place) + ".lock"):
@@ -59,14 +59,26 @@ def usable(name: str) -> Named:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(mode=0o700)
             try:
-                write_checkpoint(checkpoint, place, run=named.run)
+                write_checkpoint(checkpoint, place, run=named.run, home=place)
             except BaseException:
                 shutil.rmtree(place, ignore_errors=True)
                 raise
     return replace(find_named(str(place)), name=name, run=named.run, step=named.step, interrupted=named.interrupted)
 
 
-def _whole(named: Named) -> Path:
+def whole_model(name: str) -> Named:
+    """The same where a whole model is needed.
+
+    Raises:
+        ModelError: it is an adapter. ToolkitError: as usable().
+    """
+    named = usable(name)
+    if named.kind not in ("model", "hub"):
+        raise refusal(named)
+    return named
+
+
+def whole_checkpoint(named: Named) -> Path:
     """The checkpoint, verified; of an interrupted run the newest one that is whole."""
     assert named.folder is not None
     folders = [named.folder]
@@ -117,13 +129,14 @@ def _key(checkpoint: Path) -> str:
     return digest.hexdigest()[:20]
 
 
-def write_checkpoint(checkpoint: Path, place: Path, *, run: Path | None) -> None:
+def write_checkpoint(checkpoint: Path, place: Path, *, run: Path | None, home: Path) -> None:
     """Writes a verified checkpoint as an adapter's or a model's files.
 
     Args:
         checkpoint: its folder.
         place: a folder that is there.
         run: the run's folder.
+        home: the folder that `place` will be.
 
     Raises:
         ModelError: nothing says what its weights belong to.
@@ -136,8 +149,7 @@ def write_checkpoint(checkpoint: Path, place: Path, *, run: Path | None) -> None
                 shutil.copyfile(file, place / file.name)
     if (place / CONFIG).is_file():
         save_adapter_tensors(place, load_checkpoint(checkpoint).tensors["model"])
-        # Seen from the cache, the base's place relative to the run says nothing.
-        move_base(place, named_base(place, origin=run))
+        move_base(place, home, named_base(place, origin=run))  # its place relative to the run says nothing here
         return
     dtype = getattr(torch, str(json.loads((place / "config.json").read_text(encoding="utf-8")).get("dtype")), None)
     tied = set(json.loads((source / _TIED).read_text(encoding="utf-8"))) if (source / _TIED).is_file() else set()

@@ -14,6 +14,8 @@ from ..config.run_folder import CONFIG as RUN_CONFIG
 from ..config.yaml_text import parse_yaml
 from ..errors import InputNotFoundError, ModelError, ToolkitError
 
+# What `--base` of a merge may be instead of a model's name.
+ORIGINAL, DEQUANTIZED, AUTO = "original", "dequantized", "auto"
 # Folders above an adapter in which a base is looked for that was noted as it was typed.
 _ABOVE = 4
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -113,12 +115,12 @@ def note_training_base(place: Path, home: Path, name: str, bits: int | None) -> 
     (place / BASE).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def move_base(place: Path, name: str) -> None:
-    """Makes an adapter's folder name another place of its base."""
+def move_base(place: Path, home: Path, name: str) -> None:
+    """Makes an adapter's folder, which will be `home`, name another place of its base."""
     bits = recorded_base(place).bits
     settings = recorded_config(place) | {"base_model_name_or_path": name}
     (place / CONFIG).write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
-    note_training_base(place, place, name, bits)
+    note_training_base(place, home, name, bits)
 
 
 def _relative(name: str, home: Path) -> str | None:

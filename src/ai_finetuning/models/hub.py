@@ -17,8 +17,8 @@ from ..errors import HubError, InputNotFoundError, ModelError, Reason, ToolkitEr
 from ..messages import argument, notice
 from ..system.network import LIMIT_SECONDS, carries_tokens, endpoint, head, offline, withhold_tokens
 from . import catalog
-from .adapter_folder import adapter_config, base_name, places_of_base, was_folder
-from .named import Named, find_named, refusal, what_is_here
+from .adapter_folder import AUTO, DEQUANTIZED, ORIGINAL, adapter_config, base_name, places_of_base, was_folder
+from .named import Named, find_named, is_tokenizer, refusal, what_is_here
 
 # What transformers loads: one file, or those that an index names.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -179,20 +179,21 @@ def _base_not_there(folder: str | Path, name: str) -> InputNotFoundError:
     )
 
 
-def validate_name(name: str, base: str | None = None) -> Named:
+def validate_name(name: str, base: str | None = None, *, weights: bool = True) -> Named:
     """What a MODEL argument names, with all that can be refused before anything heavy is imported.
 
     Args:
-        base: an adapter's base, where the user names it.
+        base: an adapter's base, where the user names it, or a word of `aift merge --base`.
+        weights: False where its tokenizer is enough.
 
     Raises:
         ToolkitError: it is not there, or nothing in it can be used.
     """
     named = find_named(name)
-    if named.kind == "adapter" and named.folder is not None:
-        locate_base(named.folder, base)
+    if named.kind == "adapter" and named.folder is not None and (weights or not is_tokenizer(named.folder)):
+        locate_base(named.folder, None if base in (AUTO, ORIGINAL, DEQUANTIZED) else base)
     elif named.kind not in ("model", "checkpoint"):
-        locate(name)
+        locate(name, weights=weights)
     return named
 
 
@@ -211,7 +212,10 @@ def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECO
     if named.folder is not None:
         if weights and named.kind != "model":
             raise refusal(named)
-        return Located(name, str(named.tokenizer_folder if not weights else named.folder), True)
+        place = named.folder if weights else named.tokenizer_folder
+        if not weights and named.kind in ("run", "export", "other") and not _may_hold_tokenizer(named.folder):
+            raise refusal(named)
+        return Located(name, str(place), True)
     if cached(name):
         return Located(name, name, True)
     if offline():
@@ -224,6 +228,11 @@ def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECO
         )
     preflight(name, limit_seconds=limit_seconds)
     return Located(name, name, False)
+
+
+def _may_hold_tokenizer(folder: Path) -> bool:
+    """Whether a folder without a known file has one that a tokenizer can be in, which may have any name."""
+    return any(path.suffix in (".model", ".json", ".tiktoken", ".txt", ".vocab") for path in folder.iterdir())
 
 
 def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:

@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 
 from ..errors import ModelError, Reason, ToolkitError
 from ..messages import notice, warn
-from ..system.gpu import dtype_name, get_available_device, sixteen_bit
+from ..system.gpu import chosen_device, dtype_name, get_available_device, sixteen_bit
 from .activation_checkpointing import enable_activation_checkpointing
 from .adapter_folder import recorded_base
 from .options import validate_options
@@ -96,7 +96,7 @@ def load_causal_lm(
     trusted = options.get("trust_remote_code", False)
     source = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trusted)
     validate_safetensors(source)
-    target_device = torch.device(device) if device is not None else get_available_device()
+    target_device = chosen_device(device) or get_available_device()
     plan = LoadPlan(
         source=source,
         device=target_device,
@@ -148,6 +148,11 @@ def _quantization(plan: LoadPlan, config: Mapping[str, Any]) -> dict[str, object
     return {}
 
 
+def has_bitsandbytes() -> bool:
+    """Whether the package that quantizes on loading is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
 def bits_as_trained(adapter: str, source: ModelSource, bits: int | None) -> int | None:
     """Bits to load an adapter's base in: what the user says, else what it had in training, with one line.
 
@@ -163,7 +168,7 @@ def bits_as_trained(adapter: str, source: ModelSource, bits: int | None) -> int 
     if source.quantization or (bits is None and trained is None):
         return None if bits == 16 else bits
     if bits is None and trained is not None:
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if not has_bitsandbytes():
             warn(
                 f"アダプター {adapter} は {trained}bit のベースで学習されましたが、この PC には bitsandbytes がないため、量子化していないベースで読み込みます。"
                 "学習時とは回答が少し変わることがあります（pip install bitsandbytes で学習時と同じになります）。",

@@ -99,7 +99,7 @@ def _folder(name: str, folder: Path) -> Named:
         if newest is not None:
             return Named(name, "checkpoint", newest[1], run or folder.absolute().parent, newest[0], interrupted=True)
         return Named(name, "run", folder, run)
-    if any((folder / file).is_file() for file in _TOKENIZER):
+    if is_tokenizer(folder):
         return Named(name, "tokenizer", folder)
     if (folder / "Modelfile").is_file() or any(folder.glob("*.gguf")):
         return Named(name, "export", folder)
@@ -115,6 +115,11 @@ def _run_of(folder: Path) -> Path | None:
         if (place / RUN).is_file():
             return place
     return None
+
+
+def is_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer of its own."""
+    return any((folder / file).is_file() for file in _TOKENIZER)
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:

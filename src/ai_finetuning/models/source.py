@@ -14,7 +14,7 @@ from ..errors import HubError, ModelError, ToolkitError
 from ..messages import warn
 from . import catalog, hub
 from .catalog import CatalogRow
-from .named import find_named
+from .named import find_named, is_tokenizer
 
 # The key of config.json that names a single file of weights.
 _NAMED_WEIGHTS = "transformers_weights"
@@ -82,7 +82,7 @@ def find_tokenizer(name: str) -> ModelSource:
     adapter without a tokenizer of its own has its base's.
     """
     named = find_named(name)
-    if named.kind == "adapter" and named.folder is not None and not (named.folder / "tokenizer_config.json").is_file():
+    if named.kind == "adapter" and named.folder is not None and not is_tokenizer(named.folder):
         name = hub.locate_base(named.folder)
     obtained = hub.locate(name, weights=False)
     file = Path(obtained.path) / "config.json"
