@@ -28,6 +28,7 @@ TESTED_BY = {
     "data.conversations": _FORMATS,
     "data.offset_tokenizer": "unit/models/test_sentencepiece_tokenizer.py",
     "data.texts": _TABLES,
+    "export.checkpoint": "integration/test_first_day_names.py",
     "export._upstream": "integration/test_sentencepieces.py",
     "export.serve_process": "integration/test_sentencepieces.py",
     "models.tokenizers_json": "unit/models/test_sentencepiece_tokenizer.py",

@@ -162,6 +162,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         total_steps=plan.summary.total_steps,
     )
     if peers.is_main:
+        saving.write_beside(plan, folder, built.model, built.save_dtype)
         run.callbacks = [
             *([progress(training.logging_steps)] if training.runtime.progress else []),
             *(Tracker(name, folder.path / TRACKERS, folder.path.name) for name in training.runtime.report_to),

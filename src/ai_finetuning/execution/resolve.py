@@ -365,7 +365,11 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         str(tokenizer.chat_template or "") or None,
         warmup_ratio=training.schedule.warmup_ratio,
     )
-    summary = _summary(model, data, loader, derived, total, work, free)
+    summary = replace(
+        _summary(model, data, loader, derived, total, work, free),
+        strategy=parallel.strategy,
+        processes=max(parallel.processes, processes_to_start),
+    )
     options = training.schedule
     return RunPlan(
         request=request,

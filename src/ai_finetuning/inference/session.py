@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..models.adapter_folder import is_adapter
 from ..models.adapters import load_adapter, saved_tokenizer, without_adapter
 from ..models.generation import generate_text, stream_text
-from ..models.hub import named_base
-from ..models.loading import load_causal_lm
+from ..models.hub import locate_base
+from ..models.loading import bits_as_trained, load_causal_lm
 from ..models.options import validate_bits
 from ..models.quantized import allow_cpu_packing
+from ..models.source import find_model
 from ..models.tokenizers import load_tokenizer
+from .usable import usable
 
 
 @dataclass
@@ -55,38 +56,52 @@ def open_model(
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> OpenModel:
-    """Loads a model, or an adapter's folder with its base.
+    """Loads whatever name can answer: a model, an adapter's folder with its base, a run or one of its checkpoints.
 
     Args:
-        name: hub id, alias, folder of a model, or folder of an adapter.
+        name: hub id, alias, `embedded:NAME`, or folder of a model, an adapter, a run or a checkpoint.
         base: the adapter's base, where the one in its configuration is not to be used.
-        bits: 4 or 8 loads the base quantized.
+        bits: 4 or 8 loads the base quantized, 16 does not; None: an adapter's base as it was in training, anything else
+            as it is stored.
 
     Raises:
-        UsageError: a base for something that is no adapter, other bits than 4 and 8. ToolkitError: as loading raises.
+        UsageError: a base for something that is no adapter, other bits. ToolkitError: as loading raises.
     """
-    validate_bits(bits, "bits")
-    adapter = is_adapter(name)
-    if base is not None and not adapter:
+    validate_bits(bits, "bits", sixteen=True)
+    named = usable(name)
+    if base is not None and named.kind != "adapter":
         raise UsageError(
             f"{name} は LoRA アダプターではないので、--base は使えません。",
             f"{name} is not a LoRA adapter, so --base does not apply.",
         )
-    loaded = (base or named_base(name)) if adapter else name
-    with_tokenizer = (saved_tokenizer(name) if adapter else None) or loaded
+    if named.kind == "adapter":
+        adapter, loaded = named.path, locate_base(named.path, base)
+        with_tokenizer = saved_tokenizer(adapter) or loaded
+    else:
+        adapter, loaded, with_tokenizer = None, named.path if named.step is not None else name, named.path
     tokenizer = load_tokenizer(with_tokenizer, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    source = find_model(loaded, trust_remote_code=trust_remote_code)
+    held = bits_as_trained(adapter, source, bits) if adapter is not None else None if bits == 16 else bits
     model: Any = load_causal_lm(
-        loaded,
+        source,
         dtype=dtype,
         device=device,
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
+        load_in_4bit=held == 4,
+        load_in_8bit=held == 8,
         trust_remote_code=trust_remote_code,
     )
-    if adapter:
-        model = load_adapter(model, name)
+    if adapter is not None:
+        model = load_adapter(model, adapter)
     allow_cpu_packing(model)  # for answers only: nothing here trains or saves these weights
-    return OpenModel(model.eval(), tokenizer, loaded, adapter)
+    return OpenModel(model.eval(), tokenizer, loaded, adapter is not None)
+
+
+def load_weights(name: str) -> Any:
+    """The module alone of whatever open_model() takes, as it is stored or was trained; in eval mode."""
+    named = usable(name)
+    if named.kind == "adapter":
+        return open_model(name).model
+    return load_causal_lm(named.path if named.step is not None else name)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,18 +14,22 @@ from ..japanese.prompts import user_turn
 from ..messages import notice, warn
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import catalog
+from .adapters import load_adapter
 from .base_model import BaseModel, WeightOptions
 from .generation import generate_text, stream_text
-from .hub import on_disk
-from .loading import load_causal_lm, weight_fingerprint
-from .source import ModelSource, find_tokenizer
+from .hub import locate_base
+from .loading import bits_as_trained, load_causal_lm, weight_fingerprint
+from .named import find_named
+from .source import ModelSource, find_model, find_tokenizer
 from .tokenizers import load_tokenizer, prompt_style
+from .wrong_objects import require_text, require_texts
 
 SUPPORTED_MODELS: dict[str, dict[str, Any]] = catalog.supported_models()
 
 
 class JapaneseModel(BaseModel):
-    """A Japanese language model by hub id, alias, folder or `embedded:kotoha-tiny`.
+    """A Japanese language model by hub id, alias, folder or `embedded:kotoha-tiny`; an adapter's folder answers on its
+    base, loaded as it was in training.
 
     Args:
         model_name: one of SUPPORTED_MODELS, any other hub id, a folder, or `embedded:NAME`, which ships in the package.
@@ -72,7 +77,13 @@ class JapaneseModel(BaseModel):
             return self.model
         bits = 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
         options = WeightOptions(dtype=self.torch_dtype, device=self.device, bits=bits)
-        self.model = self.load_weights(self.find(), options)
+        named = find_named(self.model_name)
+        if named.kind == "adapter":
+            source = find_model(locate_base(named.path), trust_remote_code=self.trust_remote_code)
+            options = replace(options, bits=bits_as_trained(named.path, source, bits))
+            self.model = load_adapter(self.load_weights(source, options), named.path).eval()
+        else:
+            self.model = self.load_weights(self.find(), options)
         self._fingerprint = weight_fingerprint(self.model)
         return self.model
 
@@ -102,10 +113,8 @@ class JapaneseModel(BaseModel):
 
     def _tokenizer_source(self) -> ModelSource:
         """Where the tokenizer is: with the model, or alone in a folder without one."""
-        folder = on_disk(self.model_name)
-        if folder is not None and not (folder / "config.json").is_file():
-            return find_tokenizer(self.model_name)
-        return self.find()
+        named = find_named(self.model_name)
+        return find_tokenizer(self.model_name) if named.kind in ("adapter", "tokenizer", "other") else self.find()
 
     def weights_changed(self) -> bool:
         """Whether loaded weights differ from those on disk."""
@@ -136,6 +145,7 @@ class JapaneseModel(BaseModel):
             temperature, top_p, top_k, do_sample: sampling, as in transformers.
             **kwargs: `history` (earlier messages), `system` (system text), `seed`, and arguments of `generate`.
         """
+        require_text("instruction", instruction, several="generate_batch")
         messages = _messages(instruction, input_text, kwargs)
         return self._generate([messages], max_new_tokens, temperature, top_p, top_k, do_sample, kwargs)[0]
 
@@ -151,12 +161,14 @@ class JapaneseModel(BaseModel):
         **kwargs: Any,
     ) -> list[str]:
         """Answers to several instructions, in their order; `batch_size` (32) says how many are answered at a time."""
+        require_texts("instructions", instructions, "generate_japanese")
         conversations = [_messages(item, None, dict(kwargs)) for item in instructions]
         rest = {key: value for key, value in kwargs.items() if key not in ("history", "system")}
         return self._generate(conversations, max_new_tokens, temperature, top_p, top_k, do_sample, rest)
 
     def stream_japanese(self, instruction: str, input_text: str | None = None, **kwargs: Any) -> Iterator[str]:
         """The answer of generate_japanese piece by piece."""
+        require_text("instruction", instruction, several="generate_batch")
         messages = _messages(instruction, input_text, kwargs)
         model, tokenizer = self.ensure_model(), self.ensure_tokenizer()
         yield from stream_text(

@@ -21,12 +21,20 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     model: str = typer.Argument(
-        ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
+        ...,
+        help=localized(
+            "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
+            "model id, or folder of a model, an adapter, a run or a checkpoint",
+        ),
     ),
     system: str | None = typer.Option(None, help=localized("システムプロンプト", "system prompt")),
     base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
     bits: int | None = typer.Option(
-        None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
+        None,
+        help=localized(
+            "4 か 8: 量子化して読み込みます。16: 量子化しません（省略時、アダプターは学習時と同じ）",
+            "4 or 8: load the model quantized; 16: not quantized (default: an adapter's base as in training)",
+        ),
     ),
     compare: bool = typer.Option(
         False,
@@ -41,6 +49,9 @@ def chat(
     from ...models.sampling import validate_sampling
 
     validate_sampling(max_new_tokens=max_new_tokens, temperature=temperature, do_sample=not greedy)
+    from ...models.hub import validate_name
+
+    validate_name(model, base)
     from ...inference.session import Chat, open_model
 
     opened = open_model(model, base=base, bits=bits)

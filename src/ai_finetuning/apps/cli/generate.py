@@ -17,7 +17,11 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     model: str = typer.Argument(
-        ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
+        ...,
+        help=localized(
+            "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
+            "model id, or folder of a model, an adapter, a run or a checkpoint",
+        ),
     ),
     prompts: list[str] = typer.Argument(..., help=localized("指示（複数可）", "instructions, one or more")),
     input_text: str | None = typer.Option(
@@ -26,7 +30,11 @@ def generate(
     system: str | None = typer.Option(None, help=localized("システムプロンプト", "system prompt")),
     base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
     bits: int | None = typer.Option(
-        None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
+        None,
+        help=localized(
+            "4 か 8: 量子化して読み込みます。16: 量子化しません（省略時、アダプターは学習時と同じ）",
+            "4 or 8: load the model quantized; 16: not quantized (default: an adapter's base as in training)",
+        ),
     ),
     max_new_tokens: int = typer.Option(512),
     temperature: float = typer.Option(0.7),
@@ -43,6 +51,9 @@ def generate(
     validate_sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, do_sample=not greedy
     )
+    from ...models.hub import validate_name
+
+    validate_name(model, base)
     from ...inference.session import open_model
     from ...japanese.prompts import user_turn
     from ...models.generation import generate_text

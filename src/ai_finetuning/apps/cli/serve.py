@@ -20,7 +20,11 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     model: str = typer.Argument(
-        ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
+        ...,
+        help=localized(
+            "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
+            "model id, or folder of a model, an adapter, a run or a checkpoint",
+        ),
     ),
     port: int = typer.Option(8000),
     device: str = typer.Option("auto", help="auto | cpu | cuda:0 ..."),
@@ -39,6 +43,9 @@ def serve(
     ),
 ) -> int:
     """Merges an adapter into a cache folder, then runs `transformers serve` pinned to the model."""
+    from ...models.hub import validate_name
+
+    validate_name(model, base)
     from ...export.serve import serve as run_server
 
     return run_server(model, port=port, device=device, bits=bits, base=base, max_tokens=max_tokens)
