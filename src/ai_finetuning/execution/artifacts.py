@@ -40,6 +40,7 @@ from .output_folder import OutputFolder, new_folder, validate_new_folder
 from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
+from .system_prompt import keep_system
 
 # Where a setting stands that the run derives.
 _SETTINGS = {
@@ -113,6 +114,8 @@ def finish(
     model.eval()
     if export is None and plan.request.full:
         model.to(dtype)
+    if plan.request.config.method != "pretrain":
+        keep_system(plan.tokenizer, plan.request.config.data.system_prompt, plan.data.report.system)
     history = result.history = read_metrics(folder.path / METRICS)
     summary = summarize(result, plan)
 

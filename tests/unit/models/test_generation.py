@@ -212,8 +212,10 @@ def test_endless_loops_are_seen():
 
 
 def test_cleaning():
-    style = PromptStyle((2,), ("### 指示:",), "<NL>")
-    assert clean_answer(" 東京<NL>です\ufffd ### 指示: 次", style) == "東京\nです"
+    style = PromptStyle((2,), ("<NL>ユーザー: ",), "<NL>")
+    assert clean_answer(" 東京<NL>です\ufffd<NL>ユーザー: 次", style) == "東京\nです"
+    assert clean_answer("ユーザー: 次", style) == ""
+    assert clean_answer("規約の「ユーザー: 利用者」は<NL>こうです", style) == "規約の「ユーザー: 利用者」は\nこうです"
     assert prompt_style(build_tokenizer()).stop_token_ids == (2,)
 
 
@@ -233,10 +235,10 @@ def test_an_answer_ends_at_the_last_position(family: str, caplog: pytest.LogCapt
     # Random, and never at an end of its own.
     options = {"max_new_tokens": 512, "temperature": 2.0, "suppress_tokens": list(range(6))}
     assert all(generate_text(model, tokenizer, conversations, seed=0, **options))
-    assert "the model takes 64 tokens, so an answer ends after" in caplog.text
+    assert "the model takes 64 tokens, question and answer together, so that 2 answers ended early" in caplog.text
     caplog.clear()
     assert list(stream_text(model, tokenizer, QUESTION, **options))
-    assert "the model takes 64 tokens, so an answer ends after" in caplog.text
+    assert "the model takes 64 tokens, question and answer together, so that 1 answers ended early" in caplog.text
 
 
 def test_a_token_without_an_embedding_is_refused_by_name():
