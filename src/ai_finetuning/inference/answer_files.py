@@ -196,8 +196,8 @@ def _json_lines(questions: Questions, columns: Sequence[str], answers: Sequence[
         if questions.kind != ".jsonl":
             names = [name or f"#{place}" for place, name in enumerate(questions.headings, start=1)]
             row = dict(zip(names, [*row, *[""] * (len(names) - len(row))], strict=False))
-        names = {plain(name): name for name in row}
-        added = {names.get(plain(column), column): text for column, text in zip(columns, texts, strict=True)}
+        there = {plain(name): name for name in row}
+        added = {there.get(plain(column), column): text for column, text in zip(columns, texts, strict=True)}
         lines.append(json.dumps({**row, **added}, ensure_ascii=False) + "\n")
     return UNREADABLE.sub("\ufffd", "".join(lines)).encode("utf-8")
 

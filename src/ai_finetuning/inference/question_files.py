@@ -295,7 +295,7 @@ def _add(obtained: Questions, place: int, number: int, cells: Sequence[str]) -> 
         where = obtained.headings.index(heading) if heading is not None else len(cells)
         return cells[where].strip() if where < len(cells) else ""
 
-    used = [cell(name) for name in (obtained.column, obtained.material, obtained.system)]
-    broken = any(UNREADABLE.search(text) for text in used)
-    obtained.questions.append(Question(f"{obtained.path}:{number}", number, *used, unreadable=broken))
+    text, material, system = (cell(name) for name in (obtained.column, obtained.material, obtained.system))
+    broken = UNREADABLE.search(text + material + system) is not None
+    obtained.questions.append(Question(f"{obtained.path}:{number}", number, text, material, system, broken))
     obtained.index.append(place)

@@ -75,7 +75,7 @@ def ollama(
     validate_new_folder(out)
     converter = validate_converter(llama_cpp, f"aift export ollama {argument(model)} --out {argument(out)}")
     written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  ollama create {argument(out.name)} -f {argument(written)}")
 
 
@@ -85,5 +85,5 @@ def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
     from ...export.vllm import export_vllm
 
     export_vllm(model, out, base=base)
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  vllm serve {argument(out)}")
