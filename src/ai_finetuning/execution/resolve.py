@@ -47,6 +47,7 @@ from .adapter_start import validate_origin, validate_targets, with_adapter_setti
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
+from .system_prompt import with_agreed_system
 from .trainer_hooks import validate_hooks
 from .validate import validate_config, validate_data
 
@@ -406,6 +407,7 @@ def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
         tokenizer.chat_template = template
     if request.config.method != "pretrain":
         warn_of_unused_turn_ends(tokenizer)
+        tokenizer = with_agreed_system(tokenizer, request.config.data.system_prompt)
     return tokenizer
 
 

@@ -90,7 +90,7 @@ def ollama(
         llama_cpp, f"aift export ollama {argument(model)} --out {argument(out)}", beside=Path(model)
     )
     written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  ollama create {argument(out.name)} -f {argument(written)}")
 
 
@@ -103,7 +103,7 @@ def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
     from ...export.vllm import export_vllm
 
     export_vllm(model, out, base=base)
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  vllm serve {argument(out)}")
 
 
