@@ -5,7 +5,6 @@ Everything that can be known from the configuration is checked before weights ar
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
@@ -269,12 +268,11 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
 
 
 def quiet_progress() -> None:
-    """Loading bars are for terminals; in a log each of their steps would be a line."""
+    """Switches the loading bars off: they stand between our lines, and in a log each of their steps would be a line."""
     from transformers.utils import logging
 
-    if not sys.stderr.isatty():
-        switch_off: Callable[[], None] = logging.disable_progress_bar
-        switch_off()
+    switch_off: Callable[[], None] = logging.disable_progress_bar
+    switch_off()
 
 
 def weight_fingerprint(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:

@@ -23,6 +23,7 @@ from . import (
     import_,
     merge,
     models,
+    plan,
     quantize,
     schema,
     serve,
@@ -39,7 +40,7 @@ app = App(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (train, generate, chat, merge, serve, quantize, bench, models, import_, env, schema, demo):
+for verb in (train, plan, generate, chat, merge, serve, quantize, bench, models, import_, env, schema, demo):
     verb.register(app)
 app.add_typer(
     export.app,
