@@ -48,6 +48,17 @@ def _refuse_missing_path(name: str) -> None:
         raise _missing_path(path)
 
 
+def refuse_mistyped(name: str) -> None:
+    """Refuses at once, without torch and without asking the hub, what locate() would: a path that is not there.
+
+    Raises:
+        InputNotFoundError: with near names.
+    """
+    name = getattr(catalog.lookup(name), "id", name)
+    if on_disk(name) is None:
+        _refuse_missing_path(name)
+
+
 def _require_model_files(path: Path) -> None:
     if (path / "config.json").is_file():
         return

@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "env",
         help=localized(
-            "この PC の状態を表示します（版、CPU、GPU、ディスク、ハブ）。",
+            "この PC の状態を表示します（バージョン、CPU、GPU、ディスク、ハブ）。",
             "Shows the state of this machine: versions, CPU, GPU, disk, hub.",
         ),
     )(env)

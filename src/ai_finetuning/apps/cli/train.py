@@ -117,8 +117,8 @@ def _check(config: RunConfig, path: str | None) -> ModelSource:
     validate_config(config)
     validate_data(config_source(config.data.train), config_source(config.data.eval))
     notice(
-        f"{path or '設定'} を確認しました（method: {config.method}、model: {config.model.name}）。準備しています。",
-        f"{path or 'the settings'}: method {config.method}, model {config.model.name}; getting ready.",
+        f"{path or '設定'} を確認しました（method: {config.method}、model: {config.model.name}）。",
+        f"{path or 'the settings'}: method {config.method}, model {config.model.name}.",
     )
     return find_base(config)
 
