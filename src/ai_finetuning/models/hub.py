@@ -48,7 +48,7 @@ def _refuse_missing_path(name: str) -> None:
         raise _missing_path(path)
 
 
-def refuse_mistyped(name: str) -> None:
+def validate_name(name: str) -> None:
     """Refuses at once, without torch and without asking the hub, what locate() would: a path that is not there.
 
     Raises:

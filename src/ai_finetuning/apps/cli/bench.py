@@ -44,10 +44,6 @@ def bench(
     ),
 ) -> None:
     """Prints the comparison; with --out also writes it as benchmark.json, benchmark.md and benchmark.png."""
-    from ...models.hub import refuse_mistyped
-
-    for name in (model, quantized):
-        refuse_mistyped(name)
     from ...evaluation.quantization_benchmark import benchmark_inputs, compare_models
     from ...evaluation.quantization_report import markdown, write_report
     from ...models.loading import load_causal_lm

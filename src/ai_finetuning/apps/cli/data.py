@@ -29,11 +29,6 @@ def _load(
 ) -> tuple[Any, Any, Any, list[str]]:
     """(tokenizer, examples, report, lines) of the rows that can be used; the others are among the lines."""
     from ...config.load import load_config
-    from ...data.files import find_data
-    from ...models.hub import refuse_mistyped
-
-    find_data(file)
-    refuse_mistyped(model)
     from ...data.prepare import load_examples
     from ...models.tokenizers import load_tokenizer
 

@@ -46,9 +46,6 @@ def gguf(
     base: str = _BASE,
 ) -> None:
     """Converts a model, or an adapter merged into its base, to GGUF."""
-    from ...models.hub import refuse_mistyped
-
-    refuse_mistyped(model)
     from ...export.gguf import export_gguf, validate_converter, validate_output
     from ...export.source import model_folder
 
@@ -69,9 +66,6 @@ def ollama(
     base: str = _BASE,
 ) -> None:
     """Writes what `ollama create` reads."""
-    from ...models.hub import refuse_mistyped
-
-    refuse_mistyped(model)
     from ...execution.output_folder import validate_new_folder
     from ...export.gguf import validate_converter, validate_type
     from ...export.ollama import export_ollama
@@ -88,9 +82,6 @@ def ollama(
 @app.command(help=localized("vLLM がそのまま読み込むフォルダーを作ります。", "Writes a folder that vLLM can load."))
 def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
     """Writes a whole model with tokenizer, chat template and stop tokens."""
-    from ...models.hub import refuse_mistyped
-
-    refuse_mistyped(model)
     from ...export.vllm import export_vllm
 
     export_vllm(model, out, base=base)

@@ -47,11 +47,11 @@ def init(
     """Writes a commented run.yaml."""
     from ...data.files import find_data
     from ...embedded import MODEL
-    from ...models.hub import refuse_mistyped
+    from ...models.hub import validate_name
 
     if file is not None:
         find_data(file)
-    refuse_mistyped(model)
+    validate_name(model)
     values = {
         "model.name": model,
         "method": "lora",

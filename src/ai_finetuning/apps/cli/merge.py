@@ -35,9 +35,6 @@ def merge(
     dtype: str = typer.Option("bfloat16", help="bfloat16 | float16 | float32"),
 ) -> None:
     """Writes one plain model and compares it, read back from disk, with base plus adapter."""
-    from ...models.adapter_folder import adapter_config
-
-    adapter_config(adapter)  # refused before torch is imported
     from ...convert.merge import merge_adapter
 
     report = merge_adapter(adapter, out, base=base, bits=bits, dtype=dtype)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import typer
 
 from ...errors import localized
-from .train import CPU_PROCESSES, GPUS, PILOT, WithSettings, train
+from .train import CPU_PROCESSES, GPUS, PILOT, VerbWithSettings, train
 
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
         "plan",
-        cls=WithSettings,
+        cls=VerbWithSettings,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         help=localized(
             "学習の計画（ステップ、時間、メモリー、ディスク）を表示します。aift train --dry-run と同じで、何も書き込みません。",

@@ -46,9 +46,6 @@ def quantize(
     ),
 ) -> None:
     """Writes a copy that plain transformers loads."""
-    from ...models.hub import refuse_mistyped
-
-    refuse_mistyped(model)
     from ...convert.quantize import QuantizationOptimizer
 
     asked = {"bnb_4bit_use_double_quant": double_quant, "llm_int8_threshold": threshold}

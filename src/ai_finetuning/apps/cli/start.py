@@ -168,9 +168,9 @@ def start(
 
 def _validate_model(name: str) -> None:
     """Refuses a mistyped model before anything heavy is imported."""
-    from ...models.hub import refuse_mistyped
+    from ...models.hub import validate_name
 
-    refuse_mistyped(name)
+    validate_name(name)
 
 
 def _read(file: str, asks: Questions, answers: Answers, sheet: str | None, named: tuple[str | None, str | None]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
@@ -36,12 +36,14 @@ PILOT = typer.Option(
 )
 
 
-class WithSettings(Command):
-    """Its help ends with every setting; they are read only then."""
+class VerbWithSettings(Command):
+    """A verb whose `--help` ends with every setting; they are read only then."""
+
+    PIECES: ClassVar[tuple[str, ...]] = ("[run.yaml]", "[key=value ...]")
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What follows the options in the line of usage: the parser knows of no arguments."""
-        return [*super().collect_usage_pieces(ctx), "[run.yaml] [key=value ...]"]
+        """What the usage line lists."""
+        return [*super().collect_usage_pieces(ctx), *self.PIECES]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from ...config.describe import table
@@ -56,7 +58,7 @@ def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
         "train",
-        cls=WithSettings,
+        cls=VerbWithSettings,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         help=localized(
             "学習します。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
