@@ -19,7 +19,6 @@ from ..config.section import explicitly_set
 from ..data.loader import Loader
 from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
-from ..engine.checkpoint.write import sha256_of
 from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup, warmup_of_ratio
 from ..errors import ConfigError
@@ -42,6 +41,7 @@ from ..planner.layers import blocks_of, split_model
 from ..planner.plan import Plan
 from ..planner.shape import ModelShape, shape_of
 from ..planner.speed import last_speed, place_of
+from ..system.files import sha256_of
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings

@@ -14,6 +14,7 @@ from ...errors import ToolkitError, localized, prefers_japanese
 from ...messages import notice, printable
 from . import (
     bench,
+    bundle,
     chat,
     data,
     demo,
@@ -48,7 +49,7 @@ app = App(
 )
 for verb in (
     *(start, init, plan, train, generate, chat, merge, serve, quantize, bench),
-    *(models, import_, env, schema, demo, version),
+    *(models, bundle, import_, env, schema, demo, version),
 ):
     verb.register(app)
 
