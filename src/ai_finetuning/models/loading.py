@@ -208,7 +208,7 @@ def _refusal(error: Exception) -> Reason:
 
 def _why_no_flash(plan: LoadPlan) -> Reason | None:
     if plan.device.type != "cuda":
-        return Reason(f"GPU が必要です（いまは {plan.device.type}）", f"needs a GPU, not {plan.device.type}")
+        return Reason("GPU 専用", f"needs a GPU, not {plan.device.type}")
     if not is_flash_attn_2_available():
         return Reason("インストールされていません", "not installed")
     if plan.dtype is torch.float32:
