@@ -13,6 +13,10 @@ import pytest
 from tests.support.patience import patience
 
 VERBS = (
+    "start",
+    "init",
+    "plan",
+    "version",
     "train",
     "generate",
     "chat",
@@ -124,9 +128,13 @@ def test_tables_plan_and_a_run(tmp_path: Path, tiny_model_dir: Path, rows: Path)
     ]
     commands = [
         ["env"],
+        [],
         ["models", "qwen"],
+        ["models", "llm-jp/llm-jp-3-1.8b-instruct3"],
+        ["init", "--out", "init.yaml"],
+        ["start", str(rows), "--yes", "--preset", "quick", "--config", "start.yaml"],
         ["schema"],
-        [*train, "--dry-run"],
+        [*train, "--dry-run", "--pilot"],
         train,
         [*train, "method=full", "data.packing=true", f"training.output_dir={tmp_path / 'full'}"],
         ["data", "stats", str(rows), "--model", str(tiny_model_dir)],
@@ -166,5 +174,8 @@ def test_refusals(tmp_path: Path, tiny_model_dir: Path, rows: Path):
         ["generate", str(tmp_path / "none"), "質問"],
         ["quantize", str(tiny_model_dir), "--method", "int3", "--out", str(tmp_path / "q")],
         ["models", "--method", "nope"],
+        ["models", "no-such-model"],
+        ["start", "missing.csv", "--yes", "--preset", "fast"],
+        ["init", "missing.csv"],
     ]
     check(commands, tmp_path, {64, 65, 66, 69, 78})

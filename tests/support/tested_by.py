@@ -16,7 +16,7 @@ PACKAGE = TESTS.parent / "src" / "ai_finetuning"
 _CLI, _TRAINERS, _QUANTIZED = "integration/test_cli.py", "integration/test_trainers.py", "integration/test_qlora.py"
 _RESUME, _SECTIONS, _FILES = "faults/test_resume.py", "unit/config/test_sections.py", "unit/data/test_files.py"
 _TOKENS, _LAUNCH, _BENCH = "unit/data/test_tokens.py", "distributed/test_launch.py", "test_quantization_benchmark.py"
-_CALLBACKS = "integration/test_callbacks.py"
+_CALLBACKS, _FIRST = "integration/test_callbacks.py", "integration/test_first_day_start.py"
 _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 
 # Modules that no test file is named after and none imports.
@@ -53,6 +53,10 @@ TESTED_BY = {
     "trainers.from_config": _CLI,
     "__main__": _CLI,
     "apps.cli.bench": _CLI,
+    **{f"apps.cli.{name}": _FIRST for name in ("asking", "home", "init", "plan", "start", "version")},
+    "config.commented": "integration/test_first_day_home.py",
+    "execution.pilot": _FIRST,
+    "system.machine": "integration/test_first_day_home.py",
     "apps.cli.japanese": "integration/test_japanese_messages.py",
     "apps.cli.answer": "integration/test_first_day_answers.py",
     "apps.cli.answers": "integration/test_first_day_answers.py",

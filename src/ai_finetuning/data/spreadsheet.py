@@ -6,12 +6,14 @@ import datetime
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .bad_rows import BadRows
 from .compression import bounded, limit_of, too_big
-from .rows import File, Row, parsing
+from .rows import File, FileReport, Row, parsing
 from .tables import heading_row, table
 
 _LOCALE = re.compile(r"\[[^\]]*\]")
@@ -73,6 +75,31 @@ def read_workbook(file: File) -> Iterator[Row]:
                 )
             )
     yield from table(iter(tables[chosen]), file)
+
+
+def sheets_of(path: Path, columns: Mapping[str, str] | None = None) -> list[tuple[str, int, bool]]:
+    """(name, filled rows, whether a heading fits) of the visible sheets of a workbook that hold something, in order.
+
+    Raises:
+        DataError: no workbook.
+    """
+    import openpyxl
+
+    file = File(path, path.read_bytes(), FileReport(str(path), "xlsx"), BadRows(True), columns)
+    with parsing(path.name, "Excel (.xlsx)", ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")):
+        check_parts(file)
+        book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)
+        tables = {
+            sheet.title: list(_cells(sheet, str(path))) for sheet in book.worksheets if sheet.sheet_state == "visible"
+        }
+    filled = {
+        name: sum(any(cell not in (None, "") for cell in row) for _, row in rows) for name, rows in tables.items()
+    }
+    return [
+        (name, filled[name], heading_row(rows[:20], columns) is not None)
+        for name, rows in tables.items()
+        if filled[name]
+    ]
 
 
 def check_parts(file: File) -> None:

@@ -100,7 +100,7 @@ class EncodeReport:
             share = self.lost_label_tokens / max(1, self.label_tokens + self.lost_label_tokens)
             lines.append(
                 localized(
-                    f"max_length {self.max_length} トークン（約 {fit} 文字）を超える行: {self.over_long}、失われる回答トークン {share:.1%}、"
+                    f"max_length {self.max_length} トークン（約 {fit} 文字）を超える行: {self.over_long}、失われる学習対象トークン {share:.1%}、"
                     f"除いた行 {self.dropped}",
                     f"rows over max_length {self.max_length} tokens (about {fit} characters): {self.over_long}; "
                     f"answer tokens lost {share:.1%}; rows dropped {self.dropped}",
@@ -280,7 +280,7 @@ def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
     share = report.lost_label_tokens / max(1, report.label_tokens + report.lost_label_tokens)
     if share > MAX_LOST_SHARE:
         raise DataError(
-            f"max_length {report.max_length} では回答トークンの {share:.0%} が切り捨てられます（{report.over_long} 行）。max_length を "
+            f"max_length {report.max_length} では学習対象トークンの {share:.0%} が切り捨てられます（{report.over_long} 行）。max_length を "
             f"{report.longest} まで上げるか、on_long=drop にしてください。",
             f"max_length {report.max_length} would cut {share:.0%} of the answer tokens ({report.over_long} "
             f"rows); raise it (up to {report.longest}) or set on_long=drop.",

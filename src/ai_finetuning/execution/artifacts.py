@@ -233,7 +233,7 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
         "plan": {
             key: value
             for key, value in asdict(plan.summary).items()
-            if key not in ("memory", "free_memory_bytes", "free_disk_bytes")
+            if key not in ("memory", "free_memory_bytes", "free_disk_bytes", "speed", "measured_memory")
         },
     }
 

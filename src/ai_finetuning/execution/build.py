@@ -63,8 +63,11 @@ class Built:
     derived: Derived
 
 
-def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path) -> Built:
+def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None) -> Built:
     """Loads the weights and builds the run; the user's model object does not change.
+
+    Args:
+        metrics_path: None writes no metrics.
 
     Raises:
         ToolkitError: the weights cannot be loaded, or cannot be trained as planned.
@@ -168,7 +171,7 @@ def _derived(plan: RunPlan, model: nn.Module, path: VarlenForward | None, attent
 def _run(
     plan: RunPlan,
     store: CheckpointStore,
-    metrics_path: Path,
+    metrics_path: Path | None,
     model: nn.Module,
     path: VarlenForward | None,
     strategy: Strategy,

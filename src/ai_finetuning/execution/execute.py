@@ -23,6 +23,7 @@ from ..parallel.plan import warn_of_idle_ranks
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
 from ..planner.plan import Plan
+from ..planner.speed import remember, speed_of
 from ..runs.folder import TRACKERS
 from ..system.cores import use_physical_cores
 from ..system.gpu import get_available_device, peak_memory_bytes
@@ -31,9 +32,9 @@ from . import resume
 from .build import Built, build
 from .output_folder import OutputFolder
 from .processes import run_processes
-from .progress import progress, speaking_main_process
+from .progress import progress, saying_that_it_prepares, speaking_main_process
 from .request import TrainRequest
-from .resolve import RunPlan, resolve, validate_strategy
+from .resolve import RunPlan, resolve, speed_key, validate_strategy
 from .result import Result
 from .system_prompt import take_system
 from .trackers import Tracker
@@ -148,7 +149,8 @@ def _warn_of_memory(plan: Plan) -> None:
 
 def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     training, start = plan.request.config.training, plan.resume
-    built = build(plan, folder.store, folder.path / METRICS)
+    with saying_that_it_prepares():
+        built = build(plan, folder.store, folder.path / METRICS)
     run = built.run
     loaded = None
     if start is not None and start.checkpoint is not None:
@@ -166,7 +168,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     if peers.is_main:
         saving.write_beside(plan, folder, built.model, built.save_dtype)
         run.callbacks = [
-            *([progress(training.logging_steps)] if training.runtime.progress else []),
+            *([progress(training.logging_steps, _eval_every(run))] if training.runtime.progress else []),
             *(Tracker(name, folder.path / TRACKERS, folder.path.name) for name in training.runtime.report_to),
         ]
     if plan.request.hooks.callbacks:
@@ -196,7 +198,23 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder) -> Result:
         seconds = time.perf_counter() - began
         result = Result(built.model, folder.path, state, seconds=seconds, peak_memory_bytes=_peak(plan.device))
         _finish(plan, folder, built, result)
+        if run.strategy.is_main:
+            _remember_speed(plan, folder)
     return result
+
+
+def _remember_speed(plan: RunPlan, folder: OutputFolder) -> None:
+    """Keeps how fast the run was, for the plans of the next ones."""
+    speed = speed_of(read_metrics(folder.path / METRICS))
+    if speed is not None:
+        remember(*speed_key(plan.request, plan.device, plan.parallel), tokens_per_second=speed)
+
+
+def _eval_every(run: Run) -> float | None:
+    """Steps between evaluations; None without any."""
+    if run.evaluation is None:
+        return None
+    return len(run.loader) / run.evals_per_epoch if run.evals_per_epoch else run.eval_steps
 
 
 def _watched(plan: RunPlan, run: Run, folder: OutputFolder) -> contextlib.AbstractContextManager[Any]:

@@ -80,7 +80,7 @@ def assess(tokenizer: Any, architecture: str, converter: Path | None) -> Verdict
         if architecture in _READ_PIECES:
             return Verdict(
                 True,
-                f"GGUF に変換できるトークナイザーです（{kind}）。",
+                f"対応（{kind}）",
                 f"the GGUF converter reads this tokenizer ({kind}).",
             )
         return Verdict(

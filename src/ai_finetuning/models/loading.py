@@ -6,7 +6,6 @@ Everything that can be known from the configuration is checked before weights ar
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
@@ -254,7 +253,7 @@ def _refusal(error: Exception) -> Reason:
 
 def _why_no_flash(plan: LoadPlan) -> Reason | None:
     if plan.device.type != "cuda":
-        return Reason(f"GPU が必要です（いまは {plan.device.type}）", f"needs a GPU, not {plan.device.type}")
+        return Reason("GPU 専用", f"needs a GPU, not {plan.device.type}")
     if not is_flash_attn_2_available():
         return Reason("インストールされていません", "not installed")
     if plan.dtype is torch.float32:
@@ -314,12 +313,11 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
 
 
 def quiet_progress() -> None:
-    """Loading bars are for terminals; in a log each of their steps would be a line."""
+    """Switches the loading bars off: they stand between our lines, and in a log each of their steps would be a line."""
     from transformers.utils import logging
 
-    if not sys.stderr.isatty():
-        switch_off: Callable[[], None] = logging.disable_progress_bar
-        switch_off()
+    switch_off: Callable[[], None] = logging.disable_progress_bar
+    switch_off()
 
 
 def weight_fingerprint(model: nn.Module, samples: int = 16) -> dict[str, tuple[float, ...]]:

@@ -38,11 +38,11 @@ class MemoryEstimate:
         """One line for people, in GiB."""
         parts = [
             (localized("重み", "weights"), self.weights),
-            (localized("16 bit のコピー", "16-bit copies"), self.copies),
+            (localized("16bit コピー", "16-bit copies"), self.copies),
             (localized("勾配とオプティマイザー", "gradients and optimizer"), self.gradients_and_optimizer),
             (localized("アクティベーション", "activations"), self.activations),
             (localized("ロジット", "logits"), self.logits),
-            (localized("その他", "other"), self.base),
+            (localized("実行環境", "runtime"), self.base),
         ]
         inside = " + ".join(f"{name} {size / _GIB:.2f}" for name, size in parts)
         return f"{self.total / _GIB:.2f} GiB = {inside}"

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 from ..errors import localized
 from .memory import MemoryEstimate
+from .speed import Speed, duration
 
 _GB = 1e9
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was decided before weights are loaded."""
+    """Everything that was decided before weights are loaded.
+
+    Attributes:
+        speed: of the steps, by the last run of this model and method or by a pilot; None where neither is known.
+        measured_memory: bytes that a pilot held at its peak.
+    """
 
     model: str
     method: str
@@ -36,6 +42,34 @@ class Plan:
     output_dir: str
     strategy: str = "single"
     processes: int = 1
+    speed: Speed | None = None
+    measured_memory: int | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the steps take; None where no speed is known."""
+        if self.speed is None:
+            return None
+        return self.speed.seconds(self.tokens * self.total_steps / max(1, self.steps_per_epoch))
+
+    def time_text(self) -> str:
+        """How long it takes and by what that is told, or that it is not known, and how to learn it."""
+        if self.seconds is None or self.speed is None:
+            return localized(
+                "不明（このモデルと方法で学習した記録がこの PC にありません。--pilot で 3 ステップ試すと分かります）",
+                "unknown (no run of this model and method on this PC yet; --pilot tries three steps)",
+            )
+        rate = f"{self.speed.tokens_per_second:,.0f}"
+        return localized(
+            f"約 {duration(self.seconds)}（{self.speed.source.ja}、{rate} トークン/秒）",
+            f"about {duration(self.seconds)} ({self.speed.source.en}, {rate} tokens/s)",
+        )
+
+    def _measured(self) -> list[tuple[str, str]]:
+        if self.measured_memory is None:
+            return []
+        label = localized("メモリー（3 ステップの実測）", "memory (of three steps)")
+        return [(label, f"{self.measured_memory / 2**30:.2f} GiB")]
 
     @property
     def fits(self) -> bool:
@@ -82,8 +116,10 @@ class Plan:
                     f"warm-up {self.warmup_steps})",
                 ),
             ),
+            (localized("時間（見積もり）", "time (estimate)"), self.time_text()),
             (localized("勾配チェックポイント", "gradient checkpointing"), on),
             (localized("メモリー（見積もり）", "memory (estimate)"), self.memory.text()),
+            *self._measured(),
             (localized("空きメモリー", "free memory"), f"{self.free_memory_bytes / 2**30:.2f} GiB{fits}"),
             (
                 localized("ディスク（最大）", "disk (at most)"),

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import psutil
-import torch
 
 from ..messages import notice
 
@@ -56,6 +55,8 @@ def use_physical_cores() -> None:
     make products slower. What the user chose (OMP_NUM_THREADS, MKL_NUM_THREADS, torch.set_num_threads below the number
     of cores) stands.
     """
+    import torch  # only here: the number of cores is asked for without it
+
     threads, cores = torch.get_num_threads(), physical_cores()
     if threads <= cores or os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"):
         return

@@ -15,6 +15,7 @@ import torch
 from . import nvml
 from .cores import physical_cores
 from .gpu import cpu_flags, cpu_has_bf16, get_available_device, get_gpu_memory_info
+from .machine import cpu_name
 
 PACKAGES = (
     "ai-finetuning-toolkit",
@@ -51,7 +52,7 @@ def environment() -> dict[str, Any]:
         "versions": versions(),
         "platform": platform.platform(),
         "cpu": {
-            "name": _cpu_name(),
+            "name": cpu_name(),
             "cores": physical_cores(),
             "flags": sorted(cpu_flags() & set(_FLAGS)),
             "bf16": cpu_has_bf16(),
@@ -90,11 +91,3 @@ def _gpus() -> dict[str, Any]:
             for gpu in obtained
         ],
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

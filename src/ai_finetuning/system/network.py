@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import urllib.error
 import urllib.parse
@@ -83,6 +84,18 @@ def _ask(url: str, token: str | None, limit_seconds: float, answer: Answer) -> N
     answer.code, answer.reason, answer.status = obtained.code, obtained.reason, obtained.status
 
 
+def _reason(error: object) -> Reason:
+    """Why a connection failed, in words."""
+    for kind, ja, en in (
+        (socket.gaierror, "名前を解決できません（オフライン？）", "its name cannot be resolved (offline?)"),
+        (ConnectionRefusedError, "接続を拒否されました", "connection refused"),
+        (TimeoutError, "時間内に応答がありません", "no answer in time"),
+    ):
+        if isinstance(error, kind):
+            return Reason(ja, en)
+    return Reason(str(error), str(error))
+
+
 def _asked(url: str, token: str | None, limit_seconds: float) -> Answer:
     answer = Answer()
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "ai-finetuning-toolkit"})
@@ -94,6 +107,5 @@ def _asked(url: str, token: str | None, limit_seconds: float) -> Answer:
     except urllib.error.HTTPError as error:
         answer.code, answer.status = error.headers.get("X-Error-Code", ""), error.code
     except (OSError, ValueError) as error:
-        text = str(getattr(error, "reason", error))
-        answer.reason = Reason(text, text)
+        answer.reason = _reason(getattr(error, "reason", error))
     return answer

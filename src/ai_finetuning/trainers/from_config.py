@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..config.run import RunConfig
 from ..config.section import with_values
 from ..execution.execute import execute
+from ..execution.pilot import try_steps
 from ..execution.request import request_of
 from ..execution.resolve import RunPlan, resolve
 from ..execution.result import Result
@@ -22,12 +23,18 @@ def run_training(config: RunConfig, device: str | None = None, source: ModelSour
     return execute(request_of(config, device, source))
 
 
-def plan_training(config: RunConfig, device: str | None = None, source: ModelSource | None = None) -> RunPlan:
+def plan_training(
+    config: RunConfig, device: str | None = None, source: ModelSource | None = None, *, pilot: bool = False
+) -> RunPlan:
     """The plan of the run that the configuration describes; nothing is written.
 
+    Args:
+        pilot: take a few real steps and put their speed and memory into the plan.
+
     Raises:
-        ToolkitError: what run_training would refuse before it loads weights.
+        ToolkitError: what run_training would refuse before it loads weights, or with a pilot in its first steps.
     """
     request = request_of(config, device, source)
     without_cache = with_values(config, data=with_values(config.data, cache=False))
-    return resolve(replace(request, config=without_cache))
+    plan = resolve(replace(request, config=without_cache))
+    return try_steps(plan) if pilot else plan

@@ -101,6 +101,9 @@ def answer(
             "--compare と --no-adapter はどちらか一方を指定してください。",
             "give either --compare or --no-adapter, not both.",
         )
+    from ...models.hub import validate_name
+
+    validate_name(model, base)
     from ...inference.answer_files import validate_target
     from ...inference.question_files import read_questions
 

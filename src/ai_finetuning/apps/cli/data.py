@@ -121,12 +121,18 @@ def show(
     console = Console()
     console.print(text)
     live = sum(token.live for token in tokens)
-    names = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token, "pad": tokenizer.pad_token}
+    parts = (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token), ("pad", tokenizer.pad_token))
+    names = "  ".join(f"{part} {printable(token)}" for part, token in parts if token)
+    green = (
+        localized("緑（学習対象）", "green (label tokens)")
+        if console.is_terminal
+        else localized("学習対象", "label tokens")
+    )
     source = printable(str(example.source))
     print(
         localized(
-            f"{source}: {len(tokens)} トークン、緑（学習対象トークン）{live}。⟨⟩ は特殊トークン。{names}",
-            f"{source}: {len(tokens)} tokens, {live} of them label tokens (green); ⟨⟩ are special tokens. {names}",
+            f"{source}: {len(tokens)} トークン、{green} {live}。⟨⟩ は特殊トークン（{names}）",
+            f"{source}: {len(tokens)} tokens, {green} {live}; ⟨⟩ are special tokens ({names})",
         )
     )
     if not console.is_terminal:
@@ -162,7 +168,16 @@ def stats(
             f"characters per token: {report.characters_per_token:.2f}",
         )
     )
-    print("tokens: " + "  ".join(f"p{share} {percentile(lengths, share / 100)}" for share in (50, 90, 95, 99, 100)))
+    middle, *most_of, longest = (percentile(lengths, share / 100) for share in (50, 90, 95, 99, 100))
+    parts = list(zip((90, 95, 99), most_of, strict=True))
+    print(
+        localized(
+            f"トークン長: 中央値 {middle}、"
+            + "、".join(f"{share}% 点 {at}" for share, at in parts)
+            + f"、最大 {longest}",
+            f"tokens: median {middle}, " + ", ".join(f"{share} % {at}" for share, at in parts) + f", longest {longest}",
+        )
+    )
     most = max(count for *_, count in histogram(lengths))
     for low, high, count in histogram(lengths):
         print(f"{low:>6}-{high:<6} {count:>7}  {'#' * round(40 * count / most)}")

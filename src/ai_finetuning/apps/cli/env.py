@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from ...errors import localized
+from ...messages import printable
 
 
 def register(app: typer.Typer) -> None:
@@ -12,14 +15,14 @@ def register(app: typer.Typer) -> None:
     app.command(
         "env",
         help=localized(
-            "この PC の状態を表示します（版、CPU、GPU、ディスク、ハブ）。",
+            "この PC の状態を表示します（バージョン、CPU、GPU、ディスク、ハブ）。",
             "Shows the state of this machine: versions, CPU, GPU, disk, hub.",
         ),
     )(env)
 
 
 def env(
-    as_json: bool = typer.Option(False, "--json", help=localized("JSON で出力します", "print JSON")),
+    as_json: bool = typer.Option(False, "--json", help=localized("JSON で出力します。", "print JSON")),
 ) -> None:
     """Everything that explains why a run is slow or fails."""
     import json
@@ -36,13 +39,71 @@ def env(
     if as_json:
         print(json.dumps(obtained, ensure_ascii=False, indent=1))
         return
-    for key, value in obtained.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for name, inner in value.items():
-                print(f"  {name}: {inner}")
-        else:
-            print(f"{key}: {value}")
+    for title, lines in _blocks(obtained):
+        print(title)
+        for label, value in lines:
+            print(f"  {label}: {printable(str(value))}")
+
+
+def _blocks(obtained: dict[str, Any]) -> list[tuple[str, list[tuple[str, object]]]]:
+    """What is known, under headings, with labels in the user's language."""
+    cpu, places = obtained["cpu"], obtained["locale"]
+    versions = [(name, found or localized("なし", "not installed")) for name, found in obtained["versions"].items()]
+    gpus = [
+        (
+            f"GPU {gpu['index']}",
+            localized(
+                f"{gpu['name']} {gpu['total_memory_gb']:.1f} GB（空き {gpu['free_memory_gb']:.1f} GB）",
+                f"{gpu['name']} {gpu['total_memory_gb']:.1f} GB ({gpu['free_memory_gb']:.1f} GB free)",
+            ),
+        )
+        for gpu in obtained["gpu"]["devices"]
+    ]
+    unused = localized(
+        "ありますが PyTorch からは使えません（CPU 版の PyTorch か、古いドライバー）",
+        "there, but PyTorch cannot use it (a build for CPUs, or an old driver)",
+    )
+    return [
+        (localized("バージョン", "Versions"), versions),
+        (
+            localized("この PC", "This PC"),
+            [
+                ("OS", obtained["platform"]),
+                ("CPU", cpu["name"]),
+                (localized("コア数", "cores"), cpu["cores"]),
+                (localized("CPU の命令", "CPU instructions"), ", ".join(cpu["flags"]) or "-"),
+                (
+                    localized("bf16 の命令", "bf16 instructions"),
+                    localized("あり", "yes") if cpu["bf16"] else localized("なし", "no"),
+                ),
+                (localized("メモリー", "memory"), f"{obtained['memory_gb']} GB"),
+                *(gpus or [("GPU", localized("なし", "none"))]),
+                *([("GPU", unused)] if gpus and not obtained["gpu"]["available"] else []),
+                (
+                    localized("ディスクの空き（このフォルダー）", "free disk (this folder)"),
+                    f"{obtained['free_disk_gb']} GB",
+                ),
+            ],
+        ),
+        (
+            localized("計算", "Computing"),
+            [
+                (localized("デバイス", "device"), obtained["device"]),
+                ("CUDA", obtained["cuda"] or localized("なし", "none")),
+                (localized("スレッド数", "threads"), obtained["threads"]),
+                (localized("トークンのキャッシュ", "token cache"), obtained["token_cache"]),
+            ],
+        ),
+        (
+            localized("言語と接続", "Locale and network"),
+            [
+                (localized("ロケール（LANG）", "locale (LANG)"), places["LANG"] or "-"),
+                (localized("ファイルの文字コード", "encoding of files"), places["preferred_encoding"]),
+                (localized("出力の文字コード", "encoding of the output"), places["stdout_encoding"]),
+                (localized("ハブ", "hub"), obtained["hub"]),
+            ],
+        ),
+    ]
 
 
 def _hub() -> str:

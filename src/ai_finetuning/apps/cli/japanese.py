@@ -26,6 +26,11 @@ _HELP: _Table = (
     (r"^Arguments:$", "引数:"),
     (r"^Commands:$", "コマンド:"),
     (r"Show this message and exit\.", "このヘルプを表示します。"),
+    (r"Install completion for the current shell\.", "いまのシェルに補完を設定します。"),
+    (
+        r"Show completion for the current shell, to\s+copy\s+it\s+or\s+customize\s+the\s+installation\.",
+        "補完の設定を表示します。",
+    ),
     (r"\[default:", "[既定:"),
     (r"\[required\]", "[必須]"),
     (r"; required\]", "; 必須]"),
@@ -75,6 +80,10 @@ def _error_text(message: str) -> str:
     return f"コマンドの書き方が正しくありません（{message}）。"
 
 
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=。)|(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
+
+
 class Command(TyperCommand):
     """A verb whose help is in the language of the locale."""
 
@@ -92,6 +101,15 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """Verbs below one name, with help in the language of the locale."""
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The verbs, each with the first sentence of its help, whole."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (name, _first_sentence(command.help or "")) for name, command in commands if command and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def get_help(self, ctx: Any) -> str:
         """The help page."""
         text: str = super().get_help(ctx)
@@ -107,7 +125,7 @@ class App(typer.Typer):
     """Typer with these classes as defaults."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(cls=Group, no_args_is_help=True, rich_markup_mode=None, **settings)
+        super().__init__(**{"cls": Group, "no_args_is_help": True, "rich_markup_mode": None, **settings})
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[_Verb], _Verb]:
         """Registers a verb."""

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from ...errors import ToolkitError, localized, prefers_japanese
-from ...messages import printable
+from ...messages import notice, printable
 from . import (
     answer,
     bench,
@@ -22,14 +22,19 @@ from . import (
     env,
     export,
     generate,
+    home,
     import_,
+    init,
     merge,
     models,
+    plan,
     quantize,
     schema,
     serve,
+    start,
     tokenizer,
     train,
+    version,
 )
 from .japanese import App, usage_error
 
@@ -38,11 +43,33 @@ USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 app = App(
     name="aift",
     help=localized("日本語 LLM をファインチューニングします。", "Fine-tunes Japanese language models."),
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, generate, chat, answer, merge, serve, quantize, bench, models, bundle, import_, env, schema, demo):
+for verb in (
+    *(start, init, plan, train, generate, chat, answer, merge, serve, quantize, bench),
+    *(models, bundle, import_, env, schema, demo, version),
+):
     verb.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def _alone(
+    context: typer.Context,
+    show_version: bool = typer.Option(
+        False, "--version", help=localized("バージョンを表示します。", "Show the versions.")
+    ),
+) -> None:
+    """Without a verb: what is here, and what to do next."""
+    if show_version:
+        version.version()
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        home.home()
+
+
 app.add_typer(
     export.app,
     name="export",
@@ -94,7 +121,39 @@ def run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+# Verbs that import torch, which takes seconds, and those of a group that do not.
+_SLOW = frozenset(
+    [
+        "train",
+        "plan",
+        "start",
+        "generate",
+        "chat",
+        "merge",
+        "serve",
+        "quantize",
+        "bench",
+        "env",
+        "demo",
+        "export",
+        "tokenizer",
+        "data",
+    ]
+)
+_QUICK = (["data", "formats"],)
+
+
+def _says_first(arguments: list[str]) -> bool:
+    """Whether a line has to tell, before anything is imported, that the command is at work."""
+    if not arguments or arguments[0] not in _SLOW or {"-h", "--help"} & set(arguments):
+        return False
+    alone = len(arguments) > 1 or arguments[0] in ("env", "demo")
+    return alone and arguments[:2] not in _QUICK and not any(name.startswith("_AIFT_COMPLETE") for name in os.environ)
+
+
 def main() -> None:
     """The entry point of `aift`."""
     _safe_streams()
+    if _says_first(sys.argv[1:]):
+        notice("準備しています…", "getting ready…")
     sys.exit(run(sys.argv[1:]))

@@ -33,6 +33,10 @@ def train(
     ),
 ) -> None:
     """Writes tokenizer.model and tokenizer.json that tokenize alike, with a chat template."""
+    from ...data.files import find_data
+
+    for file in files:
+        find_data(file)
     from ...data.messages import PlainText
     from ...data.sources import load_samples
     from ...execution.output_folder import new_folder, validate_new_folder

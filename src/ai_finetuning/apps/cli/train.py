@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
@@ -15,8 +15,35 @@ if TYPE_CHECKING:
     from ...models.source import ModelSource
 
 
-class _WithSettings(Command):
-    """`aift train --help` ends with every setting; they are read only then."""
+GPUS = typer.Option(
+    0, "--gpus", min=0, help=localized("使う GPU の数です（既定は全部）。", "GPUs to use (default: all of them).")
+)
+CPU_PROCESSES = typer.Option(
+    0,
+    "--cpu-processes",
+    min=0,
+    help=localized(
+        "GPU なしで試すときの CPU プロセスの数です。", "Number of CPU processes, for trying strategies without GPUs."
+    ),
+)
+PILOT = typer.Option(
+    False,
+    "--pilot",
+    help=localized(
+        "計画のために 3 ステップだけ実際に計算し、時間とメモリーを測ります（何も保存しません）。",
+        "For a plan: compute three real steps and measure time and memory (nothing is kept).",
+    ),
+)
+
+
+class VerbWithSettings(Command):
+    """A verb whose `--help` ends with every setting; they are read only then."""
+
+    PIECES: ClassVar[tuple[str, ...]] = ("[run.yaml]", "[key=value ...]")
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What the usage line lists."""
+        return [*super().collect_usage_pieces(ctx), *self.PIECES]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from ...config.describe import table
@@ -31,7 +58,7 @@ def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
         "train",
-        cls=_WithSettings,
+        cls=VerbWithSettings,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         help=localized(
             "学習します。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
@@ -49,17 +76,9 @@ def train(
         "--dry-run",
         help=localized("計画だけを表示し、何も書き込みません。", "Print the plan and write nothing."),
     ),
-    gpus: int = typer.Option(
-        0, "--gpus", min=0, help=localized("使う GPU の数（既定は全部）。", "GPUs to use (default: all of them).")
-    ),
-    cpu_processes: int = typer.Option(
-        0,
-        "--cpu-processes",
-        min=0,
-        help=localized(
-            "GPU なしで試す CPU プロセスの数。", "number of CPU processes, for trying strategies without GPUs."
-        ),
-    ),
+    gpus: int = GPUS,
+    cpu_processes: int = CPU_PROCESSES,
+    pilot: bool = PILOT,
 ) -> None:
     """Trains as a YAML and overrides say."""
     from ...config.load import load_config
@@ -74,7 +93,7 @@ def train(
         config = with_processes(config, gpus=gpus, cpu_processes=cpu_processes)
     device = "cpu" if cpu_processes else None
     if dry_run:
-        _show_plan(config, device, source)
+        _show_plan(config, device, source, pilot=pilot)
         return
     from ...trainers.from_config import run_training
 
@@ -100,13 +119,13 @@ def _check(config: RunConfig, path: str | None) -> ModelSource:
     validate_config(config)
     validate_data(config_source(config.data.train), config_source(config.data.eval))
     notice(
-        f"{path or '設定'} を確認しました（method: {config.method}、model: {config.model.name}）。準備しています。",
-        f"{path or 'the settings'}: method {config.method}, model {config.model.name}; getting ready.",
+        f"{path or '設定'} を確認しました（method: {config.method}、model: {config.model.name}）。",
+        f"{path or 'the settings'}: method {config.method}, model {config.model.name}.",
     )
     return find_base(config)
 
 
-def _show_plan(config: RunConfig, device: str | None, source: ModelSource) -> None:
+def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pilot: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -114,11 +133,11 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource) -> No
     from ...export.gguf_tokenizer import assess
     from ...trainers.from_config import plan_training
 
-    plan = plan_training(config, device, source)
+    plan = plan_training(config, device, source, pilot=pilot)
     # Told before training, when another model can still be chosen.
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
     gguf = assess(plan.tokenizer, architecture, find_converter(lenient=True))
-    for line in (*plan.data.lines, f"GGUF: {gguf}"):
+    for line in (*plan.data.lines, localized(f"GGUF 書き出し: {gguf}", f"GGUF: {gguf}")):
         print(printable(line))
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
     for label, value in plan.summary.table():

@@ -1,0 +1,72 @@
+"""A few real steps of a run before it: how fast they are and what memory they take. Nothing of them is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ..engine.checkpoint.store import CheckpointStore
+from ..engine.loop import advance
+from ..engine.step import next_step, step_with_retry
+from ..messages import notice, speak
+from ..planner.speed import PILOT, Speed
+from ..system.cores import use_physical_cores
+from ..system.gpu import clear_gpu_memory, memory_growth
+from .build import build
+from .progress import saying_that_it_prepares
+from .resolve import RunPlan
+
+STEPS = 3
+
+
+def try_steps(plan: RunPlan) -> RunPlan:
+    """The plan with the measured speed and memory of its first STEPS steps; the first, which warms up, does not count
+    for the speed where there are others.
+
+    Nothing is written, the user's model object does not change, and the run that follows begins from its seed, so that
+    it is the same with a pilot before it as without. A run over several processes is not tried.
+
+    Raises:
+        ToolkitError: what the run would refuse in its first steps, as memory that does not suffice.
+    """
+    if max(plan.processes_to_start, plan.parallel.processes) > 1:
+        notice(
+            "複数プロセスの学習は試せないため、時間は前回の学習から見積もります。",
+            "a run over several processes is not tried; its time is told by the last run.",
+        )
+        return plan
+    notice(f"{STEPS} ステップだけ試しています（何も保存しません）。", f"trying {STEPS} steps (nothing is kept).")
+    use_physical_cores()
+    measured: list[tuple[float, int]] = []
+    with saying_that_it_prepares():
+        held = memory_growth(plan.device, lambda: measured.extend(_steps(plan)))
+    clear_gpu_memory()
+    counted = measured[1:] or measured
+    seconds, tokens = (sum(values) for values in zip(*counted, strict=True))
+    speed = Speed(tokens / seconds, PILOT) if seconds > 0 and tokens > 0 else plan.summary.speed
+    return replace(plan, summary=replace(plan.summary, speed=speed, measured_memory=held))
+
+
+def _steps(plan: RunPlan) -> list[tuple[float, int]]:
+    """(seconds, tokens) of each step that was tried."""
+    speak(only_errors=True)  # the run that follows says what it builds
+    try:
+        built = build(plan, CheckpointStore(Path(plan.summary.output_dir)), None)
+    finally:
+        speak(only_errors=False)
+    run, obtained = built.run, []
+    run.model.train()
+    try:
+        with contextlib.closing(run.strategy):
+            for _ in range(min(STEPS, run.total_steps)):
+                began = time.perf_counter()
+                data, _ = next_step(run)
+                outcome = step_with_retry(run, data)
+                obtained.append((time.perf_counter() - began, outcome.tokens))
+                advance(run, outcome)
+    finally:
+        if built.path is not None:
+            built.path.close()
+    return obtained
