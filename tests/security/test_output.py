@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ from ai_finetuning.apps.cli import chat
 from ai_finetuning.apps.cli.main import run
 from ai_finetuning.config.model import ModelConfig
 from ai_finetuning.config.run import RunConfig
+from ai_finetuning.embedded import MODEL
 from ai_finetuning.evaluation.fidelity import Agreement
-from ai_finetuning.execution.model_card import literal, markdown, merge_card, model_card
+from ai_finetuning.evaluation.verdict import verdict
+from ai_finetuning.execution.model_card import Base, literal, markdown, merge_card, model_card
 from ai_finetuning.export import vllm
 from ai_finetuning.messages import argument, notice, printable, warn
-from ai_finetuning.models import generation
+from ai_finetuning.models import catalog, generation
 from ai_finetuning.models.adapters import add_lora
+from ai_finetuning.models.source import ModelSource
 from tests.support.models import build_model
 
 NAMES = [
@@ -39,20 +43,22 @@ NAMES = [
 ]
 
 
-def card(base: str) -> str:
+def card(base: str, known: Base | None = None, answer: str = "はい。") -> str:
     config = RunConfig(model=ModelConfig(base))
+    names = {"train": [[base, base]], "eval": [], "left_out": 0}
     summary = {
+        "saved_step": 1, "data": names, "verdict": asdict(verdict([])),
         "held_out_before": None, "held_out_after": None, "train_loss_last_10_steps": 1.0, "steps": 1, "epochs": 1.0,
         "tokens": 1, "skipped_steps": 0, "seconds": 1, "tokens_per_second": 1.0, "peak_memory_gb": 1,
         "estimated_memory_gb": 1,
         "plan": {
             "device": "cpu", "precision": "fp32", "trainable": 1, "parameters": 2, "rows": 1, "eval_rows": 0,
-            "warmup_steps": 0,
+            "warmup_steps": 0, "label_tokens": 1,
         },
     }  # fmt: skip
     versions = dict.fromkeys(("torch", "transformers", "peft", "python"), "1")
     machine = {"gpu": {"available": False}, "cpu": {"name": "cpu"}, "versions": versions}
-    return model_card(config, summary, machine, None)
+    return model_card(config, summary, machine, known or Base.named(base), [("質問？", answer)])
 
 
 def parts(text: str) -> tuple[dict[str, object], list[str]]:
@@ -65,19 +71,65 @@ def parts(text: str) -> tuple[dict[str, object], list[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_holds_names_as_text(name: str):
-    front, body = parts(card(name))
-    assert set(front) == {"language", "library_name", "base_model", "pipeline_tag", "tags"}
-    assert [line for line in body if line.startswith("#")][1:] == [
-        "## 測定値 / Measured",
-        "## 設定 / Settings",
-        "## 使い方 / Use",
-    ]
-    assert body.count("```python") == 1
-    assert body.count("```") == 1
-    code = ast.parse("\n".join(body[body.index("```python") + 1 : body.index("```")]))
-    assert [type(node) for node in code.body] == [ast.ImportFrom, ast.Assign]
-    call = code.body[1].value  # type: ignore[attr-defined]
-    assert [argument.value for argument in call.args] == [name, "THIS_FOLDER"]
+    """As a folder, and as what a hub might be told to call a model; in an answer too."""
+    for base in (Base.named(name), Base(name, hub_id=name)):
+        front, body = parts(card(name, base, answer=name))
+        known = {"base_model"} if base.hub_id is not None else set()
+        assert set(front) == {"language", "library_name", "pipeline_tag", "tags"} | known
+        assert [line for line in body if line.startswith("#")][1:] == [
+            "## 結果",
+            "## 学習データ",
+            "## 設定",
+            "## 回答の例",
+            "## Results",
+            "## Data",
+            "## Settings",
+            "## 使い方 · Use",
+        ]
+        assert body.count("```python") == 1
+        assert body.count("```sh") == 1
+        assert body.count("```") == 2
+        code = ast.parse("\n".join(body[body.index("```python") + 1 : body.index("```")]))
+        calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
+        names = [call.args[0].value for call in calls if call.args and isinstance(call.args[0], ast.Constant)]
+        assert (base.hub_id or "BASE_MODEL") in names
+        assert {type(node) for node in code.body} == {ast.ImportFrom, ast.Assign, ast.Expr}
+
+
+def test_a_card_names_no_folder_of_this_machine(tmp_path: Path):
+    """`base_model` is an id that a hub knows, or is left out; of a folder its last part is shown."""
+    (tmp_path / "私のモデル").mkdir()
+    for name, expected in (
+        (str(tmp_path / "私のモデル"), None),
+        ("../my-model", None),
+        ("embedded:kotoha-tiny", None),
+        ("org/model", "org/model"),
+    ):
+        front, body = parts(card(name, Base.named(name)))
+        assert front.get("base_model") == expected
+        assert str(tmp_path) not in "\n".join(line for line in body if not line.startswith("- "))
+        assert body[1] == f"# {Path(name).name if expected is None else name} (lora)"
+
+
+def test_a_card_has_the_id_and_the_licence_of_a_known_base():
+    """By its published id where an alias was asked for; what ships in the package is on no hub."""
+    row = catalog.lookup("cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B")
+    assert row is not None
+    base = Base.of(
+        ModelSource(
+            "cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B",
+            "cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B",
+            True,
+            {},
+            row,
+        )
+    )
+    front, body = parts(card("cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B", base))
+    assert front["base_model"] == row.id
+    assert f"- ベースのライセンス: {row.licence}" in body
+    assert f"- licence of the base: {row.licence}" in body
+    shipped = ModelSource(MODEL, "/somewhere", True, {}, catalog.lookup(MODEL))
+    assert (Base.of(shipped).hub_id, Base.of(shipped).embedded) == (None, MODEL)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,7 +140,8 @@ def test_a_card_of_a_merge_holds_names_as_text(name: str):
     )
     front, body = parts(text)
     assert "license" not in front
-    assert len([line for line in body if line.startswith("#")]) == 3
+    assert len([line for line in body if line.startswith("#")]) == 4
+    assert front.get("base_model") in (None, name)
     for line in body:
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 4

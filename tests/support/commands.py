@@ -17,7 +17,9 @@ ROWS = [{"instruction": f"{number}の次の数は何ですか？", "output": f"{
 
 
 def write_run(folder: Path, model: Path | str, **training: Any) -> Path:
-    """A YAML of a LoRA run with dropout and accumulation: 24 steps, 6 an epoch (the last one short), held-out rows."""
+    """A YAML of a LoRA run with dropout and accumulation: 24 steps, 6 an epoch (the last one short), held-out rows, no
+    sample answers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
@@ -38,7 +40,7 @@ def write_run(folder: Path, model: Path | str, **training: Any) -> Path:
             "output_dir": str(folder / "out"),
             "gradient_checkpointing": False,
             "fp16": False,
-            "runtime": {"progress": False},
+            "runtime": {"progress": False, "report_samples": 0},
         }
         | training,
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},

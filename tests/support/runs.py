@@ -25,7 +25,9 @@ ROWS = [{"instruction": f"{number}の次の数は何ですか？", "output": f"{
 
 
 def training(folder: Path, **changes: Any) -> TrainingConfig:
-    """Six steps an epoch of 22 rows (the last one short), two micro-batches a step, no progress lines."""
+    """Six steps an epoch of 22 rows (the last one short), two micro-batches a step, no progress lines, no sample
+    answers.
+    """
     runtime = changes.pop("runtime", {})
     checkpoint = changes.pop("checkpoint", {})
     values: dict[str, Any] = {
@@ -42,7 +44,7 @@ def training(folder: Path, **changes: Any) -> TrainingConfig:
     kind = MultiGPUTrainingConfig if "parallel" in changes else TrainingConfig
     return kind(
         **values | changes,
-        runtime=RuntimeConfig(**{"progress": False, "precision": "fp32"} | runtime),
+        runtime=RuntimeConfig(**{"progress": False, "precision": "fp32", "report_samples": 0} | runtime),
         checkpoint=CheckpointConfig(**checkpoint),
     )
 

@@ -129,6 +129,11 @@ class RuntimeConfig:
     """Show a progress bar.
     ja: 進捗バーを表示するかどうか。
     """
+    report_samples: Annotated[int, Field(ge=0, le=5)] = 3
+    """Evaluation rows whose text and answers, before and after training, report.html shows; 0 writes no text of a row, and
+    asks the model nothing for the model card either.
+    ja: report.html に文と学習前後の回答を載せる評価データの行数。0 では行の文を書かず、モデルカードの回答の例も作りません。
+    """
     kernels: Literal["auto", "portable", "plain"] = "auto"
     """How the step computes: `auto` takes fused blocks where they serve the model, `portable` the model's own
     modules without padding, `plain` padded rows.

@@ -138,6 +138,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         raise
     bad.refuse()
     report.left_out = len(bad)
+    report.left_out_reasons = [[ja, en, count] for (ja, en), count in bad.counts.most_common()]
     report.vocabulary = vocabulary_loss(samples, tokenizer)
     report.system = common_system(samples)
     lines += bad.lines() + report.lines()

@@ -56,6 +56,7 @@ class EncodeReport:
 
     Attributes:
         left_out: bad rows of the data.
+        left_out_reasons: of each reason (Japanese, English) how many; lists, as a cache holds them.
         without_end: rows that were cut before the end of every answer: they teach no end.
         special_tokens: tokens of the tokenizer that stand in plain texts, or as its own markup in messages, and how often.
         not_in_prompt: keys of messages that the template left out (`reasoning_content`, `tools`), by rows.
@@ -74,6 +75,7 @@ class EncodeReport:
     max_length: int = 0
     over_long_sources: list[str] = field(default_factory=list)
     left_out: int = 0
+    left_out_reasons: list[list[Any]] = field(default_factory=list)
     without_end: int = 0
     special_tokens: dict[str, int] = field(default_factory=dict)
     not_in_prompt: dict[str, int] = field(default_factory=dict)

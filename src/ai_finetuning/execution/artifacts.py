@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.plain import plain_run, to_plain
+from ..config.plain import to_plain
 from ..config.run import RunConfig
 from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT, WITHOUT_WEIGHTS
 from ..config.run_yaml import absolute_paths, describe_run
@@ -24,7 +24,7 @@ from ..engine.checkpoint.read import write_shards
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.metrics import read_metrics
 from ..evaluation.curves import draw_curve
-from ..evaluation.report import write_report
+from ..evaluation.verdict import closing_lines, verdict
 from ..inference.usable import write_without_weights
 from ..messages import notice, warn
 from ..models.activation_checkpointing import disable_activation_checkpointing
@@ -37,8 +37,9 @@ from ..runs.folder import STAGING
 from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
 from .base_weights import load_base
-from .model_card import model_card
+from .model_card import Base, model_card
 from .output_folder import OutputFolder, new_folder, not_written, validate_new_folder
+from .reporting import RunReport, data_names
 from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
@@ -114,11 +115,13 @@ def finish(
     folder: OutputFolder,
     result: Result,
     dtype: torch.dtype,
+    report: RunReport,
     export: Callable[[Path], None] | None = None,
 ) -> None:
     """Saves everything; the run counts as completed only when all of it is in place.
 
     Args:
+        report: asks the trained model, and makes the last page.
         export: writes the weights of a model whose parts lie in several processes; None: the model is whole here.
 
     Raises:
@@ -133,17 +136,22 @@ def finish(
         keep_system(plan.tokenizer, plan.request.config.data.system_prompt, plan.data.report.system)
     history = result.history = read_metrics(folder.path / METRICS)
     summary = summarize(result, plan)
+    general = report.ask(model)
 
     def save(path: Path) -> None:
         _write_model(export or model.save_pretrained, model, plan.tokenizer, path, folder.path)
-        card = model_card(plan.request.config, summary, environment(), plan.source.catalog_row)
-        (path / "README.md").write_text(card, encoding="utf-8")
-        _pictures(path, folder.path, history, summary, plan.request.config)
+        base = Base.of(plan.source)
+        card = model_card(plan.request.config, summary, environment(), base, general)
+        (path / "README.md").write_bytes(card.encode("utf-8", "replace"))
+        (path / REPORT).write_bytes(report.completed(history, summary, result.saved_step))
+        _draw(history, path / CURVE)
 
     names = folder.place_model(save)
     folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
     what = ("モデル", "the model") if plan.request.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
+    for line in closing_lines(verdict(history, result.saved_step), folder.path / REPORT):
+        notice(line.ja, line.en)
 
 
 def _write_model(write: Callable[[Path], Any], model: Any, tokenizer: Any, place: Path, home: Path) -> None:
@@ -192,18 +200,10 @@ def export_of(plan: RunPlan, model: Any, checkpoint: Path, dtype: torch.dtype) -
     return export
 
 
-def _pictures(path: Path, run: Path, history: list[dict[str, Any]], summary: dict[str, Any], config: RunConfig) -> None:
-    """The curve and the report; a picture that cannot be drawn is no reason to lose a model."""
+def _draw(history: list[dict[str, Any]], path: Path) -> None:
+    """The curve; a picture that cannot be drawn is no reason to lose a model."""
     try:
-        draw_curve(history, path / CURVE)
-        write_report(
-            path / REPORT,
-            history=history,
-            summary=summary,
-            config=plain_run(config),
-            picture=path / CURVE,
-            name=run.name,
-        )
+        draw_curve(history, path)
     except (ImportError, RuntimeError, ValueError) as error:
         warn(f"損失の図を描けませんでした（{error}）。", f"the curve could not be drawn ({error}).")
 
@@ -212,6 +212,7 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
     """The measured numbers of a run."""
     steps = [row for row in result.history if "loss" in row]
     evaluations = [row for row in result.history if "eval_loss" in row]
+    of_saved = next((row for row in reversed(evaluations) if row["step"] == result.saved_step), None)
     state = result.state
     assert state is not None
     tail = [row["loss"] for row in steps[-10:] if row["loss"] is not None]
@@ -222,8 +223,11 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
         "skipped_steps": state.skipped,
         "train_loss_last_10_steps": sum(tail) / len(tail) if tail else None,
         "held_out_before": _scores(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else None,
-        "held_out_after": _scores(evaluations[-1]) if evaluations else None,
+        "held_out_after": _scores(of_saved or evaluations[-1]) if evaluations else None,
         "best_step": state.best_step,
+        "saved_step": result.saved_step or state.step,
+        "verdict": asdict(verdict(result.history, result.saved_step)),
+        "data": data_names(plan),
         "seconds": round(result.seconds, 1),
         "tokens_per_second": round(state.tokens / result.seconds, 1) if result.seconds > 0 else None,
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),

@@ -33,6 +33,7 @@ from .build import Built, build
 from .output_folder import OutputFolder
 from .processes import run_processes
 from .progress import progress, saying_that_it_prepares, speaking_main_process
+from .reporting import RunReport
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, speed_key, validate_strategy
 from .result import Result
@@ -165,9 +166,11 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         derived=asdict(built.derived),
         total_steps=plan.summary.total_steps,
     )
-    if peers.is_main:
+    report = RunReport(plan, built, folder.path) if peers.is_main else None
+    if report is not None:
         saving.write_beside(plan, folder, built.model, built.save_dtype)
         run.callbacks = [
+            report,
             *([progress(training.logging_steps, _eval_every(run))] if training.runtime.progress else []),
             *(Tracker(name, folder.path / TRACKERS, folder.path.name) for name in training.runtime.report_to),
         ]
@@ -177,12 +180,12 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         run.callbacks = [*run.callbacks, TransformersCallbacks(plan, run)]
     _restore(run, loaded, start)
     notice(plan.precision.reason_ja, plan.precision.reason_en)
-    result = _fit(plan, built, folder)
+    result = _fit(plan, built, folder, report)
     wait_for(peers)
     return result
 
 
-def _fit(plan: RunPlan, built: Built, folder: OutputFolder) -> Result:
+def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | None) -> Result:
     run, began = built.run, time.perf_counter()
     with contextlib.closing(run.strategy):  # after the model is saved, which may take a last checkpoint
         try:
@@ -197,7 +200,7 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder) -> Result:
                 built.path.close()
         seconds = time.perf_counter() - began
         result = Result(built.model, folder.path, state, seconds=seconds, peak_memory_bytes=_peak(plan.device))
-        _finish(plan, folder, built, result)
+        _finish(plan, folder, built, result, report)
         if run.strategy.is_main:
             _remember_speed(plan, folder)
     return result
@@ -225,21 +228,22 @@ def _watched(plan: RunPlan, run: Run, folder: OutputFolder) -> contextlib.Abstra
     return Watchdog(lambda: strategy.exchanges, timeout_seconds=limit, folder=folder.path)
 
 
-def _finish(plan: RunPlan, folder: OutputFolder, built: Built, result: Result) -> None:
+def _finish(plan: RunPlan, folder: OutputFolder, built: Built, result: Result, report: RunReport | None) -> None:
     """Saves the model, the best or the last; where its parts lie in several processes, out of a checkpoint."""
     run, dtype = built.run, built.save_dtype
     best = plan.request.config.training.checkpoint.load_best and run.state.best_step not in (None, run.state.step)
     checkpoint = folder.store.folder / f"checkpoint-{run.state.best_step}"
     if best:
         best = _back_to_best(run, checkpoint)
+    result.saved_step = run.state.best_step if best else None
     if not plan.parallel.in_parts:
-        if run.strategy.is_main:
-            saving.finish(plan, folder, result, dtype)
+        if report is not None:
+            saving.finish(plan, folder, result, dtype, report)
         return
     if not best:
         checkpoint = last_checkpoint(run)
-    if run.strategy.is_main:
-        saving.finish(plan, folder, result, dtype, saving.export_of(plan, run.model, checkpoint, dtype))
+    if report is not None:
+        saving.finish(plan, folder, result, dtype, report, saving.export_of(plan, run.model, checkpoint, dtype))
         plan.request.model.model = None
         result.model = saving.load_saved(plan, folder.path)
 

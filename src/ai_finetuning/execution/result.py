@@ -22,6 +22,7 @@ class Result:
         history: rows of metrics.jsonl.
         seconds: of the loop.
         peak_memory_bytes: of the process or the GPU.
+        saved_step: whose weights these are; None: those of the last step.
     """
 
     model: nn.Module
@@ -30,3 +31,4 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    saved_step: int | None = None

@@ -7,9 +7,10 @@ documents.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,16 @@ class VarlenForward:
         ends = torch.tensor([0, *lengths], device=self.model.device).cumsum(0).to(torch.int32)
         longest = max(lengths)
         return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The model's own attention inside the block, with which it generates; afterwards the path's again."""
+        taken = attention_setting(self.model)
+        self.model.set_attn_implementation(self._attention)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(taken)
 
     def close(self) -> None:
         """The model as it was."""

@@ -336,6 +336,22 @@ def _ended(tokenizer: Any, ids: Sequence[int], style: PromptStyle, looping: bool
     return Answer(clean_answer(text, style), end)
 
 
+def continue_tokens(model: Any, tokenizer: Any, row: Sequence[int], *, style: PromptStyle, **options: Any) -> str:
+    """The answer to a prompt that is tokens already, such as the beginning of a row of training data.
+
+    Args:
+        row: at least one token, fewer than the model has positions.
+        options: as generate_text takes them.
+    """
+    with evaluating(model):
+        return _answers(model, tokenizer, [list(row)], style, _arguments(tokenizer, style, options))[0].text
+
+
+def text_of(tokenizer: Any, ids: Sequence[int], style: PromptStyle) -> str:
+    """The text of an answer's tokens, cleaned as an answer is: what a row expects beside what a model says."""
+    return clean_answer(_decode(tokenizer, ids, style), style)
+
+
 def _say_halved(size: int, reason: str) -> None:
     warn(
         f"生成でメモリーが足りないため、バッチを {size} 件に減らしてやり直します（{reason}）。",

@@ -129,6 +129,7 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pi
     from rich.console import Console
     from rich.table import Table
 
+    from ...execution.reporting import samples_line
     from ...export.gguf import find_converter
     from ...export.gguf_tokenizer import assess
     from ...trainers.from_config import plan_training
@@ -137,7 +138,7 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pi
     # Told before training, when another model can still be chosen.
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
     gguf = assess(plan.tokenizer, architecture, find_converter(lenient=True))
-    for line in (*plan.data.lines, localized(f"GGUF 書き出し: {gguf}", f"GGUF: {gguf}")):
+    for line in (*plan.data.lines, str(samples_line(plan)), localized(f"GGUF 書き出し: {gguf}", f"GGUF: {gguf}")):
         print(printable(line))
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
     for label, value in plan.summary.table():
