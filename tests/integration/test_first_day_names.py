@@ -22,6 +22,7 @@ def run(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA run of six steps with checkpoints after 3 and 6; read-only."""
     folder = tmp_path_factory.mktemp("outputs") / "faq"
     train_lora(tiny_model_dir, folder, num_epochs=1)
+    (folder.parent / "rows.jsonl").write_text('{"instruction": "質問", "output": "答え"}\n', encoding="utf-8")
     return folder
 
 
@@ -161,11 +162,6 @@ def test_a13_every_verb_takes_a_checkpoint_and_an_interrupted_run(
     assert torch.equal(logits(str(tmp_path / "taken")), logits(str(run)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _rows(run: Path):
-    (run.parent / "rows.jsonl").write_text('{"instruction": "質問", "output": "答え"}\n', encoding="utf-8")
-
-
 def test_a13_a_checkpoint_of_all_weights_is_quantized_exported_and_said_to_need_no_merging(
     full_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -174,7 +170,7 @@ def test_a13_a_checkpoint_of_all_weights_is_quantized_exported_and_said_to_need_
     assert call("export", "checkpoint", checkpoint, "--out", str(tmp_path / "taken")) == 0
     assert torch.equal(logits(str(tmp_path / "taken")), logits(checkpoint))
     capsys.readouterr()
-    assert call("merge", checkpoint, "--out", str(tmp_path / "m")) == 78
+    assert call("merge", checkpoint, "--out", str(tmp_path / "m")) == 66
     assert "nothing to merge" in capsys.readouterr().err
 
 
