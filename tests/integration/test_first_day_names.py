@@ -22,6 +22,7 @@ def run(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA run of six steps with checkpoints after 3 and 6; read-only."""
     folder = tmp_path_factory.mktemp("outputs") / "faq"
     train_lora(tiny_model_dir, folder, num_epochs=1)
+    (folder.parent / "rows.jsonl").write_text('{"instruction": "質問", "output": "答え"}\n', encoding="utf-8")
     return folder
 
 
@@ -161,11 +162,6 @@ def test_a13_every_verb_takes_a_checkpoint_and_an_interrupted_run(
     assert torch.equal(logits(str(tmp_path / "taken")), logits(str(run)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _rows(run: Path):
-    (run.parent / "rows.jsonl").write_text('{"instruction": "質問", "output": "答え"}\n', encoding="utf-8")
-
-
 def test_a13_a_checkpoint_of_all_weights_is_quantized_exported_and_said_to_need_no_merging(
     full_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -174,7 +170,7 @@ def test_a13_a_checkpoint_of_all_weights_is_quantized_exported_and_said_to_need_
     assert call("export", "checkpoint", checkpoint, "--out", str(tmp_path / "taken")) == 0
     assert torch.equal(logits(str(tmp_path / "taken")), logits(checkpoint))
     capsys.readouterr()
-    assert call("merge", checkpoint, "--out", str(tmp_path / "m")) == 78
+    assert call("merge", checkpoint, "--out", str(tmp_path / "m")) == 66
     assert "nothing to merge" in capsys.readouterr().err
 
 
@@ -436,3 +432,34 @@ def test_a21_an_editable_install_finds_src_from_any_script_and_a_wheel_has_none(
         check=False,
     )
     assert done.stdout.strip() == "JapaneseModel", done.stderr
+
+
+def test_a15_a28_every_verb_refuses_a_wrong_name_before_torch_is_imported(tmp_path: Path):
+    """torch cannot be imported in this process, so that every verb that tried would end with another code."""
+    import subprocess
+    import sys
+
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "faq.jsonl").write_text('{"instruction": "質問", "output": "答え"}\n', encoding="utf-8")
+    lines = [
+        ["generate", "output", "質問"],
+        ["chat", "output"],
+        ["serve", "output"],
+        ["merge", "output", "--out", "m"],
+        ["quantize", "output", "--bits", "4", "--out", "q"],
+        ["bench", "output", "output"],
+        ["export", "vllm", "output", "--out", "v"],
+        ["export", "gguf", "output", "--out", "v.gguf"],
+        ["export", "ollama", "output", "--out", "v"],
+        ["data", "show", "faq.jsonl", "--model", "output"],
+        ["data", "stats", "faq.jsonl", "--model", "output"],
+        ["train", "model=output", "data.train=faq.jsonl"],
+    ]
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from ai_finetuning.apps.cli.main import run\n"
+        f"print([run(line) for line in {lines!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str([66] * len(lines)), done.stdout + done.stderr
+    assert done.stderr.count("Did you mean: outputs") == len(lines)

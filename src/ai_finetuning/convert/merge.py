@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..embedded import questions
-from ..errors import ModelError
+from ..errors import InputNotFoundError, ModelError
 from ..evaluation.fidelity import Agreement, agreement, distance, logits_of
 from ..execution.model_card import merge_card
 from ..execution.output_folder import new_folder, validate_new_folder
@@ -98,7 +98,7 @@ def merge_adapter(
     folder = Path(out)
     validate_new_folder(folder)
     named = usable(adapter)
-    if named.kind != "adapter":
+    if named.kind in ("model", "hub"):
         raise nothing_to_merge(named)
     refuse_links_outside(hub.on_disk(adapter))
     given, adapter = adapter, named.path
@@ -162,10 +162,10 @@ def merge_adapter(
     return MergeReport(folder, name, source, obtained.bits, close.kl, close.top1, error, change, measured, size)
 
 
-def nothing_to_merge(named: Named) -> ModelError:
+def nothing_to_merge(named: Named) -> InputNotFoundError:
     """The refusal of a whole model, which needs no merging."""
     shown = argument(named.name)
-    return ModelError(
+    return InputNotFoundError(
         f"{shown} は LoRA アダプターではなくモデル全体なので、統合は不要です。そのまま使えます（aift chat {shown}）。",
         f"{shown} is a whole model, not a LoRA adapter: there is nothing to merge. Use it as it is (aift chat {shown}).",
     )

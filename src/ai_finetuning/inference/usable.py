@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from ..config.run_folder import CHECKPOINTS, MANIFEST, WITHOUT_WEIGHTS
-from ..engine.checkpoint.read import write_shards
+from ..engine.checkpoint.read import pieces_of, write_shards
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.checkpoint.store import verify
 from ..errors import CheckpointError, ModelError, Reason
@@ -86,7 +86,7 @@ def whole_checkpoint(named: Named) -> Path:
         folders = [path for _, path in checkpoints(named.folder.parent)]
     reasons: list[Reason] = []
     for folder in folders:
-        problems = verify(folder)
+        problems = verify(folder) or _files_elsewhere(folder)
         if not problems:
             return folder
         why = Reason.joined(problems)
@@ -101,6 +101,14 @@ def whole_checkpoint(named: Named) -> Path:
         f"チェックポイント {named.name} は使えません（{every.ja}）。同じ実行の別のチェックポイントを指定してください。",
         f"checkpoint {named.name} cannot be used ({every.en}); name another one of its run.",
     )
+
+
+def _files_elsewhere(folder: Path) -> list[Reason]:
+    """What is wrong with a manifest that takes tensors from files which it does not list, as one from a stranger may."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    named = {piece["file"] for entry in manifest["tensors"].values() for piece in pieces_of(entry)}
+    elsewhere = sorted(name for name in named if name not in manifest["files"] or Path(name).name != name)
+    return [Reason(f"{name} はチェックポイントの外です", f"{name} is outside the checkpoint") for name in elsewhere[:1]]
 
 
 def _say(named: Named) -> None:
