@@ -18,7 +18,7 @@ from ..engine.faults import Faults
 from ..engine.loop import fit, last_checkpoint, load
 from ..engine.metrics import read_metrics
 from ..engine.state import Run
-from ..messages import notice, speak, warn
+from ..messages import described, notice, speak, warn
 from ..parallel.plan import warn_of_idle_ranks
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
@@ -185,7 +185,7 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder) -> Result:
                 state = fit(run)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                folder.write_run(status="stopped", reason=f"{type(error).__name__}: {str(error)[:300]}")
+                folder.write_run(status="stopped", reason=described(error, for_files=True)[:300])
             raise
         finally:
             if built.path is not None:

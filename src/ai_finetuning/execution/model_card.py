@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..config.run import RunConfig
+from ..errors import without_secrets
 from ..evaluation.fidelity import Agreement
 from ..messages import on_one_line
 from ..models.catalog import CatalogRow
@@ -61,7 +62,7 @@ def _scores(summary: dict[str, Any]) -> list[str]:
 def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, Any], row: CatalogRow | None) -> str:
     """README.md in Markdown with the front matter of the Hugging Face hub."""
     adapter = not config.trains_all
-    base = row.id if row is not None else config.model.name
+    base = without_secrets(row.id if row is not None else config.model.name)
     front = {
         "language": ["ja"],
         "library_name": "peft" if adapter else "transformers",

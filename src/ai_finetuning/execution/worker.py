@@ -7,12 +7,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
 from ..config.section import with_values
 from ..errors import PreemptedError, ProcessesError, ToolkitError
+from ..messages import described, trace
 from ..parallel.processes import launched, lost_a_peer
 
 
@@ -42,15 +42,15 @@ def main(folder: Path) -> int:
 
 
 def tell(path: Path, error: Exception) -> int:
-    """Writes the reason of the end to `place`; the first one counts, not that others were stopped because of it.
+    """Writes the reason of the end to `path`, without text of a row; the first one counts, not that others were stopped because of it.
     Returns the exit code.
     """
     rank = launched().rank
     if not isinstance(error, ToolkitError):
-        traceback.print_exc()
+        sys.stderr.write(trace(error, for_files=True))  # a file: the log of this process
         if lost_a_peer(error):
             return ProcessesError.exit_code
-        text = f"{type(error).__name__}: {str(error)[:300]}"
+        text = described(error, for_files=True)[:300]
         error = ProcessesError(
             f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {path.parent} にあります。直してから resume_from_checkpoint=auto "
             "で続きから再開できます。",
@@ -58,7 +58,7 @@ def tell(path: Path, error: Exception) -> int:
             "resume_from_checkpoint=auto.",
         )
     if launched().is_main or not (path.exists() or isinstance(error, PreemptedError)):
-        reason = {"kind": type(error).__name__, "ja": error.ja, "en": error.en}
+        reason = {"kind": type(error).__name__, "ja": error.for_files.ja, "en": error.for_files.en}
         path.touch(mode=0o600)
         path.write_text(json.dumps(reason, ensure_ascii=False), encoding="utf-8")
     return error.exit_code

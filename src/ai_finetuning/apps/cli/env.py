@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ...errors import localized
+from ...errors import localized, without_secrets
 
 
 def register(app: typer.Typer) -> None:
@@ -52,4 +52,4 @@ def _hub() -> str:
 
     if offline():
         return localized("オフライン設定 (HF_HUB_OFFLINE)", "offline by HF_HUB_OFFLINE")
-    return hub.reachability()
+    return without_secrets(hub.reachability())
