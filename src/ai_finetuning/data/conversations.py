@@ -190,9 +190,10 @@ def _check_keys(values: Mapping[str, Any], speaker: str) -> None:
             )
         if _STEERS.search(key) and key not in known:
             raise BadRow(
-                f"{speaker} の発言の {excerpt(key)} は学習するかどうかの指定のようですが、分かりません（使えるのは {', '.join(known)}）",
-                f"{excerpt(key)} of a message of {speaker} seems to say whether it is learnt, in a way that is not known; known: "
+                f"{speaker} の発言のキーが学習するかどうかの指定のようですが、分かりません（使えるのは {', '.join(known)}）",
+                f"a key of a message of {speaker} seems to say whether it is learnt, in a way that is not known; known: "
                 f"{', '.join(known)}",
+                key,
             )
 
 

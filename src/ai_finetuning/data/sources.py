@@ -280,7 +280,8 @@ def _row_sample(
     row: Row, obtained: Format | None, shape: Shape, report: DataReport, system_prompt: str | None
 ) -> Iterator[Sample]:
     if obtained is None:
-        raise BadRow(*no_format([row.values]))
+        names = ", ".join(map(str, row.values))
+        raise BadRow("列から学習データを作れません", "the columns make no training sample", names)
     made = build(shape.values, obtained, shape, row.source, system_prompt)
     report.formats[obtained.key] += 1
     report.unused_keys.update(made.keys)

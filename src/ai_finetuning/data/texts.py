@@ -23,7 +23,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:index]))
-        raise BadRow(f"キー {excerpt(twice)} が 2 回あります", f"the key {excerpt(twice)} stands twice")
+        raise BadRow("同じキーが 2 回あります", "a key stands twice", twice)
     return values
 
 
