@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config.run_folder import METRICS
+from ..config.run_folder import LAUNCH, METRICS
 from ..engine.checkpoint.store import LoadedCheckpoint, verify
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.faults import Faults
@@ -30,7 +30,7 @@ from . import artifacts as saving
 from . import resume
 from .build import Built, build
 from .output_folder import OutputFolder
-from .processes import run_processes
+from .processes import remove_rows, run_processes
 from .progress import progress, speaking_main_process
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
@@ -104,6 +104,8 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
     options = plan.request.config.training.checkpoint
     keep = options.save_total_limit
     with OutputFolder(plan.summary.output_dir, keep=keep, peers=peers, faults=faults) as folder:
+        if peers.size == 1:  # what a run of several processes left here when the machine stopped
+            remove_rows(folder.path / LAUNCH)
         start = resume.find(folder, options)
         plan = _with_resume(plan, start)
         if start is not None:
