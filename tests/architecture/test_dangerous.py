@@ -16,11 +16,14 @@ PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "she
 CALLS = {
     *("torch.load", "torch.jit.load", "torch.hub.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"),
     *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "pandas.read_pickle"),
+    # Tables that are opened by a spreadsheet program, where a row's text would be a formula.
+    *("csv.writer", "csv.DictWriter", "openpyxl.Workbook"),
 }
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 KEYWORDS = {"shell", "trust_remote_code", "allow_pickle"}
-# Exchanges of torch and Accelerate that pickle; ours are in parallel/wire.py.
-OBJECTS = {
+# Methods: exchanges of torch and Accelerate that pickle (ours are in parallel/wire.py), and tables as above.
+METHODS = {
+    *("to_csv", "to_excel", "to_pickle"),
     *("all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"),
     *("send_object_list", "recv_object_list"),
 }
@@ -45,12 +48,12 @@ def dangers(text: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found += [name for name in names if name.split(".")[0] in PICKLES or name in CALLS | {"yaml.load"}]
-            found += [alias.name for alias in node.names if alias.name in OBJECTS]
+            found += [alias.name for alias in node.names if alias.name in METHODS]
         elif isinstance(node, ast.Call):
             name = dotted(node.func)
             last = name.rpartition(".")[2]
             plain = isinstance(node.func, ast.Name) and name in BUILTINS
-            if plain or name in CALLS | {"yaml.load"} or last in OBJECTS:
+            if plain or name in CALLS | {"yaml.load"} or last in METHODS:
                 found.append(name)
             found += [
                 f"{keyword.arg}=True"
@@ -87,6 +90,8 @@ def test_no_file_does_any_of_it(path: Path):
         ("subprocess.run('x', shell=True)", "shell=True"),
         ("AutoModel.from_pretrained(x, trust_remote_code=True)", "trust_remote_code=True"),
         ("np.load(x, allow_pickle=True)", "allow_pickle=True"),
+        ("csv.writer(file)", "csv.writer"),
+        ("frame.to_excel('x')", "frame.to_excel"),
         ("dist.all_gather_object(a, b)", "dist.all_gather_object"),
         ("from torch.distributed import send_object_list", "send_object_list"),
     ],

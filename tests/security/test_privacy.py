@@ -17,7 +17,7 @@ from typing import Any
 import openpyxl
 import pytest
 
-from ai_finetuning import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
+from ai_finetuning import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer, TextDataset
 from ai_finetuning.apps.cli.main import run
 from ai_finetuning.data.bad_rows import BadRow, BadRows
 from ai_finetuning.errors import DataError, without_secrets
@@ -329,6 +329,10 @@ def test_a_run_from_memory_writes_and_logs_no_row(tiny_model_dir: Path, tmp_path
     with pytest.raises(DataError) as refusal:
         trainer.train([good(), {CANARY}])
     assert_shown_briefly(refusal.value.ja + refusal.value.en)
+    with pytest.raises(DataError) as refusal:
+        TextDataset([CANARY, [CANARY]], None)  # type: ignore[list-item]
+    assert_shown_briefly(refusal.value.ja + refusal.value.en)
+    assert excerpt(CANARY) not in str(refusal.value.for_files)
 
 
 @pytest.mark.slow
