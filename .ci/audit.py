@@ -15,7 +15,7 @@ from typing import Any
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 # Advisories that do not touch this toolkit: id, and the reason.
 ALLOWED: dict[str, str] = {}
-_LIMIT_SECONDS = 300
+_LIMIT_SECONDS = 180
 
 
 def ask(constraints: Path = CONSTRAINTS) -> dict[str, Any] | None:
