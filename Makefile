@@ -40,6 +40,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/bandit -q -r src -ll -c pyproject.toml
+	$(BIN)/python .ci/audit.py
 	$(BIN)/vermin -t=3.10- --no-tips --violations --quiet --exclude long src tests benchmarks recipes examples .ci hatch_build.py
 	$(BIN)/python -m pytest -q tests/architecture
 	@$(MAKE) --no-print-directory wheel

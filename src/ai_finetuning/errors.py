@@ -7,6 +7,7 @@ sysexits(3) that the command line ends with, and is also the builtin exception a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,25 @@ def prefers_japanese() -> bool:
 def localized(ja: str, en: str) -> str:
     """The text for the user's locale."""
     return ja if prefers_japanese() else en
+
+
+# Where a secret stands in a text: user and password of an address (pathlib leaves one slash of two), a token of the hub.
+_USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:/{1,2})[^\s/?#@]+@")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+# Variables whose value is one (HF_TOKEN, WANDB_API_KEY, MLFLOW_TRACKING_PASSWORD); shorter ones are switches.
+_SECRET_NAMES = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)$", re.IGNORECASE)
+_SHORTEST_SECRET = 8
+
+
+def without_secrets(text: str) -> str:
+    """A text for a message or a file, with `***` for passwords in addresses, hub tokens, and the values of environment
+    variables that hold secrets.
+    """
+    text = _HUB_TOKEN.sub("***", _USER_INFO.sub(r"\1***@", text))
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAMES.search(name):
+            text = text.replace(value, "***")
+    return text
 
 
 @dataclass(frozen=True)
@@ -52,14 +72,18 @@ class Problem(Reason):
 
 
 class ToolkitError(Exception):
-    """A refusal with its reason and the way out, in both languages."""
+    """A refusal with its reason and the way out, in both languages; secrets are left out of it.
+
+    Attributes:
+        for_files: the same as a file may hold it, without text of a row.
+    """
 
     exit_code = 70
 
-    def __init__(self, ja: str, en: str) -> None:
-        super().__init__(ja, en)
-        self.ja = ja
-        self.en = en
+    def __init__(self, ja: str, en: str, for_files: Reason | None = None) -> None:
+        self.ja, self.en = without_secrets(ja), without_secrets(en)
+        super().__init__(self.ja, self.en)
+        self.for_files = for_files or Reason(self.ja, self.en)
 
     def __str__(self) -> str:
         return localized(self.ja, self.en)

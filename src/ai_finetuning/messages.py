@@ -8,9 +8,11 @@ import logging
 import re
 import shlex
 import sys
+import traceback
+from pathlib import Path
 from typing import TextIO
 
-from .errors import localized
+from .errors import ToolkitError, localized, without_secrets
 
 # What moves a terminal's cursor, colours or hides text (C0 but newline and tab, DEL, C1), and what turns the order of
 # characters around or breaks lines where none is seen (Unicode TR 9 and 36). Joiners and variation selectors of emoji
@@ -50,17 +52,51 @@ def speak(*, only_errors: bool) -> None:
 
 def notice(ja: str, en: str) -> None:
     """Logs information for the user."""
-    _ready().info(printable(localized(ja, en)))
+    _ready().info(printable(without_secrets(localized(ja, en))))
 
 
 def warn(ja: str, en: str) -> None:
     """Logs a warning for the user."""
-    _ready().warning(printable(localized(ja, en)))
+    _ready().warning(printable(without_secrets(localized(ja, en))))
 
 
 def printable(text: str) -> str:
     """A text from outside as a terminal may get it: controls as `\\x1b` and `\\u202e`; newlines and tabs stay."""
     return _CONTROLS.sub(lambda found: _escaped(found.group()), text)
+
+
+# Characters of a row, or of a heading, that a message shows.
+EXCERPT = 20
+
+
+def excerpt(value: object) -> str:
+    """The beginning of a row's text or of a heading, as a message shows it: on one line, at most 20 characters."""
+    text = value if isinstance(value, str) else repr(value)
+    return on_one_line(text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…")
+
+
+# Where rows are texts: what a library says from inside of it may hold one.
+_ROOMS_OF_ROWS = tuple(str(Path(__file__).with_name(room)) for room in ("data", "japanese"))
+
+
+def described(error: BaseException, *, for_files: bool) -> str:
+    """The kind of an error and what it says, without secrets; of a row it holds the beginning, and in a file nothing."""
+    kind = type(error).__name__
+    if isinstance(error, ToolkitError):
+        text = str(error.for_files if for_files else error)
+    elif any(frame.filename.startswith(_ROOMS_OF_ROWS) for frame in traceback.extract_tb(error.__traceback__)):
+        text = "" if for_files else excerpt(str(error))
+    else:
+        text = str(error)
+    return without_secrets(f"{kind}: {text}" if text else kind)
+
+
+def trace(error: BaseException, *, for_files: bool) -> str:
+    """What Python prints of an error, with the errors before it, each as `described`."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    first = f"{trace(before, for_files=for_files)}\n" if before is not None else ""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return f"{first}Traceback (most recent call last):\n{frames}{described(error, for_files=for_files)}\n"
 
 
 def _escaped(character: str) -> str:

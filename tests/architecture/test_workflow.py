@@ -64,6 +64,7 @@ def test_make_check_asks_every_tool():
         "mypy",
         "codespell",
         "bandit",
+        ".ci/audit.py",
         "vermin",
         "pytest -q tests/architecture",
         "wheel",

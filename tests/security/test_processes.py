@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from ai_finetuning.execution.launcher import remove_left_stores
 from ai_finetuning.parallel.wire import decode, encode
 from ai_finetuning.system.children import isolated_environment, isolated_python
-from tests.support.commands import environment, start, write_run
-from tests.support.patience import patience
+from tests.support.commands import call, environment, start, write_run
+from tests.support.patience import patience, until
 from tests.support.runs import losses
 
 SHORT = ("--cpu-processes", "2", "training.num_epochs=1", "training.save_steps=100")
@@ -148,6 +152,106 @@ def test_rows_from_memory_are_gone_after_the_run(fault: str, tmp_path: Path, tin
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o600}
     assert not [path for path in folder.rglob("*") if path.is_file() and "山田" in path.read_text(encoding="utf-8")]
+
+
+def of_a_run(folder: Path) -> list[int]:
+    """The worker processes of a run, by the folder that they were started with."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(folder / ".launch") in (process.info["cmdline"] or []) and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+def test_a_killed_start_leaves_no_process_no_row_and_no_store(tmp_path: Path, tiny_model_dir: Path):
+    """The processes notice it, save and go; the run can be continued."""
+    script, out, temporary = tmp_path / "script.py", tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    text = SCRIPT.format(model=str(tiny_model_dir), out=str(out)).replace("num_epochs=1", "num_epochs=500")
+    script.write_text(text, encoding="utf-8")
+    run = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment(PYTHONPATH=isolated_environment()["PYTHONPATH"], TMPDIR=str(temporary)),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        metrics = out / "metrics.jsonl"
+        until(lambda: metrics.exists() and '"loss"' in metrics.read_text(encoding="utf-8"), 200, "the run has begun")
+        assert (out / ".launch" / "train.jsonl").exists()
+        assert list(temporary.glob("aift-store-*"))
+        run.kill()
+        run.wait()
+        until(lambda: not of_a_run(out), 100, "the processes have gone")
+    finally:
+        run.kill()
+        for pid in of_a_run(out):
+            os.kill(pid, 9)
+    assert not (out / ".launch" / "train.jsonl").exists()
+    assert not list(temporary.glob("aift-store-*"))
+    assert list((out / "checkpoints").glob("checkpoint-*"))
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
+
+
+def test_stores_of_a_machine_that_stopped_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old, new, foreign = (tmp_path / name for name in ("aift-store-old", "aift-store-new", "other-old"))
+    yesterday = time.time() - 90_000
+    for folder in (old, new, foreign):
+        folder.mkdir(mode=0o700)
+        (folder / "store-0").touch()
+        for path in (folder / "store-0", folder):
+            os.utime(path, (yesterday, yesterday))
+    (new / "store-0-board-0").mkdir()  # written to a moment ago
+    remove_left_stores()
+    assert not old.exists()
+    assert new.exists()
+    assert foreign.exists()
+
+
+def test_a_run_of_one_process_removes_rows_that_were_left(tmp_path: Path, tiny_model_dir: Path):
+    left = tmp_path / "out" / ".launch" / "train.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text("患者の山田さん", encoding="utf-8")
+    assert call("train", str(write_run(tmp_path, tiny_model_dir)), "training.schedule.max_steps=3") == 0
+    assert not left.exists()
+
+
+BEATS = """
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch.distributed as dist
+from ai_finetuning.parallel import watchdog
+store = Path(os.environ["AIFT_STORE"])
+dist.init_process_group("gloo", store=dist.FileStore(str(store), 1), rank=0, world_size=1)
+watchdog.LOST_SECONDS = 0.5
+board = store.with_name(store.name + "-board-0")
+with watchdog.Watchdog(time.monotonic_ns, timeout_seconds=600, folder=store.parent):
+    while not (board / "beat-0").exists():
+        time.sleep(0.02)
+    size, first = store.stat().st_size, (board / "beat-0").read_text()
+    while (board / "beat-0").read_text() == first:
+        time.sleep(0.02)
+    assert store.stat().st_size == size
+assert (board / "beat-0").read_text() == "left"
+assert board.stat().st_mode & 0o777 == 0o700
+assert len(list(board.iterdir())) == 2
+"""
+
+
+def test_signs_of_life_do_not_fill_the_disk(tmp_path: Path):
+    """They replace each other, in files beside the one where the processes met, which torch only ever appends to."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEATS],
+        env=environment(AIFT_STORE=str(tmp_path / "store-0"), PYTHONPATH=isolated_environment()["PYTHONPATH"]),
+        capture_output=True,
+        text=True,
+        timeout=patience(100),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_travels_between_processes_is_no_pickle():

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..errors import DataError, localized
+from ..errors import DataError, Reason, localized
+from ..messages import excerpt
 
 # Reasons that a message lists, and rows that it names for each.
 LISTED, NAMED = 20, 3
 
 
 class BadRow(ValueError):
-    """A row that cannot become a sample, with the reason in Japanese and English."""
+    """A row that cannot become a sample, with the reason in Japanese and English.
 
-    def __init__(self, ja: str, en: str) -> None:
+    Attributes:
+        found: the beginning of what stands in the row; empty where the reason says it all. It is shown where the rows are
+            refused, and nowhere else.
+    """
+
+    def __init__(self, ja: str, en: str, found: object = "") -> None:
         super().__init__(ja, en)
         self.ja, self.en = ja, en
+        self.found = excerpt(found)
 
 
 @dataclass
@@ -26,12 +33,12 @@ class BadRows:
     Attributes:
         skip: leave them out and count them instead of refusing the data.
         counts: rows by reason (Japanese, English).
-        places: the first rows of each reason (`data/faq.csv:12`).
+        places: the first rows of each reason (`data/faq.csv:12`), with the beginning of what was found there.
     """
 
     skip: bool = False
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    places: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(self.counts.values())
@@ -42,18 +49,23 @@ class BadRows:
         self.counts[reason] += 1
         places = self.places.setdefault(reason, [])
         if len(places) < NAMED:
-            places.append(source)
+            places.append((source, error.found))
 
-    def listed(self) -> list[tuple[str, str]]:
-        """A line (Japanese, English) for each of the first reasons: the rows and the reason."""
+    def listed(self, *, excerpts: bool = False) -> list[tuple[str, str]]:
+        """A line (Japanese, English) for each of the first reasons: the rows and the reason.
+
+        Args:
+            excerpts: with the beginnings of what was found, for a terminal; logs, caches and files get none.
+        """
         lines = []
         for (ja, en), places in list(self.places.items())[:LISTED]:
             more = self.counts[ja, en] - len(places)
-            rows = ", ".join(places)
+            rows = [f'{source} "{found}"' if excerpts and found else source for source, found in places]
+            named = ", ".join(rows)
             lines.append(
                 (
-                    f"{rows}{f' ほか {more} 行' if more else ''}: {ja}",
-                    f"{rows}{f' and {more} more' if more else ''}: {en}",
+                    f"{named}{f' ほか {more} 行' if more else ''}: {ja}",
+                    f"{named}{f' and {more} more' if more else ''}: {en}",
                 )
             )
         hidden = sum(list(self.counts.values())[LISTED:])
@@ -67,14 +79,17 @@ class BadRows:
         """
         if self.skip or not self.counts:
             return
-        lines = self.listed()
+        shown, written = self._refusal(self.listed(excerpts=True)), self._refusal(self.listed())
+        raise DataError(shown.ja, shown.en, for_files=written)
+
+    def _refusal(self, lines: list[tuple[str, str]]) -> Reason:
         if len(self) == 1:
             ja, en = lines[0]
-            raise DataError(
+            return Reason(
                 f"{ja}。直すか、data.skip_bad_rows=true で読み飛ばせます。",
                 f"{en}. Fix the row, or skip such rows with data.skip_bad_rows=true.",
             )
-        raise DataError(
+        return Reason(
             f"使えない行が {len(self)} 行あります。直すか、data.skip_bad_rows=true で読み飛ばせます。\n"
             + "\n".join(f"  {ja}" for ja, _ in lines),
             f"{len(self)} rows cannot be used. Fix them, or skip such rows with data.skip_bad_rows=true.\n"

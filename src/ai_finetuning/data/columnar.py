@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..messages import excerpt
 from .compression import limit_of, too_big
 from .rows import File, FileReport, Row, parsing
 
@@ -25,8 +26,8 @@ def _columns(file: File, kind: str, read: Callable[[io.BytesIO], Iterator[Any]])
             twice = [name for index, name in enumerate(names) if name in names[:index]]
             if twice:
                 raise DataError(
-                    f"{path}: 列 {twice[0]} が 2 つあります。片方の名前を変えてください。",
-                    f"{path}: two columns are called {twice[0]}; rename one of them.",
+                    f"{path}: 列 {excerpt(twice[0])} が 2 つあります。片方の名前を変えてください。",
+                    f"{path}: two columns are called {excerpt(twice[0])}; rename one of them.",
                 )
             # Arrow trusts the offsets of a file: reading values beyond its end would end the process.
             batch.validate(full=True)

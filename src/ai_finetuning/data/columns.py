@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import ConfigError, DataError
+from ..messages import excerpt
 
 # Headings by role, as `plain` writes them. Where two columns of a row have one role, those of `COLUMNS` go before those of
 # `SPEAKERS`, which name persons as often as what they say.
@@ -195,13 +196,14 @@ def check_columns(columns: Mapping[str, str] | None, names: Sequence[str]) -> No
             )
 
 
-def listed(names: Sequence[object], *, width: int = 20) -> str:
+def listed(names: Sequence[object]) -> str:
     """Names of columns for a message, each cut: what stands for a heading may be a whole answer."""
-    short = [str(name) if len(str(name)) <= width else f"{str(name)[: width - 1]}…" for name in names]
+    short = [excerpt(str(name)) for name in names]
     return ", ".join(short[:20]) + (", …" if len(short) > 20 else "")
 
 
 def _ambiguous(role: str, first: str, second: str, names: Sequence[str]) -> DataError:
+    first, second = excerpt(first), excerpt(second)
     return DataError(
         f"列 {first} と {second} のどちらを {role} とするか決められません（列: {listed(names)}）。data.columns で指定してください。",
         f"columns {first} and {second} both match {role} (columns: {listed(names)}); choose one with data.columns.",

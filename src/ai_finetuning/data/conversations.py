@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..messages import excerpt
 from .bad_rows import BadRow
 from .columns import plain, role_of
 from .messages import Conversation, Message, Sample
@@ -51,8 +52,9 @@ def wants_learning(values: Mapping[str, Any]) -> bool | None:
         word = plain(value)
         if word not in ("true", "false", "1", "0", "1.0", "0.0"):
             raise BadRow(
-                f"{key} が {value!r} です（使えるのは 0 と 1、true と false です）",
-                f"{key} is {value!r}; it must be 0 or 1, true or false",
+                f"{excerpt(key)} は 0 と 1、true と false のどれかにしてください",
+                f"{excerpt(key)} must be 0 or 1, true or false",
+                value,
             )
         obtained = (word in ("true", "1", "1.0")) == (name in LEARN_KEYS)
         answer = obtained if answer is None else answer and obtained
@@ -65,6 +67,7 @@ def text_of(content: Any, role: str) -> tuple[str, dict[str, Any]]:
     Raises:
         BadRow: parts that are no text, or another type.
     """
+    role = excerpt(role)
     if content is None:
         return "", {}
     if isinstance(content, str):
@@ -84,8 +87,9 @@ def text_of(content: Any, role: str) -> tuple[str, dict[str, Any]]:
             texts.append(value)
         else:
             raise BadRow(
-                f"{role} の content に {kind} の部分があります。使えるのは文字（text）だけで、画像や音声は学習できません",
-                f"the content of {role} has a part of type {kind}; only text parts can be used, no pictures or sound",
+                f"{role} の content に文字（text）でない部分があります。画像や音声は学習できません",
+                f"the content of {role} has a part that is not text; only text parts can be used, no pictures or sound",
+                kind,
             )
     return "".join(texts), extra
 
@@ -110,8 +114,9 @@ def _parsed(text: str, name: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadRow(
-            f"{name} が JSON として読めません（{error}）: {text[:60]}",
-            f"{name} is not valid JSON ({error}): {text[:60]}",
+            f"{name} が JSON として読めません（{error}）",
+            f"{name} is not valid JSON ({error})",
+            text,
         ) from None
 
 
@@ -141,8 +146,9 @@ def parse_message(item: object) -> tuple[Message, set[str]]:
     role = ROLES.get(plain(speaker)) if isinstance(speaker, str) else None
     if role is None:
         raise BadRow(
-            f"role {speaker!r} は使えません（system, user, assistant, tool）",
-            f"role {speaker!r} is not known (system, user, assistant, tool)",
+            "使えない role です（system, user, assistant, tool のどれかにしてください）",
+            "the role is not known (system, user, assistant, tool)",
+            speaker,
         )
     content = next((item[keys[key]] for key in _TEXT_KEYS if key in keys), None)
     text, extra = text_of(content, str(speaker))
@@ -179,14 +185,15 @@ def _check_keys(values: Mapping[str, Any], speaker: str) -> None:
             continue
         if key in MEDIA:
             raise BadRow(
-                f"{speaker} の発言に {key} があります。使えるのは文字だけで、画像や音声は学習できません",
-                f"a message of {speaker} has {key}; only text can be used, no pictures or sound",
+                f"{speaker} の発言に {excerpt(key)} があります。使えるのは文字だけで、画像や音声は学習できません",
+                f"a message of {speaker} has {excerpt(key)}; only text can be used, no pictures or sound",
             )
         if _STEERS.search(key) and key not in known:
             raise BadRow(
-                f"{speaker} の発言の {key} は学習するかどうかの指定のようですが、分かりません（使えるのは {', '.join(known)}）",
-                f"{key} of a message of {speaker} seems to say whether it is learnt, in a way that is not known; known: "
+                f"{speaker} の発言のキーが学習するかどうかの指定のようですが、分かりません（使えるのは {', '.join(known)}）",
+                f"a key of a message of {speaker} seems to say whether it is learnt, in a way that is not known; known: "
                 f"{', '.join(known)}",
+                key,
             )
 
 
@@ -196,6 +203,7 @@ def parse_messages(items: Any, column: str) -> tuple[list[Message], set[str]]:
     Raises:
         BadRow: no list of messages, or a message that cannot be used.
     """
+    column = excerpt(column)
     if isinstance(items, str) and items.lstrip()[:1] in ("[", "{"):
         items = _parsed(items, column)
     if isinstance(items, Mapping) and "messages" in items:
@@ -243,6 +251,7 @@ def history(value: Any, column: str) -> list[Message]:
     Raises:
         BadRow: another shape.
     """
+    column = excerpt(column)
     if isinstance(value, str) and value.strip():
         value = _parsed(value, column)
     messages: list[Message] = []

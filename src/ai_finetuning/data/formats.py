@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..messages import excerpt
 from .bad_rows import BadRow
 from .columns import COLUMNS, by_plain_name, listed, map_columns, plain
 from .conversations import (
@@ -117,6 +118,7 @@ def cell_text(value: Any, column: str, *, required: bool = True) -> str:
     Raises:
         BadRow: an empty cell that is needed, a value of another type, or what stands for a missing value.
     """
+    column = excerpt(column)
     if _blank(value):
         if required:
             raise BadRow(f"{column} が空です", f"{column} is empty")
@@ -132,8 +134,9 @@ def cell_text(value: Any, column: str, *, required: bool = True) -> str:
     if not isinstance(value, str):
         kind = type(value).__name__
         raise BadRow(
-            f"{column} が {kind} の {str(value)[:60]!r} です（文字列が必要です）",
-            f"{column} is {str(value)[:60]!r}, a {kind}; it must be a string",
+            f"{column} が {kind} です（文字列が必要です）",
+            f"{column} is a {kind}; it must be a string",
+            value,
         )
     if value.strip() in NO_VALUES:
         raise BadRow(
@@ -152,8 +155,8 @@ def _from_messages(shape: Shape) -> tuple[list[Message], set[str], set[str]]:
         used.add(shape.roles["system"])
         if system and messages[0].role == "system" and messages[0].content != system:
             raise BadRow(
-                f"列 {shape.roles['system']} と会話の system が違います",
-                f"column {shape.roles['system']} and the system message of the conversation differ",
+                f"列 {excerpt(shape.roles['system'])} と会話の system が違います",
+                f"column {excerpt(shape.roles['system'])} and the system message of the conversation differ",
             )
         if system and messages[0].role != "system":
             messages = [Message("system", system), *messages]
@@ -542,7 +545,9 @@ def _tools(value: Any, column: str) -> list[Any]:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise BadRow(
-                f"{column} が JSON として読めません（{error}）", f"{column} is not valid JSON ({error})"
+                f"{excerpt(column)} が JSON として読めません（{error}）",
+                f"{excerpt(column)} is not valid JSON ({error})",
+                value,
             ) from None
     return list(value) if isinstance(value, list | tuple) else [value]
 

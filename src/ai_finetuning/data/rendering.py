@@ -83,7 +83,8 @@ class Prompts:
         try:
             return render(self.tokenizer, messages, tools=tools, add_generation_prompt=prompt)
         except DataError as error:
-            raise BadRow(error.ja.rstrip("。"), error.en.rstrip(".")) from None
+            written, shown = error.for_files, error.en.removeprefix(error.for_files.en)
+            raise BadRow(written.ja, written.en, shown.strip(" ().")) from None
 
     def note(self, key: str) -> None:
         """Counts a row whose key the template leaves out."""
@@ -179,8 +180,9 @@ def _check_shown(sample: Conversation, text: str, prompts: Prompts) -> None:
         for call in message.tool_calls:
             if str(call["function"]["name"]) not in text:
                 raise BadRow(
-                    f"ツール呼び出し（tool_calls: {call['function']['name']}）がありますが、このモデルのチャットテンプレートはツールを扱えません",
-                    f"it holds a tool call ({call['function']['name']}), which the chat template of this model cannot show",
+                    "ツール呼び出し（tool_calls）がありますが、このモデルのチャットテンプレートはツールを扱えません",
+                    "it holds a tool call, which the chat template of this model cannot show",
+                    call["function"]["name"],
                 )
         if message.role == "tool" and message.content.strip() and not _shows(message.content, text):
             raise BadRow(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, ToolkitError, localized
+from ..errors import DataError, Reason, ToolkitError, localized
+from ..messages import excerpt
 from .bad_rows import BadRows
 
 
@@ -93,10 +94,15 @@ def parsing(name: str, kind: str, hint: tuple[str, str] = ("", "")) -> Iterator[
     except (ToolkitError, MemoryError):
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        reason = type(error).__name__  # what it says beside that may be a cell's text
+        shown = f"{reason}: {excerpt(str(error))}"
         raise DataError(
-            f"{name} を {kind} として読めません（{reason}）。{hint[0]}",
-            f"{name} is not valid {kind}: damaged, or another kind of file ({reason}).{hint[1]}",
+            f"{name} を {kind} として読めません（{shown}）。{hint[0]}",
+            f"{name} is not valid {kind}: damaged, or another kind of file ({shown}).{hint[1]}",
+            Reason(
+                f"{name} を {kind} として読めません（{reason}）。{hint[0]}",
+                f"{name} is not valid {kind}: damaged, or another kind of file ({reason}).{hint[1]}",
+            ),
         ) from None
 
 

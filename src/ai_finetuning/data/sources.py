@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, localized
+from ..errors import DataError, Reason, localized
 from ..japanese.mojibake import find_mojibake
 from ..japanese.normalize import normalize as normalize_text
+from ..messages import excerpt
 from .bad_rows import BadRow, BadRows
 from .columnar import dataset_rows
 from .columns import check_columns
@@ -66,7 +67,7 @@ class DataReport:
             counts = ", ".join(f"{name} {count}" for name, count in self.formats.items())
             lines.append(localized(f"行の形式: {counts}", f"formats of the rows: {counts}"))
         if self.roles:
-            named = ", ".join(f"{column} → {role}" for column, role in self.roles.items())
+            named = ", ".join(f"{excerpt(column)} → {role}" for column, role in self.roles.items())
             lines.append(localized(f"列の役割: {named}", f"roles of columns: {named}"))
         if self.unlearnt:
             lines.append(
@@ -96,7 +97,7 @@ class DataReport:
             if counter:
                 named = ", ".join(
                     name if count == self.samples else localized(f"{name}（{count} 行）", f"{name} ({count} rows)")
-                    for name, count in counter.items()
+                    for name, count in ((excerpt(full), rows) for full, rows in counter.items())
                 )
                 lines.append(localized(f"{ja}: {named}", f"{en}: {named}"))
         return lines
@@ -216,10 +217,11 @@ def _item(item: Any, number: int) -> _Item:
         return Row(dict(item), source)
     if isinstance(item, list | tuple):
         return Row({"messages": list(item)}, source)
+    kind = type(item).__name__
     raise DataError(
-        f"学習データの {number} 番目が {type(item).__name__} の {item!r} です。文字列、辞書、メッセージのリストのいずれかにしてください。",
-        f"item {number} of the data is {item!r}, a {type(item).__name__}; it must be a text, a dict or a list of "
-        "messages.",
+        f"学習データの {number} 番目が {kind} です（{excerpt(item)}）。文字列、辞書、メッセージのリストのいずれかにしてください。",
+        f"item {number} of the data is a {kind} ({excerpt(item)}); it must be a text, a dict or a list of messages.",
+        Reason(f"学習データの {number} 番目が {kind} です。", f"item {number} of the data is a {kind}."),
     )
 
 
@@ -268,14 +270,18 @@ def _no_format(rows: list[Row]) -> DataError:
         )
     else:
         ja, en = no_format([row.values for row in rows[:100]])
-    return DataError(f"{name}: {ja}。" if name else f"{ja}。", f"{name}: {en}." if name else f"{en}.")
+    place = f"{name}: " if name else ""
+    # What stands for the columns may be a row, where a table has no heading.
+    written = Reason(f"{place}列から学習データを作れません。", f"{place}the columns make no training sample.")
+    return DataError(f"{place}{ja}。", f"{place}{en}.", written if broken is None else None)
 
 
 def _row_sample(
     row: Row, obtained: Format | None, shape: Shape, report: DataReport, system_prompt: str | None
 ) -> Iterator[Sample]:
     if obtained is None:
-        raise BadRow(*no_format([row.values]))
+        names = ", ".join(map(str, row.values))
+        raise BadRow("列から学習データを作れません", "the columns make no training sample", names)
     made = build(shape.values, obtained, shape, row.source, system_prompt)
     report.formats[obtained.key] += 1
     report.unused_keys.update(made.keys)

@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Any
 
 from ..errors import DataError
+from ..messages import excerpt
 from .bad_rows import BadRow
-from .columns import listed, role_of
+from .columns import role_of
 from .encoding import decode
 from .formats import is_heading
 from .rows import File, Row
@@ -47,12 +48,12 @@ def table(rows: Iterable[tuple[int, Sequence[Any]]], file: File) -> Iterator[Row
         start = next((index for index, (_, cells) in enumerate(first) if len(_filled(cells)) > 1 or len(cells) == 1), 0)
     if not first:
         return
-    above = [" ".join(map(str, _filled(cells))) for _, cells in first[:start]]
-    if above:
+    if start:
+        line = first[start][0]
         file.report.notes.append(
             (
-                f"見出し（{first[start][0]} 行目）より上の {len(above)} 行は読みません: {listed(above)}",
-                f"{len(above)} rows above the heading (line {first[start][0]}) are not read: {listed(above)}",
+                f"見出し（{line} 行目）より上の {start} 行は読みません",
+                f"rows above the heading (line {line}) that are not read: {start}",
             )
         )
     header = _header(_names(first[start][1]), file)
@@ -80,8 +81,8 @@ def _header(names: list[str], file: File) -> list[str]:
         if name and name in names[: number - 1]:
             if name in wanted or role_of(name) is not None:
                 raise DataError(
-                    f"{file.report.path}: 見出し {name} の列が 2 つあります。どちらを使うか決められません。片方の見出しを変えてください。",
-                    f"{file.report.path}: two columns have the heading {name}; rename one of them.",
+                    f"{file.report.path}: 見出し {excerpt(name)} の列が 2 つあります。どちらを使うか決められません。片方の見出しを変えてください。",
+                    f"{file.report.path}: two columns have the heading {excerpt(name)}; rename one of them.",
                 )
             name = f"{name} (#{number})"
         unique.append(name or f"#{number}")

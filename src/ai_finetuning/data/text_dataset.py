@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DataError
+from ..errors import DataError, Reason
 from ..labels import IGNORED
-from ..messages import warn
+from ..messages import excerpt, warn
 from .collate import collate
 from .messages import PlainText
 from .tokenize import Example, encode
@@ -38,8 +38,12 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         for index, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise DataError(
-                    f"TextDataset の texts[{index}] が {text!r} です。空でない文字列にしてください。",
-                    f"TextDataset: texts[{index}] is {text!r}; it must be a string with text.",
+                    f"TextDataset の texts[{index}] が {excerpt(repr(text))} です。空でない文字列にしてください。",
+                    f"TextDataset: texts[{index}] is {excerpt(repr(text))}; it must be a string with text.",
+                    Reason(
+                        f"TextDataset の texts[{index}] が文字列ではないか、空です。",
+                        f"TextDataset: texts[{index}] is no string with text.",
+                    ),
                 )
         self.max_length = max_length
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

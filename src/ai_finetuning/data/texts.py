@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import DataError
+from ..messages import excerpt
 from .bad_rows import BadRow
+from .columns import listed
 from .encoding import decode
 from .formats import is_heading
 from .rows import File, Row
@@ -21,7 +23,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:index]))
-        raise BadRow(f"キー {twice} が 2 回あります", f"the key {twice} stands twice")
+        raise BadRow("同じキーが 2 回あります", "a key stands twice", twice)
     return values
 
 
@@ -85,11 +87,8 @@ def _lines(lines: list[tuple[int, str]], file: File) -> Iterator[Row]:
             file.bad.add(bad, file.place(number))
         except (ValueError, RecursionError) as error:
             ja, en = _reason(error, line)
-            snippet = line.strip()[:60]
-            file.bad.add(
-                BadRow(f"JSON として読めません（{ja}）: {snippet}", f"not valid JSON ({en}): {snippet}"),
-                file.place(number),
-            )
+            bad_line = BadRow(f"JSON として読めません（{ja}）", f"not valid JSON ({en})", line.strip())
+            file.bad.add(bad_line, file.place(number))
 
 
 def _object(values: Any, source: str, file: File) -> Iterator[Row]:
@@ -151,15 +150,16 @@ def _rows_of(content: dict[str, Any], file: File) -> list[Any]:
     )
     if chosen is None and lists:
         raise DataError(
-            f"{path} には配列が {len(lists)} つあります（{', '.join(lists)}）。使うものを 1 つのファイルにしてください。",
-            f"{path} holds {len(lists)} arrays ({', '.join(lists)}); write the one to use to a file of its own.",
+            f"{path} には配列が {len(lists)} つあります（{listed(lists)}）。使うものを 1 つのファイルにしてください。",
+            f"{path} holds {len(lists)} arrays ({listed(lists)}); write the one to use to a file of its own.",
         )
     if chosen is None:
         return _by_index(content, file)
     for key in lists:
         count = len(content[key])
         if key != chosen and count:
-            notes.append((f"読まない配列: {key}（{count} 行）", f"array not read: {key} ({count} rows)"))
+            name = excerpt(key)
+            notes.append((f"読まない配列: {name}（{count} 行）", f"array not read: {name} ({count} rows)"))
     return list(content[chosen])
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from ..config.run_folder import METRICS
+from ..config.run_folder import LAUNCH, METRICS
 from ..engine.checkpoint.store import LoadedCheckpoint, verify
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.faults import Faults
 from ..engine.loop import fit, last_checkpoint, load
 from ..engine.metrics import read_metrics
 from ..engine.state import Run
-from ..messages import notice, speak, warn
+from ..messages import described, notice, speak, warn
 from ..parallel.plan import warn_of_idle_ranks
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
@@ -31,7 +31,7 @@ from . import artifacts as saving
 from . import resume
 from .build import Built, build
 from .output_folder import OutputFolder
-from .processes import run_processes
+from .processes import remove_rows, run_processes
 from .progress import progress, saying_that_it_prepares, speaking_main_process
 from .reporting import RunReport
 from .request import TrainRequest
@@ -108,6 +108,8 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
     options = plan.request.config.training.checkpoint
     keep = options.save_total_limit
     with OutputFolder(plan.summary.output_dir, keep=keep, peers=peers, faults=faults) as folder:
+        if peers.size == 1:  # what a run of several processes left here when the machine stopped
+            remove_rows(folder.path / LAUNCH)
         start = resume.find(folder, options)
         plan = _with_resume(plan, start)
         if start is not None:
@@ -193,7 +195,7 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | 
                 state = fit(run)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                folder.write_run(status="stopped", reason=f"{type(error).__name__}: {str(error)[:300]}")
+                folder.write_run(status="stopped", reason=described(error, for_files=True)[:300])
             raise
         finally:
             if built.path is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,12 +20,16 @@ from pathlib import Path
 from typing import IO
 
 from ..engine.hooks import SignalFlags
-from ..parallel.processes import STORE
+from ..parallel.processes import LAUNCHER, STORE
 from ..system.children import isolated_environment
 from ..system.cores import physical_cores
+from ..system.files import is_private
 
 # Seconds from SIGTERM to SIGKILL, under torchrun's name for it: a checkpoint may take longer than torchrun's 30.
 GRACE, GRACE_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "540"
+# Of the folders in which processes meet. One that nobody has written to for a day is of a machine that stopped: the
+# watchdogs of a run write every few seconds.
+_PREFIX, _LEFT_SECONDS = "aift-store-", 86_400
 _OF_OTHER_LAUNCHERS = ("MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_")
 
 
@@ -64,7 +69,8 @@ def launch(command: list[str], processes: int, logs: Path, *, max_restarts: int,
         watch: called about ten times a second.
     """
     # On a local disk: FileStore locks its file, which not every network file system can do. mkdtemp makes it 0700.
-    with tempfile.TemporaryDirectory(prefix="aift-", ignore_cleanup_errors=True) as place, SignalFlags() as signals:
+    remove_left_stores()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as place, SignalFlags() as signals:
         for attempt in range(max_restarts + 1):
             folder = logs / "run" / f"attempt_{attempt}"
             with _started(command, processes, folder, Path(place) / f"store-{attempt}") as children:
@@ -75,10 +81,22 @@ def launch(command: list[str], processes: int, logs: Path, *, max_restarts: int,
     return ended
 
 
+def remove_left_stores() -> None:
+    """Removes folders in which processes of this user met when the machine stopped; a run at work is never this old."""
+    now = time.time()
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if (
+                is_private(folder)
+                and now - max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) > _LEFT_SECONDS
+            ):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _started(command: list[str], processes: int, logs: Path, store: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     children: list[subprocess.Popen[bytes]] = []
-    common = _environment(processes) | {STORE: str(store)}
+    common = _environment(processes) | {STORE: str(store), LAUNCHER: str(os.getpid())}
     try:
         for rank in range(processes):
             folder = logs / str(rank)

@@ -15,7 +15,7 @@ import yaml
 
 from ..config.run import RunConfig
 from ..embedded import is_embedded
-from ..errors import Reason
+from ..errors import Reason, without_secrets
 from ..evaluation.fidelity import Agreement
 from ..evaluation.verdict import Point, Verdict
 from ..messages import on_one_line
@@ -75,7 +75,7 @@ class Base:
             return cls(name, embedded=name)
         if _HUB_ID.fullmatch(name) and not Path(name).is_dir():
             return cls(name, name)
-        return cls(Path(name).name or name)
+        return cls(without_secrets(Path(name).name or name))
 
 
 def model_card(

@@ -59,10 +59,15 @@ def run_processes(plan: RunPlan) -> None:
             command, processes, folder / LOGS, max_restarts=restarts, watch=lambda: _show(folder / LOGS, read)
         )
     finally:
-        for name in ROWS:
-            (folder / name).unlink(missing_ok=True)
+        remove_rows(folder)
     if ended.rank is not None or (folder / ERROR).exists():
         raise _error(folder, ended)
+
+
+def remove_rows(folder: Path) -> None:
+    """Deletes the user's rows from a `.launch` folder."""
+    for name in ROWS:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _show(logs: Path, read: dict[Path, int]) -> None:

@@ -6,23 +6,35 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import sys
-import traceback
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from ..config.section import with_values
 from ..errors import PreemptedError, ProcessesError, ToolkitError
-from ..parallel.processes import launched, lost_a_peer
+from ..messages import described, trace
+from ..parallel.processes import LAUNCHER, STORE, launched, lost_a_peer
+
+# Between two looks at whether the process that started us is there.
+_PAUSE_SECONDS = 1.0
 
 
 def main(folder: Path) -> int:
-    """Runs the request of the folder; why it failed is left there for the process that started us."""
+    """Runs the request of the folder; why it failed is left there for the process that started us.
+
+    Where that process is killed, this one saves and ends as at a SIGTERM, and leaves no rows and no store.
+    """
     from ..engine.faults import Faults
     from . import processes as launch
     from .execute import execute
     from .sources import with_resume
 
+    # Behind the imports: two threads that import at a time may meet half a module.
+    threading.Thread(target=_end_with, args=(int(os.environ[LAUNCHER]), folder), daemon=True).start()
     request, faults = launch.read_request(folder), Faults.from_environment()
     started = folder / f"{launch.STARTED}-{launched().rank}"
     if started.exists():  # started anew: go on from the last checkpoint, and meet no injected fault twice
@@ -35,22 +47,58 @@ def main(folder: Path) -> int:
         execute(request, faults)
     except Exception as error:
         code = tell(folder / launch.ERROR, error)
+        if not _lives(int(os.environ[LAUNCHER])):
+            _clean(folder)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # at once: neither threads nor the process group may wait for processes that wait for this one
+    if not _lives(int(os.environ[LAUNCHER])):
+        _clean(folder)
     return 0
 
 
+def _lives(launcher: int) -> bool:
+    """Whether the process that started this one is there."""
+    if os.name == "posix":
+        return os.getppid() == launcher
+    import psutil  # on Windows a process keeps its parent's number
+
+    return bool(psutil.pid_exists(launcher))
+
+
+def _end_with(launcher: int, folder: Path) -> None:
+    """Ends this process some time after the one that started it: nobody would show what it says, or clean up."""
+    from .launcher import GRACE, GRACE_SECONDS
+    from .processes import remove_rows
+
+    while _lives(launcher):
+        time.sleep(_PAUSE_SECONDS)
+    remove_rows(folder)
+    if callable(signal.getsignal(signal.SIGTERM)):  # a run that can take it saves and goes
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(float(os.environ.get(GRACE, GRACE_SECONDS)))
+    _clean(folder)
+    os._exit(PreemptedError.exit_code)
+
+
+def _clean(folder: Path) -> None:
+    """Removes what the killed process would have: the rows, and the folder in which the processes met."""
+    from .processes import remove_rows
+
+    remove_rows(folder)
+    shutil.rmtree(Path(os.environ[STORE]).parent, ignore_errors=True)
+
+
 def tell(path: Path, error: Exception) -> int:
-    """Writes the reason of the end to `place`; the first one counts, not that others were stopped because of it.
+    """Writes the reason of the end to `path`, without text of a row; the first one counts, not that others were stopped because of it.
     Returns the exit code.
     """
     rank = launched().rank
     if not isinstance(error, ToolkitError):
-        traceback.print_exc()
+        sys.stderr.write(trace(error, for_files=True))  # a file: the log of this process
         if lost_a_peer(error):
             return ProcessesError.exit_code
-        text = f"{type(error).__name__}: {str(error)[:300]}"
+        text = described(error, for_files=True)[:300]
         error = ProcessesError(
             f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {path.parent} にあります。直してから resume_from_checkpoint=auto "
             "で続きから再開できます。",
@@ -58,7 +106,7 @@ def tell(path: Path, error: Exception) -> int:
             "resume_from_checkpoint=auto.",
         )
     if launched().is_main or not (path.exists() or isinstance(error, PreemptedError)):
-        reason = {"kind": type(error).__name__, "ja": error.ja, "en": error.en}
+        reason = {"kind": type(error).__name__, "ja": error.for_files.ja, "en": error.for_files.en}
         path.touch(mode=0o600)
         path.write_text(json.dumps(reason, ensure_ascii=False), encoding="utf-8")
     return error.exit_code

@@ -8,7 +8,8 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, Reason
+from ..messages import excerpt
 
 # Templates that print today's date (llm-jp-4, gpt-oss) would render the same data differently every day; the date is
 # frozen.
@@ -54,6 +55,18 @@ def user_turn(instruction: str, material: str | None = None) -> dict[str, str]:
     return {"role": "user", "content": f"{instruction}\n\n{material}", "instruction": instruction, "input": material}
 
 
+def _refusal(messages: Sequence[Mapping[str, Any]], reason: str, template: str) -> DataError:
+    """Of a template, with its own words; of what it made of the row's, only the beginning is shown."""
+    roles = ", ".join(message["role"] for message in messages)
+    own = f": {reason}" if reason in template else ""
+    written = Reason(
+        f"チャットテンプレートがこの会話（{roles}）を受け付けません{own}。model.chat_template で別のテンプレートを指定できます",
+        f"the chat template refuses this conversation ({roles}){own}. Choose another one with model.chat_template",
+    )
+    found = "" if own else f" ({excerpt(reason)})"
+    return DataError(f"{written.ja}{found}。", f"{written.en}{found}.", written)
+
+
 def render(
     tokenizer: Any,
     messages: Sequence[Mapping[str, Any]],
@@ -83,10 +96,5 @@ def render(
     except Exception as error:  # jinja2.TemplateError of the template's own raise_exception, in any jinja version
         if type(error).__module__.split(".")[0] != "jinja2":
             raise
-        roles = ", ".join(message["role"] for message in messages)
-        raise DataError(
-            f"チャットテンプレートがこの会話（{roles}）を受け付けません: {error}。model.chat_template で別のテンプレートを指定できます。",
-            f"the chat template refuses this conversation ({roles}): {error}. Choose another one with "
-            "model.chat_template.",
-        ) from None
+        raise _refusal(messages, str(error), str(tokenizer.chat_template)) from None
     return str(text)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DataError, ModelError
+from ..messages import excerpt
 
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -159,6 +160,6 @@ def _require_parity(folder: Path, lines: Sequence[str]) -> None:
     different = parity_problems(tokenizer, folder / "tokenizer.model", [*PROBES, *lines[::step][:_CHECKED]])
     if different:
         raise ModelError(
-            f"tokenizer.json と tokenizer.model のトークン分割が違います（例: {different[0][:40]!r}）。",
-            f"tokenizer.json and tokenizer.model tokenize differently (such as {different[0][:40]!r}).",
+            f"tokenizer.json と tokenizer.model のトークン分割が違います（例: {excerpt(different[0])}）。",
+            f"tokenizer.json and tokenizer.model tokenize differently (such as {excerpt(different[0])}).",
         )

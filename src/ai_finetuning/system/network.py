@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import threading
@@ -98,7 +99,14 @@ def _reason(error: object) -> Reason:
 
 def _asked(url: str, token: str | None, limit_seconds: float) -> Answer:
     answer = Answer()
+    # urllib takes the user and password of an address for a part of the host's name.
+    parts = urllib.parse.urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    url = parts._replace(netloc=host).geturl()
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "ai-finetuning-toolkit"})
+    if user:
+        basic = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:

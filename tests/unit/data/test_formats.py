@@ -156,7 +156,7 @@ REFUSED = [
     ({"instruction": Q}, "make no training sample"),
     ({"text": "本文", "instruction": Q}, "make no training sample"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ANSWER]}, "image_url"),
-    ({"messages": [USER, {"role": "assistant", "content": A, "weight": 0.5}]}, "weight is 0.5"),
+    ({"messages": [USER, {"role": "assistant", "content": A, "weight": 0.5}]}, '"0.5": weight must be 0 or 1'),
     ({"system": "役", "messages": [{"role": "system", "content": "別"}, USER, ANSWER]}, "differ"),
     ({"instruction": Q, "output": A, "history": ["あ"]}, "pairs"),
     ({"messages": "[{"}, "not valid JSON"),

@@ -27,7 +27,10 @@ from ai_finetuning.parallel import watchdog
 rank, folder, late = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "late"
 factor = float(sys.argv[6])
 watchdog.LOST_SECONDS = 2.0 * factor
-store = dist.TCPStore("127.0.0.1", int(sys.argv[4]), 2, is_master=rank == int(sys.argv[5]), timeout=timedelta(seconds=60 * factor))
+if "AIFT_STORE" in os.environ:
+    store = dist.FileStore(os.environ["AIFT_STORE"], 2)
+else:
+    store = dist.TCPStore("127.0.0.1", int(sys.argv[4]), 2, is_master=str(rank) == sys.argv[5], timeout=timedelta(seconds=60 * factor))
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
 if rank == 1 and late:
     time.sleep(5 * factor)
@@ -37,7 +40,7 @@ with watchdog.Watchdog(lambda: 0, timeout_seconds=600, folder=folder):
 """
 
 
-def ranks(folder: Path, kind: str, store: int) -> list[subprocess.Popen[str]]:
+def ranks(folder: Path, kind: str, store: int | None) -> list[subprocess.Popen[str]]:
     port, factor = free_port(), patience(1)
     return [
         subprocess.Popen(
@@ -52,7 +55,7 @@ def ranks(folder: Path, kind: str, store: int) -> list[subprocess.Popen[str]]:
                 str(store),
                 str(factor),
             ],
-            env=os.environ | {"AIFT_LANG": "en"},
+            env=os.environ | {"AIFT_LANG": "en"} | ({"AIFT_STORE": str(folder / "store")} if store is None else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -65,8 +68,8 @@ def wait_for(*paths: Path) -> None:
     until(lambda: all(path.exists() for path in paths), 60, f"{paths} are there")
 
 
-@pytest.mark.parametrize("store", [0, 1], ids=["the store stays", "the store goes too"])
-def test_a_killed_process_is_named_and_those_that_wait_for_it_leave(tmp_path: Path, store: int):
+@pytest.mark.parametrize("store", [0, 1, None], ids=["the store stays", "the store goes too", "files of our launcher"])
+def test_a_killed_process_is_named_and_those_that_wait_for_it_leave(tmp_path: Path, store: int | None):
     waiting, killed = ranks(tmp_path, "killed", store)
     try:
         wait_for(tmp_path / "in-0", tmp_path / "in-1")
@@ -81,9 +84,10 @@ def test_a_killed_process_is_named_and_those_that_wait_for_it_leave(tmp_path: Pa
     assert (tmp_path / "stacks-rank-0.txt").read_text(encoding="utf-8")
 
 
-def test_one_that_begins_late_and_one_that_ended_well_are_waited_for(tmp_path: Path):
+@pytest.mark.parametrize("store", [1, None], ids=["a store", "files of our launcher"])
+def test_one_that_begins_late_and_one_that_ended_well_are_waited_for(tmp_path: Path, store: int | None):
     """Rank 1 starts its watch after rank 0 has long stood still, and stands still when rank 0 has left."""
-    both = ranks(tmp_path, "late", 1)
+    both = ranks(tmp_path, "late", store)
     try:
         outputs = [process.communicate(timeout=patience(60))[0] for process in both]
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from ...errors import localized
+from ...errors import localized, without_secrets
 from ...messages import printable
 
 
@@ -113,4 +113,4 @@ def _hub() -> str:
 
     if offline():
         return localized("オフライン設定 (HF_HUB_OFFLINE)", "offline by HF_HUB_OFFLINE")
-    return hub.reachability()
+    return without_secrets(hub.reachability())

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
 from typing import Any
 
 import typer
 
-from ...errors import ToolkitError, localized, prefers_japanese
-from ...messages import notice, printable
+from ...errors import ToolkitError, localized, prefers_japanese, without_secrets
+from ...messages import notice, printable, trace
 from . import (
     answer,
     bench,
@@ -105,13 +104,13 @@ def run(arguments: list[str]) -> int:
         # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
         if hasattr(error, "show"):
             if prefers_japanese() and hasattr(error, "format_message"):
-                print(printable(usage_error(error)), file=sys.stderr)
+                print(printable(without_secrets(usage_error(error))), file=sys.stderr)
             else:
                 shown = io.StringIO()
                 error.show(shown)
-                print(printable(shown.getvalue()), end="", file=sys.stderr)
+                print(printable(without_secrets(shown.getvalue())), end="", file=sys.stderr)
             return USAGE
-        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        print(printable(trace(error, for_files=False)), end="", file=sys.stderr)
         ja = f"内部エラー: {type(error).__name__}。上の内容と `aift env` の出力を添えて報告してください。"
         en = (
             f"internal error: {type(error).__name__}. Please report it with the lines above and what `aift env` prints."
