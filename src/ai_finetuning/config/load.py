@@ -54,6 +54,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     trusted = _trusts(values)
     for key, text in parse_overrides(overrides):
         try:
+            whole = _section(key, text)
+            if whole is not None:
+                _put(values, *whole)
+                continue
             path_of_key, kind = resolve_key(key)
             # `--resume` alone means the newest checkpoint.
             value = "auto" if (key, text) == ("resume", "true") else _value(text, kind, key)
@@ -73,6 +77,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if problems:
         raise _refusal(file, problems)
     return built
+
+
+def _section(key: str, text: str) -> tuple[tuple[str, ...], dict[str, Any]] | None:
+    """(path, its values) of an override that gives a whole section: `data.replay={path: FILE, share: 0.1}`."""
+    path = tuple(key.split("."))
+    if not text.lstrip().startswith("{") or section_class(fields_of(RunConfig).get(path)) is None or path == ("model",):
+        return None
+    plain = parse_yaml(text, key)
+    return (path, plain) if isinstance(plain, dict) else None
 
 
 def _trusts(values: Mapping[str, Any]) -> bool:

@@ -101,6 +101,13 @@ class RunConfig:
 
         self._refuse_two_ways_to_say_one_thing()
         require(
+            self.data.replay.path is not None or "share" not in explicitly_set(self.data.replay),
+            "data.replay.share",
+            self.data.replay.share,
+            "data.replay.path に以前の学習データのファイルを指定してください。",
+            "name the data of the earlier training with data.replay.path.",
+        )
+        require(
             not self.training.save_only_model or self.parallel.max_restarts == 0,
             "parallel.max_restarts",
             self.parallel.max_restarts,

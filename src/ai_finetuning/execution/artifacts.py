@@ -34,6 +34,7 @@ from ..models.tokenizers import save_generation_config
 from ..runs.folder import STAGING
 from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
+from .adapter_start import parent_of
 from .base_weights import load_base
 from .model_card import model_card
 from .output_folder import OutputFolder, new_folder, validate_new_folder
@@ -50,6 +51,7 @@ _SETTINGS = {
     "dtype": "model.dtype",
     "attention": "model.attention",
     "target_modules": "lora.target_modules",
+    "eval_steps": "training.eval_steps",
 }
 
 
@@ -59,7 +61,12 @@ def descriptions(plan: RunPlan, derived: Derived) -> dict[str, str]:
     config = absolute_paths(_as_a_new_run(_with_data(request)), Path.cwd())
     return {
         CONFIG: describe_run(
-            config, {_SETTINGS[name]: value for name, value in asdict(derived).items() if name in _SETTINGS}
+            config,
+            {
+                _SETTINGS[name]: value
+                for name, value in asdict(derived).items()
+                if name in _SETTINGS and (name, value) != ("eval_steps", None)
+            },
         ),
         ENVIRONMENT: json.dumps(environment(), ensure_ascii=False, indent=1),
     }
@@ -192,6 +199,9 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
     """The measured numbers of a run."""
     steps = [row for row in result.history if "loss" in row]
     evaluations = [row for row in result.history if "eval_loss" in row]
+    last = [
+        row for row in evaluations if result.step_of_weights in (None, row["step"])
+    ]  # of the weights that are saved
     state = result.state
     assert state is not None
     tail = [row["loss"] for row in steps[-10:] if row["loss"] is not None]
@@ -202,8 +212,9 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
         "skipped_steps": state.skipped,
         "train_loss_last_10_steps": sum(tail) / len(tail) if tail else None,
         "held_out_before": _scores(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else None,
-        "held_out_after": _scores(evaluations[-1]) if evaluations else None,
+        "held_out_after": _scores(last[-1]) if last else None,
         "best_step": state.best_step,
+        "parent": parent_of(plan.request.config),
         "seconds": round(result.seconds, 1),
         "tokens_per_second": round(state.tokens / result.seconds, 1) if result.seconds > 0 else None,
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),

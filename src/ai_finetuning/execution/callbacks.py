@@ -117,7 +117,9 @@ def arguments_of(plan: RunPlan) -> CallbackArguments:
         max_grad_norm=training.max_grad_norm,
         lr_scheduler_type=training.schedule.name,
         logging_steps=training.logging_steps,
-        eval_steps=_interval(training.eval_steps, training.evals_per_epoch, len(plan.loader)),
+        eval_steps=_interval(
+            plan.derived.eval_steps or training.eval_steps, training.evals_per_epoch, len(plan.loader)
+        ),
         save_steps=_interval(training.save_steps, training.saves_per_epoch, len(plan.loader)),
         save_total_limit=training.checkpoint.save_total_limit,
         eval_strategy=IntervalStrategy.STEPS if evaluates else IntervalStrategy.NO,
@@ -156,7 +158,7 @@ class TransformersCallbacks(Callback):
         here, training = launched(), plan.request.config.training
         self._state = TrainerState(
             max_steps=run.total_steps,
-            num_train_epochs=math.ceil(run.total_steps / len(run.loader)),
+            num_train_epochs=math.ceil(run.total_steps / run.loader.steps(0)),
             logging_steps=training.logging_steps,
             eval_steps=self._arguments.eval_steps,
             save_steps=self._arguments.save_steps,
@@ -213,7 +215,7 @@ class TransformersCallbacks(Callback):
         """TrainerState as the run stands now."""
         state = self._run.state
         self._state.global_step = state.step
-        self._state.epoch = round(state.epoch + state.index / len(self._run.loader), 6)
+        self._state.epoch = round(state.epoch + state.index / self._run.loader.steps(state.epoch), 6)
         self._state.num_input_tokens_seen = state.tokens
 
     def _log(self, control: Control, logs: dict[str, Any], step: int) -> None:

@@ -58,6 +58,11 @@ def _scores(summary: dict[str, Any]) -> list[str]:
     return lines + [f"| {label} | {_number(before.get(key))} | {_number(after.get(key))} |" for label, key in rows]
 
 
+def _parent(summary: dict[str, Any]) -> list[str]:
+    parent = summary.get("parent")
+    return [] if parent is None else [f"- 元の学習 / continued from: {markdown(parent['folder'])}"]
+
+
 def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, Any], row: CatalogRow | None) -> str:
     """README.md in Markdown with the front matter of the Hugging Face hub."""
     adapter = not config.trains_all
@@ -136,6 +141,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
             "- すべての設定は config.yaml、数値は metrics.jsonl にあります。 / All settings are in config.yaml, all numbers in "
             "metrics.jsonl."
         ),
+        *_parent(summary),
         *licence,
         *notes,
         *remote,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, LAUNCH, LOCK, METRICS, REPORT, RUN
+from ..config.run_folder import BEST, CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, LAUNCH, LOCK, METRICS, REPORT, RUN
 from ..errors import ConfigError
 from ..system.files import TEMPORARY
 
@@ -46,7 +46,7 @@ OURS = (
 )
 # What else is written while a run is at work, or was by earlier versions.
 _AT_WORK = (LOCK, OWNER, LAUNCH, RUN + ".tmp")
-_OF_CHECKPOINTS = ("checkpoint-[0-9]*", ".staging-*", ".trash-*")
+_OF_CHECKPOINTS = ("checkpoint-[0-9]*", BEST, ".staging-*", ".trash-*")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
