@@ -19,6 +19,7 @@ from ..engine.loop import fit, last_checkpoint, load
 from ..engine.metrics import read_metrics
 from ..engine.state import Run
 from ..messages import notice, speak, warn
+from ..models.adapters import remember_origin
 from ..parallel.plan import warn_of_idle_ranks
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
@@ -231,6 +232,8 @@ def _finish(plan: RunPlan, folder: OutputFolder, built: Built, result: Result) -
     found = best.describe(run, read_metrics(folder.path / METRICS))
     folder.write_run(best=found)
     saving.finish(plan, folder, result, dtype, export)
+    if not plan.request.full and not plan.parallel.in_parts:
+        remember_origin(result.model, folder.path, plan.source.name)
     best.tell(found, plan, run, returned=returned)
     _warn_of_few_steps(plan.summary)
     if plan.parallel.in_parts:

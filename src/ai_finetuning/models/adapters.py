@@ -271,7 +271,34 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
     changed = [(weight, value) for weight, value in biases.items() if not torch.equal(weight, value)]
     if changed:
         _BASE_BIASES[wrapped] = changed
+    remember_origin(wrapped, folder, model.name_or_path)
     return wrapped
+
+
+# Where the adapters of modules lie, and what their bases are called.
+_ORIGINS: WeakKeyDictionary[nn.Module, tuple[Path, str]] = WeakKeyDictionary()
+
+
+def remember_origin(model: nn.Module, folder: str | Path, base: str) -> None:
+    """Notes that a module's adapter is the one in a folder."""
+    _ORIGINS[model] = (Path(folder).absolute(), base)
+
+
+def adapter_origin(model: Any) -> tuple[Path, str] | None:
+    """(folder of the adapter, name of the base) of a module; None where nobody has noted it."""
+    return _ORIGINS.get(model) if isinstance(model, nn.Module) else None
+
+
+def is_as_saved(model: nn.Module, folder: Path) -> bool:
+    """Whether the adapter on a module is the one in a folder, in the module's dtype."""
+    if not (folder / WEIGHTS).is_file():
+        return False
+    saved = load_file(folder / WEIGHTS)
+    own = {saved_name(name): weight for name, weight in model.named_parameters() if _ADDED.search(name)}
+    return all(
+        name in saved and torch.equal(weight.detach().cpu(), saved[name].to(weight.dtype))
+        for name, weight in own.items()
+    )
 
 
 def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:

@@ -14,6 +14,7 @@ from ..execution.result import Result
 from ..execution.sources import with_resume
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
+from .starting import base_of
 from .trainer import Trainer
 
 
@@ -50,7 +51,7 @@ class FullFinetuningTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
-        self.model = model
+        self.model = base_of(model)
         self.config = config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset

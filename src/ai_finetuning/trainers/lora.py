@@ -8,7 +8,6 @@ import torch
 
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
-from ..config.model import ModelConfig
 from ..config.parallel import ParallelConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
@@ -21,6 +20,7 @@ from ..models.adapters import load_adapter, saved_tokenizer
 from ..models.base_model import BaseModel
 from ..models.loading import load_causal_lm
 from ..models.tokenizers import load_tokenizer
+from .starting import base_and_adapter, data_of, model_config
 from .trainer import Trainer
 
 
@@ -28,7 +28,9 @@ class LoRAFinetuningTrainer(Trainer):
     """Fine-tunes with LoRA or QLoRA.
 
     Args:
-        model: the base; loaded on first use, quantized where lora_config.use_qlora says so.
+        model: the base; loaded on first use, quantized where lora_config.use_qlora says so. A model with an adapter,
+            as load_lora_model() and train() return it, or a JapaneseModel of an adapter's folder: training goes on
+            from its weights, with a fresh optimizer.
         lora_config: the adapter.
         training_config: training settings.
         train_dataset, eval_dataset: TextDataset, or anything that train() takes as texts.
@@ -52,18 +54,17 @@ class LoRAFinetuningTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
-        self.model = model
-        self.lora_config = lora_config
+        self.model, self.lora_config, self._start = base_and_adapter(model, lora_config)
         self.training_config = training_config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
-        self.data = data or DataConfig()
+        self.data = data_of(self._start, data or DataConfig())
         self.result: Result | None = None
         self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
 
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         config = RunConfig(
-            model=ModelConfig(self.model.model_name),
+            model=model_config(self._start, self.model.model_name),
             method="lora",
             data=self.data,
             training=with_resume(self.training_config, resume_from_checkpoint),

@@ -8,12 +8,14 @@ from typing import Any
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
 from ..config.training import MultiGPUTrainingConfig
+from ..execution.adapter_start import Start
 from ..execution.request import TrainRequest
 from ..execution.result import Result
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
 from .full import FullFinetuningTrainer
 from .lora import LoRAFinetuningTrainer
+from .starting import base_and_adapter, base_of, data_of
 from .trainer import Trainer
 
 
@@ -44,11 +46,15 @@ class AdvancedMultiGPUTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
-        self.model = model
+        self._start: Start | None = None
+        if lora_config is None:
+            self.model = base_of(model)
+        else:
+            self.model, lora_config, self._start = base_and_adapter(model, lora_config)
         self.config = config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
-        self.data = data or DataConfig()
+        self.data = data_of(self._start, data or DataConfig())
         self.lora_config = lora_config
         self.result: Result | None = None
         self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
@@ -63,4 +69,5 @@ class AdvancedMultiGPUTrainer(Trainer):
             trainer = LoRAFinetuningTrainer(
                 self.model, self.lora_config, self.config, self.train_dataset, self.eval_dataset, data=self.data
             )
+            trainer._start = self._start
         return replace(trainer._request(train, eval_data, resume_from_checkpoint), hooks=self._hooks)
