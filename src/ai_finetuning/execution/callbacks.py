@@ -217,6 +217,8 @@ class TransformersCallbacks(Callback):
         self._state.global_step = state.step
         self._state.epoch = round(state.epoch + state.index / self._run.loader.steps(state.epoch), 6)
         self._state.num_input_tokens_seen = state.tokens
+        if self._run.store.best.is_dir():
+            self._state.best_model_checkpoint = str(self._run.store.best)
 
     def _log(self, control: Control, logs: dict[str, Any], step: int) -> None:
         self._state.log_history.append(logs | {"step": step})
@@ -268,9 +270,7 @@ class TransformersCallbacks(Callback):
             self._state.best_metric, self._state.best_global_step = loss, row["step"]
 
     def on_save(self, state: TrainState, control: Control, folder: Path) -> None:
-        """on_save; of the step that is best so far, its folder is remembered."""
-        if folder.name == f"checkpoint-{self._state.best_global_step}":
-            self._state.best_model_checkpoint = str(folder)
+        """on_save."""
         self._call("on_save", control)
 
     def on_epoch_end(self, state: TrainState, control: Control) -> None:
