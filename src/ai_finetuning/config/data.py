@@ -62,9 +62,9 @@ class ReplayConfig:
     never evaluation data.
     ja: 以前の学習に使ったデータ。ファイル、フォルダー、ハブの ID、またはそのリスト。null なら使いません。評価には使いません。
     """
-    share: Fraction = 0.1
-    """Share of the label tokens of the run that comes from these rows.
-    ja: 学習対象トークンのうち、以前のデータの行が占める割合。
+    share: Fraction | None = None
+    """Share of the label tokens of the run that comes from these rows (0.1).
+    ja: 学習対象トークンのうち、以前のデータの行が占める割合（0.1 など）。
     """
 
 

@@ -100,12 +100,20 @@ class RunConfig:
             )
 
         self._refuse_two_ways_to_say_one_thing()
+        replay = self.data.replay
         require(
-            self.data.replay.path is not None or "share" not in explicitly_set(self.data.replay),
+            replay.path is not None or replay.share is None,
             "data.replay.share",
-            self.data.replay.share,
-            "data.replay.path に以前の学習データのファイルを指定してください。",
-            "name the data of the earlier training with data.replay.path.",
+            replay.share,
+            "data.replay.path に以前の学習データのファイルも指定してください。",
+            "name the data of the earlier training with data.replay.path too.",
+        )
+        require(
+            replay.share is not None or replay.path is None,
+            "data.replay.path",
+            replay.path,
+            "data.replay.share に学習対象トークンのうちの割合（0.1 など）も指定してください。",
+            "give its share of the label tokens with data.replay.share too (0.1).",
         )
         require(
             not self.training.save_only_model or self.parallel.max_restarts == 0,

@@ -60,6 +60,7 @@ class Mixture(Sequence[Example]):
 
     def __init__(self, new: Sequence[Example], old: Sequence[Example], share: float, seed: int) -> None:
         part = Fraction(str(share)).limit_denominator(_DENOMINATOR)
+        self.share = share
         self._examples = [*new, *old]
         self._new, self._old, self._seed = len(new), len(old), seed
         labels = np.array([learnt_tokens(item) for item in self._examples], dtype=np.int64)

@@ -23,9 +23,10 @@ _MISSED = 0.1
 
 def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | None:
     """New rows with those of an earlier training; None without `data.replay`."""
-    if not data.old:
+    share = request.config.data.replay.share
+    if share is None:
         return None
-    return Mixture(data.train, data.old, request.config.data.replay.share, request.config.training.runtime.seed)
+    return Mixture(data.train, data.old, share, request.config.training.runtime.seed)
 
 
 def loader_of(
@@ -89,7 +90,7 @@ def replayed_of(request: TrainRequest, data: PreparedData, mixture: Mixture | No
     """What the first epoch takes of the old rows; what is to be said of them joins the lines about the data."""
     if mixture is None:
         return None
-    first, run, share = mixture.taken(1), mixture.taken(max(1, round(epochs))), request.config.data.replay.share
+    first, run, share = mixture.taken(1), mixture.taken(max(1, round(epochs))), mixture.share
     data.lines.append(
         localized(
             f"以前のデータ: {len(data.old):,} 行のうち 1 エポックに {first.rows:,} 行（学習対象トークン {first.label_tokens:,}、実行全体の "
