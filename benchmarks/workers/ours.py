@@ -23,7 +23,7 @@ def main() -> None:
             channel.ready(device_name=str(run.strategy.device))
         else:
             channel.lap(**pending)
-        run.state.index = waiting.pop(0) % len(run.loader)
+        run.state.index = waiting.pop(0) % run.loader.steps(0)
         data, _ = next_step(run)
         outcome = original(run, data)
         pending.update(

@@ -143,10 +143,11 @@ def test_a_best_checkpoint_that_could_not_be_written_does_not_cost_the_model(
     rows = read_metrics(tmp_path / "plain" / "out" / "metrics.jsonl")
     best = min((row for row in rows if "eval_loss" in row), key=lambda row: row["eval_loss"])["step"]
     assert best < 24
-    faulty(f"save:full@{best}")
+    faulty(f"best:full@{best}")
     assert call("train", str(write_run(tmp_path, tiny_model_dir, **settings))) == 0
     text = logged()
-    assert f"checkpoint-{best}, cannot be used" in text
+    assert f"best weights, of step {best}, could not be written" in text
+    assert f"best weights, of step {best}, cannot be used" in text
     assert "returning the last weights" in text
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 

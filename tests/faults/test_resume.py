@@ -33,8 +33,13 @@ def reference(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def assert_same(folder: Path, reference: Path) -> None:
-    """Weights, every step's loss, every evaluation; nothing half-written is left."""
+    """Weights, the best ones too, every step's loss, every evaluation; nothing half-written is left."""
     assert weights_digest(folder) == weights_digest(reference)
+    best = [
+        json.loads((run / "checkpoints" / "best" / "best.json").read_text(encoding="utf-8"))
+        for run in (folder, reference)
+    ]
+    assert best[0] == best[1]
     assert losses(folder) == losses(reference)
     assert evaluations(folder) == evaluations(reference)
     assert not list((folder / "checkpoints").glob(".*"))
@@ -71,6 +76,7 @@ def test_a_run_in_another_process_has_the_same_bits(tmp_path: Path, tiny_model_d
         pytest.param("rotate:kill@16", id="between rename and rotation", marks=pytest.mark.faults),
         pytest.param("eval:kill@10", id="in an evaluation", marks=pytest.mark.faults),
         pytest.param("final:kill@0", id="before the final model", marks=pytest.mark.faults),
+        pytest.param("best:kill@10#2", id="between two files of the best weights", marks=pytest.mark.faults),
     ],
 )
 def test_kill_minus_9(tmp_path: Path, tiny_model_dir: Path, reference: Path, fault: str):
@@ -175,7 +181,7 @@ def test_kill_minus_9_while_a_checkpoint_is_written_beside_later_steps(
     code, output = spawn("train", config, fault="save:slow@8#2,step:kill@10")
     assert code == -signal.SIGKILL, output
     names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
-    assert names == {"checkpoint-4", ".staging-8"}
+    assert names - {"best"} == {"checkpoint-4", ".staging-8"}
     assert len(losses(tmp_path / "out")) == 9
     assert call("train", config, AUTO) == 0
     assert_same(tmp_path / "out", reference)
@@ -197,7 +203,7 @@ def test_a_checkpoint_holds_its_own_step_however_slow_the_disk_is(tmp_path: Path
             for path in folder.glob("*.safetensors")
         }
     assert files["slow"] == files["fast"]
-    assert {folder for folder, _ in files["slow"]} == {"checkpoint-4", "checkpoint-6", "checkpoint-7"}
+    assert {folder for folder, _ in files["slow"]} == {"best", "checkpoint-4", "checkpoint-6", "checkpoint-7"}
 
 
 def test_the_end_of_a_run_waits_for_its_last_checkpoint(tmp_path: Path, tiny_model_dir: Path, reference: Path, faulty):

@@ -17,6 +17,7 @@ _CLI, _TRAINERS, _QUANTIZED = "integration/test_cli.py", "integration/test_train
 _RESUME, _SECTIONS, _FILES = "faults/test_resume.py", "unit/config/test_sections.py", "unit/data/test_files.py"
 _TOKENS, _LAUNCH, _BENCH = "unit/data/test_tokens.py", "distributed/test_launch.py", "test_quantization_benchmark.py"
 _CALLBACKS, _FIRST = "integration/test_callbacks.py", "integration/test_first_day_start.py"
+_FIRST_DAY = "integration/test_first_day_continue.py"
 _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 
 # Modules that no test file is named after and none imports.
@@ -39,6 +40,9 @@ TESTED_BY = {
     "engine.state": _RESUME,
     "parallel.build": "distributed/test_seam.py",
     "execution.base_facts": _TRAINERS,
+    "execution.best": _FIRST_DAY,
+    "execution.data_order": _FIRST_DAY,
+    "trainers.starting": _FIRST_DAY,
     "execution.execute": _TRAINERS,
     "execution.predicting": _CALLBACKS,
     "execution.result": _TRAINERS,

@@ -52,6 +52,23 @@ class NormalizeConfig:
 
 
 @section
+class ReplayConfig:
+    """Rows of an earlier training among the new ones, against forgetting what they taught."""
+
+    SECTION: ClassVar[str] = "data.replay"
+
+    path: str | list[str] | None = None
+    """Data of the earlier training: file, folder or hub id, or a list of them; null replays nothing. Its rows are
+    never evaluation data.
+    ja: 以前の学習に使ったデータ。ファイル、フォルダー、ハブの ID、またはそのリスト。null なら使いません。評価には使いません。
+    """
+    share: Fraction | None = None
+    """Share of the label tokens of the run that comes from these rows (0.1).
+    ja: 学習対象トークンのうち、以前のデータの行が占める割合（0.1 など）。
+    """
+
+
+@section
 class DataConfig:
     """Training and evaluation data, and how rows become tokens."""
 
@@ -109,6 +126,10 @@ class DataConfig:
     """At most so many rows of each file, folder or data set in `train`: the first ones, before evaluation rows are
     taken out. `eval` is read whole.
     ja: `train` のファイル、フォルダー、データセットそれぞれから使う行数の上限。先頭から使い、評価用に分けるのはその後です。`eval` は全部使います。
+    """
+    replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig, kw_only=True)
+    """Rows of an earlier training among the new ones.
+    ja: 新しい行に混ぜる、以前の学習のデータ。
     """
     normalize: NormalizeConfig = dataclasses.field(default_factory=NormalizeConfig)
     """Normalization of characters.

@@ -90,6 +90,10 @@ def _load(file: _File, overrides: Sequence[str]) -> RunConfig:
     trusted = _trusts(values)
     for key, text in parse_overrides(overrides):
         try:
+            whole = _section(key, text)
+            if whole is not None:
+                _put(values, *whole)
+                continue
             path_of_key, kind = resolve_key(key)
             # `--resume` alone means the newest checkpoint.
             value = "auto" if (key, text) == ("resume", "true") else _value(text, kind, path_of_key)
@@ -144,6 +148,15 @@ def _home(config: RunConfig) -> RunConfig:
 
 def _expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and not os.path.exists(value) else value
+
+
+def _section(key: str, text: str) -> tuple[tuple[str, ...], dict[str, Any]] | None:
+    """(path, its values) of an override that gives a whole section: `data.replay={path: FILE, share: 0.1}`."""
+    path = tuple(key.split("."))
+    if not text.lstrip().startswith("{") or section_class(fields_of(RunConfig).get(path)) is None or path == ("model",):
+        return None
+    plain = parse_yaml(text, key)
+    return (path, plain) if isinstance(plain, dict) else None
 
 
 def _trusts(values: Mapping[str, Any]) -> bool:

@@ -100,6 +100,21 @@ class RunConfig:
             )
 
         self._refuse_two_ways_to_say_one_thing()
+        replay = self.data.replay
+        require(
+            replay.path is not None or replay.share is None,
+            "data.replay.share",
+            replay.share,
+            "data.replay.path に以前の学習データのファイルも指定してください。",
+            "name the data of the earlier training with data.replay.path too.",
+        )
+        require(
+            replay.share is not None or replay.path is None,
+            "data.replay.path",
+            replay.path,
+            "data.replay.share に学習対象トークンのうちの割合（0.1 など）も指定してください。",
+            "give its share of the label tokens with data.replay.share too (0.1).",
+        )
         require(
             not self.training.save_only_model or self.parallel.max_restarts == 0,
             "parallel.max_restarts",

@@ -12,6 +12,8 @@ CHECKPOINTS = "checkpoints"
 WITHOUT_WEIGHTS = "without-weights"
 # In an adapter's folder: what it was trained on, in words of ours.
 BASE = "base.json"
+BEST = "best"  # in CHECKPOINTS: the weights of the best evaluation, as a model's or an adapter's folder
+BEST_NOTE = "best.json"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 LAUNCH = ".launch"

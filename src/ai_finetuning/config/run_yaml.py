@@ -68,6 +68,7 @@ def absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
         (changed.model, "chat_template", os.path.isfile),
         (changed.data, "train", os.path.exists),
         (changed.data, "eval", os.path.exists),
+        (changed.data.replay, "path", os.path.exists),
         (changed.lora, "adapter", os.path.isdir),
         (training, "output_dir", _always),
         (training.checkpoint, "resume_from_checkpoint", _always),

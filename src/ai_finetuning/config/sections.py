@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -96,6 +97,11 @@ class CheckpointConfig:
     allow_changed: bool = False
     """Resume although batch size, data, seed or model differ from the checkpoint's.
     ja: バッチサイズ、データ、シード、モデルがチェックポイントと違っていても再開するかどうか。
+    """
+    keep_best: bool = dataclasses.field(default=True, kw_only=True)
+    """Keep the weights of the lowest evaluation loss in checkpoints/best, as a folder that generate, merge and serve
+    take; where the disk has no room, only the step is named.
+    ja: 評価損失が最も小さい重みを checkpoints/best に残すかどうか。generate、merge、serve にそのまま渡せるフォルダーです。ディスクに空きがなければステップだけを表示します。
     """
 
 

@@ -45,8 +45,8 @@ class TrainingConfig:
     ja: 勾配全体のノルムの上限。超えた勾配は縮小します。0 で無効です。
     """
     eval_steps: AtLeastOne = 100
-    """Optimizer steps between evaluations.
-    ja: 評価の間隔（最適化ステップ）。
+    """Optimizer steps between evaluations; where it is not set, a run evaluates about ten times.
+    ja: 評価の間隔（最適化ステップ）。指定しなければ、1 回の学習で 10 回ほど評価します。
     """
     save_steps: AtLeastOne = 500
     """Optimizer steps between checkpoints.

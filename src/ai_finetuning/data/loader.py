@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from .collate import Batch, collate
+from .mixture import Mixture
 from .packing import pack
 from .tokenize import Example
 
@@ -19,7 +20,7 @@ class Loader:
     """Batches of one rank.
 
     Args:
-        examples: documents.
+        examples: documents; of a Mixture each epoch has the new ones and a share of the old ones.
         rows_per_step: rows of an optimizer step over all ranks (batch size x accumulation steps).
         seed: of the order.
         packing: several documents a row, isolated from each other.
@@ -48,31 +49,72 @@ class Loader:
         self._by_length = group_by_length and not packing
         self._pad_token_id = pad_token_id
         self._data_rank, self._data_size = share
-        lengths = [len(item) for item in examples]
-        self._rows = pack(lengths, max_length) if packing else [[index] for index in range(len(examples))]
-        self._order = lru_cache(maxsize=2)(self._order_of_epoch)
+        self._capacity = max_length
+        self._mixture = examples if isinstance(examples, Mixture) else None
+        self._rows = None if self._mixture is not None else self._rows_of(np.arange(len(examples)))
+        self._epoch = lru_cache(maxsize=2)(self._rows_in_order)
 
     def __len__(self) -> int:
-        """Optimizer steps in an epoch; the last may have fewer rows."""
-        return -(-len(self._rows) // self._rows_per_step)
+        """Optimizer steps in the first epoch; the last may have fewer rows."""
+        return self.steps(0)
+
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps in an epoch; of a mixture one epoch may take an old row more than another."""
+        return -(-self._count(epoch) // self._rows_per_step)
+
+    def steps_of(self, epochs: int) -> int:
+        """Optimizer steps in the first epochs together."""
+        if self._rows is not None:
+            return epochs * len(self)
+        return sum(self.steps(epoch) for epoch in range(epochs))
 
     @property
     def num_rows(self) -> int:
-        """Rows in an epoch, over all ranks."""
-        return len(self._rows)
+        """Rows in the first epoch, over all ranks."""
+        return self._count(0)
 
-    def _order_of_epoch(self, epoch: int) -> np.ndarray:
-        """[rows] int64: a permutation of the rows."""
+    def _count(self, epoch: int) -> int:
+        if self._mixture is not None and not self._packed:
+            return len(self._mixture.documents(epoch))
+        return len(self._rows) if self._rows is not None else len(self._epoch(epoch)[0])
+
+    def _rows_of(self, documents: np.ndarray) -> list[list[int]]:
+        """Rows of documents, packed or one by one."""
+        if not self._packed:
+            return [[int(place)] for place in documents]
+        packed = pack([len(self._examples[place]) for place in documents], self._capacity)
+        return [[int(documents[number]) for number in row] for row in packed]
+
+    def _rows_in_order(self, epoch: int) -> tuple[list[list[int]], np.ndarray]:
+        """(rows, [rows] int64: a permutation of them)."""
+        mixture = self._mixture
+        rows = self._rows if mixture is None else self._rows_of(mixture.documents(epoch))
+        assert rows is not None
         generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
-        order = generator.permutation(len(self._rows))
-        if not self._by_length:
+        order = generator.permutation(len(rows))
+        if mixture is None:
+            return rows, self._of_similar_length(rows, order, generator)
+        # Old rows find their places last, so that no other order moves them away from there.
+        worth = np.array([mixture.worth[row].sum() for row in rows])
+        parts = [
+            self._of_similar_length(rows, order[side], generator) for side in (worth[order] > 0, worth[order] <= 0)
+        ]
+        return rows, mixture.merged(np.concatenate(parts), worth, epoch)
+
+    def _of_similar_length(
+        self, rows: list[list[int]], order: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """The order with rows of similar length beside each other, where the run groups them.
+
+        Inside a window rows are sorted by length, then whole steps are shuffled back; the short last step stays last.
+        """
+        if not self._by_length or not len(order):
             return order
-        # Inside a window rows are sorted by length, then whole steps are shuffled back; the short last step stays last.
         window = _WINDOW_STEPS * self._rows_per_step
         parts = []
         for first in range(0, len(order), window):
             part = order[first : first + window]
-            part = part[np.argsort([-len(self._examples[self._rows[row][0]]) for row in part], kind="stable")]
+            part = part[np.argsort([-len(self._examples[rows[row][0]]) for row in part], kind="stable")]
             whole = len(part) // self._rows_per_step
             steps = [part[step * self._rows_per_step : (step + 1) * self._rows_per_step] for step in range(whole)]
             parts += [steps[step] for step in generator.permutation(whole)]
@@ -88,18 +130,20 @@ class Loader:
         sharded weights are gathered by all ranks together.
         """
         first = index * self._rows_per_step
-        rows = self._order(epoch)[first : first + self._rows_per_step]
+        rows = self._epoch(epoch)[1][first : first + self._rows_per_step]
         mine = rows[self._data_rank :: self._data_size]
         most = -(-len(rows) // self._data_size)
         batches = [
-            self._collate(mine[start : start + micro_batch_size]) for start in range(0, len(mine), micro_batch_size)
+            self._collate(epoch, mine[start : start + micro_batch_size])
+            for start in range(0, len(mine), micro_batch_size)
         ]
         missing = -(-most // micro_batch_size) - len(batches)
-        return batches + [self._collate(rows[:1]).without_labels()] * missing
+        return batches + [self._collate(epoch, rows[:1]).without_labels()] * missing
 
-    def _collate(self, rows: np.ndarray) -> Batch:
+    def _collate(self, epoch: int, rows: np.ndarray) -> Batch:
+        documents = self._epoch(epoch)[0]
         return collate(
-            [[self._examples[document] for document in self._rows[row]] for row in rows],
+            [[self._examples[document] for document in documents[row]] for row in rows],
             pad_token_id=self._pad_token_id,
             packed=self._packed,
         )

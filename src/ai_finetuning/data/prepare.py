@@ -16,6 +16,7 @@ from . import cache
 from .bad_rows import BadRows
 from .conversations import common_system
 from .messages import Sample
+from .mixture import learnt_tokens
 from .sources import load_samples
 from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_label_tokens, encode
@@ -31,6 +32,7 @@ class PreparedData:
 
     Attributes:
         digest: SHA-256 over the training tokens and labels, in order.
+        old: rows of an earlier training to take a share from (`data.replay`).
     """
 
     train: list[Example]
@@ -38,11 +40,17 @@ class PreparedData:
     lines: list[str]
     report: EncodeReport
     digest: str
+    old: Sequence[Example] = ()
+
+    @property
+    def every(self) -> list[Example]:
+        """All rows that go through the model."""
+        return [*self.train, *self.old, *self.eval_data]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(len(item) for item in (*self.train, *self.eval_data))
+        return max(map(len, self.every))
 
     @property
     def eval_characters(self) -> int | None:
@@ -83,7 +91,38 @@ def prepare(
                     "than it is",
                 )
             )
-    return PreparedData(examples, scored, lines, report, digest_of(examples))
+    old = _old_rows(tokenizer, config, scored, lines)
+    return PreparedData(examples, scored, lines, report, digest_of([*examples, *old]), old)
+
+
+def _old_rows(tokenizer: Any, config: DataConfig, scored: Sequence[Example], lines: list[str]) -> list[Example]:
+    """The rows of `data.replay` without those that are evaluation rows; adds what is to be said about them.
+
+    Raises:
+        DataError: none of them can be learnt.
+    """
+    path = config.replay.path
+    if path is None:
+        return []
+    source = [Path(item) for item in path] if isinstance(path, list) else path
+    read, _, more = load_examples(source, tokenizer, replace(config, max_samples=None))
+    lines += [localized(f"以前のデータ: {line}", f"replay: {line}") for line in more]
+    evaluated = {item.input_ids.tobytes() for item in scored}
+    old = [item for item in read if learnt_tokens(item) and item.input_ids.tobytes() not in evaluated]
+    if len(old) < len(read):
+        left = len(read) - len(old)
+        lines.append(
+            localized(
+                f"以前のデータのうち {left} 行は、評価の行と同じか学習対象トークンがないので使いません",
+                f"replay: {left} rows are evaluation rows or have no label tokens and are not used",
+            )
+        )
+    if not old:
+        raise DataError(
+            f"data.replay.path の {path} に、学習に使える行がありません（{len(read)} 行はすべて評価の行と同じです）。別のデータを指定してください。",
+            f"data.replay.path {path} has no row to train on (all {len(read)} are evaluation rows); name other data.",
+        )
+    return old
 
 
 def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list[Example], EncodeReport, list[str]]:
@@ -103,7 +142,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         return examples, report, _left_aside(source.examples, config) + report.lines()
     files = _files(source)
     settings = asdict(config)
-    for name in ("train", "eval", "packing", "group_by_length", "cache"):
+    for name in ("train", "eval", "replay", "packing", "group_by_length", "cache"):
         settings.pop(name)
     key = cache.cache_key(files, tokenizer, settings) if files and config.cache else None
     obtained = cache.read(key) if key is not None else None

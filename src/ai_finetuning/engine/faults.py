@@ -3,9 +3,9 @@
 The variable is read once, where a process begins its run; from there a `Faults` object is handed to whatever can fail.
 
 Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, xN for N occurrences, and %R for
-rank R only. Points: `step` (before the forward pass), `save` (before each file of a checkpoint), `rename` (before a
-checkpoint gets its name), `rotate` (before old ones go), `final` (before the model is put in place), `eval` (before an
-evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full` (ENOSPC), `slow` (the disk takes a
+rank R only. Points: `step` (before the forward pass), `save` (before each file of a checkpoint), `best` (before each
+file of the best weights), `rename` (before a checkpoint gets its name), `rotate` (before old ones go), `final` (before
+the model is put in place), `eval` (before an evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full` (ENOSPC), `slow` (the disk takes a
 second), `hang` (for an hour), `term`, `usr1` and `int` (signals to oneself).
 """
 

@@ -20,12 +20,14 @@ class Request(NamedTuple):
         stop: training is done.
         save: take a checkpoint.
         evaluate: run the evaluation.
+        keep_best: keep the weights as the best ones so far.
     """
 
     interrupt: bool = False
     stop: bool = False
     save: bool = False
     evaluate: bool = False
+    keep_best: bool = False
 
 
 NOTHING = Request()
@@ -44,6 +46,7 @@ class Control:
     should_save: bool = False
     should_evaluate: bool = False
     should_log: bool = False
+    should_keep_best: bool = False
 
 
 class Callback:
@@ -125,6 +128,8 @@ def take_request(control: Control, signals: SignalFlags) -> Request:
         stop=control.should_training_stop,
         save=control.should_save or signals.save,
         evaluate=control.should_evaluate,
+        keep_best=control.should_keep_best,
     )
     signals.save = control.should_training_stop = control.should_save = control.should_evaluate = False
+    control.should_keep_best = False
     return request

@@ -80,6 +80,8 @@ def between_steps(run: Run, metrics: MetricsFile, signals: SignalFlags, request:
         # What is asked for in consequence, such as to keep the best weights, belongs to this step too.
         _, flags = run.strategy.agree((), take_request(run.control, signals))
         request = Request(*(before or after for before, after in zip(request, flags, strict=True)))
+    if request.keep_best:
+        run.writer.save(best_weights(run))
     if request.save or request.interrupt:
         save(run, whole=request.interrupt)
     if request.interrupt:
@@ -107,7 +109,7 @@ def advance(run: Run, outcome: StepOutcome) -> None:
     state.step += 1
     state.index += 1
     state.tokens += outcome.tokens
-    if state.index >= len(run.loader):
+    if state.index >= run.loader.steps(state.epoch):
         state.epoch, state.index = state.epoch + 1, 0
     if outcome.finite:
         state.bad_in_a_row = 0
@@ -137,7 +139,7 @@ def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float)
     row = {
         "step": state.step,
         "total_steps": run.total_steps,
-        "epoch": round(state.epoch + state.index / len(run.loader), 6),
+        "epoch": round(state.epoch + state.index / run.loader.steps(state.epoch), 6),
         "loss": outcome.loss,
         "grad_norm": outcome.grad_norm,
         "learning_rate": outcome.learning_rate,
@@ -201,7 +203,7 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
         )
     elif state.best_loss is None or loss < state.best_loss - run.threshold:
         state.best_loss, state.best_step, state.stale_evaluations = loss, state.step, 0
-        control.should_save |= run.keep_best
+        control.should_keep_best |= run.keep_best_from is not None and state.step >= run.keep_best_from
     else:
         state.stale_evaluations += 1
         if run.patience is not None and state.stale_evaluations >= run.patience:
@@ -261,8 +263,14 @@ def snapshot(run: Run, *, whole: bool = False) -> Snapshot:
     tensors, layouts = owned_tensors(run)
     if run.save_only_model and not whole:
         tensors, content[WEIGHTS_ONLY] = {"model": tensors["model"]}, True
-    protect = state.best_step if run.keep_best else None
-    return Snapshot(state.step, tensors, content, protect, layouts)
+    return Snapshot(state.step, tensors, content, layouts)
+
+
+def best_weights(run: Run) -> Snapshot:
+    """The weights of this moment alone, to be kept as the best ones; every process has to ask."""
+    tensors, layouts = owned_tensors(run)
+    note = {"step": run.state.step, "eval_loss": run.state.best_loss}
+    return Snapshot(run.state.step, {"model": tensors["model"]}, note, layouts, best=True)
 
 
 def last_checkpoint(run: Run) -> Path:
@@ -274,9 +282,7 @@ def last_checkpoint(run: Run) -> Path:
     folder = run.store.folder / f"checkpoint-{run.state.step}"
     if not run.store.agree(folder.is_dir()):
         taken = snapshot(run)
-        run.store.save(
-            taken.step, tensors=taken.tensors, state=taken.state, protect=taken.protect, layouts=taken.layouts
-        )
+        run.store.save(taken.step, tensors=taken.tensors, state=taken.state, layouts=taken.layouts)
     return folder
 
 

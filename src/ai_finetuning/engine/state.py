@@ -24,7 +24,7 @@ from .train_state import TrainState
 class LoaderLike(Protocol):
     """What the loop knows of the data."""
 
-    def __len__(self) -> int:
+    def steps(self, epoch: int) -> int:
         """Optimizer steps in an epoch."""
 
     def micro_batches(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
@@ -63,7 +63,7 @@ class Run:
     saves_per_epoch: int | None = None
     save_only_model: bool = False
     evaluation: Evaluation | None = None
-    keep_best: bool = False
+    keep_best_from: int | None = None  # the first step whose weights are kept where its evaluation is the best
     patience: int | None = None
     threshold: float = 0.0
     save_in_background: bool = True
@@ -85,7 +85,7 @@ class Run:
         """
         if per_epoch is None:
             return self.state.step % steps == 0
-        size = len(self.loader)
+        size = self.loader.steps(self.state.epoch - (self.state.index == 0))  # of the epoch of that step
         done = self.state.index or size
         return done * per_epoch // size > (done - 1) * per_epoch // size
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.lora import LoRAConfig
 from ..config.run import RunConfig
+from ..config.run_folder import BEST, CHECKPOINTS, CONFIG, MANIFEST, RUN
 from ..config.section import explicitly_set, with_values
-from ..errors import ConfigError, ModelError, Problem
+from ..config.yaml_text import parse_yaml
+from ..errors import ConfigError, InputNotFoundError, ModelError, Problem
 from ..japanese.default_system import default_system, split_default_system
-from ..messages import argument, warn
-from ..models.adapter_folder import adapter_config, base_name
+from ..messages import argument, notice, warn
+from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, is_adapter
+from ..models.hub import named_base
+from ..runs.folder import read_run
 
 # Settings that an adapter brings, under PEFT's names, which are ours too, and PEFT's values where its file has none.
 _BROUGHT = {
@@ -61,11 +69,38 @@ def with_adapter_settings(config: RunConfig) -> RunConfig:
 
 
 def _refuse_own_folder(adapter: str, output_dir: str) -> None:
-    if Path(adapter).resolve() == Path(output_dir).resolve():
+    folder, output = Path(adapter).resolve(), Path(output_dir).resolve()
+    if folder == output:
         raise ConfigError(
             f"lora.adapter と training.output_dir が同じ {adapter} です。学習すると元のアダプターが消えるので、別の output_dir にしてください。",
             f"lora.adapter and training.output_dir are both {adapter}; training would replace the adapter that it goes "
             "on from. Choose another output_dir.",
+        )
+    if output / CHECKPOINTS in folder.parents:
+        raise ConfigError(
+            f"lora.adapter の {adapter} は training.output_dir の {output_dir} の中にあります。学習を始めるとそこの以前の実行は別の名前に移るので、"
+            "別の output_dir にしてください。",
+            f"lora.adapter, {adapter}, lies in training.output_dir, {output_dir}; the earlier run there is moved away when "
+            "training begins. Choose another output_dir.",
+        )
+
+
+def refuse_own_base(config: RunConfig) -> None:
+    """Refuses a base that lies where the run writes: an earlier run there is moved away when training begins.
+
+    Raises:
+        ConfigError: with both folders.
+    """
+    base, output = Path(config.model.name).expanduser(), Path(config.training.output_dir)
+    if config.training.checkpoint.resume_from_checkpoint is not None or not base.is_dir():
+        return
+    inside = base.resolve() == output.resolve() or (output / CHECKPOINTS).resolve() in base.resolve().parents
+    if inside and config.method != "pretrain":
+        raise ConfigError(
+            f"model の {config.model.name} は training.output_dir の {output} にあります。学習を始めるとそこの以前の実行は別の名前に移るので、別の "
+            "output_dir にしてください。",
+            f"model, {config.model.name}, lies in training.output_dir, {output}; the earlier run there is moved away when "
+            "training begins. Choose another output_dir.",
         )
 
 
@@ -166,3 +201,220 @@ def _added_tokens(adapter: Path) -> list[str]:
         return []
     added = sorted(stored.get("added_tokens") or [], key=lambda token: int(token["id"]))
     return [str(token["content"]) for token in added]
+
+
+# --- a run that goes on from what an earlier one has trained
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a folder that training goes on from says of itself.
+
+    Attributes:
+        folder: of an adapter or a model.
+        run: the folder of the run that made it, or None.
+        adapter: whether it is an adapter.
+        base: of the adapter; of a model the folder itself.
+        bits: of the base that the adapter was trained on; None for 16 and 32.
+        full: whether the run trained all weights.
+        chat_template: file of the template that it was trained with, or None.
+        system_prompt, extra_tokens, special_tokens: that it was trained with; None where the run's settings have none.
+    """
+
+    folder: Path
+    run: Path | None
+    adapter: bool
+    base: str
+    bits: int | None = None
+    full: bool = False
+    chat_template: str | None = None
+    system_prompt: str | None = None
+    extra_tokens: list[str] | None = None
+    special_tokens: dict[str, str] | None = None
+
+
+def find_start(name: str | Path) -> Start:
+    """What training goes on from.
+
+    Args:
+        name: folder of an adapter, of a run, or of the best weights of one.
+
+    Raises:
+        InputNotFoundError: no such folder. ConfigError: it holds no weights to go on from.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise InputNotFoundError(
+            f"--from の {name} というフォルダーがありません。アダプターか、学習の出力フォルダーを指定してください。",
+            f"--from is {name}, which is not a folder; name the folder of an adapter or of a run.",
+        )
+    run = _run_of(folder)
+    adapter = is_adapter(folder)
+    if not adapter and not (folder / "config.json").is_file():
+        raise _nothing_to_go_on_from(folder)
+    settings = _settings(run)
+    bits = read_run(run).get("base_bits") if run is not None else None
+    lora = _mapping(settings.get("lora"))
+    if bits is None and (settings.get("method") == "qlora" or lora.get("use_qlora") is True):
+        bits = 8 if lora.get("qlora_4bit") is False else 4
+    template = folder / "chat_template.jinja"
+    model = _mapping(settings.get("model"))
+    return Start(
+        folder=folder,
+        run=run,
+        adapter=adapter,
+        base=named_base(folder) if adapter else str(folder),
+        bits=bits if adapter else None,
+        full=settings.get("method") in ("full", "pretrain"),
+        chat_template=str(template) if adapter and template.is_file() else None,
+        system_prompt=_mapping(settings.get("data")).get("system_prompt"),
+        extra_tokens=model.get("extra_tokens") if adapter else None,
+        special_tokens=model.get("special_tokens") if adapter else None,
+    )
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The folder of the run that an adapter or a model is of: itself, or the one whose best weights it is."""
+    places = [folder]
+    if folder.resolve().name == BEST and folder.resolve().parent.name == CHECKPOINTS:
+        places.append(folder.resolve().parents[1])
+    return next((place for place in places if (place / RUN).is_file()), None)
+
+
+def _settings(run: Path | None) -> dict[str, Any]:
+    """The settings in a run's folder, as they are written; empty where they cannot be read."""
+    try:
+        return _mapping(parse_yaml((run / CONFIG).read_text(encoding="utf-8"), CONFIG)) if run is not None else {}
+    except (OSError, ValueError, ConfigError):
+        return {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _nothing_to_go_on_from(folder: Path) -> ConfigError:
+    if (folder / RUN).is_file():
+        best = folder / CHECKPOINTS / BEST
+        other = f"--from {argument(best)}" if best.is_dir() else None
+        return ConfigError(
+            f"--from の {folder} の学習は終わっていません。続きは aift resume {argument(folder)} で再開してください。"
+            + (f"最良の重みから新しく学習するには {other} を指定してください。" if other else ""),
+            f"the run in {folder} (--from) is not finished; go on with aift resume {argument(folder)}."
+            + (f" To start a new run from its best weights: {other}." if other else ""),
+        )
+    if (folder / MANIFEST).is_file():
+        run = folder.resolve().parents[1]
+        return ConfigError(
+            f"--from の {folder} は学習途中のチェックポイントです。続きは aift resume {argument(run)} で再開してください。",
+            f"{folder} (--from) is a checkpoint within a run; go on with aift resume {argument(run)}.",
+        )
+    return ConfigError(
+        f"--from の {folder} にアダプターもモデルもありません（adapter_config.json か config.json が必要です）。",
+        f"{folder} (--from) holds neither an adapter nor a model (adapter_config.json or config.json).",
+    )
+
+
+def going_on_from(config: RunConfig, name: str | Path) -> RunConfig:
+    """The configuration of a new run that goes on from an earlier one's weights, with a fresh optimizer.
+
+    What the user gave stands; base, method, template, system prompt and new tokens come from the earlier run where
+    nothing else is given.
+
+    Raises:
+        InputNotFoundError, ConfigError: as find_start; settings that name other weights.
+    """
+    start = find_start(name)
+    if not start.adapter:
+        return _from_model(config, start)
+    if "method" in explicitly_set(config) and config.trains_all:
+        merge = f"aift merge {argument(start.folder)} --out {argument(f'{start.folder}-merged')}"
+        raise ConfigError(
+            f"{start.folder} は LoRA アダプターなので、method: {config.method} では続けられません。先に {merge} で統合し、そのモデルを model に"
+            "指定してください。",
+            f"{start.folder} is a LoRA adapter, so method: {config.method} cannot go on from it; merge it first ({merge}) "
+            "and name the merged model in model.",
+        )
+    given = config.lora.adapter
+    if given is not None and Path(given).resolve() != start.folder.resolve():
+        raise ConfigError(
+            f"--from が {start.folder} で lora.adapter が {given} です。どちらか一方にしてください。",
+            f"--from is {start.folder} and lora.adapter is {given}; give only one of them.",
+        )
+    return _carried_over(config, start, lora_of(start, config.lora, method=config.method))
+
+
+def lora_of(start: Start, lora: LoRAConfig, *, method: str = "lora") -> LoRAConfig:
+    """The settings of an adapter that goes on from another: from its weights, on a base quantized as it was."""
+    changes: dict[str, Any] = {"adapter": str(start.folder)}
+    given = explicitly_set(lora)
+    if start.bits is not None and "use_qlora" not in given and method != "qlora":
+        changes["use_qlora"] = True
+    if start.bits == 8 and "qlora_4bit" not in given:
+        changes["qlora_4bit"] = False
+    return with_values(lora, **changes)
+
+
+def _from_model(config: RunConfig, start: Start) -> RunConfig:
+    changes: dict[str, Any] = {}
+    if start.full and "method" not in explicitly_set(config):
+        changes["method"] = "full"
+    return _carried_over(with_values(config, **changes), start, config.lora)
+
+
+def _carried_over(config: RunConfig, start: Start, lora: LoRAConfig) -> RunConfig:
+    """The configuration with everything that an earlier run brings and the user has not given."""
+    model, data, training = config.model, config.data, config.training
+    named = model.name if "name" in explicitly_set(model) else None
+    if named is not None and not start.adapter and Path(named).resolve() != start.folder.resolve():
+        raise ConfigError(
+            f"--from が {start.folder} で model が {named} です。どちらか一方にしてください。",
+            f"--from is {start.folder} and model is {named}; give only one of them.",
+        )
+    brought = {
+        "name": start.base if named is None or Path(named).resolve() == start.folder.resolve() else named,
+        "chat_template": start.chat_template,
+        "extra_tokens": start.extra_tokens,
+        "special_tokens": start.special_tokens,
+    }
+    given = explicitly_set(model) - {"name"}
+    model = with_values(model, **{key: value for key, value in brought.items() if value and key not in given})
+    if start.system_prompt is not None and "system_prompt" not in explicitly_set(data):
+        data = with_values(data, system_prompt=start.system_prompt)
+        notice(
+            f"システムプロンプトは元の学習のものです: {data.system_prompt}",
+            f"the system prompt is the earlier run's: {data.system_prompt}",
+        )
+    if "output_dir" not in explicitly_set(training):
+        training = with_values(training, output_dir=_folder_beside(start))
+    base = f"、ベース {model.name}" if start.adapter else ""
+    notice(
+        f"{start.folder} の続きから学習します（{base.removeprefix('、')}{'、' if base else ''}オプティマイザーは新しく始めます）。出力先: {training.output_dir}",
+        f"going on from {start.folder} ({f'base {model.name}, ' if start.adapter else ''}a fresh optimizer). "
+        f"Output: {training.output_dir}",
+    )
+    return with_values(config, model=model, data=data, training=training, lora=lora)
+
+
+def _folder_beside(start: Start) -> str:
+    """A folder for the new run that is not there yet, named after the earlier one."""
+    before = start.run or start.folder
+    before = before if before.name not in ("", ".", "..") else before.resolve()
+    numbered = (before.with_name(f"{before.name}-{number}") for number in itertools.count(2))
+    return str(next(folder for folder in numbered if not folder.exists()))
+
+
+def parent_of(config: RunConfig) -> dict[str, Any] | None:
+    """What a run goes on from, for its run.json and card; None where it begins with a base."""
+    if config.lora.adapter is not None and not config.trains_all:
+        folder = Path(config.lora.adapter)
+        return {"folder": str(folder.resolve()), "kind": "adapter", "sha256": _sha256(folder / WEIGHTS)}
+    folder = Path(config.model.name).expanduser()
+    if folder.is_dir() and _run_of(folder) is not None:
+        return {"folder": str(folder.resolve()), "kind": "model"}
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

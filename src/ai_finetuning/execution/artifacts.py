@@ -36,6 +36,7 @@ from ..models.tokenizers import save_generation_config
 from ..runs.folder import STAGING
 from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
+from .adapter_start import parent_of
 from .base_weights import load_base
 from .model_card import Base, model_card
 from .output_folder import OutputFolder, new_folder, not_written, validate_new_folder
@@ -43,7 +44,6 @@ from .reporting import RunReport, data_names
 from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
-from .system_prompt import keep_system
 
 # Where a setting stands that the run derives.
 _SETTINGS = {
@@ -54,6 +54,7 @@ _SETTINGS = {
     "dtype": "model.dtype",
     "attention": "model.attention",
     "target_modules": "lora.target_modules",
+    "eval_steps": "training.eval_steps",
 }
 
 
@@ -63,7 +64,12 @@ def descriptions(plan: RunPlan, derived: Derived) -> dict[str, str]:
     config = absolute_paths(_as_a_new_run(_with_data(request)), Path.cwd())
     return {
         CONFIG: describe_run(
-            config, {_SETTINGS[name]: value for name, value in asdict(derived).items() if name in _SETTINGS}
+            config,
+            {
+                _SETTINGS[name]: value
+                for name, value in asdict(derived).items()
+                if name in _SETTINGS and (name, value) != ("eval_steps", None)
+            },
         ),
         ENVIRONMENT: json.dumps(environment(), ensure_ascii=False, indent=1),
     }
@@ -132,8 +138,6 @@ def finish(
     model.eval()
     if export is None and plan.request.full:
         model.to(dtype)
-    if plan.request.config.method != "pretrain":
-        keep_system(plan.tokenizer, plan.request.config.data.system_prompt, plan.data.report.system)
     history = result.history = read_metrics(folder.path / METRICS)
     summary = summarize(result, plan)
     general = report.ask(model)
@@ -212,7 +216,7 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
     """The measured numbers of a run."""
     steps = [row for row in result.history if "loss" in row]
     evaluations = [row for row in result.history if "eval_loss" in row]
-    of_saved = next((row for row in reversed(evaluations) if row["step"] == result.saved_step), None)
+    last = [row for row in evaluations if result.saved_step in (None, row["step"])]  # of the weights that are saved
     state = result.state
     assert state is not None
     tail = [row["loss"] for row in steps[-10:] if row["loss"] is not None]
@@ -223,11 +227,12 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
         "skipped_steps": state.skipped,
         "train_loss_last_10_steps": sum(tail) / len(tail) if tail else None,
         "held_out_before": _scores(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else None,
-        "held_out_after": _scores(of_saved or evaluations[-1]) if evaluations else None,
+        "held_out_after": _scores(last[-1]) if last else None,
         "best_step": state.best_step,
         "saved_step": result.saved_step or state.step,
         "verdict": asdict(verdict(result.history, result.saved_step)),
         "data": data_names(plan),
+        "parent": parent_of(plan.request.config),
         "seconds": round(result.seconds, 1),
         "tokens_per_second": round(state.tokens / result.seconds, 1) if result.seconds > 0 else None,
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),

@@ -196,7 +196,7 @@ def _run(
     strategy.attach(optimizer)
     if path is not None:
         path.watch(optimizer)
-    eval_data, estimate = plan.data.eval_data, plan.summary.memory.text()
+    estimate = plan.summary.memory.text()
     return Run(
         model=model,
         strategy=strategy,
@@ -209,12 +209,11 @@ def _run(
         schedule=plan.schedule,
         max_grad_norm=training.max_grad_norm,
         logging_steps=training.logging_steps,
-        eval_steps=training.eval_steps,
+        eval_steps=plan.derived.eval_steps or training.eval_steps,
         save_steps=training.save_steps,
         evals_per_epoch=training.evals_per_epoch,
         saves_per_epoch=training.saves_per_epoch,
         save_only_model=training.save_only_model,
-        keep_best=training.checkpoint.load_best and bool(eval_data),
         evaluation=evaluation,
         patience=training.runtime.early_stopping_patience,
         threshold=training.runtime.early_stopping_threshold,

@@ -117,7 +117,9 @@ def arguments_of(plan: RunPlan) -> CallbackArguments:
         max_grad_norm=training.max_grad_norm,
         lr_scheduler_type=training.schedule.name,
         logging_steps=training.logging_steps,
-        eval_steps=_interval(training.eval_steps, training.evals_per_epoch, len(plan.loader)),
+        eval_steps=_interval(
+            plan.derived.eval_steps or training.eval_steps, training.evals_per_epoch, len(plan.loader)
+        ),
         save_steps=_interval(training.save_steps, training.saves_per_epoch, len(plan.loader)),
         save_total_limit=training.checkpoint.save_total_limit,
         eval_strategy=IntervalStrategy.STEPS if evaluates else IntervalStrategy.NO,
@@ -156,7 +158,7 @@ class TransformersCallbacks(Callback):
         here, training = launched(), plan.request.config.training
         self._state = TrainerState(
             max_steps=run.total_steps,
-            num_train_epochs=math.ceil(run.total_steps / len(run.loader)),
+            num_train_epochs=math.ceil(run.total_steps / run.loader.steps(0)),
             logging_steps=training.logging_steps,
             eval_steps=self._arguments.eval_steps,
             save_steps=self._arguments.save_steps,
@@ -213,8 +215,10 @@ class TransformersCallbacks(Callback):
         """TrainerState as the run stands now."""
         state = self._run.state
         self._state.global_step = state.step
-        self._state.epoch = round(state.epoch + state.index / len(self._run.loader), 6)
+        self._state.epoch = round(state.epoch + state.index / self._run.loader.steps(state.epoch), 6)
         self._state.num_input_tokens_seen = state.tokens
+        if self._run.store.best.is_dir():
+            self._state.best_model_checkpoint = str(self._run.store.best)
 
     def _log(self, control: Control, logs: dict[str, Any], step: int) -> None:
         self._state.log_history.append(logs | {"step": step})
@@ -266,9 +270,7 @@ class TransformersCallbacks(Callback):
             self._state.best_metric, self._state.best_global_step = loss, row["step"]
 
     def on_save(self, state: TrainState, control: Control, folder: Path) -> None:
-        """on_save; of the step that is best so far, its folder is remembered."""
-        if folder.name == f"checkpoint-{self._state.best_global_step}":
-            self._state.best_model_checkpoint = str(folder)
+        """on_save."""
         self._call("on_save", control)
 
     def on_epoch_end(self, state: TrainState, control: Control) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from ..config.run_folder import LAUNCH, METRICS
-from ..engine.checkpoint.store import LoadedCheckpoint, verify
+from ..engine.checkpoint.store import LoadedCheckpoint
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.faults import Faults
 from ..engine.loop import fit, last_checkpoint, load
 from ..engine.metrics import read_metrics
 from ..engine.state import Run
 from ..messages import described, notice, speak, warn
+from ..models.adapters import remember_origin
 from ..parallel.plan import warn_of_idle_ranks
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
@@ -28,7 +29,8 @@ from ..runs.folder import TRACKERS
 from ..system.cores import use_physical_cores
 from ..system.gpu import get_available_device, peak_memory_bytes
 from . import artifacts as saving
-from . import resume
+from . import best, resume
+from .adapter_start import parent_of
 from .build import Built, build
 from .output_folder import OutputFolder
 from .processes import remove_rows, run_processes
@@ -37,7 +39,7 @@ from .reporting import RunReport
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, speed_key, validate_strategy
 from .result import Result
-from .system_prompt import take_system
+from .system_prompt import keep_system, take_system
 from .trackers import Tracker
 
 
@@ -124,6 +126,7 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
         if peers.is_main:
             folder.validate_disk_space(plan.summary.disk_bytes)
         _warn_of_memory(plan.summary)
+        _warn_of_few_steps(plan.summary)
         warn_of_idle_ranks(plan.parallel, plan.summary.rows_per_step)
         for line in plan.data.lines:
             notice(line, line)
@@ -150,11 +153,22 @@ def _warn_of_memory(plan: Plan) -> None:
     )
 
 
+def _warn_of_few_steps(plan: Plan) -> None:
+    advice = plan.few_steps()
+    if advice is not None:
+        warn(advice.ja, advice.en)
+
+
 def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     training, start = plan.request.config.training, plan.resume
     with saying_that_it_prepares():
         built = build(plan, folder.store, folder.path / METRICS)
     run = built.run
+    if plan.request.config.method != "pretrain":  # before anything saves the tokenizer
+        keep_system(plan.tokenizer, plan.request.config.data.system_prompt, plan.data.report.system)
+    if folder.store.agree(plan.summary.keeps_best):  # each process has looked at the disk by itself
+        folder.store.export = best.keeper(plan, built.model, built.save_dtype, folder.store.best)
+        run.keep_best_from = 0 if training.checkpoint.load_best else 1
     loaded = None
     if start is not None and start.checkpoint is not None:
         loaded = load_checkpoint(start.checkpoint, run.strategy.layouts)
@@ -167,6 +181,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         fingerprint=plan.fingerprint,
         derived=asdict(built.derived),
         total_steps=plan.summary.total_steps,
+        parent=parent_of(plan.request.config),
     )
     report = RunReport(plan, built, folder.path) if peers.is_main else None
     if report is not None:
@@ -219,7 +234,7 @@ def _eval_every(run: Run) -> float | None:
     """Steps between evaluations; None without any."""
     if run.evaluation is None:
         return None
-    return len(run.loader) / run.evals_per_epoch if run.evals_per_epoch else run.eval_steps
+    return run.loader.steps(0) / run.evals_per_epoch if run.evals_per_epoch else run.eval_steps
 
 
 def _watched(plan: RunPlan, run: Run, folder: OutputFolder) -> contextlib.AbstractContextManager[Any]:
@@ -233,45 +248,33 @@ def _watched(plan: RunPlan, run: Run, folder: OutputFolder) -> contextlib.Abstra
 def _finish(plan: RunPlan, folder: OutputFolder, built: Built, result: Result, report: RunReport | None) -> None:
     """Saves the model, the best or the last; where its parts lie in several processes, out of a checkpoint."""
     run, dtype = built.run, built.save_dtype
-    best = plan.request.config.training.checkpoint.load_best and run.state.best_step not in (None, run.state.step)
-    checkpoint = folder.store.folder / f"checkpoint-{run.state.best_step}"
-    if best:
-        best = _back_to_best(run, checkpoint)
-    result.saved_step = run.state.best_step if best else None
-    if not plan.parallel.in_parts:
-        if report is not None:
-            saving.finish(plan, folder, result, dtype, report)
+    wanted = plan.request.config.training.checkpoint.load_best and run.state.best_step not in (None, run.state.step)
+    returned = wanted and best.put_back(plan, run)
+    if returned:
+        result.saved_step = run.state.best_step
+    export = None
+    if plan.parallel.in_parts:
+        export = best.copy_of(run.store) if returned else saving.export_of(plan, run.model, last_checkpoint(run), dtype)
+    if report is None:
         return
-    if not best:
-        checkpoint = last_checkpoint(run)
-    if report is not None:
-        saving.finish(plan, folder, result, dtype, report, saving.export_of(plan, run.model, checkpoint, dtype))
+    found = best.describe(run, read_metrics(folder.path / METRICS))
+    folder.write_run(best=found)
+    saving.finish(plan, folder, result, dtype, report, export)
+    if not plan.request.full and not plan.parallel.in_parts:
+        remember_origin(result.model, folder.path, plan.source.name)
+    best.tell(found, plan, run, returned=returned)
+    _warn_of_few_steps(plan.summary)
+    if plan.parallel.in_parts:
         plan.request.model.model = None
         result.model = saving.load_saved(plan, folder.path)
-
-
-def _back_to_best(run: Run, checkpoint: Path) -> bool:
-    """Puts the weights of the best evaluation back; where its checkpoint could not be written, the last ones stay."""
-    problems = verify(checkpoint)
-    if problems:
-        warn(
-            f"最良の {checkpoint.name} が使えないため（{problems[0].ja}）、最後の重みを返します。",
-            f"the best checkpoint, {checkpoint.name}, cannot be used ({problems[0].en}); returning the last weights.",
-        )
-        return False
-    best = load_checkpoint(checkpoint, run.strategy.layouts).tensors["model"]
-    run.strategy.load_tensors(run.model, run.optimizer, {"model": best})
-    notice(
-        f"最良のステップ {run.state.best_step} の重みに戻しました。",
-        f"restored the best weights, from step {run.state.best_step}.",
-    )
-    return True
 
 
 def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.ResumePoint | None) -> None:
     if loaded is not None:
         load(run, loaded.tensors, loaded.state)
-        resume.rescale_data_position(run.state, loaded.state["fingerprint"], run.fingerprint, len(run.loader))
+        resume.rescale_data_position(
+            run.state, loaded.state["fingerprint"], run.fingerprint, run.loader.steps(run.state.epoch)
+        )
         notice(f"ステップ {run.state.step} から再開します。", f"resuming from step {run.state.step}.")
     elif start is not None and start.foreign is not None:
         resume.load_foreign(run, start.foreign)

@@ -193,7 +193,17 @@ def _data(summary: Mapping[str, Any]) -> list[Reason]:
             f"- evaluation: {scored.en or 'none'} ({plan['eval_rows']:,} rows)",
         ),
         Reason(f"- 除いた行: {data['left_out']:,}", f"- rows left out: {data['left_out']:,}"),
+        *_parent(summary),
     ]
+
+
+def _parent(summary: Mapping[str, Any]) -> list[Reason]:
+    """What the run went on from, by the last part of its folder's name."""
+    parent = summary.get("parent")
+    if parent is None:
+        return []
+    name = markdown(Path(parent["folder"]).name)
+    return [Reason(f"- 元の学習: {name}", f"- continued from: {name}")]
 
 
 def _joined(names: Sequence[Reason]) -> Reason:

@@ -17,10 +17,11 @@ from torch import nn
 from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
 from ..data.loader import Loader
+from ..data.mixture import Taken
 from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
 from ..engine.precision import Precision, resolve_precision
-from ..engine.schedule import Schedule, resolve_warmup, warmup_of_ratio
+from ..engine.schedule import Schedule
 from ..errors import ConfigError
 from ..japanese.templates import was_written_for
 from ..messages import notice
@@ -45,12 +46,13 @@ from ..system.files import sha256_of
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
+from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
 from .system_prompt import with_agreed_system
 from .trainer_hooks import validate_hooks
-from .validate import validate_config, validate_data
+from .validate import validate_config, validate_data, validate_evaluation
 
 # Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
 USUAL_LORA_RATES = "1e-4 - 3e-4"
@@ -72,6 +74,7 @@ class Derived:
         chat_template: the template's text.
         dtype, attention, kernels: of the loaded weights, the attention implementation, and the path of the step; None
             until the model is built.
+        eval_steps: steps between evaluations; None where they are counted by epochs.
         target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
     """
 
@@ -86,6 +89,7 @@ class Derived:
     kernels: str | None = None
     target_modules: list[str] | None = None
     warmup_ratio: float | None = None
+    eval_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,8 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     request = replace(request, config=config)
     config.validate()
     validate_config(config)
-    validate_data(request.train, request.eval_data)
+    validate_data(request.train, request.eval_data, config.data.replay)
+    validate_evaluation(config, request.eval_data)
     validate_strategy(request)
     source = request.model.find()
     base_facts.validate_method(request, source)
@@ -342,9 +347,10 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
     data = prepare(request.train, request.eval_data, tokenizer, config.data, seed=training.runtime.seed, split=split)
     packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
-    loader = _loader(request, data, tokenizer, parallel)
-    total = training.schedule.max_steps or training.num_epochs * len(loader)
-    warmup = _warmup(training, taken, total)
+    mixture = mixture_of(request, data)
+    loader = loader_of(request, data, mixture, tokenizer, parallel)
+    total = training.schedule.max_steps or loader.steps_of(training.num_epochs)
+    warmup = warmup_of(training, taken, total)
     _validate_model(model, parallel, data)
     work = model.workload(packing_tokens or data.longest)
     room = None
@@ -366,9 +372,11 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         split,
         str(tokenizer.chat_template or "") or None,
         warmup_ratio=training.schedule.warmup_ratio,
+        eval_steps=eval_steps_of(training, taken, total) if data.eval_data else None,
     )
+    replayed = replayed_of(request, data, mixture, epochs=total / len(loader))
     summary = replace(
-        _summary(model, data, loader, derived, total, work, free),
+        _summary(model, data, loader, derived, total, work, free, replayed),
         strategy=parallel.strategy,
         processes=max(parallel.processes, processes_to_start),
         speed=last_speed(*speed_key(request, model.device, parallel)),
@@ -426,29 +434,6 @@ def _with_rows(model: _Model, tokenizer: Any) -> _Model:
     return replace(model, module=module, shape=shape_of(module))
 
 
-def _loader(request: TrainRequest, data: PreparedData, tokenizer: Any, parallel: ParallelPlan) -> Loader:
-    config, training = request.config, request.config.training
-    return Loader(
-        data.train,
-        rows_per_step=training.batch_size * training.gradient_accumulation_steps,
-        seed=training.runtime.seed,
-        packing=config.data.packing,
-        max_length=max(config.data.max_length, data.longest),
-        group_by_length=config.data.group_by_length,
-        pad_token_id=tokenizer.pad_token_id,
-        share=parallel.data_place(launched().rank),
-    )
-
-
-def _warmup(training: Any, taken: dict[str, Any], total: int) -> int:
-    given, ratio = "warmup_steps" in explicitly_set(training), training.schedule.warmup_ratio
-    if not given and "warmup_steps" in taken and taken.get("warmup_ratio") == ratio:
-        return int(taken["warmup_steps"])
-    if ratio is not None:
-        return warmup_of_ratio(ratio, total)
-    return resolve_warmup(training.warmup_steps, explicitly_set=given, total_steps=total)
-
-
 def _validate_model(model: _Model, parallel: ParallelPlan, data: PreparedData) -> None:
     """Refuses a model that the strategy cannot train, and rows that the model cannot take."""
     config = model.request.config
@@ -464,7 +449,7 @@ def _validate_model(model: _Model, parallel: ParallelPlan, data: PreparedData) -
         _validate_experts(model.targets, parallel)
     if parallel.sizes.tp > 1:
         tensor_plan(model.module)  # refused here where it cannot be cut
-    model.shape.validate_fit(max_token_id=max_token_id([*data.train, *data.eval_data]), max_length=data.longest)
+    model.shape.validate_fit(max_token_id=max_token_id(data.every), max_length=data.longest)
 
 
 def _validate_experts(targets: LoraTargets, parallel: ParallelPlan) -> None:
@@ -499,10 +484,24 @@ def _summary(
     total: int,
     work: memory.Workload,
     free: int,
+    replayed: Taken | None,
 ) -> Plan:
     request, shape = model.request, model.shape
     training = request.config.training
+    options = training.checkpoint
     model_bytes = shape.parameters * work.compute_bytes if request.full else 4 * work.trainable
+    disk, free_disk = (
+        memory.disk_bytes(
+            work.trainable,
+            kept=options.save_total_limit,
+            model_bytes=model_bytes,
+            optimizer_bytes=0 if training.save_only_model else work.optimizer_bytes,
+        ),
+        free_disk_bytes(Path(training.output_dir)),
+    )
+    best = memory.best_bytes(work.trainable, model_bytes=model_bytes)
+    room = options.keep_best and disk + best <= free_disk
+    keeps_best = bool(data.eval_data) and (options.load_best or room)
     return Plan(
         model=request.model.model_name,
         method=request.config.effective_method,
@@ -521,14 +520,14 @@ def _summary(
         gradient_checkpointing=derived.gradient_checkpointing,
         memory=memory.estimate(shape, work, checkpointing=derived.gradient_checkpointing),
         free_memory_bytes=free,
-        disk_bytes=memory.disk_bytes(
-            work.trainable,
-            kept=training.checkpoint.save_total_limit,
-            model_bytes=model_bytes,
-            optimizer_bytes=0 if training.save_only_model else work.optimizer_bytes,
-        ),
-        free_disk_bytes=free_disk_bytes(Path(training.output_dir)),
+        disk_bytes=disk + best * keeps_best,
+        free_disk_bytes=free_disk,
         output_dir=training.output_dir,
+        max_steps=training.schedule.max_steps,
+        eval_steps=derived.eval_steps,
+        evaluations=evaluations_of(training, derived.eval_steps, total, len(loader)),
+        keeps_best=keeps_best,
+        replay=replayed,
     )
 
 

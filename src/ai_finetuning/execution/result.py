@@ -19,6 +19,7 @@ class Result:
         model: the trained module, in eval mode.
         folder: where it is saved.
         state: where the loop ended; None where a completed run was only loaded.
+        step_of_weights: the step that these weights are of, where it is not the last.
         history: rows of metrics.jsonl.
         seconds: of the loop.
         peak_memory_bytes: of the process or the GPU.

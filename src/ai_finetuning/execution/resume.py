@@ -208,7 +208,7 @@ def load_foreign(run: Run, folder: Path) -> None:
     run.strategy.load_tensors(run.model, run.optimizer, {"model": weights})
     step = int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
     run.state.step = step
-    run.state.epoch, run.state.index = divmod(step, len(run.loader))
+    run.state.epoch, run.state.index = divmod(step, run.loader.steps(0))
     warn(
         f"{folder} は別のツールのチェックポイントです。検証はできず、オプティマイザーの状態（pickle）は読まずに、重みとステップ {step} だけを引き継ぎます。",
         f"{folder} was written by another trainer: it cannot be verified, its optimizer state (a pickle) is not "

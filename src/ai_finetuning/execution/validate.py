@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config.data import ReplayConfig
 from ..config.run import RunConfig
+from ..config.section import require
 from ..data.files import find_data
 from ..errors import ConfigError, InputNotFoundError
 from ..japanese.templates import template_text
@@ -17,7 +19,8 @@ from ..models.hub import on_disk
 from ..models.source import ModelSource, find_model, find_tokenizer
 from ..parallel.limits import validate_heads
 from ..runs.folder import validate_folder
-from .adapter_start import with_adapter_settings
+from .adapter_start import refuse_own_base, with_adapter_settings
+from .sources import config_source
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
@@ -32,16 +35,18 @@ def validate_config(config: RunConfig) -> None:
     if config.model.chat_template is not None:
         template_text(config.model.chat_template)
     with_adapter_settings(config)
+    refuse_own_base(config)
     _validate_trackers(training.runtime.report_to)
     _validate_resume(training.checkpoint.resume_from_checkpoint)
     validate_folder(Path(training.output_dir))
 
 
-def validate_data(train: Any, eval_data: Any = None) -> None:
+def validate_data(train: Any, eval_data: Any = None, replay: ReplayConfig | None = None) -> None:
     """Refuses a run without data, and data files that are not there.
 
     Args:
         train, eval_data: what the trainers take; only names of files are looked at.
+        replay: rows of an earlier training.
 
     Raises:
         ConfigError: no training data. InputNotFoundError: no such file. DataError: a kind of file that cannot be read.
@@ -52,8 +57,10 @@ def validate_data(train: Any, eval_data: Any = None) -> None:
             "there is no training data; give train_texts or train_dataset (in a configuration: data.train).",
         )
     _refuse_share(eval_data)
-    named = [_files(train), _files(eval_data)]
-    for files, others in zip(named, reversed(named), strict=True):
+    old = config_source(replay.path) if replay is not None else None
+    named = {"train": _files(train), "eval": _files(eval_data), "replay": _files(old)}
+    for role, files in named.items():
+        others = named["eval" if role == "train" else "train"]
         for item in files:
             find_data(item, other_than=others)
 
@@ -82,6 +89,31 @@ def _refuse_share(source: Any) -> None:
         f"data.eval is {source}, and there is no file of that name. To set rows of the training data aside, write a share above "
         f"0 and below 1 (such as data.eval={example}).",
     )
+
+
+def validate_evaluation(config: RunConfig, eval_data: Any) -> None:
+    """Refuses settings that read the evaluation loss in a run that has none.
+
+    Args:
+        eval_data: what the trainers take.
+
+    Raises:
+        ConfigError: load_best or early_stopping_patience without evaluation data.
+    """
+    if eval_data is not None:
+        return
+    training = config.training
+    for name, value in (
+        ("checkpoint.load_best", training.checkpoint.load_best or None),
+        ("runtime.early_stopping_patience", training.runtime.early_stopping_patience),
+    ):
+        require(
+            value is None,
+            f"training.{name}",
+            value,
+            "評価データがないと使えません。data.eval に評価用のファイルか、学習データから分ける割合（0.1 など）を指定してください。",
+            "it needs evaluation data: give data.eval a file, or a share of the training rows (0.1).",
+        )
 
 
 def find_base(config: RunConfig) -> ModelSource:

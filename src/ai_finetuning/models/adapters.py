@@ -271,14 +271,41 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
     changed = [(weight, value) for weight, value in biases.items() if not torch.equal(weight, value)]
     if changed:
         _BASE_BIASES[wrapped] = changed
+    remember_origin(wrapped, folder, model.name_or_path)
     return wrapped
+
+
+# Where the adapters of modules lie, and what their bases are called.
+_ORIGINS: WeakKeyDictionary[nn.Module, tuple[Path, str]] = WeakKeyDictionary()
+
+
+def remember_origin(model: nn.Module, folder: str | Path, base: str) -> None:
+    """Notes that a module's adapter is the one in a folder."""
+    _ORIGINS[model] = (Path(folder).absolute(), base)
+
+
+def adapter_origin(model: Any) -> tuple[Path, str] | None:
+    """(folder of the adapter, name of the base) of a module; None where nobody has noted it."""
+    return _ORIGINS.get(model) if isinstance(model, nn.Module) else None
+
+
+def is_as_saved(model: nn.Module, folder: Path) -> bool:
+    """Whether the adapter on a module is the one in a folder, in the module's dtype."""
+    if not (folder / WEIGHTS).is_file():
+        return False
+    saved = load_file(folder / WEIGHTS)
+    own = {saved_name(name): weight for name, weight in model.named_parameters() if _ADDED.search(name)}
+    return all(
+        name in saved and torch.equal(weight.detach().cpu(), saved[name].to(weight.dtype))
+        for name, weight in own.items()
+    )
 
 
 def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:
     """Puts a file's weights into an adapter; names that only the file or only the adapter has."""
     saved = load_file(Path(folder) / WEIGHTS)
-    own = {_saved_name(name): weight for name, weight in wrapped.named_parameters()}
-    needed = {_saved_name(name) for name in dict(wrapped.named_parameters()) if _ADDED.search(name)}
+    own = {saved_name(name): weight for name, weight in wrapped.named_parameters()}
+    needed = {saved_name(name) for name in dict(wrapped.named_parameters()) if _ADDED.search(name)}
     if needed <= saved.keys() <= own.keys():
         with torch.no_grad():
             for name in saved:
@@ -409,11 +436,11 @@ def write_adapter(path: Path, model: Any, tensors: dict[str, torch.Tensor]) -> N
 
 def save_adapter_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """The weights of an adapter's folder, from whole tensors by parameter name."""
-    state = {_saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
+    state = {saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
     save_file(state, path / WEIGHTS, metadata={"format": "pt"})
 
 
-def _saved_name(name: str) -> str:
+def saved_name(name: str) -> str:
     """The name of an adapter's parameter in PEFT's files: without the adapter's own name."""
     if name.endswith(".lora_magnitude_vector.default.weight"):
         return name.removesuffix(".default.weight")

@@ -126,6 +126,11 @@ def checkpoint_bytes(trainable: int, optimizer_bytes: int = 8) -> int:
     return (4 + optimizer_bytes) * trainable + 2**20
 
 
+def best_bytes(trainable: int, *, model_bytes: int) -> int:
+    """The most that the best weights take: the set that is kept, the one that takes its place, and its parts."""
+    return 2 * model_bytes + checkpoint_bytes(trainable, 0)
+
+
 def disk_bytes(trainable: int, *, kept: int, model_bytes: int, optimizer_bytes: int = 8) -> int:
     """The most that a run has on disk at a time: kept checkpoints, the one being written, the final model."""
     return (kept + 1) * checkpoint_bytes(trainable, optimizer_bytes) + model_bytes + 8 * 2**20

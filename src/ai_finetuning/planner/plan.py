@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import localized
+from ..data.mixture import Taken
+from ..errors import Reason, localized
 from .memory import MemoryEstimate
 from .speed import Speed, duration
 
 _GB = 1e9
+# Fewer optimizer steps than this teach next to nothing.
+_FEW_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,64 @@ class Plan:
         label = localized("メモリー（3 ステップの実測）", "memory (of three steps)")
         return [(label, f"{self.measured_memory / 2**30:.2f} GiB")]
 
+    max_steps: int | None = None
+    eval_steps: int | None = None
+    evaluations: int = 0
+    keeps_best: bool = False
+    replay: Taken | None = None  # old rows of the first epoch
+
+    def few_steps(self) -> Reason | None:
+        """That a run is too short to learn much, and what to change; None where it is not."""
+        if self.total_steps >= _FEW_STEPS:
+            return None
+        epochs = -(-_FEW_STEPS // self.steps_per_epoch)
+        longer = Reason(f"training.num_epochs を {epochs} 以上にする", f"training.num_epochs to {epochs} or more")
+        if self.max_steps is not None:
+            longer = Reason(
+                f"training.schedule.max_steps を {_FEW_STEPS} 以上にする",
+                f"training.schedule.max_steps to {_FEW_STEPS} or more",
+            )
+        return Reason(
+            f"{self.total_steps} ステップでは、あまり学習が進まない見込みです（目安は {_FEW_STEPS} 以上）。{longer.ja}か、1 ステップの行数"
+            f"（batch_size と gradient_accumulation_steps の積。いまは {self.rows_per_step}）を減らすか、学習データを増やしてください。",
+            f"{self.total_steps} steps teach little ({_FEW_STEPS} or more are usual). Raise {longer.en}, lower the rows of a "
+            f"step (batch_size times gradient_accumulation_steps, {self.rows_per_step} now), or give more training data.",
+        )
+
+    def _few_steps_row(self) -> list[tuple[str, str]]:
+        advice = self.few_steps()
+        return [] if advice is None else [(localized("注意", "note"), localized(advice.ja, advice.en))]
+
+    def _replay_row(self) -> list[tuple[str, str]]:
+        if self.replay is None:
+            return []
+        old = self.replay
+        return [
+            (
+                localized("以前のデータ", "replay"),
+                localized(
+                    f"1 エポック {old.rows:,} 行、{old.tokens:,} トークン（学習対象トークン {old.label_tokens:,}、{old.share:.1%}）",
+                    f"{old.rows:,} rows, {old.tokens:,} tokens per epoch ({old.label_tokens:,} label tokens, {old.share:.1%})",
+                ),
+            )
+        ]
+
+    def _evaluation_row(self) -> list[tuple[str, str]]:
+        if not self.eval_rows:
+            return []
+        every = (
+            ""
+            if self.eval_steps is None
+            else localized(f"、{self.eval_steps} ステップごと", f", every {self.eval_steps} steps")
+        )
+        best = "" if self.keeps_best else localized("、最良の重みは残しません", "; the best weights are not kept")
+        return [
+            (
+                localized("評価", "evaluations"),
+                localized(f"{self.evaluations} 回{every}{best}", f"{self.evaluations}{every}{best}"),
+            )
+        ]
+
     @property
     def fits(self) -> bool:
         """Whether the estimate is below the free memory."""
@@ -107,6 +168,7 @@ class Plan:
                     f"{self.tokens:,} per epoch ({self.label_tokens:,} label tokens)",
                 ),
             ),
+            *self._replay_row(),
             (
                 localized("ステップ", "steps"),
                 localized(
@@ -117,6 +179,8 @@ class Plan:
                 ),
             ),
             (localized("時間（見積もり）", "time (estimate)"), self.time_text()),
+            *self._few_steps_row(),
+            *self._evaluation_row(),
             (localized("勾配チェックポイント", "gradient checkpointing"), on),
             (localized("メモリー（見積もり）", "memory (estimate)"), self.memory.text()),
             *self._measured(),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config.run_folder import (
     BASE,
+    BEST,
     CHECKPOINTS,
     CONFIG,
     CURVE,
@@ -59,7 +60,7 @@ OURS = (
 )
 # What else is written while a run is at work, or was by earlier versions.
 _AT_WORK = (LOCK, OWNER, LAUNCH, RUN + ".tmp")
-_OF_CHECKPOINTS = ("checkpoint-[0-9]*", ".staging-*", ".trash-*", WITHOUT_WEIGHTS)
+_OF_CHECKPOINTS = ("checkpoint-[0-9]*", BEST, ".staging-*", ".trash-*", WITHOUT_WEIGHTS)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from ..execution.sources import with_resume
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
 from ..models.wrong_objects import require_kind
-from .trainer import Trainer, require_model
+from .starting import base_of
+from .trainer import Trainer
 
 
 class FullFinetuningTrainer(Trainer):
@@ -50,10 +51,9 @@ class FullFinetuningTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
-        require_model(model)
+        self.model = base_of(model)
         require_kind("config", config, TrainingConfig)
         require_kind("data", data or DataConfig(), DataConfig)
-        self.model = model
         self.config = config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset

@@ -12,7 +12,7 @@ from ..config.lora import LoRAConfig
 from ..config.parallel import ParallelConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
-from ..execution.request import TrainRequest, adapter_settings, model_settings
+from ..execution.request import TrainRequest, adapter_settings
 from ..execution.result import Result
 from ..execution.sources import with_resume
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
@@ -26,14 +26,17 @@ from ..models.options import validate_bits
 from ..models.source import find_model
 from ..models.tokenizers import load_tokenizer
 from ..models.wrong_objects import require_kind, require_text
-from .trainer import Trainer, require_model
+from .starting import base_and_adapter, data_of, model_config
+from .trainer import Trainer
 
 
 class LoRAFinetuningTrainer(Trainer):
     """Fine-tunes with LoRA or QLoRA.
 
     Args:
-        model: the base; loaded on first use, quantized where lora_config.use_qlora says so.
+        model: the base; loaded on first use, quantized where lora_config.use_qlora says so. A model with an adapter,
+            as load_lora_model() and train() return it, or a JapaneseModel of an adapter's folder: training goes on
+            from its weights, with a fresh optimizer.
         lora_config: the adapter.
         training_config: training settings.
         train_dataset, eval_dataset: TextDataset, or anything that train() takes as texts.
@@ -57,23 +60,21 @@ class LoRAFinetuningTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
-        require_model(model)
         swapped = isinstance(lora_config, TrainingConfig) and isinstance(training_config, LoRAConfig)
         require_kind("lora_config", lora_config, LoRAConfig, why="training_config" if swapped else "")
         require_kind("training_config", training_config, TrainingConfig)
         require_kind("data", data or DataConfig(), DataConfig)
-        self.model = model
-        self.lora_config = lora_config
+        self.model, self.lora_config, self._start = base_and_adapter(model, lora_config)
         self.training_config = training_config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
-        self.data = data or DataConfig()
+        self.data = data_of(self._start, data or DataConfig())
         self.result: Result | None = None
         self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
 
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         config = RunConfig(
-            model=model_settings(self.model),
+            model=model_config(self._start, self.model),
             method="lora",
             data=self.data,
             training=with_resume(self.training_config, resume_from_checkpoint),

@@ -8,6 +8,7 @@ from typing import Any
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
 from ..config.training import MultiGPUTrainingConfig, TrainingConfig
+from ..execution.adapter_start import Start
 from ..execution.request import TrainRequest
 from ..execution.result import Result
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
@@ -15,7 +16,8 @@ from ..models.base_model import BaseModel
 from ..models.wrong_objects import require_kind
 from .full import FullFinetuningTrainer
 from .lora import LoRAFinetuningTrainer
-from .trainer import Trainer, require_model
+from .starting import base_and_adapter, base_of, data_of
+from .trainer import Trainer
 
 
 class AdvancedMultiGPUTrainer(Trainer):
@@ -45,15 +47,18 @@ class AdvancedMultiGPUTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
-        require_model(model)
         require_kind("config", config, TrainingConfig)
         require_kind("data", data or DataConfig(), DataConfig)
         require_kind("lora_config", lora_config or LoRAConfig(), LoRAConfig)
-        self.model = model
+        self._start: Start | None = None
+        if lora_config is None:
+            self.model = base_of(model)
+        else:
+            self.model, lora_config, self._start = base_and_adapter(model, lora_config)
         self.config = config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
-        self.data = data or DataConfig()
+        self.data = data_of(self._start, data or DataConfig())
         self.lora_config = lora_config
         self.result: Result | None = None
         self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
@@ -68,4 +73,5 @@ class AdvancedMultiGPUTrainer(Trainer):
             trainer = LoRAFinetuningTrainer(
                 self.model, self.lora_config, self.config, self.train_dataset, self.eval_dataset, data=self.data
             )
+            trainer._start = self._start
         return replace(trainer._request(train, eval_data, resume_from_checkpoint), hooks=self._hooks)

@@ -79,13 +79,35 @@ def train(
     gpus: int = GPUS,
     cpu_processes: int = CPU_PROCESSES,
     pilot: bool = PILOT,
+    start: str | None = typer.Option(
+        None,
+        "--from",
+        metavar="FOLDER",
+        help=localized(
+            "学習済みのアダプターか実行のフォルダー。その重みから、新しいデータで学習を続けます。",
+            "An adapter's or a run's folder: goes on from its weights with new data.",
+        ),
+    ),
+    replay: tuple[float, str] | None = typer.Option(
+        None,
+        "--replay",
+        metavar="SHARE FILE",
+        help=localized(
+            "学習対象トークンのうち SHARE（0.1 など）を以前の学習データ FILE から混ぜます。data.replay={path: FILE, share: SHARE} と同じです。",
+            "Takes SHARE (0.1) of the label tokens from FILE, the data of an earlier training; short for "
+            "data.replay={path: FILE, share: SHARE}.",
+        ),
+    ),
 ) -> None:
     """Trains as a YAML and overrides say."""
     from ...config.load import load_config
 
     arguments = list(context.args)
     path = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
-    config = load_config(path, arguments)
+    if replay is not None:
+        share, file = replay
+        arguments += [f"data.replay.share={share}", f"data.replay.path={file}"]
+    config = _started(load_config(path, arguments), start)
     source = _check(config, path)
     if gpus or cpu_processes:
         from ...execution.request import with_processes
@@ -104,11 +126,21 @@ def train(
         print(f"  aift merge {argument(result.folder)} --out {argument(f'{result.folder}-merged')}")
 
 
+def _started(config: RunConfig, start: str | None) -> RunConfig:
+    """The configuration of a run that goes on from an earlier one, where `--from` or an adapter in `model` says so."""
+    from ...execution.adapter_start import going_on_from
+    from ...models.adapter_folder import is_adapter
+
+    if start is None and config.method != "pretrain" and is_adapter(config.model.name):
+        start = config.model.name
+    return config if start is None else going_on_from(config, start)
+
+
 def _check(config: RunConfig, path: str | None) -> ModelSource:
     """Refuses what the settings alone rule out, before anything heavy is imported; where the base is."""
     from ...errors import ConfigError
     from ...execution.sources import config_source
-    from ...execution.validate import find_base, validate_config, validate_data
+    from ...execution.validate import find_base, validate_config, validate_data, validate_evaluation
     from ...messages import notice
 
     if config.data.train is None:
@@ -117,7 +149,9 @@ def _check(config: RunConfig, path: str | None) -> ModelSource:
             "data.train is missing; name the training data with data.train=FILE.",
         )
     validate_config(config)
-    validate_data(config_source(config.data.train), config_source(config.data.eval))
+    eval_data = config_source(config.data.eval)
+    validate_data(config_source(config.data.train), eval_data, config.data.replay)
+    validate_evaluation(config, eval_data)
     notice(
         f"{path or '設定'} を確認しました（method: {config.method}、model: {config.model.name}）。",
         f"{path or 'the settings'}: method {config.method}, model {config.model.name}.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,13 +20,13 @@ from .write import Cancelled
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one checkpoint holds; see CheckpointStore.save."""
+    """What one checkpoint holds (CheckpointStore.save), or the best weights (keep_best), with a note about them."""
 
     step: int
     tensors: Tensors
     state: dict[str, Any]
-    protect: int | None
     layouts: Layouts | None = None
+    best: bool = False
 
 
 class CheckpointWriter:
@@ -72,9 +72,7 @@ class CheckpointWriter:
         if self._thread is None:
             self._tell(self._write(snapshot))
             return
-        copied = Snapshot(
-            snapshot.step, self._copied(snapshot.tensors), snapshot.state, snapshot.protect, snapshot.layouts
-        )
+        copied = replace(snapshot, tensors=self._copied(snapshot.tensors))
         self._writing = self._thread.submit(self._write, copied)
 
     def wait(self) -> None:
@@ -113,16 +111,22 @@ class CheckpointWriter:
                 f"weights of step {step} are not finite: skipping this checkpoint.",
             )
             return None
+        write = self._store.keep_best if snapshot.best else self._store.save
         try:
-            return self._store.save(
+            return write(
                 step,
                 tensors=snapshot.tensors,
                 state=snapshot.state,
-                protect=snapshot.protect,
                 cancelled=self._cancelled,
                 layouts=snapshot.layouts,
             )
         except OSError as error:
+            if snapshot.best:
+                warn(
+                    f"最良のステップ {step} の重みを書けませんでした（{error}）。学習は続けます。",
+                    f"the best weights, of step {step}, could not be written ({error}); training continues.",
+                )
+                return None
             warn(
                 f"ステップ {step} のチェックポイントを書けませんでした（{error}）。以前のものを残して学習を続けます。",
                 f"the checkpoint of step {step} could not be written ({error}); earlier checkpoints are kept and "

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ...config.run_folder import CHECKPOINTS, MANIFEST
+from ...config.run_folder import BEST, BEST_NOTE, CHECKPOINTS, MANIFEST
 from ...errors import CheckpointError, InputNotFoundError, Reason
 from ...messages import notice, warn
 from ...parallel.processes import Peers, gather
@@ -83,6 +83,10 @@ def verify(folder: Path) -> list[Reason]:
     return problems
 
 
+def _has_digest(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_of(path) == digest
+
+
 def _wrong_digest(name: str) -> Reason:
     return Reason(f"{name} の SHA-256 が一致しません", f"{name} does not match its SHA-256")
 
@@ -112,6 +116,8 @@ class CheckpointStore:
         self.faults = faults or Faults()
         self._keep = max(2, keep)
         self._peers = Peers()
+        # Makes a model's or an adapter's folder of a checkpoint; what knows models gives it.
+        self.export: Callable[[Path, Path], None] | None = None
 
     def share(self, peers: Peers) -> None:
         """From now on these processes write each checkpoint together: every rank its parts, the main one the rest."""
@@ -141,7 +147,6 @@ class CheckpointStore:
         *,
         tensors: dict[str, dict[str, Tensor]],
         state: dict[str, Any],
-        protect: int | None = None,
         cancelled: threading.Event | None = None,
         layouts: Layouts | None = None,
     ) -> Path:
@@ -151,7 +156,6 @@ class CheckpointStore:
             step: optimizer steps done.
             tensors: by group, under global names.
             state: JSON values.
-            protect: a step whose checkpoint is never removed (the best one).
             cancelled: once it is set, what has no name yet gets none.
             layouts: by group, of the tensors that are parts of larger ones.
 
@@ -170,8 +174,80 @@ class CheckpointStore:
             raise
         if self._peers.is_main:
             self.faults.inject("rotate", step)
-            self._rotate(protect)
+            self._rotate()
         return final
+
+    @property
+    def best(self) -> Path:
+        """The folder of the best weights, which may not be there."""
+        return self.folder / BEST
+
+    def keep_best(
+        self,
+        step: int,
+        *,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+        cancelled: threading.Event | None = None,
+        layouts: Layouts | None = None,
+    ) -> None:
+        """Puts weights in the place of the best ones kept so far, as a folder that a model is loaded from.
+
+        Every process writes its parts, and the main one makes the folder of them: none needs to hold all of it.
+
+        Args:
+            step: whose evaluation they won.
+            tensors: the group `model`, under global names.
+            state: what is noted about them.
+            cancelled, layouts: as for save.
+
+        Raises:
+            OSError: the disk is full or not writable; the earlier best weights stay.
+            Cancelled: `cancelled` was set in time.
+        """
+        staging, parts = self.folder / f"{_STAGING}{BEST}-parts", self.folder / f"{_STAGING}{BEST}-whole"
+        place = self.folder / f"{_STAGING}{BEST}"
+        try:
+            self._together(lambda: self._stage(staging))
+            written = self._together(lambda: self._write(staging, step, tensors, cancelled, layouts or {}, point=BEST))
+            self._together(lambda: self._publish(staging, parts, step, state, written, cancelled, point=BEST))
+            self._together(lambda: self._place_best(parts, place, state))
+        finally:
+            if self._peers.is_main:
+                for path in (staging, parts, place):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _place_best(self, parts: Path, place: Path, note: dict[str, Any]) -> None:
+        if not self._peers.is_main or self.export is None:
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        try:
+            self.export(parts, place)
+        except Exception as error:  # whatever it is, the run goes on without these weights, on every process alike
+            raise error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}") from error
+        files = {path.name: sha256_of(path) for path in sorted(place.iterdir()) if path.suffix == ".safetensors"}
+        for path in place.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_durably(place / BEST_NOTE, json.dumps({**note, "sha256": files}, indent=1).encode("utf-8"))
+        fsync_folder(place)
+        if self.best.exists():
+            self._remove(self.best)
+        os.replace(place, self.best)
+        fsync_folder(self.folder)
+
+    def best_of(self, step: int) -> list[Reason]:
+        """What is wrong with the kept best weights, which should be those of a step; an empty list means nothing."""
+        try:
+            note = json.loads((self.best / BEST_NOTE).read_text(encoding="utf-8"))
+            there, files = note["step"], dict(note["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return [Reason(f"{self.best} にありません", f"they are not in {self.best}")]
+        if there != step:
+            return [Reason(f"{self.best} にあるのはステップ {there} です", f"{self.best} holds those of step {there}")]
+        wrong = [name for name, digest in files.items() if not _has_digest(self.best / name, digest)]
+        return [_wrong_digest(name) for name in wrong]
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """What every rank's work gave; the first error of any rank is raised on all."""
@@ -209,6 +285,7 @@ class CheckpointStore:
         tensors: dict[str, dict[str, Tensor]],
         cancelled: threading.Event | None,
         layouts: Layouts,
+        point: str = "save",
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """This rank's files, and the pieces in them."""
         files: dict[str, Any] = {}
@@ -216,7 +293,7 @@ class CheckpointStore:
         rank, size = self._peers.rank, self._peers.size
         for group, named in tensors.items():
             name = f"{group}-{rank + 1:05d}-of-{size:05d}.safetensors"
-            self.faults.inject("save", step)
+            self.faults.inject(point, step)
             if not named:
                 continue
             length, digest, entries = write_tensors(folder / name, named, cancelled, layouts.get(group))
@@ -232,6 +309,7 @@ class CheckpointStore:
         state: dict[str, Any],
         written: list[tuple[dict[str, Any], dict[str, Any]]],
         cancelled: threading.Event | None,
+        point: str = "save",
     ) -> None:
         """State and manifest, then the name: the work of the main process."""
         if not self._peers.is_main:
@@ -243,17 +321,18 @@ class CheckpointStore:
             for key, piece in own_pieces.items():
                 obtained.setdefault(key, []).append(piece)
         contents = {key: pieces[0] if len(pieces) == 1 else pieces for key, pieces in obtained.items()}
-        self.faults.inject("save", step)
+        self.faults.inject(point, step)
         text = json.dumps(state, ensure_ascii=False).encode("utf-8")
         files[STATE] = {"bytes": len(text), "sha256": write_durably(staging / STATE, text)}
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "tensors": contents}
         if state.get(WEIGHTS_ONLY):
             manifest[WEIGHTS_ONLY] = True
         manifest["sha256"] = _digest_of(manifest)
-        self.faults.inject("save", step)
+        self.faults.inject(point, step)
         write_durably(staging / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode("utf-8"))
         fsync_folder(staging)
-        self.faults.inject("rename", step)
+        if point == "save":
+            self.faults.inject("rename", step)
         raise_if_cancelled(cancelled)
         if final.exists():
             self._remove(final)
@@ -267,12 +346,10 @@ class CheckpointStore:
         os.replace(folder, trash)
         shutil.rmtree(trash, ignore_errors=True)
 
-    def _rotate(self, protect: int | None) -> None:
+    def _rotate(self) -> None:
         """Removes all but the newest; a damaged one does not count among those kept."""
         kept = 0
-        for step, path in self.candidates():
-            if step == protect:
-                continue
+        for _, path in self.candidates():
             if kept >= self._keep:
                 self._remove(path)
             elif kept < 1 or not verify(path):

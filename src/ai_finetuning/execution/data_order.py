@@ -1,0 +1,118 @@
+"""The order of a run's data, and what follows from its length: steps, warm-up, evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config.section import explicitly_set
+from ..config.training import TrainingConfig
+from ..data.loader import Loader
+from ..data.mixture import Mixture, Taken
+from ..data.prepare import PreparedData
+from ..engine.schedule import resolve_warmup, warmup_of_ratio
+from ..errors import localized
+from ..parallel.plan import ParallelPlan
+from ..parallel.processes import launched
+from .request import TrainRequest
+
+# How often a run evaluates where nobody says so.
+_EVALUATIONS = 10
+# A share of old rows that is missed by more than this part of it is said.
+_MISSED = 0.1
+
+
+def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | None:
+    """New rows with those of an earlier training; None without `data.replay`."""
+    share = request.config.data.replay.share
+    if share is None:
+        return None
+    return Mixture(data.train, data.old, share, request.config.training.runtime.seed)
+
+
+def loader_of(
+    request: TrainRequest, data: PreparedData, mixture: Mixture | None, tokenizer: Any, parallel: ParallelPlan
+) -> Loader:
+    """This process's share of the rows."""
+    config, training = request.config, request.config.training
+    return Loader(
+        data.train if mixture is None else mixture,
+        rows_per_step=training.batch_size * training.gradient_accumulation_steps,
+        seed=training.runtime.seed,
+        packing=config.data.packing,
+        max_length=max(config.data.max_length, data.longest),
+        group_by_length=config.data.group_by_length,
+        pad_token_id=tokenizer.pad_token_id,
+        share=parallel.data_place(launched().rank),
+    )
+
+
+def warmup_of(training: TrainingConfig, taken: dict[str, Any], total: int) -> int:
+    """Steps of warm-up: as a resumed run had them, as given, or derived.
+
+    Args:
+        taken: the derived values of the resumed run.
+        total: steps of the run.
+    """
+    given, ratio = "warmup_steps" in explicitly_set(training), training.schedule.warmup_ratio
+    if not given and "warmup_steps" in taken and taken.get("warmup_ratio") == ratio:
+        return int(taken["warmup_steps"])
+    if ratio is not None:
+        return warmup_of_ratio(ratio, total)
+    return resolve_warmup(training.warmup_steps, explicitly_set=given, total_steps=total)
+
+
+def eval_steps_of(training: TrainingConfig, taken: dict[str, Any], total: int) -> int | None:
+    """Steps between evaluations: as given, as a resumed run had them, or so that a run has about ten; None where
+    they are counted by epochs.
+    """
+    if training.evals_per_epoch is not None:
+        return None
+    if "eval_steps" in explicitly_set(training):
+        return training.eval_steps
+    if taken:  # of a version that derived none: its default
+        return int(taken.get("eval_steps") or training.eval_steps)
+    return max(1, round(total / _EVALUATIONS))
+
+
+def evaluations_of(training: TrainingConfig, eval_steps: int | None, total: int, an_epoch: int) -> int:
+    """Evaluations of a run after steps, the last step included.
+
+    Args:
+        eval_steps: what eval_steps_of gave.
+        total, an_epoch: steps of the run and of an epoch.
+    """
+    if eval_steps is not None:
+        return -(-total // eval_steps)
+    return -(-total * (training.evals_per_epoch or 0) // an_epoch)
+
+
+def replayed_of(request: TrainRequest, data: PreparedData, mixture: Mixture | None, *, epochs: float) -> Taken | None:
+    """What the first epoch takes of the old rows; what is to be said of them joins the lines about the data."""
+    if mixture is None:
+        return None
+    first, run, share = mixture.taken(1), mixture.taken(max(1, round(epochs))), mixture.share
+    data.lines.append(
+        localized(
+            f"以前のデータ: {len(data.old):,} 行のうち 1 エポックに {first.rows:,} 行（学習対象トークン {first.label_tokens:,}、実行全体の "
+            f"{run.share:.1%}）",
+            f"replay: {first.rows:,} of {len(data.old):,} old rows an epoch ({first.label_tokens:,} label tokens; "
+            f"{run.share:.1%} of the run's)",
+        )
+    )
+    if first.passes > 1:
+        data.lines.append(
+            localized(
+                f"以前のデータが少ないため、1 エポックに約 {first.passes:.1f} 回ずつ繰り返します（data.replay.share を下げるか、行を増やせます）",
+                f"replay: there are few old rows, so that each is repeated about {first.passes:.1f} times an epoch "
+                "(lower data.replay.share, or give more rows)",
+            )
+        )
+    if abs(run.share - share) > _MISSED * share:
+        data.lines.append(
+            localized(
+                f"以前のデータの割合は、指定の {share:.1%} ではなく {run.share:.1%} になります（行は途中で切らず、学習が短いため）",
+                f"replay: the share becomes {run.share:.1%} instead of {share:.1%}: a row is taken whole, and the run is "
+                "short",
+            )
+        )
+    return first
