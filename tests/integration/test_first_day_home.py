@@ -302,3 +302,23 @@ def test_init_writes_a_file_that_loads_with_the_settings_own_texts(
     live = re.sub(r"^( *)# ([a-z_]+:(?: .*)?)$", r"\1\2", before, flags=re.MULTILINE)
     (tmp_path / "all.yaml").write_text(re.sub(r"^( *)# .*$", "", live, flags=re.MULTILINE), encoding="utf-8")
     assert load_config("all.yaml").training.num_epochs == 3
+
+
+def test_why_the_hub_is_not_reached_is_told_in_words(monkeypatch: pytest.MonkeyPatch):
+    import socket
+
+    from ai_finetuning.system.network import head
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        reason = head(f"http://127.0.0.1:{taken.getsockname()[1]}").reason
+    assert (reason.ja, reason.en) == ("接続を拒否されました", "connection refused")
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_env_is_told_in_the_users_language(language: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("AIFT_LANG", language)
+    assert call("env") == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"\b(True|False|None)\b|[{\[]'|\w+_\w+:", text), text
+    assert ("メモリー: " if language == "ja" else "memory: ") in text

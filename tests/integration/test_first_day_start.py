@@ -117,7 +117,7 @@ WORDS = {
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
-@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize("language", ["ja", pytest.param("en", marks=pytest.mark.slow)])
 def test_start_asks_sheet_columns_model_and_length_in_a_terminal(tmp_path: Path, language: str):
     """Enter takes what is recommended; nothing is overwritten without a yes; 80 columns are enough."""
     import pexpect
@@ -247,6 +247,19 @@ def test_start_refuses_what_it_cannot_decide(
     assert call("start", "faq.csv", "--yes", *arguments) in (65, 78)
     assert word in logged()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["faq.csv"]
+
+
+def test_start_shows_conversations_as_they_are_and_takes_no_name_of_the_hub(
+    tmp_path: Path, monkeypatch, kotoha, logged
+):
+    monkeypatch.chdir(tmp_path)
+    talk = '{"messages": [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京です。"}]}\n'
+    (tmp_path / "talks.jsonl").write_text(talk * 3, encoding="utf-8")
+    assert call("start", "talks.jsonl", "--yes", "--preset", "quick", "--out", "elsewhere") == 0
+    assert '1 messages: [{"role": "user", "content": "首都は？"}' in logged()
+    assert (tmp_path / "elsewhere" / "adapter_config.json").is_file()
+    assert load_config(tmp_path / "run.yaml").data.columns is None
+    assert call("start", "org/dataset", "--yes") == 64
 
 
 def test_start_names_the_columns_that_the_headings_do_not_tell(tmp_path: Path, monkeypatch, kotoha: str, logged):

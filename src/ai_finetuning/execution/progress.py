@@ -107,9 +107,9 @@ class Heartbeat:
 
 @contextlib.contextmanager
 def saying_that_it_prepares() -> Iterator[None]:
-    """Lines while a model is loaded, where that takes long and nobody sees a bar."""
+    """Lines while a model is loaded, where that takes long."""
     beat = Heartbeat(_PREPARING)
-    if not sys.stderr.isatty() and launched().is_main:
+    if launched().is_main:
         beat.start()
     try:
         yield

@@ -23,22 +23,23 @@ _TABLES = (".xlsx", ".csv", ".tsv", ".jsonl")
 
 def home() -> None:
     """Prints it all; nothing is loaded and nobody is asked over the network."""
-    from ...models.local import local_models
-    from ...runs.listing import list_runs
     from ...system.machine import machine
 
     here = Path()
-    runs, models = list_runs(here), local_models(here)
-    blocks = (
-        (localized("この PC", "This PC"), machine_lines(machine())),
-        (localized("見つかったモデル", "Models found"), _model_lines(models)),
-        (localized("最近の学習", "Last runs"), _run_lines(runs)),
-        (localized("次のステップ", "Next steps"), _next_lines(here, runs)),
-    )
-    for title, lines in blocks:
-        print(title)
-        for line in lines:
-            print(f"  {printable(line)}")
+    _block(localized("この PC", "This PC"), machine_lines(machine()))
+    from ...models.local import local_models
+    from ...runs.listing import list_runs
+
+    _block(localized("見つかったモデル", "Models found"), _model_lines(local_models(here)))
+    runs = list_runs(here)
+    _block(localized("最近の学習", "Last runs"), _run_lines(runs))
+    _block(localized("次のステップ", "Next steps"), _next_lines(here, runs))
+
+
+def _block(title: str, lines: list[str]) -> None:
+    print(title)
+    for line in lines:
+        print(f"  {printable(line)}", flush=True)
 
 
 def machine_lines(found: Machine) -> list[str]:

@@ -75,7 +75,6 @@ def models(
     """A table of the catalog; an exact name shows everything that is known of it."""
     from ...errors import ConfigError, InputNotFoundError
     from ...models import catalog
-    from ...models.local import local_models
     from ...system.machine import machine
 
     if method not in _USES:
@@ -96,12 +95,8 @@ def models(
             f"no model of the catalog matches {query}."
             + (f" Did you mean: {', '.join(near)}?" if near else " aift models lists them."),
         )
-    pc, here = machine(), {model.name for model in local_models(Path())}
+    pc = machine()
     room = pc.room / 2**30
-    largest_first = bool(pc.gpus)
-    ranked = sorted(_real(rows), key=lambda row: _rank(row, method, room, row.id in here, largest_first=largest_first))
-    if fits:
-        ranked = [row for row in ranked if _need(row, method) <= room]
     label = localized(*_USES[method])
     for line in (
         localized(
@@ -112,7 +107,13 @@ def models(
             "数値は必要なメモリー（GiB、計算値）です。", "Numbers are the memory that is needed (GiB, computed)."
         ),
     ):
-        print(line)
+        print(line, flush=True)
+    from ...models.local import local_models
+
+    here, largest_first = {model.name for model in local_models(Path())}, bool(pc.gpus)
+    ranked = sorted(_real(rows), key=lambda row: _rank(row, method, room, row.id in here, largest_first=largest_first))
+    if fits:
+        ranked = [row for row in ranked if _need(row, method) <= room]
     if not ranked:
         print(localized("収まるモデルはありません。", "No model fits."))
         return

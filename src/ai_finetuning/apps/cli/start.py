@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -175,9 +176,9 @@ def _validate_model(name: str) -> None:
 
 def _read(file: str, asks: Questions, answers: Answers, sheet: str | None, named: tuple[str | None, str | None]) -> int:
     """Reads the table, asks for sheet and columns, shows the first rows; the number of rows that can be used."""
-    from ...data.files import find_data, read_rows
+    from ...data.files import read_rows
 
-    path = answers.attempt(lambda: find_data(file))
+    path = answers.attempt(lambda: _file_here(file))
     if path is None:
         return 0
     answers.values["data.train"] = file
@@ -200,6 +201,25 @@ def _read(file: str, asks: Questions, answers: Answers, sheet: str | None, named
         answers.values["data.columns"] = chosen
     usable = answers.attempt(lambda: _usable(file, answers.values, asks))
     return usable or 0
+
+
+def _file_here(name: str) -> Path:
+    """The file or folder that a name means.
+
+    Raises:
+        UsageError: it is a data set of the hub.
+    """
+    from ...data.files import find_data
+    from ...errors import UsageError
+
+    path = find_data(name)
+    if path is None:
+        raise UsageError(
+            f"{name} はハブのデータセットの名前です。aift start にはこの PC のファイルを指定してください（ハブのデータは aift train data.train={argument(name)}）。",
+            f"{name} names a data set of the hub; aift start takes a file of this PC (for the hub: aift train "
+            f"data.train={argument(name)}).",
+        )
+    return path
 
 
 def _ask_sheet(path: Path, asks: Questions, given: str | None) -> str | None:
@@ -238,6 +258,7 @@ def _ask_columns(rows: Sequence[dict[str, Any]], asks: Questions, given: dict[st
         except ToolkitError:
             known = None
         if known is not None:  # conversations, plain texts: nothing to choose, or refused with its own words
+            _show_rows(rows, {name: name for name in names})
             return given
     if asks.decides and not {"instruction", "output"} <= roles.keys():
         from ...data.formats import no_format
@@ -290,7 +311,11 @@ def _show_rows(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None:
     marks = {"instruction": localized("質問", "question"), "output": localized("回答", "answer")}
     for number, row in enumerate(rows[:_FIRST_ROWS], start=1):
         for role, name in columns.items():
-            print(f"  {number} {marks.get(role, role)}: {_cell(str(row.get(name, '')), _CELL)}")
+            print(f"  {number} {marks.get(role, role)}: {_cell(_as_text(row.get(name, '')), _CELL)}")
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _cell(text: str, limit: int) -> str:
@@ -349,10 +374,14 @@ def _ask_model(asks: Questions) -> str:
         recommended,
         free=localized("モデル名", "a model's name"),
     )
-    if isinstance(chosen, str):
+    if not isinstance(chosen, str):
+        return candidates[chosen].name
+    try:
         _validate_model(chosen)
-        return chosen
-    return candidates[chosen].name
+    except ToolkitError as error:
+        print(printable(str(error)))
+        return _ask_model(asks)
+    return chosen
 
 
 def _fitting() -> list[_Candidate]:

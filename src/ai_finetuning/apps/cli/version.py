@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
-
 import typer
 
 from ...errors import localized
@@ -19,6 +16,9 @@ def register(app: typer.Typer) -> None:
 
 def version() -> None:
     """This toolkit, Python and the libraries that matter, without importing them."""
+    import platform
+    from importlib import metadata
+
     from ... import __version__
 
     print(f"ai-finetuning-toolkit {__version__}")
