@@ -42,6 +42,7 @@ from .output_folder import OutputFolder, new_folder, not_written, validate_new_f
 from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
+from .system_prompt import keep_system
 
 # Where a setting stands that the run derives.
 _SETTINGS = {
@@ -128,6 +129,8 @@ def finish(
     model.eval()
     if export is None and plan.request.full:
         model.to(dtype)
+    if plan.request.config.method != "pretrain":
+        keep_system(plan.tokenizer, plan.request.config.data.system_prompt, plan.data.report.system)
     history = result.history = read_metrics(folder.path / METRICS)
     summary = summarize(result, plan)
 

@@ -35,6 +35,7 @@ from .progress import progress, speaking_main_process
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
+from .system_prompt import take_system
 from .trackers import Tracker
 
 
@@ -61,6 +62,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
             peers = all_peers()
             result = _run_here(_resolve_in_turn(request, peers), peers, faults)
     request.model.model = result.model  # type: ignore[assignment]
+    take_system(request.model.tokenizer, result.folder)
     return result
 
 

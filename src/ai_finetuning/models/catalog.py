@@ -6,12 +6,14 @@ import difflib
 import functools
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..japanese.templates import TEMPLATES, ChatTemplate, PromptStatus
 from ..messages import warn
+from .bundle import read_bundle
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -127,8 +129,10 @@ def resolve(name: str) -> str:
 
 
 def lookup(name: str) -> CatalogRow | None:
-    """The row of an id or alias; None for models that the catalog does not know."""
+    """The row of an id or alias, or of a folder that `aift bundle` made; None for models that the catalog does not know."""
     row = rows().get(name)
+    if row is None and (bundle := read_bundle(Path(name).expanduser())) is not None:
+        row = rows().get(bundle.model)
     return rows()[row.alias_of] if row is not None and row.alias_of is not None else row
 
 

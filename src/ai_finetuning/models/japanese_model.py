@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ToolkitError
+from ..japanese.default_system import system_turn
 from ..japanese.prompts import user_turn
 from ..messages import notice, warn
 from ..system.gpu import free_memory_bytes, get_available_device
@@ -143,10 +144,11 @@ class JapaneseModel(BaseModel):
             input_text: material for it, put behind the instruction.
             max_new_tokens: most tokens of the answer (a token is about 0.7 to 2.3 Japanese characters, by model).
             temperature, top_p, top_k, do_sample: sampling, as in transformers.
-            **kwargs: `history` (earlier messages), `system` (system text), `seed`, and arguments of `generate`.
+            **kwargs: `history` (earlier messages), `system` (system text; without it the one that the model was trained
+                with, "" for none), `seed`, and arguments of `generate`.
         """
         require_text("instruction", instruction, several="generate_batch")
-        messages = _messages(instruction, input_text, kwargs)
+        messages = _messages(self.ensure_tokenizer(), instruction, input_text, kwargs)
         return self._generate([messages], max_new_tokens, temperature, top_p, top_k, do_sample, kwargs)[0]
 
     def generate_batch(
@@ -162,14 +164,15 @@ class JapaneseModel(BaseModel):
     ) -> list[str]:
         """Answers to several instructions, in their order; `batch_size` (32) says how many are answered at a time."""
         require_texts("instructions", instructions, "generate_japanese")
-        conversations = [_messages(item, None, dict(kwargs)) for item in instructions]
+        tokenizer = self.ensure_tokenizer()
+        conversations = [_messages(tokenizer, item, None, dict(kwargs)) for item in instructions]
         rest = {key: value for key, value in kwargs.items() if key not in ("history", "system")}
         return self._generate(conversations, max_new_tokens, temperature, top_p, top_k, do_sample, rest)
 
     def stream_japanese(self, instruction: str, input_text: str | None = None, **kwargs: Any) -> Iterator[str]:
         """The answer of generate_japanese piece by piece."""
         require_text("instruction", instruction, several="generate_batch")
-        messages = _messages(instruction, input_text, kwargs)
+        messages = _messages(self.ensure_tokenizer(), instruction, input_text, kwargs)
         model, tokenizer = self.ensure_model(), self.ensure_tokenizer()
         yield from stream_text(
             model, tokenizer, messages, style=prompt_style(tokenizer, model.generation_config), **kwargs
@@ -234,9 +237,10 @@ class JapaneseModel(BaseModel):
         return dict(SUPPORTED_MODELS)
 
 
-def _messages(instruction: str, input_text: str | None, options: dict[str, Any]) -> list[dict[str, str]]:
+def _messages(
+    tokenizer: Any, instruction: str, input_text: str | None, options: dict[str, Any]
+) -> list[dict[str, str]]:
     """The conversation of one question; takes `history` and `system` out of the options."""
     history = list(options.pop("history", None) or [])
-    system = options.pop("system", None)
-    head = [{"role": "system", "content": system}] if system else []
+    head = system_turn(tokenizer, options.pop("system", None))
     return [*head, *history, user_turn(instruction, input_text)]

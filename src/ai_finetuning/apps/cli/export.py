@@ -24,7 +24,8 @@ _CHECKOUT = typer.Option(
     None,
     "--llama-cpp",
     help=localized(
-        "llama.cpp のチェックアウト（環境変数 LLAMA_CPP でも可）", "a checkout of llama.cpp (or the variable LLAMA_CPP)"
+        "llama.cpp のチェックアウト、または llama-cpp-python の .tar.gz（環境変数 LLAMA_CPP でも可）",
+        "a checkout of llama.cpp, or llama-cpp-python's .tar.gz (or the variable LLAMA_CPP)",
     ),
 )
 _BASE = typer.Option(
@@ -57,7 +58,9 @@ def gguf(
     from ...export.source import model_folder
 
     validate_output(out, outtype)
-    converter = validate_converter(llama_cpp, f"aift export gguf {argument(model)} --out {argument(out)}")
+    converter = validate_converter(
+        llama_cpp, f"aift export gguf {argument(model)} --out {argument(out)}", beside=Path(model)
+    )
     export_gguf(model_folder(model, base=base), out, converter, outtype=outtype)
     print(out)
 
@@ -83,9 +86,11 @@ def ollama(
 
     validate_type(outtype)
     validate_new_folder(out)
-    converter = validate_converter(llama_cpp, f"aift export ollama {argument(model)} --out {argument(out)}")
+    converter = validate_converter(
+        llama_cpp, f"aift export ollama {argument(model)} --out {argument(out)}", beside=Path(model)
+    )
     written = export_ollama(model_folder(model, base=base), out, converter, outtype=outtype)
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  ollama create {argument(out.name)} -f {argument(written)}")
 
 
@@ -98,7 +103,7 @@ def vllm(model: str = _MODEL, out: Path = _FOLDER, base: str = _BASE) -> None:
     from ...export.vllm import export_vllm
 
     export_vllm(model, out, base=base)
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  vllm serve {argument(out)}")
 
 

@@ -52,5 +52,5 @@ def merge(
         f"{report.folder}  {report.source}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  "
         f"{report.size_bytes / 1e6:.1f} MB"
     )
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift chat {argument(report.folder)}")

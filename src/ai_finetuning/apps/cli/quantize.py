@@ -70,6 +70,6 @@ def quantize(
             f"MB  memory {report.memory_bytes / 1e6:.1f} MB",
         )
     )
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift bench {argument(model)} {argument(report.folder)}")
     print(f"  aift chat {argument(report.folder)}")

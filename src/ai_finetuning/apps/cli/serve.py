@@ -26,7 +26,7 @@ def serve(
             "model id, or folder of a model, an adapter, a run or a checkpoint",
         ),
     ),
-    port: int = typer.Option(8000),
+    port: int = typer.Option(8000, help=localized("ポート番号", "port")),
     device: str = typer.Option("auto", help="auto | cpu | cuda:0 ..."),
     bits: int | None = typer.Option(
         None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
@@ -41,6 +41,13 @@ def serve(
     max_tokens: int = typer.Option(
         4096, "--max-tokens", min=1, help=localized("1 つの回答の最大トークン数", "most tokens of an answer")
     ),
+    alias: str | None = typer.Option(
+        None,
+        help=localized(
+            "クライアントに見せるモデル名（既定はフォルダーや実行の名前）",
+            "the model's name for clients (default: its folder's)",
+        ),
+    ),
 ) -> int:
     """Merges an adapter into a cache folder, then runs `transformers serve` pinned to the model."""
     from ...models.hub import validate_name
@@ -48,4 +55,4 @@ def serve(
     validate_name(model, base)
     from ...export.serve import serve as run_server
 
-    return run_server(model, port=port, device=device, bits=bits, base=base, max_tokens=max_tokens)
+    return run_server(model, port=port, device=device, bits=bits, base=base, max_tokens=max_tokens, alias=alias)
