@@ -16,6 +16,7 @@ VERBS = (
     "train",
     "generate",
     "chat",
+    "answer",
     "merge",
     "serve",
     "quantize",
