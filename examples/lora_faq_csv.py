@@ -38,4 +38,5 @@ trainer.train(table, 0.1)
 
 scores = [row for row in trainer.result.history if "eval_loss" in row]
 print(f"evaluation loss {scores[0]['eval_loss']:.3f} -> {min(row['eval_loss'] for row in scores):.3f}")
+# Asked as it was trained: the system prompt comes along, here and in every program that loads the folder.
 print(model.generate_japanese("パスワードを忘れました。", max_new_tokens=60))

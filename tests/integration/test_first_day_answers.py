@@ -8,18 +8,21 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import openpyxl
 import pytest
-from tests.support.commands import call, start
-from tests.support.patience import until
+from tests.support.commands import call, environment, start
+from tests.support.patience import patience, until
 from tests.support.runs import train_lora
 
 from ai_finetuning import DataConfig, JapaneseModel, LoRAFinetuningTrainer
 from ai_finetuning.apps.cli.answers import print_comparison
+from ai_finetuning.errors import ConfigError
 from ai_finetuning.export.ollama import modelfile
+from ai_finetuning.inference.answering import Record
 from ai_finetuning.inference.session import Chat, OpenModel, open_model
 from ai_finetuning.japanese.default_system import default_system
 from ai_finetuning.japanese.prompts import render
@@ -419,6 +422,52 @@ def test_answer_goes_on_where_it_was_stopped_with_the_same_result(
     assert asked == [2, 1]
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not partial.exists()
+
+
+def test_a_record_that_others_may_have_put_there_is_not_read(tmp_path: Path):
+    real = tmp_path / "theirs"
+    real.write_text("{}\n")
+    (tmp_path / "a.partial.jsonl").symlink_to(real)
+    with pytest.raises(ConfigError, match="are a link"):
+        Record.open(tmp_path / "a.partial.jsonl", {}, restart=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_ctrl_c_in_a_terminal(kotoha: str):
+    """The first ends the answer, the one at the prompt the program."""
+    import pty
+    import select
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ai_finetuning", "chat", kotoha, "--max-new-tokens", "900"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(),
+        start_new_session=True,
+    )
+    shown = b""
+
+    def said(text: bytes) -> bool:
+        nonlocal shown
+        if select.select([ours], [], [], 0.1)[0]:
+            shown += os.read(ours, 65536)
+        return text in shown
+
+    try:
+        until(lambda: said(b"you> "), 120, "the prompt is there")
+        os.write(ours, "パスワードを忘れました。\n".encode())
+        until(lambda: said("、".encode()), 60, "an answer has begun")
+        os.killpg(process.pid, signal.SIGINT)
+        until(lambda: said(b"answer stopped"), 60, "the answer ended")
+        until(lambda: said(b"kept.\r\nyou> "), 60, "the prompt is there again")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=patience(30)) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow

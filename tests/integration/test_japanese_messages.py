@@ -20,6 +20,7 @@ VERBS = (
     "train",
     "generate",
     "chat",
+    "answer",
     "merge",
     "serve",
     "quantize",

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from tests.support.terminal import Terminal, assert_tables_fit
 
 pytestmark = [pytest.mark.skipif(os.name == "nt", reason="a pseudo-terminal of POSIX")]
@@ -121,7 +122,9 @@ def test_interrupted_moved_continued(terminal: Terminal):
     assert "Traceback" not in resumed
     more = terminal.folder / "追加 分.csv"
     with more.open("w", encoding="cp932", newline="") as file:
-        csv.writer(file).writerows([["お問い合わせ", "ご回答"], *([f"新しい質問{n}？", f"新しい答え{n}。"] for n in range(8))])
+        csv.writer(file).writerows(
+            [["お問い合わせ", "ご回答"], *([f"新しい質問{n}？", f"新しい答え{n}。"] for n in range(8))]
+        )
     ok(terminal, "train", "--from", "移動先/long", "data.train=追加 分.csv", RATE, "training.output_dir=outputs/more")
     state = json.loads((terminal.folder / "outputs" / "more" / "run.json").read_text(encoding="utf-8"))
     assert state["status"] == "completed"

@@ -46,7 +46,9 @@ class Terminal:
         self.folder, self.columns = folder, columns
         self.tries = 0
         dropped = ("AIFT_LANG", "LC_ALL", "LC_MESSAGES", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CI", "TERM")
-        kept = {name: value for name, value in os.environ.items() if name not in dropped and not name.startswith("PYTEST_")}
+        kept = {
+            name: value for name, value in os.environ.items() if name not in dropped and not name.startswith("PYTEST_")
+        }
         self.environment = kept | {
             "LANG": {"ja": "ja_JP.UTF-8", "en": "en_US.UTF-8"}[language],
             "TERM": "xterm-256color",
@@ -113,14 +115,20 @@ class Conversation:
         if self._first is None:
             self.process.expect([r".", pexpect.EOF], timeout=patience(seconds))
             self._note()
-            self._text += str(self.process.before) + (str(self.process.after) if self.process.after is not pexpect.EOF else "")
+            self._text += str(self.process.before) + (
+                str(self.process.after) if self.process.after is not pexpect.EOF else ""
+            )
         try:
             self.process.expect(pexpect.EOF, timeout=patience(seconds))
         except pexpect.TIMEOUT as error:
             raise AssertionError(f"no end:\n{self._text}{self.process.before}") from error
         self._text += str(self.process.before)
         self.process.close()
-        code = self.process.exitstatus if self.process.exitstatus is not None else 128 + int(self.process.signalstatus or 0)
+        code = (
+            self.process.exitstatus
+            if self.process.exitstatus is not None
+            else 128 + int(self.process.signalstatus or 0)
+        )
         now = time.monotonic()
         return Seen(shown(self._text), code, self._first or 0.0, now - self._began)
 

@@ -99,8 +99,8 @@ class DataConfig:
     ja: max_length より長い行の扱い。切り詰める、除く、エラーにする、または（プレーンテキストを）複数の行に分けます。
     """
     system_prompt: str | None = None
-    """System message for conversations that have none.
-    ja: システムメッセージのない会話に付けるシステムメッセージ。
+    """System message for conversations that have none; saved with the model, whose answers take it by default.
+    ja: システムメッセージのない会話に付けるシステムメッセージ。モデルと一緒に保存し、回答時の既定にします。
     """
     columns: dict[str, str] | None = None
     """Roles of columns, where their names do not tell: {instruction: 本文, output: 答え}.

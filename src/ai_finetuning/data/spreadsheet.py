@@ -44,7 +44,7 @@ def read_workbook(file: File) -> Iterator[Row]:
         check_parts(file)
         book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)
         sheets = {sheet.title: sheet for sheet in book.worksheets}
-        tables = {name: list(_cells(sheet, path)) for name, sheet in sheets.items()}
+        tables = {name: list(shown_rows(sheet, path)) for name, sheet in sheets.items()}
     filled = {
         name: sum(any(cell not in (None, "") for cell in cells) for _, cells in rows) for name, rows in tables.items()
     }
@@ -121,7 +121,12 @@ def check_parts(file: File) -> None:
                 )
 
 
-def _cells(sheet: Any, path: str) -> Iterator[tuple[int, list[Any]]]:
+def shown_rows(sheet: Any, path: str) -> Iterator[tuple[int, list[Any]]]:
+    """(number, cells as Excel shows them) of every row of a sheet.
+
+    Raises:
+        DataError: more rows or cells than Excel has.
+    """
     cells_read = 0
     sheet.reset_dimensions()  # what a program wrote as the sheet's size may be smaller than the sheet
     for number, cells in enumerate(sheet.iter_rows(), start=1):

@@ -15,6 +15,7 @@ from ..errors import ConfigError, StorageError, ToolkitError
 from ..japanese.default_system import system_turn
 from ..japanese.prompts import user_turn
 from ..models.generation import encode_prompts, generate_answers
+from ..system.files import is_private
 from .question_files import Question
 from .session import OpenModel
 
@@ -77,12 +78,18 @@ class Record:
             restart: forget that.
 
         Raises:
-            ConfigError: it belongs to another command; the message says what differs.
+            ConfigError: it belongs to another command, and the message says what differs; or others can write it.
         """
         record = cls(path, json.loads(json.dumps(made_by)))
         if restart:
             path.unlink(missing_ok=True)
-        if path.is_file():
+        if os.path.lexists(path):
+            if not is_private(path):
+                raise ConfigError(
+                    f"途中の回答 {path} はほかのユーザーが書き込めるか、リンクです。消すか、--out を変えてください。",
+                    f"the answers so far, {path}, can be written by other users, or are a link; remove them, or choose "
+                    "another --out.",
+                )
             record._read()
         return record
 

@@ -14,7 +14,7 @@ from ..data.bad_rows import BadRows
 from ..data.columns import listed, plain, role_of
 from ..data.encoding import UNREADABLE, decode
 from ..data.rows import File, FileReport, parsing
-from ..data.spreadsheet import check_parts, shown
+from ..data.spreadsheet import check_parts, shown_rows
 from ..data.tables import records
 from ..errors import ConfigError, DataError, InputNotFoundError
 
@@ -194,7 +194,10 @@ def _read_workbook(obtained: Questions, raw: bytes, column: str | None, sheet: s
     ):
         check_parts(file)
         book = openpyxl.load_workbook(io.BytesIO(raw), read_only=True, data_only=True)
-        tables = {item.title: _shown_rows(item) for item in book.worksheets}
+        tables = {
+            item.title: [(number, [cell or "" for cell in cells]) for number, cells in shown_rows(item, obtained.path)]
+            for item in book.worksheets
+        }
         visible = [item.title for item in book.worksheets if item.sheet_state == "visible"]
     if sheet is not None and sheet not in tables:
         raise ConfigError(
@@ -212,11 +215,6 @@ def _read_workbook(obtained: Questions, raw: bytes, column: str | None, sheet: s
     obtained.sheet = candidates[0]
     obtained.others = [name for name in tables if name != obtained.sheet]
     _take_table(obtained, tables[obtained.sheet], column)
-
-
-def _shown_rows(sheet: Any) -> list[tuple[int, list[str]]]:
-    sheet.reset_dimensions()
-    return [(number, [shown(cell) or "" for cell in cells]) for number, cells in enumerate(sheet.iter_rows(), start=1)]
 
 
 def _heading(table: Sequence[tuple[int, Sequence[str]]], column: str | None) -> int | None:

@@ -91,6 +91,15 @@ def test_the_sheet_is_the_visible_one_that_asks(tmp_path: Path):
         read_questions(tmp_path / "q.xlsx", sheet="新")
 
 
+def test_a_table_in_the_middle_of_a_sheet_is_found_by_its_row_numbers(tmp_path: Path):
+    book = openpyxl.Workbook()
+    book.active["B3"], book.active["C3"] = "番号", "質問"
+    book.active["C5"] = "ここは何行目ですか"
+    book.save(tmp_path / "q.xlsx")
+    (question,) = read_questions(tmp_path / "q.xlsx").questions
+    assert (question.number, question.text) == (5, "ここは何行目ですか")
+
+
 def test_json_lines(tmp_path: Path):
     rows = [{"question": "a", "tags": ["x"]}, {"question": None}, {"id": 3, "question": "c"}]
     obtained = read(tmp_path, "".join(json.dumps(row) + "\n\n" for row in rows), "q.jsonl")

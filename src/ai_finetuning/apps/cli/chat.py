@@ -257,11 +257,12 @@ def _save(session: Session, rest: str) -> None:
     system = talk.opened.system if talk.system is None else talk.system
     head = [{"role": "system", "content": system}] if system else []
     row = json.dumps({"messages": [*head, *talk.history]}, ensure_ascii=False)
-    path = Path(rest.strip("\"'")).expanduser()
+    path = Path(rest.strip("\"'"))
     try:
+        path = path.expanduser()
         with path.open("x", encoding="utf-8") as file:
             file.write(row + "\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         exists = isinstance(error, FileExistsError)
         reason = localized("すでにあります", "it exists") if exists else getattr(error, "strerror", None) or error
         print(
