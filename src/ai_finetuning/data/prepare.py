@@ -14,6 +14,7 @@ from ..config.data import DataConfig
 from ..errors import DataError, localized
 from . import cache
 from .bad_rows import BadRows
+from .conversations import common_system
 from .messages import Sample
 from .mixture import learnt_tokens
 from .sources import load_samples
@@ -177,6 +178,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
     bad.refuse()
     report.left_out = len(bad)
     report.vocabulary = vocabulary_loss(samples, tokenizer)
+    report.system = common_system(samples)
     lines += bad.lines() + report.lines()
     if key is not None:
         cache.write(key, examples, report, lines)

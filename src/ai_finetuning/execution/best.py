@@ -12,14 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ..config.run_folder import BEST, CHECKPOINTS
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.state import Run
 from ..errors import Reason
 from ..messages import argument, notice, warn
+from ..models.adapter_folder import base_name, is_adapter, note_training_base, recorded_config
 from ..models.adapters import saved_name
+from ..models.quantized import quantized_bits
 from ..models.tokenizers import save_generation_config
 from .artifacts import export_of
 from .resolve import RunPlan
+from .system_prompt import quietly_kept
 
 
 def keeper(plan: RunPlan, model: Any, dtype: torch.dtype) -> Callable[[Path, Path], None]:
@@ -29,10 +33,17 @@ def keeper(plan: RunPlan, model: Any, dtype: torch.dtype) -> Callable[[Path, Pat
         dtype: of a full model on disk.
     """
 
+    home = Path(plan.summary.output_dir) / CHECKPOINTS / BEST
+    config, tokenizer = plan.request.config, plan.tokenizer
+    if config.method != "pretrain":
+        tokenizer = quietly_kept(tokenizer, config.data.system_prompt, plan.data.report.system)
+
     def export(checkpoint: Path, place: Path) -> None:
         export_of(plan, model, checkpoint, dtype)(place)
-        save_generation_config(copy.deepcopy(model.generation_config), plan.tokenizer, place)
-        plan.tokenizer.save_pretrained(place)
+        if is_adapter(place):
+            note_training_base(place, home, base_name(recorded_config(place)), quantized_bits(model))
+        save_generation_config(copy.deepcopy(model.generation_config), tokenizer, place)
+        tokenizer.save_pretrained(place)
 
     return export
 

@@ -37,6 +37,7 @@ from .progress import progress, speaking_main_process
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
+from .system_prompt import take_system
 from .trackers import Tracker
 
 
@@ -63,6 +64,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
             peers = all_peers()
             result = _run_here(_resolve_in_turn(request, peers), peers, faults)
     request.model.model = result.model  # type: ignore[assignment]
+    take_system(request.model.tokenizer, result.folder)
     return result
 
 
@@ -175,6 +177,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         parent=parent_of(plan.request.config),
     )
     if peers.is_main:
+        saving.write_beside(plan, folder, built.model, built.save_dtype)
         run.callbacks = [
             *([progress(training.logging_steps)] if training.runtime.progress else []),
             *(Tracker(name, folder.path / TRACKERS, folder.path.name) for name in training.runtime.report_to),

@@ -7,16 +7,17 @@ from typing import Any
 
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
-from ..config.training import MultiGPUTrainingConfig
+from ..config.training import MultiGPUTrainingConfig, TrainingConfig
 from ..execution.adapter_start import Start
 from ..execution.request import TrainRequest
 from ..execution.result import Result
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
+from ..models.wrong_objects import require_kind
 from .full import FullFinetuningTrainer
 from .lora import LoRAFinetuningTrainer
-from .starting import base_and_adapter, base_of, data_of
-from .trainer import Trainer
+from .starting import base_and_adapter, data_of
+from .trainer import Trainer, require_model
 
 
 class AdvancedMultiGPUTrainer(Trainer):
@@ -46,9 +47,13 @@ class AdvancedMultiGPUTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
+        require_kind("config", config, TrainingConfig)
+        require_kind("data", data or DataConfig(), DataConfig)
+        require_kind("lora_config", lora_config or LoRAConfig(), LoRAConfig)
         self._start: Start | None = None
         if lora_config is None:
-            self.model = base_of(model)
+            require_model(model)
+            self.model = model
         else:
             self.model, lora_config, self._start = base_and_adapter(model, lora_config)
         self.config = config

@@ -10,27 +10,12 @@ from ..config.model import ModelConfig
 from ..config.section import explicitly_set, with_values
 from ..errors import ConfigError
 from ..execution.adapter_start import Start, find_start, lora_of
-from ..messages import notice
+from ..execution.request import model_settings
 from ..models.adapter_folder import is_adapter
 from ..models.adapters import adapter_origin, is_as_saved
 from ..models.base_model import BaseModel
 from ..models.japanese_model import JapaneseModel
-
-_BASE = "JapaneseModel(名前かフォルダー)", "JapaneseModel(name or folder)"
-
-
-def base_of(model: Any) -> BaseModel:
-    """The model of a trainer of all weights.
-
-    Raises:
-        ConfigError: it is something else, such as a module of transformers.
-    """
-    if isinstance(model, BaseModel):
-        return model
-    raise ConfigError(
-        f"model が {type(model).__name__} です。{_BASE[0]} を渡してください。",
-        f"model is a {type(model).__name__}; pass {_BASE[1]}.",
-    )
+from ..models.wrong_objects import wrong_model
 
 
 def base_and_adapter(model: Any, lora: LoRAConfig) -> tuple[BaseModel, LoRAConfig, Start | None]:
@@ -50,12 +35,7 @@ def base_and_adapter(model: Any, lora: LoRAConfig) -> tuple[BaseModel, LoRAConfi
         return _base(start, start.base, model.device), lora_of(start, lora), start
     origin = adapter_origin(model)
     if origin is None:
-        raise ConfigError(
-            f"model が {type(model).__name__} です。{_BASE[0]} を渡してください。アダプターの続きから学習するには、LoRAConfig(adapter=フォルダー) "
-            "を使うか、load_lora_model() が返したモデルを渡してください。",
-            f"model is a {type(model).__name__}; pass {_BASE[1]}. To go on from an adapter, use LoRAConfig(adapter=folder), "
-            "or pass the model that load_lora_model() returned.",
-        )
+        raise wrong_model(model)
     folder, base = origin
     if not is_as_saved(model, folder):
         raise ConfigError(
@@ -69,22 +49,21 @@ def base_and_adapter(model: Any, lora: LoRAConfig) -> tuple[BaseModel, LoRAConfi
 
 
 def data_of(start: Start | None, data: DataConfig) -> DataConfig:
-    """The data's settings with the system prompt of the run that training goes on from, where none is given."""
+    """The data's settings with the system prompt of the run that training goes on from, where its template has none and
+    none is given.
+    """
     if start is None or start.system_prompt is None or "system_prompt" in explicitly_set(data):
         return data
-    notice(
-        f"システムプロンプトは元の学習のものです: {start.system_prompt}",
-        f"the system prompt is the earlier run's: {start.system_prompt}",
-    )
     return with_values(data, system_prompt=start.system_prompt)
 
 
-def model_config(start: Start | None, name: str) -> ModelConfig:
+def model_config(start: Start | None, model: BaseModel) -> ModelConfig:
     """The base's settings with the tokens that the run had added which training goes on from."""
+    settings = model_settings(model)
     if start is None:
-        return ModelConfig(name)
+        return settings
     brought: dict[str, Any] = {"extra_tokens": start.extra_tokens, "special_tokens": start.special_tokens}
-    return ModelConfig(name, **{key: value for key, value in brought.items() if value})
+    return with_values(settings, **{key: value for key, value in brought.items() if value})
 
 
 def _base(start: Start, name: str, device: Any) -> JapaneseModel:
