@@ -111,8 +111,7 @@ def test_a14_from_goes_on_from_an_adapter_with_new_data(
     assert str(first.name) in (tmp_path / "more" / "README.md").read_text(encoding="utf-8")
     # It begins where the first one ended: the same weights, quantized base, template and system prompt.
     assert scores(tmp_path / "more")[0] == pytest.approx(list(scores(first).values())[-1], abs=1e-6)
-    kept = config_yaml(tmp_path / "more")
-    assert kept["data"]["system_prompt"] == PROMPT
+    assert PROMPT in (tmp_path / "more" / "chat_template.jinja").read_text(encoding="utf-8")
     template = (first / "chat_template.jinja").read_text(encoding="utf-8")
     assert (tmp_path / "more" / "chat_template.jinja").read_text(encoding="utf-8") == template
     assert "a fresh optimizer" in logged()
@@ -178,8 +177,8 @@ def test_a14_a_full_run_goes_on_as_a_model(tiny_model_dir: Path, data: dict[str,
     ("start", "extra", "code", "word"),
     [
         ("NOWHERE", [], 66, "is not a folder"),
-        ("EMPTY", [], 78, "neither an adapter nor a model"),
-        ("STOPPED", [], 78, "aift resume"),
+        ("EMPTY", [], 78, "has no config.json"),
+        ("STOPPED", [], 78, "has saved nothing yet"),
         ("FIRST", ["method=full"], 78, "aift merge"),
         ("FIRST", ["lora.adapter=elsewhere"], 78, "give only one"),
         ("FIRST", ["lora.r=16"], 78, "remove lora.r"),
@@ -290,6 +289,9 @@ def test_a8_the_best_weights_are_kept_and_the_end_says_so(
     }
     assert not list(folder.glob("optimizer*"))
     assert open_model(str(folder), device=torch.device("cpu")).has_adapter
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == (
+        tmp_path / "out" / "chat_template.jinja"
+    ).read_text(encoding="utf-8")
     assert call("generate", str(folder), "1の次は？", "--greedy", "--max-new-tokens", "2") == 0
     # Without them the same bits; with load_best they are what the run returns, and what its card tells of.
     without = {**options, "checkpoint.keep_best": "false"}

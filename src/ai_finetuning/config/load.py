@@ -59,7 +59,7 @@ _DATA = set(
     ]
 )
 # Settings that name data.
-_FILES = {("data", "train"), ("data", "eval")}
+_FILES = {("data", "train"), ("data", "eval"), ("data", "replay", "path")}
 # Names that a line lists.
 _SHOWN = 8
 
@@ -115,6 +115,15 @@ def _load(file: _File, overrides: Sequence[str]) -> RunConfig:
     return built
 
 
+def _section(key: str, text: str) -> tuple[tuple[str, ...], dict[str, Any]] | None:
+    """(path, its values) of an override that gives a whole section: `data.replay={path: FILE, share: 0.1}`."""
+    path = tuple(key.split("."))
+    if not text.lstrip().startswith("{") or section_class(fields_of(RunConfig).get(path)) is None or path == ("model",):
+        return None
+    plain = parse_yaml(text, key)
+    return (path, plain) if isinstance(plain, dict) else None
+
+
 def _with_full_width(error: ConfigError, path: Path) -> ConfigError:
     """The refusal of a file, with the full-width characters that are likely why."""
     try:
@@ -136,6 +145,7 @@ def _home(config: RunConfig) -> RunConfig:
         (config.model, "name"),
         (config.data, "train"),
         (config.data, "eval"),
+        (config.data.replay, "path"),
         (config.lora, "adapter"),
         (config.training, "output_dir"),
         (config.training.checkpoint, "resume_from_checkpoint"),
@@ -148,15 +158,6 @@ def _home(config: RunConfig) -> RunConfig:
 
 def _expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and not os.path.exists(value) else value
-
-
-def _section(key: str, text: str) -> tuple[tuple[str, ...], dict[str, Any]] | None:
-    """(path, its values) of an override that gives a whole section: `data.replay={path: FILE, share: 0.1}`."""
-    path = tuple(key.split("."))
-    if not text.lstrip().startswith("{") or section_class(fields_of(RunConfig).get(path)) is None or path == ("model",):
-        return None
-    plain = parse_yaml(text, key)
-    return (path, plain) if isinstance(plain, dict) else None
 
 
 def _trusts(values: Mapping[str, Any]) -> bool:

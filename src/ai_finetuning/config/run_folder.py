@@ -8,12 +8,12 @@ METRICS = "metrics.jsonl"
 CURVE = "loss.png"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
+BEST = "best"  # in CHECKPOINTS: the weights of the best evaluation, as a model's or an adapter's folder
+BEST_NOTE = "best.json"
 # Beside the checkpoints: all of their model but its weights, so that any of them becomes a model or an adapter.
 WITHOUT_WEIGHTS = "without-weights"
 # In an adapter's folder: what it was trained on, in words of ours.
 BASE = "base.json"
-BEST = "best"  # in CHECKPOINTS: the weights of the best evaluation, as a model's or an adapter's folder
-BEST_NOTE = "best.json"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 LAUNCH = ".launch"

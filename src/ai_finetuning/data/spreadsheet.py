@@ -90,7 +90,9 @@ def sheets_of(path: Path, columns: Mapping[str, str] | None = None) -> list[tupl
         check_parts(file)
         book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)
         tables = {
-            sheet.title: list(_cells(sheet, str(path))) for sheet in book.worksheets if sheet.sheet_state == "visible"
+            sheet.title: list(shown_rows(sheet, str(path)))
+            for sheet in book.worksheets
+            if sheet.sheet_state == "visible"
         }
     filled = {
         name: sum(any(cell not in (None, "") for cell in row) for _, row in rows) for name, rows in tables.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from dataclasses import dataclass
@@ -11,15 +10,16 @@ from typing import Any
 
 from ..config.lora import LoRAConfig
 from ..config.run import RunConfig
-from ..config.run_folder import BEST, CHECKPOINTS, CONFIG, MANIFEST, RUN
+from ..config.run_folder import CHECKPOINTS, CONFIG
 from ..config.section import explicitly_set, with_values
 from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError, InputNotFoundError, ModelError, Problem
 from ..japanese.default_system import default_system, split_default_system
 from ..messages import argument, notice, warn
-from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, is_adapter
+from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, recorded_base
 from ..models.hub import named_base
-from ..runs.folder import read_run
+from ..models.named import find_named, refusal
+from ..system.files import sha256_of
 
 # Settings that an adapter brings, under PEFT's names, which are ours too, and PEFT's values where its file has none.
 _BROUGHT = {
@@ -218,7 +218,8 @@ class Start:
         bits: of the base that the adapter was trained on; None for 16 and 32.
         full: whether the run trained all weights.
         chat_template: file of the template that it was trained with, or None.
-        system_prompt, extra_tokens, special_tokens: that it was trained with; None where the run's settings have none.
+        system_prompt: that it was trained with, where its template does not hold it; else None.
+        extra_tokens, special_tokens: that it was trained with; None where the run's settings have none.
     """
 
     folder: Path
@@ -240,7 +241,7 @@ def find_start(name: str | Path) -> Start:
         name: folder of an adapter, of a run, or of the best weights of one.
 
     Raises:
-        InputNotFoundError: no such folder. ConfigError: it holds no weights to go on from.
+        InputNotFoundError: no such folder. ModelError: it holds no weights to go on from.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -248,37 +249,33 @@ def find_start(name: str | Path) -> Start:
             f"--from の {name} というフォルダーがありません。アダプターか、学習の出力フォルダーを指定してください。",
             f"--from is {name}, which is not a folder; name the folder of an adapter or of a run.",
         )
-    run = _run_of(folder)
-    adapter = is_adapter(folder)
-    if not adapter and not (folder / "config.json").is_file():
-        raise _nothing_to_go_on_from(folder)
-    settings = _settings(run)
-    bits = read_run(run).get("base_bits") if run is not None else None
-    lora = _mapping(settings.get("lora"))
-    if bits is None and (settings.get("method") == "qlora" or lora.get("use_qlora") is True):
-        bits = 8 if lora.get("qlora_4bit") is False else 4
+    named = find_named(folder)
+    if named.kind not in ("adapter", "model"):
+        raise refusal(named)
+    adapter, settings = named.kind == "adapter", _settings(named.run)
     template = folder / "chat_template.jinja"
+    in_template = split_default_system(template.read_text(encoding="utf-8"))[1] if template.is_file() else None
     model = _mapping(settings.get("model"))
     return Start(
         folder=folder,
-        run=run,
+        run=named.run,
         adapter=adapter,
         base=named_base(folder) if adapter else str(folder),
-        bits=bits if adapter else None,
+        bits=_bits(folder, settings) if adapter else None,
         full=settings.get("method") in ("full", "pretrain"),
         chat_template=str(template) if adapter and template.is_file() else None,
-        system_prompt=_mapping(settings.get("data")).get("system_prompt"),
+        system_prompt=_mapping(settings.get("data")).get("system_prompt") if in_template is None else None,
         extra_tokens=model.get("extra_tokens") if adapter else None,
         special_tokens=model.get("special_tokens") if adapter else None,
     )
 
 
-def _run_of(folder: Path) -> Path | None:
-    """The folder of the run that an adapter or a model is of: itself, or the one whose best weights it is."""
-    places = [folder]
-    if folder.resolve().name == BEST and folder.resolve().parent.name == CHECKPOINTS:
-        places.append(folder.resolve().parents[1])
-    return next((place for place in places if (place / RUN).is_file()), None)
+def _bits(folder: Path, settings: dict[str, Any]) -> int | None:
+    """Bits of the base that an adapter was trained on: as its folder says, or the settings of its run."""
+    lora = _mapping(settings.get("lora"))
+    if recorded_base(folder).bits is None and (settings.get("method") == "qlora" or lora.get("use_qlora") is True):
+        return 8 if lora.get("qlora_4bit") is False else 4
+    return recorded_base(folder).bits
 
 
 def _settings(run: Path | None) -> dict[str, Any]:
@@ -291,28 +288,6 @@ def _settings(run: Path | None) -> dict[str, Any]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {}
-
-
-def _nothing_to_go_on_from(folder: Path) -> ConfigError:
-    if (folder / RUN).is_file():
-        best = folder / CHECKPOINTS / BEST
-        other = f"--from {argument(best)}" if best.is_dir() else None
-        return ConfigError(
-            f"--from の {folder} の学習は終わっていません。続きは aift resume {argument(folder)} で再開してください。"
-            + (f"最良の重みから新しく学習するには {other} を指定してください。" if other else ""),
-            f"the run in {folder} (--from) is not finished; go on with aift resume {argument(folder)}."
-            + (f" To start a new run from its best weights: {other}." if other else ""),
-        )
-    if (folder / MANIFEST).is_file():
-        run = folder.resolve().parents[1]
-        return ConfigError(
-            f"--from の {folder} は学習途中のチェックポイントです。続きは aift resume {argument(run)} で再開してください。",
-            f"{folder} (--from) is a checkpoint within a run; go on with aift resume {argument(run)}.",
-        )
-    return ConfigError(
-        f"--from の {folder} にアダプターもモデルもありません（adapter_config.json か config.json が必要です）。",
-        f"{folder} (--from) holds neither an adapter nor a model (adapter_config.json or config.json).",
-    )
 
 
 def going_on_from(config: RunConfig, name: str | Path) -> RunConfig:
@@ -408,13 +383,8 @@ def parent_of(config: RunConfig) -> dict[str, Any] | None:
     """What a run goes on from, for its run.json and card; None where it begins with a base."""
     if config.lora.adapter is not None and not config.trains_all:
         folder = Path(config.lora.adapter)
-        return {"folder": str(folder.resolve()), "kind": "adapter", "sha256": _sha256(folder / WEIGHTS)}
+        return {"folder": str(folder.resolve()), "kind": "adapter", "sha256": sha256_of(folder / WEIGHTS)}
     folder = Path(config.model.name).expanduser()
-    if folder.is_dir() and _run_of(folder) is not None:
+    if folder.is_dir() and find_named(folder).run is not None:
         return {"folder": str(folder.resolve()), "kind": "model"}
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

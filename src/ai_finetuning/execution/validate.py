@@ -57,10 +57,9 @@ def validate_data(train: Any, eval_data: Any = None, replay: ReplayConfig | None
             "there is no training data; give train_texts or train_dataset (in a configuration: data.train).",
         )
     _refuse_share(eval_data)
-    old = config_source(replay.path) if replay is not None else None
-    named = {"train": _files(train), "eval": _files(eval_data), "replay": _files(old)}
-    for role, files in named.items():
-        others = named["eval" if role == "train" else "train"]
+    old = _files(config_source(replay.path)) if replay is not None else []
+    named = [_files(train), _files(eval_data)]
+    for files, others in (*zip(named, reversed(named), strict=True), (old, named[0])):
         for item in files:
             find_data(item, other_than=others)
 

@@ -14,8 +14,7 @@ from ..execution.sources import with_resume
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
 from ..models.wrong_objects import require_kind
-from .starting import base_of
-from .trainer import Trainer
+from .trainer import Trainer, require_model
 
 
 class FullFinetuningTrainer(Trainer):
@@ -51,9 +50,10 @@ class FullFinetuningTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
-        self.model = base_of(model)
+        require_model(model)
         require_kind("config", config, TrainingConfig)
         require_kind("data", data or DataConfig(), DataConfig)
+        self.model = model
         self.config = config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset

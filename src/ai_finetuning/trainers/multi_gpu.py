@@ -16,8 +16,8 @@ from ..models.base_model import BaseModel
 from ..models.wrong_objects import require_kind
 from .full import FullFinetuningTrainer
 from .lora import LoRAFinetuningTrainer
-from .starting import base_and_adapter, base_of, data_of
-from .trainer import Trainer
+from .starting import base_and_adapter, data_of
+from .trainer import Trainer, require_model
 
 
 class AdvancedMultiGPUTrainer(Trainer):
@@ -52,7 +52,8 @@ class AdvancedMultiGPUTrainer(Trainer):
         require_kind("lora_config", lora_config or LoRAConfig(), LoRAConfig)
         self._start: Start | None = None
         if lora_config is None:
-            self.model = base_of(model)
+            require_model(model)
+            self.model = model
         else:
             self.model, lora_config, self._start = base_and_adapter(model, lora_config)
         self.config = config

@@ -11,23 +11,11 @@ from ..config.section import explicitly_set, with_values
 from ..errors import ConfigError
 from ..execution.adapter_start import Start, find_start, lora_of
 from ..execution.request import model_settings
-from ..messages import notice
 from ..models.adapter_folder import is_adapter
 from ..models.adapters import adapter_origin, is_as_saved
 from ..models.base_model import BaseModel
 from ..models.japanese_model import JapaneseModel
 from ..models.wrong_objects import wrong_model
-
-
-def base_of(model: Any) -> BaseModel:
-    """The model of a trainer of all weights.
-
-    Raises:
-        ConfigError: it is something else, such as a module of transformers.
-    """
-    if not isinstance(model, BaseModel):
-        raise wrong_model(model)
-    return model
 
 
 def base_and_adapter(model: Any, lora: LoRAConfig) -> tuple[BaseModel, LoRAConfig, Start | None]:
@@ -61,13 +49,11 @@ def base_and_adapter(model: Any, lora: LoRAConfig) -> tuple[BaseModel, LoRAConfi
 
 
 def data_of(start: Start | None, data: DataConfig) -> DataConfig:
-    """The data's settings with the system prompt of the run that training goes on from, where none is given."""
+    """The data's settings with the system prompt of the run that training goes on from, where its template has none and
+    none is given.
+    """
     if start is None or start.system_prompt is None or "system_prompt" in explicitly_set(data):
         return data
-    notice(
-        f"システムプロンプトは元の学習のものです: {start.system_prompt}",
-        f"the system prompt is the earlier run's: {start.system_prompt}",
-    )
     return with_values(data, system_prompt=start.system_prompt)
 
 

@@ -27,7 +27,7 @@ def rows(count: int, first: int, seed: int, longest: int = 40) -> list[Example]:
     return obtained
 
 
-NEW, OLD = rows(900, 0, 1), rows(120, 10_000, 2)
+NEW, OLD = rows(400, 0, 1), rows(60, 10_000, 2)
 
 
 def loader(mixture: Mixture, *, packing: bool = False, group: bool = True, share: tuple[int, int] = (0, 1)) -> Loader:
