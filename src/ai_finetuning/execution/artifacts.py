@@ -23,6 +23,7 @@ from ..data.vocabulary import vocabulary_line
 from ..engine.checkpoint.read import write_shards
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.metrics import read_metrics
+from ..errors import ModelError, ToolkitError
 from ..evaluation.curves import draw_curve
 from ..evaluation.report import write_report
 from ..messages import notice, warn
@@ -30,16 +31,19 @@ from ..models.activation_checkpointing import disable_activation_checkpointing
 from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
-from ..models.tokenizers import save_generation_config
+from ..models.tokenizers import repair_generation_config, save_generation_config
 from ..runs.folder import STAGING
 from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
 from .base_weights import load_base
+from .build import Built
+from .fingerprint import weights_mark
 from .model_card import model_card
-from .output_folder import OutputFolder, new_folder, validate_new_folder
+from .output_folder import OutputFolder, new_folder, not_written, validate_new_folder
 from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
+from .resume import validate_weights
 
 # Where a setting stands that the run derives.
 _SETTINGS = {
@@ -117,15 +121,81 @@ def finish(
     summary = summarize(result, plan)
 
     def save(path: Path) -> None:
-        _write_model(export or model.save_pretrained, model, plan.tokenizer, path)
-        card = model_card(plan.request.config, summary, environment(), plan.source.catalog_row)
-        (path / "README.md").write_text(card, encoding="utf-8")
-        _pictures(path, folder.path, history, summary, plan.request.config)
+        with quiet_peft():
+            (export or model.save_pretrained)(path)
+        # From here on nothing can cost the weights.
+        (path / "README.md").unlink(missing_ok=True)  # peft's empty card
+        for name, write in (
+            ("generation_config.json", lambda: save_generation_config(model.generation_config, plan.tokenizer, path)),
+            ("tokenizer", lambda: plan.tokenizer.save_pretrained(path)),
+            ("README.md", lambda: _write_card(plan, summary, path)),
+            (CURVE, lambda: _pictures(path, folder.path, history, summary, plan.request.config)),
+        ):
+            _try_to_write(name, write)
 
     names = folder.place_model(save)
     folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
     what = ("モデル", "the model") if plan.request.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
+
+
+def _try_to_write(name: str, write: Callable[[], Any]) -> None:
+    """Writes what a model can do without; only a disk that fails stops the save."""
+    try:
+        write()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        warn(
+            f"{name} を保存できませんでした（{type(error).__name__}: {str(error)[:200]}）。重みは保存します。",
+            f"{name} could not be saved ({type(error).__name__}: {str(error)[:200]}); the weights are.",
+        )
+
+
+def rehearse(plan: RunPlan, folder: OutputFolder, built: Built) -> None:
+    """Tries, before the first step, what the end of the run will write beside the weights: on the real objects.
+
+    Raises:
+        ModelError: the model's or the tokenizer's files cannot be made. ConfigError: something is in the way.
+        StorageError: the folder cannot be written.
+    """
+    model: Any = built.model
+    lost = repair_generation_config(model.generation_config)
+    if lost:
+        notice(
+            f"ベースの generation_config の {', '.join(lost)} は、ほかの値と合わず効果がないため、外して保存します。",
+            f"{', '.join(lost)} of the base's generation_config contradict its other values and have no effect: saving "
+            "it without.",
+        )
+    summary = summarize(Result(model, folder.path, built.run.state), plan)
+
+    def save(path: Path) -> None:
+        if plan.request.full:
+            model.config.save_pretrained(path)
+        else:
+            copy.copy(model.peft_config["default"]).save_pretrained(path)
+        save_generation_config(copy.deepcopy(model.generation_config), plan.tokenizer, path)
+        plan.tokenizer.save_pretrained(path)
+        _try_to_write("README.md", lambda: _write_card(plan, summary, path))
+
+    try:
+        folder.rehearse(save)
+    except ToolkitError:
+        raise
+    except OSError as error:
+        raise not_written(folder.path, error) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ModelError(
+            f"{plan.request.model.model_name} の設定かトークナイザーを保存できないため（{reason}）、学習を始めません。モデルのフォルダーの中身を確認してください。",
+            f"the configuration or the tokenizer of {plan.request.model.model_name} cannot be saved ({reason}), so the "
+            "run does not start; check the files of the model.",
+        ) from error
+
+
+def _write_card(plan: RunPlan, summary: dict[str, Any], path: Path) -> None:
+    card = model_card(plan.request.config, summary, environment(), plan.source.catalog_row)
+    (path / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_model(write: Callable[[Path], Any], model: Any, tokenizer: Any, place: Path) -> None:
@@ -182,7 +252,7 @@ def _pictures(path: Path, run: Path, history: list[dict[str, Any]], summary: dic
             summary=summary,
             config=plain_run(config),
             picture=path / CURVE,
-            name=run.name,
+            name=run.resolve().name,
         )
     except (ImportError, RuntimeError, ValueError) as error:
         warn(f"損失の図を描けませんでした（{error}）。", f"the curve could not be drawn ({error}).")
@@ -222,10 +292,17 @@ def _scores(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row.get(key) for key in ("step", "eval_loss", "eval_perplexity", "eval_bits_per_character")}
 
 
-def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
-    """The model of a completed run; on the CPU where one device cannot hold what several trained."""
+def load_saved(plan: RunPlan, folder: Path, weights: str | None = None) -> nn.Module:
+    """The model of a completed run; on the CPU where one device cannot hold what several trained.
+
+    Args:
+        weights: the mark of an adapter's base, where that has to be compared.
+
+    Raises:
+        ConfigError: the base has other weights.
+    """
     try:
-        return _load_saved(plan, folder, plan.request.model.device)
+        return _load_saved(plan, folder, plan.request.model.device, weights)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -233,15 +310,17 @@ def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
         "1 つのデバイスにモデルが収まらないため、学習済みモデルを CPU に読み込みました。",
         "the model does not fit on one device, so the trained model was loaded on the CPU.",
     )
-    return _load_saved(plan, folder, torch.device("cpu"))
+    return _load_saved(plan, folder, torch.device("cpu"), weights)
 
 
-def _load_saved(plan: RunPlan, folder: Path, device: torch.device | None) -> nn.Module:
+def _load_saved(plan: RunPlan, folder: Path, device: torch.device | None, weights: str | None) -> nn.Module:
     model: Any
     if plan.request.full:
         model = load_causal_lm(str(folder), dtype=plan.request.model.torch_dtype, device=device)
     else:
         module, _ = load_base(plan, {"device": device})
+        if weights is not None:
+            validate_weights({"weights": weights}, {"weights": weights_mark(module)}, allowed=False)
         model = load_adapter(module, folder)
     trained: nn.Module = model.eval()
     return trained

@@ -277,8 +277,8 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
 def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:
     """Puts a file's weights into an adapter; names that only the file or only the adapter has."""
     saved = load_file(Path(folder) / WEIGHTS)
-    own = {_saved_name(name): weight for name, weight in wrapped.named_parameters()}
-    needed = {_saved_name(name) for name in dict(wrapped.named_parameters()) if _ADDED.search(name)}
+    own = {saved_name(name): weight for name, weight in wrapped.named_parameters()}
+    needed = {saved_name(name) for name in dict(wrapped.named_parameters()) if _ADDED.search(name)}
     if needed <= saved.keys() <= own.keys():
         with torch.no_grad():
             for name in saved:
@@ -403,12 +403,12 @@ def write_adapter(path: Path, model: Any, tensors: dict[str, torch.Tensor]) -> N
     """
     settings = copy.copy(model.peft_config["default"])
     settings.inference_mode = True
-    state = {_saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
+    state = {saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
     save_file(state, path / WEIGHTS, metadata={"format": "pt"})
     settings.save_pretrained(path)
 
 
-def _saved_name(name: str) -> str:
+def saved_name(name: str) -> str:
     """The name of an adapter's parameter in PEFT's files: without the adapter's own name."""
     if name.endswith(".lora_magnitude_vector.default.weight"):
         return name.removesuffix(".default.weight")

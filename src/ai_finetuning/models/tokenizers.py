@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,6 +332,34 @@ def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     if template is None:
         return PromptStyle(stops)
     return PromptStyle(stops, template.stop_strings, template.newline, template.verified)
+
+
+def repair_generation_config(config: Any) -> list[str]:
+    """Makes a generation config one that transformers agrees to save; returns the names that it has lost.
+
+    Makers publish values that are refused (a temperature without do_sample). They have no effect: these go.
+    """
+    default = type(config)()
+    lost: list[str] = []
+    for _ in range(2):
+        try:
+            config.validate(strict=True)
+        except ValueError as error:
+            named = [name for name in re.findall(r"`(\w+)`", str(error)) if hasattr(default, name)]
+        else:
+            return lost
+        for name in dict.fromkeys(named):
+            if name != "do_sample" and getattr(config, name) != getattr(default, name):
+                setattr(config, name, getattr(default, name))
+                lost.append(name)
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        kept = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ours = {name: getattr(config, name) for name in kept}
+        lost = sorted(name for name, value in config.to_diff_dict().items() if name not in kept and value is not None)
+        config.__dict__.update(default.__dict__ | ours)
+    return lost
 
 
 def save_generation_config(config: Any, tokenizer: Any, folder: Path) -> None:

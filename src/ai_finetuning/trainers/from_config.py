@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from ..config.run import RunConfig
 from ..config.section import with_values
+from ..errors import Reason
 from ..execution.execute import execute
 from ..execution.request import request_of
 from ..execution.resolve import RunPlan, resolve
 from ..execution.result import Result
+from ..execution.resume import describe, is_done
 from ..models.source import ModelSource
 
 
@@ -31,3 +33,16 @@ def plan_training(config: RunConfig, device: str | None = None, source: ModelSou
     request = request_of(config, device, source)
     without_cache = with_values(config, data=with_values(config.data, cache=False))
     return resolve(replace(request, config=without_cache))
+
+
+def where_it_goes_on(plan: RunPlan) -> Reason | None:
+    """From which step the run of a plan goes on; None for a new run.
+
+    Raises:
+        ConfigError: it differs from the run to resume.
+    """
+    if plan.resume is None:
+        return None
+    allowed = plan.request.config.training.checkpoint.allow_changed
+    done = is_done(plan.resume, plan.fingerprint, allowed=allowed)
+    return describe(plan.resume, done=done, total_steps=plan.summary.total_steps)

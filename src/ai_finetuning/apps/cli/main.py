@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ...errors import ToolkitError, localized, prefers_japanese
+from ...errors import PreemptedError, ToolkitError, localized, prefers_japanese
 from ...messages import printable
 from . import (
     bench,
@@ -24,6 +24,7 @@ from . import (
     merge,
     models,
     quantize,
+    resume,
     schema,
     serve,
     tokenizer,
@@ -39,7 +40,7 @@ app = App(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (train, generate, chat, merge, serve, quantize, bench, models, import_, env, schema, demo):
+for verb in (train, resume, generate, chat, merge, serve, quantize, bench, models, import_, env, schema, demo):
     verb.register(app)
 app.add_typer(
     export.app,
@@ -62,6 +63,9 @@ def run(arguments: list[str]) -> int:
     """Runs one command; returns its exit code (sysexits)."""
     try:
         result: Any = typer.main.get_command(app).main(args=arguments, prog_name="aift", standalone_mode=False)
+    except PreemptedError as error:  # as it was asked to: no error
+        print(printable(str(error)), file=sys.stderr)
+        return error.exit_code
     except ToolkitError as error:
         print(printable(localized(f"エラー: {error.ja}", f"error: {error.en}")), file=sys.stderr)
         return error.exit_code

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from ...errors import localized
+from ...errors import UsageError, localized
 from ...messages import argument, printable
 from .japanese import Command
 
@@ -15,10 +17,35 @@ if TYPE_CHECKING:
     from ...models.source import ModelSource
 
 
-class _WithSettings(Command):
-    """`aift train --help` ends with every setting; they are read only then."""
+RESTART = typer.Option(
+    False,
+    "--restart",
+    help=localized(
+        "再開できるチェックポイントがすべて壊れているとき、最初から学習します。",
+        "Start from the beginning where every checkpoint to resume from is damaged.",
+    ),
+)
+ALLOW_CHANGED = typer.Option(
+    False,
+    "--allow-changed",
+    help=localized(
+        "データや設定が再開する実行と違っていても続けます（違いは表示します）。",
+        "Go on although data or settings differ from the run to resume (the differences are shown).",
+    ),
+)
+
+
+class VerbWithSettings(Command):
+    """A verb whose `--help` ends with every setting; they are read only then."""
+
+    PIECES: ClassVar[tuple[str, ...]] = ("[run.yaml]", "[key=value ...]")
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What the usage line lists."""
+        return [*super().collect_usage_pieces(ctx), *self.PIECES]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The settings."""
         from ...config.describe import table
 
         with formatter.section(
@@ -27,11 +54,30 @@ class _WithSettings(Command):
             formatter.write_dl([(f"{key} [{default}]", text) for key, default, text in table()])
 
 
+class _Train(VerbWithSettings):
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The options, and one that the parser cannot describe: its value may be left out."""
+        super().format_options(ctx, formatter)
+        with formatter.section(localized("再開", "Resuming")):
+            formatter.write_dl(
+                [
+                    (
+                        localized("--resume [フォルダー]", "--resume [FOLDER]"),
+                        localized(
+                            "中断した実行を、最新のチェックポイントから続けます。フォルダーだけを書けば、設定もそこから読みます（aift resume と同じ）。",
+                            "Go on with an interrupted run from its newest checkpoint. With nothing but a folder the "
+                            "settings are read from there too (as aift resume does).",
+                        ),
+                    )
+                ]
+            )
+
+
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
         "train",
-        cls=_WithSettings,
+        cls=_Train,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         help=localized(
             "学習します。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
@@ -60,14 +106,87 @@ def train(
             "GPU なしで試す CPU プロセスの数。", "number of CPU processes, for trying strategies without GPUs."
         ),
     ),
+    restart: bool = RESTART,
+    allow_changed: bool = ALLOW_CHANGED,
 ) -> None:
     """Trains as a YAML and overrides say."""
     from ...config.load import load_config
 
     arguments = list(context.args)
     path = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
-    config = load_config(path, arguments)
-    source = _check(config, path)
+    arguments += with_flags(restart=restart, allow_changed=allow_changed)
+    folder, arguments = _resumed_folder(path, arguments)
+    options: dict[str, Any] = {"dry_run": dry_run, "gpus": gpus, "cpu_processes": cpu_processes}
+    if folder is not None:
+        resume_folder(folder, arguments, **options)
+    else:
+        run_or_plan(load_config(path, arguments), path, **options)
+
+
+def with_flags(*, restart: bool, allow_changed: bool) -> list[str]:
+    """The flags as load_config takes them."""
+    return [name for name, on in (("--restart", restart), ("--allow-changed", allow_changed)) if on]
+
+
+def _resumed_folder(path: str | None, arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The folder of the run that a command means to go on with, and the other arguments; no folder where it trains as
+    its settings say.
+    """
+    from ...config.load import parse_overrides
+    from ...config.run_folder import CONFIG
+    from ...runs.recorded import is_run
+
+    overrides = parse_overrides(arguments)
+    named = [text for key, text in overrides if key == "resume"]
+    rest = [f"{key}={text}" for key, text in overrides if key != "resume"]
+    keys = {key.rpartition(".")[2] for key, _ in overrides}
+    newest = named[-1:] in (["true"], ["auto"])
+    if path is not None and Path(path).is_dir():
+        if newest:
+            return Path(path), rest
+        if not named and is_run(Path(path)):
+            shown = argument(path)
+            raise UsageError(
+                f"{path} は実行のフォルダーです。続きから再開するなら aift resume {shown}、同じ設定で学習し直すなら aift train {argument(Path(path) / CONFIG)} です。",
+                f"{path} is the folder of a run. To go on with it: aift resume {shown}; to train anew with its "
+                f"settings: aift train {argument(Path(path) / CONFIG)}.",
+            )
+    elif path is not None:
+        own = Path(path).name == CONFIG and is_run(Path(path).parent) and "output_dir" not in keys
+        return (Path(path).parent, rest) if newest and own else (None, arguments)
+    elif named and "train" not in keys:
+        if newest and not rest:
+            raise no_folder()
+        return (None, arguments) if newest else (Path(named[-1]), rest)
+    return None, arguments
+
+
+def no_folder() -> UsageError:
+    """The refusal of a command that names no run, with those that could be meant."""
+    from ...runs.recorded import interrupted_runs, listing
+
+    ja, en = listing(interrupted_runs(Path()))
+    return UsageError(
+        f"再開する実行のフォルダーを指定してください。{ja}", f"name the folder of the run to go on with.{en}"
+    )
+
+
+def resume_folder(path: Path, overrides: Sequence[str], **options: Any) -> None:
+    """Goes on with the run of a folder, as its config.yaml and the overrides say."""
+    from ...runs.recorded import find_run, recorded_config
+
+    run_or_plan(recorded_config(find_run(path), overrides), str(path), **options)
+
+
+def run_or_plan(
+    config: RunConfig, said: str | None, *, dry_run: bool = False, gpus: int = 0, cpu_processes: int = 0
+) -> None:
+    """Trains, or prints the plan.
+
+    Args:
+        said: where the settings come from, for messages.
+    """
+    source = _check(config, said)
     if gpus or cpu_processes:
         from ...execution.request import with_processes
 
@@ -76,13 +195,14 @@ def train(
     if dry_run:
         _show_plan(config, device, source)
         return
+    from ...runs.folder import beside
     from ...trainers.from_config import run_training
 
     result = run_training(config, device, source)
     print(localized("次の手順:", "next steps:"))
     print(f"  aift chat {argument(result.folder)}")
     if not config.trains_all:
-        print(f"  aift merge {argument(result.folder)} --out {argument(f'{result.folder}-merged')}")
+        print(f"  aift merge {argument(result.folder)} --out {argument(beside(result.folder, '-merged'))}")
 
 
 def _check(config: RunConfig, path: str | None) -> ModelSource:
@@ -112,13 +232,14 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource) -> No
 
     from ...export.gguf import find_converter
     from ...export.gguf_tokenizer import assess
-    from ...trainers.from_config import plan_training
+    from ...trainers.from_config import plan_training, where_it_goes_on
 
     plan = plan_training(config, device, source)
+    start = where_it_goes_on(plan)
     # Told before training, when another model can still be chosen.
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
     gguf = assess(plan.tokenizer, architecture, find_converter(lenient=True))
-    for line in (*plan.data.lines, f"GGUF: {gguf}"):
+    for line in (*([str(start)] if start is not None else []), *plan.data.lines, f"GGUF: {gguf}"):
         print(printable(line))
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
     for label, value in plan.summary.table():
