@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -13,9 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.commands import call, environment, spawn, start, write_run
+from tests.support.commands import call, environment, spawn, write_run
 from tests.support.models import save_tiny_model
-from tests.support.patience import patience, until
+from tests.support.patience import until
 from tests.support.runs import losses, train_lora, weights_digest
 
 from ai_finetuning.config.fields import fields_of, section_class
@@ -201,6 +202,19 @@ def test_32_a_finished_run_goes_on_from_its_last_checkpoint(work: Path, tmp_path
     assert "is complete; returning its model" in logged()
 
 
+def test_32_epochs_stand_above_recorded_steps_and_train_goes_on_too(finished: Path, tmp_path: Path, logged):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "out" / "config.yaml"
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values["training"]["schedule"] = {"max_steps": 12}
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert longer(tmp_path, "--dry-run") == 0
+    assert "from step 12 to 24" in logged()
+    out = f"training.output_dir={tmp_path / 'out'}"
+    assert call("train", str(tmp_path / "run.yaml"), out, "num_epochs=3", "--resume", "--dry-run") == 0
+    assert "from step 12 to 18" in logged()
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_32_without_a_checkpoint_it_goes_on_from_the_saved_weights(
     finished: Path, tiny_model_dir: Path, tmp_path: Path, faulty, logged, method: str
@@ -224,6 +238,7 @@ def test_32_without_a_checkpoint_it_goes_on_from_the_saved_weights(
     assert late < first  # it went on, and did not begin anew
 
 
+@pytest.mark.slow
 def test_32_a_longer_run_that_is_killed_before_it_saved_keeps_the_finished_model(
     finished: Path, tmp_path: Path, logged
 ):
@@ -339,7 +354,8 @@ def test_a24_ctrl_c_is_answered_at_once_and_called_an_interruption(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a terminal of this kind")
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a24_ctrl_c_typed_into_a_terminal(tmp_path: Path, tiny_model_dir: Path, processes: int):
     """Into a real terminal, where the signal goes to the whole group: answered once, also with several processes."""
     import pty
@@ -388,18 +404,32 @@ def test_a24_ctrl_c_typed_into_a_terminal(tmp_path: Path, tiny_model_dir: Path, 
     assert run_json(tmp_path / "out")["status"] == "stopped"
 
 
-def test_a24_sigterm_is_answered_too(tmp_path: Path, tiny_model_dir: Path):
-    process = start("train", str(write_run(tmp_path, tiny_model_dir, num_epochs=5000)))
-    metrics = tmp_path / "out" / "metrics.jsonl"
-    try:
-        until(lambda: metrics.exists() and bool(metrics.read_text("utf-8")), 100, "a step")
-        process.terminate()
-        output, _ = process.communicate(timeout=patience(60))
-    finally:
-        process.kill()
-    assert process.returncode == 75, output
-    assert "SIGTERM received: saving after this step and stopping" in output
-    assert "interrupted: saved up to step" in output
+def test_a24_sigterm_is_answered_too(tmp_path: Path, tiny_model_dir: Path, faulty, capfd):
+    faulty("step:term@3")
+    assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 75
+    text = "".join(capfd.readouterr())
+    assert "SIGTERM received: saving after this step and stopping" in text
+    assert "press again" not in text
+    assert f"interrupted: saved up to step 3. To go on: aift resume {tmp_path / 'out'}" in text
+
+
+def test_a24_a_second_ctrl_c_says_what_is_saved(tmp_path: Path, tiny_model_dir: Path, faulty, logged):
+    faulty("step:int@7,save:int@7#2,save:slow@7#2")
+    assert call("train", str(write_run(tmp_path, tiny_model_dir))) == 130
+    assert f"stopped at once: saved up to step 4. To go on: aift resume {tmp_path / 'out'}" in logged()
+
+
+@pytest.mark.slow
+def test_a24_the_demo_can_be_interrupted_and_goes_on(tmp_path: Path, kotoha: str):
+    out = tmp_path / "my demo"
+    code, output = spawn("demo", "--out", str(out), "--steps", "6", fault="step:int@3", timeout=600)
+    assert code == 75, output
+    command = f"aift demo --resume --out '{out}' --steps 6"
+    assert f"interrupted: saved up to step 3. To go on: {command}" in output
+    code, output = spawn(*shlex.split(command)[1:], timeout=600)
+    assert code == 0, output
+    assert "resuming from step 3" in output
+    assert steps(out / "adapter") == list(range(1, 7))
 
 
 # --- 20, A17: saving
@@ -489,6 +519,14 @@ def test_20_a_failure_between_steps_leaves_a_checkpoint(tmp_path: Path, tiny_mod
     trainer.pop_callback(Failing)
     trainer.train(ROWS, resume_from_checkpoint="auto")
     assert weights_digest(tmp_path / "out") == weights_digest(tmp_path / "whole")
+
+
+def test_20_a_folder_in_the_way_of_a_file_is_refused_before_the_first_step(copied: Path, logged):
+    (copied / "outputs" / "stop" / "README.md").mkdir()
+    assert call("resume", "outputs/stop") == 78
+    assert "outputs/stop/README.md is a folder, and the run will save a file of that name" in logged()
+    assert len(losses(copied / "outputs" / "stop")) == 7
+    assert run_json(copied / "outputs" / "stop")["status"] == "stopped"
 
 
 def test_20_what_is_not_a_weight_cannot_stop_the_weights(tmp_path: Path, tiny_model_dir: Path, logged, monkeypatch):

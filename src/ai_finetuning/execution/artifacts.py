@@ -160,13 +160,7 @@ def rehearse(plan: RunPlan, folder: OutputFolder, built: Built) -> None:
         StorageError: the folder cannot be written.
     """
     model: Any = built.model
-    lost = repair_generation_config(model.generation_config)
-    if lost:
-        notice(
-            f"ベースの generation_config の {', '.join(lost)} は、ほかの値と合わず効果がないため、外して保存します。",
-            f"{', '.join(lost)} of the base's generation_config contradict its other values and have no effect: saving "
-            "it without.",
-        )
+    repair_generation_config(model.generation_config)
     summary = summarize(Result(model, folder.path, built.run.state), plan)
 
     def save(path: Path) -> None:

@@ -200,7 +200,7 @@ def is_done(start: ResumePoint, current: dict[str, Any], *, allowed: bool) -> bo
     lines = _listed(changed)
     if not allowed:
         raise _differs(start, {name for name, _, _ in changed}, lines)
-    if finished is not None and not longer:
+    if finished is not None and not longer and (start.completed or start.checkpoint is None):
         raise _nothing_left(finished, lines)
     warn(
         f"再開する実行から変わった設定: {lines}（allow_changed=true なので続けます）。",

@@ -334,32 +334,38 @@ def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     return PromptStyle(stops, template.stop_strings, template.newline, template.verified)
 
 
-def repair_generation_config(config: Any) -> list[str]:
-    """Makes a generation config one that transformers agrees to save; returns the names that it has lost.
+def repair_generation_config(config: Any) -> None:
+    """Makes a generation config one that transformers agrees to save, and says what it has lost.
 
     Makers publish values that are refused (a temperature without do_sample). They have no effect: these go.
     """
     default = type(config)()
     lost: list[str] = []
-    for _ in range(2):
-        try:
-            config.validate(strict=True)
-        except ValueError as error:
-            named = [name for name in re.findall(r"`(\w+)`", str(error)) if hasattr(default, name)]
-        else:
-            return lost
+    for _ in range(2):  # an error of one value hides those of the others
+        named = [name for name in re.findall(r"`(\w+)`", _refusal(config)) if hasattr(default, name)]
         for name in dict.fromkeys(named):
             if name != "do_sample" and getattr(config, name) != getattr(default, name):
                 setattr(config, name, getattr(default, name))
                 lost.append(name)
+    if _refusal(config):
+        kept = ("bos_token_id", "eos_token_id", "pad_token_id")
+        lost += [name for name in config.to_diff_dict() if name not in kept]
+        config.__dict__.update(default.__dict__ | {name: getattr(config, name) for name in kept})
+    if lost:
+        notice(
+            f"ベースの generation_config の {', '.join(lost)} は、ほかの値と合わず効果がないため、外して保存します。",
+            f"{', '.join(lost)} of the base's generation_config contradict its other values and have no effect: saving "
+            "it without.",
+        )
+
+
+def _refusal(config: Any) -> str:
+    """Why transformers would not save a generation config; empty where it would."""
     try:
         config.validate(strict=True)
-    except ValueError:
-        kept = ("bos_token_id", "eos_token_id", "pad_token_id")
-        ours = {name: getattr(config, name) for name in kept}
-        lost = sorted(name for name, value in config.to_diff_dict().items() if name not in kept and value is not None)
-        config.__dict__.update(default.__dict__ | ours)
-    return lost
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def save_generation_config(config: Any, tokenizer: Any, folder: Path) -> None:
@@ -367,6 +373,7 @@ def save_generation_config(config: Any, tokenizer: Any, folder: Path) -> None:
     stops = prompt_style(tokenizer, config).stop_token_ids
     config.eos_token_id = list(stops) if len(stops) > 1 else (stops[0] if stops else config.eos_token_id)
     config.pad_token_id = tokenizer.pad_token_id
+    repair_generation_config(config)
     config.save_pretrained(folder)
 
 

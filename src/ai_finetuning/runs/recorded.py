@@ -21,6 +21,7 @@ from ..messages import argument, notice
 from .folder import read_run
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+_EPOCHS, _STEPS = ("training", "num_epochs"), ("training", "schedule", "max_steps")
 # How far up from a run's folder its files are looked for, and how far down from here runs are.
 _UP, _DOWN = 5, 3
 _SEEN = 2000  # folders, in a search for runs
@@ -90,8 +91,10 @@ def recorded_config(run: RecordedRun, overrides: Sequence[str] = ()) -> RunConfi
     """
     start = os.path.abspath(run.checkpoint or run.folder)
     own = [f"training.output_dir={run.folder}", f"training.checkpoint.resume_from_checkpoint={start}"]
-    config = load_config(run.folder / CONFIG, [*own, *overrides])
     given = {resolve_key(key)[0] for key, _ in parse_overrides(overrides)}
+    if _EPOCHS in given and _STEPS not in given:
+        own.append(f"{'.'.join(_STEPS)}=null")  # recorded steps would stand above the epochs that are asked for now
+    config = load_config(run.folder / CONFIG, [*own, *overrides])
     if config.data.train is None:
         raise ConfigError(
             f"{run.folder} の学習データは Python のプログラムから渡されたもので、ファイルの名前がありません。同じプログラムで "

@@ -198,11 +198,34 @@ def run_or_plan(
     from ...runs.folder import beside
     from ...trainers.from_config import run_training
 
-    result = run_training(config, device, source)
+    try:
+        result = run_training(config, device, source)
+    except KeyboardInterrupt:
+        _say_what_is_saved(Path(config.training.output_dir))
+        raise
     print(localized("次の手順:", "next steps:"))
     print(f"  aift chat {argument(result.folder)}")
     if not config.trains_all:
         print(f"  aift merge {argument(result.folder)} --out {argument(beside(result.folder, '-merged'))}")
+
+
+def _say_what_is_saved(folder: Path) -> None:
+    """After a stop at once: what the run has left."""
+    from ...messages import notice
+    from ...runs.folder import read_run
+    from ...runs.recorded import saved_step
+
+    step = saved_step(folder)
+    if step is None or not str(read_run(folder).get("reason", "")).startswith(KeyboardInterrupt.__name__):
+        notice(
+            "すぐに止めました。この実行はまだ何も保存していません。", "stopped at once; this run has saved nothing yet."
+        )
+        return
+    command = f"aift resume {argument(folder)}"
+    notice(
+        f"すぐに止めました。ステップ {step} まで保存済みです。再開: {command}",
+        f"stopped at once: saved up to step {step}. To go on: {command}",
+    )
 
 
 def _check(config: RunConfig, path: str | None) -> ModelSource:
