@@ -486,6 +486,21 @@ def test_20_a_model_that_cannot_be_saved_leaves_a_checkpoint_and_says_where(
     assert len(losses(tmp_path / "out")) == 6
 
 
+@pytest.mark.slow
+def test_20_with_two_processes_a_model_that_cannot_be_saved_is_in_a_checkpoint_too(
+    tmp_path: Path, tiny_model_dir: Path
+):
+    config = str(write_run(tmp_path, tiny_model_dir, save_steps=500, num_epochs=1))
+    code, output = spawn("train", config, "--cpu-processes", "2", fault="final:error@0", timeout=280)
+    assert code == 74, output
+    assert f"The trained weights are in the checkpoint {tmp_path / 'out' / 'checkpoints' / 'checkpoint-6'}" in output
+    assert run_json(tmp_path / "out")["status"] == "stopped"
+    code, output = spawn("resume", str(tmp_path / "out"), timeout=280)
+    assert code == 0, output
+    assert "training in 2 processes" in output  # as the run began
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
 def test_20_a_failure_between_steps_leaves_a_checkpoint(tmp_path: Path, tiny_model_dir: Path, logged):
     """A script's callback that fails behind step 3, long before the first checkpoint is due."""
     import torch
