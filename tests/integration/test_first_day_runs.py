@@ -82,22 +82,30 @@ def steps(folder: Path) -> list[int]:
 # --- A11, A12: from the folder alone, wherever it is
 
 
+def test_a11_the_folder_is_enough_to_go_on_to_the_same_bits(copied: Path, work: Path, logged):
+    assert call("resume", "outputs/stop") == 0, logged()
+    assert weights_digest(copied / "outputs" / "stop") == weights_digest(work / "whole")
+    assert losses(copied / "outputs" / "stop") == losses(work / "whole")
+    assert "resuming from step 7" in logged()
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        ["resume", "outputs/stop"],
         ["resume", "outputs/stop/checkpoints/checkpoint-7"],
+        ["resume", "outputs/stop/checkpoints"],
+        ["resume", "outputs/stop/config.yaml"],
         ["train", "outputs/stop", "--resume"],
         ["train", "--resume", "outputs/stop"],
         ["train", "outputs/stop/config.yaml", "--resume"],
     ],
     ids=" ".join,
 )
-def test_a11_every_way_of_typing_it_goes_on_to_the_same_bits(copied: Path, work: Path, logged, command: list[str]):
-    assert call(*command) == 0, logged()
-    assert weights_digest(copied / "outputs" / "stop") == weights_digest(work / "whole")
-    assert losses(copied / "outputs" / "stop") == losses(work / "whole")
-    assert "resuming from step 7" in logged()
+def test_a11_other_ways_of_typing_it_mean_the_same(copied: Path, logged, command: list[str]):
+    assert call(*command, "--dry-run") == 0, logged()
+    text = logged()
+    assert "resuming from step 7 of 12 (" in text
+    assert "outputs/stop/checkpoints/checkpoint-7)" in text
 
 
 def test_a11_dry_run_says_from_which_step_and_writes_nothing(copied: Path, logged):
