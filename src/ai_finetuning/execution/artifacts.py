@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config.plain import plain_run, to_plain
 from ..config.run import RunConfig
-from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
+from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT, WITHOUT_WEIGHTS
 from ..config.run_yaml import absolute_paths, describe_run
 from ..config.section import explicitly_set, with_values
 from ..config.sections import CheckpointConfig
@@ -26,8 +26,10 @@ from ..engine.metrics import read_metrics
 from ..errors import ModelError, ToolkitError
 from ..evaluation.curves import draw_curve
 from ..evaluation.report import write_report
+from ..inference.usable import write_without_weights
 from ..messages import notice, warn
 from ..models.activation_checkpointing import disable_activation_checkpointing
+from ..models.adapter_folder import base_name, is_adapter, note_training_base, recorded_config
 from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
@@ -44,6 +46,7 @@ from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
 from .resume import validate_weights
+from .system_prompt import keep_system
 
 # Where a setting stands that the run derives.
 _SETTINGS = {
@@ -97,6 +100,19 @@ def _as_a_new_run(config: RunConfig) -> RunConfig:
     return with_values(config, training=training) if "checkpoint" in explicitly_set(config.training) else config
 
 
+def write_beside(plan: RunPlan, folder: OutputFolder, model: Any, dtype: torch.dtype) -> None:
+    """Writes, before the first step, what makes a model of any checkpoint of this run.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    place = folder.path / CHECKPOINTS / WITHOUT_WEIGHTS
+    try:
+        write_without_weights(model, plan.tokenizer, place, full=plan.request.full, dtype=dtype, home=folder.path)
+    except OSError as error:
+        raise not_written(place, error) from error
+
+
 def finish(
     plan: RunPlan,
     folder: OutputFolder,
@@ -117,6 +133,8 @@ def finish(
     model.eval()
     if export is None and plan.request.full:
         model.to(dtype)
+    if plan.request.config.method != "pretrain":
+        keep_system(plan.tokenizer, plan.request.config.data.system_prompt, plan.data.report.system)
     history = result.history = read_metrics(folder.path / METRICS)
     summary = summarize(result, plan)
 
@@ -124,10 +142,8 @@ def finish(
         with quiet_peft():
             (export or model.save_pretrained)(path)
         # From here on nothing can cost the weights.
-        (path / "README.md").unlink(missing_ok=True)  # peft's empty card
         for name, write in (
-            ("generation_config.json", lambda: save_generation_config(model.generation_config, plan.tokenizer, path)),
-            ("tokenizer", lambda: plan.tokenizer.save_pretrained(path)),
+            *_beside_weights(model, plan.tokenizer, path, folder.path),
             ("README.md", lambda: _write_card(plan, summary, path)),
             (CURVE, lambda: _pictures(path, folder.path, history, summary, plan.request.config)),
         ):
@@ -164,12 +180,8 @@ def rehearse(plan: RunPlan, folder: OutputFolder, built: Built) -> None:
     summary = summarize(Result(model, folder.path, built.run.state), plan)
 
     def save(path: Path) -> None:
-        if plan.request.full:
-            model.config.save_pretrained(path)
-        else:
-            copy.copy(model.peft_config["default"]).save_pretrained(path)
-        save_generation_config(copy.deepcopy(model.generation_config), plan.tokenizer, path)
-        plan.tokenizer.save_pretrained(path)
+        full, dtype = plan.request.full, built.save_dtype
+        write_without_weights(model, plan.tokenizer, path, full=full, dtype=dtype, home=folder.path)
         _try_to_write("README.md", lambda: _write_card(plan, summary, path))
 
     try:
@@ -192,13 +204,27 @@ def _write_card(plan: RunPlan, summary: dict[str, Any], path: Path) -> None:
     (path / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_model(write: Callable[[Path], Any], model: Any, tokenizer: Any, place: Path) -> None:
-    """Model or adapter, generation config and tokenizer."""
+def _write_model(write: Callable[[Path], Any], model: Any, tokenizer: Any, place: Path, home: Path) -> None:
+    """Model or adapter, generation config and tokenizer; `home` is the folder that `place` will be."""
     with quiet_peft():
         write(place)
-    (place / "README.md").unlink(missing_ok=True)  # peft's empty card
-    save_generation_config(model.generation_config, tokenizer, place)
-    tokenizer.save_pretrained(place)
+    for _, write_it in _beside_weights(model, tokenizer, place, home):
+        write_it()
+
+
+def _beside_weights(model: Any, tokenizer: Any, place: Path, home: Path) -> tuple[tuple[str, Callable[[], Any]], ...]:
+    """What lies beside the weights in `place`, by name, and what writes it."""
+
+    def note_base() -> None:
+        (place / "README.md").unlink(missing_ok=True)  # peft's empty card
+        if is_adapter(place):
+            note_training_base(place, home, base_name(recorded_config(place)), quantized_bits(model))
+
+    return (
+        ("adapter_config.json", note_base),
+        ("generation_config.json", lambda: save_generation_config(model.generation_config, tokenizer, place)),
+        ("tokenizer", lambda: tokenizer.save_pretrained(place)),
+    )
 
 
 def save_trained(result: Result, tokenizer: Any, place: Path) -> None:
@@ -213,7 +239,7 @@ def save_trained(result: Result, tokenizer: Any, place: Path) -> None:
         validate_new_folder(place)
     staging = place / STAGING if own else place
     with new_folder(staging) as folder:
-        _write_model(model.save_pretrained, model, tokenizer, folder)
+        _write_model(model.save_pretrained, model, tokenizer, folder, place)
     if own:
         for path in staging.iterdir():
             os.replace(path, place / path.name)

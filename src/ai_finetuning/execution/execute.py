@@ -37,6 +37,7 @@ from .progress import progress, speaking_main_process
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
+from .system_prompt import take_system
 from .trackers import Tracker
 
 
@@ -63,6 +64,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
             peers = all_peers()
             result = _run_here(_resolve_in_turn(request, peers), peers, faults)
     request.model.model = result.model  # type: ignore[assignment]
+    take_system(request.model.tokenizer, result.folder)
     return result
 
 
@@ -173,6 +175,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     )
     with _reported(folder):
         if peers.is_main:
+            saving.write_beside(plan, folder, built.model, built.save_dtype)
             run.callbacks = [
                 *([progress(training.logging_steps)] if training.runtime.progress else []),
                 *(

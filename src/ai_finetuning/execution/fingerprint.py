@@ -14,10 +14,10 @@ from torch import nn
 from ..config.fields import fields_of, section_class
 from ..config.plain import to_plain
 from ..config.run import RunConfig
-from ..engine.checkpoint.write import sha256_of
 from ..models.adapter_folder import WEIGHTS
 from ..models.loading import weight_fingerprint
 from ..planner.plan import Plan
+from ..system.files import sha256_of
 from ..system.gpu import dtype_name
 from . import base_facts
 from .request import TrainRequest

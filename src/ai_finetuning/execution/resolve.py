@@ -46,6 +46,7 @@ from .fingerprint import fingerprint_of
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
+from .system_prompt import with_agreed_system
 from .trainer_hooks import validate_hooks
 from .validate import validate_config, validate_data
 
@@ -364,7 +365,11 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         str(tokenizer.chat_template or "") or None,
         warmup_ratio=training.schedule.warmup_ratio,
     )
-    summary = _summary(model, data, loader, derived, total, work, free)
+    summary = replace(
+        _summary(model, data, loader, derived, total, work, free),
+        strategy=parallel.strategy,
+        processes=max(parallel.processes, processes_to_start),
+    )
     options = training.schedule
     return RunPlan(
         request=request,
@@ -401,6 +406,7 @@ def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
         tokenizer.chat_template = template
     if request.config.method != "pretrain":
         warn_of_unused_turn_ends(tokenizer)
+        tokenizer = with_agreed_system(tokenizer, request.config.data.system_prompt)
     return tokenizer
 
 

@@ -203,7 +203,7 @@ def run_or_plan(
     except KeyboardInterrupt:
         _say_what_is_saved(Path(config.training.output_dir))
         raise
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift chat {argument(result.folder)}")
     if not config.trains_all:
         print(f"  aift merge {argument(result.folder)} --out {argument(beside(result.folder, '-merged'))}")
