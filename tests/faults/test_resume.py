@@ -132,7 +132,7 @@ def test_sigterm_saves_and_exits_75_and_resumes_to_the_same_bits(
     config = str(write_run(tmp_path, tiny_model_dir))
     faulty(f"step:{name}@7")
     assert call("train", config) == 75
-    assert f"SIG{name.upper()} received: saved at step 7" in logged()
+    assert "interrupted: saved up to step 7. To go on: aift resume" in logged()
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-7").is_dir()
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
     faulty("")

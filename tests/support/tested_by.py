@@ -55,6 +55,7 @@ TESTED_BY = {
     "parallel.batch": "unit/engine/test_step.py",
     "parallel.limits": "unit/execution/test_resolve.py",
     "runs.folder": _RESUME,
+    "runs.recorded": "integration/test_first_day_runs.py",
     "trainers.from_config": _CLI,
     "__main__": _CLI,
     "apps.cli.bench": _CLI,

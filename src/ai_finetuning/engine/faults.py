@@ -5,8 +5,9 @@ The variable is read once, where a process begins its run; from there a `Faults`
 Each entry is POINT:ACTION@STEP, with #K for the K-th time that the point is met there, xN for N occurrences, and %R for
 rank R only. Points: `step` (before the forward pass), `save` (before each file of a checkpoint), `best` (before each
 file of the best weights), `rename` (before a checkpoint gets its name), `rotate` (before old ones go), `final` (before
-the model is put in place), `eval` (before an evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`, `full` (ENOSPC), `slow` (the disk takes a
-second), `hang` (for an hour), `term`, `usr1` and `int` (signals to oneself).
+the model is put in place), `eval` (before an evaluation). Actions: `kill` (SIGKILL to oneself), `oom`, `nan`, `spike`,
+`full` (ENOSPC), `slow` (the disk takes a second), `error` (ValueError, as a library raises one), `hang` (for an hour),
+`term`, `usr1` and `int` (signals to oneself).
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ def _happen(action: str, point: str, step: int) -> str | None:
         raise torch.OutOfMemoryError(f"injected at {point} of step {step}")
     elif action == "full":
         raise OSError(errno.ENOSPC, "No space left on device (injected)")
+    elif action == "error":
+        raise ValueError(f"injected at {point}")
     elif action == "slow":
         time.sleep(1)
     elif action == "hang":

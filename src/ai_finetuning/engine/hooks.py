@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
+from ..errors import localized
+from ..parallel.processes import STORE, launched
 from .train_state import TrainState
 
 
@@ -89,6 +94,7 @@ class Callback:
 class SignalFlags:
     """SIGTERM and the first SIGINT ask for a stop at the step's end, SIGUSR1 for a checkpoint; a second SIGINT aborts.
 
+    A request to stop is answered at once, since a step may take long; of several processes one answers.
     Handlers exist only inside the `with` block, and only in the main thread (Python allows them nowhere else).
     """
 
@@ -115,10 +121,34 @@ class SignalFlags:
     def _ask_stop(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.stop == "SIGINT":
             raise KeyboardInterrupt
+        if self.stop is None:
+            _answer(number)
         self.stop = signal.Signals(number).name
 
     def _ask_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
+
+
+def _answer(number: int) -> None:
+    """Says that a request to stop has arrived: by one system call, since the signal may have come while something else
+    was being printed.
+    """
+    if STORE in os.environ or not launched().is_main:
+        return  # of a run whose starter, or whose first process, says it
+    if number == signal.SIGINT:
+        text = localized(
+            "中断を受け付けました。このステップの後で保存して止まります（もう一度押すとすぐ止まります）",
+            "interrupting: saving after this step and stopping (press again to stop at once)",
+        )
+    else:
+        name = signal.Signals(number).name
+        text = localized(
+            f"{name} を受け付けました。このステップの後で保存して止まります",
+            f"{name} received: saving after this step and stopping",
+        )
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n[aift] {text}\n".encode(encoding, errors="replace"))
 
 
 def take_request(control: Control, signals: SignalFlags) -> Request:

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from ..errors import DivergedError, PreemptedError
-from ..messages import notice, warn
+from ..errors import DivergedError, PreemptedError, StorageError
+from ..messages import argument, notice, warn
 from ..parallel.weights.layout import Layout
 from ..system.out_of_memory import with_smaller_batches
 from . import rng
@@ -54,8 +54,10 @@ def fit(run: Run) -> TrainState:
                 if state.index == 0:
                     run.tell("on_epoch_begin")
                 run.tell("on_step_begin")
+                run.in_step = True
                 outcome = step_with_retry(run, data)
                 advance(run, outcome)
+                run.in_step = False
                 record(run, metrics, outcome, time.perf_counter() - started)
                 validate_finite(run, outcome)
         if state.index > 0:
@@ -86,20 +88,29 @@ def between_steps(run: Run, metrics: MetricsFile, signals: SignalFlags, request:
         save(run, whole=request.interrupt)
     if request.interrupt:
         run.writer.wait()
-        stop_preempted(run.state.step, signals.stop)
+        stop_preempted(run)
     return request.stop
 
 
-def stop_preempted(step: int, signal: str | None) -> NoReturn:
-    """Leaves the loop after a signal to this process or, without a name, to another of the run.
+def stop_preempted(run: Run) -> NoReturn:
+    """Leaves the loop after a signal, with what is saved.
 
     Raises:
-        PreemptedError: always.
+        PreemptedError: the state is saved, of this step or of an earlier one. StorageError: nothing could be saved.
     """
-    name = signal or "SIGTERM"
+    own = run.store.folder / f"checkpoint-{run.state.step}"
+    newest = own if own.is_dir() else run.store.newest()
+    if newest is None:
+        raise StorageError(
+            f"中断しましたが、ステップ {run.state.step} の状態を {run.store.folder} に保存できず、ほかのチェックポイントもありません。空きと書き込み権限を確かめてください。",
+            f"interrupted, but the state of step {run.state.step} could not be saved in {run.store.folder} and there is no "
+            "other checkpoint; check free space and permissions.",
+        )
+    step = newest.name.rpartition("-")[2]
+    command = f"aift resume {argument(run.store.folder.parent)}"
     raise PreemptedError(
-        f"{name} を受け取ったので、ステップ {step} で保存して止まりました。resume_from_checkpoint=auto で続きから再開できます。",
-        f"{name} received: saved at step {step} and stopped. Continue with resume_from_checkpoint=auto.",
+        f"中断しました。ステップ {step} まで保存済みです。再開: {command}",
+        f"interrupted: saved up to step {step}. To go on: {command}",
     )
 
 
@@ -273,15 +284,18 @@ def best_weights(run: Run) -> Snapshot:
     return Snapshot(run.state.step, {"model": tensors["model"]}, note, layouts, best=True)
 
 
-def last_checkpoint(run: Run) -> Path:
+def last_checkpoint(run: Run, *, whole: bool = False) -> Path:
     """The checkpoint of the weights as the loop left them; written now where there is none.
+
+    Args:
+        whole: with the optimizer's state in any case.
 
     Raises:
         OSError: it cannot be written.
     """
     folder = run.store.folder / f"checkpoint-{run.state.step}"
     if not run.store.agree(folder.is_dir()):
-        taken = snapshot(run)
+        taken = snapshot(run, whole=whole)
         run.store.save(taken.step, tensors=taken.tensors, state=taken.state, layouts=taken.layouts)
     return folder
 

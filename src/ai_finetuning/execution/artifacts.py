@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..data.vocabulary import vocabulary_line
 from ..engine.checkpoint.read import write_shards
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.metrics import read_metrics
+from ..errors import ModelError, ToolkitError
 from ..evaluation.curves import draw_curve
 from ..evaluation.verdict import closing_lines, verdict
 from ..inference.usable import write_without_weights
@@ -32,18 +33,21 @@ from ..models.adapter_folder import base_name, is_adapter, note_training_base, r
 from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
-from ..models.tokenizers import save_generation_config
+from ..models.tokenizers import repair_generation_config, save_generation_config
 from ..runs.folder import STAGING
 from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
 from .adapter_start import parent_of
 from .base_weights import load_base
+from .build import Built
+from .fingerprint import weights_mark
 from .model_card import Base, model_card
 from .output_folder import OutputFolder, new_folder, not_written, validate_new_folder
 from .reporting import RunReport, data_names
 from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
+from .resume import validate_weights
 
 # Where a setting stands that the run derives.
 _SETTINGS = {
@@ -143,12 +147,16 @@ def finish(
     general = report.ask(model)
 
     def save(path: Path) -> None:
-        _write_model(export or model.save_pretrained, model, plan.tokenizer, path, folder.path)
-        base = Base.of(plan.source)
-        card = model_card(plan.request.config, summary, environment(), base, general)
-        (path / "README.md").write_bytes(card.encode("utf-8", "replace"))
-        (path / REPORT).write_bytes(report.completed(history, summary, result.saved_step))
-        _draw(history, path / CURVE)
+        with quiet_peft():
+            (export or model.save_pretrained)(path)
+        # From here on nothing can cost the weights.
+        for name, write in (
+            *_beside_weights(model, plan.tokenizer, path, folder.path),
+            ("README.md", lambda: _write_card(plan, summary, path, general)),
+            (REPORT, lambda: (path / REPORT).write_bytes(report.completed(history, summary, result.saved_step))),
+            (CURVE, lambda: _draw(history, path / CURVE)),
+        ):
+            _try_to_write(name, write)
 
     names = folder.place_model(save)
     folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
@@ -158,15 +166,76 @@ def finish(
         notice(line.ja, line.en)
 
 
+def _try_to_write(name: str, write: Callable[[], Any]) -> None:
+    """Writes what a model can do without; only a disk that fails stops the save."""
+    try:
+        write()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        warn(
+            f"{name} を保存できませんでした（{type(error).__name__}: {str(error)[:200]}）。重みは保存します。",
+            f"{name} could not be saved ({type(error).__name__}: {str(error)[:200]}); the weights are.",
+        )
+
+
+def rehearse(plan: RunPlan, folder: OutputFolder, built: Built) -> None:
+    """Tries, before the first step, what the end of the run will write beside the weights: on the real objects.
+
+    Raises:
+        ModelError: the model's or the tokenizer's files cannot be made. ConfigError: something is in the way.
+        StorageError: the folder cannot be written.
+    """
+    model: Any = built.model
+    repair_generation_config(model.generation_config)
+    summary = summarize(Result(model, folder.path, built.run.state), plan)
+
+    def save(path: Path) -> None:
+        full, dtype = plan.request.full, built.save_dtype
+        write_without_weights(model, plan.tokenizer, path, full=full, dtype=dtype, home=folder.path)
+        _try_to_write("README.md", lambda: _write_card(plan, summary, path))
+
+    try:
+        folder.rehearse(save)
+    except ToolkitError:
+        raise
+    except OSError as error:
+        raise not_written(folder.path, error) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ModelError(
+            f"{plan.request.model.model_name} の設定かトークナイザーを保存できないため（{reason}）、学習を始めません。モデルのフォルダーの中身を確認してください。",
+            f"the configuration or the tokenizer of {plan.request.model.model_name} cannot be saved ({reason}), so the "
+            "run does not start; check the files of the model.",
+        ) from error
+
+
+def _write_card(plan: RunPlan, summary: dict[str, Any], path: Path, answers: Sequence[tuple[str, str]] = ()) -> None:
+    card = model_card(plan.request.config, summary, environment(), Base.of(plan.source), answers)
+    (path / "README.md").write_bytes(card.encode("utf-8", "replace"))
+
+
 def _write_model(write: Callable[[Path], Any], model: Any, tokenizer: Any, place: Path, home: Path) -> None:
     """Model or adapter, generation config and tokenizer; `home` is the folder that `place` will be."""
     with quiet_peft():
         write(place)
-    (place / "README.md").unlink(missing_ok=True)  # peft's empty card
-    if is_adapter(place):
-        note_training_base(place, home, base_name(recorded_config(place)), quantized_bits(model))
-    save_generation_config(model.generation_config, tokenizer, place)
-    tokenizer.save_pretrained(place)
+    for _, write_it in _beside_weights(model, tokenizer, place, home):
+        write_it()
+
+
+def _beside_weights(model: Any, tokenizer: Any, place: Path, home: Path) -> tuple[tuple[str, Callable[[], Any]], ...]:
+    """What lies beside the weights in `place`, by name, and what writes it."""
+
+    def note_base() -> None:
+        (place / "README.md").unlink(missing_ok=True)  # peft's empty card
+        if is_adapter(place):
+            note_training_base(place, home, base_name(recorded_config(place)), quantized_bits(model))
+
+    return (
+        ("adapter_config.json", note_base),
+        ("generation_config.json", lambda: save_generation_config(model.generation_config, tokenizer, place)),
+        ("tokenizer", lambda: tokenizer.save_pretrained(place)),
+    )
 
 
 def save_trained(result: Result, tokenizer: Any, place: Path) -> None:
@@ -251,10 +320,17 @@ def _scores(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row.get(key) for key in ("step", "eval_loss", "eval_perplexity", "eval_bits_per_character")}
 
 
-def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
-    """The model of a completed run; on the CPU where one device cannot hold what several trained."""
+def load_saved(plan: RunPlan, folder: Path, weights: str | None = None) -> nn.Module:
+    """The model of a completed run; on the CPU where one device cannot hold what several trained.
+
+    Args:
+        weights: the mark of an adapter's base, where that has to be compared.
+
+    Raises:
+        ConfigError: the base has other weights.
+    """
     try:
-        return _load_saved(plan, folder, plan.request.model.device)
+        return _load_saved(plan, folder, plan.request.model.device, weights)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -262,15 +338,17 @@ def load_saved(plan: RunPlan, folder: Path) -> nn.Module:
         "1 つのデバイスにモデルが収まらないため、学習済みモデルを CPU に読み込みました。",
         "the model does not fit on one device, so the trained model was loaded on the CPU.",
     )
-    return _load_saved(plan, folder, torch.device("cpu"))
+    return _load_saved(plan, folder, torch.device("cpu"), weights)
 
 
-def _load_saved(plan: RunPlan, folder: Path, device: torch.device | None) -> nn.Module:
+def _load_saved(plan: RunPlan, folder: Path, device: torch.device | None, weights: str | None) -> nn.Module:
     model: Any
     if plan.request.full:
         model = load_causal_lm(str(folder), dtype=plan.request.model.torch_dtype, device=device)
     else:
         module, _ = load_base(plan, {"device": device})
+        if weights is not None:
+            validate_weights({"weights": weights}, {"weights": weights_mark(module)}, allowed=False)
         model = load_adapter(module, folder)
     trained: nn.Module = model.eval()
     return trained

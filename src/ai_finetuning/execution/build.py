@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.adapters import add_lora, continue_adapter, embedding_weights, target_modules, trainable_parameters
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
-from ..models.loading import weight_fingerprint
 from ..models.parts import unwrapped
 from ..models.placement import spread
 from ..models.plans import tensor_plan
@@ -39,6 +36,7 @@ from ..planner import memory
 from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
+from .fingerprint import weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
 from .resolve import Derived, RunPlan
@@ -111,7 +109,7 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
     model, dtype = load_base(plan, placement, as_stored=cut)
     if plan.device_map is not None:
         spread(model, plan.device_map)
-    fingerprint = hashlib.sha256(json.dumps(weight_fingerprint(model)).encode()).hexdigest()
+    fingerprint = weights_mark(model)
     if request.config.model.extra_tokens and plan.shape.vocabulary > model.get_input_embeddings().weight.shape[0]:
         grow_embedding(model, plan.shape.vocabulary)
     note_special_ids(model, plan.tokenizer, request.config.model)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -15,10 +15,12 @@ from ..config.run_folder import LAUNCH, METRICS
 from ..engine.checkpoint.store import LoadedCheckpoint
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.faults import Faults
+from ..engine.hooks import SignalFlags
 from ..engine.loop import fit, last_checkpoint, load
 from ..engine.metrics import read_metrics
 from ..engine.state import Run
-from ..messages import described, notice, speak, warn
+from ..errors import DivergedError, PreemptedError, StorageError
+from ..messages import argument, described, notice, speak, warn
 from ..models.adapters import remember_origin
 from ..parallel.plan import warn_of_idle_ranks
 from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
@@ -115,14 +117,13 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
         start = resume.find(folder, options)
         plan = _with_resume(plan, start)
         if start is not None:
-            differs = resume.validate_same_run(start.fingerprint, plan.fingerprint, allowed=options.allow_changed)
-            if start.completed and not differs:
-                notice(
-                    f"{folder.path} の実行は完了しているので、そのモデルを返します。",
-                    f"the run in {folder.path} is complete; returning its model.",
-                )
-                history = read_metrics(folder.path / METRICS)
-                return Result(saving.load_saved(plan, folder.path), folder.path, history=history)
+            done = resume.is_done(start, plan.fingerprint, allowed=options.allow_changed)
+            said = resume.describe(start, done=done, total_steps=plan.summary.total_steps)
+            if done:
+                notice(said.ja, said.en)
+                return _completed(plan, folder, start.fingerprint)
+            if start.finished is not None:
+                notice(said.ja, said.en)
         if peers.is_main:
             folder.validate_disk_space(plan.summary.disk_bytes)
         _warn_of_memory(plan.summary)
@@ -131,6 +132,14 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
         for line in plan.data.lines:
             notice(line, line)
         return _train(plan, folder, peers)
+
+
+def _completed(plan: RunPlan, folder: OutputFolder, saved: dict[str, Any]) -> Result:
+    """What a run that is complete already gave."""
+    seconds = float((folder.run().get("result") or {}).get("seconds") or 0.0)
+    renamed = saved["model"] != plan.fingerprint["model"] and not plan.request.full
+    model = saving.load_saved(plan, folder.path, saved.get("weights") if renamed else None)
+    return Result(model, folder.path, history=read_metrics(folder.path / METRICS), seconds=seconds)
 
 
 def _with_resume(plan: RunPlan, start: resume.ResumePoint | None) -> RunPlan:
@@ -172,34 +181,50 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     loaded = None
     if start is not None and start.checkpoint is not None:
         loaded = load_checkpoint(start.checkpoint, run.strategy.layouts)
-        resume.validate_same_run(
-            loaded.state["fingerprint"], run.fingerprint, allowed=training.checkpoint.allow_changed
-        )
+    if start is not None:
+        resume.validate_weights(start.fingerprint, run.fingerprint, allowed=training.checkpoint.allow_changed)
+    if peers.is_main:
+        saving.rehearse(plan, folder, built)
     folder.begin(
         resuming=start is not None and start.inside,
         files=saving.descriptions(plan, built.derived),
-        fingerprint=plan.fingerprint,
+        fingerprint=run.fingerprint,
         derived=asdict(built.derived),
         total_steps=plan.summary.total_steps,
         parent=parent_of(plan.request.config),
     )
     report = RunReport(plan, built, folder.path) if peers.is_main else None
-    if report is not None:
-        saving.write_beside(plan, folder, built.model, built.save_dtype)
-        run.callbacks = [
-            report,
-            *([progress(training.logging_steps, _eval_every(run))] if training.runtime.progress else []),
-            *(Tracker(name, folder.path / TRACKERS, folder.path.name) for name in training.runtime.report_to),
-        ]
-    if plan.request.hooks.callbacks:
-        from .callbacks import TransformersCallbacks  # transformers' side, which only a run with callbacks imports
+    with _reported(folder):
+        if report is not None:
+            saving.write_beside(plan, folder, built.model, built.save_dtype)
+            run.callbacks = [
+                report,
+                *([progress(training.logging_steps, _eval_every(run))] if training.runtime.progress else []),
+                *(
+                    Tracker(name, folder.path / TRACKERS, folder.path.resolve().name)
+                    for name in training.runtime.report_to
+                ),
+            ]
+        if plan.request.hooks.callbacks:
+            from .callbacks import TransformersCallbacks  # transformers' side, which only a run with callbacks imports
 
-        run.callbacks = [*run.callbacks, TransformersCallbacks(plan, run)]
-    _restore(run, loaded, start)
-    notice(plan.precision.reason_ja, plan.precision.reason_en)
-    result = _fit(plan, built, folder, report)
-    wait_for(peers)
-    return result
+            run.callbacks = [*run.callbacks, TransformersCallbacks(plan, run)]
+        _restore(run, loaded, start)
+        notice(plan.precision.reason_ja, plan.precision.reason_en)
+        result = _fit(plan, built, folder, report)
+        wait_for(peers)
+        return result
+
+
+@contextlib.contextmanager
+def _reported(folder: OutputFolder) -> Iterator[None]:
+    """Whatever ends the run before its model is in place stands in run.json."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            folder.write_run(status="stopped", reason=described(error, for_files=True)[:300])
+        raise
 
 
 def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | None) -> Result:
@@ -208,16 +233,22 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | 
         try:
             with _watched(plan, run, folder):
                 state = fit(run)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                folder.write_run(status="stopped", reason=described(error, for_files=True)[:300])
+        except Exception as error:
+            _rescue(run, error)
             raise
         finally:
             if built.path is not None:
                 built.path.close()
         seconds = time.perf_counter() - began
         result = Result(built.model, folder.path, state, seconds=seconds, peak_memory_bytes=_peak(plan.device))
-        _finish(plan, folder, built, result, report)
+        problem: Exception | None = None
+        with SignalFlags():  # a run that is asked to stop now is as good as done
+            try:
+                _finish(plan, folder, built, result, report)
+            except Exception as error:
+                problem = error
+        if not run.store.agree(problem is None):
+            _not_saved(run, problem)
         if run.strategy.is_main:
             _remember_speed(plan, folder)
     return result
@@ -235,6 +266,48 @@ def _eval_every(run: Run) -> float | None:
     if run.evaluation is None:
         return None
     return run.loader.steps(0) / run.evals_per_epoch if run.evals_per_epoch else run.eval_steps
+
+
+def _rescue(run: Run, error: Exception) -> None:
+    """After a failure between two steps: keeps the state as it is, and says which checkpoint is the newest.
+
+    Of several processes, of which only one may have failed, none can take a checkpoint any more.
+    """
+    if isinstance(error, PreemptedError | StorageError | DivergedError) or run.state.step == 0:
+        return
+    checkpoint = run.store.newest()
+    if not run.in_step and launched().size == 1:
+        with contextlib.suppress(OSError):
+            checkpoint = last_checkpoint(run, whole=True)
+    if checkpoint is not None:
+        command = f"aift resume {argument(run.store.folder.parent)}"
+        warn(
+            f"ステップ {run.state.step} でエラーのため止まりました。チェックポイント: {checkpoint}。再開: {command}",
+            f"stopped by an error at step {run.state.step}. Checkpoint: {checkpoint}. To go on: {command}",
+        )
+
+
+def _not_saved(run: Run, problem: Exception | None) -> NoReturn:
+    """Leaves the trained weights in a checkpoint, where the model could not be saved.
+
+    Args:
+        problem: what went wrong in this process; None: in another one.
+
+    Raises:
+        StorageError: with the checkpoint, and how to go on.
+    """
+    checkpoint = run.store.newest()
+    with contextlib.suppress(OSError):
+        checkpoint = last_checkpoint(run, whole=True)
+    if isinstance(problem, OSError):  # of the disk: the output folder tells it
+        raise problem
+    reason = f"{type(problem).__name__}: {str(problem)[:300]}" if problem is not None else "rank 0"
+    command = f"aift resume {argument(run.store.folder.parent)}"
+    raise StorageError(
+        f"学習は終わりましたが、モデルを保存できませんでした（{reason}）。学習した重みはチェックポイント {checkpoint} にあります。原因を直してから再開してください: {command}",
+        f"training is done, but the model could not be saved ({reason}). The trained weights are in the checkpoint "
+        f"{checkpoint}; remove the cause, then: {command}",
+    ) from problem
 
 
 def _watched(plan: RunPlan, run: Run, folder: OutputFolder) -> contextlib.AbstractContextManager[Any]:
@@ -278,6 +351,8 @@ def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.ResumePoin
         notice(f"ステップ {run.state.step} から再開します。", f"resuming from step {run.state.step}.")
     elif start is not None and start.foreign is not None:
         resume.load_foreign(run, start.foreign)
+    elif start is not None and start.finished is not None:
+        resume.load_finished(run, start.finished)
 
 
 def _peak(device: torch.device) -> int:

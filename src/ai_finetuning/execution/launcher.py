@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -40,10 +40,12 @@ class Ended:
     Attributes:
         rank: of the first that failed; None where all ended well.
         code: its exit code, negative for a signal.
+        stopped: whether this process was asked to stop them.
     """
 
     rank: int | None = None
     code: int = 0
+    stopped: bool = False
 
 
 def private_file(path: Path) -> IO[bytes]:
@@ -78,7 +80,7 @@ def launch(command: list[str], processes: int, logs: Path, *, max_restarts: int,
             watch()
             if ended.rank is None or signals.stop:
                 break
-    return ended
+        return replace(ended, stopped=signals.stop is not None)
 
 
 def remove_left_stores() -> None:

@@ -17,13 +17,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..config.run_folder import CHECKPOINTS, LOCK, RUN
+from ..config.run_folder import CHECKPOINTS, CONFIG, ENVIRONMENT, LOCK, METRICS, RUN
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.faults import Faults
 from ..errors import ConfigError, Reason, RunLockedError, StorageError, ToolkitError
-from ..messages import notice, warn
+from ..messages import argument, notice, warn
 from ..parallel.processes import Peers, wait_for
-from ..runs.folder import OWNER, STAGING, files_of_run, read_run, refuse_links, validate_folder
+from ..runs.folder import OWNER, STAGING, beside, files_of_run, read_run, refuse_links, validate_folder
 from ..system.files import TEMPORARY, fsync_folder, staging_folder, write_in_place
 
 
@@ -161,18 +161,17 @@ class OutputFolder:
         if not (self.path / RUN).exists():
             return
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = self.path.with_name(f"{self.path.name}.{stamp}")
+        folder = beside(self.path, f".{stamp}")
         number = 1
         while folder.exists():
             number += 1
-            folder = self.path.with_name(f"{self.path.name}.{stamp}-{number}")
+            folder = beside(self.path, f".{stamp}-{number}")
         folder.mkdir()
         for path in files_of_run(self.path):
             os.replace(path, folder / path.name)
         notice(
-            f"{self.path} にあった以前の実行を {folder} に移しました（続きから再開するには resume_from_checkpoint=auto）。",
-            f"the earlier run in {self.path} was moved to {folder} (resume_from_checkpoint=auto would have "
-            "continued it).",
+            f"{self.path} にあった以前の実行を {folder} に移しました（続きから再開するには aift resume {argument(folder)}）。",
+            f"the earlier run in {self.path} was moved to {folder} (to go on with it: aift resume {argument(folder)}).",
         )
 
     def place_model(self, save: Callable[[Path], None]) -> list[str]:
@@ -196,10 +195,32 @@ class OutputFolder:
                 os.replace(staging / name, self.path / name)
             staging.rmdir()
             fsync_folder(self.path)
-        except OSError:
+        except Exception:  # what was trained is in memory still, and goes into a checkpoint
             shutil.rmtree(staging, ignore_errors=True)
             raise
         return names
+
+    def rehearse(self, save: Callable[[Path], None]) -> None:
+        """Lets `save` write what place_model() will write but for the weights, beside, and throws it away.
+
+        Raises:
+            ConfigError: a folder is in the way of a file. OSError: it cannot be written.
+        """
+        staging = self.path / STAGING
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            save(staging)
+            names = {path.name for path in staging.iterdir()} | {CONFIG, ENVIRONMENT, METRICS, RUN}
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        for name in sorted(names):
+            if (self.path / name).is_dir():
+                raise ConfigError(
+                    f"{self.path / name} がフォルダーなので、学習の終わりに同じ名前のファイルを保存できません。移すか、別の training.output_dir を指定してください。",
+                    f"{self.path / name} is a folder, and the run will save a file of that name; move it, or choose "
+                    "another training.output_dir.",
+                )
 
     def validate_disk_space(self, needed: int) -> None:
         """Raises StorageError where the disk has not the bytes that the run will need."""
@@ -293,11 +314,12 @@ def free_disk_bytes(path: Path) -> int:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """A refusal to write, with its place and the way out."""
+    """A refusal to write in a run's folder, with the newest checkpoint and the way out."""
+    newest, command = CheckpointStore(path / CHECKPOINTS).newest(), f"aift resume {argument(path)}"
     return StorageError(
-        f"{path} に書き込めませんでした（{error}）。以前のチェックポイントは残っています。空きを作って resume_from_checkpoint=auto で再開してください。",
-        f"{path} could not be written ({error}). Earlier checkpoints are intact: free some space and continue with "
-        "resume_from_checkpoint=auto.",
+        f"{path} に書き込めませんでした（{error}）。以前のチェックポイントは残っています（最新: {newest or 'なし'}）。空きを作ってから再開してください: {command}",
+        f"{path} could not be written ({error}). Earlier checkpoints are intact (newest: {newest or 'none'}). Free some "
+        f"space, then: {command}",
     )
 
 

@@ -19,14 +19,15 @@ from ..config.run_folder import LAUNCH
 from ..config.run_yaml import describe_run
 from ..data.text_dataset import TextDataset
 from ..data.tokenize import Example
-from ..errors import ConfigError, ProcessesError, ToolkitError
-from ..messages import notice
+from ..errors import ConfigError, PreemptedError, ProcessesError, ToolkitError
+from ..messages import argument, notice
 from ..models import catalog
 from ..models.base_model import BaseModel
 from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
+from ..runs.recorded import saved_step
 from ..system.children import isolated_python
 from ..system.gpu import get_available_device
 from .launcher import Ended, launch, private_file
@@ -88,6 +89,14 @@ def _error(folder: Path, ended: Ended) -> ToolkitError:
         kind = getattr(errors, reported["kind"], ToolkitError)
         obtained: ToolkitError = kind(reported["ja"], reported["en"])
         return obtained
+    if ended.stopped:  # before it could save: a signal ends a process that does not train yet
+        step, command = saved_step(folder.parent), f"aift resume {argument(folder.parent)}"
+        if step is None:
+            return PreemptedError("中断しました。まだ何も保存していません。", "interrupted: nothing is saved yet.")
+        return PreemptedError(
+            f"中断しました。ステップ {step} まで保存済みです。再開: {command}",
+            f"interrupted: saved up to step {step}. To go on: {command}",
+        )
     tail = _last_lines(folder)
     return ProcessesError(
         f"ランク {ended.rank} のプロセスが終了しました（終了コード {ended.code}）。ログ: {folder / LOGS}。{tail} 直してから "

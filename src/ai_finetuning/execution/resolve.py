@@ -25,7 +25,6 @@ from ..engine.schedule import Schedule
 from ..errors import ConfigError
 from ..japanese.templates import was_written_for
 from ..messages import notice
-from ..models.adapter_folder import WEIGHTS
 from ..models.adapters import trains_embedding, validate_fit
 from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
 from ..models.placement import DeviceMap
@@ -42,11 +41,11 @@ from ..planner.layers import blocks_of, split_model
 from ..planner.plan import Plan
 from ..planner.shape import ModelShape, shape_of
 from ..planner.speed import last_speed, place_of
-from ..system.files import sha256_of
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
 from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
+from .fingerprint import fingerprint_of
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
@@ -397,7 +396,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         schedule=Schedule(options.name, warmup, options.min_lr_ratio, options.decay_ratio),
         packing_tokens=packing_tokens,
         derived=derived,
-        fingerprint=_fingerprint(request, model.source, data, summary),
+        fingerprint=fingerprint_of(request, data.digest, summary),
         resume=resume,
         summary=summary,
     )
@@ -553,51 +552,3 @@ def _targets(lora: LoRAConfig, module: nn.Module, taken: dict[str, Any]) -> Lora
     named = lora.target_modules if lora.target_modules is not None else taken.get("target_modules")
     resolve_modules_to_save(module, lora.modules_to_save)
     return resolve_targets(module, named, lora.target_parameters, use_dora=lora.use_dora)
-
-
-def _fingerprint(request: TrainRequest, source: ModelSource, data: PreparedData, summary: Plan) -> dict[str, Any]:
-    """What has to be the same for a resumed run to be the same run."""
-    config, training = request.config, request.config.training
-    same = {
-        "model": base_facts.identity(request.model.model_name),
-        "method": config.effective_method,
-        "data": data.digest,
-        "rows": summary.rows,
-        "batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "learning_rate": training.learning_rate,
-        "warmup_steps": summary.warmup_steps,
-        "total_steps": summary.total_steps,
-        "max_grad_norm": training.max_grad_norm,
-        "max_length": config.data.max_length,
-        "packing": config.data.packing,
-        "group_by_length": config.data.group_by_length,
-        "seed": training.runtime.seed,
-        "precision": summary.precision,
-        "schedule": training.schedule.name,
-        "decay_ratio": training.schedule.decay_ratio,
-        "optimizer": training.optimizer.name,
-        "betas": list(training.optimizer.betas),
-        "weight_decay": training.optimizer.weight_decay,
-        "lora_plus_ratio": training.optimizer.lora_plus_ratio,
-        "extra_tokens": config.model.extra_tokens,
-    }
-    if not request.full:
-        names = (
-            "r",
-            "lora_alpha",
-            "lora_dropout",
-            "target_modules",
-            "bias",
-            "qlora_4bit",
-            "use_rslora",
-            "use_dora",
-            "modules_to_save",
-        )
-        same |= {f"lora.{name}": getattr(config.lora, name) for name in names}
-        same["lora.use_qlora"] = config.uses_qlora
-        adapter = config.lora.adapter
-        same["lora.adapter"] = sha256_of(Path(adapter) / WEIGHTS) if adapter is not None else None
-        if config.lora.target_parameters is not None:
-            same["lora.target_parameters"] = config.lora.target_parameters
-    return same

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,11 +336,46 @@ def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     return PromptStyle(stops, template.stop_strings, template.newline, template.verified)
 
 
+def repair_generation_config(config: Any) -> None:
+    """Makes a generation config one that transformers agrees to save, and says what it has lost.
+
+    Makers publish values that are refused (a temperature without do_sample). They have no effect: these go.
+    """
+    default = type(config)()
+    lost: list[str] = []
+    for _ in range(2):  # an error of one value hides those of the others
+        named = [name for name in re.findall(r"`(\w+)`", _refusal(config)) if hasattr(default, name)]
+        for name in dict.fromkeys(named):
+            if name != "do_sample" and getattr(config, name) != getattr(default, name):
+                setattr(config, name, getattr(default, name))
+                lost.append(name)
+    if _refusal(config):
+        kept = ("bos_token_id", "eos_token_id", "pad_token_id")
+        lost += [name for name in config.to_diff_dict() if name not in kept]
+        config.__dict__.update(default.__dict__ | {name: getattr(config, name) for name in kept})
+    if lost:
+        notice(
+            f"ベースの generation_config の {', '.join(lost)} は、ほかの値と合わず効果がないため、外して保存します。",
+            f"{', '.join(lost)} of the base's generation_config contradict its other values and have no effect: saving "
+            "it without.",
+        )
+
+
+def _refusal(config: Any) -> str:
+    """Why transformers would not save a generation config; empty where it would."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def save_generation_config(config: Any, tokenizer: Any, folder: Path) -> None:
     """generation_config.json whose eos list has every token that ends an answer, so that any server stops there."""
     stops = prompt_style(tokenizer, config).stop_token_ids
     config.eos_token_id = list(stops) if len(stops) > 1 else (stops[0] if stops else config.eos_token_id)
     config.pad_token_id = tokenizer.pad_token_id
+    repair_generation_config(config)
     config.save_pretrained(folder)
 
 

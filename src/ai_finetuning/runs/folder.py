@@ -71,6 +71,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def beside(folder: Path, suffix: str) -> Path:
+    """A name next to a folder: `outputs-merged`, and `/home/me/work-merged` for `.`."""
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    return named.with_name(named.name + suffix)
+
+
 def files_of_run(folder: Path) -> list[Path]:
     """What a run has written into its folder; run.json last."""
     obtained = [path for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, name) for name in OURS)]

@@ -13,7 +13,7 @@ from ..config.data import DataConfig
 from ..config.model import ModelConfig
 from ..config.run import RunConfig
 from ..config.section import with_values
-from ..config.sections import RuntimeConfig, ScheduleConfig
+from ..config.sections import CheckpointConfig, RuntimeConfig, ScheduleConfig
 from ..config.training import TrainingConfig
 from ..evaluation.generation import exact_match, grade
 from ..execution.execute import execute
@@ -54,7 +54,15 @@ class Measured:
     disk_bytes: int
 
 
-def lesson(method: Method, base: str, out: Path, *, epochs: int = EPOCHS, max_steps: int | None = None) -> RunConfig:
+def lesson(
+    method: Method,
+    base: str,
+    out: Path,
+    *,
+    epochs: int = EPOCHS,
+    max_steps: int | None = None,
+    resume: bool = False,
+) -> RunConfig:
     """How a tiny base learns a few thousand short answers.
 
     Args:
@@ -62,6 +70,7 @@ def lesson(method: Method, base: str, out: Path, *, epochs: int = EPOCHS, max_st
         base: hub id, folder or embedded name.
         out: the run's folder.
         max_steps: None for whole epochs.
+        resume: go on from the newest checkpoint in `out`.
     """
     training = TrainingConfig(
         learning_rate=RATES[method],
@@ -74,6 +83,7 @@ def lesson(method: Method, base: str, out: Path, *, epochs: int = EPOCHS, max_st
         output_dir=str(out),
         gradient_checkpointing=False,
         schedule=ScheduleConfig(name="cosine", max_steps=max_steps),
+        checkpoint=CheckpointConfig(resume_from_checkpoint="auto" if resume else None),
         runtime=RuntimeConfig(seed=0),
     )
     config = RunConfig(model=ModelConfig(base), method=method, data=DataConfig(max_length=128), training=training)
@@ -103,6 +113,7 @@ def compare_methods(
     *,
     epochs: int = EPOCHS,
     max_steps: int | None = None,
+    resume: bool = False,
 ) -> list[Measured]:
     """Trains the base three times and asks each result the same questions.
 
@@ -111,10 +122,11 @@ def compare_methods(
         rows: training data in any form.
         questions: (question, expected answer) pairs; also the evaluation data.
         out: gets one folder a method.
+        resume: go on with what is there.
     """
     obtained = []
     for method in RATES:
-        config = lesson(method, base, out / method, epochs=epochs, max_steps=max_steps)
+        config = lesson(method, base, out / method, epochs=epochs, max_steps=max_steps, resume=resume)
         model, result = teach(config, rows, questions)
         trains = trainable_parameters(result.model)[0]
         obtained.append(

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 from ..config.run import RunConfig
 from ..config.section import with_values
+from ..errors import Reason
 from ..execution.execute import execute
 from ..execution.pilot import try_steps
 from ..execution.request import request_of
 from ..execution.resolve import RunPlan, resolve
 from ..execution.result import Result
+from ..execution.resume import describe, is_done
 from ..models.source import ModelSource
 
 
@@ -38,3 +40,16 @@ def plan_training(
     without_cache = with_values(config, data=with_values(config.data, cache=False))
     plan = resolve(replace(request, config=without_cache))
     return try_steps(plan) if pilot else plan
+
+
+def where_it_goes_on(plan: RunPlan) -> Reason | None:
+    """From which step the run of a plan goes on; None for a new run.
+
+    Raises:
+        ConfigError: it differs from the run to resume.
+    """
+    if plan.resume is None:
+        return None
+    allowed = plan.request.config.training.checkpoint.allow_changed
+    done = is_done(plan.resume, plan.fingerprint, allowed=allowed)
+    return describe(plan.resume, done=done, total_steps=plan.summary.total_steps)

@@ -162,3 +162,32 @@ def test_stops_are_eos_the_models_list_and_the_turn_end():
     tokenizer.chat_template = TEMPLATES["rinna_nl"].jinja
     assert prompt_style(tokenizer).newline == "<NL>"
     assert prompt_style(tokenizer).stop_strings == ("<NL>ユーザー: ",)
+
+
+@pytest.mark.parametrize(
+    ("values", "left"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6}, {}),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, {"do_sample": True, "temperature": 0.7, "top_p": 0.9}),
+        ({"early_stopping": "x", "temperature": 0.5}, {}),
+        ({"num_return_sequences": 3, "repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
+        ({"cache_implementation": "no such", "max_new_tokens": 32}, {"max_new_tokens": 32}),
+    ],
+)
+def test_a_generation_config_that_is_refused_loses_only_what_has_no_effect(tmp_path, values, left, caplog):
+    """As published models bring them (case 20)."""
+    from transformers import GenerationConfig
+
+    from ai_finetuning.models.tokenizers import repair_generation_config
+
+    config = GenerationConfig(eos_token_id=2)
+    for name, value in values.items():
+        setattr(config, name, value)
+    caplog.set_level("INFO", logger="ai_finetuning")
+    repair_generation_config(config)
+    config.save_pretrained(tmp_path)
+    saved = GenerationConfig.from_pretrained(tmp_path).to_diff_dict()
+    assert {name: value for name, value in saved.items() if name != "transformers_version"} == {
+        "eos_token_id": 2
+    } | left
+    assert [name for name in values.keys() - left.keys() if name not in caplog.text] == []

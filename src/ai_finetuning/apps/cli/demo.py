@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ...errors import localized
+from ...errors import PreemptedError, localized
 from ...messages import argument, printable
 
 SHOWN = 8
@@ -39,8 +39,23 @@ def demo(
         "--full",
         help=localized("フル・LoRA・QLoRA を同じデータで比べます。", "Compare full, LoRA and QLoRA on the same data."),
     ),
+    resume: bool = typer.Option(
+        False,
+        "--resume",
+        help=localized("中断したデモを続きから再開します。", "Go on with a demo that was interrupted."),
+    ),
 ) -> None:
     """Fine-tunes the embedded model on embedded:kotoha-qa, asks the trained facts in unseen phrasings, then talks."""
+    try:
+        _demo(out, {"epochs": epochs, "steps": steps}, full=full, resume=resume)
+    except PreemptedError as error:
+        given = [f"--{name} {value}" for name, value in (("epochs", epochs), ("steps", steps)) if value is not None]
+        command = " ".join(["aift demo --resume --out", argument(out), *given, *(["--full"] if full else [])])
+        saved = (error.ja.partition("再開:")[0], error.en.partition("To go on:")[0])
+        raise PreemptedError(f"{saved[0]}再開: {command}", f"{saved[1]}To go on: {command}") from None
+
+
+def _demo(out: Path, asked_for: dict[str, int | None], *, full: bool, resume: bool) -> None:
     from ...embedded import MODEL, questions
     from ...evaluation.generation import grade
     from ...models.japanese_model import JapaneseModel
@@ -48,7 +63,11 @@ def demo(
 
     base, data = MODEL, "embedded:kotoha-qa"
     asked, unknown = questions("held_out_phrasings"), questions("held_out_facts")
-    length: dict[str, Any] = {"epochs": epochs or EPOCHS, "max_steps": steps}
+    length: dict[str, Any] = {
+        "epochs": asked_for["epochs"] or EPOCHS,
+        "max_steps": asked_for["steps"],
+        "resume": resume,
+    }
     if full:
         _compare(base, data, asked, out, length)
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ...errors import ToolkitError, localized, prefers_japanese, without_secrets
+from ...errors import PreemptedError, ToolkitError, localized, prefers_japanese, without_secrets
 from ...messages import notice, printable, trace
 from . import (
     answer,
@@ -28,6 +28,7 @@ from . import (
     models,
     plan,
     quantize,
+    resume,
     schema,
     serve,
     start,
@@ -48,7 +49,7 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    *(start, init, plan, train, generate, chat, answer, merge, serve, quantize, bench),
+    *(start, init, plan, train, resume, generate, chat, answer, merge, serve, quantize, bench),
     *(models, bundle, import_, env, schema, demo, version),
 ):
     verb.register(app)
@@ -90,6 +91,9 @@ def run(arguments: list[str]) -> int:
     """Runs one command; returns its exit code (sysexits)."""
     try:
         result: Any = typer.main.get_command(app).main(args=arguments, prog_name="aift", standalone_mode=False)
+    except PreemptedError as error:  # as it was asked to: no error
+        print(printable(str(error)), file=sys.stderr)
+        return error.exit_code
     except ToolkitError as error:
         print(printable(localized(f"エラー: {error.ja}", f"error: {error.en}")), file=sys.stderr)
         return error.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from ...errors import localized
-from .train import CPU_PROCESSES, GPUS, PILOT, VerbWithSettings, train
+from .train import ALLOW_CHANGED, CPU_PROCESSES, GPUS, PILOT, REPLAY, RESTART, START, VerbWithSettings, train
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +21,25 @@ def register(app: typer.Typer) -> None:
     )(plan)
 
 
-def plan(context: typer.Context, pilot: bool = PILOT, gpus: int = GPUS, cpu_processes: int = CPU_PROCESSES) -> None:
+def plan(
+    context: typer.Context,
+    pilot: bool = PILOT,
+    gpus: int = GPUS,
+    cpu_processes: int = CPU_PROCESSES,
+    start: str | None = START,
+    replay: tuple[float, str] | None = REPLAY,
+    restart: bool = RESTART,
+    allow_changed: bool = ALLOW_CHANGED,
+) -> None:
     """`aift train --dry-run` in a word."""
-    train(context, dry_run=True, gpus=gpus, cpu_processes=cpu_processes, pilot=pilot)
+    train(
+        context,
+        dry_run=True,
+        gpus=gpus,
+        cpu_processes=cpu_processes,
+        pilot=pilot,
+        start=start,
+        replay=replay,
+        restart=restart,
+        allow_changed=allow_changed,
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from ...errors import localized
+from ...errors import UsageError, localized
 from ...messages import argument, printable
 from .japanese import Command
 
@@ -34,6 +36,41 @@ PILOT = typer.Option(
         "For a plan: compute three real steps and measure time and memory (nothing is kept).",
     ),
 )
+START = typer.Option(
+    None,
+    "--from",
+    metavar="FOLDER",
+    help=localized(
+        "学習済みのアダプターか実行のフォルダーです。その重みから、新しいデータで学習を続けます。",
+        "An adapter's or a run's folder: goes on from its weights with new data.",
+    ),
+)
+REPLAY = typer.Option(
+    None,
+    "--replay",
+    metavar="SHARE FILE",
+    help=localized(
+        "学習対象トークンのうち SHARE（0.1 など）を以前の学習データ FILE から混ぜます。data.replay={path: FILE, share: SHARE} と同じです。",
+        "Takes SHARE (0.1) of the label tokens from FILE, the data of an earlier training; short for "
+        "data.replay={path: FILE, share: SHARE}.",
+    ),
+)
+RESTART = typer.Option(
+    False,
+    "--restart",
+    help=localized(
+        "再開できるチェックポイントがすべて壊れているとき、最初から学習します。",
+        "Start from the beginning where every checkpoint to resume from is damaged.",
+    ),
+)
+ALLOW_CHANGED = typer.Option(
+    False,
+    "--allow-changed",
+    help=localized(
+        "データや設定が再開する実行と違っていても続けます（違いは表示します）。",
+        "Go on although data or settings differ from the run to resume (the differences are shown).",
+    ),
+)
 
 
 class VerbWithSettings(Command):
@@ -46,6 +83,7 @@ class VerbWithSettings(Command):
         return [*super().collect_usage_pieces(ctx), *self.PIECES]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The settings."""
         from ...config.describe import table
 
         with formatter.section(
@@ -54,11 +92,30 @@ class VerbWithSettings(Command):
             formatter.write_dl([(f"{key} [{default}]", text) for key, default, text in table()])
 
 
+class _Train(VerbWithSettings):
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The options, and one that the parser cannot describe: its value may be left out."""
+        super().format_options(ctx, formatter)
+        with formatter.section(localized("再開", "Resuming")):
+            formatter.write_dl(
+                [
+                    (
+                        localized("--resume [フォルダー]", "--resume [FOLDER]"),
+                        localized(
+                            "中断した実行を、最新のチェックポイントから続けます。フォルダーだけを書けば、設定もそこから読みます（aift resume と同じ）。",
+                            "Go on with an interrupted run from its newest checkpoint. With nothing but a folder the "
+                            "settings are read from there too (as aift resume does).",
+                        ),
+                    )
+                ]
+            )
+
+
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
         "train",
-        cls=VerbWithSettings,
+        cls=_Train,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         help=localized(
             "学習します。例: aift train run.yaml training.learning_rate=1e-4 ／ aift train model=PATH method=lora "
@@ -79,25 +136,10 @@ def train(
     gpus: int = GPUS,
     cpu_processes: int = CPU_PROCESSES,
     pilot: bool = PILOT,
-    start: str | None = typer.Option(
-        None,
-        "--from",
-        metavar="FOLDER",
-        help=localized(
-            "学習済みのアダプターか実行のフォルダー。その重みから、新しいデータで学習を続けます。",
-            "An adapter's or a run's folder: goes on from its weights with new data.",
-        ),
-    ),
-    replay: tuple[float, str] | None = typer.Option(
-        None,
-        "--replay",
-        metavar="SHARE FILE",
-        help=localized(
-            "学習対象トークンのうち SHARE（0.1 など）を以前の学習データ FILE から混ぜます。data.replay={path: FILE, share: SHARE} と同じです。",
-            "Takes SHARE (0.1) of the label tokens from FILE, the data of an earlier training; short for "
-            "data.replay={path: FILE, share: SHARE}.",
-        ),
-    ),
+    start: str | None = START,
+    replay: tuple[float, str] | None = REPLAY,
+    restart: bool = RESTART,
+    allow_changed: bool = ALLOW_CHANGED,
 ) -> None:
     """Trains as a YAML and overrides say."""
     from ...config.load import load_config
@@ -107,8 +149,85 @@ def train(
     if replay is not None:
         share, file = replay
         arguments += [f"data.replay.share={share}", f"data.replay.path={file}"]
-    config = _started(load_config(path, arguments), start)
-    source = _check(config, path)
+    arguments += with_flags(restart=restart, allow_changed=allow_changed)
+    folder, arguments = _resumed_folder(path, arguments)
+    options: dict[str, Any] = {"dry_run": dry_run, "gpus": gpus, "cpu_processes": cpu_processes, "pilot": pilot}
+    if folder is not None and start is None:
+        resume_folder(folder, arguments, **options)
+    else:
+        run_or_plan(_started(load_config(path, arguments), start), path, **options)
+
+
+def with_flags(*, restart: bool, allow_changed: bool) -> list[str]:
+    """The flags as load_config takes them."""
+    return [name for name, on in (("--restart", restart), ("--allow-changed", allow_changed)) if on]
+
+
+def _resumed_folder(path: str | None, arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The folder of the run that a command means to go on with, and the other arguments; no folder where it trains as
+    its settings say.
+    """
+    from ...config.load import parse_overrides
+    from ...config.run_folder import CONFIG
+    from ...runs.recorded import is_run
+
+    overrides = parse_overrides(arguments)
+    named = [text for key, text in overrides if key == "resume"]
+    rest = [f"{key}={text}" for key, text in overrides if key != "resume"]
+    keys = {key.rpartition(".")[2] for key, _ in overrides}
+    newest = named[-1:] in (["true"], ["auto"])
+    if path is not None and Path(path).is_dir():
+        if newest:
+            return Path(path), rest
+        if not named and is_run(Path(path)):
+            shown = argument(path)
+            raise UsageError(
+                f"{path} は実行のフォルダーです。続きから再開するなら aift resume {shown}、同じ設定で学習し直すなら aift train {argument(Path(path) / CONFIG)} です。",
+                f"{path} is the folder of a run. To go on with it: aift resume {shown}; to train anew with its "
+                f"settings: aift train {argument(Path(path) / CONFIG)}.",
+            )
+    elif path is not None:
+        own = Path(path).name == CONFIG and is_run(Path(path).parent) and "output_dir" not in keys
+        return (Path(path).parent, rest) if newest and own else (None, arguments)
+    elif named and "train" not in keys:
+        if newest and not rest:
+            raise no_folder()
+        return (None, arguments) if newest else (Path(named[-1]), rest)
+    return None, arguments
+
+
+def no_folder() -> UsageError:
+    """The refusal of a command that names no run, with those that could be meant."""
+    from ...runs.recorded import interrupted_runs, listing
+
+    ja, en = listing(interrupted_runs(Path()))
+    return UsageError(
+        f"再開する実行のフォルダーを指定してください。{ja}", f"name the folder of the run to go on with.{en}"
+    )
+
+
+def resume_folder(path: Path, overrides: Sequence[str], **options: Any) -> None:
+    """Goes on with the run of a folder, as its config.yaml and the overrides say."""
+    from ...runs.recorded import find_run, recorded_config
+
+    run_or_plan(recorded_config(find_run(path), overrides), str(path), **options)
+
+
+def run_or_plan(
+    config: RunConfig,
+    said: str | None,
+    *,
+    dry_run: bool = False,
+    gpus: int = 0,
+    cpu_processes: int = 0,
+    pilot: bool = False,
+) -> None:
+    """Trains, or prints the plan.
+
+    Args:
+        said: where the settings come from, for messages.
+    """
+    source = _check(config, said)
     if gpus or cpu_processes:
         from ...execution.request import with_processes
 
@@ -117,13 +236,37 @@ def train(
     if dry_run:
         _show_plan(config, device, source, pilot=pilot)
         return
+    from ...runs.folder import beside
     from ...trainers.from_config import run_training
 
-    result = run_training(config, device, source)
+    try:
+        result = run_training(config, device, source)
+    except KeyboardInterrupt:
+        _say_what_is_saved(Path(config.training.output_dir))
+        raise
     print(localized("次のステップ:", "next steps:"))
     print(f"  aift chat {argument(result.folder)}")
     if not config.trains_all:
-        print(f"  aift merge {argument(result.folder)} --out {argument(f'{result.folder}-merged')}")
+        print(f"  aift merge {argument(result.folder)} --out {argument(beside(result.folder, '-merged'))}")
+
+
+def _say_what_is_saved(folder: Path) -> None:
+    """After a stop at once: what the run has left."""
+    from ...messages import notice
+    from ...runs.folder import read_run
+    from ...runs.recorded import saved_step
+
+    step = saved_step(folder)
+    if step is None or not str(read_run(folder).get("reason", "")).startswith(KeyboardInterrupt.__name__):
+        notice(
+            "すぐに止めました。この実行はまだ何も保存していません。", "stopped at once; this run has saved nothing yet."
+        )
+        return
+    command = f"aift resume {argument(folder)}"
+    notice(
+        f"すぐに止めました。ステップ {step} まで保存済みです。再開: {command}",
+        f"stopped at once: saved up to step {step}. To go on: {command}",
+    )
 
 
 def _started(config: RunConfig, start: str | None) -> RunConfig:
@@ -166,13 +309,16 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pi
     from ...execution.reporting import samples_line
     from ...export.gguf import find_converter
     from ...export.gguf_tokenizer import assess
-    from ...trainers.from_config import plan_training
+    from ...trainers.from_config import plan_training, where_it_goes_on
 
     plan = plan_training(config, device, source, pilot=pilot)
+    start = where_it_goes_on(plan)
     # Told before training, when another model can still be chosen.
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
     gguf = assess(plan.tokenizer, architecture, find_converter(lenient=True))
-    for line in (*plan.data.lines, str(samples_line(plan)), localized(f"GGUF 書き出し: {gguf}", f"GGUF: {gguf}")):
+    first = [str(start)] if start is not None else []
+    export = localized(f"GGUF 書き出し: {gguf}", f"GGUF: {gguf}")
+    for line in (*first, *plan.data.lines, str(samples_line(plan)), export):
         print(printable(line))
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
     for label, value in plan.summary.table():

@@ -441,12 +441,3 @@ def _cannot_resume(folder: Path) -> CheckpointError:
         "without its optimizer's state. To start anew, pass --restart (checkpoint.restart=true); leave save_only_model "
         "out of runs that may have to resume.",
     )
-
-
-def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, saved value, current value) of everything that differs between two fingerprints."""
-    return [
-        (key, saved.get(key), current.get(key))
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
-    ]
