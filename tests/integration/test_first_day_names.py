@@ -444,6 +444,7 @@ def test_a15_a28_every_verb_refuses_a_wrong_name_before_torch_is_imported(tmp_pa
     lines = [
         ["generate", "output", "質問"],
         ["chat", "output"],
+        ["answer", "output", "faq.jsonl", "--out", "a.csv"],
         ["serve", "output"],
         ["merge", "output", "--out", "m"],
         ["quantize", "output", "--bits", "4", "--out", "q"],

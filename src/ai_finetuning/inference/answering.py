@@ -15,6 +15,7 @@ from ..errors import ConfigError, StorageError, ToolkitError
 from ..japanese.default_system import system_turn
 from ..japanese.prompts import user_turn
 from ..models.generation import encode_prompts, generate_answers
+from ..models.named import find_named
 from ..system.files import is_private
 from .question_files import Question
 from .session import OpenModel
@@ -257,8 +258,8 @@ def _measure(
 
 def identity(name: str) -> dict[str, Any]:
     """What tells a model or adapter from another one under the same name: its files' sizes and times."""
-    folder = Path(name)
-    if not folder.is_dir():
+    folder = find_named(name).folder  # of an interrupted run that of its newest checkpoint
+    if folder is None:
         return {"name": name}
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".model"))
     weights = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}

@@ -98,7 +98,8 @@ def open_model(
         adapter, loaded = named.path, locate_base(named.path, base)
         with_tokenizer = saved_tokenizer(adapter) or loaded
     else:
-        adapter, loaded, with_tokenizer = None, named.path if named.step is not None else name, named.path
+        adapter, loaded = None, named.path if named.step is not None else name
+        with_tokenizer = loaded
     tokenizer = load_tokenizer(with_tokenizer, chat_template=chat_template, trust_remote_code=trust_remote_code)
     source = find_model(loaded, trust_remote_code=trust_remote_code)
     held = bits_as_trained(adapter, source, bits) if adapter is not None else None if bits == 16 else bits

@@ -39,7 +39,11 @@ def register(app: typer.Typer) -> None:
 
 def answer(
     model: str = typer.Argument(
-        ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
+        ...,
+        help=localized(
+            "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
+            "model id, or folder of a model, an adapter, a run or a checkpoint",
+        ),
     ),
     questions: Path = typer.Argument(..., help=localized("質問のファイル", "file of questions")),
     out: Path = typer.Option(..., "--out", help=localized("回答を付けたファイル", "file to write, with the answers")),
@@ -57,7 +61,11 @@ def answer(
     ),
     base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
     bits: int | None = typer.Option(
-        None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
+        None,
+        help=localized(
+            "4 か 8: 量子化して読み込みます。16: 量子化しません（省略時、アダプターは学習時と同じ）",
+            "4 or 8: load the model quantized; 16: not quantized (default: an adapter's base as in training)",
+        ),
     ),
     compare: bool = typer.Option(
         False,
