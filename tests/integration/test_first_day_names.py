@@ -180,7 +180,7 @@ def test_every_folder_that_a_verb_cannot_use_says_what_to_type(
     monkeypatch.chdir(run.parent)
     refused = {
         ("quantize", "faq", "--bits", "8", "--out", str(tmp_path / "q")): "aift merge faq --out",
-        ("train", "model=faq", "data.train=rows.jsonl"): "lora.adapter=faq",
+        ("train", "model=faq", "method=full", "data.train=rows.jsonl"): "aift merge faq --out",
         ("train", "model=faq/checkpoints/checkpoint-3", "data.train=rows.jsonl"): "aift export checkpoint",
         ("train", "faq", "model=x"): "aift resume faq",
         ("export", "checkpoint", "faq", "--out", str(tmp_path / "c")): "checkpoints/checkpoint-N",

@@ -92,10 +92,10 @@ def test_a22_a_path_is_a_name_too(tiny_model_dir: Path):
 
 
 def test_an_adapter_is_not_trained_as_a_base(tmp_path: Path, tiny_model_dir: Path):
-    """It can answer; what to type for going on is said before weights are read."""
+    """A LoRA trainer goes on from it; where all weights train, what to type is said before weights are read."""
     (tmp_path / "adapter_config.json").write_text(
         f'{{"base_model_name_or_path": "{tiny_model_dir}"}}', encoding="utf-8"
     )
-    trainer = LoRAFinetuningTrainer(JapaneseModel(str(tmp_path)), LoRAConfig(), training(tmp_path / "out"))
+    trainer = FullFinetuningTrainer(JapaneseModel(str(tmp_path)), training(tmp_path / "out"))
     with pytest.raises(ModelError, match=r"lora\.adapter="):
         trainer.train(["日本の首都は東京です。"])
