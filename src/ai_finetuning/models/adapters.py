@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from ..errors import ModelError
 from ._upstream import peft_turns_into_experts, tied_weight_names
-from .adapter_folder import WEIGHTS, adapter_config, base_name, note_base
+from .adapter_folder import CONFIG, WEIGHTS, adapter_config, base_name, note_base
 from .lora_targets import ALL_LINEAR, resolve_modules_to_save, resolve_targets
 from .options import validate_options
 from .quantized import quantized_bits
@@ -226,6 +226,27 @@ def _bound_patterns(config: Any, folder: str | Path) -> None:
                 )
 
 
+def _bound_ranks(config: Any, folder: str | Path) -> None:
+    """Keeps an adapter's configuration from asking for larger matrices than its file brings.
+
+    Raises:
+        ModelError: with the rank.
+    """
+    ranks = [shape[0] for key, shape in _shapes(folder).items() if ".lora_A." in key or ".lora_embedding_A" in key]
+    asked = [getattr(config, "r", 0), *(getattr(config, "rank_pattern", None) or {}).values()]
+    for rank in asked:
+        if not isinstance(rank, int) or rank > max(ranks, default=0):
+            raise ModelError(
+                f"アダプター {folder} の {CONFIG} のランクは {_number(rank)} ですが、{WEIGHTS} の行列は最大 {max(ranks, default=0)} です。保存し直してください。",
+                f"the {CONFIG} of the adapter {folder} has the rank {_number(rank)}, but the matrices in {WEIGHTS} have at "
+                f"most {max(ranks, default=0)}; save it again.",
+            )
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}"[:40] if isinstance(value, int) else repr(value)[:40]
+
+
 def _is_bounded(pattern: str) -> bool:
     """Whether matching a name takes time with a low power of its length: few parts repeat, may be missing or have
     alternatives, and no group repeats.
@@ -256,6 +277,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
     with quiet_peft():
         config = PeftConfig.from_pretrained(str(folder))
         _bound_patterns(config, folder)
+        _bound_ranks(config, folder)
         config.inference_mode = not trainable
         if dropout is not None:
             config.lora_dropout = dropout

@@ -12,6 +12,7 @@ from ..errors import HubError, ModelError, ToolkitError
 from ..messages import warn
 from . import catalog, hub
 from .catalog import CatalogRow
+from .sizes import validate_sizes
 
 # The key of config.json that names a single file of weights.
 _NAMED_WEIGHTS = "transformers_weights"
@@ -80,8 +81,8 @@ def read_config(obtained: hub.Located) -> dict[str, Any]:
     """The model's config.json as a dict; no code of the repository runs. The one reader of configurations.
 
     Raises:
-        ModelError, HubError: it cannot be read. ModelError: it names weights that are no safetensors, or code to
-            download for attention, experts or kernels.
+        ModelError, HubError: it cannot be read. ModelError: it names weights that are no safetensors, code to download
+            for attention, experts or kernels, or sizes that no model has or that its weights do not.
     """
     try:
         file = Path(obtained.path) / "config.json"
@@ -96,6 +97,8 @@ def read_config(obtained: hub.Located) -> dict[str, Any]:
         raise not_loaded(obtained.path, error) from error
     _refuse_named_weights(obtained.name, values.get(_NAMED_WEIGHTS))
     _refuse_named_kernels(obtained.name, values)
+    folder = Path(obtained.path)
+    validate_sizes(obtained.name, values, weight_file_bytes(folder) if folder.is_dir() else 0)
     return values
 
 

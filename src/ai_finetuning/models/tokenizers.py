@@ -283,8 +283,16 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
                 f"{chosen.key} (model.chat_template) is an unconfirmed prompt format; compare it with the model's page.",
             )
         return text
-    if tokenizer.chat_template:
-        return str(tokenizer.chat_template)
+    own = tokenizer.chat_template
+    if isinstance(own, dict):  # several by name, as transformers reads them; the one that it takes without a name
+        own = own.get("default")
+    if isinstance(own, str) and own:
+        return own
+    if own:
+        raise ModelError(
+            f"{name} のチャットテンプレートは文字列ではなく {type(own).__name__} です。model.chat_template で指定してください。",
+            f"the chat template of {name} is a {type(own).__name__}, not text; name one with model.chat_template.",
+        )
     row = catalog.lookup(name)
     if row is not None and row.prompt is not None:
         template = row.chat_template or TEMPLATES["alpaca_ja"]
