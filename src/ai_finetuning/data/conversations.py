@@ -77,15 +77,15 @@ def text_of(content: Any, role: str) -> tuple[str, dict[str, Any]]:
     extra: dict[str, Any] = {}
     for part in content:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        value = part if isinstance(part, str) else part.get("text", part.get("value"))
+        value = part.get("text", part.get("value")) if isinstance(part, Mapping) else part
         if kind == "reasoning" and isinstance(value, str):
             extra["reasoning_content"] = value
         elif kind in _TEXT_PARTS and isinstance(value, str):
             texts.append(value)
         else:
             raise BadRow(
-                f"{role} の content に {kind} の部分があります。使えるのは文字（text）だけで、画像や音声は学習できません",
-                f"the content of {role} has a part of type {kind}; only text parts can be used, no pictures or sound",
+                f"{role} の content に {str(kind)[:40]} の部分があります。使えるのは文字（text）だけで、画像や音声は学習できません",
+                f"the content of {role} has a part of type {str(kind)[:40]}; only text parts can be used, no pictures or sound",
             )
     return "".join(texts), extra
 

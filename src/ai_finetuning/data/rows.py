@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, ToolkitError, localized
+from ..errors import DataError, localized, refusing
 from .bad_rows import BadRows
 
 
@@ -88,16 +88,10 @@ def parsing(name: str, kind: str, hint: tuple[str, str] = ("", "")) -> Iterator[
     Raises:
         DataError: in place of the library's error.
     """
-    try:
+    ja = f"{name} を {kind} として読めません（{{reason}}）。{hint[0]}"
+    en = f"{name} is not valid {kind}: damaged, or another kind of file ({{reason}}).{hint[1]}"
+    with refusing(DataError, ja, en):
         yield
-    except (ToolkitError, MemoryError):
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise DataError(
-            f"{name} を {kind} として読めません（{reason}）。{hint[0]}",
-            f"{name} is not valid {kind}: damaged, or another kind of file ({reason}).{hint[1]}",
-        ) from None
 
 
 Reader = Callable[[File], Iterator[Row]]

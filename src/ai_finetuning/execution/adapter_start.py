@@ -10,7 +10,7 @@ from ..config.run import RunConfig
 from ..config.section import explicitly_set, with_values
 from ..errors import ConfigError, ModelError, Problem
 from ..messages import warn
-from ..models.adapter_folder import adapter_config, base_name
+from ..models.adapter_folder import adapter_config, base_name, unreadable
 
 # Settings that an adapter brings, under PEFT's names, which are ours too, and PEFT's values where its file has none.
 _BROUGHT = {
@@ -42,12 +42,13 @@ def with_adapter_settings(config: RunConfig) -> RunConfig:
             f"{lora.adapter} is an adapter of the kind {stored['peft_type']}; training goes on from LoRA only.",
         )
     given = explicitly_set(lora)
-    brought = {name: _plain(stored[name] if stored.get(name) is not None else d) for name, d in _BROUGHT.items()}
-    problems = [
-        _contradiction(lora.adapter, name, getattr(lora, name), value)
-        for name, value in brought.items()
-        if name in given and not _same(getattr(lora, name), value)
-    ]
+    with unreadable(lora.adapter):
+        brought = {name: _plain(stored[name] if stored.get(name) is not None else d) for name, d in _BROUGHT.items()}
+        problems = [
+            _contradiction(lora.adapter, name, getattr(lora, name), value)
+            for name, value in brought.items()
+            if name in given and not _same(getattr(lora, name), value)
+        ]
     if problems:
         raise ConfigError.of(problems)
     if isinstance(brought["target_modules"], str) or lora.target_modules == "all-linear":
@@ -55,7 +56,8 @@ def with_adapter_settings(config: RunConfig) -> RunConfig:
             "target_modules"
         ]  # PEFT's regular expression stays with the adapter; validate_targets() looks at words
     if "lora_dropout" not in given:
-        brought["lora_dropout"] = float(stored.get("lora_dropout") or 0.0)
+        with unreadable(lora.adapter):
+            brought["lora_dropout"] = float(stored.get("lora_dropout") or 0.0)
     return with_values(config, lora=with_values(lora, **brought))
 
 

@@ -150,7 +150,8 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     run = built.run
     loaded = None
     if start is not None and start.checkpoint is not None:
-        loaded = load_checkpoint(start.checkpoint, run.strategy.layouts)
+        with resume.readable(start.checkpoint):
+            loaded = load_checkpoint(start.checkpoint, run.strategy.layouts)
         resume.validate_same_run(
             loaded.state["fingerprint"], run.fingerprint, allowed=training.checkpoint.allow_changed
         )
@@ -243,8 +244,9 @@ def _back_to_best(run: Run, checkpoint: Path) -> bool:
 
 def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.ResumePoint | None) -> None:
     if loaded is not None:
-        load(run, loaded.tensors, loaded.state)
-        resume.rescale_data_position(run.state, loaded.state["fingerprint"], run.fingerprint, len(run.loader))
+        with resume.readable(start.checkpoint if start is not None and start.checkpoint is not None else "checkpoint"):
+            load(run, loaded.tensors, loaded.state)
+            resume.rescale_data_position(run.state, loaded.state["fingerprint"], run.fingerprint, len(run.loader))
         notice(f"ステップ {run.state.step} から再開します。", f"resuming from step {run.state.step}.")
     elif start is not None and start.foreign is not None:
         resume.load_foreign(run, start.foreign)

@@ -15,7 +15,7 @@ from ..config.sections import CheckpointConfig
 from ..engine.checkpoint.store import STATE, CheckpointStore, differences, weights_only
 from ..engine.state import Run
 from ..engine.train_state import TrainState
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, refusing
 from ..messages import notice, warn
 from ..runs.folder import read_run
 from .output_folder import OutputFolder
@@ -58,7 +58,7 @@ def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
     place = Path(output_dir) / CHECKPOINTS if own else Path(expected)
     folders = [place] if (place / MANIFEST).exists() else [path for _, path in CheckpointStore(place).candidates()]
     for folder in [*folders, *(path for _, path in CheckpointStore(place / CHECKPOINTS).candidates())]:
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(CheckpointError):
             if not weights_only(folder):
                 return _point(folder, inside=own)
     return _completed(None, run) if run.get("status") == "completed" else ResumePoint(inside=bool(run))
@@ -111,15 +111,32 @@ def _is_foreign(folder: Path) -> bool:
 
 
 def _completed(checkpoint: Path | None, run: dict[str, Any]) -> ResumePoint:
-    derived = run.get("derived") or _derived_of(run["fingerprint"])
-    return ResumePoint(checkpoint, inside=True, completed=True, fingerprint=run["fingerprint"], derived=derived)
+    with readable(checkpoint or "run.json"):
+        derived = run.get("derived") or _derived_of(run["fingerprint"])
+        return ResumePoint(
+            checkpoint, inside=True, completed=True, fingerprint=dict(run["fingerprint"]), derived=dict(derived)
+        )
 
 
 def _point(checkpoint: Path, *, inside: bool) -> ResumePoint:
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    fingerprint = {key: value for key, value in state["fingerprint"].items() if key != "weights"}
-    derived = state.get("derived") or _derived_of(fingerprint)
+    with readable(checkpoint):
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        fingerprint = {key: value for key, value in state["fingerprint"].items() if key != "weights"}
+        derived = dict(state.get("derived") or _derived_of(fingerprint))
     return ResumePoint(checkpoint, inside=inside, fingerprint=fingerprint, derived=derived)
+
+
+def readable(checkpoint: Path | str) -> contextlib.AbstractContextManager[None]:
+    """Refuses a checkpoint whose parts whoever reads them fails over: hashes say who wrote them only to the writer.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    return refusing(
+        CheckpointError,
+        f"{checkpoint} の状態を読めません（{{reason}}）。最初から始めるには --restart を指定してください。",
+        f"the state in {checkpoint} cannot be read ({{reason}}). To start anew, pass --restart.",
+    )
 
 
 def _derived_of(fingerprint: dict[str, Any]) -> dict[str, Any]:

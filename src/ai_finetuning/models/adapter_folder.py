@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputNotFoundError, ModelError
+from ..errors import InputNotFoundError, ModelError, refusing
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -17,19 +18,30 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file()
 
 
+def unreadable(folder: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Refuses an adapter's configuration that whoever reads it fails over.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    return refusing(
+        ModelError,
+        f"{folder} の {CONFIG} を読めません（{{reason}}）。アダプターを保存し直してください。",
+        f"the {CONFIG} of {folder} cannot be read ({{reason}}); save the adapter again.",
+    )
+
+
 def recorded_config(folder: str | Path) -> dict[str, Any]:
     """The adapter_config.json of a folder that has one.
 
     Raises:
         ModelError: it is damaged.
     """
-    try:
-        return dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ModelError(
-            f"{folder} の {CONFIG} を読めません（{error}）。アダプターを保存し直してください。",
-            f"the {CONFIG} of {folder} cannot be read ({error}); save the adapter again.",
-        ) from error
+    with unreadable(folder):
+        values = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds a {type(values).__name__}, not an object")
+        return values
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:

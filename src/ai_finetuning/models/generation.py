@@ -13,7 +13,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError, ToolkitError, reason_of
 from ..japanese.prompts import render
 from ..messages import warn
 from ..system.out_of_memory import with_smaller_batches
@@ -131,7 +131,15 @@ def _within_positions(model: Any, inputs: dict[str, Any], **arguments: Any) -> t
     prompt, positions = inputs["input_ids"].shape[1], positions_of(model.config)
     asked = arguments["max_new_tokens"]
     room = asked if positions is None else min(asked, positions - prompt)
-    output: torch.Tensor = model.generate(**inputs, **arguments | {"max_new_tokens": room})
+    try:
+        output: torch.Tensor = model.generate(**inputs, **arguments | {"max_new_tokens": room})
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        if isinstance(error, ToolkitError):
+            raise
+        raise ModelError(
+            f"モデルが答えを生成できません（{reason_of(error)}）。フォルダーの generation_config.json と config.json を確かめてください。",
+            f"the model cannot generate an answer ({reason_of(error)}); check its generation_config.json and config.json.",
+        ) from error
     ends = set(arguments["eos_token_id"] or ()) | {arguments["pad_token_id"]}
     if room < asked and output.shape[1] == prompt + room and any(int(last) not in ends for last in output[:, -1]):
         warn(

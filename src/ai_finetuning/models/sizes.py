@@ -45,7 +45,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx")
 # Elements of one matrix kind, over all layers, of a model of which no weights are there to compare with; and what the
 # weights that are there allow for each of their bytes and in any case.
-_MOST_ELEMENTS, _PER_BYTE, _FREE = 1 << 44, 16, 1 << 27
+_MOST_ELEMENTS, _PER_BYTE, _FREE = 1 << 44, 16, 1 << 25
 _MOST_MODULES = 1 << 20
 
 
@@ -129,9 +129,11 @@ def _products(part: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     if width is None:
         return
     layers, experts = _first(part, _LAYERS), _first(part, _EXPERTS)
-    for others in ((_first(part, ("vocab_size",)),), (_first(part, _POSITIONS),)):
-        if others[0] is not None:
-            yield width, others[0]
+    # Rotary positions have no matrix.
+    rotary = any(key.startswith("rope_") for key in part)
+    for other in (_first(part, ("vocab_size",)), None if rotary else _first(part, _POSITIONS)):
+        if other is not None:
+            yield width, other
     if layers is None:
         return
     for inner in _INNER:

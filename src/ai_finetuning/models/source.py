@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import HubError, ModelError, ToolkitError
+from ..errors import HubError, ModelError, ToolkitError, refusing
 from ..messages import warn
 from . import catalog, hub
 from .catalog import CatalogRow
@@ -219,6 +220,19 @@ def _hub_index(source: ModelSource) -> Path | None:
 def weight_file_bytes(folder: Path) -> int:
     """Bytes of the weight files in a folder; 0 where there are none."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def described(name: str) -> contextlib.AbstractContextManager[None]:
+    """Refuses a config.json that transformers fails over, while a model is made of it.
+
+    Raises:
+        ModelError: with what transformers said.
+    """
+    return refusing(
+        ModelError,
+        f"{name} の config.json から文章生成モデルを組み立てられません（{{reason}}）。",
+        f"the config.json of {name} does not describe a causal language model ({{reason}}).",
+    )
 
 
 def not_loaded(name: str, error: Exception) -> ToolkitError:

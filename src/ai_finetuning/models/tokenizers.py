@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..errors import HubError, ModelError, ToolkitError
+from ..errors import HubError, ModelError, refusing
 from ..japanese.prompts import render, validate_template
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
 from ..messages import notice, warn
@@ -82,20 +82,15 @@ def load_tokenizer(
     rows = _embedding_rows(obtained)
     # A template is any text, and goes wherever the tokenizer is saved.
     refuse_links_outside(Path(obtained.path), names="*.jinja")
-    try:
+    with refusing(
+        ModelError if Path(obtained.path).is_dir() else HubError,
+        f"{obtained.name} のトークナイザーを読み込めません（{{reason}}）。tokenizer.json か sentencepiece の *.model が必要です。",
+        f"the tokenizer of {obtained.name} cannot be loaded ({{reason}}); it needs tokenizer.json or a sentencepiece "
+        "*.model.",
+    ):
         tokenizer = _loaded(obtained, trust_remote_code)
-    except ToolkitError:
-        raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        kind = ModelError if Path(obtained.path).is_dir() else HubError
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise kind(
-            f"{obtained.name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か sentencepiece の *.model が必要です。",
-            f"the tokenizer of {obtained.name} cannot be loaded ({reason}); it needs tokenizer.json or a sentencepiece "
-            "*.model.",
-        ) from error
-    refuse_empty(tokenizer, obtained.name, rows)
-    ensure_pad(tokenizer, rows)
+        refuse_empty(tokenizer, obtained.name, rows)
+        ensure_pad(tokenizer, rows)
     tokenizer.chat_template = choose_template(tokenizer, obtained.name, chat_template)
     validate_template(tokenizer.chat_template)
     return tokenizer
