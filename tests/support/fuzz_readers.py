@@ -345,7 +345,7 @@ def _settings_keys() -> list[str]:
     from ai_finetuning.config.fields import fields_of
     from ai_finetuning.config.run import RunConfig
 
-    return sorted({name for path in fields_of(RunConfig) for name in path})
+    return sorted(".".join(path) for path in fields_of(RunConfig))
 
 
 def _yaml_text(tree: Any, rng: random.Random) -> bytes:
@@ -372,8 +372,14 @@ def _run_yaml(rng: random.Random, place: Place, start: list[str], work: Path) ->
         .replace("OUT", str(work / "out"))
     )
     file = work / "run.yaml"
-    file.write_bytes(_yaml_text(changed(json.loads(text), rng, start), rng))
-    overrides = [f"{rng.choice(start)}={rng.choice(WORDS[:4] + NUMBERS)}"] if rng.random() < 0.2 else []
+    values = WORDS[:4] + NUMBERS + ["auto", "true", "false", "[1]", "{a: 1}", "linear", "bf16", "0.1", "3", "50"]
+    overrides = [f"{rng.choice(start)}={rng.choice(values)}" for _ in range(rng.randint(1, 2))]
+    if rng.random() < 0.5:
+        file.write_text(text, encoding="utf-8")
+    else:
+        words = [name for key in start for name in key.split(".")]
+        file.write_bytes(_yaml_text(changed(json.loads(text), rng, words, 2), rng))
+        overrides = overrides if rng.random() < 0.2 else []
     return ["train", str(file), *overrides, "--dry-run"]
 
 
