@@ -6,9 +6,10 @@ sysexits(3) that the command line ends with, and is also the builtin exception a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _LOCALE_VARIABLES = ("AIFT_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
@@ -186,3 +187,34 @@ class CheckpointError(ToolkitError, RuntimeError):
     """No checkpoint can be used for what was asked (EX_DATAERR)."""
 
     exit_code = 65
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what a library said, cut; the name of the error where it said nothing."""
+    return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def refusing(kind: type[ToolkitError], ja: str, en: str) -> Iterator[None]:
+    """Runs a library over what came from outside; whatever it raises means that this is damaged, and becomes a refusal.
+
+    Readers of others (transformers, tokenizers, peft, safetensors, pyarrow, zipfile) raise some twenty kinds between them,
+    bare `Exception` among them, and promise none. What the toolkit refuses by itself, and a machine without memory, are
+    not of these.
+
+    Args:
+        kind: of the refusal.
+        ja, en: its texts; `{reason}` becomes what the library said.
+
+    Raises:
+        ToolkitError: of that kind, in place of the library's error.
+    """
+    try:
+        yield
+    except (ToolkitError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            raise
+        reason = reason_of(error)
+        raise kind(ja.replace("{reason}", reason), en.replace("{reason}", reason)) from error

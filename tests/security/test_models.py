@@ -19,7 +19,7 @@ from ai_finetuning.errors import HubError, ModelError
 from ai_finetuning.export.source import model_folder
 from ai_finetuning.export.vllm import export_vllm
 from ai_finetuning.inference.session import open_model
-from ai_finetuning.japanese.prompts import _frozen, render, validate_template
+from ai_finetuning.japanese.prompts import render, validate_template
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import hub
 from ai_finetuning.models.adapters import add_lora, load_adapter, target_modules
@@ -285,13 +285,6 @@ def test_honest_templates_count_and_print_the_date(received: Path):
     assert render(with_template(received, text), [{"role": "user", "content": "a"}]) == "122026-01-0101 'b'"
     for template in TEMPLATES.values():
         validate_template(template.jinja)
-
-
-@pytest.mark.parametrize(
-    "part", ["strftime_now('", 'strftime_now("', "strftime_now( ", "strftime_now('a' ", "strftime_now('\""]
-)
-def test_the_date_is_found_in_linear_time(part: str):
-    within(10, lambda: _frozen(part * 20_000))
 
 
 def with_targets(folder: Path, **values: object) -> Path:

@@ -6,8 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .limits import AtLeastOne, PositiveFloat, Rule
+from .limits import PositiveFloat, Rule
 from .section import require, section
+
+# As much as models/sizes.py allows a config.json.
+_Layers = Annotated[int, Field(ge=1, le=1000)]
+_Heads = Annotated[int, Field(ge=1, le=2**16)]
+_Width = Annotated[int, Field(ge=1, le=2**20)]
+_Positions = Annotated[int, Field(ge=1, le=2**27)]
 
 
 @section
@@ -16,27 +22,27 @@ class ArchitectureConfig:
 
     SECTION: ClassVar[str] = "model.architecture"
 
-    hidden_size: AtLeastOne = 256
+    hidden_size: _Width = 256
     """Width of the hidden states.
     ja: 隠れ状態の次元数。
     """
-    num_hidden_layers: AtLeastOne = 8
+    num_hidden_layers: _Layers = 8
     """Number of layers.
     ja: 層の数。
     """
-    num_attention_heads: AtLeastOne = 4
+    num_attention_heads: _Heads = 4
     """Attention heads; each has hidden_size / num_attention_heads features.
     ja: アテンションのヘッド数。1 つのヘッドの次元は hidden_size / num_attention_heads です。
     """
-    num_key_value_heads: AtLeastOne | None = None
+    num_key_value_heads: _Heads | None = None
     """Heads of keys and values; null for as many as attention heads.
     ja: キーと値のヘッド数。null はアテンションのヘッド数と同じです。
     """
-    intermediate_size: AtLeastOne | None = None
+    intermediate_size: _Width | None = None
     """Width of the gated layer; null for 8/3 of hidden_size, rounded up to 32.
     ja: ゲート付き中間層の次元数。null は hidden_size の 8/3（32 の倍数に切り上げ）です。
     """
-    max_position_embeddings: AtLeastOne = 1024
+    max_position_embeddings: _Positions = 1024
     """Maximum sequence length, in tokens.
     ja: 系列の最大長（トークン数）。
     """

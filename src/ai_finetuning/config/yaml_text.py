@@ -206,6 +206,10 @@ def _mapping(loader: _Reader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Reader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+# What PyYAML raises of a tag that does not fit its value: `!!int x`, `!!timestamp x`, `!!bool x`, `!!set [1]`.
+_UNFIT = (ValueError, AttributeError, LookupError, TypeError, RecursionError)
+
+
 def _document(loader: Any, name: str) -> Any:
     """The one document that a loader reads."""
     loader.name = name
@@ -227,7 +231,7 @@ def parse_yaml(text: str, name: str) -> Any:
         raise _refusal(error, text, name) from None
     except ConfigError:  # is a ValueError too
         raise
-    except ValueError as error:  # !!int x, or a tag that does not fit its value
+    except _UNFIT as error:
         raise ConfigError(
             f"{name} を YAML として読めません。タグ（!!）を消してください。",
             f"{name} is not valid YAML ({cut(error)}).",
@@ -244,7 +248,7 @@ def parse_plain(text: str, name: str) -> Any:
         return _document(_Bounded(text), name)
     except yaml.YAMLError as error:
         raise _refusal(error, text, name) from None
-    except (ValueError, RecursionError) as error:
+    except _UNFIT as error:
         raise ConfigError(
             f"{name} を YAML として読めません（{type(error).__name__}）。", f"{name} is not valid YAML ({cut(error)})."
         ) from None

@@ -21,7 +21,7 @@ def _columns(file: File, kind: str, read: Callable[[io.BytesIO], Iterator[Any]])
     path, limit = file.report.path, limit_of(len(file.raw))
     number = size = 0
     with parsing(path, kind):
-        for batch in read(io.BytesIO(file.raw)):
+        for batch in _allocated(read(io.BytesIO(file.raw)), path, len(file.raw)):
             names = batch.schema.names
             twice = [name for index, name in enumerate(names) if name in names[:index]]
             if twice:
@@ -37,6 +37,16 @@ def _columns(file: File, kind: str, read: Callable[[io.BytesIO], Iterator[Any]])
             for values in batch.to_pylist():
                 number += 1
                 yield Row(values, file.item(number))
+
+
+def _allocated(batches: Iterator[Any], path: str, size: int) -> Iterator[Any]:
+    """The batches; a size in a file that no memory could hold is the file's fault."""
+    import pyarrow
+
+    try:
+        yield from batches
+    except pyarrow.ArrowMemoryError:
+        raise too_big(path, size) from None
 
 
 def _written_out(column: Any) -> int:

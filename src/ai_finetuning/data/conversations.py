@@ -80,7 +80,7 @@ def text_of(content: Any, role: str) -> tuple[str, dict[str, Any]]:
     extra: dict[str, Any] = {}
     for part in content:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        value = part if isinstance(part, str) else part.get("text", part.get("value"))
+        value = part.get("text", part.get("value")) if isinstance(part, Mapping) else part
         if kind == "reasoning" and isinstance(value, str):
             extra["reasoning_content"] = value
         elif kind in _TEXT_PARTS and isinstance(value, str):
@@ -89,7 +89,7 @@ def text_of(content: Any, role: str) -> tuple[str, dict[str, Any]]:
             raise BadRow(
                 f"{role} の content に文字（text）でない部分があります。画像や音声は学習できません",
                 f"the content of {role} has a part that is not text; only text parts can be used, no pictures or sound",
-                kind,
+                str(kind),
             )
     return "".join(texts), extra
 

@@ -27,6 +27,7 @@ from .vocabulary import VocabularyLoss, vocabulary_line
 
 MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
+_MOST_CHARACTERS = 1 << 22
 _Tokens = tuple[list[int], NDArray[np.int64]]
 
 
@@ -194,11 +195,22 @@ def _rendered(samples: Iterable[Sample], prompts: Prompts, bad: BadRows, report:
     for sample in samples:
         try:
             items = render_sample(sample, prompts)
+            _check_characters(items)
         except BadRow as error:
             bad.add(error, sample.source)
             continue
         report.split_conversations += len(items) > 1
         yield from items
+
+
+def _check_characters(items: Sequence[Rendered]) -> None:
+    """Refuses a text that no tokenizer should get in one piece: tokenizers need some 200 bytes for each character."""
+    longest = max((len(item.text) for item in items), default=0)
+    if longest > _MOST_CHARACTERS:
+        raise BadRow(
+            f"1 つの行が {longest:,} 文字あります。{_MOST_CHARACTERS:,} 文字以下に分けてください",
+            f"a row of {longest:,} characters; divide it into rows of at most {_MOST_CHARACTERS:,}",
+        )
 
 
 def _rows(

@@ -322,6 +322,10 @@ def load(run: Run, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any
     """Puts model, optimizer, position and random state of a checkpoint back."""
     run.strategy.load_tensors(run.model, run.optimizer, tensors)
     for name, value in content["train"].items():
+        if not isinstance(value, int | float | None) or (value is not None and not 0 <= value < 2**62):
+            raise ValueError(f"{name} is {str(value)[:40]}")
+        if not hasattr(run.state, name):
+            raise ValueError(f"a progress called {name[:40]} is not known")
         setattr(run.state, name, value)
     run.strategy.load_state_dict(content["strategy"])
     rng.restore(rng.state_of_rank(content["rng"], run.strategy.rank))

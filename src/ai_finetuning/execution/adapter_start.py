@@ -16,7 +16,7 @@ from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError, InputNotFoundError, ModelError, Problem
 from ..japanese.default_system import default_system, split_default_system
 from ..messages import argument, notice, warn
-from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, recorded_base
+from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, recorded_base, unreadable
 from ..models.hub import named_base
 from ..models.named import find_named, refusal
 from ..system.files import sha256_of
@@ -51,12 +51,13 @@ def with_adapter_settings(config: RunConfig) -> RunConfig:
             f"{lora.adapter} is an adapter of the kind {stored['peft_type']}; training goes on from LoRA only.",
         )
     given = explicitly_set(lora)
-    brought = {name: _plain(stored[name] if stored.get(name) is not None else d) for name, d in _BROUGHT.items()}
-    problems = [
-        _contradiction(lora.adapter, name, getattr(lora, name), value)
-        for name, value in brought.items()
-        if name in given and not _same(getattr(lora, name), value)
-    ]
+    with unreadable(lora.adapter):
+        brought = {name: _plain(stored[name] if stored.get(name) is not None else d) for name, d in _BROUGHT.items()}
+        problems = [
+            _contradiction(lora.adapter, name, getattr(lora, name), value)
+            for name, value in brought.items()
+            if name in given and not _same(getattr(lora, name), value)
+        ]
     if problems:
         raise ConfigError.of(problems)
     if isinstance(brought["target_modules"], str) or lora.target_modules == "all-linear":
@@ -64,7 +65,8 @@ def with_adapter_settings(config: RunConfig) -> RunConfig:
             "target_modules"
         ]  # PEFT's regular expression stays with the adapter; validate_targets() looks at words
     if "lora_dropout" not in given:
-        brought["lora_dropout"] = float(stored.get("lora_dropout") or 0.0)
+        with unreadable(lora.adapter):
+            brought["lora_dropout"] = float(stored.get("lora_dropout") or 0.0)
     return with_values(config, lora=with_values(lora, **brought))
 
 

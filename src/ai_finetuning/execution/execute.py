@@ -180,7 +180,8 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         run.keep_best_from = 0 if training.checkpoint.load_best else 1
     loaded = None
     if start is not None and start.checkpoint is not None:
-        loaded = load_checkpoint(start.checkpoint, run.strategy.layouts)
+        with resume.readable(start.checkpoint):
+            loaded = load_checkpoint(start.checkpoint, run.strategy.layouts)
     if start is not None:
         resume.validate_weights(start.fingerprint, run.fingerprint, allowed=training.checkpoint.allow_changed)
     if peers.is_main:
@@ -344,10 +345,10 @@ def _finish(plan: RunPlan, folder: OutputFolder, built: Built, result: Result, r
 
 def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.ResumePoint | None) -> None:
     if loaded is not None:
-        load(run, loaded.tensors, loaded.state)
-        resume.rescale_data_position(
-            run.state, loaded.state["fingerprint"], run.fingerprint, run.loader.steps(run.state.epoch)
-        )
+        with resume.readable(start.checkpoint if start is not None and start.checkpoint is not None else "checkpoint"):
+            load(run, loaded.tensors, loaded.state)
+            steps = run.loader.steps(run.state.epoch)
+            resume.rescale_data_position(run.state, loaded.state["fingerprint"], run.fingerprint, steps)
         notice(f"ステップ {run.state.step} から再開します。", f"resuming from step {run.state.step}.")
     elif start is not None and start.foreign is not None:
         resume.load_foreign(run, start.foreign)

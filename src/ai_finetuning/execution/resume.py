@@ -10,12 +10,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from ..config.run_folder import CHECKPOINTS, MANIFEST
+from ..config.run_folder import CHECKPOINTS, MANIFEST, RUN
 from ..config.sections import CheckpointConfig
 from ..engine.checkpoint.store import STATE, CheckpointStore, weights_only
 from ..engine.state import Run
 from ..engine.train_state import TrainState
-from ..errors import CheckpointError, ConfigError, Reason
+from ..errors import CheckpointError, ConfigError, Reason, refusing
 from ..messages import argument, notice, warn
 from ..models.adapters import saved_name
 from ..runs.folder import read_run
@@ -81,7 +81,7 @@ def peek(output_dir: str, options: CheckpointConfig) -> ResumePoint | None:
     place = folder / CHECKPOINTS if own else folder
     folders = [place] if (place / MANIFEST).exists() else [path for _, path in CheckpointStore(place).candidates()]
     for checkpoint in [*folders, *(path for _, path in CheckpointStore(place / CHECKPOINTS).candidates())]:
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(CheckpointError):
             if not weights_only(checkpoint):
                 return _start(checkpoint, folder, Path(output_dir), own=own)
     return _start(None, folder, Path(output_dir), own=own)
@@ -138,24 +138,34 @@ def _start(checkpoint: Path | None, folder: Path, output_dir: Path, *, own: bool
         checkpoint: the one to go on from, or None.
         folder: of the run that is resumed.
         output_dir: of this run; own: they are the same.
+
+    Raises:
+        CheckpointError: what was written there cannot be read.
     """
-    run = read_run(folder)
-    finished = _finished(folder, run)
-    if finished is not None and (checkpoint is None or (own and run.get("status") == "completed")):
-        fingerprint, derived = run["fingerprint"], run.get("derived") or _derived_of(run["fingerprint"])
-        if checkpoint is not None and "weights" not in fingerprint:  # run.json of an earlier version
-            saved = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["fingerprint"]
-            fingerprint = fingerprint | {key: saved[key] for key in ("weights",) if key in saved}
-        completed = own and run.get("status") == "completed"
-        return ResumePoint(checkpoint, own, completed, fingerprint, derived, finished=finished)
-    if checkpoint is None:
-        return ResumePoint(inside=own and bool(run))
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    derived = state.get("derived") or _derived_of(state["fingerprint"])
-    inside = output_dir.resolve() in checkpoint.resolve().parents
-    if finished is None and inside:
-        finished = _finished(output_dir, read_run(output_dir))
-    return ResumePoint(checkpoint, inside, False, state["fingerprint"], derived, finished=finished)
+    with readable(checkpoint or folder / RUN):
+        run = read_run(folder)
+        finished = _finished(folder, run)
+        if finished is not None and (checkpoint is None or (own and run.get("status") == "completed")):
+            fingerprint = dict(run["fingerprint"])
+            derived = dict(run.get("derived") or _derived_of(fingerprint))
+            if checkpoint is not None and "weights" not in fingerprint:  # run.json of an earlier version
+                saved = _state_of(checkpoint)["fingerprint"]
+                fingerprint = fingerprint | {key: saved[key] for key in ("weights",) if key in saved}
+            completed = own and run.get("status") == "completed"
+            return ResumePoint(checkpoint, own, completed, fingerprint, derived, finished=finished)
+        if checkpoint is None:
+            return ResumePoint(inside=own and bool(run))
+        state = _state_of(checkpoint)
+        fingerprint = dict(state["fingerprint"])
+        derived = dict(state.get("derived") or _derived_of(fingerprint))
+        inside = output_dir.resolve() in checkpoint.resolve().parents
+        if finished is None and inside:
+            finished = _finished(output_dir, read_run(output_dir))
+        return ResumePoint(checkpoint, inside, False, fingerprint, derived, finished=finished)
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    return dict(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
 
 
 def _finished(folder: Path, run: dict[str, Any]) -> Finished | None:
@@ -164,6 +174,19 @@ def _finished(folder: Path, run: dict[str, Any]) -> Finished | None:
     if not isinstance(result, dict) or "fingerprint" not in run or not any(folder.glob("*.safetensors")):
         return None
     return Finished(folder, int(result["steps"]), int(result.get("tokens") or 0))
+
+
+def readable(checkpoint: Path | str) -> contextlib.AbstractContextManager[None]:
+    """Refuses a checkpoint whose parts whoever reads them fails over: hashes say who wrote them only to the writer.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    return refusing(
+        CheckpointError,
+        f"{checkpoint} の状態を読めません（{{reason}}）。最初から始めるには --restart を指定してください。",
+        f"the state in {checkpoint} cannot be read ({{reason}}). To start anew, pass --restart.",
+    )
 
 
 def _derived_of(fingerprint: dict[str, Any]) -> dict[str, Any]:

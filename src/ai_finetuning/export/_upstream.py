@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ..japanese.metered import compiled
 from ..models.growing_text import GrowingText
 
 
@@ -38,10 +39,15 @@ def run_server(load_tokenizer: Callable[[str], Any] | None, behind: Callable[[An
         load_tokenizer: makes tokenizers in place of transformers' own; None leaves those.
         behind: makes the application that stands in front of transformers' one.
 
-    transformers 5.23: the server makes its application itself and hands it to uvicorn.Config, which it looks up then.
+    transformers 5.23: the server makes its application itself and hands it to uvicorn.Config, which it looks up then; it
+    compiles chat templates with `_compile_jinja_template` of a module, in place of which they get our meter.
     """
     import uvicorn
     from transformers.cli import transformers as program
+    from transformers.utils import chat_template_utils
+
+    templates: Any = chat_template_utils
+    templates._compile_jinja_template = compiled
 
     original: Any = uvicorn.Config
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import ConfigError
+from ..errors import ConfigError, refusing
 from . import jinja_parts as jinja
 from .default_system import split_default_system
 
@@ -271,7 +271,12 @@ def template_text(expected: str) -> str:
     if "{{" in expected or "{%" in expected:
         return expected
     if Path(expected).is_file():
-        return Path(expected).read_text(encoding="utf-8")
+        with refusing(
+            ConfigError,
+            f"model.chat_template のファイル {expected} を読めません（{{reason}}）。UTF-8 のファイルを指定してください。",
+            f"the file {expected} (model.chat_template) cannot be read ({{reason}}); give a file in UTF-8.",
+        ):
+            return Path(expected).read_text(encoding="utf-8")
     raise ConfigError(
         f"model.chat_template が {expected!r} です。テンプレート名（{', '.join(TEMPLATES)}）、ファイル、Jinja の文のいずれかにしてください。",
         f"model.chat_template is {expected!r}; give a template's name ({', '.join(TEMPLATES)}), a file or Jinja text.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 from ..config.run_folder import BASE, RUN
 from ..config.run_folder import CONFIG as RUN_CONFIG
 from ..config.yaml_text import parse_yaml
-from ..errors import InputNotFoundError, ModelError, ToolkitError
+from ..errors import InputNotFoundError, ModelError, ToolkitError, refusing
 
 # What `--base` of a merge may be instead of a model's name.
 ORIGINAL, DEQUANTIZED, AUTO = "original", "dequantized", "auto"
@@ -26,19 +27,30 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file()
 
 
+def unreadable(folder: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Refuses an adapter's configuration that whoever reads it fails over.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    return refusing(
+        ModelError,
+        f"{folder} の {CONFIG} を読めません（{{reason}}）。アダプターを保存し直してください。",
+        f"the {CONFIG} of {folder} cannot be read ({{reason}}); save the adapter again.",
+    )
+
+
 def recorded_config(folder: str | Path) -> dict[str, Any]:
     """The adapter_config.json of a folder that has one.
 
     Raises:
         ModelError: it is damaged.
     """
-    try:
-        return dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ModelError(
-            f"{folder} の {CONFIG} を読めません（{error}）。アダプターを保存し直してください。",
-            f"the {CONFIG} of {folder} cannot be read ({error}); save the adapter again.",
-        ) from error
+    with unreadable(folder):
+        values = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds a {type(values).__name__}, not an object")
+        return values
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:

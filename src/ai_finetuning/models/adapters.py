@@ -6,7 +6,7 @@ import contextlib
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 from weakref import WeakKeyDictionary
@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from typing_extensions import Unpack
 
-from ..errors import ModelError
+from ..errors import ModelError, refusing
 from ._upstream import peft_turns_into_experts, tied_weight_names
-from .adapter_folder import WEIGHTS, adapter_config, base_name, note_base
+from .adapter_folder import CONFIG, WEIGHTS, adapter_config, base_name, note_base, unreadable
 from .lora_targets import ALL_LINEAR, resolve_modules_to_save, resolve_targets
 from .options import validate_options
 from .quantized import quantized_bits
+from .sizes import MOST_LAYERS
 
 # Ends of the names of a token embedding and of a head.
 _EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "lm_head.weight", "embed_out.weight")
@@ -187,16 +188,16 @@ def validate_fit(model: Any, folder: str | Path) -> None:
 
 def _shapes(folder: str | Path) -> dict[str, list[int]]:
     """The shapes in an adapter's file, by PEFT's names; no weight is read."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
+    with refusing(
+        ModelError,
+        f"アダプター {folder} の {WEIGHTS} が壊れています（{{reason}}）。保存し直してください。",
+        f"{WEIGHTS} of the adapter {folder} is damaged ({{reason}}); save it again.",
+    ):
         with safe_open(str(Path(folder) / WEIGHTS), framework="pt") as file:
-            return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelError(
-            f"アダプター {folder} の {WEIGHTS} が壊れています（{error}）。保存し直してください。",
-            f"{WEIGHTS} of the adapter {folder} is damaged ({error}); save it again.",
-        ) from error
+            shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            return {key: shape for key, shape in shapes.items() if all(shape)}  # without those of no element
 
 
 # Keys of adapter_config.json whose values peft takes as regular expressions.
@@ -226,6 +227,50 @@ def _bound_patterns(config: Any, folder: str | Path) -> None:
                 )
 
 
+def _bound_ranks(config: Any, folder: str | Path) -> None:
+    """Keeps an adapter's configuration from asking for larger matrices than its file brings.
+
+    Raises:
+        ModelError: with the rank.
+    """
+    ranks = [shape[0] for key, shape in _shapes(folder).items() if ".lora_A." in key or ".lora_embedding_A" in key]
+    asked = [getattr(config, "r", 0), *(getattr(config, "rank_pattern", None) or {}).values()]
+    for rank in asked:
+        if not isinstance(rank, int) or rank > max(ranks, default=0):
+            raise ModelError(
+                f"アダプター {folder} の {CONFIG} のランクは {_number(rank)} ですが、{WEIGHTS} の行列は最大 {max(ranks, default=0)} です。保存し直してください。",
+                f"the {CONFIG} of the adapter {folder} has the rank {_number(rank)}, but the matrices in {WEIGHTS} have at "
+                f"most {max(ranks, default=0)}; save it again.",
+            )
+
+
+def _refuse_unusual(stored: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuses what an adapter's configuration may ask of PEFT beside adapting layers: other kinds of adapters, a module to
+    import, copies of the base's layers, and starts that take as long as the file says.
+
+    Raises:
+        ModelError: with the key.
+    """
+    copies = sum(part[-1] - part[0] for part in stored.get("layer_replication") or ())
+    rounds = re.search(r"niter_(\d+)", str(stored.get("init_lora_weights"))[:200])
+    unusual = {
+        "peft_type": stored.get("peft_type", "LORA") != "LORA",
+        "megatron_config": stored.get("megatron_config") is not None,
+        "layer_replication": copies > MOST_LAYERS,
+        "init_lora_weights": rounds is not None and len(rounds.group(1)) > 2,
+    }
+    for key in (key for key, yes in unusual.items() if yes):
+        shown = repr(stored[key])[:60]
+        raise ModelError(
+            f"アダプター {folder} の {CONFIG} の {key} が {shown} です。読み込めるのは LoRA だけで、この設定は使えません。",
+            f"{key} in the {CONFIG} of the adapter {folder} is {shown}; only LoRA is read, and not with this setting.",
+        )
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}"[:40] if isinstance(value, int) else repr(value)[:40]
+
+
 def _is_bounded(pattern: str) -> bool:
     """Whether matching a name takes time with a low power of its length: few parts repeat, may be missing or have
     alternatives, and no group repeats.
@@ -249,23 +294,25 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
     """
     from peft import PeftConfig, get_peft_model
 
-    expected = base_name(adapter_config(folder))
+    stored = adapter_config(folder)
+    expected = base_name(stored)
+    with unreadable(folder):
+        _refuse_unusual(stored, folder)
     validate_fit(model, folder)
     fit_rows(model, folder)
     biases = {weight: weight.detach().clone() for name, weight in model.named_parameters() if "bias" in name}
+    unfit = _other_base(folder, expected, "{reason}")
     with quiet_peft():
-        config = PeftConfig.from_pretrained(str(folder))
-        _bound_patterns(config, folder)
+        with unreadable(folder):
+            config = PeftConfig.from_pretrained(str(folder))
+            _bound_patterns(config, folder)
+            _bound_ranks(config, folder)
         config.inference_mode = not trainable
         if dropout is not None:
             config.lora_dropout = dropout
-        try:
+        with refusing(ModelError, unfit.ja, unfit.en):
             wrapped = get_peft_model(model, config)
             apart = _fill(wrapped, folder, trainable=trainable)
-        except (ValueError, RuntimeError, KeyError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise _other_base(folder, expected, str(error).splitlines()[0][:200]) from error
     if apart:
         raise _other_base(folder, expected, apart[0].removeprefix("base_model.model.").replace(".default", ""))
     changed = [(weight, value) for weight, value in biases.items() if not torch.equal(weight, value)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError, ToolkitError, reason_of
 from ..japanese.prompts import render
 from ..messages import warn
 from ..system.out_of_memory import with_smaller_batches
@@ -309,6 +310,20 @@ def generate_answers(
     return [answers[place] for place in range(len(rows))]
 
 
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Refuses a generation_config.json or a config.json that transformers fails over."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        if isinstance(error, ToolkitError):
+            raise
+        raise ModelError(
+            f"モデルが答えを生成できません（{reason_of(error)}）。フォルダーの generation_config.json と config.json を確かめてください。",
+            f"the model cannot generate an answer ({reason_of(error)}); check its generation_config.json and config.json.",
+        ) from error
+
+
 def _answers(
     model: Any, tokenizer: Any, rows: Sequence[list[int]], style: PromptStyle, arguments: dict[str, Any]
 ) -> list[Answer]:
@@ -316,7 +331,8 @@ def _answers(
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     length = inputs["input_ids"].shape[1]
     stops = _Stops(tokenizer, length, style, threading.Event())
-    output = model.generate(**inputs, stopping_criteria=StoppingCriteriaList([stops]), **arguments)
+    with _answering():
+        output = model.generate(**inputs, stopping_criteria=StoppingCriteriaList([stops]), **arguments)
     return [
         _ended(tokenizer, row[length:].tolist(), style, index in stops.looping, arguments["max_new_tokens"])
         for index, row in enumerate(output)

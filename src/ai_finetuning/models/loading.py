@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 from typing_extensions import Unpack
 
@@ -24,7 +25,8 @@ from .adapter_folder import recorded_base
 from .options import validate_options
 from .placement import DeviceMap, spread
 from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, validate_backend, validate_quantized
-from .source import ModelSource, find_model, not_loaded, validate_safetensors
+from .sizes import validate_sizes
+from .source import ModelSource, described, find_model, not_loaded, validate_safetensors, weight_file_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
@@ -95,6 +97,7 @@ def load_causal_lm(
     trusted = options.get("trust_remote_code", False)
     source = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trusted)
     validate_safetensors(source)
+    validate_filled(source)
     target_device = chosen_device(device) or get_available_device()
     plan = LoadPlan(
         source=source,
@@ -117,6 +120,24 @@ def load_causal_lm(
     model.name_or_path = model.config.name_or_path = source.recorded
     model.train(False)  # `eval()` has no types in transformers
     return model
+
+
+def validate_filled(source: ModelSource) -> None:
+    """Refuses a folder whose configuration, with what transformers adds to it, describes far more than its weights: what
+    a file lacks is filled at random, and keys that config.json lacks are those of the largest of a family.
+
+    Raises:
+        ModelError: with the sizes.
+    """
+    folder = Path(source.path)
+    if not folder.is_dir():
+        return
+    with described(source.name):
+        config: Any = AutoConfig.from_pretrained(
+            source.path, local_files_only=True, trust_remote_code=source.remote_code
+        )
+        values = config.get_text_config().to_dict()
+    validate_sizes(source.name, values, weight_file_bytes(folder))
 
 
 def _quantization_of(load_in_8bit: bool, load_in_4bit: bool) -> Quantization | None:
@@ -296,8 +317,10 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
             raise
         raise not_loaded(plan.source.path, error) from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":
+        if isinstance(error, MemoryError):
             raise
+        if type(error).__name__ != "SafetensorError":
+            raise not_loaded(plan.source.path, error) from error
         raise ModelError(
             f"{plan.name} の重みファイルが壊れています ({error})。ダウンロードまたは保存をやり直してください。",
             f"{plan.name}: a weight file is damaged ({error}). Download or save it again.",

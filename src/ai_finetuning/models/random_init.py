@@ -14,7 +14,7 @@ from ..errors import ConfigError, InputNotFoundError, ModelError
 from ..system.gpu import get_available_device
 from .base_model import BaseModel, WeightOptions
 from .hub import on_disk
-from .source import ModelSource, find_tokenizer
+from .source import ModelSource, described, find_tokenizer
 from .tokenizers import load_tokenizer
 
 
@@ -105,7 +105,8 @@ class ScratchModel(BaseModel):
             )
         chosen = {} if attention == "auto" else {"attn_implementation": attention}
         build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
-        return build(config, **chosen)
+        with described(self.model_name):
+            return build(config, **chosen)
 
     def _config(self, tokenizer: Any) -> Any:
         ids = {
@@ -134,4 +135,5 @@ class ScratchModel(BaseModel):
                 f"method: pretrain には model.architecture か、{self.model_name} の中の config.json が必要です。",
                 f"method: pretrain needs model.architecture, or a config.json in {self.model_name}.",
             )
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with described(self.model_name):
+            return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)

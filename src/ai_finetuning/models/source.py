@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import embedded
-from ..errors import HubError, ModelError, ToolkitError
+from ..errors import HubError, ModelError, ToolkitError, refusing
 from ..messages import warn
 from . import catalog, hub
 from .catalog import CatalogRow
 from .named import find_named, is_tokenizer
+from .sizes import validate_sizes
 
 # The key of config.json that names a single file of weights.
 _NAMED_WEIGHTS = "transformers_weights"
@@ -94,8 +96,8 @@ def read_config(obtained: hub.Located) -> dict[str, Any]:
     """The model's config.json as a dict; no code of the repository runs. The one reader of configurations.
 
     Raises:
-        ModelError, HubError: it cannot be read. ModelError: it names weights that are no safetensors, or code to
-            download for attention, experts or kernels.
+        ModelError, HubError: it cannot be read. ModelError: it names weights that are no safetensors, code to download
+            for attention, experts or kernels, or sizes that no model has or that its weights do not.
     """
     try:
         file = Path(obtained.path) / "config.json"
@@ -110,6 +112,8 @@ def read_config(obtained: hub.Located) -> dict[str, Any]:
         raise not_loaded(obtained.path, error) from error
     _refuse_named_weights(obtained.name, values.get(_NAMED_WEIGHTS))
     _refuse_named_kernels(obtained.name, values)
+    folder = Path(obtained.path)
+    validate_sizes(obtained.name, values, weight_file_bytes(folder) if folder.is_dir() else 0)
     return values
 
 
@@ -230,6 +234,19 @@ def _hub_index(source: ModelSource) -> Path | None:
 def weight_file_bytes(folder: Path) -> int:
     """Bytes of the weight files in a folder; 0 where there are none."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def described(name: str) -> contextlib.AbstractContextManager[None]:
+    """Refuses a config.json that transformers fails over, while a model is made of it.
+
+    Raises:
+        ModelError: with what transformers said.
+    """
+    return refusing(
+        ModelError,
+        f"{name} の config.json から文章生成モデルを組み立てられません（{{reason}}）。",
+        f"the config.json of {name} does not describe a causal language model ({{reason}}).",
+    )
 
 
 def not_loaded(name: str, error: Exception) -> ToolkitError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..errors import HubError, ModelError, ToolkitError
+from ..errors import HubError, ModelError, refusing
 from ..japanese.default_system import default_system, split_default_system, with_default_system
 from ..japanese.prompts import render, validate_template
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
@@ -84,20 +84,15 @@ def load_tokenizer(
     rows = _embedding_rows(obtained)
     # A template is any text, and goes wherever the tokenizer is saved.
     refuse_links_outside(Path(obtained.path), names="*.jinja")
-    try:
+    with refusing(
+        ModelError if Path(obtained.path).is_dir() else HubError,
+        f"{obtained.name} のトークナイザーを読み込めません（{{reason}}）。tokenizer.json か sentencepiece の *.model が必要です。",
+        f"the tokenizer of {obtained.name} cannot be loaded ({{reason}}); it needs tokenizer.json or a sentencepiece "
+        "*.model.",
+    ):
         tokenizer = _loaded(obtained, trust_remote_code)
-    except ToolkitError:
-        raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        kind = ModelError if Path(obtained.path).is_dir() else HubError
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise kind(
-            f"{obtained.name} のトークナイザーを読み込めません（{reason}）。tokenizer.json か sentencepiece の *.model が必要です。",
-            f"the tokenizer of {obtained.name} cannot be loaded ({reason}); it needs tokenizer.json or a sentencepiece "
-            "*.model.",
-        ) from error
-    refuse_empty(tokenizer, obtained.name, rows)
-    ensure_pad(tokenizer, rows)
+        refuse_empty(tokenizer, obtained.name, rows)
+        ensure_pad(tokenizer, rows)
     tokenizer.chat_template = choose_template(tokenizer, obtained.name, chat_template)
     validate_template(tokenizer.chat_template)
     return tokenizer
@@ -286,8 +281,16 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
             )
         given = split_default_system(text)[1]
         return text if given is not None else with_default_system(text, default_system(tokenizer))
-    if tokenizer.chat_template:
-        return str(tokenizer.chat_template)
+    own = tokenizer.chat_template
+    if isinstance(own, dict):  # several by name, as transformers reads them; the one that it takes without a name
+        own = own.get("default")
+    if isinstance(own, str) and own:
+        return own
+    if own:
+        raise ModelError(
+            f"{name} のチャットテンプレートは文字列ではなく {type(own).__name__} です。model.chat_template で指定してください。",
+            f"the chat template of {name} is a {type(own).__name__}, not text; name one with model.chat_template.",
+        )
     row = catalog.lookup(name)
     if row is not None and row.prompt is not None:
         template = row.chat_template or TEMPLATES["alpaca_ja"]

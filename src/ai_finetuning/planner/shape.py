@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
 from ..models.parts import positions_of
-from ..models.source import ModelSource, find_model
+from ..models.source import ModelSource, described, find_model
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,11 @@ def meta_model(name: str | ModelSource, *, trust_remote_code: bool = False) -> n
         ModelError: the configuration is no causal language model that transformers knows.
     """
     obtained = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trust_remote_code)
-    try:
+    with described(obtained.name):
         config = AutoConfig.from_pretrained(
             obtained.path, local_files_only=obtained.local_only, trust_remote_code=obtained.remote_code
         )
         with torch.device("meta"):
             build: Callable[..., nn.Module] = AutoModelForCausalLM.from_config
             model = build(config, trust_remote_code=obtained.remote_code)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{obtained.name} の config.json から文章生成モデルを組み立てられません（{reason}）。",
-            f"the config.json of {obtained.name} does not describe a causal language model ({reason}).",
-        ) from error
     return model

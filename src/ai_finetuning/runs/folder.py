@@ -67,7 +67,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The run.json of the run that is in a folder; empty where there is none."""
     try:
         return dict(json.loads((folder / RUN).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 

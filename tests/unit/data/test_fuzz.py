@@ -11,17 +11,11 @@ import openpyxl
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tests.support.fuzz import damaged, value
+from tests.support.fuzz_readers import ROW_KEYS, ROWS, TALKS
 
 from ai_finetuning.data.sources import load_samples
 from ai_finetuning.errors import ToolkitError
-
-ROWS = [{"質問": f"{number}番の首都は？", "回答": f"東京です。{'あ' * (number % 40)}"} for number in range(12)]
-TALKS = [
-    {"messages": [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京です。", "weight": 1}]},
-    {"conversations": [{"from": "human", "value": "天気は？"}, {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
-                       {"from": "observation", "value": "晴れ"}, {"from": "gpt", "value": "晴れです。"}]},
-    {"instruction": "人口は？", "input": "日本", "output": 2, "history": [["首都は？", "東京です。"]], "system": "役"},
-]  # fmt: skip
 
 
 def seed_files(folder: Path) -> dict[str, bytes]:
@@ -46,22 +40,6 @@ def seed_files(folder: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("faq.csv", files[".csv"])
     return files | {kind: (folder / f"a{kind}").read_bytes() for kind in (".parquet", ".arrow", ".xlsx", ".zip")}
-
-
-def damaged(raw: bytes, rng: random.Random) -> bytes:
-    """A file with a few bytes changed, lost, doubled or put in."""
-    data = bytearray(raw)
-    for _ in range(rng.randint(1, 6)):
-        start = rng.randrange(len(data) + 1)
-        stop = min(len(data), start + rng.randint(1, 40))
-        piece = rng.choice([
-            b"", bytes(rng.randrange(256) for _ in range(8)), data[start:stop] * 2, b'"', b"{", b"]", b"\x00", b"\xff\xfe", b",", b"\n",
-            b"null", b"1e999", b"NaN", b'"role"', b"\xed\xa0\x80", "繧".encode(), b"[" * 50,
-        ])  # fmt: skip
-        data[start:stop] = piece
-        if not data:
-            data = bytearray(b" ")
-    return bytes(data)
 
 
 def read(path: Path) -> None:
@@ -96,42 +74,15 @@ def test_many_damaged_files_are_read_or_refused(tmp_path: Path, seed: int):
     damage_every_kind(tmp_path, seed, 60)
 
 
-def value(rng: random.Random, depth: int = 0) -> object:
-    """Any JSON value."""
-    kinds = [None, True, 0, -1.5, 10**30, "", "文", "<s>", "\u0000", "\ud83c", "[1]", '{"role": "user"}', float("inf")]
-    if depth > 3 or rng.random() < 0.5:
-        return rng.choice(kinds)
-    names = [
-        "role",
-        "from",
-        "content",
-        "value",
-        "type",
-        "text",
-        "function",
-        "name",
-        "arguments",
-        "messages",
-        "weight",
-        "",
-    ]
-    if rng.random() < 0.5:
-        return [value(rng, depth + 1) for _ in range(rng.randint(0, 3))]
-    return {rng.choice(names): value(rng, depth + 1) for _ in range(rng.randint(0, 4))}
-
-
-KEYS = [
-    "messages", "conversations", "conversation", "instruction", "input", "output", "text", "system", "history", "tools", "prompt",
-    "completion", "chosen", "rejected", "label", "answers", "translation", "tokens", "ner_tags", "weight", "train", "質問", "回答", "",
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_of_any_values_are_read_or_refused(tmp_path: Path, seed: int):
     """Every key that the reader knows, with values of every type: lists, objects, numbers and halves of characters."""
     rng = random.Random(seed)
     path = tmp_path / "a.jsonl"
     for _ in range(150):
-        rows = [{rng.choice(KEYS): value(rng) for _ in range(rng.randint(1, 4))} for _ in range(rng.randint(1, 3))]
+        rows = [
+            {rng.choice(ROW_KEYS): value(rng, names=ROW_KEYS) for _ in range(rng.randint(1, 4))}
+            for _ in range(rng.randint(1, 3))
+        ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         read(path)

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from tests.support.models import build_tokenizer
 
-from ai_finetuning.japanese.prompts import FROZEN_DATE, render
+from ai_finetuning.japanese.metered import FROZEN_DATE
+from ai_finetuning.japanese.prompts import render
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import catalog
 

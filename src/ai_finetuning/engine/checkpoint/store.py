@@ -52,10 +52,18 @@ def verify(folder: Path) -> list[Reason]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version, files = manifest["format_version"], manifest["files"]
+        foreign: list[str] = [name for name in files if not _is_entry(name, files[name])]
     except FileNotFoundError:
         return [Reason(f"{MANIFEST} がありません", f"{MANIFEST} is missing")]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         return [Reason(f"{MANIFEST} を読めません（{error}）", f"{MANIFEST} cannot be read ({error})")]
+    if foreign:
+        return [
+            Reason(
+                f"{MANIFEST} の {foreign[0][:60]!r} はファイルの記録ではありません",
+                f"{foreign[0][:60]!r} in {MANIFEST} is no entry of a file",
+            )
+        ]
     if manifest.pop("sha256", None) != _digest_of(manifest):
         return [_wrong_digest(MANIFEST)]
     if version != FORMAT_VERSION:
@@ -85,6 +93,11 @@ def verify(folder: Path) -> list[Reason]:
 
 def _has_digest(path: Path, digest: str) -> bool:
     return path.is_file() and sha256_of(path) == digest
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether a manifest's entry is that of a file beside it."""
+    return Path(name).name == name and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
 
 
 def _wrong_digest(name: str) -> Reason:
@@ -429,7 +442,7 @@ def weights_only(folder: Path) -> bool:
     """Whether a checkpoint says that it holds no optimizer state; False where it says nothing that can be read."""
     try:
         return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get(WEIGHTS_ONLY))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

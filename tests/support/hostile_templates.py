@@ -1,0 +1,110 @@
+"""Chat templates that ask for hours or gigabytes, by what they do it with."""
+
+from __future__ import annotations
+
+_DOUBLE = "{% set ns = namespace(s=START) %}{% for i in range(99) %}{% set ns.s = STEP %}{% endfor %}{{ ns.s }}"
+
+
+def _doubled(step: str, start: str = "'a'") -> str:
+    return _DOUBLE.replace("STEP", step).replace("START", start)
+
+
+_LONG = "{% set s = 'a' * 1000000 %}"
+_MANY = "{% for i in range(99999) %}"
+HOSTILE: dict[str, str] = {
+    "nested loops": f"{_MANY}{_MANY}x{{% endfor %}}{{% endfor %}}",
+    "nested loops that print nothing": f"{_MANY}{_MANY}{{% endfor %}}{{% endfor %}}",
+    "wordwrap": "{{ ('a ' * 20000000) | wordwrap(1) }}",
+    "printed in a loop": _LONG + _MANY + "{{ s }}{% endfor %}",
+    "text times number": "{{ 'a' * 20000000000 }}",
+    "number times text": "{{ 20000000000 * 'a' }}",
+    "center": "{{ 'a'.center(3000000000) }}",
+    "center of a filter": "{{ 'a' | center(3000000000) }}",
+    "ljust": "{{ 'a'.ljust(3000000000) }}",
+    "rjust": "{{ 'a'.rjust(3000000000) }}",
+    "zfill": "{{ 'a'.zfill(3000000000) }}",
+    "expandtabs": "{{ '\\t'.expandtabs(2000000000) }}",
+    "a macro that calls itself": "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
+    "a macro that calls itself twice": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(90) }}",
+    "list times number": "{{ ([1] * 3000000000) | length }}",
+    "tuple times number": "{{ ((1, 2) * 3000000000) | length }}",
+    "percent": "{{ '%1000000000d' % 1 }}",
+    "percent of an argument": "{{ '%*d' % (1000000000, 1) }}",
+    "precision": "{{ '%.1000000000f' % 1.0 }}",
+    "precision of an argument": "{{ '%.*f' % (1000000000, 1.0) }}",
+    "percent with a name": "{{ '%(a)1000000000d' % {'a': 1} }}",
+    "format": "{{ '{:1000000000d}'.format(1) }}",
+    "format of an argument": "{{ '{:{}d}'.format(1, 1000000000) }}",
+    "format_map": "{{ '{a:1000000000d}'.format_map({'a': 1}) }}",
+    "format of a filter": "{{ '%1000000000d' | format(1) }}",
+    "a format in parts": "{{ ('{:1000' ~ '000000d}').format(1) }}",
+    "indent": "{{ 'a' | indent(1000000000, true) }}",
+    "indent in a loop": _LONG + "{{ ('\\n' * 100000) | indent(s) }}",
+    "replace": _LONG + "{{ s | replace('a', s) }}",
+    "replace nothing": _LONG + "{{ s.replace('', s) }}",
+    "join": _LONG + "{{ range(99999) | join(s) }}",
+    "join of a text": _LONG + "{{ s.join(s) }}",
+    "batch": "{% for row in [1] | batch(1000000000, 0) %}{{ row | length }}{% endfor %}",
+    "slice": "{% for row in [1] | slice(1000000000) %}{% endfor %}",
+    "slice into a list": "{{ [1] | slice(1000000000) | list | length }}",
+    "text that doubles": _doubled("ns.s ~ ns.s"),
+    "text that doubles by plus": _doubled("ns.s + ns.s"),
+    "text that doubles by format": _doubled("'%s%s' % (ns.s, ns.s)"),
+    "text that doubles by format()": _doubled("'{0}{0}'.format(ns.s)"),
+    "text that doubles by a block": "{% set ns = namespace(s='a') %}{% for i in range(99) %}{% set t %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = t %}{% endfor %}",
+    "list that doubles": _doubled("ns.s + ns.s", "[1]"),
+    "list that holds itself twice": _doubled("[ns.s, ns.s]", "[1]"),
+    "list that holds itself twice, as JSON": _doubled("[ns.s, ns.s]", "[1]").replace("{{ ns.s }}", "{{ ns.s | tojson }}"),
+    "object that holds itself twice": _doubled("{'a': ns.s, 'b': ns.s}", "{}"),
+    "dict that holds itself twice": _doubled("dict(a=ns.s, b=ns.s)", "{}"),
+    "repeated in a list": _doubled("[ns.s] * 2", "[1]"),
+    "lists that are compared": _doubled("[ns.s, ns.s]", "[1]").replace("{{ ns.s }}", "{{ ns.s == ns.s + [] }}"),
+    "tuple as a key": _doubled("(ns.s, ns.s)", "(1,)").replace("{{ ns.s }}", "{{ {ns.s: 1} }}"),
+    "a list from a macro's arguments": "{% macro m(a, n) %}{% if n %}{{ m([a, a], n - 1) }}{% else %}{{ a }}{% endif %}{% endmacro %}{{ m([1], 60) }}",
+    "namespaces that hold each other": _doubled("namespace(a=ns.s, b=ns.s)", "1"),
+    "power in a loop": _doubled("ns.s * ns.s", "10"),
+    "minus that doubles": "{% set ns = namespace(s=1) %}{% for i in range(99999) %}{% set ns.s = ns.s - (0 - ns.s) %}{% endfor %}",
+    "rounding": "{{ 1.5 | round(1000000000) }}",
+    "digits": "{{ ('9' * 4000000) | int }}",
+    "sum of lists": "{{ [[1]] | sum(start=[]) }}",
+    "tojson": "{{ messages | tojson(indent=1000000000) }}",
+    "tojson by words": _LONG + "{% set s = s * 9 %}{{ [[[1] * 999]] | tojson(indent=s) }}",
+    "lipsum": "{{ lipsum(n=1000000) }}",
+    "pprint": "{{ messages | pprint }}",
+    "range into a list in a loop": _MANY + "{% set x = range(99999) | list %}{% endfor %}",
+    "a search in a loop": _LONG + _MANY + "{% if 'b' in s %}{% endif %}{% endfor %}",
+    "a slice in a loop": _LONG + _MANY + "{% set t = s[1:] %}{% endfor %}",
+    "a split in a loop": _LONG + _MANY + "{% set t = s.split('a') %}{% endfor %}",
+    "a first that is far": _MANY + "{% set x = range(99999) | reject('defined') | first %}{% endfor %}",
+    "a test that is far": _MANY + "{% set x = range(99999) | select('eq', 99998) | first %}{% endfor %}",
+    "a sum in a loop": _MANY + "{% set x = range(99999) | sum %}{% endfor %}",
+    "a dict of pairs in a loop": _MANY + "{% set x = dict(range(99998) | batch(2)) %}{% endfor %}",
+    "a key of a view": _MANY + "{% set x = 5 in (range(99999) | select) %}{% endfor %}",
+    "a block in a loop": "{% block b %}" + "{{ x }}" * 5000 + "{% endblock %}" + _MANY + "{{ self.b() }}{% endfor %}",
+    "a macro's text": "{% macro m() %}" + "a" * 30000 + "{% endmacro %}" + _MANY + "{% if m() == '' %}{% endif %}{% endfor %}",
+    "a recursive loop": "{% for a in [messages] recursive %}{{ loop([messages, messages]) }}{% endfor %}",
+    "encode": "{% set s = 'あ' * 100000 %}{{ s.encode('punycode') }}",
+    "translate": "{{ 'a'.translate({97: 'b' * 1000000}) }}",
+    "bytes of a number": "{{ (1).to_bytes(1000000000, 'big') }}",
+    "keys of one value": "{{ dict.fromkeys(range(99999), messages) }}",
+    "a date": "{{ strftime_now('%Y' * 1000000) }}",
+    "arguments from a range": _MANY + "{% set x = dict(*[]) %}{% set y = cycler(*range(99999)) %}{% endfor %}",
+    "escape": "{{ ('<' * 10000000) | e | e | e | e }}",
+    "escaped": "{% autoescape true %}{% set ns = namespace(s='<') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}{% endautoescape %}",
+    "an include": "{% extends 'x' %}{% include 'y' %}{% import 'z' as z %}",
+    "a raised text": _LONG + "{{ raise_exception(s * 30 + s * 30) }}",
+}  # fmt: skip
+# What ends by itself: Jinja reads a power from the left, and C writes no date that long.
+HARMLESS: dict[str, str] = {
+    "power": "{{ 10 ** 10 ** 10 }}",
+    "a wide date": _MANY + "{{ strftime_now('%9999Y') }}{% endfor %}",
+}
+# What cannot be read at all.
+UNREADABLE: dict[str, str] = {
+    "no end": "{% for m in messages %}",
+    "no filter": "{{ messages | os }}",
+    "brackets": "{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}",
+    "signs": "{{ " + "-" * 30000 + "1 }}",
+    "sums": "{{ " + "1 - " * 10000 + "1 }}",
+    "ifs": "{% if a %}" * 3000 + "{% endif %}" * 3000,
+}
