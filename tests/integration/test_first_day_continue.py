@@ -167,6 +167,12 @@ def test_a14_a_full_run_goes_on_as_a_model(tiny_model_dir: Path, data: dict[str,
     assert told["parent"] == {"folder": str(tmp_path / "whole"), "kind": "model"}
     assert (tmp_path / "whole-2" / "model.safetensors").is_file()
     assert everything(tmp_path / "whole") == before
+    # Typed again with --resume it is that run; without, one more.
+    again = ["train", "--from", str(tmp_path / "whole"), *settings(None, data["new"], max_steps=1)]
+    assert call(*again, "--resume") == 0
+    assert "whole-2 is complete" in logged()
+    assert call(*again, "--dry-run") == 0
+    assert "whole-3" in logged()
     # The folder that training goes on from is never the one that it writes.
     own = settings(tmp_path / "whole", data["new"], max_steps=1)
     assert call("train", f"model={tmp_path / 'whole'}", "method=full", *own) == 78

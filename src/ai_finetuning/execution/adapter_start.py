@@ -362,8 +362,9 @@ def _carried_over(config: RunConfig, start: Start, lora: LoRAConfig) -> RunConfi
             f"システムプロンプトは元の学習のものです: {data.system_prompt}",
             f"the system prompt is the earlier run's: {data.system_prompt}",
         )
+    resuming = training.checkpoint.resume_from_checkpoint is not None
     if "output_dir" not in explicitly_set(training):
-        training = with_values(training, output_dir=_folder_beside(start))
+        training = with_values(training, output_dir=_folder_beside(start, resuming=resuming))
     base = f"、ベース {model.name}" if start.adapter else ""
     notice(
         f"{start.folder} の続きから学習します（{base.removeprefix('、')}{'、' if base else ''}オプティマイザーは新しく始めます）。出力先: {training.output_dir}",
@@ -373,12 +374,15 @@ def _carried_over(config: RunConfig, start: Start, lora: LoRAConfig) -> RunConfi
     return with_values(config, model=model, data=data, training=training, lora=lora)
 
 
-def _folder_beside(start: Start) -> str:
-    """A folder for the new run that is not there yet, named after the earlier one."""
+def _folder_beside(start: Start, *, resuming: bool) -> str:
+    """A folder for the new run, named after the earlier one: the first that is not there, or, for a run that resumes,
+    the last that is.
+    """
     before = start.run or start.folder
     before = before if before.name not in ("", ".", "..") else before.resolve()
     numbered = (before.with_name(f"{before.name}-{number}") for number in itertools.count(2))
-    return str(next(folder for folder in numbered if not folder.exists()))
+    there = list(itertools.takewhile(lambda folder: folder.exists(), numbered))
+    return str(there[-1] if resuming and there else before.with_name(f"{before.name}-{len(there) + 2}"))
 
 
 def parent_of(config: RunConfig) -> dict[str, Any] | None:
