@@ -41,7 +41,7 @@ def read_workbook(file: File) -> Iterator[Row]:
 
     path = file.report.path
     with parsing(path, "Excel (.xlsx)", ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")):
-        _check_parts(file)
+        check_parts(file)
         book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)
         sheets = {sheet.title: sheet for sheet in book.worksheets}
         tables = {name: list(_cells(sheet, path)) for name, sheet in sheets.items()}
@@ -87,7 +87,7 @@ def sheets_of(path: Path, columns: Mapping[str, str] | None = None) -> list[tupl
 
     file = File(path, path.read_bytes(), FileReport(str(path), "xlsx"), BadRows(True), columns)
     with parsing(path.name, "Excel (.xlsx)", ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")):
-        _check_parts(file)
+        check_parts(file)
         book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)
         tables = {
             sheet.title: list(_cells(sheet, str(path))) for sheet in book.worksheets if sheet.sheet_state == "visible"
@@ -102,7 +102,7 @@ def sheets_of(path: Path, columns: Mapping[str, str] | None = None) -> list[tupl
     ]
 
 
-def _check_parts(file: File) -> None:
+def check_parts(file: File) -> None:
     """Refuses a workbook whose parts become too big, or declare XML entities, which grow while they are read.
 
     Raises:

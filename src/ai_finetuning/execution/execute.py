@@ -29,13 +29,15 @@ from ..system.cores import use_physical_cores
 from ..system.gpu import get_available_device, peak_memory_bytes
 from . import artifacts as saving
 from . import resume
+from .base_facts import speed_key
 from .build import Built, build
 from .output_folder import OutputFolder
 from .processes import run_processes
 from .progress import progress, saying_that_it_prepares, speaking_main_process
 from .request import TrainRequest
-from .resolve import RunPlan, resolve, speed_key, validate_strategy
+from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
+from .system_prompt import take_system
 from .trackers import Tracker
 
 
@@ -62,6 +64,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
             peers = all_peers()
             result = _run_here(_resolve_in_turn(request, peers), peers, faults)
     request.model.model = result.model  # type: ignore[assignment]
+    take_system(request.model.tokenizer, result.folder)
     return result
 
 
@@ -164,6 +167,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         total_steps=plan.summary.total_steps,
     )
     if peers.is_main:
+        saving.write_beside(plan, folder, built.model, built.save_dtype)
         run.callbacks = [
             *([progress(training.logging_steps, _eval_every(run))] if training.runtime.progress else []),
             *(Tracker(name, folder.path / TRACKERS, folder.path.name) for name in training.runtime.report_to),

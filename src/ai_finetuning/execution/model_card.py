@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..config.run import RunConfig
+from ..embedded import is_embedded
 from ..evaluation.fidelity import Agreement
 from ..messages import on_one_line
 from ..models.catalog import CatalogRow
@@ -41,6 +43,24 @@ def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else repr(text)
 
 
+def public_name(name: str) -> str:
+    """A model's name that means something on another machine: of a folder its last part, never the whole path."""
+    if is_embedded(name) or not os.path.isdir(os.path.expanduser(name)):
+        return name
+    return Path(os.path.abspath(os.path.expanduser(name))).name
+
+
+def _base_of_hub(name: str) -> dict[str, str]:
+    """The card's `base_model`, which is for ids of the hub alone; nothing for folders and embedded models."""
+    local = is_embedded(name) or os.path.isdir(os.path.expanduser(name))
+    return {} if local else {"base_model": on_one_line(name)}
+
+
+def _base_argument(name: str) -> str:
+    """A base as the first argument of load_lora_model; a folder's place is noted in the adapter."""
+    return literal(name) if public_name(name) == name else "None"
+
+
 def _number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else "-" if value is None else f"{value:,}"
 
@@ -61,11 +81,11 @@ def _scores(summary: dict[str, Any]) -> list[str]:
 def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, Any], row: CatalogRow | None) -> str:
     """README.md in Markdown with the front matter of the Hugging Face hub."""
     adapter = not config.trains_all
-    base = row.id if row is not None else config.model.name
+    base = row.id if row is not None else public_name(config.model.name)
     front = {
         "language": ["ja"],
         "library_name": "peft" if adapter else "transformers",
-        "base_model": on_one_line(base),
+        **_base_of_hub(row.id if row is not None else config.model.name),
         "pipeline_tag": "text-generation",
         "tags": sorted({"ai-finetuning-toolkit", config.effective_method, "lora" if adapter else "full"}),
     }
@@ -83,7 +103,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], machine: dict[str, An
             "```python",
             "from ai_finetuning import LoRAFinetuningTrainer",
             "",
-            f'model, tokenizer = LoRAFinetuningTrainer.load_lora_model({literal(base)}, "THIS_FOLDER")',
+            f'model, tokenizer = LoRAFinetuningTrainer.load_lora_model({_base_argument(config.model.name)}, "THIS_FOLDER")',
             "```",
             "",
             "`aift chat THIS_FOLDER`",
@@ -170,11 +190,12 @@ def merge_card(
         limits: most KL and least top-1 that were allowed.
         prompts: number of texts that were compared.
     """
+    own = _base_of_hub(base)
+    base = public_name(base)
     front = {
         "language": ["ja"],
         "library_name": "transformers",
-        "base_model": on_one_line(base),
-        "base_model_relation": "merge",
+        **({**own, "base_model_relation": "merge"} if own else {}),
         "pipeline_tag": "text-generation",
         "tags": ["ai-finetuning-toolkit", "lora", "merged"],
     }

@@ -40,7 +40,7 @@ from ..planner.auto import Situation, advise_strategy
 from ..planner.layers import blocks_of, split_model
 from ..planner.plan import Plan
 from ..planner.shape import ModelShape, shape_of
-from ..planner.speed import last_speed, place_of
+from ..planner.speed import last_speed
 from ..system.files import sha256_of
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
@@ -48,6 +48,7 @@ from .adapter_start import validate_origin, validate_targets, with_adapter_setti
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
+from .system_prompt import with_agreed_system
 from .trainer_hooks import validate_hooks
 from .validate import validate_config, validate_data
 
@@ -366,8 +367,12 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         str(tokenizer.chat_template or "") or None,
         warmup_ratio=training.schedule.warmup_ratio,
     )
-    summary = _summary(model, data, loader, derived, total, work, free)
-    summary = replace(summary, speed=last_speed(*speed_key(request, model.device, parallel)))
+    summary = replace(
+        _summary(model, data, loader, derived, total, work, free),
+        strategy=parallel.strategy,
+        processes=max(parallel.processes, processes_to_start),
+        speed=last_speed(*base_facts.speed_key(request, model.device, parallel)),
+    )
     options = training.schedule
     return RunPlan(
         request=request,
@@ -404,6 +409,7 @@ def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
         tokenizer.chat_template = template
     if request.config.method != "pretrain":
         warn_of_unused_turn_ends(tokenizer)
+        tokenizer = with_agreed_system(tokenizer, request.config.data.system_prompt)
     return tokenizer
 
 
@@ -524,12 +530,6 @@ def _summary(
         free_disk_bytes=free_disk_bytes(Path(training.output_dir)),
         output_dir=training.output_dir,
     )
-
-
-def speed_key(request: TrainRequest, device: torch.device, parallel: ParallelPlan) -> tuple[str, str, str]:
-    """(model, method, place) of a run: what its speed depends on."""
-    place = place_of(device.type, device.index, parallel.strategy, parallel.processes)
-    return base_facts.identity(request.model.model_name), request.config.effective_method, place
 
 
 def _frozen_bytes(request: TrainRequest, compute: int) -> int:

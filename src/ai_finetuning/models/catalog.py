@@ -137,13 +137,14 @@ def lookup(name: str) -> CatalogRow | None:
 
 
 def near(name: str, n: int = 3) -> list[str]:
-    """Ids that look like a name, whole or by their last part."""
+    """Ids that look like a name, whole or by their last part; never the name itself."""
     whole = {key.lower(): key for key in rows()}
     last = {key.split("/")[-1].lower(): key for key in rows()}
     expected = name.lower()
     obtained = difflib.get_close_matches(expected, whole, n=n, cutoff=0.6)
     found_last = difflib.get_close_matches(expected.split("/")[-1], last, n=n, cutoff=0.6)
-    return list(dict.fromkeys([*(whole[key] for key in obtained), *(last[key] for key in found_last)]))[:n]
+    found = dict.fromkeys([*(whole[key] for key in obtained), *(last[key] for key in found_last)])
+    return [other for other in found if other != name][:n]
 
 
 def supported_models() -> dict[str, dict[str, Any]]:

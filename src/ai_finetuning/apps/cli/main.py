@@ -13,6 +13,7 @@ import typer
 from ...errors import ToolkitError, localized, prefers_japanese
 from ...messages import notice, printable
 from . import (
+    answer,
     bench,
     bundle,
     chat,
@@ -48,7 +49,7 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    *(start, init, plan, train, generate, chat, merge, serve, quantize, bench),
+    *(start, init, plan, train, generate, chat, answer, merge, serve, quantize, bench),
     *(models, bundle, import_, env, schema, demo, version),
 ):
     verb.register(app)
@@ -122,22 +123,8 @@ def run(arguments: list[str]) -> int:
 
 # Verbs that import torch, which takes seconds, and those of a group that do not.
 _SLOW = frozenset(
-    [
-        "train",
-        "plan",
-        "start",
-        "generate",
-        "chat",
-        "merge",
-        "serve",
-        "quantize",
-        "bench",
-        "env",
-        "demo",
-        "export",
-        "tokenizer",
-        "data",
-    ]
+    ("train", "plan", "start", "generate", "chat", "answer", "merge", "serve", "quantize", "bench", "bundle")
+    + ("env", "demo", "export", "tokenizer", "data")
 )
 _QUICK = (["data", "formats"],)
 
