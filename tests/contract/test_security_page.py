@@ -29,9 +29,6 @@ def named(text: str) -> list[tuple[str, str]]:
     return [*files, *(("", name) for name in alone)]
 
 
-# Written beside this page; once the file is there, its name here does nothing.
-
-
 def test_every_test_that_the_page_names_exists():
     everything = all_tests()
     for file, name in named(PAGE):

@@ -197,21 +197,20 @@ def test_start_decides_where_nobody_can_be_asked_says_so_and_trains(
     monkeypatch.chdir(tmp_path)
     text = "\r\n".join(",".join(row) for row in TABLE)
     (tmp_path / "faq.csv").write_bytes(text.encode("cp932"))
+    # What is there is left alone: neither settings nor outputs are written over where nobody can say yes.
+    (tmp_path / "run.yaml").write_text("# mine\n", encoding="utf-8")
+    (tmp_path / "outputs" / "faq").mkdir(parents=True)
     assert call("start", "faq.csv", "--yes", "--preset", "quick") == 0
     said = logged()
     assert "going on with what is recommended, without questions" in said
     assert "--yes" in said
-    assert (tmp_path / "outputs" / "faq" / "adapter_model.safetensors").is_file()
-    config = load_config(tmp_path / "run.yaml")
+    assert (tmp_path / "outputs" / "faq-2" / "adapter_model.safetensors").is_file()
+    assert not list((tmp_path / "outputs" / "faq").iterdir())
+    assert (tmp_path / "run.yaml").read_text(encoding="utf-8") == "# mine\n"
+    config = load_config(tmp_path / "run-2.yaml")
     assert config.model.name == kotoha
     assert config.training.num_epochs * 6 >= 30  # few rows come often enough to teach something
-    assert call("plan", "run.yaml") == 0
-    # Once more: neither settings nor outputs of before are touched.
-    before = files_below(tmp_path / "outputs")
-    assert call("start", "faq.csv", "--yes", "--preset", "quick") == 0
-    assert (tmp_path / "run-2.yaml").is_file()
-    assert (tmp_path / "outputs" / "faq-2").is_dir()
-    assert {name: content for name, content in files_below(tmp_path / "outputs").items() if name in before} == before
+    assert call("plan", "run-2.yaml") == 0
 
 
 def test_start_tells_everything_that_is_wrong_in_one_list_before_torch(tmp_path: Path):
@@ -280,6 +279,14 @@ def test_start_names_the_columns_that_the_headings_do_not_tell(tmp_path: Path, m
         ("train", "nope.yaml"),
         ("plan", "nope.yaml"),
         ("start", "nope.csv"),
+        ("generate", "./nope", "hello"),
+        ("answer", "./nope", "nope.csv", "--out", "x.csv"),
+        ("merge", "./nope", "--out", "x"),
+        ("quantize", "./nope", "--bits", "8", "--out", "x"),
+        ("bench", "./nope", "./nope"),
+        ("export", "vllm", "./nope", "--out", "x"),
+        ("bundle", "./nope", "--out", "x"),
+        ("data", "show", "nope.csv", "--model", "embedded:kotoha-tiny"),
         ("tokenizer", "train", "nope.txt", "--out", "x"),
     ],
     ids=" ".join,

@@ -13,7 +13,9 @@ from ..models.base_model import BaseModel
 from ..models.quantized import quantized_bits
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource, validate_safetensors
+from ..parallel.plan import ParallelPlan
 from ..planner.shape import meta_model
+from ..planner.speed import place_of
 from .request import TrainRequest
 
 
@@ -48,6 +50,12 @@ def identity(name: str) -> str:
     """What a checkpoint calls its base: a folder by its whole path, anything else by its name."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
+
+
+def speed_key(request: TrainRequest, device: torch.device, parallel: ParallelPlan) -> tuple[str, str, str]:
+    """(model, method, place) of a run: what its speed depends on."""
+    place = place_of(device.type, device.index, parallel.strategy, parallel.processes)
+    return identity(request.model.model_name), request.config.effective_method, place
 
 
 def validate_method(request: TrainRequest, source: ModelSource) -> None:

@@ -33,13 +33,14 @@ from ..system.gpu import get_available_device, peak_memory_bytes
 from . import artifacts as saving
 from . import best, resume
 from .adapter_start import parent_of
+from .base_facts import speed_key
 from .build import Built, build
 from .output_folder import OutputFolder
 from .processes import remove_rows, run_processes
 from .progress import progress, saying_that_it_prepares, speaking_main_process
 from .reporting import RunReport
 from .request import TrainRequest
-from .resolve import RunPlan, resolve, speed_key, validate_strategy
+from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
 from .system_prompt import keep_system, take_system
 from .trackers import Tracker

@@ -40,7 +40,7 @@ from ..planner.auto import Situation, advise_strategy
 from ..planner.layers import blocks_of, split_model
 from ..planner.plan import Plan
 from ..planner.shape import ModelShape, shape_of
-from ..planner.speed import last_speed, place_of
+from ..planner.speed import last_speed
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
@@ -378,7 +378,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         _summary(model, data, loader, derived, total, work, free, replayed),
         strategy=parallel.strategy,
         processes=max(parallel.processes, processes_to_start),
-        speed=last_speed(*speed_key(request, model.device, parallel)),
+        speed=last_speed(*base_facts.speed_key(request, model.device, parallel)),
     )
     options = training.schedule
     return RunPlan(
@@ -528,12 +528,6 @@ def _summary(
         keeps_best=keeps_best,
         replay=replayed,
     )
-
-
-def speed_key(request: TrainRequest, device: torch.device, parallel: ParallelPlan) -> tuple[str, str, str]:
-    """(model, method, place) of a run: what its speed depends on."""
-    place = place_of(device.type, device.index, parallel.strategy, parallel.processes)
-    return base_facts.identity(request.model.model_name), request.config.effective_method, place
 
 
 def _frozen_bytes(request: TrainRequest, compute: int) -> int:

@@ -51,6 +51,9 @@ def bundle(
             f"書き出し先を --out で指定してください: aift bundle {argument(model)} --out フォルダー",
             f"name the folder to write with --out: aift bundle {argument(model)} --out FOLDER",
         )
+    from ...models.hub import validate_name
+
+    validate_name(model)  # refused before torch is imported
     from ...export.bundle import bundle_model, fingerprint
 
     made = bundle_model(model, out, gguf=gguf)
@@ -81,7 +84,7 @@ def _verify(folder: Path) -> None:
         )
     )
     print(localized(f"照合用 SHA-256: {fingerprint(folder)}", f"SHA-256 to compare: {fingerprint(folder)}"))
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift train model={argument(folder)} data.train=...")
     print(f"  aift chat {argument(folder)}")
     if ARCHIVE in made.files:

@@ -128,5 +128,5 @@ def checkpoint(
     from ...export.checkpoint import export_checkpoint
 
     export_checkpoint(name, out)
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift chat {argument(out)}")

@@ -126,22 +126,8 @@ def run(arguments: list[str]) -> int:
 
 # Verbs that import torch, which takes seconds, and those of a group that do not.
 _SLOW = frozenset(
-    [
-        "train",
-        "plan",
-        "start",
-        "generate",
-        "chat",
-        "merge",
-        "serve",
-        "quantize",
-        "bench",
-        "env",
-        "demo",
-        "export",
-        "tokenizer",
-        "data",
-    ]
+    ("train", "plan", "start", "generate", "chat", "answer", "merge", "serve", "quantize", "bench", "bundle")
+    + ("env", "demo", "export", "tokenizer", "data")
 )
 _QUICK = (["data", "formats"],)
 
