@@ -22,6 +22,7 @@ from .adapter_folder import adapter_config, base_name, is_adapter, recorded_conf
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
 # What transformers loads: one file, or those that an index names.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LONGEST = 255  # bytes of a part of a path, beyond which file systems refuse to look
 _WEIGHT_FILE = re.compile(r"[^/\\:\x00]+\.safetensors")
 
 
@@ -141,8 +142,11 @@ def on_disk(name: str) -> Path | None:
     """
     if embedded.is_embedded(name):
         return embedded.model_folder(name)
-    path = Path(name).expanduser()
-    return path if path.is_dir() else None
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # a name too long for a file, or of a user who is not there
+        return None
 
 
 def named_base(folder: str | Path) -> str:
@@ -150,6 +154,11 @@ def named_base(folder: str | Path) -> str:
     user has not named.
     """
     name = base_name(adapter_config(folder))
+    if max(len(part.encode(errors="replace")) for part in name.split("/")) > _LONGEST:
+        raise ModelError(
+            f"アダプター {folder} のベースモデルの名前が長すぎます（{name[:40]!r} …）。--base で指定してください。",
+            f"the adapter {folder} names a base of {len(name)} characters ({name[:40]!r} ...); name it with --base.",
+        )
     if on_disk(catalog.resolve(name)) is None and not Path(name).exists():
         notice(
             f"アダプター {folder} はベースモデルとして {name} を指定しています。手元になければ {endpoint()} に問い合わせます。",
