@@ -76,10 +76,10 @@ def main(folder: Path, seed: int, count: int, names: list[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     del out
     place = Place.at(folder)
-    limited = False
     for name in names:
         reader = READERS[name]
         start = reader.prepare(place)
+        limited = False
         for number in range(count):
             rng = random.Random(f"{name}-{seed + number}")
             work = folder / "input"
@@ -95,7 +95,7 @@ def main(folder: Path, seed: int, count: int, names: list[str]) -> None:
                             "text": text[-3000:] if wrong else text[-400:]}),
                 file=report, flush=True,
             )  # fmt: skip
-            if not limited:  # when the libraries are imported
+            if not limited:  # when the libraries are imported; anew for each reader, as memory of the ones before stays
                 _limit_memory()
                 limited = True
 

@@ -94,7 +94,7 @@ class Rewritten(NodeTransformer):
         self.generic_visit(node)
         constant = _is_constant(node.expr)
         for one in node.ops:
-            looks_into = one.op in ("in", "notin")
+            looks_into = one.op.endswith("in")  # in, and not in
             if not _is_constant(one.expr) and (looks_into or not constant):
                 one.expr = self._part("made", one.expr)
             elif not constant and looks_into and not isinstance(one.expr, nodes.List | nodes.Tuple | nodes.Const):

@@ -255,6 +255,8 @@ def _refuse_unusual(stored: Mapping[str, Any], folder: str | Path) -> None:
     rounds = re.search(r"niter_(\d+)", str(stored.get("init_lora_weights"))[:200])
     unusual = {
         "peft_type": stored.get("peft_type", "LORA") != "LORA",
+        "alora_invocation_tokens": stored.get("alora_invocation_tokens") is not None,
+        "trainable_token_indices": not isinstance(stored.get("trainable_token_indices"), list | dict | None),
         "megatron_config": stored.get("megatron_config") is not None,
         "layer_replication": copies > MOST_LAYERS,
         "init_lora_weights": rounds is not None and len(rounds.group(1)) > 2,

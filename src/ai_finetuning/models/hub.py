@@ -22,6 +22,7 @@ from .named import Named, find_named, is_tokenizer, refusal, what_is_here
 
 # What transformers loads: one file, or those that an index names.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LONGEST = 255  # bytes of a part of a path, beyond which file systems refuse to look
 _WEIGHT_FILE = re.compile(r"[^/\\:\x00]+\.safetensors")
 
 
@@ -95,8 +96,11 @@ def on_disk(name: str) -> Path | None:
     """
     if embedded.is_embedded(name):
         return embedded.model_folder(name)
-    path = os.path.expanduser(name)
-    return Path(path) if name.strip() and os.path.isdir(path) else None
+    try:
+        path = os.path.expanduser(name)
+        return Path(path) if name.strip() and os.path.isdir(path) else None
+    except (OSError, ValueError, RuntimeError):  # a name too long for a file, or with characters that no name has
+        return None
 
 
 def named_base(folder: str | Path, *, origin: str | Path | None = None) -> str:
@@ -111,6 +115,11 @@ def named_base(folder: str | Path, *, origin: str | Path | None = None) -> str:
         InputNotFoundError: no adapter there, or its base is nowhere.
     """
     name = base_name(adapter_config(folder))
+    if max(len(part.encode(errors="replace")) for part in name.split("/")) > _LONGEST:
+        raise ModelError(
+            f"アダプター {folder} のベースモデルの名前が長すぎます（{name[:40]!r} …）。--base で指定してください。",
+            f"the adapter {folder} names a base of {len(name)} characters ({name[:40]!r} ...); name it with --base.",
+        )
     if on_disk(catalog.resolve(name)) is not None:
         return name
     moved = next(iter(places_of_base(folder, origin)), None)
