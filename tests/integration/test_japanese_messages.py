@@ -142,7 +142,7 @@ def test_tables_plan_and_a_run(tmp_path: Path, tiny_model_dir: Path, rows: Path)
         ["data", "show", str(rows), "--model", str(tiny_model_dir)],
     ]
     check(commands, tmp_path, {0})
-    checkpoint = max((tmp_path / "out" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
+    checkpoint = max((tmp_path / "out" / "checkpoints").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     (checkpoint / "state.json").write_text("{}", encoding="utf-8")
     check([[*train, f"resume_from_checkpoint={checkpoint}"]], tmp_path, {65})
 

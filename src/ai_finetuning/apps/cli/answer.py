@@ -109,11 +109,9 @@ def answer(
             "--compare と --no-adapter はどちらか一方を指定してください。",
             "give either --compare or --no-adapter, not both.",
         )
-    from ...models.hub import validate_name
-
-    validate_name(model, base)
     from ...inference.answer_files import validate_target
     from ...inference.question_files import read_questions
+    from ...models.hub import validate_name
 
     asked = read_questions(questions, column=column, sheet=sheet)
     columns = [answer_column, *([answer_column + _WITHOUT] if compare else [])]
@@ -122,6 +120,7 @@ def answer(
     )
     going_on = work.partial.is_file() and not restart
     kind = validate_target(out, asked, columns, overwrite=overwrite or going_on)
+    validate_name(model, base)
     _say_columns(work)
     with _only_one(work.partial):
         outcomes = _outcomes(work, restart)
