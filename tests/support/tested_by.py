@@ -42,6 +42,7 @@ TESTED_BY = {
     "execution.base_facts": _TRAINERS,
     "execution.best": _FIRST_DAY,
     "execution.data_order": _FIRST_DAY,
+    "execution.disk": _FIRST_DAY,
     "trainers.starting": _FIRST_DAY,
     "execution.execute": _TRAINERS,
     "execution.predicting": _CALLBACKS,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,8 +44,8 @@ from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
 from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
+from .disk import disk_of
 from .fingerprint import fingerprint_of
-from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
 from .system_prompt import with_agreed_system
@@ -487,20 +486,8 @@ def _summary(
 ) -> Plan:
     request, shape = model.request, model.shape
     training = request.config.training
-    options = training.checkpoint
     model_bytes = shape.parameters * work.compute_bytes if request.full else 4 * work.trainable
-    disk, free_disk = (
-        memory.disk_bytes(
-            work.trainable,
-            kept=options.save_total_limit,
-            model_bytes=model_bytes,
-            optimizer_bytes=0 if training.save_only_model else work.optimizer_bytes,
-        ),
-        free_disk_bytes(Path(training.output_dir)),
-    )
-    best = memory.best_bytes(work.trainable, model_bytes=model_bytes)
-    room = options.keep_best and disk + best <= free_disk
-    keeps_best = bool(data.eval_data) and (options.load_best or room)
+    disk = disk_of(training, work, model_bytes=model_bytes, evaluates=bool(data.eval_data))
     return Plan(
         model=request.model.model_name,
         method=request.config.effective_method,
@@ -519,13 +506,13 @@ def _summary(
         gradient_checkpointing=derived.gradient_checkpointing,
         memory=memory.estimate(shape, work, checkpointing=derived.gradient_checkpointing),
         free_memory_bytes=free,
-        disk_bytes=disk + best * keeps_best,
-        free_disk_bytes=free_disk,
+        disk_bytes=disk.needed,
+        free_disk_bytes=disk.free,
         output_dir=training.output_dir,
         max_steps=training.schedule.max_steps,
         eval_steps=derived.eval_steps,
         evaluations=evaluations_of(training, derived.eval_steps, total, len(loader)),
-        keeps_best=keeps_best,
+        keeps_best=disk.keeps_best,
         replay=replayed,
     )
 
