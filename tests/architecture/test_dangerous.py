@@ -28,7 +28,12 @@ METHODS = {
     *("send_object_list", "recv_object_list"),
 }
 # yaml.load with a subclass of the safe loader, which keeps the order and lines of a file.
-ALLOWED = {("models/catalog.py", "yaml.load")}
+ALLOWED = {
+    ("models/catalog.py", "yaml.load"),
+    # Answers to a file of questions; tests/unit/inference/test_answer_files.py holds that none becomes a formula.
+    ("inference/answer_files.py", "csv.writer"),
+    ("inference/answer_files.py", "openpyxl.Workbook"),
+}
 
 
 def dotted(node: ast.expr) -> str:
