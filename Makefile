@@ -1,4 +1,4 @@
-# make setup | demo | test | check | bench   (format, wheel, test-faults, test-gpu, test-all, bench-peers: the other parts)
+# make setup | demo | test | check | bench   (format, wheel, wheelhouse, test-faults, test-gpu, test-all, bench-peers: the other parts)
 PYTHON ?= python3
 BIN := .venv/bin
 ifeq ($(OS),Windows_NT)
@@ -7,7 +7,7 @@ endif
 # Tests run in two processes of one thread each: on small models that is faster than one process of two threads.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-.PHONY: setup demo test test-faults test-gpu test-all format check wheel bench bench-peers bench-peers-setup bench-quantization bench-scaling docs links
+.PHONY: setup demo test test-faults test-gpu test-all format check wheel wheelhouse bench bench-peers bench-peers-setup bench-quantization bench-scaling docs links
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -46,6 +46,10 @@ check: setup
 
 wheel: setup
 	$(BIN)/python .ci/wheel.py
+
+# build/wheelhouse: what a PC like this one installs from without a network (docs/offline.md).
+wheelhouse: setup
+	$(BIN)/python .ci/wheelhouse.py build/wheelhouse
 
 # The training step against a plain loop on a tiny model, then starting, tokens, saving, evaluation and generation: a few minutes;
 # `make bench-peers` is the real thing (docs/performance.md).

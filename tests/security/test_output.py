@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -259,21 +260,23 @@ class Talk:
         def adapter(on: bool) -> contextlib.AbstractContextManager[None]:
             return contextlib.nullcontext()
 
-    def stream(self, line: str, **options: object) -> list[str]:
-        return ["東京", *HOSTILE]
+    ends = ()
+
+    def stream(self, line: str, **options: object) -> Iterator[str]:
+        yield from ["東京", *HOSTILE]
 
     def compare(self, line: str, **options: object) -> tuple[str, str]:
         return HOSTILE, "東京"
 
 
 def test_answers_are_printed_with_their_controls_shown(capsys):
-    chat._answer(Talk(), "q", {"compare": False, "adapter": True}, {})
+    chat._answer("q", chat.Session(Talk(), {"max_new_tokens": 9}))
     assert capsys.readouterr().out == "東京" + SHOWN + "\n"
-    chat._answer(Talk(), "q", {"compare": True, "adapter": True}, {})
+    chat._answer("q", chat.Session(Talk(), {"max_new_tokens": 9}, compare=True))
     assert not RAW.search(capsys.readouterr().out)
 
 
 def test_generated_answers_are_printed_so_too(capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generation, "generate_text", lambda *a, **k: [HOSTILE])
+    monkeypatch.setattr(generation, "generate_answers", lambda *a, **k: [generation.Answer(HOSTILE)])
     assert run(["generate", "embedded:kotoha-tiny", "q"]) == 0
     assert capsys.readouterr().out == SHOWN + "\n"

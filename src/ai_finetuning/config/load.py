@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 import typing
@@ -13,10 +15,12 @@ from typing import Any, Literal
 from ..errors import ConfigError, InputNotFoundError, Problem, Reason, UsageError
 from ..messages import argument
 from .fields import field_names, fields_of, options_of, section_class
+from .full_width import full_width
 from .hints import hint
 from .other_tools import OTHER_TOOLS
 from .run import RunConfig
-from .section import build, settings_by_name, validate_keys
+from .run_folder import CONFIG
+from .section import build, explicitly_set, settings_by_name, validate_keys
 from .shortened import cut, shortened
 from .yaml_text import MAX_BYTES, key_lines, parse_yaml
 
@@ -33,6 +37,29 @@ _UNTRUSTED = Problem(
     "command line: aift train ... model.trust_remote_code=true.",
     ".".join(_TRUST),
 )
+# Ends of names of data files that people give in place of settings.
+_DATA = set(
+    [
+        ".csv",
+        ".tsv",
+        ".xlsx",
+        ".xls",
+        ".jsonl",
+        ".txt",
+        ".parquet",
+        ".arrow",
+        ".gz",
+        ".zst",
+        ".xz",
+        ".bz2",
+        ".zip",
+        ".md",
+        ".docx",
+        ".pdf",
+    ]
+)
+# Settings that name data.
+_FILES = {("data", "train"), ("data", "eval")}
 # Names that a line lists.
 _SHOWN = 8
 
@@ -49,14 +76,23 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         InputNotFoundError: no such file. ConfigError: unknown keys, values that cannot be, a setting that the file
             gives twice; all of them at once, with their lines. UsageError: an override that is no `key=value`.
     """
-    file = _File("", {}, {}, []) if path is None else _read(Path(path))
+    if path is None:
+        return _home(_load(_File("", {}, {}, []), overrides))
+    try:
+        return _home(_load(_read(Path(path)), overrides))
+    except ConfigError as error:
+        raise _with_full_width(error, Path(path)) from error
+
+
+def _load(file: _File, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a file's values and of the overrides."""
     values, problems = file.values, file.problems
     trusted = _trusts(values)
     for key, text in parse_overrides(overrides):
         try:
             path_of_key, kind = resolve_key(key)
             # `--resume` alone means the newest checkpoint.
-            value = "auto" if (key, text) == ("resume", "true") else _value(text, kind, key)
+            value = "auto" if (key, text) == ("resume", "true") else _value(text, kind, path_of_key)
         except ConfigError as error:
             problems += error.problems
             continue
@@ -73,6 +109,41 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if problems:
         raise _refusal(file, problems)
     return built
+
+
+def _with_full_width(error: ConfigError, path: Path) -> ConfigError:
+    """The refusal of a file, with the full-width characters that are likely why."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return error
+    keys = {name for path in fields_of(RunConfig) for name in path}
+    found = full_width(text, keys)[:_SHOWN]
+    if not found:
+        return error
+    ja = "".join(f"{path} の {item.line} 行目 {item.column} 文字目: {item.what.ja}。\n" for item in found)
+    en = "".join(f"{path}, line {item.line}, character {item.column}: {item.what.en}.\n" for item in found)
+    return ConfigError(ja + error.ja, en + error.en, error.problems)
+
+
+def _home(config: RunConfig) -> RunConfig:
+    """The configuration with `~` in its paths as the home folder, which shells leave as it is behind a `=`."""
+    for section, name in (
+        (config.model, "name"),
+        (config.data, "train"),
+        (config.data, "eval"),
+        (config.lora, "adapter"),
+        (config.training, "output_dir"),
+        (config.training.checkpoint, "resume_from_checkpoint"),
+    ):
+        value = getattr(section, name)
+        if name in explicitly_set(section):
+            setattr(section, name, [_expanded(item) for item in value] if isinstance(value, list) else _expanded(value))
+    return config
+
+
+def _expanded(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) and not os.path.exists(value) else value
 
 
 def _trusts(values: Mapping[str, Any]) -> bool:
@@ -100,6 +171,7 @@ class _File:
 
 
 def _read(path: Path) -> _File:
+    _refuse_other_files(path)
     try:
         if path.is_file() and path.stat().st_size > MAX_BYTES:
             raise ConfigError(
@@ -125,11 +197,46 @@ def _read(path: Path) -> _File:
     if values is None:
         return _File(str(path), {}, {}, [])
     if not isinstance(values, dict):
+        shown = argument(path)
         raise ConfigError(
-            f"{path} の一番外側はキーと値の組にしてください（model:, data:, training: など）。",
-            f"{path}: the outermost level must be keys and values (model:, data:, training:, ...).",
+            f"{path} の一番外側はキーと値の組にしてください（model:, data:, training: など）。学習データなら data.train={shown} のことですか。",
+            f"{path}: the outermost level must be keys and values (model:, data:, training:, ...). If it is training data: "
+            f"data.train={shown}.",
         )
     return _in_sections(_with_model_section(values), key_lines(text), str(path))
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuses a folder, and a file that by its name is data, in place of settings, with what to type.
+
+    Raises:
+        ConfigError: it is there. InputNotFoundError: it is not.
+    """
+    shown = argument(path)
+    if path.is_dir():
+        ja, en = f"{path} は設定ファイルではなくフォルダーです。", f"{path} is a folder, not a configuration file."
+        if (path / CONFIG).is_file():
+            again = argument(path / CONFIG)
+            raise ConfigError(
+                f"{ja}同じ設定でもう一度学習するなら aift train {again}、続きから再開するなら aift resume {shown} を使ってください。",
+                f"{en} To train again by its settings: aift train {again}; to go on with it: aift resume {shown}.",
+            )
+        raise ConfigError(
+            f"{ja}モデルなら model={shown}、学習データなら data.train={shown} のことですか。",
+            f"{en} Did you mean model={shown}, or data.train={shown} if it holds training data?",
+        )
+    if path.suffix.lower() not in _DATA:
+        return
+    if path.is_file():
+        raise ConfigError(
+            f"{path} は設定ファイル（YAML）ではありません。学習データなら data.train={shown} のことですか（例: aift train model=モデル data.train={shown}）。",
+            f"{path} is no configuration file (YAML). Did you mean data.train={shown} (as in aift train model=MODEL "
+            f"data.train={shown})?",
+        )
+    raise InputNotFoundError(
+        f"{path} がありません。学習データを指定するなら data.train=FILE、設定ファイルなら YAML のファイルを指定してください。",
+        f"there is no {path}. Name training data with data.train=FILE, and settings by a YAML file.",
+    )
 
 
 def _in_sections(values: dict[Any, Any], lines: Mapping[tuple[str, ...], int], name: str) -> _File:
@@ -261,10 +368,32 @@ def resolve_key(key: str) -> tuple[tuple[str, ...], Any]:
         section = section_class(fields[(expected[0],)])
         if section is not None:
             validate_keys(section, [expected[1]])
+    if expected in fields or (len(expected) == 1 and any(path[0] == expected[0] for path in fields)):
+        raise _is_section(expected, fields)
     listed = Reason("aift train --help で一覧を見られます。", "aift train --help lists them.")
     meant = hint(expected[-1], field_names(RunConfig), settings_by_name(), listed)
     raise ConfigError.of(
         [Problem(f"{cut(key)} というキーはありません。{meant.ja}", f"{cut(key)} is not a known key; {meant.en}", key)]
+    )
+
+
+# What people mean who give a section one value.
+_MEANT = {"data": "data.train=FILE", "training": "training.learning_rate=1e-4", "lora": "lora.r=16"}
+
+
+def _is_section(section: tuple[str, ...], fields: Mapping[tuple[str, ...], Any]) -> ConfigError:
+    """The refusal of a section's name in place of a setting's."""
+    name = ".".join(section)
+    inside = [path for path in fields if len(path) == len(section) + 1 and path[: len(section)] == section]
+    example = _MEANT.get(name, f"{'.'.join(inside[0])}=..." if inside else f"{name}.KEY=...")
+    return ConfigError.of(
+        [
+            Problem(
+                f"{name} は設定のまとまり（セクション）の名前です。{example} のことですか。",
+                f"{name} is the name of a section of settings; did you mean {example}?",
+                name,
+            )
+        ]
     )
 
 
@@ -274,21 +403,20 @@ def _abbreviates(expected: tuple[str, ...], path: tuple[str, ...]) -> bool:
     return expected[-1] == path[-1] and all(part in rest for part in expected)
 
 
-def _value(text: str, hint: Any, name: str) -> Any:
-    """An override's text in the type of its field."""
-    options = options_of(hint)
+def _value(text: str, hint: Any, path: tuple[str, ...]) -> Any:
+    """An override's text in the type of its field; what is a text there is taken as it is typed."""
+    options, name = options_of(hint), ".".join(path)
+    if path in _FILES:
+        return _files(text, options)
     kinds = [typing.get_origin(option) for option in options]
     many = list in kinds or tuple in kinds
     only_text = str in options and not many and dict not in kinds
     words = [word for option in options if typing.get_origin(option) is Literal for word in typing.get_args(option)]
     if text in words:
         return text
-    try:
-        plain = parse_yaml(text, name) if text.strip() else text
-    except ConfigError:
-        if only_text:  # a template, for one
-            return text
-        raise
+    if only_text and float not in options and int not in options:
+        return None if text == "null" and type(None) in options else text
+    plain = parse_yaml(text, name) if text.strip() else text
     if plain is None and type(None) in options:
         return None
     if many and isinstance(plain, str) and "," in plain:
@@ -296,6 +424,24 @@ def _value(text: str, hint: Any, name: str) -> Any:
     if str in options and (only_text or not isinstance(plain, list | dict)):
         return plain if isinstance(plain, float) and float in options else text
     return [plain] if many and isinstance(plain, str) else plain
+
+
+def _files(text: str, options: Sequence[Any]) -> Any:
+    """Data as it is typed: a file that is there whatever its name, a share, a list, else the text."""
+    with contextlib.suppress(ValueError):
+        if float in options and text.strip() and 0 < float(text) < 1:
+            return float(text)
+    if text == "null":
+        return None
+    if os.path.exists(os.path.expanduser(text)):
+        return text
+    if text.startswith("["):
+        with contextlib.suppress(ConfigError):
+            listed = parse_yaml(text, "data")
+            if isinstance(listed, list):
+                return listed
+    parts = [part.strip() for part in text.split(",")]
+    return parts if len(parts) > 1 and all(parts) else text
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

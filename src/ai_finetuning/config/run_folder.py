@@ -8,6 +8,10 @@ METRICS = "metrics.jsonl"
 CURVE = "loss.png"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
+# Beside the checkpoints: all of their model but its weights, so that any of them becomes a model or an adapter.
+WITHOUT_WEIGHTS = "without-weights"
+# In an adapter's folder: what it was trained on, in words of ours.
+BASE = "base.json"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 LAUNCH = ".launch"

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config.run_folder import RUN
-from ..errors import ModelError, ToolkitError
+from ..errors import InputNotFoundError, ModelError, ToolkitError
 from ..models import hub
+from ..models.adapter_folder import AUTO, DEQUANTIZED, ORIGINAL, adapter_config, recorded_base
 from ..models.adapters import fit_rows, load_adapter
 from ..models.loading import load_causal_lm
 from ..models.options import validate_bits
 from ..models.quantized import quantized_bits
 from ..models.source import read_config
 from ._upstream import forget_bitsandbytes_conversions
-
-ORIGINAL, DEQUANTIZED, AUTO = "original", "dequantized", "auto"
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,8 @@ def base_of(adapter: str, expected: str, bits: int | None) -> AdapterBase:
             quantized.
     """
     validate_bits(bits, "--bits")
-    own = hub.named_base(adapter)
     named = None if expected in (AUTO, ORIGINAL, DEQUANTIZED) else expected
+    own = hub.locate_base(adapter) if named is None else _own_if_there(adapter, named)
     if named is not None and stored_bits(named) is not None:
         raise ModelError(
             f"--base の {named} は量子化されています。量子化した重みには統合しません。16bit のモデルを指定してください。",
@@ -110,7 +107,7 @@ def base_of(adapter: str, expected: str, bits: int | None) -> AdapterBase:
     if stored is not None:
         return AdapterBase(adapter, own, named, stored, True)
     # A named base stands for the adapter's own, which may have moved.
-    return AdapterBase(adapter, named or own, named or own, bits or _recorded_bits(adapter), False)
+    return AdapterBase(adapter, named or own, named or own, bits or recorded_base(adapter).bits, False)
 
 
 def stored_bits(name: str) -> int | None:
@@ -132,12 +129,13 @@ def _stored_bits_if_there(name: str) -> int | None:
         return None
 
 
-def _recorded_bits(adapter: str) -> int | None:
+def _own_if_there(adapter: str, named: str) -> str:
+    """The base that an adapter names, or, where that is gone, the one that the user names."""
     try:
-        recorded = json.loads((Path(adapter) / RUN).read_text(encoding="utf-8")).get("base_bits")
-    except (OSError, ValueError):
-        return None
-    return recorded if recorded in (4, 8) else None
+        return hub.named_base(adapter)
+    except InputNotFoundError:
+        adapter_config(adapter)  # raised where it is the adapter that is not there
+        return named
 
 
 def _dequantized(model: Any, name: str) -> Any:

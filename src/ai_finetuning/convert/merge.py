@@ -21,15 +21,18 @@ from ..errors import ModelError
 from ..evaluation.fidelity import Agreement, agreement, distance, logits_of
 from ..execution.model_card import merge_card
 from ..execution.output_folder import new_folder, validate_new_folder
+from ..inference.usable import usable
 from ..japanese.prompts import render, user_turn
-from ..messages import notice, warn
+from ..messages import argument, notice, warn
 from ..models import hub
+from ..models.adapter_folder import AUTO, ORIGINAL
 from ..models.adapters import merge_into, saved_tokenizer, without_adapter
 from ..models.loading import load_causal_lm
+from ..models.named import Named
 from ..models.source import weight_file_bytes
 from ..models.tokenizers import PROBES, load_tokenizer
 from ..system.files import refuse_links_outside
-from .adapter_origin import AUTO, ORIGINAL, AdapterBase, base_of
+from .adapter_origin import AdapterBase, base_of
 
 # Rounding to bf16 moves next-token distributions a little; above these the merge counts as failed.
 MAX_KL, MIN_TOP1 = 0.05, 0.9
@@ -81,7 +84,7 @@ def merge_adapter(
     """Writes base and adapter as one plain Hugging Face folder with a card of what was measured.
 
     Args:
-        adapter: the adapter's folder.
+        adapter: the adapter's folder, its run's, or one of its checkpoints.
         out: a folder that is not there yet, or is empty.
         base: `original`, the 16-bit model that the adapter names; `dequantized`, the quantized base turned to 16 bit;
             `auto` or None, the nearer of both; any other text is the name of a 16-bit model.
@@ -94,7 +97,11 @@ def merge_adapter(
     """
     folder = Path(out)
     validate_new_folder(folder)
+    named = usable(adapter)
+    if named.kind != "adapter":
+        raise nothing_to_merge(named)
     refuse_links_outside(hub.on_disk(adapter))
+    given, adapter = adapter, named.path
     expected = base or AUTO
     obtained = base_of(adapter, expected, bits)
     refuse_links_outside(hub.on_disk(obtained.name))
@@ -136,7 +143,7 @@ def merge_adapter(
             _refuse_share(error, change, dtype)
         card = merge_card(
             name,
-            adapter,
+            given,
             bits=obtained.bits,
             source=source,
             close=close,
@@ -153,6 +160,15 @@ def merge_adapter(
     )
     size = weight_file_bytes(folder)
     return MergeReport(folder, name, source, obtained.bits, close.kl, close.top1, error, change, measured, size)
+
+
+def nothing_to_merge(named: Named) -> ModelError:
+    """The refusal of a whole model, which needs no merging."""
+    shown = argument(named.name)
+    return ModelError(
+        f"{shown} は LoRA アダプターではなくモデル全体なので、統合は不要です。そのまま使えます（aift chat {shown}）。",
+        f"{shown} is a whole model, not a LoRA adapter: there is nothing to merge. Use it as it is (aift chat {shown}).",
+    )
 
 
 def held_out_texts(tokenizer: Any, *, rows: int) -> list[str]:

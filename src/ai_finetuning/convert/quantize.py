@@ -15,6 +15,7 @@ from ..evaluation.fidelity import logits_of
 from ..evaluation.quantization_benchmark import compare_models
 from ..evaluation.quantization_report import write_report
 from ..execution.output_folder import free_disk_bytes, new_folder, no_space, validate_new_folder
+from ..inference.usable import whole_model
 from ..messages import notice
 from ..models import hub
 from ..models.loading import load_causal_lm, resolve_dtype
@@ -22,7 +23,7 @@ from ..models.quantized import Method, Quantization, find_method, linear_modules
 from ..models.source import find_model, weight_file_bytes
 from ..models.tokenizers import PROBES, load_tokenizer
 from ..system.files import refuse_links_outside
-from ..system.gpu import clear_gpu_memory, get_available_device
+from ..system.gpu import chosen_device, clear_gpu_memory, get_available_device
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class QuantizationOptimizer:
     """Makes quantized copies of a model with bitsandbytes or torchao, on GPUs and CPUs.
 
     Args:
-        model_name_or_path: hub id, alias, `embedded:NAME` or folder of a model that is not quantized yet.
+        model_name_or_path: hub id, alias, `embedded:NAME` or folder of a model that is not quantized
+            yet, or of a checkpoint of all weights.
         device: None takes the best one.
 
     Attributes:
@@ -59,8 +61,9 @@ class QuantizationOptimizer:
 
     def __init__(self, model_name_or_path: str, device: torch.device | None = None) -> None:
         self.model_name_or_path = model_name_or_path
-        self.device = torch.device(device) if device is not None else None
+        self.device = chosen_device(device)
         self.report: QuantizationReport | None = None
+        self._model = model_name_or_path  # what is loaded: of a run that has not ended, a copy of its checkpoint
 
     def quantize_to_8bit(
         self,
@@ -154,11 +157,12 @@ class QuantizationOptimizer:
         _check_threshold(expected.settings)
         folder = Path(output_dir)
         validate_new_folder(folder)
+        self._model = whole_model(self.model_name_or_path).path
         self._refuse_quantized()
-        refuse_links_outside(hub.on_disk(self.model_name_or_path))
+        refuse_links_outside(hub.on_disk(self._model))
         device = self.device or get_available_device()
         dtype = resolve_dtype(compute_dtype, device)
-        tokenizer = load_tokenizer(self.model_name_or_path)
+        tokenizer = load_tokenizer(self._model)
         with new_folder(folder) as staging:
             self._store(expected, dtype, device, staging)
             tokenizer.save_pretrained(staging)
@@ -182,9 +186,7 @@ class QuantizationOptimizer:
     def _quantized(
         self, expected: Quantization, dtype: torch.dtype, device: torch.device, *, announce: bool = False
     ) -> Any:
-        return load_causal_lm(
-            self.model_name_or_path, dtype=dtype, device=device, quantization=expected, announce=announce
-        )
+        return load_causal_lm(self._model, dtype=dtype, device=device, quantization=expected, announce=announce)
 
     def _store(self, expected: Quantization, dtype: torch.dtype, device: torch.device, staging: Path) -> None:
         """Quantizes and saves before any forward: on some processors bitsandbytes re-packs weights in their first
@@ -210,7 +212,7 @@ class QuantizationOptimizer:
         _require_same(in_memory, stored, self.model_name_or_path, expected.method)
 
     def _refuse_quantized(self) -> None:
-        obtained = find_model(self.model_name_or_path)
+        obtained = find_model(self._model)
         stored = obtained.quantization
         if stored:
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from .bad_rows import BadRow
 from .columns import plain, role_of
-from .messages import Conversation, Message
+from .messages import Conversation, Message, Sample
 
 # Who speaks, as `plain` writes it.
 ROLES = {
@@ -281,3 +281,13 @@ def conversation(
     if system_prompt and order[0] != "system":
         messages = [Message("system", system_prompt), *messages]
     return Conversation(tuple(messages), source, tuple(tools))
+
+
+def common_system(samples: Sequence[Sample]) -> str | None:
+    """The system text that every conversation of some samples has; None where one has another or none."""
+    texts = {
+        item.messages[0].content if item.messages[0].role == "system" else ""
+        for item in samples
+        if isinstance(item, Conversation)
+    }
+    return next(iter(texts)) or None if len(texts) == 1 else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from .. import embedded
@@ -156,14 +157,19 @@ def _is_data(path: Path) -> bool:
     return path.is_file() and path.name not in names and (kind in READERS or kind == ".zip")
 
 
-def find_data(path: str | Path) -> Path | None:
+def find_data(path: str | Path, *, other_than: Collection[object] = ()) -> Path | None:
     """The file or folder that a name means; None for a hub id. Nothing is read.
+
+    Args:
+        other_than: files that are named already, as other data; they are not suggested.
 
     Raises:
         InputNotFoundError: no such file, answered with near names. DataError: a kind of file that cannot be read.
     """
     name = str(path)
     folder = embedded.data_file(name) if embedded.is_embedded(name) else Path(path)
+    if name.startswith("~") and not folder.exists():
+        folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -178,8 +184,10 @@ def find_data(path: str | Path) -> Path | None:
         return folder
     if name.count("/") == 1 and not folder.suffix and not folder.parent.is_dir() and not name.startswith((".", "/")):
         return None
-    names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-    near = difflib.get_close_matches(folder.name, names, n=3, cutoff=0.5)
+    taken = {os.path.abspath(str(other)) for other in other_than}
+    entries = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    names = [entry.name for entry in entries if os.path.abspath(entry) not in taken]
+    near = [str(folder.parent / name) for name in difflib.get_close_matches(folder.name, names, n=3, cutoff=0.5)]
     raise InputNotFoundError(
         f"データファイル {name} がありません。"
         + (f"もしかして: {', '.join(near)}" if near else f"（現在のフォルダー: {Path.cwd()}）"),

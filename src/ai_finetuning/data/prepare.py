@@ -14,6 +14,7 @@ from ..config.data import DataConfig
 from ..errors import DataError, localized
 from . import cache
 from .bad_rows import BadRows
+from .conversations import common_system
 from .messages import Sample
 from .sources import load_samples
 from .text_dataset import TextDataset
@@ -139,6 +140,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
     report.left_out = len(bad)
     report.left_out_reasons = [[ja, en, count] for (ja, en), count in bad.counts.most_common()]
     report.vocabulary = vocabulary_loss(samples, tokenizer)
+    report.system = common_system(samples)
     lines += bad.lines() + report.lines()
     if key is not None:
         cache.write(key, examples, report, lines)

@@ -39,7 +39,7 @@ def read_workbook(file: File) -> Iterator[Row]:
 
     path = file.report.path
     with parsing(path, "Excel (.xlsx)", ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")):
-        _check_parts(file)
+        check_parts(file)
         book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)
         sheets = {sheet.title: sheet for sheet in book.worksheets}
         tables = {name: list(_cells(sheet, path)) for name, sheet in sheets.items()}
@@ -75,7 +75,7 @@ def read_workbook(file: File) -> Iterator[Row]:
     yield from table(iter(tables[chosen]), file)
 
 
-def _check_parts(file: File) -> None:
+def check_parts(file: File) -> None:
     """Refuses a workbook whose parts become too big, or declare XML entities, which grow while they are read.
 
     Raises:

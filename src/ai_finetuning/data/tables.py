@@ -88,7 +88,7 @@ def _header(names: list[str], file: File) -> list[str]:
     return unique
 
 
-def _records(text: str, delimiter: str, file: File) -> Iterator[tuple[int, list[str]]]:
+def records(text: str, delimiter: str, file: File) -> Iterator[tuple[int, list[str]]]:
     """(line on which the record begins, cells) of a CSV file.
 
     Raises:
@@ -113,8 +113,8 @@ def _delimiter(text: str, candidates: Sequence[str], file: File) -> str:
     """The delimiter under which a heading shows; else the first one that the first line holds."""
     for mark in candidates:
         try:
-            records = islice(_records(text, mark, file), _ABOVE)
-            first = [(number, cells) for number, cells in records if _filled(cells)]
+            lines = islice(records(text, mark, file), _ABOVE)
+            first = [(number, cells) for number, cells in lines if _filled(cells)]
         except DataError:
             continue
         if heading_row(first, file.columns) is not None:
@@ -136,4 +136,4 @@ def read_delimited(file: File, candidates: Sequence[str] | None = None) -> Itera
     if mark != marks[0]:
         name = {"\t": "TAB"}.get(mark, mark)
         file.report.notes.append((f"区切り文字は {name} です", f"the delimiter is {name}"))
-    yield from table(_records(text, mark, file), file)
+    yield from table(records(text, mark, file), file)

@@ -60,6 +60,7 @@ class EncodeReport:
         without_end: rows that were cut before the end of every answer: they teach no end.
         special_tokens: tokens of the tokenizer that stand in plain texts, or as its own markup in messages, and how often.
         not_in_prompt: keys of messages that the template left out (`reasoning_content`, `tools`), by rows.
+        system: the system text, where all conversations have the same.
     """
 
     rows: int = 0
@@ -79,6 +80,7 @@ class EncodeReport:
     special_tokens: dict[str, int] = field(default_factory=dict)
     not_in_prompt: dict[str, int] = field(default_factory=dict)
     vocabulary: VocabularyLoss = field(default_factory=VocabularyLoss)
+    system: str | None = None
 
     @property
     def characters_per_token(self) -> float:

@@ -9,7 +9,8 @@ from typing import Any
 from ..config.run import RunConfig
 from ..config.section import explicitly_set, with_values
 from ..errors import ConfigError, ModelError, Problem
-from ..messages import warn
+from ..japanese.default_system import default_system, split_default_system
+from ..messages import argument, warn
 from ..models.adapter_folder import adapter_config, base_name
 
 # Settings that an adapter brings, under PEFT's names, which are ours too, and PEFT's values where its file has none.
@@ -137,7 +138,14 @@ def validate_origin(config: RunConfig, base: str, tokenizer: Any) -> None:
             "give them in this order in model.extra_tokens.",
         )
     template = Path(adapter) / "chat_template.jinja"
-    if template.is_file() and template.read_text(encoding="utf-8").strip() != str(tokenizer.chat_template).strip():
+    obtained, system = split_default_system(template.read_text(encoding="utf-8") if template.is_file() else "")
+    if system is not None and config.data.system_prompt is None and default_system(tokenizer) is None:
+        warn(
+            f"アダプター {adapter} はシステムプロンプト付きで学習したものです。同じもので続けるなら data.system_prompt={argument(system)}",
+            f"the adapter {adapter} was trained with a system prompt; to go on with it: data.system_prompt="
+            f"{argument(system)}",
+        )
+    if obtained and obtained.strip() != split_default_system(str(tokenizer.chat_template))[0].strip():
         warn(
             f"チャットテンプレートが、アダプター {adapter} を学習したときのものと違います（{template} を model.chat_template に指定すると同じになります）。",
             f"the chat template differs from the one that the adapter {adapter} was trained with (model.chat_template="

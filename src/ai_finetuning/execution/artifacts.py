@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config.plain import to_plain
 from ..config.run import RunConfig
-from ..config.run_folder import CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT
+from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, METRICS, REPORT, WITHOUT_WEIGHTS
 from ..config.run_yaml import absolute_paths, describe_run
 from ..config.section import explicitly_set, with_values
 from ..config.sections import CheckpointConfig
@@ -25,8 +25,10 @@ from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.metrics import read_metrics
 from ..evaluation.curves import draw_curve
 from ..evaluation.verdict import closing_lines, verdict
+from ..inference.usable import write_without_weights
 from ..messages import notice, warn
 from ..models.activation_checkpointing import disable_activation_checkpointing
+from ..models.adapter_folder import base_name, is_adapter, note_training_base, recorded_config
 from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapter
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
@@ -36,11 +38,12 @@ from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
 from .base_weights import load_base
 from .model_card import Base, model_card
-from .output_folder import OutputFolder, new_folder, validate_new_folder
+from .output_folder import OutputFolder, new_folder, not_written, validate_new_folder
 from .reporting import RunReport, data_names
 from .request import TrainRequest
 from .resolve import Derived, RunPlan
 from .result import Result
+from .system_prompt import keep_system
 
 # Where a setting stands that the run derives.
 _SETTINGS = {
@@ -94,6 +97,19 @@ def _as_a_new_run(config: RunConfig) -> RunConfig:
     return with_values(config, training=training) if "checkpoint" in explicitly_set(config.training) else config
 
 
+def write_beside(plan: RunPlan, folder: OutputFolder, model: Any, dtype: torch.dtype) -> None:
+    """Writes, before the first step, what makes a model of any checkpoint of this run.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    place = folder.path / CHECKPOINTS / WITHOUT_WEIGHTS
+    try:
+        write_without_weights(model, plan.tokenizer, place, full=plan.request.full, dtype=dtype, home=folder.path)
+    except OSError as error:
+        raise not_written(place, error) from error
+
+
 def finish(
     plan: RunPlan,
     folder: OutputFolder,
@@ -116,12 +132,14 @@ def finish(
     model.eval()
     if export is None and plan.request.full:
         model.to(dtype)
+    if plan.request.config.method != "pretrain":
+        keep_system(plan.tokenizer, plan.request.config.data.system_prompt, plan.data.report.system)
     history = result.history = read_metrics(folder.path / METRICS)
     summary = summarize(result, plan)
     general = report.ask(model)
 
     def save(path: Path) -> None:
-        _write_model(export or model.save_pretrained, model, plan.tokenizer, path)
+        _write_model(export or model.save_pretrained, model, plan.tokenizer, path, folder.path)
         base = Base.of(plan.source)
         card = model_card(plan.request.config, summary, environment(), base, general)
         (path / "README.md").write_bytes(card.encode("utf-8", "replace"))
@@ -136,11 +154,13 @@ def finish(
         notice(line.ja, line.en)
 
 
-def _write_model(write: Callable[[Path], Any], model: Any, tokenizer: Any, place: Path) -> None:
-    """Model or adapter, generation config and tokenizer."""
+def _write_model(write: Callable[[Path], Any], model: Any, tokenizer: Any, place: Path, home: Path) -> None:
+    """Model or adapter, generation config and tokenizer; `home` is the folder that `place` will be."""
     with quiet_peft():
         write(place)
     (place / "README.md").unlink(missing_ok=True)  # peft's empty card
+    if is_adapter(place):
+        note_training_base(place, home, base_name(recorded_config(place)), quantized_bits(model))
     save_generation_config(model.generation_config, tokenizer, place)
     tokenizer.save_pretrained(place)
 
@@ -157,7 +177,7 @@ def save_trained(result: Result, tokenizer: Any, place: Path) -> None:
         validate_new_folder(place)
     staging = place / STAGING if own else place
     with new_folder(staging) as folder:
-        _write_model(model.save_pretrained, model, tokenizer, folder)
+        _write_model(model.save_pretrained, model, tokenizer, folder, place)
     if own:
         for path in staging.iterdir():
             os.replace(path, place / path.name)

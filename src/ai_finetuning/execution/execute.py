@@ -36,6 +36,7 @@ from .reporting import RunReport
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
+from .system_prompt import take_system
 from .trackers import Tracker
 
 
@@ -62,6 +63,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
             peers = all_peers()
             result = _run_here(_resolve_in_turn(request, peers), peers, faults)
     request.model.model = result.model  # type: ignore[assignment]
+    take_system(request.model.tokenizer, result.folder)
     return result
 
 
@@ -164,6 +166,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     )
     report = RunReport(plan, built, folder.path) if peers.is_main else None
     if report is not None:
+        saving.write_beside(plan, folder, built.model, built.save_dtype)
         run.callbacks = [
             report,
             *([progress(training.logging_steps)] if training.runtime.progress else []),

@@ -370,8 +370,11 @@ def merge_card(
     front = {
         "language": ["ja"],
         "library_name": "transformers",
-        **({"base_model": on_one_line(known.hub_id)} if known.hub_id is not None else {}),
-        "base_model_relation": "merge",
+        **(
+            {"base_model": on_one_line(known.hub_id), "base_model_relation": "merge"}
+            if known.hub_id is not None
+            else {}
+        ),
         "pipeline_tag": "text-generation",
         "tags": ["ai-finetuning-toolkit", "lora", "merged"],
     }

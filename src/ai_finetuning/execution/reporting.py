@@ -130,7 +130,8 @@ class RunReport(Callback):
         why = why_no_samples(plan)
         count = plan.request.config.training.runtime.report_samples
         config = built.model.config
-        self._questions = [] if why else choose(plan.data.eval_data, plan.tokenizer, config, count)
+        system = plan.request.config.data.system_prompt or plan.data.report.system
+        self._questions = [] if why else choose(plan.data.eval_data, plan.tokenizer, config, count, system)
         with contextlib.nullcontext() if built.path is None else built.path.paused():
             before = answers(built.model, plan.tokenizer, self._questions) if self._questions else []
         self._samples: list[Sample] | Reason = [

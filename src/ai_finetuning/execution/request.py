@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..config.lora import LoRAConfig
+from ..config.model import ModelConfig
 from ..config.run import RunConfig
 from ..config.section import explicitly_set, with_values
 from ..errors import ConfigError
@@ -90,6 +92,30 @@ def with_processes(config: RunConfig, *, gpus: int, cpu_processes: int) -> RunCo
             f"--gpus is {gpus}, but there are {there} GPUs; to try without GPUs use --cpu-processes {gpus}.",
         )
     return with_values(config, parallel=with_values(config.parallel, processes=gpus or cpu_processes))
+
+
+def model_settings(model: BaseModel) -> ModelConfig:
+    """What a model object of the Python interface is, as settings: config.yaml of its run says all of it."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    attention = getattr(model, "attention", "auto")
+    if attention == "auto" and not getattr(model, "use_flash_attention", True):
+        attention = "sdpa"
+    own = {
+        "chat_template": getattr(model, "chat_template", None),
+        "dtype": names.get(model.torch_dtype, "auto") if model.torch_dtype is not None else "auto",
+        "attention": attention,
+        "trust_remote_code": bool(getattr(model, "trust_remote_code", False)),
+    }
+    usual = ModelConfig()
+    values: dict[str, Any] = {name: value for name, value in own.items() if value != getattr(usual, name)}
+    return ModelConfig(name=model.model_name, **values)
+
+
+def adapter_settings(model: BaseModel, lora: LoRAConfig) -> LoRAConfig:
+    """The adapter's settings, which say too that the model's own weights are held in 4 or 8 bits."""
+    if lora.use_qlora or not (model.load_in_4bit or model.load_in_8bit):
+        return lora
+    return with_values(lora, use_qlora=True, qlora_4bit=model.load_in_4bit)
 
 
 def request_of(config: RunConfig, device: str | None = None, source: ModelSource | None = None) -> TrainRequest:

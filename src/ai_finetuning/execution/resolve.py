@@ -19,7 +19,6 @@ from ..config.section import explicitly_set
 from ..data.loader import Loader
 from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
-from ..engine.checkpoint.write import sha256_of
 from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule, resolve_warmup, warmup_of_ratio
 from ..errors import ConfigError
@@ -41,12 +40,14 @@ from ..planner.auto import Situation, advise_strategy
 from ..planner.layers import blocks_of, split_model
 from ..planner.plan import Plan
 from ..planner.shape import ModelShape, shape_of
+from ..system.files import sha256_of
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
 from .output_folder import free_disk_bytes
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
+from .system_prompt import with_agreed_system
 from .trainer_hooks import validate_hooks
 from .validate import validate_config, validate_data
 
@@ -365,7 +366,11 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         str(tokenizer.chat_template or "") or None,
         warmup_ratio=training.schedule.warmup_ratio,
     )
-    summary = _summary(model, data, loader, derived, total, work, free)
+    summary = replace(
+        _summary(model, data, loader, derived, total, work, free),
+        strategy=parallel.strategy,
+        processes=max(parallel.processes, processes_to_start),
+    )
     options = training.schedule
     return RunPlan(
         request=request,
@@ -402,6 +407,7 @@ def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
         tokenizer.chat_template = template
     if request.config.method != "pretrain":
         warn_of_unused_turn_ends(tokenizer)
+        tokenizer = with_agreed_system(tokenizer, request.config.data.system_prompt)
     return tokenizer
 
 

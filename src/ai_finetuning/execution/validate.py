@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +51,37 @@ def validate_data(train: Any, eval_data: Any = None) -> None:
             "学習データがありません。train_texts か train_dataset（設定では data.train）を指定してください。",
             "there is no training data; give train_texts or train_dataset (in a configuration: data.train).",
         )
-    for source in (train, eval_data):
-        for item in source if isinstance(source, list) else [source]:
-            if isinstance(item, Path) or (isinstance(item, str) and item is source):
-                find_data(item)
+    _refuse_share(eval_data)
+    named = [_files(train), _files(eval_data)]
+    for files, others in zip(named, reversed(named), strict=True):
+        for item in files:
+            find_data(item, other_than=others)
+
+
+def _files(source: Any) -> list[Any]:
+    """The names of files that a source of data is."""
+    items = source if isinstance(source, list) else [source]
+    return [item for item in items if isinstance(item, Path) or (isinstance(item, str) and item is source)]
+
+
+def _refuse_share(source: Any) -> None:
+    """Refuses a number or a percentage that was meant as a share of the rows.
+
+    Raises:
+        ConfigError: with the share as it is written.
+    """
+    text = unicodedata.normalize("NFKC", str(source)).strip() if isinstance(source, str | Path) else ""
+    number = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(%?)", text)
+    if number is None or Path(str(source)).exists():
+        return
+    value = float(number[1])
+    share = value / 100 if value >= 1 else value
+    example = f"{share:g}" if 0 < share < 1 else "0.1"
+    raise ConfigError(
+        f"data.eval が {source} です。そのような名前のファイルはありません。学習データの一部を評価に使うなら、0 より大きく 1 より小さい割合で書いてください（例: data.eval={example}）。",
+        f"data.eval is {source}, and there is no file of that name. To set rows of the training data aside, write a share above "
+        f"0 and below 1 (such as data.eval={example}).",
+    )
 
 
 def find_base(config: RunConfig) -> ModelSource:

@@ -46,7 +46,8 @@ def run_server(load_tokenizer: Callable[[str], Any] | None, behind: Callable[[An
     original: Any = uvicorn.Config
 
     def config(app: Any, **options: Any) -> Any:
-        return original(behind(app), timeout_graceful_shutdown=_GRACE, **options)
+        quiet = {"timeout_graceful_shutdown": _GRACE, "log_level": "warning"}
+        return original(behind(app), **(options | quiet))
 
     servers: Any = uvicorn
     servers.Config = config

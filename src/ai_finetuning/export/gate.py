@@ -45,11 +45,13 @@ class Rules:
         model: the one that is served.
         max_tokens: most tokens of an answer.
         key: what `Authorization: Bearer` has to name; None asks for none.
+        aliases: further names of the same model, which are listed as well.
     """
 
     model: str
     max_tokens: int
     key: str | None = None
+    aliases: tuple[str, ...] = ()
 
 
 class Refusal(Exception):
@@ -76,8 +78,9 @@ class Gate:
                 raise Refusal(403, "only HTTP is served")
             self._check(scope)
             if (scope["method"], scope["path"]) == ("GET", "/v1/models"):
-                model = {"id": self.rules.model, "object": "model", "owned_by": "aift"}
-                await _answer(send, 200, {"object": "list", "data": [model]})
+                names = (self.rules.model, *self.rules.aliases)
+                models = [{"id": name, "object": "model", "owned_by": "aift"} for name in names]
+                await _answer(send, 200, {"object": "list", "data": models})
                 return
             if scope["method"] == "POST":
                 body = await _body(receive)

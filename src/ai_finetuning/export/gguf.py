@@ -14,12 +14,13 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ..errors import ConfigError, InputNotFoundError, ModelError, StorageError
+from ..errors import ConfigError, DataError, InputNotFoundError, ModelError, StorageError
 from ..execution.output_folder import free_disk_bytes, no_space, not_written
 from ..messages import notice, warn
 from ..models.source import find_model, weight_file_bytes
 from ..models.tokenizers import load_tokenizer, prompt_style
 from ..system.files import is_private, refuse_links_outside, staging_folder
+from . import llama_cpp
 from .gguf_file import BYTE, Header, read_header, rewrite
 from .gguf_tokenizer import UNIGRAM, assess, metadata, tokenizer_kind, write_piece_model
 
@@ -31,44 +32,65 @@ _PLACES = ("~/llama.cpp", "~/src/llama.cpp", "/opt/llama.cpp", "/usr/local/src/l
 _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625}
 
 
-def find_converter(checkout: str | None = None, *, lenient: bool = False) -> Path | None:
-    """The converter's script: in the named checkout, that of `$LLAMA_CPP`, or one in a usual place that only this user
-    or root can write to; None where there is none.
+def find_converter(checkout: str | None = None, *, lenient: bool = False, beside: Path | None = None) -> Path | None:
+    """The converter's script: in the named checkout or archive, that of `$LLAMA_CPP`, one in a usual place that only
+    this user or root can write to, or in the archive that `aift bundle --gguf` put beside a model; None where there is
+    none.
 
     Args:
         lenient: None also where a checkout was named and is none.
+        beside: a model's folder.
 
     Raises:
         InputNotFoundError: a checkout was named and the script is not in it.
+        DataError: an archive was named, and it is not the one whose content is known.
     """
     named = checkout or os.environ.get(VARIABLE)
+    if named and Path(named).expanduser().is_file():
+        return _unpacked_script(Path(named).expanduser(), lenient=lenient)
     for place in (named,) if named else _PLACES:
         script = (Path(place).expanduser() / SCRIPT).resolve()
         if script.is_file() and (named or (is_private(script) and is_private(script.parent))):
             return script
     if named and not lenient:
         raise InputNotFoundError(
-            f"{named} に {SCRIPT} がありません。llama.cpp のチェックアウトを指定してください（--llama-cpp か環境変数 {VARIABLE}）。",
-            f"{named} has no {SCRIPT}; name a checkout of llama.cpp (--llama-cpp, or the variable {VARIABLE}).",
+            f"{named} に {SCRIPT} がありません。llama.cpp のチェックアウトか {llama_cpp.ARCHIVE} を指定してください（--llama-cpp か環境変数 {VARIABLE}）。",
+            f"{named} has no {SCRIPT}; name a checkout of llama.cpp or {llama_cpp.ARCHIVE} (--llama-cpp, or the variable "
+            f"{VARIABLE}).",
         )
+    if beside is not None and (beside / llama_cpp.ARCHIVE).is_file():
+        return _unpacked_script(beside / llama_cpp.ARCHIVE, lenient=lenient)
     return None
 
 
-def validate_converter(checkout: str | None, command: str) -> Path:
+def _unpacked_script(archive: Path, *, lenient: bool) -> Path | None:
+    try:
+        return llama_cpp.unpacked(archive.resolve()) / SCRIPT
+    except DataError:
+        if lenient:
+            return None
+        raise
+
+
+def validate_converter(checkout: str | None, command: str, *, beside: Path | None = None) -> Path:
     """The converter's script.
 
     Args:
         command: what the user typed, for the way out.
+        beside: the model's folder, which `aift bundle --gguf` may have put the converter into.
 
     Raises:
-        InputNotFoundError: there is no checkout; names the two commands to type.
+        InputNotFoundError: there is no checkout; names the commands to type.
     """
-    script = find_converter(checkout)
+    script = find_converter(checkout, beside=beside)
     if script is None:
-        steps = f"\n  git clone --depth 1 https://github.com/ggml-org/llama.cpp\n  {command} --llama-cpp llama.cpp"
+        clone = f"\n  git clone --depth 1 https://github.com/ggml-org/llama.cpp\n  {command} --llama-cpp llama.cpp"
+        file = f"\n  {command} --llama-cpp {llama_cpp.ARCHIVE}"
         raise InputNotFoundError(
-            f"GGUF への変換には llama.cpp のチェックアウトが必要です（ビルドは不要）。次の 2 つを実行してください:{steps}",
-            f"converting to GGUF needs a checkout of llama.cpp (no build needed). Run these two commands:{steps}",
+            f"GGUF への変換には llama.cpp の変換プログラムが必要です（ビルドは不要）。次の 2 つを実行してください:{clone}\n"
+            f"git がなければ、PyPI の llama-cpp-python から {llama_cpp.ARCHIVE} を取得して指定します:{file}",
+            f"converting to GGUF needs llama.cpp's converter (no build needed). Run these two commands:{clone}\n"
+            f"Without git, fetch {llama_cpp.ARCHIVE} of llama-cpp-python from PyPI and name it:{file}",
         )
     notice(f"変換プログラム {script} を実行します。", f"the converter is {script}.")
     return script

@@ -6,6 +6,7 @@ compared with it on other conversations: so the two cannot drift apart, and a pr
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..execution.output_folder import new_folder, validate_new_folder
+from ..japanese.default_system import split_default_system
 from ..japanese.prompts import render
 from ..messages import notice, warn
 from ..models.tokenizers import load_tokenizer, prompt_style
@@ -154,8 +156,12 @@ def modelfile(gguf: str, tokenizer: Any, generation: Any = None) -> str:
         generation: the model's GenerationConfig, whose eos list are stops too.
     """
     style = prompt_style(tokenizer, generation)
+    body, system = split_default_system(str(tokenizer.chat_template or ""))
+    if system is not None:  # a line of its own, so that `ollama show` names it and a user can change it
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = body
     prompt = prompt_of(tokenizer)
-    lines = [f"FROM ./{gguf}"]
+    lines = [f"FROM ./{gguf}", *_system_line(system)]
     if prompt is None or '"""' in prompt.go():
         warn(
             "このチャットテンプレートは Ollama の TEMPLATE に書けません（会話の内容を書き換えるため）。TEMPLATE を省きます。Ollama は GGUF 内のテンプレートから選びます。"
@@ -177,6 +183,19 @@ def modelfile(gguf: str, tokenizer: Any, generation: Any = None) -> str:
         for stop in dict.fromkeys([*stops, *style.stop_strings])
     ]
     return "\n".join(lines) + "\n"
+
+
+def _system_line(system: str | None) -> list[str]:
+    """SYSTEM with the text that the model was trained with; nothing quotes three quotation marks."""
+    if not system:
+        return []
+    if '"""' in system or system.endswith('"'):
+        warn(
+            'システムプロンプトに """ があるため Modelfile に書けません。Ollama では自分で指定してください。',
+            'the system prompt holds """ and cannot be written into a Modelfile; give it to Ollama yourself.',
+        )
+        return []
+    return [f'SYSTEM """{system}"""']
 
 
 def export_ollama(folder: Path, out: Path, converter: Path, *, outtype: str = "q8_0") -> Path:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ModelError, UsageError
-from ..messages import notice
+from ..japanese.default_system import split_default_system
+from ..messages import notice, on_one_line
 from ..models.options import validate_bits
 from ..system.children import isolated_environment, isolated_python
+from .serve_names import short_name, validate_alias
 from .source import model_folder
 
 HOST = "127.0.0.1"
@@ -40,16 +44,27 @@ def serve_command(folder: Path, *, port: int, device: str = "auto", bits: int | 
         str(port),
         "--device",
         device,
+        "--log-level",
+        "error",  # below that, transformers reports every request
     ]
     return command + (["--quantization", f"bnb-{bits}bit"] if bits is not None else [])
 
 
-def server_environment(max_tokens: int) -> dict[str, str]:
-    """The environment of the server: no hub, and a hub cache that exists; AIFT_SERVE_KEY is handed on."""
+def server_environment(max_tokens: int, names: Sequence[str]) -> dict[str, str]:
+    """The environment of the server: no hub, and a hub cache that exists; AIFT_SERVE_KEY is handed on.
+
+    Args:
+        names: what clients may call the model, the one that they are told first.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
-    return isolated_environment() | {"HF_HUB_OFFLINE": "1", "AIFT_SERVE_MAX_TOKENS": str(max_tokens)}
+    return isolated_environment() | {
+        "HF_HUB_OFFLINE": "1",
+        "AIFT_SERVE_MAX_TOKENS": str(max_tokens),
+        "AIFT_SERVE_NAMES": json.dumps(list(names)),
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+    }
 
 
 def serve(
@@ -60,6 +75,7 @@ def serve(
     bits: int | None = None,
     base: str = "auto",
     max_tokens: int = 4096,
+    alias: str | None = None,
 ) -> int:
     """Runs the server until it is stopped; on Linux and macOS it takes this process over.
 
@@ -70,6 +86,7 @@ def serve(
         bits: 4 or 8 loads the model quantized.
         base: what an adapter is merged into.
         max_tokens: most tokens of an answer.
+        alias: what clients call the model; None takes the name of its folder or id.
 
     Returns:
         The server's exit code, on Windows.
@@ -80,14 +97,15 @@ def serve(
     """
     validate_server()
     validate_bits(bits, "--bits")
+    names = list(dict.fromkeys([*([validate_alias(alias)] if alias is not None else []), short_name(name)]))
     _refuse_port(port)
     folder = model_folder(name, base=base)
     command = serve_command(folder, port=port, device=device, bits=bits)
-    environment = server_environment(max_tokens)
-    where = f'base_url="http://{HOST}:{port}/v1", model="{folder}"'
+    environment = server_environment(max_tokens, names)
+    _say_system(folder)
     notice(
-        f"OpenAI 互換サーバーを起動します（この PC からのみ接続できます。止めるには Ctrl+C）: {where}",
-        f"starting an OpenAI-compatible server (this machine only; Ctrl+C stops it): {where}",
+        f"OpenAI 互換サーバーを起動しています（モデル {names[0]}、この PC からのみ接続できます。止めるには Ctrl-C）。",
+        f"starting an OpenAI-compatible server (model {names[0]}, this machine only; Ctrl-C stops it).",
     )
     if os.name == "posix":
         os.execve(command[0], command, environment)
@@ -104,3 +122,13 @@ def _refuse_port(port: int) -> None:
             f"ポート {port} は使えません（{error}）。--port で別の番号を指定してください。",
             f"port {port} cannot be used ({error}); choose another with --port.",
         ) from error
+
+
+def _say_system(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    system = split_default_system(file.read_text(encoding="utf-8"))[1] if file.is_file() else None
+    if system:
+        notice(
+            f"システムプロンプトのない会話には学習時のものを使います: {on_one_line(system)}",
+            f"conversations without a system prompt take the one of the training: {on_one_line(system)}",
+        )

@@ -13,9 +13,9 @@ from filelock import FileLock
 from ..convert.adapter_origin import base_of
 from ..convert.merge import merge_adapter
 from ..errors import ModelError
+from ..inference.usable import usable
 from ..messages import notice, warn
 from ..models import hub
-from ..models.adapter_folder import is_adapter
 from ..models.source import find_model, validate_safetensors, validate_weight_files
 from ..system.files import is_private_tree
 from ..system.folders import private_cache
@@ -25,16 +25,17 @@ def model_folder(name: str, *, base: str = "auto") -> Path:
     """The folder of a whole model; an adapter is merged into a cache folder that its content names, once.
 
     Args:
-        name: hub id, alias, `embedded:NAME`, a model's folder, or an adapter's.
+        name: hub id, alias, `embedded:NAME`, or folder of a model, an adapter, a run or a checkpoint.
         base: what an adapter is merged into, as `aift merge --base`.
 
     Raises:
         ModelError: the model is quantized, or needs code from its repository. ToolkitError: as locating and merging
             raise.
     """
-    if is_adapter(name):
-        return _merged(name, base)
-    obtained = find_model(name)
+    named = usable(name)
+    if named.kind == "adapter":
+        return _merged(named.path, base)
+    obtained = find_model(named.path if named.step is not None else name)
     if obtained.quantization:
         raise ModelError(
             f"{name} は量子化されています。書き出しと配信には 16bit のモデルを使います。量子化前のモデルを指定してください（GGUF の量子化は --type で選べます）。",

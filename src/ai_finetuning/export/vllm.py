@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import ModelError
 from ..execution.output_folder import new_folder, validate_new_folder
+from ..inference.usable import usable
 from ..messages import argument, notice, warn
-from ..models.adapter_folder import adapter_config, base_name, is_adapter
+from ..models.adapter_folder import adapter_config, base_name
 from ..models.hub import missing_weights
 from ..models.source import find_model
 from ..models.tokenizers import load_tokenizer, save_generation_config
@@ -36,7 +37,8 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
             then.
     """
     validate_new_folder(out)
-    folder = model_folder(name, base=base)
+    named = usable(name)
+    folder = model_folder(named.path, base=base)
     refuse_links_outside(folder)
     with new_folder(out) as staging:
         for path in folder.iterdir():
@@ -47,8 +49,8 @@ def export_vllm(name: str, out: Path, *, base: str = "auto") -> Path:
                 shutil.copyfile(path, staging / path.name)
         _complete(staging)
         validate_complete(staging)
-    if is_adapter(name):
-        _say_adapter(Path(name))
+    if named.kind == "adapter":
+        _say_adapter(Path(named.path))
     notice(f"vLLM: vllm serve {argument(out)}", f"vLLM: vllm serve {argument(out)}")
     return out
 

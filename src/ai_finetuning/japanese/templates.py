@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from . import jinja_parts as jinja
+from .default_system import split_default_system
 
 # How far a prompt is known: compared with a string of a named source; written by the template that the model's own
 # tokenizer has; neither.
@@ -41,7 +42,9 @@ _STEERLM = (
     " [ATTR] helpfulness: 4 correctness: 4 coherence: 4 complexity: 4 verbosity: 4 quality: 4 toxicity: 0 humor: 0 "
     "creativity: 0 [/ATTR] [/INST]"
 )
-_HEADING_STOPS = ("### 指示:", "### 入力:", "\n### ", "＃＃＃")
+# What opens the next question, from the line end in front of it: a heading that is alone on its line. Anything less, such
+# as `### ` or `USER:` somewhere in a line, is ordinary text.
+_HEADING_STOPS = ("\n### 指示:\n", "\n### 指示: \n")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class ChatTemplate:
         jinja: the template.
         turn_end: what ends an assistant's turn; `{eos}` is the tokenizer's eos token.
         system_default: the system text where the conversation has none.
-        stop_strings: texts that end an answer besides turn_end, in families without turn tokens.
+        stop_strings: texts that end an answer besides turn_end, in families without turn tokens: what opens the next
+            question, with the line end in front of it; the beginning of an answer is the beginning of a line as well.
         newline: what line ends are written as (rinna's `<NL>`), None for line ends.
         status: `golden` or `unconfirmed`.
         rewrites_history: whether earlier answers are rendered otherwise than the last.
@@ -91,11 +95,11 @@ def _harmony(key: str, identity: str, status: PromptStatus = "unconfirmed") -> C
     return ChatTemplate(key, text, "<|return|>", status=status, rewrites_history=True)
 
 
-def _speakers(key: str, newline: str, system: str, stops: tuple[str, ...] = ()) -> ChatTemplate:
+def _speakers(key: str, newline: str, system: str) -> ChatTemplate:
     return ChatTemplate(
         key,
         jinja.head() + jinja.speakers(newline, system),
-        stop_strings=("ユーザー:", *stops),
+        stop_strings=(f"{newline}ユーザー: ",),
         newline=None if newline == "\n" else newline,
         rewrites_history=True,
     )
@@ -129,7 +133,7 @@ TEMPLATES: dict[str, ChatTemplate] = {
             ),
             stop_strings=_HEADING_STOPS,
         ),
-        _speakers("rinna_nl", "<NL>", "{{- system | replace('\\n', '<NL>') + '<NL>' -}}", ("<NL>ユーザー",)),
+        _speakers("rinna_nl", "<NL>", "{{- system | replace('\\n', '<NL>') + '<NL>' -}}"),
         _speakers("rinna_bilingual", "\n", "{{- system + '\\n' -}}"),
         _speakers("youri_chat", "\n", "{{- '設定: ' + system + '\\n' -}}"),
         ChatTemplate(
@@ -137,7 +141,7 @@ TEMPLATES: dict[str, ChatTemplate] = {
             jinja.head()
             + jinja.if_system("{{- system + '\\n' -}}")
             + jinja.loop(jinja.around("USER: ", "\nASSISTANT: "), jinja.answer("", "\n")),
-            stop_strings=("USER:",),
+            stop_strings=("\nUSER: ",),
         ),
         _chatml("calm3_chatml", jinja.chatml(), _KIND),
         _chatml("chatml", jinja.chatml()),
@@ -161,7 +165,7 @@ TEMPLATES: dict[str, ChatTemplate] = {
             + jinja.BOS
             + jinja.if_system("{{- system + '\\n\\n' -}}")
             + jinja.loop(jinja.around("### Input:\n", "\n\n### Output:\n"), jinja.answer("", "\n")),
-            stop_strings=("### Input:",),
+            stop_strings=("\n### Input:\n",),
         ),
         ChatTemplate(
             "rakuten_vicuna",
@@ -169,7 +173,7 @@ TEMPLATES: dict[str, ChatTemplate] = {
             + "{{- bos_token + ' ' + system + ' ' -}}"
             + jinja.loop(jinja.around("USER: ", " ASSISTANT: "), jinja.answer("", " ")),
             system_default=_VICUNA,
-            stop_strings=("USER:",),
+            stop_strings=("\nUSER: ",),
         ),
         ChatTemplate(
             "stablelm2_ja",
@@ -242,6 +246,7 @@ def template_of(text: str | None) -> ChatTemplate | None:
     """The template that a text is, or was in an earlier version; None for any other text."""
     if text is None:
         return None
+    text = split_default_system(text)[0]
     current = next((item for item in TEMPLATES.values() if item.jinja == text), None)
     if current is not None:
         return current

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputNotFoundError, ModelError
+from ..config.run_folder import BASE, RUN
+from ..config.run_folder import CONFIG as RUN_CONFIG
+from ..config.yaml_text import parse_yaml
+from ..errors import InputNotFoundError, ModelError, ToolkitError
 
+# What `--base` of a merge may be instead of a model's name.
+ORIGINAL, DEQUANTIZED, AUTO = "original", "dequantized", "auto"
+# Folders above an adapter in which a base is looked for that was noted as it was typed.
+_ABOVE = 4
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -60,3 +69,106 @@ def base_name(config: Mapping[str, Any]) -> str:
 def note_base(config: Any, name: str) -> None:
     """Makes PEFT's configuration say that the adapter belongs to this model."""
     config.base_model_name_or_path = name
+
+
+@dataclass(frozen=True)
+class RecordedBase:
+    """What an adapter was trained on, as its folder says.
+
+    Attributes:
+        name: hub id, `embedded:NAME` or the folder that it was then.
+        bits: 4 or 8 where the base was quantized on loading; None for 16 and 32, and where it is quantized on disk.
+        relative: from the folder where the adapter was saved to the base's; None for other bases.
+    """
+
+    name: str
+    bits: int | None = None
+    relative: str | None = None
+
+
+def recorded_base(folder: str | Path) -> RecordedBase:
+    """What an adapter was trained on: base.json, or, of earlier versions and other tools, what else says it.
+
+    Raises:
+        ModelError: adapter_config.json is damaged.
+    """
+    path = Path(folder)
+    name = base_name(recorded_config(path))
+    stored = _json(path / BASE)
+    run = _json(path / RUN)
+    bits = stored.get("bits") if stored else run.get("base_bits")
+    relative = stored.get("relative")
+    return RecordedBase(name, bits if bits in (4, 8) else None, relative if isinstance(relative, str) else None)
+
+
+def note_training_base(place: Path, home: Path, name: str, bits: int | None) -> None:
+    """Writes base.json into an adapter's folder.
+
+    Args:
+        place: where it is written.
+        home: the folder that this will be.
+        name: the base as adapter_config.json has it.
+        bits: of a base that was quantized on loading.
+    """
+    relative = _relative(name, home) if os.path.isdir(name) else None
+    content = {"name": name, "bits": bits, "relative": relative}
+    (place / BASE).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def move_base(place: Path, home: Path, name: str) -> None:
+    """Makes an adapter's folder, which will be `home`, name another place of its base."""
+    bits = recorded_base(place).bits
+    settings = recorded_config(place) | {"base_model_name_or_path": name}
+    (place / CONFIG).write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
+    note_training_base(place, home, name, bits)
+
+
+def _relative(name: str, home: Path) -> str | None:
+    try:
+        return os.path.relpath(os.path.realpath(name), os.path.realpath(home))
+    except ValueError:  # on another drive
+        return None
+
+
+def places_of_base(folder: str | Path, origin: str | Path | None = None) -> list[Path]:
+    """Folders where a base may be that is not where its adapter says; the likeliest first.
+
+    Args:
+        folder: the adapter's.
+        origin: where the adapter was saved; None for `folder` itself.
+    """
+    path, home = Path(folder), Path(origin if origin is not None else folder)
+    recorded = recorded_base(path)
+    found = [home / recorded.relative] if recorded.relative else []
+    told = _told_by_run(home)
+    if told is not None and (os.path.isabs(told) or recorded.name == told):
+        found.append(Path(told))
+    typed = os.path.expanduser(recorded.name)
+    looks_like_path = typed.startswith((".", "/", "~")) or (told is not None and os.path.isabs(told))
+    if not os.path.isabs(typed) and (looks_like_path or "\\" in typed):
+        # As it was typed, by an earlier version, in a folder that was not noted: the run's, or one above it.
+        found += [place / typed for place in (home, *list(home.absolute().parents)[:_ABOVE])]
+    return [place for place in found if (place / "config.json").is_file()]
+
+
+def was_folder(home: str | Path) -> bool:
+    """Whether the run that saved an adapter says that its base was a folder."""
+    return os.path.isabs(_told_by_run(Path(home)) or "")
+
+
+def _told_by_run(home: Path) -> str | None:
+    """The model in a run's config.yaml, which has whole paths."""
+    try:
+        values = parse_yaml((home / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
+        name = values["model"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, ToolkitError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

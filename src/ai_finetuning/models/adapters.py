@@ -403,9 +403,14 @@ def write_adapter(path: Path, model: Any, tensors: dict[str, torch.Tensor]) -> N
     """
     settings = copy.copy(model.peft_config["default"])
     settings.inference_mode = True
+    save_adapter_tensors(path, tensors)
+    settings.save_pretrained(path)
+
+
+def save_adapter_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """The weights of an adapter's folder, from whole tensors by parameter name."""
     state = {_saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
     save_file(state, path / WEIGHTS, metadata={"format": "pt"})
-    settings.save_pretrained(path)
 
 
 def _saved_name(name: str) -> str:

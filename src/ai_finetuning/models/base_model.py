@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
+from ..system.gpu import chosen_device
 from .placement import DeviceMap
 from .source import ModelSource, find_model
 
@@ -33,6 +35,17 @@ class WeightOptions:
     attention: str | None = None
 
 
+def _as_name(given: object) -> str:
+    """A path as a name; anything else in a name's place is refused."""
+    if isinstance(given, os.PathLike):
+        return str(os.fspath(given))
+    kind = type(given).__name__
+    raise ConfigError(
+        f"model_name が {kind} です。モデルのオブジェクトではなく、ハブの ID かフォルダーを文字列で書いてください。",
+        f"model_name is of type {kind}; give a hub id or a folder as a string, not a model itself.",
+    )
+
+
 class BaseModel(ABC):
     """A model by name; weights and tokenizer are loaded when they are first needed.
 
@@ -54,7 +67,9 @@ class BaseModel(ABC):
         load_in_4bit: bool = False,
         torch_dtype: torch.dtype | None = None,
     ) -> None:
-        if not isinstance(model_name, str) or not model_name.strip():
+        if not isinstance(model_name, str):
+            model_name = _as_name(model_name)
+        if not model_name.strip():
             raise ConfigError(
                 f"model_name が {model_name!r} です。ハブの ID かフォルダーを書いてください。",
                 f"model_name is {model_name!r}; give a hub id or a folder.",
@@ -65,7 +80,7 @@ class BaseModel(ABC):
                 "load_in_8bit and load_in_4bit are both True; choose one.",
             )
         self.model_name = model_name
-        self.device = torch.device(device) if device is not None else None
+        self.device = chosen_device(device)
         self.load_in_8bit = load_in_8bit
         self.load_in_4bit = load_in_4bit
         self.torch_dtype = torch_dtype

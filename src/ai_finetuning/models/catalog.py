@@ -6,12 +6,14 @@ import difflib
 import functools
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..japanese.templates import TEMPLATES, ChatTemplate, PromptStatus
 from ..messages import warn
+from .bundle import read_bundle
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -127,19 +129,22 @@ def resolve(name: str) -> str:
 
 
 def lookup(name: str) -> CatalogRow | None:
-    """The row of an id or alias; None for models that the catalog does not know."""
+    """The row of an id or alias, or of a folder that `aift bundle` made; None for models that the catalog does not know."""
     row = rows().get(name)
+    if row is None and (bundle := read_bundle(Path(name).expanduser())) is not None:
+        row = rows().get(bundle.model)
     return rows()[row.alias_of] if row is not None and row.alias_of is not None else row
 
 
 def near(name: str, n: int = 3) -> list[str]:
-    """Ids that look like a name, whole or by their last part."""
+    """Ids that look like a name, whole or by their last part; never the name itself."""
     whole = {key.lower(): key for key in rows()}
     last = {key.split("/")[-1].lower(): key for key in rows()}
     expected = name.lower()
     obtained = difflib.get_close_matches(expected, whole, n=n, cutoff=0.6)
     found_last = difflib.get_close_matches(expected.split("/")[-1], last, n=n, cutoff=0.6)
-    return list(dict.fromkeys([*(whole[key] for key in obtained), *(last[key] for key in found_last)]))[:n]
+    found = dict.fromkeys([*(whole[key] for key in obtained), *(last[key] for key in found_last)])
+    return [other for other in found if other != name][:n]
 
 
 def supported_models() -> dict[str, dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -24,40 +24,67 @@ from .sampling import validate_sampling
 from .tokenizers import PromptStyle, prompt_style
 
 Conversation = Sequence[dict[str, str]]
-# A window of this many characters that comes back this often is a loop.
-LOOP_WINDOW, LOOP_TIMES = 20, 4
+# A loop is a unit that stands this often in a row at the end of a text, over this many characters in all. Rows of tables
+# share their cells and are no loop.
+LOOP_TIMES, LOOP_CHARACTERS = 5, 100
+_WINDOW = 20
+# Tokens at the end of an answer among which a stop string is looked for.
+_TAIL = 32
+# Why an answer ended: as the model was trained to, at max_new_tokens, at the model's last position, in a loop.
+End = Literal["stop", "length", "positions", "loop"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and why it ended."""
+
+    text: str
+    end: End = "stop"
 
 
 class _Stops(StoppingCriteria):
-    """Ends a row when its answer contains a stop string, runs in a loop, or when the caller gave up."""
+    """Ends a row when its answer contains a stop string, runs in a loop, or when the caller gave up.
 
-    def __init__(self, tokenizer: Any, prompt_length: int, strings: Sequence[str], given_up: threading.Event) -> None:
+    Attributes:
+        looping: the rows that a loop ended.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_length: int, style: PromptStyle, given_up: threading.Event) -> None:
+        self.looping: set[int] = set()
         self._tokenizer = tokenizer
         self._prompt_length = prompt_length
-        self._strings = strings
+        self._style = style
         self._given_up = given_up
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if self._given_up.is_set():
             return torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         answers = input_ids[:, self._prompt_length :]
-        done = [self._done(row) for row in answers]
+        done = [self._done(index, row) for index, row in enumerate(answers)]
         return torch.tensor(done, device=input_ids.device)
 
-    def _done(self, row: torch.Tensor) -> bool:
-        if self._strings:
-            tail = self._tokenizer.decode(row[-32:], skip_special_tokens=False)
-            if any(stop in tail for stop in self._strings):
+    def _done(self, index: int, row: torch.Tensor) -> bool:
+        if self._style.stop_strings:
+            tail = self._tokenizer.decode(row[-_TAIL:], skip_special_tokens=False)
+            if _end_of(tail, self._style.stop_strings, whole=len(row) <= _TAIL) is not None:
                 return True
-        if len(row) < LOOP_WINDOW or len(row) % 16:
+        if len(row) % 16 or int(row[-1]) in (*self._style.stop_token_ids, self._tokenizer.pad_token_id):
             return False
-        return is_looping(self._tokenizer.decode(row, skip_special_tokens=True))
+        if is_looping(self._tokenizer.decode(row, skip_special_tokens=True)):
+            self.looping.add(index)
+            return True
+        return False
 
 
 def is_looping(text: str) -> bool:
-    """Whether a text ends in the same 20 characters four times over."""
-    window = text[-LOOP_WINDOW:]
-    return len(window) == LOOP_WINDOW and len(set(window)) > 1 and text.count(window) >= LOOP_TIMES
+    """Whether a text ends in the same words over and over: a unit with letters or digits, several times in a row."""
+    window = text[-_WINDOW:]
+    before = text.rfind(window, 0, len(text) - 1)
+    if len(text) < LOOP_CHARACTERS or before < 0:
+        return False
+    unit = text[before + len(window) :]
+    times = max(LOOP_TIMES, -(-LOOP_CHARACTERS // len(unit)))
+    return any(map(str.isalnum, unit)) and len(set(window)) > 1 and text.endswith(unit * times)
 
 
 @dataclass(frozen=True)
@@ -98,14 +125,29 @@ def _arguments(tokenizer: Any, style: PromptStyle, options: Mapping[str, Any], b
     }
 
 
-def _encode(model: Any, tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
+def prompt_tokens(tokenizer: Any, conversation: Conversation) -> int:
+    """How many tokens a conversation has as a prompt.
+
+    Raises:
+        DataError: the template refuses it.
+    """
+    return len(_prompt_ids(tokenizer, conversation))
+
+
+def _prompt_ids(tokenizer: Any, conversation: Conversation) -> list[int]:
+    prompt = render(tokenizer, conversation, add_generation_prompt=True)
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+    return ids
+
+
+def encode_prompts(model: Any, tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
     """The ids of every prompt; templates write their own BOS, so none is added.
 
     Raises:
-        ConfigError: a prompt longer than the model takes, or a token that it has no embedding for.
+        ConfigError: a prompt longer than the model takes, or a token that it has no embedding for. DataError: the
+            template refuses a conversation.
     """
-    prompts = [render(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
-    rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    rows = [_prompt_ids(tokenizer, conversation) for conversation in conversations]
     width, max_positions = max(map(len, rows)), positions_of(model.config)
     known = model.get_input_embeddings().weight.shape[0]
     beyond = next((number for row in rows for number in row if number >= known), None)
@@ -124,21 +166,31 @@ def _encode(model: Any, tokenizer: Any, conversations: Sequence[Conversation]) -
     return rows
 
 
-def _within_positions(model: Any, inputs: dict[str, Any], **arguments: Any) -> torch.Tensor:
-    """`generate` with no more new tokens than the model has positions behind the prompts; one line says where that ended
-    an answer.
+def _room(model: Any, prompt: int, arguments: Mapping[str, Any]) -> int:
+    """New tokens that a prompt of some tokens may get: what was asked for, or the positions that the model has left."""
+    positions, asked = positions_of(model.config), int(arguments["max_new_tokens"])
+    return asked if positions is None else min(asked, positions - prompt)
+
+
+def say_ends(model: Any, answers: Sequence[Answer], asked: int) -> None:
+    """A line for each kind of end that the model was not trained to, but the one that max_new_tokens asked for.
+
+    Args:
+        asked: max_new_tokens.
     """
-    prompt, positions = inputs["input_ids"].shape[1], positions_of(model.config)
-    asked = arguments["max_new_tokens"]
-    room = asked if positions is None else min(asked, positions - prompt)
-    output: torch.Tensor = model.generate(**inputs, **arguments | {"max_new_tokens": room})
-    ends = set(arguments["eos_token_id"] or ()) | {arguments["pad_token_id"]}
-    if room < asked and output.shape[1] == prompt + room and any(int(last) not in ends for last in output[:, -1]):
+    cut, loops = (sum(item.end == end for item in answers) for end in ("positions", "loop"))
+    positions = positions_of(model.config)
+    if cut:
         warn(
-            f"モデルは {positions} トークンまでのため、答えを {room} トークンで終えました（max_new_tokens は {asked}）。",
-            f"the model takes {positions} tokens, so an answer ends after {room} of them (max_new_tokens is {asked}).",
+            f"モデルは質問と回答を合わせて {positions} トークンまでのため、{cut} 件の回答を途中で終えました（max_new_tokens は {asked}）。",
+            f"the model takes {positions} tokens, question and answer together, so that {cut} answers ended early "
+            f"(max_new_tokens is {asked}).",
         )
-    return output
+    if loops:
+        warn(
+            f"同じ言葉の繰り返しになったため、{loops} 件の回答を途中で終えました。",
+            f"{loops} answers were ended because they repeated the same words over and over.",
+        )
 
 
 def _left_padded(rows: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -152,10 +204,26 @@ def _left_padded(rows: Sequence[list[int]], pad_token_id: int, device: torch.dev
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
+def _end_of(text: str, stops: Sequence[str], *, whole: bool = True) -> int | None:
+    """Where a text ends by its stop strings; None where none is in it.
+
+    Args:
+        text: an answer or the end of one.
+        stops: each begins with a line end.
+        whole: the text begins where the answer does, which is the beginning of a line.
+    """
+    found = [place for stop in stops if (place := text.find(stop)) >= 0]
+    found += [0 for stop in stops if whole and text.startswith(_without_line_end(stop))]
+    return min(found, default=None)
+
+
+def _without_line_end(stop: str) -> str:
+    return stop.removeprefix("\n").removeprefix("<NL>")
+
+
 def clean_answer(text: str, style: PromptStyle) -> str:
     """The answer alone: cut at the first stop string, `<NL>` as line ends, no half character at the end."""
-    for stop in style.stop_strings:
-        text = text.split(stop, 1)[0]
+    text = text[: _end_of(text, style.stop_strings)]
     if style.newline is not None:
         text = text.replace(style.newline, "\n")
     return text.strip().rstrip("\ufffd").strip()
@@ -173,7 +241,17 @@ def _decode(tokenizer: Any, ids: Sequence[int], style: PromptStyle) -> str:
     return text
 
 
-def generate_text(
+def generate_text(model: Any, tokenizer: Any, conversations: Sequence[Conversation], **options: Any) -> list[str]:
+    """One answer for each conversation, in their order; the arguments and errors are those of `generate_answers`.
+
+    Answers that end at the model's last position, or in a loop, are told in one line.
+    """
+    answers = generate_answers(model, tokenizer, conversations, **options)
+    say_ends(model, answers, Sampling.taken_from(options)[0].max_new_tokens)
+    return [answer.text for answer in answers]
+
+
+def generate_answers(
     model: Any,
     tokenizer: Any,
     conversations: Sequence[Conversation],
@@ -182,10 +260,11 @@ def generate_text(
     seed: int | None = None,
     batch_size: int = 32,
     **options: Any,
-) -> list[str]:
-    """One answer for each conversation, in their order.
+) -> list[Answer]:
+    """One answer for each conversation, in their order, and why each ended.
 
     Prompts of similar length make a batch, longest first. Where memory runs out, the batch is halved and tried again.
+    In fp32 greedy answers are the same whatever the size of the batch.
 
     Args:
         model: a causal language model; its training mode is put back afterwards.
@@ -204,15 +283,23 @@ def generate_text(
     arguments = _arguments(tokenizer, style, options, batch_size)
     if not conversations:
         return []
-    rows = _encode(model, tokenizer, conversations)
+    rows = encode_prompts(model, tokenizer, conversations)
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
-    answers: dict[int, str] = {}
+    answers: dict[int, Answer] = {}
     if seed is not None:
         torch.manual_seed(seed)
 
     def answer(size: int) -> int:
+        first = order[len(answers)]
+        room = _room(model, len(rows[first]), arguments)
         places = order[len(answers) : len(answers) + size]
-        obtained = _answers(model, tokenizer, [rows[place] for place in places], style, arguments)
+        if room < arguments["max_new_tokens"]:
+            # Near the last position the room depends on the length, and no answer may be shorter for its neighbours.
+            places = [place for place in places if len(rows[place]) == len(rows[first])]
+        batch = [rows[place] for place in places]
+        obtained = _answers(model, tokenizer, batch, style, arguments | {"max_new_tokens": room})
+        if room < arguments["max_new_tokens"]:
+            obtained = [Answer(item.text, "positions") if item.end == "length" else item for item in obtained]
         answers.update(zip(places, obtained, strict=True))
         return size
 
@@ -224,13 +311,29 @@ def generate_text(
 
 def _answers(
     model: Any, tokenizer: Any, rows: Sequence[list[int]], style: PromptStyle, arguments: dict[str, Any]
-) -> list[str]:
+) -> list[Answer]:
     """The answers to one batch of prompts."""
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     length = inputs["input_ids"].shape[1]
-    stops = StoppingCriteriaList([_Stops(tokenizer, length, style.stop_strings, threading.Event())])
-    output = _within_positions(model, inputs, stopping_criteria=stops, **arguments)
-    return [clean_answer(_decode(tokenizer, row[length:].tolist(), style), style) for row in output]
+    stops = _Stops(tokenizer, length, style, threading.Event())
+    output = model.generate(**inputs, stopping_criteria=StoppingCriteriaList([stops]), **arguments)
+    return [
+        _ended(tokenizer, row[length:].tolist(), style, index in stops.looping, arguments["max_new_tokens"])
+        for index, row in enumerate(output)
+    ]
+
+
+def _ended(tokenizer: Any, ids: Sequence[int], style: PromptStyle, looping: bool, room: int) -> Answer:
+    """The answer that an answer's ids are."""
+    text = _decode(tokenizer, ids, style)
+    ends = {*style.stop_token_ids, tokenizer.pad_token_id}
+    if looping:
+        end: End = "loop"
+    elif len(ids) < room or any(number in ends for number in ids) or _end_of(text, style.stop_strings) is not None:
+        end = "stop"
+    else:
+        end = "length"
+    return Answer(clean_answer(text, style), end)
 
 
 def continue_tokens(model: Any, tokenizer: Any, row: Sequence[int], *, style: PromptStyle, **options: Any) -> str:
@@ -241,7 +344,7 @@ def continue_tokens(model: Any, tokenizer: Any, row: Sequence[int], *, style: Pr
         options: as generate_text takes them.
     """
     with evaluating(model):
-        return _answers(model, tokenizer, [list(row)], style, _arguments(tokenizer, style, options))[0]
+        return _answers(model, tokenizer, [list(row)], style, _arguments(tokenizer, style, options))[0].text
 
 
 def text_of(tokenizer: Any, ids: Sequence[int], style: PromptStyle) -> str:
@@ -262,24 +365,33 @@ def stream_text(
     conversation: Conversation,
     *,
     style: PromptStyle | None = None,
+    ended: Callable[[End], None] | None = None,
     **options: Any,
 ) -> Iterator[str]:
     """The answer piece by piece; together the pieces are what generate_text returns for the same options.
 
     Half characters and beginnings of stop strings are held back. Closing the iterator stops the generation.
+
+    Args:
+        ended: is told why the answer ended, behind its last piece.
     """
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
     arguments = _arguments(tokenizer, style, options)
-    rows = _encode(model, tokenizer, [conversation])
+    rows = encode_prompts(model, tokenizer, [conversation])
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     given_up, failure = threading.Event(), []
     streamer = _Ids()
-    criteria = StoppingCriteriaList([_Stops(tokenizer, inputs["input_ids"].shape[1], style.stop_strings, given_up)])
+    length = inputs["input_ids"].shape[1]
+    stops = _Stops(tokenizer, length, style, given_up)
+    room = _room(model, length, arguments)
+    whole: list[Answer] = []
 
     def work() -> None:
+        settings = arguments | {"max_new_tokens": room, "stopping_criteria": StoppingCriteriaList([stops])}
         try:
             with torch.no_grad():
-                _within_positions(model, inputs, streamer=streamer, stopping_criteria=criteria, **arguments)
+                output = model.generate(**inputs, streamer=streamer, **settings)
+            whole.append(_ended(tokenizer, output[0, length:].tolist(), style, 0 in stops.looping, room))
         except Exception as error:  # handed to the reader below; a thread's exception would vanish
             failure.append(error)
             streamer.end()
@@ -294,6 +406,12 @@ def stream_text(
             thread.join()
     if failure:
         raise failure[0]
+    answer = whole[0]
+    if answer.end == "length" and room < arguments["max_new_tokens"]:
+        answer = Answer(answer.text, "positions")
+    say_ends(model, [answer], arguments["max_new_tokens"])
+    if ended is not None:
+        ended(answer.end)
 
 
 class _Ids(BaseStreamer):
@@ -327,7 +445,8 @@ def _pieces(streamer: Iterable[list[int]], tokenizer: Any, style: PromptStyle) -
     whole, shown = "", 0
     for drawn in streamer:
         whole = text.add(drawn)
-        safe = clean_answer(_without_beginning_of(whole, marks), style)
+        opens = any(_without_line_end(stop).startswith(whole.strip()) for stop in style.stop_strings)
+        safe = "" if opens else clean_answer(_without_beginning_of(whole, marks), style)
         if len(safe) > shown:
             yield safe[shown:]
             shown = len(safe)

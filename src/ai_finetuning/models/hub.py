@@ -6,20 +6,20 @@ more than 200 s where it accepts and stays silent), and every refusal names the 
 
 from __future__ import annotations
 
-import difflib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import embedded
-from ..errors import HubError, InputNotFoundError, ModelError, Reason
-from ..messages import notice
+from ..errors import HubError, InputNotFoundError, ModelError, Reason, ToolkitError
+from ..messages import argument, notice
 from ..system.network import LIMIT_SECONDS, carries_tokens, endpoint, head, offline, withhold_tokens
 from . import catalog
-from .adapter_folder import adapter_config, base_name, is_adapter, recorded_config
+from .adapter_folder import AUTO, DEQUANTIZED, ORIGINAL, adapter_config, base_name, places_of_base, was_folder
+from .named import Named, find_named, is_tokenizer, refusal, what_is_here
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
 # What transformers loads: one file, or those that an index names.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _WEIGHT_FILE = re.compile(r"[^/\\:\x00]+\.safetensors")
@@ -38,52 +38,6 @@ class Located:
     name: str
     path: str
     local_only: bool
-
-
-def _refuse_missing_path(name: str) -> None:
-    """Refuses what reads like a path and is not there; near names are suggested."""
-    path = Path(name).expanduser()
-    reads_like_path = not _HUB_ID.match(name) or name.startswith((".", "~"))
-    if reads_like_path or ("/" in name and path.parent.is_dir() and _near_entries(path)):
-        raise _missing_path(path)
-
-
-def _require_model_files(path: Path) -> None:
-    if (path / "config.json").is_file():
-        return
-    if is_adapter(path):
-        base = base_name(recorded_config(path))
-        raise ModelError(
-            f"{path} は LoRA アダプターで、モデル全体ではありません。ベースモデル {base} と組み合わせて読み込んでください (load_lora_model、または aift merge)。",
-            f"{path} is a LoRA adapter, not a whole model. Load it together with its base model {base} "
-            "(load_lora_model, or aift merge).",
-        )
-    raise ModelError(
-        f"{path} に config.json がありません。save_pretrained で保存したモデルのフォルダーを指定してください。",
-        f"{path} has no config.json; name a folder written by save_pretrained.",
-    )
-
-
-def _near_entries(path: Path) -> list[str]:
-    if not path.parent.is_dir():
-        return []
-    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    return [str(path.parent / near) for near in difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)]
-
-
-def _missing_path(path: Path) -> InputNotFoundError:
-    nearest = next((parent for parent in path.parents if parent.is_dir()), None)
-    near = _near_entries(path) or catalog.near(str(path))
-    ja = f"モデルのフォルダー {path} が見つかりません。"
-    en = f"The model folder {path} does not exist."
-    if near:
-        ja, en = ja + f" もしかして: {'、'.join(near)}", en + f" Did you mean: {', '.join(near)}?"
-    elif nearest is not None:
-        ja, en = ja + f" {nearest} まではあります。", en + f" {nearest} does exist."
-    return InputNotFoundError(
-        ja + " フォルダーのパスか、組織名/モデル名 の形の ID を指定してください。",
-        en + " Name a folder, or an id of the form organisation/model.",
-    )
 
 
 def cached(model_id: str) -> bool:
@@ -141,21 +95,106 @@ def on_disk(name: str) -> Path | None:
     """
     if embedded.is_embedded(name):
         return embedded.model_folder(name)
-    path = Path(name).expanduser()
-    return path if path.is_dir() else None
+    path = os.path.expanduser(name)
+    return Path(path) if name.strip() and os.path.isdir(path) else None
 
 
-def named_base(folder: str | Path) -> str:
-    """The model that an adapter's configuration names as its base; said where the hub will be asked for it, which the
-    user has not named.
+def named_base(folder: str | Path, *, origin: str | Path | None = None) -> str:
+    """The model that an adapter was trained on: where its configuration says, else where it has moved to with the
+    adapter. Said where the user has not named it and the hub will be asked for it.
+
+    Args:
+        folder: the adapter's.
+        origin: where the adapter was saved, if not there.
+
+    Raises:
+        InputNotFoundError: no adapter there, or its base is nowhere.
     """
     name = base_name(adapter_config(folder))
-    if on_disk(catalog.resolve(name)) is None and not Path(name).exists():
+    if on_disk(catalog.resolve(name)) is not None:
+        return name
+    moved = next(iter(places_of_base(folder, origin)), None)
+    if moved is not None:
+        place = os.path.normpath(moved)
+        notice(
+            f"アダプター {folder} に記録されたベースモデル {name} はここにないため、{place} を使います（--base で変更できます）。",
+            f"the base {name} that the adapter {folder} names is not there; using {place} (--base names another).",
+        )
+        return place
+    if _is_place(name) or was_folder(origin if origin is not None else folder):
+        raise _base_not_there(folder, name)
+    if not Path(name).exists():
         notice(
             f"アダプター {folder} はベースモデルとして {name} を指定しています。手元になければ {endpoint()} に問い合わせます。",
             f"the adapter {folder} names {name} as its base; unless it is on this machine, {endpoint()} is asked for it.",
         )
     return name
+
+
+def locate_base(folder: str | Path, base: str | None = None) -> str:
+    """The base to load an adapter on, looked up as locate() does; nothing is loaded.
+
+    Args:
+        folder: the adapter's.
+        base: what the user names instead.
+
+    Raises:
+        ToolkitError: as locate(); of a base that the user has not named it says where the name came from.
+    """
+    if base is not None:
+        locate(base)
+        return base
+    name = named_base(folder)
+    try:
+        locate(name)
+    except (HubError, InputNotFoundError) as error:
+        raise _with_way_out(error, folder, name) from error
+    return name
+
+
+def _with_way_out(error: ToolkitError, folder: str | Path, name: str) -> ToolkitError:
+    return type(error)(
+        f"{error.ja}（{name} は、アダプター {folder} に記録されたベースモデルの名前です。別の場所にあるなら --base で指定してください。）",
+        f"{error.en} ({name} is the base that the adapter {folder} names; if it is elsewhere, name it with --base.)",
+    )
+
+
+def _is_place(name: str) -> bool:
+    """Whether a name can only be a folder's."""
+    try:
+        return find_named(name).kind != "hub"
+    except ToolkitError:
+        return True
+
+
+def _base_not_there(folder: str | Path, name: str) -> InputNotFoundError:
+    near = Path(re.split(r"[/\\]", name.rstrip("/\\"))[-1])
+    here = (f"{near} がここにあります。", f"{near} is here.") if (near / "config.json").is_file() else ("", "")
+    example = str(near) if here[0] else "FOLDER"
+    return InputNotFoundError(
+        f"アダプター {folder} のベースモデル {name} が見つかりません（この名前はアダプターの adapter_config.json に記録されたものです）。{here[0]}"
+        f"ベースモデルのフォルダーか ID を --base で指定してください（例: --base {argument(example)}）。",
+        f"the base model {name} of the adapter {folder} does not exist (the name is the one in its adapter_config.json). "
+        f"{here[1]} Name the base's folder or id with --base (such as --base {argument(example)}).",
+    )
+
+
+def validate_name(name: str, base: str | None = None, *, weights: bool = True) -> Named:
+    """What a MODEL argument names, with all that can be refused before anything heavy is imported.
+
+    Args:
+        base: an adapter's base, where the user names it, or a word of `aift merge --base`.
+        weights: False where its tokenizer is enough.
+
+    Raises:
+        ToolkitError: it is not there, or nothing in it can be used.
+    """
+    named = find_named(name)
+    if named.kind == "adapter" and named.folder is not None and (weights or not is_tokenizer(named.folder)):
+        locate_base(named.folder, None if base in (AUTO, ORIGINAL, DEQUANTIZED) else base)
+    elif named.kind not in ("model", "checkpoint"):
+        locate(name, weights=weights)
+    return named
 
 
 def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECONDS) -> Located:
@@ -169,12 +208,14 @@ def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECO
         HubError: the hub does not answer, refuses, or does not know the id.
     """
     name = catalog.resolve(name)
-    folder = on_disk(name)
-    if folder is not None:
-        if weights:
-            _require_model_files(folder)
-        return Located(name, str(folder), True)
-    _refuse_missing_path(name)
+    named = find_named(name)
+    if named.folder is not None:
+        if weights and named.kind != "model":
+            raise refusal(named)
+        place = named.folder if weights else named.tokenizer_folder
+        if not weights and named.kind in ("run", "export", "other") and not _may_hold_tokenizer(named.folder):
+            raise refusal(named)
+        return Located(name, str(place), True)
     if cached(name):
         return Located(name, name, True)
     if offline():
@@ -187,6 +228,11 @@ def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECO
         )
     preflight(name, limit_seconds=limit_seconds)
     return Located(name, name, False)
+
+
+def _may_hold_tokenizer(folder: Path) -> bool:
+    """Whether a folder without a known file has one that a tokenizer can be in, which may have any name."""
+    return any(path.suffix in (".model", ".json", ".tiktoken", ".txt", ".vocab") for path in folder.iterdir())
 
 
 def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
@@ -207,10 +253,10 @@ def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
 
 def _unreachable(model_id: str, reason: Reason) -> HubError:
     return HubError(
-        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason.ja})。ネットワークを確認してください。オフラインなら"
-        " ダウンロード済みのフォルダーを指定し (HF_HUB_OFFLINE=1)、ミラーがあれば HF_ENDPOINT に設定してください。",
-        f"Model {model_id}: {endpoint()} does not answer ({reason.en}). Check the network. Offline, name a "
-        "downloaded folder"
+        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason.ja})。{_suggest_ja(model_id)}ネットワークを確認してください。オフラインの場合は、"
+        "ダウンロード済みのフォルダーを指定し (HF_HUB_OFFLINE=1)、ミラーがあれば HF_ENDPOINT に設定してください。",
+        f"Model {model_id}: {endpoint()} does not answer ({reason.en}).{_suggest_en(model_id)} Check the network. Offline, "
+        "name a downloaded folder"
         " (HF_HUB_OFFLINE=1); where there is a mirror, set HF_ENDPOINT to it.",
     )
 
@@ -245,14 +291,21 @@ def _refused(model_id: str, status: int, code: str) -> HubError:
     )
 
 
+def _suggestion(name: str) -> Reason:
+    """Near names of the catalog for a name that is none of it, and, for one that may be a folder's, what is here."""
+    near = catalog.near(name) if catalog.lookup(name) is None else []
+    here = what_is_here() if "/" not in name else Reason("", "")
+    if not near:
+        return here
+    return Reason(f" もしかして: {'、'.join(near)}。{here.ja}", f" Did you mean: {', '.join(near)}?{here.en}")
+
+
 def _suggest_ja(name: str) -> str:
-    near = catalog.near(name)
-    return f" もしかして: {'、'.join(near)}" if near else ""
+    return _suggestion(name).ja
 
 
 def _suggest_en(name: str) -> str:
-    near = catalog.near(name)
-    return f" Did you mean: {', '.join(near)}?" if near else ""
+    return _suggestion(name).en
 
 
 def reachability(limit_seconds: float = LIMIT_SECONDS) -> str:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ToolkitError
+from ..japanese.default_system import system_turn
 from ..japanese.prompts import user_turn
 from ..messages import notice, warn
 from ..system.gpu import free_memory_bytes, get_available_device
 from . import catalog
+from .adapters import load_adapter
 from .base_model import BaseModel, WeightOptions
 from .generation import generate_text, stream_text
-from .hub import on_disk
-from .loading import load_causal_lm, weight_fingerprint
-from .source import ModelSource, find_tokenizer
+from .hub import locate_base
+from .loading import bits_as_trained, load_causal_lm, weight_fingerprint
+from .named import find_named
+from .source import ModelSource, find_model, find_tokenizer
 from .tokenizers import load_tokenizer, prompt_style
+from .wrong_objects import require_text, require_texts
 
 SUPPORTED_MODELS: dict[str, dict[str, Any]] = catalog.supported_models()
 
 
 class JapaneseModel(BaseModel):
-    """A Japanese language model by hub id, alias, folder or `embedded:kotoha-tiny`.
+    """A Japanese language model by hub id, alias, folder or `embedded:kotoha-tiny`; an adapter's folder answers on its
+    base, loaded as it was in training.
 
     Args:
         model_name: one of SUPPORTED_MODELS, any other hub id, a folder, or `embedded:NAME`, which ships in the package.
@@ -72,7 +78,13 @@ class JapaneseModel(BaseModel):
             return self.model
         bits = 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
         options = WeightOptions(dtype=self.torch_dtype, device=self.device, bits=bits)
-        self.model = self.load_weights(self.find(), options)
+        named = find_named(self.model_name)
+        if named.kind == "adapter":
+            source = find_model(locate_base(named.path), trust_remote_code=self.trust_remote_code)
+            options = replace(options, bits=bits_as_trained(named.path, source, bits))
+            self.model = load_adapter(self.load_weights(source, options), named.path).eval()
+        else:
+            self.model = self.load_weights(self.find(), options)
         self._fingerprint = weight_fingerprint(self.model)
         return self.model
 
@@ -102,10 +114,8 @@ class JapaneseModel(BaseModel):
 
     def _tokenizer_source(self) -> ModelSource:
         """Where the tokenizer is: with the model, or alone in a folder without one."""
-        folder = on_disk(self.model_name)
-        if folder is not None and not (folder / "config.json").is_file():
-            return find_tokenizer(self.model_name)
-        return self.find()
+        named = find_named(self.model_name)
+        return find_tokenizer(self.model_name) if named.kind in ("adapter", "tokenizer", "other") else self.find()
 
     def weights_changed(self) -> bool:
         """Whether loaded weights differ from those on disk."""
@@ -134,9 +144,11 @@ class JapaneseModel(BaseModel):
             input_text: material for it, put behind the instruction.
             max_new_tokens: most tokens of the answer (a token is about 0.7 to 2.3 Japanese characters, by model).
             temperature, top_p, top_k, do_sample: sampling, as in transformers.
-            **kwargs: `history` (earlier messages), `system` (system text), `seed`, and arguments of `generate`.
+            **kwargs: `history` (earlier messages), `system` (system text; without it the one that the model was trained
+                with, "" for none), `seed`, and arguments of `generate`.
         """
-        messages = _messages(instruction, input_text, kwargs)
+        require_text("instruction", instruction, several="generate_batch")
+        messages = _messages(self.ensure_tokenizer(), instruction, input_text, kwargs)
         return self._generate([messages], max_new_tokens, temperature, top_p, top_k, do_sample, kwargs)[0]
 
     def generate_batch(
@@ -151,13 +163,16 @@ class JapaneseModel(BaseModel):
         **kwargs: Any,
     ) -> list[str]:
         """Answers to several instructions, in their order; `batch_size` (32) says how many are answered at a time."""
-        conversations = [_messages(item, None, dict(kwargs)) for item in instructions]
+        require_texts("instructions", instructions, "generate_japanese")
+        tokenizer = self.ensure_tokenizer()
+        conversations = [_messages(tokenizer, item, None, dict(kwargs)) for item in instructions]
         rest = {key: value for key, value in kwargs.items() if key not in ("history", "system")}
         return self._generate(conversations, max_new_tokens, temperature, top_p, top_k, do_sample, rest)
 
     def stream_japanese(self, instruction: str, input_text: str | None = None, **kwargs: Any) -> Iterator[str]:
         """The answer of generate_japanese piece by piece."""
-        messages = _messages(instruction, input_text, kwargs)
+        require_text("instruction", instruction, several="generate_batch")
+        messages = _messages(self.ensure_tokenizer(), instruction, input_text, kwargs)
         model, tokenizer = self.ensure_model(), self.ensure_tokenizer()
         yield from stream_text(
             model, tokenizer, messages, style=prompt_style(tokenizer, model.generation_config), **kwargs
@@ -222,9 +237,10 @@ class JapaneseModel(BaseModel):
         return dict(SUPPORTED_MODELS)
 
 
-def _messages(instruction: str, input_text: str | None, options: dict[str, Any]) -> list[dict[str, str]]:
+def _messages(
+    tokenizer: Any, instruction: str, input_text: str | None, options: dict[str, Any]
+) -> list[dict[str, str]]:
     """The conversation of one question; takes `history` and `system` out of the options."""
     history = list(options.pop("history", None) or [])
-    system = options.pop("system", None)
-    head = [{"role": "system", "content": system}] if system else []
+    head = system_turn(tokenizer, options.pop("system", None))
     return [*head, *history, user_turn(instruction, input_text)]

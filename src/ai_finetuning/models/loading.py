@@ -5,6 +5,7 @@ Everything that can be known from the configuration is checked before weights ar
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from typing_extensions import Unpack
 
 from ..errors import ModelError, Reason, ToolkitError
 from ..messages import notice, warn
-from ..system.gpu import dtype_name, get_available_device, sixteen_bit
+from ..system.gpu import chosen_device, dtype_name, get_available_device, sixteen_bit
 from .activation_checkpointing import enable_activation_checkpointing
+from .adapter_folder import recorded_base
 from .options import validate_options
 from .placement import DeviceMap, spread
 from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, validate_backend, validate_quantized
@@ -94,7 +96,7 @@ def load_causal_lm(
     trusted = options.get("trust_remote_code", False)
     source = name if isinstance(name, ModelSource) else find_model(name, trust_remote_code=trusted)
     validate_safetensors(source)
-    target_device = torch.device(device) if device is not None else get_available_device()
+    target_device = chosen_device(device) or get_available_device()
     plan = LoadPlan(
         source=source,
         device=target_device,
@@ -113,7 +115,7 @@ def load_causal_lm(
     if options.get("gradient_checkpointing"):
         enable_activation_checkpointing(model)
     # peft writes this into adapters: a name that other machines know, not a folder of this one.
-    model.name_or_path = model.config.name_or_path = source.name
+    model.name_or_path = model.config.name_or_path = source.recorded
     model.train(False)  # `eval()` has no types in transformers
     return model
 
@@ -144,6 +146,49 @@ def _quantization(plan: LoadPlan, config: Mapping[str, Any]) -> dict[str, object
             "bit. Name the model before quantization.",
         )
     return {}
+
+
+def has_bitsandbytes() -> bool:
+    """Whether the package that quantizes on loading is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def bits_as_trained(adapter: str, source: ModelSource, bits: int | None) -> int | None:
+    """Bits to load an adapter's base in: what the user says, else what it had in training, with one line.
+
+    Args:
+        adapter: the adapter's folder.
+        source: its base.
+        bits: 4, 8, or 16 for no quantization; None asks the adapter.
+
+    Returns:
+        4, 8, or None for weights as they are stored.
+    """
+    trained = recorded_base(adapter).bits
+    if source.quantization or (bits is None and trained is None):
+        return None if bits == 16 else bits
+    if bits is None and trained is not None:
+        if not has_bitsandbytes():
+            warn(
+                f"アダプター {adapter} は {trained}bit のベースで学習されましたが、この PC には bitsandbytes がないため、量子化していないベースで読み込みます。"
+                "学習時とは回答が少し変わることがあります（pip install bitsandbytes で学習時と同じになります）。",
+                f"the adapter {adapter} was trained on a base in {trained} bit, and this machine has no bitsandbytes: loading "
+                "an unquantized base. Answers may differ a little from those in training (pip install bitsandbytes).",
+            )
+            return None
+        notice(
+            f"アダプター {adapter} を学習したときと同じく、ベースを {trained}bit で読み込みます（16bit で読み込むには --bits 16）。",
+            f"loading the base in {trained} bit, as the adapter {adapter} was trained on it (--bits 16 loads it in 16 bit).",
+        )
+        return trained
+    if bits != trained and (bits, trained) != (16, None):
+        had = f"{trained}bit" if trained is not None else "16bit"
+        notice(
+            f"アダプター {adapter} は {had} のベースで学習されました。指定どおり {bits}bit で読み込みます（回答が少し変わることがあります）。",
+            f"the adapter {adapter} was trained on a base in {had.replace('bit', ' bit')}; loading it in {bits} bit, as asked "
+            "(answers may differ a little).",
+        )
+    return None if bits == 16 else bits
 
 
 def resolve_dtype(requested: torch.dtype | str | None, device: torch.device) -> torch.dtype:

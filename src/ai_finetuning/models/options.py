@@ -14,7 +14,14 @@ def validate_options(options: Mapping[str, object], known: type, function: str) 
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
-def validate_bits(bits: int | None, name: str) -> None:
-    """Raises UsageError for other bits than 4 and 8; None is not quantized."""
-    if bits not in (None, 4, 8):
-        raise UsageError(f"{name} が {bits} です。4 か 8 にしてください。", f"{name} is {bits}; it must be 4 or 8.")
+def validate_bits(bits: int | None, name: str, *, sixteen: bool = False) -> None:
+    """Raises UsageError for other bits than 4 and 8; None is not quantized.
+
+    Args:
+        sixteen: take 16 too, which says that a model is not to be quantized.
+    """
+    if bits not in (None, 4, 8) and not (sixteen and bits == 16):
+        known = ("4、8、16 のどれか", "4, 8 or 16") if sixteen else ("4 か 8 ", "4 or 8")
+        raise UsageError(
+            f"{name} が {bits} です。{known[0]}にしてください。", f"{name} is {bits}; it must be {known[1]}."
+        )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import embedded
 from ..errors import HubError, ModelError, ToolkitError
 from ..messages import warn
 from . import catalog, hub
 from .catalog import CatalogRow
+from .named import find_named, is_tokenizer
 
 # The key of config.json that names a single file of weights.
 _NAMED_WEIGHTS = "transformers_weights"
@@ -48,6 +51,12 @@ class ModelSource:
         return stored
 
     @property
+    def recorded(self) -> str:
+        """What an adapter notes as its base: the name, of a folder its whole path, so that it holds in any folder."""
+        on_this_machine = Path(self.path).is_dir() and not embedded.is_embedded(self.name)
+        return os.path.abspath(self.path) if on_this_machine else self.name
+
+    @property
     def architecture(self) -> str:
         """The first of its architectures, such as LlamaForCausalLM."""
         return str((self.config.get("architectures") or ["?"])[0])
@@ -69,7 +78,12 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
 
 
 def find_tokenizer(name: str) -> ModelSource:
-    """The same for a folder or id whose tokenizer alone is needed; its configuration is read where it has one."""
+    """The same for a folder or id whose tokenizer alone is needed; its configuration is read where it has one. An
+    adapter without a tokenizer of its own has its base's.
+    """
+    named = find_named(name)
+    if named.kind == "adapter" and named.folder is not None and not is_tokenizer(named.folder):
+        name = hub.locate_base(named.folder)
     obtained = hub.locate(name, weights=False)
     file = Path(obtained.path) / "config.json"
     config = read_config(obtained) if file.is_file() else {}

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import HubError, ModelError, ToolkitError
+from ..japanese.default_system import default_system, split_default_system, with_default_system
 from ..japanese.prompts import render, validate_template
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
 from ..messages import notice, warn
@@ -269,7 +270,7 @@ def ensure_pad(tokenizer: Any, embedding_rows: int | None = None) -> None:
 
 
 def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
-    """The chat template in force, as Jinja text.
+    """The chat template in force, as Jinja text; the system text that the model was trained with stays in it.
 
     Raises:
         ConfigError: a name that is neither a template's key, a file nor Jinja text.
@@ -282,7 +283,8 @@ def choose_template(tokenizer: Any, name: str, expected: str | None) -> str:
                 f"model.chat_template に指定された {chosen.key} は未確認のプロンプト形式です。モデルの説明ページと見比べてください。",
                 f"{chosen.key} (model.chat_template) is an unconfirmed prompt format; compare it with the model's page.",
             )
-        return text
+        given = split_default_system(text)[1]
+        return text if given is not None else with_default_system(text, default_system(tokenizer))
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     row = catalog.lookup(name)

@@ -34,6 +34,8 @@ class Plan:
     disk_bytes: int
     free_disk_bytes: int
     output_dir: str
+    strategy: str = "single"
+    processes: int = 1
 
     @property
     def fits(self) -> bool:
@@ -53,6 +55,10 @@ class Plan:
                 ),
             ),
             (localized("デバイスと精度", "device, precision"), f"{self.device}, {self.precision}"),
+            (
+                localized("プロセスと並列方式", "processes, strategy"),
+                localized(f"{self.processes} プロセス、{self.strategy}", f"{self.processes}, {self.strategy}"),
+            ),
             (
                 localized("行", "rows"),
                 localized(

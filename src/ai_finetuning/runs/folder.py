@@ -9,7 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config.run_folder import CHECKPOINTS, CONFIG, CURVE, ENVIRONMENT, LAUNCH, LOCK, METRICS, REPORT, RUN
+from ..config.run_folder import (
+    BASE,
+    CHECKPOINTS,
+    CONFIG,
+    CURVE,
+    ENVIRONMENT,
+    LAUNCH,
+    LOCK,
+    METRICS,
+    REPORT,
+    RUN,
+    WITHOUT_WEIGHTS,
+)
 from ..errors import ConfigError
 from ..system.files import TEMPORARY
 
@@ -34,6 +46,7 @@ OURS = (
     "*.safetensors",
     "*.safetensors.index.json",
     "adapter_config.json",
+    BASE,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -46,7 +59,7 @@ OURS = (
 )
 # What else is written while a run is at work, or was by earlier versions.
 _AT_WORK = (LOCK, OWNER, LAUNCH, RUN + ".tmp")
-_OF_CHECKPOINTS = ("checkpoint-[0-9]*", ".staging-*", ".trash-*")
+_OF_CHECKPOINTS = ("checkpoint-[0-9]*", ".staging-*", ".trash-*", WITHOUT_WEIGHTS)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

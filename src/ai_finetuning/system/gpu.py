@@ -29,6 +29,34 @@ def get_available_device() -> torch.device:
     return torch.device("cpu")
 
 
+def chosen_device(device: torch.device | str | None) -> torch.device | None:
+    """A device as the user names it; None stays None, which means the best one.
+
+    Raises:
+        ConfigError: no such kind of device, or none of it on this machine.
+    """
+    if device is None:
+        return None
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device が {device!r} です。cpu、cuda、cuda:0、mps のように書いてください。",
+            f"device is {device!r}; write cpu, cuda, cuda:0 or mps.",
+        ) from error
+    there = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(chosen.type)
+    if there == 0 or (there is not None and chosen.index is not None and chosen.index >= there):
+        raise ConfigError(
+            f"device が {chosen} ですが、この PC で使える {chosen.type} のデバイスは {there} 個です。device=None なら使えるものを選びます（GPU がなければ CPU）。",
+            f"device is {chosen}, but this machine has {there} usable {chosen.type} devices; device=None takes the best one "
+            "there is.",
+        )
+    return chosen
+
+
 def get_gpu_memory_info() -> dict[str, Any]:
     """Memory of every CUDA device in GB (10^9 bytes), in the documented shape; `available` is False without one."""
     if not torch.cuda.is_available():

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from ..config.data import DataConfig
-from ..config.model import ModelConfig
 from ..config.parallel import ParallelConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
-from ..execution.request import TrainRequest
+from ..execution.request import TrainRequest, model_settings
 from ..execution.result import Result
 from ..execution.sources import with_resume
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
-from .trainer import Trainer
+from ..models.wrong_objects import require_kind
+from .trainer import Trainer, require_model
 
 
 class FullFinetuningTrainer(Trainer):
@@ -50,6 +50,9 @@ class FullFinetuningTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
+        require_model(model)
+        require_kind("config", config, TrainingConfig)
+        require_kind("data", data or DataConfig(), DataConfig)
         self.model = model
         self.config = config
         self.train_dataset = train_dataset
@@ -61,7 +64,7 @@ class FullFinetuningTrainer(Trainer):
 
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         config = RunConfig(
-            model=ModelConfig(self.model.model_name),
+            model=model_settings(self.model),
             method="full",
             data=self.data,
             training=with_resume(self.config, resume_from_checkpoint),

@@ -7,14 +7,15 @@ from typing import Any
 
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
-from ..config.training import MultiGPUTrainingConfig
+from ..config.training import MultiGPUTrainingConfig, TrainingConfig
 from ..execution.request import TrainRequest
 from ..execution.result import Result
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
 from ..models.base_model import BaseModel
+from ..models.wrong_objects import require_kind
 from .full import FullFinetuningTrainer
 from .lora import LoRAFinetuningTrainer
-from .trainer import Trainer
+from .trainer import Trainer, require_model
 
 
 class AdvancedMultiGPUTrainer(Trainer):
@@ -44,6 +45,10 @@ class AdvancedMultiGPUTrainer(Trainer):
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
     ) -> None:
+        require_model(model)
+        require_kind("config", config, TrainingConfig)
+        require_kind("data", data or DataConfig(), DataConfig)
+        require_kind("lora_config", lora_config or LoRAConfig(), LoRAConfig)
         self.model = model
         self.config = config
         self.train_dataset = train_dataset

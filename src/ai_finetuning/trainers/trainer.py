@@ -19,7 +19,18 @@ from ..execution.score import score
 from ..execution.sources import choose_sources
 from ..execution.trainer_hooks import TrainerHooks, as_callback
 from ..models.base_model import BaseModel
+from ..models.wrong_objects import wrong_model
 from ..parallel.processes import launched
+
+
+def require_model(model: Any) -> None:
+    """Refuses anything but a model of this toolkit, with what to write instead.
+
+    Raises:
+        ConfigError: with what was given.
+    """
+    if not isinstance(model, BaseModel):
+        raise wrong_model(model)
 
 
 class Trainer(ABC):

@@ -120,3 +120,38 @@ def test_a_text_that_changes_leaves_its_digest():
     assert now <= set(written), f"add to template_texts.txt: {now - set(written)}"
     former = {f"{key} {digest}" for key, digests in templates._FORMER.items() for digest in digests}
     assert set(written) - {""} == now | former, "put the digest of a text that is no more into _FORMER"
+
+
+@pytest.mark.parametrize("key", [key for key, item in TEMPLATES.items() if item.stop_strings])
+def test_case_40_a_stop_is_the_line_that_opens_the_next_question(key: str):
+    """From the line end in front of it to the end of the heading; between two turns the template writes just that."""
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.chat_template = TEMPLATES[key].jinja
+    newline = TEMPLATES[key].newline or "\n"
+    talk = [
+        {"role": "user", "content": "甲甲"},
+        {"role": "assistant", "content": "乙乙"},
+        {"role": "user", "content": "丙丙"},
+    ]
+    between = render(tokenizer, talk, add_generation_prompt=True).split("乙乙")[1].split("丙丙")[0]
+    opens = between.replace("</s>", "").replace(newline, "").lstrip()
+    for stop in TEMPLATES[key].stop_strings:
+        assert stop.startswith(newline)
+        assert stop.replace(newline, "").strip() == opens.strip()
+        assert stop.endswith((" ", "\n"))
+
+
+def test_case_40_the_opening_that_a_template_writes_is_among_its_stops():
+    """But for one that parts its turns by a blank: there only the token at the end of a turn tells."""
+    for key, item in TEMPLATES.items():
+        if not item.stop_strings or key == "rakuten_vicuna":
+            continue
+        tokenizer = copy.deepcopy(build_tokenizer())
+        tokenizer.chat_template = item.jinja
+        talk = [
+            {"role": "user", "content": "甲"},
+            {"role": "assistant", "content": "乙"},
+            {"role": "user", "content": "丙"},
+        ]
+        between = render(tokenizer, talk).split("乙")[1].split("丙")[0].replace("</s>", "")
+        assert any(stop in (item.newline or "\n") + between for stop in item.stop_strings), key

@@ -14,7 +14,15 @@ from transformers import AutoModelForCausalLM
 from ai_finetuning import JapaneseModel
 from ai_finetuning.errors import ConfigError
 from ai_finetuning.japanese.templates import TEMPLATES
-from ai_finetuning.models.generation import clean_answer, generate_text, is_looping, stream_text
+from ai_finetuning.models.generation import (
+    Answer,
+    clean_answer,
+    encode_prompts,
+    generate_answers,
+    generate_text,
+    is_looping,
+    stream_text,
+)
 from ai_finetuning.models.tokenizers import PromptStyle, prompt_style
 
 QUESTION = [{"role": "user", "content": "首都は？"}]
@@ -25,7 +33,7 @@ def parrot(tiny_model_dir: Path):
     """A function: a model trained in seconds to answer one question with one text under one template."""
     from ai_finetuning.japanese.prompts import render
 
-    def train(answer: str, template: str | None = None, extra: list[str] | None = None):
+    def train(answer: str, template: str | None = None, extra: list[str] | None = None, steps: int = 60):
         tokenizer = copy.deepcopy(build_tokenizer())
         if extra:
             tokenizer.add_special_tokens({"additional_special_tokens": extra})
@@ -35,7 +43,7 @@ def parrot(tiny_model_dir: Path):
         text = render(tokenizer, QUESTION, add_generation_prompt=True) + answer
         ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        for _ in range(60):
+        for _ in range(steps):
             optimizer.zero_grad()
             model(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
@@ -207,13 +215,74 @@ def test_a_prompt_longer_than_the_model_is_refused():
 
 def test_endless_loops_are_seen():
     assert is_looping("前置き。" + "同じことを何度も何度も言い続ける文です。" * 5)
+    assert is_looping("はい。" * 40)
     assert not is_looping("日本の首都は東京です。" * 2)
     assert not is_looping("短い")
 
 
+def test_case_40_tables_are_no_loop():
+    row = "| 2026-04-{:02d} | 対応済み | 担当: 総務部の佐藤 |\n"
+    assert not is_looping("".join(row.format(day) for day in range(1, 29)))
+    assert not is_looping("|---" * 60 + "|")
+    assert not is_looping("・" * 200)
+    assert not is_looping("| 項目 | 値 |\n" + "|  |  |\n" * 40)
+
+
+HEADED = "手順です。\n\n### 手順1\n＃＃＃重要\n「USER: 利用者」と ### 入力: を見ます。"
+
+
+@pytest.mark.parametrize("template", ["alpaca_ja", "calm2", "stockmark", "rakuten_vicuna"])
+def test_case_40_headings_of_a_trained_answer_stay(parrot, template: str):
+    model, tokenizer = parrot(f"{HEADED}</s>", template, steps=120)
+    assert answer_of(model, tokenizer, max_new_tokens=120) == HEADED
+    assert "".join(stream_text(model, tokenizer, QUESTION, do_sample=False, max_new_tokens=120)) == HEADED
+
+
+@pytest.mark.parametrize(("template", "opening"), [("calm2", "\nUSER: "), ("stockmark", "\n\n### Input:\n")])
+def test_case_40_the_next_question_ends_an_answer(parrot, template: str, opening: str):
+    model, tokenizer = parrot(f"東京です。{opening}次は", template)
+    assert generate_answers(model, tokenizer, [QUESTION], do_sample=False, max_new_tokens=60) == [
+        Answer("東京です。", "stop")
+    ]
+
+
+def test_a_loop_is_told(parrot, logged):
+    model, tokenizer = parrot("東京は良い所です。" * 14)
+    obtained = generate_answers(model, tokenizer, [QUESTION], do_sample=False, max_new_tokens=400)
+    assert obtained[0].end == "loop"
+    assert logged() == ""
+    pieces = list(stream_text(model, tokenizer, QUESTION, do_sample=False, max_new_tokens=400))
+    assert "".join(pieces) == obtained[0].text
+    assert "repeated the same words" in logged()
+
+
+def test_the_end_at_max_new_tokens_is_known():
+    model, tokenizer = build_model(), build_tokenizer()
+    options = {"max_new_tokens": 3, "do_sample": True, "suppress_tokens": list(range(6))}
+    assert [item.end for item in generate_answers(model, tokenizer, [QUESTION], seed=0, **options)] == ["length"]
+    ends = []
+    list(stream_text(model, tokenizer, QUESTION, ended=ends.append, **options))
+    assert ends == ["length"]
+
+
+def test_near_the_last_position_no_answer_is_shorter_for_its_neighbours():
+    """A long question leaves itself few positions, and its batch as many as each has alone."""
+    model, tokenizer = build_model(seed=3), build_tokenizer()
+    conversations = [[{"role": "user", "content": "首都は？" * count}] for count in (1, 40, 3, 40, 2)]
+    options = {"max_new_tokens": 40, "do_sample": False, "suppress_tokens": list(range(6))}
+    long = len(encode_prompts(model, tokenizer, conversations[1:2])[0])
+    model.config.max_position_embeddings = long + 5
+    together = generate_answers(model, tokenizer, conversations, **options)
+    alone = [generate_answers(model, tokenizer, [item], **options)[0] for item in conversations]
+    assert together == alone
+    assert [item.end for item in together] == ["length", "positions", "length", "positions", "length"]
+
+
 def test_cleaning():
-    style = PromptStyle((2,), ("### 指示:",), "<NL>")
-    assert clean_answer(" 東京<NL>です\ufffd ### 指示: 次", style) == "東京\nです"
+    style = PromptStyle((2,), ("<NL>ユーザー: ",), "<NL>")
+    assert clean_answer(" 東京<NL>です\ufffd<NL>ユーザー: 次", style) == "東京\nです"
+    assert clean_answer("ユーザー: 次", style) == ""
+    assert clean_answer("規約の「ユーザー: 利用者」は<NL>こうです", style) == "規約の「ユーザー: 利用者」は\nこうです"
     assert prompt_style(build_tokenizer()).stop_token_ids == (2,)
 
 
@@ -233,10 +302,10 @@ def test_an_answer_ends_at_the_last_position(family: str, caplog: pytest.LogCapt
     # Random, and never at an end of its own.
     options = {"max_new_tokens": 512, "temperature": 2.0, "suppress_tokens": list(range(6))}
     assert all(generate_text(model, tokenizer, conversations, seed=0, **options))
-    assert "the model takes 64 tokens, so an answer ends after" in caplog.text
+    assert "the model takes 64 tokens, question and answer together, so that 2 answers ended early" in caplog.text
     caplog.clear()
     assert list(stream_text(model, tokenizer, QUESTION, **options))
-    assert "the model takes 64 tokens, so an answer ends after" in caplog.text
+    assert "the model takes 64 tokens, question and answer together, so that 1 answers ended early" in caplog.text
 
 
 def test_a_token_without_an_embedding_is_refused_by_name():

@@ -161,4 +161,4 @@ def test_stops_are_eos_the_models_list_and_the_turn_end():
     assert set(style.stop_token_ids) == {tokenizer.eos_token_id, eot, eom}
     tokenizer.chat_template = TEMPLATES["rinna_nl"].jinja
     assert prompt_style(tokenizer).newline == "<NL>"
-    assert "ユーザー:" in prompt_style(tokenizer).stop_strings
+    assert prompt_style(tokenizer).stop_strings == ("<NL>ユーザー: ",)

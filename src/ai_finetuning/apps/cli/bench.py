@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    model: str = typer.Argument(..., help=localized("元のモデル", "the original model")),
+    model: str = typer.Argument(
+        ..., help=localized("元のモデル（アダプターも可）", "the original model, or an adapter")
+    ),
     quantized: str = typer.Argument(..., help=localized("量子化したモデル", "the quantized model")),
     data: str | None = typer.Option(
         None,
@@ -44,13 +46,17 @@ def bench(
     ),
 ) -> None:
     """Prints the comparison; with --out also writes it as benchmark.json, benchmark.md and benchmark.png."""
+    from ...models.hub import validate_name
+
+    for name in (model, quantized):
+        validate_name(name)
     from ...evaluation.quantization_benchmark import benchmark_inputs, compare_models
     from ...evaluation.quantization_report import markdown, write_report
-    from ...models.loading import load_causal_lm
+    from ...inference.session import load_weights
     from ...models.tokenizers import load_tokenizer
 
     inputs = benchmark_inputs(data, load_tokenizer(model), rows=rows, max_length=max_length)
-    obtained = compare_models(load_causal_lm(model), load_causal_lm(quantized), inputs, num_runs=runs)
+    obtained = compare_models(load_weights(model), load_weights(quantized), inputs, num_runs=runs)
     print(printable(markdown(obtained)))
     grade = obtained["verdict"]["grade"]
     print(localized(f"判定: {grade}（{_GRADES[grade][0]}）", f"verdict: {_GRADES[grade][1]}"))

@@ -13,7 +13,14 @@ from .japanese import App
 
 app = App()
 _FILE = typer.Argument(..., help=localized("データのファイル", "the data's file"))
-_MODEL = typer.Option(..., "--model", help=localized("モデル名かフォルダー", "model id or folder"))
+_MODEL = typer.Option(
+    ...,
+    "--model",
+    help=localized(
+        "モデル名、またはモデル・アダプター・学習結果のフォルダー",
+        "model id, or folder of a model, an adapter or a run",
+    ),
+)
 _LENGTH = typer.Option(
     512, "--max-length", help=localized("1 行の最大トークン数。", "maximum length of a row, in tokens.")
 )
@@ -29,6 +36,11 @@ def _load(
 ) -> tuple[Any, Any, Any, list[str]]:
     """(tokenizer, examples, report, lines) of the rows that can be used; the others are among the lines."""
     from ...config.load import load_config
+    from ...data.files import find_data
+    from ...models.hub import validate_name
+
+    find_data(file)
+    validate_name(model, weights=False)
     from ...data.prepare import load_examples
     from ...models.tokenizers import load_tokenizer
 

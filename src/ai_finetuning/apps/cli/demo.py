@@ -78,7 +78,7 @@ def demo(
             f"loss curve: {folder / 'loss.png'}   report: {folder / 'report.html'}",
         )
     )
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift chat {argument(folder)} --compare --greedy")
     print(f"  aift merge {argument(folder)} --out {argument(out / 'merged')}")
     print("  aift train data.train=FILE learning_rate=3e-3 training.output_dir=outputs/mine")

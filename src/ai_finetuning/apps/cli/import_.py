@@ -73,5 +73,5 @@ def import_run(
             f"{out} に書き込めません（{type(error).__name__}）。フォルダーと権限を確認してください。",
             f"{out} cannot be written ({error}); check the folder and its permissions.",
         ) from None
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift train {argument(out)} --dry-run")

@@ -13,7 +13,9 @@ import typer
 from ...errors import ToolkitError, localized, prefers_japanese
 from ...messages import printable
 from . import (
+    answer,
     bench,
+    bundle,
     chat,
     data,
     demo,
@@ -39,7 +41,7 @@ app = App(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (train, generate, chat, merge, serve, quantize, bench, models, import_, env, schema, demo):
+for verb in (train, generate, chat, answer, merge, serve, quantize, bench, models, bundle, import_, env, schema, demo):
     verb.register(app)
 app.add_typer(
     export.app,

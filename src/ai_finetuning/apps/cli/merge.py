@@ -14,7 +14,12 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
-    adapter: str = typer.Argument(..., help=localized("アダプターのフォルダー", "the adapter's folder")),
+    adapter: str = typer.Argument(
+        ...,
+        help=localized(
+            "アダプター・学習結果・チェックポイントのフォルダー", "folder of an adapter, a run or a checkpoint"
+        ),
+    ),
     out: str = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder")),
     base: str = typer.Option(
         "auto",
@@ -35,6 +40,9 @@ def merge(
     dtype: str = typer.Option("bfloat16", help="bfloat16 | float16 | float32"),
 ) -> None:
     """Writes one plain model and compares it, read back from disk, with base plus adapter."""
+    from ...models.hub import validate_name
+
+    validate_name(adapter, base)
     from ...convert.merge import merge_adapter
 
     report = merge_adapter(adapter, out, base=base, bits=bits, dtype=dtype)
@@ -44,5 +52,5 @@ def merge(
         f"{report.folder}  {report.source}  KL {report.kl:.5f}  top-1 {report.top1:.1%}  "
         f"{report.size_bytes / 1e6:.1f} MB"
     )
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift chat {argument(report.folder)}")

@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def quantize(
-    model: str = typer.Argument(..., help=localized("モデル名・フォルダー", "model id or folder")),
+    model: str = typer.Argument(
+        ..., help=localized("モデル名、またはモデル・学習結果のフォルダー", "model id, or folder of a model or a run")
+    ),
     bits: int = typer.Option(..., "--bits", help="8 | 4"),
     out: str = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder")),
     backend: str = typer.Option("bitsandbytes", help="bitsandbytes | torchao"),
@@ -46,6 +48,12 @@ def quantize(
     ),
 ) -> None:
     """Writes a copy that plain transformers loads."""
+    from ...models.hub import validate_name
+    from ...models.named import refusal
+
+    named = validate_name(model)
+    if named.kind == "adapter":
+        raise refusal(named)
     from ...convert.quantize import QuantizationOptimizer
 
     asked = {"bnb_4bit_use_double_quant": double_quant, "llm_int8_threshold": threshold}
@@ -62,6 +70,6 @@ def quantize(
             f"MB  memory {report.memory_bytes / 1e6:.1f} MB",
         )
     )
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift bench {argument(model)} {argument(report.folder)}")
     print(f"  aift chat {argument(report.folder)}")

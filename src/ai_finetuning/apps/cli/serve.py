@@ -20,9 +20,13 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     model: str = typer.Argument(
-        ..., help=localized("モデル名・フォルダー・アダプターのフォルダー", "model id, folder, or adapter folder")
+        ...,
+        help=localized(
+            "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
+            "model id, or folder of a model, an adapter, a run or a checkpoint",
+        ),
     ),
-    port: int = typer.Option(8000),
+    port: int = typer.Option(8000, help=localized("ポート番号", "port")),
     device: str = typer.Option("auto", help="auto | cpu | cuda:0 ..."),
     bits: int | None = typer.Option(
         None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
@@ -37,8 +41,18 @@ def serve(
     max_tokens: int = typer.Option(
         4096, "--max-tokens", min=1, help=localized("1 つの回答の最大トークン数", "most tokens of an answer")
     ),
+    alias: str | None = typer.Option(
+        None,
+        help=localized(
+            "クライアントに見せるモデル名（既定はフォルダーや実行の名前）",
+            "the model's name for clients (default: its folder's)",
+        ),
+    ),
 ) -> int:
     """Merges an adapter into a cache folder, then runs `transformers serve` pinned to the model."""
+    from ...models.hub import validate_name
+
+    validate_name(model, base)
     from ...export.serve import serve as run_server
 
-    return run_server(model, port=port, device=device, bits=bits, base=base, max_tokens=max_tokens)
+    return run_server(model, port=port, device=device, bits=bits, base=base, max_tokens=max_tokens, alias=alias)

@@ -54,5 +54,5 @@ def train(
             f"wrote a tokenizer with {vocabulary} tokens: {out}",
         )
     )
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift train method=pretrain model={argument(out)} data.train=FILE data.on_long=split data.packing=true")

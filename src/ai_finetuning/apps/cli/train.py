@@ -79,7 +79,7 @@ def train(
     from ...trainers.from_config import run_training
 
     result = run_training(config, device, source)
-    print(localized("次の手順:", "next steps:"))
+    print(localized("次のステップ:", "next steps:"))
     print(f"  aift chat {argument(result.folder)}")
     if not config.trains_all:
         print(f"  aift merge {argument(result.folder)} --out {argument(f'{result.folder}-merged')}")

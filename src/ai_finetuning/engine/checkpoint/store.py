@@ -22,10 +22,10 @@ from ...errors import CheckpointError, InputNotFoundError, Reason
 from ...messages import notice, warn
 from ...parallel.processes import Peers, gather
 from ...parallel.weights.layout import Layout
-from ...system.files import fsync_folder
+from ...system.files import fsync_folder, sha256_of
 from ..faults import Faults
 from .read import read_tensors
-from .write import Cancelled, raise_if_cancelled, sha256_of, write_durably, write_tensors
+from .write import Cancelled, raise_if_cancelled, write_durably, write_tensors
 
 FORMAT_VERSION = 1
 STATE = "state.json"

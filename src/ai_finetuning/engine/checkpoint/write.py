@@ -103,12 +103,3 @@ def write_tensors(
         file.flush()
         os.fsync(file.fileno())
     return 8 + len(head) + offset, digest.hexdigest(), entries
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(2**20), b""):
-            digest.update(block)
-    return digest.hexdigest()

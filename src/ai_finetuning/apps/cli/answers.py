@@ -1,0 +1,79 @@
+"""What the verbs that answer have in common: how answers are printed, and what is said about their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...errors import UsageError, localized
+from ...messages import notice, on_one_line, printable
+
+
+def empty_answer() -> str:
+    """What stands in the place of an answer without a character."""
+    return localized("（空の回答）", "(empty answer)")
+
+
+def shown_answer(text: str) -> str:
+    """An answer as a terminal may get it."""
+    return printable(text) if text else empty_answer()
+
+
+def print_comparison(without: str, with_it: str) -> None:
+    """Two answers side by side; long lines fold, no character is left out."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for heading in (
+        localized("アダプターなし", "without adapter"),
+        localized("アダプターあり", "with adapter"),
+    ):
+        table.add_column(heading, overflow="fold")
+    # A tab has no fixed width: a cell would grow beyond its border.
+    table.add_row(*(Text(shown_answer(text).expandtabs(4)) for text in (without, with_it)))
+    Console().print(table)
+
+
+def say_cut(ends: Sequence[str], max_new_tokens: int) -> None:
+    """One line where answers were cut at the length that was asked for."""
+    cut = sum(end == "length" for end in ends)
+    if cut:
+        notice(
+            f"{cut} 件の回答は {max_new_tokens} トークンで切れています（--max-new-tokens で変更できます）。",
+            f"{cut} answers are cut at {max_new_tokens} tokens (--max-new-tokens changes that).",
+        )
+
+
+def say_system(trained: str | None, given: str | None) -> None:
+    """One line on the system prompt in force.
+
+    Args:
+        trained: what the model was trained with.
+        given: `--system`.
+    """
+    system = trained if given is None else given
+    if system:
+        origin = ("学習時のもの", "as in training") if given is None or given == trained else ("指定", "given")
+        notice(
+            f"システムプロンプト（{origin[0]}）: {on_one_line(system)}",
+            f"system prompt ({origin[1]}): {on_one_line(system)}",
+        )
+    if trained and given is not None and given != trained:
+        notice(
+            f"このモデルの学習時のシステムプロンプトは使いません: {on_one_line(trained)}",
+            f"not the system prompt that the model was trained with: {on_one_line(trained)}",
+        )
+
+
+def validate_adapter(option: str, has_adapter: bool, model: str) -> None:
+    """Refuses an option that needs an adapter.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    if not has_adapter:
+        raise UsageError(
+            f"{option} にはアダプターが必要ですが、{model} は LoRA アダプターではありません。",
+            f"{option} needs an adapter, and {model} is not a LoRA adapter.",
+        )

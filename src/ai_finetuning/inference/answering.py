@@ -1,0 +1,258 @@
+"""Answers to a file of questions: one load, batches, and a record of what is answered, from which a stopped command goes
+on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import ConfigError, StorageError, ToolkitError
+from ..japanese.default_system import system_turn
+from ..japanese.prompts import user_turn
+from ..models.generation import encode_prompts, generate_answers
+from .question_files import Question
+from .session import OpenModel
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a question.
+
+    Attributes:
+        answers: a text for each column; empty for an empty or refused question.
+        ends: why each answer ended.
+        refused: why the question could not be asked (Japanese, English).
+    """
+
+    answers: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    refused: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked.
+
+    Attributes:
+        system: the system text; None is the one that the model was trained with, "" none.
+        variants: for each column of answers whether the adapter is in use.
+        batch_size: most questions answered at a time.
+        seed: of the first batch; each batch has its own, so that a resumed command draws the same.
+        options: of generate_answers.
+    """
+
+    system: str | None
+    variants: tuple[bool, ...]
+    batch_size: int
+    seed: int
+    options: Mapping[str, Any]
+
+
+@dataclass
+class Record:
+    """What is answered so far, in a file beside the answers; a line a question, below one that says of what.
+
+    Attributes:
+        path: the file.
+        made_by: what the answers depend on; another command does not go on with them.
+        outcomes: by the place of the question.
+    """
+
+    path: Path
+    made_by: dict[str, Any]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, made_by: Mapping[str, Any], *, restart: bool) -> Record:
+        """The record at a path, with what an earlier command has answered.
+
+        Args:
+            restart: forget that.
+
+        Raises:
+            ConfigError: it belongs to another command; the message says what differs.
+        """
+        record = cls(path, json.loads(json.dumps(made_by)))
+        if restart:
+            path.unlink(missing_ok=True)
+        if path.is_file():
+            record._read()
+        return record
+
+    def _read(self) -> None:
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # what a killed process wrote last may be half a line
+        try:
+            head = json.loads(lines[0]) if lines else None
+            rows = [json.loads(line) for line in lines[1:]]
+            if head is not None and head["format"] != _FORMAT:
+                raise ValueError(f"format {head['format']}")
+            found = {
+                int(row["question"]): Outcome(
+                    tuple(row.get("answers", ())),
+                    tuple(row.get("ends", ())),
+                    tuple(row["refused"]) if row.get("refused") else None,
+                )
+                for row in rows
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"途中の回答 {self.path} を読めません（{error}）。--restart で最初からやり直せます。",
+                f"the answers so far, {self.path}, cannot be read ({error}); --restart begins anew.",
+            ) from error
+        changed = (
+            [] if head is None else [name for name in self.made_by if head["made_by"].get(name) != self.made_by[name]]
+        )
+        if changed:
+            raise ConfigError(
+                f"途中の回答 {self.path} は別の指定で作られています（違うもの: {', '.join(changed)}）。同じ指定に戻すか、--restart で最初からやり直してください。",
+                f"the answers so far, {self.path}, were made by another command (different: {', '.join(changed)}); use the "
+                "same one, or begin anew with --restart.",
+            )
+        self.outcomes = found
+
+    def add(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Writes answers to disk before the next ones are made.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        lines = [] if self.outcomes or self._has_head() else [{"format": _FORMAT, "made_by": self.made_by}]
+        for place, item in outcomes.items():
+            line: dict[str, Any] = {"question": place, "answers": item.answers, "ends": item.ends}
+            lines.append(line | ({"refused": item.refused} if item.refused else {}))
+        try:
+            with _appended(self.path) as file:
+                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"途中の回答 {self.path} に書けません（{error.strerror or error}）。",
+                f"the answers so far, {self.path}, cannot be written ({error.strerror or error}).",
+            ) from error
+        self.outcomes.update(outcomes)
+
+    def _has_head(self) -> bool:
+        return self.path.is_file() and b"\n" in self.path.read_bytes()
+
+    def remove(self) -> None:
+        """Removes the file, once the answers are where they belong."""
+        self.path.unlink(missing_ok=True)
+
+
+def _appended(path: Path) -> BinaryIO:
+    """A file open at its end, without a half line there; a new one is for this user only."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags, 0o600), "r+b")
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    file.truncate(whole)
+    file.seek(whole)
+    return file
+
+
+def ask(
+    opened: OpenModel,
+    questions: Sequence[Question],
+    asking: Asking,
+    record: Record,
+    progress: Callable[[int, int], None] = lambda done, whole: None,
+) -> list[Outcome]:
+    """An outcome for each question, in their order; what the record has is not asked again.
+
+    Questions of similar length make a batch, longest first. Empty ones stay empty; one that is too long for the model, or
+    that its template refuses, is refused by itself.
+
+    Args:
+        progress: is told the tokens of the questions that are answered, and of all.
+
+    Raises:
+        StorageError: the record cannot be written. ConfigError: a value out of range.
+    """
+    conversations = {
+        place: [*system_turn(opened.tokenizer, item.system or asking.system), user_turn(item.text, item.material)]
+        for place, item in enumerate(questions)
+        if item.text and not item.unreadable
+    }
+    lengths, refused = _measure(opened, questions, conversations)
+    new = {place: outcome for place, outcome in refused.items() if place not in record.outcomes}
+    if new:
+        record.add(new)
+    order = sorted(lengths, key=lambda place: (-lengths[place], place))
+    batches = [order[start : start + asking.batch_size] for start in range(0, len(order), asking.batch_size)]
+    whole = sum(lengths.values())
+    done = sum(lengths[place] for place in order if place in record.outcomes)
+    progress(done, whole)
+    for number, batch in enumerate(batches):
+        missing = [place for place in batch if place not in record.outcomes]
+        if not missing:
+            continue
+        # Sampling answers the whole batch, so that it draws what it would have drawn in one go.
+        asked = batch if asking.options.get("do_sample", True) else missing
+        record.add(_answer(opened, [conversations[place] for place in asked], asking, number, asked))
+        done += sum(lengths[place] for place in missing)
+        progress(done, whole)
+    return [record.outcomes.get(place, Outcome(("",) * len(asking.variants))) for place in range(len(questions))]
+
+
+def _answer(
+    opened: OpenModel, conversations: Sequence[Any], asking: Asking, number: int, places: Sequence[int]
+) -> dict[int, Outcome]:
+    """The outcomes of one batch."""
+    columns = []
+    for adapter in asking.variants:
+        with opened.adapter(adapter):
+            columns.append(
+                generate_answers(
+                    opened.model,
+                    opened.tokenizer,
+                    conversations,
+                    seed=asking.seed + number,
+                    batch_size=len(conversations),
+                    **asking.options,
+                )
+            )
+    return {
+        place: Outcome(tuple(item.text for item in answers), tuple(item.end for item in answers))
+        for place, answers in zip(places, zip(*columns, strict=True), strict=True)
+    }
+
+
+def _measure(
+    opened: OpenModel, questions: Sequence[Question], conversations: Mapping[int, Any]
+) -> tuple[dict[int, int], dict[int, Outcome]]:
+    """(tokens of every prompt, the questions that cannot be asked)."""
+    lengths: dict[int, int] = {}
+    refused = {
+        place: Outcome(
+            refused=(
+                "文字コードにないバイトがあります。",
+                "it holds bytes that the encoding of the file does not have.",
+            )
+        )
+        for place, item in enumerate(questions)
+        if item.unreadable
+    }
+    for place, conversation in conversations.items():
+        try:
+            lengths[place] = len(encode_prompts(opened.model, opened.tokenizer, [conversation])[0])
+        except ToolkitError as error:
+            refused[place] = Outcome(refused=(error.ja, error.en))
+    return lengths, refused
+
+
+def identity(name: str) -> dict[str, Any]:
+    """What tells a model or adapter from another one under the same name: its files' sizes and times."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"name": name}
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".model"))
+    weights = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
+    return {"name": str(folder.resolve()), "files": weights}
