@@ -18,9 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ai_finetuning import embedded
 from tests.journeys.desk import furnish
 from tests.support.terminal import Seen, Terminal
+
+from ai_finetuning import embedded
 
 RUN = ["model=my-model", "method=lora", "data.train=faq.csv", "data.eval=0.1", "learning_rate=3e-3"]
 # (what a newcomer wants, what is typed); later steps use what earlier ones left.
@@ -33,10 +34,19 @@ STEPS: list[tuple[str, list[str]]] = [
     ("plan of a CP932 table", ["plan", *RUN, "num_epochs=10"]),
     ("train on it", ["train", *RUN, "num_epochs=10", "training.output_dir=outputs/faq"]),
     ("ask with and without", ["generate", "outputs/faq", "送料について教えてください。", "--compare", "--greedy"]),
-    ("answer a file", ["answer", "outputs/faq", "質問一覧.csv", "--out", "回答.csv", "--greedy", "--max-new-tokens", "32"]),
-    ("start from a workbook", ["start", "社内 FAQ.xlsx", "--yes", "--model", "my-model", "--preset", "quick", "--out", "outputs/book"]),
+    (
+        "answer a file",
+        ["answer", "outputs/faq", "質問一覧.csv", "--out", "回答.csv", "--greedy", "--max-new-tokens", "32"],
+    ),
+    (
+        "start from a workbook",
+        ["start", "社内 FAQ.xlsx", "--yes", "--model", "my-model", "--preset", "quick", "--out", "outputs/book"],
+    ),
     ("longer", ["resume", "outputs/faq", "num_epochs=12"]),
-    ("go on with new rows", ["train", "--from", "outputs/faq", "data.train=追加.csv", "training.output_dir=outputs/more"]),
+    (
+        "go on with new rows",
+        ["train", "--from", "outputs/faq", "data.train=追加.csv", "training.output_dir=outputs/more"],
+    ),
     ("merge", ["merge", "outputs/faq", "--out", "merged"]),
     ("for vLLM", ["export", "vllm", "merged", "--out", "for-vllm"]),
     ("quantize", ["quantize", "merged", "--bits", "8", "--out", "small"]),
@@ -61,7 +71,9 @@ def main() -> None:
         desk = furnish(Path(name) / "desk")
         shutil.copytree(embedded.model_folder(embedded.MODEL), desk / "my-model")
         with (desk / "追加.csv").open("w", encoding="cp932", newline="") as file:
-            csv.writer(file).writerows([["質問", "回答"], *([f"新しい質問{n}？", f"新しい答え{n}。"] for n in range(8))])
+            csv.writer(file).writerows(
+                [["質問", "回答"], *([f"新しい質問{n}？", f"新しい答え{n}。"] for n in range(8))]
+            )
         terminal = Terminal(desk, columns=options.columns, language=options.language, cache=Path(name) / "cache")
         for what, typed in STEPS:
             seen = terminal.run(*typed, seconds=900)
@@ -69,7 +81,12 @@ def main() -> None:
             print(f"{what:24} first {seen.first:5.2f} s  whole {seen.seconds:6.1f} s  exit {seen.code}", flush=True)
     failed = [row["step"] for row in rows if (row["exit"] == 0) == (row["step"] in SLIPS)]
     if options.json is not None:
-        report = {"python": platform.python_version(), "machine": platform.platform(), "language": options.language, "steps": rows}
+        report = {
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "language": options.language,
+            "steps": rows,
+        }
         options.json.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if failed:
         sys.exit(f"not at the first try: {', '.join(failed)}")

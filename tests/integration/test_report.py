@@ -327,6 +327,10 @@ def test_rows_are_chosen_by_what_they_hold(tokenizer: Any):
     asked = {question.text for question in choose([*rows, long], tokenizer, config, 5)}
     assert asked == {"今日は良い天気ですね。", "大阪は？", "電車は？"}
     assert {question.expected for question in first} == {"はい。"}
+    kind = "<|system|>\n親切に。\n<|user|>\n大阪は？\n<|assistant|>\n"
+    told = example(tokenizer, f"{kind}はい。", len(tokenizer.encode(kind, add_special_tokens=False)))
+    assert choose([told], tokenizer, config, 1, "親切に。")[0].text == "大阪は？"
+    assert "親切に。" in choose([told], tokenizer, config, 1)[0].text
     plain = choose([example(tokenizer, "日本の首都は東京です。今日は良い天気ですね。", 0)], tokenizer, config, 1)
     assert plain[0].text + plain[0].expected == "日本の首都は東京です。今日は良い天気ですね。"
 

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.journeys.desk import furnish
 
 from ai_finetuning import embedded
+from tests.journeys.desk import furnish
 
 
 @pytest.fixture

@@ -70,13 +70,16 @@ class Sample:
     after: str | None = None
 
 
-def choose(examples: Sequence[Example], tokenizer: Any, config: Any, count: int) -> list[Question]:
+def choose(
+    examples: Sequence[Example], tokenizer: Any, config: Any, count: int, system: str | None = None
+) -> list[Question]:
     """A few rows to ask, the same ones for the same rows in any order: those whose tokens have the lowest SHA-256.
 
     Args:
         examples: evaluation rows.
         config: the model's, for the number of its positions.
         count: most of them.
+        system: the system text of the rows; it is not shown.
     """
     room = min(LONGEST_PROMPT, (positions_of(config) or LONGEST_PROMPT) - 1)
     style = prompt_style(tokenizer)
@@ -84,13 +87,13 @@ def choose(examples: Sequence[Example], tokenizer: Any, config: Any, count: int)
     for item in sorted(examples, key=lambda item: hashlib.sha256(item.input_ids.tobytes()).digest()):
         if len(chosen) == count:
             break
-        question = _question(item, tokenizer, style)
+        question = _question(item, tokenizer, style, system)
         if 0 < len(question.row) <= room and question not in chosen:
             chosen.append(question)
     return chosen
 
 
-def _question(item: Example, tokenizer: Any, style: PromptStyle) -> Question:
+def _question(item: Example, tokenizer: Any, style: PromptStyle, system: str | None) -> Question:
     """The part of a row before its first answer, and that answer; of a plain text its beginning, and the rest."""
     ids, learnt = item.input_ids.tolist(), (item.labels != IGNORED).tolist()
     first = learnt.index(True)
@@ -98,7 +101,8 @@ def _question(item: Example, tokenizer: Any, style: PromptStyle) -> Question:
         first = min(_BEGINNING, len(ids) // 2)
         return Question(ids[:first], _plain(tokenizer, ids[:first], style), text_of(tokenizer, ids[first:], style))
     last = next((place for place in range(first, len(ids)) if not learnt[place]), len(ids))
-    return Question(ids[:first], _asked(tokenizer, ids[:first], style), text_of(tokenizer, ids[first:last], style))
+    asked = _asked(tokenizer, ids[:first], style, system)
+    return Question(ids[:first], asked, text_of(tokenizer, ids[first:last], style))
 
 
 def _plain(tokenizer: Any, ids: Sequence[int], style: PromptStyle) -> str:
@@ -106,10 +110,11 @@ def _plain(tokenizer: Any, ids: Sequence[int], style: PromptStyle) -> str:
     return text.replace(style.newline, "\n").strip() if style.newline else text.strip()
 
 
-def _asked(tokenizer: Any, ids: Sequence[int], style: PromptStyle) -> str:
+def _asked(tokenizer: Any, ids: Sequence[int], style: PromptStyle, system: str | None) -> str:
     """What stands in a prompt where the template has the user's turn; the whole prompt where it has more than that."""
     with contextlib.suppress(ToolkitError, ValueError):
-        rendered = render(tokenizer, [{"role": "user", "content": _MARK}], add_generation_prompt=True)
+        above = [{"role": "system", "content": system}] if system else []
+        rendered = render(tokenizer, [*above, {"role": "user", "content": _MARK}], add_generation_prompt=True)
         around = tokenizer.decode(tokenizer.encode(rendered, add_special_tokens=False))
         start, end = around.split(_MARK)
         whole = str(tokenizer.decode(ids))

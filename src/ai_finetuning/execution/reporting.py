@@ -19,9 +19,10 @@ from ..engine.metrics import read_metrics
 from ..engine.train_state import TrainState
 from ..errors import Reason
 from ..evaluation.report import DataSummary, Report, State, render_report
+from ..evaluation.samples import SECONDS as SAMPLE_SECONDS
 from ..evaluation.samples import Sample, answers, choose, general_questions, repeats
 from ..evaluation.verdict import figure
-from ..messages import argument, warn
+from ..messages import argument, notice, warn
 from ..system.environment import environment
 from ..system.files import write_in_place
 from .build import Built
@@ -130,9 +131,13 @@ class RunReport(Callback):
         why = why_no_samples(plan)
         count = plan.request.config.training.runtime.report_samples
         config = built.model.config
-        self._questions = [] if why else choose(plan.data.eval_data, plan.tokenizer, config, count)
-        with contextlib.nullcontext() if built.path is None else built.path.paused():
-            before = answers(built.model, plan.tokenizer, self._questions) if self._questions else []
+        system = plan.request.config.data.system_prompt or plan.data.report.system
+        self._questions = [] if why else choose(plan.data.eval_data, plan.tokenizer, config, count, system)
+        before: list[str | None] = []
+        if self._questions:
+            _say_asking(Reason("学習前", "the model before training"))
+            with contextlib.nullcontext() if built.path is None else built.path.paused():
+                before = answers(built.model, plan.tokenizer, self._questions)
         self._samples: list[Sample] | Reason = [
             Sample(question.text, question.expected, answer)
             for question, answer in zip(self._questions, before, strict=True)
@@ -147,6 +152,7 @@ class RunReport(Callback):
         """
         plan = self._plan
         if isinstance(self._samples, list):
+            _say_asking(Reason("学習後", "the trained model"))
             after = answers(model, plan.tokenizer, self._questions)
             self._samples = [replace(sample, after=answer) for sample, answer in zip(self._samples, after, strict=True)]
         alone = plan.parallel.processes == 1
@@ -244,11 +250,18 @@ class RunReport(Callback):
             again = f"aift train {argument(folder / CONFIG)}"
             commands.append((Reason("同じ学習をもう一度行う", "the same training again"), again))
             if state != "completed":
-                more = f"{again} --resume"
+                more = f"aift resume {argument(folder)}"
                 commands.append((Reason("続きから再開する", "continue from the last checkpoint"), more))
         if state == "completed":
             commands.append((Reason("会話して確かめる", "talk to the model"), f"aift chat {argument(folder)}"))
         return commands
+
+
+def _say_asking(who: Reason) -> None:
+    notice(
+        f"レポートに載せる回答の例を作ります（{who.ja}、長くて {SAMPLE_SECONDS:.0f} 秒）。",
+        f"asking {who.en} for the sample answers of the report ({SAMPLE_SECONDS:.0f} s at most).",
+    )
 
 
 def _kept(row: dict[str, Any]) -> dict[str, Any]:
