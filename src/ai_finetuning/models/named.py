@@ -241,9 +241,9 @@ def refusal(named: Named) -> ToolkitError:
 _WHY_NO_MODEL: dict[Kind, tuple[str, str]] = {
     "adapter": (
         "{name} は LoRA アダプターで、モデル全体ではありません。ベースモデルは {base} です。答えさせるなら aift chat {name}、1 つのモデルにするなら "
-        "aift merge {name} --out 新しいフォルダー、続きから学習するなら lora.adapter={name} を使ってください（Python では load_lora_model）。",
+        "aift merge {name} --out 新しいフォルダー、続きから学習するなら aift train --from {name} data.train=ファイル を使ってください（Python では load_lora_model）。",
         "{name} is a LoRA adapter, not a whole model. Its base model is {base}. To talk with it: aift chat {name}; to make "
-        "one model of it: aift merge {name} --out NEW_FOLDER; to train it on: lora.adapter={name} (in Python: "
+        "one model of it: aift merge {name} --out NEW_FOLDER; to train it on: aift train --from {name} data.train=FILE (in Python: "
         "load_lora_model).",
     ),
     "checkpoint": (
