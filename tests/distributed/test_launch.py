@@ -155,7 +155,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_can_go_on(tmp_path: Path, tin
     output, _ = process.communicate(timeout=patience(280))
     assert process.returncode == 70, output
     assert "a process of the run failed" in output
-    assert "resume_from_checkpoint=auto" in output
+    assert f"aift resume {tmp_path / 'out'}" in output
     code, output = spawn("train", config, *TWO, "training.resume_from_checkpoint=auto", timeout=280)
     assert code == 0, output
     assert weights_digest(tmp_path / "out") == weights_digest(uninterrupted)

@@ -97,12 +97,11 @@ def _error(folder: Path, ended: Ended) -> ToolkitError:
             f"中断しました。ステップ {step} まで保存済みです。再開: {command}",
             f"interrupted: saved up to step {step}. To go on: {command}",
         )
-    tail = _last_lines(folder)
+    tail, command = _last_lines(folder), f"aift resume {argument(folder.parent)}"
     return ProcessesError(
-        f"ランク {ended.rank} のプロセスが終了しました（終了コード {ended.code}）。ログ: {folder / LOGS}。{tail} 直してから "
-        "resume_from_checkpoint=auto で続きから再開できます。",
+        f"ランク {ended.rank} のプロセスが終了しました（終了コード {ended.code}）。ログ: {folder / LOGS}。{tail} 直してから再開: {command}",
         f"a process of the run failed (rank {ended.rank}, exit code {ended.code}). Logs: {folder / LOGS}. {tail} "
-        "Continue with resume_from_checkpoint=auto.",
+        f"To go on: {command}",
     )
 
 
