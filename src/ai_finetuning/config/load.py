@@ -335,9 +335,13 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
             key, _, value = item.partition("=")
             obtained.append((_plain_key(key), value))
         else:
+            wide = next((mark for mark in "＝：" if mark in item), None)
+            ja, en = (
+                (f"全角の「{wide}」ではなく半角の = を使い、", f" with a plain =, not {wide};") if wide else ("", "")
+            )
             raise UsageError(
-                f"引数 {shortened(item)} を解釈できません。key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
-                f"argument {shortened(item)} cannot be understood; write key=value or --key value "
+                f"引数 {shortened(item)} を解釈できません。{ja}key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
+                f"argument {shortened(item)} cannot be understood; write key=value or --key value{en} "
                 "(training.learning_rate=1e-4).",
             )
     return obtained
