@@ -150,7 +150,8 @@ def test_two_processes_with_a_share_for_evaluation(terminal: Terminal):
         (["train", "model=my-model", "data.train=faq.csv", "data.eval=10"], "data.eval=0.1"),
         (["train", "--data", "faq.csv"], "data.train="),
         (["train", "method：lora", "data.train=faq.csv"], "半角の ="),
-        (["generate", "faq.csv", "質問"], "aift train"),
+        (["train", "run.yml"], "もしかして: rum.yaml"),
+        (["generate", "faq.csv", "質問"], "aift start faq.csv"),
         (["answer", "my-model", "質問一覧.csv"], "--out"),
         (["answer", "my-model", "質問.csv", "--out", "回答.csv"], "質問一覧.csv"),
         (["merge", "my-model", "--out", "x"], "aift chat my-model"),
@@ -162,6 +163,7 @@ def test_two_processes_with_a_share_for_evaluation(terminal: Terminal):
     ],
 )
 def test_a_slip_is_answered_with_what_to_type(desk: Path, tmp_path: Path, typed: list[str], expected: str):
+    (desk / "rum.yaml").write_text("method: lora\n", encoding="utf-8")
     seen = Terminal(desk, cache=tmp_path / "cache").run(*typed)
     assert seen.code in (64, 65, 66, 69, 78), seen.text
     assert expected in "".join(seen.text.splitlines())  # a terminal may break a command that is long

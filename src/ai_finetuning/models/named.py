@@ -25,6 +25,7 @@ Kind = Literal["hub", "model", "adapter", "checkpoint", "run", "tokenizer", "exp
 _HUB_ID = re.compile(r"^(?!.*(--|\.\.))(?=.{1,96}$)[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?(?<![-.])$")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+_TABLES = (".csv", ".tsv", ".xlsx", ".jsonl", ".parquet")
 # Folders that a message lists, and entries of a folder that are looked at for it.
 _SHOWN, _LOOKED_AT = 6, 300
 
@@ -215,6 +216,11 @@ def _is_file(file: Path) -> ModelError:
         way = Reason(
             "GGUF は llama.cpp や Ollama で使います。元のモデルかアダプターのフォルダーを指定してください。",
             "A GGUF is for llama.cpp and Ollama; name the folder of the model or adapter that it was made from.",
+        )
+    elif file.suffix.lower() in _TABLES:
+        way = Reason(
+            f"学習データなら aift start {shown} か data.train={shown} です。",
+            f"If it is training data: aift start {shown}, or data.train={shown}.",
         )
     elif _folder("", file.parent).kind in ("model", "adapter", "checkpoint", "run"):
         way = Reason(f"そのフォルダー {above} を指定してください。", f"Name its folder: {above}.")
