@@ -47,7 +47,7 @@ def test_looking_around(terminal: Terminal):
     home = ok(terminal)
     assert "my-model" in home
     assert "aift start" in home
-    assert "aift" in ok(terminal, "version")
+    assert "ai-finetuning-toolkit" in ok(terminal, "version")
     for verb in ("train", "start", "chat", "answer", "resume"):
         assert f"aift {verb}" in ok(terminal, verb, "-h")
     models = ok(terminal, "models")
@@ -56,22 +56,22 @@ def test_looking_around(terminal: Terminal):
 
 
 def test_a_table_in_cp932_to_answers_for_a_file(terminal: Terminal):
-    """An engineer with a CP932 table: plan, train, compare, talk, answer a file of questions."""
+    """An engineer with a CP932 table: train, compare, answer a file of questions."""
     run = ["train", "model=my-model", "method=lora", "data.train=faq.csv", "data.eval=0.1", RATE]
     run += ["num_epochs=6", "training.output_dir=outputs/faq"]
-    plan = ok(terminal, *run, "--dry-run")
-    assert "CP932" in plan.upper()
     done = ok(terminal, *run)
+    assert "cp932" in done
+    assert words(terminal, "学習対象 298 トークン", "298 label tokens") in done
     assert "aift chat outputs/faq" in done
     compared = ok(terminal, "generate", "outputs/faq", "送料について教えてください。", "--compare", "--greedy")
-    assert "…" not in compared
+    assert not [line for line in compared.splitlines() if "│" in line and "…" in line]
     ok(terminal, "answer", "outputs/faq", "質問一覧.csv", "--out", "回答.csv", "--greedy", "--max-new-tokens", "24")
     text = (terminal.folder / "回答.csv").read_bytes().decode("cp932")
     rows = list(csv.reader(text.splitlines()))
     assert rows[0][:2] == ["番号", "質問"]
     assert len(rows) == 5
     assert all(row[-1] for row in rows)
-    assert terminal.tries == 4
+    assert terminal.tries == 3
 
 
 def test_talking(terminal: Terminal):
@@ -109,7 +109,7 @@ def test_a_workbook_by_asking(terminal: Terminal):
 
 def test_interrupted_moved_continued(terminal: Terminal):
     """Ctrl-C, the command that goes on, the folder moved, and new rows on top."""
-    run = ["train", "model=my-model", "method=lora", "data.train=faq.csv", RATE, "num_epochs=40"]
+    run = ["train", "model=my-model", "method=lora", "data.train=faq.csv", RATE, "num_epochs=15"]
     train = terminal.type(*run, "training.output_dir=outputs/long", "logging_steps=1")
     train.expect(r"[ 　]3/\d+|3/\d+", 120)
     train.interrupt()
@@ -118,7 +118,7 @@ def test_interrupted_moved_continued(terminal: Terminal):
     assert "aift resume outputs/long" in stopped.text
     assert words(terminal, "エラー", "error:") not in stopped.text
     shutil.move(terminal.folder / "outputs", terminal.folder / "移動先")
-    resumed = ok(terminal, "resume", "移動先/long", "num_epochs=4")
+    resumed = ok(terminal, "resume", "移動先/long")
     assert "Traceback" not in resumed
     more = terminal.folder / "追加 分.csv"
     with more.open("w", encoding="cp932", newline="") as file:
@@ -135,6 +135,8 @@ def test_two_processes_with_a_share_for_evaluation(terminal: Terminal):
     run = ["train", "model=my-model", "method=lora", "data.train=faq.csv", "data.eval=0.1", RATE, "max_steps=3"]
     plan = ok(terminal, *run, "--cpu-processes", "2", "--dry-run")
     assert "ddp" in plan
+    assert "cp932" in plan
+    assert words(terminal, "2 プロセス", "2, ddp") in plan
     ok(terminal, *run, "--cpu-processes", "2")
 
 
@@ -145,11 +147,66 @@ def test_two_processes_with_a_share_for_evaluation(terminal: Terminal):
         (["train", "faq.csv"], "data.train=faq.csv"),
         (["train", "model=my-model", "data.train=faqq.csv"], "faq.csv"),
         (["generate", "my-model", "質問", "--temperature", "0"], "--greedy"),
-        (["models", "llm-jp-3-1.8b-instruct"], "llm-jp/llm-jp-3-1.8b-instruct3"),
+        (["train", "model=my-model", "data.train=faq.csv", "data.eval=10"], "data.eval=0.1"),
+        (["train", "--data", "faq.csv"], "data.train="),
+        (["train", "method：lora", "data.train=faq.csv"], "半角の ="),
+        (["train", "run.yml"], "もしかして: rum.yaml"),
+        (["generate", "faq.csv", "質問"], "aift start faq.csv"),
+        (["answer", "my-model", "質問一覧.csv"], "--out"),
+        (["answer", "my-model", "質問.csv", "--out", "回答.csv"], "質問一覧.csv"),
+        (["merge", "my-model", "--out", "x"], "aift chat my-model"),
+        (["resume", "outputs"], "outputs"),
+        (["models", "no-such-model"], "aift models"),
+        (["bundle", "verify", "my-model"], "aift bundle"),
+        (["train", "model=llm-jp/llm-jp-3-1.8b", "data.train=faq.csv"], "aift bundle llm-jp/llm-jp-3-1.8b --out"),
+        (["start", "社内 FAQ.xls"], "社内 FAQ.xlsx"),
     ],
 )
 def test_a_slip_is_answered_with_what_to_type(desk: Path, tmp_path: Path, typed: list[str], expected: str):
+    (desk / "rum.yaml").write_text("method: lora\n", encoding="utf-8")
     seen = Terminal(desk, cache=tmp_path / "cache").run(*typed)
-    assert seen.code in (64, 65, 66, 78), seen.text
-    assert expected in seen.text
+    assert seen.code in (64, 65, 66, 69, 78), seen.text
+    assert expected in "".join(seen.text.splitlines())  # a terminal may break a command that is long
     assert "Traceback" not in seen.text
+    assert "。 " not in seen.text
+
+
+def test_a_model_is_carried_to_a_pc_without_internet(terminal: Terminal):
+    """Packed, checked there, and used under its new name, which has a blank in it."""
+    packed = ok(terminal, "bundle", "my-model", "--out", "持ち込み 用")
+    assert "SHA-256" in packed
+    shutil.move(terminal.folder / "持ち込み 用", terminal.folder / "別の PC")
+    assert "SHA-256" in ok(terminal, "bundle", "verify", "別の PC")
+    ok(terminal, "generate", "別の PC", "こんにちは", "--greedy", "--max-new-tokens", "4")
+
+
+@pytest.mark.slow
+def test_best_weights_merged_exported_quantized(terminal: Terminal):
+    """A researcher takes the weights of the best evaluation, merges, exports and quantizes them."""
+    run = ["train", "model=my-model", "method=lora", "data.train=faq.csv", "data.eval=0.1", RATE, "num_epochs=10"]
+    ok(terminal, *run, "training.output_dir=outputs/社内 FAQ")
+    finished = terminal.folder / "outputs" / "社内 FAQ"
+    assert (finished / "checkpoints" / "best" / "adapter_model.safetensors").is_file()
+    for name in ("outputs/社内 FAQ/checkpoints/best", "outputs/社内 FAQ/checkpoints", "outputs/社内 FAQ/"):
+        ok(terminal, "generate", name, "送料について教えてください。", "--greedy", "--max-new-tokens", "8")
+    merged = ok(terminal, "merge", "outputs/社内 FAQ/checkpoints/best", "--out", "統合 済み")
+    assert merged.count(words(terminal, "アテンション: ", "Attention: ")) == 1
+    assert "aift chat '統合 済み'" in merged
+    assert "vllm serve" in ok(terminal, "export", "vllm", "統合 済み", "--out", "for-vllm")
+    ok(terminal, "quantize", "統合 済み", "--bits", "8", "--out", "small")
+    ok(terminal, "generate", "small", "送料について教えてください。", "--greedy", "--max-new-tokens", "8")
+
+
+@pytest.mark.slow
+def test_on_and_on(terminal: Terminal):
+    """More steps for a finished run, twice; new rows on top of new rows, with a share of the old ones."""
+    run = ["train", "model=my-model", "method=lora", "data.train=faq.csv", "data.eval=0.1", RATE, "max_steps=3"]
+    ok(terminal, *run, "training.output_dir=outputs/faq")
+    ok(terminal, "resume", "outputs/faq", "max_steps=4")
+    longer = ok(terminal, "train", "outputs/faq", "--resume", "max_steps=5")
+    assert words(terminal, " 0 トークン/秒", " 0 tok/s") not in longer  # one step tells no speed
+    more = ["data.train=faq.csv", RATE, "max_steps=2", "data.packing=true", "data.eval=0.1"]
+    ok(terminal, "train", "--from", "outputs/faq", *more)
+    ok(terminal, "train", "--from", "outputs/faq-2", *more, "--replay", "0.2", "faq.csv")
+    assert (terminal.folder / "outputs" / "faq-2-2" / "adapter_model.safetensors").is_file()
+    ok(terminal, "generate", "outputs/faq-2-2", "送料について教えてください。", "--greedy", "--max-new-tokens", "8")

@@ -1,11 +1,13 @@
-"""What a person may have meant by a key that no section has."""
+"""What a person may have meant by a key that no section has, or by a file that is not there."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from ..errors import Reason
+from ..messages import argument
 from .other_tools import OTHER_TOOLS
 from .synonyms import SYNONYMS
 
@@ -31,6 +33,16 @@ def hint(key: str, own: Sequence[str], elsewhere: Mapping[str, Sequence[str]], o
     if key in OTHER_TOOLS:
         return Reason("ほかのツールの設定です。", "it is a setting of another tool.")
     return otherwise
+
+
+def near_files(path: Path, kinds: Collection[str]) -> Reason:
+    """A sentence that names files of these kinds (`.csv`) beside a path that are called nearly so; empty without any."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in kinds]
+    except OSError:
+        names = []
+    near = [argument(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)]
+    return Reason(f"もしかして: {'、'.join(near)}。", f" Did you mean {', '.join(near)}?") if near else Reason("", "")
 
 
 def _near(key: str, own: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> Sequence[str]:

@@ -16,7 +16,7 @@ from ..errors import ConfigError, InputNotFoundError, Problem, Reason, UsageErro
 from ..messages import argument
 from .fields import field_names, fields_of, options_of, section_class
 from .full_width import full_width
-from .hints import hint
+from .hints import hint, near_files
 from .other_tools import OTHER_TOOLS
 from .run import RunConfig
 from .run_folder import CONFIG
@@ -184,6 +184,21 @@ class _File:
     problems: list[Problem]
 
 
+def _wide_mark(text: str) -> str | None:
+    return next((mark for mark in "＝：" if mark in text), None)
+
+
+def _instead(path: Path) -> Reason:
+    """What was meant by the name of a settings file that is not there: a setting with a full-width sign, another file."""
+    wide = _wide_mark(str(path))
+    if wide is not None:
+        return Reason(
+            f"設定を書くときは、全角の「{wide}」ではなく半角の = を使ってください（例: learning_rate=1e-4）。",
+            f" To write a setting use a plain =, not {wide} (learning_rate=1e-4).",
+        )
+    return near_files(path, (".yaml", ".yml"))
+
+
 def _read(path: Path) -> _File:
     _refuse_other_files(path)
     try:
@@ -194,8 +209,9 @@ def _read(path: Path) -> _File:
             )
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
+        near = _instead(path)
         raise InputNotFoundError(
-            f"設定ファイル {path} がありません。", f"there is no configuration file {path}."
+            f"設定ファイル {path} がありません。{near.ja}", f"there is no configuration file {path}.{near.en}"
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
@@ -335,9 +351,13 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
             key, _, value = item.partition("=")
             obtained.append((_plain_key(key), value))
         else:
+            wide = _wide_mark(item)
+            ja, en = (
+                (f"全角の「{wide}」ではなく半角の = を使い、", f" with a plain =, not {wide};") if wide else ("", "")
+            )
             raise UsageError(
-                f"引数 {shortened(item)} を解釈できません。key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
-                f"argument {shortened(item)} cannot be understood; write key=value or --key value "
+                f"引数 {shortened(item)} を解釈できません。{ja}key=value か --key value で書いてください（例: training.learning_rate=1e-4）。",
+                f"argument {shortened(item)} cannot be understood; write key=value or --key value{en} "
                 "(training.learning_rate=1e-4).",
             )
     return obtained

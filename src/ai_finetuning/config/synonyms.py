@@ -23,6 +23,7 @@ SYNONYMS: dict[str, str] = {
     "seed": "training.runtime.seed",
     "report_to": "training.runtime.report_to",
     "early_stopping_patience": "training.runtime.early_stopping_patience",
+    "patience": "training.runtime.early_stopping_patience",
     "max_steps": "training.schedule.max_steps",
     "lr_scheduler_type": "training.schedule.name",
     "lr_scheduler": "training.schedule.name",

@@ -71,7 +71,7 @@ class AdapterBase:
             source: ORIGINAL, DEQUANTIZED, or None for the weights that the adapter was trained on.
         """
         if source == ORIGINAL:
-            model = load_causal_lm(str(self.original), dtype=dtype, device=device)
+            model = load_causal_lm(str(self.original), dtype=dtype, device=device, announce=False)
         else:
             on_loading = None if self.stored else self.bits
             model = load_causal_lm(

@@ -220,7 +220,7 @@ def _read_back(
         ModelError: its tokens or its tied matrices are not those that were saved.
     """
     again = load_tokenizer(str(staging))
-    model: Any = load_causal_lm(str(staging), dtype=dtype, device=device)
+    model: Any = load_causal_lm(str(staging), dtype=dtype, device=device, announce=False)
     ids = [again.encode(text) for text in texts]
     wrong = [text for text, obtained in zip(texts, ids, strict=True) if obtained != tokenizer.encode(text)]
     if wrong or len(again) != len(tokenizer):

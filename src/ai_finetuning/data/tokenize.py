@@ -93,9 +93,9 @@ class EncodeReport:
         fit = round(self.characters_per_token * self.max_length)
         lines = [
             localized(
-                f"{self.rows} 行、{self.tokens} トークン（学習対象トークン {self.label_tokens}、1 トークン約 "
+                f"{self.rows:,} 行、{self.tokens:,} トークン（学習対象 {self.label_tokens:,} トークン、1 トークン約 "
                 f"{self.characters_per_token:.2f} 文字、最長 {self.longest}）",
-                f"{self.rows} rows, {self.tokens} tokens ({self.label_tokens} with loss, "
+                f"{self.rows:,} rows, {self.tokens:,} tokens ({self.label_tokens:,} label tokens, "
                 f"{self.characters_per_token:.2f} characters per token, longest {self.longest})",
             )
         ]
@@ -106,7 +106,7 @@ class EncodeReport:
                     f"max_length {self.max_length} トークン（約 {fit} 文字）を超える行: {self.over_long}、失われる学習対象トークン {share:.1%}、"
                     f"除いた行 {self.dropped}",
                     f"rows over max_length {self.max_length} tokens (about {fit} characters): {self.over_long}; "
-                    f"answer tokens lost {share:.1%}; rows dropped {self.dropped}",
+                    f"label tokens lost {share:.1%}; rows dropped {self.dropped}",
                 )
             )
         if self.without_end:
@@ -296,7 +296,7 @@ def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
         raise DataError(
             f"max_length {report.max_length} では学習対象トークンの {share:.0%} が切り捨てられます（{report.over_long} 行）。max_length を "
             f"{report.longest} まで上げるか、on_long=drop にしてください。",
-            f"max_length {report.max_length} would cut {share:.0%} of the answer tokens ({report.over_long} "
+            f"max_length {report.max_length} would cut {share:.0%} of the label tokens ({report.over_long} "
             f"rows); raise it (up to {report.longest}) or set on_long=drop.",
         )
     if report.without_end == report.rows:

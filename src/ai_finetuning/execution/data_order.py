@@ -93,7 +93,7 @@ def replayed_of(request: TrainRequest, data: PreparedData, mixture: Mixture | No
     first, run, share = mixture.taken(1), mixture.taken(max(1, round(epochs))), mixture.share
     data.lines.append(
         localized(
-            f"以前のデータ: {len(data.old):,} 行のうち 1 エポックに {first.rows:,} 行（学習対象トークン {first.label_tokens:,}、実行全体の "
+            f"以前のデータ: {len(data.old):,} 行のうち 1 エポックに {first.rows:,} 行（学習対象 {first.label_tokens:,} トークン、実行全体の "
             f"{run.share:.1%}）",
             f"replay: {first.rows:,} of {len(data.old):,} old rows an epoch ({first.label_tokens:,} label tokens; "
             f"{run.share:.1%} of the run's)",

@@ -44,7 +44,8 @@ class _Speed:
 
 
 def _speed_text(speed: float) -> str:
-    return f"{speed:,.0f} " + localized("トークン/秒", "tok/s")
+    """Empty where one row alone was seen, which tells no speed."""
+    return f"  {speed:,.0f} " + localized("トークン/秒", "tok/s") if speed else ""
 
 
 def _evaluation(row: dict[str, Any]) -> tuple[str, str]:
@@ -147,7 +148,7 @@ class Lines(Callback):
         if row["step"] % self._every and not last and self._seen != STEPS_BEFORE and not self._beat.due():
             return
         self._beat.said()
-        numbers = f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {_speed_text(speed)}"
+        numbers = f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}{_speed_text(speed)}"
         left = "" if last else f"  {self._remaining.text()}".rstrip()
         line = f"{row['step']}/{row['total_steps']}  {numbers}{left}"
         notice(line, line)
@@ -197,7 +198,7 @@ class Bar(Callback):
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task("", total=row["total_steps"])
-        text = f"loss {row['loss']:.4f}  {_speed_text(speed)}  {self._remaining.text()}".rstrip()
+        text = f"loss {row['loss']:.4f}{_speed_text(speed)}  {self._remaining.text()}".rstrip()
         self._progress.update(self._task, completed=row["step"], description=text)
 
     def on_evaluate(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:

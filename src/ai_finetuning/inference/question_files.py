@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config.hints import near_files
 from ..data.bad_rows import BadRows
 from ..data.columns import listed, plain, role_of
 from ..data.encoding import UNREADABLE, decode
@@ -112,8 +113,9 @@ def read_questions(path: str | Path, *, column: str | None = None, sheet: str | 
     """
     file = Path(path)
     if not file.is_file():
+        near = near_files(file, KINDS)
         raise InputNotFoundError(
-            f"質問のファイル {path} がありません。", f"the file of questions {path} does not exist."
+            f"質問のファイル {path} がありません。{near.ja}", f"the file of questions {path} does not exist.{near.en}"
         )
     kind = {".ndjson": ".jsonl"}.get(file.suffix.lower(), file.suffix.lower())
     if kind not in KINDS:

@@ -230,10 +230,12 @@ def locate(name: str, *, weights: bool = True, limit_seconds: float = LIMIT_SECO
     if offline():
         raise HubError(
             f"モデル {name} はこの PC に保存されておらず、オフライン設定 (HF_HUB_OFFLINE) のためダウンロードできません。{_suggest_ja(name)}"
-            " ダウンロード済みのフォルダーを指定するか、HF_HUB_OFFLINE を外してください。",
+            "ダウンロード済みのフォルダーを指定するか、HF_HUB_OFFLINE を外してください。インターネットのある PC で "
+            f"aift bundle {argument(name)} --out フォルダー を実行すると、そのフォルダーを持ち込めます。",
             f"Model {name} is not on this machine, and offline mode (HF_HUB_OFFLINE) forbids the "
             f"download.{_suggest_en(name)}"
-            " Name a downloaded folder, or unset HF_HUB_OFFLINE.",
+            " Name a downloaded folder, or unset HF_HUB_OFFLINE. "
+            f"To carry it here, run aift bundle {argument(name)} --out FOLDER on a PC with internet access.",
         )
     preflight(name, limit_seconds=limit_seconds)
     return Located(name, name, False)
@@ -262,11 +264,13 @@ def preflight(model_id: str, *, limit_seconds: float = LIMIT_SECONDS) -> None:
 
 def _unreachable(model_id: str, reason: Reason) -> HubError:
     return HubError(
-        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません ({reason.ja})。{_suggest_ja(model_id)}ネットワークを確認してください。オフラインの場合は、"
-        "ダウンロード済みのフォルダーを指定し (HF_HUB_OFFLINE=1)、ミラーがあれば HF_ENDPOINT に設定してください。",
+        f"モデル {model_id} を取りに行きましたが、{endpoint()} が応答しません（{reason.ja}）。{_suggest_ja(model_id)}ネットワークを確認してください。オフラインの場合は、"
+        "ダウンロード済みのフォルダーを指定し（HF_HUB_OFFLINE=1）、ミラーがあれば HF_ENDPOINT に設定してください。インターネットのある PC で aift bundle "
+        f"{argument(model_id)} --out フォルダー を実行すると、そのフォルダーを持ち込めます。",
         f"Model {model_id}: {endpoint()} does not answer ({reason.en}).{_suggest_en(model_id)} Check the network. Offline, "
         "name a downloaded folder"
-        " (HF_HUB_OFFLINE=1); where there is a mirror, set HF_ENDPOINT to it.",
+        " (HF_HUB_OFFLINE=1); where there is a mirror, set HF_ENDPOINT to it. "
+        f"To carry it here, run aift bundle {argument(model_id)} --out FOLDER on a PC with internet access.",
     )
 
 
@@ -282,7 +286,7 @@ def _refused(model_id: str, status: int, code: str) -> HubError:
     # The hub answers 401 for an unknown id too, so that private names do not leak.
     if code == "RepoNotFound" or status == 404:
         return HubError(
-            f"モデル {model_id} は {endpoint()} にありません。{_suggest_ja(model_id)} 名前の綴りを確認してください。非公開のモデルなら HF_TOKEN "
+            f"モデル {model_id} は {endpoint()} にありません。{_suggest_ja(model_id)}名前の綴りを確認してください。非公開のモデルなら HF_TOKEN "
             "を設定してください。",
             f"Model {model_id} does not exist on {endpoint()}.{_suggest_en(model_id)} Check the spelling; for a "
             "private model set HF_TOKEN.",
@@ -306,7 +310,7 @@ def _suggestion(name: str) -> Reason:
     here = what_is_here() if "/" not in name else Reason("", "")
     if not near:
         return here
-    return Reason(f" もしかして: {'、'.join(near)}。{here.ja}", f" Did you mean: {', '.join(near)}?{here.en}")
+    return Reason(f"もしかして: {'、'.join(near)}。{here.ja}", f" Did you mean: {', '.join(near)}?{here.en}")
 
 
 def _suggest_ja(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ Kind = Literal["hub", "model", "adapter", "checkpoint", "run", "tokenizer", "exp
 _HUB_ID = re.compile(r"^(?!.*(--|\.\.))(?=.{1,96}$)[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?(?<![-.])$")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+_TABLES = (".csv", ".tsv", ".xlsx", ".jsonl", ".parquet")
 # Folders that a message lists, and entries of a folder that are looked at for it.
 _SHOWN, _LOOKED_AT = 6, 300
 
@@ -94,6 +95,8 @@ def _folder(name: str, folder: Path) -> Named:
         return Named(name, "checkpoint", folder, run, int(step[1]) if step else None)
     if (folder / "config.json").is_file():
         return Named(name, "model", folder, run)
+    if run is not None and run.absolute() != folder.absolute() and folder.name == CHECKPOINTS and _is_finished(run):
+        return replace(_folder(name, run), name=name)
     if run is not None or folder.name == CHECKPOINTS:
         newest = next(iter(checkpoints(folder)), None)
         if newest is not None:
@@ -104,6 +107,10 @@ def _folder(name: str, folder: Path) -> Named:
     if (folder / "Modelfile").is_file() or any(folder.glob("*.gguf")):
         return Named(name, "export", folder)
     return Named(name, "other", folder)
+
+
+def _is_finished(run: Path) -> bool:
+    return is_adapter(run) or (run / "config.json").is_file()
 
 
 def _run_of(folder: Path) -> Path | None:
@@ -175,25 +182,25 @@ def what_is_here() -> Reason:
     here = [argument(name) for name in models_here(Path())]
     if not here:
         return Reason("", "")
-    return Reason(f" 現在のフォルダーにあるモデル: {'、'.join(here)}", f" In the current folder: {', '.join(here)}.")
+    return Reason(f"現在のフォルダーにあるモデル: {'、'.join(here)}。", f" In the current folder: {', '.join(here)}.")
 
 
 def missing(name: str) -> InputNotFoundError:
     """The refusal of a path that is not there, with near names, else what is there."""
     path = Path(os.path.expanduser(name).replace("\0", ""))
     nearest = next((parent for parent in path.parents if parent.is_dir()), None)
-    near = near_folders(path) or catalog.near(name)
+    near = [argument(folder) for folder in near_folders(path)] or catalog.near(name)
     shown = argument(name)
     ja, en = f"モデルのフォルダー {shown} が見つかりません。", f"The model folder {shown} does not exist."
     if near:
-        ja, en = ja + f" もしかして: {'、'.join(near)}", en + f" Did you mean: {', '.join(near)}?"
+        ja, en = ja + f"もしかして: {'、'.join(near)}。", en + f" Did you mean: {', '.join(near)}?"
     elif nearest is not None and str(nearest) != ".":
-        ja, en = ja + f" {nearest} まではあります。", en + f" {nearest} does exist."
+        ja, en = ja + f"{nearest} まではあります。", en + f" {nearest} does exist."
     else:
         here = what_is_here()
         ja, en = ja + here.ja, en + here.en
     return InputNotFoundError(
-        ja + " フォルダーのパスか、組織名/モデル名 の形の ID を指定してください。",
+        ja + "フォルダーのパスか、組織名/モデル名 の形の ID を指定してください。",
         en + " Name a folder, or an id of the form organisation/model.",
     )
 
@@ -209,6 +216,11 @@ def _is_file(file: Path) -> ModelError:
         way = Reason(
             "GGUF は llama.cpp や Ollama で使います。元のモデルかアダプターのフォルダーを指定してください。",
             "A GGUF is for llama.cpp and Ollama; name the folder of the model or adapter that it was made from.",
+        )
+    elif file.suffix.lower() in _TABLES:
+        way = Reason(
+            f"学習データなら aift start {shown} か data.train={shown} です。",
+            f"If it is training data: aift start {shown}, or data.train={shown}.",
         )
     elif _folder("", file.parent).kind in ("model", "adapter", "checkpoint", "run"):
         way = Reason(f"そのフォルダー {above} を指定してください。", f"Name its folder: {above}.")
@@ -240,7 +252,7 @@ def refusal(named: Named) -> ToolkitError:
 
 _WHY_NO_MODEL: dict[Kind, tuple[str, str]] = {
     "adapter": (
-        "{name} は LoRA アダプターで、モデル全体ではありません。ベースモデルは {base} です。答えさせるなら aift chat {name}、1 つのモデルにするなら "
+        "{name} は LoRA アダプターで、モデル全体ではありません。ベースモデルは {base} です。会話するなら aift chat {name}、1 つのモデルにするなら "
         "aift merge {name} --out 新しいフォルダー、続きから学習するなら aift train --from {name} data.train=ファイル を使ってください（Python では load_lora_model）。",
         "{name} is a LoRA adapter, not a whole model. Its base model is {base}. To talk with it: aift chat {name}; to make "
         "one model of it: aift merge {name} --out NEW_FOLDER; to train it on: aift train --from {name} data.train=FILE (in Python: "

@@ -110,7 +110,7 @@ class Plan:
             (
                 localized("以前のデータ", "replay"),
                 localized(
-                    f"1 エポック {old.rows:,} 行、{old.tokens:,} トークン（学習対象トークン {old.label_tokens:,}、{old.share:.1%}）",
+                    f"1 エポック {old.rows:,} 行、{old.tokens:,} トークン（学習対象 {old.label_tokens:,} トークン、{old.share:.1%}）",
                     f"{old.rows:,} rows, {old.tokens:,} tokens per epoch ({old.label_tokens:,} label tokens, {old.share:.1%})",
                 ),
             )
@@ -164,7 +164,7 @@ class Plan:
             (
                 localized("トークン", "tokens"),
                 localized(
-                    f"1 エポック {self.tokens:,}（学習対象トークン {self.label_tokens:,}）",
+                    f"1 エポック {self.tokens:,}（学習対象 {self.label_tokens:,} トークン）",
                     f"{self.tokens:,} per epoch ({self.label_tokens:,} label tokens)",
                 ),
             ),

@@ -114,7 +114,7 @@ def test_long_rows_are_cut_dropped_or_refused_and_counted():
 
 def test_losing_a_fifth_of_the_answers_is_refused():
     tokenizer = build_tokenizer()
-    with pytest.raises(DataError, match="of the answer tokens"):
+    with pytest.raises(DataError, match="of the label tokens"):
         encode([talk("首都は？", "東京です。" * 30)], tokenizer, max_length=40)
 
 

@@ -70,6 +70,34 @@ def test_a13_a_checkpoint_and_an_interrupted_run_are_told(here: Path):
     assert [step for step, _ in checkpoints(run)] == [10, 9]
 
 
+@pytest.mark.parametrize("file", ["adapter_config.json", "config.json"])
+def test_the_checkpoints_of_a_finished_run_stand_for_its_model(here: Path, file: str):
+    """`outputs/faq/checkpoints` as completion of the shell leaves it: the run has a model, whatever lies in there."""
+    run = here / "outputs" / "faq"
+    (run / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    (run / "checkpoints" / "best").mkdir()
+    (run / "run.json").write_text("{}", encoding="utf-8")
+    (run / file).write_text("{}", encoding="utf-8")
+    for typed in ("outputs/faq/checkpoints", "outputs/faq/checkpoints/"):
+        found = find_named(typed)
+        assert (found.kind, found.name) == (find_named("outputs/faq").kind, typed)
+        assert found.folder is not None
+        assert found.folder.samefile(run)
+        assert not found.interrupted
+
+
+def test_sentences_about_a_name_end_and_its_folders_are_ready_to_paste(here: Path):
+    """No sentence runs into the next one, no blank stands in between, and what is shown may be copied to a shell."""
+    (here / "社内 FAQ").mkdir()
+    (here / "社内 FAQ" / "config.json").write_text("{}", encoding="utf-8")
+    for typed, shown in {"社内 FAX": "もしかして: '社内 FAQ'。", "./zzz": "現在のフォルダーにあるモデル: "}.items():
+        with pytest.raises(InputNotFoundError) as refusal:
+            find_named(typed)
+        assert shown in refusal.value.ja
+        assert "。フォルダーのパスか" in refusal.value.ja
+        assert "。 " not in refusal.value.ja
+
+
 def test_a15_a_slip_beside_a_folder_is_answered_with_it_and_not_with_the_hub(here: Path):
     folder(here / "outputs", "run.json")
     folder(here / "my-model", "config.json")

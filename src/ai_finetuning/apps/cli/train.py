@@ -296,7 +296,7 @@ def _check(config: RunConfig, path: str | None) -> ModelSource:
     validate_data(config_source(config.data.train), eval_data, config.data.replay)
     validate_evaluation(config, eval_data)
     notice(
-        f"{path or '設定'} を確認しました（method: {config.method}、model: {config.model.name}）。",
+        f"{f'{path} ' if path else '設定'}を確認しました（method: {config.method}、model: {config.model.name}）。",
         f"{path or 'the settings'}: method {config.method}, model {config.model.name}.",
     )
     return find_base(config)
