@@ -659,7 +659,7 @@ def _checkpoint(rng: random.Random, place: Place, start: Path, work: Path) -> li
 def _seal(folder: Path) -> None:
     from ai_finetuning.config.run_folder import MANIFEST
     from ai_finetuning.engine.checkpoint.store import _digest_of
-    from ai_finetuning.engine.checkpoint.write import sha256_of
+    from ai_finetuning.system.files import sha256_of
 
     file = folder / MANIFEST
     try:
