@@ -12,6 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def _zstd(raw: bytes) -> bytes:
     return bytes(pyarrow.Codec("zstd").compress(raw, asbytes=True))
 
 
+_ZEROS = b"\x00" * 50_000_000  # one object: its hash is computed once
 _COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -166,24 +168,27 @@ _COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@lru_cache(maxsize=40)
+def _packed(kind: str, content: bytes) -> bytes:
+    return _COMPRESS[kind](content)
+
+
 def _compressed(rng: random.Random, place: Place, start: Any, work: Path) -> list[str]:
     kind = rng.choice([*_COMPRESS, ".zip"])
-    inner = rng.choice(
-        [jsonl(), table().encode("cp932"), b'{"text": "' + b"a " * 300_000 + b'"}', b"", b"\x00" * 50_000_000]
-    )
+    inner = rng.choice([jsonl(), table().encode("cp932"), b'{"text": "' + b"a " * 300_000 + b'"}', b"", _ZEROS])
     if rng.random() < 0.3:
         inner = damaged(inner[:100_000], rng)
     name = rng.choice(["a.jsonl", "a.csv", "a.txt", "a.xlsx", "a.json", "a"])
     if kind == ".zip":
         buffer = io.BytesIO()
-        with zipfile.ZipFile(
-            buffer, "w", rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA])
-        ) as archive:
+        way = rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA])
+        way = zipfile.ZIP_DEFLATED if len(inner) > 1_000_000 else way  # LZMA takes a second for that
+        with zipfile.ZipFile(buffer, "w", way, compresslevel=1) as archive:
             for _ in range(rng.choice([1, 1, 1, 2])):
                 archive.writestr(rng.choice([name, "../a.csv", "/a.csv", "__MACOSX/a.csv", "a\x1b[2J.csv"]), inner)
         raw, file = buffer.getvalue(), work / "a.zip"
     else:
-        raw, file = _COMPRESS[kind](inner), work / f"{name}{kind}"
+        raw, file = _packed(kind, inner), work / f"{name}{kind}"
         if rng.random() < 0.1:
             raw = raw * 3
     file.write_bytes(damaged(raw, rng) if rng.random() < 0.7 else raw)
