@@ -71,11 +71,11 @@ def validate_sizes(name: str, config: Mapping[str, Any], weight_bytes: int = 0) 
             )
     for part in _parts(config):
         for key in _WHOLE:
-            value = part.get(key)
-            if isinstance(value, float) and not value.is_integer():
+            given = part.get(key)
+            if isinstance(given, float) and not given.is_integer():
                 raise ModelError(
-                    f"{name} の config.json の {key} が {value!r} です。整数にしてください。",
-                    f"{name}: {key} in its config.json is {value!r}; it must be a whole number.",
+                    f"{name} の config.json の {key} が {given!r} です。整数にしてください。",
+                    f"{name}: {key} in its config.json is {given!r}; it must be a whole number.",
                 )
     most = _PER_BYTE * weight_bytes + _FREE if weight_bytes else _MOST_ELEMENTS
     for part in _parts(config):
