@@ -26,6 +26,7 @@ from ai_finetuning.apps.cli.main import run
 from ai_finetuning.apps.cli.start import _ask_file, _column_line, _free_folder, _show_rows
 from ai_finetuning.engine.checkpoint.store import CheckpointStore
 from ai_finetuning.errors import CheckpointError, ConfigError, DataError, ModelError
+from ai_finetuning.execution.resume import ResumePoint
 from ai_finetuning.inference import usable as usable_module
 from ai_finetuning.inference.answer_files import validate_target, write_answers
 from ai_finetuning.inference.answering import Outcome, Record
@@ -408,6 +409,13 @@ def test_best_weights_with_links_are_not_put_back(tmp_path: Path, name: str):
     assert name in str(store.best_of(3)[0])
     (store.best / "best.json").write_text("[" * 90_000, encoding="utf-8")
     assert store.best_of(3)
+
+
+@pytest.mark.parametrize("content", ["[" * 90_000, '{"step": []}', "[]", "{"])
+def test_a_step_of_a_hostile_checkpoint_is_refused(tmp_path: Path, content: str):
+    (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="restart"):
+        _ = ResumePoint(tmp_path).step
 
 
 def test_a_hostile_manifest_of_a_bundle_is_shown_as_text(tmp_path: Path, capsys):
