@@ -110,6 +110,12 @@ def on_one_line(text: str) -> str:
 
 
 def argument(value: object) -> str:
-    """A name or path for a command that is printed to be copied: quoted for a shell, and never taken for an option."""
+    """A name or path for a command that is printed to be copied: quoted for a shell, on one line, and never taken for an
+    option. Controls and line breaks stand as bash and zsh read them back: `$'a\\nb'`.
+    """
     text = str(value)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    text = f"./{text}" if text.startswith("-") else text
+    if on_one_line(text) == text:
+        return shlex.quote(text)
+    text = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t")
+    return "$'" + _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "'"

@@ -295,7 +295,9 @@ def test_the_error_file_of_a_process_holds_no_row(tmp_path: Path, capfd, monkeyp
 def test_a_run_writes_no_row(
     fault: str, tiny: str, cache: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
 ):
-    """Good rows, twice the same ones, and bad ones that are left out; an evaluation, a report, a card, TensorBoard."""
+    """Good rows, twice the same ones, and bad ones that are left out; an evaluation, a report, a card, TensorBoard. Only
+    the sample answers of report.html show evaluation rows, unless they are switched off.
+    """
     monkeypatch.setenv("AIFT_FAULT", fault)
     rows = [json.dumps(good(number % 4), ensure_ascii=False) for number in range(8)]
     data = write_lines(tmp_path / "rows.jsonl", *rows, *BAD.values())
@@ -311,7 +313,14 @@ def test_a_run_writes_no_row(
     assert_shown_briefly(said)
     assert list(cache.rglob("*.npz"))
     for folder in (tmp_path / "out", cache):
-        assert not files_that_hold(folder, pieces(PIECE))
+        assert set(files_that_hold(folder, pieces(PIECE))) <= {str(tmp_path / "out" / "report.html")}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8") if not fault else ""
+    shown = "".join(re.findall(r'<dl class="sample">.*?</dl>', page, re.DOTALL))
+    assert bool(shown) == (not fault)
+    assert not [piece for piece in pieces(PIECE) if piece in page.replace(shown, "") and piece not in shown]
+    without = run(arguments(tiny, data, tmp_path / "without", *more, "training.runtime.report_samples=0"))
+    assert (without == 0) == (fault == "")
+    assert not files_that_hold(tmp_path / "without", pieces(PIECE))
     if not fault:
         assert {"README.md", "report.html", "run.json", "metrics.jsonl", "environment.json"} <= {
             path.name for path in (tmp_path / "out").iterdir()

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ai_finetuning.config.lora import LoRAConfig
+from ai_finetuning.config.model import ModelConfig
+from ai_finetuning.config.run import RunConfig
 from ai_finetuning.errors import ModelError
+from ai_finetuning.execution.adapter_start import with_adapter_settings
 from ai_finetuning.models.adapters import add_lora, load_adapter
 from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.models.sizes import validate_sizes
@@ -59,6 +63,13 @@ def test_a_size_that_no_model_has_is_refused_before_anything_is_built(received: 
     assert time.thread_time() - before < 5
 
 
+@pytest.mark.parametrize("key", ["head_dim", "hidden_size", "num_attention_heads"])
+def test_a_size_that_is_no_whole_number_is_refused(key: str):
+    with pytest.raises(ModelError, match="whole number"):
+        validate_sizes("m", {"text_config": {key: 0.5}})
+    validate_sizes("m", {key: 4.0, "rope_theta": 0.5})
+
+
 @pytest.mark.parametrize(
     "values", [{"num_hidden_layers": 10**8}, {"vocab_size": 10**10}, {"text_config": {"hidden_size": 10**9}}]
 )
@@ -99,6 +110,16 @@ def test_a_rank_is_that_of_the_file(tmp_path: Path):
         with pytest.raises(ModelError, match="100,000,000"):
             load_adapter(load_causal_lm("embedded:kotoha-tiny"), folder)
         file.write_text(json.dumps(plain), encoding="utf-8")
+
+
+@pytest.mark.parametrize("rank", [10**19, 0, "8", 1.5])
+def test_a_rank_that_training_would_go_on_with_is_a_number(tmp_path: Path, rank: object):
+    """`lora.adapter` reads it for the plan, before the weights are looked at."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}), encoding="utf-8")
+    (tmp_path / "adapter_model.safetensors").touch()
+    config = RunConfig(model=ModelConfig("m"), lora=LoRAConfig(adapter=str(tmp_path)))
+    with pytest.raises(ModelError, match="cannot be read"):
+        with_adapter_settings(config)
 
 
 @pytest.mark.slow

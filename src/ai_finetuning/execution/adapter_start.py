@@ -33,6 +33,10 @@ _BROUGHT = {
 }
 
 
+# Above the hidden size of any model; whether the file has as much is looked at when it is loaded.
+_LARGEST_RANK = 1 << 17
+
+
 def with_adapter_settings(config: RunConfig) -> RunConfig:
     """The configuration with what its adapter says of rank, alpha, layers and variant; itself without an adapter.
 
@@ -53,6 +57,8 @@ def with_adapter_settings(config: RunConfig) -> RunConfig:
     given = explicitly_set(lora)
     with unreadable(lora.adapter):
         brought = {name: _plain(stored[name] if stored.get(name) is not None else d) for name, d in _BROUGHT.items()}
+        if not isinstance(brought["r"], int) or not 0 < brought["r"] <= _LARGEST_RANK:
+            raise ValueError(f"r: {str(brought['r'])[:20]}")
         problems = [
             _contradiction(lora.adapter, name, getattr(lora, name), value)
             for name, value in brought.items()

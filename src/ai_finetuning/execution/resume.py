@@ -63,7 +63,8 @@ class ResumePoint:
     def step(self) -> int:
         """The step that it goes on from."""
         if self.checkpoint is not None:
-            return int(json.loads((self.checkpoint / MANIFEST).read_text(encoding="utf-8"))["step"])
+            with readable(self.checkpoint):
+                return int(json.loads((self.checkpoint / MANIFEST).read_text(encoding="utf-8"))["step"])
         return self.finished.steps if self.finished is not None else 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from ..models.adapter_folder import base_name, is_adapter, recorded_config
 from ..models.bundle import MANIFEST, Bundle, BundledFile, read_bundle
 from ..models.source import find_model, not_loaded, validate_safetensors, validate_weight_files
 from ..models.tokenizers import load_tokenizer
-from ..system.files import refuse_links_outside, sha256_of, write_in_place
+from ..system.files import refuse_links_outside, replacing, sha256_of, write_in_place
 from . import llama_cpp
 
 SUMS = "SHA256SUMS"
@@ -303,7 +302,9 @@ def _weights(origin: _Origin, index: Path | None, out: Path) -> list[str]:
 def _fetch_one(origin: _Origin, file: str, out: Path) -> None:
     """One file into the folder, unless it is there; its content is compared with what its origin says."""
     target = out / file
-    if target.is_file():
+    if target.is_file() and not target.is_symlink():
+        if origin.folder is None:  # of a folder it is compared at the end
+            _compare(origin, file, target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if origin.folder is not None:
@@ -319,11 +320,8 @@ def _fetch_one(origin: _Origin, file: str, out: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, partial)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, target)
+    with source.open("rb") as content, replacing(target) as file:
+        shutil.copyfileobj(content, file, 1 << 20)
 
 
 def _compare(origin: _Origin, file: str, path: Path) -> None:

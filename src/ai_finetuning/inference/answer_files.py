@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.columns import listed, plain
 from ..data.encoding import UNREADABLE
+from ..data.rows import parsing
 from ..errors import ConfigError, DataError, InputNotFoundError, StorageError
 from ..messages import notice, on_one_line, warn
 from ..system.files import write_in_place
@@ -21,6 +24,10 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 # Characters that an Excel cell holds.
 _CELL = 32_767
 _WIDTH = 60
+# Cells of a table that is written, and such that are merged with others.
+_CELLS, _MOST_MERGED = 30_000_000, 1_000_000
+_MERGED = re.compile(rb"<[^<>]*mergeCell\s[^<>]*?ref\s*=\s*[\"']([^\"'<>]*)[\"']")
+_NUMBER = re.compile(r"[+-]?[0-9][0-9,]*(\.[0-9]+)?([eE][+-]?[0-9]+)?%?")
 
 
 def validate_target(out: Path, questions: Questions, columns: Sequence[str], *, overwrite: bool) -> str:
@@ -55,6 +62,7 @@ def validate_target(out: Path, questions: Questions, columns: Sequence[str], *, 
             f"{out} はすでにあります。別の名前にするか、--overwrite で置き換えてください。",
             f"{out} exists; choose another name, or replace it with --overwrite.",
         )
+    _validate_size(kind, questions, len(columns))
     for column in columns:
         same = [name for name in questions.headings if plain(name) == plain(column)]
         filled = questions.filled(same[0]) if same else []
@@ -66,6 +74,49 @@ def validate_target(out: Path, questions: Questions, columns: Sequence[str], *, 
                 f"{filled[0].number}) and is not overwritten; name another one with --answer-column.",
             )
     return kind
+
+
+def _validate_size(kind: str, questions: Questions, columns: int) -> None:
+    """Refuses, before anything is answered, a table that grows while it is written, and a workbook that cannot be.
+
+    Raises:
+        DataError: such a file.
+    """
+    rows = questions.above + questions.rows if questions.kind != ".jsonl" else []
+    width = max([len(questions.headings), *map(len, rows)]) + columns
+    if kind != ".jsonl" and width * len(questions.rows) > _CELLS:
+        raise DataError(
+            f"{questions.path} は {width:,} 列 {len(questions.rows):,} 行の表になり、{_CELLS:,} セルを超えます。質問以外の列を除いてください。",
+            f"{questions.path} becomes a table of {width:,} columns and {len(questions.rows):,} rows, more than {_CELLS:,} "
+            "cells; remove columns that are not needed.",
+        )
+    if kind == questions.kind == ".xlsx":
+        hint = ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")
+        with parsing(questions.path, "Excel (.xlsx)", hint):
+            _opened(questions).save(io.BytesIO())
+
+
+def _opened(questions: Questions) -> Any:
+    """The workbook to write into.
+
+    Raises:
+        DataError: merged cells that take more than a sheet that people work with; each would be made.
+    """
+    import openpyxl
+    from openpyxl.utils.cell import range_boundaries
+
+    merged = 0
+    with zipfile.ZipFile(io.BytesIO(questions.raw)) as parts:
+        for name in parts.namelist():
+            for found in _MERGED.finditer(parts.read(name)) if name.endswith(".xml") else ():
+                left, top, right, bottom = range_boundaries(found[1].decode())
+                merged += ((right or 16_384) - (left or 1) + 1) * ((bottom or 1_048_576) - (top or 1) + 1)
+    if merged > _MOST_MERGED:
+        raise DataError(
+            f"{questions.path} の結合されたセルは {merged:,} 個分あります（上限 {_MOST_MERGED:,}）。結合を解除してください。",
+            f"{questions.path}: {merged:,} cells are merged, more than {_MOST_MERGED:,}; undo that.",
+        )
+    return openpyxl.load_workbook(io.BytesIO(questions.raw))
 
 
 def write_answers(
@@ -101,6 +152,11 @@ def write_answers(
 def no_formula(text: str) -> str:
     """A text that no spreadsheet program takes for a formula when it opens a CSV file."""
     return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _no_formula_but_numbers(text: str) -> str:
+    """The same for a cell of the questions: `-5` stays a number."""
+    return text if _NUMBER.fullmatch(text) else no_formula(text)
 
 
 def _table(questions: Questions) -> tuple[list[list[str]], list[list[str]]]:
@@ -157,6 +213,11 @@ def _delimited(kind: str, questions: Questions, columns: Sequence[str], answers:
     escaped = sum(no_formula(whole[row][place]) != whole[row][place] for row, place in put)
     for row, place in put:
         whole[row][place] = no_formula(whole[row][place])
+    if questions.kind not in (".csv", ".tsv"):  # what was a text there would become a formula here
+        whole = [
+            [cell if (row, place) in put else _no_formula_but_numbers(cell) for place, cell in enumerate(cells)]
+            for row, cells in enumerate(whole)
+        ]
     if escaped:
         notice(
             f"= + - @ などで始まる回答 {escaped} 件は、表計算ソフトで数式にならないよう先頭に ' を付けました。",
@@ -207,7 +268,7 @@ def _workbook(questions: Questions, columns: Sequence[str], answers: Sequence[Se
     import openpyxl
 
     if questions.kind == ".xlsx":
-        book = openpyxl.load_workbook(io.BytesIO(questions.raw))
+        book = _opened(questions)
         sheet: Any = book[str(questions.sheet)]
         _say_left_out(questions)
         _fill(sheet, questions, columns, answers)
@@ -269,8 +330,6 @@ def _set(cell: Any, text: str) -> None:
 
 def _say_left_out(questions: Questions) -> None:
     """One line on what is not carried over when a workbook is written again."""
-    import zipfile
-
     with zipfile.ZipFile(io.BytesIO(questions.raw)) as parts:
         drawn = any(name.startswith("xl/drawings/") and name.endswith(".xml") for name in parts.namelist())
     if drawn:

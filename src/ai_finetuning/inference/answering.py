@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from ..errors import ConfigError, StorageError, ToolkitError
 from ..japanese.default_system import system_turn
 from ..japanese.prompts import user_turn
+from ..messages import excerpt
 from ..models.generation import encode_prompts, generate_answers
 from ..models.named import find_named
 from ..system.files import is_private
@@ -95,24 +96,22 @@ class Record:
         return record
 
     def _read(self) -> None:
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # what a killed process wrote last may be half a line
         try:
+            if not self.path.is_file():
+                raise ValueError("no regular file")
+            lines = self.path.read_bytes().split(b"\n")[:-1]  # what a killed process wrote last may be half a line
             head = json.loads(lines[0]) if lines else None
-            rows = [json.loads(line) for line in lines[1:]]
-            if head is not None and head["format"] != _FORMAT:
-                raise ValueError(f"format {head['format']}")
-            found = {
-                int(row["question"]): Outcome(
-                    tuple(row.get("answers", ())),
-                    tuple(row.get("ends", ())),
-                    tuple(row["refused"]) if row.get("refused") else None,
-                )
-                for row in rows
-            }
-        except (ValueError, KeyError, TypeError) as error:
+            if head is not None and (head["format"] != _FORMAT or not isinstance(head["made_by"], dict)):
+                raise ValueError("format")
+            found = dict(_outcome(json.loads(line)) for line in lines[1:])
+            columns = len(self.made_by.get("variants", ()))
+            if any(item.answers and columns and len(item.answers) != columns for item in found.values()):
+                raise ValueError("not as many")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = excerpt(str(error))
             raise ConfigError(
-                f"途中の回答 {self.path} を読めません（{error}）。--restart で最初からやり直せます。",
-                f"the answers so far, {self.path}, cannot be read ({error}); --restart begins anew.",
+                f"途中の回答 {self.path} を読めません（{why}）。--restart で最初からやり直せます。",
+                f"the answers so far, {self.path}, cannot be read ({why}); --restart begins anew.",
             ) from error
         changed = (
             [] if head is None else [name for name in self.made_by if head["made_by"].get(name) != self.made_by[name]]
@@ -153,6 +152,21 @@ class Record:
     def remove(self) -> None:
         """Removes the file, once the answers are where they belong."""
         self.path.unlink(missing_ok=True)
+
+
+def _outcome(row: dict[str, Any]) -> tuple[int, Outcome]:
+    """A line of the record: (place of the question, its outcome).
+
+    Raises:
+        ValueError, KeyError, TypeError: it is no such line.
+    """
+    place, answers, ends, refused = row["question"], row["answers"], row["ends"], row.get("refused")
+    texts = [*answers, *ends, *(refused or ())]
+    if type(place) is not int or not all(isinstance(text, str) for text in texts):
+        raise ValueError("not texts")
+    if len(answers) != len(ends) or not (refused is None or len(refused) == 2):
+        raise ValueError("not as many")
+    return place, Outcome(tuple(answers), tuple(ends), tuple(refused) if refused else None)
 
 
 def _appended(path: Path) -> BinaryIO:

@@ -156,9 +156,10 @@ def _read_jsonl(obtained: Questions, raw: bytes, column: str | None, sheet: str 
         numbers.append(number)
     obtained.headings = list(dict.fromkeys(str(key) for row in obtained.rows for key in row))
     _choose(obtained, obtained.headings, column)
+    used = [obtained.column, obtained.material, obtained.system]
     for place, (number, row) in enumerate(zip(numbers, obtained.rows, strict=True)):
-        cells = [row.get(name) for name in obtained.headings]
-        _add(obtained, place, number, ["" if cell is None else _text(cell) for cell in cells])
+        cells = [None if name is None else row.get(name) for name in used]
+        _add(obtained, place, number, *("" if cell is None else _text(cell).strip() for cell in cells))
 
 
 def _text(value: Any) -> str:
@@ -203,16 +204,16 @@ def _read_workbook(obtained: Questions, raw: bytes, column: str | None, sheet: s
         visible = [item.title for item in book.worksheets if item.sheet_state == "visible"]
     if sheet is not None and sheet not in tables:
         raise ConfigError(
-            f"{obtained.path} にシート {sheet} がありません。シート: {', '.join(tables)}",
-            f"{obtained.path} has no sheet {sheet}; sheets: {', '.join(tables)}.",
+            f"{obtained.path} にシート {sheet} がありません。シート: {listed(list(tables))}",
+            f"{obtained.path} has no sheet {sheet}; sheets: {listed(list(tables))}.",
         )
     fitting = [name for name in visible if _heading(tables[name], column) is not None]
     filled = [name for name in visible if any(any(cells) for _, cells in tables[name])]
     candidates = [sheet] if sheet is not None else fitting or filled
     if not candidates:
         raise DataError(
-            f"{obtained.path} に表示されているシートの行がありません（シート: {', '.join(tables)}）。--sheet で指定してください。",
-            f"{obtained.path} has no visible sheet with rows (sheets: {', '.join(tables)}); name one with --sheet.",
+            f"{obtained.path} に表示されているシートの行がありません（シート: {listed(list(tables))}）。--sheet で指定してください。",
+            f"{obtained.path} has no visible sheet with rows (sheets: {listed(list(tables))}); name one with --sheet.",
         )
     obtained.sheet = candidates[0]
     obtained.others = [name for name in tables if name != obtained.sheet]
@@ -249,10 +250,15 @@ def _take_table(obtained: Questions, table: list[tuple[int, list[str]]], column:
     obtained.heading_row = table[start][0] if table else 1
     obtained.headings = [cell.strip() for cell in table[start][1]] if table else []
     _choose(obtained, [name for name in obtained.headings if name], column)
+    used = [
+        obtained.headings.index(name) if name is not None else None
+        for name in (obtained.column, obtained.material, obtained.system)
+    ]
     for place, (number, cells) in enumerate(table[start + 1 :]):
         obtained.rows.append(list(cells))
         if any(cell.strip() for cell in cells):
-            _add(obtained, place, number, cells)
+            texts = (cells[at].strip() if at is not None and at < len(cells) else "" for at in used)
+            _add(obtained, place, number, *texts)
 
 
 def _choose(obtained: Questions, names: Sequence[str], column: str | None) -> None:
@@ -290,12 +296,7 @@ def _choose(obtained: Questions, names: Sequence[str], column: str | None) -> No
         setattr(obtained, {"input": "material", "system": "system"}[role], beside[0] if beside else None)
 
 
-def _add(obtained: Questions, place: int, number: int, cells: Sequence[str]) -> None:
-    def cell(heading: str | None) -> str:
-        where = obtained.headings.index(heading) if heading is not None else len(cells)
-        return cells[where].strip() if where < len(cells) else ""
-
-    text, material, system = (cell(name) for name in (obtained.column, obtained.material, obtained.system))
+def _add(obtained: Questions, place: int, number: int, text: str, material: str, system: str) -> None:
     broken = UNREADABLE.search(text + material + system) is not None
     obtained.questions.append(Question(f"{obtained.path}:{number}", number, text, material, system, broken))
     obtained.index.append(place)

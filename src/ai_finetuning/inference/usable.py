@@ -21,7 +21,7 @@ from ..config.run_folder import CHECKPOINTS, MANIFEST, WITHOUT_WEIGHTS
 from ..engine.checkpoint.read import pieces_of, write_shards
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.checkpoint.store import verify
-from ..errors import CheckpointError, ModelError, Reason
+from ..errors import CheckpointError, ModelError, Reason, refusing
 from ..messages import argument, notice, warn
 from ..models.adapter_folder import CONFIG, base_name, move_base, note_training_base, recorded_config
 from ..models.adapters import save_adapter_tensors, tied_names
@@ -53,6 +53,8 @@ def usable(name: str) -> Named:
         return named
     checkpoint = whole_checkpoint(named)
     _say(replace(named, folder=checkpoint))
+    source = _without_weights(checkpoint, named.run)
+    refuse_links_outside(source)
     place = private_cache(CHECKPOINTS) / _key(checkpoint)
     with FileLock(str(place) + ".lock"):
         if not (any((place / file).is_file() for file in (CONFIG, "config.json")) and is_private_tree(place)):
@@ -131,7 +133,7 @@ def _key(checkpoint: Path) -> str:
     """A name that changes with the checkpoint's bytes, which its manifest has hashes of, and with what lies beside."""
     digest = hashlib.sha256((checkpoint / MANIFEST).read_bytes())
     beside = checkpoint.absolute().parent / WITHOUT_WEIGHTS
-    for file in sorted(beside.iterdir()) if beside.is_dir() else ():
+    for file in sorted(path for path in beside.iterdir() if path.is_file()) if beside.is_dir() else ():
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     digest.update(str(checkpoint.resolve().parent).encode())  # where a base that moved is looked for
     return digest.hexdigest()[:20]
@@ -159,9 +161,10 @@ def write_checkpoint(checkpoint: Path, place: Path, *, run: Path | None, home: P
         save_adapter_tensors(place, load_checkpoint(checkpoint).tensors["model"])
         move_base(place, home, named_base(place, origin=run))  # its place relative to the run says nothing here
         return
-    dtype = getattr(torch, str(json.loads((place / "config.json").read_text(encoding="utf-8")).get("dtype")), None)
-    tied = set(json.loads((source / _TIED).read_text(encoding="utf-8"))) if (source / _TIED).is_file() else set()
-    write_shards(place, checkpoint, dtype=dtype or torch.float32, tied=tied)
+    with refusing(CheckpointError, f"{source} を読めません（{{reason}}）。", f"{source} cannot be read ({{reason}})."):
+        dtype = getattr(torch, str(json.loads((place / "config.json").read_text(encoding="utf-8")).get("dtype")), None)
+        tied = set(json.loads((source / _TIED).read_text(encoding="utf-8"))) if (source / _TIED).is_file() else set()
+    write_shards(place, checkpoint, dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32, tied=tied)
 
 
 def _without_weights(checkpoint: Path, run: Path | None) -> Path:

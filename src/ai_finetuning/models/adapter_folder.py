@@ -14,11 +14,14 @@ from ..config.run_folder import BASE, RUN
 from ..config.run_folder import CONFIG as RUN_CONFIG
 from ..config.yaml_text import parse_yaml
 from ..errors import InputNotFoundError, ModelError, ToolkitError, refusing
+from ..system.files import read_bounded
 
 # What `--base` of a merge may be instead of a model's name.
 ORIGINAL, DEQUANTIZED, AUTO = "original", "dequantized", "auto"
 # Folders above an adapter in which a base is looked for that was noted as it was typed.
 _ABOVE = 4
+# Bytes of its JSON files.
+_LARGEST = 4 << 20
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -47,7 +50,7 @@ def recorded_config(folder: str | Path) -> dict[str, Any]:
         ModelError: it is damaged.
     """
     with unreadable(folder):
-        values = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(Path(folder) / CONFIG, _LARGEST))
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}, not an object")
         return values
@@ -180,7 +183,7 @@ def _told_by_run(home: Path) -> str | None:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(file, _LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

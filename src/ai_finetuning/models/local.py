@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Reason, ToolkitError
+from ..system.files import read_bounded
 from . import catalog
 from .hub import missing_weights
 from .source import weight_file_bytes
@@ -17,6 +19,8 @@ IN_FOLDER = Reason("このフォルダー", "this folder")
 IN_CACHE = Reason("ハブのキャッシュ", "hub cache")
 # Folders whose folders are looked at, beside the folder itself, and how many at a place.
 _BESIDE, _FOLDERS = ("models",), 1000
+# Of config.json, in all: those of real models have a few KB.
+_BYTES = 8 << 20
 _WRITES_TEXT = ("ForCausalLM", "LMHeadModel")
 
 
@@ -47,7 +51,13 @@ def local_models(folder: Path) -> list[LocalModel]:
 
 
 def _near(folder: Path) -> Iterator[Path]:
+    left = _BYTES
     for path in (*_folders(folder), *(inner for name in _BESIDE for inner in _folders(folder / name))):
+        with contextlib.suppress(OSError):
+            size = (path / "config.json").stat().st_size
+            if size > left:
+                continue
+            left -= size
         if not (path / "run.json").exists() and _is_model(path):
             yield path
 
@@ -79,7 +89,7 @@ def _folders(folder: Path) -> list[Path]:
 def _is_model(folder: Path) -> bool:
     """Whether a folder holds a language model with all its weights."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_bounded(folder / "config.json", _BYTES))
         names = config.get("architectures") if isinstance(config, dict) else None
         writes = isinstance(names, list) and any(str(name).endswith(_WRITES_TEXT) for name in names)
         return writes and not missing_weights(folder)

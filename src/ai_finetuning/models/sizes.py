@@ -43,6 +43,7 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", "moe_intermediate_size")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx")
+_WHOLE = (*_LAYERS, *_WIDTH, *_HEADS, *_INNER, "vocab_size", "head_dim", "num_key_value_heads")
 # Elements of one matrix kind, over all layers, of a model of which no weights are there to compare with; and what the
 # weights that are there allow for each of their bytes and in any case.
 _MOST_ELEMENTS, _PER_BYTE, _FREE = 1 << 44, 16, 1 << 25
@@ -68,6 +69,14 @@ def validate_sizes(name: str, config: Mapping[str, Any], weight_bytes: int = 0) 
                 f"{name}: {key[:60]} in its config.json is {_short(value)}; it may be at most {size.most:,}, more than any "
                 "model has.",
             )
+    for part in _parts(config):
+        for key in _WHOLE:
+            given = part.get(key)
+            if isinstance(given, float) and not given.is_integer():
+                raise ModelError(
+                    f"{name} の config.json の {key} が {given!r} です。整数にしてください。",
+                    f"{name}: {key} in its config.json is {given!r}; it must be a whole number.",
+                )
     most = _PER_BYTE * weight_bytes + _FREE if weight_bytes else _MOST_ELEMENTS
     for part in _parts(config):
         for keys in _products(part):

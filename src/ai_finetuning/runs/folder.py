@@ -24,7 +24,10 @@ from ..config.run_folder import (
     WITHOUT_WEIGHTS,
 )
 from ..errors import ConfigError
-from ..system.files import TEMPORARY
+from ..system.files import TEMPORARY, read_bounded
+
+# Bytes of a run.json; ours have some 10 KB.
+_LARGEST = 4 << 20
 
 STAGING = ".staging-model"
 TRACKERS = "trackers"
@@ -64,9 +67,9 @@ _OF_CHECKPOINTS = ("checkpoint-[0-9]*", BEST, ".staging-*", ".trash-*", WITHOUT_
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The run.json of the run that is in a folder; empty where there is none."""
+    """The run.json of the run that is in a folder; empty where there is none that can be read."""
     try:
-        return dict(json.loads((folder / RUN).read_text(encoding="utf-8")))
+        return dict(json.loads(read_bounded(folder / RUN, _LARGEST)))
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 

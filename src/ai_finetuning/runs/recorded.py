@@ -204,13 +204,16 @@ def _interrupted(folder: Path) -> Interrupted | None:
     if not is_run(folder) or run.get("status") not in ("stopped", "running") or _at_work(folder):
         return None
     total = run.get("total_steps")
-    return Interrupted(folder, saved_step(folder) or 0, total if isinstance(total, int) else 0)
+    return Interrupted(folder, saved_step(folder) or 0, total if isinstance(total, int) and 0 < total < 10**12 else 0)
 
 
 def saved_step(folder: Path) -> int | None:
     """The step of a run's newest checkpoint, not verified; None where there is none."""
     place = folder / CHECKPOINTS
-    names = [path.name for path in place.iterdir()] if place.is_dir() else []
+    try:
+        names = os.listdir(place)
+    except OSError:  # there is none, or it is another user's
+        names = []
     return max((int(match[1]) for name in names if (match := _CHECKPOINT.match(name))), default=None)
 
 

@@ -20,6 +20,21 @@ TEMPORARY = ".aift-*.tmp"
 _TEMPLATES = "additional_chat_templates"
 
 
+def read_bounded(path: Path, limit: int) -> bytes:
+    """A regular file that may come from somebody else, whole.
+
+    Raises:
+        OSError: it is not there, or no regular file (a pipe would never end). ValueError: it holds more than `limit` bytes.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(str(path))
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"more than {limit:,} bytes")
+    return content
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes renames in a folder durable, where the operating system can (Windows cannot open folders)."""
     if os.name == "nt":
@@ -142,7 +157,7 @@ def refuse_links_outside(folder: Path | None, *, names: str = "*") -> None:
     whole = folder.resolve()
     cache, own_blobs = Path(HF_HUB_CACHE).resolve(), whole.parent.parent / "blobs"
     for path in sorted([*folder.glob(names), *(folder / _TEMPLATES).glob(names)]):
-        if not path.is_file():
+        if path.is_dir() or not path.exists():
             continue
         real = path.resolve()
         blob = real.parent.name == "blobs" and real.is_relative_to(cache)
@@ -153,4 +168,10 @@ def refuse_links_outside(folder: Path | None, *, names: str = "*") -> None:
                 "リンクをファイルのコピーに置き換えてください。",
                 f"{name} in {folder} is a link to {real}, outside the folder, whose content would be written out with "
                 "the model. If that is meant, put a copy of the file in the link's place.",
+            )
+        if not path.is_file():  # a pipe or a device, which has no end
+            name = path.relative_to(folder)
+            raise ModelError(
+                f"{folder} の {name} は普通のファイルではありません。取り除いてください。",
+                f"{name} in {folder} is no regular file; remove it.",
             )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ...errors import DataError, RunLockedError, UsageError, localized
-from ...messages import argument, notice, warn
+from ...errors import DataError, RunLockedError, StorageError, UsageError, localized
+from ...messages import argument, excerpt, notice, on_one_line, warn
 from .answers import say_cut, say_system, validate_adapter
 
 if TYPE_CHECKING:
@@ -183,15 +183,14 @@ class _Work:
 
 def _say_columns(work: _Work) -> None:
     read = work.questions
-    where = f"{read.path}（{read.sheet}）" if read.sheet is not None else read.path
-    beside = [
-        f"{ja}: {name}" for ja, name in (("添える文章", read.material), ("システムプロンプト", read.system)) if name
-    ]
-    also = [f"{en}: {name}" for en, name in (("material", read.material), ("system prompt", read.system)) if name]
+    path, sheet, asks = on_one_line(read.path), excerpt(read.sheet or ""), excerpt(read.column)
+    used = (("添える文章", "material", read.material), ("システムプロンプト", "system prompt", read.system))
+    beside = [f"{ja}: {excerpt(name)}" for ja, _, name in used if name]
+    also = [f"{en}: {excerpt(name)}" for _, en, name in used if name]
     notice(
-        f"{where}: 質問 {len(read.questions)} 行。質問の列: {'、'.join([read.column, *beside])}、回答の列: {'、'.join(work.columns)}",
-        f"{read.path}{f' ({read.sheet})' if read.sheet else ''}: {len(read.questions)} questions in the column "
-        f"{', '.join([read.column, *also])}; answers go to {', '.join(work.columns)}",
+        f"{path}{f'（{sheet}）' if sheet else ''}: 質問 {len(read.questions)} 行。質問の列: {'、'.join([asks, *beside])}、回答の列: {'、'.join(work.columns)}",
+        f"{path}{f' ({sheet})' if sheet else ''}: {len(read.questions)} questions in the column "
+        f"{', '.join([asks, *also])}; answers go to {', '.join(work.columns)}",
     )
 
 
@@ -207,6 +206,11 @@ def _only_one(partial: Path) -> Iterator[None]:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{path} を使えません（{error.strerror or error}）。リンクなら消し、フォルダーの権限を確認してください。",
+            f"{path} cannot be used ({error.strerror or error}); remove it if it is a link, and check the folder's rights.",
+        ) from None
     except Timeout:
         raise RunLockedError(
             f"{partial} には別のコマンドが回答を書いています。終わるのを待つか、--out を変えてください。",

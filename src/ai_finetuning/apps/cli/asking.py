@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import typer
 
 from ...errors import localized
-from ...messages import printable
+from ...messages import on_one_line
 
 
 def _typed(prompt: str) -> str:
@@ -52,12 +52,12 @@ class Questions:
             free: what else may be typed; empty where nothing.
         """
         if self.decides:
-            print(f"{title}: {printable(options[recommended])}")
+            print(f"{title}: {on_one_line(options[recommended])}")
             return recommended
         print(title)
         for number, option in enumerate(options, start=1):
             mark = localized("  ← 推奨", "  <- recommended") if number == recommended + 1 else ""
-            print(f"  {number}) {printable(option)}{mark}")
+            print(f"  {number}) {on_one_line(option)}{mark}")
         word = localized("番号", "number")
         prompt = localized(f"{word}か{free}", f"{word} or {free}") if free else word
         while True:

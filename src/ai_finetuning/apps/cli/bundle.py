@@ -7,9 +7,10 @@ from pathlib import Path
 import typer
 
 from ...errors import UsageError, localized
-from ...messages import argument
+from ...messages import argument, on_one_line
 
 _VERIFY = "verify"
+_SHOWN = 100  # characters of what a manifest says
 
 
 def register(app: typer.Typer) -> None:
@@ -60,9 +61,11 @@ def bundle(
     size = sum(file.size for file in made.files.values())
     licence = made.licence or localized("不明", "unknown")
     print(
-        localized(
-            f"{out}  {made.model}  {len(made.files)} ファイル  {size / 1e9:.2f} GB  ライセンス: {licence}",
-            f"{out}  {made.model}  {len(made.files)} files  {size / 1e9:.2f} GB  licence: {licence}",
+        on_one_line(
+            localized(
+                f"{out}  {made.model}  {len(made.files)} ファイル  {size / 1e9:.2f} GB  ライセンス: {licence}",
+                f"{out}  {made.model}  {len(made.files)} files  {size / 1e9:.2f} GB  licence: {licence}",
+            )
         )
     )
     print(localized(f"照合用 SHA-256: {fingerprint(out)}", f"SHA-256 to compare: {fingerprint(out)}"))
@@ -77,10 +80,13 @@ def _verify(folder: Path) -> None:
 
     made = verify_bundle(folder)
     size = sum(file.size for file in made.files.values())
+    model, created = made.model[:_SHOWN], made.created[:_SHOWN]
     print(
-        localized(
-            f"{folder} は持ち込み元と同じです（{made.model}、{len(made.files)} ファイル、{size / 1e9:.2f} GB、{made.created} 作成）。",
-            f"{folder} is what was bundled ({made.model}, {len(made.files)} files, {size / 1e9:.2f} GB, made {made.created}).",
+        on_one_line(
+            localized(
+                f"{folder} は持ち込み元と同じです（{model}、{len(made.files)} ファイル、{size / 1e9:.2f} GB、{created} 作成）。",
+                f"{folder} is what was bundled ({model}, {len(made.files)} files, {size / 1e9:.2f} GB, made {created}).",
+            )
         )
     )
     print(localized(f"照合用 SHA-256: {fingerprint(folder)}", f"SHA-256 to compare: {fingerprint(folder)}"))

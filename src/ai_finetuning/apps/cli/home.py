@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import localized
-from ...messages import argument, printable
+from ...messages import argument, on_one_line
 
 if TYPE_CHECKING:
     from ...models.local import LocalModel
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 # Runs and models that are shown.
 _SHOWN = 5
+# Characters of a model's name and of a method, and entries of this folder that are looked at for a table.
+_NAME, _ENTRIES = 100, 10_000
 _STATES = {"completed": ("完了", "done"), "running": ("学習中", "running"), "stopped": ("中断", "stopped")}
 # Endings of files that `aift start` is suggested for, the likeliest first.
 _TABLES = (".xlsx", ".csv", ".tsv", ".jsonl")
@@ -39,7 +44,7 @@ def home() -> None:
 def _block(title: str, lines: list[str]) -> None:
     print(title)
     for line in lines:
-        print(f"  {printable(line)}", flush=True)
+        print(f"  {on_one_line(line)}", flush=True)
 
 
 def machine_lines(found: Machine) -> list[str]:
@@ -91,7 +96,7 @@ def _run_line(run: RunEntry) -> str:
     if run.loss_after is not None:
         before = f"{run.loss_before:.3f} → " if run.loss_before is not None else ""
         parts.append(localized("評価損失", "evaluation loss") + f" {before}{run.loss_after:.3f}")
-    return "  ".join([*parts, f"{run.method}: {run.model}", _ago(time.time() - run.started)])
+    return "  ".join([*parts, f"{run.method[:_NAME]}: {run.model[:_NAME]}", _ago(time.time() - run.started)])
 
 
 def _ago(seconds: float) -> str:
@@ -126,8 +131,10 @@ def _next_lines(here: Path, runs: list[RunEntry]) -> list[str]:
 
 def _table_here(here: Path) -> str | None:
     """A table in this folder that looks like data: the newest of the likeliest kind."""
-    for ending in _TABLES:
-        found = [path for path in here.glob(f"*{ending}") if path.is_file() and not path.name.startswith(("~", "."))]
-        if found:
-            return max(found, key=lambda path: path.stat().st_mtime).name
-    return None
+    found: dict[str, list[tuple[float, str]]] = {}
+    with contextlib.suppress(OSError), os.scandir(here) as entries:
+        for entry in itertools.islice(entries, _ENTRIES):
+            ending = next((ending for ending in _TABLES if entry.name.endswith(ending)), None)
+            if ending is not None and not entry.name.startswith(("~", ".")) and entry.is_file():
+                found.setdefault(ending, []).append((entry.stat().st_mtime, entry.name))
+    return next((max(found[ending])[1] for ending in _TABLES if ending in found), None)

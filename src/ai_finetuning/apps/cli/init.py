@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,9 @@ def write_run_file(path: Path, values: Mapping[str, Any], *, overwrite: bool) ->
     """
     from ...config.commented import commented_yaml
     from ...errors import ConfigError, StorageError
+    from ...system.files import write_in_place
 
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise ConfigError(
             f"{path} は既にあります。別の名前にするか、--force で上書きしてください。",
             f"{path} exists already; choose another name, or write over it with --force.",
@@ -99,7 +101,7 @@ def write_run_file(path: Path, values: Mapping[str, Any], *, overwrite: bool) ->
         ),
     )
     try:
-        path.write_text(commented_yaml(values, head), encoding="utf-8")
+        write_in_place(path, commented_yaml(values, head).encode("utf-8"))
     except OSError as error:
         raise StorageError(
             f"{path} に書き込めません（{type(error).__name__}）。フォルダーと権限を確認してください。",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from ...errors import ToolkitError, localized
-from ...messages import argument, notice, printable
+from ...messages import argument, excerpt, notice, printable
 from .asking import Questions
 from .init import PRACTICE_RATE, USUAL_RATE, write_run_file
 
@@ -224,6 +225,7 @@ def _file_here(name: str) -> Path:
 
 def _ask_sheet(path: Path, asks: Questions, given: str | None) -> str | None:
     """The sheet of a workbook; None where there is only one."""
+    from ...data.columns import listed
     from ...data.spreadsheet import sheets_of
     from ...errors import DataError
 
@@ -231,8 +233,8 @@ def _ask_sheet(path: Path, asks: Questions, given: str | None) -> str | None:
     names = [name for name, _, _ in sheets]
     if given is not None and given not in names:
         raise DataError(
-            f"{path} にシート {given} がありません。シート: {', '.join(names)}",
-            f"{path} has no sheet {given}; sheets: {', '.join(names)}.",
+            f"{path} にシート {given} がありません。シート: {listed(names)}",
+            f"{path} has no sheet {given}; sheets: {listed(names)}.",
         )
     if given is not None or len(names) < 2:
         return given
@@ -303,7 +305,8 @@ def _unambiguous(names: list[str], given: dict[str, str] | None = None) -> bool:
 
 def _column_line(name: str, rows: Sequence[dict[str, Any]]) -> str:
     sample = next((str(row[name]) for row in rows if row.get(name) not in (None, "")), "")
-    return localized(f"{name}（例: {_cell(sample, 30)}）", f"{name} (such as: {_cell(sample, 30)})")
+    shown = _cell(name, 60)
+    return localized(f"{shown}（例: {_cell(sample, 30)}）", f"{shown} (such as: {_cell(sample, 30)})")
 
 
 def _show_rows(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None:
@@ -311,7 +314,7 @@ def _show_rows(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None:
     marks = {"instruction": localized("質問", "question"), "output": localized("回答", "answer")}
     for number, row in enumerate(rows[:_FIRST_ROWS], start=1):
         for role, name in columns.items():
-            print(f"  {number} {marks.get(role, role)}: {_cell(_as_text(row.get(name, '')), _CELL)}")
+            print(f"  {number} {marks.get(role) or excerpt(role)}: {_cell(_as_text(row.get(name, '')), _CELL)}")
 
 
 def _as_text(value: Any) -> str:
@@ -453,7 +456,7 @@ def _settings(values: dict[str, Any], rows: int, out: str) -> None:
 def _free_folder(name: str) -> str:
     """outputs/NAME, with a number where that exists."""
     folder, number = Path("outputs") / name, 1
-    while folder.exists():
+    while os.path.lexists(folder):
         number += 1
         folder = Path("outputs") / f"{name}-{number}"
     return folder.as_posix()
@@ -524,14 +527,14 @@ def _preset_line(preset: Preset, summary: Plan) -> str:
 
 def _ask_file(path: Path, asks: Questions) -> Path:
     """Where the settings go: nothing is overwritten without a yes."""
-    if not path.exists():
+    if not os.path.lexists(path):  # a link counts, wherever it points
         return path
     if not asks.decides and asks.agree(
         localized(f"{path} は既にあります。上書きしますか", f"{path} exists. Write over it"), default=False
     ):
         return path
     number = 2
-    while (other := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+    while os.path.lexists(other := path.with_name(f"{path.stem}-{number}{path.suffix}")):
         number += 1
     print(localized(f"{path} は残し、{other} に書きます。", f"{path} stays; writing {other}."))
     return other

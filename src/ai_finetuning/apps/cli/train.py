@@ -210,7 +210,28 @@ def resume_folder(path: Path, overrides: Sequence[str], **options: Any) -> None:
     """Goes on with the run of a folder, as its config.yaml and the overrides say."""
     from ...runs.recorded import find_run, recorded_config
 
-    run_or_plan(recorded_config(find_run(path), overrides), str(path), **options)
+    config = recorded_config(find_run(path), overrides)
+    _say_what_is_used(path, config)
+    run_or_plan(config, str(path), **options)
+
+
+def _say_what_is_used(path: Path, config: RunConfig) -> None:
+    """One line with what the recorded settings name outside the run's folder: somebody else may have written them."""
+    from ...messages import notice, on_one_line
+
+    data, model = config.data, config.model
+    rows = [*_several(data.train), *_several(data.eval), *_several(data.replay.path)]
+    named = [model.name, *rows, *_several(model.chat_template), *_several(config.lora.adapter)]
+    listed = ", ".join(on_one_line(item) for item in named)
+    sent = ", ".join(config.training.runtime.report_to)
+    notice(
+        f"{path} の設定が使うもの: {listed}" + (f"。記録の送り先: {sent}" if sent else ""),
+        f"the settings of {path} use: {listed}" + (f"; metrics go to {sent}" if sent else ""),
+    )
+
+
+def _several(value: str | list[str] | float | None) -> list[str]:
+    return list(value) if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
 def run_or_plan(

@@ -255,12 +255,19 @@ class CheckpointStore:
         try:
             note = json.loads((self.best / BEST_NOTE).read_text(encoding="utf-8"))
             there, files = note["step"], dict(note["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+            every = sorted(self.best.iterdir())
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return [Reason(f"{self.best} にありません", f"they are not in {self.best}")]
         if there != step:
             return [Reason(f"{self.best} にあるのはステップ {there} です", f"{self.best} holds those of step {there}")]
-        wrong = [name for name, digest in files.items() if not _has_digest(self.best / name, digest)]
-        return [_wrong_digest(name) for name in wrong]
+        # A link, or weights that nothing vouches for, may be anything of this user's, and would be copied into the model.
+        wrong = [
+            path.name
+            for path in every
+            if path.is_symlink() or not path.is_file() or (path.suffix == ".safetensors" and path.name not in files)
+        ]
+        wrong += [name for name, digest in files.items() if not _has_digest(self.best / name, digest)]
+        return [_wrong_digest(name) for name in dict.fromkeys(wrong)]
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """What every rank's work gave; the first error of any rank is raised on all."""
