@@ -23,7 +23,7 @@ from ..processes import Peers, gather, host_group
 from ..strategy import Update
 from ..weights.layout import layout_of, local, local_parameter
 from ..weights.materialize import WeightPlacement
-from .shard import set_last, shard_layers
+from .shard import shard_layers
 from .single import SingleDevice
 
 CutLayers = Callable[[nn.Module, DeviceMesh, WeightPlacement], None]
@@ -141,17 +141,19 @@ class DataParallel(SingleDevice):
         return super()._loss_of(batch)
 
     def forward_backward(self, group: Sequence[Batch], num_valid: float) -> Tensor:
-        """Gradients over this rank's micro-batches, summed over the data ranks in the last of them."""
+        """Gradients over this rank's micro-batches, summed over the data ranks."""
         self.exchanges += 1
         mine = super().forward_backward(group, num_valid)
         self._finish_gradients()
         return mine
 
     def _communicating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around a micro-batch: gradients are sent in the step's last one only."""
-        if self._sharded:
-            set_last(self._step_module, last)
-        elif last and self._reducer is not None:
+        """Around a micro-batch: replicas send gradients in the step's last one only.
+
+        Sharded weights' gradients are summed and cut in every one: until then a rank holds them whole, which for all
+        weights may take more than everything else that it holds (docs/decisions/0109).
+        """
+        if last and self._reducer is not None:
             self._reducer.last_backward()
         return contextlib.nullcontext()
 
