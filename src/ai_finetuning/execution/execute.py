@@ -189,7 +189,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         saving.rehearse(plan, folder, built)
     folder.begin(
         resuming=start is not None and start.inside,
-        files=saving.descriptions(plan, built.derived),
+        files=saving.descriptions(plan, built.derived) if peers.is_main else {},
         fingerprint=run.fingerprint,
         derived=asdict(built.derived),
         total_steps=plan.summary.total_steps,

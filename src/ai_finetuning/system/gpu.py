@@ -64,11 +64,12 @@ def get_gpu_memory_info() -> dict[str, Any]:
     return {
         "available": True,
         "device_count": torch.cuda.device_count(),
-        "devices": [_device_info(index) for index in range(torch.cuda.device_count())],
+        "devices": [gpu_info(index) for index in range(torch.cuda.device_count())],
     }
 
 
-def _device_info(index: int) -> dict[str, Any]:
+def gpu_info(index: int) -> dict[str, Any]:
+    """One CUDA device in that shape; the process keeps a few hundred MB on it from then on."""
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
     return {
@@ -136,15 +137,21 @@ def set_memory_fraction(fraction: float = 0.9) -> None:
         notice("GPU がないため、メモリー上限の設定は何もしません。", "there is no GPU: the memory limit has no effect.")
 
 
+def own_gpu() -> int | None:
+    """The number of the GPU that this process computes on; None before it has used CUDA."""
+    used: Callable[[], bool] = torch.cuda.is_initialized
+    return torch.cuda.current_device() if used() else None
+
+
 def free_memory_bytes(device: torch.device) -> int:
     """Memory that a run could take on a device.
 
-    A process that has not used CUDA yet asks the driver's management library, where it is sure to mean the same card:
-    to ask CUDA would take a few hundred MB on each GPU, which a process that only starts others never gives back.
+    Unless it is the GPU that this process computes on already, the driver's management library is asked where it is
+    sure to mean the same card: to ask CUDA would take a few hundred MB on that GPU, which the process never gives back.
     """
     if device.type == "cuda":
-        used: Callable[[], bool] = torch.cuda.is_initialized
-        known = None if used() else nvml.free_bytes(device.index or 0)
+        own = own_gpu()
+        known = None if own is not None and device.index in (None, own) else nvml.free_bytes(device.index or 0)
         return known if known is not None else int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 

@@ -17,7 +17,9 @@ from ai_finetuning import (
 )
 from ai_finetuning.errors import ConfigError
 from ai_finetuning.models.to_device import optimize_model_for_gpu
-from ai_finetuning.system.gpu import cpu_has_bf16, memory_growth
+from ai_finetuning.system import nvml
+from ai_finetuning.system.environment import environment
+from ai_finetuning.system.gpu import cpu_has_bf16, free_memory_bytes, memory_growth
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="asks for no GPU")
 
@@ -100,3 +102,35 @@ def test_memory_growth_is_that_of_the_work_and_not_of_what_was_before():
         if obtained is None:
             pytest.skip("/proc/self/clear_refs cannot be written here")
         assert obtained == pytest.approx(megabytes * 2**20, rel=0.2)
+
+
+@pytest.mark.parametrize("driver", [True, False], ids=["nvml", "no-nvml"])
+def test_a_rank_asks_cuda_about_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch, driver: bool):
+    """Whatever CUDA is asked about keeps a context of this process, hundreds of MB on a GPU that another rank needs."""
+    asked: list[int] = []
+
+    def number(device: object) -> int:
+        index = device.index if isinstance(device, torch.device) else device
+        return 3 if index is None else index  # type: ignore[return-value]
+
+    for name, value in {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "current_device": lambda: 3,
+        "device_count": lambda: 8,
+        "get_device_properties": lambda index: SimpleNamespace(name="A100", multi_processor_count=108),
+        "mem_get_info": lambda device: (asked.append(number(device)), (50 * 10**9, 80 * 10**9))[1],
+        "memory_allocated": lambda index: 0,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    cards = [nvml.Gpu(index, "A100", 80 * 10**9, 60 * 10**9) for index in range(8)] if driver else []
+    monkeypatch.setattr(nvml, "gpus", lambda: cards)
+    obtained = environment()["gpu"]
+    assert obtained["available"] is True
+    assert obtained["device_count"] == 8
+    assert len(obtained["devices"]) == (8 if driver else 1)
+    assert free_memory_bytes(torch.device("cuda", 3)) == 50 * 10**9
+    assert free_memory_bytes(torch.device("cuda")) == 50 * 10**9
+    if driver:
+        assert free_memory_bytes(torch.device("cuda", 5)) == 60 * 10**9
+    assert set(asked) == {3}
