@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.support.parity import CPU, Case, loader, loss_of, model_of
 from tests.support.ranks import run_ranks
 
@@ -93,3 +94,36 @@ def test_gradients_are_held_once_and_not_between_steps(sharded: bool, tmp_path: 
         assert 3.9 < share * rank["gradients"] < 4.4, rank
         assert 7.9 < share * rank["after"] < 8.4, rank  # AdamW's moments alone
         assert sharded or rank["buckets"] == 1
+
+
+def start(rank: int, method: str) -> tuple[int, float, float]:
+    """Bytes sent when a run begins, and two weights of this rank behind it, a trained one and the last."""
+    case = Case("llama", method)
+    model = model_of(case)
+    if rank:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.fill_(3.0)
+    broadcast, counted = dist.broadcast, []
+
+    def counting(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        counted.append(tensor.nbytes)
+        return broadcast(tensor, *args, **options)
+
+    dist.broadcast = counting
+    try:
+        DataParallel(CPU, build_mesh(Sizes(dp=2), "cpu")).prepare(model, loss_of(case, model))
+    finally:
+        dist.broadcast = broadcast
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    return sum(counted), float(trained.detach().sum()), float(list(model.parameters())[-1].detach().sum())
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_begins_by_sending_what_trains(method: str, tmp_path: Path):
+    """Every rank has read the frozen weights from the same file; to send 8B of them takes minutes."""
+    size = sum(p.nbytes for p in model_of(Case("llama", method)).parameters() if p.requires_grad)
+    first, second = run_ranks(2, start, method, folder=tmp_path)
+    assert first == second
+    assert first[0] == size

@@ -36,7 +36,7 @@ from ..planner import memory
 from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
-from .fingerprint import weights_mark
+from .fingerprint import validate_same_weights, weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
 from .resolve import Derived, RunPlan
@@ -72,6 +72,8 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None) -> B
     """
     strategy = _strategy(plan)
     model, fingerprint, dtype = _load(plan, strategy)
+    if not plan.request.full:
+        validate_same_weights(strategy.gather(fingerprint))
     attention = attention_name(unwrapped(model))  # before the step's own way of attention takes its place
     with (
         contextlib.nullcontext()

@@ -75,7 +75,7 @@ class DataParallel(SingleDevice):
         return {"device": torch.device("cpu") if self._in_parts and not quantized else self.device}
 
     def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
-        """Cuts, then shards or replicates; every rank of `dp` starts from the weights of its first."""
+        """Cuts, then shards or replicates; every rank of `dp` starts with what trains from the weights of its first."""
         self._model, self._loss = model, loss
         if self.mesh["tp"].size() > 1:
             assert self._cut_layers is not None
@@ -103,11 +103,17 @@ class DataParallel(SingleDevice):
         self.layouts = {name: layout_of(p, self.mesh) for name, p in whole.items()}
 
     def _replicate(self, model: nn.Module, loss: LossFunction) -> None:
-        """The first data rank's weights on all of them, and what sums their gradients."""
+        """The first data rank's weights that train on all of them, and what sums their gradients.
+
+        Frozen weights are not sent: every rank has read them from the same file.
+        """
         source = dist.get_global_rank(self._data_group, 0)
         with torch.no_grad():
-            for parameter in model.parameters():
-                dist.broadcast(local(parameter.data), source, group=self._data_group)
+            parts = [local(parameter.data) for parameter in self._whole.values()]
+            sent = [dist.broadcast(part, source, group=self._data_group, async_op=True) for part in parts]
+            for work in sent:
+                if work is not None:
+                    work.wait()
         self._reducer = GradientReducer(list(self._whole.values()), self._data_group)
 
     def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
