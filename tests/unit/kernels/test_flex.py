@@ -156,3 +156,36 @@ def test_a_cpu_takes_the_loop_and_so_does_a_device_where_it_fails(monkeypatch: p
     assert "no Triton here" in str(reason)
     path.close()
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_kernel_without_a_backward_pass_is_not_taken(monkeypatch: pytest.MonkeyPatch):
+    """As FlexAttention on a CPU: its answers are right, and the first training step would end the run."""
+    torch._dynamo.reset()
+    _, model = build("Llama")
+    monkeypatch.setitem(attention.BY_DEVICE, "cpu", (attention.FLEX, attention.NAME))
+    state = torch.get_rng_state()
+    path, reason = select_forward_path(model, CPU, autocast=None, kernels="portable")
+    assert path is not None
+    assert path.model.config._attn_implementation == attention.NAME
+    assert "NotImplementedError" in str(reason)
+    assert torch.equal(torch.get_rng_state(), state)
+    path.close()
+
+
+@pytest.mark.parametrize(("factor", "taken"), [(1.0, attention.FLEX), (1.1, attention.NAME)])
+def test_a_kernel_with_wrong_gradients_is_not_taken(trainable, monkeypatch, factor: float, taken: str):
+    """Its answers alone would not show it."""
+    _, model = build("Gemma2")
+    right = attention._flex(False)
+
+    def kernel(query, key, value, **options):
+        query.register_hook(lambda gradient: gradient * factor) if query.requires_grad else None
+        return right(query, key, value, **options)
+
+    monkeypatch.setitem(attention.BY_DEVICE, "cpu", (attention.FLEX, attention.NAME))
+    monkeypatch.setattr(attention, "_flex", lambda compiled: kernel)
+    path, reason = select_forward_path(model, CPU, autocast=None, kernels="portable")
+    assert path is not None
+    assert path.model.config._attn_implementation == taken
+    assert factor == 1.0 or "gradients" in str(reason) or "勾配" in str(reason)
+    path.close()
