@@ -64,11 +64,12 @@ class _Watched:
 
         A kernel is compiled for the backward pass apart, and may fail or err there only.
         """
+        ways: tuple[Callable[..., tuple[Tensor, None]], ...] = (document_attention, self._attention)
         worst, generator = 0.0, torch.Generator().manual_seed(0)  # the run's own random numbers stay untouched
         for (*inputs, mask), options in list((self.given or {}).values()):
             leaves = [torch.randn(x.shape, generator=generator).to(x.device, x.dtype).requires_grad_() for x in inputs]
             results: list[list[Tensor]] = []
-            for attention in (document_attention, self._attention):
+            for attention in ways:
                 mixed, _ = attention(None, *leaves, mask, **options)
                 seed = torch.linspace(-1, 1, mixed.numel(), device=mixed.device).view_as(mixed).to(mixed.dtype)
                 results.append([mixed.detach(), *torch.autograd.grad(mixed, leaves, seed)])

@@ -189,3 +189,19 @@ def test_a_kernel_with_wrong_gradients_is_not_taken(trainable, monkeypatch, fact
     assert path.model.config._attn_implementation == taken
     assert factor == 1.0 or "gradients" in str(reason) or "勾配" in str(reason)
     path.close()
+
+
+@pytest.mark.slow  # Inductor compiles C++
+def test_capped_scores_compile_to_one_kernel_for_all_lengths(monkeypatch: pytest.MonkeyPatch):
+    """Gemma 2's, by CPU Inductor, which lowers the same graph as a GPU's: forward only, which is what it has."""
+    torch._dynamo.reset()
+    compiled = torch.compile(attention._flex(False), dynamic=True, fullgraph=True)
+    monkeypatch.setattr(attention, "_flex", lambda _: compiled)
+    generator = torch.Generator().manual_seed(0)
+    for lengths, window in (((200, 100), None), ((90, 90, 300), None), ((64, 100), 50)):
+        q, k, v = (torch.randn(1, heads, sum(lengths), 64, generator=generator) for heads in (4, 2, 2))
+        options = {"seq_lens": lengths, "softcap": 50.0, "sliding_window": window}
+        with torch.no_grad():
+            got, _ = flex_document_attention(None, q, k, v, None, **options)
+            expected, _ = document_attention(None, q, k, v, None, **options)
+        assert torch.allclose(got, expected, atol=5e-6)
