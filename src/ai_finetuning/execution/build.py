@@ -22,7 +22,14 @@ from ..engine.train_state import TrainState
 from ..messages import notice
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
-from ..models.adapters import add_lora, continue_adapter, embedding_weights, target_modules, trainable_parameters
+from ..models.adapters import (
+    add_lora,
+    continue_adapter,
+    embedding_weights,
+    target_modules,
+    trainable_parameters,
+    without_input_casts,
+)
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
 from ..models.parts import unwrapped
 from ..models.placement import spread
@@ -121,6 +128,8 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
             model.float()  # the master weights of mixed precision (arXiv:1710.03740)
     else:
         model = _with_adapter(plan, model)
+        if plan.device.type == "cuda":
+            without_input_casts(model)
     if plan.derived.gradient_checkpointing:
         enable_activation_checkpointing(unwrapped(model))
     if plan.parallel.sizes.dp > 1:
