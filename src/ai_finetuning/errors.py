@@ -121,7 +121,7 @@ class DivergedError(ToolkitError, ArithmeticError):
 
 
 class OutOfMemoryError(ToolkitError, MemoryError):
-    """The smallest micro-batch does not fit (EX_SOFTWARE)."""
+    """The smallest micro-batch, the optimizer's state or its update does not fit (EX_SOFTWARE)."""
 
     exit_code = 70
 

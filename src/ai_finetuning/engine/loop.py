@@ -21,7 +21,7 @@ from .checkpoint.store import WEIGHTS_ONLY
 from .hooks import Request, SignalFlags, take_request
 from .metrics import MetricsFile, text_metrics
 from .state import Evaluation, Run
-from .step import StepOutcome, next_step, step_with_retry
+from .step import StepOutcome, make_optimizer_state, next_step, step_with_retry
 from .train_state import TrainState
 
 MAX_BAD_STEPS = 3
@@ -33,11 +33,12 @@ def fit(run: Run) -> TrainState:
 
     Raises:
         DivergedError: three steps in a row had no finite loss or gradient.
-        OutOfMemoryError: one row does not fit.
+        OutOfMemoryError: one row, or the optimizer's state, does not fit.
         PreemptedError: SIGTERM or SIGINT; the state is saved.
     """
     state = run.state
     run.model.train()
+    make_optimizer_state(run)
     fresh = state.step == 0 and state.best_loss is None
     metrics = MetricsFile(run.metrics_path, keep_until_step=-1 if fresh else state.step)
     run.control.should_evaluate = fresh and run.evaluation is not None

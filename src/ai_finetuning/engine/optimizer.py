@@ -66,6 +66,11 @@ class Muon(torch.optim.Optimizer):
         for part in self._parts:
             part.state = self.state
 
+    @property
+    def parts(self) -> list[torch.optim.Optimizer]:
+        """Muon, and AdamW where it has something left to do; their state is this one's."""
+        return self._parts
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Both parts' updates."""
@@ -119,6 +124,50 @@ def build_optimizer(
     devices = {parameter.device.type for _, parameter in trainable}
     fused = devices <= {"cpu", "cuda"} and all(parameter.is_floating_point() for _, parameter in trainable)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+
+
+# Tensors as large as the weight that the first step of an optimizer would make.
+_MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the state that the first step would make, so that it is there, or known not to fit, before that step.
+
+    Weights that have a state keep it; the first step gives the same bits as without this call.
+
+    Raises:
+        RuntimeError, MemoryError: memory ran out; nothing of what was begun here stays.
+    """
+    begun: list[nn.Parameter] = []
+    try:
+        for part in optimizer.parts if isinstance(optimizer, Muon) else [optimizer]:
+            for index, group in enumerate(part.param_groups):
+                for place, parameter in enumerate(group["params"]):
+                    if optimizer.state.get(parameter):
+                        continue
+                    begun.append(parameter)
+                    _make_state_of(part, (index, place), parameter)
+    except (RuntimeError, MemoryError):
+        for parameter in begun:
+            optimizer.state.pop(parameter, None)
+        raise
+
+
+def _make_state_of(optimizer: Any, place: tuple[int, int], parameter: nn.Parameter) -> None:
+    group = optimizer.param_groups[place[0]]
+    if hasattr(optimizer, "init_state"):  # bitsandbytes
+        optimizer.init_state(group, parameter, *place)
+        return
+    state: dict[str, Any] = {}
+    if isinstance(optimizer, torch.optim.AdamW):
+        state["step"] = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
+    for kind, moments in _MOMENTS.items():
+        if isinstance(optimizer, kind):
+            state |= {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in moments}
+    optimizer.state[parameter] = state
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor
 from ..errors import OutOfMemoryError
 from ..messages import warn
 from ..parallel.batch import Batch
+from ..parallel.strategy import Update
 from ..system.gpu import is_out_of_memory
 from ..system.out_of_memory import first_line, with_smaller_batches
 from .hooks import NOTHING, Request
-from .optimizer import set_learning_rate
+from .optimizer import make_state, set_learning_rate
 from .rng import DeviceRandomState
 from .schedule import lr_factor
 from .state import Run
@@ -80,7 +81,7 @@ def train_step(run: Run, data: StepData) -> StepOutcome:
     loss = strategy.forward_backward(data.group, max(1.0, data.label_tokens))
     if fault is not None:
         loss = _spoil(run, fault, loss)
-    update = strategy.update(loss, run.max_grad_norm)
+    update = _update(run, loss)
     optimizer.zero_grad(set_to_none=True)
     return StepOutcome(
         loss=update.loss,
@@ -90,6 +91,55 @@ def train_step(run: Run, data: StepData) -> StepOutcome:
         learning_rate=optimizer.param_groups[0]["lr"],
         updated=update.applied,
         finite=math.isfinite(update.loss) and (update.scaled or math.isfinite(update.grad_norm)),
+    )
+
+
+def make_optimizer_state(run: Run) -> None:
+    """Makes the optimizer's state before the first step: what does not fit then would not fit in any step.
+
+    Raises:
+        OutOfMemoryError: it does not fit; fewer rows in a micro-batch would not help.
+    """
+    if not run.strategy.steps_optimizer:
+        return
+    try:
+        make_state(run.optimizer)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+    weights = sum(parameter.numel() for group in run.optimizer.param_groups for parameter in group["params"])
+    raise OutOfMemoryError(
+        f"オプティマイザーの状態がメモリーに入りません（ランク {run.strategy.rank}、学習する重み {weights:,} 個、{reason}）。バッチを小さくしても減りません。"
+        "training.method を lora か qlora にする、training.optimizer.name を adamw_8bit にする、または strategy: fsdp で複数の GPU "
+        f"に分けてください。{run.memory_hint_ja}",
+        f"the optimizer's state does not fit in memory (rank {run.strategy.rank}, {weights:,} weights that train; {reason}). "
+        "Smaller batches do not lower it: set training.method to lora or qlora, or training.optimizer.name to "
+        f"adamw_8bit, or share it over several GPUs with strategy: fsdp. {run.memory_hint_en}",
+    )
+
+
+def _update(run: Run, loss: Tensor) -> Update:
+    """The strategy's update. Where memory runs out in it the step is not done again: some weights may have moved.
+
+    Raises:
+        OutOfMemoryError: memory ran out.
+    """
+    try:
+        return run.strategy.update(loss, run.max_grad_norm)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+    raise OutOfMemoryError(
+        f"重みの更新（オプティマイザー）でメモリーが足りません（ランク {run.strategy.rank}、{reason}）。一部の重みが変わっている可能性があるので、"
+        "やり直さずに止めました。最後のチェックポイントから再開できます。training.optimizer.name を変えるか、training.batch_size を下げて gradient_accumulation_steps "
+        f"を増やしてください。{run.memory_hint_ja}",
+        f"memory ran out while the optimizer updated the weights (rank {run.strategy.rank}; {reason}). Some weights may have "
+        "changed, so the step is not done again; the last checkpoint is there to resume from. Change "
+        "training.optimizer.name, or lower training.batch_size and raise gradient_accumulation_steps. "
+        f"{run.memory_hint_en}",
     )
 
 
@@ -110,7 +160,7 @@ def step_with_retry(run: Run, data: StepData) -> StepOutcome:
     the larger micro-batch up to the order of summation.
 
     Raises:
-        OutOfMemoryError: a micro-batch of one row does not fit; of several processes, any.
+        OutOfMemoryError: a micro-batch of one row does not fit; of several processes, any; or an update does not.
     """
     state, random_state = run.state, DeviceRandomState()
 
@@ -134,6 +184,8 @@ def step_with_retry(run: Run, data: StepData) -> StepOutcome:
         if run.retry_smaller:
             return with_smaller_batches(work, state.micro_batch_size, on_halved)
         return train_step(run, data)
+    except OutOfMemoryError:  # of the update
+        raise
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -22,7 +22,14 @@ from ..engine.train_state import TrainState
 from ..messages import notice
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
-from ..models.adapters import add_lora, continue_adapter, embedding_weights, target_modules, trainable_parameters
+from ..models.adapters import (
+    add_lora,
+    continue_adapter,
+    embedding_weights,
+    target_modules,
+    trainable_parameters,
+    without_input_casts,
+)
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
 from ..models.parts import unwrapped
 from ..models.placement import spread
@@ -36,7 +43,7 @@ from ..planner import memory
 from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
-from .fingerprint import weights_mark
+from .fingerprint import validate_same_weights, weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
 from .resolve import Derived, RunPlan
@@ -72,6 +79,8 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None) -> B
     """
     strategy = _strategy(plan)
     model, fingerprint, dtype = _load(plan, strategy)
+    if not plan.request.full:
+        validate_same_weights(strategy.gather(fingerprint))
     attention = attention_name(unwrapped(model))  # before the step's own way of attention takes its place
     with (
         contextlib.nullcontext()
@@ -119,6 +128,8 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
             model.float()  # the master weights of mixed precision (arXiv:1710.03740)
     else:
         model = _with_adapter(plan, model)
+        if plan.device.type == "cuda":
+            without_input_casts(model)
     if plan.derived.gradient_checkpointing:
         enable_activation_checkpointing(unwrapped(model))
     if plan.parallel.sizes.dp > 1:

@@ -29,7 +29,7 @@ from ..planner.plan import Plan
 from ..planner.speed import remember, speed_of
 from ..runs.folder import TRACKERS
 from ..system.cores import use_physical_cores
-from ..system.gpu import get_available_device, peak_memory_bytes
+from ..system.gpu import computing_on, get_available_device, let_segments_grow, peak_bytes
 from . import artifacts as saving
 from . import best, resume
 from .adapter_start import parent_of
@@ -56,6 +56,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
         ToolkitError: with reason and way out; see errors.py for the kinds.
     """
     faults = Faults.from_environment() if faults is None else faults
+    let_segments_grow()
     if launched().size == 1:
         plan = resolve(request)
         if plan.processes_to_start > 1:
@@ -132,7 +133,8 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
         warn_of_idle_ranks(plan.parallel, plan.summary.rows_per_step)
         for line in plan.data.lines:
             notice(line, line)
-        return _train(plan, folder, peers)
+        with computing_on(plan.device, mixed_precision=plan.precision.autocast is not None):
+            return _train(plan, folder, peers)
 
 
 def _completed(plan: RunPlan, folder: OutputFolder, saved: dict[str, Any]) -> Result:
@@ -189,7 +191,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         saving.rehearse(plan, folder, built)
     folder.begin(
         resuming=start is not None and start.inside,
-        files=saving.descriptions(plan, built.derived),
+        files=saving.descriptions(plan, built.derived) if peers.is_main else {},
         fingerprint=run.fingerprint,
         derived=asdict(built.derived),
         total_steps=plan.summary.total_steps,
@@ -242,7 +244,7 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | 
             if built.path is not None:
                 built.path.close()
         seconds = time.perf_counter() - began
-        result = Result(built.model, folder.path, state, seconds=seconds, peak_memory_bytes=_peak(plan.device))
+        result = Result(built.model, folder.path, state, seconds=seconds, peak_memory_bytes=peak_bytes(plan.device))
         problem: Exception | None = None
         with SignalFlags():  # a run that is asked to stop now is as good as done
             try:
@@ -355,9 +357,3 @@ def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.ResumePoin
         resume.load_foreign(run, start.foreign)
     elif start is not None and start.finished is not None:
         resume.load_finished(run, start.finished)
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return max(int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count()))
-    return peak_memory_bytes()

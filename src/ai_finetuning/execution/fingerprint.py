@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from ..config.fields import fields_of, section_class
 from ..config.plain import to_plain
 from ..config.run import RunConfig
+from ..errors import ModelError
 from ..models.adapter_folder import WEIGHTS
 from ..models.loading import weight_fingerprint
 from ..planner.plan import Plan
@@ -194,6 +195,24 @@ def fingerprint_of(request: TrainRequest, digest: str, summary: Plan) -> dict[st
 def weights_mark(model: nn.Module) -> str:
     """A mark of the base's weights as they are loaded, before anything is trained; not a hash of all of them."""
     return hashlib.sha256(json.dumps(weight_fingerprint(model)).encode()).hexdigest()
+
+
+def validate_same_weights(marks: Sequence[str]) -> None:
+    """Refuses processes that have read different weights; replicas do not send what stays frozen to each other.
+
+    Args:
+        marks: weights_mark() of every process, by rank.
+
+    Raises:
+        ModelError: with the first process whose weights differ from those of process 0.
+    """
+    other = next((rank for rank, mark in enumerate(marks) if mark != marks[0]), None)
+    if other is not None:
+        raise ModelError(
+            f"プロセス {other} が読み込んだ元のモデルの重みが、プロセス 0 と違います。すべてのノードに同じモデルのファイルを置いてください（model.revision で版を固定できます）。",
+            f"process {other} has read other weights of the base model than process 0: put the same files on every node "
+            "(model.revision pins a version).",
+        )
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -23,8 +23,9 @@ from ..engine.precision import Precision, resolve_precision
 from ..engine.schedule import Schedule
 from ..errors import ConfigError
 from ..japanese.templates import was_written_for
-from ..messages import notice
+from ..messages import notice, warn
 from ..models.adapters import trains_embedding, validate_fit
+from ..models.half_precision import risk_of_fp16, validate_fp16
 from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
@@ -219,6 +220,20 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     return _plan(model, parallel, processes_to_start, resume)
 
 
+def validate_precision(config: Any, precision: Precision) -> None:
+    """Refuses a model that overflows in fp16 where the run would compute in it; warns of one that may.
+
+    Raises:
+        ModelError: with the way out.
+    """
+    if precision.autocast is not torch.float16:
+        return
+    validate_fp16(config)
+    risk = risk_of_fp16(config)
+    if risk is not None:
+        warn(risk.ja, risk.en)
+
+
 def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) -> _Model:
     training = request.config.training
     device = request.model.device or get_available_device()
@@ -227,6 +242,7 @@ def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) ->
     if asked == "auto" and taken.get("fp16", training.fp16) == training.fp16:
         asked = taken.get("precision", asked)
     precision = resolve_precision(asked, fp16=training.fp16, device=device)
+    validate_precision(module.config, precision)
     targets = None if request.full else _targets(request.config.lora, module, taken)
     return _Model(request, source, module, shape_of(module), device, precision, taken, targets)
 

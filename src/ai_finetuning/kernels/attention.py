@@ -189,7 +189,7 @@ def flex_document_attention(
         query.to(value.dtype),
         key.to(value.dtype),
         value,
-        score_mod=_capped(documents.softcap),
+        score_mod=_capped(documents.softcap, query.device),
         block_mask=mask,
         scale=documents.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -209,12 +209,16 @@ def _flex(compiled: bool) -> Callable[..., Tensor]:
     return torch.compile(plain, dynamic=True) if compiled else plain
 
 
-def _capped(softcap: float | None) -> Callable[..., Tensor] | None:
+@lru_cache(maxsize=4)  # one function for all layers and steps
+def _capped(softcap: float | None, device: torch.device) -> Callable[..., Tensor] | None:
     if softcap is None:
         return None
+    # A tensor, as a number caught by the function becomes a symbol under `dynamic`, which Inductor cannot lower (torch
+    # 2.13: "unbacked_bindings"), so that Gemma 2 would never have the kernel.
+    cap = torch.tensor(softcap, device=device)
 
     def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return torch.tanh(score / softcap) * softcap
+        return torch.tanh(score / cap) * cap
 
     return capped
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -55,6 +58,21 @@ def has_accelerate_hooks(model: nn.Module) -> bool:
     accelerate 1.10 to 1.15: `_hf_hook` on the module; its public functions put hooks on and off, none asks.
     """
     return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def leave_inputs_to_autocast(layer: Any, device_type: str) -> None:
+    """Lets a LoRA layer of peft hand on its input as it is wherever autocast is on for a kind of device.
+
+    peft 0.19 to 0.21: `_cast_input_dtype`. The public `disable_input_dtype_casting` is a switch for a block of code; the
+    backward pass of a checkpointed layer computes outside of it, where autocast alone is put back.
+    """
+    layer._cast_input_dtype = partial(_cast_unless_autocast, layer._cast_input_dtype, device_type)
+
+
+def _cast_unless_autocast(cast: Callable[[Any, Any], Any], device_type: str, value: Any, dtype: Any) -> Any:
+    if isinstance(value, Tensor) and value.device.type == device_type and torch.is_autocast_enabled(device_type):
+        return value
+    return cast(value, dtype)
 
 
 def is_torchao_weight(weight: Any, bits: int) -> bool:

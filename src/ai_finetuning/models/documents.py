@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ..errors import ModelError, Reason, ToolkitError
-from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
+from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME, document_attention
 from ..kernels.build import why_unavailable
 from . import fused
 from ._upstream import attention_name, attention_setting
@@ -28,17 +28,55 @@ from .parts import decoder_layers, positions_of, probe_documents, windows_of
 
 
 class _Watched:
-    """Attention by documents that remembers how often it was called, and with which windows."""
+    """Attention by documents that remembers how often it was called, and with which windows.
+
+    Attributes:
+        given: while it is tried, one call of each kind: queries, keys, values, mask and options; else None.
+    """
 
     def __init__(self, attention: Callable[..., tuple[Tensor, None]]) -> None:
         self._attention = attention
         self.calls, self.windows = 0, set[int]()
+        self.given: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] | None = None
 
     def __call__(self, *arguments: Any, **options: Any) -> tuple[Tensor, None]:
         self.calls += 1
         if options.get("sliding_window"):
             self.windows.add(int(options["sliding_window"]))
+        if self.given is not None:
+            shapes = tuple((item.shape, item.dtype) for item in arguments[1:4])
+            numbers = tuple(options.get(name) for name in ("scaling", "sliding_window", "softcap"))
+            self.given.setdefault((shapes, numbers), (arguments[1:], options))
         return self._attention(*arguments, **options)
+
+    @contextlib.contextmanager
+    def tried(self) -> Iterator[None]:
+        """Counts from zero, and notes what it is given inside the block."""
+        self.calls, self.windows, self.given = 0, set(), {}
+        try:
+            yield
+        finally:
+            self.given = None
+
+    def worst_gradient(self) -> float:
+        """Largest relative difference of what it computes on the calls of tried(), forward and backward, to the loop over
+        documents, on random numbers of the same shapes and types.
+
+        A kernel is compiled for the backward pass apart, and may fail or err there only.
+        """
+        ways: tuple[Callable[..., tuple[Tensor, None]], ...] = (document_attention, self._attention)
+        worst, generator = 0.0, torch.Generator().manual_seed(0)  # the run's own random numbers stay untouched
+        for (*inputs, mask), options in list((self.given or {}).values()):
+            leaves = [torch.randn(x.shape, generator=generator).to(x.device, x.dtype).requires_grad_() for x in inputs]
+            results: list[list[Tensor]] = []
+            for attention in ways:
+                mixed, _ = attention(None, *leaves, mask, **options)
+                seed = torch.linspace(-1, 1, mixed.numel(), device=mixed.device).view_as(mixed).to(mixed.dtype)
+                results.append([mixed.detach(), *torch.autograd.grad(mixed, leaves, seed)])
+            for expected, obtained in zip(*results, strict=True):
+                apart = (obtained.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-12)
+                worst = max(worst, float(apart.nan_to_num(float("inf"))))
+        return worst
 
 
 _WATCHED = {name: _Watched(attention) for name, attention in IMPLEMENTATIONS.items()}
@@ -335,13 +373,19 @@ def _differs(
     if not replaced and path.compute is not torch.float32:  # right or wrong, its answers would be too near to tell
         return Reason("アテンションを置き換えられないモデルです", "its attention cannot be replaced")
     watched = _WATCHED.get(attention) if path.name == "portable" else None
-    if watched is not None:
-        watched.calls, watched.windows = 0, set()
+    apart = 0.0
     try:
-        with evaluating(model), _computing(model.device, autocast):
+        with (
+            evaluating(model),
+            _computing(model.device, autocast),
+            watched.tried() if watched is not None else contextlib.nullcontext(),
+        ):
             hidden = path.hidden(torch.cat(list(probes), dim=1), positions, lengths)
             ends = torch.cat([part[-_COMPARED:] for part in torch.split(hidden, list(lengths))])
             logits = (ends.to(path.compute) @ path.cast(path.head.weight).t()).float()
+            if watched is not None and attention != NAME:  # a kernel of its own
+                with torch.enable_grad():
+                    apart = watched.worst_gradient()
     except Exception as error:  # a faster way that a model does not take, however it says so
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -353,6 +397,10 @@ def _differs(
     logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
     expected = torch.cat(list(answers))
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
+    if apart > _TOLERANCE[path.compute]:
+        return Reason(
+            f"アテンションの勾配が {apart:.1%} 違います", f"the gradients of its attention differ by {apart:.1%}"
+        )
     if difference <= _TOLERANCE[path.compute]:
         return None
     return Reason(f"出力がモデルと {difference:.1%} 違います", f"its answers differ by {difference:.1%}")

@@ -40,6 +40,7 @@ class Strategy(Protocol):
     rank: int
     is_main: bool
     layouts: dict[str, Layout] | None
+    steps_optimizer: bool  # the optimizer's own step() changes the weights, and makes its state
     exchanges: int  # how often this process has begun something with the others; what the watchdog compares
 
     @property

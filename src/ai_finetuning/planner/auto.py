@@ -40,6 +40,9 @@ class Situation:
     def sharded(self) -> int:
         """Need of a device under fsdp: weights, their copies, gradients and optimizer state are divided, activations
         are its own.
+
+        The same for any number of micro-batches in a step: each one's gradients are summed over the devices and divided
+        as soon as its backward pass has them.
         """
         mine = self.whole
         divided = (mine.weights + mine.copies + mine.gradients_and_optimizer) // len(self.devices)

@@ -14,7 +14,7 @@ import torch
 
 from . import nvml
 from .cores import physical_cores
-from .gpu import cpu_flags, cpu_has_bf16, get_available_device, get_gpu_memory_info
+from .gpu import cpu_flags, cpu_has_bf16, get_available_device, get_gpu_memory_info, gpu_info, own_gpu
 from .machine import cpu_name
 
 PACKAGES = (
@@ -73,9 +73,13 @@ def environment() -> dict[str, Any]:
 def _gpus() -> dict[str, Any]:
     """GPUs in the shape of get_gpu_memory_info(), asked of the driver; of torch where no NVIDIA driver answers.
 
+    Of torch a process that computes on a GPU asks for that one only: each GPU that it asks about keeps memory for it.
     `available` says whether torch uses them: without it a build of torch for CPUs, or a driver too old, is the reason.
     """
     obtained = nvml.gpus()
+    own = own_gpu()
+    if not obtained and own is not None:
+        return {"available": True, "device_count": torch.cuda.device_count(), "devices": [gpu_info(own)]}
     if not obtained:
         return get_gpu_memory_info()
     return {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +66,12 @@ def get_gpu_memory_info() -> dict[str, Any]:
     return {
         "available": True,
         "device_count": torch.cuda.device_count(),
-        "devices": [_device_info(index) for index in range(torch.cuda.device_count())],
+        "devices": [gpu_info(index) for index in range(torch.cuda.device_count())],
     }
 
 
-def _device_info(index: int) -> dict[str, Any]:
+def gpu_info(index: int) -> dict[str, Any]:
+    """One CUDA device in that shape; the process keeps a few hundred MB on it from then on."""
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
     return {
@@ -136,17 +139,66 @@ def set_memory_fraction(fraction: float = 0.9) -> None:
         notice("GPU がないため、メモリー上限の設定は何もしません。", "there is no GPU: the memory limit has no effect.")
 
 
+def own_gpu() -> int | None:
+    """The number of the GPU that this process computes on; None before it has used CUDA."""
+    used: Callable[[], bool] = torch.cuda.is_initialized
+    return torch.cuda.current_device() if used() else None
+
+
 def free_memory_bytes(device: torch.device) -> int:
     """Memory that a run could take on a device.
 
-    A process that has not used CUDA yet asks the driver's management library, where it is sure to mean the same card:
-    to ask CUDA would take a few hundred MB on each GPU, which a process that only starts others never gives back.
+    Unless it is the GPU that this process computes on already, the driver's management library is asked where it is
+    sure to mean the same card: to ask CUDA would take a few hundred MB on that GPU, which the process never gives back.
     """
     if device.type == "cuda":
-        used: Callable[[], bool] = torch.cuda.is_initialized
-        known = None if used() else nvml.free_bytes(device.index or 0)
+        own = own_gpu()
+        known = None if own is not None and device.index in (None, own) else nvml.free_bytes(device.index or 0)
         return known if known is not None else int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+# What torch's allocator on GPUs reads before it is used first; the second name is the older one.
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def let_segments_grow() -> None:
+    """Asks torch's GPU allocator for segments that grow, here and in processes that are started from here.
+
+    Rows without padding have another length in every step, which leaves fixed segments full of holes. A setting of the
+    user's is left alone; without a GPU nothing reads it.
+    """
+    if sys.platform == "linux" and not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
+
+
+@contextlib.contextmanager
+def computing_on(device: torch.device, *, mixed_precision: bool) -> Iterator[None]:
+    """Around a run: peaks of GPU memory count from its beginning, and the fp32 products that mixed precision leaves
+    take the fast units (TF32). Plain fp32 stays exact (docs/decisions/0110).
+    """
+    if device.type != "cuda":
+        yield
+        return
+    if own_gpu() is not None:
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+    before = torch.get_float32_matmul_precision()
+    if mixed_precision:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that a run had: of its fullest GPU what the allocator reserved, which is what runs out, and not
+    only what tensors took of it; else resident memory of the process.
+    """
+    if device.type == "cuda":
+        return max(int(torch.cuda.max_memory_reserved(index)) for index in range(torch.cuda.device_count()))
+    return peak_memory_bytes()
 
 
 def peak_memory_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from ..errors import OutOfMemoryError
 from .gpu import clear_gpu_memory, is_out_of_memory
 
 T = TypeVar("T")
@@ -25,10 +26,13 @@ def with_smaller_batches(work: Callable[[int], T], size: int, on_halved: Callabl
 
     Raises:
         RuntimeError, MemoryError: any other error of the work, or one row does not fit in memory.
+        OutOfMemoryError: the work says itself that smaller batches do not help.
     """
     while True:
         try:
             return work(size)
+        except OutOfMemoryError:
+            raise
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise

@@ -156,3 +156,52 @@ def test_a_cpu_takes_the_loop_and_so_does_a_device_where_it_fails(monkeypatch: p
     assert "no Triton here" in str(reason)
     path.close()
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_kernel_without_a_backward_pass_is_not_taken(monkeypatch: pytest.MonkeyPatch):
+    """As FlexAttention on a CPU: its answers are right, and the first training step would end the run."""
+    torch._dynamo.reset()
+    _, model = build("Llama")
+    monkeypatch.setitem(attention.BY_DEVICE, "cpu", (attention.FLEX, attention.NAME))
+    state = torch.get_rng_state()
+    path, reason = select_forward_path(model, CPU, autocast=None, kernels="portable")
+    assert path is not None
+    assert path.model.config._attn_implementation == attention.NAME
+    assert "NotImplementedError" in str(reason)
+    assert torch.equal(torch.get_rng_state(), state)
+    path.close()
+
+
+@pytest.mark.parametrize(("factor", "taken"), [(1.0, attention.FLEX), (1.1, attention.NAME)])
+def test_a_kernel_with_wrong_gradients_is_not_taken(trainable, monkeypatch, factor: float, taken: str):
+    """Its answers alone would not show it."""
+    _, model = build("Gemma2")
+    right = attention._flex(False)
+
+    def kernel(query, key, value, **options):
+        query.register_hook(lambda gradient: gradient * factor) if query.requires_grad else None
+        return right(query, key, value, **options)
+
+    monkeypatch.setitem(attention.BY_DEVICE, "cpu", (attention.FLEX, attention.NAME))
+    monkeypatch.setattr(attention, "_flex", lambda compiled: kernel)
+    path, reason = select_forward_path(model, CPU, autocast=None, kernels="portable")
+    assert path is not None
+    assert path.model.config._attn_implementation == taken
+    assert factor == 1.0 or "gradients" in str(reason) or "勾配" in str(reason)
+    path.close()
+
+
+@pytest.mark.slow  # Inductor compiles C++
+def test_capped_scores_compile_to_one_kernel_for_all_lengths(monkeypatch: pytest.MonkeyPatch):
+    """Gemma 2's, by CPU Inductor, which lowers the same graph as a GPU's: forward only, which is what it has."""
+    torch._dynamo.reset()
+    compiled = torch.compile(attention._flex(False), dynamic=True, fullgraph=True)
+    monkeypatch.setattr(attention, "_flex", lambda _: compiled)
+    generator = torch.Generator().manual_seed(0)
+    for lengths, window in (((200, 100), None), ((90, 90, 300), None), ((64, 100), 50)):
+        q, k, v = (torch.randn(1, heads, sum(lengths), 64, generator=generator) for heads in (4, 2, 2))
+        options = {"seq_lens": lengths, "softcap": 50.0, "sliding_window": window}
+        with torch.no_grad():
+            got, _ = flex_document_attention(None, q, k, v, None, **options)
+            expected, _ = document_attention(None, q, k, v, None, **options)
+        assert torch.allclose(got, expected, atol=5e-6)

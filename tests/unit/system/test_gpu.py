@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -17,7 +18,17 @@ from ai_finetuning import (
 )
 from ai_finetuning.errors import ConfigError
 from ai_finetuning.models.to_device import optimize_model_for_gpu
-from ai_finetuning.system.gpu import cpu_has_bf16, memory_growth
+from ai_finetuning.system import nvml
+from ai_finetuning.system.children import isolated_environment
+from ai_finetuning.system.environment import environment
+from ai_finetuning.system.gpu import (
+    computing_on,
+    cpu_has_bf16,
+    free_memory_bytes,
+    let_segments_grow,
+    memory_growth,
+    peak_bytes,
+)
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="asks for no GPU")
 
@@ -100,3 +111,75 @@ def test_memory_growth_is_that_of_the_work_and_not_of_what_was_before():
         if obtained is None:
             pytest.skip("/proc/self/clear_refs cannot be written here")
         assert obtained == pytest.approx(megabytes * 2**20, rel=0.2)
+
+
+@pytest.mark.parametrize("driver", [True, False], ids=["nvml", "no-nvml"])
+def test_a_rank_asks_cuda_about_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch, driver: bool):
+    """Whatever CUDA is asked about keeps a context of this process, hundreds of MB on a GPU that another rank needs."""
+    asked: list[int] = []
+
+    def number(device: object) -> int:
+        index = device.index if isinstance(device, torch.device) else device
+        return 3 if index is None else index  # type: ignore[return-value]
+
+    for name, value in {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "current_device": lambda: 3,
+        "device_count": lambda: 8,
+        "get_device_properties": lambda index: SimpleNamespace(name="A100", multi_processor_count=108),
+        "mem_get_info": lambda device: (asked.append(number(device)), (50 * 10**9, 80 * 10**9))[1],
+        "memory_allocated": lambda index: 0,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    cards = [nvml.Gpu(index, "A100", 80 * 10**9, 60 * 10**9) for index in range(8)] if driver else []
+    monkeypatch.setattr(nvml, "gpus", lambda: cards)
+    obtained = environment()["gpu"]
+    assert obtained["available"] is True
+    assert obtained["device_count"] == 8
+    assert len(obtained["devices"]) == (8 if driver else 1)
+    assert free_memory_bytes(torch.device("cuda", 3)) == 50 * 10**9
+    assert free_memory_bytes(torch.device("cuda")) == 50 * 10**9
+    if driver:
+        assert free_memory_bytes(torch.device("cuda", 5)) == 60 * 10**9
+    assert set(asked) == {3}
+
+
+def test_a_run_counts_its_own_peak_and_reports_what_was_reserved(monkeypatch: pytest.MonkeyPatch):
+    """What was allocated is less than what runs out; fp32 that was asked for is not made TF32."""
+    reset: list[int] = []
+    for name, value in {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "current_device": lambda: 1,
+        "device_count": lambda: 2,
+        "reset_peak_memory_stats": reset.append,
+        "max_memory_allocated": lambda index: 5,
+        "max_memory_reserved": lambda index: 7 + index,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    before = torch.get_float32_matmul_precision()
+    assert before == "highest"
+    for mixed in (False, True):
+        with computing_on(torch.device("cuda", 1), mixed_precision=mixed):
+            assert torch.get_float32_matmul_precision() == ("high" if mixed else before)
+        assert torch.get_float32_matmul_precision() == before
+    assert reset == [0, 1, 0, 1]
+    assert peak_bytes(torch.device("cuda", 1)) == 8
+    with computing_on(torch.device("cpu"), mixed_precision=True):
+        assert torch.get_float32_matmul_precision() == before
+    assert peak_bytes(torch.device("cpu")) > 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no growing segments")
+def test_segments_grow_in_the_processes_of_a_run_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch):
+    """Rows without padding have another length in every step; fixed segments would fragment."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    let_segments_grow()
+    assert "PYTORCH_ALLOC_CONF" not in isolated_environment()
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    let_segments_grow()
+    assert isolated_environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    del os.environ["PYTORCH_ALLOC_CONF"]

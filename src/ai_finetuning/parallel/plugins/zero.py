@@ -99,6 +99,8 @@ class Zero(DataParallel):
         max_grad_norm: DeepSpeed clips inside its step, so it has to know beforehand; 0: not clipped.
     """
 
+    steps_optimizer = False
+
     def __init__(
         self,
         device: torch.device,

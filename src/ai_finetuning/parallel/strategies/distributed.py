@@ -23,7 +23,7 @@ from ..processes import Peers, gather, host_group
 from ..strategy import Update
 from ..weights.layout import layout_of, local, local_parameter
 from ..weights.materialize import WeightPlacement
-from .shard import set_last, shard_layers
+from .shard import shard_layers
 from .single import SingleDevice
 
 CutLayers = Callable[[nn.Module, DeviceMesh, WeightPlacement], None]
@@ -75,7 +75,7 @@ class DataParallel(SingleDevice):
         return {"device": torch.device("cpu") if self._in_parts and not quantized else self.device}
 
     def prepare(self, model: nn.Module, loss: LossFunction) -> nn.Module:
-        """Cuts, then shards or replicates; every rank of `dp` starts from the weights of its first."""
+        """Cuts, then shards or replicates; every rank of `dp` starts with what trains from the weights of its first."""
         self._model, self._loss = model, loss
         if self.mesh["tp"].size() > 1:
             assert self._cut_layers is not None
@@ -103,11 +103,17 @@ class DataParallel(SingleDevice):
         self.layouts = {name: layout_of(p, self.mesh) for name, p in whole.items()}
 
     def _replicate(self, model: nn.Module, loss: LossFunction) -> None:
-        """The first data rank's weights on all of them, and what sums their gradients."""
+        """The first data rank's weights that train on all of them, and what sums their gradients.
+
+        Frozen weights are not sent: every rank has read them from the same file.
+        """
         source = dist.get_global_rank(self._data_group, 0)
         with torch.no_grad():
-            for parameter in model.parameters():
-                dist.broadcast(local(parameter.data), source, group=self._data_group)
+            parts = [local(parameter.data) for parameter in self._whole.values()]
+            sent = [dist.broadcast(part, source, group=self._data_group, async_op=True) for part in parts]
+            for work in sent:
+                if work is not None:
+                    work.wait()
         self._reducer = GradientReducer(list(self._whole.values()), self._data_group)
 
     def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -141,17 +147,19 @@ class DataParallel(SingleDevice):
         return super()._loss_of(batch)
 
     def forward_backward(self, group: Sequence[Batch], num_valid: float) -> Tensor:
-        """Gradients over this rank's micro-batches, summed over the data ranks in the last of them."""
+        """Gradients over this rank's micro-batches, summed over the data ranks."""
         self.exchanges += 1
         mine = super().forward_backward(group, num_valid)
         self._finish_gradients()
         return mine
 
     def _communicating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around a micro-batch: gradients are sent in the step's last one only."""
-        if self._sharded:
-            set_last(self._step_module, last)
-        elif last and self._reducer is not None:
+        """Around a micro-batch: replicas send gradients in the step's last one only.
+
+        Sharded weights' gradients are summed and cut in every one: until then a rank holds them whole, which for all
+        weights may take more than everything else that it holds (docs/decisions/0109).
+        """
+        if last and self._reducer is not None:
             self._reducer.last_backward()
         return contextlib.nullcontext()
 

@@ -52,9 +52,3 @@ def shard_blocks(
         # The loss is divided by the step's label tokens already. gloo cannot multiply while it sums (PREMUL_SUM).
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-
-
-def set_last(step: nn.Module, last: bool) -> None:
-    """Whether the next backward pass is the step's last: only then are gradients communicated."""
-    assert isinstance(step, FSDPModule)
-    step.set_requires_gradient_sync(last)

@@ -26,6 +26,7 @@ class SingleDevice:
     data_size = 1
     rank = 0
     is_main = True
+    steps_optimizer = True
     exchanges = 0
     layouts: dict[str, Layout] | None = None
     _casts_stay = True  # autocast keeps the 16-bit copies of weights until the forward pass ends

@@ -68,6 +68,14 @@ def local(weight: Tensor) -> Tensor:
     return part
 
 
+def like(weight: Tensor, part: Tensor) -> Tensor:
+    """This rank's part of a tensor that is cut as a weight is, sharing the part's memory."""
+    if not isinstance(weight, DTensor):
+        return part
+    mesh, placements = weight.device_mesh, weight.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
+
+
 def local_parameter(parameter: nn.Parameter) -> nn.Parameter:
     """A plain parameter over this rank's part; the optimizer works on it and so changes the model's own weight."""
     if not isinstance(parameter, DTensor):
