@@ -24,8 +24,12 @@ CPU_LIMIT_SECONDS, FIRST_LINE_LIMIT_SECONDS = 1.0, 0.3
 RESULTS = ROOT / "benchmarks" / "results" / "startup.json"
 
 
-def first_line(arguments: list[str], folder: Path) -> tuple[float, float, str]:
-    """(seconds until the first line, CPU seconds until the process was ended, the line) of `aift` with arguments."""
+def first_line(arguments: list[str], folder: Path, *, refused: bool = False) -> tuple[float, float, str]:
+    """(seconds until the first line, CPU seconds until the process was ended, the line) of `aift` with arguments.
+
+    Args:
+        refused: wait for the end and give what was said after the first line.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "AIFT_LANG": "en", "PYTHONUNBUFFERED": "1"}
@@ -41,7 +45,9 @@ def first_line(arguments: list[str], folder: Path) -> tuple[float, float, str]:
         assert process.stdout is not None
         line = process.stdout.readline().strip()
         seconds = time.perf_counter() - began
-        if "error" not in line:
+        if refused:
+            line = process.stdout.read().strip()
+        else:
             process.kill()  # the first line is all that is asked for
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, line
@@ -54,7 +60,7 @@ def measure(rounds: int) -> dict[str, object]:
         (folder / "rows.jsonl").write_text('{"instruction": "1+1は？", "output": "2です。"}\n', encoding="utf-8")
         refused, began = [], []
         for _ in range(rounds):
-            refused.append(first_line(["train", "data.train=rows.jsnol"], folder))
+            refused.append(first_line(["train", "data.train=rows.jsnol"], folder, refused=True))
             began.append(first_line(["train", "data.train=rows.jsonl", "training.output_dir=out"], folder))
     assert all("rows.jsonl" in line for _, _, line in refused), refused
     assert all("getting ready" in line for _, _, line in began), began

@@ -84,7 +84,7 @@ def test_the_first_step_waits_for_no_library_that_it_does_not_use(tmp_path: Path
         text=True,
         check=True,
     )
-    assert "saved at step 1" in done.stderr
+    assert "saved up to step 1" in done.stderr
     assert done.stdout.strip().endswith("[]")
 
 

@@ -353,7 +353,7 @@ def test_a04_the_model_card_names_no_folder_of_this_machine(run: Path, tiny_mode
     assert str(tiny_model_dir.parent) not in card
     assert "base_model" not in card
     assert tiny_model_dir.name in card
-    assert "load_lora_model(None, " in card
+    assert 'from_pretrained("BASE_MODEL")' in card
 
 
 def test_a04_config_yaml_trains_again_from_elsewhere(

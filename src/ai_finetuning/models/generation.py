@@ -461,8 +461,11 @@ def _pieces(streamer: Iterable[list[int]], tokenizer: Any, style: PromptStyle) -
     whole, shown = "", 0
     for drawn in streamer:
         whole = text.add(drawn)
-        opens = any(_without_line_end(stop).startswith(whole.strip()) for stop in style.stop_strings)
-        safe = "" if opens else clean_answer(_without_beginning_of(whole, marks), style)
+        end = _end_of(
+            whole, style.stop_strings
+        )  # looked for in front of what is held back, which may be its last character
+        opens = end is None and any(_without_line_end(stop).startswith(whole.strip()) for stop in style.stop_strings)
+        safe = "" if opens else clean_answer(_without_beginning_of(whole[:end], marks), style)
         if len(safe) > shown:
             yield safe[shown:]
             shown = len(safe)

@@ -52,9 +52,9 @@ def bundle(
             f"書き出し先を --out で指定してください: aift bundle {argument(model)} --out フォルダー",
             f"name the folder to write with --out: aift bundle {argument(model)} --out FOLDER",
         )
-    from ...models.hub import validate_name
+    from ...models.named import find_named
 
-    validate_name(model)  # refused before torch is imported
+    find_named(model)  # refused before torch is imported
     from ...export.bundle import bundle_model, fingerprint
 
     made = bundle_model(model, out, gguf=gguf)
