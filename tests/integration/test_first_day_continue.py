@@ -137,6 +137,8 @@ def test_a14_what_load_lora_model_returns_trains_on(
     loaded, _ = LoRAFinetuningTrainer.load_lora_model(str(tiny_model_dir), str(first), torch.device("cpu"))
     config = training(tmp_path / "more", num_epochs=1, warmup_steps=0)
     trainer = LoRAFinetuningTrainer(loaded, LoRAConfig(), config, data=DataConfig(max_length=160))
+    before = trainer.evaluate(str(data["eval"]))["eval_loss"]  # of the adapter, not of its base
+    assert before == pytest.approx(list(scores(first).values())[-1], abs=1e-3)
     trainer.train(str(data["new"]), str(data["eval"]))
     told = run_json(tmp_path / "more")
     assert (told["parent"]["folder"], told["base_bits"]) == (str(first), 4)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
@@ -65,6 +66,7 @@ class LoRAFinetuningTrainer(Trainer):
         require_kind("training_config", training_config, TrainingConfig)
         require_kind("data", data or DataConfig(), DataConfig)
         self.model, self.lora_config, self._start = base_and_adapter(model, lora_config)
+        self._given = model if isinstance(model, nn.Module) else None
         self.training_config = training_config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
 from ..config.training import MultiGPUTrainingConfig, TrainingConfig
@@ -56,6 +58,7 @@ class AdvancedMultiGPUTrainer(Trainer):
             self.model = model
         else:
             self.model, lora_config, self._start = base_and_adapter(model, lora_config)
+            self._given = model if isinstance(model, nn.Module) else None
         self.config = config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset

@@ -43,6 +43,7 @@ class Trainer(ABC):
     result: Result | None
     _hooks: TrainerHooks
     _last: TrainRequest | None = None  # of the last train()
+    _given: nn.Module | None = None  # a module with an adapter that training goes on from
 
     @abstractmethod
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
@@ -66,7 +67,8 @@ class Trainer(ABC):
         return self.result.model
 
     def evaluate(self, eval_dataset: Any = None) -> dict[str, Any]:
-        """Scores rows with the model as it is now: the base before train(), what was trained after it.
+        """Scores rows with the model as it is now: before train() the base, or the module with an adapter that the trainer
+        was given; after it what was trained.
 
         Args:
             eval_dataset: anything that train() takes as texts; None takes the evaluation data of the last train(), the
@@ -85,7 +87,7 @@ class Trainer(ABC):
             request = replace(self._last, hooks=self._hooks)
         else:
             request = self._request(*choose_sources(self, None, None))
-        return score(request, self.result.model if self.result is not None else None)
+        return score(request, self.result.model if self.result is not None else self._given)
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Writes what was trained, model or adapter, with tokenizer and generation config.
