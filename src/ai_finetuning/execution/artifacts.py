@@ -40,12 +40,13 @@ from ..system.gpu import is_out_of_memory
 from .adapter_start import parent_of
 from .base_weights import load_base
 from .build import Built
+from .derived import Derived
 from .fingerprint import weights_mark
 from .model_card import Base, model_card
 from .output_folder import OutputFolder, new_folder, not_written, validate_new_folder
 from .reporting import RunReport, data_names
 from .request import TrainRequest
-from .resolve import Derived, RunPlan
+from .resolve import RunPlan
 from .result import Result
 from .resume import validate_weights
 

@@ -43,10 +43,11 @@ from ..planner import memory
 from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
+from .derived import Derived
 from .fingerprint import validate_same_weights, weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
-from .resolve import Derived, RunPlan
+from .resolve import RunPlan
 
 
 @dataclass(frozen=True)

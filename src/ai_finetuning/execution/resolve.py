@@ -45,6 +45,7 @@ from ..system.gpu import free_memory_bytes, get_available_device
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
 from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
+from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
 from .request import ResolvedStrategy, TrainRequest
@@ -57,38 +58,6 @@ from .validate import validate_config, validate_data, validate_evaluation
 USUAL_LORA_RATES = "1e-4 - 3e-4"
 # Bytes of optimizer state a trained weight; muon's matrices have one moment, which most weights of a model belong to.
 _OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
-
-
-@dataclass(frozen=True)
-class Derived:
-    """What a run decides for its user. A checkpoint holds it, and a run that continues from there takes it over.
-
-    Attributes:
-        precision: fp32, bf16 or fp16.
-        fp16: the flag that precision was derived from.
-        warmup_steps: in force.
-        warmup_ratio: the setting that it was derived from, or None.
-        gradient_checkpointing: whether activations are recomputed.
-        split: the rule by which a share of the rows became evaluation data.
-        chat_template: the template's text.
-        dtype, attention, kernels: of the loaded weights, the attention implementation, and the path of the step; None
-            until the model is built.
-        eval_steps: steps between evaluations; None where they are counted by epochs.
-        target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
-    """
-
-    precision: str
-    fp16: bool
-    warmup_steps: int
-    gradient_checkpointing: bool
-    split: str = SPLIT
-    chat_template: str | None = None
-    dtype: str | None = None
-    attention: str | None = None
-    kernels: str | None = None
-    target_modules: list[str] | None = None
-    warmup_ratio: float | None = None
-    eval_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +105,7 @@ class RunPlan:
     @property
     def taken(self) -> dict[str, Any]:
         """The derived values of the resumed run; empty for a new run."""
-        return dict(self.resume.derived) if self.resume is not None else {}
+        return taken_over(self.resume)
 
 
 @dataclass(frozen=True)
@@ -208,7 +177,7 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     base_facts.validate_method(request, source)
     if resume is None:
         resume = peek(config.training.output_dir, config.training.checkpoint)
-    taken = dict(resume.derived) if resume is not None else {}
+    taken = taken_over(resume)
     model = _model(request, source, taken)
     if not request.full and config.lora.adapter is not None:
         validate_fit(model.module, config.lora.adapter)

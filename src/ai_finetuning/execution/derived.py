@@ -1,0 +1,71 @@
+"""What a run decides for its user, and reading it back from a checkpoint, which somebody else may have written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
+
+from ..data.prepare import SPLIT, SPLITS
+from ..models.loading import DTYPES
+from .resume import ResumePoint, readable
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a run decides for its user. A checkpoint holds it, and a run that continues from there takes it over.
+
+    Attributes:
+        precision: fp32, bf16 or fp16.
+        fp16: the flag that precision was derived from.
+        warmup_steps: in force.
+        warmup_ratio: the setting that it was derived from, or None.
+        gradient_checkpointing: whether activations are recomputed.
+        split: the rule by which a share of the rows became evaluation data.
+        chat_template: the template's text.
+        dtype, attention, kernels: of the loaded weights, the attention implementation, and the path of the step; None
+            until the model is built.
+        eval_steps: steps between evaluations; None where they are counted by epochs.
+        target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
+    """
+
+    precision: str
+    fp16: bool
+    warmup_steps: int
+    gradient_checkpointing: bool
+    split: str = SPLIT
+    chat_template: str | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    kernels: str | None = None
+    target_modules: list[str] | None = None
+    warmup_ratio: float | None = None
+    eval_steps: int | None = None
+
+
+# Values of those that are texts, where only some are known.
+_KNOWN = {"split": tuple(SPLITS), "dtype": tuple(DTYPES), "precision": ("fp32", "bf16", "fp16")}
+
+
+@cache
+def _kinds() -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(Derived).items()}
+
+
+def taken_over(resume: ResumePoint | None) -> dict[str, Any]:
+    """The derived values of the run to go on with, by the name of their field; empty for a new run.
+
+    Raises:
+        CheckpointError: a value of another kind than its field's.
+    """
+    if resume is None:
+        return {}
+    with readable(resume.checkpoint or "run.json"):
+        for name, value in resume.derived.items():
+            if name in _kinds():
+                _kinds()[name].validate_python(value, strict=True)
+            if value is not None and name in _KNOWN and value not in _KNOWN[name]:
+                raise ValueError(f"{name}: {value!r}"[:100])
+    return dict(resume.derived)
