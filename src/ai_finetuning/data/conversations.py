@@ -97,7 +97,10 @@ def text_of(content: Any, role: str) -> tuple[str, dict[str, Any]]:
 def _calls(value: Any) -> list[dict[str, Any]]:
     """Tool calls as templates take them, arguments as an object."""
     calls = []
-    for call in _parsed(value, "tool_calls") if isinstance(value, str) else value:
+    listed = _parsed(value, "tool_calls") if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple):
+        raise BadRow("tool_calls がリストではありません", "tool_calls is no list")
+    for call in listed:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise BadRow("tool_calls に関数の name がありません", "a tool call has no function name")
@@ -255,15 +258,17 @@ def history(value: Any, column: str) -> list[Message]:
     if isinstance(value, str) and value.strip():
         value = _parsed(value, column)
     messages: list[Message] = []
+    shape = BadRow(
+        f"{column} は [[質問, 回答], ...] の形にしてください", f"{column} must be a list of [question, answer] pairs"
+    )
+    if value and not isinstance(value, list | tuple | str):
+        raise shape
     for pair in value or ():
         if isinstance(pair, Mapping):
             messages += parse_messages([pair], column)[0]
             continue
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise BadRow(
-                f"{column} は [[質問, 回答], ...] の形にしてください",
-                f"{column} must be a list of [question, answer] pairs",
-            )
+            raise shape
         messages += [Message("user", pair[0]), Message("assistant", pair[1])]
     return messages
 

@@ -11,6 +11,11 @@ from typing import Any
 from ..messages import warn
 from ..system.files import write_in_place
 
+_FIGURES = frozenset(
+    ("step", "total_steps", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "label_tokens", "seconds")
+    + ("eval_loss", "eval_perplexity", "eval_bits_per_character", "eval_tokens", "tokens_per_second")
+)
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics file; a half-written last line is left out, and what is no row of ours."""
@@ -22,9 +27,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and all(map(_is_figure, row.items())):
             rows.append(row)
     return rows
+
+
+def _is_figure(item: tuple[str, Any]) -> bool:
+    """Whether an entry of a row is no figure of ours, or is one that a float can hold, or is missing."""
+    key, value = item
+    if key not in _FIGURES or value is None:
+        return True
+    return isinstance(value, int | float) and (isinstance(value, float) or abs(value) < 2**63)
 
 
 class MetricsFile:

@@ -49,7 +49,7 @@ def curve_of(history: Sequence[dict[str, Any]]) -> Curve:
     """
     rows = [row for row in history if _number(row.get("loss"))]
     steps = [row["step"] for row in rows]
-    smooth = _smooth([row["loss"] for row in rows], [row.get("label_tokens", 1) for row in rows])
+    smooth = _smooth([row["loss"] for row in rows], [row.get("label_tokens") or 1 for row in rows])
     return Curve(
         raw=_thinned([Point(row["step"], row["loss"]) for row in rows]),
         smooth=_thinned([Point(*pair) for pair in zip(steps, smooth, strict=True)]),

@@ -338,3 +338,15 @@ def test_a_row_means_the_same_in_every_kind_of_file(tmp_path: Path):
         assert len(set(meanings.values())) == 1, (row, meanings)
         compared += len(meanings) > 5
     assert compared > 20
+
+
+@pytest.mark.parametrize("value", [5, True, {"a": 1}, 1.5])
+def test_lists_that_are_none_refuse_their_row(value: object):
+    """Tool calls and earlier turns of a row from somewhere else may be anything."""
+    from ai_finetuning.data.bad_rows import BadRow
+    from ai_finetuning.data.conversations import history, parse_messages
+
+    with pytest.raises(BadRow):
+        history(value, "history")
+    with pytest.raises(BadRow):
+        parse_messages([{"role": "assistant", "content": "a", "tool_calls": value}], "messages")
