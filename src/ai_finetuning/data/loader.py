@@ -53,6 +53,7 @@ class Loader:
         self._mixture = examples if isinstance(examples, Mixture) else None
         self._rows = None if self._mixture is not None else self._rows_of(np.arange(len(examples)))
         self._epoch = lru_cache(maxsize=2)(self._rows_in_order)
+        self._count = lru_cache(maxsize=2)(self._count_rows)  # asked for in every step
 
     def __len__(self) -> int:
         """Optimizer steps in the first epoch; the last may have fewer rows."""
@@ -73,7 +74,7 @@ class Loader:
         """Rows in the first epoch, over all ranks."""
         return self._count(0)
 
-    def _count(self, epoch: int) -> int:
+    def _count_rows(self, epoch: int) -> int:
         if self._mixture is not None and not self._packed:
             return len(self._mixture.documents(epoch))
         return len(self._rows) if self._rows is not None else len(self._epoch(epoch)[0])

@@ -135,3 +135,18 @@ def test_without_replay_the_order_is_as_it_was():
     assert obtained == expected.tolist()
     assert [data.steps(epoch) for epoch in range(2)] == [len(data)] * 2
     assert data.steps_of(3) == 3 * len(data)
+
+
+def test_the_steps_of_an_epoch_are_counted_once(monkeypatch: pytest.MonkeyPatch):
+    """The loop asks for them in every step; to choose the rows anew each time would cost as much as an epoch's order."""
+    asked: list[int] = []
+    choose = Mixture.documents
+
+    def counted(mixture: Mixture, epoch: int) -> np.ndarray:
+        asked.append(epoch)
+        return choose(mixture, epoch)
+
+    monkeypatch.setattr(Mixture, "documents", counted)
+    data = loader(Mixture(NEW, OLD, 0.25, seed=1))
+    assert len({data.steps(0) for _ in range(100)}) == 1
+    assert asked == [0]
