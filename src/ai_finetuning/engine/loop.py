@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +25,7 @@ from .step import StepOutcome, make_optimizer_state, next_step, step_with_retry
 from .train_state import TrainState
 
 MAX_BAD_STEPS = 3
+_PROGRESS = frozenset(field.name for field in fields(TrainState))
 SPIKE_SIGMAS = 8.0
 
 
@@ -325,7 +326,7 @@ def load(run: Run, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any
     for name, value in content["train"].items():
         if not isinstance(value, int | float | None) or (value is not None and not 0 <= value < 2**62):
             raise ValueError(f"{name} is {str(value)[:40]}")
-        if not hasattr(run.state, name):
+        if name not in _PROGRESS:
             raise ValueError(f"a progress called {name[:40]} is not known")
         setattr(run.state, name, value)
     run.strategy.load_state_dict(content["strategy"])

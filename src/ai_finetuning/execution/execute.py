@@ -305,7 +305,7 @@ def _not_saved(run: Run, problem: Exception | None) -> NoReturn:
         checkpoint = last_checkpoint(run, whole=True)
     if isinstance(problem, OSError):  # of the disk: the output folder tells it
         raise problem
-    reason = f"{type(problem).__name__}: {str(problem)[:300]}" if problem is not None else "rank 0"
+    reason = described(problem, for_files=False)[:300] if problem is not None else "rank 0"
     command = f"aift resume {argument(run.store.folder.parent)}"
     raise StorageError(
         f"学習は終わりましたが、モデルを保存できませんでした（{reason}）。学習した重みはチェックポイント {checkpoint} にあります。原因を直してから再開してください: {command}",
