@@ -17,7 +17,7 @@ from ..errors import Reason, localized, prefers_japanese
 from ..messages import printable
 from .curves import curve_of, legend, svg
 from .samples import Sample
-from .verdict import WORDS, Verdict, few_steps, figure, verdict
+from .verdict import WORDS, Verdict, figure, verdict
 
 State = Literal["running", "stopped", "completed"]
 # Characters of a sample's text that are shown.
@@ -92,7 +92,7 @@ class Report:
         environment: (label, value) of where it ran.
         commands: (label, command) to copy.
         settings: values by dotted key.
-        notes: what a reader should know, such as steps that were skipped.
+        notes: what a reader should know, such as that the steps are few or that some were skipped.
         saved_step: whose weights are saved.
     """
 
@@ -175,9 +175,7 @@ def _verdict(report: Report, found: Verdict) -> str:
         f'<div class="verdict{kind}"><b>{_text(WORDS[found.kind])}{so_far}</b>'
         f"<p>{_text(found.sentence)}</p>{_best(found)}</div>"
     )
-    few = few_steps(report.total_steps)
-    notes = [*([few] if few is not None else []), *report.notes]
-    return box + "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
+    return box + "".join(f'<p class="note">{_text(note)}</p>' for note in report.notes)
 
 
 def _best(found: Verdict) -> str:

@@ -18,8 +18,6 @@ from ..errors import Reason
 # Two evaluation losses differ where they are apart by this share of the larger one, and by this many nats per token. The
 # evaluation data is the same every time, so that what is left is the noise of the last batches.
 LEAST_SHARE, LEAST_NATS = 0.01, 0.005
-# Fewer optimizer steps often change little: the rate rises over the first of them, and each is one small move.
-FEW_STEPS = 50
 
 Kind = Literal["better", "unchanged", "overfitted", "worse", "diverged", "unknown"]
 
@@ -174,17 +172,6 @@ def verdict(history: Sequence[dict[str, Any]], saved_step: int | None = None) ->
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def few_steps(steps: int) -> Reason | None:
-    """The warning for a run of too few steps to teach anything; None where there are enough."""
-    if steps >= FEW_STEPS:
-        return None
-    return Reason(
-        f"学習は {steps} ステップだけです。{FEW_STEPS} ステップ未満では、効果が小さいことが多くなります。エポック数かデータを増やすか、1 ステップの行数を減らしてください。",
-        f"Training takes {steps} steps only; fewer than {FEW_STEPS} often change little. Train more epochs or more rows, or "
-        "take fewer rows a step.",
-    )
 
 
 def closing_lines(found: Verdict, report: Path) -> list[Reason]:

@@ -51,6 +51,18 @@ HARMLESS = frozenset(
         "parallel",
     )
 )
+# Settings of an adapter that the fingerprint holds as they are.
+_LORA = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "bias",
+    "qlora_4bit",
+    "use_rslora",
+    "use_dora",
+    "modules_to_save",
+)
 # Settings of which the fingerprint holds what they come to, by the name that it has there: a file may be spelled in
 # another way, and two epochs of 6 steps are 12 steps.
 COMES_TO = {
@@ -91,21 +103,7 @@ COMES_TO = {
     "training.optimizer.lora_plus_ratio": "lora_plus_ratio",
     "lora.use_qlora": "method",
     "lora.adapter": "lora.adapter",
-    **{
-        f"lora.{name}": f"lora.{name}"
-        for name in (
-            "r",
-            "lora_alpha",
-            "lora_dropout",
-            "target_modules",
-            "bias",
-            "qlora_4bit",
-            "use_rslora",
-            "use_dora",
-            "modules_to_save",
-            "target_parameters",
-        )
-    },
+    **{f"lora.{name}": f"lora.{name}" for name in (*_LORA, "target_parameters")},
 }
 
 
@@ -169,18 +167,7 @@ def fingerprint_of(request: TrainRequest, digest: str, summary: Plan) -> dict[st
         "extra_tokens": config.model.extra_tokens,
     }
     if not request.full:
-        names = (
-            "r",
-            "lora_alpha",
-            "lora_dropout",
-            "target_modules",
-            "bias",
-            "qlora_4bit",
-            "use_rslora",
-            "use_dora",
-            "modules_to_save",
-        )
-        same |= {f"lora.{name}": getattr(config.lora, name) for name in names}
+        same |= {f"lora.{name}": getattr(config.lora, name) for name in _LORA}
         same["lora.use_qlora"] = config.uses_qlora
         adapter = config.lora.adapter
         same["lora.adapter"] = sha256_of(Path(adapter) / WEIGHTS) if adapter is not None else None

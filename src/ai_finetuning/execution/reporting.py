@@ -23,6 +23,7 @@ from ..evaluation.samples import SECONDS as SAMPLE_SECONDS
 from ..evaluation.samples import Sample, answers, choose, general_questions, repeats
 from ..evaluation.verdict import figure
 from ..messages import argument, notice, warn
+from ..planner.speed import duration
 from ..system.environment import environment
 from ..system.files import write_in_place
 from .build import Built
@@ -238,7 +239,7 @@ class RunReport(Callback):
             environment=self._environment,
             commands=self._commands(state),
             settings=self._settings,
-            notes=_notes(self._state),
+            notes=_notes(plan.summary.few_steps(), self._state),
             saved_step=saved_step,
         )
         return render_report(page).encode("utf-8")
@@ -277,15 +278,16 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return obtained
 
 
-def _notes(state: TrainState) -> list[Reason]:
-    if not state.skipped:
-        return []
-    return [
-        Reason(
-            f"損失か勾配が有限でないため、{state.skipped} ステップの更新を見送りました。",
-            f"{state.skipped} steps changed nothing, as their loss or gradient was not finite.",
+def _notes(few: Reason | None, state: TrainState) -> list[Reason]:
+    notes = [few] if few is not None else []
+    if state.skipped:
+        notes.append(
+            Reason(
+                f"損失か勾配が有限でないため、{state.skipped} ステップの更新を見送りました。",
+                f"{state.skipped} steps changed nothing, as their loss or gradient was not finite.",
+            )
         )
-    ]
+    return notes
 
 
 def _environment(plan: RunPlan, machine: dict[str, Any]) -> list[tuple[Reason, str]]:
@@ -318,7 +320,7 @@ def device_name(plan: RunPlan, machine: dict[str, Any]) -> str:
 def _facts(summary: dict[str, Any]) -> list[tuple[Reason, str]]:
     plan = summary["plan"]
     return [
-        (Reason("時間", "time"), _duration(summary["seconds"])),
+        (Reason("時間", "time"), duration(summary["seconds"])),
         (
             Reason("速さ", "speed"),
             str(
@@ -339,13 +341,3 @@ def _facts(summary: dict[str, Any]) -> list[tuple[Reason, str]]:
         ),
         (Reason("学習した重み", "trained parameters"), f"{plan['trainable']:,} / {plan['parameters']:,}"),
     ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return str(Reason(f"{hours} 時間 {minutes} 分", f"{hours} h {minutes} min"))
-    if minutes:
-        return str(Reason(f"{minutes} 分 {left} 秒", f"{minutes} min {left} s"))
-    return str(Reason(f"{seconds:.3g} 秒", f"{seconds:.3g} s"))

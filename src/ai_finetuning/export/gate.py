@@ -85,7 +85,7 @@ class Gate:
             if scope["method"] == "POST":
                 body = await _body(receive)
                 self._check_length(body)
-                receive = _again(body, receive)
+                receive = again(body, receive)
         except Refusal as refusal:
             if scope["type"] == "http":
                 await _answer(send, refusal.status, {"error": {"message": str(refusal), "type": "refused"}})
@@ -149,14 +149,14 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def again(body: bytes, receive: Receive) -> Receive:
     """A body that was read, to be read by the application; then what comes after it."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> MutableMapping[str, Any]:
+    async def replayed() -> MutableMapping[str, Any]:
         return waiting.pop() if waiting else await receive()
 
-    return again
+    return replayed
 
 
 def _ending(receive: Receive) -> Receive:

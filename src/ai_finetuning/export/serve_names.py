@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ConfigError, ToolkitError
 from ..messages import notice
 from ..models.generation import prompt_tokens
-from .gate import App, Receive, Scope, Send
+from .gate import App, Receive, Scope, Send, again
 
 # Where each route says how long an answer may be; the first name is written where a request says nothing.
 _LENGTHS = {
@@ -114,7 +114,7 @@ class Named:
             except _Refused as refused:
                 await _answer(send, {"error": {"message": str(refused), "type": "invalid_request_error"}})
                 return
-            receive = _again(body, receive)
+            receive = again(body, receive)
         await self.app(scope, receive, _Renaming(send, self.folder, self.names[0]))
 
     def _saying(self, send: Send) -> Send:
@@ -204,15 +204,6 @@ async def _whole(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> MutableMapping[str, Any]:
-        return waiting.pop() if waiting else await receive()
-
-    return again
 
 
 async def _answer(send: Send, values: dict[str, Any]) -> None:

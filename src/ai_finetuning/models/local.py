@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Reason, ToolkitError
-from ..system.files import read_bounded
+from ..system.files import read_bounded, subfolders
 from . import catalog
 from .hub import missing_weights
 from .source import weight_file_bytes
 
 IN_FOLDER = Reason("このフォルダー", "this folder")
 IN_CACHE = Reason("ハブのキャッシュ", "hub cache")
-# Folders whose folders are looked at, beside the folder itself, and how many at a place.
-_BESIDE, _FOLDERS = ("models",), 1000
+# Folders whose folders are looked at, beside the folder itself.
+_BESIDE = ("models",)
 # Of config.json, in all: those of real models have a few KB.
 _BYTES = 8 << 20
 _WRITES_TEXT = ("ForCausalLM", "LMHeadModel")
@@ -52,7 +51,7 @@ def local_models(folder: Path) -> list[LocalModel]:
 
 def _near(folder: Path) -> Iterator[Path]:
     left = _BYTES
-    for path in (*_folders(folder), *(inner for name in _BESIDE for inner in _folders(folder / name))):
+    for path in (*subfolders(folder), *(inner for name in _BESIDE for inner in subfolders(folder / name))):
         with contextlib.suppress(OSError):
             size = (path / "config.json").stat().st_size
             if size > left:
@@ -66,7 +65,7 @@ def _in_cache() -> Iterator[tuple[str, Path]]:
     """(hub id, snapshot) of every whole model in the cache, by its documented layout."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    for path in _folders(Path(HF_HUB_CACHE)):
+    for path in subfolders(Path(HF_HUB_CACHE)):
         kind, *name = path.name.split("--")
         try:
             revision = (path / "refs" / "main").read_text(encoding="utf-8").strip()
@@ -75,15 +74,6 @@ def _in_cache() -> Iterator[tuple[str, Path]]:
         snapshot = path / "snapshots" / revision
         if kind == "models" and name and revision and _is_model(snapshot):
             yield "/".join(name), snapshot
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for _, entry in zip(range(_FOLDERS), entries, strict=False) if entry.is_dir()]
-    except OSError:
-        return []
-    return [folder / name for name in sorted(names) if not name.startswith(".")]
 
 
 def _is_model(folder: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import stat
 from collections.abc import Iterator
@@ -16,13 +15,14 @@ from typing import Any, Literal
 import psutil
 
 from ..config.run_folder import METRICS, RUN
+from ..system.files import subfolders
 from .folder import read_run
 
 # Where runs go by default, beside those in the folder itself.
 OUTPUTS = "outputs"
-# Folders that are looked into at one place, bytes of run.json in all, runs whose metrics are read, and bytes at their end:
+# Bytes of run.json in all, runs whose metrics are read, and bytes at their end:
 # a folder of a stranger takes no more time than others.
-_FOLDERS, _BYTES, _FOLLOWED, _TAIL = 1000, 8 << 20, 20, 1 << 16
+_BYTES, _FOLLOWED, _TAIL = 8 << 20, 20, 1 << 16
 # What counts as a number of steps, a loss and a process; a file of a stranger may hold anything.
 _STEPS, _LOSS, _PID = 10**12, 1e9, 2**31
 
@@ -61,7 +61,7 @@ def list_runs(folder: Path) -> list[RunEntry]:
 def _read_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(folder, run.json) of runs, those that changed last first, as far as so many bytes go."""
     files = []
-    for path in (folder, *_folders(folder), *_folders(folder / OUTPUTS)):
+    for path in (folder, *subfolders(folder), *subfolders(folder / OUTPUTS)):
         with contextlib.suppress(OSError):
             state = (path / RUN).stat()
             if stat.S_ISREG(state.st_mode):
@@ -74,15 +74,6 @@ def _read_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         values = read_run(path)
         if values:
             yield path, values
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for _, entry in zip(range(_FOLDERS), entries, strict=False) if entry.is_dir()]
-    except OSError:
-        return []
-    return [folder / name for name in sorted(names) if not name.startswith(".")]
 
 
 def _entry(path: Path, values: dict[str, Any], folder: Path, *, followed: bool) -> RunEntry:

@@ -35,6 +35,20 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return content
 
 
+# Entries of a folder that are looked at: it may be one of somebody else, with any number of them.
+_MOST_ENTRIES = 1000
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name, without hidden ones; of a very full one only some, of one that cannot be read none."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for _, entry in zip(range(_MOST_ENTRIES), entries, strict=False) if entry.is_dir()]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names) if not name.startswith(".")]
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes renames in a folder durable, where the operating system can (Windows cannot open folders)."""
     if os.name == "nt":

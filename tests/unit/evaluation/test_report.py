@@ -45,6 +45,7 @@ def report(**changes: object) -> Report:
         ),
         samples=[Sample("有給の申請方法は？", "勤怠システムからです。", "はい。", "勤怠システムからです。")],
         facts=[(Reason("時間", "time"), "12 秒")],
+        notes=[Reason("行が少なすぎます", "too few rows")],
         environment=[(Reason("デバイス", "device"), "NVIDIA H200 (cuda:0)")],
         commands=[(Reason("同じ学習をもう一度行う", "again"), "aift train 'out puts/config.yaml'")],
         settings=flat(plain_run(RunConfig())),
@@ -65,7 +66,7 @@ def test_the_page_says_what_a_reader_asks():
         "完了: 40 ステップ",
         "改善しました。評価損失は 4.74 → 4.03",
         "最良のステップ: 40（評価損失 4.03）",
-        "40 ステップだけです",  # fewer than 50
+        "行が少なすぎます",
         "faq.csv",
         "学習 18、評価 4",
         "学習対象トークン",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ai_finetuning.evaluation.verdict import FEW_STEPS, closing_lines, differ, few_steps, figure, verdict
+from ai_finetuning.evaluation.verdict import closing_lines, differ, figure, verdict
 
 
 def rows(*losses: float | None) -> list[dict[str, Any]]:
@@ -83,14 +83,6 @@ def test_the_last_lines_name_the_verdict_and_the_report():
         "レポート: outputs/faq/report.html",
     ]
     assert "outputs/faq/report.html" in lines[1].en
-
-
-def test_few_steps_are_warned_of():
-    assert few_steps(FEW_STEPS) is None
-    warning = few_steps(FEW_STEPS - 1)
-    assert warning is not None
-    assert "49" in warning.ja
-    assert "49" in warning.en
 
 
 def test_losses_differ_by_share_and_by_size():

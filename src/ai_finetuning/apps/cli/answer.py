@@ -14,7 +14,20 @@ import typer
 
 from ...errors import DataError, RunLockedError, StorageError, UsageError, localized
 from ...messages import argument, excerpt, notice, on_one_line, warn
-from .answers import say_cut, say_system, validate_adapter
+from .answers import (
+    BASE,
+    BITS,
+    GREEDY,
+    MAX_NEW_TOKENS,
+    MODEL,
+    SYSTEM,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    say_cut,
+    say_system,
+    validate_adapter,
+)
 
 if TYPE_CHECKING:
     from ...inference.answering import Outcome
@@ -38,13 +51,7 @@ def register(app: typer.Typer) -> None:
 
 
 def answer(
-    model: str = typer.Argument(
-        ...,
-        help=localized(
-            "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
-            "model id, or folder of a model, an adapter, a run or a checkpoint",
-        ),
-    ),
+    model: str = MODEL,
     questions: Path = typer.Argument(..., help=localized("質問のファイル", "file of questions")),
     out: Path = typer.Option(..., "--out", help=localized("回答を付けたファイル", "file to write, with the answers")),
     column: str | None = typer.Option(
@@ -52,21 +59,9 @@ def answer(
     ),
     answer_column: str = typer.Option(_COLUMN, help=localized("回答を書く列の見出し", "heading of the answers")),
     sheet: str | None = typer.Option(None, help=localized("Excel のシート", "sheet of a workbook")),
-    system: str | None = typer.Option(
-        None,
-        help=localized(
-            'システムプロンプト（既定は学習時のもの、"" でなし）',
-            'system prompt (default: as in training; "" for none)',
-        ),
-    ),
-    base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
-    bits: int | None = typer.Option(
-        None,
-        help=localized(
-            "4 か 8: 量子化して読み込みます。16: 量子化しません（省略時、アダプターは学習時と同じ）",
-            "4 or 8: load the model quantized; 16: not quantized (default: an adapter's base as in training)",
-        ),
-    ),
+    system: str | None = SYSTEM,
+    base: str | None = BASE,
+    bits: int | None = BITS,
     compare: bool = typer.Option(
         False,
         "--compare",
@@ -76,13 +71,11 @@ def answer(
         False, "--no-adapter", help=localized("アダプターを使わずに答えます", "answers without the adapter")
     ),
     batch_size: int = typer.Option(8, help=localized("一度に答える質問の数", "questions answered at a time")),
-    max_new_tokens: int = typer.Option(512, help=localized("1 つの回答の最大トークン数", "most tokens of an answer")),
-    temperature: float = typer.Option(0.7, help=localized("回答のばらつき（0 より大きい値）", "above 0: how varied")),
-    top_p: float = typer.Option(0.9, help=localized("上位の確率の合計（0 から 1）", "share of the probability kept")),
-    top_k: int = typer.Option(50, help=localized("候補のトークン数（0 は制限なし）", "tokens to choose from; 0: all")),
-    greedy: bool = typer.Option(
-        False, "--greedy", help=localized("毎回同じ答えにします", "give the same answer every time")
-    ),
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+    top_k: int = TOP_K,
+    greedy: bool = GREEDY,
     seed: int = typer.Option(0, help=localized("乱数のシード", "seed of the random numbers")),
     overwrite: bool = typer.Option(
         False, "--overwrite", help=localized("--out のファイルを置き換えます", "replaces the file of --out")

@@ -4,8 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import typer
+
 from ...errors import UsageError, localized
 from ...messages import notice, on_one_line, printable
+
+# Options of every verb that asks a model.
+MODEL = typer.Argument(
+    ...,
+    help=localized(
+        "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
+        "model id, or folder of a model, an adapter, a run or a checkpoint",
+    ),
+)
+SYSTEM = typer.Option(
+    None,
+    "--system",
+    help=localized(
+        'システムプロンプト（既定は学習時のもの、"" でなし）', 'system prompt (default: as in training; "" for none)'
+    ),
+)
+BASE = typer.Option(None, "--base", help=localized("アダプターのベースモデル", "the adapter's base"))
+BITS = typer.Option(
+    None,
+    "--bits",
+    help=localized(
+        "4 か 8: 量子化して読み込みます。16: 量子化しません（省略時、アダプターは学習時と同じ）",
+        "4 or 8: load the model quantized; 16: not quantized (default: an adapter's base as in training)",
+    ),
+)
+COMPARE = typer.Option(
+    False,
+    "--compare",
+    help=localized("アダプターなし・ありの回答を並べます", "answers without and with the adapter, side by side"),
+)
+MAX_NEW_TOKENS = typer.Option(
+    512, "--max-new-tokens", help=localized("1 つの回答の最大トークン数", "most tokens of an answer")
+)
+TEMPERATURE = typer.Option(
+    0.7, "--temperature", help=localized("回答のばらつき（0 より大きい値）", "above 0: how varied")
+)
+TOP_P = typer.Option(0.9, "--top-p", help=localized("上位の確率の合計（0 から 1）", "share of the probability kept"))
+TOP_K = typer.Option(50, "--top-k", help=localized("候補のトークン数（0 は制限なし）", "tokens to choose from; 0: all"))
+GREEDY = typer.Option(False, "--greedy", help=localized("毎回同じ答えにします", "give the same answer every time"))
 
 
 def empty_answer() -> str:

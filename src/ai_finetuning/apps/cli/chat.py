@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 import unicodedata
@@ -15,7 +16,21 @@ import typer
 
 from ...errors import ToolkitError, localized
 from ...messages import notice, on_one_line, printable, warn
-from .answers import empty_answer, print_comparison, say_cut, say_system, validate_adapter
+from .answers import (
+    BASE,
+    BITS,
+    COMPARE,
+    GREEDY,
+    MAX_NEW_TOKENS,
+    MODEL,
+    SYSTEM,
+    TEMPERATURE,
+    empty_answer,
+    print_comparison,
+    say_cut,
+    say_system,
+    validate_adapter,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,38 +42,14 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    model: str = typer.Argument(
-        ...,
-        help=localized(
-            "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
-            "model id, or folder of a model, an adapter, a run or a checkpoint",
-        ),
-    ),
-    system: str | None = typer.Option(
-        None,
-        help=localized(
-            'システムプロンプト（既定は学習時のもの、"" でなし）',
-            'system prompt (default: as in training; "" for none)',
-        ),
-    ),
-    base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
-    bits: int | None = typer.Option(
-        None,
-        help=localized(
-            "4 か 8: 量子化して読み込みます。16: 量子化しません（省略時、アダプターは学習時と同じ）",
-            "4 or 8: load the model quantized; 16: not quantized (default: an adapter's base as in training)",
-        ),
-    ),
-    compare: bool = typer.Option(
-        False,
-        "--compare",
-        help=localized("アダプターなし・ありの回答を並べます", "answers without and with the adapter, side by side"),
-    ),
-    max_new_tokens: int = typer.Option(512, help=localized("1 つの回答の最大トークン数", "most tokens of an answer")),
-    temperature: float = typer.Option(0.7, help=localized("回答のばらつき（0 より大きい値）", "above 0: how varied")),
-    greedy: bool = typer.Option(
-        False, "--greedy", help=localized("毎回同じ答えにします", "give the same answer every time")
-    ),
+    model: str = MODEL,
+    system: str | None = SYSTEM,
+    base: str | None = BASE,
+    bits: int | None = BITS,
+    compare: bool = COMPARE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = TEMPERATURE,
+    greedy: bool = GREEDY,
 ) -> int:
     """A conversation in the terminal; with a pipe, every line is a question."""
     from ...models.sampling import validate_sampling
@@ -116,7 +107,7 @@ def converse(session: Session) -> int:
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # input() then edits lines and knows the former ones, in memory only
-    elif hasattr(sys.stdin, "reconfigure"):
+    elif isinstance(sys.stdin, io.TextIOWrapper):  # bytes of a pipe that are no text are refused line by line
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:

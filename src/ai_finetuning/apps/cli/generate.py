@@ -9,7 +9,23 @@ import typer
 
 from ...errors import localized
 from ...messages import notice, printable
-from .answers import print_comparison, say_cut, say_system, shown_answer, validate_adapter
+from .answers import (
+    BASE,
+    BITS,
+    COMPARE,
+    GREEDY,
+    MAX_NEW_TOKENS,
+    MODEL,
+    SYSTEM,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    print_comparison,
+    say_cut,
+    say_system,
+    shown_answer,
+    validate_adapter,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -20,44 +36,20 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    model: str = typer.Argument(
-        ...,
-        help=localized(
-            "モデル名、またはモデル・アダプター・学習結果・チェックポイントのフォルダー",
-            "model id, or folder of a model, an adapter, a run or a checkpoint",
-        ),
-    ),
+    model: str = MODEL,
     prompts: list[str] = typer.Argument(..., help=localized("質問（複数可）", "questions, one or more")),
     input_text: str | None = typer.Option(
         None, "--input", help=localized("質問に添える文章", "material for the questions")
     ),
-    system: str | None = typer.Option(
-        None,
-        help=localized(
-            'システムプロンプト（既定は学習時のもの、"" でなし）',
-            'system prompt (default: as in training; "" for none)',
-        ),
-    ),
-    base: str | None = typer.Option(None, help=localized("アダプターのベースモデル", "the adapter's base")),
-    bits: int | None = typer.Option(
-        None,
-        help=localized(
-            "4 か 8: 量子化して読み込みます。16: 量子化しません（省略時、アダプターは学習時と同じ）",
-            "4 or 8: load the model quantized; 16: not quantized (default: an adapter's base as in training)",
-        ),
-    ),
-    compare: bool = typer.Option(
-        False,
-        "--compare",
-        help=localized("アダプターなし・ありの回答を並べます", "answers without and with the adapter, side by side"),
-    ),
-    max_new_tokens: int = typer.Option(512, help=localized("1 つの回答の最大トークン数", "most tokens of an answer")),
-    temperature: float = typer.Option(0.7, help=localized("回答のばらつき（0 より大きい値）", "above 0: how varied")),
-    top_p: float = typer.Option(0.9, help=localized("上位の確率の合計（0 から 1）", "share of the probability kept")),
-    top_k: int = typer.Option(50, help=localized("候補のトークン数（0 は制限なし）", "tokens to choose from; 0: all")),
-    greedy: bool = typer.Option(
-        False, "--greedy", help=localized("毎回同じ答えにします", "give the same answer every time")
-    ),
+    system: str | None = SYSTEM,
+    base: str | None = BASE,
+    bits: int | None = BITS,
+    compare: bool = COMPARE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+    top_k: int = TOP_K,
+    greedy: bool = GREEDY,
     seed: int | None = typer.Option(None, help=localized("乱数のシード", "seed of the random numbers")),
 ) -> None:
     """Prints the answer; of several questions each with its question, of --compare both answers."""
