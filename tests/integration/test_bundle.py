@@ -143,6 +143,13 @@ def test_a_bundle_is_still_the_model_of_the_catalog(bundle: Path):
     assert row.template == "calm2"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_manifest_that_never_ends_is_none(tmp_path: Path):
+    """Every model's folder is asked for one; a pipe in its place would be waited for."""
+    os.mkfifo(tmp_path / "bundle.json")
+    assert catalog.lookup(str(tmp_path)) is None
+
+
 def test_what_cannot_be_bundled_is_refused_with_the_way_out(tmp_path: Path, bundle: Path, logged):
     adapter = tmp_path / "adapter"
     adapter.mkdir()

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import openpyxl
 import pytest
+from filelock import FileLock
 from tests.support.commands import call, environment, start
 from tests.support.patience import patience, until
 from tests.support.runs import train_lora
 
 from ai_finetuning import DataConfig, JapaneseModel, LoRAFinetuningTrainer
 from ai_finetuning.apps.cli.answers import print_comparison
-from ai_finetuning.errors import ConfigError
+from ai_finetuning.errors import ConfigError, HubError
 from ai_finetuning.export.ollama import modelfile
 from ai_finetuning.inference.answering import Record
 from ai_finetuning.inference.session import Chat, OpenModel, open_model
@@ -329,6 +330,22 @@ def test_answer_writes_into_the_workbook_as_it_was(adapter: Path, tmp_path: Path
     table = read_csv(tmp_path / "n.csv", "utf-8-sig")
     assert [row[-1] for row in table if row[0] in ("1", "3")] == [sheet["F3"].value, sheet["F5"].value]
     assert "other sheets: 表紙" in logged()
+
+
+def test_answer_says_what_kept_it_from_answering(kotoha: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged):
+    """A second command that writes the same file, and errors while the first one has it, under their own names."""
+    questions = write_csv(tmp_path / "q.csv")
+    with FileLock(str(tmp_path / "a.csv.partial.jsonl.lock")):
+        assert answer(kotoha, questions, tmp_path / "a.csv") == 75
+    assert "another command is writing" in logged()
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise HubError("ハブが応答しません。", "the hub went away.")
+
+    monkeypatch.setattr("ai_finetuning.inference.session.open_model", unreachable)
+    assert answer(kotoha, questions, tmp_path / "a.csv") == 69
+    assert "the hub went away" in logged()
+    assert not (tmp_path / "a.csv.partial.jsonl.lock").exists()
 
 
 def test_answer_never_overwrites_a_column_or_a_file(kotoha: str, tmp_path: Path, logged):

@@ -149,10 +149,6 @@ class Record:
     def _has_head(self) -> bool:
         return self.path.is_file() and b"\n" in self.path.read_bytes()
 
-    def remove(self) -> None:
-        """Removes the file, once the answers are where they belong."""
-        self.path.unlink(missing_ok=True)
-
 
 def _outcome(row: dict[str, Any]) -> tuple[int, Outcome]:
     """A line of the record: (place of the question, its outcome).

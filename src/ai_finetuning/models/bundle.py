@@ -10,6 +10,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ..errors import DataError
+from ..system.files import read_bounded
 
 MANIFEST = "bundle.json"
 _MAX_BYTES = 1 << 20
@@ -56,14 +57,11 @@ def read_bundle(folder: Path) -> Bundle | None:
     """
     path = folder / MANIFEST
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
+        text = read_bounded(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if len(text) > _MAX_BYTES:
-        raise _damaged(path, f"> {_MAX_BYTES} bytes")
     try:
         bundle = TypeAdapter(Bundle).validate_json(text)
     except ValidationError as error:

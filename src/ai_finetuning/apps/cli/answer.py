@@ -193,22 +193,25 @@ def _only_one(partial: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = partial.with_name(f"{partial.name}.lock")
+    lock = FileLock(str(path))
     try:
-        with FileLock(str(path), timeout=0):
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:  # an OSError too
+        raise RunLockedError(
+            f"{partial} には別のコマンドが回答を書いています。終わるのを待つか、--out を変えてください。",
+            f"another command is writing {partial}; wait for it, or choose another --out.",
+        ) from None
     except OSError as error:
         raise StorageError(
             f"{path} を使えません（{error.strerror or error}）。リンクなら消し、フォルダーの権限を確認してください。",
             f"{path} cannot be used ({error.strerror or error}); remove it if it is a link, and check the folder's rights.",
         ) from None
-    except Timeout:
-        raise RunLockedError(
-            f"{partial} には別のコマンドが回答を書いています。終わるのを待つか、--out を変えてください。",
-            f"another command is writing {partial}; wait for it, or choose another --out.",
-        ) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
 
 
 def _outcomes(work: _Work, restart: bool) -> list[Outcome]:
