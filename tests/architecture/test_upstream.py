@@ -39,8 +39,8 @@ KNOWN = {
     "_version",
     "_weight_conversions",
 }
-# Documented although they begin with an underscore.
-STANDARD_LIBRARY = {"_asdict", "_exit", "_fields", "_make", "_replace"}
+# Documented although they begin with an underscore, and the only way to run exit functions before os._exit.
+STANDARD_LIBRARY = {"_asdict", "_exit", "_fields", "_make", "_replace", "_run_exitfuncs"}
 PUBLIC = {"__version__", "__name__", "__doc__", "__file__"}
 
 

@@ -78,7 +78,7 @@ def test_the_report_of_a_run_has_its_numbers_samples_and_verdict(finished: Path)
     assert result["verdict"]["kind"] in ("better", "unchanged", "worse", "overfitted")
     assert f"最良のステップ: {result['verdict']['best']['step']}" in shown.text
     assert shown.loads == []
-    for text in ("学習対象トークン", "Python から渡したデータ", "torch", "8 ステップだけです"):
+    for text in ("学習対象トークン", "Python から渡したデータ", "torch", "8 ステップでは、あまり学習が進まない"):
         assert text in shown.text
 
 

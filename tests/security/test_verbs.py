@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -36,6 +37,8 @@ from ai_finetuning.messages import argument, on_one_line
 from ai_finetuning.runs.listing import list_runs
 from ai_finetuning.runs.recorded import interrupted_runs
 from tests.support.commands import call, write_run
+from tests.support.patience import patience
+from tests.support.runs import train_lora
 
 posix = pytest.mark.skipif(os.name == "nt", reason="links, pipes and shells of POSIX")
 CONTROLS = "\x1b]0;t\x07\x9b31m\u202eabc\u2066\u2028x"
@@ -462,3 +465,46 @@ def test_a_conversation_is_saved_through_no_link(tmp_path: Path, capsys):
     assert (tmp_path / "there").read_text() == "mine"
     assert not (tmp_path / "not").exists()
     assert "saved as" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def run_of_somebody(tmp_path_factory: pytest.TempPathFactory, kotoha: str) -> Path:
+    """The folder of a run of somebody else, with an adapter."""
+    folder = tmp_path_factory.mktemp("received") / "run"
+    train_lora(Path(kotoha), folder, num_epochs=1, save_steps=100)
+    return folder
+
+
+@posix
+@pytest.mark.parametrize("command", ["generate", "train", "resume"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    run_of_somebody: Path, here: Path, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    """An archive can hold pipes; whoever opens one to read waits for ever."""
+    (here / "rows.jsonl").write_text('{"instruction": "a?", "output": "b."}\n' * 4, encoding="utf-8")
+    arguments = {
+        "generate": ["generate", "f", "q", "--greedy", "--max-new-tokens", "2"],
+        "train": ["train", "--from", "f", "data.train=rows.jsonl", "training.output_dir=new", "--dry-run"],
+        "resume": ["resume", "f", "num_epochs=2", "--dry-run"],
+    }[command]
+    files = sorted(
+        path.name for path in run_of_somebody.iterdir() if path.suffix in (".json", ".jsonl", ".yaml", ".jinja")
+    )
+    assert {"run.json", "config.yaml", "adapter_config.json", "tokenizer.json", "base.json"} <= set(files)
+
+    def too_late(*_: object) -> None:
+        raise AssertionError(f"{name} was waited for")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    try:
+        for name in [*files, "adapter_model.safetensors"]:
+            shutil.rmtree(here / "f", ignore_errors=True)
+            shutil.copytree(run_of_somebody, here / "f")
+            (here / "f" / name).unlink()
+            os.mkfifo(here / "f" / name)
+            signal.alarm(int(patience(30)))
+            assert call(*arguments) in (0, 64, 65, 66, 69, 78), name
+            signal.alarm(0)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

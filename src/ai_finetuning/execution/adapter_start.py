@@ -10,17 +10,19 @@ from typing import Any
 
 from ..config.lora import LoRAConfig
 from ..config.run import RunConfig
-from ..config.run_folder import CHECKPOINTS, CONFIG
+from ..config.run_folder import CHECKPOINTS
 from ..config.section import explicitly_set, with_values
-from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError, InputNotFoundError, ModelError, Problem
 from ..japanese.default_system import default_system, split_default_system
 from ..messages import argument, notice, warn
 from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, recorded_base, unreadable
 from ..models.hub import named_base
 from ..models.named import find_named, refusal
-from ..system.files import sha256_of
+from ..runs.folder import recorded_settings
+from ..system.files import read_bounded, sha256_of
 
+# Bytes of a tokenizer.json; those of large vocabularies have some 40 MB.
+_LARGEST_TOKENIZER = 256 << 20
 # Settings that an adapter brings, under PEFT's names, which are ours too, and PEFT's values where its file has none.
 _BROUGHT = {
     "r": 8,
@@ -204,11 +206,11 @@ def _one_base(trained_on: str, base: str) -> bool:
 def _added_tokens(adapter: Path) -> list[str]:
     """The tokens beside the vocabulary that a tokenizer saved with the adapter has, in the order of their ids."""
     try:
-        stored = json.loads((adapter / "tokenizer.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = json.loads(read_bounded(adapter / "tokenizer.json", _LARGEST_TOKENIZER))
+        added = sorted(stored.get("added_tokens") or [], key=lambda token: int(token["id"]))
+        return [str(token["content"]) for token in added]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-    added = sorted(stored.get("added_tokens") or [], key=lambda token: int(token["id"]))
-    return [str(token["content"]) for token in added]
 
 
 # --- a run that goes on from what an earlier one has trained
@@ -260,7 +262,7 @@ def find_start(name: str | Path) -> Start:
     named = find_named(folder)
     if named.kind not in ("adapter", "model"):
         raise refusal(named)
-    adapter, settings = named.kind == "adapter", _settings(named.run)
+    adapter, settings = named.kind == "adapter", recorded_settings(named.run) if named.run is not None else {}
     template = folder / "chat_template.jinja"
     in_template = split_default_system(template.read_text(encoding="utf-8"))[1] if template.is_file() else None
     model = _mapping(settings.get("model"))
@@ -284,14 +286,6 @@ def _bits(folder: Path, settings: dict[str, Any]) -> int | None:
     if recorded_base(folder).bits is None and (settings.get("method") == "qlora" or lora.get("use_qlora") is True):
         return 8 if lora.get("qlora_4bit") is False else 4
     return recorded_base(folder).bits
-
-
-def _settings(run: Path | None) -> dict[str, Any]:
-    """The settings in a run's folder, as they are written; empty where they cannot be read."""
-    try:
-        return _mapping(parse_yaml((run / CONFIG).read_text(encoding="utf-8"), CONFIG)) if run is not None else {}
-    except (OSError, ValueError, ConfigError):
-        return {}
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ rank in the environment.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from ..config.section import with_values
 from ..errors import PreemptedError, ProcessesError, ToolkitError
@@ -23,7 +25,7 @@ from ..parallel.processes import LAUNCHER, STORE, launched, lost_a_peer
 _PAUSE_SECONDS = 1.0
 
 
-def main(folder: Path) -> int:
+def main(folder: Path) -> NoReturn:
     """Runs the request of the folder; why it failed is left there for the process that started us.
 
     Where that process is killed, this one saves and ends as at a SIGTERM, and leaves no rows and no store.
@@ -47,14 +49,16 @@ def main(folder: Path) -> int:
         execute(request, faults)
     except Exception as error:
         code = tell(folder / launch.ERROR, error)
-        if not _lives(int(os.environ[LAUNCHER])):
-            _clean(folder)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # at once: neither threads nor the process group may wait for processes that wait for this one
+    else:
+        code = 0
+        atexit._run_exitfuncs()  # what trackers of the run still have to write
     if not _lives(int(os.environ[LAUNCHER])):
         _clean(folder)
-    return 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once. After an error neither threads nor the process group may wait for processes that wait for this one; and
+    # an interpreter that ends beside native threads can abort ("terminate called without an active exception").
+    os._exit(code)
 
 
 def _lives(launcher: int) -> bool:
@@ -113,4 +117,4 @@ def tell(path: Path, error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

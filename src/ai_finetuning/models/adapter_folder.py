@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_folder import BASE, RUN
-from ..config.run_folder import CONFIG as RUN_CONFIG
-from ..config.yaml_text import parse_yaml
-from ..errors import InputNotFoundError, ModelError, ToolkitError, refusing
+from ..errors import InputNotFoundError, ModelError, refusing
+from ..runs.folder import recorded_settings
 from ..system.files import read_bounded
 
 # What `--base` of a merge may be instead of a model's name.
@@ -173,11 +172,8 @@ def was_folder(home: str | Path) -> bool:
 
 def _told_by_run(home: Path) -> str | None:
     """The model in a run's config.yaml, which has whole paths."""
-    try:
-        values = parse_yaml((home / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
-        name = values["model"]["name"]
-    except (OSError, ValueError, KeyError, TypeError, ToolkitError):
-        return None
+    model = recorded_settings(home).get("model")
+    name = model.get("name") if isinstance(model, dict) else None
     return name if isinstance(name, str) else None
 
 

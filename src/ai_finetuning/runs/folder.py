@@ -23,6 +23,7 @@ from ..config.run_folder import (
     RUN,
     WITHOUT_WEIGHTS,
 )
+from ..config.yaml_text import MAX_BYTES, parse_yaml
 from ..errors import ConfigError
 from ..system.files import TEMPORARY, read_bounded
 
@@ -72,6 +73,15 @@ def read_run(folder: Path) -> dict[str, Any]:
         return dict(json.loads(read_bounded(folder / RUN, _LARGEST)))
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
+
+
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run that is in a folder, as they are written; empty where there are none that can be read."""
+    try:
+        values = parse_yaml(read_bounded(folder / CONFIG, MAX_BYTES).decode("utf-8-sig"), CONFIG)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def beside(folder: Path, suffix: str) -> Path:

@@ -15,10 +15,9 @@ from ..config.load import load_config, parse_overrides, resolve_key
 from ..config.run import RunConfig
 from ..config.run_folder import CHECKPOINTS, CONFIG, LOCK, MANIFEST, RUN
 from ..config.section import with_values
-from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError, InputNotFoundError
 from ..messages import argument, notice
-from .folder import read_run
+from .folder import read_run, recorded_settings
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _EPOCHS, _STEPS = ("training", "num_epochs"), ("training", "schedule", "max_steps")
@@ -106,8 +105,7 @@ def recorded_config(run: RecordedRun, overrides: Sequence[str] = ()) -> RunConfi
 
 
 def _recorded_output(folder: Path) -> str | None:
-    values = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
-    training = values.get("training") if isinstance(values, dict) else None
+    training = recorded_settings(folder).get("training")
     output = training.get("output_dir") if isinstance(training, dict) else None
     return output if isinstance(output, str) else None
 
