@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..errors import ConfigError, ModelError, ToolkitError, reason_of
 from ..japanese.prompts import render
 from ..messages import warn
+from ..system.gpu import is_out_of_memory
 from ..system.out_of_memory import with_smaller_batches
 from .growing_text import GrowingText
 from .modes import eval_mode, evaluating
@@ -312,15 +313,16 @@ def generate_answers(
 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
-    """Refuses a generation_config.json or a config.json that transformers fails over."""
+    """Refuses a generation_config.json, a config.json or weights that transformers fails over."""
     try:
         yield
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-        if isinstance(error, ToolkitError):
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, ToolkitError) or is_out_of_memory(error):
             raise
         raise ModelError(
-            f"モデルが答えを生成できません（{reason_of(error)}）。フォルダーの generation_config.json と config.json を確かめてください。",
-            f"the model cannot generate an answer ({reason_of(error)}); check its generation_config.json and config.json.",
+            f"モデルが答えを生成できません（{reason_of(error)}）。フォルダーの generation_config.json と config.json、重みを確かめてください。",
+            f"the model cannot generate an answer ({reason_of(error)}); check its generation_config.json, config.json and "
+            "weights.",
         ) from error
 
 
@@ -405,7 +407,7 @@ def stream_text(
     def work() -> None:
         settings = arguments | {"max_new_tokens": room, "stopping_criteria": StoppingCriteriaList([stops])}
         try:
-            with torch.no_grad():
+            with _answering(), torch.no_grad():
                 output = model.generate(**inputs, streamer=streamer, **settings)
             whole.append(_ended(tokenizer, output[0, length:].tolist(), style, 0 in stops.looping, room))
         except Exception as error:  # handed to the reader below; a thread's exception would vanish

@@ -332,10 +332,10 @@ def known_template(tokenizer: Any) -> ChatTemplate | None:
 def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     """How answers end: eos, the model's own list, and the token that the template puts behind an answer."""
     template = known_template(tokenizer)
-    ids = {tokenizer.eos_token_id, _turn_end_id(tokenizer), *turn_end_ids(tokenizer)}
     listed = getattr(generation_config, "eos_token_id", None)
-    ids |= set(listed) if isinstance(listed, list | tuple) else {listed}
-    stops = tuple(sorted(item for item in ids if isinstance(item, int)))
+    ids = [tokenizer.eos_token_id, _turn_end_id(tokenizer), *turn_end_ids(tokenizer)]
+    ids += listed if isinstance(listed, list | tuple) else [listed]
+    stops = tuple(sorted({item for item in ids if isinstance(item, int)}))  # of the model's list only what are ids
     if template is None:
         return PromptStyle(stops)
     return PromptStyle(stops, template.stop_strings, template.newline, template.verified)
