@@ -147,9 +147,15 @@ def encode_prompts(model: Any, tokenizer: Any, conversations: Sequence[Conversat
 
     Raises:
         ConfigError: a prompt longer than the model takes, or a token that it has no embedding for. DataError: the
-            template refuses a conversation.
+            template refuses a conversation. ModelError: it makes nothing of one.
     """
     rows = [_prompt_ids(tokenizer, conversation) for conversation in conversations]
+    if not all(rows):
+        raise ModelError(
+            "チャットテンプレートが会話から何も作らないため、モデルへの入力が空です。チャットテンプレート（chat_template.jinja）を確かめてください。",
+            "the chat template makes nothing of the conversation, so that the prompt is empty; check the chat template "
+            "(chat_template.jinja).",
+        )
     width, max_positions = max(map(len, rows)), positions_of(model.config)
     known = model.get_input_embeddings().weight.shape[0]
     beyond = next((number for row in rows for number in row if number >= known), None)

@@ -173,6 +173,13 @@ def test_a_model_that_cannot_compute_is_refused_by_both_ways_of_asking():
         list(stream_text(model, tokenizer, QUESTION, max_new_tokens=2))
 
 
+def test_an_empty_prompt_is_refused_by_its_reason():
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ '' }}"
+    with pytest.raises(ModelError, match="prompt is empty"):
+        generate_text(build_model(), tokenizer, [QUESTION], max_new_tokens=2)
+
+
 def test_ends_that_are_no_ids_are_left_out():
     model, tokenizer = build_model(), build_tokenizer()
     plain = prompt_style(tokenizer, model.generation_config)
