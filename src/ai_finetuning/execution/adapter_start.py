@@ -16,7 +16,7 @@ from ..errors import ConfigError, InputNotFoundError, ModelError, Problem
 from ..japanese.default_system import default_system, split_default_system
 from ..messages import argument, notice, warn
 from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, recorded_base, unreadable
-from ..models.hub import named_base
+from ..models.hub import named_base, on_disk
 from ..models.named import find_named, refusal
 from ..runs.folder import recorded_settings
 from ..system.files import read_bounded, sha256_of
@@ -199,8 +199,13 @@ def validate_origin(config: RunConfig, base: str, tokenizer: Any) -> None:
 
 
 def _one_base(trained_on: str, base: str) -> bool:
-    folders = [Path(name).expanduser() for name in (trained_on, base)]
-    return trained_on == base or (all(folder.is_dir() for folder in folders) and folders[0].samefile(folders[1]))
+    if trained_on == base:
+        return True
+    try:
+        first, second = on_disk(trained_on), on_disk(base)
+    except InputNotFoundError:  # an embedded model that this version does not have
+        return False
+    return first is not None and second is not None and first.samefile(second)
 
 
 def _added_tokens(adapter: Path) -> list[str]:

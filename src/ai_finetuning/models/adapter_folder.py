@@ -52,6 +52,14 @@ def recorded_config(folder: str | Path) -> dict[str, Any]:
         values = json.loads(read_bounded(Path(folder) / CONFIG, _LARGEST))
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}, not an object")
+        base, tokens = values.get("base_model_name_or_path"), values.get("trainable_token_indices")
+        if base is not None and not isinstance(base, str):
+            raise TypeError(f"base_model_name_or_path: {str(base)[:20]}")
+        for numbers in tokens.values() if isinstance(tokens, dict) else [tokens]:
+            if numbers is not None and not (
+                isinstance(numbers, list) and all(type(number) is int for number in numbers)
+            ):
+                raise TypeError(f"trainable_token_indices: {str(numbers)[:20]}")
         return values
 
 
