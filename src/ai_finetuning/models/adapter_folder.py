@@ -55,12 +55,13 @@ def recorded_config(folder: str | Path) -> dict[str, Any]:
         base, tokens = values.get("base_model_name_or_path"), values.get("trainable_token_indices")
         if base is not None and not isinstance(base, str):
             raise TypeError(f"base_model_name_or_path: {str(base)[:20]}")
-        for numbers in tokens.values() if isinstance(tokens, dict) else [tokens]:
-            if numbers is not None and not (
-                isinstance(numbers, list) and all(type(number) is int for number in numbers)
-            ):
-                raise TypeError(f"trainable_token_indices: {str(numbers)[:20]}")
+        if tokens and not all(map(_are_ids, tokens.values() if isinstance(tokens, dict) else [tokens])):
+            raise TypeError(f"trainable_token_indices: {str(tokens)[:20]}")
         return values
+
+
+def _are_ids(values: object) -> bool:
+    return isinstance(values, list) and bool(values) and all(type(number) is int for number in values)
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:

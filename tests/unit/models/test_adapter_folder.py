@@ -32,6 +32,7 @@ def test_an_adapter_names_its_base_and_needs_its_weights(tmp_path: Path):
         ("base_model_name_or_path", 3),
         ("trainable_token_indices", [0.5]),
         ("trainable_token_indices", {"embed_tokens": [None]}),
+        ("trainable_token_indices", {"embed_tokens": []}),
         ("trainable_token_indices", "1"),
     ],
 )
