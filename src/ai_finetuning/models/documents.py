@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ..errors import ModelError, Reason, ToolkitError
-from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME, document_attention
+from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
 from ..kernels.build import why_unavailable
 from . import fused
 from ._upstream import attention_name, attention_setting
@@ -103,6 +103,7 @@ class VarlenForward:
         cast: a weight in the dtype of the products.
         compiled: whether the compiled loss kernel runs.
         compute: dtype of the products.
+        chosen: what messages call its attention, where there was a choice; else None.
     """
 
     name: str
@@ -113,6 +114,7 @@ class VarlenForward:
     compiled: bool
     compute: torch.dtype
     _attention: str | dict[str, str] = "eager"
+    chosen: Reason | None = None
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these
@@ -192,21 +194,24 @@ def select_forward_path(
     why_not_fused: Reason | None = Reason("指定どおり", "as requested")
     if kernels != "portable":
         why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
+    why = [] if why_not_fused is None else [why_not_fused]
     worth = forced or fused.why_not_worth(device) is None
     probes = probe_documents(model, _sizes(model.config, longest))
     answers = _answers(model, probes, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
-    for name, attention in itertools.product(names, _attentions(before, weights, device)):
+    attentions = _attentions(before, weights, device)
+    for name, attention in itertools.product(names, attentions):
         model.set_attn_implementation(attention)
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
         compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
-        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting)
+        chosen = LABELS.get(attention) if len(attentions) > 1 else None
+        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting, chosen)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
-            return path, why_not_fused
+            return path, Reason.joined(why) if why else None
         path.close()
-        why_not_fused = problem
-    return None, why_not_fused
+        why = [problem] if chosen is None else [*why, Reason.joined([chosen, problem], ": ")]
+    return None, Reason.joined(why)
 
 
 def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
@@ -215,7 +220,7 @@ def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tupl
     """
     if before == "flash_attention_2" and weights is not torch.float32:
         return (before,)
-    return BY_DEVICE.get(device.type, (NAME,))
+    return implementations_for(device)
 
 
 def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -386,6 +391,8 @@ def _differs(
             if watched is not None and attention != NAME:  # a kernel of its own
                 with torch.enable_grad():
                     apart = watched.worst_gradient()
+    except Unsuited as error:
+        return error.reason
     except Exception as error:  # a faster way that a model does not take, however it says so
         if isinstance(error, torch.OutOfMemoryError):
             raise
