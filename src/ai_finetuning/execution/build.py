@@ -31,6 +31,7 @@ from ..models.adapters import (
     without_input_casts,
 )
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
+from ..models.lora_outputs import without_output_copies
 from ..models.parts import unwrapped
 from ..models.placement import spread
 from ..models.plans import tensor_plan
@@ -129,6 +130,7 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
             model.float()  # the master weights of mixed precision (arXiv:1710.03740)
     else:
         model = _with_adapter(plan, model)
+        without_output_copies(model)
         if plan.device.type == "cuda":
             without_input_casts(model)
     if plan.derived.gradient_checkpointing:
