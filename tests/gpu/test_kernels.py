@@ -12,6 +12,7 @@ from ai_finetuning.kernels.attention import (
     VARLEN,
     implementations_for,
 )
+from ai_finetuning.kernels.loss import why_not_one_kernel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,3 +60,9 @@ def test_a_document_does_not_see_its_neighbour():
         x = torch.cat([torch.randn(1, 4, 60, 64, device=GPU, dtype=dtype), second], dim=2)
         answers.append(attention(None, x, x, x, None, seq_lens=(60, 70))[0][:, 60:])
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_loss_kernel_is_plain_torch(dtype: torch.dtype, cap: float):
+    assert why_not_one_kernel(dtype, GPU, cap) is None

@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from ..errors import ModelError, Reason, ToolkitError
 from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
 from ..kernels.build import why_unavailable
+from ..kernels.loss import why_not_one_kernel
 from . import fused
 from ._upstream import attention_name, attention_setting
 from .modes import evaluating
@@ -100,6 +101,7 @@ class VarlenForward:
         model: the transformers model inside any adapter.
         head: the linear layer from hidden states to logits.
         cap: logits become cap * tanh(logit / cap); 0 for none.
+        scale: factor of the logits before that (Cohere, Granite); hidden states carry it.
         cast: a weight in the dtype of the products.
         compiled: whether the compiled loss kernel runs.
         compute: dtype of the products.
@@ -115,6 +117,7 @@ class VarlenForward:
     compute: torch.dtype
     _attention: str | dict[str, str] = "eager"
     chosen: Reason | None = None
+    scale: float = 1.0
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these
@@ -129,7 +132,7 @@ class VarlenForward:
             **self._arguments(lengths),
         )
         states: Tensor = output.last_hidden_state
-        return states[0]
+        return states[0] if self.scale == 1 else states[0] * self.scale
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets the optimizer report its updates to the path; otherwise fused steps would keep using the weights of
@@ -194,8 +197,12 @@ def select_forward_path(
     why_not_fused: Reason | None = Reason("指定どおり", "as requested")
     if kernels != "portable":
         why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
+    why_plain_loss = _why_plain_loss(device, compute, cap, forced=forced)
     why = [] if why_not_fused is None else [why_not_fused]
-    worth = forced or fused.why_not_worth(device) is None
+    if device.type == "cuda" and why_plain_loss is not None:
+        why.append(
+            Reason.joined([Reason("損失は torch のまま", "the loss stays in plain torch"), why_plain_loss], ": ")
+        )
     probes = probe_documents(model, _sizes(model.config, longest))
     answers = _answers(model, probes, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
@@ -203,15 +210,30 @@ def select_forward_path(
     for name, attention in itertools.product(names, attentions):
         model.set_attn_implementation(attention)
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
-        compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
         chosen = LABELS.get(attention) if len(attentions) > 1 else None
-        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting, chosen)
+        compiled = why_plain_loss is None
+        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting, chosen, _logit_scale(model))
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
             return path, Reason.joined(why) if why else None
         path.close()
         why = [problem] if chosen is None else [*why, Reason.joined([chosen, problem], ": ")]
     return None, Reason.joined(why)
+
+
+def _logit_scale(model: Any) -> float:
+    """What a model multiplies its logits by: Cohere's logit_scale, or one over Granite's logits_scaling."""
+    config = model.config.get_text_config()
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def _why_plain_loss(device: torch.device, compute: torch.dtype, cap: float, *, forced: bool) -> Reason | None:
+    """None where a compiled kernel computes the loss."""
+    if device.type == "cuda":
+        return why_not_one_kernel(compute, device, cap)
+    if compute is not torch.bfloat16:
+        return Reason("bf16 の計算のみ", "it computes in bf16")
+    return (None if forced else fused.why_not_worth(device)) or why_unavailable(device)
 
 
 def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
