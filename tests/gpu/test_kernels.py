@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.support.models import build_model
 from tests.unit.kernels.test_flex import alone
 
 from ai_finetuning.kernels.attention import (
@@ -13,6 +14,7 @@ from ai_finetuning.kernels.attention import (
     implementations_for,
 )
 from ai_finetuning.kernels.loss import why_not_one_kernel
+from ai_finetuning.models.liger import find_replacements
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,3 +68,15 @@ def test_a_document_does_not_see_its_neighbour():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_the_loss_kernel_is_plain_torch(dtype: torch.dtype, cap: float):
     assert why_not_one_kernel(dtype, GPU, cap) is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_tied", "gemma2"])
+def test_liger_computes_norms_mlp_and_rotation(kind: str):
+    pytest.importorskip("liger_kernel")
+    model = build_model(kind).to(GPU)
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    for compute in (torch.float32, dtype):
+        found = find_replacements(model, GPU, compute)
+        assert found.why is None
+        assert found.chosen is not None
+        assert found.chosen.en == "norms, gated MLP, rotation by Liger"

@@ -265,16 +265,13 @@ def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, b
         autocast=plan.precision.autocast,
         kernels=kernels,
         longest=plan.data.longest,
+        layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1,
     )
     name = path.name if path is not None else "plain"
     chosen = path.chosen if path is not None else None
     notice(
-        f"計算方法: {name}"
-        + (f"、アテンションは {chosen.ja}" if chosen else "")
-        + (f"（{reason.ja}）" if reason else ""),
-        f"training step: {name}"
-        + (f", attention by {chosen.en}" if chosen else "")
-        + (f" ({reason.en})" if reason else ""),
+        f"計算方法: {name}" + (f", {chosen.ja}" if chosen else "") + (f"（{reason.ja}）" if reason else ""),
+        f"training step: {name}" + (f", {chosen.en}" if chosen else "") + (f" ({reason.en})" if reason else ""),
     )
     if path is not None:
         return path, True

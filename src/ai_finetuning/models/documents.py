@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from ..errors import ModelError, Reason, ToolkitError
 from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
 from ..kernels.build import why_unavailable
 from ..kernels.loss import why_not_one_kernel
-from . import fused
+from . import fused, liger
 from ._upstream import attention_name, attention_setting
 from .modes import evaluating
 from .parts import decoder_layers, positions_of, probe_documents, windows_of
@@ -105,7 +105,7 @@ class VarlenForward:
         cast: a weight in the dtype of the products.
         compiled: whether the compiled loss kernel runs.
         compute: dtype of the products.
-        chosen: what messages call its attention, where there was a choice; else None.
+        chosen: its attention and the kernels of its layers, for messages, where there was a choice; else None.
     """
 
     name: str
@@ -118,6 +118,7 @@ class VarlenForward:
     _attention: str | dict[str, str] = "eager"
     chosen: Reason | None = None
     scale: float = 1.0
+    _layers: liger.Replacements = field(default_factory=liger.Replacements)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these
@@ -162,11 +163,18 @@ class VarlenForward:
         """The model as it was."""
         if self.name == "fused":
             fused.detach(self.model)
+        self._layers.take_off()
         self.model.set_attn_implementation(self._attention)
 
 
 def select_forward_path(
-    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str, longest: int | None = None
+    model: Any,
+    device: torch.device,
+    *,
+    autocast: torch.dtype | None,
+    kernels: str,
+    longest: int | None = None,
+    layer_kernels: bool = False,
 ) -> tuple[VarlenForward | None, Reason | None]:
     """The fastest path that computes what the model itself computes, and why it is not a faster one.
 
@@ -179,6 +187,8 @@ def select_forward_path(
         kernels: `auto`, or `portable` (no fused blocks), or `plain` (the padded way), or `fused`: like `auto`, also on
             a processor where the compiled kernels gain nothing. No setting asks for `fused`; tests and benchmarks do.
         longest: tokens of the longest document; None where it is not known.
+        layer_kernels: whether Liger may compute parts of layers on a GPU. Not where a backward pass comes twice over one
+            graph (pipelines), as its kernels write over what they have saved, nor where layers are cut.
 
     Raises:
         ModelError: the model's own forward pass fails, or a token's answer depends on later tokens.
@@ -207,18 +217,31 @@ def select_forward_path(
     answers = _answers(model, probes, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
     attentions = _attentions(before, weights, device)
-    for name, attention in itertools.product(names, attentions):
+    none = liger.Replacements()
+    usable = layer_kernels and device.type in liger.DEVICES
+    layers = liger.find_replacements(model, device, compute) if usable else none
+    why += [layers.why] if layers.why else []
+    for taken, name, attention in itertools.product((layers, none) if layers.chosen else (none,), names, attentions):
         model.set_attn_implementation(attention)
+        taken.put_on()
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
-        chosen = LABELS.get(attention) if len(attentions) > 1 else None
-        compiled = why_plain_loss is None
-        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting, chosen, _logit_scale(model))
+        chosen = _chosen(attention if len(attentions) > 1 else None, taken)
+        compiled, scale = why_plain_loss is None, _logit_scale(model)
+        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting, chosen, scale, taken)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
             return path, Reason.joined(why) if why else None
         path.close()
         why = [problem] if chosen is None else [*why, Reason.joined([chosen, problem], ": ")]
     return None, Reason.joined(why)
+
+
+def _chosen(attention: str | None, layers: liger.Replacements) -> Reason | None:
+    """What messages say of a way: its attention, where there is a choice, and the kernels of its layers."""
+    label = LABELS[attention] if attention is not None else None
+    parts = [Reason(f"アテンションは {label.ja}", f"attention by {label.en}")] if label is not None else []
+    parts += [layers.chosen] if layers.chosen is not None else []
+    return Reason.joined(parts, ", ") if parts else None
 
 
 def _logit_scale(model: Any) -> float:

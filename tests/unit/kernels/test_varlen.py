@@ -128,8 +128,18 @@ def test_the_order_is_that_of_the_gpus_generation(monkeypatch: pytest.MonkeyPatc
     [
         ("Llama", torch.bfloat16, VARLEN, None),
         ("Mistral", torch.bfloat16, VARLEN, None),  # a window shorter than a document
-        ("Llama", None, NAME, "varlen_attn: it computes in 16 bit only; FlexAttention: NotImplementedError"),
-        ("Gemma2", torch.bfloat16, NAME, "varlen_attn: it has no capped scores; FlexAttention: NotImplementedError"),
+        (
+            "Llama",
+            None,
+            NAME,
+            "attention by varlen_attn: it computes in 16 bit only; attention by FlexAttention: NotImplementedError",
+        ),
+        (
+            "Gemma2",
+            torch.bfloat16,
+            NAME,
+            "attention by varlen_attn: it has no capped scores; attention by FlexAttention: NotImplementedError",
+        ),
     ],
 )
 def test_the_first_that_computes_what_the_model_does_is_taken(by_contract, monkeypatch, family, autocast, taken, why):
@@ -140,7 +150,8 @@ def test_the_first_that_computes_what_the_model_does_is_taken(by_contract, monke
     path, reason = select_forward_path(model, CPU, autocast=autocast, kernels="portable", longest=60)
     assert path is not None
     assert path.model.config._attn_implementation == taken
-    assert path.chosen == attention.LABELS[taken]
+    assert path.chosen is not None
+    assert path.chosen.en == f"attention by {attention.LABELS[taken].en}"
     assert reason is not None
     assert reason.en.startswith("as requested; " + why if why else "as requested")
     path.close()
