@@ -31,7 +31,7 @@ from ..models.adapters import (
     without_input_casts,
 )
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
-from ..models.lora_outputs import without_output_copies
+from ..models.lora_forward import lighten
 from ..models.parts import unwrapped
 from ..models.placement import spread
 from ..models.plans import tensor_plan
@@ -130,7 +130,7 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
             model.float()  # the master weights of mixed precision (arXiv:1710.03740)
     else:
         model = _with_adapter(plan, model)
-        without_output_copies(model)
+        lighten(model)
         if plan.device.type == "cuda":
             without_input_casts(model)
     if plan.derived.gradient_checkpointing:
@@ -265,7 +265,7 @@ def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, b
         autocast=plan.precision.autocast,
         kernels=kernels,
         longest=plan.data.longest,
-        layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1,
+        layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1 and plan.device_map is None,
     )
     name = path.name if path is not None else "plain"
     chosen = path.chosen if path is not None else None

@@ -310,7 +310,8 @@ def varlen_document_attention(
     longest, window = max(lengths), documents.sliding_window
     ends = _shared(_ends, value, lengths, query.device)
     mixed = _varlen()(
-        *(x[0].transpose(0, 1) for x in (*_as_values(query, key, value), value)),
+        # squeeze, not [0], whose backward pass fills zeros and copies
+        *(x.squeeze(0).transpose(0, 1) for x in (*_as_values(query, key, value), value)),
         ends,
         ends,
         longest,

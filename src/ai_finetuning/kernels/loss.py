@@ -103,7 +103,9 @@ class LinearCrossEntropy(Function):
         compute = cast(weight)
         hidden = hidden.to(compute.dtype)
         kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
-        rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+        # Other kernels need the logits in fp32 beside them.
+        width = compute.element_size() if kernel is one_kernel_cross_entropy else 4
+        rows = max(1, chunk_bytes // (width * weight.shape[0]))
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         dhidden = torch.empty_like(hidden) if wants_hidden else None
         dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None

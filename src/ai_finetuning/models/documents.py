@@ -133,7 +133,8 @@ class VarlenForward:
             **self._arguments(lengths),
         )
         states: Tensor = output.last_hidden_state
-        return states[0] if self.scale == 1 else states[0] * self.scale
+        rows = states.squeeze(0)  # [0] would be filled into zeros in the backward pass
+        return rows if self.scale == 1 else rows * self.scale
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets the optimizer report its updates to the path; otherwise fused steps would keep using the weights of
