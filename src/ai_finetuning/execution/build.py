@@ -31,6 +31,7 @@ from ..models.adapters import (
     without_input_casts,
 )
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
+from ..models.lora_forward import lighten
 from ..models.parts import unwrapped
 from ..models.placement import spread
 from ..models.plans import tensor_plan
@@ -129,6 +130,7 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
             model.float()  # the master weights of mixed precision (arXiv:1710.03740)
     else:
         model = _with_adapter(plan, model)
+        lighten(model)
         if plan.device.type == "cuda":
             without_input_casts(model)
     if plan.derived.gradient_checkpointing:
@@ -263,11 +265,13 @@ def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, b
         autocast=plan.precision.autocast,
         kernels=kernels,
         longest=plan.data.longest,
+        layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1 and plan.device_map is None,
     )
     name = path.name if path is not None else "plain"
+    chosen = path.chosen if path is not None else None
     notice(
-        f"計算方法: {name}" + (f"（{reason.ja}）" if reason else ""),
-        f"training step: {name}" + (f" ({reason.en})" if reason else ""),
+        f"計算方法: {name}" + (f", {chosen.ja}" if chosen else "") + (f"（{reason.ja}）" if reason else ""),
+        f"training step: {name}" + (f", {chosen.en}" if chosen else "") + (f" ({reason.en})" if reason else ""),
     )
     if path is not None:
         return path, True

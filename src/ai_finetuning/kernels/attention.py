@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Names under which transformers' AttentionInterface knows them (IMPLEMENTATIONS, below): a loop over documents, and one
-# kernel over the row.
-NAME, FLEX = "aift_documents", "aift_documents_flex"
+from ..errors import Reason
+
+# Names under which transformers' AttentionInterface knows them (IMPLEMENTATIONS, below): a loop over documents, and two
+# kernels over the row.
+NAME, FLEX, VARLEN = "aift_documents", "aift_documents_flex", "aift_documents_varlen"
 # Side of FlexAttention's blocks, in tokens.
 _BLOCK = 128
 # On a CPU: rows of scores that are made at once, and the longest document whose probabilities are kept for the backward
@@ -23,6 +25,14 @@ _ROWS, _KEPT = 128, 1024
 _HARMLESS = frozenset(
     {"output_attentions", "use_cache", "cache_position", "is_causal", "output_router_logits", "head_mask"}
 )
+
+
+class Unsuited(Exception):
+    """A kernel does not compute what it is asked for; another one has to."""
+
+    def __init__(self, japanese: str, english: str) -> None:
+        super().__init__(english)
+        self.reason = Reason(japanese, english)
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ def document_attention(
 
 def _one_by_one(query: Tensor, key: Tensor, value: Tensor, documents: _Documents) -> Tensor:
     """A loop over the documents: [1, tokens, heads, d]."""
+    query, key = _as_values(query, key, value)
     lengths, dropout, window = documents.lengths, documents.dropout, documents.sliding_window
     groups = query.shape[1] // key.shape[1]
     scale = documents.scaling if documents.scaling is not None else query.shape[-1] ** -0.5
@@ -86,6 +97,20 @@ def _one_by_one(query: Tensor, key: Tensor, value: Tensor, documents: _Documents
                 )
             )
     return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def _as_values(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys in the dtype of the values: under autocast, rotation by fp32 tables leaves them in fp32 where the
+    weights are (full fine-tuning).
+    """
+    return query.to(value.dtype), key.to(value.dtype)
+
+
+def _shared(make: Any, like: Tensor, *given: Any) -> Any:
+    """What a function with a cache makes of a step's lengths, once for all layers. Among tensors of another class (fake
+    ones, in a simulation) it is made anew, so that none of them ever reaches a real step.
+    """
+    return make(*given) if type(like) is Tensor else make.__wrapped__(*given)
 
 
 def _understood(
@@ -136,7 +161,7 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     for start in range(0, tokens, _ROWS):
         stop = min(start + _ROWS, tokens)
         rows = q[:, start:stop].reshape(shared, -1, width)
-        unseen = _later(start, stop, heads // shared, q.dtype)
+        unseen = _shared(_later, q, start, stop, heads // shared, q.dtype)
         scores = torch.baddbmm(unseen, rows, k[:, :stop].transpose(1, 2), alpha=scale)
         parts.append(torch.bmm(scores.softmax(dim=-1), v[:, :stop]).view(heads, stop - start, width))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -182,14 +207,13 @@ def flex_document_attention(
         return _one_by_one(query, key, value, documents), None
     lengths, window = documents.lengths, documents.sliding_window
     tokens, used = query.shape[2], sum(lengths)
-    mask = document_blocks((*lengths, tokens - used) if used < tokens else lengths, window or 0, query.device)
+    mask = _shared(document_blocks, value, tuple(_cover(lengths, tokens)), window or 0, query.device)
     # Without the option, rows shorter than a block would take the kernel for decoding, which has no backward pass.
     kernel = {"kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}} if query.is_cuda else {}
     mixed = _flex(query.is_cuda)(
-        query.to(value.dtype),
-        key.to(value.dtype),
+        *_as_values(query, key, value),
         value,
-        score_mod=_capped(documents.softcap, query.device),
+        score_mod=_shared(_capped, value, documents.softcap, query.device),
         block_mask=mask,
         scale=documents.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -268,9 +292,92 @@ def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return count, which
 
 
+def varlen_document_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """document_attention by torch's kernels for variable lengths (FlashAttention-2, arXiv:2307.08691), which are compiled
+    already and share keys among groups of queries without copies. Attention dropout takes the loop.
+
+    Raises:
+        Unsuited: it computes in 16 bit, without capped scores, and with heads of at most 256 features.
+    """
+    documents = _understood(attention_mask, **options)
+    if documents.dropout:
+        return _one_by_one(query, key, value, documents), None
+    _refuse_what_varlen_lacks(value, documents)
+    tokens, used = query.shape[2], sum(documents.lengths)
+    lengths = tuple(_cover(documents.lengths, tokens))
+    longest, window = max(lengths), documents.sliding_window
+    ends = _shared(_ends, value, lengths, query.device)
+    mixed = _varlen()(
+        # squeeze, not [0], whose backward pass fills zeros and copies
+        *(x.squeeze(0).transpose(0, 1) for x in (*_as_values(query, key, value), value)),
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=documents.scaling,
+        # Keys before and behind a query that it sees; a window counts the query's own as well.
+        window_size=(window - 1, 0) if window and window < longest else (-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    if used < tokens:
+        mixed = F.pad(mixed[:used], (0, 0, 0, 0, 0, tokens - used))
+    return mixed[None], None
+
+
+def _refuse_what_varlen_lacks(value: Tensor, documents: _Documents) -> None:
+    if value.dtype not in (torch.float16, torch.bfloat16):
+        raise Unsuited("16bit の計算だけです", "it computes in 16 bit only")
+    if documents.softcap is not None:
+        raise Unsuited("スコアの上限（softcap）に対応していません", "it has no capped scores")
+    width = value.shape[-1]
+    if width % 8 or width > 256:
+        raise Unsuited(f"ヘッドの幅 {width} に対応していません", f"it takes no heads of {width} features")
+
+
+@lru_cache(maxsize=1)
+def _varlen() -> Callable[..., Tensor]:
+    """torch's function; versions before 2.13 have none, or one that takes less, which the probe of a run finds out."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    attention: Callable[..., Any] = varlen_attn  # a tensor alone, unless it is asked for more
+    return attention
+
+
+@lru_cache(maxsize=4)  # a step's layers share one
+def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """[documents + 1] int32: where each document begins, and the end of the last one."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, None]]] = {
     NAME: document_attention,
     FLEX: flex_document_attention,
+    VARLEN: varlen_document_attention,
 }
-# What to try on a device, best first; every other device takes the loop.
+# What messages call them.
+LABELS = {
+    NAME: Reason("文書ごとのループ", "a loop over documents"),
+    FLEX: Reason("FlexAttention", "FlexAttention"),
+    VARLEN: Reason("varlen_attn", "varlen_attn"),
+}
+# What to try on a device, best first; every other device takes the loop. `cuda` stands for GPUs whose generation is not
+# known (AMD's number theirs otherwise).
 BY_DEVICE: dict[str, tuple[str, ...]] = {"cuda": (FLEX, NAME)}
+# The same for NVIDIA's, from a compute capability on, newest first (docs/decisions/0119).
+BY_CAPABILITY: dict[tuple[int, int], tuple[str, ...]] = {
+    (12, 0): (VARLEN, FLEX, NAME),  # Blackwell for desktops
+    (10, 0): (FLEX, VARLEN, NAME),  # Blackwell for servers
+    (8, 0): (VARLEN, FLEX, NAME),  # Ampere, Ada, Hopper
+    (7, 5): (FLEX, NAME),  # Turing
+    (0, 0): (NAME,),
+}
+
+
+def implementations_for(device: torch.device) -> tuple[str, ...]:
+    """Names of the implementations to try on a device, best first; the loop over documents is always among them."""
+    if device.type != "cuda" or not torch.cuda.is_available() or torch.version.hip is not None:
+        return BY_DEVICE.get(device.type, (NAME,))
+    capability = torch.cuda.get_device_capability(device)
+    return next(names for least, names in BY_CAPABILITY.items() if capability >= least)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import Reason
 from . import native
 from ._upstream import graph_is_kept
 from .autograd import Function
@@ -30,11 +31,54 @@ def plain_cross_entropy(logits: Tensor, targets: Tensor, *, cap: float, with_gra
     return losses
 
 
+@torch.library.custom_op("ai_finetuning::cross_entropy_rows", mutates_args=("logits",))
+def one_kernel_cross_entropy(logits: Tensor, targets: Tensor, *, cap: float, with_gradient: bool) -> Tensor:
+    """The row kernel of GPUs (kernels/triton_loss.py), as an operator that simulations and counts see."""
+    from .triton_loss import cross_entropy
+
+    return cross_entropy(logits, targets, cap, with_gradient)
+
+
+@one_kernel_cross_entropy.register_fake
+def _(logits: Tensor, targets: Tensor, *, cap: float, with_gradient: bool) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.float32)
+
+
 def row_kernel(dtype: torch.dtype, device: torch.device, *, compiled: bool) -> RowKernel:
     """The kernel for logits of this dtype and place."""
+    if compiled and device.type == "cuda":
+        return one_kernel_cross_entropy
     return (
         native.cross_entropy if compiled and dtype is torch.bfloat16 and device.type == "cpu" else plain_cross_entropy
     )
+
+
+# Relative difference between the two kernels beyond which the plain one is taken, by the dtype of the logits.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+@torch.no_grad()
+def why_not_one_kernel(dtype: torch.dtype, device: torch.device, cap: float) -> Reason | None:
+    """None where the row kernel of GPUs compiles on a device and computes what plain torch does there, gradient
+    included; else the reason.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(4, 3000, generator=generator)).to(device, dtype)
+    targets = torch.tensor([0, 2999, 7, 1500], device=device)
+    theirs, mine = logits.clone(), logits
+    expected = plain_cross_entropy(theirs, targets, cap=cap, with_gradient=True)
+    try:
+        obtained = one_kernel_cross_entropy(mine, targets, cap=cap, with_gradient=True)
+        pairs = ((obtained, expected), (mine, theirs))
+        apart = max(float((one.float() - other.float()).norm() / other.float().norm()) for one, other in pairs)
+    except Exception as error:  # no Triton, no compiler for it, a GPU that it does not know
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        text = f"{type(error).__name__}: {str(error)[:100]}"
+        return Reason(text, text)
+    if apart <= _TOLERANCE[dtype]:
+        return None
+    return Reason(f"結果が {apart:.1%} 違います", f"its results differ by {apart:.1%}")
 
 
 class LinearCrossEntropy(Function):
@@ -59,7 +103,9 @@ class LinearCrossEntropy(Function):
         compute = cast(weight)
         hidden = hidden.to(compute.dtype)
         kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
-        rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+        # Other kernels need the logits in fp32 beside them.
+        width = compute.element_size() if kernel is one_kernel_cross_entropy else 4
+        rows = max(1, chunk_bytes // (width * weight.shape[0]))
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         dhidden = torch.empty_like(hidden) if wants_hidden else None
         dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None

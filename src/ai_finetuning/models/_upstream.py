@@ -75,6 +75,15 @@ def _cast_unless_autocast(cast: Callable[[Any, Any], Any], device_type: str, val
     return cast(value, dtype)
 
 
+def cast_lora_input(layer: Any, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A LoRA layer's input as its adapter takes it.
+
+    peft 0.19 to 0.21: `_cast_input_dtype`, which heeds the public switch `disable_input_dtype_casting`.
+    """
+    obtained: Tensor = layer._cast_input_dtype(value, dtype)
+    return obtained
+
+
 def is_torchao_weight(weight: Any, bits: int) -> bool:
     """Whether a weight is held by torchao in so many bits.
 

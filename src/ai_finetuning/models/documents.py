@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ..errors import ModelError, Reason, ToolkitError
-from ..kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME, document_attention
+from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
 from ..kernels.build import why_unavailable
-from . import fused
+from ..kernels.loss import why_not_one_kernel
+from . import fused, liger
 from ._upstream import attention_name, attention_setting
 from .modes import evaluating
 from .parts import decoder_layers, positions_of, probe_documents, windows_of
@@ -100,9 +101,11 @@ class VarlenForward:
         model: the transformers model inside any adapter.
         head: the linear layer from hidden states to logits.
         cap: logits become cap * tanh(logit / cap); 0 for none.
+        scale: factor of the logits before that (Cohere, Granite); hidden states carry it.
         cast: a weight in the dtype of the products.
         compiled: whether the compiled loss kernel runs.
         compute: dtype of the products.
+        chosen: its attention and the kernels of its layers, for messages, where there was a choice; else None.
     """
 
     name: str
@@ -113,6 +116,9 @@ class VarlenForward:
     compiled: bool
     compute: torch.dtype
     _attention: str | dict[str, str] = "eager"
+    chosen: Reason | None = None
+    scale: float = 1.0
+    _layers: liger.Replacements = field(default_factory=liger.Replacements)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these
@@ -127,7 +133,8 @@ class VarlenForward:
             **self._arguments(lengths),
         )
         states: Tensor = output.last_hidden_state
-        return states[0]
+        rows = states.squeeze(0)  # [0] would be filled into zeros in the backward pass
+        return rows if self.scale == 1 else rows * self.scale
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets the optimizer report its updates to the path; otherwise fused steps would keep using the weights of
@@ -157,11 +164,18 @@ class VarlenForward:
         """The model as it was."""
         if self.name == "fused":
             fused.detach(self.model)
+        self._layers.take_off()
         self.model.set_attn_implementation(self._attention)
 
 
 def select_forward_path(
-    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str, longest: int | None = None
+    model: Any,
+    device: torch.device,
+    *,
+    autocast: torch.dtype | None,
+    kernels: str,
+    longest: int | None = None,
+    layer_kernels: bool = False,
 ) -> tuple[VarlenForward | None, Reason | None]:
     """The fastest path that computes what the model itself computes, and why it is not a faster one.
 
@@ -174,6 +188,8 @@ def select_forward_path(
         kernels: `auto`, or `portable` (no fused blocks), or `plain` (the padded way), or `fused`: like `auto`, also on
             a processor where the compiled kernels gain nothing. No setting asks for `fused`; tests and benchmarks do.
         longest: tokens of the longest document; None where it is not known.
+        layer_kernels: whether Liger may compute parts of layers on a GPU. Not where a backward pass comes twice over one
+            graph (pipelines), as its kernels write over what they have saved, nor where layers are cut.
 
     Raises:
         ModelError: the model's own forward pass fails, or a token's answer depends on later tokens.
@@ -192,21 +208,56 @@ def select_forward_path(
     why_not_fused: Reason | None = Reason("指定どおり", "as requested")
     if kernels != "portable":
         why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
-    worth = forced or fused.why_not_worth(device) is None
+    why_plain_loss = _why_plain_loss(device, compute, cap, forced=forced)
+    why = [] if why_not_fused is None else [why_not_fused]
+    if device.type == "cuda" and why_plain_loss is not None:
+        why.append(
+            Reason.joined([Reason("損失は torch のまま", "the loss stays in plain torch"), why_plain_loss], ": ")
+        )
     probes = probe_documents(model, _sizes(model.config, longest))
     answers = _answers(model, probes, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
-    for name, attention in itertools.product(names, _attentions(before, weights, device)):
+    attentions = _attentions(before, weights, device)
+    none = liger.Replacements()
+    usable = layer_kernels and device.type in liger.DEVICES
+    layers = liger.find_replacements(model, device, compute) if usable else none
+    why += [layers.why] if layers.why else []
+    for taken, name, attention in itertools.product((layers, none) if layers.chosen else (none,), names, attentions):
         model.set_attn_implementation(attention)
+        taken.put_on()
         cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
-        compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
-        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting)
+        chosen = _chosen(attention if len(attentions) > 1 else None, taken)
+        compiled, scale = why_plain_loss is None, _logit_scale(model)
+        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting, chosen, scale, taken)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
-            return path, why_not_fused
+            return path, Reason.joined(why) if why else None
         path.close()
-        why_not_fused = problem
-    return None, why_not_fused
+        why = [problem] if chosen is None else [*why, Reason.joined([chosen, problem], ": ")]
+    return None, Reason.joined(why)
+
+
+def _chosen(attention: str | None, layers: liger.Replacements) -> Reason | None:
+    """What messages say of a way: its attention, where there is a choice, and the kernels of its layers."""
+    label = LABELS[attention] if attention is not None else None
+    parts = [Reason(f"アテンションは {label.ja}", f"attention by {label.en}")] if label is not None else []
+    parts += [layers.chosen] if layers.chosen is not None else []
+    return Reason.joined(parts, ", ") if parts else None
+
+
+def _logit_scale(model: Any) -> float:
+    """What a model multiplies its logits by: Cohere's logit_scale, or one over Granite's logits_scaling."""
+    config = model.config.get_text_config()
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def _why_plain_loss(device: torch.device, compute: torch.dtype, cap: float, *, forced: bool) -> Reason | None:
+    """None where a compiled kernel computes the loss."""
+    if device.type == "cuda":
+        return why_not_one_kernel(compute, device, cap)
+    if compute is not torch.bfloat16:
+        return Reason("bf16 の計算のみ", "it computes in bf16")
+    return (None if forced else fused.why_not_worth(device)) or why_unavailable(device)
 
 
 def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
@@ -215,7 +266,7 @@ def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tupl
     """
     if before == "flash_attention_2" and weights is not torch.float32:
         return (before,)
-    return BY_DEVICE.get(device.type, (NAME,))
+    return implementations_for(device)
 
 
 def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -386,6 +437,8 @@ def _differs(
             if watched is not None and attention != NAME:  # a kernel of its own
                 with torch.enable_grad():
                     apart = watched.worst_gradient()
+    except Unsuited as error:
+        return error.reason
     except Exception as error:  # a faster way that a model does not take, however it says so
         if isinstance(error, torch.OutOfMemoryError):
             raise

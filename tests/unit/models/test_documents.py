@@ -125,6 +125,22 @@ def test_portable_path_is_exact(family: str, lora: bool, packed: bool):
     assert distance(mine, expected) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("family", "options"), [("granite", {"logits_scaling": 8.0}), ("cohere2", {"logit_scale": 0.25})]
+)
+def test_logits_that_are_scaled_are_scaled_on_the_portable_path(family: str, options: dict):
+    model = tiny(family)
+    for name, value in options.items():
+        setattr(model.config, name, value)
+        if hasattr(model, name):
+            setattr(model, name, value)
+    loss, expected = reference(model)
+    name, got, mine = step(model, model, autocast=None, kernels="portable")
+    assert name == "portable"
+    assert got == pytest.approx(loss, rel=1e-5)
+    assert distance(mine, expected) < 1e-5
+
+
 @needs_kernels
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

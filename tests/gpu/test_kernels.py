@@ -1,0 +1,82 @@
+"""Kernels that run on a CUDA device only, against plain torch in fp32: `make test-gpu` where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.support.models import build_model
+from tests.unit.kernels.test_flex import alone
+
+from ai_finetuning.kernels.attention import (
+    FLEX,
+    IMPLEMENTATIONS,
+    VARLEN,
+    implementations_for,
+)
+from ai_finetuning.kernels.loss import why_not_one_kernel
+from ai_finetuning.models.liger import find_replacements
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+GPU = torch.device("cuda")
+# Relative L2 distance to fp32, by what is computed in.
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.float().cpu() - other).norm() / other.norm().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize("width", [64, 80, 128, 256])
+@pytest.mark.parametrize(("window", "cap"), [(None, None), (100, None), (None, 30.0)])
+@pytest.mark.parametrize("name", [VARLEN, FLEX])
+def test_attention_and_its_gradients_are_those_of_each_document_alone(name: str, window, cap, width: int):
+    if name not in implementations_for(GPU) or (name == VARLEN and cap):
+        pytest.skip("not a choice here")
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    lengths, generator = (1, 7, 130, 2000), torch.Generator().manual_seed(0)
+    wide = [
+        torch.randn(1, heads, sum(lengths), width, generator=generator).to(dtype).float().requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    leaves = [x.detach().to(GPU, dtype).requires_grad_() for x in wide]
+    options = {"seq_lens": lengths, "sliding_window": window, "softcap": cap}
+    got, _ = IMPLEMENTATIONS[name](None, *leaves, None, **options)
+    expected = alone(*wide, lengths, scale=width**-0.5, window=window, cap=cap)
+    seed = torch.randn(expected.shape, generator=generator)
+    mine = torch.autograd.grad(got, leaves, seed.to(GPU, dtype))
+    theirs = torch.autograd.grad(expected, wide, seed)
+    assert apart(got.detach(), expected.detach()) < TOLERANCE[dtype]
+    assert max(apart(one, other) for one, other in zip(mine, theirs, strict=True)) < TOLERANCE[dtype]
+
+
+def test_a_document_does_not_see_its_neighbour():
+    """Bit by bit, in whichever kernel this GPU takes first."""
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    attention = IMPLEMENTATIONS[implementations_for(GPU)[0]]
+    second = torch.randn(1, 4, 70, 64, device=GPU, dtype=dtype)
+    answers = []
+    for _ in range(2):
+        x = torch.cat([torch.randn(1, 4, 60, 64, device=GPU, dtype=dtype), second], dim=2)
+        answers.append(attention(None, x, x, x, None, seq_lens=(60, 70))[0][:, 60:])
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_loss_kernel_is_plain_torch(dtype: torch.dtype, cap: float):
+    assert why_not_one_kernel(dtype, GPU, cap) is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_tied", "gemma2"])
+def test_liger_computes_norms_mlp_and_rotation(kind: str):
+    pytest.importorskip("liger_kernel")
+    model = build_model(kind).to(GPU)
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    for compute in (torch.float32, dtype):
+        found = find_replacements(model, GPU, compute)
+        assert found.why is None
+        assert found.chosen is not None
+        assert found.chosen.en == "norms, gated MLP, rotation by Liger"
