@@ -77,7 +77,7 @@ _REFUSAL = re.compile(
     r"|I (?:can(?:'|no)t|am unable to) (?:help|assist|provide|answer|fulfill)",
 )
 _AI_IDENTITY = re.compile(
-    r"(?:AI|ＡＩ|人工知能|言語モデル)(?:アシスタント)?(?:として|なので|であり|ですので|であるため)|\b[Aa]s an AI\b"
+    r"(?:AI|ＡＩ|人工知能|言語モデル)(?:アシスタント)?(?:として|なので|であり|ですので|であるため)|(?<![A-Za-z])[Aa]s an AI(?![A-Za-z])"
 )
 _TEMPLATE_TOKEN = re.compile(
     r"<\|[A-Za-z0-9_/▁\-]{1,40}\|>|<｜[A-Za-z0-9_▁ ]{1,40}｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>"
