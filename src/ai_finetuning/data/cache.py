@@ -36,7 +36,7 @@ def code_version() -> str:
     digest = hashlib.sha256(" ".join(versions).encode())
     here = Path(__file__).parent
     for folder in (here, here.parent / "japanese"):
-        for path in sorted(folder.glob("*.py")):
+        for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -81,9 +81,9 @@ def read(key: str) -> tuple[list[Example], EncodeReport, list[str]] | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     examples = [
-        Example(ids[end - length : end], labels[end - length : end], characters, source)
-        for end, length, characters, source in zip(
-            ends, np.diff(ends, prepend=0), note["characters"], note["sources"], strict=True
+        Example(ids[end - length : end], labels[end - length : end], characters, source, question)
+        for end, length, characters, source, question in zip(
+            ends, np.diff(ends, prepend=0), note["characters"], note["sources"], note["questions"], strict=True
         )
     ]
     lost: dict[str, Any] = {
@@ -98,6 +98,7 @@ def write(key: str, examples: Sequence[Example], report: EncodeReport, lines: Se
     note = {
         "characters": [item.characters for item in examples],
         "sources": [item.source for item in examples],
+        "questions": [item.question for item in examples],
         "report": asdict(report),
         "lines": list(lines),
     }

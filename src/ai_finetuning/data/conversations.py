@@ -23,7 +23,7 @@ ROLES = {
     **dict.fromkeys(("tool", "observation", "function", "ipython", "function_response", "tool_response"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "function_call"),
 }
-_SPEAKER_KEYS, _TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+SPEAKER_KEYS, TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 # Keys that say whether a message or a row is learnt: OpenAI and LLaMA-Factory, Axolotl, and the same the other way round.
 LEARN_KEYS = ("weight", "train", "training", "loss", "learn", "loss_mask", "loss_weight", "do_train", "trainable")
 IGNORE_KEYS = ("mask", "masked", "ignore", "ignore_loss", "no_loss")
@@ -145,7 +145,7 @@ def parse_message(item: object) -> tuple[Message, set[str]]:
     if not isinstance(item, Mapping):
         raise BadRow(f"メッセージが {type(item).__name__} です", f"a message is a {type(item).__name__}, not an object")
     keys = {plain(key): key for key in item}
-    speaker = next((item[keys[key]] for key in _SPEAKER_KEYS if key in keys), None)
+    speaker = next((item[keys[key]] for key in SPEAKER_KEYS if key in keys), None)
     role = ROLES.get(plain(speaker)) if isinstance(speaker, str) else None
     if role is None:
         raise BadRow(
@@ -153,7 +153,7 @@ def parse_message(item: object) -> tuple[Message, set[str]]:
             "the role is not known (system, user, assistant, tool)",
             speaker,
         )
-    content = next((item[keys[key]] for key in _TEXT_KEYS if key in keys), None)
+    content = next((item[keys[key]] for key in TEXT_KEYS if key in keys), None)
     text, extra = text_of(content, str(speaker))
     if role == "function_call":
         calls = _parsed(text, "function_call")
@@ -163,7 +163,7 @@ def parse_message(item: object) -> tuple[Message, set[str]]:
         raise BadRow(f"{speaker} の content がありません", f"a message of {speaker} has no content")
     _check_keys({key: item[own] for key, own in keys.items()}, str(speaker))
     learn = wants_learning(item)
-    used = {*_SPEAKER_KEYS, *_TEXT_KEYS, *_PASSED, *(LEARN_KEYS + IGNORE_KEYS)}
+    used = {*SPEAKER_KEYS, *TEXT_KEYS, *_PASSED, *(LEARN_KEYS + IGNORE_KEYS)}
     unused = {str(key) for key in item if plain(key) not in used and item[key] not in (None, "", [], {})}
     if learn and role != "assistant" and plain(speaker) not in ("tool",):
         unused |= {f"{key} ({role})" for key in item if plain(key) in ("train", "training", "loss", "learn")}
@@ -231,7 +231,7 @@ def parse_messages(items: Any, column: str) -> tuple[list[Message], set[str]]:
 
 def _turns(item: object) -> list[Message] | None:
     """The turns of `{"human": "...", "assistant": "..."}`; None for a message with a role of its own."""
-    if not isinstance(item, Mapping) or any(plain(key) in _SPEAKER_KEYS for key in item):
+    if not isinstance(item, Mapping) or any(plain(key) in SPEAKER_KEYS for key in item):
         return None
     obtained: dict[str, Message] = {}
     for key, value in item.items():

@@ -15,6 +15,7 @@ from ..errors import DataError, localized
 from . import cache
 from .bad_rows import BadRows
 from .conversations import common_system
+from .doctor.leakage import pair_of, question_key
 from .messages import Sample
 from .mixture import learnt_tokens
 from .sources import load_samples
@@ -22,8 +23,8 @@ from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_label_tokens, encode
 from .vocabulary import vocabulary_loss
 
-# The rule of new runs, and that of runs that noted none.
-SPLIT, FIRST_SPLIT = "equal rows", "rows"
+# The rule of new runs, that of runs that noted it, and that of runs that noted none.
+SPLIT, ROWS_SPLIT, FIRST_SPLIT = "equal questions", "equal rows", "rows"
 
 
 @dataclass(frozen=True)
@@ -150,19 +151,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         return obtained
     # Every problem of the data in one list: those of the files, of the rows and of what they become for this model.
     bad = BadRows(config.skip_bad_rows)
-    samples: list[Sample] = []
-    lines: list[str] = []
-    for part in _parts(source if not files or isinstance(source, str | Path) else files, config):
-        of_part, read = load_samples(
-            part,
-            columns=config.columns,
-            system_prompt=config.system_prompt,
-            normalize=asdict(config.normalize),
-            sheet=config.sheet,
-            bad=bad,
-        )
-        samples += of_part[: config.max_samples]
-        lines += read.lines() + _left_aside(of_part, config)
+    samples, lines = read_samples(source, config, bad)
     try:
         examples, report = encode(
             samples,
@@ -176,6 +165,7 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         bad.refuse()
         raise
     bad.refuse()
+    examples = _with_questions(examples, samples)
     report.left_out = len(bad)
     report.left_out_reasons = [[ja, en, count] for (ja, en), count in bad.counts.most_common()]
     report.vocabulary = vocabulary_loss(samples, tokenizer)
@@ -184,6 +174,43 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
     if key is not None:
         cache.write(key, examples, report, lines)
     return examples, report, lines
+
+
+def read_samples(source: Any, config: DataConfig, bad: BadRows) -> tuple[list[Sample], list[str]]:
+    """(samples, lines about what was read) of training or evaluation data, as the settings read it.
+
+    Args:
+        bad: receives the rows that cannot be used.
+
+    Raises:
+        DataError: see sources.load_samples.
+    """
+    files = _files(source)
+    samples: list[Sample] = []
+    lines: list[str] = []
+    for part in _parts(source if not files or isinstance(source, str | Path) else files, config):
+        of_part, read = load_samples(
+            part,
+            columns=config.columns,
+            system_prompt=config.system_prompt,
+            normalize=asdict(config.normalize),
+            sheet=config.sheet,
+            bad=bad,
+        )
+        samples += of_part[: config.max_samples]
+        lines += read.lines() + _left_aside(of_part, config)
+    return samples, lines
+
+
+def _with_questions(examples: Sequence[Example], samples: Sequence[Sample]) -> list[Example]:
+    """The examples with a digest of the question that their row asks."""
+    asked = {sample.source: question_key(pair_of(sample)) for sample in samples}
+    digests = {
+        source: hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        for source, key in asked.items()
+        if key
+    }
+    return [replace(item, question=digests.get(item.source, "")) for item in examples]
 
 
 def _parts(source: Any, config: DataConfig) -> list[Any]:
@@ -256,13 +283,30 @@ def hold_out_rows(examples: Sequence[Example], share: float, seed: int) -> tuple
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, evaluation): all rows of one source on one side, and all equal rows.
+    """(training, evaluation): all rows of one source on one side, all equal rows, and all with the same question.
 
-    Rows are taken in the order of the data, so that the division does not depend on where the files lie.
+    Rows are taken in the order of the data, so that the division does not depend on where the files lie. Where no question
+    stands twice it is the division of `hold_out_equal_rows`.
 
     Raises:
         DataError: the share leaves one side empty.
     """
+    return _hold_out(examples, share, seed, lambda item: (item.input_ids.tobytes(), item.question))
+
+
+def hold_out_equal_rows(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(training, evaluation) as runs divided before questions were compared: all rows of one source on one side, and all equal ones.
+
+    Raises:
+        DataError: the share leaves one side empty.
+    """
+    return _hold_out(examples, share, seed, lambda item: (item.input_ids.tobytes(),))
+
+
+def _hold_out(
+    examples: Sequence[Example], share: float, seed: int, keys: Callable[[Example], tuple[bytes | str, ...]]
+) -> tuple[list[Example], list[Example]]:
+    """(training, evaluation): what shares a source or a key is on one side; an empty key is none."""
     group: dict[str, str] = {}  # a source, and the first source that has a row equal to one of its rows
 
     def root(source: str) -> str:
@@ -270,11 +314,11 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
             group[source] = source = group[group[source]]
         return source
 
-    first: dict[bytes, str] = {}
+    first: dict[bytes | str, str] = {}
     for item in examples:
         group.setdefault(item.source, item.source)
-        key = item.input_ids.tobytes()
-        group[root(item.source)] = root(first.setdefault(key, item.source))
+        for key in (key for key in keys(item) if key):
+            group[root(item.source)] = root(first.setdefault(key, item.source))
     groups: dict[str, list[str]] = {}
     for source in group:
         groups.setdefault(root(source), []).append(source)
@@ -304,6 +348,7 @@ def shared_rows(train: Sequence[Example], eval_data: Sequence[Example]) -> int:
 # Rules that choose the evaluation rows; a run continues under the rule that it began with.
 SPLITS: dict[str, Callable[[Sequence[Example], float, int], tuple[list[Example], list[Example]]]] = {
     FIRST_SPLIT: hold_out_rows,
+    ROWS_SPLIT: hold_out_equal_rows,
     SPLIT: hold_out,
 }
 

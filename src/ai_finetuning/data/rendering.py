@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,6 +68,29 @@ class Prompts:
         added = self.tokenizer.added_tokens_decoder.values()
         names = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
         return _any_of(names)
+
+    def special_in(self, words: str) -> tuple[Span, str] | None:
+        """Where the tokenizer would read a special token in a text that a person wrote, and which; None where it reads
+        characters.
+
+        Some tokenizers bring texts into another form first (`＜/s＞` becomes `</s>`), and some encode the name of a special
+        token as the characters that it is written with: the ids tell.
+        """
+        if not words or self.special is None:
+            return None
+        for match in self.special.finditer(words):
+            if self._reads(words, match.group()):
+                return match.span(), match.group()
+        folded = unicodedata.normalize("NFKC", words)
+        for match in self.special.finditer(folded) if folded != words else ():
+            if self._reads(words, match.group()):
+                return (0, len(words)), match.group()
+        return None
+
+    def _reads(self, words: str, token: str) -> bool:
+        """Whether a token that a text names is among its ids."""
+        number = self.tokenizer.convert_tokens_to_ids(token)
+        return number in self.tokenizer(words, add_special_tokens=False)["input_ids"]
 
     @cached_property
     def own_markup(self) -> re.Pattern[str] | None:
@@ -162,12 +186,13 @@ def _check_special(sample: Conversation, prompts: Prompts) -> None:
     """Refuses a message in which the tokenizer would read a special token that its writer meant as characters."""
     for message in sample.messages:
         for words in (message.content, message.input, message.reasoning):
-            match = prompts.special.search(words) if words and prompts.special is not None else None
-            if match is not None:
+            special = prompts.special_in(words)
+            if special is not None:
+                named = special[1]
                 raise BadRow(
-                    f"{message.role} の文に特殊トークンと同じ文字列 {match.group()} があります。文の途中で特殊トークンとして学習されてしまうため、"
+                    f"{message.role} の文に特殊トークンと同じ文字列 {named} があります。文の途中で特殊トークンとして学習されてしまうため、"
                     "取り除くか別の文字にしてください",
-                    f"a message of {message.role} contains {match.group()}, which this tokenizer reads as a special token; "
+                    f"a message of {message.role} contains {named}, which this tokenizer reads as a special token; "
                     "remove it or write it in other characters",
                 )
             for token in prompts.own_markup.findall(words) if words and prompts.own_markup is not None else ():

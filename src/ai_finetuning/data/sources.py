@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, Reason, localized
+from ..japanese.language import find_loop, find_template_token
 from ..japanese.mojibake import find_mojibake
 from ..japanese.normalize import normalize as normalize_text
 from ..messages import excerpt
@@ -30,6 +31,8 @@ _C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Rows that a report names.
 _NAMED = 5
+# Where only the choice of characters speaks of mojibake, so many rows and this share of a file make it certain.
+LIKELY_ROWS, LIKELY_SHARE = 3, 0.01
 
 
 @dataclass
@@ -44,6 +47,8 @@ class DataReport:
         unused_columns: rows in which a column held something that is not used, by the column's name.
         unused_keys: the same for keys of messages.
         unlearnt: rows that say of themselves that they are not to be learnt.
+        likely_rows: rows that are perhaps mojibake, too few of their file to be sure.
+        loop_rows, template_rows: conversations with an answer that ends in a loop, or with a template token of some model.
     """
 
     bad: BadRows = field(default_factory=BadRows)
@@ -58,6 +63,9 @@ class DataReport:
     unused_columns: Counter[str] = field(default_factory=Counter)
     unused_keys: Counter[str] = field(default_factory=Counter)
     unlearnt: int = 0
+    likely_rows: list[str] = field(default_factory=list)
+    loop_rows: list[str] = field(default_factory=list)
+    template_rows: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report for the user, in the locale's language."""
@@ -85,6 +93,17 @@ class DataReport:
                 self.control_rows,
                 "制御文字 U+0080-U+009F のある行（そのまま使います。data.normalize.strip_control=true で取り除けます）",
                 "rows with control characters U+0080-U+009F (used as they are; data.normalize.strip_control=true removes them)",
+            ),
+            (self.likely_rows, "文字化けかもしれない行", "rows that are perhaps mojibake"),
+            (
+                self.loop_rows,
+                "警告: 同じ語句の繰り返しで終わる回答のある行（aift data doctor で除けます）",
+                "warning: rows with an answer that ends in a loop (`aift data doctor` can leave them out)",
+            ),
+            (
+                self.template_rows,
+                "警告: プロンプトテンプレートのトークンのある行（aift data doctor で確かめられます）",
+                "warning: rows with a token of a prompt template (`aift data doctor` shows them)",
             ),
         ):
             if rows:
@@ -135,11 +154,15 @@ def load_samples(
     for rows in _row_groups(source, report, columns, sheet):
         samples += _samples(rows, report, columns, system_prompt)
     cleaned: list[Sample] = []
+    likely: list[Sample] = []
     for sample in samples:
         try:
-            cleaned.append(_clean(sample, normalize or {}, report))
+            cleaned.append(_clean(sample, normalize or {}, report, likely))
         except BadRow as error:
             report.bad.add(error, sample.source)
+    cleaned = _without_likely(cleaned, likely, samples, report)
+    for sample in cleaned:
+        _note_what_is_odd(sample, report)
     if bad is None:
         report.bad.refuse()
     if not cleaned and not (bad is not None and len(bad) and not bad.skip):
@@ -260,7 +283,7 @@ def _samples(
 
 def _no_format(rows: list[Row]) -> DataError:
     """The refusal of a file none of whose rows has a format."""
-    name = re.sub(r"(?::\d+|\[\d+\])$", "", rows[0].source)
+    name = _PLACE.sub("", rows[0].source)
     words = [word for row in rows[:20] for pair in row.values.items() for word in map(str, pair)]
     broken = next(filter(None, map(find_mojibake, words)), None)
     if broken is not None:
@@ -302,8 +325,64 @@ def _row_sample(
     yield made.sample
 
 
-def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> Sample:
-    """Normalises a sample's texts, counts what changed, notes private-use and control characters.
+_PLACE = re.compile(r"(?::\d+|\[\d+\])$")
+
+
+def _without_likely(
+    cleaned: list[Sample], likely: Sequence[Sample], samples: Sequence[Sample], report: DataReport
+) -> list[Sample]:
+    """The samples without those that are mojibake by their characters alone, where their file has enough of them."""
+    if not likely:
+        return cleaned
+    rows = Counter(_PLACE.sub("", sample.source) for sample in samples)
+    broken = Counter(_PLACE.sub("", sample.source) for sample in likely)
+    certain = {file for file, count in broken.items() if count >= LIKELY_ROWS and count >= LIKELY_SHARE * rows[file]}
+    bad = {sample.source for sample in likely if _PLACE.sub("", sample.source) in certain}
+    for sample in likely:
+        if sample.source in bad:
+            report.bad.add(_mojibake("a wrong encoding"), sample.source)
+        else:
+            report.likely_rows.append(sample.source)
+    return [sample for sample in cleaned if sample.source not in bad]
+
+
+def _mojibake(kind: str) -> BadRow:
+    return BadRow(
+        f"文字化けしています（{kind}）。元のファイルから作り直してください",
+        f"the text is mojibake ({kind}); recreate it from the original file",
+    )
+
+
+def _note_what_is_odd(sample: Sample, report: DataReport) -> None:
+    """Notes loops and template tokens in a conversation; it is trained all the same."""
+    if not isinstance(sample, Conversation):
+        return
+    if any(find_loop(item.content) for item in sample.messages if item.role == "assistant"):
+        report.loop_rows.append(sample.source)
+    if any(find_template_token(text) for item in sample.messages for text in (item.content, item.input)):
+        report.template_rows.append(sample.source)
+
+
+def _refuse_unreadable(text: str) -> None:
+    """Refuses what no encoding gives.
+
+    Raises:
+        BadRow: bytes that could not be decoded, half a character.
+    """
+    if UNREADABLE.search(text):
+        raise BadRow(
+            "ファイルの文字コードにないバイトがあります",
+            "it holds bytes that the encoding of the file does not have",
+        )
+    if _SURROGATE.search(text):
+        raise BadRow(
+            "壊れた文字（単独のサロゲート）があります", "the text contains a lone surrogate (half a character)"
+        )
+
+
+def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport, likely: list[Sample]) -> Sample:
+    """Normalises a sample's texts, counts what changed, notes private-use and control characters, and adds a sample to
+    `likely` whose characters alone speak of mojibake.
 
     Raises:
         BadRow: mojibake, a lone surrogate, or control characters that are not to be stripped.
@@ -312,21 +391,12 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport) -> 
     def clean(text: str) -> str:
         if not text:
             return text
-        if UNREADABLE.search(text):
-            raise BadRow(
-                "ファイルの文字コードにないバイトがあります",
-                "it holds bytes that the encoding of the file does not have",
-            )
-        if _SURROGATE.search(text):
-            raise BadRow(
-                "壊れた文字（単独のサロゲート）があります", "the text contains a lone surrogate (half a character)"
-            )
+        _refuse_unreadable(text)
         broken = find_mojibake(text)
-        if broken is not None:
-            raise BadRow(
-                f"文字化けしています（{broken.kind}）。元のファイルから作り直してください",
-                f"the text is mojibake ({broken.kind}); recreate it from the original file",
-            )
+        if broken is not None and broken.proven:
+            raise _mojibake(broken.kind)
+        if broken is not None and (not likely or likely[-1] is not sample):
+            likely.append(sample)
         if _PRIVATE_USE.search(text) and sample.source not in report.private_use_rows[-1:]:
             report.private_use_rows.append(sample.source)
         text, counts = normalize_text(text, **switches)

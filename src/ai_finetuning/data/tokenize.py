@@ -40,12 +40,14 @@ class Example:
         labels: [tokens] int32, unshifted; -100 where a token is not a label token.
         characters: characters that people wrote among the label tokens: no turn ends and other markup.
         source: where the sample came from.
+        question: a digest of the question that its row asks; empty where there is none.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     characters: int = 0
     source: str = ""
+    question: str = ""
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -35,6 +35,7 @@ from . import best, resume
 from .adapter_start import parent_of
 from .base_facts import speed_key
 from .build import Built, build
+from .leakage import warn_of_leakage
 from .output_folder import OutputFolder
 from .processes import remove_rows, run_processes
 from .progress import progress, saying_that_it_prepares, speaking_main_process
@@ -59,6 +60,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
     let_segments_grow()
     if launched().size == 1:
         plan = resolve(request)
+        _warn_of_leakage(plan)
         if plan.processes_to_start > 1:
             result = _run_in_processes(plan)
         else:
@@ -77,6 +79,10 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
 def _device_of_rank(request: TrainRequest) -> torch.device:
     device = request.model.device or get_available_device()
     return torch.device("cuda", launched().local_rank) if device.type == "cuda" else device
+
+
+def _warn_of_leakage(plan: RunPlan) -> None:
+    warn_of_leakage(plan.request.train, plan.request.eval_data, plan.data, plan.request.config.data)
 
 
 def _resolve_in_turn(request: TrainRequest, peers: Peers) -> RunPlan:
@@ -128,6 +134,10 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
                 notice(said.ja, said.en)
         if peers.is_main:
             folder.validate_disk_space(plan.summary.disk_bytes)
+            if (
+                peers.size > 1 and plan.request.resolved_strategy is None
+            ):  # else the process that started these has done it
+                _warn_of_leakage(plan)
         _warn_of_memory(plan.summary)
         _warn_of_few_steps(plan.summary)
         warn_of_idle_ranks(plan.parallel, plan.summary.rows_per_step)

@@ -46,10 +46,13 @@ class Mojibake:
     Attributes:
         kind: the mistake, such as `utf-8 as cp932`.
         repaired: the text as it was, where encoding it again gives back the very same characters; else None.
+        proven: whether the bytes tell, or U+FFFD; False where only the choice of characters does, which is a proof in many
+            rows of a file and not in one.
     """
 
     kind: str
     repaired: str | None = None
+    proven: bool = True
 
 
 def find_mojibake(text: str) -> Mojibake | None:
@@ -91,11 +94,12 @@ def _western(text: str) -> Mojibake | None:
                     continue
                 obtained = _decoded(candidate, encoding)
                 if obtained is not None and _is_japanese(obtained, of=end - start):
-                    return Mojibake(f"{encoding.replace('_', '-')} as {western}", _repaired(text, western, encoding))
+                    repaired = _repaired(text, western, encoding) or _repaired_runs(text, western, encoding)
+                    return Mojibake(f"{encoding.replace('_', '-')} as {western}", repaired)
         twice = _encoded(run.group(), "cp1252") or _encoded(run.group(), "latin-1")
         once = _decoded(twice, "utf-8")
         if once is not None and once != run.group() and _WESTERN.search(once) and _western(once) is not None:
-            return Mojibake("utf-8 twice as latin-1")
+            return Mojibake("utf-8 twice as latin-1", _repaired_twice(text))
     return None
 
 
@@ -120,6 +124,29 @@ def _repaired(text: str, western: str, encoding: str) -> str | None:
     if obtained is None or whole is None or obtained.encode(encoding) != whole:
         return None
     return obtained
+
+
+def _repaired_runs(text: str, western: str, encoding: str) -> str | None:
+    """A text of which only parts are broken: each run of western characters decoded by itself, if none is left then.
+
+    A character of CP932 or EUC-JP may end in ASCII, so that such a run has no certain end: UTF-8 only.
+    """
+    if encoding != "utf-8":
+        return None
+
+    def run(match: re.Match[str]) -> str:
+        obtained = _repaired(match.group(), western, encoding)
+        return obtained if obtained is not None and _is_japanese(obtained, of=len(match.group())) else match.group()
+
+    repaired = _WESTERN.sub(run, text)
+    return repaired if repaired != text and _western(repaired) is None else None
+
+
+def _repaired_twice(text: str) -> str | None:
+    """A text that was read wrongly two times: the rule again on what the first repair gives."""
+    once = _repaired(text, "latin-1", "utf-8")
+    obtained = _western(once) if once is not None and once != text else None
+    return obtained.repaired if obtained is not None else None
 
 
 def _utf8_as_cp932(text: str) -> Mojibake | None:
@@ -168,5 +195,5 @@ def _unlikely(text: str) -> Mojibake | None:
     odd = len(_HALF_KANA.findall(text)) + len(re.findall("[\u0080-\u00ff\u0370-\u04ff\u2500-\u257f]", text))
     kana = len(_KANA.findall(text))
     if odd or not kana:
-        return Mojibake("a wrong encoding")
+        return Mojibake("a wrong encoding", proven=False)
     return None

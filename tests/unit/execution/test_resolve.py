@@ -200,7 +200,7 @@ def test_a_resumed_run_takes_what_was_derived_from_its_checkpoint_and_a_rerun_de
     assert first["gradient_checkpointing"] is True
     assert first["warmup_steps"] == 2
     assert len(first["target_modules"]) > 0
-    assert first["split"] == "equal rows"
+    assert first["split"] == "equal questions"
     assert first["attention"] == "sdpa"
     assert call("train", str(tmp_path / "out" / "config.yaml"), "--resume") == 0
     assert derived_of(tmp_path / "out") == first

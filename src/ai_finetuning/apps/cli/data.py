@@ -1,14 +1,14 @@
-"""aift data show, aift data stats, aift data formats"""
+"""aift data show, stats and formats; doctor and split are in files of their own."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import typer
 
 from ...errors import localized
 from ...labels import IGNORED
 from ...messages import printable
+from . import data_doctor, data_split
+from .data_loading import load
 from .japanese import App
 
 app = App()
@@ -29,38 +29,8 @@ _TEMPLATE = typer.Option(
 )
 # Settings as `aift train` takes them follow the file.
 _SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
-
-
-def _load(
-    context: typer.Context, file: str, model: str, max_length: int, template: str | None
-) -> tuple[Any, Any, Any, list[str]]:
-    """(tokenizer, examples, report, lines) of the rows that can be used; the others are among the lines."""
-    from ...config.load import load_config
-    from ...data.files import find_data
-    from ...models.hub import validate_name
-
-    find_data(file)
-    validate_name(model, weights=False)
-    from ...data.prepare import load_examples
-    from ...models.tokenizers import load_tokenizer
-
-    config = load_config(None, list(context.args))
-    refuses = not config.data.skip_bad_rows
-    tokenizer = load_tokenizer(
-        model,
-        chat_template=template or config.model.chat_template,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    config.data.max_length, config.data.cache, config.data.skip_bad_rows = max_length, False, True
-    examples, report, lines = load_examples(file, tokenizer, config.data)
-    if refuses and report.left_out:
-        lines.append(
-            localized(
-                "これらの行があると学習は始まりません（data.skip_bad_rows で読み飛ばせます）。",
-                "Training refuses data with such rows (data.skip_bad_rows skips them).",
-            )
-        )
-    return tokenizer, examples, report, lines
+app.command(context_settings=_SETTINGS, help=data_doctor.HELP)(data_doctor.doctor)
+app.command(context_settings=_SETTINGS, help=data_split.HELP)(data_split.split)
 
 
 def _row_number(row: str, rows: int) -> int:
@@ -105,7 +75,7 @@ def show(
 
     from ...data.stats import shown_tokens
 
-    tokenizer, examples, _, lines = _load(context, file, model, max_length, chat_template)
+    tokenizer, examples, _, lines = load(context, file, model, max_length, chat_template)
     example = examples[_row_number(row, len(examples)) - 1]
     for line in lines:
         print(printable(line))
@@ -156,7 +126,7 @@ def stats(
     """The data in numbers, for one model."""
     from ...data.stats import histogram, percentile
 
-    _, examples, report, lines = _load(context, file, model, 2**30, chat_template)
+    _, examples, report, lines = load(context, file, model, 2**30, chat_template)
     for line in lines:
         print(printable(line))
     if report.vocabulary.survives:

@@ -1,0 +1,204 @@
+"""aift data doctor: what is wrong with training data; nothing is changed without --fix, --mask or --keep-style."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ...errors import DataError, StorageError, UsageError, localized
+from ...messages import argument, printable
+
+_FIXES = ("safe", "all")
+HELP = localized(
+    "学習データの問題を調べます（文字化け、重複、評価データの混入、個人情報など）。--fix を付けたときだけ、直した行を別のファイルに書きます。",
+    "Examines training data: mojibake, duplicates, leakage, personal data and more. Only with --fix are repaired rows written, "
+    "to another file.",
+)
+
+
+def doctor(
+    context: typer.Context,
+    file: str = typer.Argument(..., help=localized("データのファイル", "the data's file")),
+    evaluated: str | None = typer.Option(
+        None, "--eval", help=localized("評価データ（混入を調べます）", "evaluation data, to look for leakage")
+    ),
+    model: str | None = typer.Option(
+        None, "--model", help=localized("学習するモデル（特殊トークンと長さを調べます）", "the model to train: special tokens, lengths")
+    ),
+    max_length: int = typer.Option(
+        512, "--max-length", help=localized("--model があるときの、1 行の最大トークン数", "with --model: maximum length of a row, in tokens")
+    ),
+    fix: str | None = typer.Option(
+        None, "--fix", help=localized("safe（安全なもの）か all（すべて）を直して --out に書きます", "safe or all: writes repaired rows to --out")
+    ),
+    mask: bool = typer.Option(
+        False, "--mask", help=localized("個人情報と秘密を伏せて --out に書きます", "masks personal data and secrets, written to --out")
+    ),
+    out: Path | None = typer.Option(None, "--out", help=localized("直した行を書くファイル（JSON Lines）", "file for the rows (JSON Lines)")),
+    undo: Path | None = typer.Option(
+        None, "--undo", help=localized("doctor.jsonl の変更を FILE から取り消し、--out に書きます", "a doctor.jsonl: takes its changes back from FILE, into --out")
+    ),
+    rule: list[str] = typer.Option([], "--rule", help=localized("このキーの規則だけを使います（繰り返し可）", "only rules of this key; may be repeated")),
+    show: str | None = typer.Option(None, "--show", help=localized("この規則で見つかった所を表示します", "shows what a rule found")),
+    json_path: str | None = typer.Option(
+        None, "--json", help=localized("報告を JSON で書くファイル（- は標準出力）", "file for the report as JSON; - is standard output")
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help=localized("--out のファイルを置き換えます", "replaces the file of --out")),
+) -> int:  # fmt: skip
+    """Examines a file; 65 where a rule of severity error found something."""
+    from ...data.doctor.repair import JOURNAL
+
+    writes = fix is not None or mask or undo is not None
+    _check(fix, rule, show, out, writes)
+    if out is not None:
+        others = [Path(name) for name in (file, evaluated, undo) if name is not None]
+        _check_out(out, others, [] if undo is not None else [JOURNAL], overwrite)
+    if undo is not None:
+        assert out is not None
+        return _undo(file, undo, out)
+    return _examine(context, file, (evaluated, model, max_length), (fix, mask, out), (rule, show, json_path))
+
+
+def _check(fix: str | None, rule: list[str], show: str | None, out: Path | None, writes: bool) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        UsageError: with what is wrong.
+    """
+    from ...data.doctor.rules import BY_KEY
+
+    if fix is not None and fix not in _FIXES:
+        raise UsageError(
+            f"--fix が {fix} です。safe か all にしてください。", f"--fix is {fix}; it must be safe or all."
+        )
+    for key in (*rule, *([show] if show is not None else [])):
+        if key not in BY_KEY:
+            raise UsageError(
+                f"{key} という規則はありません。使えるのは {', '.join(BY_KEY)} です。",
+                f"there is no rule {key}; known: {', '.join(BY_KEY)}.",
+            )
+    if writes != (out is not None):
+        raise UsageError(
+            "--out は --fix、--mask、--undo と一緒に指定してください。元のファイルは書き換えません。",
+            "--out goes together with --fix, --mask or --undo: the file itself is never changed.",
+        )
+
+
+def _check_out(out: Path, others: list[Path], beside: list[str], overwrite: bool) -> None:
+    """Refuses a target that would replace something.
+
+    Raises:
+        UsageError: the input itself, a folder, or a file that is there already.
+    """
+    if out.is_dir() or any(out.exists() and other.exists() and out.samefile(other) for other in others):
+        raise UsageError(
+            f"--out が {out} です。入力と別の、ファイルの名前にしてください。",
+            f"--out is {out}; name a file other than the input.",
+        )
+    there = next((path for path in (out, *(out.with_name(name) for name in beside)) if path.exists()), None)
+    if there is not None and not overwrite:
+        raise UsageError(
+            f"{there} はすでにあります。別のフォルダーか名前にするか、--overwrite を付けてください。",
+            f"{there} exists already; choose another folder or name, or add --overwrite.",
+        )
+
+
+def _examine(
+    context: typer.Context,
+    file: str,
+    beside: tuple[str | None, str | None, int],
+    changes: tuple[str | None, bool, Path | None],
+    asked: tuple[list[str], str | None, str | None],
+) -> int:
+    from ...config.load import load_config
+    from ...data.doctor import repair, report
+    from ...data.doctor.examination import examine
+    from ...data.doctor.rules import RULES
+
+    (evaluated, model, max_length), (fix, mask, out), (only, show, json_path) = beside, changes, asked
+    config = load_config(None, list(context.args)).data
+    tokenizer, more = _lengths(file, model, max_length, context) if model is not None else (None, [])
+    keys = [*only, *([show] if show is not None and only and show not in only else [])]
+    found = examine(
+        file, columns=config.columns, sheet=config.sheet, evaluated=evaluated, tokenizer=tokenizer, only=keys
+    )
+    done = None
+    if out is not None:
+        if found.unread:
+            raise DataError(
+                f"{file} に読めない行が {found.unread} 行あり、書き出すと失われます。--show unreadable で表示されます。先に直してください。",
+                f"{file} has {found.unread} rows that cannot be read and would be lost; --show unreadable names them. "
+                "Repair them first.",
+            )
+        wanted = repair.Wanted(fix, mask, tuple(item for item in RULES if not keys or item.key in keys), config.columns)
+        done = repair.repair(found.samples, wanted)
+        try:
+            journal = repair.write(done, found.samples, out)
+        except OSError as error:
+            raise _not_written(out, error) from None
+    if json_path is not None:
+        _write_json(json_path, report.json_text(found, done))
+    if json_path != "-":
+        shown = report.shown(found, show) if show is not None else [*report.lines(found, done), *more]
+        for line in shown:
+            print(printable(line))
+        if out is not None:
+            print(localized(f"書きました: {out}、変更の記録: {journal}", f"wrote {out}, and the changes to {journal}"))
+            back = f"aift data doctor {argument(out)} --undo {argument(journal)} --out FILE"
+            print(localized(f"元に戻すには: {back}", f"to take them back: {back}"))
+    if done is not None:
+        from ...data.doctor.examination import hits_of
+
+        found.hits = hits_of(done.rows, found.rules)
+    return DataError.exit_code if found.has_errors else 0
+
+
+def _lengths(file: str, model: str, max_length: int, context: typer.Context) -> tuple[Any, list[str]]:
+    """The model's tokenizer, and what `aift data stats` would say about the rows with it."""
+    from .data_loading import load
+
+    try:
+        tokenizer, _, report, _ = load(context, file, model, max_length, None)
+    except DataError as error:  # no row can be used, or too much would be cut: a finding like others
+        from ...models.tokenizers import load_tokenizer
+
+        return load_tokenizer(model), [str(error)]
+    return tokenizer, [f" {line}" for line in report.lines()]
+
+
+def _undo(file: str, journal: Path, out: Path) -> int:
+    from ...data.doctor import repair
+    from ...data.files import read_rows
+
+    rows, _ = read_rows(file)
+    back = repair.undo([row.values for row in rows], journal)
+    try:
+        repair.write_rows(back, out)
+    except OSError as error:
+        raise _not_written(out, error) from None
+    print(
+        localized(
+            f"変更を取り消した {len(back):,} 行を {out} に書きました。",
+            f"wrote {len(back):,} rows as they were to {out}.",
+        )
+    )
+    return 0
+
+
+def _write_json(path: str, text: str) -> None:
+    if path == "-":
+        print(text, end="")
+        return
+    from ...system.files import write_in_place
+
+    try:
+        write_in_place(Path(path), text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise _not_written(Path(path), error) from None
+
+
+def _not_written(path: Path, error: OSError) -> StorageError:
+    reason = error.strerror or type(error).__name__
+    return StorageError(f"{path} に書けません（{reason}）。", f"{path} cannot be written ({reason}).")

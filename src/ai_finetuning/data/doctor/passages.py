@@ -1,0 +1,215 @@
+"""The texts in a row, each with its role and where it stands, so that a repaired one can be put back in its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import DataError
+from ..columns import plain, role_of
+from ..conversations import ROLES, SPEAKER_KEYS, TEXT_KEYS
+from ..formats import find_format
+from ..rows import Row
+
+# Where a text stands in a row: keys and indices; PARSED stands for the JSON inside a string.
+Place = tuple[str | int, ...]
+PARSED = "$json"
+_CHOSEN = ("chosen", "chosen_response", "response_j", "preferred")
+_REJECTED = ("rejected", "rejected_response", "response_k")
+_ROLES = {"user": "question", "assistant": "answer", "system": "system", "tool": "tool"}
+_BY_COLUMN = {"system": "system", "instruction": "question", "input": "material", "output": "answer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One text of a row.
+
+    Attributes:
+        text: as it stands there.
+        role: `system`, `question`, `material`, `answer`, `rejected`, `tool`, or `text` where it is plain text or nothing is
+            known of it.
+        place: where it stands in the row.
+        question, material: of an answer, what it answers.
+    """
+
+    text: str
+    role: str
+    place: Place
+    question: str = ""
+    material: str = ""
+
+
+@dataclass
+class Sample:
+    """A row as the doctor sees it.
+
+    Attributes:
+        number: of the row among those that could be read, from 1.
+        source: file and line.
+        values: the row as it is now; repairs replace it.
+        passages: its texts.
+        learnt: whether the row is of a form that is trained on, or of pairs of a chosen and a rejected answer.
+    """
+
+    number: int
+    source: str
+    values: Mapping[str, Any]
+    passages: list[Passage] = field(default_factory=list)
+    learnt: bool = True
+
+    def said(self, role: str) -> str:
+        """Everything of one role, a line each."""
+        return "\n".join(item.text for item in self.passages if item.role == role)
+
+
+def sample_of(row: Row, number: int, columns: Mapping[str, str] | None = None) -> Sample:
+    """A row with its texts."""
+    try:
+        obtained, shape = find_format(row.values, columns)
+        roles, key = dict(shape.roles), obtained.key if obtained is not None else ""
+    except DataError:
+        roles, key = {}, ""
+    learnt = key == "preference" or (bool(key) and obtained is not None and obtained.build is not None)
+    if not learnt:
+        loose = (
+            Passage(value, "text", (name,)) for name, value in row.values.items() if isinstance(value, str) and value
+        )
+        return Sample(number, row.source, row.values, list(loose), False)
+    return Sample(number, row.source, row.values, list(_passages(row.values, roles, key)))
+
+
+def _columns(values: Mapping[str, Any], roles: Mapping[str, str], key: str) -> list[tuple[str, str]]:
+    """(column, what stands in it) of a row of a format, in the order of the conversation."""
+    named = {role: role for role in ("system", "history", "messages", "instruction", "input", "output")}
+    if key == "text":
+        named = {"text": "text"}
+    elif key == "text and answer":
+        named = {"system": "system", "text": "instruction", "output": "output"}
+    elif key == "input and answer":  # without an instruction the input is the question
+        named |= {"input": "instruction"}
+    elif key == "preference":
+        del named["output"]
+    columns = [(roles[role], name) for role, name in named.items() if role in roles]
+    if key == "preference":
+        columns += [(name, "output") for name in values if plain(name) in _CHOSEN]
+        columns += [(name, "rejected") for name in values if plain(name) in _REJECTED]
+    return columns
+
+
+def _passages(values: Mapping[str, Any], roles: Mapping[str, str], key: str) -> Iterator[Passage]:
+    asked, material = "", ""
+    for column, name in _columns(values, roles, key):
+        role = _BY_COLUMN.get(name, name)
+        for item in _of_value(values.get(column), role, (column,)):
+            if role == "rejected" and item.role != "rejected":
+                continue
+            if item.role == "question":
+                asked, material = item.text, ""
+            elif item.role == "material":
+                material = item.text
+            elif item.role in ("answer", "rejected"):
+                item = Passage(item.text, item.role, item.place, asked, material)
+            yield item
+
+
+def _of_value(value: Any, role: str, place: Place) -> Iterator[Passage]:
+    if isinstance(value, str):
+        listed = _parsed(value) if role not in ("text", "material") else None
+        if listed is not None:
+            yield from _of_value(listed, role, (*place, PARSED))
+        elif value:
+            yield Passage(value, {"history": "text", "messages": "text"}.get(role, role), place)
+    elif isinstance(value, Mapping) and isinstance(value.get("messages"), list | tuple):
+        yield from _of_value(value["messages"], role, (*place, "messages"))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _of_item(item, role, (*place, index))
+
+
+def _parsed(text: str) -> list[Any] | None:
+    """The messages that a cell holds as JSON; None where it is a text."""
+    if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value) else None
+
+
+def _of_item(item: Any, role: str, place: Place) -> Iterator[Passage]:
+    """A message, a pair of turns, or a part of a content."""
+    if isinstance(item, str):
+        # [question, answer] of a history
+        turn = ("question", "answer")[int(place[-1]) % 2] if role == "history" else role
+        yield Passage(item, turn, place)
+        return
+    if isinstance(item, list | tuple):
+        yield from _of_value(item, role, place)
+        return
+    if not isinstance(item, Mapping):
+        return
+    keys = {plain(key): key for key in item}
+    speaker = next((item[keys[key]] for key in SPEAKER_KEYS if key in keys), None)
+    if speaker is not None:
+        own = _ROLES.get(ROLES.get(plain(speaker), ""), "text")
+        own = "rejected" if own == "answer" and role == "rejected" else own
+        name = next((keys[key] for key in TEXT_KEYS if key in keys), None)
+        if name is not None:
+            yield from _content(item[name], own, (*place, name))
+    elif item.get("type", "text") in ("text", "input_text", "output_text") and isinstance(item.get("text"), str):
+        yield Passage(item["text"], role, (*place, "text"))
+    else:
+        for key, value in item.items():
+            known = role_of(key)
+            turn = ROLES.get(plain(key)) or {"instruction": "user", "input": "user", "output": "assistant"}.get(
+                known[0] if known else "", ""
+            )
+            if isinstance(value, str) and value:
+                yield Passage(value, _ROLES.get(turn, "text"), (*place, str(key)))
+
+
+def _content(value: Any, role: str, place: Place) -> Iterator[Passage]:
+    if isinstance(value, str) and value:
+        yield Passage(value, role, place)
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _of_item(part, role, (*place, index))
+
+
+def replaced(values: Any, place: Sequence[str | int], text: str) -> Any:
+    """A copy of a row (or a part of one) in which another text stands at a place.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError: there is no such place.
+    """
+    if not place:
+        if not isinstance(values, str):
+            raise TypeError("no text stands there")
+        return text
+    first, rest = place[0], place[1:]
+    if first == PARSED:
+        return json.dumps(replaced(json.loads(values), rest, text), ensure_ascii=False)
+    if isinstance(values, Mapping):
+        return {**values, first: replaced(values[str(first)], rest, text)}
+    copy = list(values)
+    copy[int(first)] = replaced(copy[int(first)], rest, text)
+    return copy
+
+
+def text_at(values: Any, place: Sequence[str | int]) -> str:
+    """The text that stands at a place of a row.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError: there is none.
+    """
+    for step in place:
+        if step == PARSED:
+            values = json.loads(values)
+        else:
+            values = values[str(step)] if isinstance(values, Mapping) else values[int(step)]
+    if not isinstance(values, str):
+        raise TypeError("no text stands there")
+    return values

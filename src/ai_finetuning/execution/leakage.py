@@ -1,0 +1,92 @@
+"""Before training: what its data holds of the evaluation data, in one warning. Nothing of the run depends on it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+from ..config.data import DataConfig
+from ..data.bad_rows import BadRows
+from ..data.cache import code_version
+from ..data.doctor.leakage import Leakage, find_leakage, pair_of
+from ..data.prepare import PreparedData, digest_of, read_samples
+from ..data.text_dataset import TextDataset
+from ..errors import ToolkitError
+from ..messages import warn
+from ..system.files import is_private, read_bounded, write_in_place
+from ..system.folders import private_cache
+
+_COUNTS = ("question", "near", "coverage", "evaluated", "ours", "theirs", "of_ours", "of_theirs")
+
+
+def warn_of_leakage(train: Any, eval_data: Any, data: PreparedData, config: DataConfig) -> None:
+    """Compares training and evaluation data, where the latter is a file, and warns with counts. Data that was compared
+    before is not compared again.
+
+    Args:
+        train, eval_data: as the user gave them.
+        data: what became of them.
+        config: how they are read.
+    """
+    if not _is_file(eval_data) or not isinstance(train, str | Path | Sized) or isinstance(train, TextDataset):
+        return
+    digest = hashlib.sha256(f"{data.digest} {digest_of(data.eval_data)} {code_version()}".encode())
+    entry = private_cache("leakage") / f"{digest.hexdigest()}.json"
+    counts = _remembered(entry)
+    if counts is None:
+        try:
+            ours, _ = read_samples(train, config, BadRows(skip=True))
+            theirs, _ = read_samples(eval_data, config, BadRows(skip=True))
+        except ToolkitError:  # the files are no longer what the run has read
+            return
+        counts = _counts(find_leakage([pair_of(item) for item in ours], [pair_of(item) for item in theirs]))
+        with contextlib.suppress(OSError):
+            write_in_place(entry, json.dumps(counts).encode())
+    _say(counts)
+
+
+def _is_file(eval_data: Any) -> bool:
+    items = eval_data if isinstance(eval_data, list | tuple) else [eval_data]
+    return bool(items) and all(isinstance(item, str | Path) and Path(item).is_file() for item in items)
+
+
+def _counts(found: Leakage) -> dict[str, int]:
+    lengths = (len(found.question), len(found.near), len(found.coverage), found.evaluated)
+    return dict(zip(_COUNTS, (*lengths, *found.looked_at, *found.rows), strict=True))
+
+
+def _remembered(entry: Path) -> dict[str, int] | None:
+    if not is_private(entry):
+        return None
+    try:
+        counts = json.loads(read_bounded(entry, 4096))
+        return {name: int(counts[name]) for name in _COUNTS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _say(counts: dict[str, int]) -> None:
+    if not counts["question"] + counts["near"] + counts["coverage"]:
+        return
+    sampled = (counts["ours"], counts["theirs"]) != (counts["of_ours"], counts["of_theirs"])
+    ja = (
+        f"（後の 2 つは、学習 {counts['of_ours']:,} 行のうち {counts['ours']:,} 行、評価 {counts['of_theirs']:,} 行のうち {counts['theirs']:,} "
+        "行の標本で数えました）"
+    )
+    en = (
+        f" (the last two in a sample of {counts['ours']:,} of {counts['of_ours']:,} training rows and {counts['theirs']:,} of "
+        f"{counts['of_theirs']:,} evaluation rows)"
+    )
+    warn(
+        f"評価データ {counts['evaluated']:,} 行のうち、学習データと同じ質問が {counts['question']:,} 行、ほぼ同じ質問と回答が {counts['near']:,} 行、"
+        f"質問の 9 割を学習データの 1 行が含むものが {counts['coverage']:,} 行あります{ja if sampled else ''}。評価が実際より良く見えます。"
+        "`aift data doctor 学習データ --eval 評価データ` でどの行か分かります。",
+        f"of {counts['evaluated']:,} evaluation rows {counts['question']:,} have a question of the training data, "
+        f"{counts['near']:,} are nearly a row of it, and of {counts['coverage']:,} one training row holds nine tenths of the "
+        f"question{en if sampled else ''}: the evaluation will look better than it is. `aift data doctor TRAIN --eval EVAL` "
+        "names them.",
+    )
