@@ -55,7 +55,8 @@ def test_sign_flips_approach_the_exact_value():
         / 16
     )
     assert sign_flip_p([1, 2, 3, -4]) == pytest.approx(exact, abs=0.01)
-    assert sign_flip_p([0, 0, 0]) == 1.0 and sign_flip_p([]) == 1.0
+    assert sign_flip_p([0, 0, 0]) == 1.0
+    assert sign_flip_p([]) == 1.0
     assert sign_flip_p([1.0] * 50) == pytest.approx(1 / 20_001)
     assert sign_flip_p([0.3, -0.1, 0.2]) == sign_flip_p([0.3, -0.1, 0.2])
 
@@ -74,8 +75,10 @@ def test_works_are_resampled_not_their_passages():
     after = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     assert group_means(after, works) == [1.0, 0.0, 0.0]
     compared = compare_scores(before, after, groups=works)
-    assert compared.count == 3 and compared.after == pytest.approx(1 / 3)
-    assert compared.interval[0] == 0 and compared.interval[1] >= 2 / 3
+    assert compared.count == 3
+    assert compared.after == pytest.approx(1 / 3)
+    assert compared.interval[0] == 0
+    assert compared.interval[1] >= 2 / 3
 
 
 def test_holm_by_hand():
@@ -114,17 +117,22 @@ def test_the_power_is_what_is_said():
 
 def test_chance_is_a_binomial_tail():
     # P(X >= 9 | 20, 0.2) = 0.00998, P(X >= 7) = 0.0867
-    assert above_chance(9, 20, 0.2) and not above_chance(7, 20, 0.2)
+    assert above_chance(9, 20, 0.2)
+    assert not above_chance(7, 20, 0.2)
     assert not above_chance(89, 400, 0.2)  # 22.3 % of 400 with five choices
     assert above_chance(100, 400, 0.2)
-    assert not above_chance(400, 400, 1.0) and not above_chance(0, 0, 0.2)
+    assert not above_chance(400, 400, 1.0)
+    assert not above_chance(0, 0, 0.2)
 
 
 def test_no_evidence_of_a_loss_is_not_evidence_of_no_loss():
     few = compare_scores([1, 1, 1, 0, 0] * 4, [1, 1, 0, 1, 0] * 4)
-    assert few.difference == 0 and few.p == 1
+    assert few.difference == 0
+    assert few.p == 1
     kept = non_inferior(few, 0.03)
-    assert kept.state == "unclear" and kept.needed is not None and kept.needed > 20
+    assert kept.state == "unclear"
+    assert kept.needed is not None
+    assert kept.needed > 20
     many = compare_scores([1, 1, 1, 1, 1, 1, 1, 1, 1, 0] * 200, [1, 1, 1, 1, 1, 1, 1, 1, 0, 1] * 200)
     assert non_inferior(many, 0.03).state == "kept"
     assert non_inferior(compare_scores([1.0] * 50, [1.0] * 50), 0.03).state == "kept"
@@ -132,7 +140,8 @@ def test_no_evidence_of_a_loss_is_not_evidence_of_no_loss():
 
 def test_a_loss_beyond_the_margin_and_one_that_no_number_would_clear():
     worse = compare_scores([3.74 + 0.001 * i for i in range(48)], [5.5 + 0.002 * i for i in range(48)], lower=True)
-    assert worse.difference > 1.7 and worse.interval[1] < 0
+    assert worse.difference > 1.7
+    assert worse.interval[1] < 0
     assert worse.p == pytest.approx(5e-5, rel=0.01)
     assert non_inferior(worse, 0.05).state == "lost"
     generator = np.random.default_rng(3)
