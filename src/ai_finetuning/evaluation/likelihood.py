@@ -188,7 +188,8 @@ def _validate_length(model: Any, rows: Sequence[Sequence[Scored]]) -> None:
 
 
 def _device(model: Any) -> torch.device:
-    return next(iter(model.get_input_embeddings().parameters())).device
+    device: torch.device = next(iter(model.get_input_embeddings().parameters())).device
+    return device
 
 
 def _plain(model: Any, item: Scored) -> tuple[float, bool]:
