@@ -1,0 +1,113 @@
+"""敬体 (です・ます) and 常体 (だ・である): which of the two each sentence of a text is written in.
+
+Sentence ends decide; what ends in a noun, a heading or a quotation is neither. Text only: no dictionary, no model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Style = Literal["polite", "plain"]
+
+# A text mixes both where each has so many sentences, and the rarer one this share of all.
+MIXED_SENTENCES, MIXED_SHARE = 2, 0.2
+
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+_QUOTED = re.compile(r"「[^「」\n]*」|『[^『』\n]*』|“[^”\n]*”|\"[^\"\n]*\"|（[^（）\n]*）|\([^()\n]*\)|【[^【】\n]*】")
+_SENTENCE = re.compile(r"[^。！？!?\n]+[。！？!?]+")
+# What may stand between the last word and the mark, and behind it: brackets, reference marks, blanks.
+_BEHIND = re.compile(r"(?:\[\d+\]|[\s。！？!?」』）)\]…～〜ー♪*])+$")
+_PARTICLES = re.compile(r"(?:よね|けれども?|けど|から|[かねよなわぞぜがの])$")
+_POLITE = re.compile(
+    r"(?:です|ます|でした|ました|ません|ませんでした|でしょう|ましょう|ください|下さい|くださいませ|いませ|ですし|ますし|"
+    r"ですので|ますので|まして|ですって|っす)$"
+)
+_ADVERBS = re.compile(r"(?:あなた|かた|また|はた|した方|うた|まるまる|はるばる|ところ|みる?みる)$")
+_PLAIN = re.compile(
+    r"(?:だ|である|だった|であった|だろう|であろう|という|しまう|もらう|いう|[しみれえけげせてべめ]よう|こう|そうだ|ようだ"
+    # past: inflected stems, and verbs of one kanji
+    r"|[っいしきちりみびじぎけせてでねめれえべげひ]た|んだ|[見来着出似得寝経煮]た"
+    # verbs in their dictionary form
+    r"|[ぁ-ん一-鿿]る|[一-鿿ぁ-ん]す|[一-鿿か-ん]む|[一-鿿ぁ-ん]ぶ|[一-鿿]ぬ|[一-鿿ぁ-ん]ぐ|[一-鿿も]つ"
+    r"|[言思使行違合会買払洗習従失追酔扱願問迷救誘襲漂担補賄伴争競戦向歌笑拾疑縫狙奪嫌]う"
+    r"|[書行働続除描置聞引開着付届叩泣歩動驚導抱焼吹浮磨輝響招築欠傾頂抜巻解弾説貫敷咲乾]く|づく|つく|おく|いく|ていく"
+    # adjectives and the negative
+    r"|ない|たい|[しきらよさ]い|[良高多低長短強弱早速近遠若古深浅広狭重軽悪暗白黒赤青安甘辛痛寒暑熱薄厚濃丸硬固柔鋭鈍]い"
+    r"|[ぁ-ん]かった)$"
+)
+# Ends that look like a verb's or an adjective's and are none.
+_NEITHER = re.compile(
+    r"(?:はい|[おご]?願い|違い|思い|くらい|ぐらい|せい|あいさつ|など|いくつ|ひとつ|一つ|[二三四五六七八九]つ|たち)$"
+)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence that ends with a mark.
+
+    Attributes:
+        start, stop: where it stands in the text, in characters.
+        style: `polite` (敬体), `plain` (常体), or None for neither.
+    """
+
+    start: int
+    stop: int
+    style: Style | None
+
+
+@dataclass(frozen=True)
+class Styles:
+    """How many sentences of a text are in which style."""
+
+    polite: int = 0
+    plain: int = 0
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the text is written in both: at least two sentences of each, the rarer one a fifth of them."""
+        fewer, both = min(self.polite, self.plain), self.polite + self.plain
+        return fewer >= MIXED_SENTENCES and fewer >= MIXED_SHARE * both
+
+
+def _hidden(match: re.Match[str]) -> str:
+    """A text of the same length that says nothing."""
+    return "".join("\n" if character == "\n" else "\u3000" for character in match.group())
+
+
+def sentence_style(sentence: str) -> Style | None:
+    """The style of one sentence, by its end."""
+    end = _BEHIND.sub("", sentence).rstrip()
+    if not end or end[-1] == "\u3000":
+        return None
+    for _ in range(3):
+        if _POLITE.search(end):
+            return "polite"
+        shorter = _PARTICLES.sub("", end)
+        if _ADVERBS.search(end) or _NEITHER.search(end):
+            return None
+        if _PLAIN.search(end):
+            return "plain"
+        if shorter == end or not shorter:
+            return None
+        end = shorter
+    if _POLITE.search(end):
+        return "polite"
+    return "plain" if _PLAIN.search(end) and not (_ADVERBS.search(end) or _NEITHER.search(end)) else None
+
+
+def sentences(text: str) -> list[Sentence]:
+    """The sentences of a text with their style; code, quotations, parentheses and lines without a mark are left aside."""
+    visible = _QUOTED.sub(_hidden, _QUOTED.sub(_hidden, _CODE.sub(_hidden, text)))
+    found = []
+    for match in _SENTENCE.finditer(visible):
+        start = match.start() + len(match.group()) - len(match.group().lstrip())
+        found.append(Sentence(start, match.end(), sentence_style(match.group())))
+    return found
+
+
+def styles(text: str) -> Styles:
+    """How many sentences of a text are polite and how many plain."""
+    kinds = [item.style for item in sentences(text)]
+    return Styles(kinds.count("polite"), kinds.count("plain"))

@@ -1,0 +1,60 @@
+"""Sentences are told apart by their ends: 敬体, 常体, or neither."""
+
+from __future__ import annotations
+
+import pytest
+
+from ai_finetuning.japanese.style import Styles, sentence_style, sentences, styles
+
+POLITE = (
+    "東京は日本の首都です。", "人口は約1400万人でした。", "どこへ行きますか？", "ぜひご覧ください。", "まだ分かりません。",
+    "一緒に行きましょう。", "雨が降るでしょう。", "予約しておきますね。", "ご用意しております。", "お待ちくださいませ。",
+    "これは本です[3]。", "（詳しくは別紙のとおりです）。", "行きませんでした！", "そう思いますが。",
+)  # fmt: skip
+PLAIN = (
+    "東京は日本の首都である。", "彼は笑った。", "水は100度で沸騰する。", "それは正しくない。", "雨が降るだろう。",
+    "本を読む。", "とても高い。", "小さい。", "そう言われている。", "なぜそうなるのか？", "これは本だ[3]。", "早く帰りたい。", "手紙を書く。",
+)  # fmt: skip
+NEITHER = (
+    "東京と大阪。",
+    "人数は大人4名。",
+    "宿を希望。",
+    "2021年に受賞。",
+    "はい。",
+    "ありがとう。",
+    "水、牛乳、卵など。",
+    "あなた？",
+    "よろしくお願い。",
+)
+
+
+@pytest.mark.parametrize("sentence", POLITE)
+def test_polite_ends(sentence: str):
+    assert sentence_style(sentence) == "polite"
+
+
+@pytest.mark.parametrize("sentence", PLAIN)
+def test_plain_ends(sentence: str):
+    assert sentence_style(sentence) == "plain"
+
+
+@pytest.mark.parametrize("sentence", NEITHER)
+def test_other_ends_are_neither(sentence: str):
+    assert sentence_style(sentence) is None
+
+
+def test_quotations_code_and_lines_without_a_mark_do_not_count():
+    text = "彼は「行くのだ。」と言いました。\n見出しである\n```\n終わりだ。\n```\n（これは注である。）以上です。"
+    assert styles(text) == Styles(polite=2, plain=0)
+
+
+def test_a_sentence_stands_where_it_says():
+    text = "一つ目です。\n  二つ目である。"
+    assert [text[item.start : item.stop] for item in sentences(text)] == ["一つ目です。", "二つ目である。"]
+
+
+@pytest.mark.parametrize(
+    ("polite", "plain", "mixed"), [(2, 2, True), (1, 3, False), (8, 2, True), (9, 2, False), (0, 9, False)]
+)
+def test_mixed_is_two_of_each_and_a_fifth(polite: int, plain: int, mixed: bool):
+    assert Styles(polite, plain).mixed is mixed
