@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from ..data.rendering import Rendered
 from ..data.tokenize import segment
+from ..engine.metrics import text_metrics
 from ..errors import ModelError, Reason, refusing
 from ..models.modes import evaluating
 from ..models.parts import positions_of, unwrapped
@@ -60,7 +61,8 @@ class Likelihood:
     @property
     def bits_per_character(self) -> float:
         """Bits that a character costs."""
-        return -self.nats / math.log(2) / max(1, self.characters)
+        bits = text_metrics(-self.nats, self.tokens, self.characters)["eval_bits_per_character"]
+        return math.nan if bits is None else bits
 
 
 @dataclass(frozen=True)

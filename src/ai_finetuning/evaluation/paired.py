@@ -38,9 +38,9 @@ def mcnemar_mid_p(gained: int, lost: int) -> float:
     count, few = gained + lost, min(gained, lost)
     if gained == lost:
         return 1.0
-    half = -count * math.log(2)
-    terms = [math.exp(_log_choose(count, number) + half) for number in range(few + 1)]
-    return min(1.0, 2 * sum(terms) - terms[-1])
+    logs = [_log_choose(count, number) - count * float(np.log(2)) for number in range(few + 1)]
+    terms = np.exp(logs)
+    return min(1.0, float(2 * terms.sum() - terms[-1]))
 
 
 def _log_choose(count: int, number: int) -> float:
@@ -142,11 +142,10 @@ def above_chance(right: int, count: int, chance: float) -> bool:
     if chance <= 0:
         return right > 0
     log, log_not = math.log(chance), math.log1p(-chance)
-    tail = sum(
-        math.exp(_log_choose(count, number) + number * log + (count - number) * log_not)
-        for number in range(right, count + 1)
-    )
-    return tail <= LEVEL
+    logs = [
+        _log_choose(count, number) + number * log + (count - number) * log_not for number in range(right, count + 1)
+    ]
+    return float(np.exp(logs).sum()) <= LEVEL
 
 
 @dataclass(frozen=True)
