@@ -27,7 +27,7 @@ from ..models.parts import positions_of, unwrapped
 
 # Tokens of a batch, and most bytes of fp32 logits that exist at a time.
 BUDGET, _LOGIT_BYTES = 4096, 256 * 2**20
-# Most difference of a token's log-likelihood to the plain way, by what is computed in.
+# Most relative difference of log-likelihoods to the plain way, by what is computed in.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 # Questions on which the shared way is tried.
 _PROBED = 2
@@ -130,6 +130,68 @@ def score_texts(model: Any, tokenizer: Any, texts: Sequence[str], progress: Prog
     return found
 
 
+def score_scored(model: Any, items: Sequence[Scored]) -> list[Likelihood]:
+    """The likelihood of each item in a forward pass of its own: what every faster way is held against."""
+    return [_likelihood(item, *_plain(model, item)) for item in items]
+
+
+class QuestionScorer:
+    """Scores the choices of questions, in the shared way where that computes what the model does.
+
+    The shared way is tried on two questions against one forward pass a choice, and not used where it differs.
+
+    Args:
+        way: `plain`: one forward pass a choice.
+
+    Attributes:
+        reason: why the shared way is not used; None where it is.
+
+    Raises:
+        ModelError: a question is longer than the model takes, or the model fails.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, questions: Sequence[Question], *, way: Literal["auto", "plain"] = "auto"
+    ) -> None:
+        pairs = [(item.prompt, choice) for item in questions for choice in item.choices]
+        coded = iter(encode_pairs(tokenizer, pairs))
+        self._model = model
+        self._rows = [[next(coded) for _ in item.choices] for item in questions]
+        self._shared: _Shared | None = None
+        self.reason: Reason | None = None
+        if self._rows:
+            _validate_length(model, self._rows)
+            if way == "auto":
+                self._shared, self.reason = _shared_way(model, self._rows)
+
+    def score(
+        self, places: Sequence[int], *, budget: int = BUDGET, progress: Progress | None = None
+    ) -> list[list[Likelihood]]:
+        """The likelihood of each choice of the questions at these places.
+
+        Args:
+            budget: tokens that are forwarded at a time.
+            progress: is told how many more questions are done.
+        """
+        rows = [self._rows[place] for place in places]
+        if self._shared is None:
+            found = []
+            for row in rows:
+                found.append(score_scored(self._model, row))
+                if progress is not None:
+                    progress(1)
+            return found
+        scores: dict[int, list[Likelihood]] = {}
+        shared, behind = self._shared, [_row(row, self._shared.prefix) for row in rows]
+        for batch in _batches(behind, budget):
+            obtained = shared.score([behind[place] for place in batch])
+            for place, values in zip(batch, obtained, strict=True):
+                scores[place] = [_likelihood(item, *value) for item, value in zip(rows[place], values, strict=True)]
+            if progress is not None:
+                progress(len(batch))
+        return [scores[place] for place in range(len(rows))]
+
+
 def score_questions(
     model: Any,
     tokenizer: Any,
@@ -137,43 +199,20 @@ def score_questions(
     *,
     budget: int = BUDGET,
     way: Literal["auto", "plain"] = "auto",
-    progress: Progress | None = None,
 ) -> tuple[list[list[Likelihood]], Reason | None]:
-    """The likelihood of each choice of each question, and why it was not computed in the shared way.
+    """The likelihood of each choice of each question, and why it was not computed in the shared way; see QuestionScorer."""
+    scorer = QuestionScorer(model, tokenizer, questions, way=way)
+    return scorer.score(range(len(questions)), budget=budget), scorer.reason
 
-    The shared way is tried on two questions against one forward pass a choice, and not used where it differs.
 
-    Args:
-        budget: tokens that are forwarded at a time.
-        way: `plain`: one forward pass a choice.
-        progress: is told how many more questions are done.
-
-    Raises:
-        ModelError: a question is longer than the model takes, or the model fails.
-    """
-    if not questions:
-        return [], None
-    pairs = [(item.prompt, choice) for item in questions for choice in item.choices]
-    coded = iter(encode_pairs(tokenizer, pairs))
+def forwarded_tokens(tokenizer: Any, questions: Sequence[Question]) -> int:
+    """Tokens that go through the model for these questions in the shared way."""
+    coded = iter(encode_pairs(tokenizer, [(item.prompt, choice) for item in questions for choice in item.choices]))
     rows = [[next(coded) for _ in item.choices] for item in questions]
-    _validate_length(model, rows)
-    shared, reason = (None, None) if way == "plain" else _shared_way(model, rows)
-    if shared is None:
-        found = []
-        for row in rows:
-            found.append([_likelihood(item, *_plain(model, item)) for item in row])
-            if progress is not None:
-                progress(1)
-        return found, reason
-    scores: dict[int, list[Likelihood]] = {}
-    for places in _batches([_row(row, shared.prefix) for row in rows], budget):
-        batch = [rows[place] for place in places]
-        obtained = shared.score([_row(row, shared.prefix) for row in batch])
-        for place, row, values in zip(places, batch, obtained, strict=True):
-            scores[place] = [_likelihood(item, *value) for item, value in zip(row, values, strict=True)]
-        if progress is not None:
-            progress(len(places))
-    return [scores[place] for place in range(len(rows))], None
+    if not rows:
+        return 0
+    prefix = max(0, _common([row[0].ids for row in rows], min(map(_trunk_length, rows)) - 1))
+    return prefix + sum(len(_row(row, prefix)) for row in rows)
 
 
 def _likelihood(item: Scored, nats: float, greedy: bool) -> Likelihood:
@@ -421,14 +460,15 @@ def _shared_way(model: Any, rows: Sequence[Sequence[Scored]]) -> tuple[_Shared |
             text = f"{type(error).__name__}: {str(error)[:100]}"
             reason = Reason(text, text)
             continue
-        apart = max(
-            abs(value - wanted) / (len(item.ids) - item.first)
-            for place, row, values in zip(probes, expected, obtained, strict=True)
-            for item, wanted, (value, _) in zip(rows[place], row, values, strict=True)
-        )
+        pairs = [
+            (value, wanted)
+            for row, values in zip(expected, obtained, strict=True)
+            for wanted, (value, _) in zip(row, values, strict=True)
+        ]
+        apart = math.dist(*zip(*pairs, strict=True)) / max(1e-9, math.hypot(*(wanted for _, wanted in pairs)))
         if apart <= tolerance:
             return shared, None
-        reason = Reason(f"1 トークンあたり {apart:.2g} nat 違います", f"it differs by {apart:.2g} nats a token")
+        reason = Reason(f"対数尤度が {apart:.1%} 違います", f"its log-likelihoods differ by {apart:.1%}")
     return None, reason
 
 

@@ -22,6 +22,8 @@ DISCORDANT = 0.2
 CEILING = 0.98
 # Random signs or indices that exist at a time.
 _CHUNK = 4_000_000
+# Different values up to which a sample is drawn by their numbers.
+_FEW = 20
 
 Numbers = NDArray[np.float64]
 
@@ -74,6 +76,11 @@ def bootstrap_interval(differences: Sequence[float], *, draws: int = DRAWS, seed
     if np.all(values == values[0]):
         return float(values[0]), float(values[0])
     generator = np.random.default_rng(seed)
+    kinds, counts = np.unique(values, return_counts=True)
+    if len(kinds) <= _FEW:  # resampling items is drawing how many there are of each value
+        drawn = generator.multinomial(len(values), counts / len(values), size=draws)
+        low, high = np.quantile(drawn @ kinds / len(values), [LEVEL / 2, 1 - LEVEL / 2])
+        return float(low), float(high)
     rows, means = max(1, _CHUNK // len(values)), []
     for start in range(0, draws, rows):
         count = min(rows, draws - start)

@@ -82,7 +82,7 @@ def test_a_shared_way_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(likelihood._Shared, "_masks", leaking)
     obtained, reason = score_questions(model, tokenizer, QUESTIONS)
     assert reason is not None
-    assert "nat" in str(reason.en)
+    assert "differ by" in reason.en
     for row, expected in zip(obtained, right, strict=True):
         assert [s.nats for s in row] == pytest.approx([s.nats for s in expected], abs=1e-3)
 
