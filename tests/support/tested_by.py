@@ -115,7 +115,6 @@ TESTED_BY = {
     "engine.checkpoint.background": _RESUME,
     "engine.hooks": _RESUME,
     "engine.rng": _RESUME,
-    "evaluation.generation": "integration/test_embedded_model.py",
     "evaluation.fidelity": f"integration/{_BENCH}",
     "evaluation.quantization_report": f"integration/{_BENCH}",
     "system.network": "unit/models/test_hub.py",

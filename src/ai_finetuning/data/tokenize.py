@@ -323,7 +323,7 @@ def _encoded(
     with ThreadPoolExecutor(max_workers=1) as worker:
         waiting: deque[tuple[list[Rendered], Future[list[_Tokens]]]] = deque()
         for items in _batches(rendered):
-            waiting.append((items, worker.submit(_segment, items, tokenizer)))
+            waiting.append((items, worker.submit(segment, items, tokenizer)))
             if len(waiting) > _AHEAD:
                 yield from _labelled(*waiting.popleft(), tokenizer)
         while waiting:
@@ -351,7 +351,7 @@ def _batches(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
         yield batch
 
 
-def _segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
+def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
     """Ids and offsets [tokens, 2] of every text."""
     if isinstance(tokenizer, OffsetTokenizer):
         return [tokenizer.ids_and_offsets(item.text, add_special_tokens=item.add_special_tokens) for item in items]

@@ -98,7 +98,11 @@ class Predictions:
         Raises:
             ConfigError: they are no dictionary of numbers, or have a name that the evaluation gives itself.
         """
-        gathered = dict(strategy.gather((strategy.data_rank, self._found)))  # equal where ranks see the same rows
+        gathered: dict[int, Any] = {}
+        for rank, found in strategy.gather((strategy.data_rank, self._found)):
+            # Equal where ranks see the same rows; of the stages of a pipeline only the last one has any.
+            if found or rank not in gathered:
+                gathered[rank] = found
         self._found = []
         size = strategy.data_size
         documents = [row for number in range(batches) for row in gathered[number % size][number // size]]

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import ConfigError, StorageError, ToolkitError
 from ..japanese.default_system import system_turn
@@ -17,7 +17,7 @@ from ..japanese.prompts import user_turn
 from ..messages import excerpt
 from ..models.generation import encode_prompts, generate_answers
 from ..models.named import find_named
-from ..system.files import is_private
+from ..system.files import appended, is_private
 from .question_files import Question
 from .session import OpenModel
 
@@ -135,7 +135,7 @@ class Record:
             line: dict[str, Any] = {"question": place, "answers": item.answers, "ends": item.ends}
             lines.append(line | ({"refused": item.refused} if item.refused else {}))
         try:
-            with _appended(self.path) as file:
+            with appended(self.path) as file:
                 file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -163,17 +163,6 @@ def _outcome(row: dict[str, Any]) -> tuple[int, Outcome]:
     if len(answers) != len(ends) or not (refused is None or len(refused) == 2):
         raise ValueError("not as many")
     return place, Outcome(tuple(answers), tuple(ends), tuple(refused) if refused else None)
-
-
-def _appended(path: Path) -> BinaryIO:
-    """A file open at its end, without a half line there; a new one is for this user only."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(path, flags, 0o600), "r+b")
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    file.truncate(whole)
-    file.seek(whole)
-    return file
 
 
 def ask(

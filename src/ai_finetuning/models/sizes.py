@@ -153,3 +153,10 @@ def _products(part: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     heads = _first(part, _HEADS)
     if heads is not None:
         yield (layers, width, heads, "head_dim") if _first(part, ("head_dim",)) else (layers, width, width)
+
+
+def positions_in(config: Mapping[str, Any]) -> int | None:
+    """Tokens that the model of a config.json was made for, before anything is loaded; None where it does not say."""
+    part = config.get("text_config") or config
+    key = _first(part, _POSITIONS)
+    return None if key is None else int(part[key])

@@ -102,6 +102,17 @@ def write_in_place(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def appended(path: Path) -> BinaryIO:
+    """A file open at its end, without a half line there; a new one is for this user only."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags, 0o600), "r+b")
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    file.truncate(whole)
+    file.seek(whole)
+    return file
+
+
 @contextlib.contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
     """A folder of path's name to build in, inside a private one with a random name beside `path`; what is left of it

@@ -15,7 +15,7 @@ from ..config.run import RunConfig
 from ..config.section import with_values
 from ..config.sections import CheckpointConfig, RuntimeConfig, ScheduleConfig
 from ..config.training import TrainingConfig
-from ..evaluation.generation import exact_match, grade
+from ..evaluation.answers import exact_match, grade
 from ..execution.execute import execute
 from ..execution.request import TrainRequest
 from ..execution.result import Result

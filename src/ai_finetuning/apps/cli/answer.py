@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +26,7 @@ from .answers import (
     say_system,
     validate_adapter,
 )
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ...inference.answering import Outcome
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 
 _COLUMN = "回答"
 _WITHOUT = "（アダプターなし）"
-# Rows that a message names, and seconds between two lines of progress where there is no terminal.
-_NAMED, _SECONDS = 10, 30.0
+# Rows that a message names.
+_NAMED = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -237,7 +236,7 @@ def _outcomes(work: _Work, restart: bool) -> list[Outcome]:
         validate_adapter("--compare / --no-adapter", opened.has_adapter, work.model)
     say_system(opened.system, work.asking["system"])
     try:
-        with _progress() as progress:
+        with progress_bar() as progress:
             return ask(opened, questions, Asking(**work.asking), record, progress)
     except KeyboardInterrupt:
         warn(
@@ -245,37 +244,6 @@ def _outcomes(work: _Work, restart: bool) -> list[Outcome]:
             f"stopped: {len(record.outcomes)} answers are in {work.partial}, and the same command goes on from there.",
         )
         raise
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar with the time left in a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-
-        with Progress(
-            BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-        ) as progress:
-            task = progress.add_task("", total=None)
-            yield lambda done, whole: progress.update(task, completed=done, total=whole)
-        return
-    began, said, first = time.monotonic(), time.monotonic(), None
-
-    def say(done: int, whole: int) -> None:
-        nonlocal said, first
-        first = done if first is None else first
-        now = time.monotonic()
-        if now - said < _SECONDS or done == first:
-            return
-        said = now
-        minutes = (whole - done) * (now - began) / (done - first) / 60
-        notice(
-            f"{done / whole:.0%} 回答済み、残り約 {max(1, round(minutes))} 分",
-            f"{done / whole:.0%} answered, about {max(1, round(minutes))} min left",
-        )
-
-    yield say
 
 
 def _finish(work: _Work, kind: str, outcomes: Sequence[Outcome]) -> int:

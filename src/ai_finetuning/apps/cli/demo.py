@@ -57,7 +57,7 @@ def demo(
 
 def _demo(out: Path, asked_for: dict[str, int | None], *, full: bool, resume: bool) -> None:
     from ...embedded import MODEL, questions
-    from ...evaluation.generation import grade
+    from ...evaluation.answers import grade
     from ...models.japanese_model import JapaneseModel
     from ...trainers.demo import EPOCHS, held_out_losses, lesson, teach
 
@@ -181,7 +181,7 @@ def _table(before: list[Any], after: list[Any]) -> None:
 
 def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float, float]) -> None:
     """Exact match on trained facts and, reported separately, on facts that were never shown."""
-    from ...evaluation.generation import exact_match
+    from ...evaluation.answers import exact_match
 
     rates = [(exact_match(first), exact_match(second)) for first, second in zip(before, after, strict=True)]
     print(

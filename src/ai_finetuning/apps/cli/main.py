@@ -19,6 +19,7 @@ from . import (
     data,
     demo,
     env,
+    evaluate,
     export,
     generate,
     home,
@@ -49,7 +50,7 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    *(start, init, plan, train, resume, generate, chat, answer, merge, serve, quantize, bench),
+    *(start, init, plan, train, resume, generate, chat, answer, merge, serve, quantize, bench, evaluate),
     *(models, bundle, import_, env, schema, demo, version),
 ):
     verb.register(app)
@@ -126,7 +127,7 @@ def run(arguments: list[str]) -> int:
 
 # Verbs that import torch, which takes seconds, and those of a group that do not.
 _SLOW = frozenset(
-    ("train", "plan", "start", "generate", "chat", "answer", "merge", "serve", "quantize", "bench", "bundle")
+    ("train", "plan", "start", "generate", "chat", "answer", "merge", "serve", "quantize", "bench", "eval", "bundle")
     + ("env", "demo", "export", "tokenizer", "data")
 )
 _QUICK = (["data", "formats"],)

@@ -1,0 +1,465 @@
+"""A model before and after training on the same questions, in one process where the base is the adapter's own: one set of
+weights, the adapter off and on; every answer greedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, InputNotFoundError, Reason, ToolkitError
+from ..inference.answering import identity
+from ..inference.session import OpenModel, open_model
+from ..inference.usable import usable
+from ..japanese.default_system import system_turn
+from ..messages import argument, warn
+from ..models.adapters import saved_tokenizer
+from ..models.generation import generate_answers, prompt_tokens
+from ..models.hub import locate_base
+from ..models.parts import unwrapped
+from ..models.quantized import quantized_bits
+from ..models.sizes import positions_in
+from ..models.source import find_model
+from ..models.tokenizers import load_tokenizer
+from ..runs.recorded import find_run, recorded_config
+from ..system.gpu import clear_gpu_memory, free_memory_bytes
+from .answers import best_of
+from .instructions import Instruction, followed, instructions
+from .language import Answered, faults_of
+from .likelihood import (
+    QuestionScorer,
+    best_choice,
+    compute_dtype,
+    encode_pairs,
+    forwarded_tokens,
+    longest_question,
+    score_texts,
+)
+from .results import Results
+from .tasks import Item, Task
+
+BASE = "base"
+# Items whose rows are written together, and answers that are made at a time.
+_CHUNK, _BATCH = 256, 16
+# Items of a pilot, and characters of the text that is forwarded in it.
+_PILOT, _PILOT_TOKENS = 2, 16
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the models that are compared.
+
+    Attributes:
+        key: `before` or `after`.
+        name: what is loaded.
+        base, bits: as open_model() takes them.
+        adapter: whether its adapter is on.
+    """
+
+    key: str
+    name: str
+    base: str | None = None
+    bits: int | None = None
+    adapter: bool = True
+
+    def shares_weights(self, other: Side) -> bool:
+        """Whether both are one set of weights."""
+        return (self.name, self.base, self.bits) == (other.name, other.base, other.bits)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a side reads a text: its tokenizer, and the tokens that its model takes."""
+
+    tokenizer: Any
+    positions: int | None
+
+
+def sides_of(model: str, before: str | None, *, base: str | None = None, bits: int | None = None) -> list[Side]:
+    """What is compared, the model before first; one side alone where nothing is known of before.
+
+    Args:
+        model: what was trained.
+        before: what it is compared with: a model, or `base`; None: its base where that is known.
+
+    Raises:
+        InputNotFoundError: `base` is asked for and not known.
+    """
+    named = usable(model)
+    after = Side("after", model, base, bits)
+    if before is not None and before != BASE:
+        if find_same(before, model):
+            return [replace(after, key="before"), after]
+        return [Side("before", before, None, bits), after]
+    if named.kind == "adapter":
+        return [replace(after, key="before", adapter=False), after]
+    found = _trained_from(named.run)
+    if found is not None:
+        return [Side("before", found, None, bits), after]
+    if before == BASE:
+        raise InputNotFoundError(
+            f"{argument(model)} のベースモデルが分かりません。--before にモデルの名前かフォルダーを指定してください。",
+            f"the base of {argument(model)} is not known; name a model or a folder with --before.",
+        )
+    return [after]
+
+
+def find_same(first: str, second: str) -> bool:
+    """Whether two names mean one folder, or one id."""
+    return identity(first) == identity(second)
+
+
+def _trained_from(run: Path | None) -> str | None:
+    """The model that a run of full training began with, as its settings say."""
+    if run is None:
+        return None
+    try:
+        return recorded_config(find_run(run)).model.name
+    except ToolkitError:
+        return None
+
+
+def reader_of(side: Side) -> Reader:
+    """The tokenizer and the positions of a side, without its weights."""
+    named = usable(side.name)
+    if named.kind == "adapter":
+        loaded = locate_base(named.path, side.base)
+        tokenizer = load_tokenizer(saved_tokenizer(named.path) or loaded)
+    else:
+        loaded = named.path if named.step is not None else side.name
+        tokenizer = load_tokenizer(loaded)
+    return Reader(tokenizer, positions_in(find_model(loaded).config))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured on which sides.
+
+    Attributes:
+        tasks: with the items and solved examples that every side's model takes.
+        left_out: why items, or whole tasks, are not measured.
+        readers: of the sides, in their order.
+    """
+
+    sides: tuple[Side, ...]
+    tasks: tuple[Task, ...]
+    readers: tuple[Reader, ...]
+    left_out: tuple[Reason, ...] = ()
+
+    @property
+    def answers(self) -> int:
+        """Answers that each side writes."""
+        return sum(len(task.items) for task in self.tasks if task.kind in ("answers", "instructions"))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through each side's model for likelihoods, by the last one's tokenizer."""
+        tokenizer = self.readers[-1].tokenizer
+        whole = 0
+        for task in self.tasks:
+            if task.kind == "choices":
+                whole += forwarded_tokens(tokenizer, task.questions(tokenizer))
+            elif task.kind == "prose":
+                whole += sum(
+                    len(item.ids) for item in encode_pairs(tokenizer, [("", item.text) for item in task.items])
+                )
+        return whole
+
+    def made_by(self) -> dict[str, Any]:
+        """What the results depend on."""
+        return {
+            "sides": {side.key: {**identity(side.name), "adapter": side.adapter} for side in self.sides},
+            "base": [side.base for side in self.sides],
+            "bits": [side.bits for side in self.sides],
+            "tasks": {task.name: _digest(task) for task in self.tasks},
+        }
+
+
+def _digest(task: Task) -> str:
+    """Everything that decides what a task asks."""
+    shown = [task.kind, task.form, task.per, task.metrics, task.max_new_tokens]
+    content = [shown, [vars(item) for item in task.shots], [vars(item) for item in task.items]]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, default=str).encode()).hexdigest()[:16]
+
+
+def plan(sides: Sequence[Side], tasks: Sequence[Task]) -> Plan:
+    """What of the tasks every side can be asked: fewer solved examples where a question would be too long with them, and
+    no item that is too long without.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    readers: list[Reader] = []
+    for place, side in enumerate(sides):
+        shared = next((number for number in range(place) if sides[number].shares_weights(side)), None)
+        readers.append(reader_of(side) if shared is None else readers[shared])
+    kept, left = [], []
+    for task in tasks:
+        fitted, why = _fitted(task, readers)
+        left += [why] if why is not None else []
+        kept += [fitted] if fitted.items else []
+    if not kept:
+        ja = "".join(reason.ja for reason in left)
+        raise ConfigError(
+            f"測れる課題がありません。{ja}", f"there is nothing that can be measured. {''.join(r.en for r in left)}"
+        )
+    return Plan(tuple(sides), tuple(kept), tuple(readers), tuple(left))
+
+
+def _fitted(task: Task, readers: Sequence[Reader]) -> tuple[Task, Reason | None]:
+    if task.kind == "prose":
+        return task, None
+    asked = len(task.shots)
+    while task.shots and not all(_fits(task, reader) for reader in readers):
+        task = replace(task, shots=task.shots[:-1])
+    good = [item for item in task.items if all(_item_fits(task, item, reader) for reader in readers)]
+    lost, fewer = len(task.items) - len(good), asked - len(task.shots)
+    said = []
+    if fewer:
+        said.append(
+            Reason(
+                f"例題を {asked} 問から {len(task.shots)} 問に減らしました",
+                f"{len(task.shots)} examples instead of {asked}",
+            )
+        )
+    if lost:
+        said.append(
+            Reason(
+                f"モデルには長すぎるかテンプレートが受け付けない {lost} 件を除きました",
+                f"{lost} items left out that are too long for the model, or that its template refuses",
+            )
+        )
+    task = replace(task, items=tuple(good))
+    if not said:
+        return task, None
+    whole = Reason.joined(said)
+    return task, Reason(f"{task.title}: {whole.ja}。", f"{task.title}: {whole.en}. ")
+
+
+def _fits(task: Task, reader: Reader) -> bool:
+    return (
+        reader.positions is None
+        or longest_question(reader.tokenizer, task.questions(reader.tokenizer)) <= reader.positions
+    )
+
+
+def _item_fits(task: Task, item: Item, reader: Reader) -> bool:
+    alone = replace(task, items=(item,))
+    if task.kind == "choices":
+        return _fits(alone, reader) if not task.shots else True
+    try:
+        tokens = prompt_tokens(reader.tokenizer, conversation(reader.tokenizer, item))
+    except ToolkitError:
+        return False
+    return reader.positions is None or tokens < reader.positions
+
+
+def conversation(tokenizer: Any, item: Item) -> list[dict[str, str]]:
+    """What is asked, behind the system prompt that the model was trained with."""
+    own = any(message["role"] == "system" for message in item.messages)
+    return [*([] if own else system_turn(tokenizer, None)), *item.messages]
+
+
+@dataclass
+class Loaded:
+    """The weights that are in memory: those of one side, or of two that share them."""
+
+    side: Side | None = None
+    opened: OpenModel | None = None
+    dtype: str = "auto"
+    reasons: dict[str, Reason] = field(default_factory=dict)
+
+    def get(self, side: Side) -> OpenModel:
+        """The side's model; another one's is freed first. All sides compute in the type of the first."""
+        if self.opened is None or self.side is None or not self.side.shares_weights(side):
+            self.opened = None
+            clear_gpu_memory()
+            self.opened = open_model(side.name, base=side.base, bits=side.bits, dtype=self.dtype)
+            self.side = side
+            _in_single_precision(self.opened.model)
+            self.dtype = str(compute_dtype(self.opened.model)).rpartition(".")[2]
+        return self.opened
+
+
+def _in_single_precision(model: Any) -> None:
+    """Lets a processor compute in fp32 where its memory holds that: 16 bit is slower there, and rounds a few answers to
+    others. Quantized weights stay as they are.
+    """
+    weights = [weight for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)]
+    if not weights or weights[0].device.type != "cpu" or quantized_bits(unwrapped(model)) is not None:
+        return
+    if 2 * sum(weight.numel() for weight in weights) < free_memory_bytes(weights[0].device) / 2:
+        model.float()
+
+
+def estimate(loaded: Loaded, planned: Plan) -> float:
+    """Seconds that a side takes, from a pilot of two items: likelihoods by the tokens, answers by the time of one token."""
+    opened = loaded.get(planned.sides[-1])
+    seconds = 0.0
+    text = next((task.items[0].text for task in planned.tasks if task.kind in ("prose", "choices")), None)
+    if text is not None:
+        tokens = max(1, len(encode_pairs(opened.tokenizer, [("", text)])[0].ids))
+        score_texts(opened.model, opened.tokenizer, [text])
+        began = time.perf_counter()
+        score_texts(opened.model, opened.tokenizer, [text])
+        seconds += (time.perf_counter() - began) / tokens * planned.tokens
+    for task in planned.tasks:
+        if task.kind not in ("answers", "instructions"):
+            continue
+        asked = [conversation(opened.tokenizer, item) for item in task.items[:_PILOT]]
+        began = time.perf_counter()
+        generate_answers(
+            opened.model,
+            opened.tokenizer,
+            asked,
+            do_sample=False,
+            max_new_tokens=min(_PILOT_TOKENS, task.max_new_tokens),
+        )
+        step = (time.perf_counter() - began) / min(_PILOT_TOKENS, task.max_new_tokens)
+        seconds += step * task.max_new_tokens * -(-len(task.items) // _BATCH)
+    return seconds
+
+
+def measure(planned: Plan, results: Results, loaded: Loaded, progress: Progress = lambda done, whole: None) -> None:
+    """Measures what the results lack, side by side, task by task.
+
+    Raises:
+        StorageError: results cannot be written. ToolkitError: a model cannot be loaded or computes nothing.
+    """
+    steps = [(side, task, _missing(results, side, task)) for side in planned.sides for task in planned.tasks]
+    whole = sum(len(task.items) for _ in planned.sides for task in planned.tasks)
+    done = whole - sum(len(items) for _, _, items in steps)
+    progress(done, whole)
+    for side, task, items in steps:
+        if not items:
+            continue
+        opened = loaded.get(side)
+        with opened.adapter(side.adapter):
+            for rows in _MEASURES[task.kind](opened, task, items, loaded):
+                results.add({"side": side.key, "task": task.name, **row} for row in rows)
+                done += len(rows)
+                progress(done, whole)
+
+
+def _missing(results: Results, side: Side, task: Task) -> list[Item]:
+    there = results.of(side.key, task.name)
+    return [item for item in task.items if item.name not in there]
+
+
+Rows = list[dict[str, Any]]
+
+
+def _choices(opened: OpenModel, task: Task, items: Sequence[Item], loaded: Loaded) -> Iterator[Rows]:
+    """Whole chunks, so that an interrupted side is computed in the batches of one that was not."""
+    places = {item.name: place for place, item in enumerate(task.items)}
+    scorer = QuestionScorer(opened.model, opened.tokenizer, task.questions(opened.tokenizer))
+    if scorer.reason is not None and task.name not in loaded.reasons:
+        loaded.reasons[task.name] = scorer.reason
+        warn(
+            f"{task.title}: 選択肢を 1 つずつ計算します（共有の計算方法は使えません: {scorer.reason.ja}）。",
+            f"{task.title}: choices are computed one by one (the shared way is not used: {scorer.reason.en}).",
+        )
+    for start in range(0, len(task.items), _CHUNK):
+        chunk = task.items[start : start + _CHUNK]
+        if not {item.name for item in chunk} & {item.name for item in items}:
+            continue
+        rows = []
+        for item, scores in zip(chunk, scorer.score([places[item.name] for item in chunk]), strict=True):
+            chosen = best_choice(scores, task.per)
+            ways = ("sum", "character", "token")
+            rows.append(
+                {
+                    "item": item.name,
+                    "score": int(chosen == item.right),
+                    "chosen": chosen,
+                    "nats": [round(score.nats, 6) for score in scores],
+                    "right_by": {way: int(best_choice(scores, way) == item.right) for way in ways},  # type: ignore[arg-type]
+                }
+            )
+        yield rows
+
+
+def _prose(opened: OpenModel, task: Task, items: Sequence[Item], loaded: Loaded) -> Iterator[Rows]:
+    for item in items:
+        (found,) = score_texts(opened.model, opened.tokenizer, [item.text])
+        bits = found.bits_per_character
+        yield [
+            {"item": item.name, "score": bits, "nats": found.nats, "characters": found.characters, "work": item.group}
+        ]
+
+
+def _written(opened: OpenModel, task: Task, items: Sequence[Item]) -> Iterator[list[tuple[Item, str, str]]]:
+    """(item, answer, why it ended), batch by batch, longest questions first."""
+    tokenizer = opened.tokenizer
+    asked = {item.name: conversation(tokenizer, item) for item in items}
+    order = sorted(items, key=lambda item: -prompt_tokens(tokenizer, asked[item.name]))
+    for start in range(0, len(order), _BATCH):
+        batch = order[start : start + _BATCH]
+        answers = generate_answers(
+            opened.model,
+            tokenizer,
+            [asked[item.name] for item in batch],
+            do_sample=False,
+            max_new_tokens=task.max_new_tokens,
+            batch_size=_BATCH,
+        )
+        yield [(item, answer.text, answer.end) for item, answer in zip(batch, answers, strict=True)]
+
+
+def _answers(opened: OpenModel, task: Task, items: Sequence[Item], loaded: Loaded) -> Iterator[Rows]:
+    for batch in _written(opened, task, items):
+        rows = []
+        for item, answer, end in batch:
+            scores = {name: best_of(name, answer, item.accepted) for name in task.metrics}
+            faults = faults_of(Answered(item.text, answer, end))
+            rows.append(
+                {
+                    "item": item.name,
+                    "score": scores[task.metrics[0]],
+                    "scores": scores,
+                    "answer": answer,
+                    "end": end,
+                    "faults": faults,
+                    "question": item.text,
+                    "accepted": item.accepted,
+                }
+            )
+        yield rows
+
+
+def _instructions(opened: OpenModel, task: Task, items: Sequence[Item], loaded: Loaded) -> Iterator[Rows]:
+    prompts: dict[str, Instruction] = {item.prompt: item for item in instructions()}
+    for batch in _written(opened, task, items):
+        rows = []
+        for item, answer, end in batch:
+            checks = followed(prompts[item.text], answer)
+            faults = faults_of(Answered(item.text, answer, end))
+            rows.append(
+                {
+                    "item": item.name,
+                    "score": int(all(checks.values())),
+                    "checks": checks,
+                    "answer": answer,
+                    "end": end,
+                    "faults": faults,
+                    "question": item.text,
+                }
+            )
+        yield rows
+
+
+_MEASURES: dict[str, Callable[[OpenModel, Task, Sequence[Item], Loaded], Iterator[Rows]]] = {
+    "choices": _choices,
+    "prose": _prose,
+    "answers": _answers,
+    "instructions": _instructions,
+}

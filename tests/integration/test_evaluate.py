@@ -1,0 +1,236 @@
+"""aift eval: a model before and after on the same questions, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from tests.support.commands import call
+from tests.support.models import save_tiny_model
+from tests.support.runs import train_lora
+
+from ai_finetuning import DataConfig
+from ai_finetuning.evaluation.adoption import Margins, decide, language_findings, task_findings
+from ai_finetuning.evaluation.before_after import Loaded, measure, plan, sides_of
+from ai_finetuning.evaluation.before_after_report import Outcome, aligned, markdown, numbers, result_lines
+from ai_finetuning.evaluation.lm_eval_export import export
+from ai_finetuning.evaluation.results import Results
+from ai_finetuning.evaluation.tasks import Asked, find_tasks, public_task
+from ai_finetuning.models.tokenizers import load_tokenizer
+
+SETS = Path(__file__).resolve().parents[1] / "fixtures" / "eval" / "published"
+TINY = ("--limit", "2", "--tasks", "data,prose,jcommonsenseqa", "--tasks-from", str(SETS))
+
+
+@pytest.fixture(scope="module")
+def adapter(kotoha: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval") / "run"
+    train_lora(Path(kotoha), folder, data=DataConfig(max_length=96), num_epochs=1, save_steps=100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "test.csv"
+    path.write_text("質問,回答\n3の次の数は何ですか？,4です。\n5の次の数は何ですか？,6です。\n", encoding="cp932")
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(adapter: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one command has written."""
+    out = tmp_path_factory.mktemp("measured") / "eval"
+    assert call("eval", str(adapter), "--data", str(questions), *TINY, "--out", str(out)) == 0
+    return out
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "eval.jsonl").read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def test_one_command_compares_the_adapter_with_its_base(measured: Path, adapter: Path):
+    rows = rows_of(measured)
+    assert {row["side"] for row in rows} == {"before", "after"}
+    assert {row["task"] for row in rows} == {"data", "prose", "jcommonsenseqa"}
+    assert len(rows) == 2 * (2 + 2 + 2)
+    prose = {(row["side"], row["item"]): row["score"] for row in rows if row["task"] == "prose"}
+    assert all(prose["before", item] != prose["after", item] for side, item in prose if side == "before")
+    assert all(3 < score < 5 for score in prose.values())
+    found = json.loads((measured / "report.json").read_text(encoding="utf-8"))
+    assert found["decision"] in ("adopt", "hold", "reject")
+    assert found["models"]["before"] == {"name": str(adapter), "adapter": False}
+    assert set(found["tasks"]) == {"data", "prose", "jcommonsenseqa"}
+    assert found["tasks"]["data"]["primary"]
+    assert (measured / "report.md").read_text(encoding="utf-8").startswith("# Before and after training")
+    assert not (measured / "eval.lock").exists()
+
+
+def test_statistics_can_be_redone_from_the_file(measured: Path, adapter: Path, questions: Path):
+    tasks, _ = find_tasks(Asked(str(questions), ("data", "prose", "jcommonsenseqa"), SETS, limit=2))
+    planned = plan(sides_of(str(adapter), None), tasks)
+    results = Results.open(measured / "eval.jsonl", planned.made_by())
+    findings = task_findings(results, planned.tasks, Margins())
+    language = language_findings(results, planned.tasks)
+    outcome = Outcome(planned, tuple(findings), tuple(language), decide(findings, language), Margins())
+    assert json.loads(json.dumps(numbers(outcome))) == json.loads(
+        (measured / "report.json").read_text(encoding="utf-8")
+    )
+
+
+def test_a_stopped_command_goes_on_and_ends_with_the_same_scores(
+    measured: Path, adapter: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "eval"
+    out.mkdir()
+    lines = (measured / "eval.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (out / "eval.jsonl").write_text("".join(lines[:5]) + lines[5][: len(lines[5]) // 2], encoding="utf-8")
+    assert call("eval", str(adapter), "--data", str(questions), *TINY, "--out", str(out)) == 0
+    key = {(row["side"], row["task"], row["item"]): row["score"] for row in rows_of(measured)}
+    again = {(row["side"], row["task"], row["item"]): row["score"] for row in rows_of(out)}
+    assert again.keys() == key.keys()
+    assert all(again[name] == pytest.approx(score, abs=1e-6) for name, score in key.items())
+    # Complete: nothing is measured again, and the verdict can be asked for.
+    before = (out / "eval.jsonl").read_bytes()
+    decision = json.loads((out / "report.json").read_text(encoding="utf-8"))["decision"]
+    code = call("eval", str(adapter), "--data", str(questions), *TINY, "--out", str(out), "--gate")
+    assert code == {"adopt": 0, "reject": 10, "hold": 11}[decision]
+    assert (out / "eval.jsonl").read_bytes() == before
+
+
+def test_results_of_another_command_are_not_mixed_in(
+    measured: Path, adapter: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "eval"
+    shutil.copytree(measured, out)
+    assert call("eval", str(adapter), "--tasks", "prose", "--limit", "1", "--out", str(out)) == 78
+    assert "different: tasks" in capsys.readouterr().err
+    assert call("eval", str(adapter), "--tasks", "prose", "--limit", "1", "--out", str(out), "--restart") == 0
+    assert {row["task"] for row in rows_of(out)} == {"prose"}
+    with FileLock(str(out / "eval.lock")):
+        assert call("eval", str(adapter), "--tasks", "prose", "--limit", "1", "--out", str(out)) == 75
+    (out / "eval.jsonl").write_text("{}\n", encoding="utf-8")
+    assert call("eval", str(adapter), "--tasks", "prose", "--limit", "1", "--out", str(out)) == 78
+
+
+def test_a_model_against_itself_shows_no_difference(kotoha: str, tmp_path: Path):
+    out = tmp_path / "eval"
+    code = call(
+        "eval", kotoha, "--before", kotoha, "--tasks", "prose,jcommonsenseqa", "--tasks-from", str(SETS),
+        "--limit", "2", "--out", str(out), "--gate",
+    )  # fmt: skip
+    assert code == 11
+    found = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert found["decision"] == "hold"
+    assert all(task["before"] == task["after"] for task in found["tasks"].values())
+    assert not any(task["finding"] == "improved" for task in found["tasks"].values())
+
+
+def test_a_dry_run_says_what_it_costs_and_what_it_will_show(
+    adapter: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "eval"
+    assert call("eval", str(adapter), "--data", str(questions), *TINY, "--out", str(out), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "2 models, 3 tasks, for each 2 answers and about" in said
+    assert "a model" in said.splitlines()[0]
+    assert "will not be seen" in said
+    assert not out.exists()
+
+
+def test_one_model_alone_is_measured_without_a_verdict(kotoha: str, tmp_path: Path):
+    out = tmp_path / "eval"
+    assert call("eval", kotoha, "--tasks", "prose", "--limit", "1", "--out", str(out), "--gate") == 0
+    found = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert found["decision"] is None
+    assert found["tasks"]["prose"]["finding"] == "measured"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--tasks", "jglue"), 78, "--tasks names jglue"),
+        (("--prompts", "mine"), 78, "--prompts is mine"),
+        (("--data", "no.csv"), 66, "no.csv"),
+        (("--tasks", "jnli", "--tasks-from", "no"), 66, "does not exist"),
+        (("--tasks", "jnli"), 78, "--tasks-from"),
+        (("--before", "base", "--tasks", "prose"), 66, "--before"),
+        (("--before", "./no-model", "--tasks", "prose"), 66, "no-model"),
+        (("--tasks", "data"), 78, "there is no --data"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(
+    arguments: tuple[str, ...], code: int, said: str, kotoha: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert call("eval", kotoha, *arguments, "--out", str(tmp_path / "eval")) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "eval").exists()
+
+
+def test_questions_that_a_small_model_cannot_take_are_asked_with_fewer_examples(tmp_path: Path):
+    folder = save_tiny_model(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = 200
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    task = public_task("jcommonsenseqa", SETS, "stability")
+    planned = plan(sides_of(str(folder), None), [task])
+    assert len(planned.tasks[0].shots) < 3
+    assert len(planned.tasks[0].items) == 3
+    assert "instead of 3" in planned.left_out[0].en
+
+
+def test_texts_of_a_model_move_no_cursor_and_break_no_table(tmp_path: Path):
+    tasks, _ = find_tasks(Asked(tasks=("instructions",), limit=1))
+    folder = save_tiny_model(tmp_path / "tiny")
+    planned = plan(sides_of(str(folder), str(folder)), tasks)
+    results = Results(None, {})
+    item = planned.tasks[0].items[0]
+    for side, answer in (("before", "はい"), ("after", "\x1b[2J|`<b>\u202e")):
+        results.add(
+            [{"side": side, "task": "instructions", "item": item.name, "score": 0, "answer": answer, "faults": []}]
+        )
+    findings = task_findings(results, planned.tasks, Margins())
+    outcome = Outcome(planned, tuple(findings), (), decide(findings, []), Margins())
+    text = markdown(outcome, results)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "<b>" not in text
+    assert "\\x1b[2J\\|" in text.replace("\\\\", "\\")
+    assert all("\x1b" not in line for line in result_lines(outcome, results))
+    assert aligned([["課題", "a"], ["x", "b"]]) == ["課題  a", "x     b"]
+
+
+def test_what_is_exported_for_lm_evaluation_harness(kotoha: str, tmp_path: Path):
+    out = tmp_path / "tasks"
+    assert call("eval", kotoha, "--tasks-from", str(SETS), "--export-lm-eval", str(out)) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"aift_{name}.{kind}" for name in ("jcommonsenseqa", "jmmlu", "jnli") for kind in ("jsonl", "yaml")
+    ]
+    (row, *_) = [
+        json.loads(line) for line in (out / "aift_jcommonsenseqa.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert row["prompt"].endswith("回答：")
+    assert row["choices"][row["right"]] == "雨"
+    assert call("eval", kotoha, "--tasks", "prose", "--export-lm-eval", str(out)) == 78
+
+
+def test_lm_evaluation_harness_finds_the_same(kotoha: str, tmp_path: Path):
+    """100 items, within 1e-3; where it is installed."""
+    evaluator = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    planned = plan(sides_of(kotoha, None), [public_task("jcommonsenseqa", SETS, "stability")])
+    tokenizer = load_tokenizer(kotoha)
+    export(planned.tasks, tokenizer, tmp_path / "tasks")
+    loaded, results = Loaded(), Results(None, {})
+    measure(planned, results, loaded)
+    model = HFLM(pretrained=loaded.get(planned.sides[0]).model, tokenizer=tokenizer, batch_size=1)
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    found = evaluator.simple_evaluate(model, tasks=["aift_jcommonsenseqa"], task_manager=manager, log_samples=True)
+    samples = {str(sample["doc"]["id"]): sample for sample in found["samples"]["aift_jcommonsenseqa"]}
+    for name, row in results.of("after", "jcommonsenseqa").items():
+        theirs = [float(response[0][0]) for response in samples[name]["resps"]]
+        assert row["nats"] == pytest.approx(theirs, abs=1e-3)
