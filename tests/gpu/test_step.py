@@ -14,6 +14,7 @@ from ai_finetuning.engine.checkpoint.staging import Staging
 from ai_finetuning.engine.loop import advance, fit
 from ai_finetuning.engine.prefetch import Prefetched
 from ai_finetuning.engine.step import next_step, step_with_retry
+from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.parallel.strategies.single import SingleDevice
 from ai_finetuning.parallel.weights.state import optimizer_tensors
 
@@ -75,3 +76,30 @@ def test_a_run_that_saves_beside_the_training_saves_what_it_has(tmp_path: Path):
         assert torch.equal(held["model"][name], weight.detach().cpu()), name
     for name, moment in optimizer_tensors(run.optimizer).items():
         assert torch.equal(held["optimizer"][name], moment.cpu()), name
+
+
+@pytest.mark.parametrize("what", ["activations", "optimizer"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["saved", "recomputed"])
+def test_offload_keeps_the_bits_of_a_run(what: str, checkpointing: bool, tmp_path: Path):
+    """Tensors of more than 1 MiB really leave, and come back as they were."""
+    weights = []
+    for asked in ("none", what):
+        strategy = SingleDevice(GPU, autocast=torch.bfloat16)
+        case = Case("llama", "full", "documents", rows=240, layers=4, vocabulary=8000)
+        run = run_of(case, strategy, tmp_path / asked, rows=240, steps=4)
+        run.state.micro_batch_size = 120
+        strategy.offload(asked)
+        if checkpointing:
+            enable_activation_checkpointing(run.model)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            fit(run)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        if asked == "activations" and not checkpointing:
+            assert strategy._saved is not None
+            assert strategy._saved.moved > 2**20
+        if asked == "optimizer":
+            assert all(value.is_pinned() for value in strategy.host_states._homes.values())
+        weights.append([parameter.detach().cpu() for parameter in run.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))

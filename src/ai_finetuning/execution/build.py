@@ -205,6 +205,7 @@ def _run(
         embeddings=embedding_weights(unwrapped(model)),
     )
     strategy.attach(optimizer)
+    strategy.offload(plan.offload)
     if path is not None:
         path.watch(optimizer)
     estimate = plan.summary.memory.text()
