@@ -25,6 +25,7 @@ TESTED_BY = {
     "convert._upstream": _QUANTIZED,
     "execution.launcher": _LAUNCH,
     "system.start": "security/test_processes.py",
+    "system.transfer": "unit/engine/test_prefetch.py",
     "data.columnar": _TABLES,
     "data.conversations": _FORMATS,
     "data.offset_tokenizer": "unit/models/test_sentencepiece_tokenizer.py",

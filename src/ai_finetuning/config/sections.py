@@ -145,3 +145,8 @@ class RuntimeConfig:
     modules without padding, `plain` padded rows.
     ja: ステップの計算方法。`auto` はモデルに合えば融合ブロック、`portable` はパディングなしでモデル自身の計算、`plain` はパディングした行で計算します。
     """
+    offload: Literal["none", "activations", "optimizer", "auto"] = "none"
+    """What waits in the host's memory while a GPU does not need it: `activations` that a forward pass saves, or the state
+    of the `optimizer`; `auto` takes one where the GPU's memory would be short. The results keep their bits.
+    ja: GPU が使っていない間、CPU 側のメモリーに移しておくもの。`activations` は順伝播で保存する値、`optimizer` はオプティマイザーの状態です。`auto` は GPU のメモリーが足りない見込みのときに選びます。結果は 1 ビットも変わりません。
+    """

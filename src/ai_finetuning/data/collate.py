@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,14 +74,20 @@ class Batch:
         return Documents(ids[None], positions[None], targets, tuple(size for row in self.lengths for size in row))
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        mask = None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True)
+        """The batch on a device; from pinned() memory beside what the device computes."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The batch in memory that a GPU copies from by itself."""
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            attention_mask=mask,
+            input_ids=change(self.input_ids),
+            labels=change(self.labels),
+            position_ids=change(self.position_ids),
+            attention_mask=None if self.attention_mask is None else change(self.attention_mask),
         )
 
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.loss import LinearCrossEntropy
 from ..labels import IGNORED
 from ..parallel.batch import LossFunction, Rows
+from ..parallel.weights.gathered import gathers_for_work, while_gathered
 from .predictions import Predictions, RowLogits
 
 # Most bytes of fp32 logits that exist at a time; larger batches recompute them in the backward pass.
@@ -77,17 +78,20 @@ def make_document_loss(model: DocumentModel, predictions: Predictions | None = N
             predictions.add(batch, _head_logits(model, hidden, batch.row_lengths))
         loss_mask = _positions(documents.targets != IGNORED, batch.num_label_tokens)
         kept, targets = hidden[loss_mask], documents.targets[loss_mask]
-        if isinstance(
-            model.head.weight, DTensor
-        ):  # cut along `tp`: only the head itself knows how to put its parts together
+        if isinstance(model.head.weight, DTensor) and not gathers_for_work(model.head):
+            # Cut along `tp`: only the head itself knows how to put its parts together.
             logits = model.head(kept)
             return cross_entropy_sum(
                 torch.tanh(logits.float() / model.cap) * model.cap if model.cap else logits, targets
             )
-        loss: Tensor = LinearCrossEntropy.apply(
-            kept, model.head.weight, targets, model.cap, CHUNK_BYTES, model.cast, model.compiled
-        )
-        return loss
+
+        def loss_of(states: Tensor) -> Tensor:
+            loss: Tensor = LinearCrossEntropy.apply(
+                states, model.head.weight, targets, model.cap, CHUNK_BYTES, model.cast, model.compiled
+            )
+            return loss
+
+        return while_gathered(model.head, loss_of, kept)
 
     return token_loss_sum
 

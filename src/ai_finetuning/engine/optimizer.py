@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -133,10 +133,13 @@ _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
 }
 
 
-def make_state(optimizer: torch.optim.Optimizer) -> None:
+def make_state(optimizer: torch.optim.Optimizer, made: Callable[[nn.Parameter], None] | None = None) -> None:
     """Makes the state that the first step would make, so that it is there, or known not to fit, before that step.
 
     Weights that have a state keep it; the first step gives the same bits as without this call.
+
+    Args:
+        made: told of every weight whose state is there, to move it away before that of the next one is made.
 
     Raises:
         RuntimeError, MemoryError: memory ran out; nothing of what was begun here stays.
@@ -150,6 +153,8 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
                         continue
                     begun.append(parameter)
                     _make_state_of(part, (index, place), parameter)
+                    if made is not None:
+                        made(parameter)
     except (RuntimeError, MemoryError):
         for parameter in begun:
             optimizer.state.pop(parameter, None)

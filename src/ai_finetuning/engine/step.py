@@ -103,7 +103,8 @@ def make_optimizer_state(run: Run) -> None:
     if not run.strategy.steps_optimizer:
         return
     try:
-        make_state(run.optimizer)
+        host = run.strategy.host_states
+        make_state(run.optimizer, None if host is None else host.park)
         return
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

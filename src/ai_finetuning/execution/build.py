@@ -16,6 +16,7 @@ from ..engine.checkpoint.store import CheckpointStore
 from ..engine.loss import make_document_loss, make_loss
 from ..engine.optimizer import build_optimizer
 from ..engine.predictions import Predictions
+from ..engine.prefetch import Prefetched
 from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run
 from ..engine.train_state import TrainState
@@ -206,13 +207,14 @@ def _run(
         embeddings=embedding_weights(unwrapped(model)),
     )
     strategy.attach(optimizer)
+    strategy.offload(plan.offload)
     if path is not None:
         path.watch(optimizer)
     estimate = plan.summary.memory.text()
     return Run(
         model=model,
         strategy=strategy,
-        loader=plan.loader,
+        loader=Prefetched(plan.loader, plan.device) if plan.device.type == "cuda" else plan.loader,
         optimizer=optimizer,
         state=TrainState(micro_batch_size=training.batch_size),
         store=store,

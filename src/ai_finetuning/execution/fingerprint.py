@@ -47,6 +47,7 @@ HARMLESS = frozenset(
         "training.runtime.report_to",
         "training.runtime.progress",
         "training.runtime.kernels",
+        "training.runtime.offload",
         "lora.task_type",
         "parallel",
     )

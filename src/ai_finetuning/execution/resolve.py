@@ -48,6 +48,7 @@ from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, re
 from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
+from .offload import Room, resolve_offload
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
 from .system_prompt import with_agreed_system
@@ -82,6 +83,7 @@ class RunPlan:
         fingerprint: what has to be the same for a resumed run to be the same run.
         resume: the checkpoint to continue from, or None.
         summary: the numbers, for people.
+        offload: what waits in the host's memory: none, activations or optimizer.
     """
 
     request: TrainRequest
@@ -101,6 +103,7 @@ class RunPlan:
     fingerprint: dict[str, Any]
     resume: ResumePoint | None
     summary: Plan
+    offload: str
 
     @property
     def taken(self) -> dict[str, Any]:
@@ -358,8 +361,28 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         eval_steps=eval_steps_of(training, taken, total) if data.eval_data else None,
     )
     replayed = replayed_of(request, data, mixture, epochs=total / len(loader))
+    needs = {
+        what: memory.offloaded(
+            memory.estimate(model.shape, work, checkpointing=checkpointing),
+            model.shape,
+            work,
+            what,
+            checkpointing=checkpointing,
+        )
+        for what in ("none", "activations", "optimizer")
+    }
+    host = free_memory_bytes(torch.device("cpu")) // max(parallel.processes, processes_to_start)
+    offload = resolve_offload(
+        training.runtime.offload,
+        model.device,
+        parallel,
+        training.optimizer.name,
+        needs=needs,
+        room=Room(device=free, host=host),
+    )
     summary = replace(
         _summary(model, data, loader, derived, total, work, free, replayed),
+        memory=needs[offload],
         strategy=parallel.strategy,
         processes=max(parallel.processes, processes_to_start),
         speed=last_speed(*base_facts.speed_key(request, model.device, parallel)),
@@ -383,6 +406,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         fingerprint=fingerprint_of(request, data.digest, summary),
         resume=resume,
         summary=summary,
+        offload=offload,
     )
 
 

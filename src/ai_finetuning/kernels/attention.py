@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import Reason
+from ..system.transfer import send
 
 # Names under which transformers' AttentionInterface knows them (IMPLEMENTATIONS, below): a loop over documents, and two
 # kernels over the row.
@@ -269,7 +270,7 @@ def document_blocks(lengths: tuple[int, ...], window: int, device: torch.device)
     before = first[None, :] < first[:, None]
     whole = before & (first[None, :] >= lowest[last][:, None]) & (last - first + 1 == _BLOCK)[:, None]
     some = (before & (last[None, :] >= lowest[first][:, None])) | torch.eye(len(first), dtype=torch.bool)
-    lowest = lowest.to(device)
+    lowest = send(lowest, device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= lowest[query])
@@ -288,7 +289,7 @@ def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     blocks].
     """
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
-    count, which = (item.to(device, torch.int32)[None, None] for item in (blocks.sum(1), order))
+    count, which = (send(item.to(torch.int32), device)[None, None] for item in (blocks.sum(1), order))
     return count, which
 
 

@@ -22,6 +22,7 @@ from ..errors import ModelError, Reason, ToolkitError
 from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
 from ..kernels.build import why_unavailable
 from ..kernels.loss import why_not_one_kernel
+from ..system.transfer import send
 from . import fused, liger
 from ._upstream import attention_name, attention_setting
 from .modes import evaluating
@@ -146,7 +147,7 @@ class VarlenForward:
     def _arguments(self, lengths: tuple[int, ...]) -> dict[str, Any]:
         if attention_name(self.model) in IMPLEMENTATIONS:
             return {"seq_lens": lengths}
-        ends = torch.tensor([0, *lengths], device=self.model.device).cumsum(0).to(torch.int32)
+        ends = send(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), self.model.device)
         longest = max(lengths)
         return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 

@@ -78,3 +78,31 @@ def forget_accelerator() -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor's memory was written in place; a tensor and its views count together.
+
+    torch 2.10 to 2.13: `Tensor._version`, by which autograd itself finds out; nothing public tells it.
+    """
+    return tensor._version
+
+
+def base_of(tensor: Tensor) -> Tensor:
+    """The tensor that a view was made from; one that is no view is its own.
+
+    torch 2.10 to 2.13: `Tensor._base`, which torch documents in its notes on views, without a public name.
+    """
+    return tensor if tensor._base is None else tensor._base
+
+
+def is_cast_of_a_parameter(tensor: Tensor) -> bool:
+    """Whether autocast has made a tensor from a weight that trains, to keep it until the forward pass ends.
+
+    torch 2.10 to 2.13: the class of a node of the graph is known by its name only (`ToCopyBackward0`).
+    """
+    node = tensor.grad_fn
+    if node is None or node.name() != "ToCopyBackward0":
+        return False
+    before = node.next_functions[0][0]
+    return before is not None and "AccumulateGrad" in before.name()

@@ -77,6 +77,9 @@ class Batch(Rows, Protocol):
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
 
+    def pinned(self) -> Batch:
+        """The batch in memory that a GPU copies from by itself."""
+
     def without_labels(self) -> Batch:
         """The same batch without loss."""
 

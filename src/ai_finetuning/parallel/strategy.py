@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch, LossFunction
+from .host_states import HostStates
 from .weights.layout import Layout
 from .weights.materialize import WeightPlacement
 from .weights.state import Tensors
@@ -41,6 +42,7 @@ class Strategy(Protocol):
     is_main: bool
     layouts: dict[str, Layout] | None
     steps_optimizer: bool  # the optimizer's own step() changes the weights, and makes its state
+    host_states: HostStates | None  # what holds the optimizer's state on the host
     exchanges: int  # how often this process has begun something with the others; what the watchdog compares
 
     @property
@@ -59,6 +61,13 @@ class Strategy(Protocol):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Takes the optimizer over; called once, before the first step."""
+
+    def offload(self, what: str) -> None:
+        """From now on, `activations` or the `optimizer`'s state lie in the host's memory while nothing reads them (`none`:
+        neither).
+
+        Asked for after attach(); pipelines, model_parallel and DeepSpeed do not know it.
+        """
 
     def agree(self, counts: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:
         """Counts summed over the data ranks, and flags that any process has raised; every process has to call it.

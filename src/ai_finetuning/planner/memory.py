@@ -7,10 +7,10 @@ quantization as in QLoRA (arXiv:2305.14314). Estimates, to be compared with the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import localized
-from ..parallel.limits import BASE_BYTES
+from ..parallel.limits import BASE_BYTES, OFFLOAD_AHEAD, OFFLOAD_CHUNK_BYTES
 from .shape import ModelShape
 
 # Bytes of a quantized weight with its scales.
@@ -81,6 +81,19 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
         activations=kept * shape.layers + computing,
         logits=logit_bytes(shape, work),
     )
+
+
+def offloaded(
+    whole: MemoryEstimate, shape: ModelShape, work: Workload, what: str, *, checkpointing: bool
+) -> MemoryEstimate:
+    """The estimate where `activations` or the `optimizer`'s state wait in the host's memory: those in use stay."""
+    if what == "activations":
+        kept, computing = layer_activations(shape, work, checkpointing=checkpointing)
+        return replace(whole, activations=kept * min(shape.layers, OFFLOAD_AHEAD + 1) + computing)
+    if what == "optimizer":
+        on_device = min(work.optimizer_bytes * work.trainable, 3 * OFFLOAD_CHUNK_BYTES)
+        return replace(whole, gradients_and_optimizer=4 * work.trainable + on_device)
+    return whole
 
 
 def weight_bytes(work: Workload, body: int, embeddings: int) -> int:

@@ -23,7 +23,7 @@ from ..processes import Peers, gather, host_group
 from ..strategy import Update
 from ..weights.layout import layout_of, local, local_parameter
 from ..weights.materialize import WeightPlacement
-from .shard import shard_layers
+from .shard import shard_layers, sharding_for
 from .single import SingleDevice
 
 CutLayers = Callable[[nn.Module, DeviceMesh, WeightPlacement], None]
@@ -55,6 +55,7 @@ class DataParallel(SingleDevice):
         self._in_parts = sharded or mesh["pp"].size() > 1 or mesh["tp"].size() > 1
         self._weight_placement = WeightPlacement(device, fp32_master_weights)
         self._casts_stay = not sharded  # copies of gathered weights would undo the sharding
+        self.sharding = sharding_for(device, autocast, fp32_master_weights=fp32_master_weights)
         self.mesh, self._sharded, self._cut_layers = mesh, sharded, parallelize_layers
         self.data_rank, self.data_size = mesh.get_local_rank("dp"), mesh["dp"].size()
         self.rank, self.is_main = dist.get_rank(), dist.get_rank() == 0
@@ -90,7 +91,7 @@ class DataParallel(SingleDevice):
         return model
 
     def _shard(self, model: nn.Module, loss: LossFunction) -> None:
-        self._step_module = shard_layers(model, self.mesh["dp"], loss, self._weight_placement)
+        self._step_module = shard_layers(model, self.mesh["dp"], loss, self._weight_placement, self.sharding)
 
     def _global_names(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from model.named_parameters()

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from ...models.modes import evaluating
 from ..batch import Batch, LossFunction
+from ..host_states import HostStates
+from ..lane import lane_for
 from ..loss_scale import LossScale
+from ..saved_activations import SavedActivations
 from ..strategy import Update
 from ..weights.layout import Layout
 from ..weights.materialize import WeightPlacement
@@ -29,6 +32,8 @@ class SingleDevice:
     steps_optimizer = True
     exchanges = 0
     layouts: dict[str, Layout] | None = None
+    host_states: HostStates | None = None
+    _saved: SavedActivations | None = None
     _casts_stay = True  # autocast keeps the 16-bit copies of weights until the forward pass ends
 
     def __init__(self, device: torch.device, *, autocast: torch.dtype | None = None, scaler: bool = False) -> None:
@@ -57,6 +62,13 @@ class SingleDevice:
         """Keeps the optimizer for update()."""
         self._optimizer = optimizer
         return optimizer
+
+    def offload(self, what: str) -> None:
+        """From now on, `activations` or the `optimizer`'s state lie in the host's memory while nothing reads them."""
+        if what == "activations":
+            self._saved = SavedActivations(lane_for(self.device), self.device.type)
+        if what == "optimizer":
+            self.host_states = HostStates(self._optimizer, lane_for(self.device))
 
     def agree(self, counts: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:
         """Counts and flags themselves."""
@@ -91,7 +103,7 @@ class SingleDevice:
         total = torch.zeros((), device=self.device)
         for index, batch in enumerate(group):
             with self._communicating(index == len(group) - 1):
-                with self._computing():
+                with self._computing(), self._saved or contextlib.nullcontext():
                     loss = self._loss_of(batch.to(self.device)) / num_valid
                 self._backward(loss)
             total += loss.detach().float()
@@ -122,7 +134,7 @@ class SingleDevice:
         if finite and max_norm > 0:
             self._clip(parameters, norm, size, max_norm)
         if finite:
-            self._optimizer.step()
+            (self.host_states or self._optimizer).step()
         self._scale.update(overflow=not math.isfinite(size))
         return Update(lost, size, applied=finite, scaled=self._scale.enabled)
 
@@ -136,12 +148,16 @@ class SingleDevice:
 
     def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
         """The weights themselves and the optimizer's state."""
+        if self.host_states is not None:
+            self.host_states.settle()
         return {"model": self._trained(model), "optimizer": optimizer_tensors(optimizer)}
 
     def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         """Copies weights into the model's and gives the optimizer its state."""
         load_weights(self._trained(model), tensors["model"])
         load_optimizer_tensors(optimizer, tensors.get("optimizer", {}))
+        if self.host_states is not None:
+            self.host_states.park_all()
 
     def _trained(self, model: nn.Module) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters(model) if parameter.requires_grad}

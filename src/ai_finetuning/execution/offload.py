@@ -1,0 +1,101 @@
+"""What training.runtime.offload comes to on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import ConfigError, Reason
+from ..messages import notice
+from ..parallel.plan import ParallelPlan
+from ..planner.memory import MemoryEstimate
+
+# Share of the free memory that a plan may take: gaps between tensors of many sizes take the rest.
+_USABLE = 0.92
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Room:
+    """Free bytes for one process: on its device, and in the host's memory."""
+
+    device: int
+    host: int
+
+
+def resolve_offload(
+    asked: str,
+    device: torch.device,
+    parallel: ParallelPlan,
+    optimizer: str,
+    *,
+    needs: Mapping[str, MemoryEstimate],
+    room: Room,
+) -> str:
+    """`none`, `activations` or `optimizer`.
+
+    Args:
+        asked: the setting.
+        optimizer: its name.
+        needs: the estimate of each.
+
+    Raises:
+        ConfigError: asked for where it cannot be done.
+    """
+    if asked == "none":
+        return "none"
+    if device.type != "cuda":
+        notice(
+            f"training.runtime.offload: {asked} は {device.type} では何もしません（はじめから、すべてその 1 つのメモリーにあります）。",
+            f"training.runtime.offload: {asked} has no effect on {device.type}: everything is in its one memory anyway.",
+        )
+        return "none"
+    refusals = {what: _refusal(what, parallel, optimizer, needs, room) for what in ("activations", "optimizer")}
+    if asked == "auto":
+        return _chosen(["none", *(what for what, refusal in refusals.items() if refusal is None)], needs, room)
+    refusal = refusals[asked]
+    if refusal is not None:
+        raise ConfigError(
+            f"training.runtime.offload: {asked} は使えません: {refusal.ja}",
+            f"training.runtime.offload: {asked} cannot be done: {refusal.en}",
+        )
+    return asked
+
+
+def _refusal(
+    what: str, parallel: ParallelPlan, optimizer: str, needs: Mapping[str, MemoryEstimate], room: Room
+) -> Reason | None:
+    if parallel.strategy == "model_parallel" or parallel.sizes.pp > 1 or parallel.zero_stage is not None:
+        return Reason(
+            "パイプライン、model_parallel、DeepSpeed とは組み合わせられません。offload を none にするか、parallel.strategy を ddp か fsdp にしてください。",
+            "it does not go with pipelines, model_parallel or DeepSpeed; set it to none, or take parallel.strategy ddp or "
+            "fsdp.",
+        )
+    if what == "optimizer" and optimizer == "adamw_8bit":
+        return Reason(
+            "training.optimizer.name: adamw_8bit とは組み合わせられません。adamw にするか、offload を activations にしてください。",
+            "it does not go with training.optimizer.name: adamw_8bit; take adamw, or set it to activations.",
+        )
+    moved = needs["none"].total - needs[what].total
+    if moved > room.host:
+        return Reason(
+            f"CPU 側のメモリーが {moved / _GIB:.2f} GiB 要りますが、空きは {room.host / _GIB:.2f} GiB です。offload を none にしてください。",
+            f"it needs {moved / _GIB:.2f} GiB of the host's memory, and {room.host / _GIB:.2f} GiB are free; set it to none.",
+        )
+    return None
+
+
+def _chosen(possible: list[str], needs: Mapping[str, MemoryEstimate], room: Room) -> str:
+    """The first that fits, cheapest first; where none does, the one that needs least."""
+    fitting = [what for what in possible if needs[what].total <= _USABLE * room.device]
+    chosen = fitting[0] if fitting else min(possible, key=lambda what: needs[what].total)
+    if chosen != "none":
+        sizes = [f"{size / _GIB:.2f} GiB" for size in (needs["none"].total, needs[chosen].total, room.device)]
+        notice(
+            f"training.runtime.offload auto: {chosen}（GPU に必要なメモリー {sizes[0]} → {sizes[1]}、空き {sizes[2]}）。",
+            f"training.runtime.offload auto: {chosen} (the GPU needs {sizes[1]} instead of {sizes[0]}, {sizes[2]} are "
+            "free).",
+        )
+    return chosen
