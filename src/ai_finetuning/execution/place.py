@@ -9,8 +9,9 @@ import torch
 from ..models.base_model import BaseModel
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import capacities
-from ..planner.gpus import UNCALIBRATED, Gpus
+from ..planner.gpus import CALIBRATED, UNCALIBRATED, Gpus
 from ..system.gpu import free_memory_bytes, get_available_device, sixteen_bit
+from .self_check.record import is_calibrated
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Place:
         """What a plan may fill of so many free bytes: of a GPU not all, as what its libraries and a fragmented heap take is
         not known before it was measured there.
         """
-        return int(free * UNCALIBRATED) if self.device.type == "cuda" else free
+        if self.device.type != "cuda":
+            return free
+        return int(free * (CALIBRATED if self.elsewhere is None and is_calibrated(self.device) else UNCALIBRATED))
 
     def comfortable(self, free: int) -> int:
         """Above which gradient checkpointing is worth its time; on a CPU other programs want memory too."""

@@ -20,7 +20,7 @@ LLAMA = "elyza/Llama-3-ELYZA-JP-8B"
 def test_what_devices_share_is_what_the_formula_counts():
     work = memory.Workload(1, None, frozen_bytes=2, tokens=1, compute_bytes=2, full=True)
     weight = memory.weight_bytes(work, 1, 0) + memory.copy_bytes(work, 1) + memory.state_bytes(work, 1)
-    assert DIVIDED_BYTES == {"infer": 2, "lora": 2, "qlora": memory.KBIT_BYTES[4], "full": weight}
+    assert {"infer": 2, "lora": 2, "qlora": memory.KBIT_BYTES[4], "full": weight} == DIVIDED_BYTES
 
 
 @pytest.mark.parametrize("use", DIVIDED_BYTES)
