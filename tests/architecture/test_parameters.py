@@ -25,9 +25,10 @@ def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def is_verb(path: Path, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether typer reads a function's parameters as a command's options."""
+    """Whether typer reads a function's parameters as a command's options; one that verbs share is a constant."""
     defaults = [ast.unparse(item) for item in (*node.args.defaults, *node.args.kw_defaults) if item is not None]
-    return path.is_relative_to(PACKAGE / "apps" / "cli") and any(item.startswith("typer.") for item in defaults)
+    inside = path.is_relative_to(PACKAGE / "apps" / "cli")
+    return inside and any(item.startswith("typer.") or item.isupper() for item in defaults)
 
 
 def too_long(path: Path, tree: ast.Module) -> set[str]:

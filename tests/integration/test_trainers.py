@@ -298,10 +298,10 @@ def test_gradient_checkpointing_follows_the_user_and_else_the_memory(
     assert recorded("untouched") is False  # a tiny model leaves most of the memory free
     assert recorded("asked", gradient_checkpointing=True) is True
     assert recorded("refused", gradient_checkpointing=False) is False
-    from ai_finetuning.execution import build, resolve
+    from ai_finetuning.execution import build, place
 
     # The estimate of this run is about 2.5 MB; free memory is pretended, the estimate is not.
-    for part in (build, resolve):
+    for part in (build, place):
         monkeypatch.setattr(part, "free_memory_bytes", lambda device: 2 * 2**20)
     assert recorded("short of memory") is True
     assert recorded("short of memory, refused", gradient_checkpointing=False) is False

@@ -18,12 +18,16 @@ _RESUME, _SECTIONS, _FILES = "faults/test_resume.py", "unit/config/test_sections
 _TOKENS, _LAUNCH, _BENCH = "unit/data/test_tokens.py", "distributed/test_launch.py", "test_quantization_benchmark.py"
 _CALLBACKS, _FIRST = "integration/test_callbacks.py", "integration/test_first_day_start.py"
 _FIRST_DAY = "integration/test_first_day_continue.py"
+_SELF_CHECK = "unit/execution/test_self_check.py"
 _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 
 # Modules that no test file is named after and none imports.
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
     "execution.launcher": _LAUNCH,
+    "execution.place": "integration/test_elsewhere.py",
+    **{f"execution.self_check.{name}": _SELF_CHECK for name in ("four_bit", "several")},
+    "apps.cli.gpu": _SELF_CHECK,
     "system.start": "security/test_processes.py",
     "system.transfer": "unit/engine/test_prefetch.py",
     "data.columnar": _TABLES,

@@ -31,16 +31,21 @@ class Precision:
 
 
 def resolve_precision(requested: str, *, fp16: bool, device: torch.device) -> Precision:
-    """The precision that suits the device.
+    """The precision that suits the device; see precision_for."""
+    return precision_for(requested, fp16=fp16, device=device, best=sixteen_bit(device))
+
+
+def precision_for(requested: str, *, fp16: bool, device: torch.device, best: torch.dtype | None) -> Precision:
+    """The precision that suits a device, which need not be on this machine.
 
     Args:
         requested: `auto` follows `fp16`; `fp32`, `bf16` and `fp16` are taken where the device can.
         fp16: the documented flag, understood as "mixed precision".
         device: where the run computes.
+        best: the 16-bit type that it computes well in, or None.
     """
     if requested == "fp32" or (requested == "auto" and not fp16):
         return Precision("fp32", "fp32 で計算します。", "computing in fp32.")
-    best = sixteen_bit(device)
     if device.type == "cpu":
         if best is torch.bfloat16:
             asked = "" if requested == "bf16" else "（CPU の fp16 は遅いため）"

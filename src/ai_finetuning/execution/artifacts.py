@@ -51,6 +51,10 @@ from .result import Result
 from .resume import validate_weights
 
 # Where a setting stands that the run derives.
+# Of a plan, what says nothing of the run on another day.
+_OF_THE_MOMENT = frozenset(
+    ("memory", "free_memory_bytes", "free_disk_bytes", "speed", "measured_memory", "limit_bytes", "devices")
+)
 _SETTINGS = {
     "precision": "training.runtime.precision",
     "warmup_steps": "training.warmup_steps",
@@ -309,11 +313,7 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
         "estimated_memory_gb": round(plan.summary.memory.total / 1e9, 2),
         "characters_per_token": round(plan.data.report.characters_per_token, 3),
         "vocabulary": vocabulary_line(plan.data.report.vocabulary),
-        "plan": {
-            key: value
-            for key, value in asdict(plan.summary).items()
-            if key not in ("memory", "free_memory_bytes", "free_disk_bytes", "speed", "measured_memory")
-        },
+        "plan": {key: value for key, value in asdict(plan.summary).items() if key not in _OF_THE_MOMENT},
     }
 
 

@@ -29,8 +29,11 @@ def plain_module(model: BaseModel) -> Any:
     return loaded if loaded is not None and not is_peft(loaded) and quantized_bits(loaded) is None else None
 
 
-def planned_module(model: BaseModel, source: ModelSource) -> nn.Module:
+def planned_module(model: BaseModel, source: ModelSource, *, weightless: bool = False) -> nn.Module:
     """The module that a plan is made for: the loaded one, or one on the meta device that has no weights.
+
+    Args:
+        weightless: its files of weights need not be here.
 
     Raises:
         ModelError: no causal language model can be built, or its weights are pickles.
@@ -42,7 +45,8 @@ def planned_module(model: BaseModel, source: ModelSource) -> nn.Module:
     if isinstance(model, ScratchModel):
         with torch.device("meta"):
             return model.build()
-    validate_safetensors(source)
+    if not weightless:
+        validate_safetensors(source)
     return meta_model(source)
 
 

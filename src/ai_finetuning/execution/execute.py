@@ -43,6 +43,7 @@ from .reporting import RunReport
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
+from .self_check.first_use import check_unknown_gpu
 from .system_prompt import keep_system, take_system
 from .trackers import Tracker
 
@@ -138,6 +139,7 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
                 peers.size > 1 and plan.request.resolved_strategy is None
             ):  # else the process that started these has done it
                 _warn_of_leakage(plan)
+            check_unknown_gpu(plan.device)
         _warn_of_memory(plan.summary)
         _warn_of_few_steps(plan.summary)
         warn_of_idle_ranks(plan.parallel, plan.summary.rows_per_step)

@@ -12,14 +12,12 @@ from ..messages import notice
 from ..parallel.plan import ParallelPlan
 from ..planner.memory import MemoryEstimate
 
-# Share of the free memory that a plan may take: gaps between tensors of many sizes take the rest.
-_USABLE = 0.92
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Room:
-    """Free bytes for one process: on its device, and in the host's memory."""
+    """Bytes that one process may fill: of its device, and of the host's memory."""
 
     device: int
     host: int
@@ -89,13 +87,13 @@ def _refusal(
 
 def _chosen(possible: list[str], needs: Mapping[str, MemoryEstimate], room: Room) -> str:
     """The first that fits, cheapest first; where none does, the one that needs least."""
-    fitting = [what for what in possible if needs[what].total <= _USABLE * room.device]
+    fitting = [what for what in possible if needs[what].total <= room.device]
     chosen = fitting[0] if fitting else min(possible, key=lambda what: needs[what].total)
     if chosen != "none":
         sizes = [f"{size / _GIB:.2f} GiB" for size in (needs["none"].total, needs[chosen].total, room.device)]
         notice(
-            f"training.runtime.offload auto: {chosen}（GPU に必要なメモリー {sizes[0]} → {sizes[1]}、空き {sizes[2]}）。",
-            f"training.runtime.offload auto: {chosen} (the GPU needs {sizes[1]} instead of {sizes[0]}, {sizes[2]} are "
-            "free).",
+            f"training.runtime.offload auto: {chosen}（GPU に必要なメモリー {sizes[0]} → {sizes[1]}、使えるのは {sizes[2]}）。",
+            f"training.runtime.offload auto: {chosen} (the GPU needs {sizes[1]} instead of {sizes[0]}, {sizes[2]} may be "
+            "filled).",
         )
     return chosen

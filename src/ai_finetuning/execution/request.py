@@ -20,6 +20,7 @@ from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
+from ..planner.gpus import Gpus
 from .sources import config_source
 from .trainer_hooks import TrainerHooks
 
@@ -48,6 +49,7 @@ class TrainRequest:
         use_accelerate: run the step through Accelerate.
         resolved_strategy: in a process that another one of ours has started: what that one resolved.
         hooks: callbacks and metrics of a script.
+        elsewhere: GPUs that a plan is made for although they are not here; nothing can be trained then.
     """
 
     model: BaseModel
@@ -57,6 +59,7 @@ class TrainRequest:
     use_accelerate: bool = False
     resolved_strategy: ResolvedStrategy | None = None
     hooks: TrainerHooks = TrainerHooks()
+    elsewhere: Gpus | None = None
 
     @property
     def full(self) -> bool:

@@ -19,9 +19,9 @@ from ..data.loader import Loader
 from ..data.mixture import Taken
 from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
 from ..data.tokenize import count_label_tokens, max_token_id
-from ..engine.precision import Precision, resolve_precision
+from ..engine.precision import Precision, precision_for
 from ..engine.schedule import Schedule
-from ..errors import ConfigError
+from ..errors import ConfigError, Reason
 from ..japanese.templates import was_written_for
 from ..messages import notice, warn
 from ..models.adapters import trains_embedding, validate_fit
@@ -34,14 +34,16 @@ from ..models.special_tokens import grow_embedding, rows_for, validate_growth, w
 from ..models.tokenizers import ensure_pad
 from ..parallel.plan import ParallelPlan, resolve_parallel_plan, validate_model
 from ..parallel.processes import launched
-from ..parallel.strategies.device_map import capacities
+from ..parallel.strategies.device_map import Split
 from ..planner import memory
 from ..planner.auto import Situation, advise_strategy
 from ..planner.layers import blocks_of, split_model
 from ..planner.plan import Plan
+from ..planner.roofline import micro_batch, table_speed
 from ..planner.shape import ModelShape, shape_of
-from ..planner.speed import last_speed
-from ..system.gpu import free_memory_bytes, get_available_device
+from ..planner.speed import Speed, last_speed
+from ..planner.spread import on_fullest_device, on_fullest_of_map
+from ..system.gpu import free_memory_bytes
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
 from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
@@ -49,6 +51,7 @@ from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
 from .offload import Room, resolve_offload
+from .place import Place, place_for
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
 from .system_prompt import with_agreed_system
@@ -119,7 +122,7 @@ class _Model:
     source: ModelSource
     module: nn.Module
     shape: ModelShape
-    device: torch.device
+    place: Place
     precision: Precision
     taken: dict[str, Any]
     targets: LoraTargets | None
@@ -149,14 +152,23 @@ class _Model:
         r = self.request.config.lora.r
         return self.shape.lora_parameters(r, self.adapted) + self.targets.parameter_weights(r)
 
-    def checkpointing(self, work: memory.Workload, free: int) -> bool:
+    def checkpointing(self, work: memory.Workload, free: int, parallel: ParallelPlan) -> bool:
         """Gradient checkpointing: as given, as the run began, else on where memory would be short without it."""
         training = self.request.config.training
         if "gradient_checkpointing" in explicitly_set(training):
             return training.gradient_checkpointing
         if self.taken.get("gradient_checkpointing") is not None:
             return bool(self.taken["gradient_checkpointing"])
-        return memory.estimate(self.shape, work, checkpointing=False).total > 0.8 * free
+        return self.needs(work, parallel, checkpointing=False).total > self.place.comfortable(free)
+
+    def needs(self, work: memory.Workload, parallel: ParallelPlan, *, checkpointing: bool) -> memory.MemoryEstimate:
+        """The peak of the process that holds most of the run."""
+        whole = memory.estimate(self.shape, work, checkpointing=checkpointing)
+        if not parallel.in_parts:
+            return whole
+        blocks = blocks_of(self.module, work, checkpointing=checkpointing, targets=self.adapted)
+        count = self.request.config.training.gradient_accumulation_steps
+        return on_fullest_device(whole, self.shape, work, blocks, parallel, -(-count // parallel.sizes.dp))
 
 
 def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan:
@@ -186,9 +198,9 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
         validate_fit(model.module, config.lora.adapter)
         validate_targets(config, [name for name, _, _ in model.shape.linear_features])
     resolved_strategy = request.resolved_strategy or _resolve_auto(model)
-    parallel, processes_to_start = _parallel(request, model.device, resolved_strategy)
+    parallel, processes_to_start = _parallel(request, model.place, resolved_strategy)
     _say_what_has_no_effect(request, parallel)
-    model = replace(model, device=_device_of_rank(model.device, parallel, processes_to_start))
+    model = replace(model, place=replace(model.place, device=model.place.of_rank(parallel.processes)))
     return _plan(model, parallel, processes_to_start, resume)
 
 
@@ -208,15 +220,15 @@ def validate_precision(config: Any, precision: Precision) -> None:
 
 def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) -> _Model:
     training = request.config.training
-    device = request.model.device or get_available_device()
-    module = base_facts.planned_module(request.model, source)
+    place = place_for(request.model.device, request.elsewhere)
+    module = base_facts.planned_module(request.model, source, weightless=request.elsewhere is not None)
     asked = training.runtime.precision
     if asked == "auto" and taken.get("fp16", training.fp16) == training.fp16:
         asked = taken.get("precision", asked)
-    precision = resolve_precision(asked, fp16=training.fp16, device=device)
+    precision = precision_for(asked, fp16=training.fp16, device=place.device, best=place.sixteen_bit())
     validate_precision(module.config, precision)
     targets = None if request.full else _targets(request.config.lora, module, taken)
-    return _Model(request, source, module, shape_of(module), device, precision, taken, targets)
+    return _Model(request, source, module, shape_of(module), place, precision, taken, targets)
 
 
 def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
@@ -225,23 +237,22 @@ def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
     Raises:
         ConfigError: no strategy fits in memory.
     """
-    request = model.request
-    parallel, device = request.config.parallel, model.device
+    request, place = model.request, model.place
+    parallel = request.config.parallel
     if parallel.strategy != "auto":
         return None
-    gpus: list[int] = list(_visible_gpus().values()) if device.type == "cuda" and device.index is None else []
+    gpus = list(place.gpus().values()) if place.several else []
     count = launched().size if launched().size > 1 else parallel.processes or len(gpus) or 1
-    free = free_memory_bytes(device)
-    devices = gpus[:count] if len(gpus) >= count else [free // count] * count
+    devices = gpus[:count] if len(gpus) >= count else [place.free_bytes() // count] * count
     work = model.workload(request.config.data.max_length)
-    checkpointing = model.checkpointing(work, min(devices))
+    checkpointing = model.checkpointing(work, min(devices), ParallelPlan())
     targets = model.adapted
     several_gpus = len(gpus) >= 2 and launched().size == 1
-    room = capacities(parallel.max_memory_per_gpu, _visible_gpus()) if several_gpus else None
+    room = place.room(parallel.max_memory_per_gpu) if several_gpus else None
     blocks = blocks_of(model.module, work, checkpointing=checkpointing, targets=targets)
     chosen = advise_strategy(
         Situation(
-            devices=list(room.values()) if room is not None else devices,
+            devices=[place.usable(free) for free in (room.values() if room is not None else devices)],
             whole=memory.estimate(model.shape, work, checkpointing=checkpointing),
             gathered=max(block.weights for block in blocks),
             split_fits=split_model(model.module, work, room, checkpointing=checkpointing, targets=targets).fits
@@ -255,13 +266,13 @@ def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
 
 
 def _parallel(
-    request: TrainRequest, device: torch.device, resolved_strategy: ResolvedStrategy | None
+    request: TrainRequest, place: Place, resolved_strategy: ResolvedStrategy | None
 ) -> tuple[ParallelPlan, int]:
     """How the run is spread, and the processes that have to be started for it."""
     config = request.config
     strategy = resolved_strategy.strategy if resolved_strategy is not None else config.parallel.strategy
     processes = resolved_strategy.processes if resolved_strategy is not None else config.parallel.processes
-    to_start = _processes_to_start(strategy, processes, device)
+    to_start = _processes_to_start(strategy, processes, place)
     choice = resolve_parallel_plan(
         strategy,
         processes=to_start if to_start > 1 else None,
@@ -273,7 +284,7 @@ def _parallel(
         deepspeed_stage=config.parallel.deepspeed_stage,
     )
     if choice.strategy == "model_parallel":
-        capacities(config.parallel.max_memory_per_gpu, _visible_gpus())
+        place.room(config.parallel.max_memory_per_gpu)
     validate_hooks(request.hooks, choice, to_start, request.eval_data)
     return choice, to_start
 
@@ -285,25 +296,16 @@ def validate_strategy(request: TrainRequest) -> None:
         ConfigError: sizes or ranks that do not fit.
     """
     if request.config.parallel.strategy != "auto":
-        _parallel(request, request.model.device or get_available_device(), request.resolved_strategy)
+        _parallel(request, place_for(request.model.device, request.elsewhere), request.resolved_strategy)
 
 
-def _processes_to_start(strategy: str, processes: int | None, device: torch.device) -> int:
+def _processes_to_start(strategy: str, processes: int | None, place: Place) -> int:
     """Processes that this run should have on this machine and has not: more than 1 means that they must be started."""
     if launched().size > 1 or torch.distributed.is_initialized() or strategy == "model_parallel":
         return 1
     if processes is not None:
         return processes
-    if device.type != "cuda" or device.index is not None:
-        return 1  # one device was meant
-    return torch.cuda.device_count()
-
-
-def _device_of_rank(device: torch.device, parallel: ParallelPlan, processes_to_start: int) -> torch.device:
-    """Where this process computes: with several, each takes the GPU of its rank on the machine."""
-    if parallel.processes > 1 and device.type == "cuda":
-        return torch.device("cuda", launched().local_rank)
-    return device
+    return place.gpu_count() if place.several else 1  # else one device was meant
 
 
 def _say_what_has_no_effect(request: TrainRequest, parallel: ParallelPlan) -> None:
@@ -339,17 +341,16 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     warmup = warmup_of(training, taken, total)
     _validate_model(model, parallel, data)
     work = model.workload(packing_tokens or data.longest)
-    room = None
-    free = _free_bytes(request, model.device) // (parallel.processes if model.device.type == "cpu" else 1)
+    place = model.place
+    free = place.free_bytes(request.model) // (parallel.processes if place.device.type == "cpu" else 1)
+    layers = None
     if parallel.strategy == "model_parallel":
-        room = capacities(config.parallel.max_memory_per_gpu, _visible_gpus())
-        free = sum(room.values())
-    checkpointing = model.checkpointing(work, free)
-    device_map = None
-    if room is not None:
+        room = place.room(config.parallel.max_memory_per_gpu)
+        checkpointing = model.checkpointing(work, sum(room.values()), parallel)
         layers = split_model(model.module, work, room, checkpointing=checkpointing, targets=model.adapted)
         layers.validate_fit()
-        device_map = layers.device_map()
+    else:
+        checkpointing = model.checkpointing(work, free, parallel)
     derived = Derived(
         precision.name,
         training.fp16,
@@ -361,32 +362,30 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         eval_steps=eval_steps_of(training, taken, total) if data.eval_data else None,
     )
     replayed = replayed_of(request, data, mixture, epochs=total / len(loader))
+    whole = model.needs(work, parallel, checkpointing=checkpointing)
     needs = {
-        what: memory.offloaded(
-            memory.estimate(model.shape, work, checkpointing=checkpointing),
-            model.shape,
-            work,
-            what,
-            checkpointing=checkpointing,
-        )
+        what: memory.offloaded(whole, model.shape, work, what, checkpointing=checkpointing)
         for what in ("none", "activations", "optimizer")
     }
     host = free_memory_bytes(torch.device("cpu")) // max(parallel.processes, processes_to_start)
     offload = resolve_offload(
         training.runtime.offload,
-        model.device,
+        place.device,
         parallel,
         training.optimizer.name,
         needs=needs,
-        room=Room(device=free, host=host),
+        room=Room(device=place.usable(free), host=host),
     )
     summary = replace(
         _summary(model, data, loader, derived, total, work, free, replayed),
         memory=needs[offload],
+        limit_bytes=place.usable(free),
         strategy=parallel.strategy,
         processes=max(parallel.processes, processes_to_start),
-        speed=last_speed(*base_facts.speed_key(request, model.device, parallel)),
+        speed=_speed(model, work, parallel, data, derived),
     )
+    if layers is not None:
+        summary = replace(summary, **_by_map(place, summary.memory, layers))
     options = training.schedule
     return RunPlan(
         request=request,
@@ -395,11 +394,11 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         data=data,
         loader=loader,
         shape=model.shape,
-        device=model.device,
+        device=place.device,
         precision=precision,
         parallel=parallel,
         processes_to_start=processes_to_start,
-        device_map=device_map,
+        device_map=layers.device_map() if layers is not None else None,
         schedule=Schedule(options.name, warmup, options.min_lr_ratio, options.decay_ratio),
         packing_tokens=packing_tokens,
         derived=derived,
@@ -471,16 +470,34 @@ def _validate_experts(targets: LoraTargets, parallel: ParallelPlan) -> None:
     targets.say()
 
 
-def _visible_gpus() -> dict[int, int]:
-    """Free bytes of each GPU."""
-    return {index: free_memory_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())}
+def _speed(
+    model: _Model, work: memory.Workload, parallel: ParallelPlan, data: PreparedData, derived: Derived
+) -> Speed | None:
+    """Of the last such run here, or by the table of GPUs for a machine that is not here."""
+    elsewhere, training = model.request.elsewhere, model.request.config.training
+    if elsewhere is None:
+        return last_speed(*base_facts.speed_key(model.request, model.place.device, parallel))
+    tokens = sum(map(len, data.train)) / max(1, len(data.train)) * training.batch_size
+    number = max(1.0, training.gradient_accumulation_steps / parallel.sizes.dp)
+    one = micro_batch(
+        model.shape,
+        replace(work, tokens=max(1, round(tokens))),
+        checkpointing=derived.gradient_checkpointing,
+        document=tokens / training.batch_size,
+        updates=1 / number,
+    )
+    return table_speed(one, tokens, derived.precision, elsewhere, parallel, number)
 
 
-def _free_bytes(request: TrainRequest, device: torch.device) -> int:
-    """Free on the device, counting what a loaded model already takes."""
-    loaded = request.model.model
-    held = sum(weight.numel() * weight.element_size() for weight in loaded.parameters()) if loaded is not None else 0
-    return free_memory_bytes(device) + held
+def _by_map(place: Place, whole: memory.MemoryEstimate, layers: Split) -> dict[str, Any]:
+    """The parts of a summary that are those of the fullest GPU of a map."""
+    fullest = layers.fullest
+    return {
+        "memory": on_fullest_of_map(whole, layers),
+        "free_memory_bytes": fullest.capacity,
+        "limit_bytes": place.usable(fullest.capacity),
+        "devices": Reason(layers.text_ja(), layers.text_en()),
+    }
 
 
 def _summary(
@@ -500,7 +517,7 @@ def _summary(
     return Plan(
         model=request.model.model_name,
         method=request.config.effective_method,
-        device=str(model.device),
+        device=str(model.place),
         precision=derived.precision,
         parameters=shape.parameters,
         trainable=work.trainable,

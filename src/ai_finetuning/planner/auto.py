@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError, localized
 from .memory import MemoryEstimate
+from .spread import of_sharded_rank
 
 _GIB = 2**30
 
@@ -38,15 +39,8 @@ class Situation:
 
     @property
     def sharded(self) -> int:
-        """Need of a device under fsdp: weights, their copies, gradients and optimizer state are divided, activations
-        are its own.
-
-        The same for any number of micro-batches in a step: each one's gradients are summed over the devices and divided
-        as soon as its backward pass has them.
-        """
-        mine = self.whole
-        divided = (mine.weights + mine.copies + mine.gradients_and_optimizer) // len(self.devices)
-        return divided + self.gathered + mine.activations + mine.logits + mine.base
+        """Need of a device under fsdp."""
+        return of_sharded_rank(self.whole, len(self.devices), self.gathered).total
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,9 @@ def offloaded(
         kept, computing = layer_activations(shape, work, checkpointing=checkpointing)
         return replace(whole, activations=kept * min(shape.layers, OFFLOAD_AHEAD + 1) + computing)
     if what == "optimizer":
-        on_device = min(work.optimizer_bytes * work.trainable, 3 * OFFLOAD_CHUNK_BYTES)
-        return replace(whole, gradients_and_optimizer=4 * work.trainable + on_device)
+        state = whole.gradients_and_optimizer * work.optimizer_bytes // (4 + work.optimizer_bytes)
+        kept = whole.gradients_and_optimizer - state
+        return replace(whole, gradients_and_optimizer=kept + min(state, 3 * OFFLOAD_CHUNK_BYTES))
     return whole
 
 

@@ -21,6 +21,10 @@ class Plan:
     Attributes:
         speed: of the steps, by the last run of this model and method or by a pilot; None where neither is known.
         measured_memory: bytes that a pilot held at its peak.
+        memory: of one process; of several devices, of the fullest one.
+        free_memory_bytes: of that device.
+        limit_bytes: what the plan may fill of it; None for all of it.
+        devices: the arithmetic for each GPU, where they hold different parts.
     """
 
     model: str
@@ -79,6 +83,8 @@ class Plan:
     evaluations: int = 0
     keeps_best: bool = False
     replay: Taken | None = None  # old rows of the first epoch
+    limit_bytes: int | None = None
+    devices: Reason | None = None
 
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
@@ -134,8 +140,29 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the estimate is below the free memory."""
-        return self.memory.total <= self.free_memory_bytes
+        """Whether the estimate is below what the plan may fill."""
+        limit = self.free_memory_bytes if self.limit_bytes is None else self.limit_bytes
+        return self.memory.total <= limit
+
+    def _free_text(self) -> str:
+        free = f"{self.free_memory_bytes / 2**30:.2f} GiB"
+        if self.limit_bytes is None or self.limit_bytes == self.free_memory_bytes:
+            return free
+        limit, share = self.limit_bytes / 2**30, self.limit_bytes / self.free_memory_bytes
+        return localized(
+            f"{free}（使うのは {share:.0%} の {limit:.2f} GiB まで）",
+            f"{free} (of which {share:.0%}, {limit:.2f} GiB, may be filled)",
+        )
+
+    def _memory_rows(self) -> list[tuple[str, str]]:
+        alone = self.processes == 1 and self.devices is None
+        label = (
+            localized("メモリー（見積もり）", "memory (estimate)")
+            if alone
+            else localized("メモリー（1 デバイス、見積もり）", "memory of the fullest device (estimate)")
+        )
+        each = [] if self.devices is None else [(localized("デバイスごと", "each device"), str(self.devices))]
+        return [(label, self.memory.text()), *each]
 
     def table(self) -> list[tuple[str, str]]:
         """(label, value) lines for people, in the locale's language."""
@@ -182,9 +209,9 @@ class Plan:
             *self._few_steps_row(),
             *self._evaluation_row(),
             (localized("勾配チェックポイント", "gradient checkpointing"), on),
-            (localized("メモリー（見積もり）", "memory (estimate)"), self.memory.text()),
+            *self._memory_rows(),
             *self._measured(),
-            (localized("空きメモリー", "free memory"), f"{self.free_memory_bytes / 2**30:.2f} GiB{fits}"),
+            (localized("空きメモリー", "free memory"), f"{self._free_text()}{fits}"),
             (
                 localized("ディスク（最大）", "disk (at most)"),
                 localized(

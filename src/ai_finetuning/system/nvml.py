@@ -56,6 +56,22 @@ def gpus(nvml: Any = None, visible: str | None = None) -> list[Gpu]:
         nvml.nvmlShutdown()
 
 
+def driver() -> str | None:
+    """The version of the NVIDIA driver; None without one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # ImportError, or pynvml's own where there is no driver
+        return None
+    try:
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def free_bytes(index: int, known: list[Gpu] | None = None) -> int | None:
     """Free memory of `cuda:index`; None where NVML does not tell, or may mean another card by that number.
 

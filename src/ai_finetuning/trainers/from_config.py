@@ -14,6 +14,7 @@ from ..execution.resolve import RunPlan, resolve
 from ..execution.result import Result
 from ..execution.resume import describe, is_done
 from ..models.source import ModelSource
+from ..planner.gpus import Gpus
 
 
 def run_training(config: RunConfig, device: str | None = None, source: ModelSource | None = None) -> Result:
@@ -26,19 +27,25 @@ def run_training(config: RunConfig, device: str | None = None, source: ModelSour
 
 
 def plan_training(
-    config: RunConfig, device: str | None = None, source: ModelSource | None = None, *, pilot: bool = False
+    config: RunConfig,
+    device: str | None = None,
+    source: ModelSource | None = None,
+    *,
+    pilot: bool = False,
+    elsewhere: Gpus | None = None,
 ) -> RunPlan:
     """The plan of the run that the configuration describes; nothing is written.
 
     Args:
         pilot: take a few real steps and put their speed and memory into the plan.
+        elsewhere: GPUs to plan for that are not here; then the model's weights need not be here either.
 
     Raises:
         ToolkitError: what run_training would refuse before it loads weights, or with a pilot in its first steps.
     """
     request = request_of(config, device, source)
     without_cache = with_values(config, data=with_values(config.data, cache=False))
-    plan = resolve(replace(request, config=without_cache))
+    plan = resolve(replace(request, config=without_cache, elsewhere=elsewhere))
     return try_steps(plan) if pilot else plan
 
 

@@ -170,7 +170,7 @@ def test_a_resumed_run_takes_what_was_derived_from_its_checkpoint_and_a_rerun_de
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Stopped on a machine that is short of memory, resumed on one that is not: checkpointing and warm-up stay."""
-    from ai_finetuning.execution import resolve as module
+    from ai_finetuning.execution import place as module
 
     write_run(tmp_path, tiny_model_dir)
     plain = tmp_path / "plain.yaml"

@@ -36,9 +36,13 @@ def env(
     obtained["free_disk_gb"] = round(free_disk_bytes(Path.cwd()) / 1e9, 1)
     obtained["token_cache"] = str(cache_folder("tokens"))
     obtained["hub"] = _hub()
+    obtained["self_check"] = _self_check()
     if as_json:
         print(json.dumps(obtained, ensure_ascii=False, indent=1))
         return
+    from ...execution.self_check.record import line
+
+    obtained["self_check"] = str(line(obtained["self_check"]))
     for title, lines in _blocks(obtained):
         print(title)
         for label, value in lines:
@@ -90,6 +94,7 @@ def _blocks(obtained: dict[str, Any]) -> list[tuple[str, list[tuple[str, object]
             [
                 (localized("デバイス", "device"), obtained["device"]),
                 ("CUDA", obtained["cuda"] or localized("なし", "none")),
+                (localized("デバイスの自己検査", "self-check of the device"), obtained["self_check"]),
                 (localized("スレッド数", "threads"), obtained["threads"]),
                 (localized("トークンのキャッシュ", "token cache"), obtained["token_cache"]),
             ],
@@ -104,6 +109,14 @@ def _blocks(obtained: dict[str, Any]) -> list[tuple[str, list[tuple[str, object]
             ],
         ),
     ]
+
+
+def _self_check() -> dict[str, Any] | None:
+    """What `aift gpu self-check` found last with this device, driver and torch, without the single results."""
+    from ...execution.self_check import everything, record
+
+    made = record.stored(everything.device_to_check(None))
+    return None if made is None else {key: made[key] for key in ("date", "part", "count", "key")}
 
 
 def _hub() -> str:

@@ -22,6 +22,7 @@ from . import (
     evaluate,
     export,
     generate,
+    gpu,
     home,
     import_,
     init,
@@ -76,6 +77,7 @@ app.add_typer(
     name="export",
     help=localized("GGUF・Ollama・vLLM 用に書き出します。", "Exports for GGUF, Ollama, vLLM."),
 )
+app.add_typer(gpu.app, name="gpu", help=localized("この PC の GPU を確かめます。", "Checks this machine's GPUs."))
 app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作ります。", "Makes a tokenizer."))
 app.add_typer(data.app, name="data", help=localized("データを確かめます。", "Inspects data."))
 
@@ -128,7 +130,7 @@ def run(arguments: list[str]) -> int:
 # Verbs that import torch, which takes seconds, and those of a group that do not.
 _SLOW = frozenset(
     ("train", "plan", "start", "generate", "chat", "answer", "merge", "serve", "quantize", "bench", "eval", "bundle")
-    + ("env", "demo", "export", "tokenizer", "data")
+    + ("env", "demo", "export", "tokenizer", "data", "gpu")
 )
 _QUICK = (["data", "formats"],)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ...messages import on_one_line, printable
 
 if TYPE_CHECKING:
     from ...models.catalog import CatalogRow
+    from ...planner.gpus import Gpus
 
 # Uses by the key of the catalog's memory, with their headings.
 _USES = {
@@ -71,20 +73,35 @@ def models(
         "lora",
         help=localized("収まるかどうかを見る用途: ", "use that has to fit: ") + " | ".join(_USES),
     ),
+    gpu: str | None = typer.Option(
+        None,
+        "--gpu",
+        metavar="NAMExN",
+        help=localized(
+            "この PC の代わりに、名前と枚数で指定した GPU（4090x2 など）に収まるかを見ます。",
+            "what fits these GPUs (4090x2) instead of this machine",
+        ),
+    ),
 ) -> None:
     """A table of the catalog; an exact name shows everything that is known of it."""
     from ...errors import ConfigError, InputNotFoundError
     from ...models import catalog
-    from ...system.machine import machine
 
     if method not in _USES:
         raise ConfigError(
             f"--method が {method!r} です。{', '.join(_USES)} のいずれかにしてください。",
             f"--method is {method!r}; it must be one of {', '.join(_USES)}.",
         )
+    elsewhere = None
+    if gpu is not None:
+        from ...planner.gpus import parse_gpus
+
+        elsewhere = parse_gpus(gpu)
     known = catalog.supported_models()
     if query in known:
         _describe(query, known[query])
+        if fits or elsewhere is not None:
+            _describe_fit(catalog.rows()[query], _room(elsewhere))
         return
     rows = [row for row in catalog.rows().values() if (query or "").lower() in row.id.lower()]
     if not rows:
@@ -95,29 +112,71 @@ def models(
             f"no model of the catalog matches {query}."
             + (f" Did you mean: {', '.join(near)}?" if near else " aift models lists them."),
         )
-    pc = machine()
-    room = pc.room / 2**30
-    label = localized(*_USES[method])
+    room, label = _room(elsewhere), localized(*_USES[method])
     for line in (
         localized(
-            f"○ {label} がこの PC の空き {room:.1f} GiB に収まる　● この PC にある",
-            f"○ {label} fits the {room:.1f} GiB that are free   ● on this PC",
+            f"○ {label} が{room.name_ja}に収まる　● この PC にある",
+            f"○ {label} fits {room.name_en}   ● on this PC",
         ),
         localized(
             "数値は必要なメモリー（GiB、計算値）です。", "Numbers are the memory that is needed (GiB, computed)."
         ),
+        *([] if room.devices == 1 else [localized("1 枚あたりの値です。", "On each GPU.")]),
     ):
         print(line, flush=True)
     from ...models.local import local_models
 
-    here, largest_first = {model.name for model in local_models(Path())}, bool(pc.gpus)
-    ranked = sorted(_real(rows), key=lambda row: _rank(row, method, room, row.id in here, largest_first=largest_first))
+    here = {model.name for model in local_models(Path())}
+    ranked = sorted(_real(rows), key=lambda row: _rank(row, method, room, row.id in here))
     if fits:
-        ranked = [row for row in ranked if _need(row, method) <= room]
+        ranked = [row for row in ranked if room.need(row, method) <= room.gib]
     if not ranked:
         print(localized("収まるモデルはありません。", "No model fits."))
         return
     _print_table(ranked, method, room, here)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What models have to fit into.
+
+    Attributes:
+        gib: on each device.
+        gpus: whether they are GPUs.
+        name_ja, name_en: for the heading.
+    """
+
+    gib: float
+    devices: int
+    gpus: bool
+    name_ja: str
+    name_en: str
+
+    def need(self, row: CatalogRow, use: str) -> float:
+        """GiB of a model on each device."""
+        from ...planner.fits import need_gib
+
+        return need_gib(row, use, self.devices)
+
+
+def _room(elsewhere: Gpus | None) -> _Room:
+    from ...planner.gpus import UNCALIBRATED
+    from ...system.machine import machine
+
+    if elsewhere is None:
+        pc = machine()
+        free = pc.room / 2**30
+        ja, en = f"この PC の空き {free:.1f} GiB ", f"the {free:.1f} GiB that are free"
+        return _Room(free, 1, bool(pc.gpus), ja, en)
+    whole = elsewhere.card.memory_gib
+    usable = UNCALIBRATED * whole
+    return _Room(
+        usable,
+        elsewhere.count,
+        True,
+        f" {elsewhere}（1 枚 {whole:g} GiB のうち {usable:.1f} GiB まで）",
+        f"{elsewhere} (up to {usable:.1f} of the {whole:g} GiB of each)",
+    )
 
 
 def _real(rows: list[CatalogRow]) -> list[CatalogRow]:
@@ -125,21 +184,17 @@ def _real(rows: list[CatalogRow]) -> list[CatalogRow]:
     return [row for row in rows if row.alias_of is None] or rows
 
 
-def _need(row: CatalogRow, method: str) -> float:
-    return row.memory_gib.get(method, float("inf"))
-
-
-def _rank(row: CatalogRow, method: str, room: float, here: bool, *, largest_first: bool) -> tuple[Any, ...]:
+def _rank(row: CatalogRow, method: str, room: _Room, here: bool) -> tuple[Any, ...]:
     """What fits first; of that what is here already, then models that converse, on a GPU the largest first and on a CPU
     the smallest, which it trains in reasonable time; then the rest, the least memory first.
     """
-    need = _need(row, method)
-    if need > room:
+    need = room.need(row, method)
+    if need > room.gib:
         return (1, need, row.id)
-    return (0, not here, row.template is None, (row.params_b or 0.0) * (-1 if largest_first else 1), row.id)
+    return (0, not here, row.template is None, (row.params_b or 0.0) * (-1 if room.gpus else 1), row.id)
 
 
-def _print_table(rows: list[CatalogRow], method: str, room: float, here: set[str]) -> None:
+def _print_table(rows: list[CatalogRow], method: str, room: _Room, here: set[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -151,8 +206,8 @@ def _print_table(rows: list[CatalogRow], method: str, room: float, here: set[str
         table.add_column(localized(*use), justify="right", no_wrap=True)
     table.add_column(localized("ライセンス", "licence"), overflow="fold", max_width=18)
     for row in rows:
-        mark = "●" if row.id in here else "○" if _need(row, method) <= room else ""
-        sizes = [f"{row.memory_gib[use]:.0f}" if use in row.memory_gib else "-" for use in _USES]
+        mark = "●" if row.id in here else "○" if room.need(row, method) <= room.gib else ""
+        sizes = [f"{room.need(row, use):.0f}" if use in row.memory_gib else "-" for use in _USES]
         gated = localized("（要申請）", " (gated)") if row.gated else ""
         note = f"→ {row.alias_of}" if row.alias_of else (row.licence or "?") + gated
         table.add_row(mark, row.id, _billions(row.params_b), *sizes, note)
@@ -170,6 +225,22 @@ def _describe(name: str, values: dict[str, Any]) -> None:
     for key, label in _LABELS.items():
         if key in values:
             print(f"  {localized(*label)}: {printable(_text(key, values[key]))}")
+
+
+def _describe_fit(row: CatalogRow, room: _Room) -> None:
+    """For each use whether the model fits, and what it needs there."""
+    from ...models.catalog import rows
+
+    row = rows()[row.alias_of] if row.alias_of is not None else row
+    needs = {use: room.need(row, use) for use in _USES if use in row.memory_gib}
+    fit = {
+        use: localized("収まる", "fits") if need <= room.gib else localized("収まらない", "too large")
+        for use, need in needs.items()
+    }
+    shown = localized("、", ", ").join(
+        f"{localized(*_USES[use])} {need:.1f} GiB ({fit[use]})" for use, need in needs.items()
+    )
+    print(f"  {localized(f'{room.name_ja.strip()}で', f'in {room.name_en}')}: {shown or '-'}")
 
 
 def _text(key: str, value: Any) -> str:

@@ -15,6 +15,7 @@ from .japanese import Command
 if TYPE_CHECKING:
     from ...config.run import RunConfig
     from ...models.source import ModelSource
+    from ...planner.gpus import Gpus
 
 
 GPUS = typer.Option(
@@ -34,6 +35,15 @@ PILOT = typer.Option(
     help=localized(
         "計画のために 3 ステップだけ実際に計算し、時間とメモリーを測ります（何も保存しません）。",
         "For a plan: compute three real steps and measure time and memory (nothing is kept).",
+    ),
+)
+GPU = typer.Option(
+    None,
+    "--gpu",
+    metavar="NAMExN",
+    help=localized(
+        "この PC にない GPU での計画を、公称値の表から計算します（4090x2、a100-80x8 など）。",
+        "A plan for GPUs that are not here, computed from a table of their stated figures (4090x2, a100-80x8).",
     ),
 )
 START = typer.Option(
@@ -136,6 +146,7 @@ def train(
     gpus: int = GPUS,
     cpu_processes: int = CPU_PROCESSES,
     pilot: bool = PILOT,
+    gpu: str | None = GPU,
     start: str | None = START,
     replay: tuple[float, str] | None = REPLAY,
     restart: bool = RESTART,
@@ -152,10 +163,32 @@ def train(
     arguments += with_flags(restart=restart, allow_changed=allow_changed)
     folder, arguments = _resumed_folder(path, arguments)
     options: dict[str, Any] = {"dry_run": dry_run, "gpus": gpus, "cpu_processes": cpu_processes, "pilot": pilot}
+    options["elsewhere"] = _elsewhere(gpu, options)
     if folder is not None and start is None:
         resume_folder(folder, arguments, **options)
     else:
         run_or_plan(_started(load_config(path, arguments), start), path, **options)
+
+
+def _elsewhere(gpu: str | None, options: dict[str, Any]) -> Gpus | None:
+    """The GPUs of `--gpu`, for which nothing but a plan can be made."""
+    if gpu is None:
+        return None
+    from ...planner.gpus import parse_gpus
+
+    gpus = parse_gpus(gpu)
+    refused = [f"--{name.replace('_', '-')}" for name in ("gpus", "cpu_processes", "pilot") if options[name]]
+    if refused:
+        raise UsageError(
+            f"--gpu はこの PC にない GPU の計画です。{'、'.join(refused)} とは同時に使えません。",
+            f"--gpu plans for GPUs that are not here; it cannot be used with {', '.join(refused)}.",
+        )
+    if not options["dry_run"]:
+        raise UsageError(
+            f"--gpu {gpu} はこの PC にない GPU の計画だけに使います。aift plan か aift train --dry-run で指定してください。",
+            f"--gpu {gpu} is for plans only; use it with aift plan or aift train --dry-run.",
+        )
+    return gpus
 
 
 def with_flags(*, restart: bool, allow_changed: bool) -> list[str]:
@@ -242,11 +275,13 @@ def run_or_plan(
     gpus: int = 0,
     cpu_processes: int = 0,
     pilot: bool = False,
+    elsewhere: Gpus | None = None,
 ) -> None:
     """Trains, or prints the plan.
 
     Args:
         said: where the settings come from, for messages.
+        elsewhere: GPUs of `--gpu`.
     """
     source = _check(config, said)
     if gpus or cpu_processes:
@@ -255,7 +290,7 @@ def run_or_plan(
         config = with_processes(config, gpus=gpus, cpu_processes=cpu_processes)
     device = "cpu" if cpu_processes else None
     if dry_run:
-        _show_plan(config, device, source, pilot=pilot)
+        _show_plan(config, device, source, pilot=pilot, elsewhere=elsewhere)
         return
     from ...runs.folder import beside
     from ...trainers.from_config import run_training
@@ -323,7 +358,9 @@ def _check(config: RunConfig, path: str | None) -> ModelSource:
     return find_base(config)
 
 
-def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pilot: bool) -> None:
+def _show_plan(
+    config: RunConfig, device: str | None, source: ModelSource, *, pilot: bool, elsewhere: Gpus | None
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -332,7 +369,7 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pi
     from ...export.gguf_tokenizer import assess
     from ...trainers.from_config import plan_training, where_it_goes_on
 
-    plan = plan_training(config, device, source, pilot=pilot)
+    plan = plan_training(config, device, source, pilot=pilot, elsewhere=elsewhere)
     start = where_it_goes_on(plan)
     # Told before training, when another model can still be chosen.
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture

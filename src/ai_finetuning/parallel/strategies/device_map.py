@@ -123,6 +123,11 @@ class Split:
         """Whether every GPU has room."""
         return all(load.total <= load.capacity for load in self.loads)
 
+    @property
+    def fullest(self) -> Load:
+        """The GPU that is fullest by its own size."""
+        return max(self.loads, key=lambda load: load.total / load.capacity)
+
     def text_ja(self) -> str:
         """The arithmetic, a GPU after the other."""
         return "、".join(

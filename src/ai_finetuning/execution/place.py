@@ -1,0 +1,94 @@
+"""Where a run computes: the devices of this machine, asked when they are needed, or GPUs of the table that are not here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..models.base_model import BaseModel
+from ..parallel.processes import launched
+from ..parallel.strategies.device_map import capacities
+from ..planner.gpus import CALIBRATED, UNCALIBRATED, Gpus
+from ..system.gpu import free_memory_bytes, get_available_device, sixteen_bit
+from .self_check.record import is_calibrated
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a plan asks of a machine.
+
+    Attributes:
+        device: of this process, or of the first one of the run.
+        elsewhere: GPUs that the plan is made for although they are not here; None for this machine.
+    """
+
+    device: torch.device
+    elsewhere: Gpus | None = None
+
+    def __str__(self) -> str:
+        return str(self.device) if self.elsewhere is None else str(self.elsewhere)
+
+    @property
+    def several(self) -> bool:
+        """Whether the run may take every GPU there is: none of them was named."""
+        return self.device.type == "cuda" and self.device.index is None
+
+    def gpu_count(self) -> int:
+        """GPUs that the run may take."""
+        return self.elsewhere.count if self.elsewhere is not None else torch.cuda.device_count()
+
+    def gpus(self) -> dict[int, int]:
+        """Free bytes of each GPU."""
+        if self.elsewhere is not None:
+            return dict.fromkeys(range(self.elsewhere.count), self.elsewhere.card.memory_bytes)
+        return {index: free_memory_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())}
+
+    def free_bytes(self, model: BaseModel | None = None) -> int:
+        """Free on the device, counting what a loaded model already takes."""
+        if self.elsewhere is not None:
+            return self.elsewhere.card.memory_bytes
+        loaded = model.model if model is not None else None
+        held = (
+            sum(weight.numel() * weight.element_size() for weight in loaded.parameters()) if loaded is not None else 0
+        )
+        return free_memory_bytes(self.device) + held
+
+    def usable(self, free: int) -> int:
+        """What a plan may fill of so many free bytes: of a GPU not all, as what its libraries and a fragmented heap take is
+        not known before it was measured there.
+        """
+        if self.device.type != "cuda":
+            return free
+        return int(free * (CALIBRATED if self.elsewhere is None and is_calibrated(self.device) else UNCALIBRATED))
+
+    def comfortable(self, free: int) -> int:
+        """Above which gradient checkpointing is worth its time; on a CPU other programs want memory too."""
+        return self.usable(free) if self.device.type == "cuda" else int(0.8 * free)
+
+    def sixteen_bit(self) -> torch.dtype | None:
+        """The 16-bit type that the device computes well in."""
+        if self.elsewhere is not None:
+            return torch.bfloat16 if self.elsewhere.card.has_bf16 else torch.float16
+        return sixteen_bit(self.device)
+
+    def room(self, asked: dict[int, str] | None) -> dict[int, int]:
+        """Bytes that model_parallel may use on each GPU.
+
+        Raises:
+            ConfigError: fewer than two GPUs, or one that is not there.
+        """
+        return capacities(asked, self.gpus())
+
+    def of_rank(self, processes: int) -> torch.device:
+        """Where this process computes: with several, each takes the GPU of its rank on the machine."""
+        if processes > 1 and self.device.type == "cuda":
+            return torch.device("cuda", launched().local_rank)
+        return self.device
+
+
+def place_for(device: torch.device | None, elsewhere: Gpus | None) -> Place:
+    """The place of a run: what was named, else the best there is."""
+    if elsewhere is not None:
+        return Place(torch.device("cuda"), elsewhere)
+    return Place(device or get_available_device())

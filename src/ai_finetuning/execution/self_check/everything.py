@@ -1,0 +1,60 @@
+"""All checks of a machine in their order, and the record of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...system.gpu import chosen_device, get_available_device
+from . import parity, predicted, record, several, speed, steps
+from .facts import facts
+from .results import Result, run_all
+
+PARTS = ("quick", "one", "all")
+
+
+def check(device: torch.device, part: str, report: Callable[[Result], None]) -> dict[str, Any]:
+    """Runs the checks, keeps their record and returns it.
+
+    Args:
+        part: `quick` (facts and kernels), `one` (of one device: whole steps, memory and speed too) or `all` (the strategies
+            over several too).
+        report: is told each result as it is there.
+    """
+    results: list[Result] = []
+
+    def note(checks: Any) -> None:
+        for result in run_all(checks):
+            results.append(result)
+            report(result)
+
+    calibration = predicted.calibrate(device)  # before anything else uses the GPU
+    known = facts(device)
+    note(parity.checks(device, quick=part == "quick"))
+    more: dict[str, Any] = {}
+    if part != "quick":
+        with tempfile.TemporaryDirectory(prefix="aift-self-check-") as folder:
+            bench = steps.Bench(Path(folder), device)
+            note(steps.checks(bench))
+            note(predicted.checks(device))
+            more["speed"] = speed.measure(device)
+            if part == "all":
+                note(several.checks(bench))
+                more["speed"]["between_gpus"] = several.between_gpus() if device.type == "cuda" else {}
+    made = record.make(device, part, known, results) | more | ({"calibration": calibration} if calibration else {})
+    record.store(made)
+    return made
+
+
+def device_to_check(name: str | None) -> torch.device:
+    """The device that was named, else the best; one GPU of several, so that no run takes them all.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    device = chosen_device(name) or get_available_device()
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

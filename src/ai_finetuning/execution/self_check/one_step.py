@@ -1,0 +1,132 @@
+"""A training step of a random model in memory, put together from the product's own parts: what memory it takes, how fast
+it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...engine.loss import make_document_loss
+from ...engine.optimizer import build_optimizer
+from ...engine.precision import precision_for
+from ...models.adapters import add_lora
+from ...models.documents import select_forward_path
+from ...parallel.batch import Batch
+from ...parallel.strategies.single import SingleDevice
+from ...planner.memory import Workload
+from ...planner.shape import ModelShape, shape_of
+from ...system.gpu import sixteen_bit
+from .results import NotHere
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a Llama, and of its micro-batch: documents x tokens."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    documents: int = 4
+    tokens: int = 512
+
+
+# Shaped as models of 10^9 parameters are (Llama 3.2 1B with 32,000 words); small ones for memory and for CPUs.
+BILLION = Sizes(2048, 8192, 16, 32, 8, 32000)
+MIDDLE = Sizes(1024, 2816, 8, 16, 8, 32000, 2)
+TINY = Sizes(128, 256, 2, 4, 2, 1000, 2, 32)
+
+
+@dataclass
+class Step:
+    """A step that can be taken again and again.
+
+    Attributes:
+        take: takes it.
+        shape, work: as the planner sees it.
+        precision: that it computes in.
+        tokens: that go through the model.
+    """
+
+    take: Callable[[], None]
+    shape: ModelShape
+    work: Workload
+    precision: str
+    tokens: int
+    _held: list[Any] = field(default_factory=list)
+
+
+def make_step(sizes: Sizes, device: torch.device, *, full: bool) -> Step:
+    """LoRA of rank 16 on every linear layer without dropout, or full fine-tuning, in the device's mixed precision, without
+    checkpointing.
+
+    Raises:
+        NotHere: the device takes no rows without padding.
+    """
+    import transformers
+
+    precision = precision_for("auto", fp16=True, device=device, best=sixteen_bit(device))
+    compute = precision.autocast or torch.float32
+    config = transformers.LlamaConfig(
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.key_value_heads,
+        vocab_size=sizes.vocabulary,
+        max_position_embeddings=max(2048, sizes.tokens),
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)
+        build: Any = transformers.AutoModelForCausalLM.from_config  # untyped
+        model = build(config, dtype=torch.float32 if full else compute)
+        inner, shape = model, shape_of(model)
+        if not full:
+            model = add_lora(model, r=16, alpha=32)
+    model.train()
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    path, reason = select_forward_path(inner, device, autocast=precision.autocast, kernels="auto")
+    if path is None:
+        raise NotHere(f"パディングのない計算を使えません（{reason}）", f"no step without padding here ({reason})")
+    strategy = SingleDevice(device, autocast=precision.autocast, scaler=precision.scaler)
+    strategy.prepare(model, make_document_loss(path))
+    trained = [(name, weight) for name, weight in strategy.named_parameters(model) if weight.requires_grad]
+    optimizer = build_optimizer(trained, learning_rate=1e-5)
+    strategy.attach(optimizer)
+    path.watch(optimizer)
+    group = [_batch(sizes)]
+    labels = float(sum(batch.num_label_tokens for batch in group))
+
+    def take() -> None:
+        strategy.update(strategy.forward_backward(group, labels), 1.0)
+        optimizer.zero_grad(set_to_none=True)
+
+    tokens = sizes.documents * sizes.tokens
+    work = Workload(
+        trainable,
+        None,
+        frozen_bytes=compute.itemsize,
+        tokens=tokens,
+        compute_bytes=compute.itemsize,
+        full=full,
+    )
+    return Step(take, shape, work, precision.name, tokens, [model, strategy, path])
+
+
+def _batch(sizes: Sizes) -> Batch:
+    """Documents of random tokens, each of which takes loss."""
+    import numpy as np
+
+    from ...data.collate import collate
+    from ...data.tokenize import Example
+
+    random = np.random.default_rng(0)
+    rows = [random.integers(3, sizes.vocabulary, sizes.tokens).astype(np.int32) for _ in range(sizes.documents)]
+    return collate([[Example(ids, ids.copy())] for ids in rows], pad_token_id=0, packed=False)

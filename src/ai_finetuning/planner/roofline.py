@@ -1,0 +1,110 @@
+"""How long a step takes on GPUs that are not here: arithmetic over what their maker states, a bound and no measurement.
+
+t = sum of max(operations / rate, bytes / bandwidth) over what a step does (Williams et al., "Roofline", CACM 2009), and
+not less than the host needs to start its kernels. What is sent between GPUs is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import Reason
+from ..parallel.plan import ParallelPlan
+from .gpus import Gpus
+from .memory import Workload
+from .shape import ModelShape
+from .speed import Speed
+
+# Of the stated peaks, what large products and large copies reach: an assumption (620 of an H100's 989 TFLOP/s, 2.7 of its
+# 3.35 TB/s) until `aift gpu self-check` has measured a card.
+RATE, BANDWIDTH = 0.62, 0.80
+# Element-wise traffic of a token in a layer, in activations of 11 hidden + 4 intermediate values: counted on simulated
+# tensors of a LoRA step of an 8B Llama (643 GB for 4,096 tokens in 32 layers, with checkpointing). Without adapters two
+# thirds of it are assumed, without checkpointing three quarters.
+_TRAFFIC, _NO_ADAPTER, _KEPT = 24.0, 2 / 3, 3 / 4
+# Bytes that the loss moves for a logit, by whether the head trains: counted on the same tensors.
+_LOSS_BYTES = {False: 50, True: 148}
+# Kernels of a layer and micro-batch, as counted there; half of them belong to the adapters. Seconds that starting one
+# takes.
+_KERNELS, _KERNEL_SECONDS = 330, 8e-6
+# Bytes of a trained weight that clipping and AdamW move: gradient, weight and two moments read and written.
+_UPDATE_BYTES = 36
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the GPUs do for one micro-batch.
+
+    Attributes:
+        operations: of the products.
+        weights: bytes of the weights that the products read.
+        attention: operations of the attention scores and what is mixed by them.
+        moved: bytes that everything else reads and writes.
+        kernels: that are started.
+    """
+
+    operations: float
+    weights: float
+    attention: float
+    moved: float
+    kernels: int
+
+    def seconds(self, rate: float, bandwidth: float) -> float:
+        """How long it takes.
+
+        Args:
+            rate: operations a second. bandwidth: bytes a second.
+        """
+        computing = max(self.operations / rate, self.weights / bandwidth) + self.attention / rate
+        return max(computing + self.moved / bandwidth, self.kernels * _KERNEL_SECONDS)
+
+
+def micro_batch(shape: ModelShape, work: Workload, *, checkpointing: bool, document: float, updates: float) -> Pass:
+    """What a micro-batch asks of a GPU.
+
+    Args:
+        document: tokens of a mean document: attention goes no further.
+        updates: optimizer steps for each micro-batch.
+    """
+    products = sum(inputs * outputs for _, inputs, outputs in shape.linear_features)
+    head = shape.vocabulary * shape.hidden
+    passes = 2 + work.full + checkpointing
+    # Quantized weights are read and written as 16 bit before each product, by kernels of their own.
+    unpacked = products * passes * (2 + work.bits / 8) if work.bits is not None else 0.0
+    wide = 11 * shape.hidden + 4 * shape.intermediate
+    traffic = _TRAFFIC * (_NO_ADAPTER if work.full else 1) * (1 if checkpointing else _KEPT)
+    return Pass(
+        operations=2.0 * work.tokens * (products * passes + head * (2 + work.full)),
+        weights=2.0 * products * passes + 2.0 * head * (2 + work.full),
+        # A causal document: half of tokens x tokens, twice (scores, mixing); the backward pass makes five products of it.
+        attention=2.0 * work.tokens * document * shape.hidden * shape.layers * (3.5 + checkpointing),
+        moved=traffic * wide * work.compute_bytes * work.tokens * shape.layers
+        + _LOSS_BYTES[work.full] * work.tokens * shape.vocabulary
+        + _UPDATE_BYTES * work.trainable * updates
+        + unpacked,
+        kernels=int(_KERNELS * (0.5 if work.full else 1)) * shape.layers,
+    )
+
+
+def table_speed(one: Pass, tokens: float, precision: str, gpus: Gpus, parallel: ParallelPlan, number: float) -> Speed:
+    """The speed of a run by the table.
+
+    Args:
+        one: what a micro-batch asks.
+        tokens: that it has.
+        precision: fp32, bf16 or fp16.
+        parallel: how the run is spread over the GPUs.
+        number: micro-batches of a step on each data rank.
+    """
+    card, sizes = gpus.card, parallel.sizes
+    seconds = one.seconds(RATE * card.tflops[precision] * 1e12, BANDWIDTH * card.bandwidth * 1e9)
+    # Processes that compute at once; those of a pipeline wait for the first and for the last micro-batch.
+    at_once = sizes.dp * sizes.tp * sizes.pp * number / (number + sizes.pp - 1)
+    return Speed(tokens / seconds * at_once, _source(gpus))
+
+
+def _source(gpus: Gpus) -> Reason:
+    return Reason(
+        f"{gpus} の公称値からの計算で、実測ではありません。GPU 間の通信は含みません",
+        f"computed from the stated figures of {gpus}, not measured; without what is sent between GPUs",
+    )

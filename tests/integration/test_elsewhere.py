@@ -1,0 +1,155 @@
+"""`aift plan --gpu`: plans for machines that are not here. 13B and 30B on two cards of 24 GB, as docs/strategies.md says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.commands import call
+
+from ai_finetuning import embedded
+from ai_finetuning.config.load import load_config
+from ai_finetuning.execution.resolve import RunPlan
+from ai_finetuning.execution.validate import find_base
+from ai_finetuning.planner.gpus import parse_gpus
+from ai_finetuning.trainers.from_config import plan_training
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# hidden, intermediate, layers, heads of Llama 13B and 30B (arXiv:2302.13971, table 2; widths of the released weights).
+SIZES = {"13b": (5120, 13824, 40, 40), "30b": (6656, 17920, 60, 52)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with a configuration and a tokenizer, as they come before the weights."""
+    parent, own = tmp_path_factory.mktemp("shapes"), Path(embedded.__file__).parent / "kotoha-tiny"
+    folders = {}
+    for name, (hidden, intermediate, layers, heads) in SIZES.items():
+        folders[name] = parent / name
+        folders[name].mkdir()
+        for file in own.glob("token*"):
+            shutil.copy(file, folders[name])
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "vocab_size": 32000,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": False,
+        }
+        (folders[name] / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Short rows, to be packed."""
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    row = {"instruction": "日本の首都はどこですか。", "output": "東京です。" * 20}
+    file.write_text("\n".join([json.dumps(row, ensure_ascii=False)] * 64), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def plan(models: dict[str, Path], data: Path, tmp_path: Path) -> Callable[..., RunPlan]:
+    def made(gpu: str, model: str, *settings: str) -> RunPlan:
+        given = [f"model={models[model]}", f"data.train={data}", f"training.output_dir={tmp_path / 'out'}"]
+        config = load_config(None, [*given, "data.max_length=512", "data.packing=true", *settings])
+        return plan_training(config, None, find_base(config), elsewhere=parse_gpus(gpu))
+
+    return made
+
+
+CHECKPOINTS = "training.gradient_checkpointing=true"
+THE_CONTRACT = {
+    "13b": ("13b", "method=lora", "lora.r=8"),
+    "30b": ("30b", "method=qlora", "lora.r=8"),
+}
+
+
+@pytest.mark.parametrize("name", THE_CONTRACT)
+def test_two_a5000_train_what_the_contract_says(name: str, plan: Callable[..., RunPlan]):
+    """The numbers are those of both pages about strategies."""
+    summary = plan("a5000x2", *THE_CONTRACT[name], "parallel.strategy=model_parallel", CHECKPOINTS).summary
+    assert (summary.strategy, summary.processes, summary.device) == ("model_parallel", 1, "A5000 x 2")
+    assert summary.fits
+    assert summary.devices is not None
+    each = re.findall(r"GPU \d: ([\d.]+) / 23\.6 GiB", summary.devices.en)
+    assert len(each) == 2
+    for page in ("docs/strategies.md", "docs/strategies.ja.md"):
+        text = (REPOSITORY / page).read_text(encoding="utf-8")
+        assert f"| {name} | {each[0]} | {each[1]} |" in text, f"{page} has other numbers than {each} for {name}"
+
+
+def test_full_fine_tuning_of_13b_is_refused_with_its_numbers(plan: Callable[..., RunPlan]):
+    from ai_finetuning.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"GPU 1: 1\d\d\.\d / 23\.6 GiB"):
+        plan("a5000x2", "13b", "method=full", "parallel.strategy=model_parallel")
+
+
+def test_auto_chooses_for_the_machine_that_is_named(plan: Callable[..., RunPlan], logged):
+    """On two cards LoRA of 13B has to be divided, on a large one not; with 80 % of a card, as none was measured."""
+    divided = plan("a5000x2", "13b", "method=lora", "parallel.strategy=auto").summary
+    assert (divided.strategy, divided.processes) == ("fsdp", 2)
+    assert "18.9 GiB" in logged()
+    alone = plan("h200", "13b", "method=lora", "parallel.strategy=auto").summary
+    assert (alone.strategy, alone.processes) == ("ddp", 1)
+    several = plan("h100x4", "13b", "method=lora", "parallel.strategy=auto").summary
+    assert (several.strategy, several.processes) == ("ddp", 4)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "tensor", "pipeline"])
+def test_a_divided_run_neither_warns_nor_checkpoints_for_the_whole_model(strategy: str, plan: Callable[..., RunPlan]):
+    small = ("13b", "method=lora", "data.max_length=256", "training.batch_size=1")
+    whole = plan("a5000x2", *small).summary
+    assert not whole.fits
+    assert whole.gradient_checkpointing
+    part = plan("a5000x2", *small, f"parallel.strategy={strategy}").summary
+    assert part.fits
+    assert not part.gradient_checkpointing
+    assert part.memory.total < 0.7 * whole.memory.total
+
+
+def test_a_card_without_bf16_computes_in_fp16(plan: Callable[..., RunPlan]):
+    assert plan("t4", "13b", "method=qlora").summary.precision == "fp16"
+    assert plan("l4", "13b", "method=qlora").summary.precision == "bf16"
+
+
+def test_the_command_prints_the_plan_and_where_its_time_is_from(models: dict[str, Path], data: Path, capsys):
+    command = [
+        "plan",
+        f"model={models['13b']}",
+        "method=lora",
+        f"data.train={data}",
+        "parallel.strategy=model_parallel",
+    ]
+    assert call(*command, "--gpu", "A5000x2") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "A5000 x 2" in shown
+    assert "not measured" in shown
+    assert "80%" in shown
+    assert "each device" in shown
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "--gpu", "a500x2"], "a5000"),
+        (["plan", "--gpu", "a100x2"], "a100-40, a100-80"),
+        (["plan", "--gpu", "4090x2", "--pilot"], "--pilot"),
+        (["plan", "--gpu", "4090x2", "--gpus", "1"], "--gpus"),
+        (["train", "--gpu", "4090x2"], "--dry-run"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_at_once(arguments: list[str], said: str, capsys):
+    assert call(*arguments) == 64
+    assert said in capsys.readouterr().err
