@@ -24,6 +24,8 @@ _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
     "execution.launcher": _LAUNCH,
+    "planner._upstream": "unit/planner/test_simulate.py",
+    "planner.blank": "unit/planner/test_simulate.py",
     "system.start": "security/test_processes.py",
     "data.columnar": _TABLES,
     "data.conversations": _FORMATS,

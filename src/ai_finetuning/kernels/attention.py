@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .stand_in import FusedAttention, noted_documents, only_allocating
+
 # Names under which transformers' AttentionInterface knows them (IMPLEMENTATIONS, below): a loop over documents, and one
 # kernel over the row.
 NAME, FLEX = "aift_documents", "aift_documents_flex"
@@ -101,7 +103,7 @@ def _understood(
 ) -> _Documents:
     """The documents, or a refusal of a call that means more than them."""
     unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
-    lengths = seq_lens or _restarts(position_ids)
+    lengths = seq_lens or (noted_documents() if only_allocating() else _restarts(position_ids))
     if lengths is None or mask is not None or unknown:
         raise ValueError(f"document attention was called with {', '.join(unknown) or 'no lengths or with a mask'}")
     return _Documents(lengths, scaling, dropout, sliding_window, softcap)
@@ -180,6 +182,8 @@ def flex_document_attention(
     documents = _understood(attention_mask, **options)
     if documents.dropout:
         return _one_by_one(query, key, value, documents), None
+    if only_allocating():
+        return FusedAttention.apply(query.to(value.dtype), key.to(value.dtype), value).transpose(1, 2), None
     lengths, window = documents.lengths, documents.sliding_window
     tokens, used = query.shape[2], sum(lengths)
     mask = document_blocks((*lengths, tokens - used) if used < tokens else lengths, window or 0, query.device)
@@ -266,6 +270,12 @@ def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     count, which = (item.to(device, torch.int32)[None, None] for item in (blocks.sum(1), order))
     return count, which
+
+
+def forget_masks() -> None:
+    """Masks that are kept for a step's layers go."""
+    for kept in (_later, document_blocks, _capped):
+        kept.cache_clear()
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, None]]] = {

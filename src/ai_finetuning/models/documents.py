@@ -184,29 +184,69 @@ def select_forward_path(
     head, reason = _head(model)
     if head is None:
         return None, reason
-    weights = next(model.parameters()).dtype
-    compute = autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
-    cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
-    before, setting = attention_name(model) or "eager", attention_setting(model)
-    forced = kernels == "fused"
-    why_not_fused: Reason | None = Reason("指定どおり", "as requested")
-    if kernels != "portable":
-        why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
-    worth = forced or fused.why_not_worth(device) is None
+    setting, forced = attention_setting(model), kernels == "fused"
+    why_not_fused = _why_not_fused(model, device, autocast, kernels)
     probes = probe_documents(model, _sizes(model.config, longest))
     answers = _answers(model, probes, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
-    for name, attention in itertools.product(names, _attentions(before, weights, device)):
+    attentions = _attentions(attention_name(model) or "eager", next(model.parameters()).dtype, device)
+    for name, attention in itertools.product(names, attentions):
         model.set_attn_implementation(attention)
-        cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
-        compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
-        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting)
+        path = _opened(name, model, head, device, autocast, setting, forced=forced)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
             return path, why_not_fused
         path.close()
         why_not_fused = problem
     return None, why_not_fused
+
+
+def assumed_forward_path(
+    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str
+) -> VarlenForward | None:
+    """The path that select_forward_path() tries first, without a trial: for a plan, on weights that hold no data.
+
+    Args:
+        device: that the plan is for.
+    """
+    head, _ = _head(model)
+    decoder = model.get_decoder()
+    recurrent = any(isinstance(module, nn.Conv1d) for module in decoder.modules())
+    if kernels == "plain" or head is None or recurrent or not _knows_position_ids(model):
+        return None
+    setting, forced = attention_setting(model), kernels == "fused"
+    name = "portable" if _why_not_fused(model, device, autocast, kernels) else "fused"
+    model.set_attn_implementation(BY_DEVICE.get(device.type, (NAME,))[0])
+    return _opened(name, model, head, device, autocast, setting, forced=forced)
+
+
+def _knows_position_ids(model: Any) -> bool:
+    return "position_ids" in inspect.signature(model.get_decoder().forward).parameters
+
+
+def _why_not_fused(model: Any, device: torch.device, autocast: torch.dtype | None, kernels: str) -> Reason | None:
+    if kernels == "portable":
+        return Reason("指定どおり", "as requested")
+    return fused.why_not(model, device, autocast=autocast, if_slow=kernels == "fused")
+
+
+def _opened(
+    name: str,
+    model: Any,
+    head: nn.Linear,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    setting: str | dict[str, str],
+    *,
+    forced: bool,
+) -> VarlenForward:
+    """A path on a model whose attention is in its place; `setting` brings its own back."""
+    compute = autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
+    cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
+    cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
+    worth = forced or fused.why_not_worth(device) is None
+    compiled = compute is torch.bfloat16 and worth and why_unavailable(device) is None
+    return VarlenForward(name, model, head, cap, cast, compiled, compute, setting)
 
 
 def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
@@ -367,7 +407,7 @@ def _differs(
     lengths = tuple(ids.shape[1] for ids in probes)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
     attention = attention_name(model) or ""
-    if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
+    if not _knows_position_ids(model):
         return Reason("位置（position_ids）を受け取らないモデルです", "it takes no positions")
     replaced = path.name != "portable" or attention in (*_WATCHED, "flash_attention_2")
     if not replaced and path.compute is not torch.float32:  # right or wrong, its answers would be too near to tell
