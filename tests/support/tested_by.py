@@ -28,6 +28,8 @@ TESTED_BY = {
     "execution.place": "integration/test_elsewhere.py",
     **{f"execution.self_check.{name}": _SELF_CHECK for name in ("four_bit", "several")},
     "apps.cli.gpu": _SELF_CHECK,
+    "planner._upstream": "unit/planner/test_simulate.py",
+    "planner.blank": "unit/planner/test_simulate.py",
     "system.start": "security/test_processes.py",
     "system.transfer": "unit/engine/test_prefetch.py",
     "data.columnar": _TABLES,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import Reason
 from ..system.transfer import send
+from .stand_in import FusedAttention, noted_documents, only_allocating
 
 # Names under which transformers' AttentionInterface knows them (IMPLEMENTATIONS, below): a loop over documents, and two
 # kernels over the row.
@@ -108,10 +109,10 @@ def _as_values(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 
 def _shared(make: Any, like: Tensor, *given: Any) -> Any:
-    """What a function with a cache makes of a step's lengths, once for all layers. Among tensors of another class (fake
-    ones, in a simulation) it is made anew, so that none of them ever reaches a real step.
+    """What a function with a cache makes of a step's lengths, once for all layers. Among tensors of another class it is
+    made anew, so that none of them ever reaches a real step; a simulation forgets its own (forget_masks).
     """
-    return make(*given) if type(like) is Tensor else make.__wrapped__(*given)
+    return make(*given) if type(like) is Tensor or only_allocating() else make.__wrapped__(*given)
 
 
 def _understood(
@@ -127,7 +128,7 @@ def _understood(
 ) -> _Documents:
     """The documents, or a refusal of a call that means more than them."""
     unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
-    lengths = seq_lens or _restarts(position_ids)
+    lengths = seq_lens or (noted_documents() if only_allocating() else _restarts(position_ids))
     if lengths is None or mask is not None or unknown:
         raise ValueError(f"document attention was called with {', '.join(unknown) or 'no lengths or with a mask'}")
     return _Documents(lengths, scaling, dropout, sliding_window, softcap)
@@ -206,6 +207,8 @@ def flex_document_attention(
     documents = _understood(attention_mask, **options)
     if documents.dropout:
         return _one_by_one(query, key, value, documents), None
+    if only_allocating():
+        return FusedAttention.apply(*_as_values(query, key, value), value).transpose(1, 2), None
     lengths, window = documents.lengths, documents.sliding_window
     tokens, used = query.shape[2], sum(lengths)
     mask = _shared(document_blocks, value, tuple(_cover(lengths, tokens)), window or 0, query.device)
@@ -306,6 +309,8 @@ def varlen_document_attention(
     if documents.dropout:
         return _one_by_one(query, key, value, documents), None
     _refuse_what_varlen_lacks(value, documents)
+    if only_allocating():
+        return FusedAttention.apply(*_as_values(query, key, value), value).transpose(1, 2), None
     tokens, used = query.shape[2], sum(documents.lengths)
     lengths = tuple(_cover(documents.lengths, tokens))
     longest, window = max(lengths), documents.sliding_window
@@ -350,6 +355,12 @@ def _varlen() -> Callable[..., Tensor]:
 def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """[documents + 1] int32: where each document begins, and the end of the last one."""
     return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
+def forget_masks() -> None:
+    """Masks that are kept for a step's layers go."""
+    for kept in (_later, document_blocks, _capped, _ends):
+        kept.cache_clear()
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, None]]] = {

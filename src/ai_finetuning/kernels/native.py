@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .build import library
+from .stand_in import only_allocating
 
 _P, _I, _F, _N, _U = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_uint64
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -35,6 +36,8 @@ def _function(name: str) -> Any:
 
 def _call(name: str, *arguments: Tensor | float | int | None) -> None:
     """Tensors as pointers; all of them have to be contiguous on the CPU."""
+    if only_allocating():
+        return
     values: list[Any] = []
     for argument in arguments:
         if isinstance(argument, Tensor):

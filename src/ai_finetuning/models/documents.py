@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -201,15 +201,10 @@ def select_forward_path(
     head, reason = _head(model)
     if head is None:
         return None, reason
-    weights = next(model.parameters()).dtype
-    compute = autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
-    cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
-    before, setting = attention_name(model) or "eager", attention_setting(model)
-    forced = kernels == "fused"
-    why_not_fused: Reason | None = Reason("指定どおり", "as requested")
-    if kernels != "portable":
-        why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
-    why_plain_loss = _why_plain_loss(device, compute, cap, forced=forced)
+    setting, forced = attention_setting(model), kernels == "fused"
+    why_not_fused = _why_not_fused(model, device, autocast, kernels)
+    compute = _computed_in(head, autocast)
+    why_plain_loss = _why_plain_loss(device, compute, _cap(model), forced=forced)
     why = [] if why_not_fused is None else [why_not_fused]
     if device.type == "cuda" and why_plain_loss is not None:
         why.append(
@@ -218,7 +213,7 @@ def select_forward_path(
     probes = probe_documents(model, _sizes(model.config, longest))
     answers = _answers(model, probes, autocast)
     names = ("portable",) if why_not_fused else ("fused", "portable")
-    attentions = _attentions(before, weights, device)
+    attentions = _attentions(attention_name(model) or "eager", next(model.parameters()).dtype, device)
     none = liger.Replacements()
     usable = layer_kernels and device.type in liger.DEVICES
     layers = liger.find_replacements(model, device, compute) if usable else none
@@ -226,10 +221,9 @@ def select_forward_path(
     for taken, name, attention in itertools.product((layers, none) if layers.chosen else (none,), names, attentions):
         model.set_attn_implementation(attention)
         taken.put_on()
-        cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
         chosen = _chosen(attention if len(attentions) > 1 else None, taken)
-        compiled, scale = why_plain_loss is None, _logit_scale(model)
-        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting, chosen, scale, taken)
+        path = _opened(name, model, head, device, autocast, setting, forced=forced)
+        path = replace(path, chosen=chosen, _layers=taken)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
             return path, Reason.joined(why) if why else None
@@ -259,6 +253,60 @@ def _why_plain_loss(device: torch.device, compute: torch.dtype, cap: float, *, f
     if compute is not torch.bfloat16:
         return Reason("bf16 の計算のみ", "it computes in bf16")
     return (None if forced else fused.why_not_worth(device)) or why_unavailable(device)
+
+
+def assumed_forward_path(
+    model: Any, device: torch.device, *, autocast: torch.dtype | None, kernels: str
+) -> VarlenForward | None:
+    """The path that select_forward_path() tries first, without a trial: for a plan, on weights that hold no data.
+
+    Args:
+        device: that the plan is for.
+    """
+    head, _ = _head(model)
+    decoder = model.get_decoder()
+    recurrent = any(isinstance(module, nn.Conv1d) for module in decoder.modules())
+    if kernels == "plain" or head is None or recurrent or not _knows_position_ids(model):
+        return None
+    setting, forced = attention_setting(model), kernels == "fused"
+    name = "portable" if _why_not_fused(model, device, autocast, kernels) else "fused"
+    model.set_attn_implementation(implementations_for(device)[0])
+    return _opened(name, model, head, device, autocast, setting, forced=forced)
+
+
+def _knows_position_ids(model: Any) -> bool:
+    return "position_ids" in inspect.signature(model.get_decoder().forward).parameters
+
+
+def _why_not_fused(model: Any, device: torch.device, autocast: torch.dtype | None, kernels: str) -> Reason | None:
+    if kernels == "portable":
+        return Reason("指定どおり", "as requested")
+    return fused.why_not(model, device, autocast=autocast, if_slow=kernels == "fused")
+
+
+def _opened(
+    name: str,
+    model: Any,
+    head: nn.Linear,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    setting: str | dict[str, str],
+    *,
+    forced: bool,
+) -> VarlenForward:
+    """A path on a model whose attention is in its place; `setting` brings its own back."""
+    compute, cap = _computed_in(head, autocast), _cap(model)
+    cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
+    compiled = _why_plain_loss(device, compute, cap, forced=forced) is None
+    return VarlenForward(name, model, head, cap, cast, compiled, compute, setting, scale=_logit_scale(model))
+
+
+def _computed_in(head: nn.Linear, autocast: torch.dtype | None) -> torch.dtype:
+    return autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
+
+
+def _cap(model: Any) -> float:
+    return float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
 
 
 def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
@@ -419,7 +467,7 @@ def _differs(
     lengths = tuple(ids.shape[1] for ids in probes)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
     attention = attention_name(model) or ""
-    if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
+    if not _knows_position_ids(model):
         return Reason("位置（position_ids）を受け取らないモデルです", "it takes no positions")
     replaced = path.name != "portable" or attention in (*_WATCHED, "flash_attention_2")
     if not replaced and path.compute is not torch.float32:  # right or wrong, its answers would be too near to tell

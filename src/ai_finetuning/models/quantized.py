@@ -292,7 +292,7 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     seen: set[int] = set()
-    for held in [*model.parameters(), *model.buffers(), *_statistics(model)]:
+    for held in held_tensors(model):
         for tensor in plain_parts(held):
             storage = tensor.untyped_storage()
             if storage.nbytes() == 0 or storage.data_ptr() in seen:
@@ -310,6 +310,11 @@ def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     for name in tensor.__tensor_flatten__()[0]:
         yield from plain_parts(getattr(tensor, name))
+
+
+def held_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters, buffers, and what bitsandbytes keeps beside its weights."""
+    return [*model.parameters(), *model.buffers(), *_statistics(model)]
 
 
 def _statistics(model: nn.Module) -> list[torch.Tensor]:

@@ -129,8 +129,11 @@ def all_peers() -> Peers:
 
 
 def host_group() -> dist.ProcessGroup | None:
-    """The group of all processes for tensors of the host: the default one where gloo serves it, else one beside it."""
-    return None if "cpu:gloo" in dist.get_backend_config() else dist.new_group(backend="gloo")
+    """The group of all processes for tensors of the host: the default one where gloo serves it (or a plan pretends that
+    processes are there), else one beside it.
+    """
+    config = dist.get_backend_config()
+    return None if "cpu:gloo" in config or "cpu:fake" in config else dist.new_group(backend="gloo")
 
 
 def gather(value: Any, peers: Peers) -> list[Any]:

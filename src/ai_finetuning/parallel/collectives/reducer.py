@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..weights.layout import like, local
+from ..weights.layout import like, local, same_memory
 
 BUCKET_BYTES = 25 * 2**20
 
@@ -106,7 +106,7 @@ class GradientReducer:
         view = bucket.view(flat, place)
         if parameter.grad is None:
             view.zero_()
-        elif local(parameter.grad).data_ptr() == view.data_ptr():
+        elif same_memory(local(parameter.grad), view):
             return
         else:
             view.copy_(local(parameter.grad))

@@ -30,7 +30,7 @@ from ...models.parts import unwrapped
 from .._upstream import own_parameters
 from ..collectives.tp_collectives import Group, copy_to, gather_from, reduce_from, scatter_to
 from ..limits import validate_heads
-from ..weights.layout import chunk, local
+from ..weights.layout import chunk, local, same_memory
 from ..weights.materialize import WeightPlacement
 
 # Module name, numbers written as *, to the way it is cut; the words are transformers' own.
@@ -186,7 +186,7 @@ class _Cutter:
         moved = self._weight_placement.of(whole.detach())
         # Not into the file that the weights of a model on the CPU are views of: each rank would get its copy of all of
         # it.
-        moved = moved.clone() if moved.data_ptr() == whole.data_ptr() else moved
+        moved = moved.clone() if same_memory(moved, whole) else moved
         dist.broadcast(moved, self._source, group=self._group)
         return moved
 

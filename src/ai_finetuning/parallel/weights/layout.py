@@ -30,6 +30,11 @@ class Layout:
         return [[start, start + length] for start, length in zip(self.offset, self.size, strict=True)]
 
 
+def same_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors begin at the same place; told without an address, which tensors without data lack."""
+    return first.untyped_storage() is second.untyped_storage() and first.storage_offset() == second.storage_offset()
+
+
 def chunk(size: int, parts: int, index: int) -> tuple[int, int]:
     """Where part `index` of `size` things begins and ends when torch.chunk cuts them; the last parts may be short or
     empty.

@@ -1,0 +1,106 @@
+"""Private names of torch, and transformers' view of fake tensors, that the planner needs: looked through at every upgrade."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+# What an operation on fake tensors raises where its result, or its shape, depends on data.
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+if TYPE_CHECKING:
+
+    class DispatchMode:
+        """What sees every operation inside a block; torch's class has no types."""
+
+        def __enter__(self) -> Any:
+            """The block begins."""
+
+        def __exit__(self, *error: Any) -> Any:
+            """The block ends."""
+else:
+    # torch 2.10 to 2.13: torch's notes on extending it import the class from here; there is no public path.
+    from torch.utils import _python_dispatch
+
+    DispatchMode = _python_dispatch.TorchDispatchMode
+
+NEEDS_DATA: tuple[type[Exception], ...] = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+def tensors_without_data() -> Any:
+    """A mode in which every tensor has a shape, a dtype and a device, and no bytes.
+
+    torch 2.10 to 2.13: `torch._subclasses.fake_tensor.FakeTensorMode`, which torch.compile and torch.export work with;
+    torch's notes on fake tensors import it from there, and no public name is announced.
+    """
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextlib.contextmanager
+def resizes_reported(report: Callable[[torch.UntypedStorage], None]) -> Iterator[None]:
+    """Calls `report` with every storage that is resized inside the block.
+
+    torch 2.10 to 2.13: FSDP2 frees and takes its buffers by `UntypedStorage.resize_`, which no dispatch mode sees;
+    torch's own memory tracker puts its function in the same place.
+    """
+    original = torch.UntypedStorage.resize_
+
+    def resize(storage: torch.UntypedStorage, size: int) -> Any:
+        done = original(storage, size)
+        report(storage)
+        return done
+
+    torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.UntypedStorage.resize_ = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def masks_as_with_data() -> Iterator[None]:
+    """Lets transformers leave a mask out for tensors without data as it does for others, where nothing is masked.
+
+    transformers 5.3 to 5.23: `masking_utils.is_tracing`, by which it makes every mask for fake tensors, as it must not
+    read them. There is no setting.
+    """
+    from transformers import masking_utils as module
+
+    masking_utils: Any = module
+    original = getattr(masking_utils, "is_tracing", None)
+    if original is None:
+        yield
+        return
+    masking_utils.is_tracing = lambda tensor=None: False
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing = original
+
+
+@contextlib.contextmanager
+def pretended_group(rank: int, size: int) -> Iterator[None]:
+    """A process group of `size` processes in this one, as the process of a rank sees it; what it receives is what is there.
+
+    torch 2.10 to 2.13: the backend "fake", which lies among torch's testing tools, and their meta implementations of
+    collectives in `torch.distributed._tools`, with which torch's own notes estimate memory. One process needs none.
+    """
+    if size == 1:
+        yield
+        return
+    importlib.import_module("torch.distributed._tools.fake_collectives")
+    store: Any = importlib.import_module("torch.testing._internal.distributed.fake_pg").FakeStore()
+    dist.init_process_group("fake", store=store, rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

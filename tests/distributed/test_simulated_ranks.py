@@ -1,0 +1,43 @@
+"""What a rank of every strategy holds, simulated in one process and measured on real gloo ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.support.models import build_model
+from tests.support.ranks import run_ranks
+from tests.support.tracked import batch, job, rank_step
+
+from ai_finetuning.parallel.collectives.mesh import Sizes
+from ai_finetuning.parallel.plan import ParallelPlan
+from ai_finetuning.planner.simulate import Job, simulate
+
+LIMIT = 0.02
+# gloo's threads let go of what they have sent when they come to it: with busy processors a real rank of FSDP was seen to
+# hold 2 % more for a moment.
+LATE = 0.05
+PLANS = {
+    "ddp": ParallelPlan("ddp", Sizes(dp=2)),
+    "fsdp": ParallelPlan("fsdp", Sizes(dp=2), sharded=True),
+    "tensor": ParallelPlan("tensor", Sizes(tp=2)),
+    "pipeline": ParallelPlan("pipeline", Sizes(pp=2)),
+}
+GROUP = [batch(1, 256), batch(1, 256)]
+
+
+def work(strategy: str, *, full: bool) -> Job:
+    """Weights are most of what it holds, so that it counts who holds which."""
+    made = job(build_model("llama", hidden_size=256, layers=4), full=full, dropout=0.0 if full else 0.05)
+    return replace(made, parallel=PLANS[strategy])
+
+
+@pytest.mark.parametrize("full", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", PLANS)
+def test_every_rank_holds_what_was_simulated(tmp_path, strategy: str, full: bool):
+    """The peak of each rank within 2 %, phase by phase."""
+    real = run_ranks(2, rank_step, lambda: work(strategy, full=full), GROUP, folder=tmp_path)
+    for rank, phases in enumerate(real):
+        told = simulate(replace(work(strategy, full=full), rank=rank), GROUP)
+        assert not told.unknown
+        assert -LATE < told.peak / max(phases.values()) - 1 < LIMIT, (rank, told.phases, phases)

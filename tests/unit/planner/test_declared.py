@@ -1,0 +1,94 @@
+"""Every kernel of a step is known to the planner: one that is not would make its figures wrong, silently."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from ai_finetuning.kernels import native
+from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.kernels.stand_in import without_arithmetic
+from ai_finetuning.planner.declared import NATIVE, OPERATIONS, is_declared
+from ai_finetuning.planner.tracker import Tracker
+
+PACKAGE = Path(__file__).resolve().parents[3] / "src" / "ai_finetuning"
+# Files that may load or call compiled code, which no dispatch mode sees.
+CALLING = {"kernels/native.py", "kernels/build.py"}
+NAMES = {"torch.library", "torch.ops", "ctypes", "triton", "cffi", "cpp_extension"}
+
+
+def half(*shape: int) -> torch.Tensor:
+    return torch.ones(*shape, dtype=torch.bfloat16)
+
+
+ROWS = torch.ones(6, 2)
+CALLS = {
+    "norm_forward": lambda: native.norm_forward(half(6, 8), torch.ones(8), None, eps=1e-6, offset=0.0, centered=False),
+    "norm_backward": lambda: native.norm_backward(
+        half(6, 8), half(6, 8), torch.ones(8), ROWS, offset=0.0, centered=True, dx=True, dw=True
+    ),
+    "rope": lambda: native.to_heads(half(6, 8), half(2, 6, 4), ROWS, ROWS, 4),
+    "softmax_forward": lambda: native.softmax_forward(
+        half(1, 6, 6), half(1, 6, 6), 6, first=0, window=0, scale=1.0, cap=1.0
+    ),
+    "softmax_backward": lambda: native.softmax_backward(
+        half(1, 6, 6), half(1, 6, 6), None, 6, first=0, window=0, scale=1.0, cap=0.0
+    ),
+    "gated_forward": lambda: native.gated_forward(half(6, 8), half(6, 8), "silu"),
+    "gated_backward": lambda: native.gated_backward(half(6, 8), half(6, 8), half(6, 8), "silu"),
+    "cross_entropy": lambda: native.cross_entropy(
+        half(6, 8), torch.zeros(6, dtype=torch.int64), cap=0.0, with_gradient=True
+    ),
+    "dropout": lambda: native.dropout(half(6, 8), 1, 0.5),
+}
+
+
+def test_the_table_has_every_native_function():
+    assert NATIVE == set(native._SIGNATURES) == set(CALLS)
+
+
+@pytest.mark.skipif(why_unavailable(torch.device("cpu")) is not None, reason="no compiled kernels here")
+@pytest.mark.parametrize("name", sorted(NATIVE))
+def test_native_functions_allocate_the_same_without_arithmetic(name: str):
+    with Tracker() as computed:
+        CALLS[name]()
+    with without_arithmetic(), Tracker() as allocated:
+        CALLS[name]()
+    assert allocated.peak == computed.peak > 0
+
+
+def test_only_declared_files_call_compiled_code():
+    """A new way to kernels of our own has to come through here."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = {ast.unparse(node)} if isinstance(node, ast.Attribute) else set()
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {node.module or ""}
+            if any(name == known or name.startswith(f"{known}.") for name in names for known in NAMES):
+                found.add(path.relative_to(PACKAGE).as_posix())
+    assert found <= CALLING | {"system/nvml.py"} | {name for name in found if name.startswith("system/")}
+
+
+def test_operations_that_are_declared_exist_and_tell_what_they_give():
+    pytest.importorskip("bitsandbytes")
+    for name in OPERATIONS:
+        space, _, operation = name.partition("::")
+        packet = getattr(getattr(torch.ops, space), operation.partition(".")[0])
+        overload = getattr(packet, operation.partition(".")[2] or "default")
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "Meta"), name
+
+
+def test_an_operation_of_others_is_noticed():
+    with torch.library._scoped_library("aift_test", "DEF") as library:
+        library.define("mine(Tensor x) -> Tensor")
+        library.impl("mine", lambda x: x.clone(), "CompositeExplicitAutograd")
+        with Tracker() as tracker:
+            torch.ops.aift_test.mine(torch.ones(3))
+    assert tracker.unknown == {"aift_test::mine"}
+    assert is_declared("aten", "aten::add.Tensor")

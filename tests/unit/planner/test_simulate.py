@@ -1,0 +1,120 @@
+"""A simulated step holds what a real one holds: the same tracker, on tensors without data and on real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.support.models import build_model, save_tiny_model
+from tests.support.tracked import batch, job, real_step
+
+from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.planner.shape import meta_model
+from ai_finetuning.planner.simulate import Job, simulate
+
+LIMIT = 0.02
+COMPILED = why_unavailable(torch.device("cpu")) is None
+
+
+def model(kind: str = "llama", *, half: bool = False, layers: int = 2):
+    made = build_model(kind, hidden_size=128, layers=layers)
+    return made.bfloat16() if half else made
+
+
+ROWS = batch(2, 256)
+PACKED = batch(1, 512, documents=4, packed=True)
+CASES: dict[str, tuple[Callable[[], Job], list]] = {
+    "lora": (lambda: job(model()), [ROWS]),
+    "lora, padded, accumulated": (lambda: job(model()), [batch(2, 256, short=100), batch(2, 128)]),
+    "lora, dropout": (lambda: job(model(), dropout=0.05), [ROWS]),
+    "lora, packed": (lambda: job(model()), [PACKED]),
+    "lora, checkpointing": (lambda: job(model(layers=4), checkpointing=True), [ROWS]),
+    "full": (lambda: job(model(), full=True), [ROWS]),
+    "full, checkpointing": (lambda: job(model(layers=4), full=True, checkpointing=True), [ROWS]),
+    "full, 8-bit AdamW": (lambda: job(model(), full=True, optimizer="adamw_8bit"), [ROWS]),
+    "full, Muon": (lambda: job(model(), full=True, optimizer="muon"), [ROWS]),
+    "bf16 portable": (lambda: job(model(half=True), bf16=True, kernels="portable"), [ROWS]),
+    "bf16 portable, full": (lambda: job(model(), full=True, bf16=True, kernels="portable"), [ROWS]),
+    "bf16 fused, dropout": (lambda: job(model(half=True), bf16=True, kernels="fused", dropout=0.05), [PACKED]),
+    "bf16 fused, full": (lambda: job(model(), full=True, bf16=True, kernels="fused"), [ROWS]),
+    "Gemma 2": (lambda: job(model("gemma2")), [ROWS]),
+    "Gemma 2, bf16 fused": (lambda: job(model("gemma2", half=True), bf16=True, kernels="fused"), [ROWS]),
+    "Qwen3, tied": (lambda: job(model("qwen3_tied"), full=True), [ROWS]),
+    "StableLM": (lambda: job(model("stablelm")), [PACKED]),
+    "padded": (lambda: job(model(), kernels="plain"), [batch(2, 256, short=100)]),
+    "nothing to pad": (lambda: job(model(), kernels="plain"), [ROWS]),
+    "packed, masks": (lambda: job(model(), kernels="plain"), [PACKED]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_simulated_as_real(name: str):
+    """The peak of each phase, and no operation whose bytes are unknown."""
+    if "fused" in name and not COMPILED:
+        pytest.skip("no compiled kernels here")
+    make, group = CASES[name]
+    work = make()
+    told = simulate(work, group)
+    assert not told.unknown
+    real = real_step(work, group)
+    assert told.peak == pytest.approx(real.peak, rel=LIMIT)
+    for phase, held in real.by_phase().items():
+        assert told.phases[phase] == pytest.approx(held, rel=LIMIT), phase
+
+
+@pytest.mark.parametrize(("bits", "half"), [(4, False), (4, True), (8, False)])
+def test_quantized_as_real(tmp_path, bits: int, half: bool):
+    """Of a quantized base nothing is read: its packed weights and their scales are counted all the same."""
+    pytest.importorskip("bitsandbytes")
+    from ai_finetuning.models.loading import load_causal_lm
+
+    folder = str(save_tiny_model(tmp_path, hidden_size=128))
+    work = replace(job(meta_model(folder), dropout=0.05, bf16=half), bits=bits)
+    told = simulate(work, [ROWS])
+    assert not told.unknown
+    loaded = load_causal_lm(folder, dtype=work.dtype, load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    real = real_step(replace(work, module=loaded), [ROWS])
+    assert told.peak == pytest.approx(real.peak, rel=LIMIT)
+    assert told.phases["load"] == pytest.approx(real.by_phase()["load"], rel=LIMIT)
+
+
+def test_nothing_of_it_stays():
+    """The module, the random numbers, and a step that follows in the same process are as without it."""
+    made = model()
+    before = {name: weight.clone() for name, weight in made.state_dict().items()}
+    state, work = torch.get_rng_state(), job(made)
+    simulate(work, [ROWS])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weight, before[name]) for name, weight in made.state_dict().items())
+    assert type(made).__name__ == "LlamaForCausalLM"
+    real_step(work, [ROWS], steps=1)
+
+
+DEEP: dict[str, Callable[[], Job]] = {
+    "lora": lambda: job(model(layers=6), checkpointing=True),
+    "full": lambda: job(model(layers=6), full=True, checkpointing=True),
+    "gemma2": lambda: job(model("gemma2", layers=10)),
+}
+
+
+@pytest.mark.parametrize("name", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "gemma2"))])
+def test_deep_models_are_told_from_shallow_ones(name: str):
+    """Few layers tell of many, phase by phase, where the peak is another moment than in few layers."""
+    work = DEEP[name]()
+    told, whole = simulate(work, [ROWS]), simulate(work, [ROWS], all_layers=True)
+    assert told.layers == ((4, 8) if name == "gemma2" else (2, 4))
+    assert whole.layers == ()
+    for phase, held in whole.phases.items():
+        assert told.phases[phase] == pytest.approx(held, rel=0.005), phase
+    assert told.reserved == pytest.approx(whole.reserved, rel=0.1)
+
+
+def test_a_step_for_a_gpu():
+    """For a GPU attention is one kernel that keeps its inputs, its output and a number a row; no scores are there."""
+    work = job(model("gemma2", half=True), bf16=True)
+    host, device = simulate(work, [ROWS]), simulate(replace(work, device=torch.device("cuda")), [ROWS])
+    assert device.phases["forward"] < host.phases["forward"]
+    assert device.peak <= device.reserved < 2 * device.peak + 22 * 2**20
+    assert not device.unknown
