@@ -26,6 +26,7 @@ from ai_finetuning import (
 from ai_finetuning.config.load import load_config
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import ConfigError
+from ai_finetuning.execution.adapter_start import going_on_from
 
 PROMPT = "あなたは親切な店員です。"
 
@@ -122,6 +123,25 @@ def test_a14_a_new_run_gets_a_folder_beside_the_old_one(first: Path, data: dict[
     text = logged()
     assert f"{first}-2" in text
     assert not Path(f"{first}-2").exists()
+
+
+def test_a14_the_learning_rate_is_the_earlier_runs_unless_given(
+    first: Path, data: dict[str, Path], tmp_path: Path, logged: Any
+):
+    options = [
+        option
+        for option in settings(tmp_path / "more", data["new"], max_steps=1)
+        if not option.startswith("learning_rate=")
+    ]
+    assert call("train", "--from", str(first), *options) == 0
+    assert config_yaml(tmp_path / "more")["training"]["learning_rate"] == 5e-3
+    assert "the learning rate is the earlier run's, 0.005" in logged()
+    assert "low for LoRA" not in logged()
+    given = load_config(None, [f"data.train={data['new']}", "learning_rate=1e-4"])
+    assert going_on_from(given, first).training.learning_rate == 1e-4
+    full = load_config(None, [f"data.train={data['new']}", "method=full", f"model={first}"])
+    with pytest.raises(ConfigError, match="is a LoRA adapter"):
+        going_on_from(full, first)
 
 
 def test_a14_an_adapter_as_model_is_gone_on_from(first: Path, data: dict[str, Path], tmp_path: Path, logged: Any):

@@ -173,6 +173,15 @@ def test_a_config_json_that_is_no_object_is_refused(received: Path):
                 look(str(received))
 
 
+@pytest.mark.parametrize("key", ["text_config", "quantization_config", "architectures"])
+@pytest.mark.parametrize("value", [3, "x", True])
+def test_a_part_of_a_config_json_that_is_no_group_is_refused_before_it_is_read(received: Path, key: str, value: object):
+    with_config(received, **{key: value})
+    for look in (find_model, find_tokenizer):
+        with pytest.raises(ModelError, match=f"{key} in its config.json"):
+            look(str(received))
+
+
 class Hub(http.server.ThreadingHTTPServer):
     """Notes what it is asked, and with which token; `private` asks who is there."""
 

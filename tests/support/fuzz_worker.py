@@ -79,7 +79,6 @@ def main(folder: Path, seed: int, count: int, names: list[str]) -> None:
     for name in names:
         reader = READERS[name]
         start = reader.prepare(place)
-        limited = False
         for number in range(count):
             rng = random.Random(f"{name}-{seed + number}")
             work = folder / "input"
@@ -87,6 +86,8 @@ def main(folder: Path, seed: int, count: int, names: list[str]) -> None:
             work.mkdir()
             arguments = reader.make(rng, place, start, work)
             print(json.dumps({"reader": name, "seed": seed + number, "arguments": arguments}), file=report, flush=True)
+            if number:  # the first one imports the libraries; anew for each, as memory of the ones before stays
+                _limit_memory()
             code, seconds, text = run_one(arguments)
             wrong = not isinstance(code, int) or "Traceback" in text or code == 70
             print(
@@ -95,9 +96,6 @@ def main(folder: Path, seed: int, count: int, names: list[str]) -> None:
                             "text": text[-3000:] if wrong else text[-400:]}),
                 file=report, flush=True,
             )  # fmt: skip
-            if not limited:  # when the libraries are imported; anew for each reader, as memory of the ones before stays
-                _limit_memory()
-                limited = True
 
 
 if __name__ == "__main__":

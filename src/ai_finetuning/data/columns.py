@@ -76,6 +76,8 @@ _SAID = frozenset(("発話", "発言", "声", "メッセージ", "コメント",
 _BESIDE = re.compile(r"[・/／、]")
 # Longer headings are sentences.
 _LONGEST = 20
+# Characters of a heading with all its remarks. A file's first line may be anything, a text of 50 MB too.
+_LONGEST_HEADING = 1000
 
 
 def plain(name: object) -> str:
@@ -126,7 +128,9 @@ def _parts(name: str) -> Iterator[str]:
 
 
 def role_of(name: object) -> tuple[str, bool] | None:
-    """(role, whether the heading names a speaker only) of a heading; None where it has none."""
+    """(role, whether the heading names a speaker only) of a heading; None where it has none, as texts have."""
+    if len(str(name)) > _LONGEST_HEADING:
+        return None
     for variant in _variants(name):
         for table, weak in ((_ROLE, False), (_SPEAKER, True)):
             if variant in table:

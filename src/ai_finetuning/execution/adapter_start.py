@@ -16,7 +16,7 @@ from ..errors import ConfigError, InputNotFoundError, ModelError, Problem
 from ..japanese.default_system import default_system, split_default_system
 from ..messages import argument, notice, warn
 from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, recorded_base, unreadable
-from ..models.hub import named_base
+from ..models.hub import named_base, on_disk
 from ..models.named import find_named, refusal
 from ..runs.folder import recorded_settings
 from ..system.files import read_bounded, sha256_of
@@ -199,8 +199,13 @@ def validate_origin(config: RunConfig, base: str, tokenizer: Any) -> None:
 
 
 def _one_base(trained_on: str, base: str) -> bool:
-    folders = [Path(name).expanduser() for name in (trained_on, base)]
-    return trained_on == base or (all(folder.is_dir() for folder in folders) and folders[0].samefile(folders[1]))
+    if trained_on == base:
+        return True
+    try:
+        first, second = on_disk(trained_on), on_disk(base)
+    except InputNotFoundError:  # an embedded model that this version does not have
+        return False
+    return first is not None and second is not None and first.samefile(second)
 
 
 def _added_tokens(adapter: Path) -> list[str]:
@@ -230,6 +235,7 @@ class Start:
         chat_template: file of the template that it was trained with, or None.
         system_prompt: that it was trained with, where its template does not hold it; else None.
         extra_tokens, special_tokens: that it was trained with; None where the run's settings have none.
+        learning_rate: of its run, None where that is not known.
     """
 
     folder: Path
@@ -242,6 +248,7 @@ class Start:
     system_prompt: str | None = None
     extra_tokens: list[str] | None = None
     special_tokens: dict[str, str] | None = None
+    learning_rate: float | None = None
 
 
 def find_start(name: str | Path) -> Start:
@@ -265,7 +272,7 @@ def find_start(name: str | Path) -> Start:
     adapter, settings = named.kind == "adapter", recorded_settings(named.run) if named.run is not None else {}
     template = folder / "chat_template.jinja"
     in_template = split_default_system(template.read_text(encoding="utf-8"))[1] if template.is_file() else None
-    model = _mapping(settings.get("model"))
+    model, rate = _mapping(settings.get("model")), _mapping(settings.get("training")).get("learning_rate")
     return Start(
         folder=folder,
         run=named.run,
@@ -277,6 +284,7 @@ def find_start(name: str | Path) -> Start:
         system_prompt=_mapping(settings.get("data")).get("system_prompt") if in_template is None else None,
         extra_tokens=model.get("extra_tokens") if adapter else None,
         special_tokens=model.get("special_tokens") if adapter else None,
+        learning_rate=rate if isinstance(rate, float) and 0 < rate < 1 else None,
     )
 
 
@@ -295,8 +303,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 def going_on_from(config: RunConfig, name: str | Path) -> RunConfig:
     """The configuration of a new run that goes on from an earlier one's weights, with a fresh optimizer.
 
-    What the user gave stands; base, method, template, system prompt and new tokens come from the earlier run where
-    nothing else is given.
+    What the user gave stands; base, method, template, system prompt, new tokens and the learning rate come from the
+    earlier run where nothing else is given.
 
     Raises:
         InputNotFoundError, ConfigError: as find_start; settings that name other weights.
@@ -361,6 +369,13 @@ def _carried_over(config: RunConfig, start: Start, lora: LoRAConfig) -> RunConfi
         notice(
             f"システムプロンプトは元の学習のものです: {data.system_prompt}",
             f"the system prompt is the earlier run's: {data.system_prompt}",
+        )
+    rate = start.learning_rate
+    if rate is not None and "learning_rate" not in explicitly_set(training) and start.full == config.trains_all:
+        training = with_values(training, learning_rate=rate)
+        notice(
+            f"学習率は元の学習と同じ {rate:g} です（training.learning_rate で変えられます）。",
+            f"the learning rate is the earlier run's, {rate:g} (training.learning_rate changes it).",
         )
     resuming = training.checkpoint.resume_from_checkpoint is not None
     if "output_dir" not in explicitly_set(training):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def find_base(config: RunConfig) -> ModelSource:
             raise missing_tokenizer(config.model.name)
         return find_tokenizer(config.model.name)
     source = find_model(config.model.name, trust_remote_code=config.model.trust_remote_code)
-    validate_source(config, source.config)
+    validate_source(config, source)
     return source
 
 
@@ -140,17 +140,16 @@ def missing_tokenizer(name: str) -> InputNotFoundError:
     )
 
 
-def validate_source(config: RunConfig, model_config: Mapping[str, Any]) -> None:
+def validate_source(config: RunConfig, source: ModelSource) -> None:
     """Refuses what a model's config.json rules out.
 
     Raises:
         ConfigError: heads that tensor_parallel_size does not divide.
     """
     size = config.parallel.tensor_parallel_size
-    text = model_config.get("text_config") or model_config
-    heads = text.get("num_attention_heads")
+    heads, shared = source.text.get("num_attention_heads"), source.text.get("num_key_value_heads")
     if size > 1 and isinstance(heads, int):
-        validate_heads(heads, text.get("num_key_value_heads") or heads, size)
+        validate_heads(heads, shared if isinstance(shared, int) and shared > 0 else heads, size)
 
 
 def _validate_trackers(names: Sequence[str]) -> None:

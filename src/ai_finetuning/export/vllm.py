@@ -84,11 +84,11 @@ def validate_complete(folder: Path) -> None:
 
 def problems_of(folder: Path) -> list[str]:
     """What vLLM would miss in a model's folder: names of files and keys."""
-    config = find_model(str(folder)).config
+    source = find_model(str(folder))
     obtained = [
         key
         for key in ("architectures", "model_type", "vocab_size")
-        if not (config.get(key) or config.get("text_config", {}).get(key))
+        if not (source.config.get(key) or source.text.get(key))
     ]
     obtained += missing_weights(folder)
     if not ((folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()):

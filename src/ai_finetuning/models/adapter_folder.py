@@ -52,7 +52,16 @@ def recorded_config(folder: str | Path) -> dict[str, Any]:
         values = json.loads(read_bounded(Path(folder) / CONFIG, _LARGEST))
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}, not an object")
+        base, tokens = values.get("base_model_name_or_path"), values.get("trainable_token_indices")
+        if base is not None and not isinstance(base, str):
+            raise TypeError(f"base_model_name_or_path: {str(base)[:20]}")
+        if tokens and not all(map(_are_ids, tokens.values() if isinstance(tokens, dict) else [tokens])):
+            raise TypeError(f"trainable_token_indices: {str(tokens)[:20]}")
         return values
+
+
+def _are_ids(values: object) -> bool:
+    return isinstance(values, list) and bool(values) and all(type(number) is int for number in values)
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:

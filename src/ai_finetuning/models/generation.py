@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..errors import ConfigError, ModelError, ToolkitError, reason_of
 from ..japanese.prompts import render
 from ..messages import warn
+from ..system.gpu import is_out_of_memory
 from ..system.out_of_memory import with_smaller_batches
 from .growing_text import GrowingText
 from .modes import eval_mode, evaluating
@@ -146,9 +147,15 @@ def encode_prompts(model: Any, tokenizer: Any, conversations: Sequence[Conversat
 
     Raises:
         ConfigError: a prompt longer than the model takes, or a token that it has no embedding for. DataError: the
-            template refuses a conversation.
+            template refuses a conversation. ModelError: it makes nothing of one.
     """
     rows = [_prompt_ids(tokenizer, conversation) for conversation in conversations]
+    if not all(rows):
+        raise ModelError(
+            "チャットテンプレートが会話から何も作らないため、モデルへの入力が空です。チャットテンプレート（chat_template.jinja）を確かめてください。",
+            "the chat template makes nothing of the conversation, so that the prompt is empty; check the chat template "
+            "(chat_template.jinja).",
+        )
     width, max_positions = max(map(len, rows)), positions_of(model.config)
     known = model.get_input_embeddings().weight.shape[0]
     beyond = next((number for row in rows for number in row if number >= known), None)
@@ -312,15 +319,16 @@ def generate_answers(
 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
-    """Refuses a generation_config.json or a config.json that transformers fails over."""
+    """Refuses a generation_config.json, a config.json or weights that transformers fails over."""
     try:
         yield
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-        if isinstance(error, ToolkitError):
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, ToolkitError) or is_out_of_memory(error):
             raise
         raise ModelError(
-            f"モデルが答えを生成できません（{reason_of(error)}）。フォルダーの generation_config.json と config.json を確かめてください。",
-            f"the model cannot generate an answer ({reason_of(error)}); check its generation_config.json and config.json.",
+            f"モデルが答えを生成できません（{reason_of(error)}）。フォルダーの generation_config.json と config.json、重みを確かめてください。",
+            f"the model cannot generate an answer ({reason_of(error)}); check its generation_config.json, config.json and "
+            "weights.",
         ) from error
 
 
@@ -405,7 +413,7 @@ def stream_text(
     def work() -> None:
         settings = arguments | {"max_new_tokens": room, "stopping_criteria": StoppingCriteriaList([stops])}
         try:
-            with torch.no_grad():
+            with _answering(), torch.no_grad():
                 output = model.generate(**inputs, streamer=streamer, **settings)
             whole.append(_ended(tokenizer, output[0, length:].tolist(), style, 0 in stops.looping, room))
         except Exception as error:  # handed to the reader below; a thread's exception would vanish

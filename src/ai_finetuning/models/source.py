@@ -22,6 +22,12 @@ from .sizes import validate_sizes
 _NAMED_WEIGHTS = "transformers_weights"
 # Parts of the keys of config.json whose value may be a kernel of a hub.
 _KERNELS = ("attn", "attention", "experts", "kernel")
+# What keys that are read here hold, where they are there.
+_SHAPES: dict[str, type[dict[str, Any]] | type[list[Any]]] = {
+    "text_config": dict,
+    "quantization_config": dict,
+    "architectures": list,
+}
 _SAFE_NAMES = (".safetensors", ".safetensors.index.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -45,6 +51,11 @@ class ModelSource:
     config: Mapping[str, Any] = field(default_factory=dict)
     catalog_row: CatalogRow | None = None
     remote_code: bool = False
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """The part of the configuration that describes the language model; of most models all of it."""
+        return self.config.get("text_config") or self.config
 
     @property
     def quantization(self) -> Mapping[str, Any]:
@@ -110,11 +121,23 @@ def read_config(obtained: hub.Located) -> dict[str, Any]:
             raise ValueError(f"config.json holds a {type(values).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as error:
         raise not_loaded(obtained.path, error) from error
+    _refuse_shapes(obtained.name, values)
     _refuse_named_weights(obtained.name, values.get(_NAMED_WEIGHTS))
     _refuse_named_kernels(obtained.name, values)
     folder = Path(obtained.path)
     validate_sizes(obtained.name, values, weight_file_bytes(folder) if folder.is_dir() else 0)
     return values
+
+
+def _refuse_shapes(name: str, values: Mapping[str, Any]) -> None:
+    for key, kind in _SHAPES.items():
+        value = values.get(key)
+        if value is not None and not isinstance(value, kind):
+            ja, en = ("キーと値の組", "keys with values") if kind is dict else ("リスト", "a list")
+            raise ModelError(
+                f"{name} の config.json の {key} が {str(value)[:20]!r} です。{ja}でなければなりません。モデルをもう一度取り直してください。",
+                f"{name}: {key} in its config.json is {str(value)[:20]!r}; it must be {en}. Fetch the model again.",
+            )
 
 
 def _refuse_named_weights(name: str, file: object) -> None:

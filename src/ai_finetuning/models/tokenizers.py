@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_
 from ..messages import notice, warn
 from ..system.files import refuse_links_outside
 from . import catalog
+from .hub import Located
 from .probes import PROBES as PROBES
 from .sentencepiece_tokenizer import deciding_file, from_pieces, pieces_file, read_settings
-from .source import ModelSource, find_tokenizer, warn_of_code
+from .source import ModelSource, find_tokenizer, read_config, warn_of_code
 from .special_tokens import keep_turn_ends, turn_end_ids
 
 # Tokens that models reserve for padding, in the order in which they are preferred.
@@ -180,14 +180,16 @@ def _refuse_unreadable(folder: Path, name: str) -> None:
 
 
 def _embedding_rows(source: ModelSource) -> int | None:
-    values = source.config
-    if not values and not Path(source.path).is_dir():
+    if not source.config and not Path(source.path).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(source.path, "config.json")
-        values = json.loads(Path(cached).read_text(encoding="utf-8")) if isinstance(cached, str) else {}
-    rows: int | None = values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
-    return rows
+        if isinstance(cached, str):
+            source = replace(
+                source, config=read_config(Located(source.name, str(Path(cached).parent), local_only=True))
+            )
+    rows = source.config.get("vocab_size") or source.text.get("vocab_size")
+    return rows if isinstance(rows, int) else None
 
 
 def parity_problems(tokenizer: Any, model_file: Path, texts: Sequence[str] = PROBES) -> list[str]:
@@ -330,10 +332,10 @@ def known_template(tokenizer: Any) -> ChatTemplate | None:
 def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     """How answers end: eos, the model's own list, and the token that the template puts behind an answer."""
     template = known_template(tokenizer)
-    ids = {tokenizer.eos_token_id, _turn_end_id(tokenizer), *turn_end_ids(tokenizer)}
     listed = getattr(generation_config, "eos_token_id", None)
-    ids |= set(listed) if isinstance(listed, list | tuple) else {listed}
-    stops = tuple(sorted(item for item in ids if isinstance(item, int)))
+    ids = [tokenizer.eos_token_id, _turn_end_id(tokenizer), *turn_end_ids(tokenizer)]
+    ids += listed if isinstance(listed, list | tuple) else [listed]
+    stops = tuple(sorted({item for item in ids if isinstance(item, int)}))  # of the model's list only what are ids
     if template is None:
         return PromptStyle(stops)
     return PromptStyle(stops, template.stop_strings, template.newline, template.verified)

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import openpyxl
 import pyarrow
 import pytest
 
+from ai_finetuning.data.columns import role_of
 from ai_finetuning.data.compression import UNPACK
 from ai_finetuning.data.files import read_rows
 from ai_finetuning.data.sources import load_samples
@@ -318,3 +320,11 @@ def test_json_and_kinds_that_cannot_be_read_are_refused_by_shape(tmp_path: Path,
     with pytest.raises(DataError) as refusal:
         texts(path)
     assert reason in refusal.value.en
+
+
+def test_a_text_is_no_heading_however_long_it_is():
+    """A first line of 50 MB costs no search in it; what is short with remarks behind it is one still."""
+    before = time.process_time()
+    assert role_of("質問（" * 10_000_000) is None
+    assert time.process_time() - before < 1
+    assert role_of("質問（" + "お客様の言葉のまま、" * 50 + "）") == ("instruction", False)

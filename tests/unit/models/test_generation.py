@@ -12,7 +12,7 @@ from tests.sweep.families import config_of
 from transformers import AutoModelForCausalLM
 
 from ai_finetuning import JapaneseModel
-from ai_finetuning.errors import ConfigError
+from ai_finetuning.errors import ConfigError, ModelError
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models.generation import (
     Answer,
@@ -161,6 +161,32 @@ def test_memory_for_not_even_one_answer_is_an_error():
     model.register_forward_pre_hook(none, with_kwargs=True)
     with pytest.raises(torch.OutOfMemoryError):
         generate_text(model, build_tokenizer(), [QUESTION] * 4, max_new_tokens=2)
+
+
+def test_a_model_that_cannot_compute_is_refused_by_both_ways_of_asking():
+    """As one whose config.json and weights do not belong together."""
+    model, tokenizer = build_model(), build_tokenizer()
+    model.lm_head = torch.nn.Linear(7, 7, bias=False)
+    with pytest.raises(ModelError, match=r"cannot generate an answer .*shapes cannot be multiplied"):
+        generate_text(model, tokenizer, [QUESTION], max_new_tokens=2)
+    with pytest.raises(ModelError, match="cannot generate an answer"):
+        list(stream_text(model, tokenizer, QUESTION, max_new_tokens=2))
+
+
+def test_an_empty_prompt_is_refused_by_its_reason():
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ '' }}"
+    with pytest.raises(ModelError, match="prompt is empty"):
+        generate_text(build_model(), tokenizer, [QUESTION], max_new_tokens=2)
+
+
+def test_ends_that_are_no_ids_are_left_out():
+    model, tokenizer = build_model(), build_tokenizer()
+    plain = prompt_style(tokenizer, model.generation_config)
+    for listed in ({"a": 1}, [{"a": 1}, 5], [[1]], "x"):
+        model.generation_config.eos_token_id = listed
+        expected = {*plain.stop_token_ids} | ({5} if listed == [{"a": 1}, 5] else set())
+        assert {*prompt_style(tokenizer, model.generation_config).stop_token_ids} <= expected
 
 
 def test_the_documented_call_loads_on_first_use_and_a_seed_repeats_it(tiny_model_dir: Path):
