@@ -60,7 +60,11 @@ def precision_for(requested: str, *, fp16: bool, device: torch.device, best: tor
     if best is torch.bfloat16 and ((device.type == "cuda" and requested != "fp16") or device.type == "mps"):
         return Precision("bf16", "混合精度は bf16 で計算します。", "mixed precision in bf16.")
     if device.type == "cuda":
+        asked = "" if requested != "bf16" else "この GPU は bf16 を計算できないため、"
+        because = "" if requested != "bf16" else "this GPU has no bf16: "
         return Precision(
-            "fp16", "混合精度は fp16 と勾配スケーリングで計算します。", "mixed precision in fp16 with gradient scaling."
+            "fp16",
+            f"{asked}混合精度は fp16 と勾配スケーリングで計算します。",
+            f"{because}mixed precision in fp16 with gradient scaling.",
         )
     return Precision("fp32", f"{device.type} では fp32 で計算します。", f"computing in fp32 on {device.type}.")

@@ -204,13 +204,16 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     return _plan(model, parallel, processes_to_start, resume)
 
 
-def validate_precision(config: Any, precision: Precision) -> None:
+def validate_precision(config: Any, precision: Precision, weights: torch.dtype | None = None) -> None:
     """Refuses a model that overflows in fp16 where the run would compute in it; warns of one that may.
+
+    Args:
+        weights: dtype that a frozen base was asked for, in which it computes where there is no autocast.
 
     Raises:
         ModelError: with the way out.
     """
-    if precision.autocast is not torch.float16:
+    if (precision.autocast or weights) is not torch.float16:
         return
     validate_fp16(config)
     risk = risk_of_fp16(config)
@@ -226,7 +229,8 @@ def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) ->
     if asked == "auto" and taken.get("fp16", training.fp16) == training.fp16:
         asked = taken.get("precision", asked)
     precision = precision_for(asked, fp16=training.fp16, device=place.device, best=place.sixteen_bit())
-    validate_precision(module.config, precision)
+    frozen = request.model.torch_dtype if not request.full and place.device.type != "cpu" else None
+    validate_precision(module.config, precision, frozen)
     targets = None if request.full else _targets(request.config.lora, module, taken)
     return _Model(request, source, module, shape_of(module), place, precision, taken, targets)
 

@@ -29,7 +29,7 @@ _HARMLESS = frozenset(
 )
 
 
-class Unsuited(Exception):
+class Unsuited(ValueError):
     """A kernel does not compute what it is asked for; another one has to."""
 
     def __init__(self, japanese: str, english: str) -> None:

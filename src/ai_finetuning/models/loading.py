@@ -22,6 +22,7 @@ from ..messages import notice, warn
 from ..system.gpu import chosen_device, dtype_name, get_available_device, sixteen_bit
 from .activation_checkpointing import enable_activation_checkpointing
 from .adapter_folder import recorded_base
+from .half_precision import without_overflow
 from .options import validate_options
 from .placement import DeviceMap, spread
 from .quantized import Quantization, find_method, forbid_cpu_packing, plain_parts, validate_backend, validate_quantized
@@ -102,7 +103,11 @@ def load_causal_lm(
     plan = LoadPlan(
         source=source,
         device=target_device,
-        dtype=resolve_dtype(dtype, target_device),
+        dtype=without_overflow(
+            resolve_dtype(dtype, target_device),
+            str(source.config.get("model_type", "")),
+            asked=dtype not in (None, "auto"),
+        ),
         quantization=expected,
         device_map=device_map if device_map is not None else {"": target_device},
         announce=options.get("announce", True),

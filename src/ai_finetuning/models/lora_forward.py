@@ -51,9 +51,9 @@ def _forward(
 
 
 def _addable(layer: Any, names: list[str]) -> bool:
-    """Whether B is a plain matrix."""
-    weights = [layer.lora_B[name] for name in names]
-    return all(up.bias is None and not isinstance(up.weight, DTensor) for up in weights)
+    """Whether B is a whole matrix and no more; ZeRO-3 fills it when its own module is called."""
+    ups = [layer.lora_B[name] for name in names]
+    return all(up.bias is None and up.weight.dim() == 2 and not isinstance(up.weight, DTensor) for up in ups)
 
 
 def _added_in_place(layer: Any, names: list[str], x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.support.models import build_model
+from tests.support.virtual import virtual_devices
 from tests.unit.kernels.test_flex import alone
 from tests.unit.models.test_documents import build, distance, reference, step
 
@@ -32,7 +34,7 @@ def contract(
     for start, stop in zip(cu_seq_q.tolist(), cu_seq_q.tolist()[1:], strict=False):
         q, k, v = (x[start:stop].transpose(0, 1).float() for x in (query, key, value))
         k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
-        place = torch.arange(stop - start)
+        place = torch.arange(stop - start, device=query.device)
         before = place[:, None] - place[None, :]
         seen = (before <= left if left >= 0 else torch.tensor(True)) & (
             -before <= right if right >= 0 else before == before
@@ -155,6 +157,22 @@ def test_the_first_that_computes_what_the_model_does_is_taken(by_contract, monke
     assert reason is not None
     assert reason.en.startswith("as requested; " + why if why else "as requested")
     path.close()
+
+
+def test_on_a_gpu_everything_it_is_given_lies_there(by_contract, monkeypatch: pytest.MonkeyPatch):
+    """A virtual one: one tensor that stayed on the CPU, and the path would not be taken."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(documents, "implementations_for", lambda device: (VARLEN, NAME))
+    model = build_model("llama").to(torch.bfloat16)
+    with virtual_devices() as places:
+        model.to(gpu)
+        path, reason = select_forward_path(model, gpu, autocast=None, kernels="portable")
+        assert path is not None
+        assert path.model.config._attn_implementation == VARLEN, reason
+        assert places.of(attention._ends((7, 12), gpu)) == gpu
+        path.close()
+    assert reason is not None
+    assert "the loss stays in plain torch: " in reason.en  # it has no Triton
 
 
 def test_a_torch_without_it_takes_the_next_one(monkeypatch: pytest.MonkeyPatch):

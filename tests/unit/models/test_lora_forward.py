@@ -140,6 +140,23 @@ def test_recomputed_layers_drop_the_same_numbers(folder: Path):
     assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
+def test_weights_that_are_filled_as_their_module_is_called_are_left_to_it(folder: Path):
+    """As ZeRO-3 gathers them: before that they are empty."""
+    model = add_lora(load_causal_lm(str(folder), dtype="bfloat16"), r=4, alpha=8, target_modules="all-linear")
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    up = layer.lora_B["default"]
+    whole = torch.randn_like(up.weight)
+    x = torch.randn(1, 5, 64, dtype=torch.bfloat16)
+    lighten(model, "cpu")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        up.weight.data = whole
+        expected = layer(x)
+        up.weight.data = torch.empty(0)
+        up.register_forward_pre_hook(lambda *_: setattr(up.weight, "data", whole))
+        up.register_forward_hook(lambda *_: setattr(up.weight, "data", torch.empty(0)))
+        assert torch.allclose(layer(x), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"bias": "lora_only"}], ids=["plain", "dora", "bias"])
 def test_a_cpu_keeps_every_bit(folder: Path, options: dict[str, Any]):
     model = add_lora(
