@@ -155,9 +155,8 @@ class SingleDevice:
     def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         """Copies weights into the model's and gives the optimizer its state."""
         load_weights(self._trained(model), tensors["model"])
-        load_optimizer_tensors(optimizer, tensors.get("optimizer", {}))
-        if self.host_states is not None:
-            self.host_states.park_all()
+        host = self.host_states
+        load_optimizer_tensors(optimizer, tensors.get("optimizer", {}), None if host is None else host.park)
 
     def _trained(self, model: nn.Module) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters(model) if parameter.requires_grad}
