@@ -218,6 +218,28 @@ def test_weights_and_their_16_bit_copies_stay():
     with saved:
         layer(states)
     assert saved.moved == 8 * 64 * 4
+    part = layer.weight.detach()  # as layers that are cut read their part
+    for known, moved in (((), 32 * 64 * 4), ((part,), 0)):
+        saved = SavedActivations(AtOnce(), "cpu", known, min_bytes=64)
+        with saved:
+            torch.nn.functional.linear(states, part)
+        assert saved.moved == moved
+
+
+def test_a_strategy_moves_what_is_asked_for(tmp_path: Path):
+    """By the same call as a run on a GPU."""
+    for what in ("none", "activations", "optimizer"):
+        strategy = SingleDevice(CPU)
+        case = Case("llama", "full", "documents", rows=120, layers=2, vocabulary=4000)
+        run = run_of(case, strategy, tmp_path / what, rows=120, steps=1)
+        run.state.micro_batch_size = 60
+        strategy.offload(what)
+        fit(run)
+        moments = [value for state in run.optimizer.state.values() for value in state.values()]
+        homes = strategy.host_states._homes.values() if strategy.host_states is not None else ()
+        assert {id(home) for home in homes} <= {id(value) for value in moments}
+        assert bool(homes) == (what == "optimizer")
+        assert (strategy._saved is not None) == (what == "activations")
 
 
 def test_a_tensor_that_is_saved_often_moves_once_and_keeps_its_layout():
