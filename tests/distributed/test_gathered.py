@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ai_finetuning.config.run_folder import METRICS
 from ai_finetuning.engine.loop import fit
 from ai_finetuning.engine.metrics import read_metrics
+from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.parts import layer_list
 from ai_finetuning.models.plans import tensor_plan
@@ -163,3 +164,25 @@ def test_layers_shared_by_a_tensor_group_are_gathered_along_the_data_ranks_alone
 
 def cut_layers(model: Any, mesh: Any, weight_placement: Any) -> None:
     tensor.parallelize_layers(model, mesh, plan=tensor_plan(model), weight_placement=weight_placement)
+
+
+def scores(rank: int, sharding: Sharding) -> list[float]:
+    """Of the weights, of others that are loaded then, and of those where nothing was scored before."""
+    obtained = []
+    for kinds in ((1.0, 1.5), (1.5,)):
+        case = Case("llama", "full", "documents")
+        model = model_of(case)
+        strategy = fsdp(sharding)
+        strategy.prepare(model, loss_of(case, model))
+        optimizer = strategy.attach(build_optimizer(strategy.named_parameters(model), learning_rate=1e-3))
+        first = {name: tensor.clone() for name, tensor in strategy.tensors(model, optimizer)["model"].items()}
+        for kind in kinds:
+            strategy.load_tensors(model, optimizer, {"model": {name: kind * first[name] for name in first}})
+            obtained.append(strategy.evaluate(loader(case).micro_batches(0, 0, 4))[0])
+    return obtained
+
+
+@pytest.mark.parametrize("sharding", [Sharding(), APART], ids=["together", "apart"])
+def test_weights_that_are_loaded_behind_an_evaluation_are_those_of_the_next(sharding: Sharding, tmp_path: Path):
+    for before, after, fresh in run_ranks(2, scores, sharding, folder=tmp_path):
+        assert after == fresh != before

@@ -8,7 +8,9 @@ import pytest
 import torch
 from tests.support.models import build_model, save_tiny_model
 from tests.support.parity import Case, take_step
+from tests.support.runs import losses, train_full
 
+from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.models.loading import load_causal_lm
 from ai_finetuning.parallel.strategies.device_map import ModelParallel
 from ai_finetuning.parallel.strategies.single import SingleDevice
@@ -45,3 +47,17 @@ def test_a_model_is_loaded_where_the_map_says_and_generates(tmp_path: Path, bits
     assert {parameter.device.index for parameter in model.parameters()} == {0, 1}
     assert model.lm_head.weight.device == model.model.norm.weight.device == torch.device("cuda", 1)
     assert model.generate(torch.tensor([[5, 6, 7]]).to(model.device), max_new_tokens=3).shape == (1, 6)
+
+
+def test_fsdp_in_16_bit_follows_ddp(tiny_model_dir: Path, tmp_path: Path):
+    """Weights are gathered in 2 bytes here, embedding and head on their own."""
+    numbers = []
+    for strategy in ("ddp", "fsdp"):
+        train_full(
+            tiny_model_dir,
+            tmp_path / strategy,
+            runtime={"precision": "bf16"},
+            parallel=ParallelConfig(strategy=strategy, processes=2),
+        )
+        numbers.append([float.fromhex(item) for item in losses(tmp_path / strategy)])
+    assert numbers[1] == pytest.approx(numbers[0], rel=0.02)

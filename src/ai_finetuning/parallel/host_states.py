@@ -43,12 +43,6 @@ class HostStates:
                 self._homes[parameter, name] = state[name]
                 mark.wait()
 
-    def park_all(self) -> None:
-        """The whole state, as it was loaded."""
-        for parameter in self._weights():
-            if parameter in self._optimizer.state:
-                self.park(parameter)
-
     def settle(self) -> None:
         """Waits until the host has the state of the last update."""
         if self._last is not None:

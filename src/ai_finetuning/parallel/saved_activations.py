@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -58,6 +59,11 @@ class _Saved:
     offset: int
 
 
+def _reference(tensor: Tensor) -> StorageWeakRef:
+    """Of a tensor's storage: as long as it lives, no other one has the same address (cdata)."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
 class SavedActivations:
     """Around a forward pass: every large tensor that it saves goes to the host, and comes back ahead of its use.
 
@@ -65,18 +71,26 @@ class SavedActivations:
     Weights stay, and so do their 16-bit copies, which autocast holds in any case. A storage is copied once, however many
     tensors in it are saved; the last ones are still there when the backward pass begins with them.
 
+    Args:
+        device_type: of what is moved.
+        weights: plain tensors that stay whatever reads them; parameters and their views are known without.
+        min_bytes: smallest storage that is moved.
+
     Attributes:
         moved: bytes that the last forward pass has sent to the host.
     """
 
-    def __init__(self, lane: Lane, device_type: str, *, min_bytes: int = MIN_BYTES) -> None:
+    def __init__(
+        self, lane: Lane, device_type: str, weights: Iterable[Tensor] = (), *, min_bytes: int = MIN_BYTES
+    ) -> None:
         self._lane, self._device_type, self._min_bytes = lane, device_type, min_bytes
+        self._weights = {reference.cdata: reference for reference in map(_reference, weights)}
         self._hooks: Any = None
         self.moved = 0
         self._start()
 
     def _start(self) -> None:
-        # By address and version. The weak reference keeps a freed storage's address from being used again.
+        # By address and version.
         self._known: dict[tuple[int, int], tuple[StorageWeakRef, _Kept]] = {}
         self._order: list[_Kept] = []
         self._leaving: deque[_Kept] = deque()
@@ -96,9 +110,7 @@ class SavedActivations:
         self._leaving.clear()
 
     def _moves(self, tensor: Tensor) -> bool:
-        if (
-            type(tensor) is not Tensor or tensor.device.type != self._device_type
-        ):  # parts of a whole know where they are
+        if type(tensor) is not Tensor or tensor.device.type != self._device_type:  # other classes know where they are
             return False
         size = tensor.untyped_storage().nbytes()
         if size < self._min_bytes or size % tensor.element_size():
@@ -110,7 +122,9 @@ class SavedActivations:
         if not self._moves(tensor):
             return tensor
         storage = tensor.untyped_storage()
-        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        reference = _reference(tensor)
+        if reference.cdata in self._weights:
+            return tensor
         key = (reference.cdata, version_of(tensor))
         if key not in self._known:
             whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage, 0, (storage.nbytes(),), (1,))

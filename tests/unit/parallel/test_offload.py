@@ -26,7 +26,7 @@ from ai_finetuning.parallel.lane import AtOnce
 from ai_finetuning.parallel.saved_activations import SavedActivations
 from ai_finetuning.parallel.strategies.single import SingleDevice
 from ai_finetuning.parallel.weights.state import optimizer_tensors
-from ai_finetuning.planner.memory import Workload, estimate, offloaded
+from ai_finetuning.planner import memory
 from ai_finetuning.planner.shape import shape_of
 
 CASE = Case("llama", "full", "documents", rows=24)
@@ -136,9 +136,9 @@ def test_the_device_holds_less_by_what_the_plan_says():
     case = Case("llama", "lora", "documents", layers=24)
     (before, tokens), (after, _) = (bytes_on_the_device(case, moves) for moves in (False, True))
     shape = shape_of(build_model("llama", layers=24))
-    work = Workload(trainable=0, bits=None, frozen_bytes=4, tokens=tokens, compute_bytes=4)
-    whole = estimate(shape, work, checkpointing=True)
-    planned = whole.total - offloaded(whole, shape, work, "activations", checkpointing=True).total
+    work = memory.Workload(trainable=0, bits=None, frozen_bytes=4, tokens=tokens, compute_bytes=4)
+    whole = memory.estimate(shape, work, checkpointing=True)
+    planned = whole.total - memory.offloaded(whole, shape, work, "activations", checkpointing=True).total
     layer = 4 * tokens * 64
     assert planned == (24 - 3) * layer
     # The first read is of the norm behind the layers.
@@ -218,6 +218,28 @@ def test_weights_and_their_16_bit_copies_stay():
     with saved:
         layer(states)
     assert saved.moved == 8 * 64 * 4
+    part = layer.weight.detach()  # as layers that are cut read their part
+    for known, moved in (((), 32 * 64 * 4), ((part,), 0)):
+        saved = SavedActivations(AtOnce(), "cpu", known, min_bytes=64)
+        with saved:
+            torch.nn.functional.linear(states, part)
+        assert saved.moved == moved
+
+
+def test_a_strategy_moves_what_is_asked_for(tmp_path: Path):
+    """By the same call as a run on a GPU."""
+    for what in ("none", "activations", "optimizer"):
+        strategy = SingleDevice(CPU)
+        case = Case("llama", "full", "documents", rows=120, layers=2, vocabulary=4000)
+        run = run_of(case, strategy, tmp_path / what, rows=120, steps=1)
+        run.state.micro_batch_size = 60
+        strategy.offload(what)
+        fit(run)
+        moments = [value for state in run.optimizer.state.values() for value in state.values()]
+        homes = strategy.host_states._homes.values() if strategy.host_states is not None else ()
+        assert {id(home) for home in homes} <= {id(value) for value in moments}
+        assert bool(homes) == (what == "optimizer")
+        assert (strategy._saved is not None) == (what == "activations")
 
 
 def test_a_tensor_that_is_saved_often_moves_once_and_keeps_its_layout():
@@ -236,3 +258,22 @@ def test_a_tensor_that_is_saved_often_moves_once_and_keeps_its_layout():
     total.backward()
     assert saved.moved == 40 * 30 * 4
     assert layouts == {(1, 30), (30, 1)}
+
+
+def test_moments_on_the_device_are_those_of_the_plan(monkeypatch: pytest.MonkeyPatch):
+    """Three parts at most: one in use, one on its way in, one on its way out."""
+    chunk = 2 * 25_000
+    weights = [torch.nn.Parameter(torch.randn(6250)) for _ in range(200)]  # each has moments of one part
+    optimizer = build_optimizer([(str(number), weight) for number, weight in enumerate(weights)], learning_rate=1e-3)
+    lane = Counting()
+    host = HostStates(optimizer, lane, min_bytes=64, chunk_bytes=chunk)
+    make_state(optimizer, host.park)
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    host.step()
+    monkeypatch.setattr(memory, "OFFLOAD_CHUNK_BYTES", chunk)
+    work = memory.Workload(trainable=200 * 6250, bits=None, frozen_bytes=4, tokens=1, compute_bytes=4)
+    shape = shape_of(build_model("llama"))
+    whole = memory.estimate(shape, work, checkpointing=True)
+    planned = whole.total - memory.offloaded(whole, shape, work, "optimizer", checkpointing=True).total
+    assert 8 * work.trainable - lane.most == pytest.approx(planned, rel=0.02)

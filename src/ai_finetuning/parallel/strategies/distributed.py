@@ -23,7 +23,7 @@ from ..processes import Peers, gather, host_group
 from ..strategy import Update
 from ..weights.layout import layout_of, local, local_parameter
 from ..weights.materialize import WeightPlacement
-from .shard import shard_layers, sharding_for
+from .shard import let_go, shard_layers, sharding_for
 from .single import SingleDevice
 
 CutLayers = Callable[[nn.Module, DeviceMesh, WeightPlacement], None]
@@ -183,7 +183,10 @@ class DataParallel(SingleDevice):
         return total, int(tokens)
 
     def _evaluate_mine(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        return super().evaluate(batches)
+        obtained = super().evaluate(batches)
+        if self._sharded:
+            let_go(self._step_module)
+        return obtained
 
     def _with_gradients(self) -> list[nn.Parameter]:
         return [part for part in self._parts.values() if part.grad is not None]

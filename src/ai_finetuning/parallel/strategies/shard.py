@@ -97,6 +97,13 @@ def _in_fp32(_: nn.Module, __: Any, states: Tensor) -> Tensor:
     return states.float()
 
 
+def let_go(step: nn.Module) -> None:
+    """Drops what is still gathered: without a backward pass the last weights of a forward pass stay, as they were then."""
+    for module in step.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def shard_blocks(
     step: nn.Module,
     blocks: Sequence[nn.Module],

@@ -17,7 +17,7 @@ from ..lane import lane_for
 from ..loss_scale import LossScale
 from ..saved_activations import SavedActivations
 from ..strategy import Update
-from ..weights.layout import Layout
+from ..weights.layout import Layout, local
 from ..weights.materialize import WeightPlacement
 from ..weights.state import Tensors, load_optimizer_tensors, load_weights, optimizer_tensors
 
@@ -66,7 +66,8 @@ class SingleDevice:
     def offload(self, what: str) -> None:
         """From now on, `activations` or the `optimizer`'s state lie in the host's memory while nothing reads them."""
         if what == "activations":
-            self._saved = SavedActivations(lane_for(self.device), self.device.type)
+            weights = [local(parameter.data) for parameter in self._model.parameters()]
+            self._saved = SavedActivations(lane_for(self.device), self.device.type, weights)
         if what == "optimizer":
             self.host_states = HostStates(self._optimizer, lane_for(self.device))
 
@@ -155,9 +156,8 @@ class SingleDevice:
     def load_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         """Copies weights into the model's and gives the optimizer its state."""
         load_weights(self._trained(model), tensors["model"])
-        load_optimizer_tensors(optimizer, tensors.get("optimizer", {}))
-        if self.host_states is not None:
-            self.host_states.park_all()
+        host = self.host_states
+        load_optimizer_tensors(optimizer, tensors.get("optimizer", {}), None if host is None else host.park)
 
     def _trained(self, model: nn.Module) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters(model) if parameter.requires_grad}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,8 +45,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts a state of optimizer_tensors() back; keys that were numbers become numbers again."""
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], loaded: Callable[[nn.Parameter], None] | None = None
+) -> None:
+    """Puts a state of optimizer_tensors() back; keys that were numbers become numbers again.
+
+    Args:
+        loaded: told of every weight whose state is there, to move it away before that of the next one is loaded.
+    """
     eight_bit = type(optimizer).__module__.startswith("bitsandbytes")
     states: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
@@ -63,6 +69,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
                 state[part] = tensor.clone().to(
                     "cpu" if part == "step" and not _on_device(optimizer) else parameter.device
                 )
+        if loaded is not None:
+            loaded(parameter)
 
 
 def _on_device(optimizer: torch.optim.Optimizer) -> bool:
