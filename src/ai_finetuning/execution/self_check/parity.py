@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import Reason
 from ...kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
 from ...kernels.build import why_unavailable
 from ...kernels.loss import LinearCrossEntropy
@@ -221,8 +222,8 @@ def _loss(cap: float, compiled: bool, place: _Place) -> Measured:
     if compiled and place.device.type == "cpu":
         missing = why_unavailable(place.device)
         if place.dtype is not torch.bfloat16 or missing is not None:
-            reason = missing or "bf16 only"
-            raise NotHere(f"コンパイルした損失は使えません（{reason}）", f"no compiled loss here ({reason})")
+            reason = missing or Reason("bf16 専用です", "bf16 only")
+            raise NotHere(f"コンパイルした損失は使えません（{reason.ja}）", f"no compiled loss here ({reason.en})")
     hidden, weight = 0.3 * torch.randn(96, 64, generator=_random(0)), torch.randn(1000, 64, generator=_random(1))
     targets = torch.randint(0, 1000, (96,), generator=_random(2))
 
