@@ -10,8 +10,9 @@ from ..models.base_model import BaseModel
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import capacities
 from ..planner.gpus import CALIBRATED, UNCALIBRATED, Gpus
+from ..planner.roofline import Rates, stated_rates
 from ..system.gpu import free_memory_bytes, get_available_device, sixteen_bit
-from .self_check.record import is_calibrated
+from .self_check.record import is_calibrated, rates_like, rates_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class Place:
     def comfortable(self, free: int) -> int:
         """Above which gradient checkpointing is worth its time; on a CPU other programs want memory too."""
         return self.usable(free) if self.device.type == "cuda" else int(0.8 * free)
+
+    def rates(self) -> Rates | None:
+        """What the GPUs reach, measured by a self-check of such a one or else as stated; None where neither is known."""
+        if self.elsewhere is not None:
+            return rates_like(self.elsewhere.card) or stated_rates(self.elsewhere)
+        return rates_of(self.device) if self.device.type == "cuda" else None
 
     def sixteen_bit(self) -> torch.dtype | None:
         """The 16-bit type that the device computes well in."""

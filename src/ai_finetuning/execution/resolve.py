@@ -39,7 +39,7 @@ from ..planner import memory
 from ..planner.auto import Situation, advise_strategy
 from ..planner.layers import blocks_of, split_model
 from ..planner.plan import Plan
-from ..planner.roofline import micro_batch, table_speed
+from ..planner.roofline import micro_batch, speed_by
 from ..planner.shape import ModelShape, shape_of
 from ..planner.speed import Speed, last_speed
 from ..planner.spread import on_fullest_device, on_fullest_of_map
@@ -126,6 +126,11 @@ class _Model:
     precision: Precision
     taken: dict[str, Any]
     targets: LoraTargets | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.place.device
 
     @property
     def adapted(self) -> list[str] | None:
@@ -477,10 +482,15 @@ def _validate_experts(targets: LoraTargets, parallel: ParallelPlan) -> None:
 def _speed(
     model: _Model, work: memory.Workload, parallel: ParallelPlan, data: PreparedData, derived: Derived
 ) -> Speed | None:
-    """Of the last such run here, or by the table of GPUs for a machine that is not here."""
-    elsewhere, training = model.request.elsewhere, model.request.config.training
-    if elsewhere is None:
-        return last_speed(*base_facts.speed_key(model.request, model.place.device, parallel))
+    """Of the last such run here, or computed from what the GPUs reach."""
+    training = model.request.config.training
+    if model.place.elsewhere is None:
+        last = last_speed(*base_facts.speed_key(model.request, model.device, parallel))
+        if last is not None:
+            return last
+    rates = model.place.rates()
+    if rates is None or derived.precision not in rates.tflops:
+        return None
     tokens = sum(map(len, data.train)) / max(1, len(data.train)) * training.batch_size
     number = max(1.0, training.gradient_accumulation_steps / parallel.sizes.dp)
     one = micro_batch(
@@ -490,7 +500,7 @@ def _speed(
         document=tokens / training.batch_size,
         updates=1 / number,
     )
-    return table_speed(one, tokens, derived.precision, elsewhere, parallel, number)
+    return speed_by(one, tokens, derived.precision, rates, parallel, number)
 
 
 def _by_map(place: Place, whole: memory.MemoryEstimate, layers: Split) -> dict[str, Any]:

@@ -6,6 +6,7 @@ not less than the host needs to start its kernels. What is sent between GPUs is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import Reason
@@ -86,8 +87,36 @@ def micro_batch(shape: ModelShape, work: Workload, *, checkpointing: bool, docum
     )
 
 
-def table_speed(one: Pass, tokens: float, precision: str, gpus: Gpus, parallel: ParallelPlan, number: float) -> Speed:
-    """The speed of a run by the table.
+@dataclass(frozen=True)
+class Rates:
+    """What a GPU reaches.
+
+    Attributes:
+        tflops: 10^12 operations a second of large products by fp32, bf16, fp16.
+        bandwidth: 10^9 bytes a second of its memory.
+        source: where the numbers are from.
+    """
+
+    tflops: Mapping[str, float]
+    bandwidth: float
+    source: Reason
+
+
+def stated_rates(gpus: Gpus) -> Rates:
+    """By the table."""
+    card = gpus.card
+    return Rates(
+        {kind: RATE * value for kind, value in card.tflops.items()},
+        BANDWIDTH * card.bandwidth,
+        Reason(
+            f"{gpus} の公称値からの計算で、実測ではありません。GPU 間の通信は含みません",
+            f"computed from the stated figures of {gpus}, not measured; without what is sent between GPUs",
+        ),
+    )
+
+
+def speed_by(one: Pass, tokens: float, precision: str, rates: Rates, parallel: ParallelPlan, number: float) -> Speed:
+    """The speed of a run by what its GPUs reach.
 
     Args:
         one: what a micro-batch asks.
@@ -96,15 +125,8 @@ def table_speed(one: Pass, tokens: float, precision: str, gpus: Gpus, parallel: 
         parallel: how the run is spread over the GPUs.
         number: micro-batches of a step on each data rank.
     """
-    card, sizes = gpus.card, parallel.sizes
-    seconds = one.seconds(RATE * card.tflops[precision] * 1e12, BANDWIDTH * card.bandwidth * 1e9)
+    sizes = parallel.sizes
+    seconds = one.seconds(rates.tflops[precision] * 1e12, rates.bandwidth * 1e9)
     # Processes that compute at once; those of a pipeline wait for the first and for the last micro-batch.
     at_once = sizes.dp * sizes.tp * sizes.pp * number / (number + sizes.pp - 1)
-    return Speed(tokens / seconds * at_once, _source(gpus))
-
-
-def _source(gpus: Gpus) -> Reason:
-    return Reason(
-        f"{gpus} の公称値からの計算で、実測ではありません。GPU 間の通信は含みません",
-        f"computed from the stated figures of {gpus}, not measured; without what is sent between GPUs",
-    )
+    return Speed(tokens / seconds * at_once, rates.source)

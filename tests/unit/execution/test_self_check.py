@@ -57,7 +57,7 @@ def test_the_command_checks_what_can_be_checked_and_is_remembered(tmp_path: Path
     assert call("gpu", "self-check", "--quick", "--json", str(file)) == 0
     out = capsys.readouterr().out
     assert "there is no usable GPU" in out
-    assert "not run attention/aift_documents_flex/float32: no choice on cpu" in out
+    assert "not run attention/aift_documents_flex: no choice on cpu" in out
     made = json.loads(file.read_text(encoding="utf-8"))
     assert made["count"]["failed"] == 0
     assert made["count"]["passed"] >= 15
@@ -96,6 +96,7 @@ def test_a_wrong_kernel_fails_the_check_and_the_command(monkeypatch: pytest.Monk
 
 def test_what_is_refused_on_the_command_line(capsys):
     assert call("gpu", "self-check", "--quick", "--all") == 64
+    assert call("gpu", "self-check", "--quick", "--json", "no/such/folder/file.json") == 64
     assert call("gpu", "self-check", "--device", "cuda:7") == 78
     assert "cuda:7" in capsys.readouterr().err
 
@@ -162,6 +163,23 @@ def test_a_plan_fills_more_of_a_gpu_that_was_measured(monkeypatch: pytest.Monkey
     assert gpu.usable(1000) == 920
     assert Place(torch.device("cuda"), parse_gpus("4090")).usable(1000) == 800  # another machine's
     assert Place(CPU).usable(1000) == 1000
+
+
+def test_a_plan_computes_its_time_from_what_such_a_gpu_reached(monkeypatch: pytest.MonkeyPatch):
+    """Of the newest check that measured speeds; of another card the stated figures stay."""
+    elsewhere = Place(torch.device("cuda"), parse_gpus("4090x2"))
+    assert "not measured" in elsewhere.rates().source.en
+    for date, reached in (("2026-01-01", 100.0), ("2026-02-01", 120.0), ("2026-03-01", None)):
+        key = {"device": "NVIDIA GeForce RTX 4090", "driver": date, "torch": "2"}
+        monkeypatch.setattr(record, "key_of", lambda device, key=key: key)
+        made = record.make(CPU, "one", {}, []) | {"date": date}
+        measured = {"tflops": {"bfloat16": reached, "float32": 50.0}, "gb_per_second": {"memory": 900.0}}
+        record.store(made if reached is None else made | {"speed": measured})
+    rates = elsewhere.rates()
+    assert (rates.tflops, rates.bandwidth) == ({"bf16": 120.0, "fp32": 50.0}, 900.0)
+    assert "self-check of NVIDIA GeForce RTX 4090" in rates.source.en
+    assert "not measured" in Place(torch.device("cuda"), parse_gpus("a100-80")).rates().source.en
+    assert Place(CPU).rates() is None
 
 
 def test_a_damaged_or_foreign_record_is_none(cache: Path):

@@ -50,7 +50,7 @@ def self_check(
     ),
 ) -> None:
     """Facts, kernels, whole steps, memory, speed; exit code 1 where anything fails."""
-    from ...errors import UsageError
+    from ...errors import StorageError, UsageError
     from ...execution.self_check import everything, record
     from ...system.files import write_in_place
 
@@ -58,6 +58,11 @@ def self_check(
         raise UsageError(
             "--quick と --all は同時に使えません。どちらか一方にしてください。",
             "--quick and --all cannot be used together; give only one of them.",
+        )
+    if json_file is not None and (json_file.is_dir() or not json_file.resolve().parent.is_dir()):
+        raise UsageError(
+            f"--json {json_file} に書けません。存在するフォルダーの中のファイルを指定してください。",
+            f"--json {json_file} cannot be written; name a file in a folder that exists.",
         )
     chosen = everything.device_to_check(device)
     if chosen.type != "cuda" and device is None:
@@ -73,7 +78,12 @@ def self_check(
     _print_speed(made)
     print(f"{printable(made['key']['device'])}: {record.line(made)}")
     if json_file is not None:
-        write_in_place(json_file, record.text_of(made).encode("utf-8"))
+        try:
+            write_in_place(json_file, record.text_of(made).encode("utf-8"))
+        except OSError as error:
+            raise StorageError(
+                f"{json_file} に書けません（{error.strerror}）。", f"{json_file} cannot be written ({error.strerror})."
+            ) from error
         print(localized(f"{json_file} に書きました。", f"written to {json_file}."))
     if made["count"]["failed"]:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ import torch
 from ...engine.loss import make_document_loss
 from ...engine.optimizer import build_optimizer
 from ...engine.precision import precision_for
-from ...models.adapters import add_lora
+from ...models.adapters import add_lora, without_input_casts
 from ...models.documents import select_forward_path
 from ...parallel.batch import Batch
 from ...parallel.strategies.single import SingleDevice
@@ -90,6 +90,7 @@ def make_step(sizes: Sizes, device: torch.device, *, full: bool) -> Step:
         inner, shape = model, shape_of(model)
         if not full:
             model = add_lora(model, r=16, alpha=32)
+            without_input_casts(model, device.type)
     model.train()
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     path, reason = select_forward_path(inner, device, autocast=precision.autocast, kernels="auto")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -31,8 +33,7 @@ def _predicted(device: torch.device, full: bool, documents: int) -> Measured:
             f"{device.type} では、テンソルだけのメモリーを測れません（実機の GPU で確かめます）",
             f"memory of tensors alone is not told on {device.type} (a GPU's allocator tells it)",
         )
-    from dataclasses import replace
-
+    gc.collect()  # of the run before
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     step = make_step(replace(MIDDLE, documents=documents), device, full=full)

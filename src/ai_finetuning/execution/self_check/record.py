@@ -7,17 +7,20 @@ import datetime
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...errors import Reason
+from ...planner.gpus import Card, card_named
+from ...planner.roofline import Rates
 from ...system.files import is_private, read_bounded, write_in_place
 from ...system.folders import cache_folder, private_cache
 from .facts import key_of
 from .results import Result
 
-_KIND, _VERSION, _MOST = "self-check", 1, 2**22
+_KIND, _VERSION, _MOST, _MOST_FILES = "self-check", 1, 2**22, 100
 
 
 def make(device: torch.device, part: str, facts: Mapping[str, Any], results: Sequence[Result]) -> dict[str, Any]:
@@ -53,14 +56,52 @@ def stored_for(key: Mapping[str, str]) -> dict[str, Any] | None:
     """The record of a key."""
     if not cache_folder(_KIND).is_dir():
         return None
-    file = private_cache(_KIND) / _name(key)
+    record = _read(private_cache(_KIND) / _name(key))
+    return record if record is not None and record["key"] == dict(key) else None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
     try:
         read = json.loads(read_bounded(file, _MOST)) if is_private(file) else None
     except (OSError, ValueError):
         return None
-    if not isinstance(read, dict) or read.get("version") != _VERSION or read.get("key") != dict(key):
+    if not isinstance(read, dict) or read.get("version") != _VERSION:
         return None
-    return read if isinstance(read.get("count"), dict) else None
+    return read if isinstance(read.get("count"), dict) and isinstance(read.get("key"), dict) else None
+
+
+def rates_of(device: torch.device) -> Rates | None:
+    """What a device reached in its own check; None without one."""
+    record = stored(device)
+    return None if record is None else _rates(record)
+
+
+def rates_like(card: Card) -> Rates | None:
+    """What a GPU of this kind reached in a check on this machine, the newest; None without one."""
+    if not cache_folder(_KIND).is_dir():
+        return None
+    records = [_read(file) for file in sorted(private_cache(_KIND).glob("*.json"))[:_MOST_FILES]]
+    like = [record for record in records if record is not None and card_named(str(record["key"].get("device"))) is card]
+    measured = [(str(record.get("date")), rates) for record in like if (rates := _rates(record)) is not None]
+    return max(measured, key=lambda item: item[0])[1] if measured else None
+
+
+def _rates(record: Mapping[str, Any]) -> Rates | None:
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    try:
+        products, memory = record["speed"]["tflops"], float(record["speed"]["gb_per_second"]["memory"])
+        tflops = {short: float(products[name]) for name, short in names.items() if name in products}
+    except (KeyError, TypeError, ValueError):
+        return None
+    name = record["key"]["device"]
+    return Rates(
+        tflops,
+        memory,
+        Reason(
+            f"{name} の自己検査の速さからの計算です。GPU 間の通信は含みません",
+            f"computed from what the self-check of {name} reached; without what is sent between GPUs",
+        ),
+    )
 
 
 def is_calibrated(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ GPUs.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from .results import Check, Measured, NotHere
 from .speed import seconds_of
 from .steps import STEPS, Bench, losses
 
-# Strategy and micro-batches of a step; of fsdp both, as gradients of a micro-batch are another path with accumulation.
+# Strategy and micro-batches of each data rank; of fsdp both, as several are another path of the gradients.
 _RUNS = (("ddp", 2), ("fsdp", 1), ("fsdp", 4), ("tensor", 2), ("pipeline", 2))
 _LIMIT = 1e-3
 
@@ -27,17 +28,16 @@ def _follows(bench: Bench, strategy: str, accumulation: int) -> Measured:
     processes = torch.cuda.device_count() if cuda else 2
     if processes < 2:
         raise NotHere("GPU は 1 枚です", "there is one GPU")
-    rows = 4 // accumulation
+    processes = 2 if strategy in ("tensor", "pipeline") else processes  # whose sizes divide the tiny model
+    # A step is counted over all processes: so many micro-batches are each data rank's.
+    ranks = processes if strategy in ("ddp", "fsdp") else 1
     common = (
         "training.runtime.precision=fp32",
-        f"training.gradient_accumulation_steps={accumulation}",
-        f"training.batch_size={rows}",
+        f"training.gradient_accumulation_steps={accumulation * ranks}",
+        "training.batch_size=1",
     )
     expected = losses(bench.train("llama", "full", bench.device, *common))
-    spread = (
-        f"parallel.strategy={strategy}",
-        f"parallel.processes={2 if strategy in ('tensor', 'pipeline') else processes}",
-    )
+    spread = (f"parallel.strategy={strategy}", f"parallel.processes={processes}")
     device = torch.device("cuda") if cuda else bench.device
     obtained = losses(bench.train("llama", "full", device, *common, *spread))
     if len(obtained) != STEPS:
@@ -45,8 +45,20 @@ def _follows(bench: Bench, strategy: str, accumulation: int) -> Measured:
     return Measured(max(abs(one - other) for one, other in zip(obtained, expected, strict=True)), _LIMIT)
 
 
+def copy_checks(device: torch.device, into: dict[str, Any]) -> list[Check]:
+    """Copies between GPUs, whose speeds go `into` a record."""
+
+    def measure() -> Measured:
+        if device.type != "cuda" or torch.cuda.device_count() < 2:
+            raise NotHere("GPU が 2 枚以上ありません", "there are not two GPUs")
+        into["between_gpus"] = between_gpus()
+        return Measured(0.0, 0.0)
+
+    return [Check("several/copies", measure)]
+
+
 def between_gpus() -> dict[str, float]:
-    """GB/s of a copy from the first GPU to each of the others; empty with one."""
+    """GB/s of a copy from the first GPU to each of the others."""
     size, obtained = 2**28, {}
     for index in range(1, torch.cuda.device_count()):
         here = torch.zeros(size, dtype=torch.uint8, device="cuda:0")

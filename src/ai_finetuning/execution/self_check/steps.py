@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -55,7 +57,7 @@ METHODS = ("full", "lora", "qlora")
 _EXACT, _ROUNDED = 1e-3, 2e-2
 _ROWS = [
     {"instruction": f"{number}の次の数は何ですか？", "output": f"{number + 1}です。" * (1 + number % 4)}
-    for number in range(12)
+    for number in range(40)
 ]
 
 
@@ -131,11 +133,18 @@ class Bench:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the lines of a run."""
+    """Without the lines of a run, those of processes that it starts included; what goes wrong in it is raised."""
+    sys.stderr.flush()
+    shown = os.dup(2)
     speak(only_errors=True)
     try:
+        with open(os.devnull, "w", encoding="utf-8") as nothing:
+            os.dup2(nothing.fileno(), 2)
         yield
     finally:
+        sys.stderr.flush()
+        os.dup2(shown, 2)
+        os.close(shown)
         speak(only_errors=False)
 
 
