@@ -42,9 +42,8 @@ def together(pairs: Sequence[Pair], values: Sequence[Hashable | None] = ()) -> l
     links = near_pairs(pairs)
     first: dict[Hashable, int] = {}
     for index, pair in enumerate(pairs):
-        keys: list[Hashable] = [("question", question_key(pair)), ("answer", normalised(pair.answer))]
-        if keys[0] != ("question", ""):
-            del keys[1]  # answers are compared where there is no question
+        question = question_key(pair)  # answers are compared where there is no question
+        keys: list[Hashable] = [("question", question) if question else ("answer", normalised(pair.answer))]
         if values and values[index] not in (None, ""):
             keys.append(("value", values[index]))
         links += [(first.setdefault(key, index), index) for key in keys]
@@ -178,9 +177,9 @@ def _written(text: str) -> datetime | None:
     match = _DATE.fullmatch(text)
     if match is None:
         return None
-    parts = [int(part) if part else 0 for part in match.groups()]
+    year, month, day, hour, minute, second = (int(part) if part else 0 for part in match.groups())
     try:
-        return datetime(parts[0], parts[1], parts[2] or 1, *parts[3:])
+        return datetime(year, month, day or 1, hour, minute, second)
     except ValueError:
         return None
 

@@ -89,7 +89,7 @@ _LIST_END = re.compile(r"^\s*(?:[・\-*•●○◦]|\d{1,3}[.．)）:、])")
 _CUT = re.compile(
     f"(?:[、,，]|[{_KANJI}](?:を|に|は|が|の|と|で|へ|も|や)|ために|ので|のに|ですが|ますが|ましたが|でしたが|によって|により|として|に対して|について|ことが|ことを|ことに)$"
 )
-TRUNCATED_CHARACTERS = 40
+TRUNCATED_CHARACTERS, TRUNCATED_LINE = 40, 15
 
 
 def ja_share(text: str) -> float:
@@ -247,11 +247,13 @@ def find_template_token(text: str) -> list[Span]:
 
 def find_truncated(text: str) -> list[Span]:
     """The end of a text of at least 40 characters that stops in the middle of a sentence: after a comma, a kanji with a
-    particle, or a connective (ために, ので, ですが). Items of lists are left aside.
+    particle, or a connective (ために, ので, ですが). Items of lists and last lines of fewer than 15 characters (verses, signatures)
+    are left aside.
     """
     text = text.rstrip()
     if len(text) < TRUNCATED_CHARACTERS:
         return []
     line = text[text.rfind("\n") + 1 :]
     found = _CUT.search(line)
-    return [] if found is None or _LIST_END.match(line) else [(len(text) - len(found.group()), len(text))]
+    whole = found is None or len(line) < TRUNCATED_LINE or _LIST_END.match(line)
+    return [] if found is None or whole else [(len(text) - len(found.group()), len(text))]

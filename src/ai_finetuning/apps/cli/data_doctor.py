@@ -25,28 +25,59 @@ def doctor(
         None, "--eval", help=localized("評価データ（混入を調べます）", "evaluation data, to look for leakage")
     ),
     model: str | None = typer.Option(
-        None, "--model", help=localized("学習するモデル（特殊トークンと長さを調べます）", "the model to train: special tokens, lengths")
+        None,
+        "--model",
+        help=localized("学習するモデル（特殊トークンと長さを調べます）", "the model to train: special tokens, lengths"),
     ),
     max_length: int = typer.Option(
-        512, "--max-length", help=localized("--model があるときの、1 行の最大トークン数", "with --model: maximum length of a row, in tokens")
+        512,
+        "--max-length",
+        help=localized(
+            "--model があるときの、1 行の最大トークン数", "with --model: maximum length of a row, in tokens"
+        ),
     ),
     fix: str | None = typer.Option(
-        None, "--fix", help=localized("safe（安全なもの）か all（すべて）を直して --out に書きます", "safe or all: writes repaired rows to --out")
+        None,
+        "--fix",
+        help=localized(
+            "safe（安全なもの）か all（すべて）を直して --out に書きます", "safe or all: writes repaired rows to --out"
+        ),
     ),
     mask: bool = typer.Option(
-        False, "--mask", help=localized("個人情報と秘密を伏せて --out に書きます", "masks personal data and secrets, written to --out")
+        False,
+        "--mask",
+        help=localized("個人情報と秘密を伏せて --out に書きます", "masks personal data and secrets, written to --out"),
     ),
-    out: Path | None = typer.Option(None, "--out", help=localized("直した行を書くファイル（JSON Lines）", "file for the rows (JSON Lines)")),
+    out: Path | None = typer.Option(
+        None, "--out", help=localized("直した行を書くファイル（JSON Lines）", "file for the rows (JSON Lines)")
+    ),
     undo: Path | None = typer.Option(
-        None, "--undo", help=localized("doctor.jsonl の変更を FILE から取り消し、--out に書きます", "a doctor.jsonl: takes its changes back from FILE, into --out")
+        None,
+        "--undo",
+        help=localized(
+            "doctor.jsonl の変更を FILE から取り消し、--out に書きます",
+            "a doctor.jsonl: takes its changes back from FILE, into --out",
+        ),
     ),
-    rule: list[str] = typer.Option([], "--rule", help=localized("このキーの規則だけを使います（繰り返し可）", "only rules of this key; may be repeated")),
-    show: str | None = typer.Option(None, "--show", help=localized("この規則で見つかった所を表示します", "shows what a rule found")),
+    rule: list[str] = typer.Option(
+        [],
+        "--rule",
+        help=localized("このキーの規則だけを使います（繰り返し可）", "only rules of this key; may be repeated"),
+    ),
+    show: str | None = typer.Option(
+        None, "--show", help=localized("この規則で見つかった所を表示します", "shows what a rule found")
+    ),
     json_path: str | None = typer.Option(
-        None, "--json", help=localized("報告を JSON で書くファイル（- は標準出力）", "file for the report as JSON; - is standard output")
+        None,
+        "--json",
+        help=localized(
+            "報告を JSON で書くファイル（- は標準出力）", "file for the report as JSON; - is standard output"
+        ),
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help=localized("--out のファイルを置き換えます", "replaces the file of --out")),
-) -> int:  # fmt: skip
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help=localized("--out のファイルを置き換えます", "replaces the file of --out")
+    ),
+) -> int:
     """Examines a file; 65 where a rule of severity error found something."""
     from ...data.doctor.repair import JOURNAL
 

@@ -19,20 +19,36 @@ _TRAIN, _EVAL = "train.jsonl", "eval.jsonl"
 def split(
     context: typer.Context,
     file: str = typer.Argument(..., help=localized("データのファイル", "the data's file")),
-    out: Path = typer.Option(..., "--out", help=localized("train.jsonl と eval.jsonl を書くフォルダー", "folder for train.jsonl and eval.jsonl")),
-    share: float = typer.Option(0.1, "--share", help=localized("評価に使う行の割合", "share of the rows for evaluation")),
+    out: Path = typer.Option(
+        ...,
+        "--out",
+        help=localized("train.jsonl と eval.jsonl を書くフォルダー", "folder for train.jsonl and eval.jsonl"),
+    ),
+    share: float = typer.Option(
+        0.1, "--share", help=localized("評価に使う行の割合", "share of the rows for evaluation")
+    ),
     time: str | None = typer.Option(
-        None, "--time", help=localized("日時の列。新しい行を評価に使います", "column of the time: the latest rows are for evaluation")
+        None,
+        "--time",
+        help=localized("日時の列。新しい行を評価に使います", "column of the time: the latest rows are for evaluation"),
     ),
     group: str | None = typer.Option(
-        None, "--group", help=localized("この列の値が同じ行も同じ側に入れます", "column whose equal values are on one side too")
+        None,
+        "--group",
+        help=localized("この列の値が同じ行も同じ側に入れます", "column whose equal values are on one side too"),
     ),
     by_rows: bool = typer.Option(
-        False, "--by-rows", help=localized("質問や重複を見ずに、行ごとに分けます", "divides row by row, without looking at questions and duplicates")
+        False,
+        "--by-rows",
+        help=localized(
+            "質問や重複を見ずに、行ごとに分けます", "divides row by row, without looking at questions and duplicates"
+        ),
     ),
     seed: int = typer.Option(0, "--seed", help=localized("乱数のシード", "seed of the random numbers")),
-    overwrite: bool = typer.Option(False, "--overwrite", help=localized("出力のファイルを置き換えます", "replaces the files")),
-) -> None:  # fmt: skip
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help=localized("出力のファイルを置き換えます", "replaces the files")
+    ),
+) -> None:
     """Divides a file by share, by what belongs together, and by time."""
     from ...config.load import load_config
     from ...data.doctor.examination import pair_of

@@ -52,8 +52,8 @@ def numbers(text: str) -> tuple[str, ...]:
 
 
 def grams_of(texts: Sequence[str], size: int = GRAM) -> Iterator[_Codes]:
-    """Of each text the different hashes of its character n-grams, sorted, [n] uint32: after NFKC, in lower case, letters and
-    digits only. A text that is shorter than a gram is one gram.
+    """Of each text the different hashes of its character n-grams, sorted, [n] uint32: of the text as `rules.normalised`
+    gives it. A text that is shorter than a gram is one gram.
     """
     chunk: list[str] = []
     held = 0
@@ -189,8 +189,8 @@ def jaccard(first: _Codes, second: _Codes) -> float:
 def near_pairs(pairs: Sequence[Pair], side: NDArray[np.bool_] | None = None) -> list[tuple[int, int]]:
     """The pairs (first, second) of near duplicates.
 
-    A near duplicate has an answer of Jaccard index .8 and a question of .5, or an answer that is contained in the other and a
-    question of .8, the same numbers, and the same material as far as both have one.
+    A near duplicate has an answer of Jaccard index .8 and a question of .5 (of .8 where the answer is short), or an answer
+    that is contained in the other and a question of .8; the same numbers, and a near material.
 
     Args:
         pairs: what is compared.

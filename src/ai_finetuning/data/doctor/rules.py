@@ -179,11 +179,12 @@ def _mixed(item: Passage) -> list[Span]:
     return [(part.start, part.stop) for part in sentences(item.text) if part.style == rarer]
 
 
-_NO_LETTERS = re.compile(r"[\W_]+")
+# What says nothing in a comparison; C++ and C#, 5 % and 1.5 are others than C, 5 and 15.
+_NO_LETTERS = re.compile(r"(?:[^\w.+#%]|_|(?<!\d)\.|\.(?!\d))+")
 
 
 def normalised(text: str) -> str:
-    """A text as questions and answers are compared: NFKC, lower case, letters and digits only."""
+    """A text as questions and answers are compared: NFKC, lower case, letters, digits and what belongs to them."""
     return _NO_LETTERS.sub("", unicodedata.normalize("NFKC", text).lower())
 
 
@@ -233,39 +234,209 @@ def _personal(key: str, find: Callable[[str], list[Span]], ja: str, en: str) -> 
 
 # Repairs first, in the order in which they are made; then rows to leave out; then what is only listed.
 RULES: tuple[Rule, ...] = (
-    Rule("mojibake", "error", "文字化け（戻せるものは元の文に直します）", "mojibake (repaired where the bytes give the text back)", _mojibake, fix=_repaired, safe=True),
-    Rule("replacement", "error", "U+FFFD（読めなかった文字）", "U+FFFD, a character that could not be read", _of("\ufffd"), fix=DROP),
-    Rule("surrogate", "error", "壊れた文字（単独のサロゲート）", "a lone surrogate (half a character)", _of("[\ud800-\udfff]"), fix=DROP),
-    Rule("control", "error", "制御文字", "control characters", _of("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"), fix=_put("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "")),
-    Rule("mojibake_likely", "check", "文字化けかもしれない文（使われる文字が不自然）", "perhaps mojibake: unlikely characters for Japanese", _likely, fix=DROP),
-    Rule("radical", "note", "漢字の代わりの部首文字（⻑、⻄ など）", "radicals in the place of kanji", _of(_RADICAL), fix=lambda item: re.sub(_RADICAL, lambda match: _RADICALS[match.group()], item.text), safe=True),
-    Rule("decomposed", "note", "分解された文字（NFD）", "decomposed characters (NFD)", _decomposed, fix=_composed, safe=True),
-    Rule("zero_width", "note", "幅のない文字", "characters without width", _of("[\u200b\u2060\ufeff\u00ad]"), fix=_put("[\u200b\u2060\ufeff\u00ad]", ""), safe=True),
-    Rule("no_break_space", "note", "改行しない空白（U+00A0）", "no-break spaces (U+00A0)", _of("\u00a0"), fix=_put("\u00a0", " "), safe=True),
-    Rule("entity", "note", "HTML の文字参照（&amp; など）", "HTML entities (&amp; and the like)", _entities, fix=_unescaped, safe=True),
+    Rule(
+        "mojibake",
+        "error",
+        "文字化け（戻せるものは元の文に直します）",
+        "mojibake (repaired where the bytes give the text back)",
+        _mojibake,
+        fix=_repaired,
+        safe=True,
+    ),
+    Rule(
+        "replacement",
+        "error",
+        "U+FFFD（読めなかった文字）",
+        "U+FFFD, a character that could not be read",
+        _of("\ufffd"),
+        fix=DROP,
+    ),
+    Rule(
+        "surrogate",
+        "error",
+        "壊れた文字（単独のサロゲート）",
+        "a lone surrogate (half a character)",
+        _of("[\ud800-\udfff]"),
+        fix=DROP,
+    ),
+    Rule(
+        "control",
+        "error",
+        "制御文字",
+        "control characters",
+        _of("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
+        fix=_put("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", ""),
+    ),
+    Rule(
+        "mojibake_likely",
+        "check",
+        "文字化けかもしれない文（使われる文字が不自然）",
+        "perhaps mojibake: unlikely characters for Japanese",
+        _likely,
+        fix=DROP,
+    ),
+    Rule(
+        "radical",
+        "note",
+        "漢字の代わりの部首文字（⻑、⻄ など）",
+        "radicals in the place of kanji",
+        _of(_RADICAL),
+        fix=lambda item: re.sub(_RADICAL, lambda match: _RADICALS[match.group()], item.text),
+        safe=True,
+    ),
+    Rule(
+        "decomposed",
+        "note",
+        "分解された文字（NFD）",
+        "decomposed characters (NFD)",
+        _decomposed,
+        fix=_composed,
+        safe=True,
+    ),
+    Rule(
+        "zero_width",
+        "note",
+        "幅のない文字",
+        "characters without width",
+        _of("[\u200b\u2060\ufeff\u00ad]"),
+        fix=_put("[\u200b\u2060\ufeff\u00ad]", ""),
+        safe=True,
+    ),
+    Rule(
+        "no_break_space",
+        "note",
+        "改行しない空白（U+00A0）",
+        "no-break spaces (U+00A0)",
+        _of("\u00a0"),
+        fix=_put("\u00a0", " "),
+        safe=True,
+    ),
+    Rule(
+        "entity",
+        "note",
+        "HTML の文字参照（&amp; など）",
+        "HTML entities (&amp; and the like)",
+        _entities,
+        fix=_unescaped,
+        safe=True,
+    ),
     Rule("reference_mark", "note", "出典番号 [12]", "reference marks [12]", _marks, fix=_without_marks, safe=True),
-    Rule("quote_lost", "note", "引用符の始まりが欠けている", "the opening quotation mark is lost", _lost_quotes, fix=_with_quotes, safe=True),
-    Rule("template_token", "check", "ほかのモデルのテンプレートのトークン（回答）", "a template token of another model in an answer", _by(language.find_template_token), ANSWERS, fix=_cut),
-    Rule("template_token_asked", "error", "テンプレートのトークン（質問・システム・材料）", "a template token in a question, system text or material", _by(language.find_template_token), ASKED),
-    Rule("special_token", "error", "このモデルの特殊トークンと同じ文字列", "text that this model reads as a special token"),
+    Rule(
+        "quote_lost",
+        "note",
+        "引用符の始まりが欠けている",
+        "the opening quotation mark is lost",
+        _lost_quotes,
+        fix=_with_quotes,
+        safe=True,
+    ),
+    Rule(
+        "template_token",
+        "check",
+        "ほかのモデルのテンプレートのトークン（回答）",
+        "a template token of another model in an answer",
+        _by(language.find_template_token),
+        ANSWERS,
+        fix=_cut,
+    ),
+    Rule(
+        "template_token_asked",
+        "error",
+        "テンプレートのトークン（質問・システム・材料）",
+        "a template token in a question, system text or material",
+        _by(language.find_template_token),
+        ASKED,
+    ),
+    Rule(
+        "special_token",
+        "error",
+        "このモデルの特殊トークンと同じ文字列",
+        "text that this model reads as a special token",
+    ),
     Rule("unreadable", "error", "学習に使えない行", "a row that cannot be trained on"),
     Rule("loop", "check", "同じ語句の繰り返しで終わる", "ends in a loop", _by(language.find_loop), ANSWERS, DROP, True),
-    Rule("repeated", "check", "同じ内容の繰り返し", "says the same again and again", _by(language.find_repeated), ANSWERS, DROP),
-    Rule("english", "check", "英語の回答", "an answer in English", _with_question(language.find_english), ANSWERS, DROP),
-    Rule("chinese", "check", "中国語の混入", "Chinese in an answer", _with_question(language.find_chinese), ANSWERS, DROP),
-    Rule("foreign", "check", "ハングル・キリル文字・アラビア文字・タイ文字", "Hangul, Cyrillic, Arabic or Thai letters", _with_question(language.find_foreign), ANSWERS, DROP),
-    Rule("truncated", "check", "途中で終わっている", "stops in the middle of a sentence", _by(language.find_truncated), ANSWERS, DROP),
+    Rule(
+        "repeated",
+        "check",
+        "同じ内容の繰り返し",
+        "says the same again and again",
+        _by(language.find_repeated),
+        ANSWERS,
+        DROP,
+    ),
+    Rule(
+        "english", "check", "英語の回答", "an answer in English", _with_question(language.find_english), ANSWERS, DROP
+    ),
+    Rule(
+        "chinese", "check", "中国語の混入", "Chinese in an answer", _with_question(language.find_chinese), ANSWERS, DROP
+    ),
+    Rule(
+        "foreign",
+        "check",
+        "ハングル・キリル文字・アラビア文字・タイ文字",
+        "Hangul, Cyrillic, Arabic or Thai letters",
+        _with_question(language.find_foreign),
+        ANSWERS,
+        DROP,
+    ),
+    Rule(
+        "truncated",
+        "check",
+        "途中で終わっている",
+        "stops in the middle of a sentence",
+        _by(language.find_truncated),
+        ANSWERS,
+        DROP,
+    ),
     Rule("echo", "check", "回答が質問と同じ", "the answer is the question", _echo, ANSWERS, DROP, True),
     Rule("near_duplicate", "check", "ほぼ同じ質問と回答", "nearly the same question and answer", fix=DROP),
     Rule("same_question", "check", "同じ質問に別の答え", "the same question with another answer"),
     Rule("leak_question", "check", "評価データと同じ質問", "the question is one of the evaluation data"),
-    Rule("leak_near", "check", "評価データとほぼ同じ質問と回答", "nearly the same question and answer as one of the evaluation data"),
-    Rule("leak_coverage", "check", "評価データの質問の 9 割を含む", "holds nine tenths of a question of the evaluation data"),
+    Rule(
+        "leak_near",
+        "check",
+        "評価データとほぼ同じ質問と回答",
+        "nearly the same question and answer as one of the evaluation data",
+    ),
+    Rule(
+        "leak_coverage",
+        "check",
+        "評価データの質問の 9 割を含む",
+        "holds nine tenths of a question of the evaluation data",
+    ),
     Rule("style_mixed", "check", "1 つの回答に敬体と常体", "敬体 and 常体 in one answer", _mixed, ANSWERS),
-    Rule("simplified", "note", "簡体字だけの文字", "characters of simplified Chinese only", _by(language.find_simplified), ANSWERS),
-    Rule("traditional", "note", "繁体字だけの文字", "characters of traditional Chinese only", _by(language.find_traditional), ANSWERS),
-    Rule("latin_inside", "note", "語の途中のローマ字（御treat走）", "Latin letters inside a word (御treat走)", _by(language.find_latin_inside), ANSWERS),
-    Rule("ai_identity", "note", "AI を名乗る回答（出どころのライセンスを確認）", "speaks as an AI (check the licence of the source)", _by(language.find_ai_identity), ANSWERS),
+    Rule(
+        "simplified",
+        "note",
+        "簡体字だけの文字",
+        "characters of simplified Chinese only",
+        _by(language.find_simplified),
+        ANSWERS,
+    ),
+    Rule(
+        "traditional",
+        "note",
+        "繁体字だけの文字",
+        "characters of traditional Chinese only",
+        _by(language.find_traditional),
+        ANSWERS,
+    ),
+    Rule(
+        "latin_inside",
+        "note",
+        "語の途中のローマ字（御treat走）",
+        "Latin letters inside a word (御treat走)",
+        _by(language.find_latin_inside),
+        ANSWERS,
+    ),
+    Rule(
+        "ai_identity",
+        "note",
+        "AI を名乗る回答（出どころのライセンスを確認）",
+        "speaks as an AI (check the licence of the source)",
+        _by(language.find_ai_identity),
+        ANSWERS,
+    ),
     Rule("number_absent", "note", "材料にない数", "a number that the material does not have", _numbers, ANSWERS),
     _personal("my_number", personal.find_my_number, "マイナンバー", "an individual number (My Number)"),
     _personal("card", personal.find_card, "カード番号", "a card number"),
@@ -276,7 +447,7 @@ RULES: tuple[Rule, ...] = (
     _personal("bank", personal.find_bank, "口座番号", "a bank account number"),
     _personal("secret", personal.find_secret, "秘密の鍵・トークン", "a secret key or token"),
     _personal("address", personal.find_address, "住所（多くは施設・名所）", "an address (most are offices and sights)"),
-)  # fmt: skip
+)
 BY_KEY = {rule.key: rule for rule in RULES}
 
 

@@ -89,6 +89,7 @@ LEFT_ALONE = (
     ("repeated", "2、3、5、7、11、13、17、19、23、29、31、37、41、43、47、53、59、61、67、71、73、79、83、89", "", ""),
     ("truncated", ANSWERED, "", ""),
     ("truncated", "植物", "", ""),
+    ("truncated", ANSWERED + "\nありがとうございます、", "", ""),
     ("truncated", LONG + "\n1. 牛乳、\n2. 卵、", "", ""),
     ("echo", "こんにちは", "「こんにちは」と繰り返してください", ""),
     ("echo", "こんにちは", "こんにちはと言ってください", ""),
@@ -217,3 +218,6 @@ def test_what_is_not_right_often_enough_is_never_done_by_itself():
 
 def test_questions_are_compared_without_width_case_and_punctuation():
     assert normalised("ＡＢＣ、首都は？") == normalised("abc首都は") == "abc首都は"
+    assert normalised("C++とは？") != normalised("Cとは？")
+    assert normalised("1.5倍…") != normalised("15倍")
+    assert normalised("1.5倍です…。") == normalised("１．５倍です")
