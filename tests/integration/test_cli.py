@@ -33,6 +33,7 @@ def test_help_lists_the_verbs_and_every_setting(capsys):
             "merge",
             "quantize",
             "bench",
+            "eval",
             "models",
             "import",
             "env",

@@ -155,6 +155,8 @@ def test_a13_every_verb_takes_a_checkpoint_and_an_interrupted_run(
     assert call("export", "checkpoint", checkpoint, "--out", str(tmp_path / "taken")) == 0
     assert call("data", "show", str(run.parent / "rows.jsonl"), "--model", stopped) == 0
     assert call("bench", checkpoint, str(tmp_path / "merged"), "--rows", "2", "--runs", "1") == 0
+    asked = ("--tasks", "prose", "--limit", "1", "--out", str(tmp_path / "eval"))
+    assert call("eval", checkpoint, *asked) == 0
     text = capsys.readouterr().out
     assert f"aift chat {tmp_path / 'taken'}" in text
     for made in ("merged", "vllm"):

@@ -25,6 +25,7 @@ VERBS = (
     "serve",
     "quantize",
     "bench",
+    "eval",
     "models",
     "env",
     "schema",

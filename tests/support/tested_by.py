@@ -73,6 +73,7 @@ TESTED_BY = {
     "system.machine": "integration/test_first_day_home.py",
     "apps.cli.japanese": "integration/test_japanese_messages.py",
     "apps.cli.answer": "integration/test_first_day_answers.py",
+    "apps.cli.progress": "integration/test_first_day_answers.py",
     "apps.cli.answers": "integration/test_first_day_answers.py",
     "apps.cli.chat": _CLI,
     "apps.cli.data": _CLI,
