@@ -55,7 +55,7 @@ def recorded_config(folder: str | Path) -> dict[str, Any]:
         base, tokens = values.get("base_model_name_or_path"), values.get("trainable_token_indices")
         if base is not None and not isinstance(base, str):
             raise TypeError(f"base_model_name_or_path: {str(base)[:20]}")
-        if tokens and not all(map(_are_ids, tokens.values() if isinstance(tokens, dict) else [tokens])):
+        if tokens is not None and not all(map(_are_ids, tokens.values() if isinstance(tokens, dict) else [tokens])):
             raise TypeError(f"trainable_token_indices: {str(tokens)[:20]}")
         return values
 
