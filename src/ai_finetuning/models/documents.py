@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -200,41 +200,64 @@ def select_forward_path(
     head, reason = _head(model)
     if head is None:
         return None, reason
-    weights = next(model.parameters()).dtype
-    compute = autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
-    cap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
-    before, setting = attention_name(model) or "eager", attention_setting(model)
-    forced = kernels == "fused"
-    why_not_fused: Reason | None = Reason("指定どおり", "as requested")
-    if kernels != "portable":
-        why_not_fused = fused.why_not(model, device, autocast=autocast, if_slow=forced)
-    why_plain_loss = _why_plain_loss(device, compute, cap, forced=forced)
+    setting, forced = attention_setting(model), kernels == "fused"
+    why_not_fused = _why_not_fused(model, device, autocast, kernels)
     why = [] if why_not_fused is None else [why_not_fused]
+    attentions = _attentions(attention_name(model) or "eager", next(model.parameters()).dtype, device)
+    compute, cap = _computed_in(head, autocast), _cap(model)
+    why_plain_loss = _why_plain_loss(device, compute, cap, forced=forced)
     if device.type == "cuda" and why_plain_loss is not None:
         why.append(
             Reason.joined([Reason("損失は torch のまま", "the loss stays in plain torch"), why_plain_loss], ": ")
         )
-    probes = probe_documents(model, _sizes(model.config, longest))
-    answers = _answers(model, probes, autocast)
-    names = ("portable",) if why_not_fused else ("fused", "portable")
-    attentions = _attentions(before, weights, device)
     none = liger.Replacements()
     usable = layer_kernels and device.type in liger.DEVICES
     layers = liger.find_replacements(model, device, compute) if usable else none
     why += [layers.why] if layers.why else []
+    probes = probe_documents(model, _sizes(model.config, longest))
+    answers = _answers(model, probes, autocast)
+    names = ("portable",) if why_not_fused else ("fused", "portable")
     for taken, name, attention in itertools.product((layers, none) if layers.chosen else (none,), names, attentions):
         model.set_attn_implementation(attention)
         taken.put_on()
-        cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
         chosen = _chosen(attention if len(attentions) > 1 else None, taken)
-        compiled, scale = why_plain_loss is None, _logit_scale(model)
-        path = VarlenForward(name, model, head, cap, cast, compiled, compute, setting, chosen, scale, taken)
+        path = _opened(name, model, head, autocast, setting, compiled=why_plain_loss is None)
+        path = replace(path, chosen=chosen, _layers=taken)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
             return path, Reason.joined(why) if why else None
         path.close()
         why = [problem] if chosen is None else [*why, Reason.joined([chosen, problem], ": ")]
     return None, Reason.joined(why)
+
+
+def _why_not_fused(model: Any, device: torch.device, autocast: torch.dtype | None, kernels: str) -> Reason | None:
+    if kernels == "portable":
+        return Reason("指定どおり", "as requested")
+    return fused.why_not(model, device, autocast=autocast, if_slow=kernels == "fused")
+
+
+def _computed_in(head: nn.Linear, autocast: torch.dtype | None) -> torch.dtype:
+    return autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
+
+
+def _cap(model: Any) -> float:
+    return float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
+
+
+def _opened(
+    name: str,
+    model: Any,
+    head: nn.Linear,
+    autocast: torch.dtype | None,
+    setting: str | dict[str, str],
+    *,
+    compiled: bool,
+) -> VarlenForward:
+    """A path on a model whose attention is in its place; `setting` brings its own back."""
+    compute = _computed_in(head, autocast)
+    cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
+    return VarlenForward(name, model, head, _cap(model), cast, compiled, compute, setting, scale=_logit_scale(model))
 
 
 def _chosen(attention: str | None, layers: liger.Replacements) -> Reason | None:
