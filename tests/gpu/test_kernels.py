@@ -14,7 +14,9 @@ from ai_finetuning.kernels.attention import (
     implementations_for,
 )
 from ai_finetuning.kernels.loss import why_not_one_kernel
+from ai_finetuning.models.adapters import add_lora, without_input_casts
 from ai_finetuning.models.liger import find_replacements
+from ai_finetuning.models.lora_forward import lighten
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,3 +82,28 @@ def test_liger_computes_norms_mlp_and_rotation(kind: str):
         assert found.why is None
         assert found.chosen is not None
         assert found.chosen.en == "norms, gated MLP, rotation by Liger"
+
+
+def test_a_lora_step_in_place_is_that_of_the_cpu_in_fp32():
+    """With what a run on a GPU puts on: inputs left to autocast, products added in place, and Liger where it is."""
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    torch.manual_seed(0)
+    model = add_lora(build_model("llama"), r=4, alpha=8, target_modules="all-linear")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    ids = torch.arange(3, 67)[None]
+
+    def gradients(device: torch.device, autocast: torch.dtype | None) -> torch.Tensor:
+        model.to(device).zero_grad()
+        with torch.autocast(device.type, dtype=autocast or dtype, enabled=autocast is not None):
+            loss = model(input_ids=ids.to(device), labels=ids.to(device)).loss
+        loss.backward()
+        return torch.cat([p.grad.float().cpu().flatten() for p in model.parameters() if p.grad is not None])
+
+    expected = gradients(torch.device("cpu"), None)
+    without_input_casts(model)
+    lighten(model)
+    model.to(GPU)
+    find_replacements(model.get_base_model(), GPU, dtype).put_on()
+    assert apart(gradients(GPU, dtype), expected) < 3e-2

@@ -208,22 +208,39 @@ def measured(*, full: bool, with_liger: bool) -> dict[str, dict[str, float]]:
 
 
 VARIANTS = {
-    "lora": {"full": False, "with_liger": False},
-    "lora, liger": {"full": False, "with_liger": True},
+    "LoRA": {"full": False, "with_liger": False},
+    "LoRA, Liger": {"full": False, "with_liger": True},
     "full": {"full": True, "with_liger": False},
-    "full, liger": {"full": True, "with_liger": True},
+    "full, Liger": {"full": True, "with_liger": True},
 }
 VERSIONS = {name: ".".join(version(name).split(".")[:2]) for name in ("torch", "transformers", "peft")}
 BUDGETS = Path(__file__).with_name("step_costs.json")
 
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+
+
+def whole_step(table: dict[str, Any], variant: str) -> dict[str, float]:
+    """The stored numbers of 32 layers and of what is beside them."""
+    layer, rest = table[variant]["layer"], table[variant]["rest"]
+    return {what: 32 * layer[what] + rest[what] for what in layer}
+
+
+def as_page(table: dict[str, Any]) -> str:
+    """The stored numbers as they stand in docs/performance.md."""
+    lines = ["| | kernels | of them casts | element-wise traffic |", "|---|---|---|---|"]
+    for name in VARIANTS:
+        step = whole_step(table, name)
+        lines.append(f"| {name} | {step['kernels']:,.0f} | {step['casts']:,.0f} | {step['gigabytes']:.0f} GB |")
+    return "<!-- step costs -->\n\n" + "\n".join(lines) + "\n\n<!-- end step costs -->\n"
+
+
 def main() -> None:
-    """Writes the table (python -m tests.support.step_costs)."""
+    """Counts, stores, and writes the page's table."""
     table = {"versions": VERSIONS} | {name: measured(**options) for name, options in VARIANTS.items()}
     BUDGETS.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    for name in VARIANTS:
-        layer, rest = table[name]["layer"], table[name]["rest"]
-        print(name, {key: round(32 * layer[key] + rest[key]) for key in layer})
+    before, _, after = PAGE.read_text(encoding="utf-8").partition("<!-- step costs -->\n")
+    PAGE.write_text(before + as_page(table) + after.partition("<!-- end step costs -->\n")[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

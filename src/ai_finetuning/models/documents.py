@@ -203,26 +203,26 @@ def select_forward_path(
         return None, reason
     setting, forced = attention_setting(model), kernels == "fused"
     why_not_fused = _why_not_fused(model, device, autocast, kernels)
-    compute = _computed_in(head, autocast)
-    why_plain_loss = _why_plain_loss(device, compute, _cap(model), forced=forced)
     why = [] if why_not_fused is None else [why_not_fused]
+    attentions = _attentions(attention_name(model) or "eager", next(model.parameters()).dtype, device)
+    compute, cap = _computed_in(head, autocast), _cap(model)
+    why_plain_loss = _why_plain_loss(device, compute, cap, forced=forced)
     if device.type == "cuda" and why_plain_loss is not None:
         why.append(
             Reason.joined([Reason("損失は torch のまま", "the loss stays in plain torch"), why_plain_loss], ": ")
         )
-    probes = probe_documents(model, _sizes(model.config, longest))
-    answers = _answers(model, probes, autocast)
-    names = ("portable",) if why_not_fused else ("fused", "portable")
-    attentions = _attentions(attention_name(model) or "eager", next(model.parameters()).dtype, device)
     none = liger.Replacements()
     usable = layer_kernels and device.type in liger.DEVICES
     layers = liger.find_replacements(model, device, compute) if usable else none
     why += [layers.why] if layers.why else []
+    probes = probe_documents(model, _sizes(model.config, longest))
+    answers = _answers(model, probes, autocast)
+    names = ("portable",) if why_not_fused else ("fused", "portable")
     for taken, name, attention in itertools.product((layers, none) if layers.chosen else (none,), names, attentions):
         model.set_attn_implementation(attention)
         taken.put_on()
         chosen = _chosen(attention if len(attentions) > 1 else None, taken)
-        path = _opened(name, model, head, device, autocast, setting, forced=forced)
+        path = _opened(name, model, head, autocast, setting, compiled=why_plain_loss is None)
         path = replace(path, chosen=chosen, _layers=taken)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
@@ -230,6 +230,35 @@ def select_forward_path(
         path.close()
         why = [problem] if chosen is None else [*why, Reason.joined([chosen, problem], ": ")]
     return None, Reason.joined(why)
+
+
+def _why_not_fused(model: Any, device: torch.device, autocast: torch.dtype | None, kernels: str) -> Reason | None:
+    if kernels == "portable":
+        return Reason("指定どおり", "as requested")
+    return fused.why_not(model, device, autocast=autocast, if_slow=kernels == "fused")
+
+
+def _computed_in(head: nn.Linear, autocast: torch.dtype | None) -> torch.dtype:
+    return autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
+
+
+def _cap(model: Any) -> float:
+    return float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
+
+
+def _opened(
+    name: str,
+    model: Any,
+    head: nn.Linear,
+    autocast: torch.dtype | None,
+    setting: str | dict[str, str],
+    *,
+    compiled: bool,
+) -> VarlenForward:
+    """A path on a model whose attention is in its place; `setting` brings its own back."""
+    compute = _computed_in(head, autocast)
+    cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
+    return VarlenForward(name, model, head, _cap(model), cast, compiled, compute, setting, scale=_logit_scale(model))
 
 
 def _chosen(attention: str | None, layers: liger.Replacements) -> Reason | None:
@@ -271,7 +300,9 @@ def assumed_forward_path(
     setting, forced = attention_setting(model), kernels == "fused"
     name = "portable" if _why_not_fused(model, device, autocast, kernels) else "fused"
     model.set_attn_implementation(implementations_for(device)[0])
-    return _opened(name, model, head, device, autocast, setting, forced=forced)
+    # A GPU's kernel of the loss works in place and is not simulated: plain torch takes at least what it takes.
+    plain = device.type == "cuda" or _why_plain_loss(device, _computed_in(head, autocast), _cap(model), forced=forced)
+    return _opened(name, model, head, autocast, setting, compiled=not plain)
 
 
 def _knows_position_ids(model: Any) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.support.step_costs import BUDGETS, VARIANTS, VERSIONS, measured
+from tests.support.step_costs import BUDGETS, PAGE, VARIANTS, VERSIONS, as_page, measured, whole_step
 
 TABLE = json.loads(BUDGETS.read_text(encoding="utf-8"))
 # What a step of 32 layers and 4,096 tokens may cost at most, whatever is stored: goals that were reached.
-GOALS = {"lora, liger": {"gigabytes": 350}, "full, liger": {"gigabytes": 350, "kernels": 4000}}
+GOALS = {"LoRA, Liger": {"gigabytes": 350}, "full, Liger": {"gigabytes": 350, "kernels": 4000}}
 
 
 @pytest.mark.skipif(TABLE["versions"] != VERSIONS, reason=f"counted for {TABLE['versions']}, here are {VERSIONS}")
@@ -30,4 +30,8 @@ def test_a_step_costs_no_more_than_is_stored(variant: str):
 @pytest.mark.parametrize("variant", GOALS)
 def test_the_stored_budgets_keep_the_goals(variant: str):
     for what, most in GOALS[variant].items():
-        assert 32 * TABLE[variant]["layer"][what] + TABLE[variant]["rest"][what] < most
+        assert whole_step(TABLE, variant)[what] < most
+
+
+def test_the_page_shows_what_is_stored():
+    assert as_page(TABLE) in PAGE.read_text(encoding="utf-8")

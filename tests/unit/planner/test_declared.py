@@ -16,7 +16,7 @@ from ai_finetuning.planner.tracker import Tracker
 
 PACKAGE = Path(__file__).resolve().parents[3] / "src" / "ai_finetuning"
 # Files that may load or call compiled code, which no dispatch mode sees.
-CALLING = {"kernels/native.py", "kernels/build.py"}
+CALLING = {"kernels/native.py", "kernels/build.py", "kernels/loss.py", "kernels/triton_loss.py"}
 NAMES = {"torch.library", "torch.ops", "ctypes", "triton", "cffi", "cpp_extension"}
 
 
