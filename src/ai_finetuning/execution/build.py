@@ -233,7 +233,7 @@ def _run(
         threshold=training.runtime.early_stopping_threshold,
         faults=store.faults,
         retry_smaller=plan.parallel.processes == 1,
-        save_in_background=_copy_fits(plan.summary, plan.device),
+        save_in_background=_copy_fits(plan.summary, plan.device, plan.offload),
         memory_hint_ja=f"見積もり: {estimate}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
         memory_hint_en=f"Estimate: {estimate}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
     )
@@ -295,12 +295,14 @@ def loss_of(
     return make_loss(logits_to_keep=keeps, predictions=predictions, positions=positions)
 
 
-def _copy_fits(plan: Plan, device: torch.device) -> bool:
+def _copy_fits(plan: Plan, device: torch.device, offload: str) -> bool:
     """Whether the host has memory for the copy that checkpoints are written from while training continues."""
     copy = memory.checkpoint_bytes(plan.trainable)
     free = plan.free_memory_bytes - plan.memory.total
     if device.type == "cuda":
         free = free_memory_bytes(torch.device("cpu"))
+        if offload == "optimizer":  # its state will be there as well
+            free -= memory.checkpoint_bytes(plan.trainable) - memory.checkpoint_bytes(plan.trainable, 0)
     if copy > free:
         notice(
             f"メモリーの空きが少ないため、チェックポイントの書き込み中（{copy / 2**30:.2f} GiB）は学習を待たせます。",

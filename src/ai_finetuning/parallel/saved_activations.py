@@ -87,12 +87,16 @@ class SavedActivations:
         self._weights = {reference.cdata: reference for reference in map(_reference, weights)}
         self._hooks: Any = None
         self.moved = 0
+        self._order: list[_Kept] = []
         self._start()
 
     def _start(self) -> None:
+        for kept in self._order:
+            if kept.data is not None:  # fetched, and then not used
+                kept.drop()
         # By address and version.
         self._known: dict[tuple[int, int], tuple[StorageWeakRef, _Kept]] = {}
-        self._order: list[_Kept] = []
+        self._order = []
         self._leaving: deque[_Kept] = deque()
 
     def __enter__(self) -> SavedActivations:

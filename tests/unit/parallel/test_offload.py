@@ -5,6 +5,7 @@ Both sides are the host here: what is copied, when, and what stays is the same a
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,93 @@ def test_moments_on_the_device_are_those_of_the_plan(monkeypatch: pytest.MonkeyP
     whole = memory.estimate(shape, work, checkpointing=True)
     planned = whole.total - memory.offloaded(whole, shape, work, "optimizer", checkpointing=True).total
     assert 8 * work.trainable - lane.most == pytest.approx(planned, rel=0.02)
+
+
+class LateLane:
+    """Copies as late as they may be: when somebody waits. Until then what is fetched is not a number, and a tensor of the
+    device that is let go before its copy fails, as its memory would be used again there.
+    """
+
+    def __init__(self) -> None:
+        self.queued: list[tuple[Any, Any]] = []
+
+    def _queue(self, target: Any, source: Any) -> Any:
+        self.queued.append((target, source))
+        due = len(self.queued)
+
+        class Mark:
+            def hold(_) -> None:
+                for place in range(due):
+                    into, of = self.queued[place]
+                    if into is not None:
+                        given, wanted = of(), into()
+                        assert given is not None, "let go before it was copied"
+                        assert wanted is not None, "let go while it was filled"
+                        wanted.copy_(given)
+                        self.queued[place] = (None, None)
+
+            wait = hold
+
+        return Mark()
+
+    def out(self, data: Tensor, host: Tensor | None = None) -> Any:
+        kept = torch.empty_like(data) if host is None else host
+        return kept, self._queue(lambda: kept, weakref.ref(data))
+
+    def back(self, host: Tensor) -> Any:
+        data = torch.full_like(host, 255) if host.dtype is torch.uint8 else torch.full_like(host, torch.nan)
+        return data, self._queue(weakref.ref(data), lambda: host)
+
+    def finish(self) -> None:
+        self._queue(lambda: torch.empty(1), lambda: torch.empty(1)).hold()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["saved", "recomputed"])
+def test_nothing_is_used_or_let_go_before_its_copy_is_done(checkpointing: bool):
+    """Also what is fetched and then not used: a result that is no part of the loss."""
+    gradients = []
+    case = Case("llama", "full", "documents", layers=6)
+    for lane in (None, LateLane()):
+        model, strategy = model_of(case), SingleDevice(CPU)
+        if checkpointing:
+            enable_activation_checkpointing(model)
+        model.train()
+        loss_alone, unused = loss_of(case, model), []
+
+        def loss(model: Any, batch: Any, alone: Any = loss_alone, unused: list[Tensor] = unused) -> Tensor:
+            unused.append(model.get_input_embeddings().weight[:50].exp())
+            total = alone(model, batch)
+            unused.append((total * torch.ones(50, 50)).exp())
+            return total + (total * torch.ones(50, 50)).tanh().sum()
+
+        strategy.prepare(model, loss)
+        if lane is not None:
+            strategy._saved = SavedActivations(lane, "cpu", min_bytes=64)
+        for _ in range(2):
+            strategy.forward_backward(loader(case).micro_batches(0, 0, case.rows), 100.0)
+            unused.clear()
+        if strategy._saved is not None and lane is not None:
+            with strategy._saved:
+                pass
+            lane.finish()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_an_update_uses_and_lets_go_nothing_before_its_copy_is_done():
+    states = []
+    for lane in (None, LateLane()):
+        model = model_of(Case("llama", "full", layers=4))
+        optimizer = build_optimizer(list(model.named_parameters()), learning_rate=1e-3)
+        host = HostStates(optimizer, lane, min_bytes=64, chunk_bytes=50_000) if lane is not None else None
+        make_state(optimizer, None if host is None else host.park)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            (host or optimizer).step()
+        if host is not None and lane is not None:
+            host.settle()
+            lane.finish()
+        states.append(optimizer_tensors(optimizer) | dict(model.named_parameters()))
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
