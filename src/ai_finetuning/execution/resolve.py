@@ -222,11 +222,12 @@ def validate_precision(config: Any, precision: Precision) -> None:
 def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) -> _Model:
     training = request.config.training
     place = place_for(request.model.device, request.elsewhere)
+    device = place.device
     module = base_facts.planned_module(request.model, source, weightless=request.elsewhere is not None)
     asked = training.runtime.precision
     if asked == "auto" and taken.get("fp16", training.fp16) == training.fp16:
         asked = taken.get("precision", asked)
-    precision = precision_for(asked, fp16=training.fp16, device=place.device, best=place.sixteen_bit())
+    precision = precision_for(asked, fp16=training.fp16, device=device, best=place.sixteen_bit())
     validate_precision(module.config, precision)
     targets = None if request.full else _targets(request.config.lora, module, taken)
     return _Model(request, source, module, shape_of(module), place, precision, taken, targets)
