@@ -27,6 +27,7 @@ from ..messages import notice, warn
 from ..models.adapters import trains_embedding, validate_fit
 from ..models.half_precision import risk_of_fp16, validate_fp16
 from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
+from ..models.parts import decoder_layers
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
@@ -165,7 +166,7 @@ class _Model:
     def needs(self, work: memory.Workload, parallel: ParallelPlan, *, checkpointing: bool) -> memory.MemoryEstimate:
         """The peak of the process that holds most of the run."""
         whole = memory.estimate(self.shape, work, checkpointing=checkpointing)
-        if not parallel.in_parts:
+        if not parallel.in_parts or decoder_layers(self.module) is None:  # fsdp then gathers all of it
             return whole
         blocks = blocks_of(self.module, work, checkpointing=checkpointing, targets=self.adapted)
         count = self.request.config.training.gradient_accumulation_steps
