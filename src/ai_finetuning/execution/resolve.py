@@ -307,6 +307,7 @@ def _processes_to_start(strategy: str, processes: int | None, place: Place) -> i
     if launched().size > 1 or torch.distributed.is_initialized() or strategy == "model_parallel":
         return 1
     if processes is not None:
+        place.validate_count(processes)
         return processes
     return place.gpu_count() if place.several else 1  # else one device was meant
 
