@@ -118,6 +118,23 @@ def test_a_divided_run_neither_warns_nor_checkpoints_for_the_whole_model(strateg
     assert part.memory.total < 0.7 * whole.memory.total
 
 
+def test_a_model_without_a_list_of_layers_is_planned_as_a_whole(plan: Callable[..., RunPlan], monkeypatch):
+    """fsdp cuts such a model too, as one group that is gathered whole."""
+    from ai_finetuning.execution import resolve
+
+    whole = plan("h200x2", "13b", "method=lora").summary
+    monkeypatch.setattr(resolve, "decoder_layers", lambda model: None)
+    assert plan("h200x2", "13b", "method=lora", "parallel.strategy=fsdp").summary.memory == whole.memory
+
+
+def test_more_processes_than_gpus_are_refused(plan: Callable[..., RunPlan]):
+    from ai_finetuning.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"processes is 4, but --gpu names A5000 x 2"):
+        plan("a5000x2", "13b", "method=lora", "parallel.processes=4")
+    assert plan("a5000x4", "13b", "method=lora", "parallel.processes=2").summary.processes == 2
+
+
 def test_a_card_without_bf16_computes_in_fp16(plan: Callable[..., RunPlan]):
     assert plan("t4", "13b", "method=qlora").summary.precision == "fp16"
     assert plan("l4", "13b", "method=qlora").summary.precision == "bf16"

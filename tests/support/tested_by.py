@@ -26,7 +26,7 @@ TESTED_BY = {
     "convert._upstream": _QUANTIZED,
     "execution.launcher": _LAUNCH,
     "execution.place": "integration/test_elsewhere.py",
-    **{f"execution.self_check.{name}": _SELF_CHECK for name in ("four_bit", "several")},
+    **{f"execution.self_check.{name}": _SELF_CHECK for name in ("everything", "four_bit", "several")},
     "apps.cli.gpu": _SELF_CHECK,
     "planner._upstream": "unit/planner/test_simulate.py",
     "planner.blank": "unit/planner/test_simulate.py",

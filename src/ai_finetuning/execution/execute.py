@@ -169,7 +169,7 @@ def _warn_of_memory(plan: Plan) -> None:
     """The estimate is a formula: it warns, the run decides."""
     if plan.fits:
         return
-    need, free = plan.memory.text(), f"{plan.free_memory_bytes / 2**30:.2f} GiB"
+    need, free = plan.memory.text(), plan.free_text()
     warn(
         f"メモリーが足りない見込みです（見積もり {need}、空き {free}）。data.max_length か batch_size を下げるか、method: qlora を使ってください。",
         f"memory may not suffice (estimate {need}, free {free}); lower data.max_length or batch_size, or use "

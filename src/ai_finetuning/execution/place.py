@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import ConfigError
 from ..models.base_model import BaseModel
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import capacities
@@ -38,6 +39,19 @@ class Place:
     def gpu_count(self) -> int:
         """GPUs that the run may take."""
         return self.elsewhere.count if self.elsewhere is not None else torch.cuda.device_count()
+
+    def validate_count(self, processes: int) -> None:
+        """Refuses a plan for more processes than the GPUs that it is made for.
+
+        Raises:
+            ConfigError: with both numbers.
+        """
+        if self.elsewhere is not None and processes > self.elsewhere.count:
+            raise ConfigError(
+                f"parallel.processes が {processes} ですが、--gpu は {self.elsewhere} です。{self.elsewhere.count} 以下にするか、GPU の数を増やしてください。",
+                f"parallel.processes is {processes}, but --gpu names {self.elsewhere}; make it {self.elsewhere.count} or less, "
+                "or name more GPUs.",
+            )
 
     def gpus(self) -> dict[int, int]:
         """Free bytes of each GPU."""

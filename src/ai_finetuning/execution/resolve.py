@@ -27,6 +27,7 @@ from ..messages import notice, warn
 from ..models.adapters import trains_embedding, validate_fit
 from ..models.half_precision import risk_of_fp16, validate_fp16
 from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
+from ..models.parts import decoder_layers
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.source import ModelSource
@@ -169,7 +170,7 @@ class _Model:
     def needs(self, work: memory.Workload, parallel: ParallelPlan, *, checkpointing: bool) -> memory.MemoryEstimate:
         """The peak of the process that holds most of the run."""
         whole = memory.estimate(self.shape, work, checkpointing=checkpointing)
-        if not parallel.in_parts:
+        if not parallel.in_parts or decoder_layers(self.module) is None:  # fsdp then gathers all of it
             return whole
         blocks = blocks_of(self.module, work, checkpointing=checkpointing, targets=self.adapted)
         count = self.request.config.training.gradient_accumulation_steps
@@ -229,12 +230,13 @@ def validate_precision(config: Any, precision: Precision, weights: torch.dtype |
 def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) -> _Model:
     training = request.config.training
     place = place_for(request.model.device, request.elsewhere)
+    device = place.device
     module = base_facts.planned_module(request.model, source, weightless=request.elsewhere is not None)
     asked = training.runtime.precision
     if asked == "auto" and taken.get("fp16", training.fp16) == training.fp16:
         asked = taken.get("precision", asked)
-    precision = precision_for(asked, fp16=training.fp16, device=place.device, best=place.sixteen_bit())
-    frozen = request.model.torch_dtype if not request.full and place.device.type != "cpu" else None
+    precision = precision_for(asked, fp16=training.fp16, device=device, best=place.sixteen_bit())
+    frozen = request.model.torch_dtype if not request.full and device.type != "cpu" else None
     validate_precision(module.config, precision, frozen)
     targets = None if request.full else _targets(request.config.lora, module, taken)
     return _Model(request, source, module, shape_of(module), place, precision, taken, targets)
@@ -313,6 +315,7 @@ def _processes_to_start(strategy: str, processes: int | None, place: Place) -> i
     if launched().size > 1 or torch.distributed.is_initialized() or strategy == "model_parallel":
         return 1
     if processes is not None:
+        place.validate_count(processes)
         return processes
     return place.gpu_count() if place.several else 1  # else one device was meant
 

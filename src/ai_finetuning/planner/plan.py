@@ -144,7 +144,8 @@ class Plan:
         limit = self.free_memory_bytes if self.limit_bytes is None else self.limit_bytes
         return self.memory.total <= limit
 
-    def _free_text(self) -> str:
+    def free_text(self) -> str:
+        """Free memory, and how much of it the plan may fill where that is less."""
         free = f"{self.free_memory_bytes / 2**30:.2f} GiB"
         if self.limit_bytes is None or self.limit_bytes == self.free_memory_bytes:
             return free
@@ -211,7 +212,7 @@ class Plan:
             (localized("勾配チェックポイント", "gradient checkpointing"), on),
             *self._memory_rows(),
             *self._measured(),
-            (localized("空きメモリー", "free memory"), f"{self._free_text()}{fits}"),
+            (localized("空きメモリー", "free memory"), f"{self.free_text()}{fits}"),
             (
                 localized("ディスク（最大）", "disk (at most)"),
                 localized(

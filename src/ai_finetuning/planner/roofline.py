@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import Reason
-from ..parallel.plan import ParallelPlan
 from .gpus import Gpus
-from .memory import Workload
-from .shape import ModelShape
 from .speed import Speed
+
+if TYPE_CHECKING:
+    from ..parallel.plan import ParallelPlan
+    from .memory import Workload
+    from .shape import ModelShape
 
 # Of the stated peaks, what large products and large copies reach: an assumption (620 of an H100's 989 TFLOP/s, 2.7 of its
 # 3.35 TB/s) until `aift gpu self-check` has measured a card.

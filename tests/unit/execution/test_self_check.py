@@ -16,13 +16,13 @@ from tests.support.commands import call, write_run
 from ai_finetuning.errors import Reason
 from ai_finetuning.execution.place import Place
 from ai_finetuning.execution.self_check import (
-    everything,
     facts,
     first_use,
     one_step,
     parity,
     predicted,
     record,
+    short_memory,
     speed,
     steps,
 )
@@ -225,6 +225,16 @@ def test_a_run_of_a_family_follows_the_reference_and_a_wrong_one_does_not(tmp_pa
     assert run(checks["steps/gemma2/lora/fp32"]).status == "failed"
 
 
+def test_memory_runs_out_in_each_part_of_a_step(tmp_path: Path):
+    """Two parts are done again; the update stops the run."""
+    obtained = [run(check) for check in short_memory.checks(steps.Bench(tmp_path, CPU))]
+    assert {result.name: result.status for result in obtained} == {
+        "out_of_memory/forward": "passed",
+        "out_of_memory/backward": "passed",
+        "out_of_memory/update": "passed",
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_everything_that_a_cpu_can_run_passes(capsys):
@@ -235,5 +245,5 @@ def test_everything_that_a_cpu_can_run_passes(capsys):
     assert made["count"]["failed"] == 0
     passed = {item["name"].split("/")[0] for item in made["results"] if item["status"] == "passed"}
     assert passed >= {"attention", "loss", "norm", "four_bit", "steps", "resume", "out_of_memory", "several"}
-    assert everything.device_to_check("cpu") == CPU
+    assert facts.device_to_check("cpu") == CPU
     assert "tokens/s" in capsys.readouterr().out

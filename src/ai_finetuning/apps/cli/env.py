@@ -113,9 +113,9 @@ def _blocks(obtained: dict[str, Any]) -> list[tuple[str, list[tuple[str, object]
 
 def _self_check() -> dict[str, Any] | None:
     """What `aift gpu self-check` found last with this device, driver and torch, without the single results."""
-    from ...execution.self_check import everything, record
+    from ...execution.self_check import facts, record
 
-    made = record.stored(everything.device_to_check(None))
+    made = record.stored(facts.device_to_check(None))
     return None if made is None else {key: made[key] for key in ("date", "part", "count", "key")}
 
 

@@ -51,7 +51,7 @@ def self_check(
 ) -> None:
     """Facts, kernels, whole steps, memory, speed; exit code 1 where anything fails."""
     from ...errors import StorageError, UsageError
-    from ...execution.self_check import everything, record
+    from ...execution.self_check import everything, facts, record
     from ...system.files import write_in_place
 
     if quick and every:
@@ -64,7 +64,7 @@ def self_check(
             f"--json {json_file} に書けません。存在するフォルダーの中のファイルを指定してください。",
             f"--json {json_file} cannot be written; name a file in a folder that exists.",
         )
-    chosen = everything.device_to_check(device)
+    chosen = facts.device_to_check(device)
     if chosen.type != "cuda" and device is None:
         print(
             localized(

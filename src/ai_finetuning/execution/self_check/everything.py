@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ...system.gpu import chosen_device, get_available_device
-from . import parity, predicted, record, several, speed, steps
+from . import parity, predicted, record, several, short_memory, speed, steps
 from .facts import facts
 from .results import Check, Measured, Result, run_all
 
@@ -46,7 +45,7 @@ def check(device: torch.device, part: str, report: Callable[[Result], None]) -> 
     if part != "quick":
         with tempfile.TemporaryDirectory(prefix="aift-self-check-") as folder:
             bench = steps.Bench(Path(folder), device)
-            note(steps.checks(bench))
+            note([*steps.checks(bench), *short_memory.checks(bench)])
             note(predicted.checks(device))
             note([Check("speed", measure, may_refuse=True)])  # memory may not suffice for a model of 10^9 parameters
             if part == "all":
@@ -54,13 +53,3 @@ def check(device: torch.device, part: str, report: Callable[[Result], None]) -> 
     made = record.make(device, part, known, results) | more | ({"calibration": calibration} if calibration else {})
     record.store(made)
     return made
-
-
-def device_to_check(name: str | None) -> torch.device:
-    """The device that was named, else the best; one GPU of several, so that no run takes them all.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    device = chosen_device(name) or get_available_device()
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

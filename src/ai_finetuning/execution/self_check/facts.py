@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...system import nvml
-from ...system.gpu import dtype_name, free_memory_bytes, sixteen_bit
+from ...system.gpu import chosen_device, dtype_name, free_memory_bytes, get_available_device, sixteen_bit
 from ...system.machine import cpu_name
 
 
@@ -24,6 +24,16 @@ def key_of(device: torch.device) -> dict[str, str]:
     else:
         name, driver = cpu_name() if device.type == "cpu" else device.type, platform.release()
     return {"device": name, "driver": driver, "torch": torch.__version__}
+
+
+def device_to_check(name: str | None) -> torch.device:
+    """The device that was named, else the best; one GPU of several, so that no run takes them all.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    device = chosen_device(name) or get_available_device()
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def facts(device: torch.device) -> dict[str, Any]:
