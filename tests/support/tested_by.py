@@ -26,6 +26,7 @@ TESTED_BY = {
     "execution.launcher": _LAUNCH,
     "planner._upstream": "unit/planner/test_simulate.py",
     "planner.blank": "unit/planner/test_simulate.py",
+    "planner.timelines": "unit/execution/test_simulation.py",
     "system.start": "security/test_processes.py",
     "data.columnar": _TABLES,
     "data.conversations": _FORMATS,

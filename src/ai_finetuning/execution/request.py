@@ -48,6 +48,7 @@ class TrainRequest:
         use_accelerate: run the step through Accelerate.
         resolved_strategy: in a process that another one of ours has started: what that one resolved.
         hooks: callbacks and metrics of a script.
+        exact_plan: simulate the memory of a step however much is free, and compare it with the run's second step.
     """
 
     model: BaseModel
@@ -57,6 +58,7 @@ class TrainRequest:
     use_accelerate: bool = False
     resolved_strategy: ResolvedStrategy | None = None
     hooks: TrainerHooks = TrainerHooks()
+    exact_plan: bool = False
 
     @property
     def full(self) -> bool:

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from ..data.mixture import Taken
 from ..errors import Reason, localized
 from .memory import MemoryEstimate
+from .phases import Timeline, size_text
 from .speed import Speed, duration
 
 _GB = 1e9
+# Share of a GPU's free memory that a run may reserve where no self-check has measured what else it takes.
+_USABLE = 0.8
+# Characters of the longest bar.
+_BAR = 40
 # Fewer optimizer steps than this teach next to nothing.
 _FEW_STEPS = 50
 
@@ -21,6 +26,7 @@ class Plan:
     Attributes:
         speed: of the steps, by the last run of this model and method or by a pilot; None where neither is known.
         measured_memory: bytes that a pilot held at its peak.
+        timeline: the simulated bytes of a step; None where the formula suffices.
     """
 
     model: str
@@ -79,6 +85,7 @@ class Plan:
     evaluations: int = 0
     keeps_best: bool = False
     replay: Taken | None = None  # old rows of the first epoch
+    timeline: Timeline | None = None
 
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
@@ -133,9 +140,54 @@ class Plan:
         ]
 
     @property
+    def needed_bytes(self) -> int:
+        """What the run needs: simulated where it was, else by the formula."""
+        if self.timeline is None:
+            return self.memory.total
+        if self.device.startswith("cuda"):  # whose context is not free any more
+            return int(self.timeline.reserved / _USABLE)
+        return self.timeline.peak + self.memory.base
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the formula, which never lies below, comes near the free memory, so that a simulation is worth its
+        seconds.
+        """
+        return 2 * self.memory.total >= self.free_memory_bytes
+
+    @property
     def fits(self) -> bool:
-        """Whether the estimate is below the free memory."""
-        return self.memory.total <= self.free_memory_bytes
+        """Whether that is below the free memory."""
+        return self.needed_bytes <= self.free_memory_bytes
+
+    def _memory_rows(self) -> list[tuple[str, str]]:
+        """The formula, and the simulated phases as bars where there are."""
+        told = self.timeline
+        if told is None:
+            return [(localized("メモリー（見積もり）", "memory (estimate)"), self.memory.text())]
+        rows = [(localized("メモリー（式による上限）", "memory (formula, at most)"), self.memory.text())]
+        how = (
+            localized(
+                f"{told.layers[0]} 層と {told.layers[1]} 層から", f"from {told.layers[0]} and {told.layers[1]} layers"
+            )
+            if told.layers
+            else localized("全層", "all layers")
+        )
+        if told.seconds:
+            how += localized(f"、{duration(told.seconds)}", f", {duration(told.seconds)}")
+        held = size_text(told.peak)
+        if self.device.startswith("cuda"):
+            reserved = size_text(told.reserved)
+            held += localized(f"（確保 {reserved}、較正なし）", f" ({reserved} reserved; not calibrated on this GPU)")
+        rows.append((localized(f"メモリー（シミュレーション、{how}）", f"memory (simulated, {how})"), held))
+        for phase, size in told.phases.items():
+            bar = "#" * max(1, round(_BAR * size / told.peak))
+            rows.append((f"  {phase}", f"{bar} {size_text(size)}"))
+        if told.unknown:
+            rows.append(
+                (localized("  大きさの分からない演算", "  operations of unknown size"), ", ".join(told.unknown))
+            )
+        return rows
 
     def table(self) -> list[tuple[str, str]]:
         """(label, value) lines for people, in the locale's language."""
@@ -182,7 +234,7 @@ class Plan:
             *self._few_steps_row(),
             *self._evaluation_row(),
             (localized("勾配チェックポイント", "gradient checkpointing"), on),
-            (localized("メモリー（見積もり）", "memory (estimate)"), self.memory.text()),
+            *self._memory_rows(),
             *self._measured(),
             (localized("空きメモリー", "free memory"), f"{self.free_memory_bytes / 2**30:.2f} GiB{fits}"),
             (

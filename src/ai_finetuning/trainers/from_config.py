@@ -16,29 +16,44 @@ from ..execution.resume import describe, is_done
 from ..models.source import ModelSource
 
 
-def run_training(config: RunConfig, device: str | None = None, source: ModelSource | None = None) -> Result:
+def run_training(
+    config: RunConfig, device: str | None = None, source: ModelSource | None = None, *, exact: bool = False
+) -> Result:
     """Trains as the configuration says.
+
+    Args:
+        exact: simulate the memory of a step before the run, and compare it with the second step.
 
     Raises:
         ToolkitError: with the reason and the way out.
     """
-    return execute(request_of(config, device, source))
+    return execute(replace(request_of(config, device, source), exact_plan=exact))
 
 
 def plan_training(
-    config: RunConfig, device: str | None = None, source: ModelSource | None = None, *, pilot: bool = False
+    config: RunConfig,
+    device: str | None = None,
+    source: ModelSource | None = None,
+    *,
+    pilot: bool = False,
+    exact: bool = False,
 ) -> RunPlan:
     """The plan of the run that the configuration describes; nothing is written.
 
     Args:
         pilot: take a few real steps and put their speed and memory into the plan.
+        exact: simulate the memory of a step also where the formula leaves more than half of the free memory.
 
     Raises:
         ToolkitError: what run_training would refuse before it loads weights, or with a pilot in its first steps.
     """
     request = request_of(config, device, source)
     without_cache = with_values(config, data=with_values(config.data, cache=False))
-    plan = resolve(replace(request, config=without_cache))
+    plan = resolve(replace(request, config=without_cache, exact_plan=exact))
+    if exact or plan.summary.is_tight:
+        from ..execution.simulation import with_timeline, without_needless_checkpointing
+
+        plan = with_timeline(without_needless_checkpointing(plan))
     return try_steps(plan) if pilot else plan
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from ...errors import localized
-from .train import ALLOW_CHANGED, CPU_PROCESSES, GPUS, PILOT, REPLAY, RESTART, START, VerbWithSettings, train
+from .train import ALLOW_CHANGED, CPU_PROCESSES, GPUS, PILOT, PLAN_HELP, REPLAY, RESTART, START, VerbWithSettings, train
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     context: typer.Context,
     pilot: bool = PILOT,
+    planner: str = typer.Option("auto", "--plan", metavar="auto|exact", help=PLAN_HELP),
     gpus: int = GPUS,
     cpu_processes: int = CPU_PROCESSES,
     start: str | None = START,
@@ -38,6 +39,7 @@ def plan(
         gpus=gpus,
         cpu_processes=cpu_processes,
         pilot=pilot,
+        planner=planner,
         start=start,
         replay=replay,
         restart=restart,

@@ -36,6 +36,11 @@ PILOT = typer.Option(
         "For a plan: compute three real steps and measure time and memory (nothing is kept).",
     ),
 )
+PLAN_HELP = localized(
+    "exact: 学習前に 1 ステップのメモリーをシミュレーションし、2 ステップ目の実際と比べます（auto: メモリーが足りるか怪しいときだけ）。",
+    "exact: simulate the memory of a step before training and compare it with the second step (auto: only where memory may "
+    "be short).",
+)
 START = typer.Option(
     None,
     "--from",
@@ -136,6 +141,7 @@ def train(
     gpus: int = GPUS,
     cpu_processes: int = CPU_PROCESSES,
     pilot: bool = PILOT,
+    planner: str = typer.Option("auto", "--plan", metavar="auto|exact", help=PLAN_HELP),
     start: str | None = START,
     replay: tuple[float, str] | None = REPLAY,
     restart: bool = RESTART,
@@ -152,10 +158,25 @@ def train(
     arguments += with_flags(restart=restart, allow_changed=allow_changed)
     folder, arguments = _resumed_folder(path, arguments)
     options: dict[str, Any] = {"dry_run": dry_run, "gpus": gpus, "cpu_processes": cpu_processes, "pilot": pilot}
+    options["exact"] = is_exact(planner)
     if folder is not None and start is None:
         resume_folder(folder, arguments, **options)
     else:
         run_or_plan(_started(load_config(path, arguments), start), path, **options)
+
+
+def is_exact(planner: str) -> bool:
+    """Whether `--plan` asks for a simulation.
+
+    Raises:
+        UsageError: another word than auto or exact.
+    """
+    if planner not in ("auto", "exact"):
+        raise UsageError(
+            f"--plan は {planner} ですが、auto か exact にしてください。",
+            f"--plan is {planner}; it must be auto or exact.",
+        )
+    return planner == "exact"
 
 
 def with_flags(*, restart: bool, allow_changed: bool) -> list[str]:
@@ -242,11 +263,13 @@ def run_or_plan(
     gpus: int = 0,
     cpu_processes: int = 0,
     pilot: bool = False,
+    exact: bool = False,
 ) -> None:
     """Trains, or prints the plan.
 
     Args:
         said: where the settings come from, for messages.
+        exact: simulate the memory of a step in any case.
     """
     source = _check(config, said)
     if gpus or cpu_processes:
@@ -255,13 +278,13 @@ def run_or_plan(
         config = with_processes(config, gpus=gpus, cpu_processes=cpu_processes)
     device = "cpu" if cpu_processes else None
     if dry_run:
-        _show_plan(config, device, source, pilot=pilot)
+        _show_plan(config, device, source, pilot=pilot, exact=exact)
         return
     from ...runs.folder import beside
     from ...trainers.from_config import run_training
 
     try:
-        result = run_training(config, device, source)
+        result = run_training(config, device, source, exact=exact)
     except KeyboardInterrupt:
         _say_what_is_saved(Path(config.training.output_dir))
         raise
@@ -323,7 +346,7 @@ def _check(config: RunConfig, path: str | None) -> ModelSource:
     return find_base(config)
 
 
-def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pilot: bool) -> None:
+def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pilot: bool, exact: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -332,7 +355,7 @@ def _show_plan(config: RunConfig, device: str | None, source: ModelSource, *, pi
     from ...export.gguf_tokenizer import assess
     from ...trainers.from_config import plan_training, where_it_goes_on
 
-    plan = plan_training(config, device, source, pilot=pilot)
+    plan = plan_training(config, device, source, pilot=pilot, exact=exact)
     start = where_it_goes_on(plan)
     # Told before training, when another model can still be chosen.
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
