@@ -23,6 +23,8 @@ from ai_finetuning.models.parts import unwrapped
 from ai_finetuning.models.plans import tensor_plan
 from ai_finetuning.models.quantized import held_tensors
 from ai_finetuning.parallel.build import build_strategy
+from ai_finetuning.planner.memory import Workload, estimate
+from ai_finetuning.planner.shape import shape_of
 from ai_finetuning.planner.simulate import Job, prepare
 from ai_finetuning.planner.tracker import Tracker
 
@@ -108,3 +110,26 @@ def rank_step(rank: int, work: Callable[[], Job], group: Sequence[Batch]) -> dic
     tracker = real_step(work(), group)
     assert not tracker.unknown
     return tracker.by_phase()
+
+
+def formula(work: Job, group: Sequence[Batch]) -> int:
+    """The planner's formula for the same step, without what it adds for libraries."""
+    shape, full, gpu = shape_of(work.module), work.adapter is None, work.device.type == "cuda"
+    adapter = {} if work.adapter is None else work.adapter.keywords
+    load = Workload(
+        trainable=shape.parameters if full else shape.lora_parameters(adapter["r"], None),
+        bits=work.bits,
+        frozen_bytes=work.dtype.itemsize,
+        tokens=max(item.input_ids.numel() for item in group),
+        compute_bytes=4 if work.autocast is None else 2,
+        optimizer_bytes={"adamw": 8, "adamw_8bit": 2, "muon": 4}[work.optimizer.keywords["name"]],
+        full=full,
+        longest=max(length for item in group for row in item.lengths for length in row),
+        adapted=0 if full else shape.adapted_inputs(None),
+        dropout=bool(adapter.get("dropout")),
+        fused=work.kernels == "fused",
+        gpu=gpu,
+        documents=work.kernels != "plain",
+    )
+    told = estimate(shape, load, checkpointing=work.checkpointing)
+    return told.total - told.base

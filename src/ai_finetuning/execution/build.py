@@ -14,7 +14,7 @@ from torch import nn
 from ..data.loader import evaluation_batches
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.loss import make_document_loss, make_loss
-from ..engine.optimizer import build_optimizer
+from ..engine.optimizer import NamedParameters, build_optimizer
 from ..engine.predictions import Predictions
 from ..engine.prefetch import Prefetched
 from ..engine.rng import seed_everything
@@ -42,6 +42,7 @@ from ..parallel.build import build_strategy
 from ..parallel.processes import launched
 from ..parallel.strategy import Strategy
 from ..planner import memory
+from ..planner.phases import Phases, mark_phases, marked
 from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
@@ -71,11 +72,12 @@ class Built:
     derived: Derived
 
 
-def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None) -> Built:
+def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phases: Phases | None = None) -> Built:
     """Loads the weights and builds the run; the user's model object does not change.
 
     Args:
         metrics_path: None writes no metrics.
+        phases: told of the phases of every step; None where nobody asks.
 
     Raises:
         ToolkitError: the weights cannot be loaded, or cannot be trained as planned.
@@ -91,7 +93,15 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None) -> B
         else strategy.weight_placement.layer_offload(model)
     ):
         path, positions = _documents(plan, model)  # tried on the device, although the model is not cut yet
-    run = _run(plan, store, metrics_path, model, path, strategy, positions=positions)
+    evaluation = _evaluation(plan) if plan.data.eval_data else None
+    loss = loss_of(model, path, evaluation.predictions if evaluation is not None else None, positions=positions)
+    if phases is not None:
+        mark_phases(phases, model)
+        loss = marked(phases, loss)
+    strategy.prepare(model, loss)
+    run = _run(plan, store, metrics_path, model, path, strategy, evaluation)
+    if phases is not None:
+        run.optimizer.register_step_pre_hook(lambda *_: phases.at("optimizer"))
     run.fingerprint = plan.fingerprint | {"weights": fingerprint}
     derived = _derived(plan, model, path, attention)
     run.derived = asdict(derived)
@@ -153,6 +163,12 @@ def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
     lora = plan.request.config.lora
     if lora.adapter is not None:
         return continue_adapter(model, lora.adapter, dropout=lora.lora_dropout)
+    return new_adapter(plan, model)
+
+
+def new_adapter(plan: RunPlan, model: nn.Module) -> Any:
+    """A fresh adapter on a model, as the settings say."""
+    lora = plan.request.config.lora
     targets = lora.target_modules if lora.target_modules is not None else plan.taken.get("target_modules")
     return add_lora(
         model,
@@ -188,24 +204,10 @@ def _run(
     model: nn.Module,
     path: VarlenForward | None,
     strategy: Strategy,
-    *,
-    positions: bool,
+    evaluation: Evaluation | None,
 ) -> Run:
     training = plan.request.config.training
-    evaluation = _evaluation(plan) if plan.data.eval_data else None
-    predictions = evaluation.predictions if evaluation is not None else None
-    strategy.prepare(model, loss_of(model, path, predictions, positions=positions))
-    options = training.optimizer
-    optimizer = build_optimizer(
-        strategy.named_parameters(model),
-        name=options.name,
-        learning_rate=training.learning_rate,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        lora_plus_ratio=options.lora_plus_ratio,
-        embeddings=embedding_weights(unwrapped(model)),
-    )
+    optimizer = optimizer_of(plan, strategy.named_parameters(model), model)
     strategy.attach(optimizer)
     strategy.offload(plan.offload)
     if path is not None:
@@ -236,6 +238,22 @@ def _run(
         save_in_background=_copy_fits(plan.summary, plan.device, plan.offload),
         memory_hint_ja=f"見積もり: {estimate}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
         memory_hint_en=f"Estimate: {estimate}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
+    )
+
+
+def optimizer_of(plan: RunPlan, named: NamedParameters, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a plan over (name, weight) pairs of a model."""
+    training = plan.request.config.training
+    options = training.optimizer
+    return build_optimizer(
+        named,
+        name=options.name,
+        learning_rate=training.learning_rate,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        lora_plus_ratio=options.lora_plus_ratio,
+        embeddings=embedding_weights(unwrapped(model)),
     )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -47,6 +47,9 @@ from .self_check.first_use import check_unknown_gpu
 from .system_prompt import keep_system, take_system
 from .trackers import Tracker
 
+if TYPE_CHECKING:
+    from .simulation import MeasuredStep
+
 
 def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
     """Trains and saves; the request's model object then holds the trained module.
@@ -60,7 +63,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
     faults = Faults.from_environment() if faults is None else faults
     let_segments_grow()
     if launched().size == 1:
-        plan = resolve(request)
+        plan = _simulated(resolve(request))
         _warn_of_leakage(plan)
         if plan.processes_to_start > 1:
             result = _run_in_processes(plan)
@@ -75,6 +78,28 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
     request.model.model = result.model  # type: ignore[assignment]
     take_system(request.model.tokenizer, result.folder)
     return result
+
+
+def _simulated(plan: RunPlan) -> RunPlan:
+    """The plan with the simulated bytes of a step, where somebody asks, or on a GPU where memory is short by the formula;
+    others start at once.
+    """
+    short = plan.device.type == "cuda" and plan.summary.is_tight
+    if not (short or plan.request.exact_plan):
+        return plan
+    from .simulation import with_timeline, without_needless_checkpointing
+
+    return with_timeline(without_needless_checkpointing(plan))
+
+
+def _measured(plan: RunPlan) -> MeasuredStep | None:
+    """What compares the second step with its simulation, where there is one."""
+    if plan.summary.timeline is None:
+        return None
+    from .simulation import MeasuredStep, of_second_step
+
+    timeline = of_second_step(plan)
+    return MeasuredStep(plan.device, timeline) if timeline is not None else None
 
 
 def _device_of_rank(request: TrainRequest) -> torch.device:
@@ -162,7 +187,7 @@ def _with_resume(plan: RunPlan, start: resume.ResumePoint | None) -> RunPlan:
     had = plan.resume.derived if plan.resume is not None else {}
     if (start.derived if start is not None else {}) == had:
         return replace(plan, resume=start)
-    return replace(resolve(plan.request, start or resume.ResumePoint()), resume=start)
+    return replace(_simulated(resolve(plan.request, start or resume.ResumePoint())), resume=start)
 
 
 def _warn_of_memory(plan: Plan) -> None:
@@ -170,6 +195,8 @@ def _warn_of_memory(plan: Plan) -> None:
     if plan.fits:
         return
     need, free = plan.memory.text(), plan.free_text()
+    if plan.timeline is not None:
+        need = f"{plan.needed_bytes / 2**30:.2f} GiB"
     warn(
         f"メモリーが足りない見込みです（見積もり {need}、空き {free}）。data.max_length か batch_size を下げるか、method: qlora を使ってください。",
         f"memory may not suffice (estimate {need}, free {free}); lower data.max_length or batch_size, or use "
@@ -185,8 +212,9 @@ def _warn_of_few_steps(plan: Plan) -> None:
 
 def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
     training, start = plan.request.config.training, plan.resume
+    measured = _measured(plan)
     with saying_that_it_prepares():
-        built = build(plan, folder.store, folder.path / METRICS)
+        built = build(plan, folder.store, folder.path / METRICS, measured)
     run = built.run
     if plan.request.config.method != "pretrain":  # before anything saves the tokenizer
         keep_system(plan.tokenizer, plan.request.config.data.system_prompt, plan.data.report.system)
@@ -221,6 +249,8 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
                     for name in training.runtime.report_to
                 ),
             ]
+        if measured is not None:
+            run.callbacks = [*run.callbacks, measured.of(run)]
         if plan.request.hooks.callbacks:
             from .callbacks import TransformersCallbacks  # transformers' side, which only a run with callbacks imports
 

@@ -50,6 +50,7 @@ class TrainRequest:
         resolved_strategy: in a process that another one of ours has started: what that one resolved.
         hooks: callbacks and metrics of a script.
         elsewhere: GPUs that a plan is made for although they are not here; nothing can be trained then.
+        exact_plan: simulate the memory of a step however much is free, and compare it with the run's second step.
     """
 
     model: BaseModel
@@ -60,6 +61,7 @@ class TrainRequest:
     resolved_strategy: ResolvedStrategy | None = None
     hooks: TrainerHooks = TrainerHooks()
     elsewhere: Gpus | None = None
+    exact_plan: bool = False
 
     @property
     def full(self) -> bool:

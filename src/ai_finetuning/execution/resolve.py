@@ -24,6 +24,7 @@ from ..engine.schedule import Schedule
 from ..errors import ConfigError, Reason
 from ..japanese.templates import was_written_for
 from ..messages import notice, warn
+from ..models import fused
 from ..models.adapters import trains_embedding, validate_fit
 from ..models.half_precision import risk_of_fp16, validate_fp16
 from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
@@ -138,8 +139,8 @@ class _Model:
         """Names, or their ends, of the layers that carry an adapter; None for full fine-tuning."""
         return self.targets.modules if self.targets is not None else None
 
-    def workload(self, width: int) -> memory.Workload:
-        """What a micro-batch of rows of `width` tokens asks of the machine."""
+    def workload(self, width: int, longest: int | None = None) -> memory.Workload:
+        """What a micro-batch of rows of `width` tokens, and documents of at most `longest`, asks of the machine."""
         request, training = self.request, self.request.config.training
         compute = 2 if self.precision.autocast is not None else 4
         return memory.Workload(
@@ -150,7 +151,21 @@ class _Model:
             compute_bytes=compute,
             optimizer_bytes=_OPTIMIZER_BYTES[training.optimizer.name],
             full=request.full,
+            longest=longest or width,
+            adapted=0 if request.full else self.shape.adapted_inputs(self.adapted),
+            dropout=not request.full and request.config.lora.lora_dropout > 0,
+            fused=self._fused(),
+            gpu=self.device.type == "cuda",
+            documents=training.runtime.kernels != "plain",
         )
+
+    def _fused(self) -> bool:
+        """Whether fused blocks will compute the layers, as far as settings and configuration tell."""
+        request, training = self.request, self.request.config.training
+        plain = request.bits is not None or training.runtime.kernels != "auto" or self.device.type != "cpu"
+        if plain or (not request.full and request.config.lora.use_dora):
+            return False
+        return fused.why_not(self.module, self.device, autocast=self.precision.autocast) is None
 
     def _trainable(self) -> int:
         if self.targets is None:
@@ -352,7 +367,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     total = training.schedule.max_steps or loader.steps_of(training.num_epochs)
     warmup = warmup_of(training, taken, total)
     _validate_model(model, parallel, data)
-    work = model.workload(packing_tokens or data.longest)
+    work = model.workload(packing_tokens or data.longest, data.longest)
     place = model.place
     free = place.free_bytes(request.model) // (parallel.processes if place.device.type == "cpu" else 1)
     layers = None

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..engine.loss import CHUNK_BYTES
 from ..errors import localized
 from ..parallel.limits import BASE_BYTES, OFFLOAD_AHEAD, OFFLOAD_CHUNK_BYTES
 from .shape import ModelShape
 
 # Bytes of a quantized weight with its scales.
-KBIT_BYTES = {4: 0.58, 8: 1.07}
+KBIT_BYTES = {4: 0.53, 8: 1.04}
 _GIB = 2**30
 
 
@@ -59,6 +60,12 @@ class Workload:
         tokens: rows x tokens of a micro-batch, padding included.
         compute_bytes: bytes of an activation (2 under autocast, else 4).
         optimizer_bytes: of AdamW's two moments: 8, or 2 with 8-bit states.
+        longest: tokens of the longest document; 0 for one as long as all of it.
+        adapted: numbers that a token brings to all layers with an adapter.
+        dropout: an adapter's inputs go through dropout.
+        fused: fused blocks compute the layers (models/fused.py).
+        gpu: one kernel computes attention and keeps no scores.
+        documents: the head makes no more logits at a time than a chunk (engine/loss.py).
     """
 
     trainable: int
@@ -68,6 +75,17 @@ class Workload:
     compute_bytes: int
     optimizer_bytes: int = 8
     full: bool = False
+    longest: int = 0
+    adapted: int = 0
+    dropout: bool = False
+    fused: bool = False
+    gpu: bool = False
+    documents: bool = True
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of a number of the hidden states between layers: as wide as the weights that make them."""
+        return 4 if self.full or self.frozen_bytes == 4 else self.compute_bytes
 
 
 def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> MemoryEstimate:
@@ -125,14 +143,78 @@ def state_bytes(work: Workload, trainable: int) -> int:
 
 
 def layer_activations(shape: ModelShape, work: Workload, *, checkpointing: bool) -> tuple[int, int]:
-    """(bytes that every layer keeps until its backward pass, bytes of the one that is computed again)."""
-    whole = work.tokens * work.compute_bytes * (11 * shape.hidden + 4 * shape.intermediate)
-    return (work.tokens * work.compute_bytes * shape.hidden, whole) if checkpointing else (whole, 0)
+    """(bytes that every layer keeps until its backward pass, bytes of the one that is computed, back and again)."""
+    kept = round(work.tokens * _kept(shape, work))
+    back = work.tokens * max(work.compute_bytes, work.stream_bytes) * (4 * shape.hidden + 4 * shape.intermediate)
+    if not checkpointing:
+        return kept, back
+    return work.tokens * work.stream_bytes * shape.hidden, kept + back
+
+
+def _kept(shape: ModelShape, work: Workload) -> float:
+    """Bytes that one token leaves in one layer for the backward pass."""
+    layers, compute, stream = max(1, shape.layers), work.compute_bytes, work.stream_bytes
+    inputs = sum(item[1] for item in shape.linear_features) / layers
+    outputs = sum(item[2] for item in shape.linear_features) / layers
+    outputs = max(0.0, outputs - 2 * shape.hidden)  # two of them are added to the hidden states and not kept
+    heads = shape.heads * shape.head_dim
+    if work.fused:
+        numbers = (shape.norms + 2) * shape.hidden + outputs + heads + shape.intermediate
+        return compute * numbers + _scores(shape, work)
+    # Norms compute in fp32 and keep what they read in it; where their weights train, what these are multiplied by too.
+    norms = shape.norms * shape.hidden * (stream + (4 if stream == 2 or work.full else 0))
+    total = 2 * shape.hidden * stream + norms + compute * (outputs + 2 * shape.intermediate)
+    # Attention's output as heads and as tokens; on a CPU, queries and results of its products; fp32 rotations.
+    total += heads * (2 * compute + (0 if work.gpu else 2 * compute) + (2 * stream if stream != compute else 0))
+    total += _scores(shape, work)
+    if work.full:
+        return total + (inputs * compute if compute != stream else 0)
+    adapted = work.adapted / layers
+    rank = work.trainable / max(1, shape.lora_parameters(1, None))
+    total += 2 * 4 * rank * len(shape.linear_features) / layers
+    if work.dropout:
+        return total + adapted * (2 * compute if work.gpu else 4 + compute)
+    return total + (adapted * compute if compute == 2 and not work.gpu else 0)
+
+
+# On a CPU, longest document whose probabilities are kept, all of a row in half of it (kernels/attention.py), and queries
+# that fused blocks take at a time.
+_KEPT_DOCUMENT, _QUERIES = 1024, 256
+
+
+def _scores(shape: ModelShape, work: Workload) -> float:
+    """Bytes of attention's scores that one token leaves in one layer."""
+    longest, compute = work.longest or work.tokens, work.compute_bytes
+    if work.gpu:
+        return 4 * shape.heads  # and a kernel of its own for everything else
+    if work.fused:
+        return shape.heads * compute * (1 + shape.softcap) * (longest + _QUERIES) / 2
+    if shape.softcap:
+        return shape.heads * longest * (compute + 4 + (2 if compute == 2 else 0)) + longest
+    if shape.inner_dropout:
+        return shape.heads * longest * 3 * compute
+    kept = longest <= _KEPT_DOCUMENT or compute == 2
+    probabilities = shape.heads * compute * (longest + _QUERIES) / 2 if kept else 0.0
+    return probabilities + 4 * shape.heads + 5 * longest / max(1, shape.layers)
+
+
+# Numbers in fp32 beside the logits of a chunk: the scores, their gradient, and what is multiplied into it under a cap.
+_LOSS_COPIES = 3
 
 
 def logit_bytes(shape: ModelShape, work: Workload) -> int:
-    """Bytes of the fp32 logits and their gradient."""
-    return 2 * work.tokens * shape.vocabulary * 4
+    """Bytes of logits and of what the loss makes beside them.
+
+    A document loss makes one chunk at a time, and the gradients of the hidden states, and of the head where it trains,
+    before it goes on; others make all logits, and their gradient.
+    """
+    if not work.documents:
+        return 3 * work.tokens * shape.vocabulary * 4
+    numbers = min(work.tokens * shape.vocabulary, CHUNK_BYTES // 4)
+    head = shape.vocabulary * shape.hidden
+    weights = 2 * 4 * head if work.full else head * work.compute_bytes if work.frozen_bytes != work.compute_bytes else 0
+    hidden = 3 * work.tokens * shape.hidden * max(work.compute_bytes, work.stream_bytes)
+    return numbers * (work.compute_bytes + 4 * _LOSS_COPIES) + weights + hidden
 
 
 def checkpoint_bytes(trainable: int, optimizer_bytes: int = 8) -> int:

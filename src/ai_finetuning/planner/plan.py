@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from ..data.mixture import Taken
 from ..errors import Reason, localized
 from .memory import MemoryEstimate
+from .phases import Timeline, size_text
 from .speed import Speed, duration
 
 _GB = 1e9
+# Characters of the longest bar.
+_BAR = 40
 # Fewer optimizer steps than this teach next to nothing.
 _FEW_STEPS = 50
 
@@ -25,6 +28,7 @@ class Plan:
         free_memory_bytes: of that device.
         limit_bytes: what the plan may fill of it; None for all of it.
         devices: the arithmetic for each GPU, where they hold different parts.
+        timeline: the simulated bytes of a step; None where the formula suffices.
     """
 
     model: str
@@ -85,6 +89,7 @@ class Plan:
     replay: Taken | None = None  # old rows of the first epoch
     limit_bytes: int | None = None
     devices: Reason | None = None
+    timeline: Timeline | None = None
 
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
@@ -139,10 +144,30 @@ class Plan:
         ]
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the device, here or elsewhere, is a GPU with CUDA's allocator."""
+        return not self.device.startswith(("cpu", "mps"))
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the run needs: simulated where it was, else by the formula."""
+        if self.timeline is None:
+            return self.memory.total
+        if self.on_gpu:  # whose context is not free any more
+            return self.timeline.reserved
+        return self.timeline.peak + self.memory.base
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the formula, which never lies below, comes near the free memory, so that a simulation is worth its
+        seconds.
+        """
+        return 2 * self.memory.total >= self.free_memory_bytes
+
+    @property
     def fits(self) -> bool:
-        """Whether the estimate is below what the plan may fill."""
-        limit = self.free_memory_bytes if self.limit_bytes is None else self.limit_bytes
-        return self.memory.total <= limit
+        """Whether that is below what the plan may fill."""
+        return self.needed_bytes <= (self.free_memory_bytes if self.limit_bytes is None else self.limit_bytes)
 
     def free_text(self) -> str:
         """Free memory, and how much of it the plan may fill where that is less."""
@@ -156,14 +181,39 @@ class Plan:
         )
 
     def _memory_rows(self) -> list[tuple[str, str]]:
+        """The formula, and the simulated phases as bars where there are."""
         alone = self.processes == 1 and self.devices is None
-        label = (
-            localized("メモリー（見積もり）", "memory (estimate)")
+        of = (
+            localized("メモリー", "memory")
             if alone
-            else localized("メモリー（1 デバイス、見積もり）", "memory of the fullest device (estimate)")
+            else localized("メモリー（1 デバイス）", "memory of the fullest device")
         )
         each = [] if self.devices is None else [(localized("デバイスごと", "each device"), str(self.devices))]
-        return [(label, self.memory.text()), *each]
+        told = self.timeline
+        if told is None:
+            return [(of + localized("（見積もり）", " (estimate)"), self.memory.text()), *each]
+        rows = [(of + localized("（式による上限）", " (formula, at most)"), self.memory.text()), *each]
+        how = (
+            localized(
+                f"{told.layers[0]} 層と {told.layers[1]} 層から", f"from {told.layers[0]} and {told.layers[1]} layers"
+            )
+            if told.layers
+            else localized("全層", "all layers")
+        )
+        if told.seconds:
+            how += localized(f"、{duration(told.seconds)}", f", {duration(told.seconds)}")
+        held = size_text(told.peak)
+        if self.on_gpu:
+            held += localized(f"（確保 {size_text(told.reserved)}）", f" ({size_text(told.reserved)} reserved)")
+        rows.append((of + localized(f"（シミュレーション、{how}）", f" (simulated, {how})"), held))
+        for phase, size in told.phases.items():
+            bar = "#" * max(1, round(_BAR * size / told.peak))
+            rows.append((f"  {phase}", f"{bar} {size_text(size)}"))
+        if told.unknown:
+            rows.append(
+                (localized("  大きさの分からない演算", "  operations of unknown size"), ", ".join(told.unknown))
+            )
+        return rows
 
     def table(self) -> list[tuple[str, str]]:
         """(label, value) lines for people, in the locale's language."""

@@ -27,6 +27,10 @@ class ModelShape:
         layers, hidden, intermediate: as in the configuration.
         vocabulary: rows of the input embedding.
         positions: tokens that the model was made for; None where its configuration does not say.
+        heads, head_dim: of the queries.
+        norms: of a layer, as wide as the hidden states.
+        softcap: scores of attention are capped, so that all of them are computed and kept (Gemma 2).
+        inner_dropout: the model has dropout of its own in its attention.
     """
 
     parameters: int
@@ -37,6 +41,11 @@ class ModelShape:
     intermediate: int
     vocabulary: int
     positions: int | None
+    heads: int = 1
+    head_dim: int = 0
+    norms: float = 2
+    softcap: bool = False
+    inner_dropout: bool = False
 
     @property
     def looked_up(self) -> int:
@@ -63,13 +72,20 @@ class ModelShape:
                 f"data.max_length to {self.positions} or less.",
             )
 
+    def adapted_inputs(self, targets: Sequence[str] | None) -> int:
+        """Numbers that a token brings to all layers that get an adapter (targets as below)."""
+        return sum(inputs for _, inputs, _ in self._adapted(targets))
+
+    def _adapted(self, targets: Sequence[str] | None) -> list[tuple[str, int, int]]:
+        return [
+            item
+            for item in self.linear_features
+            if targets is None or any(f".{item[0]}".endswith(f".{target}") for target in targets)
+        ]
+
     def lora_parameters(self, r: int, targets: Sequence[str] | None) -> int:
         """Weights of a LoRA adapter of rank r on the layers whose names end in one of targets (None: all)."""
-        return sum(
-            r * (inputs + outputs)
-            for name, inputs, outputs in self.linear_features
-            if targets is None or any(f".{name}".endswith(f".{target}") for target in targets)
-        )
+        return sum(r * (inputs + outputs) for _, inputs, outputs in self._adapted(targets))
 
 
 def shape_of(model: Any) -> ModelShape:
@@ -86,16 +102,27 @@ def shape_of(model: Any) -> ModelShape:
             features.append((name, module.in_features, module.out_features))
         elif isinstance(module, Conv1D):
             features.append((name, module.nx, module.nf))
-    hidden = int(config.hidden_size)
+    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    expert = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * hidden
+    chosen = int(getattr(config, "num_experts_per_tok", None) or 1)
+    norms = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if parameter.ndim == 1 and "norm" in name
+    )
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         embedding_parameters=sum(weight.numel() for weight in own.values()),
         linear_features=tuple(features),
-        layers=int(config.num_hidden_layers),
+        layers=layers,
         hidden=hidden,
-        intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
+        intermediate=max(int(getattr(config, "intermediate_size", None) or 4 * hidden), chosen * int(expert)),
         vocabulary=int(embedding.weight.shape[0]),
         positions=positions_of(config),
+        heads=heads,
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        norms=max(2.0, norms / (hidden * max(1, layers))),
+        softcap=bool(getattr(config, "attn_logit_softcapping", None)),
+        inner_dropout=any(bool(getattr(config, name, 0.0)) for name in ("attention_dropout", "attn_pdrop")),
     )
 
 

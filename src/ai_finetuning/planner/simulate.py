@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,21 +19,22 @@ from torch import Tensor, nn
 
 from ..engine.optimizer import NamedParameters, make_state
 from ..kernels.attention import forget_masks
-from ..kernels.stand_in import note_documents, without_arithmetic
+from ..kernels.stand_in import without_arithmetic
 from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.adapters import without_input_casts
 from ..models.documents import VarlenForward, assumed_forward_path
 from ..models.parts import decoder_layers, unwrapped
 from ..models.plans import tensor_plan
 from ..models.quantized import held_tensors
-from ..parallel.batch import Batch, LossFunction, Rows
+from ..parallel.batch import Batch, LossFunction
 from ..parallel.build import build_strategy
 from ..parallel.plan import ParallelPlan
 from ..parallel.strategy import Strategy
 from ._upstream import masks_as_with_data, pretended_group, tensors_without_data
 from .allocator import CachingAllocator
 from .blank import materialize, quantize_shapes, shapes_of
-from .tracker import PHASES, Moment, Tracker
+from .phases import PHASES, Moment, Timeline, mark_phases, marked
+from .tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -70,30 +70,6 @@ class Job:
     parallel: ParallelPlan = ParallelPlan()
     rank: int = 0
     scaler: bool = False
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """What a step holds.
-
-    Attributes:
-        phases: the most bytes of tensors in each phase, in the phases' order.
-        reserved: bytes that a GPU's allocator takes for it.
-        layers: numbers of layers that were computed where the model was too deep to compute all; else empty.
-        unknown: operations whose bytes are not known, so that the figures may be wrong.
-        seconds: that the simulation took.
-    """
-
-    phases: Mapping[str, int]
-    reserved: int
-    layers: tuple[int, ...] = ()
-    unknown: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-    @property
-    def peak(self) -> int:
-        """The most bytes of tensors at any time."""
-        return max(self.phases.values())
 
 
 @dataclass(frozen=True)
@@ -295,48 +271,3 @@ def prepare(
     tracker.at("load")
     tracker.forget_peaks()
     return TrackedStep(tracker, strategy, made)
-
-
-def marked(tracker: Tracker, loss: LossFunction) -> LossFunction:
-    """The loss, telling the tracker where the forward pass and the backward pass begin."""
-
-    def marked_loss(model: nn.Module, batch: Rows) -> Tensor:
-        note_documents(tuple(itertools.chain.from_iterable(batch.row_lengths)))
-        tracker.full_masks = batch.attention_mask is not None and _num_tokens(batch) == batch.input_ids.numel()
-        tracker.at("forward")
-        value = loss(model, batch)
-        if value.requires_grad:
-            _when_differentiated(value, lambda: tracker.at("backward"))
-        return value
-
-    return marked_loss
-
-
-def _when_differentiated(tensor: Any, then: Callable[[], None]) -> None:
-    """Calls back once the tensor's gradient is there."""
-
-    def arrived(_: Tensor) -> None:
-        then()
-
-    tensor.register_hook(arrived)
-
-
-def _num_tokens(batch: Rows) -> int:
-    return sum(map(sum, batch.row_lengths))
-
-
-def mark_phases(tracker: Tracker, model: Any) -> None:
-    """Hooks that tell the tracker of the end of the layers, forward, and of each layer, backward."""
-    inner = unwrapped(model)
-    inner.get_decoder().register_forward_hook(lambda *_: tracker.at("loss"))
-    for number, layer in enumerate(decoder_layers(inner) or ()):
-        layer.register_forward_hook(_marks(tracker, str(number)))
-
-
-def _marks(tracker: Tracker, number: str) -> Callable[[nn.Module, Any, Any], None]:
-    def mark(_: nn.Module, __: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if isinstance(hidden, Tensor) and hidden.requires_grad:
-            _when_differentiated(hidden, lambda: tracker.at("backward", number))
-
-    return mark

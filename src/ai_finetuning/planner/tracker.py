@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,22 +14,7 @@ from torch.distributed.tensor import DTensor
 from ._upstream import NEEDS_DATA, DispatchMode, resizes_reported
 from .allocator import CachingAllocator
 from .declared import is_declared
-
-# The phases of a training step, in their order.
-PHASES = ("load", "forward", "loss", "backward", "clip", "optimizer")
-
-
-@dataclass(frozen=True, order=True)
-class Moment:
-    """A stretch of a step.
-
-    Attributes:
-        phase: one of PHASES.
-        part: of the backward pass: "" around the layers, else the number of the layer.
-    """
-
-    phase: str
-    part: str = ""
+from .phases import PHASES, Moment
 
 
 class Tracker(DispatchMode):

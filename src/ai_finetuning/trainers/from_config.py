@@ -17,13 +17,18 @@ from ..models.source import ModelSource
 from ..planner.gpus import Gpus
 
 
-def run_training(config: RunConfig, device: str | None = None, source: ModelSource | None = None) -> Result:
+def run_training(
+    config: RunConfig, device: str | None = None, source: ModelSource | None = None, *, exact: bool = False
+) -> Result:
     """Trains as the configuration says.
+
+    Args:
+        exact: simulate the memory of a step before the run, and compare it with the second step.
 
     Raises:
         ToolkitError: with the reason and the way out.
     """
-    return execute(request_of(config, device, source))
+    return execute(replace(request_of(config, device, source), exact_plan=exact))
 
 
 def plan_training(
@@ -33,19 +38,25 @@ def plan_training(
     *,
     pilot: bool = False,
     elsewhere: Gpus | None = None,
+    exact: bool = False,
 ) -> RunPlan:
     """The plan of the run that the configuration describes; nothing is written.
 
     Args:
         pilot: take a few real steps and put their speed and memory into the plan.
         elsewhere: GPUs to plan for that are not here; then the model's weights need not be here either.
+        exact: simulate the memory of a step also where the formula leaves more than half of the free memory.
 
     Raises:
         ToolkitError: what run_training would refuse before it loads weights, or with a pilot in its first steps.
     """
     request = request_of(config, device, source)
     without_cache = with_values(config, data=with_values(config.data, cache=False))
-    plan = resolve(replace(request, config=without_cache, elsewhere=elsewhere))
+    plan = resolve(replace(request, config=without_cache, elsewhere=elsewhere, exact_plan=exact))
+    if exact or plan.summary.is_tight:
+        from ..execution.simulation import with_timeline, without_needless_checkpointing
+
+        plan = with_timeline(without_needless_checkpointing(plan))
     return try_steps(plan) if pilot else plan
 
 

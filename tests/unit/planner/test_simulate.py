@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.support.models import build_model, save_tiny_model
-from tests.support.tracked import batch, job, real_step
+from tests.support.tracked import batch, formula, job, real_step
 
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.planner.shape import meta_model
@@ -62,6 +62,7 @@ def test_simulated_as_real(name: str):
     assert told.peak == pytest.approx(real.peak, rel=LIMIT)
     for phase, held in real.by_phase().items():
         assert told.phases[phase] == pytest.approx(held, rel=LIMIT), phase
+    assert told.peak <= formula(work, group)
 
 
 @pytest.mark.parametrize(("bits", "half"), [(4, False), (4, True), (8, False)])
@@ -78,6 +79,7 @@ def test_quantized_as_real(tmp_path, bits: int, half: bool):
     real = real_step(replace(work, module=loaded), [ROWS])
     assert told.peak == pytest.approx(real.peak, rel=LIMIT)
     assert told.phases["load"] == pytest.approx(real.by_phase()["load"], rel=LIMIT)
+    assert told.peak <= formula(work, [ROWS])
 
 
 def test_nothing_of_it_stays():

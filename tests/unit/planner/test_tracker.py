@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ai_finetuning.planner.allocator import CachingAllocator
-from ai_finetuning.planner.tracker import Moment, Tracker
+from ai_finetuning.planner.phases import Moment
+from ai_finetuning.planner.tracker import Tracker
 
 KIB = 1024
 

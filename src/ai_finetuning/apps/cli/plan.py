@@ -5,7 +5,19 @@ from __future__ import annotations
 import typer
 
 from ...errors import localized
-from .train import ALLOW_CHANGED, CPU_PROCESSES, GPU, GPUS, PILOT, REPLAY, RESTART, START, VerbWithSettings, train
+from .train import (
+    ALLOW_CHANGED,
+    CPU_PROCESSES,
+    GPU,
+    GPUS,
+    PILOT,
+    PLAN_HELP,
+    REPLAY,
+    RESTART,
+    START,
+    VerbWithSettings,
+    train,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +37,7 @@ def plan(
     context: typer.Context,
     pilot: bool = PILOT,
     gpu: str | None = GPU,
+    planner: str = typer.Option("auto", "--plan", metavar="auto|exact", help=PLAN_HELP),
     gpus: int = GPUS,
     cpu_processes: int = CPU_PROCESSES,
     start: str | None = START,
@@ -40,6 +53,7 @@ def plan(
         cpu_processes=cpu_processes,
         pilot=pilot,
         gpu=gpu,
+        planner=planner,
         start=start,
         replay=replay,
         restart=restart,

@@ -46,6 +46,11 @@ GPU = typer.Option(
         "A plan for GPUs that are not here, computed from a table of their stated figures (4090x2, a100-80x8).",
     ),
 )
+PLAN_HELP = localized(
+    "exact: 学習前に 1 ステップのメモリーをシミュレーションし、2 ステップ目の実際と比べます（auto: メモリーが足りるか怪しいときだけ）。",
+    "exact: simulate the memory of a step before training and compare it with the second step (auto: only where memory may "
+    "be short).",
+)
 START = typer.Option(
     None,
     "--from",
@@ -147,6 +152,7 @@ def train(
     cpu_processes: int = CPU_PROCESSES,
     pilot: bool = PILOT,
     gpu: str | None = GPU,
+    planner: str = typer.Option("auto", "--plan", metavar="auto|exact", help=PLAN_HELP),
     start: str | None = START,
     replay: tuple[float, str] | None = REPLAY,
     restart: bool = RESTART,
@@ -164,6 +170,7 @@ def train(
     folder, arguments = _resumed_folder(path, arguments)
     options: dict[str, Any] = {"dry_run": dry_run, "gpus": gpus, "cpu_processes": cpu_processes, "pilot": pilot}
     options["elsewhere"] = _elsewhere(gpu, options)
+    options["exact"] = is_exact(planner)
     if folder is not None and start is None:
         resume_folder(folder, arguments, **options)
     else:
@@ -189,6 +196,20 @@ def _elsewhere(gpu: str | None, options: dict[str, Any]) -> Gpus | None:
             f"--gpu {gpu} is for plans only; use it with aift plan or aift train --dry-run.",
         )
     return gpus
+
+
+def is_exact(planner: str) -> bool:
+    """Whether `--plan` asks for a simulation.
+
+    Raises:
+        UsageError: another word than auto or exact.
+    """
+    if planner not in ("auto", "exact"):
+        raise UsageError(
+            f"--plan は {planner} ですが、auto か exact にしてください。",
+            f"--plan is {planner}; it must be auto or exact.",
+        )
+    return planner == "exact"
 
 
 def with_flags(*, restart: bool, allow_changed: bool) -> list[str]:
@@ -276,12 +297,14 @@ def run_or_plan(
     cpu_processes: int = 0,
     pilot: bool = False,
     elsewhere: Gpus | None = None,
+    exact: bool = False,
 ) -> None:
     """Trains, or prints the plan.
 
     Args:
         said: where the settings come from, for messages.
         elsewhere: GPUs of `--gpu`.
+        exact: simulate the memory of a step in any case.
     """
     source = _check(config, said)
     if gpus or cpu_processes:
@@ -290,13 +313,13 @@ def run_or_plan(
         config = with_processes(config, gpus=gpus, cpu_processes=cpu_processes)
     device = "cpu" if cpu_processes else None
     if dry_run:
-        _show_plan(config, device, source, pilot=pilot, elsewhere=elsewhere)
+        _show_plan(config, device, source, pilot=pilot, exact=exact, elsewhere=elsewhere)
         return
     from ...runs.folder import beside
     from ...trainers.from_config import run_training
 
     try:
-        result = run_training(config, device, source)
+        result = run_training(config, device, source, exact=exact)
     except KeyboardInterrupt:
         _say_what_is_saved(Path(config.training.output_dir))
         raise
@@ -359,7 +382,13 @@ def _check(config: RunConfig, path: str | None) -> ModelSource:
 
 
 def _show_plan(
-    config: RunConfig, device: str | None, source: ModelSource, *, pilot: bool, elsewhere: Gpus | None
+    config: RunConfig,
+    device: str | None,
+    source: ModelSource,
+    *,
+    pilot: bool,
+    exact: bool,
+    elsewhere: Gpus | None,
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -369,7 +398,7 @@ def _show_plan(
     from ...export.gguf_tokenizer import assess
     from ...trainers.from_config import plan_training, where_it_goes_on
 
-    plan = plan_training(config, device, source, pilot=pilot, elsewhere=elsewhere)
+    plan = plan_training(config, device, source, pilot=pilot, exact=exact, elsewhere=elsewhere)
     start = where_it_goes_on(plan)
     # Told before training, when another model can still be chosen.
     architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture

@@ -1,0 +1,69 @@
+"""Simulated steps, kept in the user's cache folder: the same step is simulated once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from ..parallel.batch import Batch
+from ..system.files import is_private, write_in_place
+from ..system.folders import cache_folder, private_cache
+from .phases import PHASES, Timeline
+
+_KIND = "timelines"
+_LIBRARIES = ("ai-finetuning-toolkit", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
+
+
+def remembered(key: Mapping[str, Any], group: Sequence[Batch], make: Callable[[], Timeline]) -> Timeline:
+    """The timeline of a step, simulated where it is not known yet.
+
+    Args:
+        key: everything else that the step depends on, as JSON; versions of libraries are added.
+        group: its micro-batches, of which shapes, lengths and numbers of labels count.
+    """
+    name = _file_name(key, group)
+    known = _read(name)
+    if known is not None:
+        return known
+    made = make()
+    kept = {"phases": dict(made.phases), "reserved": made.reserved, "layers": made.layers, "unknown": made.unknown}
+    with contextlib.suppress(OSError):
+        write_in_place(private_cache(_KIND) / name, json.dumps(kept).encode("utf-8"))
+    return made
+
+
+def _file_name(key: Mapping[str, Any], group: Sequence[Batch]) -> str:
+    shapes = [
+        [list(batch.input_ids.shape), batch.row_lengths, batch.num_label_tokens, batch.num_label_columns]
+        for batch in group
+    ]
+    versions = {name: _version(name) for name in _LIBRARIES}
+    text = json.dumps([dict(key), shapes, versions], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32] + ".json"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(name: str) -> Timeline | None:
+    """A kept timeline; None where there is none, or none that can be read."""
+    if not cache_folder(_KIND).is_dir():
+        return None
+    file = private_cache(_KIND) / name
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8")) if is_private(file) else None
+        if kept is None:
+            return None
+        phases = {phase: int(kept["phases"][phase]) for phase in PHASES if phase in kept["phases"]}
+        layers, unknown = tuple(map(int, kept["layers"])), tuple(map(str, kept["unknown"]))
+        return Timeline(phases, int(kept["reserved"]), layers, unknown) if phases else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
