@@ -130,6 +130,8 @@ def test_what_remains_after_a_repair_decides_the_exit_code(tmp_path: Path):
         (["--out", "b.jsonl"], 64),
         (["--mask"], 64),
         (["--rule", "lop"], 64),
+        (["--keep-style", "polit", "--out", "b.jsonl"], 64),
+        (["--keep-style", "敬体"], 64),
         (["--show", "lop"], 64),
         (["--fix", "safe", "--out", "a.jsonl", "--overwrite"], 64),
         (["--fix", "safe", "--out", "there.jsonl"], 64),
@@ -148,6 +150,12 @@ def test_what_does_not_go_together_is_refused(
     assert Path(file).read_bytes() == before
     assert Path("there.jsonl").read_text(encoding="utf-8") == "{}\n"
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_style_is_kept_by_its_name(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", [*GOOD, {"質問": "山は？", "回答": "富士山である。高い。"}])
+    assert run(["data", "doctor", file, "--keep-style", "敬体", "--out", str(tmp_path / "b.jsonl")]) == 0
+    assert read(tmp_path / "b.jsonl") == GOOD
 
 
 def test_rows_that_training_would_refuse_are_named_and_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -79,7 +79,10 @@ TESTED_BY = {
     "apps.cli.chat": _CLI,
     "apps.cli.data": _CLI,
     "apps.cli.data_loading": _CLI,
-    **dict.fromkeys(("apps.cli.data_doctor", "apps.cli.data_split"), "integration/test_data_doctor.py"),
+    **dict.fromkeys(
+        ("apps.cli.data_doctor", "apps.cli.data_split", "data.doctor.examination", "data.doctor.report"),
+        "integration/test_data_doctor.py",
+    ),
     "apps.cli.demo": _CLI,
     "apps.cli.env": _CLI,
     "apps.cli.generate": _CLI,

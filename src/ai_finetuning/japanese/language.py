@@ -66,7 +66,7 @@ _LATIN_WORDS = frozenset(
 LOOP_PERIOD, LOOP_TIMES, LOOP_CHARACTERS = 160, 3, 48
 _SAYS_SOMETHING = re.compile(r"[^\W_]|[!！?？。、…]")
 # Shares of different n-grams below which a text says the same again and again.
-REPEATED_N, REPEATED_SHARE, REPEATED_CHARACTERS = 20, 0.6, 60
+REPEATED_N, REPEATED_SHARE, REPEATED_CHARACTERS, REPEATED_MOST = 20, 0.6, 60, 1 << 17
 
 _REFUSAL = re.compile(
     r"(?:申し訳(?:あり|ござい)ません|申し訳ない|すみません|恐れ入ります|残念ながら|ごめんなさい)[^。\n]{0,60}?"
@@ -222,7 +222,10 @@ def find_loop(text: str) -> list[Span]:
 
 
 def find_repeated(text: str) -> list[Span]:
-    """The whole text where it says the same again and again: below 60 % of its runs of 20 characters are different."""
+    """The whole text (its first 131,072 characters) where it says the same again and again: below 60 % of its runs of 20
+    characters are different.
+    """
+    text = text[:REPEATED_MOST]
     runs = len(text) - REPEATED_N + 1
     if len(text) < REPEATED_CHARACTERS:
         return []
@@ -254,6 +257,6 @@ def find_truncated(text: str) -> list[Span]:
     if len(text) < TRUNCATED_CHARACTERS:
         return []
     line = text[text.rfind("\n") + 1 :]
-    found = _CUT.search(line)
+    found = _CUT.search(line[-TRUNCATED_LINE:])
     whole = found is None or len(line) < TRUNCATED_LINE or _LIST_END.match(line)
     return [] if found is None or whole else [(len(text) - len(found.group()), len(text))]

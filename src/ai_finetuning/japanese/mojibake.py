@@ -16,6 +16,8 @@ _KANJI = re.compile("[\u4e00-\u9fff]")
 # What bytes of UTF-8 or CP932 become when they are read as Latin-1 or Windows-1252.
 _CP1252 = "".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0))
 _WESTERN = re.compile(f"[\u0080-\u00ff{re.escape(_CP1252)}]{{3,}}")
+_RUN = re.compile(_WESTERN.pattern.replace("{3,}", "{2,}"))
+_C1 = re.compile("[\u0080-\u009f]")
 _LATIN = re.compile("[\u0080-\u00ff]")
 # The lead bytes E3 81, E3 82, E3 83 and E4-E9 of UTF-8 read as CP932.
 _UTF8_AS_CP932 = re.compile("[繧縺繝譁蜿荳莉蟄隱螟譛蠖蝨鬮][\u0080-\uffff]")
@@ -58,7 +60,7 @@ class Mojibake:
 def find_mojibake(text: str) -> Mojibake | None:
     """The mistake that broke a text, or a part of it; None for an intact text."""
     if _SUSPICIOUS.search(text):
-        obtained = _western(text) or _utf8_as_cp932(text) or _eucjp_as_cp932(text)
+        obtained = _western(text) or _controls(text) or _utf8_as_cp932(text) or _eucjp_as_cp932(text)
         if obtained is not None:
             return obtained
         if "\ufffd" in text:
@@ -93,7 +95,7 @@ def _western(text: str) -> Mojibake | None:
                 if encoding == "euc_jp" and western == "cp1252":
                     continue
                 obtained = _decoded(candidate, encoding)
-                if obtained is not None and _is_japanese(obtained, of=end - start):
+                if obtained is not None and _is_japanese(obtained, of=end - start) and not _is_broken(obtained):
                     repaired = _repaired(text, western, encoding) or _repaired_runs(text, western, encoding)
                     return Mojibake(f"{encoding.replace('_', '-')} as {western}", repaired)
         twice = _encoded(run.group(), "cp1252") or _encoded(run.group(), "latin-1")
@@ -101,6 +103,23 @@ def _western(text: str) -> Mojibake | None:
         if once is not None and once != run.group() and _WESTERN.search(once) and _western(once) is not None:
             return Mojibake("utf-8 twice as latin-1", _repaired_twice(text))
     return None
+
+
+def _controls(text: str) -> Mojibake | None:
+    """CP932 read as Latin-1 where no run is long enough, as in short katakana: no other text has several control characters
+    U+0080-U+009F and is Japanese as CP932.
+    """
+    if len(_C1.findall(text)) < 2:
+        return None
+    obtained = _repaired(text, "latin-1", "cp932")
+    if obtained is None or not _is_japanese(obtained, of=0) or _is_broken(obtained):
+        return None
+    return Mojibake("cp932 as latin-1", obtained)
+
+
+def _is_broken(text: str) -> bool:
+    """Whether what a decoding gives is mojibake of another kind: then it was the wrong one."""
+    return (_utf8_as_cp932(text) or _eucjp_as_cp932(text) or _unlikely(text)) is not None
 
 
 def _is_japanese(text: str, *, of: int) -> bool:
@@ -127,19 +146,22 @@ def _repaired(text: str, western: str, encoding: str) -> str | None:
 
 
 def _repaired_runs(text: str, western: str, encoding: str) -> str | None:
-    """A text of which only parts are broken: each run of western characters decoded by itself, if none is left then.
+    """A text of which only parts are broken: each run of western characters decoded by itself; None unless all of them can
+    be, so that nothing broken is left beside what was repaired.
 
     A character of CP932 or EUC-JP may end in ASCII, so that such a run has no certain end: UTF-8 only.
     """
-    if encoding != "utf-8":
+    if encoding != "utf-8" or "\ufffd" in text:
         return None
 
     def run(match: re.Match[str]) -> str:
         obtained = _repaired(match.group(), western, encoding)
-        return obtained if obtained is not None and _is_japanese(obtained, of=len(match.group())) else match.group()
+        wide = obtained is not None and all(ord(character) >= 0x100 for character in obtained)
+        return obtained if obtained is not None and wide else match.group()
 
-    repaired = _WESTERN.sub(run, text)
-    return repaired if repaired != text and _western(repaired) is None else None
+    repaired = _RUN.sub(run, text)
+    left = _C1.search(repaired) or any(_LATIN.search(rest.group()) for rest in _WESTERN.finditer(repaired))
+    return None if left or repaired == text else repaired
 
 
 def _repaired_twice(text: str) -> str | None:

@@ -15,10 +15,20 @@ Style = Literal["polite", "plain"]
 MIXED_SENTENCES, MIXED_SHARE = 2, 0.2
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-_QUOTED = re.compile(r"「[^「」\n]*」|『[^『』\n]*』|“[^”\n]*”|\"[^\"\n]*\"|（[^（）\n]*）|\([^()\n]*\)|【[^【】\n]*】")
-_SENTENCE = re.compile(r"[^。！？!?\n]+[。！？!?]+")
+_QUOTED = re.compile(
+    r"「[^「」\n]*」|『[^『』\n]*』|“[^“”\n]*”|\"[^\"\n]*\"|（[^（）\n]*）|\([^()\n]*\)|【[^【】\n]*】"
+)
+# Matches at every place, with or without a mark: a long text without one is read once.
+_SENTENCE = re.compile(r"[^。！？!?\n]+([。！？!?]*)")
+# What stands in the place of code and quotations.
+_HIDDEN = "\u3000"
 # What may stand between the last word and the mark, and behind it: brackets, reference marks, blanks.
-_BEHIND = re.compile(r"(?:\[\d+\]|[\s。！？!?」』）)\]…～〜ー♪*])+$")
+_BEHIND = _HIDDEN + " \t\r\f\v\u00a0\n。！？!?」』）)]…～〜ー♪*"
+_REFERENCE = re.compile(r"\[\d{1,3}$")
+# At most so many reference marks are looked behind.
+_REFERENCES = 4
+# The words that decide stand in so many characters.
+_END = 24
 _PARTICLES = re.compile(r"(?:よね|けれども?|けど|から|[かねよなわぞぜがの])$")
 _POLITE = re.compile(
     r"(?:です|ます|でした|ました|ません|ませんでした|でしょう|ましょう|ください|下さい|くださいませ|いませ|ですし|ますし|"
@@ -73,13 +83,17 @@ class Styles:
 
 def _hidden(match: re.Match[str]) -> str:
     """A text of the same length that says nothing."""
-    return "".join("\n" if character == "\n" else "\u3000" for character in match.group())
+    return "".join("\n" if character == "\n" else _HIDDEN for character in match.group())
 
 
 def sentence_style(sentence: str) -> Style | None:
     """The style of one sentence, by its end."""
-    end = _BEHIND.sub("", sentence).rstrip()
-    if not end or end[-1] == "\u3000":
+    stripped = sentence.rstrip(_BEHIND)
+    for _ in range(_REFERENCES):
+        reference = _REFERENCE.search(stripped, max(0, len(stripped) - 4))
+        stripped = stripped[: reference.start()].rstrip(_BEHIND) if reference is not None else stripped
+    end = stripped[-_END:]
+    if not end:
         return None
     for _ in range(3):
         if _POLITE.search(end):
@@ -102,6 +116,8 @@ def sentences(text: str) -> list[Sentence]:
     visible = _QUOTED.sub(_hidden, _QUOTED.sub(_hidden, _CODE.sub(_hidden, text)))
     found = []
     for match in _SENTENCE.finditer(visible):
+        if not match.group(1):
+            continue
         start = match.start() + len(match.group()) - len(match.group().lstrip())
         found.append(Sentence(start, match.end(), sentence_style(match.group())))
     return found

@@ -13,7 +13,7 @@ from tokenizers import normalizers
 from transformers import AddedToken
 
 from ai_finetuning.config.data import DataConfig
-from ai_finetuning.data.prepare import digest_of, hold_out, hold_out_equal_rows, load_examples
+from ai_finetuning.data.prepare import digest_of, hold_out, hold_out_equal_rows, load_examples, prepare
 from ai_finetuning.data.sources import load_samples
 from ai_finetuning.errors import DataError
 from ai_finetuning.models.tokenizers import load_tokenizer
@@ -98,6 +98,27 @@ def test_a_special_token_that_only_normalisation_gives_is_refused_too():
     reads.add_special_tokens({"additional_special_tokens": [AddedToken("<x>", special=True, normalized=True)]})
     with pytest.raises(DataError, match="contains <x>"):
         load("終わり＜x＞です", reads)
+
+
+def test_equal_questions_are_on_one_side_also_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However they are written, and with any answer; the rows of a file without repeated questions stay where they were."""
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
+    ways = ["{}番の首都は？", "{}番の首都は", "　{}番の、首都は？？"]
+    rows = [{"質問": ways[number // 20].format(number % 20), "回答": f"答えは{number}です。"} for number in range(60)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    config = DataConfig()
+    divided = [prepare(path, 0.2, build_tokenizer(), config, seed=seed) for seed in (0, 1, 0)]
+    for data in divided:
+        assert len({item.question for item in [*data.train, *data.eval_data]}) == 20
+        assert not {item.question for item in data.train} & {item.question for item in data.eval_data}
+        assert len(data.eval_data) == 12
+    assert [item.source for item in divided[0].eval_data] == [item.source for item in divided[2].eval_data]
+    once = load_examples(rows_of([ANSWER] * 40, tmp_path / "b.jsonl"), build_tokenizer(), config)[0]
+    for seed in range(5):
+        assert [item.source for item in hold_out(once, 0.2, seed)[1]] == [
+            item.source for item in hold_out_equal_rows(once, 0.2, seed)[1]
+        ]
 
 
 # SHA-256 over tokens and labels of the version before these rules, with the tokenizer of kotoha-tiny.

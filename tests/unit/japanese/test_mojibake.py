@@ -88,3 +88,52 @@ def test_a_file_whose_headings_are_broken_too_is_mojibake_and_not_a_table_of_unk
     (tmp_path / "a.csv").write_text(broken, encoding="utf-8")
     with pytest.raises(DataError, match="mojibake"):
         load_samples(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("mistake", ["utf-8 as latin-1", "utf-8 twice as latin-1"])
+def test_a_text_that_is_broken_in_part_or_twice_is_repaired(mistake: str):
+    broken = MISTAKES[mistake](TEXT)
+    obtained = find_mojibake(broken)
+    assert obtained is not None
+    assert obtained.repaired == TEXT
+    part = find_mojibake("初めに。" + MISTAKES["utf-8 as latin-1"]("東京・猿") + "、\n終わり。")
+    assert part is not None
+    assert part.repaired == "初めに。東京・猿、\n終わり。"
+
+
+def test_a_part_that_cannot_be_repaired_leaves_the_whole_as_it_is():
+    part = MISTAKES["utf-8 as latin-1"]("東京です")
+    for other in ("\x8c\x8d\x8e", "\ufffd", "ã\x81"):
+        obtained = find_mojibake(f"初めに。{part}。次は{other}です。")
+        assert obtained is not None
+        assert obtained.repaired is None
+
+
+def test_only_the_choice_of_characters_is_no_proof():
+    obtained = find_mojibake("鞫ｯ鬯ｲ驕ｺ髫ｴ驍ｵ鬮ｯ鬩搾鬯ｮｫ")
+    assert obtained is not None
+    assert not obtained.proven
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_recall_on_real_answers(shared: Path, mistake: str):
+    """At least 99 of 100 answers that are broken as a whole are found, and a repair is the very text but where two
+    characters have one code (¥ and the backslash of CP932).
+    """
+    with gzip.open(shared / "data" / "instruct" / "dolly_ja_train.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["output"] for line in file][::4]
+    seen = found = wrong = 0
+    for text in texts:
+        try:
+            broken = MISTAKES[mistake](text)
+        except UnicodeEncodeError:
+            continue
+        if broken == text:
+            continue
+        obtained = find_mojibake(broken)
+        seen, found = seen + 1, found + (obtained is not None)
+        wrong += obtained is not None and obtained.repaired not in (None, text)
+    assert seen > 1000
+    assert found >= 0.99 * seen
+    assert wrong <= 0.005 * seen

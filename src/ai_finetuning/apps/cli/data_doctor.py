@@ -1,4 +1,4 @@
-"""aift data doctor: what is wrong with training data; nothing is changed without --fix, --mask or --keep-style."""
+"""aift data doctor: what is wrong with training data, and rows without it in another file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import typer
 
 from ...errors import DataError, StorageError, UsageError, localized
+from ...japanese.style import Style
 from ...messages import argument, printable
 
 _FIXES = ("safe", "all")
+_STYLES: dict[str, Style] = {"敬体": "polite", "常体": "plain", "polite": "polite", "plain": "plain"}
 HELP = localized(
     "学習データの問題を調べます（文字化け、重複、評価データの混入、個人情報など）。--fix を付けたときだけ、直した行を別のファイルに書きます。",
     "Examines training data: mojibake, duplicates, leakage, personal data and more. Only with --fix are repaired rows written, "
@@ -48,6 +50,14 @@ def doctor(
         "--mask",
         help=localized("個人情報と秘密を伏せて --out に書きます", "masks personal data and secrets, written to --out"),
     ),
+    keep_style: str | None = typer.Option(
+        None,
+        "--keep-style",
+        help=localized(
+            "敬体か常体。ほかの文体や混在の回答の行を除きます",
+            "敬体 or 常体: leaves out rows of another style, or of both",
+        ),
+    ),
     out: Path | None = typer.Option(
         None, "--out", help=localized("直した行を書くファイル（JSON Lines）", "file for the rows (JSON Lines)")
     ),
@@ -81,7 +91,7 @@ def doctor(
     """Examines a file; 65 where a rule of severity error found something."""
     from ...data.doctor.repair import JOURNAL
 
-    writes = fix is not None or mask or undo is not None
+    writes = fix is not None or mask or keep_style is not None or undo is not None
     _check(fix, rule, show, out, writes)
     if out is not None:
         others = [Path(name) for name in (file, evaluated, undo) if name is not None]
@@ -89,7 +99,9 @@ def doctor(
     if undo is not None:
         assert out is not None
         return _undo(file, undo, out)
-    return _examine(context, file, (evaluated, model, max_length), (fix, mask, out), (rule, show, json_path))
+    return _examine(
+        context, file, (evaluated, model, max_length), (fix, mask, out, _style_of(keep_style)), (rule, show, json_path)
+    )
 
 
 def _check(fix: str | None, rule: list[str], show: str | None, out: Path | None, writes: bool) -> None:
@@ -112,9 +124,23 @@ def _check(fix: str | None, rule: list[str], show: str | None, out: Path | None,
             )
     if writes != (out is not None):
         raise UsageError(
-            "--out は --fix、--mask、--undo と一緒に指定してください。元のファイルは書き換えません。",
-            "--out goes together with --fix, --mask or --undo: the file itself is never changed.",
+            "--out は --fix、--mask、--keep-style、--undo と一緒に指定してください。元のファイルは書き換えません。",
+            "--out goes together with --fix, --mask, --keep-style or --undo: the file itself is never changed.",
         )
+
+
+def _style_of(name: str | None) -> Style | None:
+    """The style that --keep-style names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if name is not None and name not in _STYLES:
+        raise UsageError(
+            f"--keep-style が {name} です。敬体か常体にしてください。",
+            f"--keep-style is {name}; it must be 敬体 (polite) or 常体 (plain).",
+        )
+    return _STYLES[name] if name is not None else None
 
 
 def _check_out(out: Path, others: list[Path], beside: list[str], overwrite: bool) -> None:
@@ -140,7 +166,7 @@ def _examine(
     context: typer.Context,
     file: str,
     beside: tuple[str | None, str | None, int],
-    changes: tuple[str | None, bool, Path | None],
+    changes: tuple[str | None, bool, Path | None, Style | None],
     asked: tuple[list[str], str | None, str | None],
 ) -> int:
     from ...config.load import load_config
@@ -148,7 +174,7 @@ def _examine(
     from ...data.doctor.examination import examine
     from ...data.doctor.rules import RULES
 
-    (evaluated, model, max_length), (fix, mask, out), (only, show, json_path) = beside, changes, asked
+    (evaluated, model, max_length), (fix, mask, out, style), (only, show, json_path) = beside, changes, asked
     config = load_config(None, list(context.args)).data
     tokenizer, more = _lengths(file, model, max_length, context) if model is not None else (None, [])
     keys = [*only, *([show] if show is not None and only and show not in only else [])]
@@ -163,7 +189,9 @@ def _examine(
                 f"{file} has {found.unread} rows that cannot be read and would be lost; --show unreadable names them. "
                 "Repair them first.",
             )
-        wanted = repair.Wanted(fix, mask, tuple(item for item in RULES if not keys or item.key in keys), config.columns)
+        wanted = repair.Wanted(
+            fix, mask, tuple(item for item in RULES if not keys or item.key in keys), config.columns, style
+        )
         done = repair.repair(found.samples, wanted)
         try:
             journal = repair.write(done, found.samples, out)
@@ -176,7 +204,8 @@ def _examine(
         for line in shown:
             print(printable(line))
         if out is not None:
-            print(localized(f"書きました: {out}、変更の記録: {journal}", f"wrote {out}, and the changes to {journal}"))
+            wrote = localized(f"書きました: {out}、変更の記録: {journal}", f"wrote {out}, and the changes to {journal}")
+            print(printable(wrote))
             back = f"aift data doctor {argument(out)} --undo {argument(journal)} --out FILE"
             print(localized(f"元に戻すには: {back}", f"to take them back: {back}"))
     if done is not None:

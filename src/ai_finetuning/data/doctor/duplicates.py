@@ -138,6 +138,7 @@ def _candidates(
     found: list[NDArray[np.int64]] = []
     count = len(answers)
     seen: set[bytes] = set()
+    divided: set[bytes] = set()
     asked = list(_bands(questions)) if count else []
     for keys in _bands(answers):
         for bucket in _buckets(keys):
@@ -149,8 +150,10 @@ def _candidates(
                 continue
             seen.add(name)
             for part in asked:
-                for inner in _buckets(part[bucket]):
-                    found.append(_pairs(bucket[inner], count, side))
+                for inner in map(bucket.__getitem__, _buckets(part[bucket])):
+                    if inner.tobytes() not in divided:
+                        divided.add(inner.tobytes())
+                        found.append(_pairs(inner, count, side))
         if len(found) > 1:
             found = [np.unique(np.concatenate(found))]
     pairs = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
@@ -201,6 +204,7 @@ def near_pairs(pairs: Sequence[Pair], side: NDArray[np.bool_] | None = None) -> 
         list(grams_of([item.question for item in pairs])),
     )
     materials: dict[int, _Codes] = {}
+    digits: dict[int, tuple[str, ...]] = {}
 
     def material(index: int) -> _Codes:
         if index not in materials:
@@ -218,7 +222,7 @@ def near_pairs(pairs: Sequence[Pair], side: NDArray[np.bool_] | None = None) -> 
         least = QUESTIONS if near and sizes[0] > SHORT else CONTAINED_QUESTIONS
         if jaccard(questions[first], questions[second]) < least:
             return False
-        own, other = pairs[first].digits, pairs[second].digits
+        own, other = (digits.setdefault(index, pairs[index].digits) for index in (first, second))
         if own != other and (near or not (set(own) <= set(other) or set(other) <= set(own))):
             return False
         return jaccard(material(first), material(second)) >= ANSWERS

@@ -112,15 +112,24 @@ def _sampled(train: Sequence[Pair], evaluated: Sequence[Pair]) -> tuple[NDArray[
 def _covered(train: Sequence[Pair], evaluated: Sequence[Pair]) -> list[tuple[int, int]]:
     """(training row, evaluation row) where the one holds nine tenths of the other's question, and of its material.
 
-    A row that holds so much of a question has one of any tenth of its grams: only the rarest ones are looked up.
+    A row that holds so much of a text has one of any tenth of its grams: only the rarest ones are looked up.
     """
-    asked = list(grams_of([item.question for item in evaluated], COVERAGE_GRAM))
-    materials = list(grams_of([item.material for item in evaluated], COVERAGE_GRAM))
-    every = np.concatenate([np.zeros(0, np.uint32), *asked])
+    same: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, item in enumerate(evaluated):
+        same[item.question, item.material].append(index)
+    members = list(same.values())
+    asked = list(grams_of([question for question, _ in same], COVERAGE_GRAM))
+    materials = list(grams_of([material for _, material in same], COVERAGE_GRAM))
+    # Where there is material the question may be one that many rows have (次の文章を要約してください).
+    looked_up = [
+        material if len(material) >= LEAST_GRAMS else question
+        for question, material in zip(asked, materials, strict=True)
+    ]
+    every = np.concatenate([np.zeros(0, np.uint32), *looked_up])
     known, counts = np.unique(every, return_counts=True)
     seeds: dict[int, list[int]] = defaultdict(list)
-    for index, grams in enumerate(asked):
-        if len(grams) < LEAST_GRAMS:
+    for index, grams in enumerate(looked_up):
+        if len(asked[index]) < LEAST_GRAMS:
             continue
         missing = int((1 - COVERAGE) * len(grams) + 1e-9)
         rarity = counts[np.searchsorted(known, grams)]
@@ -136,5 +145,5 @@ def _covered(train: Sequence[Pair], evaluated: Sequence[Pair]) -> list[tuple[int
         for index in sorted({index for gram in hit for index in seeds[int(gram)]}):
             whole = shared(asked[index], grams) >= COVERAGE * len(asked[index])
             if whole and shared(materials[index], grams) >= COVERAGE * len(materials[index]):
-                found.append((row, index))
+                found += [(row, member) for member in members[index]]
     return found

@@ -36,7 +36,9 @@ _PHONE = re.compile(
 )
 _PHONE_BESIDE = re.compile(r"(?:電話|[Tt][Ee][Ll]|連絡先|[Ff][Aa][Xx])[^\d\n]{0,12}(0\d{9})(?!\d)")
 _POSTCODE = re.compile(r"〒\s?(\d{3}-?\d{4})(?!\d)")
-_EMAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
+_EMAIL = re.compile(
+    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,8}\.[A-Za-z]{2,24}"
+)
 _BANK = re.compile(r"(?:普通|当座|口座番号|口座)[預金口座番号はがの:=＝・/() \t]{0,6}(\d{7})(?!\d)")
 _ADDRESS = re.compile(
     r"(?:北海道|東京都|(?:京都|大阪)府|[一-龥]{2,3}県)[一-龥ぁ-んァ-ヶー]{1,12}?[市区町村郡][一-龥ぁ-んァ-ヶー々0-9]{0,20}?"
@@ -177,6 +179,13 @@ MASKS = {
 
 def masked(text: str, spans: list[Span], mask: str) -> str:
     """A text with the same words in the place of each span."""
-    for start, stop in sorted(spans, reverse=True):
-        text = text[:start] + mask + text[stop:]
-    return text
+    return put(text, [(start, stop, mask) for start, stop in spans])
+
+
+def put(text: str, changes: list[tuple[int, int, str]]) -> str:
+    """A text with others in the place of some spans (start, stop, text)."""
+    parts, done = [], 0
+    for start, stop, by in sorted(changes):
+        parts += [text[done:start], by]
+        done = stop
+    return "".join([*parts, text[done:]])

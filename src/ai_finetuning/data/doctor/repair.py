@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ...system.files import read_bounded, write_in_place
+from ...japanese.style import Style, styles
+from ...system.files import read_bounded, replacing, write_in_place
 from ..rows import Row
 from .examination import near_groups, pair_of
 from .passages import Passage, Sample, replaced, sample_of, text_at
@@ -50,6 +51,7 @@ class Wanted:
     Attributes:
         fix: `safe`, `all`, or None for nothing but masks.
         mask: whether personal data and secrets are masked.
+        style: the style that answers have to have; rows of another one, or of both, are left out.
         rules: the rules that may change anything.
         columns: roles of columns, as the file was read with.
     """
@@ -58,6 +60,7 @@ class Wanted:
     mask: bool = False
     rules: tuple[Rule, ...] = RULES
     columns: Mapping[str, str] | None = None
+    style: Style | None = None
 
     def makes(self, rule: Rule) -> bool:
         """Whether a rule's fix is made."""
@@ -130,8 +133,19 @@ def _leave_out(sample: Sample, wanted: Wanted) -> str | None:
             continue
         if any(find(rule, item) for item in sample.passages):
             return rule.key
+    if wanted.style is not None and any(_has_other_style(item, wanted.style) for item in sample.passages):
+        return "style_mixed"
     emptied = wanted.fix == "all" and any(item.role == "answer" and not item.text.strip() for item in sample.passages)
     return "template_token" if emptied else None
+
+
+def _has_other_style(item: Passage, wanted: Style) -> bool:
+    """Whether an answer mixes both styles, or has more sentences of the other one."""
+    found = styles(item.text) if item.role == "answer" else None
+    if found is None:
+        return False
+    own, other = (found.polite, found.plain) if wanted == "polite" else (found.plain, found.polite)
+    return found.mixed or other > own
 
 
 def _masked(sample: Sample, wanted: Wanted, done: Repaired) -> Sample:
@@ -159,14 +173,16 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def write(done: Repaired, samples: Sequence[Sample], out: Path) -> Path:
-    """Writes the rows as JSON Lines and the journal beside them; gives the journal's path.
+    """Writes the rows as JSON Lines and the journal beside them, which only its owner can read: it holds what was masked.
+    Gives the journal's path.
 
     Raises:
         OSError: they cannot be written.
     """
     head = {"doctor": _FORMAT, "rows": len(samples), "kept": len(done.rows)}
     journal = out.with_name(JOURNAL)
-    write_in_place(journal, _lines([head, *done.journal]))
+    with replacing(journal, mode=0o600) as file:
+        file.write(_lines([head, *done.journal]))
     write_in_place(out, _lines(item.values for item in done.rows))
     return journal
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -130,10 +131,7 @@ def _marks(item: Passage) -> list[Span]:
 
 
 def _without_marks(item: Passage) -> str:
-    text = item.text
-    for start, stop in reversed(_marks(item)):
-        text = text[:start] + text[stop:]
-    return text
+    return personal.put(item.text, [(start, stop, "") for start, stop in _marks(item)])
 
 
 _LIST_MARKER = re.compile(r"\s*(?:(?:[・*•●○◦-]|\d{1,2}[.．)）、])\s*)?")
@@ -149,25 +147,23 @@ def _lost_quotes(item: Passage) -> list[Span]:
     if re.search("括弧|かっこ|カッコ", item.question):
         return []
     found, start = [], 0
+    above: Counter[str] = Counter()
     for line in item.text.split("\n"):
         first = _BRACKET.search(line)
         marker = _LIST_MARKER.match(line)
         begin = marker.end() if marker is not None else 0
         if first is not None and first.group() in _OPENER:
             head = line[begin : first.start()]
-            before, mark = item.text[:start], first.group()
-            open_above = before.count(_OPENER[mark]) > before.count(mark)
+            open_above = above[_OPENER[first.group()]] > above[first.group()]
             if 1 <= len(head) <= 40 and not _HEAD_ENDS.search(head) and not open_above:
                 found.append((start + begin, start + first.end()))
+        above.update(_BRACKET.findall(line))
         start += len(line) + 1
     return found
 
 
 def _with_quotes(item: Passage) -> str:
-    text = item.text
-    for start, stop in reversed(_lost_quotes(item)):
-        text = text[:start] + _OPENER[text[stop - 1]] + text[start:]
-    return text
+    return personal.put(item.text, [(start, start, _OPENER[item.text[stop - 1]]) for start, stop in _lost_quotes(item)])
 
 
 def _mixed(item: Passage) -> list[Span]:
@@ -198,7 +194,7 @@ def _echo(item: Passage) -> list[Span]:
 
 
 _DIGITS = re.compile(r"\d[\d,，]*(?:\.\d+)?")
-_LIST_NUMBER = re.compile(r"^\s*\d{1,3}\s*[.．)）:、]", re.MULTILINE)
+_LIST_NUMBER = re.compile(r"^[ \t\u3000]{0,8}\d{1,3}[ \t\u3000]{0,8}[.．)）:、]", re.MULTILINE)
 
 
 def _numbers(item: Passage) -> list[Span]:

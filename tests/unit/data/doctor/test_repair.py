@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,22 @@ def test_repairs_are_made_once_and_undone_exactly(pairs: list[tuple[str, str]]):
             left[item["row"]] = replaced(left[item["row"]], item["place"], item["before"])
     assert [left[number] for number in sorted(left)] == rows
     assert all(sample.values["n"] == rows[sample.number - 1]["n"] for sample in done.rows)
+
+
+def test_one_style_can_be_kept():
+    rows = [
+        {"instruction": "首都は？", "output": "東京です。人口も多いです。"},
+        {"instruction": "次は？", "output": "大阪である。港がある。"},
+        {"instruction": "山は？", "output": "富士山です。高い。美しいです。雪がある。"},
+        {"instruction": "町は？", "output": "横浜、神戸、長崎"},
+    ]
+    for style, kept in (("polite", [1, 4]), ("plain", [2, 4])):
+        done = repair(samples(rows), Wanted(style=style))  # type: ignore[arg-type]
+        assert [sample.number for sample in done.rows] == kept
+        assert done.changed == {}
+
+
+def test_the_journal_is_for_its_owner(tmp_path: Path):
+    journal = write(repair(samples(ROWS), Wanted(mask=True)), samples(ROWS), tmp_path / "clean.jsonl")
+    assert "090-1234-5678" in journal.read_text(encoding="utf-8")
+    assert os.name == "nt" or journal.stat().st_mode & 0o077 == 0
