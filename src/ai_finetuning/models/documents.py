@@ -205,8 +205,8 @@ def select_forward_path(
     why_not_fused = _why_not_fused(model, device, autocast, kernels)
     why = [] if why_not_fused is None else [why_not_fused]
     attentions = _attentions(attention_name(model) or "eager", next(model.parameters()).dtype, device)
-    compute, cap = _computed_in(head, autocast), _cap(model)
-    why_plain_loss = _why_plain_loss(device, compute, cap, forced=forced)
+    compute = _computed_in(head, autocast)
+    why_plain_loss = _why_plain_loss(device, compute, _cap(model), forced=forced)
     if device.type == "cuda" and why_plain_loss is not None:
         why.append(
             Reason.joined([Reason("損失は torch のまま", "the loss stays in plain torch"), why_plain_loss], ": ")
@@ -307,37 +307,6 @@ def assumed_forward_path(
 
 def _knows_position_ids(model: Any) -> bool:
     return "position_ids" in inspect.signature(model.get_decoder().forward).parameters
-
-
-def _why_not_fused(model: Any, device: torch.device, autocast: torch.dtype | None, kernels: str) -> Reason | None:
-    if kernels == "portable":
-        return Reason("指定どおり", "as requested")
-    return fused.why_not(model, device, autocast=autocast, if_slow=kernels == "fused")
-
-
-def _opened(
-    name: str,
-    model: Any,
-    head: nn.Linear,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    setting: str | dict[str, str],
-    *,
-    forced: bool,
-) -> VarlenForward:
-    """A path on a model whose attention is in its place; `setting` brings its own back."""
-    compute, cap = _computed_in(head, autocast), _cap(model)
-    cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
-    compiled = _why_plain_loss(device, compute, cap, forced=forced) is None
-    return VarlenForward(name, model, head, cap, cast, compiled, compute, setting, scale=_logit_scale(model))
-
-
-def _computed_in(head: nn.Linear, autocast: torch.dtype | None) -> torch.dtype:
-    return autocast or (head.weight.dtype if head.weight.dtype.is_floating_point else torch.float32)
-
-
-def _cap(model: Any) -> float:
-    return float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
 
 
 def _attentions(before: str, weights: torch.dtype, device: torch.device) -> tuple[str, ...]:
