@@ -354,7 +354,7 @@ def _varlen() -> Callable[..., Tensor]:
 @lru_cache(maxsize=4)  # a step's layers share one
 def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """[documents + 1] int32: where each document begins, and the end of the last one."""
-    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    return send(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device)
 
 
 def forget_masks() -> None:

@@ -23,6 +23,7 @@ from ..kernels.stand_in import without_arithmetic
 from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.adapters import without_input_casts
 from ..models.documents import VarlenForward, assumed_forward_path
+from ..models.lora_forward import lighten
 from ..models.parts import decoder_layers, unwrapped
 from ..models.plans import tensor_plan
 from ..models.quantized import held_tensors
@@ -195,6 +196,7 @@ def _model(job: Job, layers: int | None) -> Any:
             model.float()
         else:
             model = job.adapter(model)
+            lighten(model, "cpu" if job.device.type == "cuda" else "cuda")
             if job.device.type == "cuda":
                 without_input_casts(model, "cpu")
     if job.checkpointing:

@@ -15,6 +15,7 @@ from ...engine.optimizer import build_optimizer
 from ...engine.precision import precision_for
 from ...models.adapters import add_lora, without_input_casts
 from ...models.documents import select_forward_path
+from ...models.lora_forward import lighten
 from ...parallel.batch import Batch
 from ...parallel.strategies.single import SingleDevice
 from ...planner.memory import Workload
@@ -90,6 +91,7 @@ def make_step(sizes: Sizes, device: torch.device, *, full: bool) -> Step:
         inner, shape = model, shape_of(model)
         if not full:
             model = add_lora(model, r=16, alpha=32)
+            lighten(model, device.type)
             without_input_casts(model, device.type)
     model.train()
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

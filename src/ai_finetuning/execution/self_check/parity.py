@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import Reason
-from ...kernels.attention import BY_DEVICE, IMPLEMENTATIONS, NAME
+from ...kernels.attention import IMPLEMENTATIONS, NAME, implementations_for
 from ...kernels.build import why_unavailable
-from ...kernels.loss import LinearCrossEntropy
+from ...kernels.loss import LinearCrossEntropy, why_not_one_kernel
 from ...system.gpu import dtype_name, sixteen_bit
 from .four_bit import four_bit_layer
 from .results import Check, Measured, NotHere
@@ -128,7 +128,7 @@ def attention_checks(device: torch.device, *, quick: bool = False) -> list[Check
     """Every attention that a run may take on a device, over documents, with groups of queries to a key; and that nothing
     of one document reaches another, not a bit.
     """
-    choices = BY_DEVICE.get(device.type, (NAME,))
+    choices = implementations_for(device)
     checks = []
     for name in IMPLEMENTATIONS:
         if name not in choices:
@@ -221,10 +221,14 @@ def loss_checks(device: torch.device) -> list[Check]:
 
 
 def _loss(cap: float, compiled: bool, place: _Place) -> Measured:
-    if compiled and place.device.type == "cpu":
-        missing = why_unavailable(place.device)
-        if place.dtype is not torch.bfloat16 or missing is not None:
-            reason = missing or Reason("bf16 専用です", "bf16 only")
+    if compiled:
+        if place.device.type == "cuda":
+            reason = why_not_one_kernel(place.dtype, place.device, cap)
+        elif place.dtype is not torch.bfloat16:
+            reason = Reason("bf16 専用です", "bf16 only")
+        else:
+            reason = why_unavailable(place.device)
+        if reason is not None:
             raise NotHere(f"コンパイルした損失は使えません（{reason.ja}）", f"no compiled loss here ({reason.en})")
     hidden, weight = 0.3 * torch.randn(96, 64, generator=_random(0)), torch.randn(1000, 64, generator=_random(1))
     targets = torch.randint(0, 1000, (96,), generator=_random(2))
