@@ -161,6 +161,8 @@ def test_a_plan_fills_more_of_a_gpu_that_was_measured(monkeypatch: pytest.Monkey
     assert gpu.usable(1000) == 800  # checked, but what its libraries take is not known
     record.store(made | {"calibration": {"context_bytes": 1, "workspace_bytes": 1}})
     assert gpu.usable(1000) == 920
+    record.store(made)  # a short check later
+    assert gpu.usable(1000) == 920
     assert Place(torch.device("cuda"), parse_gpus("4090")).usable(1000) == 800  # another machine's
     assert Place(CPU).usable(1000) == 1000
 

@@ -22,6 +22,9 @@ from .results import Result
 
 _KIND, _VERSION, _MOST, _MOST_FILES = "self-check", 1, 2**22, 100
 
+# Parts of a record that a short check leaves as they are.
+_MEASURED = ("speed", "between_gpus", "calibration")
+
 
 def make(device: torch.device, part: str, facts: Mapping[str, Any], results: Sequence[Result]) -> dict[str, Any]:
     """A record.
@@ -42,9 +45,13 @@ def make(device: torch.device, part: str, facts: Mapping[str, Any], results: Seq
 
 
 def store(record: Mapping[str, Any]) -> None:
-    """Keeps a record; never a reason to fail."""
+    """Keeps a record, with the speeds and the calibration of the one before it where it has none of its own; never a
+    reason to fail.
+    """
+    former = stored_for(record["key"]) or {}
+    whole = {name: former[name] for name in _MEASURED if name in former} | dict(record)
     with contextlib.suppress(OSError):
-        write_in_place(private_cache(_KIND) / _name(record["key"]), text_of(record).encode("utf-8"))
+        write_in_place(private_cache(_KIND) / _name(record["key"]), text_of(whole).encode("utf-8"))
 
 
 def stored(device: torch.device) -> dict[str, Any] | None:
