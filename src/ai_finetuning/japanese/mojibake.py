@@ -18,6 +18,8 @@ _CP1252 = "".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x8
 _WESTERN = re.compile(f"[\u0080-\u00ff{re.escape(_CP1252)}]{{3,}}")
 _RUN = re.compile(_WESTERN.pattern.replace("{3,}", "{2,}"))
 _C1 = re.compile("[\u0080-\u009f]")
+# What short texts come out with where the encoding was another one: no repair has half-width kana or private characters.
+_ODD = re.compile("[\uff61-\uff9f\ue000-\uf8ff]")
 _LATIN = re.compile("[\u0080-\u00ff]")
 # The lead bytes E3 81, E3 82, E3 83 and E4-E9 of UTF-8 read as CP932.
 _UTF8_AS_CP932 = re.compile("[繧縺繝譁蜿荳莉蟄隱螟譛蠖蝨鬮][\u0080-\uffff]")
@@ -97,6 +99,7 @@ def _western(text: str) -> Mojibake | None:
                 obtained = _decoded(candidate, encoding)
                 if obtained is not None and _is_japanese(obtained, of=end - start) and not _is_broken(obtained):
                     repaired = _repaired(text, western, encoding) or _repaired_runs(text, western, encoding)
+                    repaired = None if repaired is not None and _ODD.search(repaired) else repaired
                     return Mojibake(f"{encoding.replace('_', '-')} as {western}", repaired)
         twice = _encoded(run.group(), "cp1252") or _encoded(run.group(), "latin-1")
         once = _decoded(twice, "utf-8")
@@ -168,7 +171,7 @@ def _repaired_twice(text: str) -> str | None:
     """A text that was read wrongly two times: the rule again on what the first repair gives."""
     once = _repaired(text, "latin-1", "utf-8")
     obtained = _western(once) if once is not None and once != text else None
-    return obtained.repaired if obtained is not None else None
+    return obtained.repaired if obtained is not None and obtained.kind.startswith("utf-8") else None
 
 
 def _utf8_as_cp932(text: str) -> Mojibake | None:
@@ -181,10 +184,17 @@ def _utf8_as_cp932(text: str) -> Mojibake | None:
         obtained = raw.decode("utf-8", "ignore")
         kana = len(_KANA.findall(obtained))
         if kana >= 2 and kana > len(_KANA.findall(run.group())) and len(_JAPANESE.findall(obtained)) * 5 >= len(raw):
-            whole = _decoded(text.encode("cp932", "ignore"), "utf-8")
-            same = whole is not None and whole.encode("utf-8").decode("cp932", "ignore") == text
-            return Mojibake("utf-8 as cp932", whole if same else None)
+            return Mojibake("utf-8 as cp932", _from_cp932(text, "utf-8"))
     return None
+
+
+def _from_cp932(text: str, encoding: str) -> str | None:
+    """A text whose CP932 bytes are of another encoding, where none was lost."""
+    try:
+        whole = text.encode("cp932").decode(encoding)
+        return whole if whole.encode(encoding).decode("cp932") == text else None
+    except UnicodeError:
+        return None
 
 
 def _eucjp_as_cp932(text: str) -> Mojibake | None:
@@ -199,9 +209,7 @@ def _eucjp_as_cp932(text: str) -> Mojibake | None:
             obtained = candidate.decode("euc_jp", "ignore")
             kana = len(_KANA.findall(obtained))
             if kana >= 2 and len(obtained.encode("euc_jp", "ignore")) * 10 >= len(candidate) * 9:
-                whole = _decoded(text.encode("cp932", "ignore"), "euc_jp")
-                same = whole is not None and whole.encode("euc_jp").decode("cp932", "ignore") == text
-                return Mojibake("euc-jp as cp932", whole if same else None)
+                return Mojibake("euc-jp as cp932", _from_cp932(text, "euc_jp"))
     return None
 
 
