@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from tests.support.commands import call
 from tests.support.models import save_tiny_model
-from tests.support.runs import train_lora
+from tests.support.runs import train_full, train_lora
 
 from ai_finetuning import DataConfig
 from ai_finetuning.evaluation.adoption import Margins, decide, language_findings, task_findings
@@ -181,6 +182,27 @@ def test_questions_that_a_small_model_cannot_take_are_asked_with_fewer_examples(
     assert len(planned.tasks[0].shots) < 3
     assert len(planned.tasks[0].items) == 3
     assert "instead of 3" in planned.left_out[0].en
+
+
+def test_what_a_name_is_compared_with(adapter: Path, kotoha: str, tiny_model_dir: Path, tmp_path: Path):
+    before, after = sides_of(str(adapter), None)
+    assert (before.adapter, after.adapter) == (False, True)
+    assert before.shares_weights(after)
+    before, after = sides_of(str(adapter), str(tiny_model_dir))
+    assert (before.name, before.adapter, after.adapter) == (str(tiny_model_dir), True, True)
+    assert not before.shares_weights(after)
+    train_full(tiny_model_dir, tmp_path / "full", num_epochs=1, save_steps=100)
+    before, after = sides_of(str(tmp_path / "full"), None)
+    assert Path(before.name).samefile(tiny_model_dir)
+    assert [side.key for side in sides_of(kotoha, None)] == ["after"]
+
+
+def test_a_processor_computes_in_single_precision_and_both_sides_alike(kotoha: str, tiny_model_dir: Path):
+    loaded = Loaded()
+    before, after = sides_of(str(tiny_model_dir), kotoha)
+    assert loaded.get(before).model.dtype == torch.float32  # it ships in bf16
+    assert loaded.get(after).model.dtype == torch.float32
+    assert loaded.get(after) is loaded.get(after)
 
 
 def test_texts_of_a_model_move_no_cursor_and_break_no_table(tmp_path: Path):

@@ -4,6 +4,7 @@ weights, the adapter off and on; every answer greedy.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -23,11 +24,13 @@ from ..messages import argument, warn
 from ..models.adapters import saved_tokenizer
 from ..models.generation import generate_answers, prompt_tokens
 from ..models.hub import locate_base
+from ..models.named import Named, find_named
 from ..models.parts import unwrapped
 from ..models.quantized import quantized_bits
 from ..models.sizes import positions_in
 from ..models.source import find_model
 from ..models.tokenizers import load_tokenizer
+from ..runs.folder import recorded_settings
 from ..runs.recorded import find_run, recorded_config
 from ..system.gpu import clear_gpu_memory, free_memory_bytes
 from .answers import best_of
@@ -60,20 +63,22 @@ class Side:
 
     Attributes:
         key: `before` or `after`.
-        name: what is loaded.
+        name: what it is called.
+        loads: what open_model() takes: the name, or the folder that a checkpoint was made into.
         base, bits: as open_model() takes them.
         adapter: whether its adapter is on.
     """
 
     key: str
     name: str
+    loads: str
     base: str | None = None
     bits: int | None = None
     adapter: bool = True
 
     def shares_weights(self, other: Side) -> bool:
         """Whether both are one set of weights."""
-        return (self.name, self.base, self.bits) == (other.name, other.base, other.bits)
+        return (self.loads, self.base, self.bits) == (other.loads, other.base, other.bits)
 
 
 @dataclass(frozen=True)
@@ -95,22 +100,26 @@ def sides_of(model: str, before: str | None, *, base: str | None = None, bits: i
         InputNotFoundError: `base` is asked for and not known.
     """
     named = usable(model)
-    after = Side("after", model, base, bits)
+    after = Side("after", model, _loads(named, model), base, bits)
     if before is not None and before != BASE:
         if find_same(before, model):
             return [replace(after, key="before"), after]
-        return [Side("before", before, None, bits), after]
+        return [Side("before", before, _loads(usable(before), before), None, bits), after]
     if named.kind == "adapter":
         return [replace(after, key="before", adapter=False), after]
     found = _trained_from(named.run)
     if found is not None:
-        return [Side("before", found, None, bits), after]
+        return [Side("before", found, found, None, bits), after]
     if before == BASE:
         raise InputNotFoundError(
             f"{argument(model)} のベースモデルが分かりません。--before にモデルの名前かフォルダーを指定してください。",
             f"the base of {argument(model)} is not known; name a model or a folder with --before.",
         )
     return [after]
+
+
+def _loads(named: Named, name: str) -> str:
+    return named.path if named.step is not None else name
 
 
 def find_same(first: str, second: str) -> bool:
@@ -122,20 +131,22 @@ def _trained_from(run: Path | None) -> str | None:
     """The model that a run of full training began with, as its settings say."""
     if run is None:
         return None
-    try:
+    with contextlib.suppress(ToolkitError):  # it finds files where they were moved to, and wants all of them
         return recorded_config(find_run(run)).model.name
-    except ToolkitError:
-        return None
+    model = recorded_settings(run).get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    with contextlib.suppress(ToolkitError):
+        return find_named(name).name if isinstance(name, str) else None
+    return None
 
 
 def reader_of(side: Side) -> Reader:
     """The tokenizer and the positions of a side, without its weights."""
-    named = usable(side.name)
+    named, loaded = find_named(side.loads), side.loads
     if named.kind == "adapter":
         loaded = locate_base(named.path, side.base)
         tokenizer = load_tokenizer(saved_tokenizer(named.path) or loaded)
     else:
-        loaded = named.path if named.step is not None else side.name
         tokenizer = load_tokenizer(loaded)
     return Reader(tokenizer, positions_in(find_model(loaded).config))
 
@@ -283,7 +294,7 @@ class Loaded:
         if self.opened is None or self.side is None or not self.side.shares_weights(side):
             self.opened = None
             clear_gpu_memory()
-            self.opened = open_model(side.name, base=side.base, bits=side.bits, dtype=self.dtype)
+            self.opened = open_model(side.loads, base=side.base, bits=side.bits, dtype=self.dtype)
             self.side = side
             _in_single_precision(self.opened.model)
             self.dtype = str(compute_dtype(self.opened.model)).rpartition(".")[2]

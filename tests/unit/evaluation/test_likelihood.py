@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from tests.support.models import build_model, build_tokenizer
+from tests.support.parity import Case, model_of
 from tests.sweep.families import build
 
 from ai_finetuning.errors import ModelError
@@ -129,6 +130,11 @@ def test_an_adapter_counts_while_it_is_on():
     on, _ = score_questions(model, tokenizer, QUESTIONS)
     assert off == expected
     assert on != off
+
+
+def test_a_quantized_base_under_an_adapter():
+    model = model_of(Case("llama", "qlora")).eval()
+    assert apart(model) < 1e-3
 
 
 def test_a_token_over_the_boundary_belongs_to_the_text():
