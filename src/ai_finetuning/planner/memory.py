@@ -198,10 +198,6 @@ def _scores(shape: ModelShape, work: Workload) -> float:
     return probabilities + 4 * shape.heads + 5 * longest / max(1, shape.layers)
 
 
-# Numbers in fp32 beside the logits of a chunk: the scores, their gradient, and what is multiplied into it under a cap.
-_LOSS_COPIES = 3
-
-
 def logit_bytes(shape: ModelShape, work: Workload) -> int:
     """Bytes of logits and of what the loss makes beside them.
 
@@ -214,7 +210,10 @@ def logit_bytes(shape: ModelShape, work: Workload) -> int:
     head = shape.vocabulary * shape.hidden
     weights = 2 * 4 * head if work.full else head * work.compute_bytes if work.frozen_bytes != work.compute_bytes else 0
     hidden = 3 * work.tokens * shape.hidden * max(work.compute_bytes, work.stream_bytes)
-    return numbers * (work.compute_bytes + 4 * _LOSS_COPIES) + weights + hidden
+    # Beside the logits their gradient in fp32, the scores where logits are in 16 bit, and three more under a cap; the
+    # compiled kernel works in place.
+    copies = 0 if work.fused else 4 + (4 if work.compute_bytes == 2 else 0) + (12 if shape.capped_logits else 0)
+    return numbers * (work.compute_bytes + copies) + weights + hidden
 
 
 def checkpoint_bytes(trainable: int, optimizer_bytes: int = 8) -> int:

@@ -30,6 +30,7 @@ class ModelShape:
         heads, head_dim: of the queries.
         norms: of a layer, as wide as the hidden states.
         softcap: scores of attention are capped, so that all of them are computed and kept (Gemma 2).
+        capped_logits: its logits are capped as well.
         inner_dropout: the model has dropout of its own in its attention.
     """
 
@@ -45,6 +46,7 @@ class ModelShape:
     head_dim: int = 0
     norms: float = 2
     softcap: bool = False
+    capped_logits: bool = False
     inner_dropout: bool = False
 
     @property
@@ -122,6 +124,7 @@ def shape_of(model: Any) -> ModelShape:
         head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
         norms=max(2.0, norms / (hidden * max(1, layers))),
         softcap=bool(getattr(config, "attn_logit_softcapping", None)),
+        capped_logits=bool(getattr(config, "final_logit_softcapping", None)),
         inner_dropout=any(bool(getattr(config, name, 0.0)) for name in ("attention_dropout", "attn_pdrop")),
     )
 

@@ -190,7 +190,7 @@ def _model(job: Job, layers: int | None) -> Any:
     with torch.device("meta"):
         model = shapes_of(job.module, job.dtype, layers=layers)
         if job.bits is not None:
-            quantize_shapes(model, job.bits, job.autocast or job.dtype)
+            quantize_shapes(model, job.bits, job.dtype)
         if job.adapter is None:
             model.requires_grad_(True)
             model.float()

@@ -25,7 +25,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "timelines"
 
 
-@pytest.mark.parametrize("changes", [["data.packing=true"], ["training.gradient_checkpointing=true"]])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["data.packing=true"],
+        pytest.param(["training.gradient_checkpointing=true"], marks=pytest.mark.slow),
+    ],
+)
 def test_the_second_step_holds_what_was_simulated(tiny_model_dir: Path, tmp_path: Path, cache: Path, logged, changes):
     run = write_run(tmp_path, tiny_model_dir)
     assert call("train", str(run), STEPS, *changes, "--plan", "exact") == 0

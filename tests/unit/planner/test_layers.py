@@ -70,7 +70,7 @@ def test_adapters_count_only_where_they_are():
     assert sum(block.states for block in blocks) == 12 * work.trainable
 
 
-@pytest.mark.parametrize(("size", "bits", "needs"), [("13b", None, [15.0, 14.6]), ("30b", 4, [11.9, 12.2])])
+@pytest.mark.parametrize(("size", "bits", "needs"), [("13b", None, [15.0, 14.4]), ("30b", 4, [11.9, 11.9])])
 def test_lora_of_13b_and_nf4_lora_of_30b_fit_two_gpus_of_24_gb_on_paper(size: str, bits: int | None, needs: list):
     """The numbers are those of docs/strategies.md and docs/api.ja.md."""
     split = split_model(llama(size), work_of(llama(size), bits=bits), TWO_OF_22_GB, checkpointing=True)
@@ -83,7 +83,7 @@ def test_lora_of_13b_and_nf4_lora_of_30b_fit_two_gpus_of_24_gb_on_paper(size: st
 
 
 @pytest.mark.parametrize(
-    ("size", "full", "needs"), [("13b", True, ["111.5", "114.0"]), ("30b", False, ["33.5", "34.5"])]
+    ("size", "full", "needs"), [("13b", True, ["111.5", "113.8"]), ("30b", False, ["33.5", "34.2"])]
 )
 def test_what_cannot_fit_is_refused_with_its_arithmetic(size: str, full: bool, needs: list[str]):
     split = split_model(llama(size), work_of(llama(size), full=full), TWO_OF_22_GB, checkpointing=True)
