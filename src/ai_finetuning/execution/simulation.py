@@ -71,7 +71,9 @@ def of_second_step(plan: RunPlan) -> Timeline | None:
 
 def _module(plan: RunPlan) -> Any:
     """The base, with the rows that new tokens need; only its shapes are read."""
-    module: Any = base_facts.planned_module(plan.request.model, plan.source)
+    module: Any = base_facts.planned_module(
+        plan.request.model, plan.source, weightless=plan.request.elsewhere is not None
+    )
     if plan.shape.vocabulary > module.get_input_embeddings().weight.shape[0]:
         with torch.device("meta"):
             module = type(module)(module.config)

@@ -6,7 +6,7 @@ from ..models.catalog import CatalogRow
 
 # Bytes of a parameter that several devices share by layers or shards, by use: with what memory.py counts for its weight,
 # gradient and moments.
-DIVIDED_BYTES = {"infer": 2.0, "lora": 2.0, "qlora": 0.58, "full": 18.0}
+DIVIDED_BYTES = {"infer": 2.0, "lora": 2.0, "qlora": 0.53, "full": 18.0}
 _GIB = 2**30
 
 
