@@ -122,7 +122,7 @@ def _scores(rows: Rows, task: Task) -> list[float]:
 
 
 def _whole(results: Results, side: str, task: Task) -> Rows | None:
-    rows = results.of(side, task.name)
+    rows = results.complete(side, task)
     return rows if task.items and all(item.name in rows for item in task.items) else None
 
 

@@ -363,7 +363,7 @@ def measure(planned: Plan, results: Results, loaded: Loaded, progress: Progress 
 
 
 def _missing(results: Results, side: Side, task: Task) -> list[Item]:
-    there = results.of(side.key, task.name)
+    there = results.complete(side.key, task)
     return [item for item in task.items if item.name not in there]
 
 
