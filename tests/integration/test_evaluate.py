@@ -15,6 +15,7 @@ from tests.support.models import save_tiny_model
 from tests.support.runs import train_full, train_lora
 
 from ai_finetuning import DataConfig
+from ai_finetuning.errors import ConfigError
 from ai_finetuning.evaluation.adoption import Margins, decide, language_findings, task_findings
 from ai_finetuning.evaluation.before_after import Loaded, measure, plan, sides_of
 from ai_finetuning.evaluation.before_after_report import Outcome, aligned, markdown, numbers, result_lines
@@ -116,6 +117,34 @@ def test_results_of_another_command_are_not_mixed_in(
         assert call("eval", str(adapter), "--tasks", "prose", "--limit", "1", "--out", str(out)) == 75
     (out / "eval.jsonl").write_text("{}\n", encoding="utf-8")
     assert call("eval", str(adapter), "--tasks", "prose", "--limit", "1", "--out", str(out)) == 78
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"side": "after", "task": "prose", "item": "a", "score": "1"}',
+        '{"side": "after", "task": "prose", "item": "a", "score": NaN}',
+        '{"side": "after", "task": "prose", "item": "a", "score": 1, "faults": [1]}',
+        '{"side": "after", "task": "prose", "item": "a", "score": 1, "scores": {"exact": null}}',
+        '{"side": "after", "task": 1, "item": "a", "score": 1}',
+        "[]",
+        "[" * 100_000,
+    ],
+)
+def test_results_that_are_none_are_refused(row: str, tmp_path: Path):
+    path = tmp_path / "eval.jsonl"
+    path.write_text(f'{{"format": 1, "made_by": {{}}}}\n{row}\n', encoding="utf-8")
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Results.open(path, {})
+
+
+def test_a_row_without_what_is_read_is_measured_again():
+    (task,) = find_tasks(Asked(tasks=("instructions",), limit=1))[0]
+    results = Results(None, {})
+    results.add([{"side": "after", "task": "instructions", "item": task.items[0].name, "score": 1}])
+    assert results.of("after", "instructions")
+    assert results.complete("after", task) == {}
 
 
 def test_a_model_against_itself_shows_no_difference(kotoha: str, tmp_path: Path):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..errors import Reason
 from .language import FAULTS, mean_ja_share
+from .likelihood import WAYS
 from .paired import CEILING, LEVEL, Compared, above_chance, compare_scores, holm, items_for, non_inferior
 from .results import Results
 from .tasks import Task
@@ -113,12 +114,15 @@ def is_primary(task: Task, tasks: Sequence[Task]) -> bool:
     return task.name == "data" if own else task.kind != "prose"
 
 
-def _scores(rows: Mapping[str, Mapping[str, Any]], task: Task, key: str | None = None) -> list[float]:
-    return [float(rows[item.name]["score"] if key is None else rows[item.name]["scores"][key]) for item in task.items]
+Rows = Mapping[str, Mapping[str, Any]]
 
 
-def _whole(results: Results, side: str, task: Task) -> Mapping[str, Mapping[str, Any]] | None:
-    rows = results.of(side, task.name)
+def _scores(rows: Rows, task: Task) -> list[float]:
+    return [float(rows[item.name]["score"]) for item in task.items]
+
+
+def _whole(results: Results, side: str, task: Task) -> Rows | None:
+    rows = results.complete(side, task)
     return rows if task.items and all(item.name in rows for item in task.items) else None
 
 
@@ -137,19 +141,26 @@ def task_findings(results: Results, tasks: Sequence[Task], margins: Margins) -> 
             continue
         groups = [item.group or item.name for item in task.items] if task.kind == "prose" else None
         compared = compare_scores(_scores(before, task), scores, groups=groups, lower=task.lower)
-        others = tuple(
-            (
-                name,
-                sum(_scores(before, task, name)) / len(task.items),
-                sum(_scores(after, task, name)) / len(task.items),
-            )
-            for name in task.metrics[1:]
-        )
+        others = _others(task, before, after)
         why = _floor(task, compared) or (_ceiling(task, compared) if primary else None)
         finding = Finding(task, primary, compared, mean, "measured", compared.p, why, others)
         findings.append(_kept(finding, margins) if not primary else finding)
     adjusted = holm({f.task.name: f.compared.p for f in findings if f.primary and f.compared and f.why is None})
     return [_primary(finding, adjusted) if finding.primary and finding.compared else finding for finding in findings]
+
+
+def _others(task: Task, before: Rows, after: Rows) -> tuple[tuple[str, float, float], ...]:
+    """Means of the scores that are not tested: further metrics of answers, and shares of right choices by other ways to
+    compare likelihoods, which was fixed for the task before anything was measured.
+    """
+    keys = [("scores", name, name) for name in task.metrics[1:]]
+    if task.kind == "choices":
+        keys += [("right_by", way, f"accuracy, {way}") for way in WAYS if way != task.per]
+    return tuple((title, _mean(before, task, key, name), _mean(after, task, key, name)) for key, name, title in keys)
+
+
+def _mean(rows: Rows, task: Task, key: str, name: str) -> float:
+    return sum(float(rows[item.name][key][name]) for item in task.items) / len(task.items)
 
 
 def _floor(task: Task, compared: Compared) -> Reason | None:

@@ -37,6 +37,7 @@ from .answers import best_of
 from .instructions import Instruction, followed, instructions
 from .language import Answered, faults_of
 from .likelihood import (
+    WAYS,
     QuestionScorer,
     best_choice,
     compute_dtype,
@@ -362,7 +363,7 @@ def measure(planned: Plan, results: Results, loaded: Loaded, progress: Progress 
 
 
 def _missing(results: Results, side: Side, task: Task) -> list[Item]:
-    there = results.of(side.key, task.name)
+    there = results.complete(side.key, task)
     return [item for item in task.items if item.name not in there]
 
 
@@ -386,14 +387,13 @@ def _choices(opened: OpenModel, task: Task, items: Sequence[Item], loaded: Loade
         rows = []
         for item, scores in zip(chunk, scorer.score([places[item.name] for item in chunk]), strict=True):
             chosen = best_choice(scores, task.per)
-            ways = ("sum", "character", "token")
             rows.append(
                 {
                     "item": item.name,
                     "score": int(chosen == item.right),
                     "chosen": chosen,
                     "nats": [round(score.nats, 6) for score in scores],
-                    "right_by": {way: int(best_choice(scores, way) == item.right) for way in ways},  # type: ignore[arg-type]
+                    "right_by": {way: int(best_choice(scores, way) == item.right) for way in WAYS},
                 }
             )
         yield rows

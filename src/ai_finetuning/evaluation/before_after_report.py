@@ -264,7 +264,7 @@ def _changed(outcome: Outcome, results: Results) -> list[str]:
     """A few answers that changed, worst first."""
     lines: list[str] = []
     for task in outcome.planned.tasks:
-        before, after = results.of("before", task.name), results.of("after", task.name)
+        before, after = results.complete("before", task), results.complete("after", task)
         if task.kind not in ("answers", "instructions") or not before or not is_primary(task, outcome.planned.tasks):
             continue
         changed = [item for item in task.items if before[item.name]["answer"] != after[item.name]["answer"]]

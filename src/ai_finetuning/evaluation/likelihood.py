@@ -472,7 +472,11 @@ def _shared_way(model: Any, rows: Sequence[Sequence[Scored]]) -> tuple[_Shared |
     return None, reason
 
 
-def best_choice(scores: Sequence[Likelihood], per: Literal["sum", "character", "token"]) -> int:
+Way = Literal["sum", "character", "token"]
+WAYS: tuple[Way, ...] = ("sum", "character", "token")
+
+
+def best_choice(scores: Sequence[Likelihood], per: Way) -> int:
     """The choice that a model finds most likely; the first of equal ones.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 from ..errors import ConfigError, StorageError
 from ..messages import argument, excerpt
 from ..system.files import appended, is_private
+from .likelihood import WAYS
+from .tasks import Task
 
 FILE, FORMAT = "eval.jsonl", 1
 
@@ -97,6 +100,10 @@ class Results:
         """The rows of a side and a task, by item."""
         return self.rows.get((side, task), {})
 
+    def complete(self, side: str, task: Task) -> dict[str, dict[str, Any]]:
+        """The rows of a side and a task that have what is read of such a task's rows."""
+        return {name: row for name, row in self.of(side, task.name).items() if _has_all(row, task)}
+
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Writes rows to disk before the next ones are made.
 
@@ -116,11 +123,26 @@ class Results:
         self._keep(new)
 
 
+def _has_all(row: Mapping[str, Any], task: Task) -> bool:
+    tables = {"scores": task.metrics, "right_by": WAYS if task.kind == "choices" else ()}
+    written = task.kind not in ("answers", "instructions") or ("answer" in row and "faults" in row)
+    return written and all(name in row.get(table, {}) for table, names in tables.items() for name in names)
+
+
 def _is_row(row: object) -> bool:
-    """Whether a line is a result whose score is a number."""
+    """Whether a line is a result: names, a score that is a number, and of what else is read the right types."""
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("side", "task", "item")):
         return False
-    return type(row.get("score")) in (int, float) and isinstance(row.get("faults", []), list)
+    tables = [row.get(name, {}) for name in ("scores", "right_by")]
+    if not all(isinstance(table, dict) for table in tables) or not isinstance(row.get("answer", ""), str):
+        return False
+    faults = row.get("faults", [])
+    numbers = [row.get("score"), *(value for table in tables for value in table.values())]
+    return (
+        all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+        and isinstance(faults, list)
+        and all(isinstance(name, str) for name in faults)
+    )
 
 
 def _unwritable(path: Path, error: OSError) -> StorageError:

@@ -38,6 +38,7 @@ def results(*measured: tuple[Task, list[float], list[float]], faults: dict[str, 
                     "item": one.name,
                     "score": score,
                     "scores": dict.fromkeys(item.metrics, score),
+                    "right_by": {"sum": score, "character": 0, "token": 1},
                     "answer": "答えです。",
                     "faults": (faults or {}).get(side, lambda number: [])(number),
                 }
@@ -103,6 +104,7 @@ def test_chance_and_the_ceiling_cannot_be_measured():
     assert found["jcommonsenseqa"].word == "unmeasurable"
     assert "20%" in str(found["jcommonsenseqa"].why.en)  # type: ignore[union-attr]
     assert found["jcommonsenseqa"].p is None
+    assert found["jcommonsenseqa"].others == (("accuracy, character", 0, 0), ("accuracy, token", 1, 1))
     found = findings((DATA, shares(100, 0.99), shares(100, 0.98)))
     assert found["data"].word == "unmeasurable"
     found = findings((DATA, shares(100, 0), shares(100, 0)))

@@ -145,10 +145,7 @@ def _measure(planned: object, out: Path, share: float, *, gate: bool, restart: b
     results = Results.open(out / FILE, planned.made_by(), restart=restart)
     loaded = Loaded()
     complete = all(
-        item.name in results.of(side.key, task.name)
-        for side in planned.sides
-        for task in planned.tasks
-        for item in task.items
+        len(results.complete(side.key, task)) >= len(task.items) for side in planned.sides for task in planned.tasks
     )
     seconds = None if complete else estimate(loaded, planned)
     for line in plan_lines(planned, results, seconds):
