@@ -68,11 +68,21 @@ class CachingAllocator:
 
     def __init__(self, *, expandable: bool = False) -> None:
         self._expandable = expandable
+        self._begin()
+
+    def _begin(self) -> None:
         self._small = _Pool(_BLOCK - 1, _SMALL_SEGMENT)
         self._large = _Pool(_SMALL, _LARGE_SEGMENT)
         self._used: dict[int, tuple[_Pool, _Block]] = {}
         self._next_address = 0
         self.reserved = self.allocated = 0
+
+    def forget_free(self) -> None:
+        """What is free was never taken: only what is in use lies there, in the order in which it came."""
+        used = {key: block.size for key, (_, block) in self._used.items()}
+        self._begin()
+        for key, size in used.items():
+            self.allocate(key, size)
 
     def allocate(self, key: int, size: int) -> None:
         """Takes a block for `size` bytes; none are none."""

@@ -81,8 +81,10 @@ class Tracker(DispatchMode):
             self._note(tensor)
 
     def forget_peaks(self) -> None:
-        """Only what comes from now on counts, beside what lives."""
+        """Only what comes from now on counts, beside what lives: a real run loads each process's part alone."""
         self.peaks = {}
+        if self._allocator is not None:
+            self._allocator.forget_free()
         self._grew()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -74,3 +74,17 @@ def test_never_less_than_is_in_use(expandable: bool):
     for key in used:
         model.free(key)
     assert model.allocated == 0
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_what_is_free_can_be_forgotten(expandable: bool):
+    model = CachingAllocator(expandable=expandable)
+    for key in range(4):
+        model.allocate(key, 100 * MIB)
+    model.free(0)
+    model.free(2)
+    model.forget_free()
+    assert (model.allocated, model.reserved) == (200 * MIB, 200 * MIB)
+    model.free(1)
+    model.allocate(4, 100 * MIB)
+    assert model.reserved == 200 * MIB
