@@ -398,6 +398,8 @@ def test_a01_a_share_as_evaluation_data_trains_in_two_processes_and_the_plan_nam
     plan = capsys.readouterr().out
     assert "processes, strategy" in plan
     assert "2, ddp" in plan
+    assert call(*arguments[:-2], "--dry-run") == 0
+    assert "ddp" not in capsys.readouterr().out  # one process has no strategy
     assert call(*arguments) == 0
     result = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["result"]
     assert result["held_out_after"]["eval_loss"] > 0

@@ -113,6 +113,12 @@ class Plan:
         advice = self.few_steps()
         return [] if advice is None else [(localized("注意", "note"), localized(advice.ja, advice.en))]
 
+    def _processes_row(self) -> tuple[str, str]:
+        if self.processes == 1 and self.strategy == "ddp":  # of which one process has nothing
+            return localized("プロセス", "processes"), "1"
+        text = localized(f"{self.processes} プロセス、{self.strategy}", f"{self.processes}, {self.strategy}")
+        return localized("プロセスと並列方式", "processes, strategy"), text
+
     def _replay_row(self) -> list[tuple[str, str]]:
         if self.replay is None:
             return []
@@ -228,10 +234,7 @@ class Plan:
                 ),
             ),
             (localized("デバイスと精度", "device, precision"), f"{self.device}, {self.precision}"),
-            (
-                localized("プロセスと並列方式", "processes, strategy"),
-                localized(f"{self.processes} プロセス、{self.strategy}", f"{self.processes}, {self.strategy}"),
-            ),
+            self._processes_row(),
             (
                 localized("行", "rows"),
                 localized(
