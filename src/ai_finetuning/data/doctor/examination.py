@@ -58,6 +58,7 @@ class Examination:
         leakage: None without evaluation data.
         gauges: numbers about the whole, by name; nothing in them is text of a row.
         common: the most frequent answers, with how often they stand there.
+        columns: roles of columns, as the file was read with.
     """
 
     report: FileReport
@@ -69,6 +70,7 @@ class Examination:
     leakage: Leakage | None = None
     gauges: dict[str, Any] = field(default_factory=dict)
     common: list[tuple[str, int]] = field(default_factory=list)
+    columns: Mapping[str, str] | None = None
 
     def rows(self, key: str) -> int:
         """How many rows a rule found."""
@@ -96,7 +98,7 @@ def read_samples(path: str | Path, columns: Mapping[str, str] | None = None, she
     """
     bad = BadRows(skip=True)
     rows, report = read_rows(path, columns=columns, sheet=sheet, bad=bad)
-    found = Examination(report, [], bad, len(bad))
+    found = Examination(report, [], bad, len(bad), columns=columns)
     for number, row in enumerate(rows, start=1):
         found.samples.append(sample_of(row, number, columns))
         try:

@@ -13,8 +13,8 @@ from ...errors import localized
 from ...messages import excerpt, on_one_line
 from .examination import Examination, Hit
 from .passages import Passage
-from .repair import Repaired
-from .rules import BY_KEY, DROP, RULES, Rule
+from .repair import Repaired, Wanted, repair
+from .rules import BY_KEY, RULES, Rule
 
 # Hits that --show prints, and characters before and behind what was found.
 SHOWN, AROUND = 50, 30
@@ -25,7 +25,7 @@ _WIDTH = 30
 def _group(found: Examination, rule: Rule) -> str:
     """The words that a line begins with."""
     severity = found.severity(rule)
-    if severity == "error" and not rule.safe:
+    if severity == "error":
         return localized("エラー", "error")
     if rule.fix is not None and rule.safe:
         return localized("直せる（安全）", "fixable (safe)")
@@ -156,14 +156,15 @@ def _leakage_lines(found: Examination) -> list[str]:
 
 
 def _closing(found: Examination) -> list[str]:
-    safe = [rule for rule in found.rules if rule.safe and found.rows(rule.key)]
+    hit = {hit.number for rule in found.rules if rule.safe for hit in found.hits.get(rule.key, ())}
+    wanted = Wanted(fix="safe", rules=found.rules, columns=found.columns)
+    tried = repair([sample for sample in found.samples if sample.number in hit], wanted)
+    places, drops = sum(tried.changed.values()), sum(tried.dropped.values())
     checks = [
         rule.key for rule in found.rules if found.rows(rule.key) and found.severity(rule) != "note" and not rule.safe
     ]
     obtained = []
-    if safe:
-        places = sum(len(found.hits[rule.key]) for rule in safe if rule.fix != DROP)
-        drops = len({hit.number for rule in safe if rule.fix == DROP for hit in found.hits[rule.key]})
+    if places or drops:
         obtained.append(
             localized(
                 f"--fix safe --out FILE で {places:,} か所を直し、{drops:,} 行を除きます。",

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ai_finetuning.data.doctor.examination import examine
 from ai_finetuning.data.doctor.passages import replaced, sample_of, text_at
 from ai_finetuning.data.doctor.repair import Wanted, repair, undo, write
+from ai_finetuning.data.doctor.report import lines
 from ai_finetuning.data.rows import Row
 from ai_finetuning.errors import DataError
 
@@ -176,3 +178,19 @@ def test_the_journal_is_for_its_owner(tmp_path: Path):
     journal = write(repair(samples(ROWS), Wanted(mask=True)), samples(ROWS), tmp_path / "clean.jsonl")
     assert "090-1234-5678" in journal.read_text(encoding="utf-8")
     assert os.name == "nt" or journal.stat().st_mode & 0o077 == 0
+
+
+def test_what_the_report_promises_is_what_is_done(tmp_path: Path):
+    """Two rows are mojibake; of one bytes were lost, so that it cannot be repaired."""
+    whole = "有給休暇の申請方法を教えてください。".encode().decode("latin-1")
+    lost = "有給休暇の申請方法を教えてください。".encode().decode("cp932", errors="replace")
+    file = tmp_path / "rows.jsonl"
+    rows = [{"instruction": text, "output": "人事部に連絡してください。"} for text in (whole, lost)]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    found = examine(file)
+    assert found.rows("mojibake") == 2
+    assert any(
+        "repairs 1 places and leaves 0 rows out" in line or "1 か所を直し、0 行" in line for line in lines(found)
+    )
+    done = repair(found.samples, Wanted(fix="safe"))
+    assert sum(done.changed.values()) == 1
