@@ -7,39 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from tests.support.patience import patience
 
-VERBS = (
-    "start",
-    "init",
-    "plan",
-    "version",
-    "train",
-    "generate",
-    "chat",
-    "answer",
-    "merge",
-    "serve",
-    "quantize",
-    "bench",
-    "eval",
-    "models",
-    "env",
-    "schema",
-    "demo",
-    "export",
-    "export gguf",
-    "export ollama",
-    "export vllm",
-    "tokenizer",
-    "tokenizer train",
-    "data",
-    "data show",
-    "data stats",
-)
+from ai_finetuning.apps.cli.main import app
+
 # Three or more words of letters in a row that belong to no path, key, value or option.
 SENTENCE = re.compile(r"(?<![\w./=:\[-])[A-Za-z][A-Za-z']+(?: [A-Za-z']+){2,}(?![\w/=-])")
 # Titles that JSON Schema makes of keys, commands to type, and names.
@@ -109,8 +85,17 @@ def test_the_search_finds_english_sentences_only():
     assert english("  aift merge outputs/x --out y\n設定: model.name は DPO Hugging です") == []
 
 
+def verbs(command: object, name: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """Every verb, and the groups that hold some."""
+    yield [*name]
+    for key, part in getattr(command, "commands", {}).items():
+        yield from verbs(part, (*name, key))
+
+
 def test_help_of_every_verb(tmp_path: Path):
-    check([["--help"], *([*verb.split(), "--help"] for verb in VERBS)], tmp_path, {0})
+    every = list(verbs(typer.main.get_command(app)))
+    assert ["gpu", "self-check"] in every
+    check([[*verb, "--help"] for verb in every], tmp_path, {0})
 
 
 def test_tables_plan_and_a_run(tmp_path: Path, tiny_model_dir: Path, rows: Path):

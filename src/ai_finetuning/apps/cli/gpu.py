@@ -10,11 +10,12 @@ import typer
 
 from ...errors import localized
 from ...messages import printable
+from .japanese import App
 
 if TYPE_CHECKING:
     from ...execution.self_check.results import Result
 
-app = typer.Typer(no_args_is_help=True)
+app = App()
 
 
 @app.callback()
