@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
-from benchmarks.workers.channel import Channel, read_spec
+from benchmarks.inputs import read_documents
+from benchmarks.workers.channel import Channel, Spec, read_spec
+
+
+def _masked(spec: Spec) -> Any:
+    """A `datasets.Dataset` of input_ids and which of them take loss.
+
+    Labels would bring a collator of transformers that forgets where packed documents end (unsloth/utils/packing.py
+    extends those of language modelling only). Versions that do not know the mask compute the loss of all tokens.
+    """
+    from datasets import Dataset
+
+    documents = read_documents(Path(spec.documents))
+    masks = [[0] * item.prompt + [1] * (len(item) - item.prompt) for item in documents]
+    return Dataset.from_dict({"input_ids": [item.ids for item in documents], "completion_mask": masks})
 
 
 def main() -> None:
@@ -19,7 +35,7 @@ def main() -> None:
     from trl import SFTConfig, SFTTrainer
 
     from benchmarks.shapes import LORA_ALPHA, LORA_RANK
-    from benchmarks.workers.subject import Stepper, arguments, dataset, in_order, pick_steps
+    from benchmarks.workers.subject import Stepper, arguments, in_order, pick_steps
 
     rows = spec.rows_per_step
     full = spec.method == "full"
@@ -52,9 +68,10 @@ def main() -> None:
             packing=True,
             max_length=spec.pack_tokens,
             gradient_checkpointing=spec.checkpointing,
+            completion_only_loss=True,
             bf16=True,
         ),
-        train_dataset=dataset(spec),
+        train_dataset=_masked(spec),
         callbacks=[Stepper(channel)],
     ).train()
 
