@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,49 @@ def save_model(folder: Path, shape: Shape, *, device: str = "cpu") -> Path:
         model = AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16)
     model.save_pretrained(folder)
     _tokenizer(shape.vocabulary).save_pretrained(folder)
+    return folder
+
+
+# Bytes of a file of weights at most, and so of what is in the device's memory at a time.
+_SHARD_BYTES = 2**30
+
+
+def save_random_shards(folder: Path, shape: Shape, *, device: str) -> Path:
+    """As save_model(), for sizes that should not be in memory as a whole: normal weights of deviation 0.02 (norms 1) are
+    made on the device tensor by tensor and written in files of about 1 GiB.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = shape.config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    weights = {name: tuple(item.shape) for name, item in model.state_dict().items()}
+    if shape.tied:
+        del weights["lm_head.weight"]
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    where: dict[str, str] = {}
+    held: dict[str, torch.Tensor] = {}
+    files = 1
+    for index, (name, size) in enumerate(weights.items(), 1):
+        new = torch.empty(size, dtype=torch.bfloat16, device=device)
+        held[name] = (new.fill_(1.0) if len(size) == 1 else new.normal_(0.0, 0.02)).cpu()
+        where[name] = f"model-{files:05}.safetensors"
+        if index == len(weights) or sum(item.nbytes for item in held.values()) >= _SHARD_BYTES:
+            save_file(held, folder / where[name], metadata={"format": "pt"})
+            held, files = {}, files + 1
+    total = 2 * sum(math.prod(size) for size in weights.values())
+    index_of = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_of), encoding="utf-8")
+    config.architectures = [type(model).__name__]
+    config.dtype = torch.bfloat16
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
+    _tokenizer(shape.vocabulary).save_pretrained(folder)  # last: where it lies, everything does
     return folder
 
 

@@ -36,7 +36,7 @@ def settings_of(spec: Spec) -> dict[str, Any]:
             "batch_size": spec.rows_per_step,
             "gradient_accumulation_steps": 1,
             "warmup_steps": 0,
-            "gradient_checkpointing": False,
+            "gradient_checkpointing": spec.checkpointing,
             "eval_steps": never,
             "save_steps": never,
             "logging_steps": never,

@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def environment(threads: int, device: str) -> dict[str, str]:
         "PYTHONUTF8": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    if device == "cpu":
-        settings["CUDA_VISIBLE_DEVICES"] = ""
+    # One GPU at most: transformers' Trainer would spread every batch over all of them.
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    settings["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else first
     return os.environ | settings
 
 
@@ -78,6 +80,10 @@ class Worker:
         after = busy_seconds()
         return measured | {"machine_busy": None if before is None or after is None else after - before}
 
+    def kill(self) -> None:
+        """Ends the process whatever it does; who waits for it gets a WorkerError."""
+        self._process.kill()
+
     def stop(self) -> None:
         """Ends the process."""
         if self._process.poll() is None:
@@ -109,6 +115,38 @@ class Worker:
     def _ended(self) -> WorkerError:
         tail = "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         return WorkerError(f"{self.name} ended with exit code {self._process.wait()}; the end of {self._log}:\n{tail}")
+
+
+def open_gate(
+    spec: Spec, settings: Sequence[str], folder: Path, threads: int, timeout: float | None = None
+) -> dict[str, Any]:
+    """The gate's findings.
+
+    Raises:
+        WorkerError: the gate stays shut; no speed is a result.
+        subprocess.TimeoutExpired: it has not answered in `timeout` seconds.
+    """
+    path = folder / f"gate-{spec.method}.json"
+    path.write_text(json.dumps(asdict(spec) | {"settings": list(settings)}), encoding="utf-8")
+    with path.with_suffix(".log").open("w", encoding="utf-8") as log:
+        ended = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gate", str(path)],
+            cwd=ROOT,
+            env=environment(threads, spec.device),
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            timeout=timeout,
+        )
+    lines = ended.stdout.splitlines()
+    answer = (
+        json.loads(lines[-1]) if lines else {"error": f"exit code {ended.returncode}, see {path.with_suffix('.log')}"}
+    )
+    if "findings" not in answer:
+        raise WorkerError(f"The gate stays shut, so no speed is measured: {answer['error']}")
+    return dict(answer)
 
 
 def busy_seconds() -> float | None:

@@ -3,6 +3,7 @@ docs/performance.md).
 
 python benchmarks/training_step.py --quick                         # ours against a plain loop, a minute
 python benchmarks/training_step.py --model small --method lora     # against all peers
+python benchmarks/training_step.py --device cuda                   # on a GPU, 1b and 8b, every method, under ten minutes
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ sys.path[0] = str(ROOT)
 
 from benchmarks import corpus, plot, ratios  # noqa: E402
 from benchmarks.inputs import save_documents, save_model  # noqa: E402
-from benchmarks.rounds import Worker, WorkerError, environment, machine, run_rounds  # noqa: E402
+from benchmarks.rounds import Worker, WorkerError, environment, machine, open_gate, run_rounds  # noqa: E402
 from benchmarks.shapes import SHAPES, flops_per_token  # noqa: E402
-from benchmarks.variants import FACTORY, OWN, PEERS, QUICK, STUDIES, VARIANTS  # noqa: E402
+from benchmarks.variants import FACTORY, GPU_ONLY, ON_GPU, OWN, PEERS, QUICK, STUDIES, VARIANTS  # noqa: E402
 from benchmarks.variants import groups as variant_groups  # noqa: E402
 from benchmarks.workers.channel import Spec  # noqa: E402
 
@@ -39,12 +40,15 @@ TOGETHER, TOGETHER_BIG = 3, 2
 MICRO_BATCH, MICRO_BATCH_BIG = 8, 4
 
 
+METHODS = ("lora", "full", "qlora")
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny model, ours against the plain loop")
-    parser.add_argument("--model", choices=SHAPES, default="small")
-    parser.add_argument("--method", choices=("lora", "full", "qlora"), default="lora")
+    parser.add_argument("--model", choices=SHAPES, help="default: small; with --device cuda 1b and 8b")
+    parser.add_argument("--method", choices=METHODS, help="default: lora; with --device cuda all three")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=None)
     parser.add_argument("--steps", type=int, default=10, help="counted steps of each variant")
@@ -61,20 +65,42 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="models, documents, logs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="the result's file (default: a name of its own in --out)"
+    )
+    parser.add_argument(
         "--plot", action="store_true", help="also write the picture and the table of docs/performance.md"
     )
     given = parser.parse_args()
-    if given.quick:
-        given.model = "tiny"
+    if given.device == "cuda":
+        return _on_gpu(parser, given)
+    given.model, given.method = "tiny" if given.quick else given.model or "small", given.method or "lora"
     given.variants = given.variants or list(
-        QUICK if given.quick else (name for name in VARIANTS if name not in STUDIES)
+        QUICK if given.quick else (name for name in VARIANTS if name not in (*STUDIES, *GPU_ONLY))
     )
+    if only := [name for name in given.variants if name in GPU_ONLY]:
+        parser.error(f"--variants {' '.join(only)} needs --device cuda")
     if given.documents_per_step % DOCUMENTS_A_ROW or given.documents_per_step < DOCUMENTS_A_ROW:
         parser.error(f"--documents-per-step {given.documents_per_step} is not a multiple of {DOCUMENTS_A_ROW}")
     if given.together is None:
         given.together = TOGETHER_BIG if given.model == "big" else TOGETHER
     if given.together < 2:
         parser.error(f"--together {given.together} leaves no room for a peer beside ours")
+    if "ours" not in given.variants:
+        parser.error("--variants needs `ours`: everything is compared with it")
+    return given
+
+
+def _on_gpu(parser: argparse.ArgumentParser, given: argparse.Namespace) -> argparse.Namespace:
+    """The command line with a GPU: models and methods, of which each may be narrowed to one."""
+    if given.quick or given.plot:
+        parser.error("--quick and --plot are for --device cpu; --device cuda takes under ten minutes and writes a JSON")
+    given.models = [given.model] if given.model else ["1b", "8b"]
+    given.methods = [given.method] if given.method else list(METHODS)
+    given.variants = given.variants or list(ON_GPU)
+    if given.model not in (None, "1b", "8b"):
+        parser.error(f"--model {given.model} is for --device cpu; --device cuda measures 1b and 8b")
+    if only := [name for name in given.variants if name not in ON_GPU]:
+        parser.error(f"--variants {' '.join(only)} is for --device cpu; --device cuda measures {', '.join(ON_GPU)}")
     if "ours" not in given.variants:
         parser.error("--variants needs `ours`: everything is compared with it")
     return given
@@ -112,32 +138,6 @@ def interpreters(given: argparse.Namespace) -> dict[str, str]:
                 f"{obtained[name]} does not exist; `make bench-peers-setup` makes the peers' environments."
             )
     return obtained
-
-
-def open_gate(spec: Spec, settings: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
-    """The gate's findings.
-
-    Raises:
-        SystemExit: the gate stays shut; no speed is measured.
-    """
-    path = folder / "gate.json"
-    path.write_text(json.dumps(asdict(spec) | {"settings": list(settings)}), encoding="utf-8")
-    with (folder / "gate.log").open("w", encoding="utf-8") as log:
-        ended = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gate", str(path)],
-            cwd=ROOT,
-            env=environment(threads, spec.device),
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            encoding="utf-8",
-        )
-    lines = ended.stdout.splitlines()
-    answer = json.loads(lines[-1]) if lines else {"error": f"exit code {ended.returncode}, see {folder / 'gate.log'}"}
-    if "findings" not in answer:
-        raise SystemExit(f"The gate stays shut, so no speed is measured: {answer['error']}")
-    return dict(answer)
 
 
 def ceiling(given: argparse.Namespace, spec: Spec, share: float) -> dict[str, float]:
@@ -270,15 +270,19 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Runs, prints the table, writes the JSON."""
     given = arguments()
+    if given.device == "cuda":
+        from benchmarks.gpu_run import benchmark as on_gpu
+
+        sys.exit(on_gpu(given, say))
     try:
         result = benchmark(given)
     except WorkerError as error:
         raise SystemExit(str(error)) from error
-    given.out.mkdir(parents=True, exist_ok=True)
     name = f"{result['date'][:10]}_{given.model}-{given.method}-{given.device}-{given.threads}t" + (
         "_quick" if given.quick else ""
     )
-    path = given.out / f"{name}.json"
+    path = given.json or given.out / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(plot.table(result))
     say(f"wrote {path}")

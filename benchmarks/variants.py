@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # Interpreters: the project's own environment, and those that requirements-peers*.txt make.
 OWN, PEERS, FACTORY = "own", "peers", "peers-lf"
+# Distributions with kernels that peers take.
+LIGER, FLASH = "liger-kernel", "flash-attn"
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Variant:
         label: for the table.
         best: the peer's best documented settings instead of its defaults.
         settings: the project's own `key=value` settings.
+        needs: distributions that its interpreter must have, where those installed are taken (benchmarks/gpu_cells.py).
+        kernels: distributions whose kernels it is told to use where they are installed.
     """
 
     worker: str
@@ -26,6 +30,8 @@ class Variant:
     label: str
     best: bool = False
     settings: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
 
 
 # The order decides who waits beside whom (groups): the two HF Trainers, which take most memory, are apart.
@@ -36,17 +42,43 @@ VARIANTS = {
     "hf": Variant("hf_trainer", PEERS, "HF Trainer, dynamic padding, bf16"),
     "hf-best": Variant("hf_trainer", PEERS, "HF Trainer, grouped by length, bf16", best=True),
     "trl": Variant("trl_sft", PEERS, "TRL SFTTrainer, defaults"),
-    "trl-packing": Variant("trl_sft", PEERS, "TRL packing, no checkpointing", best=True),
+    "trl-packing": Variant(
+        "trl_sft",
+        PEERS,
+        "TRL packing, no checkpointing",
+        best=True,
+        needs=("trl", "peft", "accelerate", "datasets"),
+        kernels=(FLASH,),
+    ),
     "lf": Variant("llama_factory", FACTORY, "LLaMA-Factory, defaults"),
-    "lf-packing": Variant("llama_factory", FACTORY, "LLaMA-Factory neat packing, no checkpointing", best=True),
+    "lf-packing": Variant(
+        "llama_factory",
+        FACTORY,
+        "LLaMA-Factory neat packing, no checkpointing",
+        best=True,
+        needs=("llamafactory",),
+        kernels=(LIGER, FLASH),
+    ),
     "ours-mallopt": Variant("ours_mallopt", OWN, "this toolkit, packing, mallopt"),
     "ours-portable-mallopt": Variant(
         "ours_mallopt", OWN, "this toolkit, portable, mallopt", settings=("training.runtime.kernels=portable",)
     ),
+    "trl-liger": Variant(
+        "trl_sft",
+        PEERS,
+        "TRL + Liger + packing",
+        best=True,
+        needs=("trl", "peft", "accelerate", "datasets", LIGER),
+        kernels=(LIGER, FLASH),
+    ),
+    "unsloth": Variant("unsloth_sft", PEERS, "Unsloth + packing", best=True, needs=("unsloth", "trl", "datasets")),
 }
 QUICK = ("ours", "naive")
 # Measured where they are asked for by name.
 STUDIES = ("ours-mallopt", "ours-portable-mallopt")
+# Against whom a GPU is measured: ours first, then every peer at its best. The plain TRL stands in where Liger is not.
+ON_GPU = ("ours", "trl-liger", "trl-packing", "lf-packing", "unsloth")
+GPU_ONLY = ("trl-liger", "unsloth")
 
 
 def groups(names: Sequence[str], *, together: int) -> list[list[str]]:

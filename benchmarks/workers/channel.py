@@ -12,7 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl", "llamafactory", "datasets", "bitsandbytes")
+LIBRARIES = (
+    "torch",
+    "triton",
+    "transformers",
+    "peft",
+    "accelerate",
+    "trl",
+    "llamafactory",
+    "unsloth",
+    "datasets",
+    "bitsandbytes",
+    "liger-kernel",
+    "flash-attn",
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,8 @@ class Spec:
         steps: which of the epoch's steps to run, in this order.
         best: the peer's best documented settings instead of its defaults.
         settings: the project's own `key=value` settings (variant `ours` only).
+        checkpointing: activations are computed again, in ours and in peers at their best.
+        kernels: distributions whose kernels a peer takes beside torch's.
     """
 
     model: str
@@ -45,6 +60,8 @@ class Spec:
     steps: Sequence[int]
     best: bool = False
     settings: Sequence[str] = ()
+    checkpointing: bool = False
+    kernels: Sequence[str] = ()
 
 
 def read_spec() -> Spec:
@@ -89,7 +106,8 @@ class Channel:
                 "cpu": cpu,
                 "minor_faults": faults,
                 "peak_bytes": peak_bytes(),
-                "device_peak_bytes": _device_peak(self._device),
+                "device_peak_bytes": _device_peak(self._device, "allocated"),
+                "device_reserved_bytes": _device_peak(self._device, "reserved"),
             }
         )
         self._wait()
@@ -118,12 +136,13 @@ def peak_bytes() -> int:
     raise RuntimeError("no VmHWM in /proc/self/status: the benchmark needs Linux")
 
 
-def _device_peak(device: str) -> int | None:
+def _device_peak(device: str, kind: str) -> int | None:
+    """Most bytes that tensors had (`allocated`), or that torch held of the device (`reserved`)."""
     if device != "cuda":
         return None
     import torch
 
-    return int(torch.cuda.max_memory_allocated())
+    return int(torch.cuda.memory_stats().get(f"{kind}_bytes.all.peak", 0))
 
 
 def versions() -> dict[str, str]:

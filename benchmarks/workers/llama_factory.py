@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.corpus import LONGEST
 from benchmarks.shapes import LORA_ALPHA, LORA_RANK
+from benchmarks.variants import FLASH, LIGER
 from benchmarks.workers.channel import Channel, Spec, read_spec
 
 
@@ -40,7 +41,7 @@ def _data(spec: Spec) -> Path:
     return folder
 
 
-def _settings(spec: Spec, rows: int, shared: dict[str, Any]) -> dict[str, Any]:
+def _settings(spec: Spec, shared: dict[str, Any]) -> dict[str, Any]:
     settings = shared | {
         "model_name_or_path": spec.model,
         "stage": "sft",
@@ -50,7 +51,6 @@ def _settings(spec: Spec, rows: int, shared: dict[str, Any]) -> dict[str, Any]:
         "dataset_dir": str(_data(spec)),
         "cutoff_len": LONGEST,
         "bf16": True,
-        "train_sampling_strategy": "sequential",
         "finetuning_type": "full" if spec.method == "full" else "lora",
         "overwrite_cache": True,
     }
@@ -59,7 +59,14 @@ def _settings(spec: Spec, rows: int, shared: dict[str, Any]) -> dict[str, Any]:
     if spec.method == "qlora":
         settings |= {"quantization_bit": 4, "quantization_method": "bnb"}
     if spec.best:
-        settings |= {"neat_packing": True, "cutoff_len": spec.pack_tokens, "disable_gradient_checkpointing": True}
+        settings |= {
+            "neat_packing": True,
+            "cutoff_len": spec.pack_tokens,
+            "disable_gradient_checkpointing": not spec.checkpointing,
+            "enable_liger_kernel": LIGER in spec.kernels,
+        }
+    if FLASH in spec.kernels:
+        settings["flash_attn"] = "fa2"
     return settings
 
 
@@ -70,12 +77,12 @@ def main() -> None:
     _stub_torchaudio()
     from llamafactory.train.tuner import run_exp
 
-    from benchmarks.workers.subject import Stepper, arguments, pick_steps
+    from benchmarks.workers.subject import Stepper, arguments, in_order, pick_steps
 
     shutil.rmtree(spec.scratch, ignore_errors=True)
     rows = spec.rows_per_step if spec.best else spec.per_step
     pick_steps(spec, rows)
-    run_exp(args=_settings(spec, rows, arguments(spec, rows)), callbacks=[Stepper(channel)])
+    run_exp(args=_settings(spec, arguments(spec, rows) | in_order()), callbacks=[Stepper(channel)])
 
 
 if __name__ == "__main__":

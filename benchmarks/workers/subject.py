@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.corpus import PAD
 from benchmarks.inputs import read_documents
 from benchmarks.shapes import LORA_ALPHA, LORA_RANK
+from benchmarks.variants import FLASH
 from benchmarks.workers.channel import Channel, Spec, TokenCounter
 
 LEARNING_RATE = 1e-4
@@ -21,7 +22,7 @@ LEARNING_RATE = 1e-4
 def load(spec: Spec, *, dtype: torch.dtype | str = "auto") -> Any:
     """The base model on the spec's device; full fine-tuning trains fp32 weights whatever the dtype asked for."""
     expected = torch.float32 if spec.method == "full" else dtype
-    quantization = {}
+    quantization: dict[str, Any] = {}
     if spec.method == "qlora":
         quantization["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -29,6 +30,8 @@ def load(spec: Spec, *, dtype: torch.dtype | str = "auto") -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
+    if FLASH in spec.kernels:
+        quantization["attn_implementation"] = "flash_attention_2"
     return AutoModelForCausalLM.from_pretrained(spec.model, dtype=expected, device_map=spec.device, **quantization)
 
 
@@ -79,6 +82,14 @@ def arguments(spec: Spec, rows: int) -> dict[str, Any]:
         "use_cpu": spec.device == "cpu",
         "dataloader_pin_memory": spec.device == "cuda",
     }
+
+
+def in_order() -> dict[str, Any]:
+    """The setting that keeps the corpus's order, which is shuffled already; older versions of transformers have none
+    and shuffle once more.
+    """
+    known = "train_sampling_strategy" in TrainingArguments.__dataclass_fields__
+    return {"train_sampling_strategy": "sequential"} if known else {}
 
 
 class _Picked(Sampler[int]):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.variants import LIGER
 from benchmarks.workers.channel import Channel, read_spec
-from benchmarks.workers.subject import Stepper, arguments, dataset, load, lora, pick_steps
+from benchmarks.workers.subject import Stepper, arguments, dataset, in_order, load, lora, pick_steps
 
 
 def main() -> None:
@@ -14,11 +15,19 @@ def main() -> None:
     channel = Channel(spec.device)
     rows = spec.rows_per_step if spec.best else spec.per_step
     pick_steps(spec, rows)
-    best = {"packing": True, "max_length": spec.pack_tokens, "gradient_checkpointing": False} if spec.best else {}
+    best = {}
+    if spec.best:
+        best = {
+            "packing": True,
+            "max_length": spec.pack_tokens,
+            "gradient_checkpointing": spec.checkpointing,
+            "use_liger_kernel": LIGER in spec.kernels,
+            "bf16": True,
+        }
     SFTTrainer(
         # A path, as its documentation writes it, is loaded in fp32; a model keeps the dtype that it was saved in.
         model=load(spec) if spec.best or spec.method == "qlora" else spec.model,
-        args=SFTConfig(**arguments(spec, rows), train_sampling_strategy="sequential", **best),
+        args=SFTConfig(**arguments(spec, rows), **in_order(), **best),
         train_dataset=dataset(spec),
         peft_config=lora(spec),
         callbacks=[Stepper(channel)],
