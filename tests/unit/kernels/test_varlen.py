@@ -163,6 +163,7 @@ def test_on_a_gpu_everything_it_is_given_lies_there(by_contract, monkeypatch: py
     """A virtual one: one tensor that stayed on the CPU, and the path would not be taken."""
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(documents, "implementations_for", lambda device: (VARLEN, NAME))
+    monkeypatch.setattr(attention, "send", lambda tensor, device: tensor.to(device))  # no driver pins memory here
     model = build_model("llama").to(torch.bfloat16)
     with virtual_devices() as places:
         model.to(gpu)
