@@ -105,7 +105,8 @@ def _as_values(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     """Queries and keys in the dtype of the values: under autocast, rotation by fp32 tables leaves them in fp32 where the
     weights are (full fine-tuning).
     """
-    return query.to(value.dtype), key.to(value.dtype)
+    dtype = value.dtype
+    return (query, key) if query.dtype is dtype and key.dtype is dtype else (query.to(dtype), key.to(dtype))
 
 
 def _shared(make: Any, like: Tensor, *given: Any) -> Any:
