@@ -145,7 +145,10 @@ def state_bytes(work: Workload, trainable: int) -> int:
 def layer_activations(shape: ModelShape, work: Workload, *, checkpointing: bool) -> tuple[int, int]:
     """(bytes that every layer keeps until its backward pass, bytes of the one that is computed, back and again)."""
     kept = round(work.tokens * _kept(shape, work))
-    back = work.tokens * max(work.compute_bytes, work.stream_bytes) * (4 * shape.hidden + 4 * shape.intermediate)
+    widest = max(work.compute_bytes, work.stream_bytes)
+    back = work.tokens * widest * (4 * shape.hidden + 4 * shape.intermediate)
+    if (shape.softcap or shape.inner_dropout) and not (work.gpu or work.fused):
+        back += 4 * 4 * work.tokens * shape.heads * (work.longest or work.tokens)  # scores on their way
     if not checkpointing:
         return kept, back
     return work.tokens * work.stream_bytes * shape.hidden, kept + back

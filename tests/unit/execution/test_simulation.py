@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from tests.support.commands import call, write_run
 
 from ai_finetuning.config.load import load_config
 from ai_finetuning.execution.request import request_of
 from ai_finetuning.execution.resolve import resolve
-from ai_finetuning.execution.simulation import compared, with_timeline, worst_group
+from ai_finetuning.execution.simulation import (
+    compared,
+    with_timeline,
+    without_needless_checkpointing,
+    worst_group,
+)
 from ai_finetuning.planner.phases import Timeline
 
 STEPS = "training.schedule.max_steps=3"
@@ -74,6 +82,32 @@ def test_processes_that_share_layers_need_less(tiny_model_dir: Path, tmp_path: P
         peaks[strategy] = plan.summary.timeline.peak
         assert plan.summary.timeline.peak <= plan.summary.memory.total - plan.summary.memory.base
     assert peaks["pipeline"] < peaks["ddp"]
+
+
+@pytest.mark.parametrize(
+    ("given", "free", "expected"), [(False, 2**30, False), (False, 2**20, True), (True, 2**30, True)]
+)
+def test_checkpointing_that_nobody_asked_for_goes_where_a_step_fits_on_a_gpu(
+    tiny_model_dir: Path, tmp_path: Path, cache: Path, given: bool, free: int, expected: bool
+):
+    """The formula may switch it on too early; what the user gave stays."""
+    run = write_run(tmp_path, tiny_model_dir)
+    values = yaml.safe_load(run.read_text(encoding="utf-8"))
+    del values["training"]["gradient_checkpointing"]
+    run.write_text(yaml.safe_dump(values), encoding="utf-8")
+    config = load_config(run, ["training.gradient_checkpointing=true"] if given else [])
+    plan = resolve(request_of(config, device="cpu"))
+    plan = replace(
+        plan,
+        device=torch.device("cuda"),
+        derived=replace(plan.derived, gradient_checkpointing=True),
+        summary=replace(plan.summary, device="cuda", gradient_checkpointing=True, free_memory_bytes=free),
+    )
+    left = without_needless_checkpointing(plan)
+    assert left.derived.gradient_checkpointing is left.summary.gradient_checkpointing is expected
+    if not expected:
+        assert left.summary.timeline is not None
+        assert any("reserved; not calibrated" in value for _, value in left.summary.table())
 
 
 def test_the_longest_rows_are_simulated(tiny_model_dir: Path, tmp_path: Path):
