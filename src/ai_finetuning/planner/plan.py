@@ -210,7 +210,13 @@ class Plan:
             how += localized(f"、{duration(told.seconds)}", f", {duration(told.seconds)}")
         held = size_text(told.peak)
         if self.on_gpu:
-            held += localized(f"（確保 {size_text(told.reserved)}）", f" ({size_text(told.reserved)} reserved)")
+            reserved, limit = size_text(told.reserved), self.limit_bytes or 0
+            if (
+                limit > 0.85 * self.free_memory_bytes
+            ):  # execution/place.py: 92 % where a self-check has measured the GPU
+                held += localized(f"（確保 {reserved}、自己検査で較正済み）", f" ({reserved} reserved; calibrated)")
+            else:
+                held += localized(f"（確保 {reserved}、較正なし）", f" ({reserved} reserved; not calibrated)")
         rows.append((of + localized(f"（シミュレーション、{how}）", f" (simulated, {how})"), held))
         for phase, size in told.phases.items():
             bar = "#" * max(1, round(_BAR * size / told.peak))

@@ -101,7 +101,13 @@ def test_checkpointing_that_nobody_asked_for_goes_where_a_step_fits_on_a_gpu(
         plan,
         device=torch.device("cuda"),
         derived=replace(plan.derived, gradient_checkpointing=True),
-        summary=replace(plan.summary, device="cuda", gradient_checkpointing=True, free_memory_bytes=free),
+        summary=replace(
+            plan.summary,
+            device="cuda",
+            gradient_checkpointing=True,
+            free_memory_bytes=free,
+            limit_bytes=int(0.8 * free),
+        ),
     )
     left = without_needless_checkpointing(plan)
     assert left.derived.gradient_checkpointing is left.summary.gradient_checkpointing is expected
