@@ -25,6 +25,7 @@ from .rules import DROP, RULES, Rule, find
 JOURNAL = "doctor.jsonl"
 _FORMAT = 1
 _MOST_BYTES = 1 << 31
+_ROUNDS = 8  # over a row, far more than repairs uncover one after another
 
 
 @dataclass
@@ -95,12 +96,17 @@ def _drop(sample: Sample, key: str, done: Repaired) -> None:
 
 
 def _texts_repaired(sample: Sample, wanted: Wanted, done: Repaired) -> Sample:
-    for rule in wanted.rules:
-        if not wanted.makes(rule) or rule.fix == DROP:
-            continue
-        for item in sample.passages:
-            if find(rule, item) and callable(rule.fix):
-                sample = _with_text(sample, item, rule.fix(item), rule.key, wanted, done)
+    """Until nothing is left to repair: what one rule takes away may have stood between what another one joins."""
+    for _ in range(_ROUNDS):
+        before = done.changed.total()
+        for rule in wanted.rules:
+            if not wanted.makes(rule) or rule.fix == DROP:
+                continue
+            for item in sample.passages:
+                if find(rule, item) and callable(rule.fix):
+                    sample = _with_text(sample, item, rule.fix(item), rule.key, wanted, done)
+        if done.changed.total() == before:
+            break
     return sample
 
 

@@ -194,3 +194,11 @@ def test_what_the_report_promises_is_what_is_done(tmp_path: Path):
     )
     done = repair(found.samples, Wanted(fix="safe"))
     assert sum(done.changed.values()) == 1
+
+
+def test_what_one_repair_uncovers_another_one_repairs():
+    """か and its mark with a character of no width between them."""
+    done = repair(samples([{"instruction": "首都は？", "output": "か\u200b\u3099っこう"}]), Wanted(fix="safe"))
+    assert done.rows[0].values["output"] == "がっこう"
+    assert [change["rule"] for change in done.journal] == ["zero_width", "decomposed"]
+    assert repair(done.rows, Wanted(fix="safe")).journal == []
