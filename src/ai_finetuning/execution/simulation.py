@@ -16,6 +16,7 @@ from ..data.tokenize import Example
 from ..engine.hooks import Callback, Control
 from ..engine.state import Run
 from ..engine.train_state import TrainState
+from ..errors import reason_of
 from ..messages import notice, warn
 from ..models.quantized import held_tensors
 from ..models.special_tokens import grow_embedding
@@ -52,9 +53,31 @@ def _timeline(plan: RunPlan) -> Timeline | None:
     stages, each = plan.parallel.sizes.pp, plan.parallel.sizes.dp * plan.parallel.sizes.tp
     told = []
     for rank in range(0, stages * each, each):
-        job = replace(_job(plan, module), rank=rank)
-        told.append(remembered(_key(plan, job), group, partial(simulate, job, group)))
+        timeline = _told(plan, replace(_job(plan, module), rank=rank), group)
+        if timeline is None:
+            return None
+        told.append(timeline)
     return max(told, key=lambda timeline: timeline.peak)
+
+
+def _told(plan: RunPlan, job: Job, group: Sequence[Batch]) -> Timeline | None:
+    """The step on the way that a run tries first, or on padded rows, as a run goes where a model does not take that way;
+    None, which is said, for a model whose code cannot be followed without data.
+    """
+    reason = ""
+    for kernels in dict.fromkeys((job.kernels, "plain")):
+        tried = replace(job, kernels=kernels)
+        try:
+            return remembered(_key(plan, tried), group, partial(simulate, tried, group))
+        except MemoryError:
+            raise
+        except Exception as error:  # a model's own code, however it says so; a plan needs no simulation
+            reason = reason_of(error)
+    notice(
+        f"このモデルの 1 ステップはシミュレーションできないため、メモリーは式の値です（{reason}）。",
+        f"a step of this model cannot be simulated, so memory is told by the formula ({reason}).",
+    )
+    return None
 
 
 def of_second_step(plan: RunPlan) -> Timeline | None:
@@ -65,8 +88,7 @@ def of_second_step(plan: RunPlan) -> Timeline | None:
         return None
     epoch, index = divmod(_MEASURED - 1, len(plan.loader))
     group = plan.loader.micro_batches(epoch, index, plan.request.config.training.batch_size)
-    job = _job(plan, _module(plan))
-    return remembered(_key(plan, job), group, partial(simulate, job, group))
+    return _told(plan, _job(plan, _module(plan)), group)
 
 
 def _module(plan: RunPlan) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,21 @@ else:
 NEEDS_DATA: tuple[type[Exception], ...] = (DataDependentOutputException, DynamicOutputShapeException)
 
 
-def tensors_without_data() -> Any:
+@contextlib.contextmanager
+def tensors_without_data() -> Iterator[None]:
     """A mode in which every tensor has a shape, a dtype and a device, and no bytes.
 
     torch 2.10 to 2.13: `torch._subclasses.fake_tensor.FakeTensorMode`, which torch.compile and torch.export work with;
-    torch's notes on fake tensors import it from there, and no public name is announced.
+    torch's notes on fake tensors import it from there, and no public name is announced. Its log tells of every operation
+    that fails without data; whoever simulates says so itself.
     """
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    log = logging.getLogger(FakeTensorMode.__module__)
+    was, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        log.disabled = was
 
 
 @contextlib.contextmanager

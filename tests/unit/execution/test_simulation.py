@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.integration.test_families import folder_of
 from tests.support.commands import call, write_run
 
 from ai_finetuning.config.load import load_config
@@ -114,6 +115,19 @@ def test_checkpointing_that_nobody_asked_for_goes_where_a_step_fits_on_a_gpu(
     if not expected:
         assert left.summary.timeline is not None
         assert any("reserved; not calibrated" in value for _, value in left.summary.table())
+
+
+@pytest.mark.parametrize(("family", "told"), [("bloom", True), ("gpt_neo", True), ("deepseek_v3", False)])
+def test_models_that_take_another_way_have_a_plan(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], logged, family: str, told: bool
+):
+    """Models that documents do not suit go over padded rows; experts whose kernel refuses tensors without data are told by
+    the formula.
+    """
+    run = str(write_run(tmp_path, folder_of(tmp_path / "base", family)))
+    assert call("plan", run, "--plan", "exact") == 0
+    assert ("memory (simulated" in capsys.readouterr().out) is told
+    assert ("told by the formula" in logged()) is not told
 
 
 def test_the_longest_rows_are_simulated(tiny_model_dir: Path, tmp_path: Path):
