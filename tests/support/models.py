@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -27,9 +28,13 @@ CHAT_TEMPLATE = (
 SPECIALS = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-@cache
 def build_tokenizer(chat_template: str | None = CHAT_TEMPLATE):
-    """A byte-level BPE tokenizer of about 400 pieces with pad, BOS, EOS and role tokens."""
+    """A byte-level BPE tokenizer of about 400 pieces with pad, BOS, EOS and role tokens; the caller may change it."""
+    return copy.deepcopy(_trained_tokenizer(chat_template))
+
+
+@cache
+def _trained_tokenizer(chat_template: str | None):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -174,7 +174,7 @@ def test_a_model_that_cannot_compute_is_refused_by_both_ways_of_asking():
 
 
 def test_an_empty_prompt_is_refused_by_its_reason():
-    tokenizer = copy.deepcopy(build_tokenizer())  # which other tests share
+    tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ '' }}"
     with pytest.raises(ModelError, match="prompt is empty"):
         generate_text(build_model(), tokenizer, [QUESTION], max_new_tokens=2)

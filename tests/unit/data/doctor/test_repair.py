@@ -18,6 +18,7 @@ from ai_finetuning.data.doctor.repair import Wanted, repair, undo, write
 from ai_finetuning.data.doctor.report import lines
 from ai_finetuning.data.rows import Row
 from ai_finetuning.errors import DataError
+from ai_finetuning.japanese.style import Style
 
 TOKYO = "東京です。江戸時代から政治の中心で、いまも多くの省庁と企業の本社が集まっています。"
 ROWS: list[dict[str, Any]] = [
@@ -168,8 +169,9 @@ def test_one_style_can_be_kept():
         {"instruction": "山は？", "output": "富士山です。高い。美しいです。雪がある。"},
         {"instruction": "町は？", "output": "横浜、神戸、長崎"},
     ]
-    for style, kept in (("polite", [1, 4]), ("plain", [2, 4])):
-        done = repair(samples(rows), Wanted(style=style))  # type: ignore[arg-type]
+    kept_by_style: dict[Style, list[int]] = {"polite": [1, 4], "plain": [2, 4]}
+    for style, kept in kept_by_style.items():
+        done = repair(samples(rows), Wanted(style=style))
         assert [sample.number for sample in done.rows] == kept
         assert done.changed == {}
 
