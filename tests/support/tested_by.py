@@ -25,6 +25,7 @@ _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
     "execution.launcher": _LAUNCH,
+    "inference.unfinished": "integration/test_first_day_answers.py",
     "execution.place": "integration/test_elsewhere.py",
     **{f"execution.self_check.{name}": _SELF_CHECK for name in ("everything", "four_bit", "several")},
     "apps.cli.gpu": _SELF_CHECK,

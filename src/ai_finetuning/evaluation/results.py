@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, StorageError
-from ..messages import argument, excerpt
-from ..system.files import appended, is_private
+from ..errors import Reason
+from ..inference.unfinished import Unfinished
 from .likelihood import WAYS
 from .tasks import Task
 
-FILE, FORMAT = "eval.jsonl", 1
+FILE = "eval.jsonl"
 
 
 @dataclass
@@ -26,13 +24,11 @@ class Results:
     A row has `side` (before, after), `task`, `item`, `score`, and what that comes from (likelihoods, answer, faults).
 
     Attributes:
-        path: the file; None keeps rows in memory.
-        made_by: what the rows depend on; another command does not go on with them.
+        file: None keeps rows in memory.
         rows: by (side, task), then by item.
     """
 
-    path: Path | None
-    made_by: dict[str, Any]
+    file: Unfinished | None
     rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
@@ -40,57 +36,18 @@ class Results:
         """The results at a path, with what an earlier command has measured.
 
         Args:
-            restart: forget that.
+            path: None keeps them in memory.
+            made_by: what the rows depend on; another command does not go on with them.
+            restart: forget what is there.
 
         Raises:
-            ConfigError: they belong to another command, and the message says what differs; or others can write them.
-            StorageError: they cannot be removed.
+            ConfigError, StorageError: see Unfinished.read.
         """
-        results = cls(path, json.loads(json.dumps(made_by)))
-        if path is None or not os.path.lexists(path):
-            return results
-        if restart:
-            try:
-                path.unlink()
-            except OSError as error:
-                raise _unwritable(path, error) from error
-            return results
-        if not is_private(path):
-            raise ConfigError(
-                f"途中の結果 {argument(path)} はほかのユーザーが書き込めるか、リンクです。消すか、--out を変えてください。",
-                f"the results so far, {argument(path)}, can be written by other users, or are a link; remove them, or choose "
-                "another --out.",
-            )
-        results._read(path)
+        results = cls(None)
+        if path is not None:
+            results.file = Unfinished.at(path, made_by, Reason("途中の結果", "the results so far"))
+            results._keep(results.file.read(_row, restart=restart))
         return results
-
-    def _read(self, path: Path) -> None:
-        try:
-            if not path.is_file():
-                raise ValueError("no regular file")
-            lines = path.read_bytes().split(b"\n")[:-1]  # what a killed process wrote last may be half a line
-            head = json.loads(lines[0]) if lines else None
-            if head is not None and (head["format"] != FORMAT or not isinstance(head["made_by"], dict)):
-                raise ValueError("format")
-            rows = [json.loads(line) for line in lines[1:]]
-            if not all(_is_row(row) for row in rows):
-                raise ValueError("a line is no result")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            why = excerpt(str(error))
-            raise ConfigError(
-                f"途中の結果 {argument(path)} を読めません（{why}）。--restart で最初からやり直せます。",
-                f"the results so far, {argument(path)}, cannot be read ({why}); --restart begins anew.",
-            ) from error
-        changed = (
-            [] if head is None else [name for name, value in self.made_by.items() if head["made_by"].get(name) != value]
-        )
-        if changed:
-            raise ConfigError(
-                f"途中の結果 {argument(path)} は別の指定で作られています（違うもの: {', '.join(changed)}）。同じ指定に戻すか、--out を変えるか、--restart で最初からやり直してください。",
-                f"the results so far, {argument(path)}, were made by another command (different: {', '.join(changed)}); use "
-                "the same one, choose another --out, or begin anew with --restart.",
-            )
-        self._keep(rows)
 
     def _keep(self, rows: Iterable[dict[str, Any]]) -> None:
         for row in rows:
@@ -111,15 +68,8 @@ class Results:
             StorageError: they cannot be written.
         """
         new = [json.loads(json.dumps(row)) for row in rows]
-        if self.path is not None:
-            try:
-                with appended(self.path) as file:
-                    head = [{"format": FORMAT, "made_by": self.made_by}] if file.tell() == 0 else []
-                    file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*head, *new]).encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise _unwritable(self.path, error) from error
+        if self.file is not None:
+            self.file.add(new)
         self._keep(new)
 
 
@@ -129,8 +79,19 @@ def _has_all(row: Mapping[str, Any], task: Task) -> bool:
     return written and all(name in row.get(table, {}) for table, names in tables.items() for name in names)
 
 
+def _row(row: Any) -> dict[str, Any]:
+    """A line that is a result: names, a score that is a number, and of what else is read the right types.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _is_row(row):
+        raise ValueError("a line is no result")
+    found: dict[str, Any] = row
+    return found
+
+
 def _is_row(row: object) -> bool:
-    """Whether a line is a result: names, a score that is a number, and of what else is read the right types."""
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("side", "task", "item")):
         return False
     tables = [row.get(name, {}) for name in ("scores", "right_by")]
@@ -142,11 +103,4 @@ def _is_row(row: object) -> bool:
         all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
         and isinstance(faults, list)
         and all(isinstance(name, str) for name in faults)
-    )
-
-
-def _unwritable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"途中の結果 {argument(path)} に書けません（{error.strerror or error}）。空き容量と権限を確認してください。",
-        f"the results so far, {argument(path)}, cannot be written ({error.strerror or error}); check space and rights.",
     )

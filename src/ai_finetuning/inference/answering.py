@@ -4,24 +4,20 @@ on.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, StorageError, ToolkitError
+from ..errors import Reason, ToolkitError
 from ..japanese.default_system import system_turn
 from ..japanese.prompts import user_turn
-from ..messages import excerpt
 from ..models.generation import encode_prompts, generate_answers
 from ..models.named import find_named
-from ..system.files import appended, is_private
 from .question_files import Question
 from .session import OpenModel
-
-_FORMAT = 1
+from .unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -60,69 +56,35 @@ class Asking:
 
 @dataclass
 class Record:
-    """What is answered so far, in a file beside the answers; a line a question, below one that says of what.
+    """What is answered so far, in a file beside the answers; a line a question.
 
     Attributes:
-        path: the file.
-        made_by: what the answers depend on; another command does not go on with them.
+        file: it.
         outcomes: by the place of the question.
     """
 
-    path: Path
-    made_by: dict[str, Any]
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    file: Unfinished
+    outcomes: dict[int, Outcome]
 
     @classmethod
     def open(cls, path: Path, made_by: Mapping[str, Any], *, restart: bool) -> Record:
         """The record at a path, with what an earlier command has answered.
 
         Args:
+            made_by: what the answers depend on; another command does not go on with them.
             restart: forget that.
 
         Raises:
-            ConfigError: it belongs to another command, and the message says what differs; or others can write it.
+            ConfigError, StorageError: see Unfinished.read.
         """
-        record = cls(path, json.loads(json.dumps(made_by)))
-        if restart:
-            path.unlink(missing_ok=True)
-        if os.path.lexists(path):
-            if not is_private(path):
-                raise ConfigError(
-                    f"途中の回答 {path} はほかのユーザーが書き込めるか、リンクです。消すか、--out を変えてください。",
-                    f"the answers so far, {path}, can be written by other users, or are a link; remove them, or choose "
-                    "another --out.",
-                )
-            record._read()
-        return record
+        file = Unfinished.at(path, made_by, Reason("途中の回答", "the answers so far"))
+        columns = len(file.made_by.get("variants", ()))
+        return cls(file, dict(file.read(partial(_outcome, columns=columns), restart=restart)))
 
-    def _read(self) -> None:
-        try:
-            if not self.path.is_file():
-                raise ValueError("no regular file")
-            lines = self.path.read_bytes().split(b"\n")[:-1]  # what a killed process wrote last may be half a line
-            head = json.loads(lines[0]) if lines else None
-            if head is not None and (head["format"] != _FORMAT or not isinstance(head["made_by"], dict)):
-                raise ValueError("format")
-            found = dict(_outcome(json.loads(line)) for line in lines[1:])
-            columns = len(self.made_by.get("variants", ()))
-            if any(item.answers and columns and len(item.answers) != columns for item in found.values()):
-                raise ValueError("not as many")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            why = excerpt(str(error))
-            raise ConfigError(
-                f"途中の回答 {self.path} を読めません（{why}）。--restart で最初からやり直せます。",
-                f"the answers so far, {self.path}, cannot be read ({why}); --restart begins anew.",
-            ) from error
-        changed = (
-            [] if head is None else [name for name in self.made_by if head["made_by"].get(name) != self.made_by[name]]
-        )
-        if changed:
-            raise ConfigError(
-                f"途中の回答 {self.path} は別の指定で作られています（違うもの: {', '.join(changed)}）。同じ指定に戻すか、--restart で最初からやり直してください。",
-                f"the answers so far, {self.path}, were made by another command (different: {', '.join(changed)}); use the "
-                "same one, or begin anew with --restart.",
-            )
-        self.outcomes = found
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self.file.path
 
     def add(self, outcomes: Mapping[int, Outcome]) -> None:
         """Writes answers to disk before the next ones are made.
@@ -130,28 +92,16 @@ class Record:
         Raises:
             StorageError: they cannot be written.
         """
-        lines = [] if self.outcomes or self._has_head() else [{"format": _FORMAT, "made_by": self.made_by}]
+        lines = []
         for place, item in outcomes.items():
             line: dict[str, Any] = {"question": place, "answers": item.answers, "ends": item.ends}
             lines.append(line | ({"refused": item.refused} if item.refused else {}))
-        try:
-            with appended(self.path) as file:
-                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StorageError(
-                f"途中の回答 {self.path} に書けません（{error.strerror or error}）。",
-                f"the answers so far, {self.path}, cannot be written ({error.strerror or error}).",
-            ) from error
+        self.file.add(lines)
         self.outcomes.update(outcomes)
 
-    def _has_head(self) -> bool:
-        return self.path.is_file() and b"\n" in self.path.read_bytes()
 
-
-def _outcome(row: dict[str, Any]) -> tuple[int, Outcome]:
-    """A line of the record: (place of the question, its outcome).
+def _outcome(row: dict[str, Any], columns: int) -> tuple[int, Outcome]:
+    """A line of the record: (place of the question, its outcome with so many answers).
 
     Raises:
         ValueError, KeyError, TypeError: it is no such line.
@@ -160,7 +110,11 @@ def _outcome(row: dict[str, Any]) -> tuple[int, Outcome]:
     texts = [*answers, *ends, *(refused or ())]
     if type(place) is not int or not all(isinstance(text, str) for text in texts):
         raise ValueError("not texts")
-    if len(answers) != len(ends) or not (refused is None or len(refused) == 2):
+    if (
+        len(answers) != len(ends)
+        or not (refused is None or len(refused) == 2)
+        or (answers and len(answers) != columns > 0)
+    ):
         raise ValueError("not as many")
     return place, Outcome(tuple(answers), tuple(ends), tuple(refused) if refused else None)
 
