@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.loss import make_document_loss
-from ai_finetuning.kernels import attention, loss
+from ai_finetuning.kernels import attention, lora, loss
 from ai_finetuning.models import liger
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora, without_input_casts
@@ -124,15 +124,16 @@ def _as_on_a_gpu(counted: Counted) -> Iterator[None]:
             made[make, given] = make.__wrapped__(*given)
         return made[make, given]
 
-    kept = loss.row_kernel, liger._ligers, attention._shared
+    kept = loss.row_kernel, liger._ligers, attention._shared, lora.only_allocating
     attention._shared = shared
+    lora.only_allocating = lambda: True  # products may give fp32, as on a GPU
     loss.row_kernel = lambda dtype, device, compiled: loss.one_kernel_cross_entropy
     norm, silu, gelu = (_launch(name, counted, 1) for name in ("norm", "silu", "gelu"))
     liger._ligers = lambda: liger.Kernels(norm, silu, gelu, _launch("rotate", counted, 2))
     try:
         yield
     finally:
-        loss.row_kernel, liger._ligers, attention._shared = kept
+        loss.row_kernel, liger._ligers, attention._shared, lora.only_allocating = kept
 
 
 def step_costs(layers: int, *, full: bool, with_liger: bool, tokens: int = 4096) -> Counted:
