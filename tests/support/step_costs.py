@@ -171,16 +171,15 @@ def _as_on_a_gpu(counted: Counted) -> Iterator[None]:
             made[make, given] = make.__wrapped__(*given)
         return made[make, given]
 
-    kept = loss.row_kernel, liger._ligers, attention._shared, lora.only_allocating
+    kept = loss.kernels_of, lora.kernels_of, liger._ligers, attention._shared
     attention._shared = shared
-    lora.only_allocating = lambda: True  # products may give fp32, as on a GPU
-    loss.row_kernel = lambda dtype, device, compiled: loss.one_kernel_cross_entropy
+    loss.kernels_of = lora.kernels_of = lambda device: "cuda"
     norm, silu, gelu = (_launch(name, counted, 1) for name in ("norm", "silu", "gelu"))
     liger._ligers = lambda: liger.Kernels(norm, silu, gelu, _launch("rotate", counted, 2))
     try:
         yield
     finally:
-        loss.row_kernel, liger._ligers, attention._shared, lora.only_allocating = kept
+        loss.kernels_of, lora.kernels_of, liger._ligers, attention._shared = kept
 
 
 def step_costs(layers: int, method: str, *, with_liger: bool, tokens: int = 4096) -> Counted:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import Reason
 from .autograd import Function
-from .stand_in import only_allocating
+from .stand_in import kernels_of
 
 
 def adapted_linear(
@@ -120,7 +120,7 @@ def _scaled(one: Tensor, other: Tensor, factor: float) -> Tensor:
 
 def _wide(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
     """one @ other in a wider dtype than theirs."""
-    if one.dtype is not dtype and (one.is_cuda or only_allocating()):  # no other device's products do that
+    if one.dtype is not dtype and kernels_of(one.device) == "cuda":  # no other device's products do that
         return torch.mm(one, other, out_dtype=dtype)
     return torch.mm(one, other).to(dtype)
 
