@@ -13,6 +13,7 @@ from ai_finetuning.kernels.attention import (
     VARLEN,
     implementations_for,
 )
+from ai_finetuning.kernels.lora import why_not_one_operation
 from ai_finetuning.kernels.loss import why_not_one_kernel
 from ai_finetuning.models.adapters import add_lora, without_input_casts
 from ai_finetuning.models.liger import find_replacements
@@ -84,8 +85,15 @@ def test_liger_computes_norms_mlp_and_rotation(kind: str):
         assert found.chosen.en == "norms, gated MLP, rotation by Liger"
 
 
-def test_a_lora_step_in_place_is_that_of_the_cpu_in_fp32():
-    """With what a run on a GPU puts on: inputs left to autocast, products added in place, and Liger where it is."""
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_layer_with_an_adapter_is_one_operation(dtype: torch.dtype):
+    if dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("no bf16 here")
+    assert why_not_one_operation(dtype, GPU) is None
+
+
+def test_a_lora_step_in_one_operation_a_layer_is_that_of_the_cpu_in_fp32():
+    """With what a run on a GPU puts on: base and adapter as one operation, and Liger where it is."""
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     torch.manual_seed(0)
     model = add_lora(build_model("llama"), r=4, alpha=8, target_modules="all-linear")

@@ -1,4 +1,4 @@
-"""The Triton loss kernel compiled for NVIDIA GPUs that are not here: one JSON line a GPU, with its shared memory.
+"""The Triton loss kernel compiled for NVIDIA GPUs that are not here: one JSON line a GPU, with its shared memory and its own of the GPU's.
 
 It shows that the kernel exists for a GPU and fits it, not that its numbers are right there.
 """
@@ -32,9 +32,9 @@ def main() -> None:
                     {"cap": cap, "with_gradient": True, "block": 2048},
                 )
                 made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
-                print(
-                    json.dumps({"capability": capability, "dtype": dtype, "cap": cap, "shared": made.metadata.shared})
-                )
+                metadata = made.metadata
+                sizes = {"shared": metadata.shared, "scratch": metadata.global_scratch_size}
+                print(json.dumps({"capability": capability, "dtype": dtype, "cap": cap, **sizes}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The Triton loss kernel in Triton's interpreter against plain torch, in fp32: one JSON line of relative errors.
+"""The Triton loss kernel in Triton's interpreter against plain torch, in fp32: one JSON line of relative errors, and of the
+bytes that it takes beside what a plan declares for it.
 
 A program of its own, as TRITON_INTERPRET has to be set before Triton is first imported.
 """
@@ -10,10 +11,29 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+from unittest import mock
+
 import torch
 
-from ai_finetuning.kernels.loss import plain_cross_entropy
+from ai_finetuning.kernels import triton_loss
+from ai_finetuning.kernels.loss import one_kernel_cross_entropy, plain_cross_entropy
 from ai_finetuning.kernels.triton_loss import cross_entropy
+from ai_finetuning.planner._upstream import tensors_without_data
+from ai_finetuning.planner.tracker import Tracker
+
+
+def taken(rows: int, words: int) -> list[int]:
+    """Bytes that a call takes, and those of the operator on tensors without data; the launch is left out, as the interpreter
+    copies what it is given.
+    """
+    peaks = []
+    with mock.patch.object(triton_loss, "_row", mock.MagicMock()), Tracker() as tracker:
+        cross_entropy(torch.empty(rows, words), torch.zeros(rows, dtype=torch.int64), 0.0, True)
+    peaks.append(tracker.peak)
+    with tensors_without_data(), Tracker() as tracker:
+        given = torch.empty(rows, words), torch.zeros(rows, dtype=torch.int64)
+        one_kernel_cross_entropy(*given, cap=0.0, with_gradient=True)
+    return [*peaks, tracker.peak]
 
 
 def main() -> None:
@@ -32,11 +52,9 @@ def main() -> None:
                 errors = [
                     float((one - other).norm() / other.norm()) for one, other in ((got, expected), (mine, theirs))
                 ]
-                print(
-                    json.dumps(
-                        {"words": words, "cap": cap, "errors": errors, "kept": with_gradient or mine.equal(logits)}
-                    )
-                )
+                kept = with_gradient or mine.equal(logits)
+                row = {"words": words, "cap": cap, "errors": errors, "kept": kept, "bytes": taken(rows, words)}
+                print(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ..engine.prefetch import Prefetched
 from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run
 from ..engine.train_state import TrainState
+from ..kernels.lora import why_not_one_operation
 from ..messages import notice
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
@@ -141,9 +142,7 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
             model.float()  # the master weights of mixed precision (arXiv:1710.03740)
     else:
         model = _with_adapter(plan, model)
-        lighten(model)
-        if plan.device.type == "cuda":
-            without_input_casts(model)
+        _lighten(plan, model)
     if plan.derived.gradient_checkpointing:
         enable_activation_checkpointing(unwrapped(model))
     if plan.parallel.sizes.dp > 1:
@@ -157,6 +156,21 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
         f"{trains:,} of {everything:,} parameters are trained ({trains / everything:.2%})",
     )
     return model, fingerprint, dtype
+
+
+def _lighten(plan: RunPlan, model: nn.Module) -> None:
+    """Less traffic in layers with an adapter; on a CPU every bit stays."""
+    dtype = plan.precision.autocast
+    if plan.device.type != "cuda" or dtype is None:
+        lighten(model, one_operation=False)
+        return
+    reason = why_not_one_operation(dtype, plan.device)
+    lighten(model, one_operation=reason is None)
+    without_input_casts(model)
+    notice(
+        f"LoRA 層: {'1 つの演算' if reason is None else f'PEFT のまま（{reason.ja}）'}",
+        f"LoRA layers: {'one operation each' if reason is None else f'as PEFT computes them ({reason.en})'}",
+    )
 
 
 def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:

@@ -12,6 +12,7 @@ from ..errors import Reason
 from . import native
 from ._upstream import graph_is_kept
 from .autograd import Function
+from .stand_in import kernels_of
 
 # (logits [rows, vocabulary], targets [rows], cap, with_gradient) -> losses [rows] fp32; logits become their gradient.
 RowKernel = Callable[..., Tensor]
@@ -46,11 +47,10 @@ def _(logits: Tensor, targets: Tensor, *, cap: float, with_gradient: bool) -> Te
 
 def row_kernel(dtype: torch.dtype, device: torch.device, *, compiled: bool) -> RowKernel:
     """The kernel for logits of this dtype and place."""
-    if compiled and device.type == "cuda":
+    kind = kernels_of(device) if compiled else None
+    if kind == "cuda":
         return one_kernel_cross_entropy
-    return (
-        native.cross_entropy if compiled and dtype is torch.bfloat16 and device.type == "cpu" else plain_cross_entropy
-    )
+    return native.cross_entropy if dtype is torch.bfloat16 and kind == "cpu" else plain_cross_entropy
 
 
 # Relative difference between the two kernels beyond which the plain one is taken, by the dtype of the logits.
@@ -118,6 +118,7 @@ class LinearCrossEntropy(Function):
                 dhidden[part] = torch.mm(logits, compute)
             if dweight is not None:
                 dweight += torch.mm(logits.t(), hidden[part])
+            del logits  # before the next ones are made
         ctx.gradients = dhidden, dweight, weight.dtype
         return total
 

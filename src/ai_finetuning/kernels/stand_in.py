@@ -19,6 +19,8 @@ from .autograd import Function
 
 # Lengths of the documents of the row that is computed, while kernels only allocate; None: they compute.
 _LENGTHS: ContextVar[list[int] | None] = ContextVar("lengths", default=None)
+# The type of the device that a plan is for, while tensors without data lie on the CPU.
+_PLANNED: ContextVar[str | None] = ContextVar("planned", default=None)
 
 
 def only_allocating() -> bool:
@@ -27,13 +29,23 @@ def only_allocating() -> bool:
 
 
 @contextlib.contextmanager
-def without_arithmetic() -> Iterator[None]:
-    """Kernels only allocate inside the block."""
-    token = _LENGTHS.set([])
+def without_arithmetic(planned: str | None = None) -> Iterator[None]:
+    """Kernels only allocate inside the block.
+
+    Args:
+        planned: type of the device whose kernels are meant; None for that of the tensors.
+    """
+    lengths, device = _LENGTHS.set([]), _PLANNED.set(planned)
     try:
         yield
     finally:
-        _LENGTHS.reset(token)
+        _LENGTHS.reset(lengths)
+        _PLANNED.reset(device)
+
+
+def kernels_of(device: torch.device) -> str:
+    """The type of the device whose kernels a tensor on `device` gets: its own, or the one that a plan is for."""
+    return _PLANNED.get() or device.type
 
 
 def note_documents(lengths: tuple[int, ...]) -> None:

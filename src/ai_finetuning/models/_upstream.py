@@ -52,6 +52,24 @@ def version_of(weight: Tensor) -> int:
     return weight._version
 
 
+def in_backward() -> bool:
+    """Whether a backward pass is running on this thread: a layer that is called then is computed again.
+
+    torch 2.10 to 2.13: `torch._C._current_graph_task_id`, which torch's own checkpointing asks; -1 outside.
+    """
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def cast_together(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Copies of many tensors in another dtype, by one operation of a few kernels.
+
+    torch 2.10 to 2.13: `torch._foreach_copy_`, by which torch's own FSDP copies; torch documents others of the family.
+    """
+    made = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(made, tensors)
+    return made
+
+
 def has_accelerate_hooks(model: nn.Module) -> bool:
     """Whether accelerate has put hooks on a model, as transformers lets it where it loads over several devices.
 

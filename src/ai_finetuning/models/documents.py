@@ -8,6 +8,7 @@ documents.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -300,9 +301,11 @@ def assumed_forward_path(
     setting, forced = attention_setting(model), kernels == "fused"
     name = "portable" if _why_not_fused(model, device, autocast, kernels) else "fused"
     model.set_attn_implementation(implementations_for(device)[0])
-    # A GPU's kernel of the loss works in place and is not simulated: plain torch takes at least what it takes.
-    plain = device.type == "cuda" or _why_plain_loss(device, _computed_in(head, autocast), _cap(model), forced=forced)
-    return _opened(name, model, head, autocast, setting, compiled=not plain)
+    if device.type == "cuda":  # without Triton, as on Windows, a run here will take plain torch
+        compiled = importlib.util.find_spec("triton") is not None or not torch.cuda.is_available()
+    else:
+        compiled = not _why_plain_loss(device, _computed_in(head, autocast), _cap(model), forced=forced)
+    return _opened(name, model, head, autocast, setting, compiled=compiled)
 
 
 def _knows_position_ids(model: Any) -> bool:

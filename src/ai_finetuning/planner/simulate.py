@@ -155,7 +155,7 @@ def _trace(job: Job, group: Sequence[Batch], layers: int | None) -> _Trace:
     allocator = CachingAllocator(expandable=True)
     try:
         with contextlib.ExitStack() as stack:
-            for context in (_seeded(), without_arithmetic(), masks_as_with_data()):
+            for context in (_seeded(), without_arithmetic(job.device.type), masks_as_with_data()):
                 stack.enter_context(context)
             stack.enter_context(pretended_group(job.rank, job.parallel.processes))
             model = _model(job, layers)

@@ -44,6 +44,8 @@ def test_loss_and_gradient_are_those_of_plain_torch(tmp_path: Path):
     for row in obtained:
         assert max(row["errors"]) < 2e-6, row
         assert row["kept"], row
+        allocated, declared = row["bytes"]
+        assert allocated == declared > 0, row
 
 
 @pytest.mark.slow
@@ -52,6 +54,7 @@ def test_it_compiles_for_gpus_from_turing_to_blackwell(tmp_path: Path):
     obtained = lines_of("compiled_loss", tmp_path)
     assert {row["capability"] for row in obtained} == {75, 80, 86, 89, 90, 100, 120}
     assert all(row["shared"] < 48 * 1024 for row in obtained)  # what every GPU has
+    assert all(row["scratch"] == 0 for row in obtained)  # nothing of the GPU's memory beside what a plan counts
 
 
 def test_a_machine_without_it_says_why_and_computes_plainly(monkeypatch: pytest.MonkeyPatch):
@@ -92,7 +95,7 @@ class Operations(TorchDispatchMode):
 
 def test_a_chunk_is_two_products_and_one_kernel(monkeypatch: pytest.MonkeyPatch):
     """With the head frozen, as LoRA has it; fake tensors take the way that a GPU takes."""
-    monkeypatch.setattr(loss, "row_kernel", lambda dtype, device, compiled: loss.one_kernel_cross_entropy)
+    monkeypatch.setattr(loss, "kernels_of", lambda device: "cuda")
     with FakeTensorMode(), Operations() as seen:
         hidden = torch.empty(64, 32, dtype=torch.bfloat16, requires_grad=True)
         weight, targets = torch.empty(500, 32, dtype=torch.bfloat16), torch.zeros(64, dtype=torch.int64)

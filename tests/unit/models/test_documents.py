@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,9 @@ from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import IGNORED, Example
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.errors import ModelError
+from ai_finetuning.kernels import attention
 from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.models import documents
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import select_forward_path, takes_positions, validate_causal
@@ -328,4 +332,23 @@ def test_masters_are_cast_again_after_an_update():
     with torch.no_grad():
         model.lm_head.weight.copy_(torch.ones_like(model.lm_head.weight))  # as a resume does
     assert torch.equal(path.cast(model.lm_head.weight), torch.ones_like(model.lm_head.weight).bfloat16())
+    path.close()
+
+
+@pytest.mark.parametrize(
+    ("gpu_is_here", "triton", "compiled"),
+    [(False, False, True), (False, True, True), (True, True, True), (True, False, False)],
+)
+def test_a_plan_for_a_gpu_counts_its_loss_kernel_where_a_run_can_take_it(
+    monkeypatch: pytest.MonkeyPatch, gpu_is_here: bool, triton: bool, compiled: bool
+):
+    """torch for CUDA has no Triton on Windows; a GPU that is not here is taken for one under Linux."""
+    _, model = build("Llama")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: triton or None if name == "triton" else find(name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_is_here)
+    monkeypatch.setattr(documents, "implementations_for", lambda device: (attention.FLEX,))
+    path = documents.assumed_forward_path(model, torch.device("cuda"), autocast=torch.bfloat16, kernels="auto")
+    assert path is not None
+    assert path.compiled is compiled
     path.close()

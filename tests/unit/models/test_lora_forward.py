@@ -1,4 +1,6 @@
-"""4-bit layers with an adapter: peft's copy of every output goes, and no bit changes."""
+"""Layers with an adapter: in 4 bit peft's copy of every output goes, and no bit changes; under autocast base and adapter are
+one operation.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,7 @@ def apart(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["16 bit", "4 bit"])
-def test_sums_in_place_err_no_more_than_pefts(folder: Path, four_bit: bool):
+def test_one_operation_errs_no_more_than_pefts_many(folder: Path, four_bit: bool):
     """Where autocast is on for the device: against fp32, as an accelerator would compute it."""
     exact = gradients(folder, "float32", light=False, four_bit=four_bit)
     peft, mine = (gradients(folder, "bfloat16", light=light, four_bit=four_bit) for light in (False, True))
@@ -138,6 +140,86 @@ def test_sums_in_place_err_no_more_than_pefts(folder: Path, four_bit: bool):
 def test_recomputed_layers_drop_the_same_numbers(folder: Path):
     once, again = (gradients(folder, "bfloat16", light=True, dropout=0.3, checkpointing=c) for c in (False, True))
     assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+
+
+class Made(TorchDispatchMode):
+    """Counts casts of matrices as narrow as an adapter's, and of many tensors at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.single, self.together = 0, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function)
+        self.together += name.startswith("aten._foreach_copy_")
+        self.single += name.startswith("aten._to_copy") and args[0].dtype is torch.float32 and 4 in args[0].shape
+        return function(*args, **(kwargs or {}))
+
+
+def test_adapters_are_cast_together_once_in_a_step(folder: Path):
+    model = light_model(folder)
+    enable_activation_checkpointing(model.get_base_model())
+    ids = torch.arange(3, 35)[None]
+    with Made() as made, torch.autocast("cpu", dtype=torch.bfloat16):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert (made.together, made.single) == (1, 0)
+
+
+def light_model(folder: Path) -> Any:
+    torch.manual_seed(0)
+    base = load_causal_lm(str(folder), dtype="bfloat16")
+    model = add_lora(base, r=4, alpha=12, target_modules="all-linear").train()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    without_input_casts(model, "cpu")
+    lighten(model, "cpu")
+    return model
+
+
+@pytest.mark.parametrize("between", ["nothing", "an evaluation", "a failed pass"])
+def test_no_cast_outlives_a_change_of_the_weights(folder: Path, between: str):
+    """Not one that leaves no trace in the version counter either, as fused optimizers make them."""
+    model = light_model(folder)
+    step(model, autocast=True)
+    if between == "an evaluation":
+        with torch.no_grad():
+            assert model(input_ids=torch.arange(3, 9)[None]).logits.isfinite().all()
+    if between == "a failed pass":
+        with pytest.raises(IndexError), torch.autocast("cpu", dtype=torch.bfloat16):
+            model(input_ids=torch.tensor([[10**6]]))
+    fresh = light_model(folder)
+    generator = torch.Generator().manual_seed(3)
+    for one, other in zip(model.parameters(), fresh.parameters(), strict=True):
+        if one.requires_grad:
+            one.data = 0.1 * torch.randn(one.shape, generator=generator)
+            other.data = one.data.clone()
+    layers = [each.get_base_model().model.layers[0].mlp.up_proj for each in (model, fresh)]
+    x = torch.randn(3, 64, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():  # as a stage of a pipeline calls a layer
+        assert torch.equal(layers[0](x), layers[1](x))
+    model.zero_grad()
+    (_, obtained), (_, expected) = (step(each, autocast=True) for each in (model, fresh))
+    assert all(torch.equal(one, other) for one, other in zip(obtained, expected, strict=True))
+
+
+def test_two_passes_forward_before_one_backward(folder: Path):
+    """As schedules of pipelines have them: the casts of the second are those of the first."""
+    model = light_model(folder)
+    enable_activation_checkpointing(model.get_base_model())
+    rows = [torch.arange(3, 35)[None], torch.arange(35, 67)[None]]
+    for ids in rows:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+    expected = [weight.grad for weight in model.parameters() if weight.requires_grad]
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = [model(input_ids=ids, labels=ids).loss for ids in rows]
+    for loss in losses:
+        loss.backward()
+    obtained = [weight.grad for weight in model.parameters() if weight.requires_grad]
+    assert all(torch.equal(one, other) for one, other in zip(obtained, expected, strict=True))
 
 
 def test_weights_that_are_filled_as_their_module_is_called_are_left_to_it(folder: Path):

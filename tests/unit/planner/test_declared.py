@@ -10,7 +10,9 @@ import torch
 
 from ai_finetuning.kernels import native
 from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.kernels.loss import LinearCrossEntropy
 from ai_finetuning.kernels.stand_in import without_arithmetic
+from ai_finetuning.planner._upstream import tensors_without_data
 from ai_finetuning.planner.declared import NATIVE, OPERATIONS, is_declared
 from ai_finetuning.planner.tracker import Tracker
 
@@ -58,6 +60,25 @@ def test_native_functions_allocate_the_same_without_arithmetic(name: str):
     with without_arithmetic(), Tracker() as allocated:
         CALLS[name]()
     assert allocated.peak == computed.peak > 0
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["frozen head", "head trains"])
+def test_a_plan_for_a_gpu_counts_the_loss_as_its_kernel_takes_it(full: bool):
+    """One chunk of logits in their own type, which become their gradient, a number a row, and the gradients."""
+    rows, width, words, chunk = 64, 32, 5000, 16
+    with tensors_without_data(), without_arithmetic("cuda"):
+        hidden = torch.empty(rows, width, dtype=torch.bfloat16, requires_grad=True)
+        head = torch.empty(words, width, dtype=torch.bfloat16, requires_grad=full)
+        targets = torch.empty(rows, dtype=torch.int64)
+        with Tracker() as tracker:
+            given = (hidden, head, targets, 0.0, chunk * 2 * words, lambda weight: weight)
+            LinearCrossEntropy.apply(*given, True)
+    assert not tracker.unknown
+    inputs = 2 * rows * width + 2 * words * width + 8 * rows
+    at_the_end = inputs + 2 * chunk * words + 4 * chunk + 2 * rows * width + 4  # logits, losses, gradient, sum
+    product = 2 * words * width if full else 2 * chunk * width  # of the gradient that is made last
+    gradients = 4 * words * width if full else 0
+    assert tracker.peak == pytest.approx(at_the_end + product + gradients, abs=8 * chunk)
 
 
 def test_only_declared_files_call_compiled_code():
