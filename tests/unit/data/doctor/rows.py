@@ -188,11 +188,34 @@ def _my_numbers() -> tuple[list[str], list[str]]:
     return right, wrong
 
 
+def _twice(text: str) -> str:
+    """UTF-8 that was read as CP932 two times, which loses bytes."""
+    return text.encode().decode("cp932", "ignore").encode().decode("cp932", "ignore")
+
+
+# Broken texts whose bytes prove nothing: rare kanji, half-width kana that no word is spelt with, odd characters.
+_LIKELY = [
+    *(_twice(carrier.format("本社")) for carrier in CARRIERS[:10]),
+    *(f"{year}年{year % 12 + 1}月{year % 20 + 10}日".encode().decode("latin-1") for year in range(1990, 1995)),
+    *(
+        f"{year}年{year % 12 + 1}月{year % 20 + 10}日".encode().decode("cp1252", "replace")
+        for year in range(1995, 2000)
+    ),
+    "冬・春・夏".encode().decode("cp932", "ignore"),
+]
+# Real half-width kana, accents, signs, drawings, names and rare kanji.
+_NOT_LIKELY = [
+    "ﾌﾘｺﾐ ｶ)ｱｵｿﾞﾗｼﾖｳﾃﾝ", "霞ｹ関、三ｹ月、八ｶ所、山ﾉ内、三ﾂ星", "ﾏﾝｼｮﾝ1LDK･ﾊﾞｽ･ﾄｲﾚ別､ｴｱｺﾝ付", "ｺｰﾋｰ､ﾃｨｰ､ｼﾞｭｰｽ", "ﾌｧｲﾙ､ﾌｫﾙﾀﾞｰ､ｳｨﾝﾄﾞｳ",
+    "ﾁｪｯｸｱｳﾄは10時です｡", "ｱ･ｲ･ｳ･ｴ･ｵの順", "(ﾟ∀ﾟ)", "(ﾟДﾟ)ﾊｧ?", "ｷﾀ━━━(ﾟ∀ﾟ)━━━!!", "ｳﾞｧｲｵﾘﾝ", "ﾃﾞｨｽﾞﾆｰﾗﾝﾄﾞ", "ﾌﾟﾗｽﾁｯｸ製･耐熱･食洗機対応",
+    "ｵｰｲ｡ﾊｰｲ｡", "周王朝ﾊ､中国ﾉ君主制政権ﾉ中ﾃﾞ最ﾓ長ｸ支配ｼﾀ｡", "Ça été là-bas", "ééé", "½+¼=¾", "£100 ¥200 ¢5", "\ue000さんと髙\ue001さん", "├── src\n└── tests",
+    "憂鬱な麒麟、檸檬と薔薇と葡萄", "子曰、學而時習之、不亦說乎。", "Übergrößenträger", "×÷±",
+]  # fmt: skip
 _RIGHT_NUMBERS, _WRONG_NUMBERS = _my_numbers()
 # Rows that a rule does not find.
 MISSED = {"chinese": ["首先把水烧开，然后放入面条。", "机器学习是人工智能的一个分支。"]}
 # Key of a rule: (texts that it finds, texts that it leaves alone).
 OWN: dict[str, tuple[list[str], list[str]]] = {
+    "mojibake_likely": (_LIKELY, _NOT_LIKELY),
     "surrogate": (carried(["\ud83d", "\udc00", "\ud800", "\udfff"]), list(PLAIN)),
     "control": (carried(["\x00", "\x07", "\x1b[2J", "\x08", "\x7f"]), [*PLAIN[:18], "表\t組", "改\n行"]),
     "radical": (carried(["⻑野", "⻄暦", "⽇本", "⼤学", "⻘⾊", "⻝事", "⾼い", "⻯", "⻲", "⺠"]), list(PLAIN)),
