@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Style = Literal["polite", "plain"]
-Part = Literal["body", "list", "speech"]
+Part = Literal["body", "list", "title", "speech"]
 
 # A text mixes both where each has so many sentences, and the rarer one this share of all.
 MIXED_SENTENCES, MIXED_SHARE = 2, 0.2
@@ -65,7 +65,8 @@ class Sentence:
     Attributes:
         start, stop: where it stands in the text, in characters.
         style: `polite` (敬体), `plain` (常体), or None for neither.
-        part: `body`, `list` in an item of a list, `speech` in a line of a dialogue.
+        part: `body`, `list` in an item of a list (`title` is the first sentence of several in one), `speech` in a line of a
+            dialogue.
     """
 
     start: int
@@ -135,14 +136,23 @@ def sentences(text: str) -> list[Sentence]:
     """The sentences of a text with their style; code, quotations, parentheses and lines without a mark are left aside."""
     visible = _QUOTED.sub(_hidden, _QUOTED.sub(_hidden, _CODE.sub(_hidden, text)))
     parts = _parts(text)
-    found, line, counted = [], 0, 0
+    found: list[Sentence] = []
+    lines: list[int] = []
+    line = counted = 0
     for match in _SENTENCE.finditer(visible):
         if not match.group(1):
             continue
         start = match.start() + len(match.group()) - len(match.group().lstrip())
         line, counted = line + text.count("\n", counted, start), start
         found.append(Sentence(start, match.end(), sentence_style(match.group()), parts[line]))
-    return found
+        lines.append(line)
+    alone = Counter(lines)
+    return [
+        replace(item, part="title")
+        if item.part == "list" and alone[line] > 1 and (place == 0 or lines[place - 1] != line)
+        else item
+        for place, (item, line) in enumerate(zip(found, lines, strict=True))
+    ]
 
 
 def _parts(text: str) -> list[Part]:

@@ -66,6 +66,8 @@ def test_items_of_a_list_and_speakers_have_their_own_style():
     assert not styles("方法を紹介します。続けてください。" + items).mixed
     assert styles("方法を紹介します。続けてください。" + items + "\n- 走ります。\n- 休みます。").mixed_part == "list"
     assert styles("方法を紹介します。続けてください。これは大切だ。忘れてはならない。" + items).mixed_part == "body"
+    titles = "\n1. 早く寝る。体が休まります。\n2. 水を飲む。頭が働きます。\n3. 歩く。気が晴れます。"
+    assert not styles("方法を紹介します。" + titles).mixed
     talk = "店員：いらっしゃいませ。お決まりですか？\n客：これがいい。それもくれ。\n店員：かしこまりました。"
     assert not styles(talk).mixed
     labels = "鼻歌：母親は歌います。不安でも歌います。\n悲鳴：とても大きい。敵を驚かせる。"

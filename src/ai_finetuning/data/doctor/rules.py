@@ -167,9 +167,10 @@ def _with_quotes(item: Passage) -> str:
     return personal.put(item.text, [(start, start, _OPENER[item.text[stop - 1]]) for start, stop in _lost_quotes(item)])
 
 
-# What is told may change its style: stories, poems, diaries, plays.
+# What is told may change its style: stories, poems, diaries, plays, the voice of somebody else.
 _TOLD = re.compile(
     "物語|小説|童話|おとぎ話|昔話|神話を|怪談|ストーリー|詩[をにで作書詠]|の詩|詠[うみん]|俳句|短歌|川柳|歌詞|日記|台本|脚本|シナリオ|セリフ|台詞|漫才"
+    "|想像して|なりきっ|口調で|風に[説書話語答]"
 )
 
 
