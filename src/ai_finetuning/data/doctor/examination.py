@@ -134,6 +134,7 @@ def examine(
     evaluated: str | Path | None = None,
     tokenizer: Any = None,
     only: Sequence[str] = (),
+    ignore: Sequence[str] = (),
 ) -> Examination:
     """Everything that the doctor has to say about a file; nothing is changed.
 
@@ -143,13 +144,14 @@ def examine(
         evaluated: evaluation data, for leakage.
         tokenizer: of the model to train, for text that it reads as special tokens.
         only: keys of rules; empty for all.
+        ignore: keys of rules that are left out.
 
     Raises:
         InputNotFoundError, DataError: see files.read_rows.
     """
     found = read_samples(path, columns, sheet)
     samples = found.samples
-    found.rules = rules = tuple(rule for rule in RULES if not only or rule.key in only)
+    found.rules = rules = chosen_rules(only, ignore)
     found.hits = hits_of(samples, rules)
     keys = {rule.key for rule in rules}
     if tokenizer is not None and "special_token" in keys:
@@ -174,6 +176,11 @@ def examine(
     if not only:
         found.gauges, found.common = _gauges(samples)
     return found
+
+
+def chosen_rules(only: Sequence[str] = (), ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
+    """The rules of these keys (of all where there are none) without those that are left out."""
+    return tuple(rule for rule in RULES if (not only or rule.key in only) and rule.key not in ignore)
 
 
 def hits_of(samples: Sequence[Sample], rules: Sequence[Rule] = RULES) -> dict[str, list[Hit]]:

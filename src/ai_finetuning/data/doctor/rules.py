@@ -10,13 +10,15 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ...errors import ConfigError
 from ...japanese import language
 from ...japanese.mojibake import find_mojibake
 from ...japanese.style import sentences, styles
+from ...messages import excerpt
 from . import personal
 from .numbers import find_absent_numbers
 from .passages import Passage
@@ -446,6 +448,20 @@ RULES: tuple[Rule, ...] = (
     _personal("address", personal.find_address, "住所（多くは施設・名所）", "an address (most are offices and sights)"),
 )
 BY_KEY = {rule.key: rule for rule in RULES}
+
+
+def validate_keys(keys: Iterable[str], setting: str) -> None:
+    """Refuses names that no rule has.
+
+    Raises:
+        ConfigError: with the setting and the known keys.
+    """
+    for key in keys:
+        if key not in BY_KEY:
+            raise ConfigError(
+                f"{setting} の {excerpt(key)} という規則はありません。使えるのは {', '.join(BY_KEY)} です。",
+                f"{setting} names {excerpt(key)}, and there is no such rule; known: {', '.join(BY_KEY)}.",
+            )
 
 
 def find(rule: Rule, item: Passage) -> list[Span]:
