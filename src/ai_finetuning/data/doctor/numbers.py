@@ -53,17 +53,19 @@ def find_absent_numbers(text: str, material: str, question: str) -> list[Span]:
     """
     if not material.strip() or material.strip().lower() == "nan":
         return []
+    plain = _LIST_NUMBER.sub(lambda match: " " * len(match.group()), folded(text))
+    found = [(value, span) for value, span in _numbers(plain) if value >= 10]
+    if not found:
+        return []
     given = folded(f"{material}\n{question}")
     known = {value for value, _ in _numbers(given)} | set(_implied(given))
-    plain = _LIST_NUMBER.sub(lambda match: " " * len(match.group()), folded(text))
-    found = list(_numbers(plain))
     years = {int(value) for value in known if value == int(value) and 500 <= value <= 2200}
     computes = _COMPUTED.search(f"{question}\n{plain}") is not None
     made = _made_of(known) if computes else set()
     absent = []
     for value, (start, stop) in found:
         behind = plain[stop : stop + 8].lstrip()
-        if value < 10 or value in known or value in made or plain[:start].rstrip(" $¥約")[-1:] in ("=", "＝"):
+        if value in known or value in made or plain[:start].rstrip(" $¥約")[-1:] in ("=", "＝"):
             continue
         if not _is_of_a_year(value, behind, years) and not _is_converted(value, behind, known):
             absent.append((start, stop))
