@@ -19,7 +19,7 @@ from ..rows import FileReport, Row
 from ..sources import LIKELY_ROWS, LIKELY_SHARE
 from .duplicates import Pair, groups, near_pairs
 from .leakage import Leakage, find_leakage, question_key
-from .passages import Passage, Place, Sample, sample_of
+from .passages import JUDGED, Passage, Place, Sample, sample_of
 from .rules import RULES, Rule, Severity, find, normalised
 
 Span = tuple[int, int]
@@ -111,11 +111,11 @@ def read_samples(path: str | Path, columns: Mapping[str, str] | None = None, she
 
 
 def _check(row: Row, columns: Mapping[str, str] | None) -> None:
-    """Builds a row as training would; pairs of a chosen and a rejected answer are examined all the same."""
+    """Builds a row as training would; chosen and rejected answers, and such as are marked, are examined all the same."""
     obtained, shape = find_format(row.values, columns)
     if obtained is None:
         raise BadRow("列から学習データを作れません", "the columns make no training sample")
-    if obtained.key != "preference":
+    if obtained.key not in JUDGED:
         build(shape.values, obtained, shape, row.source, None)
 
 
