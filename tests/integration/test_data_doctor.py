@@ -83,6 +83,51 @@ def test_show_and_rule_take_one_rule(file: str, capsys: pytest.CaptureFixture[st
     assert "(quote_lost)" not in said
 
 
+def test_rules_are_left_out_by_their_keys(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for how in (
+        ["--ignore", "loop,mobile"],
+        ["--ignore", "loop", "--ignore", "mobile"],
+        ["data.doctor.ignore=[loop,mobile]"],
+    ):
+        assert run(["data", "doctor", file, *how, "--json", "-"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert list(report["rules"]) == [rule.key for rule in RULES if rule.key not in ("loop", "mobile")]
+    out = tmp_path / "b.jsonl"
+    assert run(["data", "doctor", file, "--ignore", "loop", "--fix", "safe", "--out", str(out)]) == 0
+    assert len(read(out)) == 23
+    assert run(["data", "doctor", file, "--ignore", "lop"]) == 64
+    assert run(["data", "doctor", file, "data.doctor.ignore=[lop]"]) == 78
+    odd = write(tmp_path / "c.jsonl", GOOD + ODD)
+    assert run(["data", "doctor", odd]) == 65
+    assert run(["data", "doctor", odd, "--ignore", "control"]) == 0
+
+
+def test_training_leaves_the_same_rules_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As `aift data stats` prepares the data: what training does."""
+    broken = TOKYO.encode("euc_jp").decode("cp932", "ignore")
+    rows = [*GOOD, {"質問": "首都は？", "回答": broken}, {"質問": "山は？", "回答": "山は\ufffdです。"}, ODD[1]]
+    command = ["data", "stats", write(tmp_path / "a.jsonl", rows), "--model", "embedded:kotoha-tiny"]
+    refused, loops = "Training refuses data with such rows", "ends in a loop"
+    for ignored, told, named in (
+        ("", (refused, loops), [21, 22]),
+        ("mojibake", (refused, loops), [22]),
+        ("mojibake,replacement", (loops,), []),
+        ("mojibake,replacement,loop", (), []),
+    ):
+        assert run([*command, f"data.doctor.ignore=[{ignored}]"]) == 0
+        said = "".join(capsys.readouterr())
+        assert [text in said for text in (refused, loops)] == [text in told for text in (refused, loops)]
+        assert [row for row in (21, 22) if f"a.jsonl:{row}: the text is mojibake" in said] == named
+    train = [
+        "train",
+        "model=embedded:kotoha-tiny",
+        f"data.train={command[2]}",
+        f"training.output_dir={tmp_path / 'out'}",
+    ]
+    assert run([*train, "data.doctor.ignore=[mojibak]", "--dry-run"]) == 78
+    assert "there is no such rule" in capsys.readouterr().err
+
+
 def test_json_has_every_rule_and_no_text_of_a_row(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["data", "doctor", file, "--json", "-"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -69,6 +69,19 @@ class ReplayConfig:
 
 
 @section
+class DoctorConfig:
+    """What the data doctor, and training by the same rules, leaves aside."""
+
+    SECTION: ClassVar[str] = "data.doctor"
+
+    ignore: list[str] = dataclasses.field(default_factory=list)
+    """Keys of rules that are not applied ([loop, leak_near]); in training: `mojibake`, `mojibake_likely`,
+    `replacement`, `loop`, `template_token`, `template_token_asked` and those of leakage.
+    ja: 使わない規則のキー（[loop, leak_near] など）。学習では mojibake、mojibake_likely、replacement、loop、template_token、template_token_asked と、評価データの混入の規則に効きます。
+    """
+
+
+@section
 class DataConfig:
     """Training and evaluation data, and how rows become tokens."""
 
@@ -130,6 +143,10 @@ class DataConfig:
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig, kw_only=True)
     """Rows of an earlier training among the new ones.
     ja: 新しい行に混ぜる、以前の学習のデータ。
+    """
+    doctor: DoctorConfig = dataclasses.field(default_factory=DoctorConfig, kw_only=True)
+    """Rules of the data doctor that are left aside.
+    ja: 使わないデータ診断の規則。
     """
     normalize: NormalizeConfig = dataclasses.field(default_factory=NormalizeConfig)
     """Normalization of characters.

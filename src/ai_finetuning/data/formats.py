@@ -259,6 +259,22 @@ _JUDGED = frozenset(
     + ("accepted", "rejected", "correct", "incorrect", "wrong", "thumbs_up", "thumbs_down", "true", "false", "👍", "👎")
     + ("良い", "悪い", "良", "悪", "正解", "不正解", "○", "×", "◯", "高評価", "低評価", "ok", "ng")
 )
+_BAD = frozenset(
+    (
+        "bad",
+        "down",
+        "dislike",
+        "negative",
+        "undesirable",
+        "reject",
+        "rejected",
+        "incorrect",
+        "wrong",
+        "thumbs_down",
+        "false",
+    )
+    + ("👎", "悪い", "悪", "不正解", "×", "低評価", "ng")
+)
 _CLASSES = ("label", "labels", "ラベル", "class", "sentiment", "感情", "カテゴリラベル")
 _CHOICES = ("choices", "options", "選択肢", "choice0", "choice1", "choice_a", "option_a", "answerkey")
 _PASSAGES = ("answers", "paragraphs", "qas")
@@ -279,6 +295,13 @@ def _is_feedback(shape: Shape) -> bool:
         return False
     marked = any(_is_yes_or_no(shape.values[name]) for name in shape.filled(*_VERDICTS))
     return marked or any(plain(shape.values[name]) in _JUDGED for name in shape.filled(*_OPINIONS))
+
+
+def is_marked_bad(shape: Shape) -> bool:
+    """Whether a row of `feedback` says that its answer is a bad one."""
+    verdicts = [plain(shape.values[name]) for name in shape.filled(*_VERDICTS)]
+    opinions = [plain(shape.values[name]) for name in shape.filled(*_OPINIONS)]
+    return any(word in ("false", "0") for word in verdicts) or any(word in _BAD for word in opinions)
 
 
 def _is_tree(shape: Shape) -> bool:

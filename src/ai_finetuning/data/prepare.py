@@ -196,6 +196,7 @@ def read_samples(source: Any, config: DataConfig, bad: BadRows) -> tuple[list[Sa
             normalize=asdict(config.normalize),
             sheet=config.sheet,
             bad=bad,
+            ignore=config.doctor.ignore,
         )
         samples += of_part[: config.max_samples]
         lines += read.lines() + _left_aside(of_part, config)

@@ -19,6 +19,7 @@ from .bad_rows import BadRow, BadRows
 from .columnar import dataset_rows
 from .columns import check_columns
 from .conversations import conversation
+from .doctor.rules import validate_keys
 from .encoding import UNREADABLE
 from .files import read_rows
 from .formats import Format, Shape, build, find_format, no_format
@@ -131,6 +132,7 @@ def load_samples(
     normalize: Mapping[str, bool] | None = None,
     sheet: str | None = None,
     bad: BadRows | None = None,
+    ignore: Sequence[str] = (),
 ) -> tuple[list[Sample], DataReport]:
     """Samples from texts, rows (dicts), conversations (lists of messages), a data frame, a `datasets.Dataset`, a path or
     a list of paths.
@@ -145,10 +147,13 @@ def load_samples(
         normalize: switches of japanese.normalize.
         sheet: which sheet of a workbook.
         bad: receives the bad rows instead; then they are not refused here.
+        ignore: keys of rules of the data doctor that are not applied (data.doctor.ignore).
 
     Raises:
+        ConfigError: `ignore` names no rule.
         DataError: nothing usable, or bad rows; the message names them all, with file, line and reason.
     """
+    validate_keys(ignore, "data.doctor.ignore")
     report = DataReport(BadRows(skip_bad_rows) if bad is None else bad, bad is not None)
     samples: list[Sample] = []
     for rows in _row_groups(source, report, columns, sheet):
@@ -157,12 +162,12 @@ def load_samples(
     likely: list[Sample] = []
     for sample in samples:
         try:
-            cleaned.append(_clean(sample, normalize or {}, report, likely))
+            cleaned.append(_clean(sample, normalize or {}, report, likely, ignore))
         except BadRow as error:
             report.bad.add(error, sample.source)
     cleaned = _without_likely(cleaned, likely, samples, report)
     for sample in cleaned:
-        _note_what_is_odd(sample, report)
+        _note_what_is_odd(sample, report, ignore)
     if bad is None:
         report.bad.refuse()
     if not cleaned and not (bad is not None and len(bad) and not bad.skip):
@@ -353,13 +358,17 @@ def _mojibake(kind: str) -> BadRow:
     )
 
 
-def _note_what_is_odd(sample: Sample, report: DataReport) -> None:
+def _note_what_is_odd(sample: Sample, report: DataReport, ignore: Sequence[str]) -> None:
     """Notes loops and template tokens in a conversation; it is trained all the same."""
     if not isinstance(sample, Conversation):
         return
-    if any(find_loop(item.content) for item in sample.messages if item.role == "assistant"):
+    answers = [item.content for item in sample.messages if item.role == "assistant"]
+    others = [item.content for item in sample.messages if item.role != "assistant"]
+    others += [item.input for item in sample.messages]
+    if "loop" not in ignore and any(map(find_loop, answers)):
         report.loop_rows.append(sample.source)
-    if any(find_template_token(text) for item in sample.messages for text in (item.content, item.input)):
+    looked_at = (("template_token", answers), ("template_token_asked", others))
+    if any(find_template_token(text) for key, texts in looked_at if key not in ignore for text in texts):
         report.template_rows.append(sample.source)
 
 
@@ -380,7 +389,25 @@ def _refuse_unreadable(text: str) -> None:
         )
 
 
-def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport, likely: list[Sample]) -> Sample:
+def _refuse_mojibake(text: str, ignore: Sequence[str]) -> bool:
+    """Whether a text's characters alone speak of mojibake.
+
+    Raises:
+        BadRow: its bytes prove it, or it holds U+FFFD.
+    """
+    broken = find_mojibake(text)
+    if broken is not None and broken.proven:
+        key = "replacement" if broken.kind == "U+FFFD" else "mojibake"
+        if key not in ignore:
+            raise _mojibake(broken.kind)
+    if "\ufffd" in text and "replacement" not in ignore:
+        raise _mojibake("U+FFFD")
+    return broken is not None and not broken.proven and "mojibake_likely" not in ignore
+
+
+def _clean(
+    sample: Sample, switches: Mapping[str, bool], report: DataReport, likely: list[Sample], ignore: Sequence[str]
+) -> Sample:
     """Normalises a sample's texts, counts what changed, notes private-use and control characters, and adds a sample to
     `likely` whose characters alone speak of mojibake.
 
@@ -392,10 +419,7 @@ def _clean(sample: Sample, switches: Mapping[str, bool], report: DataReport, lik
         if not text:
             return text
         _refuse_unreadable(text)
-        broken = find_mojibake(text)
-        if broken is not None and broken.proven:
-            raise _mojibake(broken.kind)
-        if broken is not None and (not likely or likely[-1] is not sample):
+        if _refuse_mojibake(text, ignore) and (not likely or likely[-1] is not sample):
             likely.append(sample)
         if _PRIVATE_USE.search(text) and sample.source not in report.private_use_rows[-1:]:
             report.private_use_rows.append(sample.source)

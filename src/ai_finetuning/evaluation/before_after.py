@@ -34,6 +34,7 @@ from ..runs.folder import recorded_settings
 from ..runs.recorded import find_run, recorded_config
 from ..system.gpu import clear_gpu_memory, free_memory_bytes
 from .answers import best_of
+from .device_maps import Placing
 from .instructions import Instruction, followed, instructions
 from .language import Answered, faults_of
 from .likelihood import (
@@ -283,19 +284,24 @@ def conversation(tokenizer: Any, item: Item) -> list[dict[str, str]]:
 
 @dataclass
 class Loaded:
-    """The weights that are in memory: those of one side, or of two that share them."""
+    """The weights that are in memory: those of one side, or of two that share them.
+
+    Attributes:
+        place: how models are laid out over devices.
+    """
 
     side: Side | None = None
     opened: OpenModel | None = None
     dtype: str = "auto"
     reasons: dict[str, Reason] = field(default_factory=dict)
+    place: Placing = Placing()
 
     def get(self, side: Side) -> OpenModel:
         """The side's model; another one's is freed first. All sides compute in the type of the first."""
         if self.opened is None or self.side is None or not self.side.shares_weights(side):
             self.opened = None
             clear_gpu_memory()
-            self.opened = open_model(side.loads, base=side.base, bits=side.bits, dtype=self.dtype)
+            self.opened = open_model(side.loads, base=side.base, bits=side.bits, dtype=self.dtype, place=self.place)
             self.side = side
             _in_single_precision(self.opened.model)
             self.dtype = str(compute_dtype(self.opened.model)).rpartition(".")[2]

@@ -99,6 +99,7 @@ def read_set(name: str, folder: Path, *, split: str | None = None) -> list[Row]:
             AttributeError,
             RecursionError,
             ElementTree.ParseError,
+            csv.Error,
         ) as error:
             if isinstance(error, DataError):
                 raise
@@ -130,7 +131,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path, name: str, kind: PublicSet, splits: Sequence[str]) -> list[Path]:
-    """The files of a split: one, or all of a set that has one for each subject."""
+    """The files of a split: one, of several versions the last by name, or all of a set that has one for each subject."""
     mine = []
     for path in _walk(folder):
         whole = (Path(folder.resolve().name) / path.relative_to(folder)).as_posix().lower()
@@ -143,7 +144,7 @@ def _files(folder: Path, name: str, kind: PublicSet, splits: Sequence[str]) -> l
             return whole_file[:1] or parts
         here = [path for path in mine if split in path.name.lower() and "context" not in path.name.lower()]
         if here:
-            return here[:1]
+            return here[-1:]  # of several versions the newest
     return []
 
 

@@ -85,6 +85,7 @@ COMES_TO = {
     "data.loss_on": "data",
     "data.max_samples": "data",
     "data.normalize": "data",
+    "data.doctor": "data",
     "training.learning_rate": "learning_rate",
     "training.batch_size": "batch_size",
     "training.gradient_accumulation_steps": "gradient_accumulation_steps",

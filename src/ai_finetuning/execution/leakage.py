@@ -46,7 +46,7 @@ def warn_of_leakage(train: Any, eval_data: Any, data: PreparedData, config: Data
         counts = _counts(find_leakage([pair_of(item) for item in ours], [pair_of(item) for item in theirs]))
         with contextlib.suppress(OSError):
             write_in_place(entry, json.dumps(counts).encode())
-    _say(counts)
+    _say({name: 0 if f"leak_{name}" in config.doctor.ignore else count for name, count in counts.items()})
 
 
 def _is_file(eval_data: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,10 @@ from ..models.generation import (
 from ..models.hub import locate_base
 from ..models.loading import bits_as_trained, load_causal_lm
 from ..models.options import validate_bits
-from ..models.parts import positions_of
+from ..models.parts import positions_of, unwrapped
+from ..models.placement import DeviceMap, spread
 from ..models.quantized import allow_cpu_packing
-from ..models.source import find_model
+from ..models.source import ModelSource, find_model
 from ..models.tokenizers import load_tokenizer
 from .usable import usable
 
@@ -75,6 +76,7 @@ def open_model(
     device: torch.device | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
+    place: Callable[[ModelSource, int | None, str], DeviceMap | None] | None = None,
 ) -> OpenModel:
     """Loads whatever name can answer: a model, an adapter's folder with its base, a run or one of its checkpoints.
 
@@ -83,6 +85,8 @@ def open_model(
         base: the adapter's base, where the one in its configuration is not to be used.
         bits: 4 or 8 loads the base quantized, 16 does not; None: an adapter's base as it was in training, anything else
             as it is stored.
+        place: the devices of the modules of a model that is loaded in so many bits and this dtype, instead of `device`;
+            None from it takes `device`.
 
     Raises:
         UsageError: a base for something that is no adapter, other bits. ToolkitError: as loading raises.
@@ -103,6 +107,7 @@ def open_model(
     tokenizer = load_tokenizer(with_tokenizer, chat_template=chat_template, trust_remote_code=trust_remote_code)
     source = find_model(loaded, trust_remote_code=trust_remote_code)
     held = bits_as_trained(adapter, source, bits) if adapter is not None else None if bits == 16 else bits
+    device_map = place(source, held, dtype) if place is not None else None
     model: Any = load_causal_lm(
         source,
         dtype=dtype,
@@ -110,9 +115,12 @@ def open_model(
         load_in_4bit=held == 4,
         load_in_8bit=held == 8,
         trust_remote_code=trust_remote_code,
+        device_map=device_map,
     )
     if adapter is not None:
         model = load_adapter(model, adapter)
+        if device_map is not None:  # the adapter's weights lie where their layers do
+            spread(unwrapped(model), device_map)
     allow_cpu_packing(model)  # for answers only: nothing here trains or saves these weights
     return OpenModel(model.eval(), tokenizer, loaded, adapter is not None)
 

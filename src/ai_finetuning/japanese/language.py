@@ -37,10 +37,18 @@ ENGLISH_SHARE, ENGLISH_WORDS, ENGLISH_STOP_WORDS = 0.3, 8, 2
 
 # A stretch of text without kana, as Chinese is written.
 _NO_KANA = re.compile(f"[{_KANJI}][{_KANJI}，、。；：？！“”‘’《》（）,;:?!()\\s0-9]{{5,}}")
+_ONE_KANA, _SENTENCES_END = re.compile(f"[{_KANA}]"), re.compile(r"[。！？!?]\s*\Z")
 _ONE_KANJI = re.compile(f"[{_KANJI}]")
 # Words of one character that Chinese sentences are built with and Japanese compounds hardly hold several of.
-_CHINESE_WORDS = re.compile("[的了是在我你他她它这這那也就都很们們吗嗎呢吧着把让給给跟没沒您啊]")
+_CHINESE_WORDS = re.compile("[的了是在我你他她它这這那也就都很们們吗嗎呢吧着把让給给跟没沒您啊于]")
+# Those among them that no Japanese compound of kanji has, in the places where they stand.
+_CHINESE_ALONE = re.compile(
+    "[你她它这這很们們吗嗎呢吧让给跟您啊于]|[没沒]有|(?<![完終修満魅校読未])了(?![解承])|我(?![々流慢田孫国])|他(?![社者方人国県日言])"
+    "|是(?![非正認])|那(?![覇須珂智])|把(?!握)"
+)
 CHINESE_KANJI, CHINESE_SIMPLIFIED, CHINESE_WORDS = 6, 2, 4
+# With so many kanji one simplified character and one such word are enough.
+CHINESE_SENTENCE = 8
 
 _SCRIPTS = {
     "hangul": "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
@@ -162,18 +170,23 @@ def find_traditional(text: str) -> list[Span]:
 
 def find_chinese(text: str, question: str = "") -> list[Span]:
     """Stretches of Chinese, unless the question asks for another language: at least six kanji without kana, two of them
-    simplified-only, or four words of one character (three different ones) that Chinese sentences are built with.
+    simplified-only, or four words of one character (three different ones) that Chinese sentences are built with; of at
+    least eight kanji one of each; in a whole answer of sentences without any kana one of them is enough.
     """
     if asks_for_other(question):
         return []
+    without_kana = _SENTENCES_END.search(text) is not None and _ONE_KANA.search(text) is None
     found = []
     for stretch in _NO_KANA.finditer(text):
         part = stretch.group()
-        if len(_ONE_KANJI.findall(part)) < CHINESE_KANJI:
+        kanji = len(_ONE_KANJI.findall(part))
+        if kanji < CHINESE_KANJI:
             continue
-        words = _CHINESE_WORDS.findall(part)
+        words, simplified = _CHINESE_WORDS.findall(part), len(_simplified().findall(part))
         built = len(words) >= CHINESE_WORDS and len(set(words)) >= CHINESE_WORDS - 1
-        if built or len(_simplified().findall(part)) >= CHINESE_SIMPLIFIED:
+        both = bool(words) and simplified > 0 and kanji >= CHINESE_SENTENCE
+        one = without_kana and (_CHINESE_ALONE.search(part) or simplified or _traditional().search(part))
+        if built or both or one or simplified >= CHINESE_SIMPLIFIED:
             found.append(_trimmed(text, *stretch.span()))
     return found
 

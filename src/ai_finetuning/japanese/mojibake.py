@@ -26,8 +26,19 @@ _UTF8_AS_CP932 = re.compile("[繧縺繝譁蜿荳莉蟄隱螟譛蠖蝨鬮][\u0080
 _UTF8_RUN = re.compile("[\uff61-\uff9f\u3000-\u30ff\u4e00-\u9fff\u0080-\u00ff\u2000-\u25ff]{4,}")
 _HALF_KANA = re.compile("[\uff61-\uff9f]")
 _MIXED_RUN = re.compile("[\uff61-\uff9f\u3000-\u30ff\u4e00-\u9fff]{6,}")
+# Where only shares of characters speak: of half-width kana, and of odd characters.
+HALF_SHARE, ODD_SHARE = 0.15, 0.25
+# Of half-width kana, those in a wrong place, below which they are words.
+NOT_SPELT_SHARE = 0.05
+_BLANK = re.compile(r"\s")
+# Half-width kana in places where no word has them. Between kanji stand particles, and ｶ, ｹ and ﾂ of names (霞ｹ関).
+_NOT_SPELT = re.compile(
+    "(?<=[｡-ｲｴｵﾅ-ﾉﾏ-ﾝﾞﾟ])ﾞ|(?<=[｡-ﾉﾏ-ﾟ])ﾟ|(?<![ｦ-ﾟ])[ｧ-ｰ]|(?<=[ｦ-ﾟ])(?<![ｷｼﾁﾆﾋﾐﾘﾞﾟｳﾌﾃﾄｸ])[ｬｭｮ]"
+    "|[､･｡](?=[ｶ-ﾟ][､･｡])|(?<=[\u4e00-\u9fff])[ｧ-ｵｷｸｺ-ﾁﾅﾇﾈﾋ-ﾒﾕﾖﾛ-ﾟ](?=[\u4e00-\u9fff])"
+)
+_ODD_RUN = re.compile(f"[\u00c2-\u00f4][\u0080-\u00bf{re.escape(_CP1252)}]+|[\u0080-\u009f\ue000-\uf8ff]+")
 # Anything that one of the rules below needs; most rows hold none of it.
-_SUSPICIOUS = re.compile(f"[\u0080-\u009f\u00a0-\u00ff\uff61-\uff9f\ufffd繧縺繝{re.escape(_CP1252)}]")
+_SUSPICIOUS = re.compile(f"[\u0080-\u009f\u00a0-\u00ff\uff61-\uff9f\ufffd\ue000-\uf8ff繧縺繝{re.escape(_CP1252)}]")
 
 
 @functools.cache
@@ -202,7 +213,9 @@ def _eucjp_as_cp932(text: str) -> Mojibake | None:
     if len(_HALF_KANA.findall(text)) < 4:
         return None
     for run in _MIXED_RUN.finditer(text):
-        if len(_HALF_KANA.findall(run.group())) < 4:
+        # Half-width text that is spelt as words are may be EUC-JP by chance (ｺｰﾋｰ､ﾃｨｰ).
+        half = len(_HALF_KANA.findall(run.group()))
+        if half < 4 or len(_NOT_SPELT.findall(run.group())) < NOT_SPELT_SHARE * half:
             continue
         raw = run.group().encode("cp932", "ignore")
         for candidate in (raw, raw[1:]):
@@ -214,16 +227,45 @@ def _eucjp_as_cp932(text: str) -> Mojibake | None:
 
 
 def _unlikely(text: str) -> Mojibake | None:
-    """A text whose kanji are too rare for Japanese: at least eight, more than a third of them of JIS level 2."""
-    rare = _level_two().findall(text)
-    if len(rare) < 3:
-        return None
-    kanji = len(_KANJI.findall(text))
-    if kanji < 8 or len(rare) <= 0.35 * kanji:
-        return None
-    # Classical Chinese and lists of rare kanji are text too: mojibake repeats few lead characters or mixes in odd ones.
-    odd = len(_HALF_KANA.findall(text)) + len(re.findall("[\u0080-\u00ff\u0370-\u04ff\u2500-\u257f]", text))
-    kana = len(_KANA.findall(text))
-    if odd or not kana:
+    """A text whose characters are too rare for Japanese, by their shares."""
+    if _rare_kanji(text) or _SUSPICIOUS.search(text) and (_half_width(text) or _odd_characters(text)):
         return Mojibake("a wrong encoding", proven=False)
     return None
+
+
+def _rare_kanji(text: str) -> bool:
+    """At least eight kanji, more than a third of them of JIS level 2."""
+    rare = _level_two().findall(text)
+    if len(rare) < 3:
+        return False
+    kanji = len(_KANJI.findall(text))
+    if kanji < 8 or len(rare) <= 0.35 * kanji:
+        return False
+    # Classical Chinese and lists of rare kanji are text too: mojibake repeats few lead characters or mixes in odd ones.
+    odd = len(_HALF_KANA.findall(text)) + len(re.findall("[\u0080-\u00ff\u0370-\u04ff\u2500-\u257f]", text))
+    return bool(odd) or not _KANA.search(text)
+
+
+def _half_width(text: str) -> bool:
+    """More than 15 % half-width kana that no Japanese is spelt with.
+
+    Half-width names and headings are real text; bytes that were read as half-width kana begin with small letters and long
+    vowels, voice what has no voice, change with commas, or stand one by one among kanji.
+    """
+    half = len(_HALF_KANA.findall(text))
+    if half < 3 or half <= HALF_SHARE * _visible(text):
+        return False
+    wrong = len(_NOT_SPELT.findall(text))
+    return wrong >= 2 and wrong >= 0.2 * half
+
+
+def _odd_characters(text: str) -> bool:
+    """More than a quarter controls U+0080-U+009F, private characters, and letters with what follows them in UTF-8 that was
+    read as a Western encoding. Letters with accents alone are other languages.
+    """
+    odd = sum(map(len, _ODD_RUN.findall(text)))
+    return odd >= 3 and odd > ODD_SHARE * _visible(text)
+
+
+def _visible(text: str) -> int:
+    return len(text) - len(_BLANK.findall(text))

@@ -54,6 +54,14 @@ def test_packed_files_and_a_folder_that_is_the_set_itself(tmp_path: Path):
         ("niilc_dev.xml", '<!DOCTYPE a [<!ENTITY b "c">]><questions/>', "DOCTYPE"),
         ("niilc_dev.xml", "<questions>", "niilc"),
         ("jmmlu.csv", "q,a,b,c,d,A\nq,a,b,c,d,E\n", "answer 'E'"),
+        ("jmmlu.csv", "q,a,b,c,d,A\n" + "q" * 200_000 + ",a,b,c,d,A\n", "field larger"),
+        ("jmmlu.csv", "q,a,,c,d,A\n", "empty"),
+        (
+            "niilc_dev.xml",
+            "<questions><question id='1'><answers><answer>a</answer></answers></question></questions>",
+            "empty",
+        ),
+        ("jsquad_valid.json", '{"data": [{"paragraphs": [{"qas": []}]}]}', "context"),
         ("jsquad_valid.json", "[" * 100_000, "jsquad"),
     ],
 )
@@ -62,6 +70,15 @@ def test_a_damaged_set_is_refused_by_name(file: str, content: str, said: str, tm
     with pytest.raises(DataError, match=file) as refused:
         read_set(file.split("_")[0].split(".")[0], tmp_path)
     assert said in str(refused.value.en)
+
+
+def test_of_several_versions_the_newest_is_read(tmp_path: Path):
+    for version, question in (("v1.1", "古い？"), ("v1.3", "新しい？")):
+        folder = tmp_path / f"jnli-{version}"
+        folder.mkdir()
+        row = {"sentence_pair_id": "0", "sentence1": "文", "sentence2": question, "label": "neutral"}
+        (folder / f"valid-{version}.json").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [row.question for row in read_set("jnli", tmp_path)] == ["新しい？"]
 
 
 def test_what_is_not_there(tmp_path: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,35 @@ def test_real_japanese_has_no_false_alarm(shared: Path):
     alarms = [text for text in texts if find_mojibake(text) is not None]
     assert [text for text in alarms if "\ufffd" not in text] == []
     assert len(texts) > 20_000
+
+
+def _half_width() -> dict[int, str]:
+    """Full-width katakana and marks to half width, voiced ones to two characters."""
+    table = {unicodedata.normalize("NFKC", chr(code)): chr(code) for code in range(0xFF61, 0xFFA0)}
+    for code in range(0x30A1, 0x30FB):
+        letter, *mark = unicodedata.normalize("NFD", chr(code))
+        if mark:
+            table[chr(code)] = table.get(letter, letter) + {"\u3099": "ﾞ", "\u309a": "ﾟ"}[mark[0]]
+    return str.maketrans(table)
+
+
+def test_half_width_kana_are_words(shared: Path):
+    """Answers whose katakana, or all kana, were written in half width: their bytes often are EUC-JP by chance."""
+    with gzip.open(shared / "data" / "instruct" / "dolly_ja_train.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["output"] for line in file][::4]
+    half, katakana = _half_width(), str.maketrans({chr(code): chr(code + 0x60) for code in range(0x3041, 0x3097)})
+    narrow = [text.translate(half) for text in texts] + [text.translate(katakana).translate(half) for text in texts]
+    assert sum(len(re.findall("[ｦ-ﾟ]", text)) > 20 for text in narrow) > 1000
+    alarms = [text for text in narrow if find_mojibake(text) is not None and "\ufffd" not in text]
+    assert len(alarms) <= 1
+
+
+def test_only_shares_of_characters_tell_of_a_text_that_is_too_short_for_a_proof():
+    for text in ("1944年6月6日".encode().decode("latin-1"), "冬・春・夏".encode().decode("cp932", "ignore")):
+        obtained = find_mojibake(text)
+        assert obtained is not None
+        assert not obtained.proven
+        assert obtained.repaired is None
 
 
 def test_a_few_broken_rows_of_a_file_are_named_and_can_be_left_out(tmp_path: Path):

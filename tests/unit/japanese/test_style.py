@@ -57,4 +57,18 @@ def test_a_sentence_stands_where_it_says():
     ("polite", "plain", "mixed"), [(2, 2, True), (1, 3, False), (8, 2, True), (9, 2, False), (0, 9, False)]
 )
 def test_mixed_is_two_of_each_and_a_fifth(polite: int, plain: int, mixed: bool):
-    assert Styles(polite, plain).mixed is mixed
+    found = styles("東京は首都です。" * polite + "大阪は大きい。" * plain)
+    assert (found.polite, found.plain, found.mixed) == (polite, plain, mixed)
+
+
+def test_items_of_a_list_and_speakers_have_their_own_style():
+    items = "\n- 早く寝る。\n- 水を飲む。\n- 歩く。"
+    assert not styles("方法を紹介します。続けてください。" + items).mixed
+    assert styles("方法を紹介します。続けてください。" + items + "\n- 走ります。\n- 休みます。").mixed_part == "list"
+    assert styles("方法を紹介します。続けてください。これは大切だ。忘れてはならない。" + items).mixed_part == "body"
+    titles = "\n1. 早く寝る。体が休まります。\n2. 水を飲む。頭が働きます。\n3. 歩く。気が晴れます。"
+    assert not styles("方法を紹介します。" + titles).mixed
+    talk = "店員：いらっしゃいませ。お決まりですか？\n客：これがいい。それもくれ。\n店員：かしこまりました。"
+    assert not styles(talk).mixed
+    labels = "鼻歌：母親は歌います。不安でも歌います。\n悲鳴：とても大きい。敵を驚かせる。"
+    assert styles(labels).mixed

@@ -20,6 +20,16 @@ HELP = localized(
 )
 
 
+_IGNORE = typer.Option(
+    [],
+    "--ignore",
+    help=localized(
+        "使わない規則のキー（コンマ区切り、繰り返し可。data.doctor.ignore と同じ）",
+        "keys of rules to leave out, with commas between; may be repeated (like data.doctor.ignore)",
+    ),
+)
+
+
 def doctor(
     context: typer.Context,
     file: str = typer.Argument(..., help=localized("データのファイル", "the data's file")),
@@ -74,6 +84,7 @@ def doctor(
         "--rule",
         help=localized("このキーの規則だけを使います（繰り返し可）", "only rules of this key; may be repeated"),
     ),
+    ignore: list[str] = _IGNORE,
     show: str | None = typer.Option(
         None, "--show", help=localized("この規則で見つかった所を表示します", "shows what a rule found")
     ),
@@ -92,7 +103,8 @@ def doctor(
     from ...data.doctor.repair import JOURNAL
 
     writes = fix is not None or mask or keep_style is not None or undo is not None
-    _check(fix, rule, show, out, writes)
+    left = [key.strip() for part in ignore for key in part.split(",") if key.strip()]
+    _check(fix, [*rule, *left], show, out, writes)
     if out is not None:
         others = [Path(name) for name in (file, evaluated, undo) if name is not None]
         _check_out(out, others, [] if undo is not None else [JOURNAL], overwrite)
@@ -100,7 +112,11 @@ def doctor(
         assert out is not None
         return _undo(file, undo, out)
     return _examine(
-        context, file, (evaluated, model, max_length), (fix, mask, out, _style_of(keep_style)), (rule, show, json_path)
+        context,
+        file,
+        (evaluated, model, max_length),
+        (fix, mask, out, _style_of(keep_style)),
+        (rule, left, show, json_path),
     )
 
 
@@ -167,19 +183,27 @@ def _examine(
     file: str,
     beside: tuple[str | None, str | None, int],
     changes: tuple[str | None, bool, Path | None, Style | None],
-    asked: tuple[list[str], str | None, str | None],
+    asked: tuple[list[str], list[str], str | None, str | None],
 ) -> int:
     from ...config.load import load_config
     from ...data.doctor import repair, report
-    from ...data.doctor.examination import examine
-    from ...data.doctor.rules import RULES
+    from ...data.doctor.examination import chosen_rules, examine
+    from ...data.doctor.rules import validate_keys
 
-    (evaluated, model, max_length), (fix, mask, out, style), (only, show, json_path) = beside, changes, asked
+    (evaluated, model, max_length), (fix, mask, out, style), (only, left, show, json_path) = beside, changes, asked
     config = load_config(None, list(context.args)).data
+    validate_keys(config.doctor.ignore, "data.doctor.ignore")
+    ignore = [*left, *config.doctor.ignore]
     tokenizer, more = _lengths(file, model, max_length, context) if model is not None else (None, [])
     keys = [*only, *([show] if show is not None and only and show not in only else [])]
     found = examine(
-        file, columns=config.columns, sheet=config.sheet, evaluated=evaluated, tokenizer=tokenizer, only=keys
+        file,
+        columns=config.columns,
+        sheet=config.sheet,
+        evaluated=evaluated,
+        tokenizer=tokenizer,
+        only=keys,
+        ignore=ignore,
     )
     done = None
     if out is not None:
@@ -189,9 +213,7 @@ def _examine(
                 f"{file} has {found.unread} rows that cannot be read and would be lost; --show unreadable names them. "
                 "Repair them first.",
             )
-        wanted = repair.Wanted(
-            fix, mask, tuple(item for item in RULES if not keys or item.key in keys), config.columns, style
-        )
+        wanted = repair.Wanted(fix, mask, chosen_rules(keys, ignore), config.columns, style)
         done = repair.repair(found.samples, wanted)
         try:
             journal = repair.write(done, found.samples, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,7 +14,36 @@ from ...messages import argument, notice, printable, warn
 from .answers import BASE, BITS
 from .progress import progress_bar
 
+if TYPE_CHECKING:
+    from ...evaluation.before_after import Loaded, Plan
+
 _FORMS = ("stability", "llm-jp", "chat")
+_SPREADINGS = ("auto", "balanced", "none")
+
+_TASKS = typer.Option(
+    "auto",
+    "--tasks",
+    help=localized(
+        "auto、またはコンマ区切り: data, prose, instructions, jcommonsenseqa, jnli, jmmlu, niilc, jsquad",
+        "auto, or some of: data, prose, instructions, jcommonsenseqa, jnli, jmmlu, niilc, jsquad",
+    ),
+)
+_DEVICE_MAP = typer.Option(
+    "auto",
+    "--device-map",
+    help=localized(
+        "auto: 1 枚の GPU に収まらないモデルを見える GPU に分けます。balanced: いつも分けます。none: 分けません",
+        "auto: a model that one GPU does not hold is spread over the visible ones; balanced: always; none: never",
+    ),
+)
+_EXPORT = typer.Option(
+    None,
+    "--export-lm-eval",
+    help=localized(
+        "課題を lm-evaluation-harness の形で書き出して終わります",
+        "writes the tasks for lm-evaluation-harness, and ends",
+    ),
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -46,14 +76,7 @@ def evaluate(
     data: str | None = typer.Option(
         None, "--data", help=localized("あなたの質問と答えのファイル", "file of your own questions and answers")
     ),
-    tasks: str = typer.Option(
-        "auto",
-        "--tasks",
-        help=localized(
-            "auto、またはコンマ区切り: data, prose, instructions, jcommonsenseqa, jnli, jmmlu, niilc, jsquad",
-            "auto, or some of: data, prose, instructions, jcommonsenseqa, jnli, jmmlu, niilc, jsquad",
-        ),
-    ),
+    tasks: str = _TASKS,
     tasks_from: Path | None = typer.Option(
         None, "--tasks-from", help=localized("公開問題集のフォルダー", "folder with the public question sets")
     ),
@@ -73,6 +96,7 @@ def evaluate(
     ),
     base: str | None = BASE,
     bits: int | None = BITS,
+    device_map: str = _DEVICE_MAP,
     gate: bool = typer.Option(
         False, "--gate", help=localized("不採用なら終了コード 10、保留なら 11", "exit code 10 for reject, 11 for hold")
     ),
@@ -82,35 +106,27 @@ def evaluate(
     restart: bool = typer.Option(
         False, "--restart", help=localized("途中の結果を捨てて最初から始めます", "forgets the results so far")
     ),
-    export_lm_eval: Path | None = typer.Option(
-        None,
-        "--export-lm-eval",
-        help=localized(
-            "課題を lm-evaluation-harness の形で書き出して終わります",
-            "writes the tasks for lm-evaluation-harness, and ends",
-        ),
-    ),
+    export_lm_eval: Path | None = _EXPORT,
 ) -> int:
     """Measures both models, prints what changed, and writes eval.jsonl, report.md and report.json."""
-    if prompts not in _FORMS:
-        raise ConfigError(
-            f"--prompts が {prompts} です。{', '.join(_FORMS)} のどれかにしてください。",
-            f"--prompts is {prompts}; it must be one of {', '.join(_FORMS)}.",
-        )
+    _validate_word("--prompts", prompts, _FORMS)
+    _validate_word("--device-map", device_map, _SPREADINGS)
     from ...models.hub import validate_name
 
     validate_name(model, base)
     if before not in (None, "base"):
         validate_name(str(before))
+    from ...evaluation.before_after import Loaded, plan, sides_of
+    from ...evaluation.device_maps import SPREADINGS, Placing
     from ...evaluation.tasks import FORMS, Asked, find_tasks
 
+    place = Placing(next(item for item in SPREADINGS if item == device_map))
+    place.validate()
     names = [name.strip() for name in tasks.split(",") if name.strip()] or ["auto"]
     form = next(item for item in FORMS if item == prompts)
     found, missing = find_tasks(Asked(data, names, tasks_from, form, limit))
     for reason in missing.values():
         notice(f"測っていません: {reason.ja}", f"not measured: {reason.en}")
-    from ...evaluation.before_after import plan, sides_of
-
     planned = plan(sides_of(model, before, base=base, bits=bits), found)
     if export_lm_eval is not None:
         from ...evaluation.lm_eval_export import export
@@ -119,31 +135,47 @@ def evaluate(
             print(printable(str(path)))
         return 0
     if dry_run:
-        _say_plan(planned)
+        _say_plan(planned, Loaded(place=place))
         return 0
     with _only_one(out):
-        return _measure(planned, out, margin / 100, gate=gate, restart=restart)
+        return _measure(planned, Loaded(place=place), (out, margin / 100), gate=gate, restart=restart)
 
 
-def _say_plan(planned: object) -> None:
-    from ...evaluation.before_after import Loaded, Plan, estimate
+def _validate_word(option: str, given: str, known: tuple[str, ...]) -> None:
+    """Refuses what an option does not know.
+
+    Raises:
+        ConfigError: with what it knows.
+    """
+    if given not in known:
+        raise ConfigError(
+            f"{option} が {given} です。{', '.join(known)} のどれかにしてください。",
+            f"{option} is {given}; it must be one of {', '.join(known)}.",
+        )
+
+
+def _say_plan(planned: Plan, loaded: Loaded) -> None:
+    from ...evaluation.before_after import estimate
     from ...evaluation.before_after_report import plan_lines
     from ...evaluation.results import Results
 
-    assert isinstance(planned, Plan)
-    for line in plan_lines(planned, Results(None, {}), estimate(Loaded(), planned)):
+    for line in plan_lines(planned, Results(None, {}), estimate(loaded, planned)):
         print(printable(line))
 
 
-def _measure(planned: object, out: Path, share: float, *, gate: bool, restart: bool) -> int:
+def _measure(planned: Plan, loaded: Loaded, asked: tuple[Path, float], *, gate: bool, restart: bool) -> int:
+    """Measures what is not there yet, and says what it means.
+
+    Args:
+        asked: the folder, and the margin as a share.
+    """
     from ...evaluation.adoption import EXIT_CODES, Margins, decide, language_findings, task_findings
-    from ...evaluation.before_after import Loaded, Plan, estimate, measure
+    from ...evaluation.before_after import estimate, measure
     from ...evaluation.before_after_report import Outcome, plan_lines, result_lines, write_report
     from ...evaluation.results import FILE, Results
 
-    assert isinstance(planned, Plan)
+    out, share = asked
     results = Results.open(out / FILE, planned.made_by(), restart=restart)
-    loaded = Loaded()
     complete = all(
         len(results.complete(side.key, task)) >= len(task.items) for side in planned.sides for task in planned.tasks
     )

@@ -19,7 +19,7 @@ from ..rows import FileReport, Row
 from ..sources import LIKELY_ROWS, LIKELY_SHARE
 from .duplicates import Pair, groups, near_pairs
 from .leakage import Leakage, find_leakage, question_key
-from .passages import Passage, Place, Sample, sample_of
+from .passages import JUDGED, Passage, Place, Sample, sample_of
 from .rules import RULES, Rule, Severity, find, normalised
 
 Span = tuple[int, int]
@@ -111,11 +111,11 @@ def read_samples(path: str | Path, columns: Mapping[str, str] | None = None, she
 
 
 def _check(row: Row, columns: Mapping[str, str] | None) -> None:
-    """Builds a row as training would; pairs of a chosen and a rejected answer are examined all the same."""
+    """Builds a row as training would; chosen and rejected answers, and such as are marked, are examined all the same."""
     obtained, shape = find_format(row.values, columns)
     if obtained is None:
         raise BadRow("列から学習データを作れません", "the columns make no training sample")
-    if obtained.key != "preference":
+    if obtained.key not in JUDGED:
         build(shape.values, obtained, shape, row.source, None)
 
 
@@ -134,6 +134,7 @@ def examine(
     evaluated: str | Path | None = None,
     tokenizer: Any = None,
     only: Sequence[str] = (),
+    ignore: Sequence[str] = (),
 ) -> Examination:
     """Everything that the doctor has to say about a file; nothing is changed.
 
@@ -143,13 +144,14 @@ def examine(
         evaluated: evaluation data, for leakage.
         tokenizer: of the model to train, for text that it reads as special tokens.
         only: keys of rules; empty for all.
+        ignore: keys of rules that are left out.
 
     Raises:
         InputNotFoundError, DataError: see files.read_rows.
     """
     found = read_samples(path, columns, sheet)
     samples = found.samples
-    found.rules = rules = tuple(rule for rule in RULES if not only or rule.key in only)
+    found.rules = rules = chosen_rules(only, ignore)
     found.hits = hits_of(samples, rules)
     keys = {rule.key for rule in rules}
     if tokenizer is not None and "special_token" in keys:
@@ -174,6 +176,11 @@ def examine(
     if not only:
         found.gauges, found.common = _gauges(samples)
     return found
+
+
+def chosen_rules(only: Sequence[str] = (), ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
+    """The rules of these keys (of all where there are none) without those that are left out."""
+    return tuple(rule for rule in RULES if (not only or rule.key in only) and rule.key not in ignore)
 
 
 def hits_of(samples: Sequence[Sample], rules: Sequence[Rule] = RULES) -> dict[str, list[Hit]]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import DataError
 from ..columns import plain, role_of
 from ..conversations import ROLES, SPEAKER_KEYS, TEXT_KEYS
-from ..formats import find_format
+from ..formats import find_format, is_marked_bad
 from ..rows import Row
 
 # Where a text stands in a row: keys and indices; PARSED stands for the JSON inside a string.
 Place = tuple[str | int, ...]
 PARSED = "$json"
-_CHOSEN = ("chosen", "chosen_response", "response_j", "preferred")
+_CHOSEN = ("chosen", "chosen_response", "response_j", "preferred", "accepted")
 _REJECTED = ("rejected", "rejected_response", "response_k")
+# Formats that training refuses, since bad answers would be learnt, and that are examined all the same.
+JUDGED = ("preference", "feedback")
 _ROLES = {"user": "question", "assistant": "answer", "system": "system", "tool": "tool"}
 _BY_COLUMN = {"system": "system", "instruction": "question", "input": "material", "output": "answer"}
 
@@ -50,7 +52,8 @@ class Sample:
         source: file and line.
         values: the row as it is now; repairs replace it.
         passages: its texts.
-        learnt: whether the row is of a form that is trained on, or of pairs of a chosen and a rejected answer.
+        learnt: whether the row is of a form that is trained on, of pairs of a chosen and a rejected answer, or of answers
+            marked as good or bad.
     """
 
     number: int
@@ -71,13 +74,17 @@ def sample_of(row: Row, number: int, columns: Mapping[str, str] | None = None) -
         roles, key = dict(shape.roles), obtained.key if obtained is not None else ""
     except DataError:
         roles, key = {}, ""
-    learnt = key == "preference" or (bool(key) and obtained is not None and obtained.build is not None)
+    learnt = key in JUDGED or (bool(key) and obtained is not None and obtained.build is not None)
     if not learnt:
         loose = (
             Passage(value, "text", (name,)) for name, value in row.values.items() if isinstance(value, str) and value
         )
         return Sample(number, row.source, row.values, list(loose), False)
-    return Sample(number, row.source, row.values, list(_passages(row.values, roles, key)))
+    passages = list(_passages(row.values, roles, key))
+    if key == "feedback" and is_marked_bad(shape):
+        last = max((place for place, item in enumerate(passages) if item.role == "answer"), default=None)
+        passages = [replace(item, role="rejected") if place == last else item for place, item in enumerate(passages)]
+    return Sample(number, row.source, row.values, passages)
 
 
 def _columns(values: Mapping[str, Any], roles: Mapping[str, str], key: str) -> list[tuple[str, str]]:
@@ -87,9 +94,9 @@ def _columns(values: Mapping[str, Any], roles: Mapping[str, str], key: str) -> l
         named = {"text": "text"}
     elif key == "text and answer":
         named = {"system": "system", "text": "instruction", "output": "output"}
-    elif key == "input and answer":  # without an instruction the input is the question
-        named |= {"input": "instruction"}
-    elif key == "preference":
+    elif key == "input and answer" or (key in JUDGED and "instruction" not in roles):
+        named |= {"input": "instruction"}  # without an instruction the input is the question
+    if key == "preference":
         del named["output"]
     columns = [(roles[role], name) for role, name in named.items() if role in roles]
     if key == "preference":
@@ -104,6 +111,8 @@ def _passages(values: Mapping[str, Any], roles: Mapping[str, str], key: str) -> 
         role = _BY_COLUMN.get(name, name)
         for item in _of_value(values.get(column), role, (column,)):
             if role == "rejected" and item.role != "rejected":
+                # The conversation again, as it stands before the chosen answer: it counts once, and is repaired twice.
+                yield replace(item, role="text")
                 continue
             if item.role == "question":
                 asked, material = item.text, ""
@@ -121,6 +130,8 @@ def _of_value(value: Any, role: str, place: Place) -> Iterator[Passage]:
             yield from _of_value(listed, role, (*place, PARSED))
         elif value:
             yield Passage(value, {"history": "text", "messages": "text"}.get(role, role), place)
+    elif isinstance(value, Mapping) and any(plain(key) in SPEAKER_KEYS for key in value):
+        yield from _of_item(value, role, place)
     elif isinstance(value, Mapping) and isinstance(value.get("messages"), list | tuple):
         yield from _of_value(value["messages"], role, (*place, "messages"))
     elif isinstance(value, list | tuple):

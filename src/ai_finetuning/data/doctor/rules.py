@@ -10,14 +10,17 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ...errors import ConfigError
 from ...japanese import language
 from ...japanese.mojibake import find_mojibake
 from ...japanese.style import sentences, styles
+from ...messages import excerpt
 from . import personal
+from .numbers import find_absent_numbers
 from .passages import Passage
 
 Span = tuple[int, int]
@@ -166,13 +169,22 @@ def _with_quotes(item: Passage) -> str:
     return personal.put(item.text, [(start, start, _OPENER[item.text[stop - 1]]) for start, stop in _lost_quotes(item)])
 
 
+# What is told may change its style: stories, poems, diaries, plays, the voice of somebody else.
+_TOLD = re.compile(
+    "物語|小説|童話|おとぎ話|昔話|神話を|怪談|ストーリー|詩[をにで作書詠]|の詩|詠[うみん]|俳句|短歌|川柳|歌詞|日記|台本|脚本|シナリオ|セリフ|台詞|漫才"
+    "|想像して|なりきっ|口調で|風に[説書話語答]"
+)
+
+
 def _mixed(item: Passage) -> list[Span]:
-    """The sentences in the rarer style of an answer that mixes both."""
+    """The sentences in the rarer style of an answer, or of its list, that mixes both."""
     found = styles(item.text)
-    if not found.mixed:
+    if not found.mixed or _TOLD.search(item.question):
         return []
-    rarer = "plain" if found.plain <= found.polite else "polite"
-    return [(part.start, part.stop) for part in sentences(item.text) if part.style == rarer]
+    own = [part for part in sentences(item.text) if part.part == found.mixed_part]
+    plain = sum(part.style == "plain" for part in own)
+    rarer = "plain" if plain <= sum(part.style == "polite" for part in own) else "polite"
+    return [(part.start, part.stop) for part in own if part.style == rarer]
 
 
 # What says nothing in a comparison; C++ and C#, 5 % and 1.5 are others than C, 5 and 15.
@@ -191,22 +203,6 @@ def _echo(item: Passage) -> list[Span]:
     answer = normalised(item.text)
     same = len(answer) >= 2 and answer == normalised(item.question) and not _REPEATS.search(item.question)
     return [(0, len(item.text))] if same else []
-
-
-_DIGITS = re.compile(r"\d[\d,，]*(?:\.\d+)?")
-_LIST_NUMBER = re.compile(r"^[ \t\u3000]{0,8}\d{1,3}[ \t\u3000]{0,8}[.．)）:、]", re.MULTILINE)
-
-
-def _numbers(item: Passage) -> list[Span]:
-    """Numbers of an answer that stand neither in its material nor in its question; one digit says nothing."""
-    if not item.material:
-        return []
-    known = {
-        re.sub("[,，]", "", number) for number in _DIGITS.findall(personal.folded(item.material + "\n" + item.question))
-    }
-    text = _LIST_NUMBER.sub(lambda match: " " * len(match.group()), personal.folded(item.text))
-    found = ((match.span(), re.sub("[,，]", "", match.group())) for match in _DIGITS.finditer(text))
-    return [span for span, number in found if len(number) > 1 and number not in known]
 
 
 def _by(find: Callable[[str], list[Span]]) -> Callable[[Passage], list[Span]]:
@@ -433,7 +429,14 @@ RULES: tuple[Rule, ...] = (
         _by(language.find_ai_identity),
         ANSWERS,
     ),
-    Rule("number_absent", "note", "材料にない数", "a number that the material does not have", _numbers, ANSWERS),
+    Rule(
+        "number_absent",
+        "note",
+        "材料にない数",
+        "a number that the material does not have",
+        lambda item: find_absent_numbers(item.text, item.material, item.question),
+        ANSWERS,
+    ),
     _personal("my_number", personal.find_my_number, "マイナンバー", "an individual number (My Number)"),
     _personal("card", personal.find_card, "カード番号", "a card number"),
     _personal("mobile", personal.find_mobile, "携帯電話番号", "a mobile phone number"),
@@ -445,6 +448,20 @@ RULES: tuple[Rule, ...] = (
     _personal("address", personal.find_address, "住所（多くは施設・名所）", "an address (most are offices and sights)"),
 )
 BY_KEY = {rule.key: rule for rule in RULES}
+
+
+def validate_keys(keys: Iterable[str], setting: str) -> None:
+    """Refuses names that no rule has.
+
+    Raises:
+        ConfigError: with the setting and the known keys.
+    """
+    for key in keys:
+        if key not in BY_KEY:
+            raise ConfigError(
+                f"{setting} の {excerpt(key)} という規則はありません。使えるのは {', '.join(BY_KEY)} です。",
+                f"{setting} names {excerpt(key)}, and there is no such rule; known: {', '.join(BY_KEY)}.",
+            )
 
 
 def find(rule: Rule, item: Passage) -> list[Span]:

@@ -188,11 +188,47 @@ def _my_numbers() -> tuple[list[str], list[str]]:
     return right, wrong
 
 
+def _twice(text: str) -> str:
+    """UTF-8 that was read as CP932 two times, which loses bytes."""
+    return text.encode().decode("cp932", "ignore").encode().decode("cp932", "ignore")
+
+
+# Broken texts whose bytes prove nothing: rare kanji, half-width kana that no word is spelt with, odd characters.
+_LIKELY = [
+    *(_twice(carrier.format("本社")) for carrier in CARRIERS[:10]),
+    *(f"{year}年{year % 12 + 1}月{year % 20 + 10}日".encode().decode("latin-1") for year in range(1990, 1995)),
+    *(
+        f"{year}年{year % 12 + 1}月{year % 20 + 10}日".encode().decode("cp1252", "replace")
+        for year in range(1995, 2000)
+    ),
+    "冬・春・夏".encode().decode("cp932", "ignore"),
+]
+# Real half-width kana, accents, signs, drawings, names and rare kanji.
+_NOT_LIKELY = [
+    "ﾌﾘｺﾐ ｶ)ｱｵｿﾞﾗｼﾖｳﾃﾝ", "霞ｹ関、三ｹ月、八ｶ所、山ﾉ内、三ﾂ星", "ﾏﾝｼｮﾝ1LDK･ﾊﾞｽ･ﾄｲﾚ別､ｴｱｺﾝ付", "ｺｰﾋｰ､ﾃｨｰ､ｼﾞｭｰｽ", "ﾌｧｲﾙ､ﾌｫﾙﾀﾞｰ､ｳｨﾝﾄﾞｳ",
+    "ﾁｪｯｸｱｳﾄは10時です｡", "ｱ･ｲ･ｳ･ｴ･ｵの順", "(ﾟ∀ﾟ)", "(ﾟДﾟ)ﾊｧ?", "ｷﾀ━━━(ﾟ∀ﾟ)━━━!!", "ｳﾞｧｲｵﾘﾝ", "ﾃﾞｨｽﾞﾆｰﾗﾝﾄﾞ", "ﾌﾟﾗｽﾁｯｸ製･耐熱･食洗機対応",
+    "ｵｰｲ｡ﾊｰｲ｡", "周王朝ﾊ､中国ﾉ君主制政権ﾉ中ﾃﾞ最ﾓ長ｸ支配ｼﾀ｡", "Ça été là-bas", "ééé", "½+¼=¾", "£100 ¥200 ¢5", "\ue000さんと髙\ue001さん", "├── src\n└── tests",
+    "憂鬱な麒麟、檸檬と薔薇と葡萄", "子曰、學而時習之、不亦說乎。", "Übergrößenträger", "×÷±",
+]  # fmt: skip
 _RIGHT_NUMBERS, _WRONG_NUMBERS = _my_numbers()
+# Written after the rule for Chinese was finished.
+_CHINESE_LATER = [
+    "今天的天气很好，我们去公园散步吧。", "请把这份文件发给经理。", "这本书的作者是谁？", "我觉得这个方案不太合适。", "春节是中国最重要的传统节日。",
+    "他昨天去医院看病了。", "学习外语需要长期的坚持和努力。", "打开窗户，让新鲜空气进来。", "咖啡馆里坐满了人。", "如果明天下雨，比赛就会取消。",
+    "電腦壞了，請幫我修理一下。", "我喜歡喝茶，不喜歡喝咖啡。", "這家餐廳的菜很好吃。", "地球围绕太阳转。", "价格根据数量而定。", "会议将于下周一举行。",
+    "水果富含维生素。", "长城是世界文化遗产。", "公司成立于二〇〇五年。", "请注意安全，谨防滑倒。",
+]  # fmt: skip
+_NOT_CHINESE_LATER = [
+    "定期的点検完了。", "全額返金対応完了。", "東京都千代田区一丁目。", "我田引水。四面楚歌。", "那覇市国際通。", "着払返品可能。", "在庫限定販売中。",
+    "他社製品対応可能。", "合理的経済人仮説。", "社会的距離確保。手指消毒徹底。", "是非参加希望。", "一部地域対象外。", "東京大学大学院工学系研究科博士課程修了",
+    "祇園精舎鐘声諸行無常響有", "南無妙法蓮華経、南無阿弥陀仏、色即是空", "道徳的、倫理的、法的、社会的課題", "豚骨醤油味玉入中華麺大盛", "我妻栄、我孫子武丸、吾妻光良",
+    "了承、了解、終了、完了、修了、魅了", "東西南北中發白、一萬二萬三萬",
+]  # fmt: skip
 # Rows that a rule does not find.
-MISSED = {"chinese": ["首先把水烧开，然后放入面条。", "机器学习是人工智能的一个分支。"]}
+MISSED = {"chinese": ["价格根据数量而定。"]}
 # Key of a rule: (texts that it finds, texts that it leaves alone).
 OWN: dict[str, tuple[list[str], list[str]]] = {
+    "mojibake_likely": (_LIKELY, _NOT_LIKELY),
     "surrogate": (carried(["\ud83d", "\udc00", "\ud800", "\udfff"]), list(PLAIN)),
     "control": (carried(["\x00", "\x07", "\x1b[2J", "\x08", "\x7f"]), [*PLAIN[:18], "表\t組", "改\n行"]),
     "radical": (carried(["⻑野", "⻄暦", "⽇本", "⼤学", "⻘⾊", "⻝事", "⾼い", "⻯", "⻲", "⺠"]), list(PLAIN)),
@@ -204,7 +240,7 @@ OWN: dict[str, tuple[list[str], list[str]]] = {
     "template_token": (carried(_TOKENS), carried(_NO_TOKENS)),
     "template_token_asked": (carried(_TOKENS), carried(_NO_TOKENS)),
     "english": (_ENGLISH, _NOT_ENGLISH),
-    "chinese": (_CHINESE, _NOT_CHINESE),
+    "chinese": ([*_CHINESE, *_CHINESE_LATER], [*_NOT_CHINESE, *_NOT_CHINESE_LATER]),
     "foreign": (carried(_FOREIGN), carried(_NOT_FOREIGN)),
     "traditional": (carried(_TRADITIONAL), carried(_NOT_TRADITIONAL)),
     "my_number": (carried(_RIGHT_NUMBERS), carried(_WRONG_NUMBERS)),
