@@ -213,7 +213,9 @@ def _container(source: Any, report: DataReport) -> Any:
         return source.tolist()
     if isinstance(source, Mapping):
         if library == "datasets":  # a DatasetDict
-            rows, obtained = dataset_rows(dict(source), "DatasetDict")
+            found, obtained = dataset_rows(dict(source), "DatasetDict")
+            rows = list(found)
+            obtained.rows = len(rows)
             report.files.append(obtained)
             return rows
         values = list(source.values())
