@@ -51,6 +51,13 @@ class BadRows:
         if len(places) < NAMED:
             places.append((source, error.found))
 
+    def merge(self, later: BadRows) -> None:
+        """Adds the bad rows of what comes behind these."""
+        for reason, count in later.counts.items():
+            self.counts[reason] += count
+            places = self.places.setdefault(reason, [])
+            places += later.places[reason][: NAMED - len(places)]
+
     def listed(self, *, excerpts: bool = False) -> list[tuple[str, str]]:
         """A line (Japanese, English) for each of the first reasons: the rows and the reason.
 
