@@ -102,6 +102,7 @@ class EncodeReport:
         for name in _ADDED:
             setattr(self, name, getattr(self, name) + getattr(later, name))
         self.longest = max(self.longest, later.longest)
+        self.max_length = later.max_length
         for mine, other in (
             (self.special_tokens, later.special_tokens),
             (self.not_in_prompt, later.not_in_prompt),
