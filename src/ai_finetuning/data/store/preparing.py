@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -41,6 +42,10 @@ class Encoder(Protocol):
         """The documents of a batch and what became of its rows; Headless where the heading is needed."""
         ...
 
+    def close(self) -> None:
+        """Ends what it has started."""
+        ...
+
 
 class Here:
     """Encodes in this process, when it is asked."""
@@ -59,6 +64,9 @@ class Here:
         except Exception as error:
             done.set_exception(error)
         return done
+
+    def close(self) -> None:
+        """Nothing was started."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,9 @@ def prepare_store(
             with StoreWriter(folder, progress, _token_kind(asked.tokenizer)) as writer:
                 reading = Reading.of(asked.config, progress.certain)
                 own = Here(asked.tokenizer, reading) if encoder is None or _counts_rows(asked) else encoder(reading)
-                writer.finish(_Run(asked, writer, own, on_rows).manifest())
+                with closing(own):
+                    manifest = _Run(asked, writer, own, on_rows).manifest()
+                writer.finish(manifest)
             return
         except _Restart as restart:
             progress = Progress(identity, certain=progress.certain | restart.certain)

@@ -1,0 +1,51 @@
+"""Processes that turn rows into tokens: how they are asked for, and (`python -m`) what one of them does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..data.cache import tokenizer_digest
+from ..data.pieces import PieceMaker, Reading
+from ..data.store.plain import from_plain
+from ..data.store.preparing import Encoder
+from ..data.store.wire import receive, send, serve
+from ..system.children import isolated_python
+from ..system.cores import physical_cores
+
+# Bytes of files below which starting processes takes longer than they save.
+_WORTH = 2**25
+
+
+def encoder_for(tokenizer: Any, size: int, processes: int | None = None) -> Callable[[Reading], Encoder] | None:
+    """What encodes the rows of some files: a maker of processes, or None for this process alone.
+
+    Args:
+        size: bytes of the files.
+        processes: as the user asks; None takes one a core where the files are large enough.
+    """
+    count = processes or (physical_cores() if size >= _WORTH else 1)
+    if count == 1:
+        return None
+    from ..data.store.pool import Pool
+
+    return lambda reading: Pool(isolated_python(__name__), count, tokenizer, reading)
+
+
+def main() -> None:
+    """Opens the tokenizer that it is told, then encodes batches of rows from stdin to stdout."""
+    from ..models.tokenizers import load_tokenizer
+
+    # What a library prints must not come between the answers.
+    outgoing = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    setup, _ = receive(sys.stdin.buffer)
+    tokenizer = load_tokenizer(setup["tokenizer"])
+    send(outgoing, {"digest": tokenizer_digest(tokenizer)})
+    serve(PieceMaker(tokenizer, from_plain(Reading, setup["reading"])), sys.stdin.buffer, outgoing)
+
+
+if __name__ == "__main__":
+    main()
