@@ -117,6 +117,15 @@ def unpacked(path: Path, kinds: set[str]) -> tuple[Content, str, list[tuple[str,
         DataError: a zip that is damaged, or holds none or several of them. While it is read: damaged, or too big.
     """
     suffix, size = path.suffix.lower(), path.stat().st_size
+    last: list[BinaryIO] = []
+
+    def reading() -> BinaryIO:
+        last[:] = [path.open("rb")]
+        return last[0]
+
+    def position() -> int:
+        return last[0].tell() if last and not last[0].closed else size
+
     if suffix == ".zip":
         with parsing(str(path), "zip"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
             member, notes = _only_table(path, archive, kinds)
@@ -125,13 +134,13 @@ def unpacked(path: Path, kinds: set[str]) -> tuple[Content, str, list[tuple[str,
     elif suffix in UNPACK:
         (kind, opened), inner, notes = UNPACK[suffix], kind_of(path), []
     else:
-        return Content(lambda: path.open("rb"), path), kind_of(path), []
+        return Content(reading, path, position), kind_of(path), []
 
     def stream() -> BinaryIO:
-        raw = _Unpacked(path.open("rb"), opened, str(path), kind, limit_of(size), too_big(str(path), size))
+        raw = _Unpacked(reading(), opened, str(path), kind, limit_of(size), too_big(str(path), size))
         return io.BufferedReader(raw, 2**20)
 
-    return Content(stream), inner, notes
+    return Content(stream, position=position), inner, notes
 
 
 def _member(member: zipfile.ZipInfo) -> Callable[[BinaryIO], Any]:

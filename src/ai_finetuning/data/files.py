@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -35,6 +36,8 @@ READERS: dict[str, Reader] = {
     ".feather": read_arrow,
     ".txt": read_text,
 }
+_SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of them one is in a folder of `datasets`
+TOKENS = "tokens.json"  # the manifest of prepared data
 _LINES = (".jsonl", ".ndjson")  # kinds whose rows can be parsed apart from each other
 # What each ending means, for `aift data formats`.
 KINDS: dict[str, tuple[str, str]] = {
@@ -82,6 +85,14 @@ class RowBatch:
     file: File
     read: list[Row] = field(default_factory=list)
     lines: list[tuple[int, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.read) or len(self.lines)
+
+    @property
+    def characters(self) -> int:
+        """Characters of the texts in them; of lines, all of theirs."""
+        return sum(map(_text_of, self.read)) + sum(len(line) for _, line in self.lines)
 
     def rows(self) -> list[Row]:
         """The rows, parsed."""
@@ -138,8 +149,14 @@ def open_data(
         return _batches_of(*_read_hub(str(path)), bad)
     if not folder.is_dir():
         return _open_file(folder, str(path), bad, columns, sheet)
-    if any((folder / marker).is_file() for marker in ("dataset_info.json", "state.json", "dataset_dict.json")):
+    if any((folder / marker).is_file() for marker in _SAVED):
         return _batches_of(*read_saved(folder), bad)
+    if (folder / TOKENS).is_file():
+        raise DataError(
+            f"{path} は `aift data prepare` で用意したトークンのフォルダーで、元の行はありません。元のファイルを指定してください。",
+            f"{path} is a folder of tokens that `aift data prepare` has made, without the rows themselves; name the files that "
+            "it was made from.",
+        )
     report = FileReport(str(path), "folder")
     return report, _open_folder(folder, report, bad, columns, sheet)
 
@@ -149,8 +166,12 @@ def _batches_of(rows: Iterator[Row], report: FileReport, bad: BadRows) -> tuple[
 
 
 def _in_batches(rows: Iterator[Row], file: File) -> Iterator[RowBatch]:
-    for some in together(rows, lambda row: sum(len(value) for value in row.values.values() if isinstance(value, str))):
+    for some in together(rows, _text_of):
         yield RowBatch(file, some)
+
+
+def _text_of(row: Row) -> int:
+    return sum(len(value) for value in row.values.values() if isinstance(value, str))
 
 
 def together(items: Iterable[_T], characters: Callable[[_T], int]) -> Iterator[list[_T]]:
@@ -190,10 +211,7 @@ def _open_folder(
     folder: Path, report: FileReport, bad: BadRows, columns: Mapping[str, str] | None, sheet: str | None
 ) -> Iterator[RowBatch]:
     """Batches of all data files of a folder; files of other splits are named, not read."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    if not any(_is_data(entry) for entry in entries) and (folder / "data").is_dir():
-        entries = sorted(entry for entry in (folder / "data").iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in entries if _is_data(entry)]
+    entries, files = _entries(folder)
     if not files:
         raise DataError(
             f"{report.path} に読めるファイルがありません（{' '.join(READERS)} とその圧縮、または datasets の save_to_disk のフォルダー）。",
@@ -222,6 +240,47 @@ def _open_folder(
     if others:
         report.notes.append((f"読まないもの: {', '.join(others[:10])}", f"not read: {', '.join(others[:10])}"))
     report.encoding = f"{len(files) - len(aside)} files"
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The files that are read for a path, in order; none for a data set of the hub.
+
+    Raises:
+        InputNotFoundError, DataError: see find_data.
+    """
+    found = find_data(path)
+    if found is None:
+        return []
+    if not found.is_dir():
+        return [found]
+    if any((found / marker).is_file() for marker in _SAVED):
+        return sorted(entry for entry in found.rglob("*") if entry.is_file())
+    return _entries(found)[1]
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(what is in a folder or its `data`, those of it that are data files)."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    if not any(_is_data(entry) for entry in entries) and (folder / "data").is_dir():
+        entries = sorted(entry for entry in (folder / "data").iterdir() if not entry.name.startswith("."))
+    return entries, [entry for entry in entries if _is_data(entry)]
+
+
+def matching(path: str) -> list[str]:
+    """The paths that a pattern such as `corpus/*.jsonl.gz` means, sorted; a path that is there is itself.
+
+    Raises:
+        InputNotFoundError: none.
+    """
+    if not glob.has_magic(path) or Path(path).exists():
+        return [path]
+    found = sorted(glob.glob(path, recursive=True))
+    if not found:
+        raise InputNotFoundError(
+            f"{path} に当てはまるファイルがありません（現在のフォルダー: {Path.cwd()}）。",
+            f"no file matches {path} (current folder: {Path.cwd()}).",
+        )
+    return found
 
 
 def _is_data(path: Path) -> bool:

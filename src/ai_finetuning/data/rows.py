@@ -54,11 +54,13 @@ class Content:
 
     Attributes:
         open: gives them as a stream, from the beginning, as often as it is asked.
+        position: how many bytes of the file on the disk the stream that was opened last has read.
         local: where they lie just so on the disk; None for what is unpacked or in memory.
     """
 
     open: Callable[[], BinaryIO]
     local: Path | None = None
+    position: Callable[[], int] = lambda: 0
 
     @classmethod
     def of(cls, raw: bytes) -> Content:

@@ -470,11 +470,6 @@ def _prefix_length(item: Rendered, right: int, ids: list[int], tokenizer: Any) -
     )
 
 
-def max_token_id(examples: Sequence[Example]) -> int:
-    """The largest token id, to be compared with the model's embedding rows."""
-    return int(np.concatenate([item.input_ids for item in examples]).max())
-
-
 def count_label_tokens(examples: Sequence[Example]) -> int:
     """Labels that carry loss."""
     return int((np.concatenate([item.labels for item in examples]) != IGNORED).sum()) if examples else 0

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..config.run import RunConfig
 from ..data.cache import tokenizer_digest
 from ..data.pieces import PieceMaker, Reading
 from ..data.store.plain import from_plain
@@ -32,6 +33,25 @@ def encoder_for(tokenizer: Any, size: int, processes: int | None = None) -> Call
     from ..data.store.pool import Pool
 
     return lambda reading: Pool(isolated_python(__name__), count, tokenizer, reading)
+
+
+def training_tokenizer(model: str, config: RunConfig) -> Any:
+    """The tokenizer of a model as a run with these settings trains under it.
+
+    Raises:
+        ModelError, HubError, InputNotFoundError: it cannot be found or loaded. ConfigError: a token that is not there.
+    """
+    from ..models.special_tokens import with_tokens
+    from ..models.tokenizers import ensure_pad, load_tokenizer
+    from .system_prompt import with_agreed_system
+
+    options = config.model
+    tokenizer = with_tokens(
+        load_tokenizer(model, chat_template=options.chat_template, trust_remote_code=options.trust_remote_code), options
+    )
+    if options.special_tokens and "pad_token" not in options.special_tokens:
+        ensure_pad(tokenizer)
+    return tokenizer if config.method == "pretrain" else with_agreed_system(tokenizer, config.data.system_prompt)
 
 
 def main() -> None:

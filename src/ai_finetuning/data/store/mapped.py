@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from ...errors import DataError, Reason
 from ...system.files import read_bounded
 from ..bad_rows import BadRows
+from ..files import TOKENS
 from ..sources import DataReport
 from ..tokenize import EncodeReport, Example
 from .arrays import KINDS, ArrayEntry, check, mapped
 from .documents import joined, labels_of
 from .plain import from_plain, to_plain
 
-MANIFEST, VERSION = "tokens.json", 1
+MANIFEST, VERSION = TOKENS, 1
 _MOST_BYTES = 2**28
+_SOME = 2**16  # documents that are looked at together
 # The arrays that every store has: (kind, numbers of an item); None is what the vocabulary needs.
 ARRAYS: dict[str, tuple[str | None, int]] = {
     "tokens": (None, 1),
@@ -68,7 +70,8 @@ class Manifest:
         tokenizer: digest of everything in the tokenizer that decides ids and rendering.
         code: digest of the code that made the tokens.
         settings: of `data`, as far as they decide tokens and labels.
-        sources: the files that were read.
+        paths: what was read, as the user gave it.
+        sources: the files.
         documents: rows of tokens.
         largest: the largest token id.
         digest: SHA-256 over the length, tokens and labels of every document, in order.
@@ -81,6 +84,7 @@ class Manifest:
     tokenizer: str
     code: str
     settings: dict[str, Any]
+    paths: list[str]
     sources: list[Source]
     documents: int
     largest: int
@@ -197,7 +201,7 @@ class StoredExamples(Sequence[Example]):
             ids,
             labels_of(ids, arrays["runs"][first:last]),
             int(arrays["characters"][place]),
-            self.source(place),
+            self._source(place),
             f"{question:016x}" if question else "",
         )
 
@@ -205,8 +209,7 @@ class StoredExamples(Sequence[Example]):
         ends = self._arrays[name]
         return int(ends[place - 1]) if place else 0, int(ends[place])
 
-    def source(self, place: int) -> str:
-        """Where the row of a document stood."""
+    def _source(self, place: int) -> str:
         name = self._names[int(self._arrays["files"][place])]
         return joined(name, int(self._arrays["numbers"][place]))
 
@@ -225,9 +228,17 @@ class StoredExamples(Sequence[Example]):
         """[documents] int64: characters of their label tokens."""
         return self._arrays["characters"].astype(np.int64)
 
-    def content(self, place: int) -> bytes:
-        """16 bytes that are equal for documents of equal tokens."""
-        return bytes(self._arrays["contents"][place].tobytes())
+    def names(self, places: NDArray[np.int64] | None = None) -> Iterator[tuple[str, bytes, str]]:
+        """(source, digest of the tokens, digest of the question) of some documents, or of all."""
+        for first in range(0, self._count if places is None else len(places), _SOME):
+            some = slice(first, first + _SOME) if places is None else places[first : first + _SOME]
+            files, numbers, questions, contents = (
+                np.asarray(self._arrays[name][some]) for name in ("files", "numbers", "questions", "contents")
+            )
+            for file, number, question, content in zip(
+                files.tolist(), numbers.tolist(), questions.tolist(), contents, strict=True
+            ):
+                yield joined(self._names[file], number), content.tobytes(), f"{question:016x}" if question else ""
 
 
 def open_store(folder: Path, *, every_block: bool = False) -> tuple[StoredExamples, Manifest]:

@@ -18,7 +18,7 @@ from ...system.files import sha256_of
 from ..bad_rows import BadRows
 from ..cache import code_version, tokenizer_digest
 from ..columns import check_columns
-from ..files import RowBatch, open_data
+from ..files import RowBatch, data_files, open_data
 from ..pieces import Account, Group, Headless, PieceMaker, Reading, judge
 from ..sources import certain_mojibake, heading_of
 from .documents import Documents, documents_of
@@ -93,22 +93,38 @@ class Preparation:
     @property
     def identity(self) -> str:
         """A digest of everything that decides what is written."""
-        parts = [
-            code_version(),
-            tokenizer_digest(self.tokenizer),
-            json.dumps([VERSION, self.settings, self.paths, [asdict(item) for item in self.sources]], sort_keys=True),
-        ]
-        return sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+        return _identity(
+            code_version(), tokenizer_digest(self.tokenizer), self.settings, list(self.paths), list(self.sources)
+        )
+
+
+def identity_of(manifest: Manifest) -> str:
+    """The identity of what was prepared."""
+    return _identity(manifest.code, manifest.tokenizer, manifest.settings, manifest.paths, manifest.sources)
+
+
+def _identity(code: str, tokenizer: str, settings: dict[str, Any], paths: list[str], sources: list[Source]) -> str:
+    parts = [VERSION, code, tokenizer, settings, paths, [asdict(item) for item in sources]]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
-    """The settings that decide tokens and labels."""
-    return {name: value for name, value in asdict(config).items() if name not in _ELSEWHERE}
+    """The settings that decide tokens and labels, each by its whole name, such as `normalize.newlines`."""
+    settings = {name: value for name, value in asdict(config).items() if name not in _ELSEWHERE}
+    flat = {name: value for name, value in settings.items() if not isinstance(value, dict)}
+    for name, inner in settings.items():
+        if isinstance(inner, dict):
+            flat |= {f"{name}.{key}": value for key, value in inner.items()}
+    return flat
 
 
-def source_of(path: Path) -> Source:
-    """A file with its hash; all of it is read."""
-    return Source(str(path), path.stat().st_size, sha256_of(path))
+def sources_of(paths: Sequence[str]) -> tuple[Source, ...]:
+    """The files that some paths name, with their hashes: all of them are read. A data set of the hub has none.
+
+    Raises:
+        InputNotFoundError, DataError: see files.find_data.
+    """
+    return tuple(Source(str(file), file.stat().st_size, sha256_of(file)) for path in paths for file in data_files(path))
 
 
 class _Restart(Exception):
@@ -124,13 +140,13 @@ def prepare_store(
     folder: Path,
     *,
     encoder: Callable[[Reading], Encoder] | None = None,
-    on_rows: Callable[[Account], None] = lambda _: None,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Writes the store of some data into a folder that is there. One that was interrupted before goes on.
 
     Args:
         encoder: makes what encodes the rows; None encodes them in this process.
-        on_rows: called after each batch, with what became of its rows.
+        on_bytes: called after each batch, with how many bytes of the files are read.
 
     Raises:
         DataError: data that cannot be trained on; InputNotFoundError, HubError: no such data; StorageError: the disk
@@ -144,7 +160,7 @@ def prepare_store(
                 reading = Reading.of(asked.config, progress.certain)
                 own = Here(asked.tokenizer, reading) if encoder is None or _counts_rows(asked) else encoder(reading)
                 with closing(own):
-                    manifest = _Run(asked, writer, own, on_rows).manifest()
+                    manifest = _Run(asked, writer, own, on_bytes).manifest()
                 writer.finish(manifest)
             return
         except _Restart as restart:
@@ -164,13 +180,14 @@ class _Run:
     """One pass over the data."""
 
     def __init__(
-        self, asked: Preparation, writer: StoreWriter, encoder: Encoder, on_rows: Callable[[Account], None]
+        self, asked: Preparation, writer: StoreWriter, encoder: Encoder, on_bytes: Callable[[int], None]
     ) -> None:
-        self._asked, self._writer, self._encoder, self._on_rows = asked, writer, encoder, on_rows
+        self._asked, self._writer, self._encoder, self._on_bytes = asked, writer, encoder, on_bytes
         self._done = writer.progress.batches
         self._number = self._uncommitted = 0
         self._heading: list[str] | None = None
         self._read: list[Group] = []
+        self._positions: dict[str, int] = {}  # bytes that are read, of each file
 
     def manifest(self) -> Manifest:
         """Writes all documents; what the manifest says of them.
@@ -196,6 +213,7 @@ class _Run:
             tokenizer=tokenizer_digest(asked.tokenizer),
             code=code_version(),
             settings=asked.settings,
+            paths=list(asked.paths),
             sources=list(asked.sources),
             documents=0,
             largest=0,
@@ -223,6 +241,7 @@ class _Run:
         waiting: deque[tuple[RowBatch, Future[Encoded]]] = deque()
         for batch in batches:
             self._number += 1
+            self._positions[batch.file.report.path] = batch.file.content.position()
             if self._number <= self._done:
                 continue
             waiting.append((batch, self._submit(batch, group.account)))
@@ -255,7 +274,7 @@ class _Run:
         if self._uncommitted >= _COMMIT:
             self._writer.commit()
             self._uncommitted = 0
-        self._on_rows(piece)
+        self._on_bytes(sum(self._positions.values()))
 
     def _find_heading(self, path: str) -> list[str]:
         """Reads from the beginning, until a row has a format."""
