@@ -18,7 +18,7 @@ from ..config.section import explicitly_set
 from ..data.examples import largest_id, learnt_of, lengths_of
 from ..data.loader import Loader
 from ..data.mixture import Taken
-from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
+from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData
 from ..engine.precision import Precision, precision_for
 from ..engine.schedule import Schedule
 from ..errors import ConfigError, Reason
@@ -48,7 +48,7 @@ from ..planner.spread import on_fullest_device, on_fullest_of_map
 from ..system.gpu import free_memory_bytes
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
-from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
+from .data_order import data_of, eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
 from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
@@ -57,7 +57,6 @@ from .place import Place, place_for
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
 from .system_prompt import with_agreed_system
-from .tokenizing import encoder_for
 from .trainer_hooks import validate_hooks
 from .validate import validate_config, validate_data, validate_evaluation
 
@@ -361,15 +360,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         validate_origin(config, model.source.name, tokenizer)
     model = _with_rows(model, tokenizer)
     split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
-    data = prepare(
-        request.train,
-        request.eval_data,
-        tokenizer,
-        config.data,
-        seed=training.runtime.seed,
-        split=split,
-        encoders=encoder_for,
-    )
+    data = data_of(request, tokenizer, split)
     packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
     mixture = mixture_of(request, data)
     loader = loader_of(request, data, mixture, tokenizer, parallel)

@@ -98,14 +98,14 @@ def _alone(folder: Path) -> Iterator[None]:
         RunLockedError: one is in it.
     """
     lock = FileLock(str(folder / _LOCK), timeout=0)
-    try:
-        with storing(folder):
+    with storing(folder):
+        try:
             lock.acquire()
-    except Timeout:
-        raise RunLockedError(
-            f"{folder} は別のプロセスがデータを用意しています。終わるまで待ってください。",
-            f"another process is preparing data in {folder}; wait until it has ended.",
-        ) from None
+        except Timeout:
+            raise RunLockedError(
+                f"{folder} は別のプロセスがデータを用意しています。終わるまで待ってください。",
+                f"another process is preparing data in {folder}; wait until it has ended.",
+            ) from None
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import StorageError
+from ...errors import StorageError, ToolkitError
 from ...system.files import fsync_folder, read_bounded, write_in_place
 from ..pieces import Account
 from .arrays import ArrayEntry, ArrayWriter, mapped
@@ -140,6 +140,8 @@ def storing(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ToolkitError:  # some of them are OSErrors as well
+        raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         raise StorageError(
