@@ -34,6 +34,8 @@ TESTED_BY = {
     "planner.timelines": "unit/execution/test_simulation.py",
     "system.start": "security/test_processes.py",
     "system.transfer": "unit/engine/test_prefetch.py",
+    "apps.cli.data_prepare": "unit/data/test_store.py",
+    **{f"data.store.{name}": "unit/data/test_store.py" for name in ("arrays", "mapped", "pool", "writer")},
     "data.columnar": _TABLES,
     "data.conversations": _FORMATS,
     "data.offset_tokenizer": "unit/models/test_sentencepiece_tokenizer.py",

@@ -51,6 +51,18 @@ class BadRows:
         if len(places) < NAMED:
             places.append((source, error.found))
 
+    def merge(self, later: BadRows) -> None:
+        """Adds the bad rows of what comes behind these."""
+        for reason, count in later.counts.items():
+            self.counts[reason] += count
+            places = self.places.setdefault(reason, [])
+            places += later.places[reason][: NAMED - len(places)]
+
+    def without_excerpts(self) -> BadRows:
+        """The same without the beginnings of what was found."""
+        places = {reason: [(source, "") for source, _ in some] for reason, some in self.places.items()}
+        return BadRows(self.skip, Counter(self.counts), places)
+
     def listed(self, *, excerpts: bool = False) -> list[tuple[str, str]]:
         """A line (Japanese, English) for each of the first reasons: the rows and the reason.
 

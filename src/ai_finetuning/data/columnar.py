@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import DataError
 from ..messages import excerpt
@@ -17,11 +18,14 @@ from .rows import File, FileReport, Row, parsing
 _BATCH = 4096
 
 
-def _columns(file: File, kind: str, read: Callable[[io.BytesIO], Iterator[Any]]) -> Iterator[Row]:
-    path, limit = file.report.path, limit_of(len(file.raw))
+def _columns(file: File, kind: str, read: Callable[[BinaryIO], Iterator[Any]]) -> Iterator[Row]:
+    """Rows of a file that is read where it lies, some at a time; one that is unpacked first is in memory."""
+    path, local = file.report.path, file.content.local
+    length = local.stat().st_size if local is not None else len(file.raw)
+    limit = limit_of(length)
     number = size = 0
-    with parsing(path, kind):
-        for batch in _allocated(read(io.BytesIO(file.raw)), path, len(file.raw)):
+    with parsing(path, kind), local.open("rb") if local is not None else io.BytesIO(file.raw) as raw:
+        for batch in _allocated(read(raw), path, length):
             names = batch.schema.names
             twice = [name for index, name in enumerate(names) if name in names[:index]]
             if twice:
@@ -33,7 +37,7 @@ def _columns(file: File, kind: str, read: Callable[[io.BytesIO], Iterator[Any]])
             batch.validate(full=True)
             size += sum(map(_written_out, batch.columns))
             if size > limit:
-                raise too_big(path, len(file.raw))
+                raise too_big(path, length)
             for values in batch.to_pylist():
                 number += 1
                 yield Row(values, file.item(number))
@@ -68,7 +72,7 @@ def read_arrow(file: File) -> Iterator[Row]:
     yield from _columns(file, "Arrow", _record_batches)
 
 
-def _record_batches(raw: io.BytesIO) -> Iterator[Any]:
+def _record_batches(raw: BinaryIO) -> Iterator[Any]:
     import pyarrow
     from pyarrow import feather
 
@@ -86,8 +90,8 @@ def _record_batches(raw: io.BytesIO) -> Iterator[Any]:
         yield source.get_batch(index)
 
 
-def read_saved(folder: Path) -> tuple[list[Row], FileReport]:
-    """Rows of a folder that `datasets` saved.
+def read_saved(folder: Path) -> tuple[Iterator[Row], FileReport]:
+    """Rows of a folder that `datasets` saved, read one after another.
 
     Raises:
         DataError: it cannot be read, or has no split `train`.
@@ -119,8 +123,8 @@ def _check_names(folder: Path) -> None:
             )
 
 
-def dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
-    """Rows of a Dataset, or of the split `train` of several; the other splits are named.
+def dataset_rows(loaded: Any, name: str) -> tuple[Iterator[Row], FileReport]:
+    """Rows of a Dataset, or of the split `train` of several, read one after another; the other splits are named.
 
     Raises:
         DataError: no split `train`, or no row.
@@ -141,8 +145,7 @@ def dataset_rows(loaded: Any, name: str) -> tuple[list[Row], FileReport]:
     # As Arrow, so that nothing is decoded: an image or sound is a path or an address that a stranger wrote.
     batches = loaded.with_format("arrow").iter(batch_size=_BATCH)
     values = (value for batch in batches for value in batch.to_pylist())
-    rows = [Row(value, f"{name}[{number}]") for number, value in enumerate(values, start=1)]
-    if not rows:
+    first = next(values, None)
+    if first is None:
         raise DataError(f"{name} に行がありません。", f"{name} contains no row.")
-    report.rows = len(rows)
-    return rows, report
+    return (Row(value, f"{name}[{number}]") for number, value in enumerate(chain([first], values), start=1)), report

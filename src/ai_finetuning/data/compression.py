@@ -9,10 +9,10 @@ import lzma
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import DataError
-from .rows import parsing
+from .rows import Content, parsing
 
 # Bytes that a file may become when it is unpacked or decoded: a stranger's file of a few kilobytes can name terabytes.
 _FREE, _TIMES = 32 * 2**20, 200
@@ -33,10 +33,48 @@ def too_big(name: str, size: int) -> DataError:
     )
 
 
-def _zstd(raw: io.BytesIO) -> Any:
+def _zstd(raw: BinaryIO) -> Any:
     import pyarrow
 
     return pyarrow.input_stream(raw, compression="zstd")
+
+
+class _Unpacked(io.RawIOBase):
+    """What a compressed file holds, as a stream.
+
+    Args:
+        file: of the compressed bytes, closed with this stream.
+        opened: gives the stream of what they unpack to.
+        name, kind: of the file, for the messages.
+        limit: bytes that it may become.
+        refusal: of a file that becomes more.
+
+    Raises (while it is read):
+        DataError: the refusal, or damaged bytes.
+    """
+
+    def __init__(
+        self, file: BinaryIO, opened: Callable[[BinaryIO], Any], name: str, kind: str, limit: int, refusal: DataError
+    ) -> None:
+        self._file, self._name, self._kind, self._left, self._refusal = file, name, kind, limit, refusal
+        with parsing(name, kind):
+            self._stream = opened(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with parsing(self._name, self._kind):
+            part = self._stream.read(len(buffer))
+        self._left -= len(part)
+        if self._left < 0:
+            raise self._refusal
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def bounded(stream: Any, limit: int, refusal: DataError) -> bytes:
@@ -55,7 +93,7 @@ def bounded(stream: Any, limit: int, refusal: DataError) -> bytes:
 
 
 # (name, opens a stream of what the bytes unpack to) by ending.
-UNPACK: dict[str, tuple[str, Callable[[io.BytesIO], Any]]] = {
+UNPACK: dict[str, tuple[str, Callable[[BinaryIO], Any]]] = {
     ".gz": ("gzip", gzip.open),
     ".bz2": ("bzip2", bz2.open),
     ".xz": ("xz", lzma.open),
@@ -68,28 +106,55 @@ def kind_of(path: Path) -> str:
     return (Path(path.stem) if path.suffix.lower() in UNPACK else path).suffix.lower()
 
 
-def unpack(path: Path, kinds: set[str]) -> tuple[bytes, str, list[tuple[str, str]]]:
-    """(bytes, kind, notes) of a file, unpacked.
+def unpacked(path: Path, kinds: set[str]) -> tuple[Content, str, list[tuple[str, str]]]:
+    """(bytes, kind, notes) of a file, unpacked while they are read.
 
     Args:
         path: the file.
         kinds: endings that can be read; a zip holds one file of them.
 
     Raises:
+        DataError: a zip that is damaged, or holds none or several of them. While it is read: damaged, or too big.
+    """
+    suffix, size = path.suffix.lower(), path.stat().st_size
+    last: list[BinaryIO] = []
+
+    def reading() -> BinaryIO:
+        last[:] = [path.open("rb")]
+        return last[0]
+
+    def position() -> int:
+        return last[0].tell() if last and not last[0].closed else size
+
+    if suffix == ".zip":
+        with parsing(str(path), "zip"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            member, notes = _only_table(path, archive, kinds)
+        kind, opened = "zip", _member(member)
+        inner = Path(member.filename).suffix.lower()
+    elif suffix in UNPACK:
+        (kind, opened), inner, notes = UNPACK[suffix], kind_of(path), []
+    else:
+        return Content(reading, path, position), kind_of(path), []
+
+    def stream() -> BinaryIO:
+        raw = _Unpacked(reading(), opened, str(path), kind, limit_of(size), too_big(str(path), size))
+        return io.BufferedReader(raw, 2**20)
+
+    return Content(stream, position=position), inner, notes
+
+
+def _member(member: zipfile.ZipInfo) -> Callable[[BinaryIO], Any]:
+    return lambda file: zipfile.ZipFile(file).open(member)
+
+
+def unpack(path: Path, kinds: set[str]) -> tuple[bytes, str, list[tuple[str, str]]]:
+    """The same with all bytes in memory.
+
+    Raises:
         DataError: damaged, too big, or a zip with none or several of them.
     """
-    raw = path.read_bytes()
-    suffix, limit, refusal = path.suffix.lower(), limit_of(len(raw)), too_big(str(path), len(raw))
-    if suffix == ".zip":
-        with parsing(str(path), "zip"), zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            member, notes = _only_table(path, archive, kinds)
-            with archive.open(member) as stream:
-                return bounded(stream, limit, refusal), Path(member.filename).suffix.lower(), notes
-    if suffix not in UNPACK:
-        return raw, kind_of(path), []
-    kind, opened = UNPACK[suffix]
-    with parsing(str(path), kind), opened(io.BytesIO(raw)) as stream:
-        return bounded(stream, limit, refusal), kind_of(path), []
+    content, kind, notes = unpacked(path, kinds)
+    return content.raw, kind, notes
 
 
 def _only_table(path: Path, archive: zipfile.ZipFile, kinds: set[str]) -> tuple[zipfile.ZipInfo, list[tuple[str, str]]]:

@@ -297,11 +297,18 @@ def conversation(
     return Conversation(tuple(messages), source, tuple(tools))
 
 
+def systems_of(samples: Sequence[Sample]) -> list[str]:
+    """The different system texts of the conversations among some samples; empty for one without."""
+    return list(
+        dict.fromkeys(
+            item.messages[0].content if item.messages[0].role == "system" else ""
+            for item in samples
+            if isinstance(item, Conversation)
+        )
+    )
+
+
 def common_system(samples: Sequence[Sample]) -> str | None:
     """The system text that every conversation of some samples has; None where one has another or none."""
-    texts = {
-        item.messages[0].content if item.messages[0].role == "system" else ""
-        for item in samples
-        if isinstance(item, Conversation)
-    }
-    return next(iter(texts)) or None if len(texts) == 1 else None
+    texts = systems_of(samples)
+    return texts[0] or None if len(texts) == 1 else None

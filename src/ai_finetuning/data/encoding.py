@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import re
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import BinaryIO
 
 from ..errors import DataError
 
@@ -11,6 +16,7 @@ _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", 
 _ORDINARY = re.compile("[\u3040-\u30ff\u4e00-\u9fff\u3000-\u303f\uff00-\uff5e\x20-\x7e\n\r\t]")
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
 _SAMPLE = 200_000
+_BLOCK = 2**20
 # A byte that the encoding does not have, as `surrogateescape` keeps it.
 UNREADABLE = re.compile("[\udc80-\udcff]")
 
@@ -24,66 +30,111 @@ def _plausibility(text: str) -> float:
 
 
 def decode(raw: bytes, name: str) -> tuple[str, str]:
-    """(text, encoding) of a file's bytes.
+    """(text, encoding) of a file's bytes; see find_encoding.
+
+    Raises:
+        DataError: no encoding decodes the bytes, but for one in a thousand.
+    """
+    encoding, errors = find_encoding(lambda: io.BytesIO(raw), name)
+    return raw.decode(encoding, errors), encoding
+
+
+def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
+    """(encoding, what to do with bytes that it does not have: `strict` or `surrogateescape`) of a file, in a few passes
+    over its bytes with a fixed memory.
 
     The order: BOM, strict UTF-8, ISO-2022-JP where escapes are seen, then CP932 against EUC-JP by plausibility. Never
-    `shift_jis`, which cannot read ①㈱髙 and reads ～ as another character; and no guesser's name is taken literally.
+    `shift_jis`, which cannot read ①㈱髙 and reads ～ as another character; and no guesser's name is taken literally. At
+    last the encoding in which hardly a byte is wrong: those bytes become lone surrogates, and their rows bad rows.
+
+    Args:
+        opened: gives the bytes from the beginning.
+        name: of the file, for the message.
 
     Raises:
         DataError: none of them decodes the bytes, but for one in a thousand.
     """
+    with opened() as stream:
+        first = stream.read(_BLOCK)
     for mark, encoding in _BOMS:
-        if raw.startswith(mark):
-            return _strict(raw, encoding, name), encoding
-    for encoding in ("utf-8", *(("iso2022_jp_2",) if b"\x1b$" in raw else ())):
-        try:
-            return raw.decode(encoding), encoding
-        except UnicodeDecodeError:
-            continue
-    readings = []
-    for encoding in ("cp932", "euc_jp", "euc_jis_2004"):
-        try:
-            text = raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        readings.append((_plausibility(text), text, encoding))
-    if readings:
-        _, text, encoding = max(readings, key=lambda reading: reading[0])
-        return text, encoding
-    return _nearly(raw, name)
+        if first.startswith(mark):
+            wrong = _first_wrong(opened, encoding)
+            if wrong is not None:
+                raise _undecodable(first, wrong, name)
+            return encoding, "strict"
+    not_utf8 = _first_wrong(opened, "utf-8")
+    if not_utf8 is None:
+        return "utf-8", "strict"
+    if _has_escapes(opened) and _first_wrong(opened, "iso2022_jp_2") is None:
+        return "iso2022_jp_2", "strict"
+    fitting = [code for code in ("cp932", "euc_jp", "euc_jis_2004") if _first_wrong(opened, code) is None]
+    if fitting:
+        return max(fitting, key=lambda code: _plausibility(_beginning(opened, code))), "strict"
+    counts = [(*_count_wrong(opened, code), code) for code in ("utf-8", "cp932", "euc_jp")]
+    wrong_bytes, size, _, encoding = min((wrong, size, _beginning(opened, code), code) for wrong, size, code in counts)
+    if wrong_bytes * 1000 > size:
+        raise _undecodable(first, not_utf8, name)
+    return encoding, "surrogateescape"
 
 
-def _nearly(raw: bytes, name: str) -> tuple[str, str]:
-    """The reading in which hardly a byte is wrong: those bytes become lone surrogates, and their rows bad rows.
-
-    Raises:
-        DataError: more than one byte in a thousand is wrong in every encoding.
-    """
-    readings = [(raw.decode(encoding, "surrogateescape"), encoding) for encoding in ("utf-8", "cp932", "euc_jp")]
-    wrong, text, encoding = min((len(UNREADABLE.findall(text)), text, encoding) for text, encoding in readings)
-    if wrong * 1000 > len(raw):
-        raise _undecodable(raw, name)
-    return text, encoding
+def _decoded(opened: Callable[[], BinaryIO], encoding: str, errors: str) -> Iterator[str]:
+    """The text in parts, of about _BLOCK bytes each."""
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    with opened() as stream:
+        while block := stream.read(_BLOCK):
+            yield decoder.decode(block)
+    yield decoder.decode(b"", True)
 
 
-def _strict(raw: bytes, encoding: str, name: str) -> str:
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise _undecodable(raw, name, error) from None
+def _first_wrong(opened: Callable[[], BinaryIO], encoding: str) -> int | None:
+    """The line of the first byte that an encoding does not have; None where it has all."""
+    decoder = codecs.getincrementaldecoder(encoding)("strict")
+    line = 1
+    with opened() as stream:
+        for block in chain(iter(lambda: stream.read(_BLOCK), b""), (b"",)):
+            try:
+                decoder.decode(block, not block)
+            except UnicodeDecodeError as error:
+                # What a decoder keeps of the block before is part of one character, without a line end.
+                return line + error.object[: error.start].count(b"\n")
+            except UnicodeError:  # a codec that says no place
+                return line
+            line += block.count(b"\n")
+    return None
 
 
-def _undecodable(raw: bytes, name: str, error: UnicodeDecodeError | None = None) -> DataError:
+def _has_escapes(opened: Callable[[], BinaryIO]) -> bool:
+    """Whether the bytes hold an escape to Japanese, as ISO-2022-JP has it."""
+    before = b""
+    with opened() as stream:
+        while block := stream.read(_BLOCK):
+            if b"\x1b$" in before + block:
+                return True
+            before = block[-1:]
+    return False
+
+
+def _beginning(opened: Callable[[], BinaryIO], encoding: str) -> str:
+    """As much of the text as tells how Japanese it is."""
+    text = ""
+    for part in _decoded(opened, encoding, "surrogateescape"):
+        text += part
+        if len(text) >= _SAMPLE:
+            break
+    return text[:_SAMPLE]
+
+
+def _count_wrong(opened: Callable[[], BinaryIO], encoding: str) -> tuple[int, int]:
+    """(bytes that an encoding does not have, bytes)."""
+    wrong = sum(len(UNREADABLE.findall(part)) for part in _decoded(opened, encoding, "surrogateescape"))
+    with opened() as stream:
+        return wrong, sum(len(block) for block in iter(lambda: stream.read(_BLOCK), b""))
+
+
+def _undecodable(first: bytes, line: int, name: str) -> DataError:
     from charset_normalizer import from_bytes
 
-    if error is None:
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError as obtained:
-            error = obtained
-    start = error.start if error is not None else 0
-    line = raw[:start].count(b"\n") + 1
-    guess = from_bytes(raw[:100_000]).best()
+    guess = from_bytes(first[:100_000]).best()
     hint = f" ({guess.encoding}?)" if guess is not None else ""
     return DataError(
         f"{name} の {line} 行目付近を UTF-8、CP932、EUC-JP、UTF-16 のどれとしても読めません{hint}。UTF-8 で保存し直してください。",

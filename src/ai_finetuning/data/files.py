@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from .. import embedded
 from ..errors import DataError, HubError, InputNotFoundError
 from ..system.network import endpoint, head, offline
 from .bad_rows import BadRows
 from .columnar import dataset_rows, read_arrow, read_parquet, read_saved
-from .compression import UNPACK, kind_of, unpack
-from .rows import File, FileReport, Reader, Row
+from .compression import UNPACK, kind_of, unpacked
+from .rows import Content, File, FileReport, Reader, Row
 from .spreadsheet import read_workbook
 from .tables import read_delimited
-from .texts import read_json, read_jsonl, read_text
+from .texts import jsonl_lines, parse_lines, read_json, read_jsonl, read_text, read_whole
 
+_T = TypeVar("_T")
 READERS: dict[str, Reader] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
@@ -32,6 +36,9 @@ READERS: dict[str, Reader] = {
     ".feather": read_arrow,
     ".txt": read_text,
 }
+_SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of them one is in a folder of `datasets`
+TOKENS = "tokens.json"  # the manifest of prepared data
+_LINES = (".jsonl", ".ndjson")  # kinds whose rows can be parsed apart from each other
 # What each ending means, for `aift data formats`.
 KINDS: dict[str, tuple[str, str]] = {
     ".jsonl .ndjson": ("1 行に 1 つのオブジェクト", "one object on each line"),
@@ -61,6 +68,37 @@ _TRAIN = re.compile(r"(?:^|[^a-z])train(?:ing)?(?:[^a-z]|$)")
 _OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|dev|valid|validation|val)(?:[^a-z]|$)")
 
 
+# Rows that are handed on together: enough to encode at a time, few enough to hold.
+_TOGETHER, _CHARACTERS = 4096, 2**20
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Some rows of a file, in order.
+
+    Attributes:
+        file: which they are of; rows that cannot be used are noted there.
+        read: the rows; empty where `lines` has them.
+        lines: (number, text) of JSON Lines, not parsed yet.
+    """
+
+    file: File
+    read: list[Row] = field(default_factory=list)
+    lines: list[tuple[int, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.read) or len(self.lines)
+
+    @property
+    def characters(self) -> int:
+        """Characters of the texts in them; of lines, all of theirs."""
+        return sum(map(_text_of, self.read)) + sum(len(line) for _, line in self.lines)
+
+    def rows(self) -> list[Row]:
+        """The rows, parsed."""
+        return self.read or list(parse_lines(self.lines, self.file))
+
+
 def read_rows(
     path: str | Path,
     *,
@@ -83,13 +121,9 @@ def read_rows(
             set.
     """
     obtained = BadRows(skip_bad_rows) if bad is None else bad
-    folder = find_data(path)
-    if folder is None:
-        return _read_hub(str(path))
-    if folder.is_dir():
-        rows, report = _read_folder(folder, str(path), obtained, columns, sheet)
-    else:
-        rows, report = _read_file(folder, str(path), obtained, columns, sheet)
+    report, batches = open_data(path, obtained, columns=columns, sheet=sheet)
+    rows = [row for batch in batches for row in batch.rows()]
+    report.rows = len(rows)
     if bad is None:
         obtained.refuse()
     if not rows and (bad is None or not len(obtained)):
@@ -97,42 +131,101 @@ def read_rows(
     return rows, report
 
 
-def _read_file(
+def open_data(
+    path: str | Path, bad: BadRows, *, columns: Mapping[str, str] | None = None, sheet: str | None = None
+) -> tuple[FileReport, Iterator[RowBatch]]:
+    """What read_rows reads, some rows at a time: (report, batches). The report is complete, but for the number of rows,
+    when the last batch is read.
+
+    Args:
+        bad: receives the rows that cannot be used.
+        path, columns, sheet: see read_rows.
+
+    Raises:
+        InputNotFoundError, DataError, HubError: see read_rows.
+    """
+    folder = find_data(path)
+    if folder is None:
+        return _batches_of(*_read_hub(str(path)), bad)
+    if not folder.is_dir():
+        return _open_file(folder, str(path), bad, columns, sheet)
+    if any((folder / marker).is_file() for marker in _SAVED):
+        return _batches_of(*read_saved(folder), bad)
+    if (folder / TOKENS).is_file():
+        raise DataError(
+            f"{path} は `aift data prepare` で用意したトークンのフォルダーで、元の行はありません。元のファイルを指定してください。",
+            f"{path} is a folder of tokens that `aift data prepare` has made, without the rows themselves; name the files that "
+            "it was made from.",
+        )
+    report = FileReport(str(path), "folder")
+    return report, _open_folder(folder, report, bad, columns, sheet)
+
+
+def _batches_of(rows: Iterator[Row], report: FileReport, bad: BadRows) -> tuple[FileReport, Iterator[RowBatch]]:
+    return report, _in_batches(rows, File(Path(report.path), Content.of(b""), report, bad))
+
+
+def _in_batches(rows: Iterator[Row], file: File) -> Iterator[RowBatch]:
+    for some in together(rows, _text_of):
+        yield RowBatch(file, some)
+
+
+def _text_of(row: Row) -> int:
+    return sum(len(value) for value in row.values.values() if isinstance(value, str))
+
+
+def together(items: Iterable[_T], characters: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Lists of at most _TOGETHER items, and of about _CHARACTERS; where they end depends on the items alone."""
+    some: list[_T] = []
+    size = 0
+    for item in items:
+        some.append(item)
+        size += characters(item)
+        if len(some) == _TOGETHER or size >= _CHARACTERS:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _open_file(
     path: Path, name: str, bad: BadRows, columns: Mapping[str, str] | None, sheet: str | None
-) -> tuple[list[Row], FileReport]:
-    raw, kind, notes = unpack(path, set(READERS))
+) -> tuple[FileReport, Iterator[RowBatch]]:
+    content, kind, notes = unpacked(path, set(READERS))
     # Rows are named by the whole path, as files in two folders may share a name.
     report = FileReport(name, kind.removeprefix("."), notes=notes)
-    rows = list(READERS[kind](File(path, raw, report, bad, columns, sheet)))
-    report.rows = len(rows)
-    return rows, report
+    file = File(path, content, report, bad, columns, sheet)
+    return report, _batches_of_lines(file) if kind in _LINES else _in_batches(READERS[kind](file), file)
 
 
-def _read_folder(
-    folder: Path, name: str, bad: BadRows, columns: Mapping[str, str] | None, sheet: str | None
-) -> tuple[list[Row], FileReport]:
-    """Rows of a folder: what `datasets` saved, or all of its data files; those of other splits are named, not read."""
-    if any((folder / marker).is_file() for marker in ("dataset_info.json", "state.json", "dataset_dict.json")):
-        return read_saved(folder)
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    if not any(_is_data(entry) for entry in entries) and (folder / "data").is_dir():
-        entries = sorted(entry for entry in (folder / "data").iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in entries if _is_data(entry)]
+def _batches_of_lines(file: File) -> Iterator[RowBatch]:
+    lines = jsonl_lines(file)
+    if lines is None:
+        yield from _in_batches(read_whole(file), file)
+        return
+    for some in together(lines, lambda line: len(line[1])):
+        yield RowBatch(file, lines=some)
+
+
+def _open_folder(
+    folder: Path, report: FileReport, bad: BadRows, columns: Mapping[str, str] | None, sheet: str | None
+) -> Iterator[RowBatch]:
+    """Batches of all data files of a folder; files of other splits are named, not read."""
+    entries, files = _entries(folder)
     if not files:
         raise DataError(
-            f"{name} に読めるファイルがありません（{' '.join(READERS)} とその圧縮、または datasets の save_to_disk のフォルダー）。",
-            f"{name} holds no file that can be read ({' '.join(READERS)}, compressed ones, or a folder of datasets' "
+            f"{report.path} に読めるファイルがありません（{' '.join(READERS)} とその圧縮、または datasets の save_to_disk のフォルダー）。",
+            f"{report.path} holds no file that can be read ({' '.join(READERS)}, compressed ones, or a folder of datasets' "
             "save_to_disk).",
         )
-    report = FileReport(name, "folder")
     if any(_TRAIN.search(entry.name.lower()) for entry in files):
         aside = [entry for entry in files if _OTHER_SPLIT.search(entry.name.lower())]
     else:
         aside = []
-    rows: list[Row] = []
     for entry in files:
         if entry in aside:
-            count = len(_read_file(entry, str(entry), BadRows(True), columns, sheet)[0])
+            _, batches = _open_file(entry, str(entry), BadRows(True), columns, sheet)
+            count = sum(len(batch.rows()) for batch in batches)
             report.notes.append(
                 (
                     f"読まないファイル（別の分割）: {entry.name}（{count} 行）",
@@ -140,15 +233,54 @@ def _read_folder(
                 )
             )
             continue
-        more, part = _read_file(entry, str(entry), bad, columns, sheet)
-        rows += more
+        part, batches = _open_file(entry, str(entry), bad, columns, sheet)
+        yield from batches
         report.notes += [(f"{entry.name}: {ja}", f"{entry.name}: {en}") for ja, en in part.notes]
     others = [entry.name for entry in entries if entry not in files]
     if others:
         report.notes.append((f"読まないもの: {', '.join(others[:10])}", f"not read: {', '.join(others[:10])}"))
-    report.rows = len(rows)
     report.encoding = f"{len(files) - len(aside)} files"
-    return rows, report
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The files that are read for a path, in order; none for a data set of the hub.
+
+    Raises:
+        InputNotFoundError, DataError: see find_data.
+    """
+    found = find_data(path)
+    if found is None:
+        return []
+    if not found.is_dir():
+        return [found]
+    if any((found / marker).is_file() for marker in _SAVED):
+        return sorted(entry for entry in found.rglob("*") if entry.is_file())
+    return _entries(found)[1]
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(what is in a folder or its `data`, those of it that are data files)."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    if not any(_is_data(entry) for entry in entries) and (folder / "data").is_dir():
+        entries = sorted(entry for entry in (folder / "data").iterdir() if not entry.name.startswith("."))
+    return entries, [entry for entry in entries if _is_data(entry)]
+
+
+def matching(path: str) -> list[str]:
+    """The paths that a pattern such as `corpus/*.jsonl.gz` means, sorted; a path that is there is itself.
+
+    Raises:
+        InputNotFoundError: none.
+    """
+    if not glob.has_magic(path) or Path(path).exists():
+        return [path]
+    found = sorted(glob.glob(path, recursive=True))
+    if not found:
+        raise InputNotFoundError(
+            f"{path} に当てはまるファイルがありません（現在のフォルダー: {Path.cwd()}）。",
+            f"no file matches {path} (current folder: {Path.cwd()}).",
+        )
+    return found
 
 
 def _is_data(path: Path) -> bool:
@@ -210,7 +342,7 @@ _HINTS: dict[str, tuple[str, str]] = {
 }
 
 
-def _read_hub(name: str) -> tuple[list[Row], FileReport]:
+def _read_hub(name: str) -> tuple[Iterator[Row], FileReport]:
     import datasets
 
     # The client's own retries would take minutes where the hub does not answer; offline it looks into its cache only.

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from .collate import Batch, collate
+from .examples import lengths_of
 from .mixture import Mixture
 from .packing import pack
 from .tokenize import Example
@@ -51,6 +52,7 @@ class Loader:
         self._data_rank, self._data_size = share
         self._capacity = max_length
         self._mixture = examples if isinstance(examples, Mixture) else None
+        self._lengths = lengths_of(examples)
         self._rows = None if self._mixture is not None else self._rows_of(np.arange(len(examples)))
         self._epoch = lru_cache(maxsize=2)(self._rows_in_order)
         self._count = lru_cache(maxsize=2)(self._count_rows)  # asked for in every step
@@ -83,7 +85,7 @@ class Loader:
         """Rows of documents, packed or one by one."""
         if not self._packed:
             return [[int(place)] for place in documents]
-        packed = pack([len(self._examples[place]) for place in documents], self._capacity)
+        packed = pack(self._lengths[documents].tolist(), self._capacity)
         return [[int(documents[number]) for number in row] for row in packed]
 
     def _rows_in_order(self, epoch: int) -> tuple[list[list[int]], np.ndarray]:
@@ -115,7 +117,7 @@ class Loader:
         parts = []
         for first in range(0, len(order), window):
             part = order[first : first + window]
-            part = part[np.argsort([-len(self._examples[rows[row][0]]) for row in part], kind="stable")]
+            part = part[np.argsort([-self._lengths[rows[row][0]] for row in part], kind="stable")]
             whole = len(part) // self._rows_per_step
             steps = [part[step * self._rows_per_step : (step + 1) * self._rows_per_step] for step in range(whole)]
             parts += [steps[step] for step in generator.permutation(whole)]
@@ -171,7 +173,7 @@ def evaluation_batches(
 
 def evaluation_rows(examples: Sequence[Example], packing_length: int | None) -> list[list[int]]:
     """The rows of evaluation_batches in their order, each with the places of its documents in `examples`."""
-    lengths = [len(item) for item in examples]
+    lengths = lengths_of(examples).tolist()
     rows = [[index] for index in range(len(examples))] if packing_length is None else pack(lengths, packing_length)
     rows.sort(key=lambda row: (-sum(lengths[document] for document in row), row[0]))
     return rows

@@ -14,16 +14,11 @@ from typing import overload
 
 import numpy as np
 
-from ..labels import IGNORED
+from .examples import Joined, learnt_of, lengths_of
 from .tokenize import Example
 
 # A share is a fraction with at most this denominator, so that the order is counted in integers.
 _DENOMINATOR = 10**6
-
-
-def learnt_tokens(row: Example) -> int:
-    """Labels of a row that take loss; nothing predicts its first token."""
-    return int((row.labels[1:] != IGNORED).sum())
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Mixture(Sequence[Example]):
 
     Args:
         new: rows of an epoch.
-        old: rows to take from; each has label tokens (learnt_tokens).
+        old: rows to take from; each has label tokens.
         share: of the label tokens, between 0 and 1.
         seed: of the order of the old rows.
     """
@@ -61,10 +56,10 @@ class Mixture(Sequence[Example]):
     def __init__(self, new: Sequence[Example], old: Sequence[Example], share: float, seed: int) -> None:
         part = Fraction(str(share)).limit_denominator(_DENOMINATOR)
         self.share = share
-        self._examples = [*new, *old]
+        self._examples = Joined(new, old)
         self._new, self._old, self._seed = len(new), len(old), seed
-        labels = np.array([learnt_tokens(item) for item in self._examples], dtype=np.int64)
-        self._lengths = np.array([len(item) for item in self._examples], dtype=np.int64)
+        labels = learnt_of(self._examples)
+        self.lengths = lengths_of(self._examples)
         self._labels = labels
         # What a row adds to the balance of old against new: 0 where the share is met exactly.
         self.worth = np.where(np.arange(len(labels)) < self._new, -part.numerator, part.denominator - part.numerator)
@@ -133,4 +128,4 @@ class Mixture(Sequence[Example]):
         rows = self._old_rows(0, self._taken_before(epochs)[0])
         labels = int(self._labels[rows].sum())
         new = epochs * int(self._labels[: self._new].sum())
-        return Taken(len(rows), int(self._lengths[rows].sum()), labels, labels / (labels + new), len(rows) / self._old)
+        return Taken(len(rows), int(self.lengths[rows].sum()), labels, labels / (labels + new), len(rows) / self._old)

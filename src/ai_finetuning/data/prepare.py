@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
-from ..errors import DataError, localized
-from . import cache
+from ..errors import DataError, StorageError, localized
 from .bad_rows import BadRows
 from .conversations import common_system
-from .doctor.leakage import pair_of, question_key
+from .examples import Joined, characters_of, chosen, digest_of, learnt_of, lengths_of, names_of
 from .messages import Sample
-from .mixture import learnt_tokens
+from .pieces import Reading, with_questions
+from .prepared import open_prepared, prepared_folder
 from .sources import load_samples
+from .store.folder import cached_store
+from .store.preparing import Encoder, Preparation, left_aside, lines_of, sources_of
 from .text_dataset import TextDataset
 from .tokenize import EncodeReport, Example, count_label_tokens, encode
 from .vocabulary import vocabulary_loss
 
+# Gives what encodes files of so many bytes for a tokenizer; None where this process does it alone.
+Encoders = Callable[[Any, int], Callable[[Reading], Encoder] | None]
 # The rule of new runs, that of runs that noted it, and that of runs that noted none.
 SPLIT, ROWS_SPLIT, FIRST_SPLIT = "equal questions", "equal rows", "rows"
 
@@ -36,31 +40,38 @@ class PreparedData:
         old: rows of an earlier training to take a share from (`data.replay`).
     """
 
-    train: list[Example]
-    eval_data: list[Example]
+    train: Sequence[Example]
+    eval_data: Sequence[Example]
     lines: list[str]
     report: EncodeReport
     digest: str
     old: Sequence[Example] = ()
 
     @property
-    def every(self) -> list[Example]:
+    def every(self) -> Sequence[Example]:
         """All rows that go through the model."""
-        return [*self.train, *self.old, *self.eval_data]
+        return Joined(self.train, self.old, self.eval_data)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(map(len, self.every))
+        return int(lengths_of(self.every).max())
 
     @property
     def eval_characters(self) -> int | None:
         """Characters of the scored evaluation text; None where unknown."""
-        return sum(item.characters for item in self.eval_data) or None
+        return int(characters_of(self.eval_data).sum()) or None
 
 
 def prepare(
-    train: Any, eval_data: Any, tokenizer: Any, config: DataConfig, *, seed: int, split: str = SPLIT
+    train: Any,
+    eval_data: Any,
+    tokenizer: Any,
+    config: DataConfig,
+    *,
+    seed: int,
+    split: str = SPLIT,
+    encoders: Encoders | None = None,
 ) -> PreparedData:
     """Examples of training and evaluation data.
 
@@ -71,17 +82,18 @@ def prepare(
         config: how rows become tokens.
         seed: decides which rows become evaluation data.
         split: the rule by which it does, a key of SPLITS.
+        encoders: who encodes large files; None for this process alone.
 
     Raises:
         DataError: data that cannot be trained on; see sources and tokenize.
     """
-    examples, report, lines = load_examples(train, tokenizer, config)
-    scored: list[Example] = []
+    examples, report, lines = load_examples(train, tokenizer, config, encoders)
+    scored: Sequence[Example] = []
     if isinstance(eval_data, float):
         examples, scored = SPLITS[split](examples, eval_data, seed)
         lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows for evaluation: {len(scored)}"))
     elif eval_data is not None:
-        scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None))
+        scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None), encoders)
         lines += [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
         both = shared_rows(examples, scored)
         if both:
@@ -92,11 +104,13 @@ def prepare(
                     "than it is",
                 )
             )
-    old = _old_rows(tokenizer, config, scored, lines)
-    return PreparedData(examples, scored, lines, report, digest_of([*examples, *old]), old)
+    old = _old_rows(tokenizer, config, scored, lines, encoders)
+    return PreparedData(examples, scored, lines, report, digest_of(Joined(examples, old)), old)
 
 
-def _old_rows(tokenizer: Any, config: DataConfig, scored: Sequence[Example], lines: list[str]) -> list[Example]:
+def _old_rows(
+    tokenizer: Any, config: DataConfig, scored: Sequence[Example], lines: list[str], encoders: Encoders | None
+) -> Sequence[Example]:
     """The rows of `data.replay` without those that are evaluation rows; adds what is to be said about them.
 
     Raises:
@@ -106,10 +120,12 @@ def _old_rows(tokenizer: Any, config: DataConfig, scored: Sequence[Example], lin
     if path is None:
         return []
     source = [Path(item) for item in path] if isinstance(path, list) else path
-    read, _, more = load_examples(source, tokenizer, replace(config, max_samples=None))
+    read, _, more = load_examples(source, tokenizer, replace(config, max_samples=None), encoders)
     lines += [localized(f"以前のデータ: {line}", f"replay: {line}") for line in more]
-    evaluated = {item.input_ids.tobytes() for item in scored}
-    old = [item for item in read if learnt_tokens(item) and item.input_ids.tobytes() not in evaluated]
+    evaluated = {content for _, content, _ in names_of(scored)}
+    useful = zip(names_of(read), learnt_of(read).tolist(), strict=True)
+    kept = [place for place, ((_, content, _), learnt) in enumerate(useful) if learnt and content not in evaluated]
+    old = chosen(read, kept)
     if len(old) < len(read):
         left = len(read) - len(old)
         lines.append(
@@ -126,10 +142,19 @@ def _old_rows(tokenizer: Any, config: DataConfig, scored: Sequence[Example], lin
     return old
 
 
-def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list[Example], EncodeReport, list[str]]:
-    """The examples of training or evaluation data, from the cache where it has been seen; of each source in it
-    (`config.max_samples`) the first rows only.
+def load_examples(
+    source: Any, tokenizer: Any, config: DataConfig, encoders: Encoders | None = None
+) -> tuple[Sequence[Example], EncodeReport, list[str]]:
+    """The examples of training or evaluation data; of each source in it (`config.max_samples`) the first rows only.
+    Those of files come out of the cache, into which they are written where they have not been seen, or out of a folder
+    that was prepared.
+
+    Args:
+        encoders: who encodes large files; None for this process alone.
     """
+    folder = prepared_folder(source)
+    if folder is not None:
+        return open_prepared(folder, tokenizer, config)
     if isinstance(source, TextDataset):
         examples = source.examples[: config.max_samples]
         report = EncodeReport(
@@ -142,13 +167,9 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         )
         return examples, report, _left_aside(source.examples, config) + report.lines()
     files = _files(source)
-    settings = asdict(config)
-    for name in ("train", "eval", "replay", "packing", "group_by_length", "cache"):
-        settings.pop(name)
-    key = cache.cache_key(files, tokenizer, settings) if files and config.cache else None
-    obtained = cache.read(key) if key is not None else None
-    if obtained is not None:
-        return obtained
+    if files and config.cache:
+        with contextlib.suppress(StorageError):  # a disk without room is no error: the tokens are made in memory
+            return _from_cache(files, tokenizer, config, encoders)
     # Every problem of the data in one list: those of the files, of the rows and of what they become for this model.
     bad = BadRows(config.skip_bad_rows)
     samples, lines = read_samples(source, config, bad)
@@ -165,15 +186,23 @@ def load_examples(source: Any, tokenizer: Any, config: DataConfig) -> tuple[list
         bad.refuse()
         raise
     bad.refuse()
-    examples = _with_questions(examples, samples)
+    examples = with_questions(examples, samples)
     report.left_out = len(bad)
     report.left_out_reasons = [[ja, en, count] for (ja, en), count in bad.counts.most_common()]
     report.vocabulary = vocabulary_loss(samples, tokenizer)
     report.system = common_system(samples)
     lines += bad.lines() + report.lines()
-    if key is not None:
-        cache.write(key, examples, report, lines)
     return examples, report, lines
+
+
+def _from_cache(
+    files: Sequence[Path], tokenizer: Any, config: DataConfig, encoders: Encoders | None
+) -> tuple[Sequence[Example], EncodeReport, list[str]]:
+    paths = [str(path) for path in files]
+    asked = Preparation(tuple(paths), config, tokenizer, sources_of(paths))
+    size = sum(source.bytes for source in asked.sources)
+    examples, manifest = cached_store(asked, encoder=encoders(tokenizer, size) if encoders is not None else None)
+    return examples, manifest.report, lines_of(manifest, config.max_samples)
 
 
 def read_samples(source: Any, config: DataConfig, bad: BadRows) -> tuple[list[Sample], list[str]]:
@@ -203,17 +232,6 @@ def read_samples(source: Any, config: DataConfig, bad: BadRows) -> tuple[list[Sa
     return samples, lines
 
 
-def _with_questions(examples: Sequence[Example], samples: Sequence[Sample]) -> list[Example]:
-    """The examples with a digest of the question that their row asks."""
-    asked = {sample.source: question_key(pair_of(sample)) for sample in samples}
-    digests = {
-        source: hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        for source, key in asked.items()
-        if key
-    }
-    return [replace(item, question=digests.get(item.source, "")) for item in examples]
-
-
 def _parts(source: Any, config: DataConfig) -> list[Any]:
     """What is read at a time: each path by itself where the rows of each are counted."""
     paths = isinstance(source, list) and bool(source) and all(isinstance(item, Path) for item in source)
@@ -221,17 +239,7 @@ def _parts(source: Any, config: DataConfig) -> list[Any]:
 
 
 def _left_aside(rows: Sequence[object], config: DataConfig) -> list[str]:
-    """The line that says how many rows of a source `max_samples` leaves aside."""
-    limit = config.max_samples
-    if limit is None or len(rows) <= limit:
-        return []
-    left = len(rows) - limit
-    return [
-        localized(
-            f"data.max_samples が {limit} なので、先頭の {limit} 行だけを使います（使わない行: {left}）",
-            f"data.max_samples is {limit}: the first {limit} rows are used, {left} rows left aside",
-        )
-    ]
+    return left_aside(len(rows) - (config.max_samples or len(rows)), config.max_samples)
 
 
 def _files(source: Any) -> list[Path]:
@@ -262,28 +270,30 @@ def _count(rows: int, share: float) -> int:
     return count
 
 
-def _divide(examples: Sequence[Example], chosen: set[str]) -> tuple[list[Example], list[Example]]:
-    return [item for item in examples if item.source not in chosen], [
-        item for item in examples if item.source in chosen
-    ]
+def _divide(examples: Sequence[Example], evaluated: set[str]) -> tuple[Sequence[Example], Sequence[Example]]:
+    sides: tuple[list[int], list[int]] = ([], [])
+    for place, (source, _, _) in enumerate(names_of(examples)):
+        sides[source in evaluated].append(place)
+    return chosen(examples, sides[0]), chosen(examples, sides[1])
 
 
-def hold_out_rows(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out_rows(examples: Sequence[Example], share: float, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
     """(training, evaluation) as the runs before version 0.3 divided: whole source rows, equal rows wherever they fall.
 
     Raises:
         DataError: the share leaves one side empty.
     """
 
-    def name(item: Example) -> str:
-        return re.sub(r"^.*[/\\]", "", item.source)  # those runs named a row by its file's last part
+    def name(source: str) -> str:
+        return re.sub(r"^.*[/\\]", "", source)  # those runs named a row by its file's last part
 
-    sources = sorted({name(item) for item in examples})
-    chosen = set(random.Random(seed).sample(sources, _count(len(sources), share)))
-    return _divide(examples, {item.source for item in examples if name(item) in chosen})
+    found = {source: name(source) for source, _, _ in names_of(examples)}
+    sources = sorted(set(found.values()))
+    evaluated = set(random.Random(seed).sample(sources, _count(len(sources), share)))
+    return _divide(examples, {source for source, short in found.items() if short in evaluated})
 
 
-def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
     """(training, evaluation): all rows of one source on one side, all equal rows, and all with the same question.
 
     Rows are taken in the order of the data, so that the division does not depend on where the files lie. Where no question
@@ -292,22 +302,24 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     Raises:
         DataError: the share leaves one side empty.
     """
-    return _hold_out(examples, share, seed, lambda item: (item.input_ids.tobytes(), item.question))
+    return _hold_out(examples, share, seed, with_question=True)
 
 
-def hold_out_equal_rows(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out_equal_rows(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """(training, evaluation) as runs divided before questions were compared: all rows of one source on one side, and all equal ones.
 
     Raises:
         DataError: the share leaves one side empty.
     """
-    return _hold_out(examples, share, seed, lambda item: (item.input_ids.tobytes(),))
+    return _hold_out(examples, share, seed, with_question=False)
 
 
 def _hold_out(
-    examples: Sequence[Example], share: float, seed: int, keys: Callable[[Example], tuple[bytes | str, ...]]
-) -> tuple[list[Example], list[Example]]:
-    """(training, evaluation): what shares a source or a key is on one side; an empty key is none."""
+    examples: Sequence[Example], share: float, seed: int, *, with_question: bool
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """(training, evaluation): what shares a source, its tokens or its question is on one side; an empty question is none."""
     group: dict[str, str] = {}  # a source, and the first source that has a row equal to one of its rows
 
     def root(source: str) -> str:
@@ -316,49 +328,39 @@ def _hold_out(
         return source
 
     first: dict[bytes | str, str] = {}
-    for item in examples:
-        group.setdefault(item.source, item.source)
-        for key in (key for key in keys(item) if key):
-            group[root(item.source)] = root(first.setdefault(key, item.source))
+    for own, content, question in names_of(examples):
+        group.setdefault(own, own)
+        for key in (content, question) if with_question and question else (content,):
+            group[root(own)] = root(first.setdefault(key, own))
     groups: dict[str, list[str]] = {}
     for source in group:
         groups.setdefault(root(source), []).append(source)
     count = _count(len(group), share)
     order = list(groups)
     random.Random(seed).shuffle(order)
-    chosen: set[str] = set()
+    evaluated: set[str] = set()
     for name in order:
-        if len(chosen) + len(groups[name]) <= count:
-            chosen.update(groups[name])
-    if not chosen:  # every group is larger than the share: the smallest comes nearest
-        chosen.update(groups[min(order, key=lambda name: len(groups[name]))])
-    if len(chosen) == len(group):
+        if len(evaluated) + len(groups[name]) <= count:
+            evaluated.update(groups[name])
+    if not evaluated:  # every group is larger than the share: the smallest comes nearest
+        evaluated.update(groups[min(order, key=lambda name: len(groups[name]))])
+    if len(evaluated) == len(group):
         raise DataError(
             f"data.eval が {share} ですが、{len(group)} 行はすべて同じ内容で、学習と評価に分けられません。",
             f"data.eval is {share}, but all {len(group)} rows are equal and cannot be divided into training and evaluation.",
         )
-    return _divide(examples, chosen)
+    return _divide(examples, evaluated)
 
 
 def shared_rows(train: Sequence[Example], eval_data: Sequence[Example]) -> int:
     """How many evaluation rows are training rows as well."""
-    known = {item.input_ids.tobytes() for item in train}
-    return sum(item.input_ids.tobytes() in known for item in eval_data)
+    known = {content for _, content, _ in names_of(train)}
+    return sum(content in known for _, content, _ in names_of(eval_data))
 
 
 # Rules that choose the evaluation rows; a run continues under the rule that it began with.
-SPLITS: dict[str, Callable[[Sequence[Example], float, int], tuple[list[Example], list[Example]]]] = {
+SPLITS: dict[str, Callable[[Sequence[Example], float, int], tuple[Sequence[Example], Sequence[Example]]]] = {
     FIRST_SPLIT: hold_out_rows,
     ROWS_SPLIT: hold_out_equal_rows,
     SPLIT: hold_out,
 }
-
-
-def digest_of(examples: Sequence[Example]) -> str:
-    """SHA-256 over tokens and labels."""
-    digest = hashlib.sha256()
-    for item in examples:
-        digest.update(len(item).to_bytes(8, "little"))
-        digest.update(item.input_ids.tobytes())
-        digest.update(item.labels.tobytes())
-    return digest.hexdigest()

@@ -110,6 +110,13 @@ class Prompts:
             written, shown = error.for_files, error.en.removeprefix(error.for_files.en)
             raise BadRow(written.ja, written.en, shown.strip(" ().")) from None
 
+    def take_counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """(special tokens, keys not in the prompt) counted so far; counting begins anew."""
+        counted = dict(self.special_tokens), dict(self.not_in_prompt)
+        self.special_tokens.clear()
+        self.not_in_prompt.clear()
+        return counted
+
     def note(self, key: str) -> None:
         """Counts a row whose key the template leaves out."""
         self.not_in_prompt[key] = self.not_in_prompt.get(key, 0) + 1

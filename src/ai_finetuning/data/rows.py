@@ -1,16 +1,19 @@
-"""What a reader gets and gives: a file's bytes, its rows, and a report of what was found."""
+"""What a reader gets and gives: a file's bytes as a stream, its rows, and a report of what was found."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import DataError, Reason, ToolkitError, localized
 from ..messages import excerpt
 from .bad_rows import BadRows
+from .encoding import find_encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,38 @@ class FileReport:
 
 
 @dataclass(frozen=True)
+class Content:
+    """The bytes of a file, no longer compressed.
+
+    Attributes:
+        open: gives them as a stream, from the beginning, as often as it is asked.
+        position: how many bytes of the file on the disk the stream that was opened last has read.
+        local: where they lie just so on the disk; None for what is unpacked or in memory.
+    """
+
+    open: Callable[[], BinaryIO]
+    local: Path | None = None
+    position: Callable[[], int] = lambda: 0
+
+    @classmethod
+    def of(cls, raw: bytes) -> Content:
+        """Bytes in memory."""
+        return cls(lambda: io.BytesIO(raw))
+
+    @cached_property
+    def raw(self) -> bytes:
+        """All of them, for the kinds of files that cannot be read piece by piece."""
+        with self.open() as stream:
+            return stream.read()
+
+
+@dataclass(frozen=True)
 class File:
     """A file to be read.
 
     Attributes:
         path: as the user gave it; rows are named by it.
-        raw: its bytes, no longer compressed.
+        content: its bytes.
         report: filled in while reading.
         bad: receives the rows that cannot be used.
         columns: roles of columns, given by the user; they tell which row of a table is its heading.
@@ -59,11 +88,48 @@ class File:
     """
 
     path: Path
-    raw: bytes
+    content: Content
     report: FileReport
     bad: BadRows
     columns: Mapping[str, str] | None = None
     sheet: str | None = None
+
+    @property
+    def raw(self) -> bytes:
+        """All of its bytes."""
+        return self.content.raw
+
+    @cached_property
+    def _encoding(self) -> tuple[str, str]:
+        encoding, errors = find_encoding(self.content.open, self.report.path)
+        self.report.encoding = encoding
+        return encoding, errors
+
+    def lines(self, ends: str | None) -> Iterator[str]:
+        """Its text line by line, each with its end, without a byte order mark.
+
+        Args:
+            ends: what ends a line, as `open` takes it: "\n" alone, "" for any end, left as it is, or None for any,
+                which becomes "\n".
+
+        Raises:
+            DataError: no encoding that is known.
+        """
+        encoding, errors = self._encoding
+        with io.TextIOWrapper(self.content.open(), encoding, errors, newline=ends) as text:
+            first = next(text, "").removeprefix("\ufeff")
+            if first:
+                yield first
+            yield from text
+
+    def text(self) -> str:
+        """All of its text, without a byte order mark.
+
+        Raises:
+            DataError: no encoding that is known.
+        """
+        encoding, errors = self._encoding
+        return self.raw.decode(encoding, errors).removeprefix("\ufeff")
 
     def place(self, number: int) -> str:
         """The name of a line."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,34 @@ _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Rows that a report names.
-_NAMED = 5
+# Rows that a report names, and rows by whose columns a file without a format is explained.
+_NAMED, _EXPLAINED = 5, 100
 # Where only the choice of characters speaks of mojibake, so many rows and this share of a file make it certain.
 LIKELY_ROWS, LIKELY_SHARE = 3, 0.01
+
+
+@dataclass
+class Noted:
+    """Rows that have something about them: how many, and the first ones.
+
+    Attributes:
+        last: the one that was noted last; a row is counted once, however often it is noted in a row.
+    """
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    last: str = ""
+
+    def note(self, source: str) -> None:
+        """Counts a row."""
+        if source != self.last:
+            self.merge(Noted(1, [source], source))
+
+    def merge(self, later: Noted) -> None:
+        """Adds the rows of what comes behind these."""
+        self.count += later.count
+        self.first += later.first[: _NAMED - len(self.first)]
+        self.last = later.last or self.last
 
 
 @dataclass
@@ -59,14 +83,36 @@ class DataReport:
     formats: Counter[str] = field(default_factory=Counter)
     roles: dict[str, str] = field(default_factory=dict)
     normalized: Counter[str] = field(default_factory=Counter)
-    private_use_rows: list[str] = field(default_factory=list)
-    control_rows: list[str] = field(default_factory=list)
+    private_use_rows: Noted = field(default_factory=Noted)
+    control_rows: Noted = field(default_factory=Noted)
     unused_columns: Counter[str] = field(default_factory=Counter)
     unused_keys: Counter[str] = field(default_factory=Counter)
     unlearnt: int = 0
-    likely_rows: list[str] = field(default_factory=list)
-    loop_rows: list[str] = field(default_factory=list)
-    template_rows: list[str] = field(default_factory=list)
+    likely_rows: Noted = field(default_factory=Noted)
+    loop_rows: Noted = field(default_factory=Noted)
+    template_rows: Noted = field(default_factory=Noted)
+
+    def merge(self, later: DataReport) -> None:
+        """Adds what was read behind this; bad rows are merged by whoever collects them."""
+        self.files += later.files
+        self.samples += later.samples
+        self.unlearnt += later.unlearnt
+        self.roles |= later.roles
+        for mine, other in (
+            (self.formats, later.formats),
+            (self.normalized, later.normalized),
+            (self.unused_columns, later.unused_columns),
+            (self.unused_keys, later.unused_keys),
+        ):
+            mine.update(other)
+        for noted, more in (
+            (self.private_use_rows, later.private_use_rows),
+            (self.control_rows, later.control_rows),
+            (self.likely_rows, later.likely_rows),
+            (self.loop_rows, later.loop_rows),
+            (self.template_rows, later.template_rows),
+        ):
+            noted.merge(more)
 
     def lines(self) -> list[str]:
         """The report for the user, in the locale's language."""
@@ -107,9 +153,9 @@ class DataReport:
                 "warning: rows with a token of a prompt template (`aift data doctor` shows them)",
             ),
         ):
-            if rows:
-                where = ", ".join(rows[:_NAMED])
-                lines.append(localized(f"{ja}: {len(rows)}（{where}）", f"{en}: {len(rows)} ({where})"))
+            if rows.count:
+                where = ", ".join(rows.first)
+                lines.append(localized(f"{ja}: {rows.count}（{where}）", f"{en}: {rows.count} ({where})"))
         for counter, ja, en in (
             (self.unused_columns, "使わない列", "columns not used"),
             (self.unused_keys, "使わないメッセージのキー", "message keys not used"),
@@ -158,16 +204,11 @@ def load_samples(
     samples: list[Sample] = []
     for rows in _row_groups(source, report, columns, sheet):
         samples += _samples(rows, report, columns, system_prompt)
-    cleaned: list[Sample] = []
-    likely: list[Sample] = []
-    for sample in samples:
-        try:
-            cleaned.append(_clean(sample, normalize or {}, report, likely, ignore))
-        except BadRow as error:
-            report.bad.add(error, sample.source)
-    cleaned = _without_likely(cleaned, likely, samples, report)
+    cleaned, likely = clean(samples, normalize or {}, report, ignore)
+    certain = certain_mojibake(files_of(samples), files_of(likely))
+    cleaned = without_likely(cleaned, likely, certain, report)
     for sample in cleaned:
-        _note_what_is_odd(sample, report, ignore)
+        note_what_is_odd(sample, report, ignore)
     if bad is None:
         report.bad.refuse()
     if not cleaned and not (bad is not None and len(bad) and not bad.skip):
@@ -218,7 +259,9 @@ def _container(source: Any, report: DataReport) -> Any:
         return source.tolist()
     if isinstance(source, Mapping):
         if library == "datasets":  # a DatasetDict
-            rows, obtained = dataset_rows(dict(source), "DatasetDict")
+            found, obtained = dataset_rows(dict(source), "DatasetDict")
+            rows = list(found)
+            obtained.rows = len(rows)
             report.files.append(obtained)
             return rows
         values = list(source.values())
@@ -264,18 +307,46 @@ def _samples(
     tables = [row for row in rows if isinstance(row, Row)]
     if tables:
         check_columns(columns, list(dict.fromkeys(str(key) for row in tables for key in row.values)))
-    shapes = [find_format(row.values, columns) for row in tables]
-    whole = next((row.values for row, (obtained, _) in zip(tables, shapes, strict=True) if obtained), None)
-    if tables and whole is None:
-        raise _no_format(tables)
-    known = iter(shapes)
+    return samples_of(rows, report, columns, system_prompt, lambda: heading_of(tables, columns))
+
+
+def heading_of(rows: Iterable[Row], columns: Mapping[str, str] | None) -> list[str]:
+    """The columns of the first row of a file that has a format.
+
+    Raises:
+        DataError: none has one, or a column that the user named is nowhere.
+    """
+    first: list[Row] = []
+    names: dict[str, None] = {}
+    for row in rows:
+        if find_format(row.values, columns)[0] is not None:
+            return list(row.values)
+        names |= dict.fromkeys(map(str, row.values))
+        first += [row] if len(first) < _EXPLAINED else []
+    check_columns(columns, list(names))
+    raise _no_format(first)
+
+
+def samples_of(
+    rows: Iterable[_Item],
+    report: DataReport,
+    columns: Mapping[str, str] | None,
+    system_prompt: str | None,
+    heading: Callable[[], Sequence[str]],
+) -> list[Sample]:
+    """The samples of some rows of a file.
+
+    Args:
+        heading: gives the columns of the file's first row with a format; a row without one is read as a row of those,
+            with what it lacks left empty.
+    """
     samples: list[Sample] = []
     for row in rows:
         try:
             if isinstance(row, Row):
-                obtained, shape = next(known)
-                if obtained is None:  # as the other rows of its file, with what it lacks left empty
-                    obtained, shape = find_format({**dict.fromkeys(whole or ()), **row.values}, columns)
+                obtained, shape = find_format(row.values, columns)
+                if obtained is None:
+                    obtained, shape = find_format({**dict.fromkeys(heading()), **row.values}, columns)
                 samples += _row_sample(row, obtained, shape, report, system_prompt)
             elif isinstance(row, Conversation):
                 samples.append(conversation(row.messages, row.source, system_prompt, row.tools))
@@ -297,7 +368,7 @@ def _no_format(rows: list[Row]) -> DataError:
             (f"the text is mojibake ({broken.kind}); recreate it from the original file"),
         )
     else:
-        ja, en = no_format([row.values for row in rows[:100]])
+        ja, en = no_format([row.values for row in rows])
     place = f"{name}: " if name else ""
     # What stands for the columns may be a row, where a table has no heading.
     written = Reason(f"{place}列から学習データを作れません。", f"{place}the columns make no training sample.")
@@ -333,21 +404,50 @@ def _row_sample(
 _PLACE = re.compile(r"(?::\d+|\[\d+\])$")
 
 
-def _without_likely(
-    cleaned: list[Sample], likely: Sequence[Sample], samples: Sequence[Sample], report: DataReport
+def files_of(samples: Iterable[Sample]) -> Counter[str]:
+    """How many of some samples are of each file."""
+    return Counter(_PLACE.sub("", sample.source) for sample in samples)
+
+
+def certain_mojibake(samples: Mapping[str, int], likely: Mapping[str, int]) -> set[str]:
+    """The files with so many rows that are perhaps mojibake that they are.
+
+    Args:
+        samples, likely: all samples, and such ones, by file.
+    """
+    return {file for file, count in likely.items() if count >= LIKELY_ROWS and count >= LIKELY_SHARE * samples[file]}
+
+
+def clean(
+    samples: Iterable[Sample], normalize: Mapping[str, bool], report: DataReport, ignore: Collection[str] = ()
+) -> tuple[list[Sample], list[Sample]]:
+    """(samples with texts in one form, those of them that are perhaps mojibake); others are noted as bad rows.
+
+    Args:
+        ignore: keys of rules of the data doctor that are not applied.
+    """
+    cleaned: list[Sample] = []
+    likely: list[Sample] = []
+    for sample in samples:
+        try:
+            cleaned.append(_clean(sample, normalize, report, likely, ignore))
+        except BadRow as error:
+            report.bad.add(error, sample.source)
+    return cleaned, likely
+
+
+def without_likely(
+    cleaned: list[Sample], likely: Sequence[Sample], certain: Collection[str], report: DataReport
 ) -> list[Sample]:
     """The samples without those that are mojibake by their characters alone, where their file has enough of them."""
     if not likely:
         return cleaned
-    rows = Counter(_PLACE.sub("", sample.source) for sample in samples)
-    broken = Counter(_PLACE.sub("", sample.source) for sample in likely)
-    certain = {file for file, count in broken.items() if count >= LIKELY_ROWS and count >= LIKELY_SHARE * rows[file]}
     bad = {sample.source for sample in likely if _PLACE.sub("", sample.source) in certain}
     for sample in likely:
         if sample.source in bad:
             report.bad.add(_mojibake("a wrong encoding"), sample.source)
         else:
-            report.likely_rows.append(sample.source)
+            report.likely_rows.note(sample.source)
     return [sample for sample in cleaned if sample.source not in bad]
 
 
@@ -358,7 +458,7 @@ def _mojibake(kind: str) -> BadRow:
     )
 
 
-def _note_what_is_odd(sample: Sample, report: DataReport, ignore: Sequence[str]) -> None:
+def note_what_is_odd(sample: Sample, report: DataReport, ignore: Collection[str] = ()) -> None:
     """Notes loops and template tokens in a conversation; it is trained all the same."""
     if not isinstance(sample, Conversation):
         return
@@ -366,10 +466,10 @@ def _note_what_is_odd(sample: Sample, report: DataReport, ignore: Sequence[str])
     others = [item.content for item in sample.messages if item.role != "assistant"]
     others += [item.input for item in sample.messages]
     if "loop" not in ignore and any(map(find_loop, answers)):
-        report.loop_rows.append(sample.source)
+        report.loop_rows.note(sample.source)
     looked_at = (("template_token", answers), ("template_token_asked", others))
     if any(find_template_token(text) for key, texts in looked_at if key not in ignore for text in texts):
-        report.template_rows.append(sample.source)
+        report.template_rows.note(sample.source)
 
 
 def _refuse_unreadable(text: str) -> None:
@@ -389,7 +489,7 @@ def _refuse_unreadable(text: str) -> None:
         )
 
 
-def _refuse_mojibake(text: str, ignore: Sequence[str]) -> bool:
+def _refuse_mojibake(text: str, ignore: Collection[str]) -> bool:
     """Whether a text's characters alone speak of mojibake.
 
     Raises:
@@ -406,7 +506,7 @@ def _refuse_mojibake(text: str, ignore: Sequence[str]) -> bool:
 
 
 def _clean(
-    sample: Sample, switches: Mapping[str, bool], report: DataReport, likely: list[Sample], ignore: Sequence[str]
+    sample: Sample, switches: Mapping[str, bool], report: DataReport, likely: list[Sample], ignore: Collection[str]
 ) -> Sample:
     """Normalises a sample's texts, counts what changed, notes private-use and control characters, and adds a sample to
     `likely` whose characters alone speak of mojibake.
@@ -421,8 +521,8 @@ def _clean(
         _refuse_unreadable(text)
         if _refuse_mojibake(text, ignore) and (not likely or likely[-1] is not sample):
             likely.append(sample)
-        if _PRIVATE_USE.search(text) and sample.source not in report.private_use_rows[-1:]:
-            report.private_use_rows.append(sample.source)
+        if _PRIVATE_USE.search(text):
+            report.private_use_rows.note(sample.source)
         text, counts = normalize_text(text, **switches)
         control = _CONTROL.search(text)
         if control is not None:
@@ -431,8 +531,8 @@ def _clean(
                 f"制御文字 {code} があります（data.normalize.strip_control=true で取り除けます）",
                 f"the text contains the control character {code} (data.normalize.strip_control=true removes it)",
             )
-        if _C1.search(text) and sample.source not in report.control_rows[-1:]:
-            report.control_rows.append(sample.source)
+        if _C1.search(text):
+            report.control_rows.note(sample.source)
         report.normalized.update(counts)
         return text
 

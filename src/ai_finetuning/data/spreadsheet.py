@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import DataError
 from .bad_rows import BadRows
 from .compression import bounded, limit_of, too_big
-from .rows import File, FileReport, Row, parsing
+from .rows import Content, File, FileReport, Row, parsing
 from .tables import heading_row, table
 
 _LOCALE = re.compile(r"\[[^\]]*\]")
@@ -85,7 +85,7 @@ def sheets_of(path: Path, columns: Mapping[str, str] | None = None) -> list[tupl
     """
     import openpyxl
 
-    file = File(path, path.read_bytes(), FileReport(str(path), "xlsx"), BadRows(True), columns)
+    file = File(path, Content.of(path.read_bytes()), FileReport(str(path), "xlsx"), BadRows(True), columns)
     with parsing(path.name, "Excel (.xlsx)", ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")):
         check_parts(file)
         book = openpyxl.load_workbook(io.BytesIO(file.raw), read_only=True, data_only=True)

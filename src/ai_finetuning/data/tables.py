@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -12,7 +11,6 @@ from ..errors import DataError
 from ..messages import excerpt
 from .bad_rows import BadRow
 from .columns import role_of
-from .encoding import decode
 from .formats import is_heading
 from .rows import File, Row
 
@@ -89,14 +87,14 @@ def _header(names: list[str], file: File) -> list[str]:
     return unique
 
 
-def records(text: str, delimiter: str, file: File) -> Iterator[tuple[int, list[str]]]:
+def records(delimiter: str, file: File) -> Iterator[tuple[int, list[str]]]:
     """(line on which the record begins, cells) of a CSV file.
 
     Raises:
         DataError: broken quotes; it names the line on which the record begins.
     """
     csv.field_size_limit(2**27)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(file.lines(""), delimiter=delimiter, strict=True)
     before = 0
     try:
         for cells in reader:
@@ -110,17 +108,17 @@ def records(text: str, delimiter: str, file: File) -> Iterator[tuple[int, list[s
         ) from None
 
 
-def _delimiter(text: str, candidates: Sequence[str], file: File) -> str:
+def _delimiter(candidates: Sequence[str], file: File) -> str:
     """The delimiter under which a heading shows; else the first one that the first line holds."""
     for mark in candidates:
         try:
-            lines = islice(records(text, mark, file), _ABOVE)
+            lines = islice(records(mark, file), _ABOVE)
             first = [(number, cells) for number, cells in lines if _filled(cells)]
         except DataError:
             continue
         if heading_row(first, file.columns) is not None:
             return mark
-    line = next((line for line in text.split("\n") if line.strip()), "")
+    line = next((line for line in file.lines("\n") if line.strip()), "")
     return next((mark for mark in candidates if mark in line), candidates[0])
 
 
@@ -130,11 +128,9 @@ def read_delimited(file: File, candidates: Sequence[str] | None = None) -> Itera
     Raises:
         DataError: broken quotes.
     """
-    text, file.report.encoding = decode(file.raw, file.report.path)
-    text = text.removeprefix("\ufeff")
     marks = candidates or _DELIMITERS.get(f".{file.report.kind}", _DELIMITERS[".csv"])
-    mark = _delimiter(text, marks, file)
+    mark = _delimiter(marks, file)
     if mark != marks[0]:
         name = {"\t": "TAB"}.get(mark, mark)
         file.report.notes.append((f"区切り文字は {name} です", f"the delimiter is {name}"))
-    yield from table(records(text, mark, file), file)
+    yield from table(records(mark, file), file)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from ..errors import DataError
 from ..messages import excerpt
 from .bad_rows import BadRow
 from .columns import listed
-from .encoding import decode
 from .formats import is_heading
 from .rows import File, Row
 from .tables import read_delimited
@@ -31,11 +31,6 @@ def _loads(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_unique)
 
 
-def _text(file: File) -> str:
-    text, file.report.encoding = decode(file.raw, file.report.path)
-    return text.removeprefix("\ufeff")
-
-
 def _reason(error: Exception, text: str) -> tuple[str, str]:
     """What is wrong with a JSON text; a comma before a closing bracket by its name."""
     position = getattr(error, "pos", None)
@@ -48,19 +43,40 @@ def _reason(error: Exception, text: str) -> tuple[str, str]:
     return str(error), str(error)
 
 
+def jsonl_lines(file: File) -> Iterator[tuple[int, str]] | None:
+    """(number, text) of the lines of JSON Lines that hold something, not parsed yet; None for a file under this name that
+    is one JSON value.
+    """
+    lines = _numbered(file)
+    first = next(lines, None)
+    if first is not None and _is_whole(file, first[1]):
+        return None
+    return chain([] if first is None else [first], lines)
+
+
+def _numbered(file: File) -> Iterator[tuple[int, str]]:
+    # Ended by \n alone: U+2028 and U+0085 may stand inside JSON strings.
+    for number, line in enumerate(file.lines("\n"), start=1):
+        if line.strip():
+            yield number, line.removesuffix("\n")
+
+
 def read_jsonl(file: File) -> Iterator[Row]:
     """Rows of JSON Lines; a whole JSON array or object under this name is read as what it is."""
-    text = _text(file)
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    # Not splitlines(): U+2028 and U+0085 may stand inside JSON strings.
-    if lines and _is_whole(text, lines[0][1]):
-        file.report.notes.append(("1 つの JSON として読みました", "read as one JSON value"))
-        yield from read_json(file)
-        return
-    yield from _lines(lines, file)
+    lines = jsonl_lines(file)
+    if lines is None:
+        yield from read_whole(file)
+    else:
+        yield from parse_lines(lines, file)
 
 
-def _is_whole(text: str, first: str) -> bool:
+def read_whole(file: File) -> Iterator[Row]:
+    """Rows of a file of JSON Lines that is one JSON value."""
+    file.report.notes.append(("1 つの JSON として読みました", "read as one JSON value"))
+    yield from read_json(file)
+
+
+def _is_whole(file: File, first: str) -> bool:
     """Whether a text is one JSON value rather than one a line."""
     stripped = first.strip()
     if stripped[:1] not in ("[", "{"):
@@ -74,12 +90,13 @@ def _is_whole(text: str, first: str) -> bool:
     ):
         return False
     try:
-        return isinstance(json.loads(text), list | dict)
+        return isinstance(json.loads(file.text()), list | dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _lines(lines: list[tuple[int, str]], file: File) -> Iterator[Row]:
+def parse_lines(lines: Iterable[tuple[int, str]], file: File) -> Iterator[Row]:
+    """Rows of lines that are a JSON object each; others are bad rows."""
     for number, line in lines:
         try:
             yield from _object(_loads(line), file.place(number), file)
@@ -108,15 +125,14 @@ def read_json(file: File) -> Iterator[Row]:
     Raises:
         DataError: no JSON, a shape that is known but no rows, or several arrays.
     """
-    text = _text(file)
+    text = file.text()
     try:
         content = _loads(text)
     except BadRow as bad:
         raise DataError(f"{file.report.path}: {bad.ja}。", f"{file.report.path}: {bad.en}.") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-            yield from _lines(lines, file)
+            yield from parse_lines(_numbered(file), file)
             return
         ja, en = _reason(error, text)
         line = getattr(error, "lineno", 1)
@@ -221,19 +237,18 @@ def read_text(file: File) -> Iterator[Row]:
     """Documents parted by blank lines; a file without blank lines holds one document a line. Tabs: Excel's Unicode
     text.
     """
-    text = _text(file)
-    first = text.split("\n", 1)[0]
+    first = next(file.lines("\n"), "")
     if file.report.encoding == "utf-16" and "\t" in first:
         yield from read_delimited(file, ("\t",))
         return
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    blank = any(not line.strip() for line in lines[:-1])
+    # What stands behind the last line end is no blank line.
+    blank = any(not line.strip() for line in file.lines(None) if line.endswith("\n"))
     start = 1
     block: list[str] = []
-    for number, line in enumerate([*lines, ""], start=1):
+    for number, line in enumerate(chain(file.lines(None), [""]), start=1):
         if line.strip():
             start = start if block else number
-            block.append(line)
+            block.append(line.removesuffix("\n"))
         if block and (not blank or not line.strip()):
             yield Row({"text": "\n".join(block)}, file.place(start))
             block = []

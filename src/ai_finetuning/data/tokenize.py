@@ -53,6 +53,19 @@ class Example:
         return len(self.input_ids)
 
 
+_ADDED = (
+    "rows",
+    "tokens",
+    "label_tokens",
+    "characters",
+    "over_long",
+    "lost_label_tokens",
+    "dropped",
+    "split_conversations",
+    "without_end",
+)
+
+
 @dataclass
 class EncodeReport:
     """What happened on the way from samples to tokens.
@@ -76,7 +89,6 @@ class EncodeReport:
     dropped: int = 0
     split_conversations: int = 0
     max_length: int = 0
-    over_long_sources: list[str] = field(default_factory=list)
     left_out: int = 0
     left_out_reasons: list[list[Any]] = field(default_factory=list)
     without_end: int = 0
@@ -84,6 +96,19 @@ class EncodeReport:
     not_in_prompt: dict[str, int] = field(default_factory=dict)
     vocabulary: VocabularyLoss = field(default_factory=VocabularyLoss)
     system: str | None = None
+
+    def merge(self, later: EncodeReport) -> None:
+        """Adds what happened behind this."""
+        for name in _ADDED:
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        self.longest = max(self.longest, later.longest)
+        self.max_length = later.max_length
+        for mine, other in (
+            (self.special_tokens, later.special_tokens),
+            (self.not_in_prompt, later.not_in_prompt),
+        ):
+            for key, count in other.items():
+                mine[key] = mine.get(key, 0) + count
 
     @property
     def characters_per_token(self) -> float:
@@ -174,22 +199,37 @@ def encode(
             tokens in messages, plain texts with loss_on `assistant`), all in one list; a cut of more than 20 % of the
             answers, or of the ends of all of them.
     """
-    report = EncodeReport(max_length=max_length)
     problems = BadRows() if bad is None else bad
-    prompts = Prompts(tokenizer, loss_on, report.special_tokens, report.not_in_prompt)
+    examples, report = encode_some(samples, Prompts(tokenizer, loss_on), max_length, on_long, problems)
+    if bad is None:
+        problems.refuse()
+    check_encoded(report, problems)
+    return examples, report
+
+
+def encode_some(
+    samples: Iterable[Sample], prompts: Prompts, max_length: int, on_long: str, bad: BadRows
+) -> tuple[list[Example], EncodeReport]:
+    """Tokens and labels of some of the samples: (examples, report), without the refusals that go by all of them.
+
+    Args:
+        prompts: how they are rendered; what it counts goes into the report.
+        samples, max_length, on_long, bad: see encode.
+    """
+    report = EncodeReport(max_length=max_length)
     examples: list[Example] = []
-    for item, ids, loss_mask, ends in _encoded(_rendered(samples, prompts, problems, report), tokenizer):
+    for item, ids, loss_mask, ends in _encoded(_rendered(samples, prompts, bad, report), prompts.tokenizer):
         report.longest = max(report.longest, len(ids))
         try:
             examples += _rows(report, item, on_long, ids, loss_mask, ends)
         except BadRow as error:
-            problems.add(error, item.source)
-    if bad is None:
-        problems.refuse()
-    if not examples and len(problems):
-        problems.refuse()
-        raise problems.empty(localized("学習データ", "the data"))
-    return examples, _finish(report, examples)
+            bad.add(error, item.source)
+    report.rows = len(examples)
+    report.tokens = sum(map(len, examples))
+    report.label_tokens = count_label_tokens(examples)
+    report.characters = sum(item.characters for item in examples)
+    report.special_tokens, report.not_in_prompt = prompts.take_counts()
+    return examples, report
 
 
 def _rendered(samples: Iterable[Sample], prompts: Prompts, bad: BadRows, report: EncodeReport) -> Iterator[Rendered]:
@@ -280,15 +320,18 @@ def _check_over_long(report: EncodeReport, item: Rendered, on_long: str, length:
             )
         return
     report.over_long += 1
-    report.over_long_sources.append(item.source)
 
 
-def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
-    report.rows = len(examples)
-    report.tokens = sum(map(len, examples))
-    report.label_tokens = count_label_tokens(examples)
-    report.characters = sum(item.characters for item in examples)
-    if not examples:
+def check_encoded(report: EncodeReport, bad: BadRows) -> None:
+    """Refuses what all rows together cannot be.
+
+    Raises:
+        DataError: no row, a cut of more than 20 % of the answers, or of the ends of all of them.
+    """
+    if not report.rows and len(bad):
+        bad.refuse()
+        raise bad.empty(localized("学習データ", "the data"))
+    if not report.rows:
         raise DataError(
             f"max_length {report.max_length} に収まる行がありません（最長 {report.longest} トークン）。max_length を上げてください。",
             f"no row fits max_length {report.max_length} (the longest has {report.longest} tokens); raise max_length.",
@@ -308,7 +351,6 @@ def _finish(report: EncodeReport, examples: list[Example]) -> EncodeReport:
             f"with max_length {report.max_length} all {report.rows} rows lose the end of their answer, so that the model "
             f"would not learn where to stop; raise it (up to {report.longest}) or set on_long=drop.",
         )
-    return report
 
 
 def _encoded(
@@ -426,11 +468,6 @@ def _prefix_length(item: Rendered, right: int, ids: list[int], tokenizer: Any) -
         "model "
         "with tokenizer.json.",
     )
-
-
-def max_token_id(examples: Sequence[Example]) -> int:
-    """The largest token id, to be compared with the model's embedding rows."""
-    return int(np.concatenate([item.input_ids for item in examples]).max())
 
 
 def count_label_tokens(examples: Sequence[Example]) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -50,29 +51,95 @@ class VocabularyLoss:
         return not (self.unknown_rows or self.blank_rows or self.changed_rows)
 
 
+@dataclass
+class VocabularyCounts:
+    """The same in numbers that add up.
+
+    Attributes:
+        rows, unknown_rows, blank_rows, changed_rows: see VocabularyLoss.
+        unknown, blanks, changed: how often each character stands in the rows.
+        becomes: what a changed character comes back as.
+    """
+
+    rows: int = 0
+    unknown_rows: int = 0
+    blank_rows: int = 0
+    changed_rows: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+    blanks: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    becomes: dict[str, str] = field(default_factory=dict)
+
+    def merge(self, later: VocabularyCounts) -> None:
+        """Adds the numbers of other rows."""
+        self.rows += later.rows
+        self.unknown_rows += later.unknown_rows
+        self.blank_rows += later.blank_rows
+        self.changed_rows += later.changed_rows
+        self.unknown.update(later.unknown)
+        self.blanks.update(later.blanks)
+        self.changed.update(later.changed)
+        self.becomes |= later.becomes
+
+    def loss(self) -> VocabularyLoss:
+        """What is reported of them."""
+        return VocabularyLoss(
+            self.rows,
+            self.unknown_rows,
+            _frequent(self.unknown),
+            self.blank_rows,
+            tuple(map(_named, _frequent(self.blanks))),
+            self.changed_rows,
+            tuple(f"{unit} → {self.becomes[unit]}" for unit in _frequent(self.changed)),
+        )
+
+
+class VocabularyMeter:
+    """Counts what a tokenizer loses of samples; each character is asked for once, when it is first met."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._asked: set[str] = set()
+        self._unknown: set[str] = set()
+        self._changed: dict[str, str] = {}
+
+    @cached_property
+    def _template_writes_lines(self) -> bool:
+        """Whether the chat template replaces the line ends of a message."""
+        return "あ\nい" not in render(
+            self._tokenizer, [{"role": "user", "content": "あ\nい"}], add_generation_prompt=True
+        )
+
+    def count(self, samples: Sequence[Sample]) -> VocabularyCounts:
+        """What is lost of the texts of some samples (of the messages, not of the template around them)."""
+        talk = [_text(sample) for sample in samples if isinstance(sample, Conversation)]
+        plain = [sample.text for sample in samples if not isinstance(sample, Conversation)]
+        whole = "".join([*talk, *plain])
+        new = (set(whole) | ({_RUN} if _RUN in whole else set())) - self._asked
+        unknown, changed = _lost(sorted(new), self._tokenizer)
+        self._asked |= new
+        self._unknown |= unknown
+        self._changed |= changed
+        counts = VocabularyCounts(len(samples))
+        if not self._unknown and not self._changed:
+            return counts
+        blanks = {unit for unit in self._changed if set(unit) <= _BLANKS}
+        # A line end that the template writes in a way of its own (rinna's `<NL>`) is not lost.
+        in_talk = blanks - ({"\n"} if "\n" in blanks and self._template_writes_lines else set())
+        for name, found in (
+            ("unknown", _rows(talk + plain, self._unknown)),
+            ("blanks", [*_rows(talk, in_talk), *_rows(plain, blanks)]),
+            ("changed", _rows(talk + plain, set(self._changed) - blanks)),
+        ):
+            getattr(counts, name).update(chain.from_iterable(found))
+            setattr(counts, f"{name.removesuffix('s')}_rows", len(found))
+        counts.becomes = {unit: self._changed[unit] for unit in counts.changed}
+        return counts
+
+
 def vocabulary_loss(samples: Sequence[Sample], tokenizer: Any) -> VocabularyLoss:
-    """What a tokenizer loses of the texts of some samples (of the messages, not of the template around them)."""
-    talk = [_text(sample) for sample in samples if isinstance(sample, Conversation)]
-    plain = [sample.text for sample in samples if not isinstance(sample, Conversation)]
-    whole = "".join([*talk, *plain])
-    unknown, changed = _lost(sorted(set(whole) | ({_RUN} if _RUN in whole else set())), tokenizer)
-    if not unknown and not changed:
-        return VocabularyLoss(len(samples))
-    blanks = {unit for unit in changed if set(unit) <= _BLANKS}
-    # A line end that the template writes in a way of its own (rinna's `<NL>`) is not lost.
-    in_talk = blanks - ({"\n"} if "\n" in blanks and _template_writes_lines(tokenizer) else set())
-    lost = _rows(talk + plain, unknown)
-    bare = [_rows(talk, in_talk), _rows(plain, blanks)]
-    other = _rows(talk + plain, set(changed) - blanks)
-    return VocabularyLoss(
-        len(samples),
-        len(lost),
-        _frequent(lost),
-        sum(map(len, bare)),
-        tuple(map(_named, _frequent([*bare[0], *bare[1]]))),
-        len(other),
-        tuple(f"{unit} → {changed[unit]}" for unit in _frequent(other)),
-    )
+    """What a tokenizer loses of the texts of some samples."""
+    return VocabularyMeter(tokenizer).count(samples).loss()
 
 
 def vocabulary_line(loss: VocabularyLoss) -> str | None:
@@ -145,11 +212,6 @@ def _ids(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _template_writes_lines(tokenizer: Any) -> bool:
-    """Whether the chat template replaces the line ends of a message."""
-    return "あ\nい" not in render(tokenizer, [{"role": "user", "content": "あ\nい"}], add_generation_prompt=True)
-
-
 def _rows(texts: Sequence[str], units: set[str]) -> list[list[str]]:
     """For each text that has any of the units: those that it has, as often as it has them."""
     if not units:
@@ -159,8 +221,7 @@ def _rows(texts: Sequence[str], units: set[str]) -> list[list[str]]:
     return [found for found in map(pattern.findall, texts) if found]
 
 
-def _frequent(rows: Sequence[list[str]]) -> tuple[str, ...]:
-    counts = Counter(chain.from_iterable(rows))
+def _frequent(counts: Counter[str]) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda unit: (-counts[unit], unit))[:_EXAMPLES])
 
 

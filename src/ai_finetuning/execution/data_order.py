@@ -1,4 +1,4 @@
-"""The order of a run's data, and what follows from its length: steps, warm-up, evaluations."""
+"""The data of a run and its order, and what follows from its length: steps, warm-up, evaluations."""
 
 from __future__ import annotations
 
@@ -8,17 +8,31 @@ from ..config.section import explicitly_set
 from ..config.training import TrainingConfig
 from ..data.loader import Loader
 from ..data.mixture import Mixture, Taken
-from ..data.prepare import PreparedData
+from ..data.prepare import PreparedData, prepare
 from ..engine.schedule import resolve_warmup, warmup_of_ratio
 from ..errors import localized
 from ..parallel.plan import ParallelPlan
 from ..parallel.processes import launched
 from .request import TrainRequest
+from .tokenizing import encoder_for
 
 # How often a run evaluates where nobody says so.
 _EVALUATIONS = 10
 # A share of old rows that is missed by more than this part of it is said.
 _MISSED = 0.1
+
+
+def data_of(request: TrainRequest, tokenizer: Any, split: str) -> PreparedData:
+    """The rows of a run; large files are encoded by several processes.
+
+    Args:
+        split: the rule by which a share of them becomes evaluation data.
+
+    Raises:
+        DataError: data that cannot be trained on.
+    """
+    config, seed = request.config.data, request.config.training.runtime.seed
+    return prepare(request.train, request.eval_data, tokenizer, config, seed=seed, split=split, encoders=encoder_for)
 
 
 def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | None:

@@ -13,7 +13,8 @@ from ..config.data import DataConfig
 from ..data.bad_rows import BadRows
 from ..data.cache import code_version
 from ..data.doctor.leakage import Leakage, find_leakage, pair_of
-from ..data.prepare import PreparedData, digest_of, read_samples
+from ..data.examples import digest_of
+from ..data.prepare import PreparedData, read_samples
 from ..data.text_dataset import TextDataset
 from ..errors import ToolkitError
 from ..messages import warn

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config.plain import plain_run
 from ..config.run_folder import CONFIG, METRICS, REPORT
+from ..data.examples import Joined
 from ..embedded import is_embedded
 from ..engine.hooks import Callback, Control
 from ..engine.metrics import read_metrics
@@ -165,7 +166,7 @@ class RunReport(Callback):
             return []
         asked = general_questions(plan.tokenizer)
         given = answers(model, plan.tokenizer, asked)
-        rows = [*plan.data.train, *plan.data.eval_data]
+        rows = Joined(plan.data.train, plan.data.eval_data)
         return [
             (question.text, answer)
             for question, answer in zip(asked, given, strict=True)

@@ -15,10 +15,10 @@ from torch import nn
 
 from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
+from ..data.examples import largest_id, learnt_of, lengths_of
 from ..data.loader import Loader
 from ..data.mixture import Taken
-from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData, prepare
-from ..data.tokenize import count_label_tokens, max_token_id
+from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData
 from ..engine.precision import Precision, precision_for
 from ..engine.schedule import Schedule
 from ..errors import ConfigError, Reason
@@ -49,7 +49,7 @@ from ..planner.spread import on_fullest_device, on_fullest_of_map
 from ..system.gpu import free_memory_bytes
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
-from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
+from .data_order import data_of, eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
 from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
@@ -363,7 +363,7 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
         validate_origin(config, model.source.name, tokenizer)
     model = _with_rows(model, tokenizer)
     split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
-    data = prepare(request.train, request.eval_data, tokenizer, config.data, seed=training.runtime.seed, split=split)
+    data = data_of(request, tokenizer, split)
     packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
     mixture = mixture_of(request, data)
     loader = loader_of(request, data, mixture, tokenizer, parallel)
@@ -485,7 +485,7 @@ def _validate_model(model: _Model, parallel: ParallelPlan, data: PreparedData) -
         _validate_experts(model.targets, parallel)
     if parallel.sizes.tp > 1:
         tensor_plan(model.module)  # refused here where it cannot be cut
-    model.shape.validate_fit(max_token_id=max_token_id(data.every), max_length=data.longest)
+    model.shape.validate_fit(max_token_id=largest_id(data.every), max_length=data.longest)
 
 
 def _validate_experts(targets: LoraTargets, parallel: ParallelPlan) -> None:
@@ -512,7 +512,7 @@ def _speed(
     rates = model.place.rates()
     if rates is None or derived.precision not in rates.tflops:
         return None
-    tokens = sum(map(len, data.train)) / max(1, len(data.train)) * training.batch_size
+    tokens = int(lengths_of(data.train).sum()) / max(1, len(data.train)) * training.batch_size
     number = max(1.0, training.gradient_accumulation_steps / parallel.sizes.dp)
     one = micro_batch(
         model.shape,
@@ -558,8 +558,8 @@ def _summary(
         trainable=work.trainable,
         rows=len(data.train),
         eval_rows=len(data.eval_data),
-        tokens=sum(map(len, data.train)),
-        label_tokens=count_label_tokens(data.train),
+        tokens=int(lengths_of(data.train).sum()),
+        label_tokens=int(learnt_of(data.train).sum()),
         rows_per_step=training.batch_size * training.gradient_accumulation_steps,
         steps_per_epoch=len(loader),
         total_steps=total,

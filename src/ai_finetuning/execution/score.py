@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def score(request: TrainRequest, trained: nn.Module | None) -> dict[str, Any]:
         return obtained
 
 
-def _rows(request: TrainRequest) -> list[Example]:
+def _rows(request: TrainRequest) -> Sequence[Example]:
     config, tokenizer = request.config, request.model.ensure_tokenizer()
     if not isinstance(request.eval_data, float):
         return load_examples(request.eval_data, tokenizer, config.data)[0]

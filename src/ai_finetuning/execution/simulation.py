@@ -8,10 +8,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ..config.section import explicitly_set
 from ..data.collate import Batch, collate
+from ..data.examples import Chosen, lengths_of
 from ..data.tokenize import Example
 from ..engine.hooks import Callback, Control
 from ..engine.state import Run
@@ -161,7 +163,8 @@ def worst_group(plan: RunPlan) -> list[Batch]:
     its own on the way.
     """
     training, parallel = plan.request.config.training, plan.parallel
-    documents = sorted(plan.data.train, key=len, reverse=True)
+    order = np.argsort(-lengths_of(plan.data.train), kind="stable")
+    documents = Chosen(plan.data.train, order)
     rows = _packed(documents, plan.packing_tokens, training.batch_size)
     micro_batches = -(-training.gradient_accumulation_steps // parallel.sizes.dp)
     count = micro_batches if parallel.sizes.pp > 1 else min(2, micro_batches)
@@ -171,12 +174,16 @@ def worst_group(plan: RunPlan) -> list[Batch]:
 
 def _packed(documents: Sequence[Example], capacity: int | None, rows: int) -> list[list[Example]]:
     """Rows of the longest documents: one each, or as many as fit."""
-    left = list(documents)
+    place = 0
     obtained: list[list[Example]] = []
-    while left and len(obtained) < rows:
-        row = [left.pop(0)]
-        while capacity is not None and left and sum(map(len, row)) + len(left[0]) <= capacity:
-            row.append(left.pop(0))
+    while place < len(documents) and len(obtained) < rows:
+        row = [documents[place]]
+        place += 1
+        while (
+            capacity is not None and place < len(documents) and sum(map(len, row)) + len(documents[place]) <= capacity
+        ):
+            row.append(documents[place])
+            place += 1
         obtained.append(row)
     return obtained
 

@@ -14,7 +14,7 @@ from ..config.hints import near_files
 from ..data.bad_rows import BadRows
 from ..data.columns import listed, plain, role_of
 from ..data.encoding import UNREADABLE, decode
-from ..data.rows import File, FileReport, parsing
+from ..data.rows import Content, File, FileReport, parsing
 from ..data.spreadsheet import check_parts, shown_rows
 from ..data.tables import records
 from ..errors import ConfigError, DataError, InputNotFoundError
@@ -170,11 +170,11 @@ def _read_delimited(obtained: Questions, raw: bytes, column: str | None, sheet: 
     text, obtained.encoding = decode(raw, obtained.path)
     text = text.removeprefix("\ufeff")
     obtained.line_end = "\r\n" if "\r\n" in text or "\n" not in text else "\n"
-    file = File(Path(obtained.path), raw, FileReport(obtained.path, obtained.kind), BadRows())
+    file = File(Path(obtained.path), Content.of(raw), FileReport(obtained.path, obtained.kind), BadRows())
     best: list[tuple[int, list[str]]] | None = None
     for mark in _DELIMITERS[obtained.kind]:
         try:
-            table = list(records(text, mark, file))
+            table = list(records(mark, file))
         except DataError:
             if mark == _DELIMITERS[obtained.kind][-1] and best is None:
                 raise
@@ -191,7 +191,7 @@ def _read_workbook(obtained: Questions, raw: bytes, column: str | None, sheet: s
     import openpyxl
 
     obtained.raw = raw
-    file = File(Path(obtained.path), raw, FileReport(obtained.path, ".xlsx"), BadRows())
+    file = File(Path(obtained.path), Content.of(raw), FileReport(obtained.path, ".xlsx"), BadRows())
     with parsing(
         obtained.path, "Excel (.xlsx)", ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")
     ):

@@ -7,10 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ai_finetuning.data.examples import learnt_of
 from ai_finetuning.data.loader import Loader
-from ai_finetuning.data.mixture import Mixture, learnt_tokens
+from ai_finetuning.data.mixture import Mixture
 from ai_finetuning.data.tokenize import Example
 from ai_finetuning.labels import IGNORED
+
+
+def learnt_tokens(row) -> int:
+    return int(learnt_of([row])[0])
 
 
 def rows(count: int, first: int, seed: int, longest: int = 40) -> list[Example]:

@@ -179,19 +179,19 @@ def test_held_out_rows_are_whole_sources_and_the_seed_decides():
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A file, and a function that counts how often it is really tokenized."""
-    from ai_finetuning.data import prepare as module
+    from ai_finetuning.data import pieces as module
 
     monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "首都は？", "output": "東京です。"}\n', encoding="utf-8")
     calls = []
-    original = module.encode
+    original = module.encode_some
 
     def counting(*args, **kwargs):
         calls.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(module, "encode", counting)
+    monkeypatch.setattr(module, "encode_some", counting)
 
     def load(tokenizer=None, **settings):
         before = len(calls)
@@ -225,10 +225,10 @@ def test_any_change_misses_the_cache(cached, monkeypatch: pytest.MonkeyPatch):
     other = copy.deepcopy(build_tokenizer())
     other.add_tokens(["首都"])
     assert load(tokenizer=other)[1]
-    from ai_finetuning.data import cache
+    from ai_finetuning.data.store import preparing
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "code_version", lambda: "another version")
+        patch.setattr(preparing, "code_version", lambda: "another version")
         assert load()[1]
     path.write_text(path.read_text(encoding="utf-8").replace("東京", "京都"), encoding="utf-8")
     (examples, _, _), tokenized = load()
@@ -237,12 +237,17 @@ def test_any_change_misses_the_cache(cached, monkeypatch: pytest.MonkeyPatch):
     assert not load(packing=True)[1]  # packing changes rows, not tokens
 
 
-def test_a_damaged_cache_entry_is_made_again(cached, tmp_path: Path):
+@pytest.mark.parametrize("name", ["tokens.bin", "runs.bin", "tokens.json"])
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: bytes([raw[0] ^ 1]) + raw[1:]])
+def test_a_damaged_cache_entry_is_made_again(cached, tmp_path: Path, name: str, damage):
     _, load = cached
-    load()
-    for entry in (tmp_path / "cache").rglob("*.npz"):
-        entry.write_bytes(entry.read_bytes()[:100])
-    assert load()[1]
+    (first, _, _), _ = load()
+    whole = np.array(first[0].input_ids)
+    (entry,) = (tmp_path / "cache").rglob(name)
+    entry.write_bytes(damage(entry.read_bytes()))
+    (again, _, _), tokenized = load()
+    assert tokenized
+    assert np.array_equal(again[0].input_ids, whole)
 
 
 def test_slow_tokenizers_get_exact_labels_by_prefixes():

@@ -1,4 +1,4 @@
-"""aift data show, stats and formats; doctor and split are in files of their own."""
+"""aift data show, stats and formats; doctor, prepare and split are in files of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typer
 from ...errors import localized
 from ...labels import IGNORED
 from ...messages import printable
-from . import data_doctor, data_split
+from . import data_doctor, data_prepare, data_split
 from .data_loading import load
 from .japanese import App
 
@@ -31,6 +31,7 @@ _TEMPLATE = typer.Option(
 _SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(context_settings=_SETTINGS, help=data_doctor.HELP)(data_doctor.doctor)
 app.command(context_settings=_SETTINGS, help=data_split.HELP)(data_split.split)
+app.command(help=data_prepare.HELP)(data_prepare.prepare)
 
 
 def _row_number(row: str, rows: int) -> int:

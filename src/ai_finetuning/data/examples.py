@@ -1,0 +1,149 @@
+"""Rows of tokens wherever they are: a list, a store, a choice of one of them, or several behind each other.
+
+What is asked of all rows at once (lengths, label tokens, which are equal) is read off arrays where there are arrays, so
+that no row is made for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..labels import IGNORED
+from .store.documents import digest_of_tokens
+from .store.mapped import StoredExamples
+from .tokenize import Example
+
+
+class Chosen(Sequence[Example]):
+    """Some rows of others, in this order.
+
+    Attributes:
+        base: the others.
+        places: [rows] int64, of each its place among them.
+    """
+
+    def __init__(self, base: Sequence[Example], places: Iterable[int]) -> None:
+        self.base = base
+        self.places = np.fromiter(places, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return Chosen(self.base, self.places[index])
+        return self.base[int(self.places[index])]
+
+
+def chosen(base: Sequence[Example], places: Sequence[int]) -> Sequence[Example]:
+    """Some rows of others; of a list they are a list."""
+    return [base[place] for place in places] if isinstance(base, list) else Chosen(base, places)
+
+
+class Joined(Sequence[Example]):
+    """The rows of several sequences, one behind another."""
+
+    def __init__(self, *parts: Sequence[Example]) -> None:
+        self.parts = [part for part in parts if len(part)]
+        self._ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= place < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._ends, place, side="right"))
+        return self.parts[part][place - (int(self._ends[part - 1]) if part else 0)]
+
+
+def _numbers(examples: Sequence[Example], name: str) -> NDArray[np.int64]:
+    """[rows] int64: a number of every row, by its name in a store."""
+    if isinstance(examples, Chosen):
+        return _numbers(examples.base, name)[examples.places]
+    if hasattr(examples, name):  # a store or a mixture knows them
+        return np.asarray(getattr(examples, name), dtype=np.int64)
+    if isinstance(examples, Joined):
+        return np.concatenate([np.zeros(0, np.int64), *(_numbers(part, name) for part in examples.parts)])
+    return np.array([_OF_ONE[name](item) for item in examples], dtype=np.int64)
+
+
+_OF_ONE: dict[str, Any] = {
+    "lengths": len,
+    "learnt": lambda item: int((item.labels[1:] != IGNORED).sum()),
+    "characters": lambda item: item.characters,
+}
+
+
+def lengths_of(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """[rows] int64: the tokens of every row."""
+    return _numbers(examples, "lengths")
+
+
+def learnt_of(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """[rows] int64: the labels of every row that take loss; nothing predicts its first token."""
+    return _numbers(examples, "learnt")
+
+
+def characters_of(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """[rows] int64: the characters of every row's label tokens."""
+    return _numbers(examples, "characters")
+
+
+def largest_id(examples: Sequence[Example]) -> int:
+    """The largest token id, to be compared with the model's embedding rows; of a choice of a store that of all of it."""
+    if isinstance(examples, StoredExamples):
+        return examples.largest
+    if isinstance(examples, Chosen):
+        return largest_id(examples.base)
+    if isinstance(examples, Joined):
+        return max(map(largest_id, examples.parts))
+    return max(int(item.input_ids.max()) for item in examples)
+
+
+def names_of(examples: Sequence[Example]) -> Iterator[tuple[str, bytes, str]]:
+    """(source, digest of the tokens, digest of the question) of every row: rows of equal tokens have equal digests."""
+    if isinstance(examples, StoredExamples):
+        yield from examples.names()
+    elif isinstance(examples, Chosen) and isinstance(examples.base, StoredExamples):
+        yield from examples.base.names(examples.places)
+    elif isinstance(examples, Joined):
+        for part in examples.parts:
+            yield from names_of(part)
+    else:
+        for item in examples:
+            yield item.source, digest_of_tokens(item.input_ids), item.question
+
+
+def digest_of(examples: Sequence[Example]) -> str:
+    """SHA-256 over tokens and labels; a whole store knows it."""
+    if isinstance(examples, StoredExamples):
+        return examples.digest
+    if isinstance(examples, Joined) and len(examples.parts) == 1:
+        return digest_of(examples.parts[0])
+    digest = hashlib.sha256()
+    for item in examples:
+        digest.update(len(item).to_bytes(8, "little"))
+        digest.update(item.input_ids.tobytes())
+        digest.update(item.labels.tobytes())
+    return digest.hexdigest()

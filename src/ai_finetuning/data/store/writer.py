@@ -1,0 +1,188 @@
+"""Writes a store some documents at a time, so that what is written stays when the writing is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import StorageError, ToolkitError
+from ...system.files import fsync_folder, read_bounded, write_in_place
+from ..pieces import Account
+from .arrays import ArrayEntry, ArrayWriter, mapped
+from .documents import Documents, labels_of
+from .mapped import ARRAYS, MANIFEST, Manifest, file_of, write_manifest
+from .plain import from_plain, to_plain
+
+PROGRESS = "progress.json"
+_MOST_BYTES = 2**28
+
+
+@dataclass
+class Progress:
+    """How far an unfinished store is.
+
+    Attributes:
+        identity: of what is prepared, and how.
+        batches: of rows that are written, of the whole.
+        accounts: what became of them, of each source.
+        arrays: what is written.
+        names, largest: see Manifest.
+        certain: files in which rows that are perhaps mojibake are.
+    """
+
+    identity: str
+    batches: int = 0
+    accounts: list[Account] = field(default_factory=list)
+    arrays: dict[str, ArrayEntry] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    largest: int = 0
+    certain: set[str] = field(default_factory=set)
+
+
+def read_progress(folder: Path, identity: str) -> Progress | None:
+    """How far an interrupted writing of the same store came; None where there is none, or it was of something else."""
+    try:
+        content = json.loads(read_bounded(folder / PROGRESS, _MOST_BYTES).decode("utf-8", "surrogatepass"))
+        progress = from_plain(Progress, content)
+        there = all(file_of(folder, name).stat().st_size >= entry.bytes for name, entry in progress.arrays.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return progress if there and progress.identity == identity and set(progress.arrays) == set(ARRAYS) else None
+
+
+class StoreWriter:
+    """Writes the arrays of a store; a context manager.
+
+    Args:
+        folder: there already.
+        progress: what is written so far; new arrays are made for one that has none.
+        token_kind: of the tokens, `<u2` or `<u4`.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+
+    def __init__(self, folder: Path, progress: Progress, token_kind: str) -> None:
+        self.progress, self._folder = progress, folder
+        if not progress.arrays:
+            progress.arrays = {name: ArrayEntry(kind or token_kind, width) for name, (kind, width) in ARRAYS.items()}
+        with storing(folder):
+            self._digest = _digest_of_written(folder, progress)
+            self._writers = {name: ArrayWriter(file_of(folder, name), item) for name, item in progress.arrays.items()}
+        self._places = {name: place for place, name in enumerate(progress.names)}
+        self._whole = False
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            with contextlib.suppress(OSError):
+                writer.close(whole=False)
+
+    def append(self, some: Documents) -> None:
+        """Adds documents."""
+        if not len(some.lengths):
+            return
+        arrays, entries = dict(some.arrays), self.progress.arrays
+        for name in some.names:
+            if name not in self._places:
+                self._places[name] = len(self._places)
+                self.progress.names.append(name)
+        places = np.array([self._places[name] for name in some.names], dtype="<u4")
+        arrays["files"] = places[some.files]
+        arrays["ends"] = np.cumsum(arrays.pop("lengths")) + np.uint64(entries["tokens"].items)
+        arrays["run_ends"] = np.cumsum(arrays.pop("run_counts")) + np.uint64(entries["runs"].items)
+        self.progress.largest = max(self.progress.largest, int(some.tokens.max()))
+        _add_to(self._digest, some.tokens, some.lengths, some.runs, some.run_counts)
+        with storing(self._folder):
+            for name, values in arrays.items():
+                self._writers[name].append(values)
+
+    def commit(self) -> None:
+        """Makes what is written so far durable: an interrupted writing goes on from here."""
+        with storing(self._folder):
+            for writer in self._writers.values():
+                writer.sync()
+            kept = [replace(item, problems=item.problems.without_excerpts()) for item in self.progress.accounts]
+            content = json.dumps(to_plain(replace(self.progress, accounts=kept)), ensure_ascii=False)
+            write_in_place(self._folder / PROGRESS, content.encode("utf-8", "surrogatepass"))
+
+    def finish(self, manifest: Manifest) -> None:
+        """Completes the store: the manifest comes last, with arrays, names, documents, largest and digest as written."""
+        with storing(self._folder):
+            for writer in self._writers.values():
+                writer.sync()
+                writer.close(whole=True)
+            manifest.arrays, manifest.names = self.progress.arrays, self.progress.names
+            manifest.documents = self.progress.arrays["ends"].items
+            manifest.largest, manifest.digest = self.progress.largest, self._digest.hexdigest()
+            write_in_place(self._folder / MANIFEST, write_manifest(manifest))
+            (self._folder / PROGRESS).unlink(missing_ok=True)
+            fsync_folder(self._folder)
+
+
+@contextlib.contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Writes below a folder; what the disk refuses is the user's to solve.
+
+    Raises:
+        StorageError: in place of OSError.
+    """
+    try:
+        yield
+    except ToolkitError:  # some of them are OSErrors as well
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise StorageError(
+            f"{folder} に書けません（{reason}）。空き容量と権限を確認して、同じコマンドをもう一度実行してください（途中から続けます）。",
+            f"{folder} cannot be written ({reason}); see that there is room and the right to write, and run the same command "
+            "again: it goes on from where it was.",
+        ) from None
+
+
+def _add_to(
+    digest: Any, tokens: NDArray[Any], lengths: NDArray[Any], runs: NDArray[Any], run_counts: NDArray[Any]
+) -> None:
+    """Adds documents to the digest of all (data.examples.digest_of)."""
+    ids = np.ascontiguousarray(tokens, dtype=np.int32)
+    start = first = 0
+    for length, count in zip(lengths.tolist(), run_counts.tolist(), strict=True):
+        own = ids[start : start + length]
+        digest.update(length.to_bytes(8, "little"))
+        digest.update(own)
+        digest.update(labels_of(own, runs[first : first + count]))
+        start, first = start + length, first + count
+
+
+# Documents whose digest is computed at a time when a writing goes on.
+_SOME = 4096
+
+
+def _digest_of_written(folder: Path, progress: Progress) -> Any:
+    """The digest of what is written already."""
+    digest = hashlib.sha256()
+    count = progress.arrays["ends"].items
+    if not count:
+        return digest
+    arrays = {name: mapped(file_of(folder, name), progress.arrays[name]) for name in ARRAYS}
+    ends, run_ends = arrays["ends"], arrays["run_ends"]
+    token = run = 0
+    for start in range(0, count, _SOME):
+        stop = min(count, start + _SOME)
+        token_end, run_end = int(ends[stop - 1]), int(run_ends[stop - 1])
+        lengths = np.diff(ends[start:stop], prepend=np.uint64(token))
+        counts = np.diff(run_ends[start:stop], prepend=np.uint64(run))
+        _add_to(digest, arrays["tokens"][token:token_end], lengths, arrays["runs"][run:run_end], counts)
+        token, run = token_end, run_end
+    return digest
