@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ._upstream import base_of, is_cast_of_a_parameter, version_of
+from ._upstream import base_of, is_cast_of_a_parameter, is_plain, version_of
 from .lane import Lane, Mark
 from .limits import OFFLOAD_AHEAD
 
@@ -114,7 +114,7 @@ class SavedActivations:
         self._leaving.clear()
 
     def _moves(self, tensor: Tensor) -> bool:
-        if type(tensor) is not Tensor or tensor.device.type != self._device_type:  # other classes know where they are
+        if not is_plain(tensor) or tensor.device.type != self._device_type:
             return False
         size = tensor.untyped_storage().nbytes()
         if size < self._min_bytes or size % tensor.element_size():

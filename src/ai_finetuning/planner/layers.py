@@ -75,6 +75,12 @@ def _adapter_rank_one(shape: ModelShape, modules: Sequence[str], targets: Sequen
     return replace(shape, linear_features=inside).lora_parameters(1, targets)
 
 
+def layer_names(model: Any) -> list[str]:
+    """Names of the layers; empty where there is no list of them."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(layer)] for layer in decoder_layers(model) or ()]
+
+
 def modules_of(model: Any) -> tuple[list[str], list[str], list[str]]:
     """Names of the modules before the layers, of the layers, and of those after them with the head, which is last.
 
