@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.support.virtual import Places
 from torch import nn
 
 from ai_finetuning.data.collate import Batch, collate
 from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.execution.build import loss_of
+from ai_finetuning.kernels.attention import forget_masks
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora, embedding_weights
 from ai_finetuning.models.documents import assumed_forward_path
@@ -29,6 +29,7 @@ from ai_finetuning.planner.memory import Workload, estimate
 from ai_finetuning.planner.shape import shape_of
 from ai_finetuning.planner.simulate import Job, prepare
 from ai_finetuning.planner.tracker import HOST, Tracker
+from tests.support.virtual import Places
 
 CPU = torch.device("cpu")
 
@@ -77,6 +78,7 @@ def real_step(work: Job, group: Sequence[Batch], *, steps: int = 2, places: Plac
     Args:
         places: of the virtual devices that the job's map names (tests/support/virtual.py); call it inside them.
     """
+    forget_masks()  # those of a step before would lie there uncounted
     model: Any = work.module
     model.train()
     if work.device_map is not None:

@@ -131,7 +131,8 @@ class SavedActivations:
             return tensor
         key = (reference.cdata, version_of(tensor))
         if key not in self._known:
-            whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage, 0, (storage.nbytes(),), (1,))
+            numbers = storage.nbytes() // tensor.element_size()
+            whole = tensor.detach().as_strided((numbers,), (1,), 0).view(torch.uint8)
             kept = _Kept(len(self._order), whole, *self._lane.out(whole))
             self._known[key] = (reference, kept)
             self._order.append(kept)

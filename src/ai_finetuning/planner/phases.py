@@ -55,6 +55,12 @@ class Timeline:
         """The most bytes of tensors at any time."""
         return max(self.phases.values())
 
+    def shown(self) -> list[tuple[str, int]]:
+        """The phases worth a line: a save that takes nothing beside what lies there anyway is none."""
+        return [
+            (phase, size) for phase, size in self.phases.items() if phase != "save" or size > self.phases.get("load", 0)
+        ]
+
 
 def size_text(count: int) -> str:
     """Bytes for people: `1.25 GiB`, `12.5 MiB`."""

@@ -95,9 +95,9 @@ def extrapolated(spans: Sequence[Span], two: tuple[Choice, Choice], peaks: Seque
             {choice.name(at): size for at, size in found[device].items()}
             for choice, found in zip(two, peaks, strict=True)
         )
-        depth, low, high = (sum(span.count for span in of if span.device == device) for of in (spans, few.spans, many.spans))
+        depth, low, high = (
+            sum(span.count for span in of if span.device == device) for of in (spans, few.spans, many.spans)
+        )
         slope = (depth - low) / (high - low) if high > low else 1.0
-        whole[device] = {
-            at: small[at] + round((large[at] - small[at]) * slope) for at in small if at in large
-        }
+        whole[device] = {at: small[at] + round((large[at] - small[at]) * slope) for at in small if at in large}
     return whole

@@ -181,7 +181,9 @@ def _trace(job: Job, group: Sequence[Batch], choice: Choice | None) -> _Trace:
     finally:
         forget_masks()
     devices = tracker.devices
-    overhead = {name: held.allocator.reserved - held.peak for name, held in devices.items() if held.allocator is not None}
+    overhead = {
+        name: held.allocator.reserved - held.peak for name, held in devices.items() if held.allocator is not None
+    }
     return _Trace({name: held.peaks for name, held in devices.items()}, overhead, frozenset(tracker.unknown))
 
 

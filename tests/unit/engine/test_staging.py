@@ -103,7 +103,7 @@ def test_staged_checkpoints_have_the_bytes_of_the_others(tmp_path: Path, monkeyp
                 writer.save(Snapshot(step, {"model": weights, "optimizer": {}}, {"train": {}}))
                 for item in weights.values():
                     item.zero_()
-        assert bool(writer._staging) == (way == "staged")
+        assert bool(writer._copy._staging) == (way == "staged")
         for step in (1, 2):
             folder = tmp_path / way / f"checkpoint-{step}"
             loaded = load(folder).tensors["model"]

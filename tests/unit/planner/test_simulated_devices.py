@@ -11,10 +11,11 @@ from tests.support.models import build_model
 from tests.support.tracked import batch, job, real_step
 from tests.support.virtual import virtual_devices
 
+from ai_finetuning.data.collate import Batch
 from ai_finetuning.parallel.plan import ParallelPlan
 from ai_finetuning.planner.layers import modules_of, split_model
 from ai_finetuning.planner.memory import Workload
-from ai_finetuning.planner.simulate import Job, simulate_devices
+from ai_finetuning.planner.simulate import Job, simulate, simulate_devices
 
 LIMIT = 0.02
 GROUP = [batch(2, 256), batch(2, 128)]
@@ -79,3 +80,31 @@ def test_deep_models_are_told_device_by_device():
     for few, every in zip(told, whole, strict=True):
         for phase, held in every.phases.items():
             assert few.phases[phase] == pytest.approx(held, rel=0.005), (few.device, phase)
+
+
+def offloaded(what: str, **options: Any) -> Job:
+    return replace(job(build_model("llama", layers=3, hidden_size=256, vocab_size=8000), **options), offload=what)
+
+
+WAITING: dict[str, tuple[str, dict[str, Any], list[Batch]]] = {
+    "activations": ("activations", {"dropout": 0.05}, [batch(4, 512)]),
+    "activations, recomputed": ("activations", {"full": True, "checkpointing": True}, [batch(4, 1024)] * 2),
+    "optimizer": ("optimizer", {"full": True}, [batch(1, 64)]),
+    "optimizer, Muon": ("optimizer", {"full": True, "optimizer": "muon"}, [batch(1, 64)]),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer", *(pytest.param(name, marks=pytest.mark.slow) for name in WAITING if name != "optimizer")]
+)
+def test_what_waits_on_the_host_is_not_on_the_device(name: str):
+    """In each phase, and so does what the bytes of the device fall by."""
+    what, options, group = WAITING[name]
+    without, told = (simulate(offloaded(each, **options), group) for each in ("none", what))
+    phases = [real_step(offloaded(each, **options), group).by_phase() for each in ("none", what)]
+    for phase, held in phases[1].items():
+        assert told.phases[phase] == pytest.approx(held, rel=LIMIT), phase
+    changed = "forward" if what == "activations" else "load"
+    moved = phases[0][changed] - phases[1][changed]
+    assert moved > 0.05 * phases[0][changed]
+    assert without.phases[changed] - told.phases[changed] == pytest.approx(moved, rel=LIMIT)
