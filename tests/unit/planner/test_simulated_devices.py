@@ -83,12 +83,13 @@ def test_deep_models_are_told_device_by_device():
 
 
 def offloaded(what: str, **options: Any) -> Job:
-    return replace(job(build_model("llama", layers=3, hidden_size=256, vocab_size=8000), **options), offload=what)
+    layers = 8 if options.get("checkpointing") else 3
+    return replace(job(build_model("llama", layers=layers, hidden_size=256, vocab_size=2000), **options), offload=what)
 
 
 WAITING: dict[str, tuple[str, dict[str, Any], list[Batch]]] = {
-    "activations": ("activations", {"dropout": 0.05}, [batch(4, 512)]),
-    "activations, recomputed": ("activations", {"full": True, "checkpointing": True}, [batch(4, 1024)] * 2),
+    "activations": ("activations", {"dropout": 0.05}, [batch(2, 512)]),
+    "activations, recomputed": ("activations", {"full": True, "checkpointing": True}, [batch(2, 512)]),
     "optimizer": ("optimizer", {"full": True}, [batch(1, 64)]),
     "optimizer, Muon": ("optimizer", {"full": True, "optimizer": "muon"}, [batch(1, 64)]),
 }
@@ -100,7 +101,7 @@ WAITING: dict[str, tuple[str, dict[str, Any], list[Batch]]] = {
 def test_what_waits_on_the_host_is_not_on_the_device(name: str):
     """In each phase, and so does what the bytes of the device fall by."""
     what, options, group = WAITING[name]
-    without, told = (simulate(offloaded(each, **options), group) for each in ("none", what))
+    without, told = (simulate(offloaded(each, **options), group, all_layers=True) for each in ("none", what))
     phases = [real_step(offloaded(each, **options), group).by_phase() for each in ("none", what)]
     for phase, held in phases[1].items():
         assert told.phases[phase] == pytest.approx(held, rel=LIMIT), phase
