@@ -29,7 +29,7 @@ GROUP = [batch(1, 256), batch(1, 256)]
 def work(strategy: str, *, full: bool) -> Job:
     """Weights are most of what it holds, so that it counts who holds which."""
     made = job(build_model("llama", hidden_size=256, layers=4), full=full, dropout=0.0 if full else 0.05)
-    return replace(made, parallel=PLANS[strategy])
+    return replace(made, parallel=PLANS[strategy], evaluation=[batch(1, 200)])
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,5 @@ def test_every_rank_holds_what_was_simulated(tmp_path, strategy: str, full: bool
         told = simulate(replace(work(strategy, full=full), rank=rank), GROUP)
         assert not told.unknown
         assert -LATE < told.peak / max(phases.values()) - 1 < LIMIT, (rank, told.phases, phases)
+        for phase in ("save", "evaluation"):
+            assert -LATE < told.phases[phase] / phases[phase] - 1 < LIMIT, (rank, phase, told.phases, phases)

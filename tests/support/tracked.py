@@ -16,17 +16,20 @@ from ai_finetuning.data.collate import Batch, collate
 from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.execution.build import loss_of
+from ai_finetuning.kernels.attention import forget_masks
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora, embedding_weights
 from ai_finetuning.models.documents import assumed_forward_path
 from ai_finetuning.models.parts import unwrapped
+from ai_finetuning.models.placement import spread
 from ai_finetuning.models.plans import tensor_plan
 from ai_finetuning.models.quantized import held_tensors
 from ai_finetuning.parallel.build import build_strategy
 from ai_finetuning.planner.memory import Workload, estimate
 from ai_finetuning.planner.shape import shape_of
 from ai_finetuning.planner.simulate import Job, prepare
-from ai_finetuning.planner.tracker import Tracker
+from ai_finetuning.planner.tracker import HOST, Tracker
+from tests.support.virtual import Places
 
 CPU = torch.device("cpu")
 
@@ -69,10 +72,17 @@ def job(
     return replace(made, **others)
 
 
-def real_step(work: Job, group: Sequence[Batch], *, steps: int = 2) -> Tracker:
-    """Real steps on the module of a job, as it is loaded; it is changed."""
+def real_step(work: Job, group: Sequence[Batch], *, steps: int = 2, places: Places | None = None) -> Tracker:
+    """Real steps on the module of a job, as it is loaded; it is changed.
+
+    Args:
+        places: of the virtual devices that the job's map names (tests/support/virtual.py); call it inside them.
+    """
+    forget_masks()  # those of a step before would lie there uncounted
     model: Any = work.module
     model.train()
+    if work.device_map is not None:
+        spread(model, work.device_map)
     if work.adapter is None:
         model.requires_grad_(True)
         if not work.parallel.in_parts:
@@ -85,24 +95,33 @@ def real_step(work: Job, group: Sequence[Batch], *, steps: int = 2) -> Tracker:
     path = assumed_forward_path(unwrapped(model), CPU, autocast=work.autocast, kernels=kernels)
     strategy = build_strategy(
         work.parallel,
-        device=CPU,
+        device=work.device_map or CPU,
         autocast=work.autocast,
         scaler=False,
         use_accelerate=False,
         fp32_master_weights=work.adapter is None,
         plan=tensor_plan,
     )
-    tracker = Tracker()
+    tracker = Tracker() if places is None else Tracker(device_of=partial(_device_of, places))
     with tracker, contextlib.closing(strategy):
         tracker.hold(held_tensors(model))
         tracker.hold(value for item in group for value in vars(item).values() if isinstance(value, torch.Tensor))
-        step = prepare(tracker, model, strategy, work.loss(model, path), work.optimizer)
+        step = prepare(tracker, model, strategy, work.loss(model, path), work.optimizer, offload=work.offload)
         del model
         if path is not None:
             path.watch(step.optimizer)
         for _ in range(steps):
             step.run(group)
+        if places is None:  # from a GPU a copy comes through memory that is pinned, which only a GPU's driver can do
+            step.save(work.save_in_background, host=False)
+        if work.evaluation:
+            step.evaluate(work.evaluation)
     return tracker
+
+
+def _device_of(places: Places, tensor: torch.Tensor) -> Any:
+    device = places.of(tensor)
+    return HOST if device == CPU else device.index
 
 
 def rank_step(rank: int, work: Callable[[], Job], group: Sequence[Batch]) -> dict[str, int]:

@@ -38,6 +38,21 @@ class Places:
         # The weak reference keeps a freed storage's address from being used again.
         self._of: dict[int, tuple[StorageWeakRef, torch.device]] = {}
         self.moves: list[tuple[torch.device, torch.device]] = []
+        self._arriving: torch.device | None = None
+
+    @contextlib.contextmanager
+    def arriving(self, device: torch.device) -> Iterator[None]:
+        """What is made inside lies on a device from its beginning: whoever counts bytes sees it nowhere else."""
+        self._arriving = device
+        try:
+            yield
+        finally:
+            self._arriving = None
+
+    @property
+    def destination(self) -> torch.device | None:
+        """Where a tensor that is being made will lie; None for where its inputs lie."""
+        return self._arriving
 
     def of(self, tensor: Tensor) -> torch.device:
         obtained = self._of.get(tensor.untyped_storage()._cdata)
@@ -73,7 +88,8 @@ class _Move(torch.autograd.Function):
 
 def _moved(tensor: Tensor, device: torch.device, places: Places) -> Tensor:
     places.moves.append((places.of(tensor), device))
-    copy = tensor.detach().clone()
+    with places.arriving(device):
+        copy = tensor.detach().clone()
     places.put(copy, device)
     return copy
 
@@ -95,7 +111,8 @@ class _Functions(TorchFunctionMode):
             return self._to(*args, **kwargs) if func is Tensor.to else self._to(args[0], CPU)
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
             device = torch.device(kwargs.pop("device"))
-            made = func(*args, **kwargs)
+            with self.places.arriving(device):
+                made = func(*args, **kwargs)
             self.places.put(made, device)
             return made
         return func(*args, **kwargs)
@@ -122,6 +139,7 @@ class _Operations(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         device = self.places.of(given[0]) if name in _COPIES else self.places.check(name, given)
         out = func(*args, **(kwargs or {}))
+        device = self.places.destination or device
         if device is not None and device != CPU:
             known = {tensor.untyped_storage()._cdata for tensor in given}
             for made in tree_leaves(out):

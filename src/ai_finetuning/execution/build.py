@@ -44,7 +44,6 @@ from ..parallel.processes import launched
 from ..parallel.strategy import Strategy
 from ..planner import memory
 from ..planner.phases import Phases, mark_phases, marked
-from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
 from .derived import Derived
@@ -249,7 +248,7 @@ def _run(
         threshold=training.runtime.early_stopping_threshold,
         faults=store.faults,
         retry_smaller=plan.parallel.processes == 1,
-        save_in_background=_copy_fits(plan.summary, plan.device, plan.offload),
+        save_in_background=_saves_in_background(plan),
         memory_hint_ja=f"見積もり: {estimate}。data.max_length を下げるか、QLoRA か gradient_checkpointing を使ってください。",
         memory_hint_en=f"Estimate: {estimate}. Lower data.max_length, or use QLoRA or gradient_checkpointing.",
     )
@@ -327,17 +326,25 @@ def loss_of(
     return make_loss(logits_to_keep=keeps, predictions=predictions, positions=positions)
 
 
-def _copy_fits(plan: Plan, device: torch.device, offload: str) -> bool:
+def copy_fits(plan: RunPlan) -> bool:
     """Whether the host has memory for the copy that checkpoints are written from while training continues."""
-    copy = memory.checkpoint_bytes(plan.trainable)
-    free = plan.free_memory_bytes - plan.memory.total
-    if device.type == "cuda":
+    summary = plan.summary
+    copy = memory.checkpoint_bytes(summary.trainable)
+    free = summary.free_memory_bytes - summary.memory.total
+    if plan.device.type == "cuda":
         free = free_memory_bytes(torch.device("cpu"))
-        if offload == "optimizer":  # its state will be there as well
-            free -= memory.checkpoint_bytes(plan.trainable) - memory.checkpoint_bytes(plan.trainable, 0)
-    if copy > free:
-        notice(
-            f"メモリーの空きが少ないため、チェックポイントの書き込み中（{copy / 2**30:.2f} GiB）は学習を待たせます。",
-            f"little free memory: training pauses while a checkpoint ({copy / 2**30:.2f} GiB) is written.",
-        )
+        if plan.offload == "optimizer":  # its state will be there as well
+            free -= memory.checkpoint_bytes(summary.trainable) - memory.checkpoint_bytes(summary.trainable, 0)
     return copy <= free
+
+
+def _saves_in_background(plan: RunPlan) -> bool:
+    """The same; where it has not, a line says so."""
+    fits = copy_fits(plan)
+    if not fits:
+        size = f"{memory.checkpoint_bytes(plan.summary.trainable) / 2**30:.2f} GiB"
+        notice(
+            f"メモリーの空きが少ないため、チェックポイントの書き込み中（{size}）は学習を待たせます。",
+            f"little free memory: training pauses while a checkpoint ({size}) is written.",
+        )
+    return fits

@@ -14,6 +14,7 @@ import torch
 from ..config.section import explicitly_set
 from ..data.collate import Batch, collate
 from ..data.examples import Chosen, lengths_of
+from ..data.loader import evaluation_batches
 from ..data.tokenize import Example
 from ..engine.hooks import Callback, Control
 from ..engine.state import Run
@@ -22,12 +23,13 @@ from ..errors import reason_of
 from ..messages import notice, warn
 from ..models.quantized import held_tensors
 from ..models.special_tokens import grow_embedding
+from ..parallel.strategies.pipeline import EVALUATED, SCHEDULES
 from ..planner.phases import PHASES, Timeline, size_text
-from ..planner.simulate import Job, simulate
+from ..planner.simulate import Job, simulate_devices
 from ..planner.timelines import remembered
 from ..planner.tracker import Tracker
 from . import base_facts
-from .build import loss_of, new_adapter, optimizer_of
+from .build import copy_fits, loss_of, new_adapter, optimizer_of
 from .place import place_for
 from .resolve import RunPlan
 
@@ -38,39 +40,72 @@ _TOLERANCE = 0.05
 
 
 def with_timeline(plan: RunPlan) -> RunPlan:
-    """The plan with the simulated bytes of a step of its fullest process; unchanged where a step cannot be simulated."""
-    timeline = _timeline(plan)
-    return plan if timeline is None else replace(plan, summary=replace(plan.summary, timeline=timeline))
-
-
-def _timeline(plan: RunPlan) -> Timeline | None:
-    """None for weights that lie over several devices of a process, or where DeepSpeed or Accelerate hold them, where tensors
-    wait in the host's memory, and in a process of several.
+    """The plan with the simulated bytes of a step of its fullest process or device; unchanged where a step cannot be
+    simulated.
     """
-    others = plan.device_map is not None or plan.parallel.zero_stage is not None or plan.request.use_accelerate
-    if others or plan.offload != "none" or torch.distributed.is_initialized():
-        return None
-    module = _module(plan)
-    group = worst_group(plan)
+    if plan.parallel.zero_stage is not None:
+        notice(
+            "DeepSpeed の 1 ステップはシミュレーションできないため、メモリーは式の値です。",
+            "a step of DeepSpeed cannot be simulated, so memory is told by the formula.",
+        )
+        return plan
+    if plan.device_map is not None:
+        return _with_devices(plan)
+    told = _of_ranks(plan)
+    if not told:
+        return plan
+    timeline = max(told, key=lambda timeline: timeline.peak)
+    return replace(plan, summary=replace(plan.summary, timeline=timeline))
+
+
+def _of_ranks(plan: RunPlan) -> list[Timeline]:
+    """Of one process of every stage; of a process that a launcher has started, its own. Empty where one cannot be told."""
+    module, group = _module(plan), worst_group(plan)
     stages, each = plan.parallel.sizes.pp, plan.parallel.sizes.dp * plan.parallel.sizes.tp
-    told = []
-    for rank in range(0, stages * each, each):
-        timeline = _told(plan, replace(_job(plan, module), rank=rank), group)
-        if timeline is None:
-            return None
-        told.append(timeline)
-    return max(told, key=lambda timeline: timeline.peak)
+    ranks = range(0, stages * each, each)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() == plan.parallel.processes:
+        ranks = range(torch.distributed.get_rank(), torch.distributed.get_rank() + 1)
+    obtained = []
+    for rank in ranks:
+        told = _told(plan, replace(_job(plan, module), rank=rank), group)
+        if told is None:
+            return []
+        obtained += told
+    return obtained
 
 
-def _told(plan: RunPlan, job: Job, group: Sequence[Batch]) -> Timeline | None:
-    """The step on the way that a run tries first, or on padded rows, as a run goes where a model does not take that way;
-    None, which is said, for a model whose code cannot be followed without data.
+def _with_devices(plan: RunPlan) -> RunPlan:
+    """The plan with the timeline of the device that is fullest by its own size, and a line of all of them."""
+    told = _told(plan, _job(plan, _module(plan)), worst_group(plan))
+    if told is None:
+        return plan
+    place = place_for(plan.device, plan.request.elsewhere)
+    room = place.room(plan.request.config.parallel.max_memory_per_gpu)
+    fullest = max(told, key=lambda timeline: timeline.reserved / room[timeline.device or 0])
+    free = room[fullest.device or 0]
+    each = ", ".join(
+        f"GPU {timeline.device}: {size_text(timeline.reserved)} / {size_text(room[timeline.device or 0])}"
+        for timeline in told
+    )
+    summary = replace(
+        plan.summary,
+        timeline=fullest,
+        simulated_devices=each,
+        free_memory_bytes=free,
+        limit_bytes=place.usable(free),
+    )
+    return replace(plan, summary=summary)
+
+
+def _told(plan: RunPlan, job: Job, group: Sequence[Batch]) -> list[Timeline] | None:
+    """The step on the way that a run tries first, or on padded rows, as a run goes where a model does not take that way,
+    for each device; None, which is said, for a model whose code cannot be followed without data.
     """
     reason = ""
     for kernels in dict.fromkeys((job.kernels, "plain")):
         tried = replace(job, kernels=kernels)
         try:
-            return remembered(_key(plan, tried), group, partial(simulate, tried, group))
+            return remembered(_key(plan, tried), [*group, *job.evaluation], partial(simulate_devices, tried, group))
         except MemoryError:
             raise
         except Exception as error:  # a model's own code, however it says so; a plan needs no simulation
@@ -90,7 +125,8 @@ def of_second_step(plan: RunPlan) -> Timeline | None:
         return None
     epoch, index = divmod(_MEASURED - 1, len(plan.loader))
     group = plan.loader.micro_batches(epoch, index, plan.request.config.training.batch_size)
-    return _told(plan, _job(plan, _module(plan)), group)
+    told = _told(plan, replace(_job(plan, _module(plan)), evaluation=()), group)
+    return None if told is None or len(told) > 1 else told[0]
 
 
 def _module(plan: RunPlan) -> Any:
@@ -120,7 +156,25 @@ def _job(plan: RunPlan, module: Any) -> Job:
         checkpointing=plan.derived.gradient_checkpointing,
         parallel=plan.parallel,
         scaler=precision.scaler,
+        device_map=plan.device_map,
+        offload=plan.offload,
+        evaluation=_longest_evaluated(plan),
+        save_in_background=copy_fits(plan),
     )
+
+
+def _longest_evaluated(plan: RunPlan) -> list[Batch]:
+    """What a process evaluates first, and holds most at: the longest batch, and of a pipeline those that go through it
+    together.
+    """
+    batches = evaluation_batches(
+        plan.data.eval_data,
+        batch_size=plan.request.config.training.batch_size,
+        pad_token_id=plan.tokenizer.pad_token_id,
+        packing_length=plan.packing_tokens,
+    )
+    stages = plan.parallel.sizes.pp
+    return batches[: 1 if stages == 1 else EVALUATED * stages * SCHEDULES[plan.parallel.schedule].stages]
 
 
 def _frozen_dtype(plan: RunPlan) -> torch.dtype:
@@ -153,6 +207,8 @@ def _key(plan: RunPlan, job: Job) -> dict[str, Any]:
         "checkpointing": job.checkpointing,
         "parallel": asdict(job.parallel),
         "rank": job.rank,
+        "map": None if job.device_map is None else {name: str(device) for name, device in job.device_map.items()},
+        "beside": [job.offload, job.save_in_background, len(job.evaluation)],
     }
 
 

@@ -106,3 +106,11 @@ def is_cast_of_a_parameter(tensor: Tensor) -> bool:
         return False
     before = node.next_functions[0][0]
     return before is not None and "AccumulateGrad" in before.name()
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is no more than its storage: other classes (DTensor) know where their parts are.
+
+    torch 2.10 to 2.13: a tensor without data, as a plan has them, is of the class `FakeTensor` (planner/_upstream.py).
+    """
+    return type(tensor) is Tensor or type(tensor).__name__ == "FakeTensor"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ._upstream import base_of, is_cast_of_a_parameter, version_of
+from ._upstream import base_of, is_cast_of_a_parameter, is_plain, version_of
 from .lane import Lane, Mark
 from .limits import OFFLOAD_AHEAD
 
@@ -114,7 +114,7 @@ class SavedActivations:
         self._leaving.clear()
 
     def _moves(self, tensor: Tensor) -> bool:
-        if type(tensor) is not Tensor or tensor.device.type != self._device_type:  # other classes know where they are
+        if not is_plain(tensor) or tensor.device.type != self._device_type:
             return False
         size = tensor.untyped_storage().nbytes()
         if size < self._min_bytes or size % tensor.element_size():
@@ -131,7 +131,8 @@ class SavedActivations:
             return tensor
         key = (reference.cdata, version_of(tensor))
         if key not in self._known:
-            whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage, 0, (storage.nbytes(),), (1,))
+            numbers = storage.nbytes() // tensor.element_size()
+            whole = tensor.detach().as_strided((numbers,), (1,), 0).view(torch.uint8)
             kept = _Kept(len(self._order), whole, *self._lane.out(whole))
             self._known[key] = (reference, kept)
             self._order.append(kept)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .batch import Batch, LossFunction
 from .host_states import HostStates
+from .lane import Lane
 from .weights.layout import Layout
 from .weights.materialize import WeightPlacement
 from .weights.state import Tensors
@@ -62,11 +63,14 @@ class Strategy(Protocol):
     def attach(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Takes the optimizer over; called once, before the first step."""
 
-    def offload(self, what: str) -> None:
+    def offload(self, what: str, lane: Lane | None = None) -> None:
         """From now on, `activations` or the `optimizer`'s state lie in the host's memory while nothing reads them (`none`:
         neither).
 
         Asked for after attach(); pipelines, model_parallel and DeepSpeed do not know it.
+
+        Args:
+            lane: what copies; None suits the device.
         """
 
     def agree(self, counts: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models.parts import decoder_layers, tensors_of
+from ..models.parts import decoder_layers, tensors_of, unwrapped
 from ..models.quantized import METHODS, find_method
 
 
-def shapes_of(module: nn.Module, dtype: torch.dtype, *, layers: int | None = None) -> Any:
+def shapes_of(module: nn.Module, dtype: torch.dtype, *, layers: Sequence[int] | None = None) -> Any:
     """A copy of a model on the meta device, in training mode.
 
     Args:
         module: a transformers causal LM, loaded or on the meta device; it stays as it is.
         dtype: of the copy's weights; buffers keep theirs.
-        layers: how many of the layers to keep, the first ones; None keeps all.
+        layers: numbers of the layers to keep; None keeps all.
     """
     weights = {id(weight) for weight in module.parameters()}
     memo: dict[int, Any] = {}
@@ -34,24 +34,34 @@ def shapes_of(module: nn.Module, dtype: torch.dtype, *, layers: int | None = Non
     copied: Any = copy.deepcopy(module, memo)
     kept = decoder_layers(copied)
     if layers is not None and kept is not None:
-        del kept[layers:]
+        for number in reversed(range(len(kept))):
+            if number not in layers:
+                del kept[number]
         text = copied.config.get_text_config()
-        text.num_hidden_layers = layers
+        text.num_hidden_layers = len(layers)
         if getattr(text, "layer_types", None):
-            text.layer_types = list(text.layer_types)[:layers]
+            text.layer_types = [text.layer_types[number] for number in layers]
     copied.train()
     return copied
 
 
-def materialize(model: Any) -> None:
+def materialize(model: Any, device_map: Mapping[str, torch.device] | None = None) -> None:
     """Turns the meta tensors of a model into empty ones of the CPU, in place; call it where tensors have no data
     (planner/_upstream.py). Ties stay.
+
+    Args:
+        device_map: device by module name of the transformers model, for all of its weights: without data `cpu:0` and `cpu:1`
+            are two devices, whose tensors do not meet in an operation.
     """
     made: dict[int, Any] = {}
+    inner = unwrapped(model)
+    places = {"": torch.device("cpu")} if device_map is None else dict(device_map)
+    device_of = {id(part): device for name, device in places.items() for part in inner.get_submodule(name).modules()}
+    device = torch.device("cpu")
 
     def of(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            empty: Any = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            empty: Any = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             if isinstance(tensor, nn.Parameter):
                 empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
                 empty.__dict__.update({name: _inside(value, of) for name, value in vars(tensor).items()})
@@ -60,12 +70,12 @@ def materialize(model: Any) -> None:
         return obtained
 
     for part in model.modules():
+        device = device_of.get(id(part), next(iter(places.values())))
         own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
         for name, tensor in (*own, *[item for item in vars(part).items() if isinstance(item[1], Tensor)]):
             setattr(part, name, of(tensor))
-    model.hf_device_map = {
-        "": torch.device("cpu")
-    }  # it lies there: Module.to() would want to swap tensors without data
+    # It lies there: Module.to() would want to swap tensors without data.
+    model.hf_device_map = places
 
 
 def _inside(value: Any, of: Callable[[Tensor], Tensor]) -> Any:

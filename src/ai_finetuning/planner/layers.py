@@ -76,6 +76,12 @@ def _inside(shape: ModelShape, modules: Sequence[str]) -> ModelShape:
     return replace(shape, linear_features=inside)
 
 
+def layer_names(model: Any) -> list[str]:
+    """Names of the layers; empty where there is no list of them."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(layer)] for layer in decoder_layers(model) or ()]
+
+
 def modules_of(model: Any) -> tuple[list[str], list[str], list[str]]:
     """Names of the modules before the layers, of the layers, and of those after them with the head, which is last.
 

@@ -13,8 +13,8 @@ from ..kernels.stand_in import note_documents
 from ..models.parts import decoder_layers, unwrapped
 from ..parallel.batch import LossFunction, Rows
 
-# In their order.
-PHASES = ("load", "forward", "loss", "backward", "clip", "optimizer")
+# In their order; the last two come between steps.
+PHASES = ("load", "forward", "loss", "backward", "clip", "optimizer", "save", "evaluation")
 
 
 @dataclass(frozen=True, order=True)
@@ -40,6 +40,7 @@ class Timeline:
         layers: numbers of layers that were computed where the model was too deep to compute all; else empty.
         unknown: operations whose bytes are not known, so that the figures may be wrong.
         seconds: that the simulation took.
+        device: whose step it is, of a model that lies on several devices of one process.
     """
 
     phases: Mapping[str, int]
@@ -47,11 +48,18 @@ class Timeline:
     layers: tuple[int, ...] = ()
     unknown: tuple[str, ...] = ()
     seconds: float = 0.0
+    device: int | None = None
 
     @property
     def peak(self) -> int:
         """The most bytes of tensors at any time."""
         return max(self.phases.values())
+
+    def shown(self) -> list[tuple[str, int]]:
+        """The phases worth a line: a save that takes nothing beside what lies there anyway is none."""
+        return [
+            (phase, size) for phase, size in self.phases.items() if phase != "save" or size > self.phases.get("load", 0)
+        ]
 
 
 def size_text(count: int) -> str:

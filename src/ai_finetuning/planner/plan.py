@@ -29,6 +29,7 @@ class Plan:
         limit_bytes: what the plan may fill of it; None for all of it.
         devices: the arithmetic for each GPU, where they hold different parts.
         timeline: the simulated bytes of a step; None where the formula suffices.
+        simulated_devices: what each device of a map takes, where it was simulated.
     """
 
     model: str
@@ -90,6 +91,7 @@ class Plan:
     limit_bytes: int | None = None
     devices: Reason | None = None
     timeline: Timeline | None = None
+    simulated_devices: str | None = None
 
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
@@ -218,7 +220,9 @@ class Plan:
             else:
                 held += localized(f"（確保 {reserved}、較正なし）", f" ({reserved} reserved; not calibrated)")
         rows.append((of + localized(f"（シミュレーション、{how}）", f" (simulated, {how})"), held))
-        for phase, size in told.phases.items():
+        if self.simulated_devices is not None:
+            rows.append((localized("  デバイスごと", "  each device"), self.simulated_devices))
+        for phase, size in told.shown():
             bar = "#" * max(1, round(_BAR * size / told.peak))
             rows.append((f"  {phase}", f"{bar} {size_text(size)}"))
         if told.unknown:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -18,8 +19,10 @@ _KIND = "timelines"
 _LIBRARIES = ("ai-finetuning-toolkit", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
-def remembered(key: Mapping[str, Any], group: Sequence[Batch], make: Callable[[], Timeline]) -> Timeline:
-    """The timeline of a step, simulated where it is not known yet.
+def remembered(
+    key: Mapping[str, Any], group: Sequence[Batch], make: Callable[[], Sequence[Timeline]]
+) -> list[Timeline]:
+    """The timelines of a step, one for each device of the process, simulated where they are not known yet.
 
     Args:
         key: everything else that the step depends on, as JSON; versions of libraries are added.
@@ -29,8 +32,8 @@ def remembered(key: Mapping[str, Any], group: Sequence[Batch], make: Callable[[]
     known = _read(name)
     if known is not None:
         return known
-    made = make()
-    kept = {"phases": dict(made.phases), "reserved": made.reserved, "layers": made.layers, "unknown": made.unknown}
+    made = list(make())
+    kept = [{name: value for name, value in asdict(timeline).items() if name != "seconds"} for timeline in made]
     with contextlib.suppress(OSError):
         write_in_place(private_cache(_KIND) / name, json.dumps(kept).encode("utf-8"))
     return made
@@ -53,17 +56,22 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _read(name: str) -> Timeline | None:
-    """A kept timeline; None where there is none, or none that can be read."""
+def _read(name: str) -> list[Timeline] | None:
+    """Kept timelines; None where there are none, or none that can be read."""
     if not cache_folder(_KIND).is_dir():
         return None
     file = private_cache(_KIND) / name
     try:
         kept = json.loads(file.read_text(encoding="utf-8")) if is_private(file) else None
-        if kept is None:
-            return None
-        phases = {phase: int(kept["phases"][phase]) for phase in PHASES if phase in kept["phases"]}
-        layers, unknown = tuple(map(int, kept["layers"])), tuple(map(str, kept["unknown"]))
-        return Timeline(phases, int(kept["reserved"]), layers, unknown) if phases else None
+        return [_timeline(one) for one in kept] if isinstance(kept, list) and kept else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _timeline(kept: Mapping[str, Any]) -> Timeline:
+    phases = {phase: int(kept["phases"][phase]) for phase in PHASES if phase in kept["phases"]}
+    if not phases:
+        raise ValueError("no phases")
+    layers, unknown = tuple(map(int, kept["layers"])), tuple(map(str, kept["unknown"]))
+    device = None if kept["device"] is None else int(kept["device"])
+    return Timeline(phases, int(kept["reserved"]), layers, unknown, device=device)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ai_finetuning.engine.checkpoint.background import CheckpointWriter, Snapshot
+from ai_finetuning.engine.checkpoint.background import CheckpointWriter, HostCopy, Snapshot
 from ai_finetuning.engine.checkpoint.staging import AtOnce, Queue, Staging
 from ai_finetuning.engine.checkpoint.store import CheckpointStore, load
 
@@ -95,7 +95,7 @@ def test_staged_checkpoints_have_the_bytes_of_the_others(tmp_path: Path, monkeyp
     expected = {name: item.clone() for name, item in weights.items()}
     files = []
     for way, staged in (("plain", ()), ("staged", ("cpu",))):
-        monkeypatch.setattr(CheckpointWriter, "_staged_types", staged)
+        monkeypatch.setattr(HostCopy, "_staged_types", staged)
         with CheckpointWriter(CheckpointStore(tmp_path / way), background=True, on_saved=lambda _: None) as writer:
             for step in (1, 2):
                 for name, item in weights.items():
@@ -103,7 +103,7 @@ def test_staged_checkpoints_have_the_bytes_of_the_others(tmp_path: Path, monkeyp
                 writer.save(Snapshot(step, {"model": weights, "optimizer": {}}, {"train": {}}))
                 for item in weights.values():
                     item.zero_()
-        assert bool(writer._staging) == (way == "staged")
+        assert bool(writer._copy._staging) == (way == "staged")
         for step in (1, 2):
             folder = tmp_path / way / f"checkpoint-{step}"
             loaded = load(folder).tensors["model"]

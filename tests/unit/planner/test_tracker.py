@@ -24,7 +24,7 @@ def test_a_storage_counts_once_until_its_last_view_is_gone():
 
 
 def test_phases_have_peaks_of_their_own():
-    with Tracker(CachingAllocator()) as tracker:
+    with Tracker(CachingAllocator) as tracker:
         tracker.hold([held := torch.zeros(KIB)])
         tracker.at("forward")
         made = [torch.ones(KIB) for _ in range(3)]
@@ -33,7 +33,7 @@ def test_phases_have_peaks_of_their_own():
         tracker.at("backward", "0")
         made.append(held + 1)
     assert tracker.by_phase() == {"load": 4 * KIB, "forward": 16 * KIB, "backward": 16 * KIB}
-    assert tracker.peaks[Moment("backward", "0")] == 8 * KIB
+    assert tracker.devices[""].peaks[Moment("backward", "0")] == 8 * KIB
 
 
 def test_a_storage_that_is_resized():

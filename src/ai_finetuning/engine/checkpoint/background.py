@@ -31,11 +31,47 @@ class Snapshot:
     best: bool = False
 
 
+def all_finite(tensors: Tensors) -> bool:
+    """Whether no weight is infinite or no number."""
+    weights = tensors["model"].values()
+    return all(bool(torch.isfinite(tensor).all()) for tensor in weights if tensor.is_floating_point())
+
+
+class HostCopy:
+    """The copy that a checkpoint is written from beside the training.
+
+    Its memory is kept between saves: filling fresh memory takes ten times as long as used memory. It comes from a GPU
+    through pinned buffers, and the thread that trains waits for it alone.
+    """
+
+    _staged_types = ("cuda",)  # kinds of devices whose tensors are staged
+
+    def __init__(self) -> None:
+        self._copy: Tensors = {}
+        self._staging: dict[torch.device, Staging] = {}
+
+    @torch.no_grad()
+    def of(self, tensors: Tensors) -> Tensors:
+        """The tensors as they are now, in host memory."""
+        staged: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+        for group, named in tensors.items():
+            held = self._copy.setdefault(group, {})
+            for name, tensor in named.items():
+                if name not in held:
+                    held[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+                if tensor.device.type in self._staged_types:
+                    staged.setdefault(tensor.device, []).append((tensor, held[name]))
+                else:
+                    held[name].copy_(tensor)
+        for device, pairs in staged.items():
+            if device not in self._staging:
+                self._staging[device] = Staging(device)
+            self._staging[device].copy(pairs)
+        return {group: {name: self._copy[group][name] for name in named} for group, named in tensors.items()}
+
+
 class CheckpointWriter:
     """Writes one checkpoint at a time; a save waits for the one before. Leaving its `with` block waits for the last.
-
-    The copy that the thread writes from is kept between saves: filling fresh memory takes ten times as long as used
-    memory. It comes from a GPU through pinned buffers, and the thread that trains waits for it alone.
 
     Args:
         store: where checkpoints go.
@@ -43,14 +79,11 @@ class CheckpointWriter:
         on_saved: told the folder of every checkpoint, in the thread that saves or waits.
     """
 
-    _staged_types = ("cuda",)  # kinds of devices whose tensors are staged
-
     def __init__(self, store: CheckpointStore, *, background: bool, on_saved: Callable[[Path], None]) -> None:
         self._store = store
         self._on_saved = on_saved
         self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
-        self._copy: Tensors = {}
-        self._staging: dict[torch.device, Staging] = {}
+        self._copy = HostCopy()
         self._writing: Future[Path | None] | None = None
         self._cancelled = threading.Event()
 
@@ -77,7 +110,7 @@ class CheckpointWriter:
         if self._thread is None:
             self._tell(self._write(snapshot))
             return
-        copied = replace(snapshot, tensors=self._copied(snapshot.tensors))
+        copied = replace(snapshot, tensors=self._copy.of(snapshot.tensors))
         self._writing = self._thread.submit(self._write, copied)
 
     def wait(self) -> None:
@@ -96,29 +129,9 @@ class CheckpointWriter:
         if folder is not None:
             self._on_saved(folder)
 
-    @torch.no_grad()
-    def _copied(self, tensors: Tensors) -> Tensors:
-        """The tensors as they are now, in host memory."""
-        staged: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
-        for group, named in tensors.items():
-            held = self._copy.setdefault(group, {})
-            for name, tensor in named.items():
-                if name not in held:
-                    held[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
-                if tensor.device.type in self._staged_types:
-                    staged.setdefault(tensor.device, []).append((tensor, held[name]))
-                else:
-                    held[name].copy_(tensor)
-        for device, pairs in staged.items():
-            if device not in self._staging:
-                self._staging[device] = Staging(device)
-            self._staging[device].copy(pairs)
-        return {group: {name: self._copy[group][name] for name in named} for group, named in tensors.items()}
-
     def _write(self, snapshot: Snapshot) -> Path | None:
-        step, weights = snapshot.step, snapshot.tensors["model"].values()
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights if tensor.is_floating_point())
-        if not self._store.agree(finite):
+        step = snapshot.step
+        if not self._store.agree(all_finite(snapshot.tensors)):
             warn(
                 f"ステップ {step} の重みに有限でない値があるため、チェックポイントを書きません。",
                 f"weights of step {step} are not finite: skipping this checkpoint.",

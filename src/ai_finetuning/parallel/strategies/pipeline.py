@@ -68,6 +68,8 @@ class Schedule:
     count: Callable[[int, int], int] = _as_many
 
 
+# Batches for each stage that an evaluation sends through the pipeline together.
+EVALUATED = 4
 SCHEDULES = {
     "GPipe": Schedule(ScheduleGPipe),
     "1F1B": Schedule(Schedule1F1B, count=_at_least_stages),
@@ -314,7 +316,7 @@ class Pipeline(DataParallel):
         )
 
     def _evaluate_mine(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        total, each = torch.zeros((), dtype=torch.float64, device=self.device), 4 * self._count
+        total, each = torch.zeros((), dtype=torch.float64, device=self.device), EVALUATED * self._count
         try:
             with evaluating(self._model):
                 for start in range(0, len(batches), each):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...models.modes import evaluating
 from ..batch import Batch, LossFunction
 from ..host_states import HostStates
-from ..lane import lane_for
+from ..lane import Lane, lane_for
 from ..loss_scale import LossScale
 from ..saved_activations import SavedActivations
 from ..strategy import Update
@@ -63,13 +63,16 @@ class SingleDevice:
         self._optimizer = optimizer
         return optimizer
 
-    def offload(self, what: str) -> None:
+    def offload(self, what: str, lane: Lane | None = None) -> None:
         """From now on, `activations` or the `optimizer`'s state lie in the host's memory while nothing reads them."""
+        if what == "none":
+            return
+        lane = lane or lane_for(self.device)
         if what == "activations":
             weights = [local(parameter.data) for parameter in self._model.parameters()]
-            self._saved = SavedActivations(lane_for(self.device), self.device.type, weights)
+            self._saved = SavedActivations(lane, self.device.type, weights)
         if what == "optimizer":
-            self.host_states = HostStates(self._optimizer, lane_for(self.device))
+            self.host_states = HostStates(self._optimizer, lane)
 
     def agree(self, counts: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:
         """Counts and flags themselves."""
