@@ -36,6 +36,7 @@ from .adapter_start import parent_of
 from .base_facts import speed_key
 from .build import Built, build
 from .final_verdict import RunVerdict, run_seconds
+from .fixed_questions import fixed_questions
 from .leakage import warn_of_leakage
 from .output_folder import OutputFolder
 from .processes import remove_rows, run_processes
@@ -249,6 +250,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
             saving.write_beside(plan, folder, built.model, built.save_dtype)
             run.callbacks = [
                 report,
+                *fixed_questions(plan, built, folder.path),
                 *([progress(training.logging_steps, _eval_every(run))] if training.runtime.progress else []),
                 *(
                     Tracker(name, folder.path / TRACKERS, folder.path.resolve().name)

@@ -13,7 +13,7 @@ from ..config.data import DataConfig
 from ..config.model import ModelConfig
 from ..config.run import RunConfig
 from ..config.section import with_values
-from ..config.sections import CheckpointConfig, RuntimeConfig, ScheduleConfig
+from ..config.sections import CheckpointConfig, EvaluationConfig, RuntimeConfig, ScheduleConfig
 from ..config.training import TrainingConfig
 from ..evaluation.answers import exact_match, grade
 from ..execution.execute import execute
@@ -85,6 +85,7 @@ def lesson(
         schedule=ScheduleConfig(name="cosine", max_steps=max_steps),
         checkpoint=CheckpointConfig(resume_from_checkpoint="auto" if resume else None),
         runtime=RuntimeConfig(seed=0),
+        evaluation=EvaluationConfig(generate=10),
     )
     config = RunConfig(model=ModelConfig(base), method=method, data=DataConfig(max_length=128), training=training)
     if method == "full":
