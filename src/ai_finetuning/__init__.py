@@ -23,6 +23,7 @@ _PUBLIC = {
     "ScheduleConfig": "config.sections",
     "CheckpointConfig": "config.sections",
     "RuntimeConfig": "config.sections",
+    "EvaluationConfig": "config.sections",
     "TextDataset": "data.text_dataset",
     "FullFinetuningTrainer": "trainers.full",
     "LoRAFinetuningTrainer": "trainers.lora",

@@ -34,6 +34,7 @@ WITH_TABLE = (
     "ScheduleConfig",
     "CheckpointConfig",
     "RuntimeConfig",
+    "EvaluationConfig",
     "LoRAConfig",
     "MultiGPUTrainingConfig",
     "DataConfig",

@@ -18,7 +18,7 @@ ROWS = [{"instruction": f"{number}の次の数は何ですか？", "output": f"{
 
 def write_run(folder: Path, model: Path | str, **training: Any) -> Path:
     """A YAML of a LoRA run with dropout and accumulation: 24 steps, 6 an epoch (the last one short), held-out rows, no
-    sample answers.
+    sample answers, no verdict.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.jsonl"
@@ -41,6 +41,7 @@ def write_run(folder: Path, model: Path | str, **training: Any) -> Path:
             "gradient_checkpointing": False,
             "fp16": False,
             "runtime": {"progress": False, "report_samples": 0},
+            "evaluation": {"verdict": False},
         }
         | training,
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},

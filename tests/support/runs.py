@@ -11,6 +11,7 @@ import torch
 from ai_finetuning import (
     CheckpointConfig,
     DataConfig,
+    EvaluationConfig,
     FullFinetuningTrainer,
     JapaneseModel,
     LoRAConfig,
@@ -26,9 +27,10 @@ ROWS = [{"instruction": f"{number}の次の数は何ですか？", "output": f"{
 
 def training(folder: Path, **changes: Any) -> TrainingConfig:
     """Six steps an epoch of 22 rows (the last one short), two micro-batches a step, no progress lines, no sample
-    answers.
+    answers, and no verdict: it reads 48 passages of prose twice, which takes longer than such a run.
     """
     runtime = changes.pop("runtime", {})
+    evaluation = changes.pop("evaluation", {})
     checkpoint = changes.pop("checkpoint", {})
     values: dict[str, Any] = {
         "learning_rate": 5e-3,
@@ -46,6 +48,7 @@ def training(folder: Path, **changes: Any) -> TrainingConfig:
         **values | changes,
         runtime=RuntimeConfig(**{"progress": False, "precision": "fp32", "report_samples": 0} | runtime),
         checkpoint=CheckpointConfig(**checkpoint),
+        evaluation=EvaluationConfig(**{"verdict": False} | evaluation),
     )
 
 

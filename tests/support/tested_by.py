@@ -57,6 +57,8 @@ TESTED_BY = {
     "execution.disk": _FIRST_DAY,
     "trainers.starting": _FIRST_DAY,
     "execution.execute": _TRAINERS,
+    "execution.final_verdict": "integration/test_run_verdict.py",
+    "execution.fixed_questions": "integration/test_run_verdict.py",
     "execution.predicting": _CALLBACKS,
     "execution.result": _TRAINERS,
     "execution.system_prompt": "integration/test_first_day_answers.py",

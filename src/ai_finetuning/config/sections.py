@@ -1,4 +1,4 @@
-"""The four keyword-only sections of TrainingConfig."""
+"""The five keyword-only sections of TrainingConfig."""
 
 from __future__ import annotations
 
@@ -149,4 +149,21 @@ class RuntimeConfig:
     """What waits in the host's memory while a GPU does not need it: `activations` that a forward pass saves, or the state
     of the `optimizer`; `auto` takes one where the GPU's memory would be short. The results keep their bits.
     ja: GPU が使っていない間、CPU 側のメモリーに移しておくもの。`activations` は順伝播で保存する値、`optimizer` はオプティマイザーの状態です。`auto` は GPU のメモリーが足りない見込みのときに選びます。結果は 1 ビットも変わりません。
+    """
+
+
+@section
+class EvaluationConfig:
+    """What a run with evaluation data says at its end, and what it shows on the way."""
+
+    SECTION: ClassVar[str] = "training.evaluation"
+
+    verdict: bool = True
+    """At the end, compare the model with its base as `aift eval` does, on evaluation rows and on general prose: adopt, hold
+    or reject. Takes at most a tenth of the training time or two minutes, whichever is more; not for pretrain.
+    ja: 学習の最後に、`aift eval` と同じ方法で学習前のモデルと比べ、採用・保留・不採用を判定するかどうか。評価データと一般の文章を使い、時間は学習の 1 割か 2 分の長いほうまでです。pretrain では行いません。
+    """
+    generate: Annotated[int, Field(ge=0, le=100)] = 0
+    """Fixed questions of the evaluation data that are answered at each evaluation, for samples.jsonl.
+    ja: 評価のたびに回答し、samples.jsonl に書く、評価データの決まった質問の数。
     """

@@ -11,12 +11,12 @@ from pydantic import Field
 from .limits import AtLeastOne, Fraction, NotNegative, NotNegativeFloat, Rule
 from .parallel import ParallelConfig
 from .section import GIVEN, RECORD, build, carried, explicitly_set, named_arguments, section, validate_keys
-from .sections import CheckpointConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from .sections import CheckpointConfig, EvaluationConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 
 
 @section
 class TrainingConfig:
-    """The documented training settings; the four sections at the end are keyword-only."""
+    """The documented training settings; the five sections at the end are keyword-only."""
 
     SECTION: ClassVar[str] = "training"
 
@@ -110,6 +110,10 @@ class TrainingConfig:
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig, kw_only=True)
     """Precision, seed, logging, early stopping.
     ja: 精度、シード、記録、早期終了。
+    """
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig, kw_only=True)
+    """Verdict and answers of a run with evaluation data.
+    ja: 評価データがある学習の判定と回答。
     """
 
 

@@ -16,7 +16,7 @@ from ..kernels.loss import LinearCrossEntropy
 from ..labels import IGNORED
 from ..parallel.batch import LossFunction, Rows
 from ..parallel.weights.gathered import gathers_for_work, while_gathered
-from .predictions import Predictions, RowLogits
+from .predictions import Collects, RowLogits
 
 # Most bytes of fp32 logits that exist at a time; larger batches recompute them in the backward pass.
 CHUNK_BYTES = 256 * 2**20
@@ -64,7 +64,7 @@ class DocumentModel(Protocol):
         """Last hidden states [tokens, d]."""
 
 
-def make_document_loss(model: DocumentModel, predictions: Predictions | None = None) -> LossFunction:
+def make_document_loss(model: DocumentModel, predictions: Collects | None = None) -> LossFunction:
     """The loss over documents in one row without padding; the head runs on positions with a label only.
 
     Args:
@@ -112,7 +112,7 @@ def _head_logits(model: DocumentModel, hidden: Tensor, lengths: tuple[tuple[int,
     return logits
 
 
-def make_loss(*, logits_to_keep: bool, predictions: Predictions | None = None, positions: bool = True) -> LossFunction:
+def make_loss(*, logits_to_keep: bool, predictions: Collects | None = None, positions: bool = True) -> LossFunction:
     """The loss function for a model.
 
     Args:

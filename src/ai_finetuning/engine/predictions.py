@@ -115,6 +115,37 @@ class Predictions:
         return named(self._compute(predictions, stacked([without_first(labels) for labels in self._labels])))
 
 
+class PredictionSlot:
+    """What a loss is built with where different predictions are collected at different times: those of an evaluation, and
+    others inside `using`.
+    """
+
+    def __init__(self, usual: Predictions | None) -> None:
+        self._current = usual
+
+    @property
+    def collecting(self) -> bool:
+        """Whether the micro-batches that the loss sees now are collected."""
+        return self._current is not None and self._current.collecting
+
+    def add(self, batch: Rows, logits: RowLogits) -> None:
+        """See Predictions.add."""
+        assert self._current is not None
+        self._current.add(batch, logits)
+
+    @contextlib.contextmanager
+    def using(self, others: Predictions) -> Iterator[None]:
+        """Inside, these are collected where they say so."""
+        usual, self._current = self._current, others
+        try:
+            yield
+        finally:
+            self._current = usual
+
+
+Collects = Predictions | PredictionSlot
+
+
 def without_first(labels: np.ndarray) -> np.ndarray:
     """A document's labels as the loss reads them: nothing predicts its first token."""
     labels = np.array(labels, dtype=np.int64)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import Reason
-from .language import FAULTS, mean_ja_share
+from .language import FAULTS, mean_share
 from .likelihood import WAYS
 from .paired import CEILING, LEVEL, Compared, above_chance, compare_scores, holm, items_for, non_inferior
-from .results import Results
+from .results import Results, share_of_row
 from .tasks import Task
 
 Decision = Literal["adopt", "hold", "reject"]
@@ -244,7 +244,7 @@ def ja_shares(results: Results, task: Task) -> tuple[float | None, float]:
     """Mean share of Japanese in the answers to a task, (before, after)."""
     sides = [_whole(results, side, task) for side in ("before", "after")]
     shares = [
-        None if rows is None else mean_ja_share([rows[item.name]["answer"] for item in task.items]) for rows in sides
+        None if rows is None else mean_share([share_of_row(rows[item.name]) for item in task.items]) for rows in sides
     ]
     return shares[0], shares[1] or 0.0
 
@@ -315,8 +315,8 @@ def _lost(learnt: Reason, lost: Sequence[Finding]) -> Reason:
 
 
 _ADVICE = Reason(
-    "対処: learning_rate を下げる、num_epochs を減らす、一般の文を混ぜる（data.replay）。",
-    " Lower learning_rate, train fewer epochs, mix general text in (data.replay).",
+    "対処: learning_rate を下げる、num_epochs を減らす、一般の文を混ぜる（data.replay: {path: embedded:prose, share: 0.1}）。",
+    " Lower learning_rate or num_epochs, or mix general text in (data.replay: {path: embedded:prose, share: 0.1}).",
 )
 
 

@@ -22,7 +22,7 @@ from ..inference.usable import usable
 from ..japanese.default_system import system_turn
 from ..messages import argument, warn
 from ..models.adapters import saved_tokenizer
-from ..models.generation import generate_answers, prompt_tokens
+from ..models.generation import answer_prompts, encode_prompts, generate_answers, prompt_tokens
 from ..models.hub import locate_base
 from ..models.named import Named, find_named
 from ..models.parts import unwrapped
@@ -39,12 +39,15 @@ from .instructions import Instruction, followed, instructions
 from .language import Answered, faults_of
 from .likelihood import (
     WAYS,
+    Likelihood,
     QuestionScorer,
+    Scored,
     best_choice,
     compute_dtype,
     encode_pairs,
     forwarded_tokens,
     longest_question,
+    score_scored,
     score_texts,
 )
 from .results import Results
@@ -312,11 +315,32 @@ def _in_single_precision(model: Any) -> None:
     """Lets a processor compute in fp32 where its memory holds that: 16 bit is slower there, and rounds a few answers to
     others. Quantized weights stay as they are.
     """
+    if _halves_of_a_processor(model):
+        model.float()
+
+
+def _halves_of_a_processor(model: Any) -> list[torch.nn.Parameter]:
+    """The 16-bit weights of a model that a processor can hold in fp32; none where they stay as they are."""
     weights = [weight for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)]
     if not weights or weights[0].device.type != "cpu" or quantized_bits(unwrapped(model)) is not None:
-        return
-    if 2 * sum(weight.numel() for weight in weights) < free_memory_bytes(weights[0].device) / 2:
-        model.float()
+        return []
+    fits = 2 * sum(weight.numel() for weight in weights) < free_memory_bytes(weights[0].device) / 2
+    return weights if fits else []
+
+
+@contextlib.contextmanager
+def in_single_precision(model: Any) -> Iterator[None]:
+    """fp32 inside the block, where a processor computes and memory holds it; afterwards the weights are the tensors that
+    they were.
+    """
+    held = [(weight, weight.data) for weight in _halves_of_a_processor(model)]
+    for weight, data in held:
+        weight.data = data.float()
+    try:
+        yield
+    finally:
+        for weight, data in held:
+            weight.data = data
 
 
 def estimate(loaded: Loaded, planned: Plan) -> float:
@@ -407,21 +431,30 @@ def _choices(opened: OpenModel, task: Task, items: Sequence[Item], loaded: Loade
 
 def _prose(opened: OpenModel, task: Task, items: Sequence[Item], loaded: Loaded) -> Iterator[Rows]:
     for item in items:
-        (found,) = score_texts(opened.model, opened.tokenizer, [item.text])
+        (found,) = score_texts(opened.model, opened.tokenizer, [item.text]) if not item.ids else [_of_ids(opened, item)]
         bits = found.bits_per_character
         yield [
             {"item": item.name, "score": bits, "nats": found.nats, "characters": found.characters, "work": item.group}
         ]
 
 
+def _of_ids(opened: OpenModel, item: Item) -> Likelihood:
+    """The likelihood of a text whose tokens are those of the run's rows."""
+    (found,) = score_scored(opened.model, [Scored(item.ids, 1, len(item.text))])
+    return found
+
+
 def _written(opened: OpenModel, task: Task, items: Sequence[Item]) -> Iterator[list[tuple[Item, str, str]]]:
     """(item, answer, why it ended), batch by batch, longest questions first."""
     tokenizer = opened.tokenizer
-    asked = {item.name: conversation(tokenizer, item) for item in items}
-    order = sorted(items, key=lambda item: -prompt_tokens(tokenizer, asked[item.name]))
+    asked = {
+        item.name: list(item.ids) or encode_prompts(opened.model, tokenizer, [conversation(tokenizer, item)])[0]
+        for item in items
+    }
+    order = sorted(items, key=lambda item: -len(asked[item.name]))
     for start in range(0, len(order), _BATCH):
         batch = order[start : start + _BATCH]
-        answers = generate_answers(
+        answers = answer_prompts(
             opened.model,
             tokenizer,
             [asked[item.name] for item in batch],

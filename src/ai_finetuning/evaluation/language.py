@@ -73,7 +73,12 @@ def faults_of(answered: Answered) -> tuple[str, ...]:
     return tuple(name for name, fault in FAULTS.items() if fault.found(answered))
 
 
-def mean_ja_share(answers: Sequence[str]) -> float:
-    """The mean share of Japanese characters of the answers that are not empty; 0 where all are."""
-    shares = [ja_share(answer) for answer in answers if answer.strip()]
-    return sum(shares) / len(shares) if shares else 0.0
+def share_of(answer: str) -> float | None:
+    """The share of Japanese characters of an answer; None of an empty one."""
+    return ja_share(answer) if answer.strip() else None
+
+
+def mean_share(shares: Sequence[float | None]) -> float:
+    """The mean of the shares that there are; 0 where there is none."""
+    told = [share for share in shares if share is not None]
+    return sum(told) / len(told) if told else 0.0

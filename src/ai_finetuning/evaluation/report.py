@@ -15,7 +15,9 @@ from typing import Any, Literal
 from ..config.describe import settings
 from ..errors import Reason, localized, prefers_japanese
 from ..messages import printable
+from .before_after_report import Outcome, language_rows, result_rows
 from .curves import curve_of, legend, svg
+from .results import Results
 from .samples import Sample
 from .verdict import WORDS, Verdict, figure, verdict
 
@@ -55,6 +57,10 @@ details{margin:1rem 0}summary{cursor:pointer;font-weight:600}code{font-size:.85r
 """
 
 
+# Around what the verdict puts into a page that is there already; every other text is escaped.
+_MARKS = ("<!--verdict-->", "<!--/verdict-->")
+
+
 @dataclass(frozen=True)
 class DataSummary:
     """What was trained on, without a word of it.
@@ -92,7 +98,8 @@ class Report:
         environment: (label, value) of where it ran.
         commands: (label, command) to copy.
         settings: values by dotted key.
-        notes: what a reader should know, such as that the steps are few or that some were skipped.
+        notes: what a reader should know, such as that some steps were skipped.
+        few: that the steps are few, until a verdict says otherwise (`with_verdict`).
         saved_step: whose weights are saved.
     """
 
@@ -110,6 +117,7 @@ class Report:
     commands: Sequence[tuple[Reason, str]] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     notes: Sequence[Reason] = ()
+    few: Reason | None = None
     saved_step: int | None = None
 
 
@@ -126,6 +134,7 @@ def render_report(report: Report) -> str:
         f"<header><h1>{_text(title)}</h1>{_head(report)}</header>",
         "<main>",
         _verdict(report, found),
+        *(_MARKS[0], _note(report.few), _MARKS[1]),
         _curve(report),
         _evaluations(report),
         _samples(report.samples),
@@ -175,7 +184,43 @@ def _verdict(report: Report, found: Verdict) -> str:
         f'<div class="verdict{kind}"><b>{_text(WORDS[found.kind])}{so_far}</b>'
         f"<p>{_text(found.sentence)}</p>{_best(found)}</div>"
     )
-    return box + "".join(f'<p class="note">{_text(note)}</p>' for note in report.notes)
+    return box + "".join(map(_note, report.notes))
+
+
+def _note(note: Reason | None) -> str:
+    return "" if note is None else f'<p class="note">{_text(note)}</p>'
+
+
+def with_verdict(page: str, outcome: Outcome, results: Results, few: Reason | None = None) -> str:
+    """A page with the verdict of the run in its place, below that of its evaluation losses; put there again, it replaces
+    the former one.
+
+    Args:
+        few: that the steps are few, where that is still to be said.
+    """
+    before, mark, rest = page.partition(_MARKS[0])
+    _, end, behind = rest.partition(_MARKS[1])
+    if not mark or not end:
+        return page
+    return before + mark + _adoption(outcome, results) + _note(few) + end + behind
+
+
+def _adoption(outcome: Outcome, results: Results) -> str:
+    adoption = outcome.adoption
+    kind = {"adopt": " good", "reject": " bad"}.get(adoption.decision, "") if adoption is not None else ""
+    said = "" if adoption is None else f'<div class="verdict{kind}"><p>{_text(adoption.sentence)}</p></div>'
+    tables = [result_rows(outcome), language_rows(outcome, results)]
+    left = "".join(f'<p class="soft">{_text(str(reason).strip())}</p>' for reason in outcome.planned.left_out)
+    return _section(Reason("学習の前と後", "Before and after training"), said + "".join(map(_table, tables)) + left)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows below a heading; empty without any."""
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
+    return f'<div class="box"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _best(found: Verdict) -> str:

@@ -105,6 +105,18 @@ def _question(item: Example, tokenizer: Any, style: PromptStyle, system: str | N
     return Question(ids[:first], asked, text_of(tokenizer, ids[first:last], style))
 
 
+def last_question(item: Example, tokenizer: Any, style: PromptStyle, system: str | None = None) -> Question | None:
+    """The part of a row before its last answer, and that answer; None for a plain text."""
+    ids, learnt = item.input_ids.tolist(), (item.labels != IGNORED).tolist()
+    stop = len(learnt) - learnt[::-1].index(True)
+    first = next((place + 1 for place in range(stop - 1, -1, -1) if not learnt[place]), 0)
+    if first <= 1:
+        return None
+    return Question(
+        ids[:first], _asked(tokenizer, ids[:first], style, system), text_of(tokenizer, ids[first:stop], style)
+    )
+
+
 def _plain(tokenizer: Any, ids: Sequence[int], style: PromptStyle) -> str:
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     return text.replace(style.newline, "\n").strip() if style.newline else text.strip()
@@ -165,7 +177,7 @@ def answers(model: Any, tokenizer: Any, questions: Sequence[Question], seconds: 
     """
     obtained: list[str | None] = []
     end = time.monotonic() + seconds
-    with _as_it_was(model):
+    with untouched(model):
         try:
             style = prompt_style(tokenizer, getattr(model, "generation_config", None))
             for question in questions:
@@ -185,7 +197,7 @@ def answers(model: Any, tokenizer: Any, questions: Sequence[Question], seconds: 
 
 
 @contextlib.contextmanager
-def _as_it_was(model: Any) -> Iterator[None]:
+def untouched(model: Any) -> Iterator[None]:
     """Eval mode; afterwards modes, flags of quantized layers and every random state are as before."""
     state = rng.capture()
     try:

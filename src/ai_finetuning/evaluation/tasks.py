@@ -58,6 +58,7 @@ class Item:
         accepted: answers that are right.
         messages: the conversation that asks, of answers and instructions.
         group: the source that it shares with other items (a work); empty where it is one alone.
+        ids: tokens of the prompt, or of a text to score, where they are known already (rows of a run).
     """
 
     name: str
@@ -67,6 +68,7 @@ class Item:
     accepted: tuple[str, ...] = ()
     messages: tuple[dict[str, str], ...] = ()
     group: str = ""
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -257,15 +259,13 @@ def own_data(path: str, columns: Mapping[str, str] | None = None) -> Task:
                 messages=tuple(turns[:-1]),
             )
         )
+    return own_questions(Path(str(path)).name, items)
+
+
+def own_questions(title: str, items: Sequence[Item]) -> Task:
+    """The task of the user's own questions, scored by how long the expected answers are."""
     metrics = metrics_for([item.accepted[0] for item in items])
-    return Task(
-        "data",
-        Path(str(path)).name,
-        "answers",
-        tuple(items),
-        metrics=metrics,
-        max_new_tokens=_OWN_NEW_TOKENS[metrics[0]],
-    )
+    return Task("data", title, "answers", tuple(items), metrics=metrics, max_new_tokens=_OWN_NEW_TOKENS[metrics[0]])
 
 
 def public_task(name: str, folder: Path, form: Form) -> Task:

@@ -132,12 +132,14 @@ def finish(
     dtype: torch.dtype,
     report: RunReport,
     export: Callable[[Path], None] | None = None,
+    pending: dict[str, Any] | None = None,
 ) -> None:
     """Saves everything; the run counts as completed only when all of it is in place.
 
     Args:
         report: asks the trained model, and makes the last page.
         export: writes the weights of a model whose parts lie in several processes; None: the model is whole here.
+        pending: run.json's `verdict` until there is one.
 
     Raises:
         StorageError: the model cannot be written.
@@ -164,7 +166,7 @@ def finish(
             _try_to_write(name, write)
 
     names = folder.place_model(save)
-    folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary)
+    folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary, verdict=pending)
     what = ("モデル", "the model") if plan.request.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
     for line in closing_lines(verdict(history, result.saved_step), folder.path / REPORT):

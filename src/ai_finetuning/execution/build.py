@@ -15,7 +15,7 @@ from ..data.loader import evaluation_batches
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.loss import make_document_loss, make_loss
 from ..engine.optimizer import NamedParameters, build_optimizer
-from ..engine.predictions import Predictions
+from ..engine.predictions import Collects, PredictionSlot
 from ..engine.prefetch import Prefetched
 from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run
@@ -63,6 +63,7 @@ class Built:
         path: how a step computes documents without padding; None for padded rows.
         save_dtype: of a full model on disk.
         derived: the plan's, with what the built model has added to it.
+        slot: what collects other predictions than those of an evaluation, in a run of several processes that has some.
     """
 
     run: Run
@@ -70,6 +71,7 @@ class Built:
     path: VarlenForward | None
     save_dtype: torch.dtype
     derived: Derived
+    slot: PredictionSlot | None = None
 
 
 def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phases: Phases | None = None) -> Built:
@@ -94,7 +96,9 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
     ):
         path, positions = _documents(plan, model)  # tried on the device, although the model is not cut yet
     evaluation = _evaluation(plan) if plan.data.eval_data else None
-    loss = loss_of(model, path, evaluation.predictions if evaluation is not None else None, positions=positions)
+    predictions: Collects | None = evaluation.predictions if evaluation is not None else None
+    slot = PredictionSlot(evaluation.predictions) if evaluation is not None and plan.parallel.processes > 1 else None
+    loss = loss_of(model, path, slot or predictions, positions=positions)
     if phases is not None:
         mark_phases(phases, model)
         loss = marked(phases, loss)
@@ -105,7 +109,7 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
     run.fingerprint = plan.fingerprint | {"weights": fingerprint}
     derived = _derived(plan, model, path, attention)
     run.derived = asdict(derived)
-    return Built(run, model, path, dtype, derived)
+    return Built(run, model, path, dtype, derived, slot)
 
 
 def _strategy(plan: RunPlan) -> Strategy:
@@ -315,7 +319,7 @@ def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, b
 
 
 def loss_of(
-    model: nn.Module, path: VarlenForward | None, predictions: Predictions | None = None, *, positions: bool = True
+    model: nn.Module, path: VarlenForward | None, predictions: Collects | None = None, *, positions: bool = True
 ) -> LossFunction:
     """The loss on a path of the step; `predictions` are collected beside it in an evaluation, and padded rows are given
     `positions` or not.

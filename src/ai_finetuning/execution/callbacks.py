@@ -232,7 +232,7 @@ class TransformersCallbacks(Callback):
             self._state.log_history = [
                 (_scores(row) if "eval_loss" in row else _logs(row)) | {"step": row["step"]}
                 for row in rows
-                if "eval_loss" in row or row["step"] % every == 0
+                if "eval_loss" in row or ("loss" in row and row["step"] % every == 0)
             ]
         if state.best_step is not None:
             self._state.best_metric, self._state.best_global_step = state.best_loss, state.best_step

@@ -35,11 +35,13 @@ from . import best, resume
 from .adapter_start import parent_of
 from .base_facts import speed_key
 from .build import Built, build
+from .final_verdict import RunVerdict, run_seconds
+from .fixed_questions import fixed_questions
 from .leakage import warn_of_leakage
 from .output_folder import OutputFolder
 from .processes import remove_rows, run_processes
 from .progress import progress, saying_that_it_prepares, speaking_main_process
-from .reporting import RunReport
+from .reporting import RunReport, few_steps_unless_better
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
@@ -180,6 +182,10 @@ def _completed(plan: RunPlan, folder: OutputFolder, saved: dict[str, Any]) -> Re
     seconds = float((folder.run().get("result") or {}).get("seconds") or 0.0)
     renamed = saved["model"] != plan.fingerprint["model"] and not plan.request.full
     model = saving.load_saved(plan, folder.path, saved.get("weights") if renamed else None)
+    content = folder.run()
+    if launched().is_main and (content.get("verdict") or {}).get("pending"):  # killed behind the save
+        step = int(content["result"]["saved_step"])
+        RunVerdict(plan, folder, model.config).finish(model, step, run_seconds(folder.path))
     return Result(model, folder.path, history=read_metrics(folder.path / METRICS), seconds=seconds)
 
 
@@ -239,11 +245,13 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         parent=parent_of(plan.request.config),
     )
     report = RunReport(plan, built, folder.path) if peers.is_main else None
+    verdict = RunVerdict(plan, folder, built.model.config)
     with _reported(folder):
         if report is not None:
             saving.write_beside(plan, folder, built.model, built.save_dtype)
             run.callbacks = [
                 report,
+                *fixed_questions(plan, built, folder.path),
                 *([progress(training.logging_steps, _eval_every(run))] if training.runtime.progress else []),
                 *(
                     Tracker(name, folder.path / TRACKERS, folder.path.resolve().name)
@@ -257,8 +265,9 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
 
             run.callbacks = [*run.callbacks, TransformersCallbacks(plan, run)]
         _restore(run, loaded, start)
+        verdict.before_training(built)
         notice(plan.precision.reason_ja, plan.precision.reason_en)
-        result = _fit(plan, built, folder, report)
+        result = _fit(plan, built, folder, report, verdict)
         wait_for(peers)
         return result
 
@@ -274,12 +283,13 @@ def _reported(folder: OutputFolder) -> Iterator[None]:
         raise
 
 
-def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | None) -> Result:
+def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | None, verdict: RunVerdict) -> Result:
     run, began = built.run, time.perf_counter()
     with contextlib.closing(run.strategy):  # after the model is saved, which may take a last checkpoint
         try:
             with _watched(plan, run, folder):
                 state = fit(run)
+                verdict.after_steps(built)
         except Exception as error:
             _rescue(run, error)
             raise
@@ -291,13 +301,16 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | 
         problem: Exception | None = None
         with SignalFlags():  # a run that is asked to stop now is as good as done
             try:
-                _finish(plan, folder, built, result, report)
+                _finish(plan, folder, built, result, report, verdict.pending)
             except Exception as error:
                 problem = error
         if not run.store.agree(problem is None):
             _not_saved(run, problem)
         if run.strategy.is_main:
             _remember_speed(plan, folder)
+            verdict.finish(result.model, result.saved_step or state.step, run_seconds(folder.path))
+            if not verdict.improved and few_steps_unless_better(plan, result.history, result.saved_step) is not None:
+                _warn_of_few_steps(plan.summary)
     return result
 
 
@@ -365,7 +378,14 @@ def _watched(plan: RunPlan, run: Run, folder: OutputFolder) -> contextlib.Abstra
     return Watchdog(lambda: strategy.exchanges, timeout_seconds=limit, folder=folder.path)
 
 
-def _finish(plan: RunPlan, folder: OutputFolder, built: Built, result: Result, report: RunReport | None) -> None:
+def _finish(
+    plan: RunPlan,
+    folder: OutputFolder,
+    built: Built,
+    result: Result,
+    report: RunReport | None,
+    pending: dict[str, Any],
+) -> None:
     """Saves the model, the best or the last; where its parts lie in several processes, out of a checkpoint."""
     run, dtype = built.run, built.save_dtype
     wanted = plan.request.config.training.checkpoint.load_best and run.state.best_step not in (None, run.state.step)
@@ -379,11 +399,10 @@ def _finish(plan: RunPlan, folder: OutputFolder, built: Built, result: Result, r
         return
     found = best.describe(run, read_metrics(folder.path / METRICS))
     folder.write_run(best=found)
-    saving.finish(plan, folder, result, dtype, report, export)
+    saving.finish(plan, folder, result, dtype, report, export, pending)
     if not plan.request.full and not plan.parallel.in_parts:
         remember_origin(result.model, folder.path, plan.source.name)
     best.tell(found, plan, run, returned=returned)
-    _warn_of_few_steps(plan.summary)
     if plan.parallel.in_parts:
         plan.request.model.model = None
         result.model = saving.load_saved(plan, folder.path)

@@ -43,6 +43,7 @@ HARMLESS = frozenset(
         "training.local_rank",
         "training.world_size",
         "training.checkpoint",
+        "training.evaluation",
         "training.runtime.report_samples",
         "training.runtime.report_to",
         "training.runtime.progress",

@@ -22,7 +22,7 @@ from ..errors import Reason
 from ..evaluation.report import DataSummary, Report, State, render_report
 from ..evaluation.samples import SECONDS as SAMPLE_SECONDS
 from ..evaluation.samples import Sample, answers, choose, general_questions, repeats
-from ..evaluation.verdict import figure
+from ..evaluation.verdict import figure, verdict
 from ..messages import argument, notice, warn
 from ..planner.speed import duration
 from ..system.environment import environment
@@ -240,7 +240,8 @@ class RunReport(Callback):
             environment=self._environment,
             commands=self._commands(state),
             settings=self._settings,
-            notes=_notes(plan.summary.few_steps(), self._state),
+            notes=_notes(self._state),
+            few=few_steps_unless_better(plan, self._history, saved_step),
             saved_step=saved_step,
         )
         return render_report(page).encode("utf-8")
@@ -279,8 +280,13 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return obtained
 
 
-def _notes(few: Reason | None, state: TrainState) -> list[Reason]:
-    notes = [few] if few is not None else []
+def few_steps_unless_better(plan: RunPlan, history: Sequence[dict[str, Any]], saved_step: int | None) -> Reason | None:
+    """That a run has few steps; not where its evaluation losses say that they were enough to learn something."""
+    return None if verdict(history, saved_step).kind == "better" else plan.summary.few_steps()
+
+
+def _notes(state: TrainState) -> list[Reason]:
+    notes = []
     if state.skipped:
         notes.append(
             Reason(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..errors import ConfigError, Reason, StorageError
 from ..messages import argument, excerpt
-from ..system.files import appended, is_private
+from ..system.files import appended, is_private, replacing
 
 _FORMAT = 1
 T = TypeVar("T")
@@ -97,6 +97,19 @@ class Unfinished:
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*head, *rows]).encode())
                 file.flush()
                 os.fsync(file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the file anew, in one step.
+
+        Raises:
+            StorageError: it cannot be written; the old one stays.
+        """
+        head = {"format": _FORMAT, "made_by": self.made_by}
+        try:
+            with replacing(self.path, mode=0o600) as file:
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [head, *rows]).encode())
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -288,10 +288,26 @@ def generate_answers(
         ConfigError: a value out of range, or a prompt longer than the model takes.
     """
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
-    arguments = _arguments(tokenizer, style, options, batch_size)
+    _arguments(tokenizer, style, options, batch_size)  # refused before any prompt is made
     if not conversations:
         return []
     rows = encode_prompts(model, tokenizer, conversations)
+    return answer_prompts(model, tokenizer, rows, style=style, seed=seed, batch_size=batch_size, **options)
+
+
+def answer_prompts(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[list[int]],
+    *,
+    style: PromptStyle | None = None,
+    seed: int | None = None,
+    batch_size: int = 32,
+    **options: Any,
+) -> list[Answer]:
+    """generate_answers() for prompts that are tokens already, each at least one and fewer than the model has positions."""
+    style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
+    arguments = _arguments(tokenizer, style, options, batch_size)
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
     answers: dict[int, Answer] = {}
     if seed is not None:

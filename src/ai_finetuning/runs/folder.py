@@ -16,11 +16,13 @@ from ..config.run_folder import (
     CONFIG,
     CURVE,
     ENVIRONMENT,
+    EVAL,
     LAUNCH,
     LOCK,
     METRICS,
     REPORT,
     RUN,
+    SAMPLES,
     WITHOUT_WEIGHTS,
 )
 from ..config.yaml_text import MAX_BYTES, parse_yaml
@@ -42,6 +44,8 @@ OURS = (
     TEMPORARY,
     CURVE,
     REPORT,
+    EVAL,
+    SAMPLES,
     CHECKPOINTS,
     TRACKERS,
     STAGING,

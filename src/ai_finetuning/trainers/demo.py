@@ -4,6 +4,7 @@ side.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any, Literal
 from ..config.data import DataConfig
 from ..config.model import ModelConfig
 from ..config.run import RunConfig
+from ..config.run_folder import EVAL
 from ..config.section import with_values
-from ..config.sections import CheckpointConfig, RuntimeConfig, ScheduleConfig
+from ..config.sections import CheckpointConfig, EvaluationConfig, RuntimeConfig, ScheduleConfig
 from ..config.training import TrainingConfig
-from ..evaluation.answers import exact_match, grade
+from ..evaluation.answers import Graded, exact_match, grade
 from ..execution.execute import execute
 from ..execution.request import TrainRequest
 from ..execution.result import Result
@@ -62,6 +64,7 @@ def lesson(
     epochs: int = EPOCHS,
     max_steps: int | None = None,
     resume: bool = False,
+    verdict: bool = True,
 ) -> RunConfig:
     """How a tiny base learns a few thousand short answers.
 
@@ -71,6 +74,7 @@ def lesson(
         out: the run's folder.
         max_steps: None for whole epochs.
         resume: go on from the newest checkpoint in `out`.
+        verdict: compare it with its base at the end.
     """
     training = TrainingConfig(
         learning_rate=RATES[method],
@@ -85,6 +89,7 @@ def lesson(
         schedule=ScheduleConfig(name="cosine", max_steps=max_steps),
         checkpoint=CheckpointConfig(resume_from_checkpoint="auto" if resume else None),
         runtime=RuntimeConfig(seed=0),
+        evaluation=EvaluationConfig(verdict=verdict, generate=10 if verdict else 0),
     )
     config = RunConfig(model=ModelConfig(base), method=method, data=DataConfig(max_length=128), training=training)
     if method == "full":
@@ -103,6 +108,24 @@ def held_out_losses(result: Result) -> tuple[float, float]:
     """(before, after) in nats per token."""
     scored = [row["eval_loss"] for row in result.history if row.get("eval_loss") is not None]
     return scored[0], scored[-1]
+
+
+def answers_of(folder: Path) -> tuple[list[Graded], list[Graded]]:
+    """(before, after): what the verdict of a run has asked of the evaluation data, in the order of the data."""
+    found: dict[str, list[tuple[int, Graded]]] = {"before": [], "after": []}
+    if not (folder / EVAL).is_file():  # there was no verdict, and run.json says why
+        return [], []
+    for line in (folder / EVAL).read_text(encoding="utf-8").splitlines()[1:]:
+        row = json.loads(line)
+        if row["task"] == "data":
+            place = int(row["item"].rpartition("-")[2])
+            found[row["side"]].append((place, Graded(row["question"], row["accepted"][0], row["answer"])))
+    both = {place for place, _ in found["before"]} & {place for place, _ in found["after"]}
+    before, after = (
+        [graded for place, graded in sorted(found[side], key=lambda pair: pair[0]) if place in both]
+        for side in ("before", "after")
+    )
+    return before, after
 
 
 def compare_methods(
@@ -126,7 +149,7 @@ def compare_methods(
     """
     obtained = []
     for method in RATES:
-        config = lesson(method, base, out / method, epochs=epochs, max_steps=max_steps, resume=resume)
+        config = lesson(method, base, out / method, epochs=epochs, max_steps=max_steps, resume=resume, verdict=False)
         model, result = teach(config, rows, questions)
         trains = trainable_parameters(result.model)[0]
         obtained.append(

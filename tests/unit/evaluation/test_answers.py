@@ -19,7 +19,7 @@ from ai_finetuning.evaluation.answers import (
     metrics_for,
     normalized,
 )
-from ai_finetuning.evaluation.language import FAULTS, Answered, faults_of, mean_ja_share
+from ai_finetuning.evaluation.language import FAULTS, Answered, faults_of, mean_share, share_of
 
 
 @pytest.mark.parametrize(
@@ -106,5 +106,5 @@ def test_faults_of_an_answer(answered: Answered, expected: tuple[str, ...]):
 
 def test_what_vetoes_and_the_share_of_japanese():
     assert {name for name, fault in FAULTS.items() if fault.veto} == {"english", "chinese", "loop", "template"}
-    assert mean_ja_share(["東京です。", "", "Tokyo"]) == 0.5
-    assert mean_ja_share([]) == 0
+    assert mean_share([share_of(answer) for answer in ("東京です。", "", "Tokyo")]) == 0.5
+    assert mean_share([]) == 0

@@ -58,8 +58,9 @@ def demo(
 def _demo(out: Path, asked_for: dict[str, int | None], *, full: bool, resume: bool) -> None:
     from ...embedded import MODEL, questions
     from ...evaluation.answers import grade
-    from ...models.japanese_model import JapaneseModel
-    from ...trainers.demo import EPOCHS, held_out_losses, lesson, teach
+    from ...models.adapters import without_adapter
+    from ...runs.folder import read_run
+    from ...trainers.demo import EPOCHS, answers_of, held_out_losses, lesson, teach
 
     base, data = MODEL, "embedded:kotoha-qa"
     asked, unknown = questions("held_out_phrasings"), questions("held_out_facts")
@@ -73,24 +74,25 @@ def _demo(out: Path, asked_for: dict[str, int | None], *, full: bool, resume: bo
         return
 
     _say(
-        f"1/3 学習前の {base} に {len(asked)} 問を尋ねます",
-        f"1/3 asking {base} {len(asked)} questions before training",
+        f"1/3 {data} で LoRA ファインチューニングし、最後に学習前の {base} と比べます",
+        f"1/3 LoRA fine-tuning on {data}, compared with {base} at the end",
     )
-    untrained = JapaneseModel(base)
-    before = [grade(untrained.ensure_model(), untrained.ensure_tokenizer(), part) for part in (asked, unknown)]
-
-    _say(f"2/3 {data} で LoRA ファインチューニングします", f"2/3 LoRA fine-tuning on {data}")
     folder = out / "adapter"
     trained, result = teach(lesson("lora", base, folder, **length), data, asked)
 
     _say(
-        "3/3 学習では使っていない言い回しで同じ質問をします",
-        "3/3 asking the same questions in phrasings that are not in the training data",
+        "2/3 学習では使っていない言い回しの質問への、学習前と学習後の答え",
+        "2/3 answers to questions in phrasings that are not in the training data, before and after",
     )
-    after = [grade(result.model, trained.ensure_tokenizer(), part) for part in (asked, unknown)]
+    model: Any = result.model
+    with without_adapter(model):
+        new = [grade(model, trained.ensure_tokenizer(), unknown)]
+    new.append(grade(model, trained.ensure_tokenizer(), unknown))
+    before, after = ([part, facts] for part, facts in zip(answers_of(folder), new, strict=True))
     _table(before[0], after[0])
     _scores(before, after, held_out_losses(result))
     _talk(folder)
+    _verdict(read_run(folder).get("verdict") or {})
     print(
         localized(
             f"損失の曲線: {folder / 'loss.png'}   レポート: {folder / 'report.html'}",
@@ -200,6 +202,28 @@ def _scores(before: list[list[Any]], after: list[list[Any]], losses: tuple[float
             "these a small "
             "model mostly gives plausible wrong answers)",
         )
+    )
+
+
+def _verdict(told: dict[str, Any]) -> None:
+    """What the run's verdict is, whatever it is, and the figures of forgetting."""
+    from ...evaluation.run_verdict import decision_line
+
+    _say("3/3 判定", "3/3 the verdict")
+    prose = (told.get("tasks") or {}).get("prose") or {}
+    if "before" in prose:
+        figures = f"{prose['before']:.3f} -> {prose['after']:.3f}"
+        print(
+            localized(
+                f"一般の日本語の文章（bits/字）: {figures}", f"general Japanese prose (bits per character): {figures}"
+            )
+        )
+    line = decision_line(told)
+    why = told.get("why") or {"ja": "", "en": ""}
+    print(
+        localized(f"判定: {line.ja}", f"verdict: {line.en}")
+        if line is not None
+        else localized(f"判定: なし（{why['ja']}）", f"verdict: none ({why['en']})")
     )
 
 

@@ -32,13 +32,16 @@ _WITH_EVALUATION, _LARGE = 20, 400
 
 @dataclass(frozen=True)
 class Preset:
-    """How long a run trains: at least so many epochs, and where these are few steps, so many steps."""
+    """How long a run trains: at least so many epochs, and where these are few steps, so many steps; and how many fixed
+    questions it answers at each evaluation.
+    """
 
     ja: str
     en: str
     epochs: int
     steps: int
     keeps_best: bool = False
+    questions: int = 0
 
     def epochs_for(self, steps_per_epoch: int) -> int:
         """Epochs of a run: a few dozen steps teach nothing, however often the rows come."""
@@ -47,8 +50,8 @@ class Preset:
 
 PRESETS = {
     "quick": Preset("速い", "quick", 1, 30),
-    "standard": Preset("標準", "standard", 3, 60),
-    "careful": Preset("ていねい", "careful", 6, 150, keeps_best=True),
+    "standard": Preset("標準", "standard", 3, 60, questions=10),
+    "careful": Preset("ていねい", "careful", 6, 150, keeps_best=True, questions=10),
 }
 
 
@@ -503,6 +506,8 @@ def _ask_preset(values: dict[str, Any], plan: RunPlan, asks: Questions, given: s
         print(_preset_line(PRESETS[given], summary))
     chosen = PRESETS[given]
     values["training.num_epochs"] = chosen.epochs_for(summary.steps_per_epoch)
+    if chosen.questions and values["data.eval"] is not None:
+        values["training.evaluation.generate"] = chosen.questions
     if chosen.keeps_best and values["data.eval"] is not None:
         values["training.evals_per_epoch"] = 1
         values["training.checkpoint.load_best"] = True

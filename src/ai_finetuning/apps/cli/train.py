@@ -393,6 +393,7 @@ def _show_plan(
     from rich.console import Console
     from rich.table import Table
 
+    from ...execution.final_verdict import verdict_line
     from ...execution.reporting import samples_line
     from ...export.gguf import find_converter
     from ...export.gguf_tokenizer import assess
@@ -405,7 +406,9 @@ def _show_plan(
     gguf = assess(plan.tokenizer, architecture, find_converter(lenient=True))
     first = [str(start)] if start is not None else []
     export = localized(f"GGUF 書き出し: {gguf}", f"GGUF: {gguf}")
-    for line in (*first, *plan.data.lines, str(samples_line(plan)), export):
+    verdict = verdict_line(plan)
+    told = [str(samples_line(plan)), *([] if verdict is None else [str(verdict)])]
+    for line in (*first, *plan.data.lines, *told, export):
         print(printable(line))
     table = Table(show_header=False, title=localized("計画（何も書き込みません）", "Plan (nothing is written)"))
     for label, value in plan.summary.table():
