@@ -38,6 +38,7 @@ from ai_finetuning.models.lora_forward import lighten
 from ai_finetuning.models.parts import unwrapped
 from ai_finetuning.parallel.strategies.single import SingleDevice
 from ai_finetuning.planner.blank import materialize, quantize_shapes
+from tests.support.compiled_graphs import KINDS, graphs
 
 # The shapes of Llama 3 8B; layers are counted by the difference between two numbers of them.
 LLAMA_8B = {
@@ -318,6 +319,12 @@ def as_page(table: dict[str, Any]) -> str:
     for name in UPDATES:
         update = table["update"][name]
         lines.append(f"| {name} | {update['kernels']:,.0f} | {update['gigabytes']:.1f} GB |")
+    first = max(counts["first rows"] for counts in table["graphs"].values())
+    later = max(counts["later"] for counts in table["graphs"].values())
+    lines += [
+        "",
+        f"Graphs that FlexAttention compiles: {first} over the first rows, {later} later, whatever their lengths.",
+    ]
     return "<!-- step costs -->\n\n" + "\n".join(lines) + "\n\n<!-- end step costs -->\n"
 
 
@@ -325,6 +332,7 @@ def main() -> None:
     """Counts, stores, and writes the page's table."""
     table: dict[str, Any] = {"versions": VERSIONS} | {name: measured(**options) for name, options in VARIANTS.items()}
     table["update"] = {name: update_costs(**options) for name, options in UPDATES.items()}
+    table["graphs"] = {kind: dict(zip(("first rows", "later"), graphs(kind), strict=True)) for kind in KINDS}
     BUDGETS.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     before, _, after = PAGE.read_text(encoding="utf-8").partition("<!-- step costs -->\n")
     PAGE.write_text(before + as_page(table) + after.partition("<!-- end step costs -->\n")[2], encoding="utf-8")

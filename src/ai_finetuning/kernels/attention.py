@@ -213,8 +213,10 @@ def flex_document_attention(
     lengths, window = documents.lengths, documents.sliding_window
     tokens, used = query.shape[2], sum(lengths)
     mask = _shared(document_blocks, value, tuple(_cover(lengths, tokens)), window or 0, query.device)
-    # Without the option, rows shorter than a block would take the kernel for decoding, which has no backward pass.
-    kernel = {"kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}} if query.is_cuda else {}
+    kernel = {}
+    if query.is_cuda:
+        capability = torch.cuda.get_device_capability(query.device)
+        kernel = {"kernel_options": flex_options(value.dtype, query.shape[-1], capability)}
     mixed = _flex(query.is_cuda)(
         *_as_values(query, key, value),
         value,
@@ -227,6 +229,26 @@ def flex_document_attention(
     if used < tokens:
         mixed = F.pad(mixed[:, :, :used], (0, 0, 0, tokens - used))
     return mixed.transpose(1, 2), None
+
+
+# Compute capabilities whose blocks of threads have room (166,912 bytes of shared memory and more) for the blocks that torch
+# takes in fp32: A100, H100, B200 and B300. Elsewhere there are 65,536 (Turing) or 101,376.
+_ROOMY = frozenset({(8, 0), (9, 0), (10, 0), (10, 3)})
+# Smaller blocks for fp32 by the most features of a head that they hold: at most 73,984 bytes (57,344 on Turing), where torch's
+# own take up to 147,968 (docs/decisions/0129). Its backward pass has the smallest blocks that there are.
+_SMALL = {
+    128: {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2},
+    256: {"fwd_BLOCK_M": 32, "fwd_BLOCK_N": 16, "fwd_num_stages": 2},
+}
+
+
+def flex_options(dtype: torch.dtype, width: int, capability: tuple[int, int]) -> dict[str, int | bool]:
+    """FlexAttention's kernel options on a GPU, by the features of a head and the compute capability."""
+    # Without this one, rows shorter than a block would take the kernel for decoding, which has no backward pass.
+    options: dict[str, int | bool] = {"FORCE_USE_FLEX_ATTENTION": True}
+    if dtype is torch.float32 and capability not in _ROOMY and width > 64:
+        options |= next((blocks for most, blocks in _SMALL.items() if width <= most), {})
+    return options
 
 
 @lru_cache(maxsize=2)

@@ -1,5 +1,5 @@
 """Budgets of a training step on a GPU, of the shapes of an 8B Llama: kernels, casts and bytes beside products and attention,
-of the passes and of the update.
+of the passes and of the update; and how often its compiled part is compiled.
 
 Counted on fake tensors (tests/support/step_costs.py), so a GPU is not needed. The stored numbers hold for the versions that
 stand with them.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.support.compiled_graphs import graphs
 from tests.support.step_costs import (
     BUDGETS,
     PAGE,
@@ -55,6 +56,15 @@ def test_clip_and_optimizer_cost_no_more_than_is_stored(update: str):
     if update == "LoRA, adamw":
         below = update_costs(**UPDATES[update], norm=0.5)
         assert below["gigabytes"] < obtained["gigabytes"] - 0.3  # nothing to clip: gradients are not written again
+
+
+@as_stored
+@pytest.mark.parametrize("kind", TABLE["graphs"])
+def test_compiled_parts_are_compiled_in_the_first_steps_only(kind: str):
+    stored = TABLE["graphs"][kind]
+    first, later = graphs(kind)
+    assert first <= stored["first rows"] <= 4
+    assert later == stored["later"] == 0
 
 
 @pytest.mark.parametrize(
