@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,24 @@ def test_a_stopped_command_goes_on_and_ends_with_the_same_scores(
     code = call("eval", str(adapter), "--data", str(questions), *TINY, "--out", str(out), "--gate")
     assert code == {"adopt": 0, "reject": 10, "hold": 11}[decision]
     assert (out / "eval.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(kotoha: str, tmp_path: Path):
+    """kill -9 while it measures: no lock is left in the way, and no result is measured twice."""
+    out = tmp_path / "eval"
+    command = [sys.executable, "-m", "ai_finetuning", "eval", kotoha, "--tasks", "prose", "--out", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    file = out / "eval.jsonl"
+    while running.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < 4):
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    before = file.read_bytes()
+    assert 4 <= before.count(b"\n") < 49
+    assert call(*command[3:]) == 0
+    assert file.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert len({row["item"] for row in rows_of(out)}) == len(rows_of(out)) == 48
 
 
 def test_results_of_another_command_are_not_mixed_in(
