@@ -161,6 +161,17 @@ def test_fix_writes_another_file_and_undo_gives_the_rows_back(
     assert back.read_bytes() == Path(file).read_bytes()
 
 
+def test_rows_come_back_where_all_of_them_were_left_out(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", [{"質問": "返事は？", "回答": "はい" * 60}])
+    out = tmp_path / "out" / "b.jsonl"
+    out.parent.mkdir()
+    assert run(["data", "doctor", file, "--fix", "safe", "--out", str(out)]) == 0
+    assert out.read_bytes() == b""
+    back = tmp_path / "c.jsonl"
+    assert run(["data", "doctor", str(out), "--undo", str(out.with_name("doctor.jsonl")), "--out", str(back)]) == 0
+    assert back.read_bytes() == Path(file).read_bytes()
+
+
 def test_what_remains_after_a_repair_decides_the_exit_code(tmp_path: Path):
     file = write(tmp_path / "a.jsonl", GOOD + ODD)
     assert run(["data", "doctor", file, "--fix", "safe", "--out", str(tmp_path / "b.jsonl")]) == 65
@@ -246,6 +257,12 @@ def test_leakage_of_an_evaluation_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert "(leak_question)  1 rows" in said
     assert "train.jsonl:4 ← " in said
     assert "eval.jsonl:1" in said
+    with Path(evaluated).open("a", encoding="utf-8") as more:
+        more.write("{broken\n")
+    assert run(["data", "doctor", train, "--eval", evaluated]) == 0
+    assert "1 rows of the evaluation data cannot be used" in capsys.readouterr().out
+    Path(evaluated).write_text("{broken\n", encoding="utf-8")
+    assert run(["data", "doctor", train, "--eval", evaluated]) == 65
 
 
 def test_with_a_model_its_special_tokens_and_lengths_are_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,8 @@ import torch
 from filelock import FileLock
 from tests.support.commands import call
 from tests.support.models import save_tiny_model
-from tests.support.runs import train_full, train_lora
+from tests.support.runs import train_full
 
-from ai_finetuning import DataConfig
 from ai_finetuning.errors import ConfigError
 from ai_finetuning.evaluation.adoption import Margins, decide, language_findings, task_findings
 from ai_finetuning.evaluation.before_after import Loaded, measure, plan, sides_of
@@ -22,6 +24,8 @@ from ai_finetuning.evaluation.before_after_report import Outcome, aligned, markd
 from ai_finetuning.evaluation.lm_eval_export import export
 from ai_finetuning.evaluation.results import Results
 from ai_finetuning.evaluation.tasks import Asked, find_tasks, public_task
+from ai_finetuning.inference.session import open_model
+from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.tokenizers import load_tokenizer
 
 SETS = Path(__file__).resolve().parents[1] / "fixtures" / "eval" / "published"
@@ -31,8 +35,14 @@ TINY = ("--limit", "2", "--tasks", "data,prose,jcommonsenseqa", "--tasks-from", 
 
 @pytest.fixture(scope="module")
 def adapter(kotoha: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("eval") / "run"
-    train_lora(Path(kotoha), folder, data=DataConfig(max_length=96), num_epochs=1, save_steps=100)
+    """An adapter that changes a little, made without a training."""
+    folder = tmp_path_factory.mktemp("eval") / "adapter"
+    wrapped = add_lora(open_model(kotoha).model, r=2, alpha=4, dropout=0.0)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
+    wrapped.save_pretrained(str(folder), safe_serialization=True)
     return folder
 
 
@@ -102,6 +112,24 @@ def test_a_stopped_command_goes_on_and_ends_with_the_same_scores(
     code = call("eval", str(adapter), "--data", str(questions), *TINY, "--out", str(out), "--gate")
     assert code == {"adopt": 0, "reject": 10, "hold": 11}[decision]
     assert (out / "eval.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(kotoha: str, tmp_path: Path):
+    """kill -9 while it measures: no lock is left in the way, and no result is measured twice."""
+    out = tmp_path / "eval"
+    command = [sys.executable, "-m", "ai_finetuning", "eval", kotoha, "--tasks", "prose", "--out", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    file = out / "eval.jsonl"
+    while running.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < 4):
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    before = file.read_bytes()
+    assert 4 <= before.count(b"\n") < 49
+    assert call(*command[3:]) == 0
+    assert file.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert len({row["item"] for row in rows_of(out)}) == len(rows_of(out)) == 48
 
 
 def test_results_of_another_command_are_not_mixed_in(

@@ -54,8 +54,10 @@ from .results import Results
 from .tasks import Item, Task
 
 BASE = "base"
-# Items whose rows are written together, and answers that are made at a time.
-_CHUNK, _BATCH = 256, 16
+# Items whose rows are written together.
+_CHUNK = 256
+# Answers that are made at a time: as many as come to so many tokens with their questions, between these bounds.
+_ANSWER_TOKENS, _FEWEST, _MOST = 8192, 16, 64
 # Items of a pilot, and characters of the text that is forwarded in it.
 _PILOT, _PILOT_TOKENS = 2, 16
 
@@ -367,7 +369,8 @@ def estimate(loaded: Loaded, planned: Plan) -> float:
             max_new_tokens=min(_PILOT_TOKENS, task.max_new_tokens),
         )
         step = (time.perf_counter() - began) / min(_PILOT_TOKENS, task.max_new_tokens)
-        seconds += step * task.max_new_tokens * -(-len(task.items) // _BATCH)
+        rows = _at_a_time(prompt_tokens(opened.tokenizer, asked[0]), task)
+        seconds += step * task.max_new_tokens * -(-len(task.items) // rows)
     return seconds
 
 
@@ -444,6 +447,11 @@ def _of_ids(opened: OpenModel, item: Item) -> Likelihood:
     return found
 
 
+def _at_a_time(longest: int, task: Task) -> int:
+    """Answers to make together, the longest question of which has so many tokens."""
+    return min(_MOST, max(_FEWEST, _ANSWER_TOKENS // (longest + task.max_new_tokens)))
+
+
 def _written(opened: OpenModel, task: Task, items: Sequence[Item]) -> Iterator[list[tuple[Item, str, str]]]:
     """(item, answer, why it ended), batch by batch, longest questions first."""
     tokenizer = opened.tokenizer
@@ -452,15 +460,18 @@ def _written(opened: OpenModel, task: Task, items: Sequence[Item]) -> Iterator[l
         for item in items
     }
     order = sorted(items, key=lambda item: -len(asked[item.name]))
-    for start in range(0, len(order), _BATCH):
-        batch = order[start : start + _BATCH]
+    start = 0
+    while start < len(order):
+        rows = _at_a_time(len(asked[order[start].name]), task)
+        batch = order[start : start + rows]
+        start += rows
         answers = answer_prompts(
             opened.model,
             tokenizer,
             [asked[item.name] for item in batch],
             do_sample=False,
             max_new_tokens=task.max_new_tokens,
-            batch_size=_BATCH,
+            batch_size=rows,
         )
         yield [(item, answer.text, answer.end) for item, answer in zip(batch, answers, strict=True)]
 

@@ -167,7 +167,7 @@ def _string(value: object) -> str:
 
 
 def _place(value: object, count: int) -> int:
-    place = int(value) if isinstance(value, int | str) else -1
+    place = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else -1
     if not 0 <= place < count:
         raise ValueError(f"label {value} of {count} choices")
     return place
@@ -178,6 +178,8 @@ def _read_jcommonsenseqa(path: Path, _: Path) -> list[Row]:
     rows = []
     for row in _lines(path):
         choices = row.get("choices") or [row[f"choice{number}"] for number in range(5)]
+        if not isinstance(choices, list) or len(choices) < 2:
+            raise ValueError("too few choices")
         texts = tuple(_string(choice) for choice in choices)
         name = row["q_id"] if "q_id" in row else row["id"]
         rows.append(Row(f"{name}", _string(row["question"]), choices=texts, right=_place(row["label"], len(texts))))

@@ -19,6 +19,7 @@ from ..data.messages import Conversation
 from ..data.sources import load_samples
 from ..errors import ConfigError, DataError, InputNotFoundError, Reason
 from ..japanese.prompts import render, user_turn
+from ..messages import argument
 from .answers import metrics_for
 from .instructions import instructions
 from .likelihood import Question
@@ -294,8 +295,14 @@ def public_task(name: str, folder: Path, form: Form) -> Task:
         )
     count = _SHOTS[name] if form != "chat" else 0
     train = read_set(name, folder, split="train") if count and SETS[name].has_train else []
-    shots = _shots(train or rows, count)
+    shots = _shots(train or rows, count if train else min(count, len(rows) - 1))
     left = rows if train else [row for row in rows if row not in shots]
+    if not left:
+        raise DataError(
+            f"{name} の問題はどれも同じで、例題のほかに出題するものがありません（{argument(folder)}）。公開された形のまま置いてください。",
+            f"all questions of {name} in {argument(folder)} are the same: beside the examples there is nothing to ask. Keep the "
+            "files as they are published.",
+        )
     asked = [_choice_item(name, row) for row in sample(left, SAMPLES[name])]
     fixed = Counter(row.right for row in left)
     chance = 1 / len(asked[0].choices)

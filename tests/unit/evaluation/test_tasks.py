@@ -49,6 +49,12 @@ def test_packed_files_and_a_folder_that_is_the_set_itself(tmp_path: Path):
     [
         ("jcommonsenseqa_valid.jsonl", '{"id": 1, "question": "?", "choices": ["a", "b"], "label": 2}\n', "label 2"),
         ("jcommonsenseqa_valid.jsonl", "[1]\n", "no object"),
+        (
+            "jcommonsenseqa_valid.jsonl",
+            '{"id": 1, "question": "?", "choices": ["a", "b"], "label": true}\n',
+            "label True",
+        ),
+        ("jcommonsenseqa_valid.jsonl", '{"id": 1, "question": "?", "choices": "ab", "label": 0}\n', "too few"),
         ("jcommonsenseqa_valid.jsonl", '{"id": 1, "question": "?", "choices": ["a", ""], "label": 0}\n', "empty"),
         ("jnli_valid.jsonl", '{"id": 1, "premise": "a", "hypothesis": "b", "label": "yes"}\n', "label yes"),
         ("niilc_dev.xml", '<!DOCTYPE a [<!ENTITY b "c">]><questions/>', "DOCTYPE"),
@@ -133,6 +139,23 @@ def test_examples_are_never_asked_where_no_training_file_is():
     assert len(jmmlu.shots) == 5
     assert jmmlu.per == "sum"
     assert jmmlu.items[0].choices == ("A", "B", "C", "D")
+
+
+@pytest.mark.parametrize("name", ["jcommonsenseqa", "jnli", "jmmlu"])
+def test_a_set_of_few_rows_is_asked_with_fewer_examples(name: str, tmp_path: Path):
+    rows = {
+        "jcommonsenseqa": [{"id": n, "question": f"{n}？", "choices": ["a", "b"], "label": 0} for n in range(2)],
+        "jnli": [{"id": n, "premise": "文", "hypothesis": f"{n}", "label": "neutral"} for n in range(2)],
+        "jmmlu": [{"id": n, "question": f"{n}？", "choices": ["a", "b", "c", "d"], "label": 0} for n in range(2)],
+    }[name]
+    file = tmp_path / f"{name}_valid.jsonl"
+    for count, shots in ((2, 1), (1, 0)):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]), encoding="utf-8")
+        task = public_task(name, tmp_path, "stability")
+        assert (len(task.shots), len(task.items)) == (shots, 1)
+    file.write_text((json.dumps(rows[0]) + "\n") * 3, encoding="utf-8")
+    with pytest.raises(DataError, match="nothing to ask"):
+        public_task(name, tmp_path, "stability")
 
 
 def test_own_questions_and_their_metric(tmp_path: Path):

@@ -254,7 +254,9 @@ def _undo(file: str, journal: Path, out: Path) -> int:
     from ...data.doctor import repair
     from ...data.files import read_rows
 
-    rows, _ = read_rows(file)
+    path = Path(file)
+    # A file of which every row was left out is empty.
+    rows = [] if path.is_file() and not path.stat().st_size else read_rows(file)[0]
     back = repair.undo([row.values for row in rows], journal)
     try:
         repair.write_rows(back, out)

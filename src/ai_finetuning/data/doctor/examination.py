@@ -56,6 +56,7 @@ class Examination:
         unread: those among them that are no rows at all, and so not among the samples.
         hits: by the key of the rule.
         leakage: None without evaluation data.
+        evaluated_bad: rows of the evaluation data that cannot be used for training.
         gauges: numbers about the whole, by name; nothing in them is text of a row.
         common: the most frequent answers, with how often they stand there.
         columns: roles of columns, as the file was read with.
@@ -68,6 +69,7 @@ class Examination:
     rules: tuple[Rule, ...] = RULES
     hits: dict[str, list[Hit]] = field(default_factory=dict)
     leakage: Leakage | None = None
+    evaluated_bad: int = 0
     gauges: dict[str, Any] = field(default_factory=dict)
     common: list[tuple[str, int]] = field(default_factory=list)
     columns: Mapping[str, str] | None = None
@@ -162,15 +164,18 @@ def examine(
     if "same_question" in keys:
         found.hits["same_question"] = _same_question(samples, pairs)
     if evaluated is not None:
-        others = read_samples(evaluated, columns, sheet).samples
-        found.leakage = find_leakage(pairs, [pair_of(item) for item in others])
+        others = read_samples(evaluated, columns, sheet)
+        if not others.samples:
+            raise others.bad.empty(others.report.path)
+        found.leakage = find_leakage(pairs, [pair_of(item) for item in others.samples])
+        found.evaluated_bad = len(others.bad)
         for key, leaks in (
             ("leak_question", found.leakage.question),
             ("leak_near", found.leakage.near),
             ("leak_coverage", found.leakage.coverage),
         ):
             found.hits[key] = [
-                Hit(samples[ours].number, samples[ours].source, others=(others[theirs].source,))
+                Hit(samples[ours].number, samples[ours].source, others=(others.samples[theirs].source,))
                 for ours, theirs in leaks
             ]
     if not only:

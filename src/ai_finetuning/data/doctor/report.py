@@ -142,16 +142,27 @@ def _gauge_lines(found: Examination) -> list[str]:
 
 def _leakage_lines(found: Examination) -> list[str]:
     leakage = found.leakage
-    if leakage is None or not leakage.sampled:
+    if leakage is None:
         return []
+    obtained = []
+    if found.evaluated_bad:
+        obtained.append(
+            localized(
+                f" 要確認  評価データの {found.evaluated_bad:,} 行は学習や評価に使えない行です（評価データのファイルも aift data doctor で確かめてください）",
+                f" to check  {found.evaluated_bad:,} rows of the evaluation data cannot be used (examine that file as well)",
+            )
+        )
+    if not leakage.sampled:
+        return obtained
     ours, theirs = leakage.looked_at
     return [
+        *obtained,
         localized(
             f" 情報  ほぼ同じ行と 9 割を含む行は、学習 {leakage.rows[0]:,} 行のうち {ours:,} 行、評価 {leakage.rows[1]:,} 行のうち {theirs:,} "
             "行の標本で調べました",
             f" for information  near duplicates and coverage were looked for in a sample: {ours:,} of {leakage.rows[0]:,} "
             f"training rows and {theirs:,} of {leakage.rows[1]:,} evaluation rows",
-        )
+        ),
     ]
 
 
@@ -258,6 +269,7 @@ def as_json(found: Examination, done: Repaired | None = None) -> dict[str, Any]:
             "evaluated": leakage.evaluated,
             "looked_at": list(leakage.looked_at),
             "of": list(leakage.rows),
+            "unusable": found.evaluated_bad,
         }
     if done is not None:
         report["repaired"] = {"changed": dict(done.changed), "dropped": dict(done.dropped), "rows": len(done.rows)}

@@ -211,7 +211,7 @@ _NOT_LIKELY = [
     "憂鬱な麒麟、檸檬と薔薇と葡萄", "子曰、學而時習之、不亦說乎。", "Übergrößenträger", "×÷±",
 ]  # fmt: skip
 _RIGHT_NUMBERS, _WRONG_NUMBERS = _my_numbers()
-# Written after the rule for Chinese was finished.
+# Written after a first version of the rule for Chinese, which found thirteen of the twenty; it was widened for whole answers.
 _CHINESE_LATER = [
     "今天的天气很好，我们去公园散步吧。", "请把这份文件发给经理。", "这本书的作者是谁？", "我觉得这个方案不太合适。", "春节是中国最重要的传统节日。",
     "他昨天去医院看病了。", "学习外语需要长期的坚持和努力。", "打开窗户，让新鲜空气进来。", "咖啡馆里坐满了人。", "如果明天下雨，比赛就会取消。",
