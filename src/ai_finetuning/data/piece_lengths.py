@@ -67,7 +67,7 @@ class PieceLengths:
         if tokenizer.unk_token_id is not None:  # it stands for any number of characters
             self._characters[tokenizer.unk_token_id] = -1
 
-    def offsets(self, ids: Sequence[int], text: str, *, special: bool) -> NDArray[np.int64] | None:
+    def offsets(self, ids: Sequence[int] | NDArray[np.int64], text: str, *, special: bool) -> NDArray[np.int64] | None:
         """[tokens, 2] int64: where the characters of each token begin and end; None where that cannot be told.
 
         Args:

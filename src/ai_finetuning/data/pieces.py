@@ -180,7 +180,7 @@ def with_questions(examples: Sequence[Example], samples: Sequence[Sample]) -> li
         for source, key in asked.items()
         if key
     }
-    return [replace(item, question=digests.get(item.source, "")) for item in examples]
+    return [replace(item, question=digests[item.source]) if item.source in digests else item for item in examples]
 
 
 @dataclass

@@ -31,7 +31,7 @@ _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
 _MOST_CHARACTERS = 1 << 22
 # Characters of a data set behind which offsets by the lengths of pieces are worth their table.
 _MANY = 2**20
-_Tokens = tuple[list[int], NDArray[np.int64]]
+_Tokens = tuple[Sequence[int] | NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -445,11 +445,10 @@ class Segmenter:
             texts = [items[place].text for place in places]
             coded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
             for place, text, encoding in zip(places, texts, coded, strict=True):
-                ids = encoding.ids
+                ids = np.array(encoding.ids, dtype=np.int64)
                 offsets = lengths.offsets(ids, text, special=special)
-                if offsets is None:  # a rare text whose lengths do not add up
-                    ((ids, offsets),) = segment([items[place]], self.tokenizer)
-                obtained[place] = (ids, offsets)
+                # A rare text has lengths that do not add up.
+                obtained[place] = (ids, offsets) if offsets is not None else segment([items[place]], self.tokenizer)[0]
         return [obtained[place] for place in range(len(items))]
 
 
@@ -477,7 +476,7 @@ def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
 
 
 def _with_eos(
-    item: Rendered, ids: list[int], offsets: NDArray[np.int64], tokenizer: Any
+    item: Rendered, ids: Sequence[int] | NDArray[np.int64], offsets: NDArray[np.int64], tokenizer: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """Ids, label-token flags and ends; eos is appended where the text has no end of turn."""
     array = np.asarray(ids, dtype=np.int64)
