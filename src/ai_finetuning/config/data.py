@@ -88,8 +88,8 @@ class DataConfig:
     SECTION: ClassVar[str] = "data"
 
     train: str | list[str] | None = None
-    """Training data: file, folder or hub id, or a list of them.
-    ja: 学習データ。ファイル、フォルダー、ハブの ID、またはそのリスト。
+    """Training data: file, folder or hub id, or a list of them; or a folder that `aift data prepare` wrote.
+    ja: 学習データ。ファイル、フォルダー、ハブの ID、またはそのリスト。`aift data prepare` が書いたフォルダーも指定できます。
     """
     eval: str | list[str] | Fraction | None = None
     """Evaluation data: a file or a list of files, or a share of the training rows (0.1).
@@ -132,8 +132,8 @@ class DataConfig:
     ja: 学習対象トークン。auto は、会話ではアシスタントの応答、プレーンテキストではすべてです。
     """
     cache: bool = True
-    """Keep tokenized data between runs, in the user's cache folder.
-    ja: トークン化したデータをユーザーのキャッシュフォルダーに残し、次の実行で使うかどうか。
+    """Keep tokens of files between runs, in the user's cache folder, and read them from there; false makes them in memory.
+    ja: ファイルのトークンをユーザーのキャッシュフォルダーに残し、そこから読むかどうか。false ならメモリー上で作ります。
     """
     max_samples: AtLeastOne | None = dataclasses.field(default=None, kw_only=True)
     """At most so many rows of each file, folder or data set in `train`: the first ones, before evaluation rows are

@@ -21,7 +21,7 @@ from .messages import Sample
 from .rendering import Prompts
 from .rows import FileReport
 from .sources import DataReport, clean, files_of, note_what_is_odd, samples_of, without_likely
-from .tokenize import EncodeReport, Example, check_encoded, encode_some
+from .tokenize import EncodeReport, Example, Segmenter, check_encoded, encode_some
 from .vocabulary import VocabularyCounts, VocabularyMeter
 
 
@@ -132,6 +132,7 @@ class PieceMaker:
     def __init__(self, tokenizer: Any, reading: Reading) -> None:
         self._reading = reading
         self._prompts = Prompts(tokenizer, reading.loss_on)
+        self._segmenter = Segmenter(tokenizer)
         self._meter = VocabularyMeter(tokenizer)
 
     def make(
@@ -164,7 +165,7 @@ class PieceMaker:
         report.samples = len(cleaned)
         taken = cleaned if limit is None else cleaned[:limit]
         examples, account.encoded = encode_some(
-            taken, self._prompts, reading.max_length, reading.on_long, problems.encoded
+            taken, self._prompts, reading.max_length, reading.on_long, problems.encoded, self._segmenter
         )
         account.lost = self._meter.count(taken)
         account.systems = systems_of(taken)[:2]
@@ -188,7 +189,7 @@ def with_questions(examples: Sequence[Example], samples: Sequence[Sample]) -> li
         for source, key in asked.items()
         if key
     }
-    return [replace(item, question=digests.get(item.source, "")) for item in examples]
+    return [replace(item, question=digests[item.source]) if item.source in digests else item for item in examples]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections import Counter
@@ -10,7 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import DataError, Reason, localized
+from ..japanese.classes import LONG, kinds_in, table_of
 from ..japanese.language import find_loop, find_template_token
 from ..japanese.mojibake import find_mojibake
 from ..japanese.normalize import normalize as normalize_text
@@ -30,6 +35,8 @@ _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Kinds of characters that a text is searched for where it holds any of them; normalizing adds none.
+_HALVES, _PRIVATE, _CONTROLS, _ANY = 1, 2, 4, 7
 # Rows that a report names, and rows by whose columns a file without a format is explained.
 _NAMED, _EXPLAINED = 5, 100
 # Where only the choice of characters speaks of mojibake, so many rows and this share of a file make it certain.
@@ -472,6 +479,12 @@ def note_what_is_odd(sample: Sample, report: DataReport, ignore: Collection[str]
         report.template_rows.note(sample.source)
 
 
+@functools.cache
+def _kinds() -> NDArray[np.uint8]:
+    controls = [code for code in range(0xA0) if _CONTROL.match(chr(code)) or _C1.match(chr(code))]
+    return table_of(range(0xD800, 0xE000), range(0xE000, 0xF900), frozenset(controls))
+
+
 def _refuse_unreadable(text: str) -> None:
     """Refuses what no encoding gives.
 
@@ -518,20 +531,22 @@ def _clean(
     def clean(text: str) -> str:
         if not text:
             return text
-        _refuse_unreadable(text)
+        kinds = kinds_in(text, _kinds()) if len(text) >= LONG else _ANY
+        if kinds & _HALVES:
+            _refuse_unreadable(text)
         if _refuse_mojibake(text, ignore) and (not likely or likely[-1] is not sample):
             likely.append(sample)
-        if _PRIVATE_USE.search(text):
+        if kinds & _PRIVATE and _PRIVATE_USE.search(text):
             report.private_use_rows.note(sample.source)
         text, counts = normalize_text(text, **switches)
-        control = _CONTROL.search(text)
+        control = _CONTROL.search(text) if kinds & _CONTROLS else None
         if control is not None:
             code = f"U+{ord(control.group()):04X}"
             raise BadRow(
                 f"制御文字 {code} があります（data.normalize.strip_control=true で取り除けます）",
                 f"the text contains the control character {code} (data.normalize.strip_control=true removes it)",
             )
-        if _C1.search(text):
+        if kinds & _CONTROLS and _C1.search(text):
             report.control_rows.note(sample.source)
         report.normalized.update(counts)
         return text

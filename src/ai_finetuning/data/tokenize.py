@@ -22,13 +22,16 @@ from ..labels import IGNORED
 from .bad_rows import BadRow, BadRows
 from .messages import Sample
 from .offset_tokenizer import OffsetTokenizer
+from .piece_lengths import PieceLengths
 from .rendering import Prompts, Rendered, render_sample
 from .vocabulary import VocabularyLoss, vocabulary_line
 
 MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
 _MOST_CHARACTERS = 1 << 22
-_Tokens = tuple[list[int], NDArray[np.int64]]
+# Characters of a data set behind which offsets by the lengths of pieces are worth their table.
+_MANY = 2**20
+_Tokens = tuple[Sequence[int] | NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -208,17 +211,24 @@ def encode(
 
 
 def encode_some(
-    samples: Iterable[Sample], prompts: Prompts, max_length: int, on_long: str, bad: BadRows
+    samples: Iterable[Sample],
+    prompts: Prompts,
+    max_length: int,
+    on_long: str,
+    bad: BadRows,
+    segmenter: Segmenter | None = None,
 ) -> tuple[list[Example], EncodeReport]:
     """Tokens and labels of some of the samples: (examples, report), without the refusals that go by all of them.
 
     Args:
         prompts: how they are rendered; what it counts goes into the report.
         samples, max_length, on_long, bad: see encode.
+        segmenter: of the tokenizer, where it is kept from one call to the next.
     """
     report = EncodeReport(max_length=max_length)
     examples: list[Example] = []
-    for item, ids, loss_mask, ends in _encoded(_rendered(samples, prompts, bad, report), prompts.tokenizer):
+    segmenter = Segmenter(prompts.tokenizer) if segmenter is None else segmenter
+    for item, ids, loss_mask, ends in _encoded(_rendered(samples, prompts, bad, report), segmenter):
         report.longest = max(report.longest, len(ids))
         try:
             examples += _rows(report, item, on_long, ids, loss_mask, ends)
@@ -354,7 +364,7 @@ def check_encoded(report: EncodeReport, bad: BadRows) -> None:
 
 
 def _encoded(
-    rendered: Iterable[Rendered], tokenizer: Any
+    rendered: Iterable[Rendered], segmenter: Segmenter
 ) -> Iterator[tuple[Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
     """(text, ids [tokens], label-token flags [tokens], end of each token in characters [tokens]) of every text, in
     order.
@@ -365,11 +375,11 @@ def _encoded(
     with ThreadPoolExecutor(max_workers=1) as worker:
         waiting: deque[tuple[list[Rendered], Future[list[_Tokens]]]] = deque()
         for items in _batches(rendered):
-            waiting.append((items, worker.submit(segment, items, tokenizer)))
+            waiting.append((items, worker.submit(segmenter.segment, items)))
             if len(waiting) > _AHEAD:
-                yield from _labelled(*waiting.popleft(), tokenizer)
+                yield from _labelled(*waiting.popleft(), segmenter.tokenizer)
         while waiting:
-            yield from _labelled(*waiting.popleft(), tokenizer)
+            yield from _labelled(*waiting.popleft(), segmenter.tokenizer)
 
 
 def _labelled(
@@ -391,6 +401,55 @@ def _batches(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+class Segmenter:
+    """Segments texts with one tokenizer. Of many characters the offsets are told by the lengths of pieces, where they are
+    known to be the tokenizer's own: on the first texts they are compared.
+
+    Attributes:
+        tokenizer: a transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._seen = 0
+        self._lengths: PieceLengths | None = None
+        self._able = not isinstance(tokenizer, OffsetTokenizer) and bool(getattr(tokenizer, "is_fast", False))
+
+    def segment(self, items: list[Rendered]) -> list[_Tokens]:
+        """Ids and offsets [tokens, 2] of every text."""
+        if not self._able or self._seen < _MANY:
+            self._seen += sum(len(item.text) for item in items)
+            return segment(items, self.tokenizer)
+        if self._lengths is None:
+            lengths = PieceLengths(self.tokenizer)
+            obtained = segment(items, self.tokenizer)
+            told = [
+                lengths.offsets(ids, item.text, special=item.add_special_tokens) if lengths.known else None
+                for item, (ids, _) in zip(items, obtained, strict=True)
+            ]
+            self._able = all(
+                mine is not None and np.array_equal(mine, theirs)
+                for mine, (_, theirs) in zip(told, obtained, strict=True)
+            )
+            self._lengths = lengths
+            return obtained
+        return self._by_lengths(items, self._lengths)
+
+    def _by_lengths(self, items: list[Rendered], lengths: PieceLengths) -> list[_Tokens]:
+        self.tokenizer("")  # sets the backend's switches as every call of it does
+        obtained: dict[int, _Tokens] = {}
+        for special in (False, True):
+            places = [place for place, item in enumerate(items) if item.add_special_tokens is special]
+            texts = [items[place].text for place in places]
+            coded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+            for place, text, encoding in zip(places, texts, coded, strict=True):
+                ids = np.array(encoding.ids, dtype=np.int64)
+                offsets = lengths.offsets(ids, text, special=special)
+                # A rare text has lengths that do not add up.
+                obtained[place] = (ids, offsets) if offsets is not None else segment([items[place]], self.tokenizer)[0]
+        return [obtained[place] for place in range(len(items))]
 
 
 def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
@@ -417,7 +476,7 @@ def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
 
 
 def _with_eos(
-    item: Rendered, ids: list[int], offsets: NDArray[np.int64], tokenizer: Any
+    item: Rendered, ids: Sequence[int] | NDArray[np.int64], offsets: NDArray[np.int64], tokenizer: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """Ids, label-token flags and ends; eos is appended where the text has no end of turn."""
     array = np.asarray(ids, dtype=np.int64)

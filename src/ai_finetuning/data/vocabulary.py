@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Any
 
 from ..errors import localized
+from ..japanese.classes import distinct
 from ..japanese.prompts import render
 from .messages import Conversation, Sample
 
@@ -114,8 +115,8 @@ class VocabularyMeter:
         """What is lost of the texts of some samples (of the messages, not of the template around them)."""
         talk = [_text(sample) for sample in samples if isinstance(sample, Conversation)]
         plain = [sample.text for sample in samples if not isinstance(sample, Conversation)]
-        whole = "".join([*talk, *plain])
-        new = (set(whole) | ({_RUN} if _RUN in whole else set())) - self._asked
+        run = {_RUN} if any(_RUN in text for text in (*talk, *plain)) else set()
+        new = (distinct((*talk, *plain)) | run) - self._asked
         unknown, changed = _lost(sorted(new), self._tokenizer)
         self._asked |= new
         self._unknown |= unknown

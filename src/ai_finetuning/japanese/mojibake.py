@@ -10,6 +10,11 @@ import functools
 import re
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .classes import LONG, codes_of, table_of
+
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
 _JAPANESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
 _KANJI = re.compile("[\u4e00-\u9fff]")
@@ -72,13 +77,32 @@ class Mojibake:
 
 def find_mojibake(text: str) -> Mojibake | None:
     """The mistake that broke a text, or a part of it; None for an intact text."""
-    if _SUSPICIOUS.search(text):
+    kinds = _kinds()[codes_of(text)] if len(text) >= LONG else None
+    suspicious = bool(_SUSPICIOUS.search(text)) if kinds is None else bool((kinds & 1).any())
+    if suspicious:
         obtained = _western(text) or _controls(text) or _utf8_as_cp932(text) or _eucjp_as_cp932(text)
         if obtained is not None:
             return obtained
         if "\ufffd" in text:
             return Mojibake("U+FFFD")
-    return _unlikely(text)
+    few = kinds is not None and not _are_many(*(int(np.count_nonzero(kinds & bit)) for bit in (2, 4)))
+    # By shares of characters that are too rare for Japanese.
+    if not few and _rare_kanji(text) or suspicious and (_half_width(text) or _odd_characters(text)):
+        return Mojibake("a wrong encoding", proven=False)
+    return None
+
+
+@functools.cache
+def _kinds() -> NDArray[np.uint8]:
+    """Of each character whether the rules need it (1), whether it is of JIS level 2 (2), whether it is a kanji (4)."""
+    suspicious = (code for code in range(0x10000) if _SUSPICIOUS.match(chr(code)))
+    level_two = (ord(letter) for letter in _level_two().pattern[1:-1])
+    return table_of(frozenset(suspicious), frozenset(level_two), range(0x4E00, 0xA000))
+
+
+def _are_many(rare: int, kanji: int) -> bool:
+    """Whether so many of a text's kanji are of JIS level 2 that it is hardly Japanese."""
+    return rare >= 3 and kanji >= 8 and rare > 0.35 * kanji
 
 
 def _encoded(run: str, western: str) -> bytes | None:
@@ -226,20 +250,10 @@ def _eucjp_as_cp932(text: str) -> Mojibake | None:
     return None
 
 
-def _unlikely(text: str) -> Mojibake | None:
-    """A text whose characters are too rare for Japanese, by their shares."""
-    if _rare_kanji(text) or _SUSPICIOUS.search(text) and (_half_width(text) or _odd_characters(text)):
-        return Mojibake("a wrong encoding", proven=False)
-    return None
-
-
 def _rare_kanji(text: str) -> bool:
     """At least eight kanji, more than a third of them of JIS level 2."""
     rare = _level_two().findall(text)
-    if len(rare) < 3:
-        return False
-    kanji = len(_KANJI.findall(text))
-    if kanji < 8 or len(rare) <= 0.35 * kanji:
+    if len(rare) < 3 or not _are_many(len(rare), len(_KANJI.findall(text))):
         return False
     # Classical Chinese and lists of rare kanji are text too: mojibake repeats few lead characters or mixes in odd ones.
     odd = len(_HALF_KANA.findall(text)) + len(re.findall("[\u0080-\u00ff\u0370-\u04ff\u2500-\u257f]", text))

@@ -300,7 +300,7 @@ def lines_of(manifest: Manifest, max_samples: int | None) -> list[str]:
 
 def left_aside(left: int, max_samples: int | None) -> list[str]:
     """The line that says how many rows of a source `max_samples` leaves aside; none where there are none."""
-    if not left or max_samples is None:
+    if left < 1 or max_samples is None:
         return []
     return [
         localized(

@@ -1,0 +1,197 @@
+"""Memory and speed of preparing text (`aift data prepare`), against the bare tokenizer.
+
+python benchmarks/data_store.py --corpus aozora_large.jsonl.gz                 # 150 MB and 1.5 GB: an hour on two cores
+python benchmarks/data_store.py --corpus aozora_large.jsonl.gz --megabytes 15 45
+
+The corpus is repeated until it has the size, with a running number in each work, so that no two works are equal. Speeds are
+in megabytes of UTF-8 text a CPU second, so that what else the machine does counts little; starting Python and its imports is
+left out on both sides. The bare tokenizer gets the texts in lists and gives ids: without offsets (`encode_batch_fast`), and
+with them (`encode_batch`), as labels need them. Memory is the peak of the process above what it held with everything
+imported and the tokenizer loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "data_store.json"
+MEMORY_LIMIT_MB, MEMORY_RATIO, SPEED_RATIO = 700, 1.2, 0.8
+_SETTINGS = {"on_long": "split", "max_length": 1024}
+_TOGETHER = 2**18  # characters that the bare tokenizer gets at once
+
+
+def write_corpus(source: Path, path: Path, megabytes: float) -> int:
+    """Writes so much of a corpus; its bytes."""
+    size = number = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        while size < megabytes * 10**6:
+            with gzip.open(source, "rt", encoding="utf-8") as lines:
+                for line in lines:
+                    number += 1
+                    text = f"{number}\n{json.loads(line)['text']}"
+                    row = json.dumps({"text": text}, ensure_ascii=False) + "\n"
+                    file.write(row)
+                    size += len(row.encode())
+                    if size >= megabytes * 10**6:
+                        break
+    return size
+
+
+def _cpu(who: int) -> float:
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
+
+
+def _peak() -> float:
+    """Megabytes; Linux counts in kilobytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def prepare(path: Path, model: str, processes: int) -> dict[str, Any]:
+    """What preparing a file takes, in this process and those that it starts."""
+    from ai_finetuning.config.data import DataConfig
+    from ai_finetuning.data.store.folder import prepare_folder
+    from ai_finetuning.data.store.mapped import open_store
+    from ai_finetuning.data.store.preparing import Preparation, sources_of
+    from ai_finetuning.execution.tokenizing import encoder_for
+    from ai_finetuning.models.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    tokenizer("あ")
+    base, before = _peak(), _cpu(resource.RUSAGE_SELF)
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Preparation((str(path),), DataConfig(**_SETTINGS), tokenizer, sources_of([str(path)]))  # type: ignore[arg-type]
+        encoder = encoder_for(tokenizer, 0, processes)
+        _, manifest = prepare_folder(asked, Path(folder), encoder=encoder)
+        own, children = _cpu(resource.RUSAGE_SELF) - before, _cpu(resource.RUSAGE_CHILDREN)
+        peak = _peak() - base
+        began = time.perf_counter()
+        examples, _ = open_store(Path(folder))
+        opened = time.perf_counter() - began
+        return {
+            "cpu_seconds": own,
+            "cpu_seconds_of_children": children,
+            "megabytes_above_imports": peak,
+            "tokens": manifest.report.tokens,
+            "rows": len(examples),
+            "store_megabytes": sum(entry.bytes for entry in manifest.arrays.values()) / 10**6,
+            "seconds_to_open": opened,
+        }
+
+
+def start(path: Path, model: str, processes: int) -> dict[str, Any]:
+    """What starting the workers takes: the same with one row."""
+    row = path.with_name("row.jsonl")
+    row.write_text(json.dumps({"text": "東京は日本の首都です。" * 9}) + "\n", encoding="utf-8")
+    return prepare(row, model, processes)
+
+
+def bare(path: Path, model: str, offsets: int) -> dict[str, Any]:
+    """What the tokenizer alone takes for the same texts."""
+    from ai_finetuning.models.tokenizers import load_tokenizer
+
+    core = load_tokenizer(model).backend_tokenizer
+    encode = core.encode_batch if offsets else core.encode_batch_fast
+    used, tokens, texts = 0.0, 0, []
+
+    def run() -> None:
+        nonlocal used, tokens
+        before = _cpu(resource.RUSAGE_SELF)
+        for encoding in encode(texts):
+            tokens += len(encoding.ids)
+            if offsets:
+                _ = encoding.offsets
+        used += _cpu(resource.RUSAGE_SELF) - before
+        texts.clear()
+
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            texts.append(json.loads(line)["text"])
+            if sum(map(len, texts)) >= _TOGETHER:
+                run()
+    run()
+    return {"cpu_seconds": used, "tokens": tokens}
+
+
+def child(what: str, path: Path, model: str, number: int) -> dict[str, Any]:
+    """One of the functions above in a process of its own, with one thread."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "src"),
+        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, __file__, "--child", what, str(path), model, str(number)]
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    obtained: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return obtained
+
+
+def measure(corpus: Path, model: str, sizes: list[float]) -> dict[str, Any]:
+    """All figures; speeds are of the smallest size."""
+    memory: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "corpus.jsonl"
+        for megabytes in sizes:
+            size = write_corpus(corpus, path, megabytes) / 10**6
+            one = child("prepare", path, model, 1)
+            memory.append({"megabytes": size, **one})
+            print(json.dumps(memory[-1]), file=sys.stderr)
+            if megabytes == sizes[0]:
+                speed = {"megabytes": size, "one": size / one["cpu_seconds"]}
+                for name, offsets in (("bare", 0), ("bare_with_offsets", 1)):
+                    speed[name] = size / child("bare", path, model, offsets)["cpu_seconds"]
+                two, begun = child("prepare", path, model, 2), child("start", path, model, 2)
+                whole = two["cpu_seconds"] + two["cpu_seconds_of_children"] - begun["cpu_seconds_of_children"]
+                speed["two"] = 2 * size / whole
+                speed["start_of_two"] = begun["cpu_seconds_of_children"]
+                print(json.dumps(speed), file=sys.stderr)
+    peaks = [item["megabytes_above_imports"] for item in memory]
+    return {
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "model": model,
+        "memory": memory,
+        "largest_peak_over_smallest": max(peaks) / min(peaks),
+        "speed_megabytes_a_cpu_second": speed,
+        "of_the_bare_tokenizer": {
+            "one": speed["one"] / speed["bare"],
+            "one_with_offsets": speed["one"] / speed["bare_with_offsets"],
+            "two": speed["two"] / (2 * speed["bare"]),
+            "two_with_offsets": speed["two"] / (2 * speed["bare_with_offsets"]),
+        },
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes the figures."""
+    if sys.argv[1:2] == ["--child"]:
+        what, path, model, number = sys.argv[2:]
+        function = {"prepare": prepare, "bare": bare, "start": start}[what]
+        print(json.dumps(function(Path(path), model, int(number))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="JSON Lines with a column text, compressed by gzip")
+    parser.add_argument("--megabytes", type=float, nargs="+", default=[150, 1500])
+    parser.add_argument("--model", default="embedded:kotoha-tiny")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    figures = measure(asked.corpus, asked.model, asked.megabytes)
+    text = json.dumps(figures, indent=1, ensure_ascii=False)
+    print(text)
+    asked.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

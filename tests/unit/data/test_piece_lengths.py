@@ -1,0 +1,133 @@
+"""Offsets by the lengths of pieces are the tokenizer's own, or are not told."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from tests.support.models import SENTENCES, build_tokenizer
+from tokenizers import normalizers, pre_tokenizers, processors
+
+from ai_finetuning.data import tokenize
+from ai_finetuning.data.messages import PlainText
+from ai_finetuning.data.piece_lengths import PieceLengths
+from ai_finetuning.data.rendering import Prompts
+from ai_finetuning.data.tokenize import Segmenter, encode
+from ai_finetuning.japanese.classes import LONG, distinct, kinds_in, table_of
+from ai_finetuning.japanese.mojibake import find_mojibake
+from ai_finetuning.models.tokenizers import load_tokenizer
+
+ALPHABET = "あ漢字鱈ABC \n\t　😀é\u0301か\u3099ﾊﾟ𠮷\x00神\u200d"
+
+
+def texts() -> list[str]:
+    chance = random.Random(1)
+    parts = [*ALPHABET, "</s>", "<|user|>", "<unk>", "東京は", "Hello, "]
+    odd = ["".join(chance.choice(parts) for _ in range(chance.randrange(40))) for _ in range(500)]
+    return [*odd, *SENTENCES, "", " ", "  a", "\n"]
+
+
+def compared(tokenizer) -> tuple[int, int]:
+    """(texts whose offsets are told, texts); all that are told are the tokenizer's."""
+    lengths, told, count = PieceLengths(tokenizer), 0, 0
+    assert lengths.known
+    for special in (False, True):
+        core = tokenizer.backend_tokenizer
+        for text, encoding in zip(texts(), core.encode_batch(texts(), add_special_tokens=special), strict=True):
+            mine = lengths.offsets(encoding.ids, text, special=special)
+            count += 1
+            if mine is not None:
+                told += 1
+                assert np.array_equal(mine, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)), text
+    return told, count
+
+
+def framed():
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: load_tokenizer("embedded:kotoha-tiny"), build_tokenizer, framed],
+    ids=["unigram", "bytes", "framed"],
+)
+def test_the_offsets_are_the_tokenizers_own(make):
+    told, count = compared(make())
+    assert told > 0.5 * count
+
+
+def changed(**parts):
+    tokenizer = build_tokenizer()
+    for name, part in parts.items():
+        setattr(tokenizer.backend_tokenizer, name, part)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": normalizers.NFKC()},
+        {"post_processor": processors.ByteLevel(trim_offsets=True)},
+        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
+        {"pre_tokenizer": pre_tokenizers.Whitespace()},
+    ],
+    ids=["nfkc", "trimmed", "prefix", "whitespace"],
+)
+def test_other_tokenizers_keep_their_offsets(parts):
+    assert not PieceLengths(changed(**parts)).known
+
+
+def test_a_text_that_normalization_shortens_is_left_to_the_tokenizer():
+    lengths = PieceLengths(changed(normalizer=normalizers.NFC()))
+    assert lengths.known
+    core = changed(normalizer=normalizers.NFC()).backend_tokenizer
+    assert lengths.offsets(core.encode("か\u3099").ids, "か\u3099", special=False) is None
+    assert lengths.offsets(core.encode("が").ids, "が", special=False) is not None
+
+
+def test_rows_do_not_change_where_lengths_take_over(monkeypatch: pytest.MonkeyPatch):
+    samples = [PlainText(text, f"[{number}]") for number, text in enumerate(texts()) if text.strip()]
+    tokenizer = load_tokenizer("embedded:kotoha-tiny")
+    before, report = encode(samples, tokenizer, max_length=16, on_long="split")
+    monkeypatch.setattr(tokenize, "_MANY", 0)
+    monkeypatch.setattr(tokenize, "_BATCH", 50)
+    after, again = encode(samples, tokenizer, max_length=16, on_long="split")
+    assert report == again
+    for one, other in zip(before, after, strict=True):
+        assert np.array_equal(one.input_ids, other.input_ids)
+        assert np.array_equal(one.labels, other.labels)
+        assert (one.characters, one.source) == (other.characters, other.source)
+
+
+def test_lengths_that_are_not_the_tokenizers_are_found_out(monkeypatch: pytest.MonkeyPatch):
+    """The first texts are encoded both ways; where one differs, the tokenizer's offsets stay."""
+    monkeypatch.setattr(tokenize, "_MANY", 0)
+    offsets = PieceLengths.offsets
+    monkeypatch.setattr(PieceLengths, "offsets", lambda *args, **named: offsets(*args, **named) + 1)
+    samples = [PlainText(text, f"[{number}]") for number, text in enumerate(SENTENCES * 3)]
+    tokenizer = build_tokenizer()
+    prompts = Prompts(tokenizer, "auto")
+    segmenter = Segmenter(tokenizer)
+    wrong = [
+        tokenize.encode_some(samples, prompts, 512, "truncate", tokenize.BadRows(), segmenter)[0] for _ in range(2)
+    ][1]
+    monkeypatch.setattr(PieceLengths, "offsets", offsets)
+    right, _ = encode(samples, tokenizer, max_length=512)
+    assert [item.characters for item in wrong] == [item.characters for item in right]
+    assert all(np.array_equal(one.labels, other.labels) for one, other in zip(wrong, right, strict=True))
+
+
+def test_long_texts_are_judged_as_short_ones_are():
+    """A pass over a long text finds the kinds of characters that a search finds."""
+    broken = "東京の首都".encode().decode("cp932", "ignore")
+    for text in ("東京の町を歩きました。", broken, "鮗鮖鮴鮠鮨鮭鮪鮫鯀鯊", "a\ufffdb", "ＡＢＣ×÷°"):
+        whole = find_mojibake(text * (1 + LONG // len(text)))
+        assert (whole is None) == (find_mojibake((text * (1 + LONG // len(text)))[: LONG - 1]) is None)
+    table = table_of(range(0xD800, 0xE000), frozenset({0x3042}))
+    assert [kinds_in(text, table) for text in ("", "い", "あ", "\udc80", "いあ\ud800")] == [0, 0, 2, 1, 3]
+    assert distinct(["あいあ", "", "𠮷\ud800"]) == {"あ", "い", "𠮷", "\ud800"}
