@@ -44,6 +44,7 @@ from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
 from .self_check.first_use import check_unknown_gpu
+from .settle import settled, tell_choice
 from .system_prompt import keep_system, take_system
 from .trackers import Tracker
 
@@ -64,6 +65,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
     let_segments_grow()
     if launched().size == 1:
         plan = _simulated(resolve(request))
+        tell_choice(plan)
         _warn_of_leakage(plan)
         if plan.processes_to_start > 1:
             result = _run_in_processes(plan)
@@ -87,9 +89,7 @@ def _simulated(plan: RunPlan) -> RunPlan:
     short = plan.device.type == "cuda" and plan.summary.is_tight
     if not (short or plan.request.exact_plan):
         return plan
-    from .simulation import with_timeline, without_needless_checkpointing
-
-    return with_timeline(without_needless_checkpointing(plan))
+    return settled(plan)
 
 
 def _measured(plan: RunPlan) -> MeasuredStep | None:

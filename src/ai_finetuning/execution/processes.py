@@ -27,6 +27,7 @@ from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
+from ..planner.cuts import Cut
 from ..runs.recorded import saved_step
 from ..system.children import isolated_python
 from ..system.gpu import get_available_device
@@ -126,7 +127,7 @@ def write_request(plan: RunPlan, folder: Path) -> None:
     """
     request = plan.request
     _write(folder / RUN, [describe_run(request.config, {})])
-    resolved_strategy = ResolvedStrategy(plan.parallel.strategy, plan.parallel.processes)
+    resolved_strategy = settled_of(plan)
     content = {
         "model": _model_spec(plan, folder),
         "use_accelerate": request.use_accelerate,
@@ -226,8 +227,24 @@ def read_request(folder: Path) -> TrainRequest:
         train,
         eval_data,
         content["use_accelerate"],
-        ResolvedStrategy(**content["settled"]),
+        _resolved(content["settled"]),
     )
+
+
+def settled_of(plan: RunPlan) -> ResolvedStrategy:
+    """What every process of a run takes as one of them has decided it."""
+    derived = plan.derived
+    cut = Cut(
+        derived.batch_size, derived.gradient_accumulation_steps, derived.gradient_checkpointing, offload=plan.offload
+    )
+    return ResolvedStrategy(
+        plan.parallel.strategy, plan.parallel.processes, cut if plan.device.type == "cuda" else None
+    )
+
+
+def _resolved(spec: dict[str, Any]) -> ResolvedStrategy:
+    cut = spec.get("cut")
+    return ResolvedStrategy(spec["strategy"], spec["processes"], None if cut is None else Cut(**cut))
 
 
 def _model(spec: dict[str, Any], architecture: Any) -> BaseModel:

@@ -20,6 +20,7 @@ from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
+from ..planner.cuts import Cut
 from ..planner.gpus import Gpus
 from .sources import config_source
 from .trainer_hooks import TrainerHooks
@@ -32,10 +33,12 @@ class ResolvedStrategy:
     Attributes:
         strategy: behind `parallel.strategy: auto`.
         processes: of the run.
+        cut: of a step's rows, where GPUs compute; None where each process takes what the settings say.
     """
 
     strategy: str
     processes: int
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
