@@ -162,9 +162,34 @@ def test_the_command_prints_the_plan_and_where_its_time_is_from(models: dict[str
     assert not Path("outputs").exists()
 
 
+def test_json_has_the_choice_as_fields(models: dict[str, Path], data: Path, capsys):
+    command = [
+        "plan",
+        f"model={models['13b']}",
+        "method=lora",
+        f"data.train={data}",
+        "parallel.strategy=auto",
+        "--json",
+    ]
+    assert call(*command, "--gpu", "h100x2") == 0
+    plan = json.loads(capsys.readouterr().out)
+    choice = plan["choice"]
+    chosen = choice["chosen"]
+    assert (chosen["strategy"], chosen["processes"]) == (plan["strategy"], plan["processes"]) == ("ddp", 2)
+    assert chosen["batch_size"] * chosen["gradient_accumulation_steps"] == plan["rows_per_step"] == 16
+    assert chosen["gradient_checkpointing"] is plan["gradient_checkpointing"]
+    assert chosen["limit_bytes"] == plan["limit_bytes"] == int(0.8 * plan["free_memory_bytes"])
+    assert len(choice["runners_up"]) == 3
+    assert {"bytes", "fits", "seconds_per_step", "simulated"} <= choice["runners_up"][0].keys()
+    assert set(choice["decided"]) > {"strategy", "batch_size", "gradient_checkpointing"}
+    assert "not measured" in choice["time_source"]["en"]
+    assert plan["calibration"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["train", "--json"], "--dry-run"),
         (["plan", "--gpu", "a500x2"], "a5000"),
         (["plan", "--gpu", "a100x2"], "a100-40, a100-80"),
         (["plan", "--gpu", "4090x2", "--pilot"], "--pilot"),

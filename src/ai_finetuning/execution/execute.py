@@ -23,7 +23,7 @@ from ..errors import DivergedError, PreemptedError, StorageError
 from ..messages import argument, described, notice, speak, warn
 from ..models.adapters import remember_origin
 from ..parallel.plan import warn_of_idle_ranks
-from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
+from ..parallel.processes import Peers, all_peers, gather, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
 from ..planner.plan import Plan
 from ..planner.speed import remember, speed_of
@@ -37,7 +37,7 @@ from .base_facts import speed_key
 from .build import Built, build
 from .leakage import warn_of_leakage
 from .output_folder import OutputFolder
-from .processes import remove_rows, run_processes
+from .processes import as_plain, remove_rows, resolved, run_processes, settled_of
 from .progress import progress, saying_that_it_prepares, speaking_main_process
 from .reporting import RunReport
 from .request import TrainRequest
@@ -76,7 +76,10 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
         validate_strategy(request)  # on every rank, before any of them waits for another
         with process_group(_device_of_rank(request)), speaking_main_process():
             peers = all_peers()
-            result = _run_here(_resolve_in_turn(request, peers), peers, faults)
+            plan = _resolve_in_turn(request, peers)
+            if peers.is_main:
+                tell_choice(plan)
+            result = _run_here(plan, peers, faults)
     request.model.model = result.model  # type: ignore[assignment]
     take_system(request.model.tokenizer, result.folder)
     return result
@@ -118,8 +121,12 @@ def _resolve_in_turn(request: TrainRequest, peers: Peers) -> RunPlan:
     """
     with _silence() if request.resolved_strategy is not None else contextlib.nullcontext():
         plan = resolve(request) if peers.is_main else None
-        wait_for(peers)
-        return plan or resolve(request)
+        # What GPUs compute follows from their free memory, which every process would see otherwise.
+        chosen = as_plain(settled_of(plan)) if plan is not None and plan.summary.choice is not None else None
+        chosen = gather(chosen, peers)[0]
+        if plan is not None:
+            return plan
+        return resolve(request if chosen is None else replace(request, resolved_strategy=resolved(chosen)))
 
 
 @contextlib.contextmanager

@@ -127,13 +127,12 @@ def write_request(plan: RunPlan, folder: Path) -> None:
     """
     request = plan.request
     _write(folder / RUN, [describe_run(request.config, {})])
-    resolved_strategy = settled_of(plan)
     content = {
         "model": _model_spec(plan, folder),
         "use_accelerate": request.use_accelerate,
         "train": _source_spec(request.train, folder / TRAIN),
         "held_out": _source_spec(request.eval_data, folder / HELD_OUT),
-        "settled": asdict(resolved_strategy),
+        "settled": as_plain(settled_of(plan)),
     }
     _write(folder / JOB, [json.dumps(content, ensure_ascii=False)])
 
@@ -227,7 +226,7 @@ def read_request(folder: Path) -> TrainRequest:
         train,
         eval_data,
         content["use_accelerate"],
-        _resolved(content["settled"]),
+        resolved(content["settled"]),
     )
 
 
@@ -242,7 +241,13 @@ def settled_of(plan: RunPlan) -> ResolvedStrategy:
     )
 
 
-def _resolved(spec: dict[str, Any]) -> ResolvedStrategy:
+def as_plain(settled: ResolvedStrategy) -> dict[str, Any]:
+    """Plain values, which resolved() reads back."""
+    return asdict(settled)
+
+
+def resolved(spec: dict[str, Any]) -> ResolvedStrategy:
+    """What as_plain() gave."""
     cut = spec.get("cut")
     return ResolvedStrategy(spec["strategy"], spec["processes"], None if cut is None else Cut(**cut))
 

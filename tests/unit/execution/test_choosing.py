@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,6 +201,7 @@ def test_a_launcher_decides_for_its_processes(planned: Planned, requested: Calla
     plan = planned("4090x2", "8b", "method=lora", "parallel.strategy=auto")
     settled = processes.settled_of(plan)
     assert settled == ResolvedStrategy("ddp", 2, Cut(2, 8, True))
+    assert processes.resolved(json.loads(json.dumps(processes.as_plain(settled)))) == settled
     told = resolve(
         replace(requested("h200x2", "8b", "method=lora", "parallel.strategy=auto"), resolved_strategy=settled)
     )
