@@ -49,6 +49,7 @@ from .system_prompt import keep_system, take_system
 from .trackers import Tracker
 
 if TYPE_CHECKING:
+    from ..planner.phases import Timeline
     from .simulation import MeasuredStep
 
 
@@ -95,14 +96,24 @@ def _simulated(plan: RunPlan) -> RunPlan:
     return settled(plan)
 
 
+def _second_step(plan: RunPlan) -> Timeline | None:
+    """The simulated bytes of the run's second step, in its first process; None without a simulation."""
+    if plan.summary.timeline is None:
+        told = plan.request.resolved_strategy
+        return told.second_step if told is not None and launched().is_main else None
+    from .simulation import of_second_step
+
+    return of_second_step(plan)
+
+
 def _measured(plan: RunPlan) -> MeasuredStep | None:
     """What compares the second step with its simulation, where there is one."""
-    if plan.summary.timeline is None:
+    timeline = _second_step(plan)
+    if timeline is None:
         return None
-    from .simulation import MeasuredStep, of_second_step
+    from .simulation import MeasuredStep
 
-    timeline = of_second_step(plan)
-    return MeasuredStep(plan.device, timeline) if timeline is not None else None
+    return MeasuredStep(plan.device, timeline)
 
 
 def _device_of_rank(request: TrainRequest) -> torch.device:
@@ -141,7 +152,7 @@ def _silence() -> Iterator[None]:
 def _run_in_processes(plan: RunPlan) -> Result:
     """The run in processes that this one starts; its model, loaded from where they saved it."""
     began = time.perf_counter()
-    run_processes(plan)
+    run_processes(plan, _second_step(plan))
     folder = Path(plan.summary.output_dir)
     plan.request.model.model = None  # what was loaded before the run has made room for what it trained
     model = saving.load_saved(plan, folder)

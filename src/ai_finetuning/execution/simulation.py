@@ -80,10 +80,10 @@ def _told(plan: RunPlan, job: Job, group: Sequence[Batch]) -> Timeline | None:
 
 
 def of_second_step(plan: RunPlan) -> Timeline | None:
-    """The simulated bytes of the rows of the run's second step, which that step is compared with; None for a run without
-    one here.
+    """The simulated bytes of the rows of the run's second step in its first process, which that step is compared with; None
+    for a run without one.
     """
-    if plan.summary.total_steps < _MEASURED or plan.parallel.processes > 1 or plan.summary.timeline is None:
+    if plan.summary.total_steps < _MEASURED or plan.summary.timeline is None:
         return None
     epoch, index = divmod(_MEASURED - 1, len(plan.loader))
     group = plan.loader.micro_batches(epoch, index, plan.derived.batch_size)

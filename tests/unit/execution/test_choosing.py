@@ -24,6 +24,7 @@ from ai_finetuning.execution.self_check import record
 from ai_finetuning.execution.validate import find_base
 from ai_finetuning.planner.cuts import Candidate, Choice, Cut
 from ai_finetuning.planner.gpus import parse_gpus
+from ai_finetuning.planner.phases import Timeline
 from ai_finetuning.runs.folder import read_run
 
 GIB = 2**30
@@ -201,7 +202,9 @@ def test_a_launcher_decides_for_its_processes(planned: Planned, requested: Calla
     plan = planned("4090x2", "8b", "method=lora", "parallel.strategy=auto")
     settled = processes.settled_of(plan)
     assert settled == ResolvedStrategy("ddp", 2, Cut(2, 8, True))
-    assert processes.resolved(json.loads(json.dumps(processes.as_plain(settled)))) == settled
+    whole = replace(settled, second_step=Timeline({"load": 1, "forward": 3}, 4, (2, 4), ("aten::nonzero",)))
+    for sent in (settled, whole, ResolvedStrategy("fsdp", 2)):
+        assert processes.resolved(json.loads(json.dumps(processes.as_plain(sent)))) == sent
     told = resolve(
         replace(requested("h200x2", "8b", "method=lora", "parallel.strategy=auto"), resolved_strategy=settled)
     )
