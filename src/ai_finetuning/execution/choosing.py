@@ -22,7 +22,7 @@ from ..planner import memory
 from ..planner.auto import Situation, advise_strategy
 from ..planner.cuts import Candidate, Choice, Cut, Freedom, best_of, ladder, looked_at
 from ..planner.layers import blocks_of, split_model
-from ..planner.roofline import micro_batch, sent, step_seconds
+from ..planner.roofline import Rates, micro_batch, sent, step_seconds
 from ..system.gpu import free_memory_bytes
 from .derived import cut_of_resumed
 from .offload import Room, possible
@@ -61,12 +61,16 @@ class Spread:
         processes: of the run.
         free: bytes on each device.
         room: bytes by GPU, where one process has all of them.
+        rates: what each reaches; None where nothing is known of it.
+        share: of the free bytes, that may be filled.
     """
 
     parallel: ParallelPlan
     processes: int
     free: int
     room: dict[int, int] | None = None
+    rates: Rates | None = None
+    share: float = 1.0
 
 
 def parallel_plan_of(config: RunConfig, strategy: str, processes: int | None) -> ParallelPlan:
@@ -134,14 +138,14 @@ def choose(model: PlannedModel, sizes: DataSizes, spreads: Sequence[Spread], *, 
         auto: the strategy is for the plan to decide.
     """
     asked, free = settled_cut(model)
-    found = [_looked_at(model, sizes, spread, asked, free) for spread in spreads]
+    rates, share = model.place.expected_rates(), model.place.share()
+    found = [_looked_at(model, sizes, replace(spread, rates=rates, share=share), asked, free) for spread in spreads]
     decided = (
         *(("strategy",) if auto else ()),
         *(("batch_size", "gradient_accumulation_steps") if free.rows else ()),
         *(("gradient_checkpointing",) if free.checkpointing else ()),
         *(("offload",) if model.request.config.training.runtime.offload == "auto" else ()),
     )
-    rates = model.place.expected_rates()
     return best_of(found, decided, rates.source if rates is not None else None)
 
 
@@ -153,15 +157,16 @@ def _looked_at(
     cuts = ladder(asked, free, most)
     training = model.request.config.training
     if training.runtime.offload == "auto" and asked.offload == "none":
-        needs, room = needs_of(model, sizes, spread, cuts[-1]), room_of(model, spread.free, spread.processes)
+        needs = needs_of(model, sizes, spread, cuts[-1])
+        room = room_of(int(spread.share * spread.free), spread.processes)
         waits = possible(spread.parallel, training.optimizer.name, needs=needs, room=room)
         cuts += [replace(cuts[-1], offload=what) for what in waits]
     return looked_at(cuts, most if free.rows else None, measure)
 
 
-def room_of(model: PlannedModel, free: int, processes: int) -> Room:
+def room_of(usable: int, processes: int) -> Room:
     """What a process may fill of its device and of the host's memory."""
-    return Room(model.place.usable(free), free_memory_bytes(torch.device("cpu")) // max(1, processes))
+    return Room(usable, free_memory_bytes(torch.device("cpu")) // max(1, processes))
 
 
 def needs_of(model: PlannedModel, sizes: DataSizes, spread: Spread, cut: Cut) -> dict[str, memory.MemoryEstimate]:
@@ -184,17 +189,17 @@ def measured(model: PlannedModel, sizes: DataSizes, spread: Spread, cut: Cut) ->
     """What a cut needs under a strategy, by the formulas of memory and time."""
     if spread.room is not None:
         fullest = split_of(model, sizes, spread.room, cut).fullest
-        needed, limit = fullest.total, model.place.usable(fullest.capacity)
+        needed, free = fullest.total, fullest.capacity
     else:
-        needed = needs_of(model, sizes, spread, cut)[cut.offload].total
-        limit = model.place.usable(spread.free)
-    seconds = seconds_of(model, sizes, spread.parallel, cut)
-    return Candidate(spread.parallel.strategy, spread.processes, cut, needed, limit, seconds)
+        needed, free = needs_of(model, sizes, spread, cut)[cut.offload].total, spread.free
+    seconds = seconds_of(model, sizes, spread.parallel, cut, spread.rates)
+    return Candidate(spread.parallel.strategy, spread.processes, cut, needed, int(spread.share * free), seconds)
 
 
-def seconds_of(model: PlannedModel, sizes: DataSizes, parallel: ParallelPlan, cut: Cut) -> float | None:
-    """How long a step of a GPU takes by the time model; None where nothing is known of it."""
-    rates = model.place.expected_rates()
+def seconds_of(
+    model: PlannedModel, sizes: DataSizes, parallel: ParallelPlan, cut: Cut, rates: Rates | None
+) -> float | None:
+    """How long a step of a GPU takes by the time model; None where nothing is known of what it reaches."""
     if rates is None or model.precision.name not in rates.tflops:
         return None
     each = max(1, -(-cut.rows // parallel.sizes.dp))

@@ -13,6 +13,7 @@ from ..parallel.strategies.device_map import capacities
 from ..planner.gpus import CALIBRATED, UNCALIBRATED, Card, Gpus, card_named
 from ..planner.roofline import Rates, linked, stated_rates
 from ..system.gpu import free_memory_bytes, get_available_device, sixteen_bit
+from .self_check.facts import key_of
 from .self_check.record import calibration_like, calibration_of, rates_like, rates_of
 
 
@@ -73,9 +74,13 @@ class Place:
         """What a plan may fill of so many free bytes: of a GPU not all, as what its libraries and a fragmented heap take is
         not known before it was measured on one of its kind.
         """
+        return int(free * self.share())
+
+    def share(self) -> float:
+        """The share of free memory that usable() leaves."""
         if self.device.type != "cuda":
-            return free
-        return int(free * (CALIBRATED if self.calibration() is not None else UNCALIBRATED))
+            return 1.0
+        return CALIBRATED if self.calibration() is not None else UNCALIBRATED
 
     def calibration(self) -> Reason | None:
         """By which self-check it was measured what the libraries take of such a GPU; None without one."""
@@ -104,8 +109,7 @@ class Place:
     def _card(self) -> Card | None:
         if self.elsewhere is not None:
             return self.elsewhere.card
-        there = self.device.type == "cuda" and torch.cuda.is_available()
-        return card_named(torch.cuda.get_device_name(self.device)) if there else None
+        return card_named(key_of(self.device)["device"]) if self.device.type == "cuda" else None
 
     def sixteen_bit(self) -> torch.dtype | None:
         """The 16-bit type that the device computes well in."""

@@ -382,7 +382,7 @@ def _plan(prepared: _Prepared, strategy: ResolvedStrategy | None, choice: Choice
         parallel,
         training.optimizer.name,
         needs=needs,
-        room=room_of(model, free, spread.processes),
+        room=room_of(place.usable(free), spread.processes),
     )
     work = model.workload(sizes.width, sizes.longest, rows=cut.batch_size)
     summary = replace(
@@ -498,7 +498,7 @@ def _speed(model: PlannedModel, sizes: DataSizes, parallel: ParallelPlan, cut: C
         if last is not None:
             return last
     rates = place.rates()
-    seconds = seconds_of(model, sizes, parallel, cut) if rates is not None else None
+    seconds = seconds_of(model, sizes, parallel, cut, rates)
     return Speed(cut.rows * sizes.row / seconds, rates.source) if rates is not None and seconds else None
 
 

@@ -15,7 +15,8 @@ from tests.support.runs import losses, weights_digest
 from tests.support.shapes import SIZES, long_rows, shape_folder
 
 from ai_finetuning.config.load import load_config
-from ai_finetuning.execution import processes
+from ai_finetuning.config.run_folder import CONFIG
+from ai_finetuning.execution import artifacts, place, processes
 from ai_finetuning.execution.place import Place
 from ai_finetuning.execution.request import ResolvedStrategy, TrainRequest, request_of
 from ai_finetuning.execution.resolve import RunPlan, resolve
@@ -43,6 +44,13 @@ def requested(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainRe
         return replace(request_of(config, source=find_base(config)), elsewhere=parse_gpus(gpu))
 
     return made
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without records of other tests."""
+    (tmp_path / "cache").mkdir(mode=0o700)
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -196,6 +204,30 @@ def test_a_calibrated_kind_of_gpu_is_filled_further(planned: Planned, monkeypatc
     shown = dict(plan.summary.table())
     assert "self-check of NVIDIA GeForce RTX 3090" in shown["calibration"]
     assert planned("4090", "8b", "method=lora").summary.calibration is None
+
+
+def test_a_gpu_that_is_here_is_compared_by_its_stated_figures(monkeypatch: pytest.MonkeyPatch):
+    """A name in the driver's words is enough: nothing asks torch, which would take memory on the GPU."""
+    for module in (record, place):
+        monkeypatch.setattr(
+            module, "key_of", lambda device: {"device": "NVIDIA GeForce RTX 4090", "driver": "", "torch": ""}
+        )
+    gpu = Place(torch.device("cuda"))
+    assert gpu.rates() is None, "no time of a run is told by them"
+    expected = gpu.expected_rates()
+    assert expected is not None
+    assert "not measured" in expected.source.en
+    assert expected.link == pytest.approx(0.8 * 32)
+    assert Place(torch.device("cpu")).expected_rates() is None
+    assert (gpu.share(), Place(torch.device("cpu")).share()) == (0.8, 1.0)
+
+
+def test_config_yaml_says_what_was_chosen_instead_of_the_settings(planned: Planned):
+    chosen, given = planned("3090", "8b", "method=lora"), planned("3090", "8b", "method=lora", "training.batch_size=4")
+    text = artifacts.descriptions(chosen, chosen.derived)[CONFIG]
+    assert "# derived: training.batch_size: 2\n" in text
+    assert "# derived: training.gradient_accumulation_steps: 8\n" in text
+    assert "derived: training.batch_size" not in artifacts.descriptions(given, given.derived)[CONFIG]
 
 
 def test_a_launcher_decides_for_its_processes(planned: Planned, requested: Callable[..., TrainRequest]):
