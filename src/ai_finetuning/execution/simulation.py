@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 
-from ..config.section import explicitly_set
 from ..data.collate import Batch, collate
 from ..data.loader import evaluation_batches
 from ..data.tokenize import Example
@@ -116,13 +115,13 @@ def _told(plan: RunPlan, job: Job, group: Sequence[Batch]) -> list[Timeline] | N
 
 
 def of_second_step(plan: RunPlan) -> Timeline | None:
-    """The simulated bytes of the rows of the run's second step, which that step is compared with; None for a run without
-    one here.
+    """The simulated bytes of the rows of the run's second step in its first process, which that step is compared with; None
+    for a run without one.
     """
-    if plan.summary.total_steps < _MEASURED or plan.parallel.processes > 1 or plan.summary.timeline is None:
+    if plan.summary.total_steps < _MEASURED or plan.summary.timeline is None:
         return None
     epoch, index = divmod(_MEASURED - 1, len(plan.loader))
-    group = plan.loader.micro_batches(epoch, index, plan.request.config.training.batch_size)
+    group = plan.loader.micro_batches(epoch, index, plan.derived.batch_size)
     told = _told(plan, replace(_job(plan, _module(plan)), evaluation=()), group)
     return None if told is None or len(told) > 1 else told[0]
 
@@ -167,7 +166,7 @@ def _longest_evaluated(plan: RunPlan) -> list[Batch]:
     """
     batches = evaluation_batches(
         plan.data.eval_data,
-        batch_size=plan.request.config.training.batch_size,
+        batch_size=plan.derived.batch_size,
         pad_token_id=plan.tokenizer.pad_token_id,
         packing_length=plan.packing_tokens,
     )
@@ -216,10 +215,10 @@ def worst_group(plan: RunPlan) -> list[Batch]:
     Two of them stand for any number, as gradients that are there already make the difference; a pipeline has all of
     its own on the way.
     """
-    training, parallel = plan.request.config.training, plan.parallel
+    derived, parallel = plan.derived, plan.parallel
     documents = sorted(plan.data.train, key=len, reverse=True)
-    rows = _packed(documents, plan.packing_tokens, training.batch_size)
-    micro_batches = -(-training.gradient_accumulation_steps // parallel.sizes.dp)
+    rows = _packed(documents, plan.packing_tokens, derived.batch_size)
+    micro_batches = -(-derived.gradient_accumulation_steps // parallel.sizes.dp)
     count = micro_batches if parallel.sizes.pp > 1 else min(2, micro_batches)
     batch = collate(rows, pad_token_id=plan.tokenizer.pad_token_id, packed=plan.packing_tokens is not None)
     return [batch] * count
@@ -331,24 +330,3 @@ def compared(timeline: Timeline, real: dict[str, int]) -> tuple[str, list[str]]:
         if abs(off) > _TOLERANCE:
             apart.append(phase)
     return ", ".join(parts), apart
-
-
-def without_needless_checkpointing(plan: RunPlan) -> RunPlan:
-    """On a GPU, where the formula has switched gradient checkpointing on by itself: off again where a simulated step
-    fits without it.
-
-    What the user gave, and what a resumed run had, stays.
-    """
-    training = plan.request.config.training
-    own = "gradient_checkpointing" in explicitly_set(training) or plan.taken.get("gradient_checkpointing") is not None
-    if own or plan.device.type != "cuda" or not plan.derived.gradient_checkpointing:
-        return plan
-    lighter = replace(
-        plan,
-        derived=replace(plan.derived, gradient_checkpointing=False),
-        summary=replace(plan.summary, gradient_checkpointing=False),
-    )
-    timed = with_timeline(lighter)
-    if timed.summary.timeline is None or not timed.summary.fits:
-        return plan
-    return timed
