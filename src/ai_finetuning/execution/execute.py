@@ -78,6 +78,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
         with process_group(_device_of_rank(request)), speaking_main_process():
             peers = all_peers()
             plan = _resolve_in_turn(request, peers)
+            plan = plan if request.resolved_strategy is not None else _simulated(plan)
             if peers.is_main:
                 tell_choice(plan)
             result = _run_here(plan, peers, faults)
@@ -93,7 +94,13 @@ def _simulated(plan: RunPlan) -> RunPlan:
     short = plan.device.type == "cuda" and plan.summary.is_tight
     if not (short or plan.request.exact_plan):
         return plan
-    return settled(plan)
+    if launched().size == 1:
+        return settled(plan)
+    if plan.request.resolved_strategy is not None:  # whoever started this process has simulated
+        return plan
+    from .simulation import with_timeline
+
+    return with_timeline(plan)  # of its own place; what processes compute is agreed on, and nothing is chosen here
 
 
 def _second_step(plan: RunPlan) -> Timeline | None:

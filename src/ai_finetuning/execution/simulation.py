@@ -40,10 +40,11 @@ def with_timeline(plan: RunPlan) -> RunPlan:
     """The plan with the simulated bytes of a step of its fullest process or device; unchanged where a step cannot be
     simulated.
     """
-    if plan.parallel.zero_stage is not None:
+    others = _held_by_others(plan)
+    if others is not None:
         notice(
-            "DeepSpeed の 1 ステップはシミュレーションできないため、メモリーは式の値です。",
-            "a step of DeepSpeed cannot be simulated, so memory is told by the formula.",
+            f"{others} の 1 ステップはシミュレーションしないため、メモリーは式の値です。",
+            f"a step of {others} is not simulated, so memory is told by the formula.",
         )
         return plan
     if plan.device_map is not None:
@@ -55,15 +56,32 @@ def with_timeline(plan: RunPlan) -> RunPlan:
     return replace(plan, summary=replace(plan.summary, timeline=timeline))
 
 
+def _held_by_others(plan: RunPlan) -> str | None:
+    """The library that holds weights or gradients in a way of its own; None where the toolkit's strategies do, as Accelerate
+    with one process leaves them.
+    """
+    if plan.parallel.zero_stage is not None:
+        return "DeepSpeed"
+    return (
+        "Accelerate"
+        if plan.request.use_accelerate and plan.parallel.processes > 1 and not plan.parallel.in_parts
+        else None
+    )
+
+
+def _own_rank(plan: RunPlan) -> int | None:
+    """The place of this process among those of a launcher; None where it plans for others."""
+    started = torch.distributed.is_initialized() and torch.distributed.get_world_size() == plan.parallel.processes
+    return torch.distributed.get_rank() if started else None
+
+
 def _of_ranks(plan: RunPlan) -> list[Timeline]:
     """Of one process of every stage; of a process that a launcher has started, its own. Empty where one cannot be told."""
     module, group = _module(plan), worst_group(plan)
     stages, each = plan.parallel.sizes.pp, plan.parallel.sizes.dp * plan.parallel.sizes.tp
-    ranks = range(0, stages * each, each)
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() == plan.parallel.processes:
-        ranks = range(torch.distributed.get_rank(), torch.distributed.get_rank() + 1)
+    own = _own_rank(plan)
     obtained = []
-    for rank in ranks:
+    for rank in range(0, stages * each, each) if own is None else (own,):
         told = _told(plan, replace(_job(plan, module), rank=rank), group)
         if told is None:
             return []
@@ -115,14 +133,14 @@ def _told(plan: RunPlan, job: Job, group: Sequence[Batch]) -> list[Timeline] | N
 
 
 def of_second_step(plan: RunPlan) -> Timeline | None:
-    """The simulated bytes of the rows of the run's second step in its first process, which that step is compared with; None
-    for a run without one.
+    """The simulated bytes of the rows of the run's second step in this process, or in the first one, which that step is
+    compared with; None for a run without one.
     """
     if plan.summary.total_steps < _MEASURED or plan.summary.timeline is None:
         return None
     epoch, index = divmod(_MEASURED - 1, len(plan.loader))
     group = plan.loader.micro_batches(epoch, index, plan.derived.batch_size)
-    told = _told(plan, replace(_job(plan, _module(plan)), evaluation=()), group)
+    told = _told(plan, replace(_job(plan, _module(plan)), evaluation=(), rank=_own_rank(plan) or 0), group)
     return None if told is None or len(told) > 1 else told[0]
 
 
