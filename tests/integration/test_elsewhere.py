@@ -114,7 +114,7 @@ def test_auto_chooses_for_the_machine_that_is_named(plan: Callable[..., RunPlan]
 
 @pytest.mark.parametrize("strategy", ["fsdp", "tensor", "pipeline"])
 def test_a_divided_run_neither_warns_nor_checkpoints_for_the_whole_model(strategy: str, plan: Callable[..., RunPlan]):
-    small = ("13b", "method=lora", "data.max_length=256", "training.batch_size=1")
+    small = ("13b", "method=lora", "data.max_length=128", "training.batch_size=1")
     whole = plan("a5000x2", *small, "training.gradient_accumulation_steps=4", CHECKPOINTS, simulated=True).summary
     assert not whole.fits, "all of it was given: obeyed, and warned of"
     part = plan("a5000x2", *small, f"parallel.strategy={strategy}").summary

@@ -33,7 +33,6 @@ TESTED_BY = {
     "planner._upstream": "unit/planner/test_simulate.py",
     "planner.blank": "unit/planner/test_simulate.py",
     "planner.shallow": "unit/planner/test_simulated_devices.py",
-    "planner.timelines": "unit/execution/test_simulation.py",
     "system.start": "security/test_processes.py",
     "system.transfer": "unit/engine/test_prefetch.py",
     "data.columnar": _TABLES,
