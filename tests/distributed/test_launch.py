@@ -41,6 +41,17 @@ def test_aift_train_starts_the_processes(tmp_path: Path, tiny_model_dir: Path):
     assert max(difference) < 2e-6
 
 
+@pytest.mark.slow
+def test_the_first_of_several_processes_compares_its_second_step_with_the_plan(tmp_path: Path, tiny_model_dir: Path):
+    """What the launcher simulated for the strategy that `auto` took."""
+    config = str(write_run(tmp_path, tiny_model_dir, schedule={"max_steps": 3}))
+    code, output = spawn("train", config, *TWO, "parallel.strategy=auto", "--plan", "exact", timeout=280)
+    assert code == 0, output
+    (line,) = re.findall(r"memory, planned and real \(step 2\): .*", output)
+    assert len(re.findall(r"\(([+-][\d.]+)%\)", line)) == 4
+    assert all(abs(float(off)) < 2 for off in re.findall(r"\(([+-][\d.]+)%\)", line)), line
+
+
 def test_a_refusal_of_the_processes_is_the_commands_own(tmp_path: Path, tiny_model_dir: Path):
     """What only the processes can find out comes back as the error it is."""
     config = str(write_run(tmp_path, tiny_model_dir))

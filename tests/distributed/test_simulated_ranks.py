@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from tests.support.models import build_model
 from tests.support.ranks import run_ranks
 from tests.support.tracked import batch, job, rank_step
 
+from ai_finetuning.data.collate import Batch
 from ai_finetuning.parallel.collectives.mesh import Sizes
 from ai_finetuning.parallel.plan import ParallelPlan
 from ai_finetuning.planner.simulate import Job, simulate
@@ -59,3 +64,20 @@ def test_every_rank_holds_what_was_simulated(tmp_path, strategy: str, full: bool
         assert -LATE < told.peak / max(phases.values()) - 1 < LIMIT, (rank, told.phases, phases)
         for phase in ("save", "evaluation"):
             assert -LATE < told.phases[phase] / phases[phase] - 1 < LIMIT, (rank, phase, told.phases, phases)
+
+
+def between_steps(
+    rank: int, work: Callable[[], Job], group: list[Batch]
+) -> tuple[dict[str, int], dict[str, int], float]:
+    """What a rank simulates of itself while its group is there, and what it holds in that group afterwards."""
+    told = simulate(replace(work(), rank=rank), group)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return dict(told.phases), rank_step(rank, work, group), float(total)
+
+
+def test_a_rank_of_a_launcher_simulates_its_own_place(tmp_path: Path):
+    """Its real group waits meanwhile, and serves the step that follows, functional collectives included."""
+    for told, real, total in run_ranks(2, between_steps, lambda: work("fsdp", full=True), GROUP, folder=tmp_path):
+        assert total == 2
+        assert -LATE < max(told.values()) / max(real.values()) - 1 < LIMIT, (told, real)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from tests.support.commands import call
 
 from ai_finetuning import embedded
 from ai_finetuning.config.load import load_config
-from ai_finetuning.execution.resolve import RunPlan
+from ai_finetuning.execution.request import request_of
+from ai_finetuning.execution.resolve import RunPlan, resolve
 from ai_finetuning.execution.validate import find_base
 from ai_finetuning.planner.gpus import parse_gpus
 from ai_finetuning.trainers.from_config import plan_training
@@ -59,15 +61,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plan(models: dict[str, Path], data: Path, tmp_path: Path) -> Callable[..., RunPlan]:
-    def made(gpu: str, model: str, *settings: str) -> RunPlan:
+    def made(gpu: str, model: str, *settings: str, simulated: bool = False) -> RunPlan:
         given = [f"model={models[model]}", f"data.train={data}", f"training.output_dir={tmp_path / 'out'}"]
         config = load_config(None, [*given, "data.max_length=512", "data.packing=true", *settings])
-        return plan_training(config, None, find_base(config), elsewhere=parse_gpus(gpu))
+        if simulated:
+            return plan_training(config, None, find_base(config), elsewhere=parse_gpus(gpu))
+        return resolve(replace(request_of(config, source=find_base(config)), elsewhere=parse_gpus(gpu)))
 
     return made
 
 
 CHECKPOINTS = "training.gradient_checkpointing=true"
+ROWS = ("training.batch_size=4", "training.gradient_accumulation_steps=4")
 THE_CONTRACT = {
     "13b": ("13b", "method=lora", "lora.r=8"),
     "30b": ("30b", "method=qlora", "lora.r=8"),
@@ -77,7 +82,7 @@ THE_CONTRACT = {
 @pytest.mark.parametrize("name", THE_CONTRACT)
 def test_two_a5000_train_what_the_contract_says(name: str, plan: Callable[..., RunPlan]):
     """The numbers are those of both pages about strategies."""
-    summary = plan("a5000x2", *THE_CONTRACT[name], "parallel.strategy=model_parallel", CHECKPOINTS).summary
+    summary = plan("a5000x2", *THE_CONTRACT[name], "parallel.strategy=model_parallel", CHECKPOINTS, *ROWS).summary
     assert (summary.strategy, summary.processes, summary.device) == ("model_parallel", 1, "A5000 x 2")
     assert summary.fits
     assert summary.devices is not None
@@ -92,14 +97,15 @@ def test_full_fine_tuning_of_13b_is_refused_with_its_numbers(plan: Callable[...,
     from ai_finetuning.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"GPU 1: 1\d\d\.\d / 23\.6 GiB"):
-        plan("a5000x2", "13b", "method=full", "parallel.strategy=model_parallel")
+        plan("a5000x2", "13b", "method=full", "parallel.strategy=model_parallel", simulated=True)
 
 
-def test_auto_chooses_for_the_machine_that_is_named(plan: Callable[..., RunPlan], logged):
+def test_auto_chooses_for_the_machine_that_is_named(plan: Callable[..., RunPlan]):
     """On two cards LoRA of 13B has to be divided, on a large one not; with 80 % of a card, as none was measured."""
     divided = plan("a5000x2", "13b", "method=lora", "parallel.strategy=auto").summary
     assert (divided.strategy, divided.processes) == ("fsdp", 2)
-    assert "18.9 GiB" in logged()
+    assert divided.choice is not None
+    assert "/ 18.9 GiB" in divided.choice.chosen.text()
     alone = plan("h200", "13b", "method=lora", "parallel.strategy=auto").summary
     assert (alone.strategy, alone.processes) == ("ddp", 1)
     several = plan("h100x4", "13b", "method=lora", "parallel.strategy=auto").summary
@@ -108,10 +114,9 @@ def test_auto_chooses_for_the_machine_that_is_named(plan: Callable[..., RunPlan]
 
 @pytest.mark.parametrize("strategy", ["fsdp", "tensor", "pipeline"])
 def test_a_divided_run_neither_warns_nor_checkpoints_for_the_whole_model(strategy: str, plan: Callable[..., RunPlan]):
-    small = ("13b", "method=lora", "data.max_length=256", "training.batch_size=1")
-    whole = plan("a5000x2", *small).summary
-    assert not whole.fits
-    assert whole.gradient_checkpointing
+    small = ("13b", "method=lora", "data.max_length=128", "training.batch_size=1")
+    whole = plan("a5000x2", *small, "training.gradient_accumulation_steps=4", CHECKPOINTS, simulated=True).summary
+    assert not whole.fits, "all of it was given: obeyed, and warned of"
     part = plan("a5000x2", *small, f"parallel.strategy={strategy}").summary
     assert part.fits
     assert not part.gradient_checkpointing
@@ -120,10 +125,10 @@ def test_a_divided_run_neither_warns_nor_checkpoints_for_the_whole_model(strateg
 
 def test_a_model_without_a_list_of_layers_is_planned_as_a_whole(plan: Callable[..., RunPlan], monkeypatch):
     """fsdp cuts such a model too, as one group that is gathered whole."""
-    from ai_finetuning.execution import resolve
+    from ai_finetuning.execution import planned_model
 
     whole = plan("h200x2", "13b", "method=lora").summary
-    monkeypatch.setattr(resolve, "decoder_layers", lambda model: None)
+    monkeypatch.setattr(planned_model, "decoder_layers", lambda model: None)
     assert plan("h200x2", "13b", "method=lora", "parallel.strategy=fsdp").summary.memory == whole.memory
 
 
@@ -132,7 +137,7 @@ def test_more_processes_than_gpus_are_refused(plan: Callable[..., RunPlan]):
 
     with pytest.raises(ConfigError, match=r"processes is 4, but --gpu names A5000 x 2"):
         plan("a5000x2", "13b", "method=lora", "parallel.processes=4")
-    assert plan("a5000x4", "13b", "method=lora", "parallel.processes=2").summary.processes == 2
+    assert plan("h100x4", "13b", "method=lora", "parallel.processes=2").summary.processes == 2
 
 
 def test_a_card_without_bf16_computes_in_fp16(plan: Callable[..., RunPlan]):
@@ -157,9 +162,34 @@ def test_the_command_prints_the_plan_and_where_its_time_is_from(models: dict[str
     assert not Path("outputs").exists()
 
 
+def test_json_has_the_choice_as_fields(models: dict[str, Path], data: Path, capsys):
+    command = [
+        "plan",
+        f"model={models['13b']}",
+        "method=lora",
+        f"data.train={data}",
+        "parallel.strategy=auto",
+        "--json",
+    ]
+    assert call(*command, "--gpu", "h100x2") == 0
+    plan = json.loads(capsys.readouterr().out)
+    choice = plan["choice"]
+    chosen = choice["chosen"]
+    assert (chosen["strategy"], chosen["processes"]) == (plan["strategy"], plan["processes"]) == ("ddp", 2)
+    assert chosen["batch_size"] * chosen["gradient_accumulation_steps"] == plan["rows_per_step"] == 16
+    assert chosen["gradient_checkpointing"] is plan["gradient_checkpointing"]
+    assert chosen["limit_bytes"] == plan["limit_bytes"] == int(0.8 * plan["free_memory_bytes"])
+    assert len(choice["runners_up"]) == 3
+    assert {"bytes", "fits", "seconds_per_step", "simulated"} <= choice["runners_up"][0].keys()
+    assert set(choice["decided"]) > {"strategy", "batch_size", "gradient_checkpointing"}
+    assert "not measured" in choice["time_source"]["en"]
+    assert plan["calibration"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["train", "--json"], "--dry-run"),
         (["plan", "--gpu", "a500x2"], "a5000"),
         (["plan", "--gpu", "a100x2"], "a100-40, a100-80"),
         (["plan", "--gpu", "4090x2", "--pilot"], "--pilot"),

@@ -25,8 +25,8 @@ class TrainingConfig:
     ja: 学習率の最大値。
     """
     batch_size: AtLeastOne = 4
-    """Micro-batch size per device, in rows.
-    ja: デバイスごとのマイクロバッチの行数。
+    """Micro-batch size per device, in rows. On a GPU the plan chooses it, with the accumulation, where neither is set.
+    ja: デバイスごとのマイクロバッチの行数。GPU では、蓄積回数とともに指定しなければ計画が選びます（積は変わりません）。
     """
     gradient_accumulation_steps: AtLeastOne = 4
     """Gradient accumulation: batch_size times this is the number of rows of an optimizer step, over all devices.

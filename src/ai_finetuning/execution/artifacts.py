@@ -53,7 +53,17 @@ from .resume import validate_weights
 # Where a setting stands that the run derives.
 # Of a plan, what says nothing of the run on another day.
 _OF_THE_MOMENT = frozenset(
-    ("memory", "free_memory_bytes", "free_disk_bytes", "speed", "measured_memory", "limit_bytes", "devices")
+    (
+        "memory",
+        "free_memory_bytes",
+        "free_disk_bytes",
+        "speed",
+        "measured_memory",
+        "limit_bytes",
+        "devices",
+        "choice",
+        "calibration",
+    )
 )
 _SETTINGS = {
     "precision": "training.runtime.precision",
@@ -64,6 +74,11 @@ _SETTINGS = {
     "attention": "model.attention",
     "target_modules": "lora.target_modules",
     "eval_steps": "training.eval_steps",
+}
+# Settings that a run derives on a GPU only: said where it took something else than the settings.
+_CUT = {
+    "batch_size": "training.batch_size",
+    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
 }
 
 
@@ -78,6 +93,11 @@ def descriptions(plan: RunPlan, derived: Derived) -> dict[str, str]:
                 _SETTINGS[name]: value
                 for name, value in asdict(derived).items()
                 if name in _SETTINGS and (name, value) != ("eval_steps", None)
+            }
+            | {
+                key: getattr(derived, name)
+                for name, key in _CUT.items()
+                if getattr(derived, name) != getattr(request.config.training, name)
             },
         ),
         ENVIRONMENT: json.dumps(environment(), ensure_ascii=False, indent=1),
@@ -315,7 +335,8 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
         "estimated_memory_gb": round(plan.summary.memory.total / 1e9, 2),
         "characters_per_token": round(plan.data.report.characters_per_token, 3),
         "vocabulary": vocabulary_line(plan.data.report.vocabulary),
-        "plan": {key: value for key, value in asdict(plan.summary).items() if key not in _OF_THE_MOMENT},
+        "plan": {key: value for key, value in asdict(plan.summary).items() if key not in _OF_THE_MOMENT}
+        | {name: getattr(plan.derived, name) for name in _CUT},
     }
 
 

@@ -235,7 +235,7 @@ def _run(
         strategy=strategy,
         loader=Prefetched(plan.loader, plan.device) if plan.device.type == "cuda" else plan.loader,
         optimizer=optimizer,
-        state=TrainState(micro_batch_size=training.batch_size),
+        state=TrainState(micro_batch_size=plan.derived.batch_size),
         store=store,
         metrics_path=metrics_path if strategy.is_main else None,
         total_steps=plan.summary.total_steps,

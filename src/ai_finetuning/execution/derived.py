@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_type_hints
@@ -23,18 +24,22 @@ class Derived:
         warmup_steps: in force.
         warmup_ratio: the setting that it was derived from, or None.
         gradient_checkpointing: whether activations are recomputed.
+        batch_size, gradient_accumulation_steps: how the rows of a step are computed.
         split: the rule by which a share of the rows became evaluation data.
         chat_template: the template's text.
         dtype, attention, kernels: of the loaded weights, the attention implementation, and the path of the step; None
             until the model is built.
         eval_steps: steps between evaluations; None where they are counted by epochs.
         target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
+        strategy, devices: what `auto` took, and of how many devices; None where another strategy was asked for.
     """
 
     precision: str
     fp16: bool
     warmup_steps: int
     gradient_checkpointing: bool
+    batch_size: int
+    gradient_accumulation_steps: int
     split: str = SPLIT
     chat_template: str | None = None
     dtype: str | None = None
@@ -43,10 +48,19 @@ class Derived:
     target_modules: list[str] | None = None
     warmup_ratio: float | None = None
     eval_steps: int | None = None
+    strategy: str | None = None
+    devices: int | None = None
 
 
 # Values of those that are texts, where only some are known.
-_KNOWN = {"split": tuple(SPLITS), "dtype": tuple(DTYPES), "precision": ("fp32", "bf16", "fp16")}
+_KNOWN = {
+    "split": tuple(SPLITS),
+    "dtype": tuple(DTYPES),
+    "precision": ("fp32", "bf16", "fp16"),
+    "strategy": ("ddp", "fsdp", "model_parallel"),
+}
+# Numbers that count something.
+_AT_LEAST_ONE = ("batch_size", "gradient_accumulation_steps", "devices")
 
 
 @cache
@@ -68,4 +82,25 @@ def taken_over(resume: ResumePoint | None) -> dict[str, Any]:
                 _kinds()[name].validate_python(value, strict=True)
             if value is not None and name in _KNOWN and value not in _KNOWN[name]:
                 raise ValueError(f"{name}: {value!r}"[:100])
+            if value is not None and name in _AT_LEAST_ONE and value < 1:
+                raise ValueError(f"{name}: {value!r}"[:100])
     return dict(resume.derived)
+
+
+def cut_of_resumed(taken: Mapping[str, Any], batch_size: int, accumulation: int, given: Set[str]) -> int | None:
+    """Rows of a micro-batch in a run that is resumed; None for a new run, and for one whose settings were changed on purpose.
+
+    Args:
+        taken: taken_over().
+        batch_size, accumulation: of the settings.
+        given: which of batch_size and gradient_accumulation_steps the user gave.
+    """
+    if not taken:
+        return None
+    size, count = taken.get("batch_size"), taken.get("gradient_accumulation_steps")
+    if size is None or count is None:  # of a version that took the settings as they were
+        return batch_size
+    same = size * count == batch_size * accumulation
+    same &= "batch_size" not in given or size == batch_size
+    same &= "gradient_accumulation_steps" not in given or count == accumulation
+    return int(size) if same else None

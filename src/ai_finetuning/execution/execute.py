@@ -23,7 +23,7 @@ from ..errors import DivergedError, PreemptedError, StorageError
 from ..messages import argument, described, notice, speak, warn
 from ..models.adapters import remember_origin
 from ..parallel.plan import warn_of_idle_ranks
-from ..parallel.processes import Peers, all_peers, launched, process_group, wait_for
+from ..parallel.processes import Peers, all_peers, gather, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
 from ..planner.plan import Plan
 from ..planner.speed import remember, speed_of
@@ -39,17 +39,19 @@ from .final_verdict import RunVerdict, run_seconds
 from .fixed_questions import fixed_questions
 from .leakage import warn_of_leakage
 from .output_folder import OutputFolder
-from .processes import remove_rows, run_processes
+from .processes import as_plain, remove_rows, resolved, run_processes, settled_of
 from .progress import progress, saying_that_it_prepares, speaking_main_process
 from .reporting import RunReport, few_steps_unless_better
 from .request import TrainRequest
 from .resolve import RunPlan, resolve, validate_strategy
 from .result import Result
 from .self_check.first_use import check_unknown_gpu
+from .settle import settled, tell_choice
 from .system_prompt import keep_system, take_system
 from .trackers import Tracker
 
 if TYPE_CHECKING:
+    from ..planner.phases import Timeline
     from .simulation import MeasuredStep
 
 
@@ -66,6 +68,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
     let_segments_grow()
     if launched().size == 1:
         plan = _simulated(resolve(request))
+        tell_choice(plan)
         _warn_of_leakage(plan)
         if plan.processes_to_start > 1:
             result = _run_in_processes(plan)
@@ -77,7 +80,11 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
         validate_strategy(request)  # on every rank, before any of them waits for another
         with process_group(_device_of_rank(request)), speaking_main_process():
             peers = all_peers()
-            result = _run_here(_resolve_in_turn(request, peers), peers, faults)
+            plan = _resolve_in_turn(request, peers)
+            plan = plan if request.resolved_strategy is not None else _simulated(plan)
+            if peers.is_main:
+                tell_choice(plan)
+            result = _run_here(plan, peers, faults)
     request.model.model = result.model  # type: ignore[assignment]
     take_system(request.model.tokenizer, result.folder)
     return result
@@ -90,19 +97,33 @@ def _simulated(plan: RunPlan) -> RunPlan:
     short = plan.device.type == "cuda" and plan.summary.is_tight
     if not (short or plan.request.exact_plan):
         return plan
-    from .simulation import with_timeline, without_needless_checkpointing
+    if launched().size == 1:
+        return settled(plan)
+    if plan.request.resolved_strategy is not None:  # whoever started this process has simulated
+        return plan
+    from .simulation import with_timeline
 
-    return with_timeline(without_needless_checkpointing(plan))
+    return with_timeline(plan)  # of its own place; what processes compute is agreed on, and nothing is chosen here
+
+
+def _second_step(plan: RunPlan) -> Timeline | None:
+    """The simulated bytes of the run's second step, in its first process; None without a simulation."""
+    if plan.summary.timeline is None:
+        told = plan.request.resolved_strategy
+        return told.second_step if told is not None and launched().is_main else None
+    from .simulation import of_second_step
+
+    return of_second_step(plan)
 
 
 def _measured(plan: RunPlan) -> MeasuredStep | None:
     """What compares the second step with its simulation, where there is one."""
-    if plan.summary.timeline is None:
+    timeline = _second_step(plan)
+    if timeline is None:
         return None
-    from .simulation import MeasuredStep, of_second_step
+    from .simulation import MeasuredStep
 
-    timeline = of_second_step(plan)
-    return MeasuredStep(plan.device, timeline) if timeline is not None else None
+    return MeasuredStep(plan.device, timeline)
 
 
 def _device_of_rank(request: TrainRequest) -> torch.device:
@@ -121,8 +142,12 @@ def _resolve_in_turn(request: TrainRequest, peers: Peers) -> RunPlan:
     """
     with _silence() if request.resolved_strategy is not None else contextlib.nullcontext():
         plan = resolve(request) if peers.is_main else None
-        wait_for(peers)
-        return plan or resolve(request)
+        # What GPUs compute follows from their free memory, which every process would see otherwise.
+        chosen = as_plain(settled_of(plan)) if plan is not None and plan.summary.choice is not None else None
+        chosen = gather(chosen, peers)[0]
+        if plan is not None:
+            return plan
+        return resolve(request if chosen is None else replace(request, resolved_strategy=resolved(chosen)))
 
 
 @contextlib.contextmanager
@@ -137,7 +162,7 @@ def _silence() -> Iterator[None]:
 def _run_in_processes(plan: RunPlan) -> Result:
     """The run in processes that this one starts; its model, loaded from where they saved it."""
     began = time.perf_counter()
-    run_processes(plan)
+    run_processes(plan, _second_step(plan))
     folder = Path(plan.summary.output_dir)
     plan.request.model.model = None  # what was loaded before the run has made room for what it trained
     model = saving.load_saved(plan, folder)

@@ -17,6 +17,7 @@ from ..config.run import RunConfig
 from ..errors import ModelError
 from ..models.adapter_folder import WEIGHTS
 from ..models.loading import weight_fingerprint
+from ..planner.cuts import Cut
 from ..planner.plan import Plan
 from ..system.files import sha256_of
 from ..system.gpu import dtype_name
@@ -136,13 +137,14 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return obtained
 
 
-def fingerprint_of(request: TrainRequest, digest: str, summary: Plan) -> dict[str, Any]:
+def fingerprint_of(request: TrainRequest, digest: str, summary: Plan, cut: Cut) -> dict[str, Any]:
     """The fingerprint of a run, without the mark of its weights.
 
     Args:
         request: settings and base.
         digest: of the training tokens and labels.
         summary: the plan's numbers.
+        cut: how the rows of a step are computed.
     """
     config, training = request.config, request.config.training
     same = {
@@ -150,8 +152,8 @@ def fingerprint_of(request: TrainRequest, digest: str, summary: Plan) -> dict[st
         "method": config.effective_method,
         "data": digest,
         "rows": summary.rows,
-        "batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "batch_size": cut.batch_size,
+        "gradient_accumulation_steps": cut.accumulation,
         "learning_rate": training.learning_rate,
         "warmup_steps": summary.warmup_steps,
         "total_steps": summary.total_steps,

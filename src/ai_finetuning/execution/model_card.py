@@ -216,8 +216,8 @@ def _settings(config: RunConfig, summary: Mapping[str, Any], machine: Mapping[st
     speed, epochs = _number(summary["tokens_per_second"], 1), _number(summary["epochs"], 2)
     used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
     rates = (
-        f"- learning_rate {training.learning_rate:g}, batch_size {training.batch_size} x "
-        f"{training.gradient_accumulation_steps}, warmup_steps {plan['warmup_steps']}, seed {training.runtime.seed}"
+        f"- learning_rate {training.learning_rate:g}, batch_size {plan['batch_size']} x "
+        f"{plan['gradient_accumulation_steps']}, warmup_steps {plan['warmup_steps']}, seed {training.runtime.seed}"
     )
     return [
         *_heading("設定", "Settings"),

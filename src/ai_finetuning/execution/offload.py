@@ -35,7 +35,7 @@ def resolve_offload(
     """`none`, `activations` or `optimizer`.
 
     Args:
-        asked: the setting.
+        asked: the setting, or what `auto` has come to.
         optimizer: its name.
         needs: the estimate of each.
 
@@ -50,10 +50,7 @@ def resolve_offload(
             f"training.runtime.offload: {asked} has no effect on {device.type}: everything is in its one memory anyway.",
         )
         return "none"
-    refusals = {what: _refusal(what, parallel, optimizer, needs, room) for what in ("activations", "optimizer")}
-    if asked == "auto":
-        return _chosen(["none", *(what for what, refusal in refusals.items() if refusal is None)], needs, room)
-    refusal = refusals[asked]
+    refusal = _refusal(asked, parallel, optimizer, needs, room)
     if refusal is not None:
         raise ConfigError(
             f"training.runtime.offload: {asked} は使えません: {refusal.ja}",
@@ -85,15 +82,9 @@ def _refusal(
     return None
 
 
-def _chosen(possible: list[str], needs: Mapping[str, MemoryEstimate], room: Room) -> str:
-    """The first that fits, cheapest first; where none does, the one that needs least."""
-    fitting = [what for what in possible if needs[what].total <= room.device]
-    chosen = fitting[0] if fitting else min(possible, key=lambda what: needs[what].total)
-    if chosen != "none":
-        sizes = [f"{size / _GIB:.2f} GiB" for size in (needs["none"].total, needs[chosen].total, room.device)]
-        notice(
-            f"training.runtime.offload auto: {chosen}（GPU に必要なメモリー {sizes[0]} → {sizes[1]}、使えるのは {sizes[2]}）。",
-            f"training.runtime.offload auto: {chosen} (the GPU needs {sizes[1]} instead of {sizes[0]}, {sizes[2]} may be "
-            "filled).",
-        )
-    return chosen
+def possible(
+    parallel: ParallelPlan, optimizer: str, *, needs: Mapping[str, MemoryEstimate], room: Room
+) -> tuple[str, ...]:
+    """What `auto` may move to the host's memory, the cheapest first; see resolve_offload() for the arguments."""
+    both = ("activations", "optimizer")
+    return tuple(what for what in both if _refusal(what, parallel, optimizer, needs, room) is None)

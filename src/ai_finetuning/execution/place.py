@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Reason
 from ..models.base_model import BaseModel
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import capacities
-from ..planner.gpus import CALIBRATED, UNCALIBRATED, Gpus
-from ..planner.roofline import Rates, stated_rates
+from ..planner.gpus import CALIBRATED, UNCALIBRATED, Card, Gpus, card_named
+from ..planner.roofline import Rates, linked, stated_rates
 from ..system.gpu import free_memory_bytes, get_available_device, sixteen_bit
-from .self_check.record import is_calibrated, rates_like, rates_of
+from .self_check.facts import key_of
+from .self_check.record import calibration_like, calibration_of, rates_like, rates_of
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,21 @@ class Place:
 
     def usable(self, free: int) -> int:
         """What a plan may fill of so many free bytes: of a GPU not all, as what its libraries and a fragmented heap take is
-        not known before it was measured there.
+        not known before it was measured on one of its kind.
         """
+        return int(free * self.share())
+
+    def share(self) -> float:
+        """The share of free memory that usable() leaves."""
         if self.device.type != "cuda":
-            return free
-        return int(free * (CALIBRATED if self.elsewhere is None and is_calibrated(self.device) else UNCALIBRATED))
+            return 1.0
+        return CALIBRATED if self.calibration() is not None else UNCALIBRATED
+
+    def calibration(self) -> Reason | None:
+        """By which self-check it was measured what the libraries take of such a GPU; None without one."""
+        if self.elsewhere is not None:
+            return calibration_like(self.elsewhere.card)
+        return calibration_of(self.device) if self.device.type == "cuda" else None
 
     def comfortable(self, free: int) -> int:
         """Above which gradient checkpointing is worth its time; on a CPU other programs want memory too."""
@@ -84,8 +95,21 @@ class Place:
     def rates(self) -> Rates | None:
         """What the GPUs reach, measured by a self-check of such a one or else as stated; None where neither is known."""
         if self.elsewhere is not None:
-            return rates_like(self.elsewhere.card) or stated_rates(self.elsewhere)
-        return rates_of(self.device) if self.device.type == "cuda" else None
+            like = rates_like(self.elsewhere.card)
+            return stated_rates(self.elsewhere) if like is None else replace(like, link=linked(self.elsewhere.card))
+        measured = rates_of(self.device) if self.device.type == "cuda" else None
+        card = self._card()
+        return measured if measured is None or card is None else replace(measured, link=linked(card))
+
+    def expected_rates(self) -> Rates | None:
+        """As rates(), or what the maker states of the GPU that is here: good enough to compare two ways to train."""
+        rates, card = self.rates(), self._card()
+        return rates if rates is not None or card is None else stated_rates(Gpus(card))
+
+    def _card(self) -> Card | None:
+        if self.elsewhere is not None:
+            return self.elsewhere.card
+        return card_named(key_of(self.device)["device"]) if self.device.type == "cuda" else None
 
     def sixteen_bit(self) -> torch.dtype | None:
         """The 16-bit type that the device computes well in."""

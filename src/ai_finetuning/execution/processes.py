@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
+from ..planner.cuts import Cut
+from ..planner.phases import Timeline
 from ..runs.recorded import saved_step
 from ..system.children import isolated_python
 from ..system.gpu import get_available_device
@@ -39,8 +41,11 @@ JOB, RUN, STARTED, ERROR, LOGS = "job.json", "run.yaml", "started", "error.json"
 ROWS = TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"  # data of the user's: they go when the run ends
 
 
-def run_processes(plan: RunPlan) -> None:
+def run_processes(plan: RunPlan, second_step: Timeline | None = None) -> None:
     """Writes the request, starts the processes, shows what the first one says; returns when all have ended well.
+
+    Args:
+        second_step: simulated, for the first process to compare with.
 
     Raises:
         ToolkitError: what a process raised. ProcessesError: one died. RunLockedError: another run is at work there.
@@ -52,7 +57,7 @@ def run_processes(plan: RunPlan) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700)
     try:
-        write_request(plan, folder)
+        write_request(plan, folder, second_step)
         notice(f"{processes} プロセスで学習します。", f"training in {processes} processes.")
         command = [*isolated_python("ai_finetuning.execution.worker"), str(folder)]
         read: dict[Path, int] = {}
@@ -118,21 +123,23 @@ def _last_lines(folder: Path) -> str:
 # --- the folder
 
 
-def write_request(plan: RunPlan, folder: Path) -> None:
+def write_request(plan: RunPlan, folder: Path, second_step: Timeline | None = None) -> None:
     """The request, with what has been found for it; rows and, where they were changed in memory, weights.
+
+    Args:
+        second_step: simulated, for the first process to compare with.
 
     Raises:
         ConfigError: rows that no file can hold.
     """
     request = plan.request
     _write(folder / RUN, [describe_run(request.config, {})])
-    resolved_strategy = ResolvedStrategy(plan.parallel.strategy, plan.parallel.processes)
     content = {
         "model": _model_spec(plan, folder),
         "use_accelerate": request.use_accelerate,
         "train": _source_spec(request.train, folder / TRAIN),
         "held_out": _source_spec(request.eval_data, folder / HELD_OUT),
-        "settled": asdict(resolved_strategy),
+        "settled": as_plain(replace(settled_of(plan), second_step=second_step)),
     }
     _write(folder / JOB, [json.dumps(content, ensure_ascii=False)])
 
@@ -226,7 +233,34 @@ def read_request(folder: Path) -> TrainRequest:
         train,
         eval_data,
         content["use_accelerate"],
-        ResolvedStrategy(**content["settled"]),
+        resolved(content["settled"]),
+    )
+
+
+def settled_of(plan: RunPlan) -> ResolvedStrategy:
+    """What every process of a run takes as one of them has decided it."""
+    derived = plan.derived
+    cut = Cut(
+        derived.batch_size, derived.gradient_accumulation_steps, derived.gradient_checkpointing, offload=plan.offload
+    )
+    return ResolvedStrategy(
+        plan.parallel.strategy, plan.parallel.processes, cut if plan.device.type == "cuda" else None
+    )
+
+
+def as_plain(settled: ResolvedStrategy) -> dict[str, Any]:
+    """Plain values, which resolved() reads back."""
+    return asdict(settled)
+
+
+def resolved(spec: dict[str, Any]) -> ResolvedStrategy:
+    """What as_plain() gave."""
+    cut, told = spec.get("cut"), spec.get("second_step")
+    return ResolvedStrategy(
+        spec["strategy"],
+        spec["processes"],
+        None if cut is None else Cut(**cut),
+        None if told is None else Timeline(**told | {name: tuple(told[name]) for name in ("layers", "unknown")}),
     )
 
 

@@ -20,7 +20,9 @@ from ..models.japanese_model import JapaneseModel
 from ..models.loading import DTYPES
 from ..models.random_init import ScratchModel
 from ..models.source import ModelSource
+from ..planner.cuts import Cut
 from ..planner.gpus import Gpus
+from ..planner.phases import Timeline
 from .sources import config_source
 from .trainer_hooks import TrainerHooks
 
@@ -32,10 +34,14 @@ class ResolvedStrategy:
     Attributes:
         strategy: behind `parallel.strategy: auto`.
         processes: of the run.
+        cut: of a step's rows, where GPUs compute; None where each process takes what the settings say.
+        second_step: the simulated bytes of the first process's second step, to be compared with it; None without one.
     """
 
     strategy: str
     processes: int
+    cut: Cut | None = None
+    second_step: Timeline | None = None
 
 
 @dataclass(frozen=True)

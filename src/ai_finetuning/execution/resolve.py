@@ -7,6 +7,7 @@ warm-up, checkpointing, ...) is derived again by every run; a resumed run takes 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,44 +18,56 @@ from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
 from ..data.examples import largest_id, learnt_of, lengths_of
 from ..data.loader import Loader
-from ..data.mixture import Taken
+from ..data.mixture import Mixture, Taken
 from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData
 from ..engine.precision import Precision, precision_for
 from ..engine.schedule import Schedule
 from ..errors import ConfigError, Reason
 from ..japanese.templates import was_written_for
 from ..messages import notice, warn
-from ..models import fused
 from ..models.adapters import trains_embedding, validate_fit
 from ..models.half_precision import risk_of_fp16, validate_fp16
 from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
-from ..models.parts import decoder_layers
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
 from ..models.quantized import warn_of_experts
 from ..models.source import ModelSource
 from ..models.special_tokens import grow_embedding, rows_for, validate_growth, warn_of_unused_turn_ends, with_tokens
 from ..models.tokenizers import ensure_pad
-from ..parallel.plan import ParallelPlan, resolve_parallel_plan, validate_model
+from ..parallel.plan import ParallelPlan, validate_model
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import Split
 from ..planner import memory
-from ..planner.auto import Situation, advise_strategy
-from ..planner.layers import blocks_of, split_model
+from ..planner.cuts import Candidate, Choice, Cut
 from ..planner.plan import Plan
-from ..planner.roofline import micro_batch, speed_by
 from ..planner.shape import ModelShape, shape_of
 from ..planner.speed import Speed, last_speed
-from ..planner.spread import on_fullest_device, on_fullest_of_map
-from ..system.gpu import free_memory_bytes
+from ..planner.spread import on_fullest_of_map
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
+from .choosing import (
+    DataSizes,
+    Spread,
+    advised_on_cpu,
+    choose,
+    devices_of,
+    free_on,
+    needs_of,
+    parallel_plan_of,
+    room_of,
+    seconds_of,
+    settled_cut,
+    sizes_of,
+    split_of,
+    spreads_for_auto,
+)
 from .data_order import data_of, eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
 from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
-from .offload import Room, resolve_offload
+from .offload import resolve_offload
 from .place import Place, place_for
+from .planned_model import PlannedModel
 from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
 from .system_prompt import with_agreed_system
@@ -63,8 +76,6 @@ from .validate import validate_config, validate_data, validate_evaluation
 
 # Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
 USUAL_LORA_RATES = "1e-4 - 3e-4"
-# Bytes of optimizer state a trained weight; muon's matrices have one moment, which most weights of a model belong to.
-_OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class RunPlan:
         resume: the checkpoint to continue from, or None.
         summary: the numbers, for people.
         offload: what waits in the host's memory: none, activations or optimizer.
+        take: the plan with another of the choice's candidates; None where nothing is left to the plan.
     """
 
     request: TrainRequest
@@ -110,87 +122,12 @@ class RunPlan:
     resume: ResumePoint | None
     summary: Plan
     offload: str
+    take: Callable[[Candidate], RunPlan] | None = None
 
     @property
     def taken(self) -> dict[str, Any]:
         """The derived values of the resumed run; empty for a new run."""
         return taken_over(self.resume)
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What is known of the base and the machine: the parts of a plan that the choice of a strategy needs."""
-
-    request: TrainRequest
-    source: ModelSource
-    module: nn.Module
-    shape: ModelShape
-    place: Place
-    precision: Precision
-    taken: dict[str, Any]
-    targets: LoraTargets | None
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        return self.place.device
-
-    @property
-    def adapted(self) -> list[str] | None:
-        """Names, or their ends, of the layers that carry an adapter; None for full fine-tuning."""
-        return self.targets.modules if self.targets is not None else None
-
-    def workload(self, width: int, longest: int | None = None) -> memory.Workload:
-        """What a micro-batch of rows of `width` tokens, and documents of at most `longest`, asks of the machine."""
-        request, training = self.request, self.request.config.training
-        compute = 2 if self.precision.autocast is not None else 4
-        return memory.Workload(
-            trainable=self._trainable(),
-            bits=request.bits,
-            frozen_bytes=_frozen_bytes(request, compute),
-            tokens=training.batch_size * width,
-            compute_bytes=compute,
-            optimizer_bytes=_OPTIMIZER_BYTES[training.optimizer.name],
-            full=request.full,
-            longest=longest or width,
-            adapted=0 if request.full else self.shape.adapted_inputs(self.adapted),
-            dropout=not request.full and request.config.lora.lora_dropout > 0,
-            fused=self._fused(),
-            gpu=self.device.type == "cuda",
-            documents=training.runtime.kernels != "plain",
-        )
-
-    def _fused(self) -> bool:
-        """Whether fused blocks will compute the layers, as far as settings and configuration tell."""
-        request, training = self.request, self.request.config.training
-        plain = request.bits is not None or training.runtime.kernels != "auto" or self.device.type != "cpu"
-        if plain or (not request.full and request.config.lora.use_dora):
-            return False
-        return fused.why_not(self.module, self.device, autocast=self.precision.autocast) is None
-
-    def _trainable(self) -> int:
-        if self.targets is None:
-            return self.shape.parameters
-        r = self.request.config.lora.r
-        return self.shape.lora_parameters(r, self.adapted) + self.targets.parameter_weights(r)
-
-    def checkpointing(self, work: memory.Workload, free: int, parallel: ParallelPlan) -> bool:
-        """Gradient checkpointing: as given, as the run began, else on where memory would be short without it."""
-        training = self.request.config.training
-        if "gradient_checkpointing" in explicitly_set(training):
-            return training.gradient_checkpointing
-        if self.taken.get("gradient_checkpointing") is not None:
-            return bool(self.taken["gradient_checkpointing"])
-        return self.needs(work, parallel, checkpointing=False).total > self.place.comfortable(free)
-
-    def needs(self, work: memory.Workload, parallel: ParallelPlan, *, checkpointing: bool) -> memory.MemoryEstimate:
-        """The peak of the process that holds most of the run."""
-        whole = memory.estimate(self.shape, work, checkpointing=checkpointing)
-        if not parallel.in_parts or decoder_layers(self.module) is None:  # fsdp then gathers all of it
-            return whole
-        blocks = blocks_of(self.module, work, checkpointing=checkpointing, targets=self.adapted)
-        count = self.request.config.training.gradient_accumulation_steps
-        return on_fullest_device(whole, self.shape, work, blocks, parallel, -(-count // parallel.sizes.dp))
 
 
 def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan:
@@ -219,11 +156,17 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     if not request.full and config.lora.adapter is not None:
         validate_fit(model.module, config.lora.adapter)
         validate_targets(config, [name for name, _, _ in model.shape.linear_features])
-    resolved_strategy = request.resolved_strategy or _resolve_auto(model)
-    parallel, processes_to_start = _parallel(request, model.place, resolved_strategy)
-    _say_what_has_no_effect(request, parallel)
-    model = replace(model, place=replace(model.place, device=model.place.of_rank(parallel.processes)))
-    return _plan(model, parallel, processes_to_start, resume)
+    on_gpu, auto = model.device.type == "cuda", config.parallel.strategy == "auto" and request.resolved_strategy is None
+    strategy = request.resolved_strategy or (_advised(model) if auto and not on_gpu else None)
+    if not (auto and on_gpu):  # refused before any data is read
+        _parallel(request, model.place, strategy)
+    prepared = _prepared(model, resume)
+    choice = _choice(prepared, strategy, auto=auto) if on_gpu else None
+    plan = _plan(prepared, strategy, choice)
+    _say_what_has_no_effect(request, plan.parallel)
+    if model.targets is not None:
+        model.targets.say()
+    return plan
 
 
 def validate_precision(config: Any, precision: Precision, weights: torch.dtype | None = None) -> None:
@@ -243,7 +186,7 @@ def validate_precision(config: Any, precision: Precision, weights: torch.dtype |
         warn(risk.ja, risk.en)
 
 
-def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) -> _Model:
+def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) -> PlannedModel:
     training = request.config.training
     place = place_for(request.model.device, request.elsewhere)
     device = place.device
@@ -255,41 +198,35 @@ def _model(request: TrainRequest, source: ModelSource, taken: dict[str, Any]) ->
     frozen = request.model.torch_dtype if not request.full and device.type != "cpu" else None
     validate_precision(module.config, precision, frozen)
     targets = None if request.full else _targets(request.config.lora, module, taken)
-    return _Model(request, source, module, shape_of(module), place, precision, taken, targets)
+    return PlannedModel(request, source, module, shape_of(module), place, precision, taken, targets)
 
 
-def _resolve_auto(model: _Model) -> ResolvedStrategy | None:
-    """What parallel.strategy `auto` means here, reported in one line; None for other strategies.
+def _advised(model: PlannedModel) -> ResolvedStrategy:
+    """What parallel.strategy `auto` means for processes of a CPU, reported in one line.
 
     Raises:
         ConfigError: no strategy fits in memory.
     """
-    request, place = model.request, model.place
-    parallel = request.config.parallel
-    if parallel.strategy != "auto":
-        return None
-    gpus = list(place.gpus().values()) if place.several else []
-    count = launched().size if launched().size > 1 else parallel.processes or len(gpus) or 1
-    devices = gpus[:count] if len(gpus) >= count else [place.free_bytes() // count] * count
-    work = model.workload(request.config.data.max_length)
-    checkpointing = model.checkpointing(work, min(devices), ParallelPlan())
-    targets = model.adapted
-    several_gpus = len(gpus) >= 2 and launched().size == 1
-    room = place.room(parallel.max_memory_per_gpu) if several_gpus else None
-    blocks = blocks_of(model.module, work, checkpointing=checkpointing, targets=targets)
-    chosen = advise_strategy(
-        Situation(
-            devices=[place.usable(free) for free in (room.values() if room is not None else devices)],
-            whole=memory.estimate(model.shape, work, checkpointing=checkpointing),
-            gathered=max(block.weights for block in blocks),
-            split_fits=split_model(model.module, work, room, checkpointing=checkpointing, targets=targets).fits
-            if room is not None
-            else None,
-            shardable=request.bits != 8 and request.config.training.optimizer.name == "adamw",
-        )
-    )
-    notice(f"parallel.strategy auto: {chosen.reason_ja}。", f"parallel.strategy auto: {chosen.reason_en}.")
-    return ResolvedStrategy(chosen.strategy, chosen.processes)
+    strategy, processes, ja, en = advised_on_cpu(model)
+    notice(f"parallel.strategy auto: {ja}。", f"parallel.strategy auto: {en}.")
+    return ResolvedStrategy(strategy, processes)
+
+
+def _choice(prepared: _Prepared, strategy: ResolvedStrategy | None, *, auto: bool) -> Choice:
+    """What GPUs are to compute, by the formulas; nothing is refused here."""
+    model, config = prepared.model, prepared.model.request.config
+    if auto:
+        return choose(model, prepared.sizes, spreads_for_auto(model), auto=True)
+    parallel, to_start = _parallel(model.request, model.place, strategy)
+    model = _of_rank(model, parallel)
+    room = model.place.room(config.parallel.max_memory_per_gpu) if parallel.strategy == "model_parallel" else None
+    spread = Spread(parallel, max(parallel.processes, to_start), free_on(model, to_start), room)
+    return choose(model, prepared.sizes, [spread], auto=False)
+
+
+def _of_rank(model: PlannedModel, parallel: ParallelPlan) -> PlannedModel:
+    """With the device of this process."""
+    return replace(model, place=replace(model.place, device=model.place.of_rank(parallel.processes)))
 
 
 def _parallel(
@@ -300,16 +237,7 @@ def _parallel(
     strategy = resolved_strategy.strategy if resolved_strategy is not None else config.parallel.strategy
     processes = resolved_strategy.processes if resolved_strategy is not None else config.parallel.processes
     to_start = _processes_to_start(strategy, processes, place)
-    choice = resolve_parallel_plan(
-        strategy,
-        processes=to_start if to_start > 1 else None,
-        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
-        tensor_parallel_size=config.parallel.tensor_parallel_size,
-        pipeline_schedule=config.parallel.pipeline_schedule,
-        world_size=config.training.world_size,
-        local_rank=config.training.local_rank,
-        deepspeed_stage=config.parallel.deepspeed_stage,
-    )
+    choice = parallel_plan_of(config, strategy, to_start if to_start > 1 else None)
     if choice.strategy == "model_parallel":
         place.room(config.parallel.max_memory_per_gpu)
     validate_hooks(request.hooks, choice, to_start, request.eval_data)
@@ -351,11 +279,40 @@ def _say_what_has_no_effect(request: TrainRequest, parallel: ParallelPlan) -> No
         )
 
 
-def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume: ResumePoint | None) -> RunPlan:
-    """Tokenizer, data and the numbers that follow from them."""
-    request, precision = model.request, model.precision
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that a plan knows of its data, whatever it chooses.
+
+    Attributes:
+        packing_tokens: of a packed row, or None without packing.
+        split: the rule by which a share of the rows became evaluation data.
+        total, an_epoch: steps of the run and of an epoch.
+        warmup: its steps.
+        replayed: old rows of the first epoch.
+    """
+
+    model: PlannedModel
+    resume: ResumePoint | None
+    tokenizer: Any
+    data: PreparedData
+    mixture: Mixture | None
+    packing_tokens: int | None
+    split: str
+    total: int
+    an_epoch: int
+    warmup: int
+    replayed: Taken | None
+
+    @property
+    def sizes(self) -> DataSizes:
+        """Of its rows."""
+        return sizes_of(self.data, self.packing_tokens)
+
+
+def _prepared(model: PlannedModel, resume: ResumePoint | None) -> _Prepared:
+    """Tokenizer, data and the steps that follow from them."""
+    request, taken = model.request, model.taken
     config, training = request.config, request.config.training
-    taken = model.taken
     tokenizer = _tokenizer(request, taken)
     if request.bits is not None:
         warn_of_experts(model.module, request.bits)
@@ -364,55 +321,82 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     model = _with_rows(model, tokenizer)
     split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
     data = data_of(request, tokenizer, split)
-    packing_tokens = max(config.data.max_length, data.longest) if config.data.packing else None
     mixture = mixture_of(request, data)
-    loader = loader_of(request, data, mixture, tokenizer, parallel)
+    loader = loader_of(request, data, mixture, tokenizer, ParallelPlan())
     total = training.schedule.max_steps or loader.steps_of(training.num_epochs)
-    warmup = warmup_of(training, taken, total)
-    _validate_model(model, parallel, data)
-    work = model.workload(packing_tokens or data.longest, data.longest)
-    place = model.place
-    free = place.free_bytes(request.model) // (parallel.processes if place.device.type == "cpu" else 1)
-    layers = None
-    if parallel.strategy == "model_parallel":
-        room = place.room(config.parallel.max_memory_per_gpu)
-        checkpointing = model.checkpointing(work, sum(room.values()), parallel)
-        layers = split_model(model.module, work, room, checkpointing=checkpointing, targets=model.adapted)
-        layers.validate_fit()
-    else:
-        checkpointing = model.checkpointing(work, free, parallel)
-    derived = Derived(
-        precision.name,
-        training.fp16,
-        warmup,
-        checkpointing,
-        split,
-        str(tokenizer.chat_template or "") or None,
-        warmup_ratio=training.schedule.warmup_ratio,
-        eval_steps=eval_steps_of(training, taken, total) if data.eval_data else None,
+    return _Prepared(
+        model=model,
+        resume=resume,
+        tokenizer=tokenizer,
+        data=data,
+        mixture=mixture,
+        packing_tokens=max(config.data.max_length, data.longest) if config.data.packing else None,
+        split=split,
+        total=total,
+        an_epoch=len(loader),
+        warmup=warmup_of(training, taken, total),
+        replayed=replayed_of(request, data, mixture, epochs=total / len(loader)),
     )
-    replayed = replayed_of(request, data, mixture, epochs=total / len(loader))
-    whole = model.needs(work, parallel, checkpointing=checkpointing)
-    needs = {
-        what: memory.offloaded(whole, model.shape, work, what, checkpointing=checkpointing)
-        for what in ("none", "activations", "optimizer")
-    }
-    host = free_memory_bytes(torch.device("cpu")) // max(parallel.processes, processes_to_start)
+
+
+def _plan(prepared: _Prepared, strategy: ResolvedStrategy | None, choice: Choice | None) -> RunPlan:
+    """The numbers of a run.
+
+    Args:
+        strategy: that another process, or `auto` on a CPU, has settled.
+        choice: what GPUs compute.
+    """
+    model, data, total = prepared.model, prepared.data, prepared.total
+    request, config, training = model.request, model.request.config, model.request.config.training
+    taken = choice.chosen if choice is not None else None
+    if taken is not None and config.parallel.strategy == "auto" and strategy is None:
+        strategy = ResolvedStrategy(taken.strategy, taken.processes)
+    parallel, to_start = _parallel(request, model.place, strategy)
+    model = _of_rank(model, parallel)
+    place, sizes = model.place, prepared.sizes
+    loader = loader_of(request, data, prepared.mixture, prepared.tokenizer, parallel)
+    _validate_model(model, parallel, data)
+    free = free_on(model, to_start) // (parallel.processes if place.device.type == "cpu" else 1)
+    room = place.room(config.parallel.max_memory_per_gpu) if parallel.strategy == "model_parallel" else None
+    spread = Spread(parallel, max(parallel.processes, to_start), free, room)
+    cut = taken.cut if taken is not None else _cut_on_cpu(model, sizes, spread)
+    layers = None if room is None else split_of(model, sizes, room, cut)
+    if layers is not None and not (choice is not None and choice.decided):
+        layers.validate_fit()  # nothing is left to try
+    derived = Derived(
+        model.precision.name,
+        training.fp16,
+        prepared.warmup,
+        cut.checkpointing,
+        cut.batch_size,
+        cut.accumulation,
+        prepared.split,
+        str(prepared.tokenizer.chat_template or "") or None,
+        warmup_ratio=training.schedule.warmup_ratio,
+        eval_steps=eval_steps_of(training, model.taken, total) if data.eval_data else None,
+        strategy=parallel.strategy if config.parallel.strategy == "auto" else None,
+        devices=devices_of(prepared.model) if config.parallel.strategy == "auto" else None,
+    )
+    needs = needs_of(model, sizes, spread, cut)
+    asked = training.runtime.offload
     offload = resolve_offload(
-        training.runtime.offload,
+        cut.offload if taken is not None else asked,
         place.device,
         parallel,
         training.optimizer.name,
         needs=needs,
-        room=Room(device=place.usable(free), host=host),
+        room=room_of(place.usable(free), spread.processes),
     )
+    work = model.workload(sizes.width, sizes.longest, rows=cut.batch_size)
     summary = replace(
-        _summary(model, data, loader, derived, total, work, free, replayed),
+        _summary(prepared, model, derived, work, free),
         memory=needs[offload],
         limit_bytes=place.usable(free),
         strategy=parallel.strategy,
-        processes=max(parallel.processes, processes_to_start),
-        speed=_speed(model, work, parallel, data, derived),
+        processes=spread.processes,
+        speed=_speed(model, sizes, parallel, cut),
+        choice=choice,
+        calibration=place.calibration(),
     )
     if layers is not None:
         summary = replace(summary, **_by_map(place, summary.memory, layers))
@@ -420,23 +404,33 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     return RunPlan(
         request=request,
         source=model.source,
-        tokenizer=tokenizer,
+        tokenizer=prepared.tokenizer,
         data=data,
         loader=loader,
         shape=model.shape,
         device=place.device,
-        precision=precision,
+        precision=model.precision,
         parallel=parallel,
-        processes_to_start=processes_to_start,
+        processes_to_start=to_start,
         device_map=layers.device_map() if layers is not None else None,
-        schedule=Schedule(options.name, warmup, options.min_lr_ratio, options.decay_ratio),
-        packing_tokens=packing_tokens,
+        schedule=Schedule(options.name, prepared.warmup, options.min_lr_ratio, options.decay_ratio),
+        packing_tokens=prepared.packing_tokens,
         derived=derived,
-        fingerprint=fingerprint_of(request, data.digest, summary),
-        resume=resume,
+        fingerprint=fingerprint_of(request, data.digest, summary, cut),
+        resume=prepared.resume,
         summary=summary,
         offload=offload,
+        take=None
+        if choice is None
+        else lambda option: _plan(prepared, model.request.resolved_strategy, choice.taking(option)),
     )
+
+
+def _cut_on_cpu(model: PlannedModel, sizes: DataSizes, spread: Spread) -> Cut:
+    """As the settings say, with checkpointing where memory would be short without it."""
+    cut, _ = settled_cut(model)
+    work = model.workload(sizes.width, sizes.longest, rows=cut.batch_size)
+    return replace(cut, checkpointing=model.checkpointing(work, spread.free, spread.parallel))
 
 
 def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
@@ -457,7 +451,7 @@ def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _with_rows(model: _Model, tokenizer: Any) -> _Model:
+def _with_rows(model: PlannedModel, tokenizer: Any) -> PlannedModel:
     """The model with as many embedding rows as new tokens need; only ever the one without weights grows here."""
     config = model.request.config
     rows, there = rows_for(tokenizer, config.model.extra_tokens), model.shape.vocabulary
@@ -470,7 +464,7 @@ def _with_rows(model: _Model, tokenizer: Any) -> _Model:
     return replace(model, module=module, shape=shape_of(module))
 
 
-def _validate_model(model: _Model, parallel: ParallelPlan, data: PreparedData) -> None:
+def _validate_model(model: PlannedModel, parallel: ParallelPlan, data: PreparedData) -> None:
     """Refuses a model that the strategy cannot train, and rows that the model cannot take."""
     config = model.request.config
     validate_model(
@@ -489,7 +483,7 @@ def _validate_model(model: _Model, parallel: ParallelPlan, data: PreparedData) -
 
 
 def _validate_experts(targets: LoraTargets, parallel: ParallelPlan) -> None:
-    """Refuses adapters on tensors of experts where the model lies in parts, and says what LoRA goes on."""
+    """Refuses adapters on tensors of experts where the model lies in parts."""
     if targets.parameters and (parallel.in_parts or parallel.strategy == "model_parallel"):
         raise ConfigError(
             f"lora.target_parameters（{', '.join(targets.parameters)}）は parallel.strategy: {parallel.strategy} "
@@ -497,31 +491,18 @@ def _validate_experts(targets: LoraTargets, parallel: ParallelPlan) -> None:
             f"lora.target_parameters ({', '.join(targets.parameters)}) does not go with parallel.strategy: "
             f"{parallel.strategy}; use strategy: ddp.",
         )
-    targets.say()
 
 
-def _speed(
-    model: _Model, work: memory.Workload, parallel: ParallelPlan, data: PreparedData, derived: Derived
-) -> Speed | None:
+def _speed(model: PlannedModel, sizes: DataSizes, parallel: ParallelPlan, cut: Cut) -> Speed | None:
     """Of the last such run here, or computed from what the GPUs reach."""
-    training = model.request.config.training
-    if model.place.elsewhere is None:
+    place = model.place
+    if place.elsewhere is None:
         last = last_speed(*base_facts.speed_key(model.request, model.device, parallel))
         if last is not None:
             return last
-    rates = model.place.rates()
-    if rates is None or derived.precision not in rates.tflops:
-        return None
-    tokens = int(lengths_of(data.train).sum()) / max(1, len(data.train)) * training.batch_size
-    number = max(1.0, training.gradient_accumulation_steps / parallel.sizes.dp)
-    one = micro_batch(
-        model.shape,
-        replace(work, tokens=max(1, round(tokens))),
-        checkpointing=derived.gradient_checkpointing,
-        document=tokens / training.batch_size,
-        updates=1 / number,
-    )
-    return speed_by(one, tokens, derived.precision, rates, parallel, number)
+    rates = place.rates()
+    seconds = seconds_of(model, sizes, parallel, cut, rates)
+    return Speed(cut.rows * sizes.row / seconds, rates.source) if rates is not None and seconds else None
 
 
 def _by_map(place: Place, whole: memory.MemoryEstimate, layers: Split) -> dict[str, Any]:
@@ -535,17 +516,8 @@ def _by_map(place: Place, whole: memory.MemoryEstimate, layers: Split) -> dict[s
     }
 
 
-def _summary(
-    model: _Model,
-    data: PreparedData,
-    loader: Loader,
-    derived: Derived,
-    total: int,
-    work: memory.Workload,
-    free: int,
-    replayed: Taken | None,
-) -> Plan:
-    request, shape = model.request, model.shape
+def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: memory.Workload, free: int) -> Plan:
+    request, shape, data = model.request, model.shape, prepared.data
     training = request.config.training
     model_bytes = shape.parameters * work.compute_bytes if request.full else 4 * work.trainable
     disk = disk_of(training, work, model_bytes=model_bytes, evaluates=bool(data.eval_data))
@@ -560,9 +532,9 @@ def _summary(
         eval_rows=len(data.eval_data),
         tokens=int(lengths_of(data.train).sum()),
         label_tokens=int(learnt_of(data.train).sum()),
-        rows_per_step=training.batch_size * training.gradient_accumulation_steps,
-        steps_per_epoch=len(loader),
-        total_steps=total,
+        rows_per_step=derived.batch_size * derived.gradient_accumulation_steps,
+        steps_per_epoch=prepared.an_epoch,
+        total_steps=prepared.total,
         warmup_steps=derived.warmup_steps,
         gradient_checkpointing=derived.gradient_checkpointing,
         memory=memory.estimate(shape, work, checkpointing=derived.gradient_checkpointing),
@@ -572,17 +544,10 @@ def _summary(
         output_dir=training.output_dir,
         max_steps=training.schedule.max_steps,
         eval_steps=derived.eval_steps,
-        evaluations=evaluations_of(training, derived.eval_steps, total, len(loader)),
+        evaluations=evaluations_of(training, derived.eval_steps, prepared.total, prepared.an_epoch),
         keeps_best=disk.keeps_best,
-        replay=replayed,
+        replay=prepared.replayed,
     )
-
-
-def _frozen_bytes(request: TrainRequest, compute: int) -> int:
-    """Bytes of a frozen weight: as it is loaded, as the user asked, or else as the run computes."""
-    loaded = base_facts.plain_module(request.model)
-    dtype = next(loaded.parameters()).dtype if loaded is not None else request.model.torch_dtype
-    return dtype.itemsize if dtype is not None else compute
 
 
 def _targets(lora: LoRAConfig, module: nn.Module, taken: dict[str, Any]) -> LoraTargets:

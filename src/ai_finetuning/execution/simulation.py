@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ..config.section import explicitly_set
 from ..data.collate import Batch, collate
 from ..data.examples import Chosen, lengths_of
 from ..data.loader import evaluation_batches
@@ -43,10 +42,11 @@ def with_timeline(plan: RunPlan) -> RunPlan:
     """The plan with the simulated bytes of a step of its fullest process or device; unchanged where a step cannot be
     simulated.
     """
-    if plan.parallel.zero_stage is not None:
+    others = _held_by_others(plan)
+    if others is not None:
         notice(
-            "DeepSpeed の 1 ステップはシミュレーションできないため、メモリーは式の値です。",
-            "a step of DeepSpeed cannot be simulated, so memory is told by the formula.",
+            f"{others} の 1 ステップはシミュレーションしないため、メモリーは式の値です。",
+            f"a step of {others} is not simulated, so memory is told by the formula.",
         )
         return plan
     if plan.device_map is not None:
@@ -58,15 +58,32 @@ def with_timeline(plan: RunPlan) -> RunPlan:
     return replace(plan, summary=replace(plan.summary, timeline=timeline))
 
 
+def _held_by_others(plan: RunPlan) -> str | None:
+    """The library that holds weights or gradients in a way of its own; None where the toolkit's strategies do, as Accelerate
+    with one process leaves them.
+    """
+    if plan.parallel.zero_stage is not None:
+        return "DeepSpeed"
+    return (
+        "Accelerate"
+        if plan.request.use_accelerate and plan.parallel.processes > 1 and not plan.parallel.in_parts
+        else None
+    )
+
+
+def _own_rank(plan: RunPlan) -> int | None:
+    """The place of this process among those of a launcher; None where it plans for others."""
+    started = torch.distributed.is_initialized() and torch.distributed.get_world_size() == plan.parallel.processes
+    return torch.distributed.get_rank() if started else None
+
+
 def _of_ranks(plan: RunPlan) -> list[Timeline]:
     """Of one process of every stage; of a process that a launcher has started, its own. Empty where one cannot be told."""
     module, group = _module(plan), worst_group(plan)
     stages, each = plan.parallel.sizes.pp, plan.parallel.sizes.dp * plan.parallel.sizes.tp
-    ranks = range(0, stages * each, each)
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() == plan.parallel.processes:
-        ranks = range(torch.distributed.get_rank(), torch.distributed.get_rank() + 1)
+    own = _own_rank(plan)
     obtained = []
-    for rank in ranks:
+    for rank in range(0, stages * each, each) if own is None else (own,):
         told = _told(plan, replace(_job(plan, module), rank=rank), group)
         if told is None:
             return []
@@ -118,14 +135,14 @@ def _told(plan: RunPlan, job: Job, group: Sequence[Batch]) -> list[Timeline] | N
 
 
 def of_second_step(plan: RunPlan) -> Timeline | None:
-    """The simulated bytes of the rows of the run's second step, which that step is compared with; None for a run without
-    one here.
+    """The simulated bytes of the rows of the run's second step in this process, or in the first one, which that step is
+    compared with; None for a run without one.
     """
-    if plan.summary.total_steps < _MEASURED or plan.parallel.processes > 1 or plan.summary.timeline is None:
+    if plan.summary.total_steps < _MEASURED or plan.summary.timeline is None:
         return None
     epoch, index = divmod(_MEASURED - 1, len(plan.loader))
-    group = plan.loader.micro_batches(epoch, index, plan.request.config.training.batch_size)
-    told = _told(plan, replace(_job(plan, _module(plan)), evaluation=()), group)
+    group = plan.loader.micro_batches(epoch, index, plan.derived.batch_size)
+    told = _told(plan, replace(_job(plan, _module(plan)), evaluation=(), rank=_own_rank(plan) or 0), group)
     return None if told is None or len(told) > 1 else told[0]
 
 
@@ -169,7 +186,7 @@ def _longest_evaluated(plan: RunPlan) -> list[Batch]:
     """
     batches = evaluation_batches(
         plan.data.eval_data,
-        batch_size=plan.request.config.training.batch_size,
+        batch_size=plan.derived.batch_size,
         pad_token_id=plan.tokenizer.pad_token_id,
         packing_length=plan.packing_tokens,
     )
@@ -218,11 +235,10 @@ def worst_group(plan: RunPlan) -> list[Batch]:
     Two of them stand for any number, as gradients that are there already make the difference; a pipeline has all of
     its own on the way.
     """
-    training, parallel = plan.request.config.training, plan.parallel
-    order = np.argsort(-lengths_of(plan.data.train), kind="stable")
-    documents = Chosen(plan.data.train, order)
-    rows = _packed(documents, plan.packing_tokens, training.batch_size)
-    micro_batches = -(-training.gradient_accumulation_steps // parallel.sizes.dp)
+    derived, parallel = plan.derived, plan.parallel
+    documents = Chosen(plan.data.train, np.argsort(-lengths_of(plan.data.train), kind="stable"))
+    rows = _packed(documents, plan.packing_tokens, derived.batch_size)
+    micro_batches = -(-derived.gradient_accumulation_steps // parallel.sizes.dp)
     count = micro_batches if parallel.sizes.pp > 1 else min(2, micro_batches)
     batch = collate(rows, pad_token_id=plan.tokenizer.pad_token_id, packed=plan.packing_tokens is not None)
     return [batch] * count
@@ -338,24 +354,3 @@ def compared(timeline: Timeline, real: dict[str, int]) -> tuple[str, list[str]]:
         if abs(off) > _TOLERANCE:
             apart.append(phase)
     return ", ".join(parts), apart
-
-
-def without_needless_checkpointing(plan: RunPlan) -> RunPlan:
-    """On a GPU, where the formula has switched gradient checkpointing on by itself: off again where a simulated step
-    fits without it.
-
-    What the user gave, and what a resumed run had, stays.
-    """
-    training = plan.request.config.training
-    own = "gradient_checkpointing" in explicitly_set(training) or plan.taken.get("gradient_checkpointing") is not None
-    if own or plan.device.type != "cuda" or not plan.derived.gradient_checkpointing:
-        return plan
-    lighter = replace(
-        plan,
-        derived=replace(plan.derived, gradient_checkpointing=False),
-        summary=replace(plan.summary, gradient_checkpointing=False),
-    )
-    timed = with_timeline(lighter)
-    if timed.summary.timeline is None or not timed.summary.fits:
-        return plan
-    return timed

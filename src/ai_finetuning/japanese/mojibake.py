@@ -86,10 +86,8 @@ def find_mojibake(text: str) -> Mojibake | None:
         if "\ufffd" in text:
             return Mojibake("U+FFFD")
     few = kinds is not None and not _are_many(*(int(np.count_nonzero(kinds & bit)) for bit in (2, 4)))
-    # By shares of characters that are too rare for Japanese.
-    if not few and _rare_kanji(text) or suspicious and (_half_width(text) or _odd_characters(text)):
-        return Mojibake("a wrong encoding", proven=False)
-    return None
+    unlikely = not few and _rare_kanji(text) or suspicious and _is_odd(text)
+    return Mojibake("a wrong encoding", proven=False) if unlikely else None
 
 
 @functools.cache
@@ -157,7 +155,7 @@ def _controls(text: str) -> Mojibake | None:
 
 def _is_broken(text: str) -> bool:
     """Whether what a decoding gives is mojibake of another kind: then it was the wrong one."""
-    return (_utf8_as_cp932(text) or _eucjp_as_cp932(text) or _unlikely(text)) is not None
+    return (_utf8_as_cp932(text) or _eucjp_as_cp932(text) or _unlikely(text) or None) is not None
 
 
 def _is_japanese(text: str, *, of: int) -> bool:
@@ -248,6 +246,15 @@ def _eucjp_as_cp932(text: str) -> Mojibake | None:
             if kana >= 2 and len(obtained.encode("euc_jp", "ignore")) * 10 >= len(candidate) * 9:
                 return Mojibake("euc-jp as cp932", _from_cp932(text, "euc_jp"))
     return None
+
+
+def _unlikely(text: str) -> bool:
+    """Whether a text's characters are too rare for Japanese, by their shares."""
+    return _rare_kanji(text) or bool(_SUSPICIOUS.search(text)) and _is_odd(text)
+
+
+def _is_odd(text: str) -> bool:
+    return _half_width(text) or _odd_characters(text)
 
 
 def _rare_kanji(text: str) -> bool:

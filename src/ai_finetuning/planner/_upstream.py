@@ -96,16 +96,64 @@ def masks_as_with_data() -> Iterator[None]:
         masking_utils.is_tracing = original
 
 
+# What torch keeps of the groups of a process, by name of an attribute of its `_world`.
+_GROUPS = ("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config", "tags_to_pg", "pg_to_tag", "pg_coalesce_state")
+
+
+@contextlib.contextmanager
+def _groups_aside() -> Iterator[None]:
+    """Inside, the process has no groups; those that it had are there again, untouched, behind the block.
+
+    torch 2.10 to 2.13: `torch.distributed.distributed_c10d._world`, in whose place torch's tests put another one for
+    groups of threads, and the table of names of its C++ side, by which functional collectives find a group. Nothing public
+    lets a process have two default groups.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    c10d: Any = importlib.import_module("torch.distributed.distributed_c10d")
+    world = c10d._world
+    kept = {name: dict(getattr(world, name)) for name in _GROUPS}
+    default, count = world.default_pg, world.group_count
+    _forget_groups(c10d)
+    try:
+        yield
+    finally:
+        _forget_groups(c10d)
+        for name, held in kept.items():
+            getattr(world, name).update(held)
+        c10d._update_default_pg(default)
+        world.group_count = count
+        for group, name in kept["pg_names"].items():
+            c10d._register_process_group(name, group)
+
+
+def _forget_groups(c10d: Any) -> None:
+    c10d._unregister_all_process_groups()
+    for name in _GROUPS:
+        getattr(c10d._world, name).clear()
+    c10d._update_default_pg(None)
+    c10d._world.group_count = 0
+
+
 @contextlib.contextmanager
 def pretended_group(rank: int, size: int) -> Iterator[None]:
     """A process group of `size` processes in this one, as the process of a rank sees it; what it receives is what is there.
 
     torch 2.10 to 2.13: the backend "fake", which lies among torch's testing tools, and their meta implementations of
     collectives in `torch.distributed._tools`, with which torch's own notes estimate memory. One process needs none.
+    Groups that the process has meanwhile wait (_groups_aside).
     """
-    if size == 1:
-        yield
-        return
+    with _groups_aside():
+        if size == 1:
+            yield
+            return
+        with _pretended(rank, size):
+            yield
+
+
+@contextlib.contextmanager
+def _pretended(rank: int, size: int) -> Iterator[None]:
     importlib.import_module("torch.distributed._tools.fake_collectives")
     store: Any = importlib.import_module("torch.testing._internal.distributed.fake_pg").FakeStore()
     dist.init_process_group("fake", store=store, rank=rank, world_size=size)

@@ -1,4 +1,6 @@
-"""`strategy: auto`: how to spread a run over the devices there are, by arithmetic, with one line of reason."""
+"""`strategy: auto` where devices are processes of a CPU: by arithmetic, with one line of reason. On GPUs planner/cuts.py
+chooses.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,12 @@ class Situation:
         devices: memory that a run may use on each.
         whole: need of a device that holds everything (planner/memory.py).
         gathered: the largest layer's weights, whole while fsdp computes it.
-        split_fits: whether the balanced map of model_parallel fits; None where it cannot be found (devices are
-        processes
-            of a CPU).
         shardable: whether fsdp can cut this run's weights and optimizer (AdamW in 32 bit; no 8-bit base).
     """
 
     devices: Sequence[int]
     whole: MemoryEstimate
     gathered: int
-    split_fits: bool | None = None
     shardable: bool = True
 
     @property
@@ -92,14 +90,6 @@ _RULES = (
         "1 つには収まらない（必要 {whole:.1f} GiB、最小のデバイス {least:.1f} GiB）ので、重みと勾配とオプティマイザーを {n} つに分けます（それぞれ {sharded:.1f} GiB）",
         "one device cannot hold it (needs {whole:.1f} GiB, the smallest has {least:.1f} GiB), so {n} share "
         "weights, gradients and optimizer ({sharded:.1f} GiB each)",
-    ),
-    _Rule(
-        "model_parallel",
-        lambda s: bool(s.split_fits),
-        True,
-        "1 つには収まらず（必要 {whole:.1f} GiB、最小のデバイス {least:.1f} GiB）、fsdp では分けられないので、層を {n} つに割り当てます（同時に計算するのは 1 つです）",
-        "one device cannot hold it (needs {whole:.1f} GiB, the smallest has {least:.1f} GiB) and fsdp cannot "
-        "share it, so its layers are spread over {n} (one computes at a time)",
     ),
 )
 

@@ -23,6 +23,8 @@ class Card:
         name: as a plan is asked for it, in lower case; a size behind `-` where there are several.
         memory_gib: that torch finds on an idle one, rounded down (the driver and ECC have taken theirs).
         bandwidth: of its memory, in 10^9 bytes a second.
+        link: what it sends to the other GPUs of a machine, and at a time receives, in 10^9 bytes a second: NVLink where the
+            card comes with it, else PCI Express.
         tflops: dense peak in 10^12 operations a second by type: fp32, tf32, fp16, bf16, fp8, without those that it has
             not; 16-bit products are added up in fp32, as in training.
         capability: compute capability.
@@ -33,6 +35,7 @@ class Card:
     name: str
     memory_gib: float
     bandwidth: float
+    link: float
     tflops: Mapping[str, float]
     capability: tuple[int, int]
     known_as: str
@@ -63,24 +66,33 @@ _A100_PEAKS, _H100_PEAKS = _peaks(19.5, 156, 312, 312), _peaks(67, 494.7, 989.4,
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (
-        Card("t4", 14.5, 320, _peaks(8.1, 0, 65), (7, 5), r"\bt4\b", "NVIDIA T4 Tensor Core GPU (datasheet)"),
+        Card("t4", 14.5, 320, 16, _peaks(8.1, 0, 65), (7, 5), r"\bt4\b", "NVIDIA T4 Tensor Core GPU (datasheet)"),
         Card(
-            "a10", 22.0, 600, _peaks(31.2, 62.5, 125, 125), (8, 6), r"\ba10\b", "NVIDIA A10 Tensor Core GPU (datasheet)"
+            "a10",
+            22.0,
+            600,
+            32,
+            _peaks(31.2, 62.5, 125, 125),
+            (8, 6),
+            r"\ba10\b",
+            "NVIDIA A10 Tensor Core GPU (datasheet)",
         ),
         Card(
             "l4",
             22.0,
             300,
+            32,
             _peaks(30.3, 60, 121, 121, 242.5),
             (8, 9),
             r"\bl4\b",
             "NVIDIA L4 Tensor Core GPU (datasheet); half of its figures with sparsity",
         ),
-        Card("3090", 23.6, 936, _peaks(35.6, 35.6, 71, 71), (8, 6), r"\b3090\b(?! ti)", _AMPERE),
+        Card("3090", 23.6, 936, 32, _peaks(35.6, 35.6, 71, 71), (8, 6), r"\b3090\b(?! ti)", _AMPERE),
         Card(
             "4090",
             23.6,
             1008,
+            32,
             _peaks(82.6, 82.6, 165.2, 165.2, 330.3),
             (8, 9),
             r"\b4090\b(?! d)",
@@ -90,6 +102,7 @@ CARDS: dict[str, Card] = {
             "5090",
             31.3,
             1792,
+            64,
             _peaks(104.8, 104.8, 209.5, 209.5, 419),
             (12, 0),
             r"\b5090\b(?! d)",
@@ -99,6 +112,7 @@ CARDS: dict[str, Card] = {
             "a5000",
             23.6,
             768,
+            32,
             _peaks(27.8, 55.6, 111.1, 111.1),
             (8, 6),
             r"\brtx a5000\b",
@@ -108,19 +122,21 @@ CARDS: dict[str, Card] = {
             "a6000",
             47.5,
             768,
+            32,
             _peaks(38.7, 77.4, 154.8, 154.8),
             (8, 6),
             r"\brtx a6000\b",
             "NVIDIA RTX A6000 (datasheet); half of its tensor performance with sparsity",
         ),
-        Card("a100-40", 39.3, 1555, _A100_PEAKS, (8, 0), r"\ba100\b.*\b40gb", _A100),
-        Card("a100-80", 79.1, 2039, _A100_PEAKS, (8, 0), r"\ba100\b.*\b80gb", _A100),
-        Card("h100", 79.1, 3350, _H100_PEAKS, (9, 0), r"\bh100 80gb hbm3\b", _HOPPER.format("H100")),
-        Card("h200", 139.7, 4800, _H100_PEAKS, (9, 0), r"\bh200\b", _HOPPER.format("H200")),
+        Card("a100-40", 39.3, 1555, 300, _A100_PEAKS, (8, 0), r"\ba100\b.*\b40gb", _A100),
+        Card("a100-80", 79.1, 2039, 300, _A100_PEAKS, (8, 0), r"\ba100\b.*\b80gb", _A100),
+        Card("h100", 79.1, 3350, 450, _H100_PEAKS, (9, 0), r"\bh100 80gb hbm3\b", _HOPPER.format("H100")),
+        Card("h200", 139.7, 4800, 450, _H100_PEAKS, (9, 0), r"\bh200\b", _HOPPER.format("H200")),
         Card(
             "b200",
             178.3,
             7700,
+            900,
             _peaks(75, 1125, 2250, 2250, 4500),
             (10, 0),
             r"\bb200\b",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..data.mixture import Taken
 from ..errors import Reason, localized
+from .cuts import Choice
 from .memory import MemoryEstimate
 from .phases import Timeline, size_text
 from .speed import Speed, duration
@@ -30,6 +32,8 @@ class Plan:
         devices: the arithmetic for each GPU, where they hold different parts.
         timeline: the simulated bytes of a step; None where the formula suffices.
         simulated_devices: what each device of a map takes, where it was simulated.
+        choice: what was chosen for GPUs, and the runners-up; None on a CPU.
+        calibration: by which self-check it is known what libraries take of such a GPU; None where it is not.
     """
 
     model: str
@@ -92,6 +96,8 @@ class Plan:
     devices: Reason | None = None
     timeline: Timeline | None = None
     simulated_devices: str | None = None
+    choice: Choice | None = None
+    calibration: Reason | None = None
 
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
@@ -212,10 +218,8 @@ class Plan:
             how += localized(f"、{duration(told.seconds)}", f", {duration(told.seconds)}")
         held = size_text(told.peak)
         if self.on_gpu:
-            reserved, limit = size_text(told.reserved), self.limit_bytes or 0
-            if (
-                limit > 0.85 * self.free_memory_bytes
-            ):  # execution/place.py: 92 % where a self-check has measured the GPU
+            reserved = size_text(told.reserved)
+            if self.calibration is not None:
                 held += localized(f"（確保 {reserved}、自己検査で較正済み）", f" ({reserved} reserved; calibrated)")
             else:
                 held += localized(f"（確保 {reserved}、較正なし）", f" ({reserved} reserved; not calibrated)")
@@ -230,6 +234,28 @@ class Plan:
                 (localized("  大きさの分からない演算", "  operations of unknown size"), ", ".join(told.unknown))
             )
         return rows
+
+    def _choice_rows(self) -> list[tuple[str, str]]:
+        """What was chosen for GPUs, what else there is, and how far the sizes are to be trusted."""
+        if self.choice is None:
+            return []
+        labels = [localized("次点", "runners-up"), *[""] * len(self.choice.others)]
+        rows = [(localized("選んだ分け方", "chosen cut"), self.choice.chosen.text())]
+        rows += [(label, item.text()) for label, item in zip(labels, self.choice.runners_up(), strict=False)]
+        if self.choice.source is not None:
+            rows.append((localized("分け方の時間", "time of the cuts"), str(self.choice.source)))
+        none = localized("なし（aift gpu self-check で較正できます）", "none (aift gpu self-check makes one)")
+        rows.append((localized("較正", "calibration"), none if self.calibration is None else str(self.calibration)))
+        return rows
+
+    def fields(self) -> dict[str, Any]:
+        """Everything, for `--json`; sizes in bytes, times in seconds."""
+        own = asdict(self)
+        own["memory"]["total"] = self.memory.total
+        own["choice"] = None if self.choice is None else self.choice.fields()
+        if self.timeline is not None:
+            own["timeline"]["peak"] = self.timeline.peak
+        return own | {"needed_bytes": self.needed_bytes, "fits": self.fits, "seconds": self.seconds}
 
     def table(self) -> list[tuple[str, str]]:
         """(label, value) lines for people, in the locale's language."""
@@ -273,6 +299,7 @@ class Plan:
             *self._few_steps_row(),
             *self._evaluation_row(),
             (localized("勾配チェックポイント", "gradient checkpointing"), on),
+            *self._choice_rows(),
             *self._memory_rows(),
             *self._measured(),
             (localized("空きメモリー", "free memory"), f"{self.free_text()}{fits}"),

@@ -1,7 +1,8 @@
 """How long a step takes on GPUs that are not here: arithmetic over what their maker states, a bound and no measurement.
 
 t = sum of max(operations / rate, bytes / bandwidth) over what a step does (Williams et al., "Roofline", CACM 2009), and
-not less than the host needs to start its kernels. What is sent between GPUs is not in it.
+not less than the host needs to start its kernels. Data ranks send each other gradients, and weights that they hold in parts,
+while they compute: a step takes the longer of both. What tensor and pipeline ranks send is not in it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import Reason
-from .gpus import Gpus
-from .speed import Speed
+from .gpus import Card, Gpus
 
 if TYPE_CHECKING:
     from ..parallel.plan import ParallelPlan
@@ -98,11 +98,13 @@ class Rates:
         tflops: 10^12 operations a second of large products by fp32, bf16, fp16.
         bandwidth: 10^9 bytes a second of its memory.
         source: where the numbers are from.
+        link: 10^9 bytes a second that it sends to other GPUs; None where that is not known, and takes no time then.
     """
 
     tflops: Mapping[str, float]
     bandwidth: float
     source: Reason
+    link: float | None = None
 
 
 def stated_rates(gpus: Gpus) -> Rates:
@@ -112,24 +114,46 @@ def stated_rates(gpus: Gpus) -> Rates:
         {kind: RATE * value for kind, value in card.tflops.items()},
         BANDWIDTH * card.bandwidth,
         Reason(
-            f"{gpus} の公称値からの計算で、実測ではありません。GPU 間の通信は含みません",
-            f"computed from the stated figures of {gpus}, not measured; without what is sent between GPUs",
+            f"{gpus} の公称値からの計算で、実測ではありません。GPU 間の通信は、ddp と fsdp の勾配と重みだけを含みます",
+            f"computed from the stated figures of {gpus}, not measured; of what GPUs send each other only gradients and weights "
+            "of ddp and fsdp",
         ),
+        linked(card),
     )
 
 
-def speed_by(one: Pass, tokens: float, precision: str, rates: Rates, parallel: ParallelPlan, number: float) -> Speed:
-    """The speed of a run by what its GPUs reach.
+def linked(card: Card) -> float:
+    """10^9 bytes a second that a card is assumed to send to others."""
+    return BANDWIDTH * card.link
+
+
+def sent(shape: ModelShape, work: Workload, parallel: ParallelPlan, number: float) -> float:
+    """Bytes that a data rank sends in a step, in rings: fp32 gradients once, or, where weights lie in parts, those twice and
+    the gradients of each of `number` micro-batches.
+    """
+    sizes = parallel.sizes
+    part = (sizes.dp - 1) / sizes.dp / (sizes.pp * sizes.tp)
+    gradients = 4 * work.trainable
+    if not (parallel.sharded or parallel.zero_stage == 3):
+        return part * 2 * gradients
+    weights = shape.parameters * (work.bits / 8 if work.bits is not None else work.compute_bytes)
+    return part * number * (2 * weights + gradients)
+
+
+def step_seconds(
+    one: Pass, precision: str, rates: Rates, parallel: ParallelPlan, number: float, sending: float = 0.0
+) -> float:
+    """How long an optimizer step takes.
 
     Args:
         one: what a micro-batch asks.
-        tokens: that it has.
         precision: fp32, bf16 or fp16.
         parallel: how the run is spread over the GPUs.
         number: micro-batches of a step on each data rank.
+        sending: bytes that a data rank sends in it.
     """
     sizes = parallel.sizes
     seconds = one.seconds(rates.tflops[precision] * 1e12, rates.bandwidth * 1e9)
-    # Processes that compute at once; those of a pipeline wait for the first and for the last micro-batch.
-    at_once = sizes.dp * sizes.tp * sizes.pp * number / (number + sizes.pp - 1)
-    return Speed(tokens / seconds * at_once, rates.source)
+    # Processes of a pipeline wait for the first and for the last micro-batch.
+    computing = seconds * (number + sizes.pp - 1) / (sizes.tp * sizes.pp)
+    return computing if rates.link is None else max(computing, sending / (rates.link * 1e9))

@@ -34,6 +34,8 @@ from ..parallel.batch import Batch, LossFunction
 from ..parallel.build import build_strategy
 from ..parallel.lane import AtOnce, Mark
 from ..parallel.plan import ParallelPlan
+from ..parallel.strategies.distributed import DataParallel
+from ..parallel.strategies.shard import sharding_for
 from ..parallel.strategy import Strategy
 from ._upstream import masks_as_with_data, pretended_group, tensors_without_data
 from .allocator import CachingAllocator
@@ -236,15 +238,19 @@ def _path(job: Job, model: Any) -> VarlenForward | None:
 
 def _strategy(job: Job, device_map: DeviceMap | None) -> Strategy:
     """On the CPU, whose tensors a build of torch without CUDA can follow: the same bytes."""
-    return build_strategy(
+    masters = job.adapter is None
+    strategy = build_strategy(
         job.parallel,
         device=device_map or torch.device("cpu"),
         autocast=job.autocast,
         scaler=job.scaler,
         use_accelerate=False,
-        fp32_master_weights=job.adapter is None,
+        fp32_master_weights=masters,
         plan=tensor_plan,
     )
+    if isinstance(strategy, DataParallel):
+        strategy.sharding = sharding_for(job.device, job.autocast, fp32_master_weights=masters)
+    return strategy
 
 
 def _without_data(batch: Any) -> Any:

@@ -43,30 +43,69 @@ def on_fullest_device(
     if sizes.tp > 1:
         whole = _of_tensor_rank(whole, shape, work, sizes.tp)
     if parallel.sharded or parallel.zero_stage == 3:
-        largest = max(block.weights for block in blocks) // sizes.tp
         # Stages of a pipeline keep their gradients whole until the step ends (parallel/strategies/pipeline.py).
-        whole = of_sharded_rank(whole, sizes.dp, largest, gradients=0 if sizes.pp == 1 else _gradients(whole, work))
+        gradients = 0 if sizes.pp == 1 else _gradients(whole, work)
+        whole = of_sharded_rank(whole, sizes.dp, gathered(blocks, shape, work) // sizes.tp, gradients=gradients)
+        if work.full:
+            whole = replace(whole, logits=max(whole.logits, _sent(blocks, work) // sizes.tp))
     elif parallel.zero_stage == 2:
         whole = replace(whole, gradients_and_optimizer=whole.gradients_and_optimizer // sizes.dp)
     return whole
 
 
 def of_sharded_rank(whole: MemoryEstimate, ranks: int, gathered: int, *, gradients: int = 0) -> MemoryEstimate:
-    """A rank of fsdp: weights, their copies, gradients and moments are divided, activations are its own.
+    """A rank of fsdp: weights, gradients and moments are divided, activations are its own, and no 16-bit copies stay.
 
     The same for any number of micro-batches in a step: each one's gradients are summed over the devices and divided as
     soon as its backward pass has them.
 
     Args:
-        gathered: the largest layer's weights, whole while it computes.
+        gathered: what is whole for a while (gathered()).
         gradients: bytes of them that are kept whole all the same.
     """
     return replace(
         whole,
         weights=whole.weights // ranks + gathered,
-        copies=whole.copies // ranks,
+        copies=0,
         gradients_and_optimizer=(whole.gradients_and_optimizer - gradients) // ranks + gradients,
     )
+
+
+def gathered(blocks: Sequence[Block], shape: ModelShape, work: Workload) -> int:
+    """Bytes of weights that a rank of fsdp has whole at a time (parallel/strategies/shard.py).
+
+    What is gathered comes in one buffer and is copied from it into the weights; the buffer goes when the next one comes.
+    On GPUs embedding and head are gathered by themselves, and the head stays for its backward pass; where they are one
+    weight, and on CPUs, they are whole from the forward pass to the end of the backward pass. Of the layers one computes
+    and the next one comes.
+
+    Args:
+        blocks: of the model, in order (planner/layers.py).
+    """
+    layers = blocks[1 : 1 + shape.layers]
+    layer = max((_gathered(block, work) for block in layers), default=0)
+    ends = [_gathered(block, work) for block in blocks if block not in layers]
+    if work.gpu and len(ends) > 1:
+        return max(2 * max(ends), ends[-1] + 3 * layer)
+    return 2 * sum(ends) + 3 * layer
+
+
+def _gathered(block: Block, work: Workload) -> int:
+    """A block's weights as they are sent: fp32 masters in 16 bit on GPUs, else as they are held, with their 16-bit copies."""
+    if work.full and work.gpu and work.compute_bytes == 2:
+        return 2 * _numbers(block, work)
+    return block.weights
+
+
+def _sent(blocks: Sequence[Block], work: Workload) -> int:
+    """Bytes of the gradients of the largest layer, whole, and of the fp32 buffer from which they are summed."""
+    held = 2 if work.gpu and work.compute_bytes == 2 else 4
+    return (held + 4) * max(_numbers(block, work) for block in blocks)
+
+
+def _numbers(block: Block, work: Workload) -> int:
+    """Weights of a block that train."""
+    return block.states // (4 + work.optimizer_bytes)
 
 
 def on_fullest_of_map(whole: MemoryEstimate, split: Split) -> MemoryEstimate:

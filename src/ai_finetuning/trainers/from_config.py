@@ -13,6 +13,7 @@ from ..execution.request import request_of
 from ..execution.resolve import RunPlan, resolve
 from ..execution.result import Result
 from ..execution.resume import describe, is_done
+from ..execution.settle import settled, tell_choice
 from ..models.source import ModelSource
 from ..planner.gpus import Gpus
 
@@ -54,9 +55,8 @@ def plan_training(
     without_cache = with_values(config, data=with_values(config.data, cache=False))
     plan = resolve(replace(request, config=without_cache, elsewhere=elsewhere, exact_plan=exact))
     if exact or plan.summary.is_tight:
-        from ..execution.simulation import with_timeline, without_needless_checkpointing
-
-        plan = with_timeline(without_needless_checkpointing(plan))
+        plan = settled(plan)
+    tell_choice(plan)
     return try_steps(plan) if pilot else plan
 
 

@@ -11,7 +11,7 @@ from ai_finetuning.errors import CheckpointError
 from ai_finetuning.execution.derived import Derived, taken_over
 from ai_finetuning.execution.resume import ResumePoint
 
-GOOD = asdict(Derived("fp32", False, 3, True, dtype="float32", target_modules=["q_proj"], warmup_ratio=0.1))
+GOOD = asdict(Derived("fp32", False, 3, True, 4, 2, dtype="float32", target_modules=["q_proj"], warmup_ratio=0.1))
 
 
 def test_values_come_back_as_they_were():
@@ -37,6 +37,10 @@ def test_values_come_back_as_they_were():
         ("dtype", "save"),
         ("precision", "fp64"),
         ("split", "none"),
+        ("batch_size", 0),
+        ("batch_size", "4"),
+        ("gradient_accumulation_steps", -8),
+        ("strategy", "tensor"),
     ],
 )
 def test_values_of_another_kind_are_refused(name: str, value: Any):

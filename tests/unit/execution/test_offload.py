@@ -11,7 +11,7 @@ from tests.support.models import build_model
 from tests.support.runs import losses, train_lora, weights_digest
 
 from ai_finetuning.errors import ConfigError
-from ai_finetuning.execution.offload import Room, resolve_offload
+from ai_finetuning.execution.offload import Room, possible, resolve_offload
 from ai_finetuning.parallel.collectives.mesh import Sizes
 from ai_finetuning.parallel.limits import OFFLOAD_CHUNK_BYTES
 from ai_finetuning.parallel.plan import ParallelPlan
@@ -45,16 +45,13 @@ def test_the_estimate_falls_by_what_waits_on_the_host():
     assert whole.total - optimizer.total == 8 * WORK.trainable - 3 * OFFLOAD_CHUNK_BYTES
 
 
-def test_auto_takes_the_first_that_fits(caplog: pytest.LogCaptureFixture):
-    sizes = {what: estimate.total for what, estimate in needs().items()}
-    assert sizes["optimizer"] > sizes["activations"]  # so that both orders would be seen
-    assert resolved("auto", sizes["none"]) == "none"
-    assert caplog.text == ""
-    assert resolved("auto", sizes["none"] - 1) == "activations"
-    assert "activations" in caplog.text
-    assert resolved("auto", sizes["activations"] - 1) == "activations"  # nothing fits: what needs least
-    assert resolved("auto", sizes["none"] - 1, host=1000) == "none"
-    assert resolved("auto", sizes["none"] - 1, strategy="model_parallel") == "none"
+def test_auto_may_move_what_can_be_moved_and_has_room():
+    def may(host: int = 10**15, optimizer: str = "adamw", **plan: Any) -> tuple[str, ...]:
+        return possible(ParallelPlan(**plan), optimizer, needs=needs(), room=Room(device=1, host=host))
+
+    assert may() == ("activations", "optimizer")
+    assert may(optimizer="adamw_8bit") == ("activations",)
+    assert may(host=1000) == may(strategy="model_parallel") == may(zero_stage=2) == ()
 
 
 @pytest.mark.parametrize("asked", ["none", "activations", "optimizer"])

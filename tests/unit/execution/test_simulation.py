@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 from tests.integration.test_families import folder_of
 from tests.support.commands import call, write_run
 
@@ -18,7 +15,6 @@ from ai_finetuning.execution.resolve import resolve
 from ai_finetuning.execution.simulation import (
     compared,
     with_timeline,
-    without_needless_checkpointing,
     worst_group,
 )
 from ai_finetuning.planner.phases import Timeline
@@ -83,38 +79,6 @@ def test_processes_that_share_layers_need_less(tiny_model_dir: Path, tmp_path: P
         peaks[strategy] = plan.summary.timeline.peak
         assert plan.summary.timeline.peak <= plan.summary.memory.total - plan.summary.memory.base
     assert peaks["pipeline"] < peaks["ddp"]
-
-
-@pytest.mark.parametrize(
-    ("given", "free", "expected"), [(False, 2**30, False), (False, 2**20, True), (True, 2**30, True)]
-)
-def test_checkpointing_that_nobody_asked_for_goes_where_a_step_fits_on_a_gpu(
-    tiny_model_dir: Path, tmp_path: Path, cache: Path, given: bool, free: int, expected: bool
-):
-    """The formula may switch it on too early; what the user gave stays."""
-    run = write_run(tmp_path, tiny_model_dir)
-    values = yaml.safe_load(run.read_text(encoding="utf-8"))
-    del values["training"]["gradient_checkpointing"]
-    run.write_text(yaml.safe_dump(values), encoding="utf-8")
-    config = load_config(run, ["training.gradient_checkpointing=true"] if given else [])
-    plan = resolve(request_of(config, device="cpu"))
-    plan = replace(
-        plan,
-        device=torch.device("cuda"),
-        derived=replace(plan.derived, gradient_checkpointing=True),
-        summary=replace(
-            plan.summary,
-            device="cuda",
-            gradient_checkpointing=True,
-            free_memory_bytes=free,
-            limit_bytes=int(0.8 * free),
-        ),
-    )
-    left = without_needless_checkpointing(plan)
-    assert left.derived.gradient_checkpointing is left.summary.gradient_checkpointing is expected
-    if not expected:
-        assert left.summary.timeline is not None
-        assert any("reserved; not calibrated" in value for _, value in left.summary.table())
 
 
 @pytest.mark.parametrize(("family", "told"), [("bloom", True), ("gpt_neo", True), ("deepseek_v3", False)])

@@ -97,5 +97,13 @@ def test_both_pages_show_the_table(page: str):
     for card in CARDS.values():
         peaks = [f"{card.tflops[kind]:g}" if kind in card.tflops else "-" for kind in KINDS]
         capability = ".".join(map(str, card.capability))
-        cells = [card.name, f"{card.memory_gib:g}", f"{card.bandwidth:g}", *peaks, capability, card.source]
+        cells = [
+            card.name,
+            f"{card.memory_gib:g}",
+            f"{card.bandwidth:g}",
+            f"{card.link:g}",
+            *peaks,
+            capability,
+            card.source,
+        ]
         assert f"| {' | '.join(cells)} |" in text

@@ -12,7 +12,7 @@ from ai_finetuning.parallel.collectives.mesh import Sizes
 from ai_finetuning.parallel.plan import ParallelPlan
 from ai_finetuning.planner.gpus import CARDS, Gpus
 from ai_finetuning.planner.memory import Workload
-from ai_finetuning.planner.roofline import Pass, Rates, micro_batch, speed_by, stated_rates
+from ai_finetuning.planner.roofline import Pass, Rates, micro_batch, sent, stated_rates, step_seconds
 from ai_finetuning.planner.shape import ModelShape, shape_of
 
 
@@ -40,8 +40,7 @@ def taken(shape: ModelShape, work: Workload, *, checkpointing: bool = True) -> P
 
 
 def seconds(one: Pass, card: str = "h100", precision: str = "bf16") -> float:
-    alone = speed_by(one, 4096, precision, stated_rates(Gpus(CARDS[card])), ParallelPlan(), 1)
-    return 4096 / alone.tokens_per_second
+    return step_seconds(one, precision, stated_rates(Gpus(CARDS[card])), ParallelPlan(), 1)
 
 
 def test_it_is_near_the_step_that_was_counted(eight_billion: ModelShape):
@@ -76,12 +75,34 @@ def test_devices_that_compute_at_once_add_up(eight_billion: ModelShape):
     one = taken(eight_billion, lora(eight_billion))
 
     def rate(plan: ParallelPlan, number: float = 4) -> float:
-        return speed_by(one, 4096, "bf16", stated_rates(Gpus(CARDS["a5000"], 2)), plan, number).tokens_per_second
+        tokens = 4096 * number * plan.sizes.dp
+        return tokens / step_seconds(one, "bf16", stated_rates(Gpus(CARDS["a5000"], 2)), plan, number)
 
     alone = rate(ParallelPlan("model_parallel"))
     assert rate(ParallelPlan("ddp", Sizes(dp=2))) == pytest.approx(2 * alone)
     assert rate(ParallelPlan("tensor", Sizes(tp=2))) == pytest.approx(2 * alone)
     assert rate(ParallelPlan("pipeline", Sizes(pp=2))) == pytest.approx(2 * alone * 4 / 5)  # the bubble
+
+
+def test_what_data_ranks_send_takes_time_where_it_is_more_than_they_compute(eight_billion: ModelShape):
+    """Over PCI Express a rank of fsdp waits for weights; over NVLink it computes longer than it waits."""
+    work = lora(eight_billion)
+    one = taken(eight_billion, work)
+    ddp, fsdp = ParallelPlan("ddp", Sizes(dp=2)), ParallelPlan("fsdp", Sizes(dp=2), sharded=True)
+    weights, gradients = 2 * eight_billion.parameters, 4 * work.trainable
+    assert sent(eight_billion, work, ParallelPlan(), 4) == 0
+    assert sent(eight_billion, work, ddp, 4) == gradients
+    assert sent(eight_billion, work, fsdp, 4) == 4 * (weights + gradients / 2)
+    assert sent(eight_billion, replace(work, bits=4), fsdp, 4) == 4 * (weights / 4 + gradients / 2)
+
+    def step(card: str, plan: ParallelPlan) -> float:
+        rates = stated_rates(Gpus(CARDS[card], 2))
+        return step_seconds(one, "bf16", rates, plan, 4, sent(eight_billion, work, plan, 4))
+
+    assert step("h100", fsdp) == step("h100", ddp)
+    small = replace(work, tokens=256)
+    one = taken(eight_billion, small)
+    assert step("4090", fsdp) > 2 * step("4090", ddp)
 
 
 def test_the_line_says_where_it_is_from():

@@ -7,6 +7,7 @@ import typer
 from ...errors import localized
 from .train import (
     ALLOW_CHANGED,
+    AS_JSON,
     CPU_PROCESSES,
     GPU,
     GPUS,
@@ -38,6 +39,7 @@ def plan(
     pilot: bool = PILOT,
     gpu: str | None = GPU,
     planner: str = typer.Option("auto", "--plan", metavar="auto|exact", help=PLAN_HELP),
+    as_json: bool = AS_JSON,
     gpus: int = GPUS,
     cpu_processes: int = CPU_PROCESSES,
     start: str | None = START,
@@ -54,6 +56,7 @@ def plan(
         pilot=pilot,
         gpu=gpu,
         planner=planner,
+        as_json=as_json,
         start=start,
         replay=replay,
         restart=restart,

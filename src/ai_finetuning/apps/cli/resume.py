@@ -48,4 +48,4 @@ def resume(
     if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
         raise no_folder()
     flags = with_flags(restart=restart, allow_changed=allow_changed)
-    resume_folder(Path(arguments[0]), [*arguments[1:], *flags], dry_run=dry_run)
+    resume_folder(Path(arguments[0]), [*arguments[1:], *flags], plan_as="table" if dry_run else None)

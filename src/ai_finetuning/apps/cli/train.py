@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import typer
 
@@ -14,10 +15,11 @@ from .japanese import Command
 
 if TYPE_CHECKING:
     from ...config.run import RunConfig
+    from ...execution.resolve import RunPlan
     from ...models.source import ModelSource
     from ...planner.gpus import Gpus
 
-
+PlanAs = Literal["table", "json"]
 GPUS = typer.Option(
     0, "--gpus", min=0, help=localized("使う GPU の数です（既定は全部）。", "GPUs to use (default: all of them).")
 )
@@ -51,6 +53,7 @@ PLAN_HELP = localized(
     "exact: simulate the memory of a step before training and compare it with the second step (auto: only where memory may "
     "be short).",
 )
+AS_JSON = typer.Option(False, "--json", help=localized("計画を JSON で出力します。", "Print the plan as JSON."))
 START = typer.Option(
     None,
     "--from",
@@ -153,6 +156,7 @@ def train(
     pilot: bool = PILOT,
     gpu: str | None = GPU,
     planner: str = typer.Option("auto", "--plan", metavar="auto|exact", help=PLAN_HELP),
+    as_json: bool = AS_JSON,
     start: str | None = START,
     replay: tuple[float, str] | None = REPLAY,
     restart: bool = RESTART,
@@ -168,13 +172,24 @@ def train(
         arguments += [f"data.replay.share={share}", f"data.replay.path={file}"]
     arguments += with_flags(restart=restart, allow_changed=allow_changed)
     folder, arguments = _resumed_folder(path, arguments)
-    options: dict[str, Any] = {"dry_run": dry_run, "gpus": gpus, "cpu_processes": cpu_processes, "pilot": pilot}
+    options: dict[str, Any] = {"gpus": gpus, "cpu_processes": cpu_processes, "pilot": pilot}
+    options["plan_as"] = _plan_as(dry_run=dry_run, as_json=as_json)
     options["elsewhere"] = _elsewhere(gpu, options)
     options["exact"] = is_exact(planner)
     if folder is not None and start is None:
         resume_folder(folder, arguments, **options)
     else:
         run_or_plan(_started(load_config(path, arguments), start), path, **options)
+
+
+def _plan_as(*, dry_run: bool, as_json: bool) -> PlanAs | None:
+    """How the plan is shown; None for a training."""
+    if as_json and not dry_run:
+        raise UsageError(
+            "--json は計画だけに使います。aift plan か aift train --dry-run で指定してください。",
+            "--json is for plans only; use it with aift plan or aift train --dry-run.",
+        )
+    return ("json" if as_json else "table") if dry_run else None
 
 
 def _elsewhere(gpu: str | None, options: dict[str, Any]) -> Gpus | None:
@@ -190,7 +205,7 @@ def _elsewhere(gpu: str | None, options: dict[str, Any]) -> Gpus | None:
             f"--gpu はこの PC にない GPU の計画です。{'、'.join(refused)} とは同時に使えません。",
             f"--gpu plans for GPUs that are not here; it cannot be used with {', '.join(refused)}.",
         )
-    if not options["dry_run"]:
+    if options["plan_as"] is None:
         raise UsageError(
             f"--gpu {gpu} はこの PC にない GPU の計画だけに使います。aift plan か aift train --dry-run で指定してください。",
             f"--gpu {gpu} is for plans only; use it with aift plan or aift train --dry-run.",
@@ -292,7 +307,7 @@ def run_or_plan(
     config: RunConfig,
     said: str | None,
     *,
-    dry_run: bool = False,
+    plan_as: PlanAs | None = None,
     gpus: int = 0,
     cpu_processes: int = 0,
     pilot: bool = False,
@@ -303,6 +318,7 @@ def run_or_plan(
 
     Args:
         said: where the settings come from, for messages.
+        plan_as: as what the plan is printed; None: train.
         elsewhere: GPUs of `--gpu`.
         exact: simulate the memory of a step in any case.
     """
@@ -312,8 +328,11 @@ def run_or_plan(
 
         config = with_processes(config, gpus=gpus, cpu_processes=cpu_processes)
     device = "cpu" if cpu_processes else None
-    if dry_run:
-        _show_plan(config, device, source, pilot=pilot, exact=exact, elsewhere=elsewhere)
+    if plan_as is not None:
+        from ...trainers.from_config import plan_training
+
+        plan = plan_training(config, device, source, pilot=pilot, exact=exact, elsewhere=elsewhere)
+        (_print_json if plan_as == "json" else _show_plan)(plan)
         return
     from ...runs.folder import beside
     from ...trainers.from_config import run_training
@@ -381,15 +400,15 @@ def _check(config: RunConfig, path: str | None) -> ModelSource:
     return find_base(config)
 
 
-def _show_plan(
-    config: RunConfig,
-    device: str | None,
-    source: ModelSource,
-    *,
-    pilot: bool,
-    exact: bool,
-    elsewhere: Gpus | None,
-) -> None:
+def _print_json(plan: RunPlan) -> None:
+    from ...trainers.from_config import where_it_goes_on
+
+    start = where_it_goes_on(plan)
+    goes_on = None if start is None else {"ja": start.ja, "en": start.en}
+    print(json.dumps(plan.summary.fields() | {"goes_on": goes_on}, ensure_ascii=False, indent=1, default=str))
+
+
+def _show_plan(plan: RunPlan) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -397,12 +416,12 @@ def _show_plan(
     from ...execution.reporting import samples_line
     from ...export.gguf import find_converter
     from ...export.gguf_tokenizer import assess
-    from ...trainers.from_config import plan_training, where_it_goes_on
+    from ...trainers.from_config import where_it_goes_on
 
-    plan = plan_training(config, device, source, pilot=pilot, exact=exact, elsewhere=elsewhere)
     start = where_it_goes_on(plan)
     # Told before training, when another model can still be chosen.
-    architecture = "LlamaForCausalLM" if config.method == "pretrain" else plan.source.architecture
+    pretrains = plan.request.config.method == "pretrain"
+    architecture = "LlamaForCausalLM" if pretrains else plan.source.architecture
     gguf = assess(plan.tokenizer, architecture, find_converter(lenient=True))
     first = [str(start)] if start is not None else []
     export = localized(f"GGUF 書き出し: {gguf}", f"GGUF: {gguf}")

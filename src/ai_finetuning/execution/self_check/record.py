@@ -85,12 +85,16 @@ def rates_of(device: torch.device) -> Rates | None:
 
 def rates_like(card: Card) -> Rates | None:
     """What a GPU of this kind reached in a check on this machine, the newest; None without one."""
-    if not cache_folder(_KIND).is_dir():
-        return None
-    records = [_read(file) for file in sorted(private_cache(_KIND).glob("*.json"))[:_MOST_FILES]]
-    like = [record for record in records if record is not None and card_named(str(record["key"].get("device"))) is card]
-    measured = [(str(record.get("date")), rates) for record in like if (rates := _rates(record)) is not None]
+    measured = [(str(record.get("date")), rates) for record in _like(card) if (rates := _rates(record)) is not None]
     return max(measured, key=lambda item: item[0])[1] if measured else None
+
+
+def _like(card: Card) -> list[dict[str, Any]]:
+    """The records of GPUs of a kind."""
+    if not cache_folder(_KIND).is_dir():
+        return []
+    records = [_read(file) for file in sorted(private_cache(_KIND).glob("*.json"))[:_MOST_FILES]]
+    return [record for record in records if record is not None and card_named(str(record["key"].get("device"))) is card]
 
 
 def _rates(record: Mapping[str, Any]) -> Rates | None:
@@ -105,16 +109,30 @@ def _rates(record: Mapping[str, Any]) -> Rates | None:
         tflops,
         memory,
         Reason(
-            f"{name} の自己検査の速さからの計算です。GPU 間の通信は含みません",
-            f"computed from what the self-check of {name} reached; without what is sent between GPUs",
+            f"{name} の自己検査の速さからの計算です。GPU 間の通信は、ddp と fsdp の勾配と重みだけを含みます",
+            f"computed from what the self-check of {name} reached; of what GPUs send each other only gradients and weights of "
+            "ddp and fsdp",
         ),
     )
 
 
-def is_calibrated(device: torch.device) -> bool:
-    """Whether it was measured what the libraries take of a device's memory."""
+def calibration_of(device: torch.device) -> Reason | None:
+    """By which check it was measured what the libraries take of a device's memory; None without one."""
     record = stored(device)
-    return record is not None and bool(record.get("calibration"))
+    return _calibration(record) if record is not None else None
+
+
+def calibration_like(card: Card) -> Reason | None:
+    """The newest calibration of a GPU of this kind on this machine; None without one."""
+    found = [(str(record.get("date")), how) for record in _like(card) if (how := _calibration(record)) is not None]
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def _calibration(record: Mapping[str, Any]) -> Reason | None:
+    if not record.get("calibration"):
+        return None
+    name, date = record["key"].get("device"), record.get("date")
+    return Reason(f"{name} の自己検査（{date}）", f"self-check of {name} ({date})")
 
 
 def line(record: Mapping[str, Any] | None) -> Reason:
