@@ -30,6 +30,7 @@ from ..models.half_precision import risk_of_fp16, validate_fp16
 from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_targets
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
+from ..models.quantized import warn_of_experts
 from ..models.source import ModelSource
 from ..models.special_tokens import grow_embedding, rows_for, validate_growth, warn_of_unused_turn_ends, with_tokens
 from ..models.tokenizers import ensure_pad
@@ -313,6 +314,8 @@ def _prepared(model: PlannedModel, resume: ResumePoint | None) -> _Prepared:
     request, taken = model.request, model.taken
     config, training = request.config, request.config.training
     tokenizer = _tokenizer(request, taken)
+    if request.bits is not None:
+        warn_of_experts(model.module, request.bits)
     if not request.full:
         validate_origin(config, model.source.name, tokenizer)
     model = _with_rows(model, tokenizer)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Reason
 from .gpus import Card, Gpus
+from .memory import weight_bytes
 
 if TYPE_CHECKING:
     from ..parallel.plan import ParallelPlan
@@ -136,7 +137,8 @@ def sent(shape: ModelShape, work: Workload, parallel: ParallelPlan, number: floa
     gradients = 4 * work.trainable
     if not (parallel.sharded or parallel.zero_stage == 3):
         return part * 2 * gradients
-    weights = shape.parameters * (work.bits / 8 if work.bits is not None else work.compute_bytes)
+    every, linear = shape.parameters, shape.quantizable
+    weights = work.compute_bytes * every if work.full else weight_bytes(work, linear, every - linear)
     return part * number * (2 * weights + gradients)
 
 
