@@ -111,13 +111,16 @@ class Rates:
 def stated_rates(gpus: Gpus) -> Rates:
     """By the table."""
     card = gpus.card
+    ja, en = "", ""
+    if gpus.count > 1:
+        ja = "。GPU 間の通信は、ddp と fsdp の勾配と重みだけを含みます"
+        en = "; of what GPUs send each other only gradients and weights of ddp and fsdp"
     return Rates(
         {kind: RATE * value for kind, value in card.tflops.items()},
         BANDWIDTH * card.bandwidth,
         Reason(
-            f"{gpus} の公称値からの計算で、実測ではありません。GPU 間の通信は、ddp と fsdp の勾配と重みだけを含みます",
-            f"computed from the stated figures of {gpus}, not measured; of what GPUs send each other only gradients and weights "
-            "of ddp and fsdp",
+            f"{gpus} の公称値からの計算で、実測ではありません{ja}",
+            f"computed from the stated figures of {gpus}, not measured{en}",
         ),
         linked(card),
     )
