@@ -162,6 +162,7 @@ def _silence() -> Iterator[None]:
 def _run_in_processes(plan: RunPlan) -> Result:
     """The run in processes that this one starts; its model, loaded from where they saved it."""
     began = time.perf_counter()
+    _warn_of_memory(plan.summary)
     run_processes(plan, _second_step(plan))
     folder = Path(plan.summary.output_dir)
     plan.request.model.model = None  # what was loaded before the run has made room for what it trained
@@ -193,7 +194,8 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
             ):  # else the process that started these has done it
                 _warn_of_leakage(plan)
             check_unknown_gpu(plan.device)
-        _warn_of_memory(plan.summary)
+        if plan.request.resolved_strategy is None:  # else the process that started these knows it better
+            _warn_of_memory(plan.summary)
         _warn_of_few_steps(plan.summary)
         warn_of_idle_ranks(plan.parallel, plan.summary.rows_per_step)
         for line in plan.data.lines:

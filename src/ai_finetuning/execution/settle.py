@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import ConfigError, localized
+from ..errors import ConfigError, Reason, localized
 from ..messages import notice
 from ..planner.cuts import Choice
 from .resolve import RunPlan
@@ -76,7 +76,9 @@ def _validate_fit(plan: RunPlan) -> None:
 
 
 def tell_choice(plan: RunPlan) -> None:
-    """One line with what was chosen for GPUs and the runners-up; nothing where the user has given everything."""
+    """What was chosen for GPUs with the runners-up, and how far these numbers go, in two lines; nothing where the user has
+    given everything.
+    """
     choice = plan.summary.choice
     if choice is None or not choice.decided:
         return
@@ -85,8 +87,11 @@ def tell_choice(plan: RunPlan) -> None:
     if next_best:
         line += localized(f"。次点: {next_best}", f". Runners-up: {next_best}")
     notice(line, line)
-    if plan.summary.calibration is None:
-        notice(
-            "この GPU は較正していないため、空きメモリーの 80% までで計画します（aift gpu self-check で 92% になります）。",
-            "this GPU is not calibrated: the plan fills 80 % of its free memory (92 % after aift gpu self-check).",
-        )
+    known, limit = plan.summary.calibration, f"{choice.chosen.limit / 2**30:.1f} GiB"
+    time = Reason("", "") if choice.source is None else choice.source
+    check = Reason("なし（aift gpu self-check で較正できます）", "none (aift gpu self-check makes one)")
+    notice(
+        f"GPU の較正: {(known or check).ja}、使うのは {limit} まで" + (f"。時間: {time.ja}" if time.ja else ""),
+        f"calibration of the GPU: {(known or check).en}; up to {limit} are filled"
+        + (f". Time: {time.en}" if time.en else ""),
+    )

@@ -242,7 +242,8 @@ class Plan:
         labels = [localized("次点", "runners-up"), *[""] * len(self.choice.others)]
         rows = [(localized("選んだ分け方", "chosen cut"), self.choice.chosen.text())]
         rows += [(label, item.text()) for label, item in zip(labels, self.choice.runners_up(), strict=False)]
-        if self.choice.source is not None:
+        told = None if self.speed is None else self.speed.source  # by the row of the time
+        if self.choice.source not in (None, told):
             rows.append((localized("分け方の時間", "time of the cuts"), str(self.choice.source)))
         none = localized("なし（aift gpu self-check で較正できます）", "none (aift gpu self-check makes one)")
         rows.append((localized("較正", "calibration"), none if self.calibration is None else str(self.calibration)))

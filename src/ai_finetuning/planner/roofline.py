@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Reason
 from .gpus import Card, Gpus
+from .memory import weight_bytes
 
 if TYPE_CHECKING:
     from ..parallel.plan import ParallelPlan
@@ -110,13 +111,16 @@ class Rates:
 def stated_rates(gpus: Gpus) -> Rates:
     """By the table."""
     card = gpus.card
+    ja, en = "", ""
+    if gpus.count > 1:
+        ja = "。GPU 間の通信は、ddp と fsdp の勾配と重みだけを含みます"
+        en = "; of what GPUs send each other only gradients and weights of ddp and fsdp"
     return Rates(
         {kind: RATE * value for kind, value in card.tflops.items()},
         BANDWIDTH * card.bandwidth,
         Reason(
-            f"{gpus} の公称値からの計算で、実測ではありません。GPU 間の通信は、ddp と fsdp の勾配と重みだけを含みます",
-            f"computed from the stated figures of {gpus}, not measured; of what GPUs send each other only gradients and weights "
-            "of ddp and fsdp",
+            f"{gpus} の公称値からの計算で、実測ではありません{ja}",
+            f"computed from the stated figures of {gpus}, not measured{en}",
         ),
         linked(card),
     )
@@ -136,7 +140,8 @@ def sent(shape: ModelShape, work: Workload, parallel: ParallelPlan, number: floa
     gradients = 4 * work.trainable
     if not (parallel.sharded or parallel.zero_stage == 3):
         return part * 2 * gradients
-    weights = shape.parameters * (work.bits / 8 if work.bits is not None else work.compute_bytes)
+    every, linear = shape.parameters, shape.quantizable
+    weights = work.compute_bytes * every if work.full else weight_bytes(work, linear, every - linear)
     return part * number * (2 * weights + gradients)
 
 

@@ -13,7 +13,7 @@ from ..execution.request import request_of
 from ..execution.resolve import RunPlan, resolve
 from ..execution.result import Result
 from ..execution.resume import describe, is_done
-from ..execution.settle import settled, tell_choice
+from ..execution.settle import settled
 from ..models.source import ModelSource
 from ..planner.gpus import Gpus
 
@@ -56,7 +56,6 @@ def plan_training(
     plan = resolve(replace(request, config=without_cache, elsewhere=elsewhere, exact_plan=exact))
     if exact or plan.summary.is_tight:
         plan = settled(plan)
-    tell_choice(plan)
     return try_steps(plan) if pilot else plan
 
 

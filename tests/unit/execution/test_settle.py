@@ -98,7 +98,10 @@ def test_one_line_tells_what_was_chosen(plan_on: Callable[..., RunPlan], logged)
     assert line.startswith("chosen cut: batch ")
     assert "Runners-up: " in line
     assert line.count(" GiB") == 4
-    assert "not calibrated" in logged()
+    (second,) = re.findall(r"calibration of the GPU: .*", logged())
+    assert "none (aift gpu self-check" in second
+    assert "up to 12.8 GiB" in second
+    assert "not measured" in second
     before = logged()
     settle.tell_choice(plan_on(2**34, "training.batch_size=4", "training.gradient_checkpointing=false"))
     assert logged().count("chosen cut") == before.count("chosen cut")

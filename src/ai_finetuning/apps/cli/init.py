@@ -60,8 +60,6 @@ def init(
         "data.eval": 0.1,
         "data.max_length": 512,
         "training.learning_rate": PRACTICE_RATE if model == MODEL else USUAL_RATE,
-        "training.batch_size": 4,
-        "training.gradient_accumulation_steps": 4,
         "training.num_epochs": 3,
         "training.schedule.warmup_ratio": 0.1,
         "training.output_dir": f"outputs/{Path(file).stem}" if file else "outputs/first",

@@ -450,8 +450,8 @@ def _settings(values: dict[str, Any], rows: int, out: str) -> None:
     values["data.max_length"] = 512
     values["training.learning_rate"] = PRACTICE_RATE if values["model.name"] == MODEL else USUAL_RATE
     values["training.schedule.warmup_ratio"] = 0.1
-    values["training.batch_size"] = 4
-    values["training.gradient_accumulation_steps"] = 4 if rows >= _LARGE else 1
+    if rows < _LARGE:  # else 4 x 4, the default, which a plan may cut otherwise on a GPU
+        values["training.batch_size"], values["training.gradient_accumulation_steps"] = 4, 1
     values["training.output_dir"] = out
     values["lora.r"], values["lora.lora_alpha"] = 16, 32
 
