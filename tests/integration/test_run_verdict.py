@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ai_finetuning import DataConfig, FullFinetuningTrainer, JapaneseModel, LoRA
 from ai_finetuning.engine import rng
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import PreemptedError
-from ai_finetuning.evaluation import run_verdict, tasks
+from ai_finetuning.evaluation import tasks
 from ai_finetuning.evaluation.likelihood import score_texts
 
 ASKED = ROWS[:5]
@@ -32,10 +31,8 @@ ON = {"verdict": True}
 
 
 @pytest.fixture(autouse=True)
-def few_passages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six passages of prose instead of 48, and short answers of a model that knows nothing: a run takes seconds."""
-    whole = tasks.prose()
-    monkeypatch.setattr(run_verdict, "prose", lambda: replace(whole, items=whole.items[:6]))
+def short_answers(few_passages: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that knows nothing and does not end them."""
     monkeypatch.setitem(tasks._OWN_NEW_TOKENS, "exact", 8)
     monkeypatch.setenv("AIFT_LANG", "en")
 
