@@ -145,7 +145,7 @@ def measure_within(
             (name for name, parts in waiting.items() if parts), key=lambda key: done[key] / len(by_name[key].items)
         )
         part = waiting[name][0]
-        if not said and all(done[key] > PILOT or not waiting[key] for key in done):
+        if not said and all(done[key] > PILOT or (done[key] and len(waiting[key]) < 2) for key in done):
             say(*_expected(by_name, waiting, done, cost, clock))
             said = True
         if done[name] and clock.now() + cost[name] * len(part) > clock.end:

@@ -83,10 +83,12 @@ def verdict_line(plan: RunPlan) -> Reason | None:
     if why_none(plan) is not None:
         return None
     rows, most = len(plan.data.eval_data), duration(time_limit(plan.summary.seconds or 0.0))
+    texts = Reason("", "")
+    if plan.request.config.training.runtime.report_samples:
+        texts = Reason(f"。問いと答えは {EVAL} に入ります", f"; questions and answers go into {EVAL}")
     return Reason(
-        f"最後に学習前と比べて判定します（評価データ {rows:,} 行と一般の文章、長くて {most}。問いと答えは {EVAL} に入ります）",
-        f"compared with its base at the end ({rows:,} evaluation rows and general prose, {most} at most; questions and "
-        f"answers go into {EVAL})",
+        f"最後に学習前と比べて判定します（評価データ {rows:,} 行と一般の文章、長くて {most}{texts.ja}）",
+        f"compared with its base at the end ({rows:,} evaluation rows and general prose, {most} at most{texts.en})",
     )
 
 
