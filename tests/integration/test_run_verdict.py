@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.support.commands import call, spawn, write_run
+from tests.support.commands import call, write_run
 from tests.support.pages import Page
 from tests.support.runs import ROWS, losses, train_full, train_lora, training, weights_digest
 from transformers import TrainerCallback
@@ -22,7 +22,7 @@ from ai_finetuning import DataConfig, FullFinetuningTrainer, JapaneseModel, LoRA
 from ai_finetuning.engine import rng
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import PreemptedError
-from ai_finetuning.evaluation import run_verdict, tasks
+from ai_finetuning.evaluation import tasks
 from ai_finetuning.evaluation.likelihood import score_texts
 
 ASKED = ROWS[:5]
@@ -32,10 +32,8 @@ ON = {"verdict": True}
 
 
 @pytest.fixture(autouse=True)
-def few_passages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six passages of prose instead of 48, and short answers of a model that knows nothing: a run takes seconds."""
-    whole = tasks.prose()
-    monkeypatch.setattr(run_verdict, "prose", lambda: replace(whole, items=whole.items[:6]))
+def short_answers(few_passages: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that knows nothing and does not end them."""
     monkeypatch.setitem(tasks._OWN_NEW_TOKENS, "exact", 8)
     monkeypatch.setenv("AIFT_LANG", "en")
 
@@ -143,31 +141,49 @@ def test_all_weights_are_measured_before_the_first_step(tiny_model_dir: Path, tm
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param("verdict:kill@6#1", marks=pytest.mark.faults), "verdict:kill@6#3"]
-)  # before the first rows, and behind some
-def test_a_run_that_is_killed_in_its_verdict_has_its_model_and_finishes_it(
-    tiny_model_dir: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+    ("method", "fault"),
+    [
+        ("lora", "verdict:kill@6#3"),
+        ("full", "verdict:kill@6#3"),
+        ("lora", "verdict:int@6#3"),  # Ctrl-C: the run itself is as good as done
+        pytest.param("lora", "verdict:kill@6#1", marks=pytest.mark.faults),  # before the first rows
+    ],
+)
+def test_a_run_that_is_stopped_in_its_verdict_has_its_model_and_finishes_it(
+    tiny_model_dir: Path, tmp_path: Path, method: str, fault: str
 ):
-    monkeypatch.undo()  # a process of its own measures all passages
-    config = str(write_run(tmp_path, tiny_model_dir, num_epochs=1, evaluation={"verdict": True}))
     folder = tmp_path / "out"
-    code, output = spawn("train", config, fault=fault)
-    assert code == -signal.SIGKILL, output
+
+    def train(resume: str | None) -> None:
+        run = {"lora": train_lora, "full": train_full}[method]
+        run(tiny_model_dir, folder, evaluate=ASKED, evaluation=ON, num_epochs=1, resume=resume)
+
+    child = os.fork()
+    if child == 0:
+        os.environ["AIFT_FAULT"] = fault
+        with contextlib.suppress(BaseException):
+            train(None)
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if "kill" in fault else 0)
     content = run_json(folder)
     assert content["status"] == "completed"
     assert content["verdict"] == {"result": None, "pending": True, "step": 6}
     saved, measured = weights_digest(folder), rows_of(folder) if "#3" in fault else []
-    assert call("resume", str(folder)) == 0
+    assert bool(measured) == ("#3" in fault)
+    train("auto")
     assert weights_digest(folder) == saved
     assert rows_of(folder)[: len(measured)] == measured
-    assert bool(measured) == ("#3" in fault)
+    assert len(rows_of(folder)) == 22
     verdict = run_json(folder)["verdict"]
     assert verdict["result"] in ("adopt", "hold", "reject")
     assert "pending" not in verdict
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert call("resume", str(folder)) == 0  # nothing is left to do
+    card, page = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "report.html"))
+    train("auto")  # nothing is left to do
     assert (folder / "README.md").read_text(encoding="utf-8") == card
     assert card.count("## 判定\n") == card.count("## Verdict\n") == 1
+    assert page.count(verdict["why"]["en"]) == 1
     assert sum("verdict" in row for row in read_metrics(folder / "metrics.jsonl")) == 1
 
 

@@ -296,7 +296,7 @@ def test_a_run_writes_no_row(
     fault: str, tiny: str, cache: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
 ):
     """Good rows, twice the same ones, and bad ones that are left out; an evaluation, a report, a card, TensorBoard. Only
-    the sample answers of report.html show evaluation rows, unless they are switched off.
+    the sample answers of report.html and the items of the verdict show evaluation rows, unless they are switched off.
     """
     monkeypatch.setenv("AIFT_FAULT", fault)
     rows = [json.dumps(good(number % 4), ensure_ascii=False) for number in range(8)]
@@ -313,7 +313,8 @@ def test_a_run_writes_no_row(
     assert_shown_briefly(said)
     assert list(cache.rglob("*.npz"))
     for folder in (tmp_path / "out", cache):
-        assert set(files_that_hold(folder, pieces(PIECE))) <= {str(tmp_path / "out" / "report.html")}
+        allowed = {str(tmp_path / "out" / name) for name in ("report.html", "eval.jsonl")}
+        assert set(files_that_hold(folder, pieces(PIECE))) <= allowed
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8") if not fault else ""
     shown = "".join(re.findall(r'<dl class="sample">.*?</dl>', page, re.DOTALL))
     assert bool(shown) == (not fault)

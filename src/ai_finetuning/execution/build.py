@@ -63,7 +63,7 @@ class Built:
         path: how a step computes documents without padding; None for padded rows.
         save_dtype: of a full model on disk.
         derived: the plan's, with what the built model has added to it.
-        slot: what collects other predictions than those of an evaluation, in a run of several processes that has some.
+        slot: what collects other predictions than those of an evaluation, of a model whose parts lie in several processes.
     """
 
     run: Run
@@ -97,7 +97,7 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
         path, positions = _documents(plan, model)  # tried on the device, although the model is not cut yet
     evaluation = _evaluation(plan) if plan.data.eval_data else None
     predictions: Collects | None = evaluation.predictions if evaluation is not None else None
-    slot = PredictionSlot(evaluation.predictions) if evaluation is not None and plan.parallel.processes > 1 else None
+    slot = PredictionSlot(evaluation.predictions) if evaluation is not None and plan.parallel.in_parts else None
     loss = loss_of(model, path, slot or predictions, positions=positions)
     if phases is not None:
         mark_phases(phases, model)

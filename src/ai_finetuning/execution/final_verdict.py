@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from ..config.run_folder import EVAL, METRICS, REPORT
 from ..data.tokenize import Example
 from ..engine.hooks import SignalFlags
+from ..engine.loop import last_checkpoint
 from ..engine.metrics import MetricsFile, bits_per_character, read_metrics
 from ..errors import ConfigError, Reason
 from ..evaluation.before_after import Loaded, Side, in_single_precision
@@ -49,6 +51,7 @@ from ..inference.session import OpenModel
 from ..messages import argument, described, notice, warn
 from ..models.adapters import without_adapter
 from ..models.parts import positions_of, unwrapped
+from ..parallel.processes import launched
 from ..planner.speed import duration
 from ..system.files import write_in_place
 from .build import Built
@@ -57,6 +60,8 @@ from .reporting import few_steps_unless_better
 from .resolve import RunPlan
 
 _CARD = "README.md"
+# Seconds for which other processes may wait for the main one; they give up after half an hour.
+MOST_WAITED = 600.0
 
 
 def why_none(plan: RunPlan) -> Reason | None:
@@ -78,10 +83,12 @@ def verdict_line(plan: RunPlan) -> Reason | None:
     if why_none(plan) is not None:
         return None
     rows, most = len(plan.data.eval_data), duration(time_limit(plan.summary.seconds or 0.0))
+    texts = Reason("", "")
+    if plan.request.config.training.runtime.report_samples:
+        texts = Reason(f"。問いと答えは {EVAL} に入ります", f"; questions and answers go into {EVAL}")
     return Reason(
-        f"最後に学習前と比べて判定します（評価データ {rows:,} 行と一般の文章、長くて {most}。問いと答えは {EVAL} に入ります）",
-        f"compared with its base at the end ({rows:,} evaluation rows and general prose, {most} at most; questions and "
-        f"answers go into {EVAL})",
+        f"最後に学習前と比べて判定します（評価データ {rows:,} 行と一般の文章、長くて {most}{texts.ja}）",
+        f"compared with its base at the end ({rows:,} evaluation rows and general prose, {most} at most{texts.en})",
     )
 
 
@@ -102,16 +109,29 @@ class RunVerdict:
         self.why_none = why_none(plan)
         self.improved = False
         self._plan, self._folder, self._full = plan, folder, plan.request.full
-        self._spread = plan.parallel.processes > 1
-        self._tasks: Tasks = ()
+        self._in_parts = plan.parallel.in_parts
+        self._several = plan.parallel.processes > 1 or self._in_parts
+        self._config = config
         self._positions = positions_of(config)
         self._seconds = 0.0
         before = folder.run().get("verdict")
         self._step = before.get("step") if isinstance(before, Mapping) else None
-        if self.why_none is None:
-            rows: Sequence[Example] = plan.data.eval_data
-            system = plan.request.config.data.system_prompt or plan.data.report.system
-            self._tasks, _ = run_tasks(rows, plan.tokenizer, config, system)
+
+    @cached_property
+    def _tasks(self) -> Tasks:
+        """What is asked; of a run of several processes also what is not measured."""
+        rows: Sequence[Example] = self._plan.data.eval_data
+        system = self._plan.request.config.data.system_prompt or self._plan.data.report.system
+        return run_tasks(rows, self._plan.tokenizer, self._config, system)[0]
+
+    @property
+    def _measured(self) -> Tasks:
+        """The tasks that this run can be asked."""
+        return tuple(task for task in self._tasks if not self._several or task.kind == "prose")
+
+    def _limit(self, seconds: float) -> float:
+        """Most seconds; other processes wait for this one, and not for ever."""
+        return min(time_limit(seconds), MOST_WAITED) if self._several else time_limit(seconds)
 
     @property
     def pending(self) -> dict[str, Any]:
@@ -139,22 +159,27 @@ class RunVerdict:
         """Scores the base of a run that changes all weights, before its first step; every process has to call it."""
         if self.why_none is not None or not self._full or built.run.state.step > 0:
             return
-        limit = time_limit(self._plan.summary.seconds or 0.0) / 2
-        if self._spread:
+        limit = self._limit(self._plan.summary.seconds or 0.0) / 2
+        if self._in_parts:
             self._score_spread(built, limit)
+        if self._in_parts or not launched().is_main:
             return
         notice("判定のため、学習前のモデルを測ります。", "measuring the model before training, for the verdict.")
         try:
             with contextlib.nullcontext() if built.path is None else built.path.paused():
-                self._measure(built.model, self._sides()[:1], self._tasks, self._open(), Clock.of(limit))
+                self._measure(built.model, self._sides()[:1], self._measured, self._open(), Clock.of(limit))
         except Exception as error:  # whatever a model's own code raises: no reason to lose a run
             self._fail(error)
 
     def after_steps(self, built: Built) -> None:
-        """Scores a model of several processes by its strategy, before it is taken apart; every process has to call it."""
-        if self.why_none is not None or not self._spread:
+        """Scores a model whose parts lie in several processes by its strategy; every process has to call it.
+
+        Its last checkpoint, from which it is saved, is taken before.
+        """
+        if self.why_none is not None or not self._in_parts:
             return
         run = built.run
+        last_checkpoint(run)
         if self._plan.request.config.training.checkpoint.load_best and run.state.best_step not in (
             None,
             run.state.step,
@@ -164,11 +189,16 @@ class RunVerdict:
                 "several processes can only measure the last weights, and the best ones are saved.",
             )
             return
-        self._score_spread(built, time_limit(run_seconds(self._folder.path)))
+        self._score_spread(built, self._limit(run_seconds(self._folder.path)))
 
     def _score_spread(self, built: Built, limit: float) -> None:
         """Likelihoods of the sides that are there now, on all processes; the main one keeps them."""
         began, strategy = time.monotonic(), built.run.strategy
+        try:
+            assert self._tasks
+        except Exception as error:  # the same in every process
+            self._fail(error)
+            return
         after, results = built.run.state.step > 0, Results(None)
         if strategy.is_main:
             with self._alone():
@@ -176,7 +206,7 @@ class RunVerdict:
                 if after:
                     results.forget("after")
         sides = [side for side in self._sides() if (side.key == "after") == after or not self._full]
-        tasks = [task for task in self._tasks if task.kind == "prose"]
+        tasks = list(self._measured)
         if self._full and after:
             names = strategy.gather(
                 [item.name for task in measured_on(["before"], tuple(tasks), results) for item in task.items]
@@ -249,13 +279,13 @@ class RunVerdict:
 
     def _finish(self, model: Any, step: int, seconds: float) -> None:
         began, results, sides = time.monotonic(), self._open(), self._sides()
-        if not self._spread and step != self._step and results.of("after", "prose"):
+        if not self._in_parts and step != self._step and results.of("after", "prose"):
             results.forget("after")
-        tasks = measured_on(["before"], self._tasks, results) if self._full else self._tasks
-        if not self._spread and tasks:
+        tasks = measured_on(["before"], self._measured, results) if self._full else self._measured
+        if not self._in_parts and tasks:
             with SignalFlags() as signals:
                 stops = self._stops(step, signals)
-                clock = Clock.of(time_limit(seconds) / (2 if self._full else 1), stops=stops)
+                clock = Clock.of(self._limit(seconds) / (2 if self._full else 1), stops=stops)
                 self._measure(model, sides, tasks, results, clock)
             if signals.stop is not None:
                 command = f"aift resume {argument(self._folder.path)}"
@@ -264,7 +294,7 @@ class RunVerdict:
                     f"the model is saved, and its verdict was stopped; to finish it: {command}",
                 )
                 return
-        measured = measured_on(["before", "after"], self._tasks, results)
+        measured = measured_on(["before", "after"], self._measured, results)
         if not measured:
             self.why_none = Reason(
                 "学習前の採点がないため、比べられません（学習の途中から評価データか判定を加えました）。",
@@ -292,7 +322,7 @@ class RunVerdict:
                 counts.get(task.name, 0),
                 len(task.items),
             )
-            why = why_no_answers(self._plan.parallel.strategy) if self._spread and task.kind != "prose" else None
+            why = why_no_answers(self._plan.parallel.strategy) if task not in self._measured else None
             if why is not None:
                 left.append(Reason(f"{title}: {why.ja}", f"{title}: {why.en}"))
             elif count < whole:
