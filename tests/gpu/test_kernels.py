@@ -55,6 +55,23 @@ def test_attention_and_its_gradients_are_those_of_each_document_alone(name: str,
     assert max(apart(one, other) for one, other in zip(mine, theirs, strict=True)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_flex_attention_in_fp32_fits_this_gpu(width: int):
+    """Its blocks are chosen by what a kernel takes on GPUs that were not there."""
+    capability = torch.cuda.get_device_capability()
+    if FLEX not in implementations_for(GPU) or (capability < (8, 0) and width > 128):
+        pytest.skip("the loop over documents is taken here")
+    lengths, generator = (1, 7, 130, 500), torch.Generator().manual_seed(0)
+    wide = [torch.randn(1, heads, sum(lengths), width, generator=generator).requires_grad_() for heads in (4, 2, 2)]
+    leaves = [x.detach().to(GPU).requires_grad_() for x in wide]
+    got, _ = IMPLEMENTATIONS[FLEX](None, *leaves, None, seq_lens=lengths)
+    expected = alone(*wide, lengths, scale=width**-0.5, window=None, cap=None)
+    seed = torch.randn(expected.shape, generator=generator)
+    mine, theirs = torch.autograd.grad(got, leaves, seed.to(GPU)), torch.autograd.grad(expected, wide, seed)
+    pairs = [(got.detach(), expected.detach()), *zip(mine, theirs, strict=True)]
+    assert max(apart(one, other) for one, other in pairs) < 2e-3
+
+
 def test_a_document_does_not_see_its_neighbour():
     """Bit by bit, in whichever kernel this GPU takes first."""
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
