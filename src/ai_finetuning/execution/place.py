@@ -12,9 +12,9 @@ from ..parallel.processes import launched
 from ..parallel.strategies.device_map import capacities
 from ..planner.gpus import CALIBRATED, UNCALIBRATED, Card, Gpus, card_named
 from ..planner.roofline import Rates, linked, stated_rates
-from ..system.gpu import free_memory_bytes, get_available_device, sixteen_bit
+from ..system.gpu import free_memory_bytes, get_available_device, own_gpu, sixteen_bit
 from .self_check.facts import key_of
-from .self_check.record import calibration_like, calibration_of, rates_like, rates_of
+from .self_check.record import calibration_like, calibration_of, libraries_like, libraries_of, rates_like, rates_of
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,21 @@ class Place:
         if self.elsewhere is not None:
             return calibration_like(self.elsewhere.card)
         return calibration_of(self.device) if self.device.type == "cuda" else None
+
+    def libraries(self, communicators: int) -> int:
+        """Bytes that libraries will take of such a GPU beside tensors, where a self-check has measured them; else 0, which the
+        smaller share() stands for.
+
+        Args:
+            communicators: of NCCL that a process makes.
+        """
+        if self.device.type != "cuda":
+            return 0
+        taken = libraries_of(self.device) if self.elsewhere is None else libraries_like(self.elsewhere.card)
+        if self.elsewhere is None and own_gpu() is not None:  # then what is free knows the context
+            taken.pop("context_bytes", None)
+        each = taken.pop("communicator_bytes", 0)
+        return sum(taken.values()) + communicators * each
 
     def comfortable(self, free: int) -> int:
         """Above which gradient checkpointing is worth its time; on a CPU other programs want memory too."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, cast
@@ -55,7 +55,8 @@ def with_timeline(plan: RunPlan) -> RunPlan:
     if not told:
         return plan
     timeline = max(told, key=lambda timeline: timeline.peak)
-    return replace(plan, summary=replace(plan.summary, timeline=timeline))
+    libraries = place_for(plan.device, plan.request.elsewhere).libraries(plan.parallel.communicators)
+    return replace(plan, summary=replace(plan.summary, timeline=timeline, libraries_bytes=libraries))
 
 
 def _held_by_others(plan: RunPlan) -> str | None:
@@ -108,6 +109,7 @@ def _with_devices(plan: RunPlan) -> RunPlan:
         plan.summary,
         timeline=fullest,
         simulated_devices=each,
+        libraries_bytes=place.libraries(0),
         free_memory_bytes=free,
         limit_bytes=place.usable(free),
     )
@@ -337,20 +339,31 @@ class MeasuredStep(Callback):
         return [*held_tensors(self._run.model), *(value for value in states if isinstance(value, torch.Tensor))]
 
 
-def compared(timeline: Timeline, real: dict[str, int]) -> tuple[str, list[str]]:
-    """`forward 1.20 / 1.21 GiB (-0.5 %), ...` of planned and real bytes, and the phases that are apart.
-
-    Clipping counts with the backward pass, as a run does not tell them apart.
+def _both(timeline: Timeline, real: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """(planned, real) bytes of each phase that both have; clipping counts with the backward pass, as a run does not tell
+    them apart.
     """
-    planned = dict(timeline.phases)
-    for held in (planned, real):
-        held["backward"] = max(held.get("backward", 0), held.pop("clip", 0))
-    parts, apart = [], []
-    for phase in PHASES:
-        if phase == "load" or not planned.get(phase) or not real.get(phase):
-            continue
-        off = planned[phase] / real[phase] - 1
-        parts.append(f"{phase} {size_text(planned[phase])} / {size_text(real[phase])} ({off:+.1%})")
-        if abs(off) > _TOLERANCE:
-            apart.append(phase)
-    return ", ".join(parts), apart
+    held = [dict(timeline.phases), dict(real)]
+    for phases in held:
+        phases["backward"] = max(phases.get("backward", 0), phases.pop("clip", 0))
+    planned, measured = held
+    return {
+        phase: (planned[phase], measured[phase])
+        for phase in PHASES
+        if phase != "load" and planned.get(phase) and measured.get(phase)
+    }
+
+
+def deviations(timeline: Timeline, real: Mapping[str, int]) -> dict[str, float]:
+    """How far planned bytes are from the real ones, by phase: 0.1 is 10 % too high."""
+    return {phase: planned / held - 1 for phase, (planned, held) in _both(timeline, real).items()}
+
+
+def compared(timeline: Timeline, real: Mapping[str, int]) -> tuple[str, list[str]]:
+    """`forward 1.20 / 1.21 GiB (-0.5 %), ...` of planned and real bytes, and the phases that are apart."""
+    off = deviations(timeline, real)
+    parts = [
+        f"{phase} {size_text(planned)} / {size_text(held)} ({off[phase]:+.1%})"
+        for phase, (planned, held) in _both(timeline, real).items()
+    ]
+    return ", ".join(parts), [phase for phase, value in off.items() if abs(value) > _TOLERANCE]

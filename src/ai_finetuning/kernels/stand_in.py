@@ -79,3 +79,20 @@ class FusedAttention(Function):
         gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         del delta
         return gradients
+
+
+def grouped_product(left: Tensor, right: Tensor, offs: Tensor | None = None, *_: Any) -> Tensor:
+    """What `torch.nn.functional.grouped_mm` allocates, of any dtype: rows are padded to 16 bytes, as in torch 2.10 to 2.13.
+
+    torch's own implementation without data takes bf16 alone; its kernels take fp32 and fp16 too.
+
+    Args:
+        left: [rows, k] or [groups, rows, k].
+        right: [groups, k, columns], or [k, columns] of all groups one after the other.
+        offs: where the groups end, [groups]; needed where one of the two has them one after the other.
+    """
+    size = [left.shape[-2], right.shape[-1]]
+    if left.dim() == right.dim():  # of gradients of weights, or of groups alike
+        size = [left.shape[0] if offs is None else offs.shape[0], *size]
+    columns = -(-size[-1] * left.element_size() // 16) * 16 // left.element_size()
+    return left.new_empty([*size[:-1], columns])[..., : size[-1]]

@@ -38,6 +38,11 @@ class ParallelPlan:
         return self.sizes.pp * self.sizes.dp * self.sizes.tp
 
     @property
+    def communicators(self) -> int:
+        """Groups over which a process sends tensors of GPUs: all processes, and those of each dimension that has several."""
+        return 0 if self.processes == 1 else 1 + sum(size > 1 for size in (self.sizes.pp, self.sizes.dp, self.sizes.tp))
+
+    @property
     def in_parts(self) -> bool:
         """Whether the weights lie in several processes, none of which holds the model as it was loaded."""
         return self.sharded or self.sizes.pp > 1 or self.sizes.tp > 1 or self.zero_stage is not None

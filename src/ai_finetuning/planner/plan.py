@@ -31,6 +31,7 @@ class Plan:
         limit_bytes: what the plan may fill of it; None for all of it.
         devices: the arithmetic for each GPU, where they hold different parts.
         timeline: the simulated bytes of a step; None where the formula suffices.
+        libraries_bytes: that libraries take of a GPU beside tensors, where a self-check has measured it.
         simulated_devices: what each device of a map takes, where it was simulated.
         choice: what was chosen for GPUs, and the runners-up; None on a CPU.
         calibration: by which self-check it is known what libraries take of such a GPU; None where it is not.
@@ -96,6 +97,7 @@ class Plan:
     devices: Reason | None = None
     timeline: Timeline | None = None
     simulated_devices: str | None = None
+    libraries_bytes: int = 0
     choice: Choice | None = None
     calibration: Reason | None = None
 
@@ -167,8 +169,8 @@ class Plan:
         """What the run needs: simulated where it was, else by the formula."""
         if self.timeline is None:
             return self.memory.total
-        if self.on_gpu:  # whose context is not free any more
-            return self.timeline.reserved
+        if self.on_gpu:
+            return self.timeline.reserved + self.libraries_bytes
         return self.timeline.peak + self.memory.base
 
     @property
@@ -221,6 +223,9 @@ class Plan:
             reserved = size_text(told.reserved)
             if self.calibration is not None:
                 held += localized(f"（確保 {reserved}、自己検査で較正済み）", f" ({reserved} reserved; calibrated)")
+                if self.libraries_bytes:
+                    beside = size_text(self.libraries_bytes)
+                    held += localized(f" + ライブラリー {beside}", f" + {beside} of libraries")
             else:
                 held += localized(f"（確保 {reserved}、較正なし）", f" ({reserved} reserved; not calibrated)")
         rows.append((of + localized(f"（シミュレーション、{how}）", f" (simulated, {how})"), held))

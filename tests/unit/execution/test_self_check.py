@@ -28,7 +28,10 @@ from ai_finetuning.execution.self_check import (
 )
 from ai_finetuning.execution.self_check.results import Check, Measured, NotHere, run
 from ai_finetuning.kernels import attention
+from ai_finetuning.parallel.collectives.mesh import Sizes
+from ai_finetuning.parallel.plan import ParallelPlan
 from ai_finetuning.planner.gpus import parse_gpus
+from ai_finetuning.planner.phases import Timeline
 from ai_finetuning.system import folders
 
 CPU = torch.device("cpu")
@@ -210,12 +213,45 @@ def test_a_step_is_measured_against_what_the_device_can(monkeypatch: pytest.Monk
     )
 
 
-def test_memory_is_named_as_not_checked_without_a_gpu():
-    for check in predicted.checks(CPU):
-        result = run(check)
-        assert result.status == "not run"
-        assert result.note is not None
+def test_a_simulated_step_is_compared_with_a_real_one_phase_by_phase():
+    """On a CPU by the bytes of tensors; what only GPUs tell is named."""
+    check = predicted.checks(CPU)[1]
+    result = run(check)
+    assert (result.status, result.limit) == ("passed", 0.02)
+    assert result.note is not None
+    assert all(f"{phase} " in result.note.en for phase in ("forward", "loss", "backward", "optimizer"))
     assert predicted.calibrate(CPU) == {}
+    with pytest.raises(NotHere, match="not two GPUs"):
+        predicted.calibrate_communicator(CPU)
+
+
+def test_a_phase_or_a_reservation_that_is_off_fails():
+    told = Timeline({"load": 1, "forward": 100, "backward": 200}, reserved=300)
+    real = {"load": 9, "forward": 99, "backward": 199}
+    for reserved, limit, passed in ((None, 0.02, True), (290, 0.05, True), (280, 0.05, False)):
+        measured = predicted.judged(told, real, reserved, limit)
+        assert (measured.value <= measured.limit) is passed
+    assert predicted.judged(told, real | {"backward": 150}, None, 0.05).value > 0.3
+
+
+def test_a_plan_adds_what_libraries_were_measured_to_take(monkeypatch: pytest.MonkeyPatch):
+    """Context, workspace and compiled kernels once, NCCL for each communicator; kept by a check of one GPU."""
+    key = {"device": "NVIDIA GeForce RTX 4090", "driver": "1.0", "torch": torch.__version__}
+    monkeypatch.setattr(record, "key_of", lambda device: key)
+    here, elsewhere = Place(torch.device("cuda", 0)), Place(torch.device("cuda"), parse_gpus("4090x2"))
+    assert here.libraries(3) == elsewhere.libraries(3) == 0
+    made = record.make(torch.device("cuda", 0), "all", {}, [])
+    taken = {"context_bytes": 1000, "workspace_bytes": 200, "compiled_bytes": 30, "communicator_bytes": 4}
+    record.store(made | {"calibration": taken})
+    record.store(made | {"calibration": {"context_bytes": 1000, "workspace_bytes": 200, "compiled_bytes": 30}})
+    assert here.libraries(0) == elsewhere.libraries(0) == 1230
+    assert here.libraries(3) == elsewhere.libraries(3) == 1242
+    assert Place(torch.device("cuda"), parse_gpus("a100-80")).libraries(1) == 0
+    assert Place(CPU).libraries(3) == 0
+    assert ParallelPlan().communicators == 0
+    assert ParallelPlan("ddp", Sizes(dp=2)).communicators == 2
+    record.store(made | {"calibration": {"context_bytes": "a", "communicator_bytes": -1}})
+    assert here.libraries(3) == 230
 
 
 def test_a_run_of_a_family_follows_the_reference_and_a_wrong_one_does_not(tmp_path: Path):

@@ -42,6 +42,10 @@ def check(device: torch.device, part: str, report: Callable[[Result], None]) -> 
         more["speed"] = speed.measure(device)
         return Measured(0.0, 0.0)
 
+    def communicator() -> Measured:
+        calibration.update(predicted.calibrate_communicator(device))
+        return Measured(0.0, 0.0)
+
     if part != "quick":
         with tempfile.TemporaryDirectory(prefix="aift-self-check-") as folder:
             bench = steps.Bench(Path(folder), device)
@@ -50,6 +54,7 @@ def check(device: torch.device, part: str, report: Callable[[Result], None]) -> 
             note([Check("speed", measure, may_refuse=True)])  # memory may not suffice for a model of 10^9 parameters
             if part == "all":
                 note([*several.checks(bench), *several.copy_checks(device, more)])
+                note([Check("memory/communicator", communicator)])
     made = record.make(device, part, known, results) | more | ({"calibration": calibration} if calibration else {})
     record.store(made)
     return made

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from ...engine.loss import make_document_loss
-from ...engine.optimizer import build_optimizer
-from ...engine.precision import precision_for
+from ...engine.optimizer import NamedParameters, build_optimizer
+from ...engine.precision import Precision, precision_for
 from ...models.adapters import add_lora, without_input_casts
 from ...models.documents import select_forward_path
 from ...models.lora_forward import lighten
 from ...parallel.batch import Batch
 from ...parallel.strategies.single import SingleDevice
 from ...planner.memory import Workload
+from ...planner.phases import Phases, mark_phases, marked
 from ...planner.shape import ModelShape, shape_of
 from ...system.gpu import sixteen_bit
 from .results import NotHere
@@ -53,27 +54,23 @@ class Step:
         shape, work: as the planner sees it.
         precision: that it computes in.
         tokens: that go through the model.
+        model, optimizer: its own.
     """
 
     take: Callable[[], None]
     shape: ModelShape
     work: Workload
-    precision: str
+    precision: Precision
     tokens: int
+    model: Any
+    optimizer: torch.optim.Optimizer
     _held: list[Any] = field(default_factory=list)
 
 
-def make_step(sizes: Sizes, device: torch.device, *, full: bool) -> Step:
-    """LoRA of rank 16 on every linear layer without dropout, or full fine-tuning, in the device's mixed precision, without
-    checkpointing.
-
-    Raises:
-        NotHere: the device takes no rows without padding.
-    """
+def random_llama(sizes: Sizes, dtype: torch.dtype) -> Any:
+    """A Llama of random weights on the default device."""
     import transformers
 
-    precision = precision_for("auto", fp16=True, device=device, best=sixteen_bit(device))
-    compute = precision.autocast or torch.float32
     config = transformers.LlamaConfig(
         hidden_size=sizes.hidden,
         intermediate_size=sizes.intermediate,
@@ -84,10 +81,30 @@ def make_step(sizes: Sizes, device: torch.device, *, full: bool) -> Step:
         max_position_embeddings=max(2048, sizes.tokens),
         tie_word_embeddings=True,
     )
+    build: Any = transformers.AutoModelForCausalLM.from_config  # untyped
+    return build(config, dtype=dtype)
+
+
+def optimizer_for(named: NamedParameters, _: Any = None) -> torch.optim.Optimizer:
+    """AdamW over the weights that train."""
+    return build_optimizer([(name, weight) for name, weight in named if weight.requires_grad], learning_rate=1e-5)
+
+
+def make_step(sizes: Sizes, device: torch.device, *, full: bool, phases: Phases | None = None) -> Step:
+    """LoRA of rank 16 on every linear layer without dropout, or full fine-tuning, in the device's mixed precision, without
+    checkpointing.
+
+    Args:
+        phases: is told of the phases of the step.
+
+    Raises:
+        NotHere: the device takes no rows without padding.
+    """
+    precision = precision_for("auto", fp16=True, device=device, best=sixteen_bit(device))
+    compute = precision.autocast or torch.float32
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
-        build: Any = transformers.AutoModelForCausalLM.from_config  # untyped
-        model = build(config, dtype=torch.float32 if full else compute)
+        model = random_llama(sizes, torch.float32 if full else compute)
         inner, shape = model, shape_of(model)
         if not full:
             model = add_lora(model, r=16, alpha=32)
@@ -99,17 +116,27 @@ def make_step(sizes: Sizes, device: torch.device, *, full: bool) -> Step:
     if path is None:
         raise NotHere(f"パディングのない計算を使えません（{reason}）", f"no step without padding here ({reason})")
     strategy = SingleDevice(device, autocast=precision.autocast, scaler=precision.scaler)
-    strategy.prepare(model, make_document_loss(path))
-    trained = [(name, weight) for name, weight in strategy.named_parameters(model) if weight.requires_grad]
-    optimizer = build_optimizer(trained, learning_rate=1e-5)
+    loss = make_document_loss(path)
+    if phases is not None:
+        mark_phases(phases, model)
+        loss = marked(phases, loss)
+    strategy.prepare(model, loss)
+    optimizer = optimizer_for(strategy.named_parameters(model))
+    if phases is not None:
+        optimizer.register_step_pre_hook(lambda *_: phases.at("optimizer"))
     strategy.attach(optimizer)
     path.watch(optimizer)
-    group = [_batch(sizes)]
+    group = [batch_of(sizes)]
     labels = float(sum(batch.num_label_tokens for batch in group))
 
     def take() -> None:
-        strategy.update(strategy.forward_backward(group, labels), 1.0)
+        lost = strategy.forward_backward(group, labels)
+        if phases is not None:
+            phases.at("clip")
+        strategy.update(lost, 1.0)
         optimizer.zero_grad(set_to_none=True)
+        if phases is not None:
+            phases.at("load")
 
     tokens = sizes.documents * sizes.tokens
     work = Workload(
@@ -120,10 +147,10 @@ def make_step(sizes: Sizes, device: torch.device, *, full: bool) -> Step:
         compute_bytes=compute.itemsize,
         full=full,
     )
-    return Step(take, shape, work, precision.name, tokens, [model, strategy, path])
+    return Step(take, shape, work, precision, tokens, model, optimizer, [strategy, path])
 
 
-def _batch(sizes: Sizes) -> Batch:
+def batch_of(sizes: Sizes) -> Batch:
     """Documents of random tokens, each of which takes loss."""
     import numpy as np
 

@@ -50,6 +50,8 @@ def store(record: Mapping[str, Any]) -> None:
     """
     former = stored_for(record["key"]) or {}
     whole = {name: former[name] for name in _MEASURED if name in former} | dict(record)
+    if isinstance(former.get("calibration"), dict) and isinstance(record.get("calibration"), dict):
+        whole["calibration"] = former["calibration"] | record["calibration"]  # only several GPUs tell of communicators
     with contextlib.suppress(OSError):
         write_in_place(private_cache(_KIND) / _name(record["key"]), text_of(whole).encode("utf-8"))
 
@@ -126,6 +128,27 @@ def calibration_like(card: Card) -> Reason | None:
     """The newest calibration of a GPU of this kind on this machine; None without one."""
     found = [(str(record.get("date")), how) for record in _like(card) if (how := _calibration(record)) is not None]
     return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def libraries_of(device: torch.device) -> dict[str, int]:
+    """Bytes that libraries take of a device beside tensors, as its check has measured them: `context_bytes`,
+    `workspace_bytes`, `compiled_bytes`, and `communicator_bytes` for each communicator of NCCL; empty without a check.
+    """
+    record = stored(device)
+    return {} if record is None else _libraries(record)
+
+
+def libraries_like(card: Card) -> dict[str, int]:
+    """The same of the newest calibration of a GPU of this kind on this machine."""
+    found = [(str(record.get("date")), taken) for record in _like(card) if (taken := _libraries(record))]
+    return max(found, key=lambda item: item[0])[1] if found else {}
+
+
+def _libraries(record: Mapping[str, Any]) -> dict[str, int]:
+    kept = record.get("calibration")
+    if not isinstance(kept, dict):
+        return {}
+    return {name: value for name, value in kept.items() if isinstance(value, int) and 0 <= value < 2**40}
 
 
 def _calibration(record: Mapping[str, Any]) -> Reason | None:

@@ -114,15 +114,15 @@ def training(device: torch.device, measured: dict[str, float]) -> dict[str, Any]
     step = make_step(BILLION if device.type == "cuda" else TINY, device, full=False)
     seconds = seconds_of(step.take, device, warm=_WARM, times=_STEPS if device.type == "cuda" else 3)
     reached = useful_operations(step.shape, step) / seconds / 1e12
-    best = measured.get({"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[step.precision])
+    best = measured.get({"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[step.precision.name])
     card = card_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return {
         "parameters": step.shape.parameters,
-        "precision": step.precision,
+        "precision": step.precision.name,
         "tokens": step.tokens,
         "seconds": seconds,
         "tokens_per_second": step.tokens / seconds,
-        "mfu_of_table": None if card is None else reached / card.tflops[step.precision],
+        "mfu_of_table": None if card is None else reached / card.tflops[step.precision.name],
         "mfu_of_measured": None if best is None else reached / best,
     }
 
