@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.commands import call
 from tests.support.disks import mounted
 from tests.support.models import build_tokenizer, save_tiny_model
 from tests.support.runs import train_lora
@@ -211,7 +212,7 @@ def test_nothing_quantized_is_an_error(tmp_path: Path):
 def test_refusals_come_before_anything_is_written(tiny_model_dir: Path, tmp_path: Path):
     optimizer = QuantizationOptimizer(str(tiny_model_dir))
     out = tmp_path / "q"
-    for call, word in (
+    for ask, word in (
         (lambda: optimizer.quantize_to_8bit(str(out), llm_int8_has_fp16_weight=True), "llm_int8_has_fp16_weight"),
         (lambda: optimizer.quantize_to_8bit(str(out), llm_int8_threshold=-1.0), "llm_int8_threshold"),
         (
@@ -224,7 +225,7 @@ def test_refusals_come_before_anything_is_written(tiny_model_dir: Path, tmp_path
         (lambda: optimizer.quantize(out, bits=8, compute_dtype="int4"), "dtype is 'int4'"),
     ):
         with pytest.raises((ConfigError, ModelError), match=word):
-            call()
+            ask()
     assert not list(tmp_path.iterdir())
     out.mkdir()
     (out / "mine.txt").write_text("大事", encoding="utf-8")
@@ -369,3 +370,31 @@ def test_a_qlora_adapter_merges_into_the_16_bit_base(tiny_model_dir: Path, tmp_p
     report = merge_adapter(str(tmp_path / "q"), str(tmp_path / "merged"))
     assert report.top1 >= 0.9
     assert quantized_bits(load_causal_lm(str(tmp_path / "merged"))) is None
+
+
+def test_a_mixture_of_experts_is_told_that_its_experts_stay_as_they_are(tmp_path: Path, logged):
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    pytest.importorskip("bitsandbytes")
+    tokenizer = build_tokenizer()
+    config = Qwen3MoeConfig(
+        hidden_size=64,
+        moe_intermediate_size=96,
+        num_experts=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=len(tokenizer),
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    QuantizationOptimizer(str(tmp_path / "model")).quantize_to_4bit(tmp_path / "q")
+    assert "do not become 4 bit" in logged()
+    (tmp_path / "rows.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "あ"}, {"role": "assistant", "content": "い"}]}\n' * 4,
+        encoding="utf-8",
+    )
+    settings = [f"model={tmp_path / 'model'}", f"data.train={tmp_path / 'rows.jsonl'}", "method=qlora"]
+    assert call("plan", *settings, f"training.output_dir={tmp_path / 'out'}") == 0
+    assert logged().count("do not become 4 bit") == 2

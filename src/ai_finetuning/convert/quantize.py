@@ -19,9 +19,10 @@ from ..inference.usable import whole_model
 from ..messages import notice
 from ..models import hub
 from ..models.loading import load_causal_lm, resolve_dtype
-from ..models.quantized import Method, Quantization, find_method, linear_modules, weight_bytes
+from ..models.quantized import Method, Quantization, find_method, linear_modules, warn_of_experts, weight_bytes
 from ..models.source import find_model, weight_file_bytes
 from ..models.tokenizers import PROBES, load_tokenizer
+from ..planner.shape import meta_model
 from ..system.files import refuse_links_outside
 from ..system.gpu import chosen_device, clear_gpu_memory, get_available_device
 
@@ -160,6 +161,7 @@ class QuantizationOptimizer:
         self._model = whole_model(self.model_name_or_path).path
         self._refuse_quantized()
         refuse_links_outside(hub.on_disk(self._model))
+        warn_of_experts(meta_model(self._model), expected.method.bits)
         device = self.device or get_available_device()
         dtype = resolve_dtype(compute_dtype, device)
         tokenizer = load_tokenizer(self._model)

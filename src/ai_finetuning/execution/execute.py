@@ -28,7 +28,7 @@ from ..parallel.watchdog import Watchdog
 from ..planner.plan import Plan
 from ..planner.speed import remember, speed_of
 from ..runs.folder import TRACKERS
-from ..system.cores import use_physical_cores
+from ..system.cores import tell_load, use_physical_cores
 from ..system.gpu import computing_on, get_available_device, let_segments_grow, peak_bytes
 from . import artifacts as saving
 from . import best, resume
@@ -69,6 +69,7 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
             result = _run_in_processes(plan)
         else:
             use_physical_cores()
+            tell_load()
             result = _run_here(plan, Peers(), faults)
     else:
         validate_strategy(request)  # on every rank, before any of them waits for another

@@ -31,6 +31,7 @@ from ..models.lora_targets import LoraTargets, resolve_modules_to_save, resolve_
 from ..models.parts import decoder_layers
 from ..models.placement import DeviceMap
 from ..models.plans import tensor_plan
+from ..models.quantized import warn_of_experts
 from ..models.source import ModelSource
 from ..models.special_tokens import grow_embedding, rows_for, validate_growth, warn_of_unused_turn_ends, with_tokens
 from ..models.tokenizers import ensure_pad
@@ -356,6 +357,8 @@ def _plan(model: _Model, parallel: ParallelPlan, processes_to_start: int, resume
     config, training = request.config, request.config.training
     taken = model.taken
     tokenizer = _tokenizer(request, taken)
+    if request.bits is not None:
+        warn_of_experts(model.module, request.bits)
     if not request.full:
         validate_origin(config, model.source.name, tokenizer)
     model = _with_rows(model, tokenizer)

@@ -104,10 +104,9 @@ def tell(path: Path, error: Exception) -> int:
             return ProcessesError.exit_code
         text = described(error, for_files=True)[:300]
         error = ProcessesError(
-            f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {path.parent} にあります。直してから resume_from_checkpoint=auto "
-            "で続きから再開できます。",
-            f"the process of rank {rank} ended with an error ({text}). The logs are in {path.parent}. Continue with "
-            "resume_from_checkpoint=auto.",
+            f"ランク {rank} のプロセスがエラーで終了しました（{text}）。ログは {path.parent} にあります。直してから `aift resume` で続きから再開できます。",
+            f"the process of rank {rank} ended with an error ({text}). The logs are in {path.parent}. When it is mended, "
+            "`aift resume` goes on.",
         )
     if launched().is_main or not (path.exists() or isinstance(error, PreemptedError)):
         reason = {"kind": type(error).__name__, "ja": error.for_files.ja, "en": error.for_files.en}

@@ -45,6 +45,7 @@ class CatalogRow:
         display_name: name for people.
         alias_of: the real id, where this one was never published.
         params_b, active_params_b: parameters in 10^9.
+        hidden_size: width of the hidden states.
         memory_gib: computed GiB by use: `infer`, `lora` (bf16), `qlora` (NF4), `full`.
         template: key of japanese.templates, None for base models.
         prompt: how far the prompt is known; None for base models.
@@ -58,6 +59,7 @@ class CatalogRow:
     active_params_b: float | None = None
     model_type: str | None = None
     vocab_size: int | None = None
+    hidden_size: int | None = None
     context_length: int | None = None
     chars_per_token_ja: float | None = None
     kind: str | None = None

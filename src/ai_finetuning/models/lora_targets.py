@@ -97,7 +97,7 @@ def resolve_targets(
     """
     asked = _parameters(model, parameters, use_dora=use_dora)
     sizes = tuple(_size(weight) for name, weight in model.named_parameters() if _matches(name, asked))
-    experts = sorted({_numberless(name) for name, _ in _expert_weights(model) if not _matches(name, asked)})
+    experts = sorted({_numberless(name) for name, _ in expert_weights(model) if not _matches(name, asked)})
     if modules is not None and modules != ALL_LINEAR:
         named = [modules] if isinstance(modules, str) else list(modules)
         _validate_modules(model, named)
@@ -147,7 +147,7 @@ def _linear(model: Any) -> Iterable[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _expert_weights(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+def expert_weights(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     """Tensors with one matrix an expert: the three-dimensional ones that are no convolution's."""
     for prefix, module in model.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -220,7 +220,7 @@ def _parameters(model: nn.Module, names: Sequence[str] | None, *, use_dora: bool
     known = {name: weight for name, weight in model.named_parameters() if weight.dim() in (2, 3)}
     for name in names or ():
         if not _found(name, known):
-            near = {".".join(other.split(".")[-2:]) for other, _ in _expert_weights(model)}
+            near = {".".join(other.split(".")[-2:]) for other, _ in expert_weights(model)}
             _refuse_unknown("lora.target_parameters", name, near)
     if names and (use_dora or any(isinstance(module, Conv1D) for module in model.modules())):
         raise ConfigError(

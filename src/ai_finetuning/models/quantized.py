@@ -19,8 +19,10 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError
+from ..messages import warn
 from ..system.gpu import dtype_name
 from ._upstream import is_torchao_weight
+from .lora_targets import expert_weights
 
 _MISSING = {
     "bitsandbytes": (
@@ -41,6 +43,9 @@ _MISSING = {
         ),
     ),
 }
+
+# Share of a model's weights.
+_MOST = 0.5
 
 
 def validate_backend(backend: str) -> None:
@@ -232,6 +237,18 @@ def validate_quantized(model: nn.Module, bits: int, name: str) -> int:
             "excluded them. Drop that setting, or load without quantization.",
         )
     return count
+
+
+def warn_of_experts(model: nn.Module, bits: int) -> None:
+    """One line for a mixture whose experts, tensors that quantizers of linear layers leave alone, hold most weights."""
+    experts = sum(weight.numel() for _, weight in expert_weights(model))
+    share = experts / max(1, sum(weight.numel() for weight in model.parameters()))
+    if share > _MOST:
+        warn(
+            f"このモデルの重みの {share:.0%} はエキスパートのテンソルで、{bits}bit になりません。メモリーは量子化なしとほとんど変わりません。",
+            f"{share:.0%} of this model's weights are tensors of experts, which do not become {bits} bit: it needs nearly "
+            "as much memory as without quantization.",
+        )
 
 
 def forbid_cpu_packing(model: nn.Module) -> None:

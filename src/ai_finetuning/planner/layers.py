@@ -56,10 +56,11 @@ def blocks_of(model: Any, work: Workload, *, checkpointing: bool, targets: Seque
     def block(modules: Sequence[str], activations: int = 0, transient: int = 0, *, looked_up: bool = False) -> Block:
         held = {id(weight): weight for name in modules for weight in model.get_submodule(name).parameters()}
         embeddings = sum(weight.numel() for key, weight in held.items() if key in own)
-        body = sum(weight.numel() for weight in held.values()) - embeddings
-        trains = body + embeddings if work.full else round(rank * _adapter_rank_one(shape, modules, targets))
-        weights = memory.weight_bytes(work, body, embeddings) + (0 if work.full else 4 * trains)
-        weights += memory.copy_bytes(work, body if looked_up else body + embeddings)
+        whole, inside = sum(weight.numel() for weight in held.values()), _inside(shape, modules)
+        linear = min(inside.quantizable, whole - embeddings)
+        trains = whole if work.full else round(rank * inside.lora_parameters(1, targets))
+        weights = memory.weight_bytes(work, linear, whole - linear) + (0 if work.full else 4 * trains)
+        weights += memory.copy_bytes(work, whole - embeddings if looked_up else whole)
         return Block(tuple(modules), weights, memory.state_bytes(work, trains), activations, transient)
 
     middle = [block([name], kept, computing) for name in layers]
@@ -68,11 +69,11 @@ def blocks_of(model: Any, work: Workload, *, checkpointing: bool, targets: Seque
     return [block(front, looked_up=True), *middle, block(back, logits)]
 
 
-def _adapter_rank_one(shape: ModelShape, modules: Sequence[str], targets: Sequence[str] | None) -> int:
-    """Weights of an adapter of rank 1 on the linear layers inside some modules."""
+def _inside(shape: ModelShape, modules: Sequence[str]) -> ModelShape:
+    """The shape with the linear layers inside some modules alone."""
     prefixes = tuple(f"{name}." for name in modules)
     inside = tuple(item for item in shape.linear_features if f"{item[0]}.".startswith(prefixes))
-    return replace(shape, linear_features=inside).lora_parameters(1, targets)
+    return replace(shape, linear_features=inside)
 
 
 def modules_of(model: Any) -> tuple[list[str], list[str], list[str]]:

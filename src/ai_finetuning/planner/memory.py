@@ -90,10 +90,10 @@ class Workload:
 
 def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> MemoryEstimate:
     """The peak of a training step."""
-    body = shape.parameters - shape.embedding_parameters
+    linear = shape.quantizable
     kept, computing = layer_activations(shape, work, checkpointing=checkpointing)
     return MemoryEstimate(
-        weights=weight_bytes(work, body, shape.embedding_parameters) + (0 if work.full else 4 * work.trainable),
+        weights=weight_bytes(work, linear, shape.parameters - linear) + (0 if work.full else 4 * work.trainable),
         copies=copy_bytes(work, shape.parameters - shape.looked_up),
         gradients_and_optimizer=state_bytes(work, work.trainable),
         activations=kept * shape.layers + computing,
@@ -115,16 +115,17 @@ def offloaded(
     return whole
 
 
-def weight_bytes(work: Workload, body: int, embeddings: int) -> int:
-    """Bytes of the base's weights: `body` of its layers, and embeddings and head, which are never quantized.
+def weight_bytes(work: Workload, linear: int, others: int) -> int:
+    """Bytes of the base's weights: of its linear layers, and of embeddings, head, experts' tensors and whatever else is
+    never quantized.
 
     Full fine-tuning keeps fp32 master weights.
     """
     if work.full:
-        return 4 * (body + embeddings)
+        return 4 * (linear + others)
     if work.bits is not None:
-        return int(KBIT_BYTES[work.bits] * body) + work.frozen_bytes * embeddings
-    return work.frozen_bytes * (body + embeddings)
+        return int(KBIT_BYTES[work.bits] * linear) + work.frozen_bytes * others
+    return work.frozen_bytes * (linear + others)
 
 
 def copy_bytes(work: Workload, multiplied: int) -> int:

@@ -22,7 +22,7 @@ class ModelShape:
 
     Attributes:
         parameters: all of them, tied ones once.
-        embedding_parameters: input embedding and head; they stay in 16 bit where the rest is quantized.
+        embedding_parameters: input embedding and head.
         linear_features: (name, inputs, outputs) of every linear layer but the head.
         layers, hidden, intermediate: as in the configuration.
         vocabulary: rows of the input embedding.
@@ -48,6 +48,12 @@ class ModelShape:
     softcap: bool = False
     capped_logits: bool = False
     inner_dropout: bool = False
+
+    @property
+    def quantizable(self) -> int:
+        """Weights that quantizers take: of linear layers, so not the embedding, the head, nor tensors of experts."""
+        inside = sum(inputs * outputs for _, inputs, outputs in self.linear_features)
+        return min(inside, self.parameters - self.embedding_parameters)
 
     @property
     def looked_up(self) -> int:

@@ -1,12 +1,10 @@
-"""How many threads a step should compute with: one a physical core that this process may use."""
+"""How many threads a step should compute with, one a physical core that this process may use, and how they wait."""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
-
-import psutil
 
 from ..messages import notice
 
@@ -27,6 +25,8 @@ def physical_cores(*, topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
         allowed = os.sched_getaffinity(0)
         cores = len({_siblings(topology, processor) for processor in allowed})
     else:
+        import psutil  # only here: the command's start takes this file
+
         cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return max(1, min(cores, _share(quota) or cores))
 
@@ -65,3 +65,32 @@ def use_physical_cores() -> None:
         f"スレッド数を {threads} から物理コア数の {cores} にします（変えるには OMP_NUM_THREADS）。",
         f"using {cores} threads, one per physical core, instead of {threads} (OMP_NUM_THREADS changes this).",
     )
+
+
+# Any of these says how OpenMP's threads wait: OpenMP's own variable, GNU's and LLVM's.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# Processes that want a processor, for each that there is, from which on a line is said.
+_LOADED = 2.0
+
+
+def wait_passively() -> None:
+    """Has OpenMP's threads sleep at the end of a parallel part, not keep their cores busy until the last one is there.
+
+    Beside other processes a thread that spins takes the time of the one it waits for (docs/performance.md). Read by
+    OpenMP when torch is imported, so this comes before; children inherit it. What the user chose stands.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def tell_load() -> None:
+    """One line where other processes keep this machine busy, so that nobody takes the slow steps for the model's."""
+    if not hasattr(os, "getloadavg"):
+        return
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load >= _LOADED * processors:
+        notice(
+            f"この PC ではほかの処理が動いています（負荷 {load:.1f}、プロセッサー {processors} 個）。学習はその分遅くなります。結果は変わりません。",
+            f"other processes keep this machine busy (load {load:.1f}, {processors} processors): training takes longer for "
+            "it, and gives the same.",
+        )

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from tests.support.models import build_model, save_tiny_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3MoeConfig
 
 from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.models.adapters import add_lora, trainable_parameters
 from ai_finetuning.models.documents import select_forward_path
+from ai_finetuning.models.quantized import held_tensors
 from ai_finetuning.planner import memory
 from ai_finetuning.planner.shape import read_shape, shape_of
 
@@ -126,3 +128,28 @@ def test_what_a_fused_run_holds_between_steps_is_what_was_planned(method: str):
         planned.weights + planned.copies + planned.gradients_and_optimizer, rel=0.02
     )
     path.close()
+
+
+def test_weights_of_experts_keep_their_bytes_where_the_rest_is_quantized(tmp_path: Path):
+    config = Qwen3MoeConfig(
+        hidden_size=64,
+        moe_intermediate_size=96,
+        num_experts=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=300,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        dtype=torch.float32,
+        device_map={"": "cpu"},
+    )
+    held = sum(tensor.nbytes for tensor in held_tensors(loaded))
+    work = memory.Workload(0, 4, frozen_bytes=4, tokens=1, compute_bytes=4)
+    planned = memory.estimate(read_shape(str(tmp_path)), work, checkpointing=False).weights
+    assert held <= planned * 1.05
+    assert planned <= held * 1.05

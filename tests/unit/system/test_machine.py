@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.commands import spawn
 
-from ai_finetuning.system.cores import physical_cores, use_physical_cores
+from ai_finetuning.system.cores import physical_cores, tell_load, use_physical_cores
 from ai_finetuning.system.folders import cache_folder
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is Linux's")
@@ -80,3 +81,28 @@ def test_tokens_and_kernels_lie_in_one_cache(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.delenv("AIFT_CACHE")
     assert cache_folder("tokens").parent == cache_folder("kernels").parent
     assert cache_folder("kernels").parent.name == "ai_finetuning"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP tells what it was asked for")
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], policy: str
+):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    code, output = spawn("env", OMP_DISPLAY_ENV="true", **given)
+    assert code == 0
+    if "OMP_WAIT_POLICY = " not in output:
+        pytest.skip("torch here comes with another OpenMP")
+    assert f"OMP_WAIT_POLICY = '{policy}'" in output
+
+
+@linux
+def test_a_busy_machine_is_named_and_a_quiet_one_is_not(monkeypatch: pytest.MonkeyPatch, logged):
+    processors = os.cpu_count() or 1
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4 * processors, 0.0, 0.0))
+    tell_load()
+    assert not logged()
+    monkeypatch.setattr(os, "getloadavg", lambda: (5.0 * processors, 0.0, 0.0))
+    tell_load()
+    assert "other processes keep this machine busy" in logged()

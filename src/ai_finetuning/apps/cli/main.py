@@ -145,7 +145,10 @@ def _says_first(arguments: list[str]) -> bool:
 
 def main() -> None:
     """The entry point of `aift`."""
+    from ...system.cores import wait_passively
+
     _safe_streams()
+    wait_passively()
     if _says_first(sys.argv[1:]):
         notice("準備しています…", "getting ready…")
     sys.exit(run(sys.argv[1:]))
