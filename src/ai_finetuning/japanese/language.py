@@ -66,7 +66,9 @@ _LATIN_WORDS = frozenset(
     re.findall(
         r"\w+",
         "kcal mol rpm ppm ppb bps kbps mbps kwh mph wifi foo bar baz hoge http https www com org json html csv pdf app web "
-        "iphone ipad docomo note mail tel fax sin cos tan log exp lim max min",
+        "iphone ipad docomo note mail email tel fax twitter slack zoom youtube google facebook instagram line amazon api url css "
+        "server client link site version blog wiki git github docker linux windows excel word python java podcast online "
+        "sin cos tan log exp lim max min",
     )
 )
 

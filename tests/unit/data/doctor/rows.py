@@ -171,6 +171,70 @@ _NOT_SECRETS = [
 ]  # fmt: skip
 
 
+_LATIN_INSIDE = [
+    "御treat走", "生inger", "比phor的", "説plain書", "簡imple的な", "重portant性", "発elopment", "経perience則", "環vironment的", "社ciety的", "文ulture圏",
+    "歴istory的", "科cience者", "技nology力", "教ducation者", "健ealth的", "自ature的", "音usic的", "料ecipe法", "旅ravel記",
+]  # fmt: skip
+_NOT_LATIN_INSIDE = [
+    "約kcal分", "別途emailで", "公式twitterの", "社内slackの", "動画youtubeの", "独自apiの", "外部linkの", "最新iphoneの", "変数fooの", "無線wifiの",
+    "全km分", "会議はZoomの", "東京 tower の", "画面のpdfを", "A社のserver", "年間10gbの", "URLはhttpsで", "約5kgの", "PCのosを", "第nラウンド",
+]  # fmt: skip
+_AI = [
+    "私はAIとして、感情を持ちません。", "AIとして、最新の情報は分かりません。", "言語モデルとして学習したため、分かりません。", "私は人工知能なので、食事をしません。", "AIアシスタントとして、お手伝いします。",
+    "私はAIであり、個人の意見はありません。", "私はAIですので、体験はありません。", "言語モデルであるため、実行できません。", "ＡＩとしての立場から説明します。", "As an AI, I have no feelings.",
+    "As an AI language model, I cannot do that.", "大規模言語モデルなので、誤ることがあります。", "私は人工知能として作られました。", "AIなので、疲れません。", "AIであるため、名前はありません。",
+    "私は言語モデルですので、予約はできません。", "AIアシスタントなので、電話はかけられません。", "人工知能ですので、涙は出ません。", "申し訳ありませんが、AIとしてお答えできません。", "言語モデルとしては、中立でありたいです。",
+]  # fmt: skip
+_NOT_AI = [
+    "ChatGPTはOpenAIの製品です。", "言語モデルは確率を学びます。", "AIの歴史は長い。", "人工知能の研究は1950年代に始まりました。", "AIを使った翻訳です。", "AIが絵を描きました。",
+    "AI技術者が不足しています。", "生成AIの利用が広がっています。", "AIに聞いてみましょう。", "言語モデルの評価には時間がかかります。", "AI搭載のカメラです。", "人工知能学会に入りました。",
+    "AIスピーカーを買いました。", "この小説にはAIが登場します。", "AIと人間の違いを考えます。", "As an aide, she helped him.", "AIで作った音楽です。", "言語モデルを学習します。", "AI倫理の授業です。",
+    "人工知能は道具です。",
+]  # fmt: skip
+_SIMPLIFIED = list("东这们说时间对话车给让谁还龙过")
+_NOT_SIMPLIFIED = list("国学会来与余体点虫党声医万号台弁欠岳尽庁")
+_EMAILS = [
+    "a.b@example.co.jp", "info@example.com", "taro_yamada@example.ne.jp", "123@example.com", "ａｂｃ＠ｅｘａｍｐｌｅ．ｃｏｍ", "x+tag@example.org", "A.B@EXAMPLE.COM",
+    "support@sub.example.co.jp", "a-b@example.info", "sales%jp@example.com", "hanako@example.tokyo", "me@example.io", "n0@example.ac.jp", "first.last@example.go.jp",
+    "a@b.example.jp", "long.name.of.person@example.museum", "ｔａｒｏ＠example.com", "q@example.dev", "mail@example-shop.jp", "u_1@ex-ample.or.jp",
+]  # fmt: skip
+_NOT_EMAILS = [
+    "@taro", "taro@", "3@100円", "A＠B", "user@と書く", "@example.com", "a@b", "x @ y.com", "＠駅前", "10:00@会議室", "foo@bar.", "価格@.com", "a@.jp", "@@", "メール@", "i@j=k",
+    "＠マーク", "山田＠東京", "1@2.3", "時刻@12.30",
+]  # fmt: skip
+_ADDRESSES = [
+    "東京都港区芝公園4丁目2番8号", "大阪府大阪市北区堂島浜2丁目", "神奈川県横浜市中区本町1-2", "北海道札幌市中央区北1条西2丁目", "京都府京都市中京区寺町通3番地", "愛知県名古屋市中区三の丸3-1-2",
+    "福岡県福岡市博多区東公園7番7号", "埼玉県さいたま市浦和区高砂3-15-1", "千葉県千葉市中央区市場町1-1", "兵庫県神戸市中央区下山手通5-10-1", "宮城県仙台市青葉区本町3丁目8番1号", "広島県広島市中区基町10-52",
+    "沖縄県那覇市泉崎1-2-2", "長野県長野市大字南長野692番地", "静岡県静岡市葵区追手町9番6号", "新潟県新潟市中央区新光町4番地1", "岡山県岡山市北区内山下2-4-6", "熊本県熊本市中央区水前寺6-18-1",
+    "東京都新宿区西新宿２丁目８番１号", "石川県金沢市鞍月1丁目1番地",
+]  # fmt: skip
+_NOT_ADDRESSES = [
+    "東京都は広い", "港区芝公園4丁目", "京都府の人口は250万人", "北海道の市町村は179", "東京都の23区", "大阪府には43の市町村", "横浜市中区", "福岡県の1月の気温", "神奈川県第2位の都市", "長野県の標高3000m",
+    "都道府県は47", "千葉県内で10人", "愛知県と3つの県", "静岡県産2kg", "新潟県米5kg", "沖縄県は2月も暖かい", "広島県の歴史100年", "宮城県沖の地震", "兵庫県立高校3年", "石川県出身の5人",
+]  # fmt: skip
+_CUT = "この条約は長い交渉のすえ、各国の代表者が集まった秋の会議での話し合いにより、"
+_TRUNCATED = [_CUT + end for end in (
+    "最終的に承認されて2019年7月29日に", "多くの国が参加しましたが、", "関係者は説明を", "その後の経済成長に大きな影響を与えたことが", "反対する国もありましたが", "各国の議会で承認されるために",
+    "経済だけでなく文化に対して", "新しい技術が必要なので", "世界の平和を守るためのものとして", "多くの人々が待っていたのに", "参加した国の代表者は", "会議の結果と", "首都で開かれた会議へ",
+    "日本の政府が提案した内容も", "その内容について", "経済の安定により", "会議で議論したことを", "専門家によって", "多くの課題を解決するために", "市場の動向や",
+)]  # fmt: skip
+_NOT_TRUNCATED = [_CUT + end for end in (
+    "最終的に承認されました。", "多くの国が参加した。", "合意に至りました（2019年）", "世界に広がりました！", "次の課題も見えました…", "「平和」と名付けられました」", "承認された",
+    "可決。", "解決しました♪", "決まりました？", "次の通りです：", "成立しました[1]", "署名されています", "いまも続いている", "発効する", "大きな一歩です", "2019年", "三十か国", "終わり", "以上",
+)]  # fmt: skip
+_LOOPS = [f"{start}{unit * times}" for start, unit, times in (
+    ("", "はい", 40), ("返事は", "とても、", 20), ("答えは、", "そうです。", 12), ("", "東京", 30), ("首都です。", "詳しくはお問い合わせください。", 5), ("", "ははは", 30), ("はじめに", "ありがとう", 15),
+    ("説明します。", "これは大切なことです。", 6), ("", "1、2、3、", 15), ("数えます。", "一二三四五", 12), ("", "A、B、", 20), ("歌います。", "ラララ", 20), ("", "なるほど！", 15), ("質問ですか？", "何ですか？", 12),
+    ("例として、", "例えば、", 14), ("", "！？", 30), ("続きます", "、そして", 14), ("文です。", "同じ文がまた続いています。", 5), ("", "yes ", 15), ("州政府", "、州政府", 15),
+)]  # fmt: skip
+_NOT_LOOPS = [
+    "2、3、5、7、11、13、17、19、23、29、31、37、41、43、47、53、59、61、67、71、73", "ありがとうございます。ありがとうございます。", "見出し\n" + "-" * 80, "はい、はい、はい。", "わっはっはっは。", "---\n***\n---",
+    "一つ目です。二つ目です。三つ目です。四つ目です。", "あああああ", "ドキドキ、ワクワク、ソワソワしながら待っていました。", "1. 東京\n2. 大阪\n3. 名古屋\n4. 札幌\n5. 福岡\n6. 仙台", "いろはにほへとちりぬるを" * 2,
+    "春は花、夏は海、秋は月、冬は雪。", "やまびこが、やっほー、やっほーと返ってきました。", "円周率は3.14159265358979323846264338327950288419716939937510です。", "=" * 60, "･" * 60, "東京都、京都府、大阪府、北海道、青森県、岩手県、宮城県、秋田県",
+    "トントントンと戸をたたく音がしたので、開けてみると猫がいました。", "もしもし、もしもし、聞こえますか、聞こえますか。", "行こう。さあ行こう。いま行こう。みんなで行こう。",
+]  # fmt: skip
+
+
 def _my_numbers() -> tuple[list[str], list[str]]:
     """Numbers made with the rule of the law's ordinance by hand (Q_n = 6 5 4 3 2 7 6 5 4 3 2), and such with another digit."""
     right, wrong = [], []
@@ -243,6 +307,13 @@ OWN: dict[str, tuple[list[str], list[str]]] = {
     "chinese": ([*_CHINESE, *_CHINESE_LATER], [*_NOT_CHINESE, *_NOT_CHINESE_LATER]),
     "foreign": (carried(_FOREIGN), carried(_NOT_FOREIGN)),
     "traditional": (carried(_TRADITIONAL), carried(_NOT_TRADITIONAL)),
+    "latin_inside": (carried(_LATIN_INSIDE), carried(_NOT_LATIN_INSIDE)),
+    "ai_identity": (_AI, _NOT_AI),
+    "simplified": (carried(_SIMPLIFIED), carried(_NOT_SIMPLIFIED)),
+    "email": (carried(_EMAILS), carried(_NOT_EMAILS)),
+    "address": (carried(_ADDRESSES), carried(_NOT_ADDRESSES)),
+    "truncated": (_TRUNCATED, _NOT_TRUNCATED),
+    "loop": (_LOOPS, _NOT_LOOPS),
     "my_number": (carried(_RIGHT_NUMBERS), carried(_WRONG_NUMBERS)),
     "card": (carried(_CARDS), carried(_NOT_CARDS)),
     "mobile": (carried(_MOBILES), carried(_NOT_MOBILES)),
