@@ -30,7 +30,7 @@ MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
 _MOST_CHARACTERS = 1 << 22
 # Characters of a data set behind which offsets by the lengths of pieces are worth their table.
-_MANY = 2**20
+_MANY = 2**19
 _Tokens = tuple[Sequence[int] | NDArray[np.int64], NDArray[np.int64]]
 
 

@@ -5,7 +5,7 @@ each kind can be left out.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 LONG = 400
 
 
+@lru_cache(maxsize=1)
 def codes_of(text: str) -> NDArray[np.uint32]:
     """[characters] uint32: the code points of a text, half ones too."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

@@ -78,9 +78,15 @@ class Mojibake:
 def find_mojibake(text: str) -> Mojibake | None:
     """The mistake that broke a text, or a part of it; None for an intact text."""
     kinds = _kinds()[codes_of(text)] if len(text) >= LONG else None
-    suspicious = bool(_SUSPICIOUS.search(text)) if kinds is None else bool((kinds & 1).any())
+    present = _kinds_of_short(text) if kinds is None else int(np.bitwise_or.reduce(kinds))
+    suspicious = bool(present & 1)
     if suspicious:
-        obtained = _western(text) or _controls(text) or _utf8_as_cp932(text) or _eucjp_as_cp932(text)
+        # None of the rules looks further where a text has none of their characters.
+        obtained = (
+            ((_western(text) or _controls(text)) if present & 8 else None)
+            or (_utf8_as_cp932(text) if present & 16 else None)
+            or (_eucjp_as_cp932(text) if present & 32 else None)
+        )
         if obtained is not None:
             return obtained
         if "\ufffd" in text:
@@ -90,12 +96,27 @@ def find_mojibake(text: str) -> Mojibake | None:
     return Mojibake("a wrong encoding", proven=False) if unlikely else None
 
 
+def _kinds_of_short(text: str) -> int:
+    """Of a text that is too short for a table: all kinds, where it has anything that a rule needs."""
+    return 0xFF if _SUSPICIOUS.search(text) else 0
+
+
 @functools.cache
 def _kinds() -> NDArray[np.uint8]:
-    """Of each character whether the rules need it (1), whether it is of JIS level 2 (2), whether it is a kanji (4)."""
+    """Of each character whether the rules need it (1), whether it is of JIS level 2 (2), a kanji (4), of Latin-1 (8), one that
+    a lead byte of UTF-8 becomes in CP932 (16), a half-width kana (32).
+    """
     suspicious = (code for code in range(0x10000) if _SUSPICIOUS.match(chr(code)))
     level_two = (ord(letter) for letter in _level_two().pattern[1:-1])
-    return table_of(frozenset(suspicious), frozenset(level_two), range(0x4E00, 0xA000))
+    leads = _UTF8_AS_CP932.pattern[1 : _UTF8_AS_CP932.pattern.index("]")]
+    return table_of(
+        frozenset(suspicious),
+        frozenset(level_two),
+        range(0x4E00, 0xA000),
+        range(0x80, 0x100),
+        frozenset(map(ord, leads)),
+        range(0xFF61, 0xFFA0),
+    )
 
 
 def _are_many(rare: int, kanji: int) -> bool:
