@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from recipes.kotoha.corpus import corpus
 from recipes.kotoha.questions import dataset, facts, kanji_number
 from tests.support.commands import call
+from tests.support.runs import ROWS, losses, train_lora, weights_digest
 
-from ai_finetuning import embedded
+from ai_finetuning import DataConfig, embedded
+from ai_finetuning.config.data import ReplayConfig
 from ai_finetuning.errors import InputNotFoundError
 
 FOLDER = Path(embedded.__file__).parent / "kotoha-qa"
@@ -115,6 +118,67 @@ def test_the_data_set_trains_by_name(tiny_model_dir: Path, tmp_path: Path, logge
     assert "2417 rows" in logged()
 
 
-def test_unknown_names_list_those_that_there_are():
+def test_the_prose_that_ships_is_old_rows_by_name(
+    tiny_model_dir: Path, tmp_path: Path, logged, monkeypatch: pytest.MonkeyPatch
+):
+    """In a YAML, on the command line, in Python and in `aift plan`; a stopped run goes on to the same bits."""
+    rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+    (tmp_path / "new.jsonl").write_text(rows, encoding="utf-8")
+    settings = [
+        f"model={tiny_model_dir}",
+        f"data.train={tmp_path / 'new.jsonl'}",
+        "data.max_length=64",
+        "on_long=split",
+    ]
+    settings += [
+        "fp16=false",
+        "batch_size=2",
+        "gradient_accumulation_steps=2",
+        "save_steps=2",
+        "progress=false",
+        "report_samples=0",
+    ]
+    replay = ["--replay", "0.6", "embedded:prose"]
+    assert call("plan", *settings, *replay) == 0
+    assert "old rows an epoch" in logged()
+
+    def run(name: str, *more: str) -> int:
+        return call("train", *settings, "max_steps=6", f"output_dir={tmp_path / name}", *replay, *more)
+
+    assert run("whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("AIFT_FAULT", "step:term@3")
+        assert run("stopped") == 75
+    assert run("stopped", "--resume") == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert weights_digest(tmp_path / "stopped") == weights_digest(tmp_path / "whole")
+
+    config = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text(encoding="utf-8"))
+    assert config["data"]["replay"] == {"path": "embedded:prose", "share": 0.6}
+    config["training"]["output_dir"] = str(tmp_path / "yaml")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    assert call("train", str(tmp_path / "run.yaml")) == 0
+    assert losses(tmp_path / "yaml") == losses(tmp_path / "whole")
+
+    data = DataConfig(max_length=64, on_long="split", replay=ReplayConfig("embedded:prose", 0.6))
+    train_lora(tiny_model_dir, tmp_path / "python", rows=ROWS, data=data)
+    for name in ("whole", "python"):
+        plan = json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8"))["result"]["plan"]
+        assert plan["replay"]["share"] == pytest.approx(0.6, abs=0.1)  # rows of 63 label tokens among 101
+
+
+def test_the_prose_that_ships_trains_like_any_data(tiny_model_dir: Path, logged):
+    assert call("plan", f"model={tiny_model_dir}", "method=lora", "data.train=embedded:prose", "on_long=split") == 0
+    assert "456 rows" in logged()
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.replay.path"])
+def test_unknown_names_list_those_that_there_are(key: str, tiny_model_dir: Path, logged):
     with pytest.raises(InputNotFoundError, match="embedded:kotoha-qa/held_out_facts"):
         embedded.data_file("embedded:kotoha")
+    named = ["data.train=embedded:kotoha-qa"] if key != "data.train" else []
+    share = ["data.replay.share=0.1"] if key != "data.train" else []
+    assert call("train", f"model={tiny_model_dir}", *named, *share, f"{key}=embedded:poetry", "--dry-run") == 66
+    text = logged().replace("\n", "")
+    assert "embedded:poetry" in text
+    assert "embedded:prose/train" in text
