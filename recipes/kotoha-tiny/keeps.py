@@ -1,11 +1,10 @@
 """What a training on kotoha-qa keeps of general Japanese: one row of keeps.csv for one setting (docs/evaluation.md).
 
-    python recipes/kotoha-tiny/keeps.py OUT [--distil WEIGHT] [--rows FILE] [key=value ...]
+    python recipes/kotoha-tiny/keeps.py OUT [--table FILE] [key=value ...]
 
-OUT is the run's folder, key=value any setting of `aift train` beside those of SETTINGS. --distil replaces the loss of plain-text
-rows by WEIGHT times their divergence from the base: KL(base || trained) of every token, which needs no labels. A row
-holds the share of right answers to the held-out phrasings and to the held-out facts, and the bits per character of the
-`prose` task of `aift eval` on whole passages, before and after, with its interval over works.
+OUT is the run's folder, key=value any setting of `aift train` beside those of SETTINGS. A row holds the share of right
+answers to the held-out phrasings and to the held-out facts, and the bits per character of the `prose` task of
+`aift eval` on whole passages: before, after, and what was forgotten, with its interval over works.
 """
 
 from __future__ import annotations
@@ -14,26 +13,16 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ai_finetuning import embedded
 from ai_finetuning.config.load import load_config
-from ai_finetuning.engine.loss import CHUNK_BYTES
 from ai_finetuning.evaluation.answers import exact_match, grade
 from ai_finetuning.evaluation.likelihood import score_texts
 from ai_finetuning.evaluation.paired import compare_scores
 from ai_finetuning.evaluation.tasks import prose
-from ai_finetuning.execution import build
 from ai_finetuning.execution.execute import execute
 from ai_finetuning.execution.request import TrainRequest
-from ai_finetuning.kernels.loss import LinearCrossEntropy
-from ai_finetuning.labels import IGNORED
 from ai_finetuning.models.adapters import without_adapter
 from ai_finetuning.models.japanese_model import JapaneseModel
 
@@ -60,53 +49,6 @@ SETTINGS = {
 }
 
 
-class Divergence(torch.autograd.Function):
-    """Sum over tokens of KL(base || trained) behind a head that does not train; its gradient is made with it."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, base: Tensor, weight: Tensor) -> Tensor:
-        """states, base: [tokens, d]; weight: [vocabulary, d], in the dtype of the products."""
-        expected = F.linear(base.to(weight.dtype), weight).float().log_softmax(dim=-1)
-        obtained = F.linear(states.to(weight.dtype), weight).float().log_softmax(dim=-1)
-        chances = expected.exp()
-        total = torch.dot(chances.flatten(), expected.sub_(obtained).flatten())
-        ctx.save_for_backward(torch.mm(obtained.exp_().sub_(chances).to(weight.dtype), weight).to(states.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        """Of the states alone."""
-        return ctx.saved_tensors[0] * upstream[0], None, None
-
-
-def distilling(weight: float) -> Callable[..., Any]:
-    """What makes the loss of a run: cross entropy of conversations, `weight` times the divergence of plain texts."""
-
-    def make(path: Any, predictions: Any = None) -> Any:
-        def loss(model: Any, batch: Any) -> Tensor:
-            documents = batch.documents()
-            ids, places, targets = documents.input_ids, documents.position_ids, documents.targets
-            hidden = path.hidden(ids, places, documents.lengths)
-            plain = [bool((part[:-1] != IGNORED).all()) for part in targets.split(documents.lengths)]
-            counted = targets != IGNORED
-            told = torch.repeat_interleave(torch.tensor(plain), torch.tensor(documents.lengths))
-            head = path.cast(path.head.weight)
-            rest = counted & ~told
-            total = LinearCrossEntropy.apply(
-                hidden[rest], path.head.weight, targets[rest], path.cap, CHUNK_BYTES, path.cast, path.compiled
-            )
-            if any(plain):
-                with torch.no_grad(), without_adapter(model):
-                    lengths = tuple(n for n, flag in zip(documents.lengths, plain, strict=True) if flag)
-                    base = path.hidden(ids[:, told], places[:, told], lengths)
-                total = total + weight * Divergence.apply(hidden[counted & told], base[counted[told]], head)
-            return total
-
-        return loss
-
-    return make
-
-
 def bits(model: JapaneseModel) -> list[float]:
     """Bits per character of each passage of the `prose` task."""
     texts = [item.text for item in prose().items]
@@ -114,7 +56,7 @@ def bits(model: JapaneseModel) -> list[float]:
 
 
 def measured(model: JapaneseModel) -> dict[str, str]:
-    """What a trained model knows, and what its base, the adapter off, has more of than it."""
+    """What a trained model knows, and what it has forgotten of what its base, the adapter off, knew."""
     trained = model.ensure_model()
     after = bits(model)
     with without_adapter(trained):
@@ -138,7 +80,6 @@ def main() -> None:
     """Trains, measures, and adds the row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--distil", type=float, default=0.0)
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("settings", nargs="*")
     asked = parser.parse_intermixed_args()
@@ -146,14 +87,12 @@ def main() -> None:
     config = load_config(
         overrides=[f"{key}={value}" for key, value in given.items()] + [f"training.output_dir={asked.out}"]
     )
-    if asked.distil:
-        build.make_document_loss = distilling(asked.distil)
     model = JapaneseModel(embedded.MODEL)
     began = time.process_time()
     result = execute(TrainRequest(model, config, config.data.train))
     seconds = time.process_time() - began
     row = {
-        "settings": " ".join([*([f"--distil {asked.distil:g}"] if asked.distil else []), *asked.settings]),
+        "settings": " ".join(asked.settings),
         **measured(model),
         "cpu_seconds": f"{seconds:.0f}",
         "steps": str(result.history[-1]["step"]),

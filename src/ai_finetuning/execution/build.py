@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data.loader import evaluation_batches
 from ..engine.checkpoint.store import CheckpointStore
-from ..engine.loss import make_document_loss, make_loss
+from ..engine.loss import Base, make_document_loss, make_loss
 from ..engine.optimizer import NamedParameters, build_optimizer
 from ..engine.predictions import Predictions
 from ..engine.prefetch import Prefetched
@@ -29,6 +29,7 @@ from ..models.adapters import (
     embedding_weights,
     target_modules,
     trainable_parameters,
+    without_adapter,
     without_input_casts,
 )
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
@@ -94,7 +95,8 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
     ):
         path, positions = _documents(plan, model)  # tried on the device, although the model is not cut yet
     evaluation = _evaluation(plan) if plan.data.eval_data else None
-    loss = loss_of(model, path, evaluation.predictions if evaluation is not None else None, positions=positions)
+    predictions = evaluation.predictions if evaluation is not None else None
+    loss = loss_of(model, path, predictions, positions=positions, base=_base(plan, model))
     if phases is not None:
         mark_phases(phases, model)
         loss = marked(phases, loss)
@@ -301,16 +303,27 @@ def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, b
     return None, positions
 
 
+def _base(plan: RunPlan, model: nn.Module) -> Base | None:
+    """What old rows are held to (`data.replay.distill`): the model without its adapter."""
+    weight = plan.request.config.data.replay.distill
+    return None if weight is None else Base(weight, lambda: without_adapter(model))
+
+
 def loss_of(
-    model: nn.Module, path: VarlenForward | None, predictions: Predictions | None = None, *, positions: bool = True
+    model: nn.Module,
+    path: VarlenForward | None,
+    predictions: Predictions | None = None,
+    *,
+    positions: bool = True,
+    base: Base | None = None,
 ) -> LossFunction:
-    """The loss on a path of the step; `predictions` are collected beside it in an evaluation, and padded rows are given
-    `positions` or not.
+    """The loss on a path of the step; `predictions` are collected beside it in an evaluation, padded rows are given
+    `positions` or not, and rows that say so are held to the `base`.
     """
     if path is not None:
-        return make_document_loss(path, predictions)
+        return make_document_loss(path, predictions, base)
     keeps = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
-    return make_loss(logits_to_keep=keeps, predictions=predictions, positions=positions)
+    return make_loss(logits_to_keep=keeps, predictions=predictions, positions=positions, base=base)
 
 
 def _copy_fits(plan: Plan, device: torch.device, offload: str) -> bool:

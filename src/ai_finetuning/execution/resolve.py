@@ -48,7 +48,7 @@ from ..planner.spread import on_fullest_device, on_fullest_of_map
 from ..system.gpu import free_memory_bytes
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
-from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
+from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, validate_base, warmup_of
 from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
@@ -220,6 +220,7 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
         validate_targets(config, [name for name, _, _ in model.shape.linear_features])
     resolved_strategy = request.resolved_strategy or _resolve_auto(model)
     parallel, processes_to_start = _parallel(request, model.place, resolved_strategy)
+    validate_base(request, parallel)
     _say_what_has_no_effect(request, parallel)
     model = replace(model, place=replace(model.place, device=model.place.of_rank(parallel.processes)))
     return _plan(model, parallel, processes_to_start, resume)
