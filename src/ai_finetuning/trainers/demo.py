@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config.data import DataConfig
+from ..config.data import DataConfig, ReplayConfig
 from ..config.model import ModelConfig
 from ..config.run import RunConfig
 from ..config.section import with_values
@@ -62,6 +62,7 @@ def lesson(
     epochs: int = EPOCHS,
     max_steps: int | None = None,
     resume: bool = False,
+    keeps: bool = False,
 ) -> RunConfig:
     """How a tiny base learns a few thousand short answers.
 
@@ -71,6 +72,7 @@ def lesson(
         out: the run's folder.
         max_steps: None for whole epochs.
         resume: go on from the newest checkpoint in `out`.
+        keeps: mix prose in, on which the model is held to its base; for LoRA and QLoRA.
     """
     training = TrainingConfig(
         learning_rate=RATES[method],
@@ -86,7 +88,10 @@ def lesson(
         checkpoint=CheckpointConfig(resume_from_checkpoint="auto" if resume else None),
         runtime=RuntimeConfig(seed=0),
     )
-    config = RunConfig(model=ModelConfig(base), method=method, data=DataConfig(max_length=128), training=training)
+    data = DataConfig(max_length=128)
+    if keeps:  # what it holds, and at what price: docs/evaluation.md
+        data = DataConfig(max_length=128, on_long="split", replay=ReplayConfig("embedded:prose", 0.5, distill=4.0))
+    config = RunConfig(model=ModelConfig(base), method=method, data=data, training=training)
     if method == "full":
         return config
     return with_values(config, lora=with_values(config.lora, r=RANK, lora_alpha=RANK, lora_dropout=0.0))
