@@ -21,24 +21,26 @@ CASES = {
     "fsdp": "full",
     "tensor": "lora",
     "pipeline": "full",
+    "ddp distill": "lora",
 }
 
 
-def train(rank: int, method: str, strategy: str | None, model: Path, folder: Path) -> None:
+def train(rank: int, method: str, case: str, model: Path, folder: Path, alone: bool = False) -> None:
     """LoRA learns the rows that it is scored on and returns its last weights; all weights train at a rate that makes
     the evaluation worse, and the best ones come back.
     """
     old = folder.parent / "old.jsonl"
     run = train_full if method == "full" else train_lora
     extra: dict[str, Any] = {} if method == "full" else {"lora": {"lora_dropout": 0.0}}
-    if strategy is not None:
+    strategy, _, distill = case.partition(" ")
+    if not alone:
         extra["parallel"] = ParallelConfig(strategy=strategy)
     run(
         model,
         folder,
         rows=ROWS[:12],
         evaluate=["Hello, how are you?"] if method == "full" else ROWS[:4],
-        data=DataConfig(max_length=64, replay=ReplayConfig(str(old), 0.25)),
+        data=DataConfig(max_length=64, replay=ReplayConfig(str(old), 0.25, distill=3.0 if distill else None)),
         eval_steps=2,
         save_steps=1000,
         learning_rate=0.01,
@@ -66,7 +68,7 @@ def test_old_rows_and_best_weights_are_those_of_one_process(strategy: str, tiny_
     method = CASES[strategy]
     rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS[12:])
     (tmp_path / "old.jsonl").write_text(rows, encoding="utf-8")
-    train(0, method, None, tiny_model_dir, tmp_path / "alone")
+    train(0, method, strategy, tiny_model_dir, tmp_path / "alone", alone=True)
     run_ranks(2, train, method, strategy, tiny_model_dir, tmp_path / "out", folder=tmp_path)
     obtained, expected = ([float.fromhex(loss) for loss in losses(tmp_path / name)] for name in ("out", "alone"))
     assert obtained == pytest.approx(expected, abs=1e-4)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .limits import AtLeastOne, Fraction
+from .limits import AtLeastOne, Fraction, PositiveFloat
 from .section import section
 
 
@@ -65,6 +65,12 @@ class ReplayConfig:
     share: Fraction | None = None
     """Share of the label tokens of the run that comes from these rows (0.1).
     ja: 学習対象トークンのうち、以前のデータの行が占める割合（0.1 など）。
+    """
+    distill: PositiveFloat | None = dataclasses.field(default=None, kw_only=True)
+    """Let these rows teach what the base, without its adapter, predicts of them instead of their own tokens: the weight of
+    that divergence (KL, in nats per token) against the loss of the new rows (4). LoRA and QLoRA on one device or with
+    ddp; null teaches the tokens.
+    ja: これらの行の文字ではなく、アダプターなしのベースモデルの予測を保つように学習します。値は、新しい行の損失に対する予測の差（KL、1 トークンあたり nat）の重みです（4 など）。LoRA と QLoRA で、1 台のデバイスか ddp のときに使えます。null なら行の文字を学習します。
     """
 
 

@@ -115,6 +115,7 @@ class RunConfig:
             "data.replay.share に学習対象トークンのうちの割合（0.1 など）も指定してください。",
             "give its share of the label tokens with data.replay.share too (0.1).",
         )
+        self._refuse_a_base_that_is_not_there()
         require(
             not self.training.save_only_model or self.parallel.max_restarts == 0,
             "parallel.max_restarts",
@@ -123,6 +124,29 @@ class RunConfig:
             "with training.save_only_model there is no checkpoint to restart from; set it to 0.",
         )
         self._refuse_a_strategy_of_training()
+
+    def _refuse_a_base_that_is_not_there(self) -> None:
+        replay = self.data.replay
+        for holds, ja, en in (
+            (
+                replay.path is not None,
+                "data.replay.path と data.replay.share も指定してください。",
+                "name the rows with data.replay.path and data.replay.share too.",
+            ),
+            (
+                not self.trains_all,
+                "全部の重みを学習すると、比べるベースモデルが残りません。method: lora か qlora にするか、data.replay.distill を消してください。",
+                "training all weights leaves no base to compare with: use method: lora or qlora, or leave "
+                "data.replay.distill out.",
+            ),
+            (
+                self.lora.adapter is None,
+                "続きから学習するアダプター（lora.adapter）が学んだことを、ベースモデルは知りません。data.replay.distill を消してください。",
+                "the base does not know what the adapter that training goes on from (lora.adapter) has learnt: leave "
+                "data.replay.distill out.",
+            ),
+        ):
+            require(replay.distill is None or holds, "data.replay.distill", replay.distill, ja, en)
 
     def _refuse_two_ways_to_say_one_thing(self) -> None:
         training = self.training

@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config.data import DataConfig
 from ..errors import DataError, StorageError, localized
+from ..labels import FROM_BASE, IGNORED
 from .bad_rows import BadRows
 from .conversations import common_system
 from .examples import Joined, characters_of, chosen, digest_of, learnt_of, lengths_of, names_of
@@ -139,7 +142,12 @@ def _old_rows(
             f"data.replay.path の {path} に、学習に使える行がありません（{len(read)} 行はすべて評価の行と同じです）。別のデータを指定してください。",
             f"data.replay.path {path} has no row to train on (all {len(read)} are evaluation rows); name other data.",
         )
-    return old
+    return old if config.replay.distill is None else [_from_base(item) for item in old]
+
+
+def _from_base(item: Example) -> Example:
+    """The row with the base's predictions in the place of its own label tokens."""
+    return replace(item, labels=np.where(item.labels == IGNORED, IGNORED, FROM_BASE).astype(item.labels.dtype))
 
 
 def load_examples(

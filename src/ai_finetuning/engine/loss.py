@@ -1,8 +1,12 @@
-"""Next-token cross entropy, summed over label tokens; the one place where labels are shifted."""
+"""Next-token cross entropy, summed over label tokens, and the divergence from the base where a label says so; the one place
+where labels are shifted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -12,9 +16,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.loss import LinearCrossEntropy
-from ..labels import IGNORED
-from ..parallel.batch import LossFunction, Rows
+from ..kernels.loss import LinearCrossEntropy, LinearDivergence
+from ..labels import FROM_BASE, IGNORED
+from ..parallel.batch import Documents, LossFunction, Rows
 from ..parallel.weights.gathered import gathers_for_work, while_gathered
 from .predictions import Collects, RowLogits
 
@@ -64,11 +68,27 @@ class DocumentModel(Protocol):
         """Last hidden states [tokens, d]."""
 
 
-def make_document_loss(model: DocumentModel, predictions: Collects | None = None) -> LossFunction:
+@dataclass(frozen=True)
+class Base:
+    """What rows with the label FROM_BASE are held to.
+
+    Attributes:
+        weight: of a token's KL(base || trained), against the cross entropy of a label token.
+        answers: a context inside which the model computes what its base does.
+    """
+
+    weight: float
+    answers: Callable[[], AbstractContextManager[None]]
+
+
+def make_document_loss(
+    model: DocumentModel, predictions: Collects | None = None, base: Base | None = None
+) -> LossFunction:
     """The loss over documents in one row without padding; the head runs on positions with a label only.
 
     Args:
         predictions: what collects predictions in an evaluation, beside the loss and without a change to it.
+        base: for rows with the label FROM_BASE.
     """
 
     def token_loss_sum(_: nn.Module, batch: Rows) -> Tensor:
@@ -76,7 +96,17 @@ def make_document_loss(model: DocumentModel, predictions: Collects | None = None
         hidden = model.hidden(documents.input_ids, documents.position_ids, documents.lengths)
         if predictions is not None and predictions.collecting:
             predictions.add(batch, _head_logits(model, hidden, batch.row_lengths))
-        loss_mask = _positions(documents.targets != IGNORED, batch.num_label_tokens)
+        count, apart = batch.num_label_tokens, None
+        if base is not None:
+            told = documents.targets == FROM_BASE
+            number = int(told.sum())
+            if number:
+                apart = base.weight * _divergence(model, documents, hidden, told, base)
+                documents.targets[told] = IGNORED
+                count -= number
+                if not count:
+                    return apart
+        loss_mask = _positions(documents.targets != IGNORED, count)
         kept, targets = hidden[loss_mask], documents.targets[loss_mask]
         if isinstance(model.head.weight, DTensor) and not gathers_for_work(model.head):
             # Cut along `tp`: only the head itself knows how to put its parts together.
@@ -91,9 +121,25 @@ def make_document_loss(model: DocumentModel, predictions: Collects | None = None
             )
             return loss
 
-        return while_gathered(model.head, loss_of, kept)
+        own = while_gathered(model.head, loss_of, kept)
+        return own if apart is None else own + apart
 
     return token_loss_sum
+
+
+def _divergence(model: DocumentModel, documents: Documents, hidden: Tensor, told: Tensor, base: Base) -> Tensor:
+    """Sum of KL(base || trained) over the tokens that are told to; the base computes the documents that hold them, and no
+    others.
+    """
+    held = [bool(part.any()) for part in torch.split(told.cpu(), list(documents.lengths))]
+    lengths = tuple(size for size, holds in zip(documents.lengths, held, strict=True) if holds)
+    of_them = torch.repeat_interleave(torch.tensor(held), torch.tensor(documents.lengths)).to(told.device)
+    with torch.no_grad(), base.answers():
+        expected = model.hidden(documents.input_ids[:, of_them], documents.position_ids[:, of_them], lengths)
+    total: Tensor = LinearDivergence.apply(
+        hidden[told], expected[told[of_them]], model.head.weight, model.cap, CHUNK_BYTES, model.cast
+    )
+    return total
 
 
 def _head_logits(model: DocumentModel, hidden: Tensor, lengths: tuple[tuple[int, ...], ...]) -> RowLogits:
@@ -112,7 +158,13 @@ def _head_logits(model: DocumentModel, hidden: Tensor, lengths: tuple[tuple[int,
     return logits
 
 
-def make_loss(*, logits_to_keep: bool, predictions: Collects | None = None, positions: bool = True) -> LossFunction:
+def make_loss(
+    *,
+    logits_to_keep: bool,
+    predictions: Collects | None = None,
+    positions: bool = True,
+    base: Base | None = None,
+) -> LossFunction:
     """The loss function for a model.
 
     Args:
@@ -121,6 +173,7 @@ def make_loss(*, logits_to_keep: bool, predictions: Collects | None = None, posi
         predictions: what collects predictions in an evaluation; a head that computes given positions only then runs
             the model a second time for them, so that the loss keeps its bits.
         positions: whether the model is told the positions, or numbers its tokens itself.
+        base: for rows with the label FROM_BASE.
     """
 
     def token_loss_sum(model: nn.Module, batch: Rows) -> Tensor:
@@ -133,6 +186,8 @@ def make_loss(*, logits_to_keep: bool, predictions: Collects | None = None, posi
         }
         if positions:
             inputs["position_ids"] = batch.position_ids
+        if base is not None and bool((told := targets == FROM_BASE).any()):
+            return _with_base(model, inputs, targets, told, base)
         if logits_to_keep:
             (kept,) = _positions((targets != IGNORED).any(dim=0), batch.num_label_columns)
             logits = model(**inputs, logits_to_keep=kept).logits
@@ -151,6 +206,16 @@ def make_loss(*, logits_to_keep: bool, predictions: Collects | None = None, posi
         return cross_entropy_sum(logits[loss_mask], targets[loss_mask])
 
     return token_loss_sum
+
+
+def _with_base(model: nn.Module, inputs: dict[str, Any], targets: Tensor, told: Tensor, base: Base) -> Tensor:
+    """The loss of padded rows, some of whose label tokens are held to the base."""
+    logits = model(**inputs).logits[:, :-1]
+    with torch.no_grad(), base.answers():
+        expected = model(**inputs).logits[:, :-1][told]
+    obtained, expected = (item.float().log_softmax(dim=-1) for item in (logits[told], expected))
+    apart = F.kl_div(obtained, expected, reduction="sum", log_target=True)
+    return base.weight * apart + cross_entropy_sum(logits.flatten(0, 1), targets.masked_fill(told, IGNORED).flatten())
 
 
 def _logits_of(whole: Tensor) -> RowLogits:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data.loader import evaluation_batches
 from ..engine.checkpoint.store import CheckpointStore
-from ..engine.loss import make_document_loss, make_loss
+from ..engine.loss import Base, make_document_loss, make_loss
 from ..engine.optimizer import NamedParameters, build_optimizer
 from ..engine.predictions import Collects, PredictionSlot
 from ..engine.prefetch import Prefetched
@@ -30,6 +30,7 @@ from ..models.adapters import (
     embedding_weights,
     target_modules,
     trainable_parameters,
+    without_adapter,
     without_input_casts,
 )
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
@@ -98,7 +99,7 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
     evaluation = _evaluation(plan) if plan.data.eval_data else None
     predictions: Collects | None = evaluation.predictions if evaluation is not None else None
     slot = PredictionSlot(evaluation.predictions) if evaluation is not None and plan.parallel.in_parts else None
-    loss = loss_of(model, path, slot or predictions, positions=positions)
+    loss = loss_of(model, path, slot or predictions, positions=positions, base=_base(plan, model))
     if phases is not None:
         mark_phases(phases, model)
         loss = marked(phases, loss)
@@ -318,16 +319,27 @@ def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, b
     return None, positions
 
 
+def _base(plan: RunPlan, model: nn.Module) -> Base | None:
+    """What old rows are held to (`data.replay.distill`): the model without its adapter."""
+    weight = plan.request.config.data.replay.distill
+    return None if weight is None else Base(weight, lambda: without_adapter(model))
+
+
 def loss_of(
-    model: nn.Module, path: VarlenForward | None, predictions: Collects | None = None, *, positions: bool = True
+    model: nn.Module,
+    path: VarlenForward | None,
+    predictions: Collects | None = None,
+    *,
+    positions: bool = True,
+    base: Base | None = None,
 ) -> LossFunction:
-    """The loss on a path of the step; `predictions` are collected beside it in an evaluation, and padded rows are given
-    `positions` or not.
+    """The loss on a path of the step; `predictions` are collected beside it in an evaluation, padded rows are given
+    `positions` or not, and rows that say so are held to the `base`.
     """
     if path is not None:
-        return make_document_loss(path, predictions)
+        return make_document_loss(path, predictions, base)
     keeps = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
-    return make_loss(logits_to_keep=keeps, predictions=predictions, positions=positions)
+    return make_loss(logits_to_keep=keeps, predictions=predictions, positions=positions, base=base)
 
 
 def copy_fits(plan: RunPlan) -> bool:

@@ -10,7 +10,7 @@ from ..data.loader import Loader
 from ..data.mixture import Mixture, Taken
 from ..data.prepare import PreparedData, prepare
 from ..engine.schedule import resolve_warmup, warmup_of_ratio
-from ..errors import localized
+from ..errors import ConfigError, localized
 from ..parallel.plan import ParallelPlan
 from ..parallel.processes import launched
 from .request import TrainRequest
@@ -41,6 +41,23 @@ def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | None:
     if share is None:
         return None
     return Mixture(data.train, data.old, share, request.config.training.runtime.seed)
+
+
+def validate_base(request: TrainRequest, parallel: ParallelPlan) -> None:
+    """Refuses old rows that are held to the base where no process has the whole model to ask.
+
+    Raises:
+        ConfigError: data.replay.distill with such a strategy.
+    """
+    if request.config.data.replay.distill is None:
+        return
+    if parallel.in_parts or parallel.strategy == "model_parallel" or request.use_accelerate:
+        name = "use_accelerate" if request.use_accelerate else f"parallel.strategy: {parallel.strategy}"
+        raise ConfigError(
+            f"data.replay.distill は {name} では使えません。1 台のデバイスか strategy: ddp で学習するか、data.replay.distill を消してください（以前の行の文字を学習します）。",
+            f"data.replay.distill does not go with {name}: train on one device or with strategy: ddp, or leave it out "
+            "(old rows then teach their own tokens).",
+        )
 
 
 def loader_of(

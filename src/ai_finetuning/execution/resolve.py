@@ -61,7 +61,16 @@ from .choosing import (
     split_of,
     spreads_for_auto,
 )
-from .data_order import data_of, eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
+from .data_order import (
+    data_of,
+    eval_steps_of,
+    evaluations_of,
+    loader_of,
+    mixture_of,
+    replayed_of,
+    validate_base,
+    warmup_of,
+)
 from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
@@ -159,10 +168,11 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     on_gpu, auto = model.device.type == "cuda", config.parallel.strategy == "auto" and request.resolved_strategy is None
     strategy = request.resolved_strategy or (_advised(model) if auto and not on_gpu else None)
     if not (auto and on_gpu):  # refused before any data is read
-        _parallel(request, model.place, strategy)
+        validate_base(request, _parallel(request, model.place, strategy)[0])
     prepared = _prepared(model, resume)
     choice = _choice(prepared, strategy, auto=auto) if on_gpu else None
     plan = _plan(prepared, strategy, choice)
+    validate_base(request, plan.parallel)
     _say_what_has_no_effect(request, plan.parallel)
     if model.targets is not None:
         model.targets.say()

@@ -1,4 +1,4 @@
-"""Cross entropy straight from hidden states: all logits never exist at once."""
+"""Cross entropy, and the divergence from a base, straight from hidden states: all logits never exist at once."""
 
 from __future__ import annotations
 
@@ -139,3 +139,39 @@ class LinearCrossEntropy(Function):
             None,
             None,
         )
+
+
+class LinearDivergence(Function):
+    """Sum over rows of KL(softmax(base W^T) || softmax(hidden W^T)), for a W that does not train.
+
+    The gradient of hidden is made beside it, chunk by chunk, as in LinearCrossEntropy. hidden, base [rows, d]; weight
+    [vocabulary, d], cast by `cast`; logits become cap * tanh(logit / cap) where cap is not 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, base: Tensor, weight: Tensor, cap: float, chunk_bytes: int, cast: Any
+    ) -> Tensor:
+        compute = cast(weight)
+        rows = max(1, chunk_bytes // (4 * 4 * weight.shape[0]))  # four arrays of logits are there at a time, in fp32
+        dhidden = torch.empty(hidden.shape, dtype=compute.dtype, device=hidden.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
+            scores = [torch.mm(states[part].to(compute.dtype), compute.t()).float() for states in (base, hidden)]
+            if cap:
+                scores = [torch.tanh(item / cap) * cap for item in scores]
+            expected, obtained = (item.log_softmax(dim=-1) for item in scores)
+            chances = expected.exp()
+            total += torch.dot(chances.flatten(), (expected - obtained).flatten())
+            gradient = obtained.exp_().sub_(chances)
+            if cap:
+                gradient *= 1 - (scores[1] / cap).square()
+            dhidden[part] = torch.mm(gradient.to(compute.dtype), compute)
+        ctx.save_for_backward(dhidden)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (dhidden,) = ctx.saved_tensors
+        return dhidden * gradient, None, None, None, None, None

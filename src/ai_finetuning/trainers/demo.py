@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config.data import DataConfig
+from ..config.data import DataConfig, ReplayConfig
 from ..config.model import ModelConfig
 from ..config.run import RunConfig
 from ..config.run_folder import EVAL
@@ -65,6 +65,7 @@ def lesson(
     max_steps: int | None = None,
     resume: bool = False,
     verdict: bool = True,
+    keeps: bool = False,
 ) -> RunConfig:
     """How a tiny base learns a few thousand short answers.
 
@@ -75,6 +76,7 @@ def lesson(
         max_steps: None for whole epochs.
         resume: go on from the newest checkpoint in `out`.
         verdict: compare it with its base at the end.
+        keeps: mix prose in, on which the model is held to its base; for LoRA and QLoRA.
     """
     training = TrainingConfig(
         learning_rate=RATES[method],
@@ -91,7 +93,10 @@ def lesson(
         runtime=RuntimeConfig(seed=0),
         evaluation=EvaluationConfig(verdict=verdict, generate=10 if verdict else 0),
     )
-    config = RunConfig(model=ModelConfig(base), method=method, data=DataConfig(max_length=128), training=training)
+    data = DataConfig(max_length=128)
+    if keeps:  # what it holds, and at what price: docs/evaluation.md
+        data = DataConfig(max_length=128, on_long="split", replay=ReplayConfig("embedded:prose", 0.5, distill=4.0))
+    config = RunConfig(model=ModelConfig(base), method=method, data=data, training=training)
     if method == "full":
         return config
     return with_values(config, lora=with_values(config.lora, r=RANK, lora_alpha=RANK, lora_dropout=0.0))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ai_finetuning.kernels.attention import document_attention
 from ai_finetuning.kernels.build import why_unavailable
-from ai_finetuning.kernels.loss import LinearCrossEntropy
+from ai_finetuning.kernels.loss import LinearCrossEntropy, LinearDivergence
 
 REASON = why_unavailable(torch.device("cpu"))
 compiled = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels here: {REASON}")
@@ -208,6 +208,23 @@ def test_chunked_loss_is_the_plain_one(chunk_bytes: int, cap: float):
     assert float(got.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for a, b in zip(mine, exact, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 16 * 50 * 7, 2**20])
+@pytest.mark.parametrize("cap", [0.0, 3.0])
+def test_chunked_divergence_is_the_plain_one(chunk_bytes: int, cap: float):
+    hidden, base, weight = leaf(23, 16, seed=0), leaf(23, 16, seed=2).detach(), leaf(50, 16, seed=1).detach()
+
+    def chances(states: torch.Tensor) -> torch.Tensor:
+        logits = states @ weight.t()
+        return (torch.tanh(logits / cap) * cap if cap else logits).log_softmax(dim=-1)
+
+    expected = F.kl_div(chances(hidden), chances(base), reduction="sum", log_target=True)
+    (exact,) = torch.autograd.grad(expected / 23, hidden)
+    got = LinearDivergence.apply(hidden, base, weight, cap, chunk_bytes, lambda t: t)
+    (mine,) = torch.autograd.grad(got / 23, hidden)
+    assert float(got.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert torch.allclose(mine, exact, atol=1e-5)
 
 
 @compiled
