@@ -148,7 +148,7 @@ def test_activations_wait_on_the_host_only_where_auto_may(planned: Planned):
     [
         ("h100x4", "8b", "lora", "ddp", (4, 4, True)),
         ("4090x2", "1.8b", "full", "fsdp", (2, 8, True)),
-        ("a5000x2", "13b", "lora", "fsdp", (2, 8, True)),
+        ("a5000x2", "13b", "lora", "fsdp", (1, 16, True)),
         ("h100x8", "1.8b", "lora", "ddp", (2, 8, False)),  # two rows for each of eight
     ],
 )
@@ -250,7 +250,7 @@ def test_a_resumed_run_takes_what_it_began_with(planned: Planned, requested: Cal
     point = ResumePoint(derived=vars(began.derived))
     asked = ("h200x2", "13b", "method=lora", "parallel.strategy=auto")
     again = resolve(requested(*asked), point)
-    assert cut_of(again) == cut_of(began) == (2, 8, True)
+    assert cut_of(again) == cut_of(began) == (1, 16, True)
     assert again.parallel == began.parallel
     assert again.fingerprint["batch_size"] == began.fingerprint["batch_size"]
     assert resolve(requested("h200x4", *asked[1:]), point).parallel.strategy == "ddp"  # other devices: chosen anew
