@@ -82,15 +82,19 @@ THE_CONTRACT = {
 @pytest.mark.parametrize("name", THE_CONTRACT)
 def test_two_a5000_train_what_the_contract_says(name: str, plan: Callable[..., RunPlan]):
     """The numbers are those of both pages about strategies."""
-    summary = plan("a5000x2", *THE_CONTRACT[name], "parallel.strategy=model_parallel", CHECKPOINTS, *ROWS).summary
+    settings = (*THE_CONTRACT[name], "parallel.strategy=model_parallel", CHECKPOINTS, *ROWS)
+    summary = plan("a5000x2", *settings, simulated=True).summary
     assert (summary.strategy, summary.processes, summary.device) == ("model_parallel", 1, "A5000 x 2")
     assert summary.fits
     assert summary.devices is not None
     each = re.findall(r"GPU \d: ([\d.]+) / 23\.6 GiB", summary.devices.en)
-    assert len(each) == 2
+    each += re.findall(r"GPU \d: ([\d.]+)\d GiB / 23\.60 GiB", summary.simulated_devices or "")
+    assert len(each) == 4
+    assert float(each[2]) < float(each[0])
+    assert float(each[3]) < float(each[1])
     for page in ("docs/strategies.md", "docs/strategies.ja.md"):
         text = (REPOSITORY / page).read_text(encoding="utf-8")
-        assert f"| {name} | {each[0]} | {each[1]} |" in text, f"{page} has other numbers than {each} for {name}"
+        assert f"| {name} | {' | '.join(each)} |" in text, f"{page} has other numbers than {each} for {name}"
 
 
 def test_full_fine_tuning_of_13b_is_refused_with_its_numbers(plan: Callable[..., RunPlan]):

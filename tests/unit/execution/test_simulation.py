@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,17 +82,30 @@ def test_processes_that_share_layers_need_less(tiny_model_dir: Path, tmp_path: P
     assert peaks["pipeline"] < peaks["ddp"]
 
 
-@pytest.mark.parametrize(("family", "told"), [("bloom", True), ("gpt_neo", True), ("deepseek_v3", False)])
+@pytest.mark.parametrize(
+    "family", ["bloom", "deepseek_v3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt_neo", "gpt_oss"))]
+)
 def test_models_that_take_another_way_have_a_plan(
-    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], logged, family: str, told: bool
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], logged, family: str
 ):
-    """Models that documents do not suit go over padded rows; experts whose kernel refuses tensors without data are told by
-    the formula.
-    """
+    """Models that documents do not suit go over padded rows; experts multiply in groups, whatever their dtype."""
     run = str(write_run(tmp_path, folder_of(tmp_path / "base", family)))
     assert call("plan", run, "--plan", "exact") == 0
-    assert ("memory (simulated" in capsys.readouterr().out) is told
-    assert ("told by the formula" in logged()) is not told
+    assert "memory (simulated" in capsys.readouterr().out
+    assert "told by the formula" not in logged()
+
+
+def test_what_another_library_holds_is_told_by_the_formula(tiny_model_dir: Path, tmp_path: Path, cache: Path, logged):
+    """DeepSpeed, and Accelerate over several processes, keep gradients in their own way; the plan says so."""
+    run = write_run(tmp_path, tiny_model_dir)
+    plan = resolve(request_of(load_config(run, ["parallel.processes=2"]), device="cpu"))
+    request = replace(plan.request, use_accelerate=True)
+    for other, name in (
+        (replace(plan, request=request), "Accelerate"),
+        (replace(plan, parallel=replace(plan.parallel, zero_stage=2)), "DeepSpeed"),
+    ):
+        assert with_timeline(other).summary.timeline is None
+        assert f"a step of {name} is not simulated, so memory is told by the formula" in logged()
 
 
 def test_the_longest_rows_are_simulated(tiny_model_dir: Path, tmp_path: Path):

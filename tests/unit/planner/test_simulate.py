@@ -9,12 +9,14 @@ import pytest
 import torch
 from tests.support.models import build_model, save_tiny_model
 from tests.support.tracked import batch, formula, job, real_step
+from tests.sweep.families import build
 
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.planner.shape import meta_model
 from ai_finetuning.planner.simulate import Job, simulate
 
 LIMIT = 0.02
+SLOW = pytest.mark.slow
 COMPILED = why_unavailable(torch.device("cpu")) is None
 
 
@@ -191,3 +193,16 @@ def test_a_step_for_a_gpu():
     assert device.phases["forward"] < host.phases["forward"]
     assert device.peak <= device.reserved < 2 * device.peak + 22 * 2**20
     assert not device.unknown
+
+
+@pytest.mark.parametrize(("family", "kernels"), [("qwen3_moe", "auto"), pytest.param("gpt_oss", "plain", marks=SLOW)])
+def test_experts_as_real(family: str, kernels: str):
+    """Their products in groups, of which torch without data knows bf16 alone."""
+
+    def work() -> Job:
+        return job(build(family, hidden_size=128, moe_intermediate_size=128, intermediate_size=128), kernels=kernels)
+
+    told, real = simulate(work(), [batch(2, 128)]), real_step(work(), [batch(2, 128)])
+    assert not told.unknown
+    for phase, held in real.by_phase().items():
+        assert told.phases[phase] == pytest.approx(held, rel=LIMIT), phase
