@@ -59,7 +59,7 @@ def test_the_texts_of_every_kind_of_row_are_seen():
         ({"conversations": [{"human": "首都は？", "assistant": "東京"}]}, ["question", "answer"]),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "首都は？"}]}, {"role": "assistant", "content": "東京"}]}, ["question", "answer"]),
         ({"chosen": [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}],
-          "rejected": [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "大阪"}]}, ["question", "answer", "rejected"]),
+          "rejected": [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "大阪"}]}, ["question", "answer", "text", "rejected"]),
         ({"label": 1, "sentence": "良い店"}, ["text"]),
     ],
 )  # fmt: skip
