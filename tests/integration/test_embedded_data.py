@@ -111,6 +111,7 @@ def test_the_data_set_trains_by_name(tiny_model_dir: Path, tmp_path: Path, logge
         "method=lora",
         "data.train=embedded:kotoha-qa",
         "data.eval=embedded:kotoha-qa/held_out_facts",
+        "training.evaluation.verdict=false",
         "data.max_length=256",
         f"training.output_dir={tmp_path / 'out'}",
         "max_steps=2",

@@ -32,6 +32,7 @@ def test_the_main_job_on_real_rows(shared: Path, kotoha: str, tmp_path: Path, me
         f"method={method}",
         f"data.train={data}",
         "data.eval=0.1",
+        "training.evaluation.verdict=false",
         f"training.output_dir={tmp_path / 'out'}",
         f"learning_rate={rate}",
         "batch_size=8",
