@@ -372,14 +372,13 @@ def _encoded(
     A batch is segmented without Python's lock, by as many threads as the tokenizer takes, while this thread renders the
     next one and labels the one before; few batches are in memory at a time.
     """
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        waiting: deque[tuple[list[Rendered], Future[list[_Tokens]]]] = deque()
-        for items in _batches(rendered):
-            waiting.append((items, worker.submit(segmenter.segment, items)))
-            if len(waiting) > _AHEAD:
-                yield from _labelled(*waiting.popleft(), segmenter.tokenizer)
-        while waiting:
+    waiting: deque[tuple[list[Rendered], Future[list[_Tokens]]]] = deque()
+    for items in _batches(rendered):
+        waiting.append((items, segmenter.worker.submit(segmenter.segment, items)))
+        if len(waiting) > _AHEAD:
             yield from _labelled(*waiting.popleft(), segmenter.tokenizer)
+    while waiting:
+        yield from _labelled(*waiting.popleft(), segmenter.tokenizer)
 
 
 def _labelled(
@@ -409,10 +408,12 @@ class Segmenter:
 
     Attributes:
         tokenizer: a transformers tokenizer.
+        worker: one thread for all of it: every new one would take memory of its own, and keep it.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.worker = ThreadPoolExecutor(max_workers=1)
         self._seen = 0
         self._lengths: PieceLengths | None = None
         self._able = not isinstance(tokenizer, OffsetTokenizer) and bool(getattr(tokenizer, "is_fast", False))

@@ -551,3 +551,23 @@ def test_the_encoding_of_a_file_of_many_blocks(raw: bytes, encoding: str):
     text, obtained = decode(raw, "a")
     assert obtained == encoding
     assert text.encode(encoding, "surrogateescape") == raw if encoding != "utf-16" else "あい" in text
+
+
+@pytest.mark.slow
+def test_a_run_on_a_prepared_folder_has_the_losses_of_one_on_the_file(tmp_path: Path):
+    path, out = write(tmp_path / "a.jsonl", jsonl(TALKS)), tmp_path / "out"
+    given = ["data.max_length=200", "data.loss_on=all"]
+    command = ["data", "prepare", str(path), "--model", "embedded:kotoha-tiny", "--out", str(out), "--processes", "1"]
+    assert run([*command, *given]) == 0
+    losses = []
+    for source in (path, out):
+        folder = tmp_path / f"run-{source.name}"
+        options = [
+            f"training.output_dir={folder}",
+            "training.schedule.max_steps=2",
+            "training.runtime.report_samples=0",
+        ]
+        assert run(["train", "model=embedded:kotoha-tiny", f"data.train={source}", *given, *options]) == 0
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    assert losses[0] == losses[1] != []
