@@ -20,6 +20,7 @@ from ..engine.prefetch import Prefetched
 from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run
 from ..engine.train_state import TrainState
+from ..errors import Reason
 from ..messages import notice
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
@@ -46,7 +47,7 @@ from ..planner.phases import Phases, mark_phases, marked
 from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
-from .derived import Derived
+from .derived import Derived, kernels_of, validate_kernels
 from .fingerprint import validate_same_weights, weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
@@ -92,7 +93,7 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
         if strategy.weight_placement is None
         else strategy.weight_placement.layer_offload(model)
     ):
-        path, positions = _documents(plan, model)  # tried on the device, although the model is not cut yet
+        path, positions = _documents(plan, model, strategy)  # tried on the device, although the model is not cut yet
     evaluation = _evaluation(plan) if plan.data.eval_data else None
     loss = loss_of(model, path, evaluation.predictions if evaluation is not None else None, positions=positions)
     if phases is not None:
@@ -270,24 +271,26 @@ def _evaluation(plan: RunPlan) -> Evaluation:
     return Evaluation(batches, plan.data.eval_characters, predictions)
 
 
-def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, bool]:
-    """The path of the training step, with one line that names it; None for padded rows. And whether those are given
-    positions.
+def _documents(plan: RunPlan, model: nn.Module, strategy: Strategy) -> tuple[VarlenForward | None, bool]:
+    """The path of the training step, the same in all processes, with one line that names it; None for padded rows. And
+    whether those are given positions.
     """
-    kernels = plan.request.config.training.runtime.kernels
-    if kernels == "auto" and plan.taken.get("kernels") in ("portable", "plain"):
-        kernels = plan.taken["kernels"]
+    kernels = kernels_of(
+        plan.request.config.training.runtime.kernels,
+        plan.taken,
+        resumed=plan.resume is not None and plan.resume.foreign is None,
+        fp32=plan.precision.autocast is None,
+    )
     if kernels == "auto" and not plan.parallel.whole_blocks:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
-    path, reason = select_forward_path(
-        unwrapped(model),
-        plan.device,
-        autocast=plan.precision.autocast,
-        kernels=kernels,
-        longest=plan.data.longest,
-        layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1 and plan.device_map is None,
-    )
+    path, reason = _path(plan, model, kernels)
     name = path.name if path is not None else "plain"
+    if kernels == "auto" and len(set(strategy.gather(name))) > 1:  # a machine without a compiler among others
+        if path is not None:
+            path.close()
+        path, reason = _path(plan, model, "portable")
+        name = path.name if path is not None else "plain"
+    validate_kernels(kernels, plan.taken, name, reason)
     chosen = path.chosen if path is not None else None
     notice(
         f"計算方法: {name}" + (f", {chosen.ja}" if chosen else "") + (f"（{reason.ja}）" if reason else ""),
@@ -299,6 +302,17 @@ def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, b
     if plan.packing_tokens is not None:
         validate_packing(unwrapped(model), plan.summary.model, positions=positions)
     return None, positions
+
+
+def _path(plan: RunPlan, model: nn.Module, kernels: str) -> tuple[VarlenForward | None, Reason | None]:
+    return select_forward_path(
+        unwrapped(model),
+        plan.device,
+        autocast=plan.precision.autocast,
+        kernels=kernels,
+        longest=plan.data.longest,
+        layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1 and plan.device_map is None,
+    )
 
 
 def loss_of(

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from ..data.prepare import SPLIT, SPLITS
+from ..errors import ConfigError, Reason
 from ..models.loading import DTYPES
 from .resume import ResumePoint, readable
 
@@ -69,3 +70,30 @@ def taken_over(resume: ResumePoint | None) -> dict[str, Any]:
             if value is not None and name in _KNOWN and value not in _KNOWN[name]:
                 raise ValueError(f"{name}: {value!r}"[:100])
     return dict(resume.derived)
+
+
+def kernels_of(asked: str, taken: dict[str, Any], *, resumed: bool, fp32: bool) -> str:
+    """The setting `kernels` as a run takes it: `auto` goes on with what the resumed run had.
+
+    Args:
+        taken: as taken_over() gave it. A run of a version that did not write it down had no fused blocks in fp32.
+    """
+    had = taken.get("kernels") or ("portable" if resumed and fp32 else None)
+    return had if asked == "auto" and had in ("portable", "plain") else asked
+
+
+def validate_kernels(asked: str, taken: dict[str, Any], obtained: str, reason: Reason | None) -> None:
+    """Refuses to go on in another way than a run began, unless the user asks for it.
+
+    Raises:
+        ConfigError: the run had fused blocks, which cannot be had here.
+    """
+    if asked != "auto" or taken.get("kernels") != "fused" or obtained == "fused":
+        return
+    why = reason or Reason("理由は不明です", "no reason is known")
+    raise ConfigError(
+        f"この学習は計算方法 fused で始まりましたが、ここでは使えません（{why.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
+        f"training.runtime.kernels={obtained} を付けて再開してください。",
+        f"this run began with the fused blocks, which cannot be used here ({why.en}). Resume it where it began, or, if "
+        f"numbers may be rounded in another way from here on, with training.runtime.kernels={obtained}.",
+    )

@@ -50,7 +50,7 @@ from ..system.gpu import free_memory_bytes
 from . import base_facts
 from .adapter_start import validate_origin, validate_targets, with_adapter_settings
 from .data_order import eval_steps_of, evaluations_of, loader_of, mixture_of, replayed_of, warmup_of
-from .derived import Derived, taken_over
+from .derived import Derived, kernels_of, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
 from .offload import Room, resolve_offload
@@ -163,10 +163,14 @@ class _Model:
     def _fused(self) -> bool:
         """Whether fused blocks will compute the layers, as far as settings and configuration tell."""
         request, training = self.request, self.request.config.training
-        plain = request.bits is not None or training.runtime.kernels != "auto" or self.device.type != "cpu"
+        fp32 = self.precision.autocast is None
+        kernels = kernels_of(training.runtime.kernels, self.taken, resumed=bool(self.taken), fp32=fp32)
+        plain = request.bits is not None or kernels != "auto" or self.device.type != "cpu"
         if plain or (not request.full and request.config.lora.use_dora):
             return False
-        return fused.why_not(self.module, self.device, autocast=self.precision.autocast) is None
+        in_fp32 = request.full or _frozen_bytes(request, 4) == 4
+        compute = self.precision.autocast or (torch.float32 if in_fp32 else None)
+        return fused.why_not(self.module, self.device, compute=compute) is None
 
     def _trainable(self) -> int:
         if self.targets is None:

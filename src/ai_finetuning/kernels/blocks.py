@@ -1,6 +1,6 @@
-"""A transformer block's parts with hand-written gradients, for bf16 activations on a CPU.
+"""A transformer block's parts with hand-written gradients, for activations in bf16 or fp32 on a CPU.
 
-Products are torch's (oneDNN), everything between them is kernels/cpu.cpp. For the backward pass they save only
+Products are torch's (oneDNN, MKL), everything between them is kernels/cpu.cpp. For the backward pass they save only
 what is expensive to recompute. Tensors are [tokens, features]; lengths alone separate the documents of a packed row.
 """
 
@@ -74,7 +74,7 @@ class Linears(Function):
     gradient get none, an input that needs none neither.
 
     Inputs after the first four: n weights, n biases (None allowed), and with lora n pairs A [r, in], B [out, r].
-    Weights in fp32 are master weights: `cast` gives their bf16 copies.
+    `cast` gives weights in the type of x; where that is bf16, weights in fp32 are master weights, and it keeps their copies.
     """
 
     @staticmethod

@@ -48,9 +48,8 @@ def row_kernel(dtype: torch.dtype, device: torch.device, *, compiled: bool) -> R
     """The kernel for logits of this dtype and place."""
     if compiled and device.type == "cuda":
         return one_kernel_cross_entropy
-    return (
-        native.cross_entropy if compiled and dtype is torch.bfloat16 and device.type == "cpu" else plain_cross_entropy
-    )
+    by_cpu = compiled and device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
+    return native.cross_entropy if by_cpu else plain_cross_entropy
 
 
 # Relative difference between the two kernels beyond which the plain one is taken, by the dtype of the logits.
@@ -117,7 +116,10 @@ class LinearCrossEntropy(Function):
             if dhidden is not None:
                 dhidden[part] = torch.mm(logits, compute)
             if dweight is not None:
-                dweight += torch.mm(logits.t(), hidden[part])
+                if kernel is native.cross_entropy and compute.dtype is dweight.dtype:
+                    dweight.addmm_(logits.t(), hidden[part])
+                else:
+                    dweight += torch.mm(logits.t(), hidden[part])
         ctx.gradients = dhidden, dweight, weight.dtype
         return total
 
