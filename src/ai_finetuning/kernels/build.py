@@ -27,7 +27,7 @@ from ..system.folders import private_cache, temporary_cache
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 # -march=native: the library is built for this processor, and its name says for which.
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
 # The types that it computes on, each in a library of its own that is made when it is asked for, and its option.
 _TYPES = {torch.bfloat16: ("bf16", ()), torch.float32: ("fp32", ("-DAIFT_FLOAT",))}
 # A second of work; beside other busy processes it may wait long for a processor. It ends a compiler that hangs.
@@ -58,7 +58,7 @@ def _compile(compiler: str, options: Sequence[str], target: Path) -> None:
         # Linked without OpenMP: its symbols come from the copy that torch has loaded, so that there is one pool of
         # threads.
         for command in (
-            [compiler, *_FLAGS, *options, "-c", str(_SOURCE), "-o", str(code)],
+            [compiler, *FLAGS, *options, "-c", str(_SOURCE), "-o", str(code)],
             [compiler, "-shared", str(code), "-o", str(library)],
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
@@ -93,7 +93,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         )
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     name, options = _TYPES[dtype]
-    text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *_FLAGS, *options, version, _processor()])
+    text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *FLAGS, *options, version, _processor()])
     target = private_cache("kernels") / f"cpu-{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
         if not is_private(target):  # not there, or somebody else may have written it
