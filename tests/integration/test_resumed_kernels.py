@@ -11,7 +11,9 @@ import torch
 from tests.support.commands import call, write_run
 
 from ai_finetuning.errors import Reason
+from ai_finetuning.execution import build, derived
 from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.kernels.products import OPENBLAS, TORCH, why_not_openblas
 from ai_finetuning.models import fused
 
 AUTO = "training.resume_from_checkpoint=auto"
@@ -28,9 +30,9 @@ def interrupted(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, *ove
     return config
 
 
-def recorded(folder: Path) -> str:
-    derived: dict[str, Any] = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))["derived"]
-    return str(derived["kernels"])
+def recorded(folder: Path, name: str = "kernels") -> str:
+    run: dict[str, Any] = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
+    return str(run["derived"][name])
 
 
 def test_a_new_run_in_fp32_takes_the_fused_blocks_to_its_end(
@@ -57,3 +59,21 @@ def test_where_the_fused_blocks_are_missing_it_is_refused_with_the_way_out(
     assert "this run began with the fused blocks, which cannot be used here (no compiler)" in logged()
     assert call("train", config, AUTO, "training.runtime.kernels=portable") == 0
     assert recorded(tmp_path) == "portable"
+
+
+@pytest.mark.skipif(why_not_openblas() is not None, reason=f"no OpenBLAS here: {why_not_openblas()}")
+@pytest.mark.parametrize(("began", "now"), [(OPENBLAS, TORCH), (TORCH, OPENBLAS)])
+def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Any, began: str, now: str
+):
+    monkeypatch.setattr(build, "chosen_products", lambda shapes: began)
+    config = interrupted(tmp_path, tiny_model_dir, monkeypatch)
+    assert recorded(tmp_path, "products") == began
+    monkeypatch.setattr(build, "chosen_products", lambda shapes: now)
+    if began == OPENBLAS:
+        with monkeypatch.context() as patch:
+            patch.setattr(derived, "why_not_openblas", lambda: Reason("ありません", "not there"))
+            assert call("train", config, AUTO) == 78
+        assert "began with OpenBLAS's matrix products, which cannot be had here (not there)" in logged()
+    assert call("train", config, AUTO) == 0
+    assert recorded(tmp_path, "products") == began

@@ -21,7 +21,9 @@ from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run
 from ..engine.train_state import TrainState
 from ..errors import Reason
+from ..kernels.products import TORCH, chosen_products, products_of
 from ..messages import notice
+from ..models import fused
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.adapters import (
@@ -47,7 +49,7 @@ from ..planner.phases import Phases, mark_phases, marked
 from ..planner.plan import Plan
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
-from .derived import Derived, kernels_of, validate_kernels
+from .derived import Derived, kernels_of, validate_kernels, validate_products
 from .fingerprint import validate_same_weights, weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
@@ -194,6 +196,7 @@ def _derived(plan: RunPlan, model: nn.Module, path: VarlenForward | None, attent
         dtype=None if full else dtype_name(next(inner.parameters()).dtype),
         attention=attention,
         kernels=path.name if path is not None else "plain",
+        products=products_of(path.cast if path is not None else None).name,
         target_modules=None if full else target_modules(model),
     )
 
@@ -283,15 +286,18 @@ def _documents(plan: RunPlan, model: nn.Module, strategy: Strategy) -> tuple[Var
     )
     if kernels == "auto" and not plan.parallel.whole_blocks:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
-    path, reason = _path(plan, model, kernels)
+    products = _products(plan, model, strategy, kernels)
+    path, reason = _path(plan, model, kernels, products)
     name = path.name if path is not None else "plain"
     if kernels == "auto" and len(set(strategy.gather(name))) > 1:  # a machine without a compiler among others
         if path is not None:
             path.close()
-        path, reason = _path(plan, model, "portable")
+        path, reason = _path(plan, model, "portable", TORCH)
         name = path.name if path is not None else "plain"
     validate_kernels(kernels, plan.taken, name, reason)
     chosen = path.chosen if path is not None else None
+    if path is not None and products_of(path.cast).name != TORCH:
+        chosen = Reason("行列積は OpenBLAS", "products by OpenBLAS")
     notice(
         f"計算方法: {name}" + (f", {chosen.ja}" if chosen else "") + (f"（{reason.ja}）" if reason else ""),
         f"training step: {name}" + (f", {chosen.en}" if chosen else "") + (f" ({reason.en})" if reason else ""),
@@ -304,7 +310,27 @@ def _documents(plan: RunPlan, model: nn.Module, strategy: Strategy) -> tuple[Var
     return None, positions
 
 
-def _path(plan: RunPlan, model: nn.Module, kernels: str) -> tuple[VarlenForward | None, Reason | None]:
+def _products(plan: RunPlan, model: nn.Module, strategy: Strategy, kernels: str) -> str:
+    """Whose matrix products the fused blocks take, the same in all processes: as a resumed run had them, else the faster
+    ones.
+
+    Raises:
+        ConfigError: those of the resumed run are not here.
+    """
+    inner, cpu = unwrapped(model), plan.device.type == "cpu"
+    if kernels != "auto" or not cpu or plan.precision.autocast is not None:
+        return TORCH
+    resumed = plan.resume is not None and plan.resume.foreign is None
+    had = plan.taken.get("products") or (TORCH if resumed else None)
+    if had is not None:
+        validate_products(had)
+        return str(had)
+    serves = fused.why_not(inner, plan.device, compute=fused.computed_in(inner, None)) is None
+    found = strategy.gather(chosen_products(fused.linear_shapes(inner)) if serves else TORCH)
+    return str(found[0]) if len(set(found)) == 1 else TORCH
+
+
+def _path(plan: RunPlan, model: nn.Module, kernels: str, products: str) -> tuple[VarlenForward | None, Reason | None]:
     return select_forward_path(
         unwrapped(model),
         plan.device,
@@ -312,6 +338,7 @@ def _path(plan: RunPlan, model: nn.Module, kernels: str) -> tuple[VarlenForward 
         kernels=kernels,
         longest=plan.data.longest,
         layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1 and plan.device_map is None,
+        products=products,
     )
 
 

@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 
 from ..data.prepare import SPLIT, SPLITS
 from ..errors import ConfigError, Reason
+from ..kernels.products import NAMES as PRODUCTS
+from ..kernels.products import OPENBLAS, why_not_openblas
 from ..models.loading import DTYPES
 from .resume import ResumePoint, readable
 
@@ -26,8 +28,8 @@ class Derived:
         gradient_checkpointing: whether activations are recomputed.
         split: the rule by which a share of the rows became evaluation data.
         chat_template: the template's text.
-        dtype, attention, kernels: of the loaded weights, the attention implementation, and the path of the step; None
-            until the model is built.
+        dtype, attention, kernels, products: of the loaded weights, the attention implementation, the path of the step,
+            and whose matrix products it takes; None until the model is built.
         eval_steps: steps between evaluations; None where they are counted by epochs.
         target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
     """
@@ -44,10 +46,11 @@ class Derived:
     target_modules: list[str] | None = None
     warmup_ratio: float | None = None
     eval_steps: int | None = None
+    products: str | None = None
 
 
 # Values of those that are texts, where only some are known.
-_KNOWN = {"split": tuple(SPLITS), "dtype": tuple(DTYPES), "precision": ("fp32", "bf16", "fp16")}
+_KNOWN = {"split": tuple(SPLITS), "dtype": tuple(DTYPES), "precision": ("fp32", "bf16", "fp16"), "products": PRODUCTS}
 
 
 @cache
@@ -97,3 +100,19 @@ def validate_kernels(asked: str, taken: dict[str, Any], obtained: str, reason: R
         f"this run began with the fused blocks, which cannot be used here ({why.en}). Resume it where it began, or, if "
         f"numbers may be rounded in another way from here on, with training.runtime.kernels={obtained}.",
     )
+
+
+def validate_products(had: str) -> None:
+    """Refuses to go on without the library that a run began with.
+
+    Raises:
+        ConfigError: it is not here.
+    """
+    reason = why_not_openblas() if had == OPENBLAS else None
+    if reason is not None:
+        raise ConfigError(
+            f"この学習は行列積に OpenBLAS を使って始まりましたが、ここでは使えません（{reason.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
+            "training.runtime.kernels=portable を付けて再開してください。",
+            f"this run began with OpenBLAS's matrix products, which cannot be had here ({reason.en}). Resume it where it "
+            "began, or, if numbers may be rounded in another way from here on, with training.runtime.kernels=portable.",
+        )

@@ -42,8 +42,8 @@ class KernelsUnavailableError(Exception):
         self.reason = reason
 
 
-def _processor() -> str:
-    """What -march=native stands for: the processor's name and its instruction sets."""
+def processor() -> str:
+    """The processor's name and its instruction sets: what -march=native stands for."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -93,7 +93,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         )
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     name, options = _TYPES[dtype]
-    text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *FLAGS, *options, version, _processor()])
+    text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *FLAGS, *options, version, processor()])
     target = private_cache("kernels") / f"cpu-{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
         if not is_private(target):  # not there, or somebody else may have written it

@@ -322,4 +322,36 @@ void dropout(const real* x, real* out, int64_t count, uint64_t seed, float p, in
     out[i] = store(add ? load(out[i]) + value : value);
   }
 }
+
+#ifdef AIFT_FLOAT
+// CBLAS's sgemm with 64-bit sizes (ILP64).
+typedef void (*sgemm_t)(int order, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+                        const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
+
+// C [m, n] = alpha * op(A) [m, k] op(B) [k, n] + beta * C, rows in memory one after the other, by a library that computes
+// in the thread that calls it: the longer side of C is cut among the threads of torch, so that there is one pool of them.
+void product(void* sgemm, const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k, int64_t lda,
+             int64_t ldb, int64_t ldc, int transposed_a, int transposed_b, float alpha, float beta, int threads) {
+  const int64_t STEP = 16;  // columns or rows that a kernel of any library divides well
+  sgemm_t call = reinterpret_cast<sgemm_t>(sgemm);
+  int64_t side = std::max(m, n), parts = m * n * k < (int64_t(1) << 18) ? 1 : threads;
+  int64_t each = ((side + parts - 1) / parts + STEP - 1) / STEP * STEP;
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts))
+  for (int64_t part = 0; part < parts; ++part) {
+    int64_t first = std::min(side, part * each), count = std::min(side, first + each) - first;
+    if (count <= 0) continue;
+    const float *rows = a, *columns = b;
+    float* out = c;
+    if (m >= n) {
+      rows += transposed_a ? first : first * lda;
+      out += first * ldc;
+    } else {
+      columns += transposed_b ? first * ldb : first;
+      out += first;
+    }
+    call(101, transposed_a ? 112 : 111, transposed_b ? 112 : 111, m >= n ? count : m, m >= n ? n : count, k, alpha, rows, lda,
+         columns, ldb, beta, out, ldc);
+  }
+}
+#endif
 }

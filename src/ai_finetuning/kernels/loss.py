@@ -12,6 +12,7 @@ from ..errors import Reason
 from . import native
 from ._upstream import graph_is_kept
 from .autograd import Function
+from .products import products_of
 
 # (logits [rows, vocabulary], targets [rows], cap, with_gradient) -> losses [rows] fp32; logits become their gradient.
 RowKernel = Callable[..., Tensor]
@@ -99,7 +100,7 @@ class LinearCrossEntropy(Function):
         cast: Any,
         compiled: bool,
     ) -> Tensor:
-        compute = cast(weight)
+        compute, products = cast(weight), products_of(cast)
         hidden = hidden.to(compute.dtype)
         kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
         # Other kernels need the logits in fp32 beside them.
@@ -111,13 +112,13 @@ class LinearCrossEntropy(Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            logits = torch.mm(hidden[part], compute.t())
+            logits = products.mm(hidden[part], compute.t())
             total += kernel(logits, targets[part], cap=cap, with_gradient=wants_hidden or wants_weight).sum()
             if dhidden is not None:
-                dhidden[part] = torch.mm(logits, compute)
+                dhidden[part] = products.mm(logits, compute)
             if dweight is not None:
                 if kernel is native.cross_entropy and compute.dtype is dweight.dtype:
-                    dweight.addmm_(logits.t(), hidden[part])
+                    products.add(dweight, logits.t(), hidden[part])
                 else:
                     dweight += torch.mm(logits.t(), hidden[part])
         ctx.gradients = dhidden, dweight, weight.dtype

@@ -23,6 +23,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gated_backward": (_P, _P, _P, _P, _P, _I, _N),
     "cross_entropy": (_P, _P, _P, _I, _I, _F, _N),
     "dropout": (_P, _P, _I, _U, _F, _N),
+    "product": (_P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _N, _N, _F, _F, _N),
 }
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 
@@ -142,3 +143,31 @@ def dropout(x: Tensor, seed: int, p: float) -> Tensor:
 def add_dropped(out: Tensor, x: Tensor, seed: int, p: float) -> None:
     """out += dropout(x): the gradient's way back."""
     _call("dropout", x, out, x.numel(), seed, p, 1)
+
+
+def product(sgemm: int, a: Tensor, b: Tensor, out: Tensor, *, alpha: float, beta: float) -> Tensor:
+    """out [m, n] = alpha a b + beta out in fp32, by CBLAS's sgemm (ILP64) at an address, on torch's threads.
+
+    Args:
+        a, b: [m, k] and [k, n]; each may be a transposed view.
+        out: a row's numbers one after the other.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    assert b.shape[0] == k
+    assert out.shape == (m, n)
+    assert out.stride(1) == 1 or n == 1
+    assert a.dtype is b.dtype is out.dtype is torch.float32
+    (across_a, step_a), (across_b, step_b) = _layout(a), _layout(b)
+    pointers = (sgemm, a.data_ptr(), b.data_ptr(), out.data_ptr())
+    sizes = (m, n, k, step_a, step_b, max(out.stride(0), n))
+    _function("product", torch.float32)(*pointers, *sizes, across_a, across_b, alpha, beta, torch.get_num_threads())
+    return out
+
+
+def _layout(x: Tensor) -> tuple[int, int]:
+    """Whether a matrix is a transposed view, and numbers from one of its rows (columns, if it is) to the next."""
+    assert x.device.type == "cpu"
+    if x.stride(1) == 1 or x.shape[1] == 1 and x.stride(0) != 1:
+        return 0, max(x.stride(0), x.shape[1])
+    assert x.stride(0) == 1
+    return 1, max(x.stride(1), x.shape[0])

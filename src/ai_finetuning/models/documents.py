@@ -22,6 +22,7 @@ from ..errors import ModelError, Reason, ToolkitError
 from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
 from ..kernels.build import why_unavailable
 from ..kernels.loss import why_not_one_kernel
+from ..kernels.products import TORCH
 from ..system.transfer import send
 from . import fused, liger
 from ._upstream import attention_name, attention_setting
@@ -177,6 +178,7 @@ def select_forward_path(
     kernels: str,
     longest: int | None = None,
     layer_kernels: bool = False,
+    products: str = TORCH,
 ) -> tuple[VarlenForward | None, Reason | None]:
     """The fastest path that computes what the model itself computes, and why it is not a faster one.
 
@@ -191,6 +193,7 @@ def select_forward_path(
         longest: tokens of the longest document; None where it is not known.
         layer_kernels: whether Liger may compute parts of layers on a GPU. Not where a backward pass comes twice over one
             graph (pipelines), as its kernels write over what they have saved, nor where layers are cut.
+        products: whose matrix products the fused blocks take in fp32 (kernels/products.py).
 
     Raises:
         ModelError: the model's own forward pass fails, or a token's answer depends on later tokens.
@@ -224,7 +227,7 @@ def select_forward_path(
         taken.put_on()
         chosen = _chosen(attention if len(attentions) > 1 else None, taken)
         compiled = why_plain_loss is None and (name == "fused" or not beside_fused)
-        path = _opened(name, model, head, autocast, setting, compiled=compiled)
+        path = _opened(name, model, head, autocast, setting, compiled=compiled, products=products)
         path = replace(path, chosen=chosen, _layers=taken)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
@@ -256,10 +259,11 @@ def _opened(
     setting: str | dict[str, str],
     *,
     compiled: bool,
+    products: str = TORCH,
 ) -> VarlenForward:
     """A path on a model whose attention is in its place; `setting` brings its own back."""
     compute = _computed_in(head, autocast)
-    cast: Callable[[Tensor], Tensor] = fused.attach(model, compute) if name == "fused" else _to(compute)
+    cast: Callable[[Tensor], Tensor] = fused.attach(model, compute, products) if name == "fused" else _to(compute)
     return VarlenForward(name, model, head, _cap(model), cast, compiled, compute, setting, scale=_logit_scale(model))
 
 

@@ -18,6 +18,7 @@ from ..errors import Reason
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
+from ..kernels.products import TORCH, Products, release
 from ..system.gpu import cpu_has_bf16
 from ._upstream import version_of
 from .parts import decoder_layers
@@ -31,8 +32,8 @@ class MasterCasts:
     `updated` is registered as its post-step hook. Copies into weights (a resume) are seen by the counter.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, products: str = TORCH) -> None:
+        self.dtype, self.products = dtype, Products(products)
         # A pipeline drops the weights of other stages; their copies go with them.
         self._copies: MutableMapping[Tensor, tuple[tuple[int, int], Tensor]] = WeakTensorKeyDictionary()
         self._steps = 0
@@ -210,10 +211,14 @@ def _why_not_linear(module: Any) -> Reason | None:
     return None
 
 
-def attach(model: Any, compute: torch.dtype) -> MasterCasts:
-    """Replaces the layers' forward on the instances; call why_not() first."""
+def attach(model: Any, compute: torch.dtype, products: str = TORCH) -> MasterCasts:
+    """Replaces the layers' forward on the instances; call why_not() first.
+
+    Args:
+        products: whose matrix products, of kernels/products.py.
+    """
     config = model.config
-    family, cast = FAMILIES[config.model_type], MasterCasts(compute)
+    family, cast = FAMILIES[config.model_type], MasterCasts(compute, products)
     for layer in _layers(model):
         plan = _Layer(family, layer, _attention_shape(layer.self_attn, config), _activation(config), cast)
         layer.forward = _with_fallback(layer, plan)
@@ -230,8 +235,15 @@ def attach(model: Any, compute: torch.dtype) -> MasterCasts:
     return cast
 
 
+def linear_shapes(model: Any) -> list[tuple[int, int]]:
+    """(outputs, inputs) of the linear layers of the blocks; call why_not() first."""
+    bases: list[Any] = [getattr(module, "base_layer", module) for layer in _layers(model) for module in _linears(layer)]
+    return sorted({(base.out_features, base.in_features) for base in bases})
+
+
 def detach(model: Any) -> None:
     """The model as it was."""
+    release()
     for module in (*_layers(model), model.get_decoder().norm):
         module.__dict__.pop("forward", None)
 

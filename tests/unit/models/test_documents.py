@@ -12,7 +12,9 @@ from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import IGNORED, Example
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.errors import ModelError
+from ai_finetuning.kernels import native
 from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.kernels.products import OPENBLAS, TORCH, why_not_openblas
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.documents import select_forward_path, takes_positions, validate_causal
@@ -89,9 +91,9 @@ def gradients(wrapped) -> dict[str, torch.Tensor]:
     return {name: item.grad.clone() for name, item in wrapped.named_parameters() if item.grad is not None}
 
 
-def step(wrapped, model, *, autocast: torch.dtype | None, kernels: str, packed: bool = True):
+def step(wrapped, model, *, autocast: torch.dtype | None, kernels: str, packed: bool = True, products: str = TORCH):
     """(path's name, loss, gradients) of the same documents in one step."""
-    path, reason = select_forward_path(model, CPU, autocast=autocast, kernels=kernels)
+    path, reason = select_forward_path(model, CPU, autocast=autocast, kernels=kernels, products=products)
     assert path is not None, reason
     documents = examples()
     rows = [[documents[0], documents[1]], [documents[2], documents[3]]] if packed else [[item] for item in documents]
@@ -155,6 +157,22 @@ def test_fused_path_is_exact_in_fp32(monkeypatch: pytest.MonkeyPatch, family: st
         enable_activation_checkpointing(model)
     name, got, mine = step(wrapped, model, autocast=None, kernels="auto", packed=packed)
     assert name == "fused"
+    assert got == pytest.approx(loss, rel=1e-5)
+    assert distance(mine, expected) < 1e-5
+
+
+@pytest.mark.skipif(why_not_openblas() is not None, reason=f"no OpenBLAS here: {why_not_openblas()}")
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FUSED)
+def test_products_by_openblas_are_exact(monkeypatch: pytest.MonkeyPatch, family: str, lora: bool):
+    wrapped, model = build(family, lora=lora)
+    wrapped.train()
+    loss, expected = reference(wrapped)
+    calls, original = [], native.product
+    monkeypatch.setattr(native, "product", lambda *given, **options: calls.append(1) or original(*given, **options))
+    name, got, mine = step(wrapped, model, autocast=None, kernels="auto", products=OPENBLAS)
+    assert name == "fused"
+    assert len(calls) > 20
     assert got == pytest.approx(loss, rel=1e-5)
     assert distance(mine, expected) < 1e-5
 
