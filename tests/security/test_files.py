@@ -9,10 +9,12 @@ import shutil
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ai_finetuning.convert.quantize import QuantizationOptimizer
 from ai_finetuning.data import cache
@@ -321,7 +323,7 @@ def test_a_planted_library_is_not_loaded(cached: Path, tmp_path: Path, monkeypat
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{compiler.parent}:{os.environ['PATH']}")
-    build = library_of.__wrapped__  # each call as in a new process
+    build = partial(library_of.__wrapped__, torch.float32)  # each call as in a new process
     for _ in range(2):
         with contextlib.suppress(KernelsUnavailableError):  # an empty file is no library
             build()

@@ -20,8 +20,11 @@ from ..engine.prefetch import Prefetched
 from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run
 from ..engine.train_state import TrainState
+from ..errors import Reason
 from ..kernels.lora import why_not_one_operation
+from ..kernels.products import TORCH, chosen_products, products_of
 from ..messages import notice
+from ..models import fused
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.adapters import (
@@ -47,7 +50,7 @@ from ..planner import memory
 from ..planner.phases import Phases, mark_phases, marked
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
-from .derived import Derived
+from .derived import Derived, kernels_of, validate_kernels, validate_products
 from .fingerprint import validate_same_weights, weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
@@ -95,7 +98,7 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
         if strategy.weight_placement is None
         else strategy.weight_placement.layer_offload(model)
     ):
-        path, positions = _documents(plan, model)  # tried on the device, although the model is not cut yet
+        path, positions = _documents(plan, model, strategy)  # tried on the device, although the model is not cut yet
     evaluation = _evaluation(plan) if plan.data.eval_data else None
     predictions: Collects | None = evaluation.predictions if evaluation is not None else None
     slot = PredictionSlot(evaluation.predictions) if evaluation is not None and plan.parallel.in_parts else None
@@ -211,6 +214,7 @@ def _derived(plan: RunPlan, model: nn.Module, path: VarlenForward | None, attent
         dtype=None if full else dtype_name(next(inner.parameters()).dtype),
         attention=attention,
         kernels=path.name if path is not None else "plain",
+        products=products_of(path.cast if path is not None else None).name,
         target_modules=None if full else target_modules(model),
     )
 
@@ -288,25 +292,30 @@ def _evaluation(plan: RunPlan) -> Evaluation:
     return Evaluation(batches, plan.data.eval_characters, predictions)
 
 
-def _documents(plan: RunPlan, model: nn.Module) -> tuple[VarlenForward | None, bool]:
-    """The path of the training step, with one line that names it; None for padded rows. And whether those are given
-    positions.
+def _documents(plan: RunPlan, model: nn.Module, strategy: Strategy) -> tuple[VarlenForward | None, bool]:
+    """The path of the training step, the same in all processes, with one line that names it; None for padded rows. And
+    whether those are given positions.
     """
-    kernels = plan.request.config.training.runtime.kernels
-    if kernels == "auto" and plan.taken.get("kernels") in ("portable", "plain"):
-        kernels = plan.taken["kernels"]
+    kernels = kernels_of(
+        plan.request.config.training.runtime.kernels,
+        plan.taken,
+        resumed=plan.resume is not None and plan.resume.foreign is None,
+        fp32=plan.precision.autocast is None,
+    )
     if kernels == "auto" and not plan.parallel.whole_blocks:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
-    path, reason = select_forward_path(
-        unwrapped(model),
-        plan.device,
-        autocast=plan.precision.autocast,
-        kernels=kernels,
-        longest=plan.data.longest,
-        layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1 and plan.device_map is None,
-    )
+    products = _products(plan, model, strategy, kernels)
+    path, reason = _path(plan, model, kernels, products)
     name = path.name if path is not None else "plain"
+    if kernels == "auto" and len(set(strategy.gather(name))) > 1:  # a machine without a compiler among others
+        if path is not None:
+            path.close()
+        path, reason = _path(plan, model, "portable", TORCH)
+        name = path.name if path is not None else "plain"
+    validate_kernels(kernels, plan.taken, name, reason)
     chosen = path.chosen if path is not None else None
+    if path is not None and products_of(path.cast).name != TORCH:
+        chosen = Reason("行列積は OpenBLAS", "products by OpenBLAS")
     notice(
         f"計算方法: {name}" + (f", {chosen.ja}" if chosen else "") + (f"（{reason.ja}）" if reason else ""),
         f"training step: {name}" + (f", {chosen.en}" if chosen else "") + (f" ({reason.en})" if reason else ""),
@@ -323,6 +332,38 @@ def _base(plan: RunPlan, model: nn.Module) -> Base | None:
     """What old rows are held to (`data.replay.distill`): the model without its adapter."""
     weight = plan.request.config.data.replay.distill
     return None if weight is None else Base(weight, lambda: without_adapter(model))
+
+
+def _products(plan: RunPlan, model: nn.Module, strategy: Strategy, kernels: str) -> str:
+    """Whose matrix products the fused blocks take, the same in all processes: as a resumed run had them, else the faster
+    ones.
+
+    Raises:
+        ConfigError: those of the resumed run are not here.
+    """
+    inner, cpu = unwrapped(model), plan.device.type == "cpu"
+    if kernels != "auto" or not cpu or plan.precision.autocast is not None:
+        return TORCH
+    resumed = plan.resume is not None and plan.resume.foreign is None
+    had = plan.taken.get("products") or (TORCH if resumed else None)
+    if had is not None:
+        validate_products(had)
+        return str(had)
+    serves = fused.why_not(inner, plan.device, compute=fused.computed_in(inner, None)) is None
+    found = strategy.gather(chosen_products(fused.linear_shapes(inner)) if serves else TORCH)
+    return str(found[0]) if len(set(found)) == 1 else TORCH
+
+
+def _path(plan: RunPlan, model: nn.Module, kernels: str, products: str) -> tuple[VarlenForward | None, Reason | None]:
+    return select_forward_path(
+        unwrapped(model),
+        plan.device,
+        autocast=plan.precision.autocast,
+        kernels=kernels,
+        longest=plan.data.longest,
+        layer_kernels=plan.parallel.sizes.pp == plan.parallel.sizes.tp == 1 and plan.device_map is None,
+        products=products,
+    )
 
 
 def loss_of(

@@ -10,6 +10,9 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from ..data.prepare import SPLIT, SPLITS
+from ..errors import ConfigError, Reason
+from ..kernels.products import NAMES as PRODUCTS
+from ..kernels.products import OPENBLAS, why_not_openblas
 from ..models.loading import DTYPES
 from .resume import ResumePoint, readable
 
@@ -27,8 +30,8 @@ class Derived:
         batch_size, gradient_accumulation_steps: how the rows of a step are computed.
         split: the rule by which a share of the rows became evaluation data.
         chat_template: the template's text.
-        dtype, attention, kernels: of the loaded weights, the attention implementation, and the path of the step; None
-            until the model is built.
+        dtype, attention, kernels, products: of the loaded weights, the attention implementation, the path of the step,
+            and whose matrix products it takes; None until the model is built.
         eval_steps: steps between evaluations; None where they are counted by epochs.
         target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
         strategy, devices: what `auto` took, and of how many devices; None where another strategy was asked for.
@@ -50,6 +53,7 @@ class Derived:
     eval_steps: int | None = None
     strategy: str | None = None
     devices: int | None = None
+    products: str | None = None
 
 
 # Values of those that are texts, where only some are known.
@@ -57,6 +61,7 @@ _KNOWN = {
     "split": tuple(SPLITS),
     "dtype": tuple(DTYPES),
     "precision": ("fp32", "bf16", "fp16"),
+    "products": PRODUCTS,
     "strategy": ("ddp", "fsdp", "model_parallel"),
 }
 # Numbers that count something.
@@ -104,3 +109,46 @@ def cut_of_resumed(taken: Mapping[str, Any], batch_size: int, accumulation: int,
     same &= "batch_size" not in given or size == batch_size
     same &= "gradient_accumulation_steps" not in given or count == accumulation
     return int(size) if same else None
+
+
+def kernels_of(asked: str, taken: dict[str, Any], *, resumed: bool, fp32: bool) -> str:
+    """The setting `kernels` as a run takes it: `auto` goes on with what the resumed run had.
+
+    Args:
+        taken: as taken_over() gave it. A run of a version that did not write it down had no fused blocks in fp32.
+    """
+    had = taken.get("kernels") or ("portable" if resumed and fp32 else None)
+    return had if asked == "auto" and had in ("portable", "plain") else asked
+
+
+def validate_kernels(asked: str, taken: dict[str, Any], obtained: str, reason: Reason | None) -> None:
+    """Refuses to go on in another way than a run began, unless the user asks for it.
+
+    Raises:
+        ConfigError: the run had fused blocks, which cannot be had here.
+    """
+    if asked != "auto" or taken.get("kernels") != "fused" or obtained == "fused":
+        return
+    why = reason or Reason("理由は不明です", "no reason is known")
+    raise ConfigError(
+        f"この学習は計算方法 fused で始まりましたが、ここでは使えません（{why.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
+        f"training.runtime.kernels={obtained} を付けて再開してください。",
+        f"this run began with the fused blocks, which cannot be used here ({why.en}). Resume it where it began, or, if "
+        f"numbers may be rounded in another way from here on, with training.runtime.kernels={obtained}.",
+    )
+
+
+def validate_products(had: str) -> None:
+    """Refuses to go on without the library that a run began with.
+
+    Raises:
+        ConfigError: it is not here.
+    """
+    reason = why_not_openblas() if had == OPENBLAS else None
+    if reason is not None:
+        raise ConfigError(
+            f"この学習は行列積に OpenBLAS を使って始まりましたが、ここでは使えません（{reason.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
+            "training.runtime.kernels=portable を付けて再開してください。",
+            f"this run began with OpenBLAS's matrix products, which cannot be had here ({reason.en}). Resume it where it "
+            "began, or, if numbers may be rounded in another way from here on, with training.runtime.kernels=portable.",
+        )

@@ -20,6 +20,7 @@ from ..planner.layers import blocks_of
 from ..planner.shape import ModelShape
 from ..planner.spread import on_fullest_device
 from . import base_facts
+from .derived import kernels_of
 from .place import Place
 from .request import TrainRequest
 
@@ -77,10 +78,14 @@ class PlannedModel:
     def _fused(self) -> bool:
         """Whether fused blocks will compute the layers, as far as settings and configuration tell."""
         request, training = self.request, self.request.config.training
-        plain = request.bits is not None or training.runtime.kernels != "auto" or self.device.type != "cpu"
+        fp32 = self.precision.autocast is None
+        kernels = kernels_of(training.runtime.kernels, self.taken, resumed=bool(self.taken), fp32=fp32)
+        plain = request.bits is not None or kernels != "auto" or self.device.type != "cpu"
         if plain or (not request.full and request.config.lora.use_dora):
             return False
-        return fused.why_not(self.module, self.device, autocast=self.precision.autocast) is None
+        in_fp32 = request.full or _frozen_bytes(request, 4) == 4
+        compute = self.precision.autocast or (torch.float32 if in_fp32 else None)
+        return fused.why_not(self.module, self.device, compute=compute) is None
 
     def _trainable(self) -> int:
         if self.targets is None:

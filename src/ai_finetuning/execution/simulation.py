@@ -29,6 +29,7 @@ from ..planner.timelines import remembered
 from ..planner.tracker import Tracker
 from . import base_facts
 from .build import copy_fits, loss_of, new_adapter, optimizer_of
+from .derived import kernels_of
 from .place import place_for
 from .resolve import RunPlan
 
@@ -168,7 +169,12 @@ def _job(plan: RunPlan, module: Any) -> Job:
         dtype=torch.float32 if request.full else _frozen_dtype(plan),
         bits=request.bits,
         autocast=precision.autocast,
-        kernels=request.config.training.runtime.kernels,
+        kernels=kernels_of(
+            request.config.training.runtime.kernels,
+            plan.taken,
+            resumed=bool(plan.taken),
+            fp32=precision.autocast is None,
+        ),
         adapter=None if request.full else partial(new_adapter, plan),
         loss=loss_of,
         optimizer=partial(optimizer_of, plan),

@@ -1,6 +1,6 @@
-"""A transformer block's parts with hand-written gradients, for bf16 activations on a CPU.
+"""A transformer block's parts with hand-written gradients, for activations in bf16 or fp32 on a CPU.
 
-Products are torch's (oneDNN), everything between them is kernels/cpu.cpp. For the backward pass they save only
+Products are torch's (oneDNN, MKL) or OpenBLAS's (products.py), everything between them is kernels/cpu.cpp. For the backward pass they save only
 what is expensive to recompute. Tensors are [tokens, features]; lengths alone separate the documents of a packed row.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import native
 from .autograd import Function
+from .products import products_of
 
 # Queries of one product: a block sees only the keys before its end, which saves up to half of the work of long
 # documents.
@@ -74,7 +75,8 @@ class Linears(Function):
     gradient get none, an input that needs none neither.
 
     Inputs after the first four: n weights, n biases (None allowed), and with lora n pairs A [r, in], B [out, r].
-    Weights in fp32 are master weights: `cast` gives their bf16 copies.
+    `cast` gives weights in the type of x; where that is bf16, weights in fp32 are master weights, and it keeps their copies.
+    Its `products`, where it has them, say which library multiplies.
     """
 
     @staticmethod
@@ -83,20 +85,20 @@ class Linears(Function):
     ) -> tuple[Tensor, ...]:
         plain, biases, pairs = weights[:count], weights[count : 2 * count], weights[2 * count :]
         compute = [cast(weight) for weight in plain]
-        outputs = []
+        products, outputs = products_of(cast), []
         for weight, bias in zip(compute, biases, strict=True):
-            out = torch.addmm(residual, x, weight.t()) if residual is not None else torch.mm(x, weight.t())
+            out = products.sum(residual, x, weight.t()) if residual is not None else products.mm(x, weight.t())
             outputs.append(out if bias is None else out.add_(bias))
         ctx.seed, saved = 0, [x]
         if lora is not None:
             ctx.seed = _seed() if lora.dropout else 0
             source = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
             down = torch.cat([a.to(x.dtype) for a in pairs[0::2]])
-            hidden = torch.mm(source, down.t())
+            hidden = products.mm(source, down.t())
             start = 0
             for out, b, scale in zip(outputs, pairs[1::2], lora.scales, strict=True):
                 part = hidden[:, start : start + b.shape[1]]
-                out.addmm_(part, b.to(x.dtype).t(), alpha=scale)
+                products.add(out, part, b.to(x.dtype).t(), scale)
                 start += b.shape[1]
             saved.append(hidden)
         ctx.save_for_backward(*saved, *plain, *pairs)
@@ -106,7 +108,7 @@ class Linears(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        lora, count = ctx.lora, ctx.count
+        lora, count, products = ctx.lora, ctx.count, products_of(ctx.cast)
         x, *rest = ctx.saved_tensors
         hidden = rest.pop(0) if lora is not None else None
         plain, pairs = rest[:count], rest[count:]
@@ -114,11 +116,11 @@ class Linears(Function):
         need = ctx.needs_input_grad[5:]
         dx: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            dx = torch.mm(dys[0], ctx.cast(plain[0]))
+            dx = products.mm(dys[0], ctx.cast(plain[0]))
             for dy, weight in zip(dys[1:], plain[1:], strict=True):
-                dx.addmm_(dy, ctx.cast(weight))
+                products.add(dx, dy, ctx.cast(weight))
         dws = [
-            torch.mm(dy.t(), x).to(weight.dtype) if expected else None
+            products.mm(dy.t(), x).to(weight.dtype) if expected else None
             for dy, weight, expected in zip(dys, plain, need[:count], strict=True)
         ]
         dbs = [
@@ -137,22 +139,22 @@ def _lora_backward(
     ctx: Any, dys: Sequence[Tensor], x: Tensor, hidden: Tensor, pairs: Sequence[Tensor], dx: Tensor | None
 ) -> list[Tensor | None]:
     """Gradients of A and B in their dtype; adds the adapters' share to dx."""
-    lora = ctx.lora
+    lora, products = ctx.lora, products_of(ctx.cast)
     dhidden, start, dbs = torch.empty_like(hidden), 0, []
     for dy, b, scale in zip(dys, pairs[1::2], lora.scales, strict=True):
         part = slice(start, start + b.shape[1])
         scaled = b.to(x.dtype) * scale
-        dhidden[:, part] = torch.mm(dy, scaled)
-        dbs.append(torch.mm(dy.t(), hidden[:, part]).to(b.dtype).mul_(scale))
+        dhidden[:, part] = products.mm(dy, scaled)
+        dbs.append(products.mm(dy.t(), hidden[:, part]).to(b.dtype).mul_(scale))
         start = part.stop
     source = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
-    das = torch.split(torch.mm(dhidden.t(), source).to(pairs[0].dtype), [b.shape[1] for b in pairs[1::2]])
+    das = torch.split(products.mm(dhidden.t(), source).to(pairs[0].dtype), [b.shape[1] for b in pairs[1::2]])
     if dx is not None:
         down = torch.cat([a.to(x.dtype) for a in pairs[0::2]])
         if lora.dropout:
-            native.add_dropped(dx, torch.mm(dhidden, down), ctx.seed, lora.dropout)
+            native.add_dropped(dx, products.mm(dhidden, down), ctx.seed, lora.dropout)
         else:
-            dx.addmm_(dhidden, down)
+            products.add(dx, dhidden, down)
     return [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
 
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from ..system.folders import private_cache, temporary_cache
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 # -march=native: the library is built for this processor, and its name says for which.
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
+# The types that it computes on, each in a library of its own that is made when it is asked for, and its option.
+_TYPES = {torch.bfloat16: ("bf16", ()), torch.float32: ("fp32", ("-DAIFT_FLOAT",))}
 # A second of work; beside other busy processes it may wait long for a processor. It ends a compiler that hangs.
 _TIMEOUT_SECONDS = 600
 
@@ -39,8 +42,8 @@ class KernelsUnavailableError(Exception):
         self.reason = reason
 
 
-def _processor() -> str:
-    """What -march=native stands for: the processor's name and its instruction sets."""
+def processor() -> str:
+    """The processor's name and its instruction sets: what -march=native stands for."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -48,14 +51,14 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(compiler: str, options: Sequence[str], target: Path) -> None:
     """Writes the library under its final name in one rename, so that processes that start together agree."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         code, library = Path(folder) / "cpu.o", Path(folder) / "cpu.so"
         # Linked without OpenMP: its symbols come from the copy that torch has loaded, so that there is one pool of
         # threads.
         for command in (
-            [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(code)],
+            [compiler, *FLAGS, *options, "-c", str(_SOURCE), "-o", str(code)],
             [compiler, "-shared", str(code), "-o", str(library)],
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
@@ -74,9 +77,9 @@ def _share_openmp() -> None:
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
 
 
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
-    """The compiled kernels.
+@lru_cache(maxsize=len(_TYPES))
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The compiled kernels on numbers of a type.
 
     Raises:
         KernelsUnavailableError: with the reason: another system than Linux, no compiler, a failed build.
@@ -89,25 +92,26 @@ def library() -> ctypes.CDLL:
             Reason("C++ コンパイラー（g++ か clang++）がありません", "no C++ compiler (g++ or clang++)")
         )
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, _processor()])
-    target = private_cache("kernels") / f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    name, options = _TYPES[dtype]
+    text = "\n".join([_SOURCE.read_text(encoding="utf-8"), *FLAGS, *options, version, processor()])
+    target = private_cache("kernels") / f"cpu-{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
         if not is_private(target):  # not there, or somebody else may have written it
             if not os.access(target.parent, os.W_OK):
                 target = temporary_cache() / target.name
-            _compile(compiler, target)
+            _compile(compiler, options, target)
         _share_openmp()
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelsUnavailableError(_as_is(str(error)[:200])) from error
 
 
-def why_unavailable(device: torch.device) -> Reason | None:
-    """None where compiled kernels can run on this device, fast or not, else the reason in a few words."""
+def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Reason | None:
+    """None where compiled kernels for numbers of a type can run on this device, fast or not, else the reason in a few words."""
     if device.type != "cpu":
         return _not_built(device.type)
     try:
-        library()
+        library(dtype)
     except KernelsUnavailableError as error:
         return error.reason
     return None

@@ -1,5 +1,6 @@
-// Pointwise and row-wise kernels of a transformer block for CPUs: bfloat16 in memory, float in registers.
-// Matrix products stay with torch (oneDNN). Every function works on contiguous rows, is deterministic for any number
+// Pointwise and row-wise kernels of a transformer block for CPUs: bfloat16 in memory and float in registers, or float in
+// both where it is compiled with AIFT_FLOAT. Nothing in it needs an instruction for bfloat16.
+// Matrix products stay with torch (oneDNN, MKL). Every function works on contiguous rows, is deterministic for any number
 // of threads, and tests/unit/kernels/test_blocks.py compares it with plain torch.
 #include <algorithm>
 #include <cmath>
@@ -7,9 +8,15 @@
 #include <cstring>
 #include <vector>
 
-typedef uint16_t bf16;
+#ifdef AIFT_FLOAT
+typedef float real;
 
-static inline float load(bf16 value) {
+static inline float load(real value) { return value; }
+static inline real store(float value) { return value; }
+#else
+typedef uint16_t real;  // bfloat16
+
+static inline float load(real value) {
   uint32_t bits = static_cast<uint32_t>(value) << 16;
   float out;
   std::memcpy(&out, &bits, 4);
@@ -17,13 +24,14 @@ static inline float load(bf16 value) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN because its quiet bit is set first.
-static inline bf16 store(float value) {
+static inline real store(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   uint32_t quiet = (bits >> 16) | 0x40u;
-  return static_cast<bf16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+  return static_cast<real>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
+#endif
 
 // exp(x) for x <= 88 as 2^n * 2^f with f in [-0.5, 0.5] by its Taylor polynomial, relative error below 3e-7; 0 below -87.
 static inline float fast_exp(float x) {
@@ -46,7 +54,16 @@ static inline float fast_exp(float x) {
 static inline float fast_tanh(float x) {
   float bounded = std::min(std::max(x, -20.0f), 20.0f);
   float e = fast_exp(2.0f * bounded);
-  return (e - 1.0f) / (e + 1.0f);
+  float large = (e - 1.0f) / (e + 1.0f);
+#ifdef AIFT_FLOAT
+  // Near 0 the difference above loses digits, which bfloat16 does not have: the series of tanh instead.
+  float q = std::min(x * x, 0.16f);
+  float series = x * (1.0f + q * (-3.333333333e-01f + q * (1.333333333e-01f + q * (-5.396825397e-02f + q * (2.186948854e-02f
+                 + q * (-8.863235530e-03f + q * 3.592128037e-03f))))));
+  return x * x < 0.16f ? series : large;
+#else
+  return large;
+#endif
 }
 
 static const int64_t ROWS_PER_BLOCK = 64;
@@ -54,12 +71,12 @@ static const int64_t ROWS_PER_BLOCK = 64;
 extern "C" {
 
 // y = (x - mean) * rstd * (offset + w) + b; RMSNorm has no mean and no b. stats: [rows, 2] of mean, rstd.
-void norm_forward(const bf16* x, const float* w, const float* b, bf16* y, float* stats, int64_t rows, int64_t d,
+void norm_forward(const real* x, const float* w, const float* b, real* y, float* stats, int64_t rows, int64_t d,
                   float eps, float offset, int centered) {
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; ++r) {
-    const bf16* in = x + r * d;
-    bf16* out = y + r * d;
+    const real* in = x + r * d;
+    real* out = y + r * d;
     float mean = 0.0f;
     if (centered) {
       float total = 0.0f;
@@ -87,7 +104,7 @@ void norm_forward(const bf16* x, const float* w, const float* b, bf16* y, float*
 }
 
 // dx; and, where dw is not null, dw and db ([d] floats) through partial sums of fixed blocks of rows.
-void norm_backward(const bf16* dy, const bf16* x, const float* w, const float* stats, bf16* dx, float* dw, float* db,
+void norm_backward(const real* dy, const real* x, const float* w, const float* stats, real* dx, float* dw, float* db,
                    int64_t rows, int64_t d, float offset, int centered) {
   int64_t blocks = (rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
   std::vector<float> partial(dw ? static_cast<size_t>(blocks * d * 2) : 0, 0.0f);
@@ -97,7 +114,7 @@ void norm_backward(const bf16* dy, const bf16* x, const float* w, const float* s
     float* sum_b = dw ? sum_w + d : nullptr;
     int64_t last = std::min(rows, (block + 1) * ROWS_PER_BLOCK);
     for (int64_t r = block * ROWS_PER_BLOCK; r < last; ++r) {
-      const bf16 *g = dy + r * d, *in = x + r * d;
+      const real *g = dy + r * d, *in = x + r * d;
       float mean = stats[2 * r], rstd = stats[2 * r + 1];
       float dot = 0.0f, total = 0.0f;
 #pragma omp simd reduction(+ : dot, total)
@@ -109,7 +126,7 @@ void norm_backward(const bf16* dy, const bf16* x, const float* w, const float* s
       dot = dot * rstd * rstd / d;
       total = centered ? total / d : 0.0f;
       if (dx) {
-        bf16* out = dx + r * d;
+        real* out = dx + r * d;
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) {
           float scaled = load(g[i]) * (offset + w[i]);
@@ -136,14 +153,14 @@ void norm_backward(const bf16* dy, const bf16* x, const float* w, const float* s
 
 // Rotates the first 2 * half features of every head and moves [tokens, heads, d] to [heads, tokens, d] of one document
 // (to_heads), or back with the opposite rotation (the gradient). cos, sin: [tokens, half]; half 0 only moves.
-void rope(const bf16* in, bf16* out, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t d,
+void rope(const real* in, real* out, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t d,
           int64_t half, int64_t token_stride, int to_heads) {
 #pragma omp parallel for schedule(static)
   for (int64_t t = 0; t < tokens; ++t) {
     const float *c = cos + t * half, *s = sin + t * half;
     for (int64_t h = 0; h < heads; ++h) {
-      const bf16* a = to_heads ? in + t * token_stride + h * d : in + (h * tokens + t) * d;
-      bf16* o = to_heads ? out + (h * tokens + t) * d : out + t * token_stride + h * d;
+      const real* a = to_heads ? in + t * token_stride + h * d : in + (h * tokens + t) * d;
+      real* o = to_heads ? out + (h * tokens + t) * d : out + t * token_stride + h * d;
       float sign = to_heads ? 1.0f : -1.0f;
 #pragma omp simd
       for (int64_t i = 0; i < half; ++i) {
@@ -159,16 +176,16 @@ void rope(const bf16* in, bf16* out, const float* cos, const float* sin, int64_t
 // Softmax over the keys that a query sees, in place: scores [matrices, queries, keys] of queries first..first+queries-1 of
 // each group of `queries` rows; query q sees keys max(0, q - window + 1)..q (window 0: all before it). With a cap, scores
 // become cap * tanh(score / cap) and `capped` receives them for the gradient. Masked places become 0.
-void softmax_forward(bf16* scores, bf16* capped, int64_t matrices, int64_t queries, int64_t keys, int64_t first,
+void softmax_forward(real* scores, real* capped, int64_t matrices, int64_t queries, int64_t keys, int64_t first,
                      int64_t window, float scale, float cap) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < matrices * queries; ++row) {
-    bf16* s = scores + row * keys;
+    real* s = scores + row * keys;
     int64_t position = first + row % queries;
     int64_t last = std::min(position + 1, keys);
     int64_t begin = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
     if (cap > 0.0f) {
-      bf16* kept = capped + row * keys;
+      real* kept = capped + row * keys;
 #pragma omp simd
       for (int64_t i = begin; i < last; ++i) {
         s[i] = store(cap * fast_tanh(load(s[i]) * scale / cap));
@@ -192,12 +209,12 @@ void softmax_forward(bf16* scores, bf16* capped, int64_t matrices, int64_t queri
 }
 
 // Gradient of the scores, in place of the gradient of the probabilities.
-void softmax_backward(bf16* gradient, const bf16* probabilities, const bf16* capped, int64_t matrices, int64_t queries,
+void softmax_backward(real* gradient, const real* probabilities, const real* capped, int64_t matrices, int64_t queries,
                       int64_t keys, int64_t first, int64_t window, float scale, float cap) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < matrices * queries; ++row) {
-    bf16* g = gradient + row * keys;
-    const bf16* p = probabilities + row * keys;
+    real* g = gradient + row * keys;
+    const real* p = probabilities + row * keys;
     int64_t position = first + row % queries;
     int64_t last = std::min(position + 1, keys);
     int64_t begin = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
@@ -205,7 +222,7 @@ void softmax_backward(bf16* gradient, const bf16* probabilities, const bf16* cap
 #pragma omp simd reduction(+ : dot)
     for (int64_t i = begin; i < last; ++i) dot += load(g[i]) * load(p[i]);
     if (cap > 0.0f) {
-      const bf16* kept = capped + row * keys;
+      const real* kept = capped + row * keys;
 #pragma omp simd
       for (int64_t i = begin; i < last; ++i) {
         float share = load(kept[i]) / cap;
@@ -223,7 +240,7 @@ void softmax_backward(bf16* gradient, const bf16* probabilities, const bf16* cap
 static const float GELU_A = 0.7978845608f, GELU_B = 0.044715f;
 
 // h = act(gate) * up; act 0: SiLU, 1: GELU by tanh. All [count].
-void gated_forward(const bf16* gate, const bf16* up, bf16* h, int64_t count, int act) {
+void gated_forward(const real* gate, const real* up, real* h, int64_t count, int act) {
 #pragma omp parallel for simd schedule(static)
   for (int64_t i = 0; i < count; ++i) {
     float g = load(gate[i]);
@@ -234,7 +251,7 @@ void gated_forward(const bf16* gate, const bf16* up, bf16* h, int64_t count, int
 }
 
 // dgate and dup, and h once more where it is not null (the gradient of the next product's weight needs it).
-void gated_backward(const bf16* dh, const bf16* gate, const bf16* up, bf16* dgate, bf16* dup, int64_t count, int act) {
+void gated_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, int64_t count, int act) {
 #pragma omp parallel for simd schedule(static)
   for (int64_t i = 0; i < count; ++i) {
     float d = load(dh[i]), g = load(gate[i]), u = load(up[i]);
@@ -255,11 +272,11 @@ void gated_backward(const bf16* dh, const bf16* gate, const bf16* up, bf16* dgat
 }
 
 // Cross entropy of each row of logits [rows, vocabulary], which become their own gradient. cap as in softmax_forward.
-void cross_entropy(bf16* logits, const int64_t* targets, float* losses, int64_t rows, int64_t vocabulary, float cap,
+void cross_entropy(real* logits, const int64_t* targets, float* losses, int64_t rows, int64_t vocabulary, float cap,
                    int with_gradient) {
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; ++r) {
-    bf16* z = logits + r * vocabulary;
+    real* z = logits + r * vocabulary;
     float largest = -INFINITY;
     if (cap > 0.0f) {
 #pragma omp simd
@@ -292,7 +309,7 @@ void cross_entropy(bf16* logits, const int64_t* targets, float* losses, int64_t 
 
 // Keeps each value with probability 1 - p and divides it by that; a counter-based generator (splitmix64) makes the same
 // choice for the same seed and place in the forward and in the backward pass. Adds to `out` where `add` is set.
-void dropout(const bf16* x, bf16* out, int64_t count, uint64_t seed, float p, int add) {
+void dropout(const real* x, real* out, int64_t count, uint64_t seed, float p, int add) {
   float factor = 1.0f / (1.0f - p);
   uint32_t limit = static_cast<uint32_t>(p * 4294967295.0);
 #pragma omp parallel for simd schedule(static)
@@ -305,4 +322,36 @@ void dropout(const bf16* x, bf16* out, int64_t count, uint64_t seed, float p, in
     out[i] = store(add ? load(out[i]) + value : value);
   }
 }
+
+#ifdef AIFT_FLOAT
+// CBLAS's sgemm with 64-bit sizes (ILP64).
+typedef void (*sgemm_t)(int order, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+                        const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
+
+// C [m, n] = alpha * op(A) [m, k] op(B) [k, n] + beta * C, rows in memory one after the other, by a library that computes
+// in the thread that calls it: the longer side of C is cut among the threads of torch, so that there is one pool of them.
+void product(void* sgemm, const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k, int64_t lda,
+             int64_t ldb, int64_t ldc, int transposed_a, int transposed_b, float alpha, float beta, int threads) {
+  const int64_t STEP = 16;  // columns or rows that a kernel of any library divides well
+  sgemm_t call = reinterpret_cast<sgemm_t>(sgemm);
+  int64_t side = std::max(m, n), parts = m * n * k < (int64_t(1) << 18) ? 1 : threads;
+  int64_t each = ((side + parts - 1) / parts + STEP - 1) / STEP * STEP;
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts))
+  for (int64_t part = 0; part < parts; ++part) {
+    int64_t first = std::min(side, part * each), count = std::min(side, first + each) - first;
+    if (count <= 0) continue;
+    const float *rows = a, *columns = b;
+    float* out = c;
+    if (m >= n) {
+      rows += transposed_a ? first : first * lda;
+      out += first * ldc;
+    } else {
+      columns += transposed_b ? first * ldb : first;
+      out += first;
+    }
+    call(101, transposed_a ? 112 : 111, transposed_b ? 112 : 111, m >= n ? count : m, m >= n ? n : count, k, alpha, rows, lda,
+         columns, ldb, beta, out, ldc);
+  }
+}
+#endif
 }

@@ -12,6 +12,7 @@ from ..errors import Reason
 from . import native
 from ._upstream import graph_is_kept
 from .autograd import Function
+from .products import products_of
 from .stand_in import kernels_of
 
 # (logits [rows, vocabulary], targets [rows], cap, with_gradient) -> losses [rows] fp32; logits become their gradient.
@@ -50,7 +51,8 @@ def row_kernel(dtype: torch.dtype, device: torch.device, *, compiled: bool) -> R
     kind = kernels_of(device) if compiled else None
     if kind == "cuda":
         return one_kernel_cross_entropy
-    return native.cross_entropy if dtype is torch.bfloat16 and kind == "cpu" else plain_cross_entropy
+    by_cpu = kind == "cpu" and dtype in (torch.bfloat16, torch.float32)
+    return native.cross_entropy if by_cpu else plain_cross_entropy
 
 
 # Relative difference between the two kernels beyond which the plain one is taken, by the dtype of the logits.
@@ -100,7 +102,7 @@ class LinearCrossEntropy(Function):
         cast: Any,
         compiled: bool,
     ) -> Tensor:
-        compute = cast(weight)
+        compute, products = cast(weight), products_of(cast)
         hidden = hidden.to(compute.dtype)
         kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
         # Other kernels need the logits in fp32 beside them.
@@ -112,12 +114,15 @@ class LinearCrossEntropy(Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            logits = torch.mm(hidden[part], compute.t())
+            logits = products.mm(hidden[part], compute.t())
             total += kernel(logits, targets[part], cap=cap, with_gradient=wants_hidden or wants_weight).sum()
             if dhidden is not None:
-                dhidden[part] = torch.mm(logits, compute)
+                dhidden[part] = products.mm(logits, compute)
             if dweight is not None:
-                dweight += torch.mm(logits.t(), hidden[part])
+                if kernel is native.cross_entropy and compute.dtype is dweight.dtype:
+                    products.add(dweight, logits.t(), hidden[part])
+                else:
+                    dweight += torch.mm(logits.t(), hidden[part])
             del logits  # before the next ones are made
         ctx.gradients = dhidden, dweight, weight.dtype
         return total

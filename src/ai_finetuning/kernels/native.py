@@ -1,4 +1,4 @@
-"""The compiled kernels as functions of tensors: shapes are checked here, pointers go no further."""
+"""The compiled kernels as functions of tensors, bf16 or fp32: shapes are checked here, pointers go no further."""
 
 from __future__ import annotations
 
@@ -23,36 +23,41 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gated_backward": (_P, _P, _P, _P, _P, _I, _N),
     "cross_entropy": (_P, _P, _P, _I, _I, _F, _N),
     "dropout": (_P, _P, _I, _U, _F, _N),
+    "product": (_P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _N, _N, _F, _F, _N),
 }
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 
 
-@lru_cache(maxsize=len(_SIGNATURES))
-def _function(name: str) -> Any:
-    function = getattr(library(), name)
+@lru_cache
+def _function(name: str, dtype: torch.dtype) -> Any:
+    function = getattr(library(dtype), name)
     function.argtypes, function.restype = _SIGNATURES[name], None
     return function
 
 
 def _call(name: str, *arguments: Tensor | float | int | None) -> None:
-    """Tensors as pointers; all of them have to be contiguous on the CPU."""
+    """Tensors as pointers; all of them have to be contiguous on the CPU, and the first one says in which type it
+    computes."""
     if only_allocating():
         return
+    first = arguments[0]
+    assert isinstance(first, Tensor)
     values: list[Any] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             assert argument.device.type == "cpu", name
             assert argument.is_contiguous(), name
+            assert argument.dtype in (first.dtype, torch.float32, torch.int64), name
             values.append(argument.data_ptr())
         else:
             values.append(argument)
-    _function(name)(*values)
+    _function(name, first.dtype)(*values)
 
 
 def norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, offset: float, centered: bool
 ) -> tuple[Tensor, Tensor]:
-    """(y, stats) of x [rows, d] bf16; weight, bias [d] fp32; stats [rows, 2] fp32."""
+    """(y, stats) of x [rows, d]; weight, bias [d] fp32; stats [rows, 2] fp32."""
     y, stats = torch.empty_like(x), torch.empty(x.shape[0], 2)
     _call("norm_forward", x, weight, bias, y, stats, x.shape[0], x.shape[1], eps, offset, int(centered))
     return y, stats
@@ -61,7 +66,7 @@ def norm_forward(
 def norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, stats: Tensor, *, offset: float, centered: bool, dx: bool, dw: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx [rows, d] bf16, dweight [d], dbias [d]); None where not asked for."""
+    """(dx [rows, d], dweight [d], dbias [d]); None where not asked for."""
     gradient = torch.empty_like(x) if dx else None
     dweight = torch.zeros_like(weight) if dw else None
     dbias = torch.zeros_like(weight) if dw and centered else None
@@ -122,7 +127,7 @@ def gated_backward(dh: Tensor, gate: Tensor, up: Tensor, activation: str) -> tup
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, cap: float, with_gradient: bool) -> Tensor:
-    """Losses [rows] fp32; logits [rows, vocabulary] bf16 become their gradient. targets [rows] int64, none ignored."""
+    """Losses [rows] fp32; logits [rows, vocabulary] become their gradient. targets [rows] int64, none ignored."""
     losses = torch.empty(logits.shape[0])
     _call("cross_entropy", logits, targets, losses, *logits.shape, cap, int(with_gradient))
     return losses
@@ -138,3 +143,31 @@ def dropout(x: Tensor, seed: int, p: float) -> Tensor:
 def add_dropped(out: Tensor, x: Tensor, seed: int, p: float) -> None:
     """out += dropout(x): the gradient's way back."""
     _call("dropout", x, out, x.numel(), seed, p, 1)
+
+
+def product(sgemm: int, a: Tensor, b: Tensor, out: Tensor, *, alpha: float, beta: float) -> Tensor:
+    """out [m, n] = alpha a b + beta out in fp32, by CBLAS's sgemm (ILP64) at an address, on torch's threads.
+
+    Args:
+        a, b: [m, k] and [k, n]; each may be a transposed view.
+        out: a row's numbers one after the other.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    assert b.shape[0] == k
+    assert out.shape == (m, n)
+    assert out.stride(1) == 1 or n == 1
+    assert a.dtype is b.dtype is out.dtype is torch.float32
+    (across_a, step_a), (across_b, step_b) = _layout(a), _layout(b)
+    pointers = (sgemm, a.data_ptr(), b.data_ptr(), out.data_ptr())
+    sizes = (m, n, k, step_a, step_b, max(out.stride(0), n))
+    _function("product", torch.float32)(*pointers, *sizes, across_a, across_b, alpha, beta, torch.get_num_threads())
+    return out
+
+
+def _layout(x: Tensor) -> tuple[int, int]:
+    """Whether a matrix is a transposed view, and numbers from one of its rows (columns, if it is) to the next."""
+    assert x.device.type == "cpu"
+    if x.stride(1) == 1 or x.shape[1] == 1 and x.stride(0) != 1:
+        return 0, max(x.stride(0), x.shape[1])
+    assert x.stride(0) == 1
+    return 1, max(x.stride(1), x.shape[0])

@@ -23,6 +23,7 @@ from ..errors import ModelError, Reason, ToolkitError
 from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
 from ..kernels.build import why_unavailable
 from ..kernels.loss import why_not_one_kernel
+from ..kernels.products import TORCH
 from ..system.transfer import send
 from . import fused, liger
 from ._upstream import attention_name, attention_setting
@@ -178,6 +179,7 @@ def select_forward_path(
     kernels: str,
     longest: int | None = None,
     layer_kernels: bool = False,
+    products: str = TORCH,
 ) -> tuple[VarlenForward | None, Reason | None]:
     """The fastest path that computes what the model itself computes, and why it is not a faster one.
 
@@ -192,6 +194,7 @@ def select_forward_path(
         longest: tokens of the longest document; None where it is not known.
         layer_kernels: whether Liger may compute parts of layers on a GPU. Not where a backward pass comes twice over one
             graph (pipelines), as its kernels write over what they have saved, nor where layers are cut.
+        products: whose matrix products the fused blocks take in fp32 (kernels/products.py).
 
     Raises:
         ModelError: the model's own forward pass fails, or a token's answer depends on later tokens.
@@ -208,6 +211,7 @@ def select_forward_path(
     attentions = _attentions(attention_name(model) or "eager", next(model.parameters()).dtype, device)
     compute = _computed_in(head, autocast)
     why_plain_loss = _why_plain_loss(device, compute, _cap(model), forced=forced)
+    beside_fused = _compiles_beside_fused_only(device, compute)
     if device.type == "cuda" and why_plain_loss is not None:
         why.append(
             Reason.joined([Reason("損失は torch のまま", "the loss stays in plain torch"), why_plain_loss], ": ")
@@ -223,7 +227,8 @@ def select_forward_path(
         model.set_attn_implementation(attention)
         taken.put_on()
         chosen = _chosen(attention if len(attentions) > 1 else None, taken)
-        path = _opened(name, model, head, autocast, setting, compiled=why_plain_loss is None)
+        compiled = why_plain_loss is None and (name == "fused" or not beside_fused)
+        path = _opened(name, model, head, autocast, setting, compiled=compiled, products=products)
         path = replace(path, chosen=chosen, _layers=taken)
         problem = _differs(path, probes, answers, autocast)
         if problem is None:
@@ -236,7 +241,7 @@ def select_forward_path(
 def _why_not_fused(model: Any, device: torch.device, autocast: torch.dtype | None, kernels: str) -> Reason | None:
     if kernels == "portable":
         return Reason("指定どおり", "as requested")
-    return fused.why_not(model, device, autocast=autocast, if_slow=kernels == "fused")
+    return fused.why_not(model, device, compute=fused.computed_in(model, autocast), if_slow=kernels == "fused")
 
 
 def _computed_in(head: nn.Linear, autocast: torch.dtype | None) -> torch.dtype:
@@ -255,10 +260,11 @@ def _opened(
     setting: str | dict[str, str],
     *,
     compiled: bool,
+    products: str = TORCH,
 ) -> VarlenForward:
     """A path on a model whose attention is in its place; `setting` brings its own back."""
     compute = _computed_in(head, autocast)
-    cast: Callable[[Tensor], Tensor] = fused.attach(model) if name == "fused" else _to(compute)
+    cast: Callable[[Tensor], Tensor] = fused.attach(model, compute, products) if name == "fused" else _to(compute)
     return VarlenForward(name, model, head, _cap(model), cast, compiled, compute, setting, scale=_logit_scale(model))
 
 
@@ -280,9 +286,14 @@ def _why_plain_loss(device: torch.device, compute: torch.dtype, cap: float, *, f
     """None where a compiled kernel computes the loss."""
     if device.type == "cuda":
         return why_not_one_kernel(compute, device, cap)
-    if compute is not torch.bfloat16:
-        return Reason("bf16 の計算のみ", "it computes in bf16")
-    return (None if forced else fused.why_not_worth(device)) or why_unavailable(device)
+    if compute not in (torch.bfloat16, torch.float32):
+        return Reason("bf16 と fp32 の計算のみ", "it computes in bf16 and fp32")
+    return (None if forced else fused.why_not_worth(device, compute)) or why_unavailable(device, compute)
+
+
+def _compiles_beside_fused_only(device: torch.device, compute: torch.dtype) -> bool:
+    """Whether the compiled loss stays with the fused blocks: portable fp32 runs on CPUs keep their bits."""
+    return device.type == "cpu" and compute is torch.float32
 
 
 def assumed_forward_path(
@@ -301,10 +312,12 @@ def assumed_forward_path(
     setting, forced = attention_setting(model), kernels == "fused"
     name = "portable" if _why_not_fused(model, device, autocast, kernels) else "fused"
     model.set_attn_implementation(implementations_for(device)[0])
+    compute = _computed_in(head, autocast)
     if device.type == "cuda":  # without Triton, as on Windows, a run here will take plain torch
         compiled = importlib.util.find_spec("triton") is not None or not torch.cuda.is_available()
     else:
-        compiled = not _why_plain_loss(device, _computed_in(head, autocast), _cap(model), forced=forced)
+        plain = name != "fused" and _compiles_beside_fused_only(device, compute)
+        compiled = not (plain or _why_plain_loss(device, compute, _cap(model), forced=forced))
     return _opened(name, model, head, autocast, setting, compiled=compiled)
 
 

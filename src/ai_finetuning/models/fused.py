@@ -18,19 +18,22 @@ from ..errors import Reason
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
+from ..kernels.products import TORCH, Products, release
 from ..system.gpu import cpu_has_bf16
 from ._upstream import version_of
 from .parts import decoder_layers
 
 
 class MasterCasts:
-    """bf16 copies of fp32 master weights, made once after each update.
+    """Weights in the type that the blocks compute in: as they are, or bf16 copies of fp32 master weights, made once after
+    each update.
 
     Fused AdamW changes weights without raising their version counter, so the optimizer has to say that it has stepped:
     `updated` is registered as its post-step hook. Copies into weights (a resume) are seen by the counter.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype, products: str = TORCH) -> None:
+        self.dtype, self.products = dtype, Products(products)
         # A pipeline drops the weights of other stages; their copies go with them.
         self._copies: MutableMapping[Tensor, tuple[tuple[int, int], Tensor]] = WeakTensorKeyDictionary()
         self._steps = 0
@@ -40,13 +43,13 @@ class MasterCasts:
         self._steps += 1
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """The weight itself where it is bf16, else its copy, refreshed when the weight has changed."""
-        if weight.dtype is torch.bfloat16:
+        """The weight itself where it is of the type, else its copy, refreshed when the weight has changed."""
+        if weight.dtype is self.dtype:
             return weight
         now = (self._steps if weight.requires_grad else 0, version_of(weight))  # a frozen weight is cast once
         made, copy = self._copies.get(weight, (None, None))
         if copy is None:
-            copy = weight.detach().to(torch.bfloat16)
+            copy = weight.detach().to(self.dtype)
         elif made != now:
             copy = copy.copy_(weight.detach())
         self._copies[weight] = (now, copy)
@@ -118,21 +121,31 @@ class _Layer:
     cast: MasterCasts
 
 
-def why_not_worth(device: torch.device) -> Reason | None:
+def computed_in(model: Any, autocast: torch.dtype | None) -> torch.dtype | None:
+    """The type that the fused blocks would compute a model in, or None where they have none: autocast's, or fp32 where
+    all weights are.
+    """
+    if autocast is not None:
+        return autocast if autocast is torch.bfloat16 else None
+    return torch.float32 if all(weight.dtype is torch.float32 for weight in model.parameters()) else None
+
+
+def why_not_worth(device: torch.device, compute: torch.dtype = torch.bfloat16) -> Reason | None:
     """None where the compiled kernels make a step faster, else the reason in a few words.
 
-    They compute in bf16. A processor without bf16 instructions can run them (the tests do), but torch's bf16 products
-    around them are slower there than fp32 ones.
+    A processor without bf16 instructions can run them in bf16 (the tests do), but torch's bf16 products around them are
+    slower there than fp32 ones.
     """
-    if device.type == "cpu" and not cpu_has_bf16():
+    if device.type == "cpu" and compute is torch.bfloat16 and not cpu_has_bf16():
         return Reason("高速版 fused は bf16 対応 CPU のみ", "the processor has no bf16 instructions")
     return None
 
 
-def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None, if_slow: bool = False) -> Reason | None:
+def why_not(model: Any, device: torch.device, *, compute: torch.dtype | None, if_slow: bool = False) -> Reason | None:
     """None where the fused blocks serve this model, else the reason in a few words.
 
     Args:
+        compute: as computed_in() says.
         if_slow: also where they are not worth choosing.
     """
     config = model.config
@@ -141,10 +154,13 @@ def why_not(model: Any, device: torch.device, *, autocast: torch.dtype | None, i
         return Reason(
             f"高速版 fused は {config.model_type} に対応していません", f"no fused blocks for {config.model_type}"
         )
-    if autocast is not torch.bfloat16:
-        return Reason("高速版 fused は bf16 の計算のみ", "the fused blocks compute in bf16")
-    worth = None if if_slow else why_not_worth(device)
-    reason = worth or why_unavailable(device) or family.supports(config)
+    if compute is None:
+        return Reason(
+            "高速版 fused は bf16 と、重みも fp32 の計算のみ",
+            "the fused blocks compute in bf16, or in fp32 on fp32 weights",
+        )
+    worth = None if if_slow else why_not_worth(device, compute)
+    reason = worth or why_unavailable(device, compute) or family.supports(config)
     if reason is not None:
         return reason
     activation = _activation(config)
@@ -195,10 +211,14 @@ def _why_not_linear(module: Any) -> Reason | None:
     return None
 
 
-def attach(model: Any) -> MasterCasts:
-    """Replaces the layers' forward on the instances; call why_not() first."""
+def attach(model: Any, compute: torch.dtype, products: str = TORCH) -> MasterCasts:
+    """Replaces the layers' forward on the instances; call why_not() first.
+
+    Args:
+        products: whose matrix products, of kernels/products.py.
+    """
     config = model.config
-    family, cast = FAMILIES[config.model_type], MasterCasts()
+    family, cast = FAMILIES[config.model_type], MasterCasts(compute, products)
     for layer in _layers(model):
         plan = _Layer(family, layer, _attention_shape(layer.self_attn, config), _activation(config), cast)
         layer.forward = _with_fallback(layer, plan)
@@ -206,7 +226,7 @@ def attach(model: Any) -> MasterCasts:
     original = norm.forward
 
     def final_norm(hidden: Tensor) -> Tensor:
-        if hidden.dtype is not torch.bfloat16:
+        if hidden.dtype is not compute:
             plain: Tensor = original(hidden)
             return plain
         return _norm(norm, hidden.reshape(-1, hidden.shape[-1]), family).view_as(hidden)
@@ -215,8 +235,15 @@ def attach(model: Any) -> MasterCasts:
     return cast
 
 
+def linear_shapes(model: Any) -> list[tuple[int, int]]:
+    """(outputs, inputs) of the linear layers of the blocks; call why_not() first."""
+    bases: list[Any] = [getattr(module, "base_layer", module) for layer in _layers(model) for module in _linears(layer)]
+    return sorted({(base.out_features, base.in_features) for base in bases})
+
+
 def detach(model: Any) -> None:
     """The model as it was."""
+    release()
     for module in (*_layers(model), model.get_decoder().norm):
         module.__dict__.pop("forward", None)
 
@@ -260,7 +287,7 @@ def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], le
     attention, mlp = layer.self_attn, layer.mlp
     before, after, before_mlp, after_mlp = family.norms
     shape = hidden.shape
-    x = hidden.reshape(-1, shape[-1]).to(torch.bfloat16)
+    x = hidden.reshape(-1, shape[-1]).to(plan.cast.dtype)
     q, k, v = _linear((attention.q_proj, attention.k_proj, attention.v_proj), _norm_of(layer, before, x, family), plan)
     if family.head_norms is not None:
         q, k = (

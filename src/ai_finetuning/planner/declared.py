@@ -47,6 +47,7 @@ NATIVE = frozenset(
         "gated_backward",
         "cross_entropy",
         "dropout",
+        "product",
     }
 )
 

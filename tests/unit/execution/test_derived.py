@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ai_finetuning.errors import CheckpointError
-from ai_finetuning.execution.derived import Derived, taken_over
+from ai_finetuning.errors import CheckpointError, ConfigError, Reason
+from ai_finetuning.execution.derived import Derived, kernels_of, taken_over, validate_kernels
 from ai_finetuning.execution.resume import ResumePoint
 
 GOOD = asdict(Derived("fp32", False, 3, True, 4, 2, dtype="float32", target_modules=["q_proj"], warmup_ratio=0.1))
@@ -46,3 +46,30 @@ def test_values_come_back_as_they_were():
 def test_values_of_another_kind_are_refused(name: str, value: Any):
     with pytest.raises(CheckpointError, match="cannot be read"):
         taken_over(ResumePoint(derived=GOOD | {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken", "resumed", "fp32", "expected"),
+    [
+        ("auto", {}, False, True, "auto"),
+        ("auto", {"kernels": "portable"}, True, True, "portable"),
+        ("auto", {"kernels": "plain"}, True, False, "plain"),
+        ("auto", {"kernels": "fused"}, True, True, "auto"),
+        ("auto", {"precision": "fp32"}, True, True, "portable"),  # older than the fused blocks in fp32
+        ("auto", {"precision": "bf16"}, True, False, "auto"),
+        ("plain", {"kernels": "portable"}, True, True, "plain"),
+    ],
+)
+def test_a_resumed_run_computes_as_it_began(
+    asked: str, taken: dict[str, Any], resumed: bool, fp32: bool, expected: str
+):
+    assert kernels_of(asked, taken, resumed=resumed, fp32=fp32) == expected
+
+
+def test_a_run_that_cannot_go_on_with_its_fused_blocks_is_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler.*training.runtime.kernels=portable") as refused:
+        validate_kernels("auto", {"kernels": "fused"}, "portable", Reason("", "no C++ compiler"))
+    assert refused.value.exit_code == 78
+    validate_kernels("portable", {"kernels": "fused"}, "portable", None)
+    validate_kernels("auto", {"kernels": "fused"}, "fused", None)
+    validate_kernels("auto", {}, "portable", None)

@@ -12,7 +12,9 @@ from ai_finetuning.kernels.loss import LinearCrossEntropy, LinearDivergence
 
 REASON = why_unavailable(torch.device("cpu"))
 compiled = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels here: {REASON}")
-BF16_ERROR = 2e-2
+# Most that results and gradients may be apart, by what the kernels compute in.
+ERROR = {torch.bfloat16: 2e-2, torch.float32: 2e-6}
+in_both_types = pytest.mark.parametrize("dtype", ERROR, ids=str)
 
 
 def apart(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -25,22 +27,23 @@ def leaf(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16().float().requires_grad_()
 
 
-def both(function, reference, *inputs: torch.Tensor) -> None:
-    """Outputs and all gradients of the two agree to what bf16 can hold."""
+def both(function, reference, *inputs: torch.Tensor, dtype: torch.dtype) -> None:
+    """Outputs and all gradients of the two agree to what the type can hold."""
     expected = reference(*inputs)
     seed = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9)).bfloat16()
     exact = torch.autograd.grad(expected, inputs, seed.float())
-    halves = [item.detach().bfloat16().requires_grad_() for item in inputs]
-    got = function(*halves)
-    rough = torch.autograd.grad(got, halves, seed)
-    assert apart(got, expected) < BF16_ERROR
-    for index, (mine, theirs) in enumerate(zip(rough, exact, strict=True)):
-        assert apart(mine, theirs) < BF16_ERROR, index
+    given = [item.detach().to(dtype).requires_grad_() for item in inputs]
+    got = function(*given)
+    obtained = torch.autograd.grad(got, given, seed.to(dtype))
+    assert apart(got, expected) < ERROR[dtype]
+    for index, (mine, theirs) in enumerate(zip(obtained, exact, strict=True)):
+        assert apart(mine, theirs) < ERROR[dtype], index
 
 
 @compiled
+@in_both_types
 @pytest.mark.parametrize("offset", [0.0, 1.0])
-def test_rms_norm(offset: float):
+def test_rms_norm(offset: float, dtype: torch.dtype):
     from ai_finetuning.kernels.blocks import Norm
 
     both(
@@ -48,11 +51,13 @@ def test_rms_norm(offset: float):
         lambda x, w: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (offset + w),
         leaf(150, 96, seed=0),
         leaf(96, seed=1),
+        dtype=dtype,
     )
 
 
 @compiled
-def test_layer_norm():
+@in_both_types
+def test_layer_norm(dtype: torch.dtype):
     from ai_finetuning.kernels.blocks import Norm
 
     both(
@@ -61,17 +66,23 @@ def test_layer_norm():
         leaf(150, 96, seed=0),
         leaf(96, seed=1),
         leaf(96, seed=2),
+        dtype=dtype,
     )
 
 
 @compiled
+@in_both_types
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
-def test_gated(activation: str):
+def test_gated(activation: str, dtype: torch.dtype):
     from ai_finetuning.kernels.blocks import Gated
 
     act = F.silu if activation == "silu" else lambda x: F.gelu(x, approximate="tanh")
     both(
-        lambda g, u: Gated.apply(g, u, activation), lambda g, u: act(g) * u, leaf(70, 50, seed=0), leaf(70, 50, seed=1)
+        lambda g, u: Gated.apply(g, u, activation),
+        lambda g, u: act(g) * u,
+        leaf(70, 50, seed=0),
+        leaf(70, 50, seed=1),
+        dtype=dtype,
     )
 
 
@@ -103,8 +114,9 @@ CASES = [
 
 
 @compiled
+@in_both_types
 @pytest.mark.parametrize("case", CASES)
-def test_fused_attention(case: dict):
+def test_fused_attention(case: dict, dtype: torch.dtype):
     from ai_finetuning.kernels.blocks import Attention, AttentionShape
 
     tokens = sum(case["lengths"])
@@ -116,6 +128,7 @@ def test_fused_attention(case: dict):
         leaf(tokens, 64, seed=0),
         leaf(tokens, 32, seed=1),
         leaf(tokens, 32, seed=2),
+        dtype=dtype,
     )
 
 
@@ -156,7 +169,8 @@ def test_portable_attention_refuses_what_it_does_not_know():
 
 
 @compiled
-def test_linears_with_adapters_and_residual():
+@in_both_types
+def test_linears_with_adapters_and_residual(dtype: torch.dtype):
     """Base, bias, LoRA and residual of a group in one call."""
     from ai_finetuning.kernels.blocks import Linears, LoRA
 
@@ -171,6 +185,7 @@ def test_linears_with_adapters_and_residual():
         b,
         down,
         up,
+        dtype=dtype,
     )
 
 
@@ -228,8 +243,9 @@ def test_chunked_divergence_is_the_plain_one(chunk_bytes: int, cap: float):
 
 
 @compiled
+@in_both_types
 @pytest.mark.parametrize("cap", [0.0, 3.0])
-def test_compiled_loss(cap: float):
+def test_compiled_loss(cap: float, dtype: torch.dtype):
     hidden, weight = leaf(40, 16, seed=0), leaf(333, 16, seed=1)
     targets = torch.randint(0, 333, (40,), generator=torch.Generator().manual_seed(2))
 
@@ -238,5 +254,9 @@ def test_compiled_loss(cap: float):
         return F.cross_entropy(torch.tanh(logits / cap) * cap if cap else logits, targets, reduction="sum")[None]
 
     both(
-        lambda h, w: LinearCrossEntropy.apply(h, w, targets, cap, 4096, lambda t: t, True)[None], plain, hidden, weight
+        lambda h, w: LinearCrossEntropy.apply(h, w, targets, cap, 4096, lambda t: t, True)[None],
+        plain,
+        hidden,
+        weight,
+        dtype=dtype,
     )

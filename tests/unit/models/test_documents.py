@@ -14,8 +14,9 @@ from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import IGNORED, Example
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.errors import ModelError
-from ai_finetuning.kernels import attention
+from ai_finetuning.kernels import attention, native
 from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.kernels.products import OPENBLAS, TORCH, why_not_openblas
 from ai_finetuning.models import documents
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
@@ -93,9 +94,9 @@ def gradients(wrapped) -> dict[str, torch.Tensor]:
     return {name: item.grad.clone() for name, item in wrapped.named_parameters() if item.grad is not None}
 
 
-def step(wrapped, model, *, autocast: torch.dtype | None, kernels: str, packed: bool = True):
+def step(wrapped, model, *, autocast: torch.dtype | None, kernels: str, packed: bool = True, products: str = TORCH):
     """(path's name, loss, gradients) of the same documents in one step."""
-    path, reason = select_forward_path(model, CPU, autocast=autocast, kernels=kernels)
+    path, reason = select_forward_path(model, CPU, autocast=autocast, kernels=kernels, products=products)
     assert path is not None, reason
     documents = examples()
     rows = [[documents[0], documents[1]], [documents[2], documents[3]]] if packed else [[item] for item in documents]
@@ -123,8 +124,8 @@ def test_portable_path_is_exact(family: str, lora: bool, packed: bool):
     wrapped, model = build(family, lora=lora)
     wrapped.train()
     loss, expected = reference(wrapped)
-    name, got, mine = step(wrapped, model, autocast=None, kernels="auto", packed=packed)
-    assert name == "portable"  # the fused blocks compute in bf16
+    name, got, mine = step(wrapped, model, autocast=None, kernels="portable", packed=packed)
+    assert name == "portable"
     assert got == pytest.approx(loss, rel=1e-5)
     assert distance(mine, expected) < 1e-5
 
@@ -146,6 +147,40 @@ def test_logits_that_are_scaled_are_scaled_on_the_portable_path(family: str, opt
 
 
 @needs_kernels
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FUSED)
+def test_fused_path_is_exact_in_fp32(monkeypatch: pytest.MonkeyPatch, family: str, lora: bool, packed: bool):
+    """What `auto` takes in fp32, on a processor without bf16 instructions as on others."""
+    monkeypatch.setattr(gpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    wrapped, model = build(family, lora=lora)
+    wrapped.train()
+    loss, expected = reference(wrapped)
+    if packed:
+        enable_activation_checkpointing(model)
+    name, got, mine = step(wrapped, model, autocast=None, kernels="auto", packed=packed)
+    assert name == "fused"
+    assert got == pytest.approx(loss, rel=1e-5)
+    assert distance(mine, expected) < 1e-5
+
+
+@pytest.mark.skipif(why_not_openblas() is not None, reason=f"no OpenBLAS here: {why_not_openblas()}")
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FUSED)
+def test_products_by_openblas_are_exact(monkeypatch: pytest.MonkeyPatch, family: str, lora: bool):
+    wrapped, model = build(family, lora=lora)
+    wrapped.train()
+    loss, expected = reference(wrapped)
+    calls, original = [], native.product
+    monkeypatch.setattr(native, "product", lambda *given, **options: calls.append(1) or original(*given, **options))
+    name, got, mine = step(wrapped, model, autocast=None, kernels="auto", products=OPENBLAS)
+    assert name == "fused"
+    assert len(calls) > 20
+    assert got == pytest.approx(loss, rel=1e-5)
+    assert distance(mine, expected) < 1e-5
+
+
+@needs_kernels
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FUSED)
@@ -162,7 +197,8 @@ def test_fused_path_errs_no_more_than_bf16(family: str, lora: bool, checkpointin
 
 
 @needs_kernels
-def test_dropout_repeats_itself_under_checkpointing():
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+def test_dropout_repeats_itself_under_checkpointing(autocast: torch.dtype | None):
     """The same random state gives the same masks, also where layers are recomputed."""
     obtained = []
     for checkpointing in (False, True):
@@ -171,20 +207,25 @@ def test_dropout_repeats_itself_under_checkpointing():
         if checkpointing:
             enable_activation_checkpointing(model)
         torch.manual_seed(7)
-        obtained.append(step(wrapped, model, autocast=torch.bfloat16, kernels="fused"))
+        obtained.append(step(wrapped, model, autocast=autocast, kernels="fused"))
     assert obtained[0][0] == obtained[1][0] == "fused"
     assert obtained[0][1] == obtained[1][1]
     assert distance(obtained[0][2], obtained[1][2]) == 0
 
 
 @pytest.mark.parametrize(
-    "autocast", [None, pytest.param(torch.bfloat16, marks=needs_kernels)], ids=["portable", "fused"]
+    ("autocast", "kernels"),
+    [
+        (None, "portable"),
+        pytest.param(None, "fused", marks=needs_kernels),
+        pytest.param(torch.bfloat16, "fused", marks=needs_kernels),
+    ],
 )
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma2", "GPTNeoX"])
-def test_nothing_leaks(family: str, autocast: torch.dtype | None):
+def test_nothing_leaks(family: str, autocast: torch.dtype | None, kernels: str):
     """Another first document changes no bit of the second one's hidden states."""
     _, model = build(family)
-    path, reason = select_forward_path(model, CPU, autocast=autocast, kernels="fused")
+    path, reason = select_forward_path(model, CPU, autocast=autocast, kernels=kernels)
     assert path is not None, reason
     second, positions = torch.randint(3, 300, (1, 9)), torch.cat([torch.arange(6), torch.arange(9)])[None]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):

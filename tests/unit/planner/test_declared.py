@@ -11,6 +11,7 @@ import torch
 from ai_finetuning.kernels import native
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.loss import LinearCrossEntropy
+from ai_finetuning.kernels.products import OPENBLAS, TORCH, Products, why_not_openblas
 from ai_finetuning.kernels.stand_in import without_arithmetic
 from ai_finetuning.planner._upstream import tensors_without_data
 from ai_finetuning.planner.declared import NATIVE, OPERATIONS, is_declared
@@ -18,7 +19,7 @@ from ai_finetuning.planner.tracker import Tracker
 
 PACKAGE = Path(__file__).resolve().parents[3] / "src" / "ai_finetuning"
 # Files that may load or call compiled code, which no dispatch mode sees.
-CALLING = {"kernels/native.py", "kernels/build.py", "kernels/loss.py", "kernels/triton_loss.py"}
+CALLING = {"kernels/native.py", "kernels/build.py", "kernels/products.py", "kernels/loss.py", "kernels/triton_loss.py"}
 NAMES = {"torch.library", "torch.ops", "ctypes", "triton", "cffi", "cpp_extension"}
 
 
@@ -45,6 +46,9 @@ CALLS = {
         half(6, 8), torch.zeros(6, dtype=torch.int64), cap=0.0, with_gradient=True
     ),
     "dropout": lambda: native.dropout(half(6, 8), 1, 0.5),
+    "product": lambda: Products(OPENBLAS if why_not_openblas() is None else TORCH).mm(
+        half(6, 8).float(), half(8, 6).float()
+    ),
 }
 
 

@@ -45,6 +45,8 @@ CASES: dict[str, tuple[Callable[[], Job], list]] = {
         [ROWS],
     ),
     "bf16 fused, dropout": (lambda: job(model(half=True), bf16=True, kernels="fused", dropout=0.05), [PACKED]),
+    "fused": (lambda: job(model(), kernels="fused"), [PACKED]),
+    "fused, full, Gemma 2": (lambda: job(model("gemma2"), full=True, kernels="fused"), [ROWS]),
     "Gemma 2": (lambda: job(model("gemma2")), [ROWS]),
     "StableLM": (lambda: job(model("stablelm")), [PACKED]),
     "padded": (lambda: job(model(), kernels="plain"), [batch(2, 256, short=100)]),

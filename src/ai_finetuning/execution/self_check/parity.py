@@ -224,10 +224,10 @@ def _loss(cap: float, compiled: bool, place: _Place) -> Measured:
     if compiled:
         if place.device.type == "cuda":
             reason = why_not_one_kernel(place.dtype, place.device, cap)
-        elif place.dtype is not torch.bfloat16:
-            reason = Reason("bf16 専用です", "bf16 only")
+        elif place.dtype not in (torch.bfloat16, torch.float32):
+            reason = Reason("bf16 と fp32 専用です", "bf16 and fp32 only")
         else:
-            reason = why_unavailable(place.device)
+            reason = why_unavailable(place.device, place.dtype)
         if reason is not None:
             raise NotHere(f"コンパイルした損失は使えません（{reason.ja}）", f"no compiled loss here ({reason.en})")
     hidden, weight = 0.3 * torch.randn(96, 64, generator=_random(0)), torch.randn(1000, 64, generator=_random(1))

@@ -1,0 +1,79 @@
+"""A run computes its steps to the end in the way in which it began, whatever this version would choose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.commands import call, write_run
+
+from ai_finetuning.errors import Reason
+from ai_finetuning.execution import build, derived
+from ai_finetuning.kernels.build import why_unavailable
+from ai_finetuning.kernels.products import OPENBLAS, TORCH, why_not_openblas
+from ai_finetuning.models import fused
+
+AUTO = "training.resume_from_checkpoint=auto"
+REASON = why_unavailable(torch.device("cpu"), torch.float32)
+pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels here: {REASON}")
+
+
+def interrupted(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:
+    """The settings of a run of fp32 that was stopped behind its third step."""
+    config = str(write_run(folder, model, num_epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setenv("AIFT_FAULT", "step:term@3")
+        assert call("train", config, *overrides) == 75
+    return config
+
+
+def recorded(folder: Path, name: str = "kernels") -> str:
+    run: dict[str, Any] = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
+    return str(run["derived"][name])
+
+
+def test_a_new_run_in_fp32_takes_the_fused_blocks_to_its_end(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = interrupted(tmp_path, tiny_model_dir, monkeypatch)
+    assert recorded(tmp_path) == "fused"
+    assert call("train", config, AUTO) == 0
+    assert recorded(tmp_path) == "fused"
+
+
+def test_a_run_that_began_portable_stays_so(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = interrupted(tmp_path, tiny_model_dir, monkeypatch, "training.runtime.kernels=portable")
+    assert call("train", config, AUTO) == 0
+    assert recorded(tmp_path) == "portable"
+
+
+def test_where_the_fused_blocks_are_missing_it_is_refused_with_the_way_out(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Any
+):
+    config = interrupted(tmp_path, tiny_model_dir, monkeypatch)
+    monkeypatch.setattr(fused, "why_unavailable", lambda *_: Reason("コンパイラーがありません", "no compiler"))
+    assert call("train", config, AUTO) == 78
+    assert "this run began with the fused blocks, which cannot be used here (no compiler)" in logged()
+    assert call("train", config, AUTO, "training.runtime.kernels=portable") == 0
+    assert recorded(tmp_path) == "portable"
+
+
+@pytest.mark.skipif(why_not_openblas() is not None, reason=f"no OpenBLAS here: {why_not_openblas()}")
+@pytest.mark.parametrize(("began", "now"), [(OPENBLAS, TORCH), (TORCH, OPENBLAS)])
+def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Any, began: str, now: str
+):
+    monkeypatch.setattr(build, "chosen_products", lambda shapes: began)
+    config = interrupted(tmp_path, tiny_model_dir, monkeypatch)
+    assert recorded(tmp_path, "products") == began
+    monkeypatch.setattr(build, "chosen_products", lambda shapes: now)
+    if began == OPENBLAS:
+        with monkeypatch.context() as patch:
+            patch.setattr(derived, "why_not_openblas", lambda: Reason("ありません", "not there"))
+            assert call("train", config, AUTO) == 78
+        assert "began with OpenBLAS's matrix products, which cannot be had here (not there)" in logged()
+    assert call("train", config, AUTO) == 0
+    assert recorded(tmp_path, "products") == began
