@@ -315,8 +315,9 @@ def _lost(learnt: Reason, lost: Sequence[Finding]) -> Reason:
 
 
 _ADVICE = Reason(
-    "対処: learning_rate を下げる、num_epochs を減らす、一般の文を混ぜる（data.replay: {path: embedded:prose, share: 0.1}）。",
-    " Lower learning_rate or num_epochs, or mix general text in (data.replay: {path: embedded:prose, share: 0.1}).",
+    "対処: learning_rate を下げる、num_epochs を減らす、一般の文を混ぜる（data.replay: {path: embedded:prose, share: 0.5, distill: 4}、full では distill なし）。",
+    " Lower learning_rate or num_epochs, or mix general text in (data.replay: {path: embedded:prose, share: 0.5, distill: 4}; for full "
+    "without distill).",
 )
 
 
