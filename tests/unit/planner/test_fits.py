@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -47,11 +48,20 @@ def test_the_ranking_is_for_the_named_gpus(capsys):
 
 def test_one_model_is_told_for_each_use(capsys):
     assert call("models", LLAMA, "--gpu", "4090x2") == 0
-    line = capsys.readouterr().out.splitlines()[-1]
+    line, how = capsys.readouterr().out.splitlines()[-2:]
+    assert "By a formula" in how
     assert "4090 x 2" in line
     assert "QLoRA" in line
     assert "(fits)" in line
     assert "(too large)" in line  # full fine-tuning
+
+
+def test_a_model_that_is_here_is_simulated(capsys):
+    assert call("models", "embedded:kotoha-tiny", "--gpu", "4090") == 0
+    line, how = capsys.readouterr().out.splitlines()[-2:]
+    assert "Training is simulated" in how
+    told = {use: float(size) for use, size in re.findall(r"(\w+|full fine-tuning) (\d+\.\d) GiB", line)}
+    assert 0 < told["LoRA"] < rows()["embedded:kotoha-tiny"].memory_gib["lora"]  # the formula has 0.6 GiB for libraries
 
 
 def test_the_whole_table_takes_less_than_two_seconds_of_a_processor():

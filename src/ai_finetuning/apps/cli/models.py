@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ def models(
     if query in known:
         _describe(query, known[query])
         if fits or elsewhere is not None:
-            _describe_fit(catalog.rows()[query], _room(elsewhere))
+            _describe_fit(catalog.rows()[query], _room(elsewhere), _simulated(query, elsewhere))
         return
     rows = [row for row in catalog.rows().values() if (query or "").lower() in row.id.lower()]
     if not rows:
@@ -227,12 +228,31 @@ def _describe(name: str, values: dict[str, Any]) -> None:
             print(f"  {localized(*label)}: {printable(_text(key, values[key]))}")
 
 
-def _describe_fit(row: CatalogRow, room: _Room) -> None:
-    """For each use whether the model fits, and what it needs there."""
+def _simulated(name: str, elsewhere: Gpus | None) -> dict[str, float]:
+    """GiB of one device by method, simulated where the model's configuration is on this PC and one device is meant; else
+    nothing.
+    """
+    from ...embedded import MODEL
+    from ...models.local import local_models
+
+    here = {MODEL, *(model.name for model in local_models(Path()))}
+    if name not in here or (elsewhere is not None and elsewhere.count > 1):
+        return {}
+    from ...execution.one_model import simulated_needs
+
+    return {method: size / 2**30 for method, size in simulated_needs(name, elsewhere).items()}
+
+
+def _describe_fit(row: CatalogRow, room: _Room, simulated: Mapping[str, float]) -> None:
+    """For each use whether the model fits, and what it needs there.
+
+    Args:
+        simulated: GiB, by use, in the place of the formula's.
+    """
     from ...models.catalog import rows
 
     row = rows()[row.alias_of] if row.alias_of is not None else row
-    needs = {use: room.need(row, use) for use in _USES if use in row.memory_gib}
+    needs = {use: room.need(row, use) for use in _USES if use in row.memory_gib} | dict(simulated)
     fit = {
         use: localized("収まる", "fits") if need <= room.gib else localized("収まらない", "too large")
         for use, need in needs.items()
@@ -241,6 +261,15 @@ def _describe_fit(row: CatalogRow, room: _Room) -> None:
         f"{localized(*_USES[use])} {need:.1f} GiB ({fit[use]})" for use, need in needs.items()
     )
     print(f"  {localized(f'{room.name_ja.strip()}で', f'in {room.name_en}')}: {shown or '-'}")
+    how = (
+        ("学習はシミュレーション、回答は式の値です。", "Training is simulated, answering told by a formula.")
+        if simulated
+        else (
+            "式の値です。設定ファイルがこの PC にあるモデルを 1 枚の GPU か CPU で見るときは、シミュレーションします。",
+            "By a formula; a model whose configuration is on this PC is simulated on one device.",
+        )
+    )
+    print(f"  {localized(*how)}")
 
 
 def _text(key: str, value: Any) -> str:
