@@ -12,13 +12,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from ai_finetuning.config.data import DataConfig
 from ai_finetuning.convert.quantize import QuantizationOptimizer
-from ai_finetuning.data import cache
-from ai_finetuning.data.tokenize import EncodeReport, Example
+from ai_finetuning.data.store.folder import cached_store
+from ai_finetuning.data.store.preparing import Preparation, sources_of
 from ai_finetuning.errors import ModelError, StorageError
 from ai_finetuning.execution.output_folder import OutputFolder, new_folder
 from ai_finetuning.export.gguf import SCRIPT, find_converter, validate_converter
@@ -30,12 +30,12 @@ from ai_finetuning.system.files import is_private, refuse_links_outside, replaci
 from ai_finetuning.system.folders import private_cache
 from tests.support.commands import call, write_run
 from tests.support.llama_cpp import write_checkout
+from tests.support.models import build_tokenizer
 from tests.support.runs import train_lora
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, owners and modes of POSIX")
 needs_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root gives files to another user")
 NOBODY = 65534
-IDS = np.array([1, 2], dtype=np.int32)
 SECRET = "-----BEGIN PRIVATE KEY-----\n"
 
 
@@ -265,9 +265,15 @@ def test_a_cache_that_others_can_write_to_is_not_used(cached: Path, logged, what
     assert not obtained.is_relative_to(cached)
     assert stat.S_IMODE(obtained.stat().st_mode) == 0o700
     assert f"the cache {place} belongs to" in logged()
-    cache.write("key", [Example(IDS, IDS, 2, "")], EncodeReport(), [])
-    assert cache.read("key") is not None  # kept for this process
+    examples, _ = cached_store(rows_to_prepare(cached.parent))
+    assert len(examples) == 1  # kept for this process
     assert not list(place.iterdir())
+
+
+def rows_to_prepare(folder: Path) -> Preparation:
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"instruction": "首都は？", "output": "東京です。"}\n', encoding="utf-8")
+    return Preparation((str(rows),), DataConfig(max_length=64), build_tokenizer(), sources_of([str(rows)]))
 
 
 def planted(path: Path, how: str) -> None:
@@ -285,12 +291,16 @@ HOW = ["mode", "link", pytest.param("owner", marks=needs_root)]
 
 @pytest.mark.parametrize("how", HOW)
 def test_planted_tokens_are_not_read(cached: Path, how: str):
-    cache.write("key", [Example(IDS, IDS, 2, "")], EncodeReport(), [])
-    entry = cached / "tokens" / "key.npz"
-    assert stat.S_IMODE(entry.stat().st_mode) == 0o600
-    assert cache.read("key") is not None
+    asked = rows_to_prepare(cached.parent)
+    cached_store(asked)
+    folder = cached / "tokens" / asked.identity
+    entry = folder / "tokens.json"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     planted(entry, how)
-    assert cache.read("key") is None
+    entry.write_text("{}", encoding="utf-8")
+    examples, _ = cached_store(asked)
+    assert len(examples) == 1
+    assert entry.read_text(encoding="utf-8") == "{}"  # left as it is, and not used
 
 
 def test_a_planted_merged_model_is_merged_anew(cached: Path, adapter: Path, logged):

@@ -53,7 +53,7 @@ def card(base: str, known: Base | None = None, answer: str = "はい。") -> str
         "estimated_memory_gb": 1,
         "plan": {
             "device": "cpu", "precision": "fp32", "trainable": 1, "parameters": 2, "rows": 1, "eval_rows": 0,
-            "warmup_steps": 0, "label_tokens": 1,
+            "warmup_steps": 0, "label_tokens": 1, "batch_size": 4, "gradient_accumulation_steps": 4,
         },
     }  # fmt: skip
     versions = dict.fromkeys(("torch", "transformers", "peft", "python"), "1")

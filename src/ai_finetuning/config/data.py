@@ -95,7 +95,7 @@ class DataConfig:
 
     train: str | list[str] | None = None
     """Training data: file, folder or hub id, or a list of them; or a folder that `aift data prepare` wrote.
-    ja: 学習データ。ファイル、フォルダー、ハブの ID、またはそのリスト。`aift data prepare` が書いたフォルダーも指定できます。
+    ja: 学習データ。ファイル、フォルダー、ハブの ID、またはそのリスト。用意したフォルダー（docs/scale.ja.md）も指定できます。
     """
     eval: str | list[str] | Fraction | None = None
     """Evaluation data: a file or a list of files, or a share of the training rows (0.1).

@@ -26,7 +26,7 @@ def prepared_folder(source: Any) -> Path | None:
     """
     items = source if isinstance(source, list | tuple) else [source]
     folders = [Path(item) for item in items if isinstance(item, Path) or (isinstance(item, str) and item is source)]
-    found = [folder for folder in folders if is_store(folder.expanduser())]
+    found = [folder for folder in map(_at_home, folders) if is_store(folder)]
     if not found:
         return None
     if len(items) > 1:
@@ -35,7 +35,15 @@ def prepared_folder(source: Any) -> Path | None:
             f"{found[0]} is a folder of prepared data, which cannot be listed with other data; prepare all the files together "
             "with `aift data prepare`.",
         )
-    return found[0].expanduser()
+    return found[0]
+
+
+def _at_home(folder: Path) -> Path:
+    """With `~` for the home folder; as it is where nobody has such a home."""
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        return folder
 
 
 def open_prepared(folder: Path, tokenizer: Any, config: DataConfig) -> tuple[StoredExamples, EncodeReport, list[str]]:

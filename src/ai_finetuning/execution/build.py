@@ -299,7 +299,7 @@ def _documents(plan: RunPlan, model: nn.Module, strategy: Strategy) -> tuple[Var
     kernels = kernels_of(
         plan.request.config.training.runtime.kernels,
         plan.taken,
-        resumed=plan.resume is not None and plan.resume.foreign is None,
+        resumed=_goes_on(plan),
         fp32=plan.precision.autocast is None,
     )
     if kernels == "auto" and not plan.parallel.whole_blocks:
@@ -334,6 +334,12 @@ def _base(plan: RunPlan, model: nn.Module) -> Base | None:
     return None if weight is None else Base(weight, lambda: without_adapter(model))
 
 
+def _goes_on(plan: RunPlan) -> bool:
+    """Whether the run goes on with steps of an earlier one of ours."""
+    point = plan.resume
+    return point is not None and point.foreign is None and (point.checkpoint or point.finished) is not None
+
+
 def _products(plan: RunPlan, model: nn.Module, strategy: Strategy, kernels: str) -> str:
     """Whose matrix products the fused blocks take, the same in all processes: as a resumed run had them, else the faster
     ones.
@@ -344,8 +350,7 @@ def _products(plan: RunPlan, model: nn.Module, strategy: Strategy, kernels: str)
     inner, cpu = unwrapped(model), plan.device.type == "cpu"
     if kernels != "auto" or not cpu or plan.precision.autocast is not None:
         return TORCH
-    resumed = plan.resume is not None and plan.resume.foreign is None
-    had = plan.taken.get("products") or (TORCH if resumed else None)
+    had = plan.taken.get("products") or (TORCH if _goes_on(plan) else None)
     if had is not None:
         validate_products(had)
         return str(had)

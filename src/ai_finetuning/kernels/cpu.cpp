@@ -33,9 +33,10 @@ static inline real store(float value) {
 }
 #endif
 
-// exp(x) for x <= 88 as 2^n * 2^f with f in [-0.5, 0.5] by its Taylor polynomial, relative error below 3e-7; 0 below -87.
+// exp(x) as 2^n * 2^f with f in [-0.5, 0.5] by its Taylor polynomial, relative error below 3e-7; 0 below -87, and exp(88) above
+// 88, as a larger power would not fit into a float's exponent.
 static inline float fast_exp(float x) {
-  float scaled = std::max(x, -87.0f) * 1.44269504f;
+  float scaled = std::min(std::max(x, -87.0f), 88.0f) * 1.44269504f;
   float whole = std::floor(scaled + 0.5f);
   float f = scaled - whole;
   float p = 1.540353039e-04f;

@@ -37,11 +37,17 @@ def test_the_pages_are_those_of_the_source(language: str):
 def test_help_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AIFT_LANG", "ja")
     japanese = {key: text for key, _, text in table()}
-    assert japanese["training.batch_size"] == "デバイスごとのマイクロバッチの行数。（1 以上）"
+    assert (
+        japanese["training.batch_size"]
+        == "デバイスごとのマイクロバッチの行数。GPU では、蓄積回数とともに指定しなければ計画が選びます（積は変わりません）。（1 以上）"
+    )
     assert japanese["method"].endswith("（full, lora, qlora, pretrain）")
     monkeypatch.setenv("AIFT_LANG", "en")
     english = {key: text for key, _, text in table()}
-    assert english["training.batch_size"] == "Micro-batch size per device, in rows. (at least 1)"
+    assert english["training.batch_size"] == (
+        "Micro-batch size per device, in rows. On a GPU the plan chooses it, with the accumulation, where neither is set. "
+        "(at least 1)"
+    )
     assert english["lora.use_dora"].endswith("which trains magnitude and direction separately.")
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ai_finetuning.kernels import native
 from ai_finetuning.kernels.attention import document_attention
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.loss import LinearCrossEntropy, LinearDivergence
@@ -260,3 +261,19 @@ def test_compiled_loss(cap: float, dtype: torch.dtype):
         weight,
         dtype=dtype,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gate_of_any_size_has_its_value(dtype: torch.dtype):
+    """Models with massive activations have gates below -88, where exp(-gate) is beyond fp32."""
+    if why_unavailable(torch.device("cpu"), dtype) is not None:
+        pytest.skip("no compiled kernels here")
+    gate = torch.tensor([-3e4, -500.0, -100.0, -89.0, -88.0, -20.0, 0.0, 20.0, 89.0, 500.0, 3e4]).repeat(8).to(dtype)
+    up, seed = torch.ones_like(gate), torch.ones_like(gate)
+    wide = gate.float().requires_grad_()
+    plain = torch.nn.functional.silu(wide)
+    (slope,) = torch.autograd.grad(plain.sum(), wide)
+    obtained = native.gated_forward(gate, up, "silu")
+    torch.testing.assert_close(obtained.float(), plain.detach(), rtol=1e-2, atol=1e-5)
+    dgate, _ = native.gated_backward(seed, gate, up, "silu")
+    torch.testing.assert_close(dgate.float(), slope, rtol=1e-2, atol=1e-5)

@@ -140,4 +140,4 @@ def test_the_formula_lies_above_a_simulated_rank_of_fsdp_on_gpus(kind: str, full
     blocks = blocks_of(model, work, checkpointing=True)
     whole = memory.estimate(shape, work, checkpointing=True)
     bound = on_fullest_device(whole, shape, work, blocks, plan, 1)
-    assert told.peak <= bound.total - bound.base < 1.7 * told.peak
+    assert told.peak <= bound.total - bound.base < 2.3 * told.peak

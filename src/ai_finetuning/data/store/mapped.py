@@ -134,6 +134,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError("its hash is another")
         manifest = from_plain(Manifest, content)
         _check_arrays(manifest)
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         shown = str(error)[:100]
         raise DataError(

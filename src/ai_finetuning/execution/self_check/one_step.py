@@ -108,8 +108,10 @@ def make_step(sizes: Sizes, device: torch.device, *, full: bool, phases: Phases 
         inner, shape = model, shape_of(model)
         if not full:
             model = add_lora(model, r=16, alpha=32)
-            lighten(model, device.type)
-            without_input_casts(model, device.type)
+            on_gpu = device.type == "cuda"  # as a run does
+            lighten(model, one_operation=on_gpu)
+            if on_gpu:
+                without_input_casts(model)
     model.train()
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     path, reason = select_forward_path(inner, device, autocast=precision.autocast, kernels="auto")
