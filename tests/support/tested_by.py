@@ -27,6 +27,7 @@ TESTED_BY = {
     "execution.launcher": _LAUNCH,
     "inference.unfinished": "integration/test_first_day_answers.py",
     "execution.place": "integration/test_elsewhere.py",
+    "data.cache": "unit/data/test_store.py",
     "execution.one_model": "unit/planner/test_fits.py",
     "execution.planned_model": "unit/execution/test_choosing.py",
     **{f"execution.self_check.{name}": _SELF_CHECK for name in ("everything", "four_bit", "several")},
