@@ -74,21 +74,25 @@ _LOADED = 2.0
 
 
 def wait_passively() -> None:
-    """Has OpenMP's threads sleep at the end of a parallel part, not keep their cores busy until the last one is there.
+    """On a busy machine, has OpenMP's threads sleep at the end of a parallel part, not keep their cores busy until the last one
+    is there.
 
-    Beside other processes a thread that spins takes the time of the one it waits for (docs/performance.md). Read by
-    OpenMP when torch is imported, so this comes before; children inherit it. What the user chose stands.
+    Beside other processes a thread that spins takes the time of the one it waits for; on a quiet machine waking it costs
+    more (docs/performance.md). Read by OpenMP when torch is imported, so this comes before; children inherit it. What the
+    user chose stands.
     """
-    if not any(name in os.environ for name in _WAITING):
+    if _is_busy() and not any(name in os.environ for name in _WAITING):
         os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def _is_busy() -> bool:
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] >= _LOADED * (os.cpu_count() or 1)
 
 
 def tell_load() -> None:
     """One line where other processes keep this machine busy, so that nobody takes the slow steps for the model's."""
-    if not hasattr(os, "getloadavg"):
-        return
-    load, processors = os.getloadavg()[0], os.cpu_count() or 1
-    if load >= _LOADED * processors:
+    if _is_busy():
+        load, processors = os.getloadavg()[0], os.cpu_count() or 1
         notice(
             f"この PC ではほかの処理が動いています（負荷 {load:.1f}、プロセッサー {processors} 個）。学習はその分遅くなります。結果は変わりません。",
             f"other processes keep this machine busy (load {load:.1f}, {processors} processors): training takes longer for "

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.commands import spawn
 
-from ai_finetuning.system.cores import physical_cores, tell_load, use_physical_cores
+from ai_finetuning.system.cores import physical_cores, tell_load, use_physical_cores, wait_passively
 from ai_finetuning.system.folders import cache_folder
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is Linux's")
@@ -83,18 +82,21 @@ def test_tokens_and_kernels_lie_in_one_cache(monkeypatch: pytest.MonkeyPatch, tm
     assert cache_folder("kernels").parent.name == "ai_finetuning"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP tells what it was asked for")
-@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], policy: str
+@linux
+@pytest.mark.parametrize(
+    ("load", "given", "policy"), [(5.0, None, "passive"), (5.0, "active", "active"), (0.4, None, None)]
+)
+def test_threads_that_wait_sleep_on_a_busy_machine_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, load: float, given: str | None, policy: str | None
 ):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
-        monkeypatch.delenv(name, raising=False)
-    code, output = spawn("env", OMP_DISPLAY_ENV="true", **given)
-    assert code == 0
-    if "OMP_WAIT_POLICY = " not in output:
-        pytest.skip("torch here comes with another OpenMP")
-    assert f"OMP_WAIT_POLICY = '{policy}'" in output
+        monkeypatch.setenv(name, "")  # so that what is set is taken back
+        monkeypatch.delenv(name)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
+    wait_passively()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
 
 
 @linux
