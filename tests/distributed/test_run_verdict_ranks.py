@@ -12,7 +12,10 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import ROWS, train_full, train_lora
 
 from ai_finetuning.config.parallel import ParallelConfig
+from ai_finetuning.errors import StorageError
 from ai_finetuning.evaluation import run_verdict, tasks
+from ai_finetuning.evaluation.results import Results
+from ai_finetuning.evaluation.spread_likelihood import SpreadLikelihoods
 
 TRAIN = {"full": train_full, "lora": train_lora}
 
@@ -65,3 +68,26 @@ def test_two_processes_find_what_one_finds(tiny_model_dir: Path, tmp_path: Path,
     assert reason["ja"].startswith("data.eval: 測っていません")
     assert "learnt" not in verdict["why"]["en"]
     assert (tmp_path / "two" / "report.html").read_text(encoding="utf-8").count(reason["ja"]) <= 1
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise StorageError("空きがありません", "there is no space")
+
+
+def train_with_a_failure(rank: int, model: Path, folder: Path, where: str) -> None:
+    """The main process cannot write what was measured before step 1, or no process can score."""
+    if where == "writing" and rank == 0:
+        Results.add = refuse  # type: ignore[method-assign]
+    elif where == "scoring":
+        SpreadLikelihoods.score = refuse  # type: ignore[assignment, method-assign]
+    train(rank, "full", model, folder, "fsdp")
+
+
+@pytest.mark.parametrize("where", ["writing", "scoring"])
+def test_no_run_is_lost_or_waits_for_its_verdict(tiny_model_dir: Path, tmp_path: Path, where: str):
+    run_ranks(2, train_with_a_failure, tiny_model_dir, tmp_path / "two", where, folder=tmp_path)
+    content = json.loads((tmp_path / "two" / "run.json").read_text(encoding="utf-8"))
+    assert content["status"] == "completed"
+    assert content["verdict"]["result"] is None
+    assert "there is no space" in content["verdict"]["why"]["en"]
+    assert (tmp_path / "two" / "model.safetensors").is_file()

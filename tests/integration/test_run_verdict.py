@@ -67,11 +67,36 @@ def test_a_run_gives_the_same_bits_with_and_without(tiny_model_dir: Path, tmp_pa
         saved = json.loads((folder / "checkpoints" / "checkpoint-3" / "state.json").read_text(encoding="utf-8"))
         flags = [(key, weight.requires_grad, weight.dtype) for key, weight in model.named_parameters()]
         state = (weights_digest(folder), losses(folder), saved["rng"], saved["train"], flags, model.training)
-        found.append((*state, rng.capture()["torch"], random.getstate(), np.random.get_state()[1].tolist()))  # type: ignore[index]
+        numpy_state = np.random.get_state(legacy=False)["state"]["key"].tolist()
+        found.append((*state, rng.capture()["torch"], random.getstate(), numpy_state))
     assert found[0] == found[1]
     assert run_json(tmp_path / "without")["verdict"]["result"] is None
     assert not (tmp_path / "without" / "eval.jsonl").exists()
     assert run_json(tmp_path / "with")["verdict"]["result"] in ("adopt", "hold", "reject")
+
+
+@pytest.mark.parametrize("held_out", ["file", "share", "csv", "in memory"])
+def test_rows_of_files_are_asked_whatever_holds_them(tiny_model_dir: Path, tmp_path: Path, held_out: str):
+    """Through the command: rows out of a store are other objects each time; their numbers are those in the data."""
+    config = write_run(tmp_path, tiny_model_dir, num_epochs=1, eval_steps=100)
+    more = ["training.evaluation.verdict=true", "training.runtime.report_samples=1"]
+    if held_out == "share":
+        more.append("data.eval=0.3")
+    elif held_out == "in memory":
+        more.append("data.cache=false")
+    elif held_out == "csv":
+        lines = ["instruction,output", *(f"{row['instruction']},{row['output']}" for row in ROWS[:4])]
+        (tmp_path / "held_out.csv").write_text("\n".join(lines), encoding="cp932")
+        more.append(f"data.eval={tmp_path / 'held_out.csv'}")
+    assert call("train", str(config), *more) == 0
+    verdict = run_json(tmp_path / "out")["verdict"]
+    assert verdict["result"] in ("adopt", "hold", "reject")
+    count = verdict["eval_rows"]
+    assert verdict["tasks"]["data"]["items"] == count > 1
+    asked = {row["item"]: row["question"] for row in rows_of(tmp_path / "out") if row["task"] == "data"}
+    assert set(asked) == {f"data-{number}" for number in range(1, count + 1)}
+    if held_out != "share":
+        assert [asked[f"data-{number}"] for number in range(1, count + 1)] == [row["instruction"] for row in ROWS[:4]]
 
 
 def test_it_is_said_everywhere(tiny_model_dir: Path, tmp_path: Path, logged: Any):

@@ -54,9 +54,10 @@ def run_tasks(rows: Sequence[Example], tokenizer: Any, config: Any, system: str 
         config: the model's, for the number of its positions.
         system: the system text of the rows; it is not shown.
     """
-    places = {id(row): place for place, row in enumerate(rows, start=1)}
-    chosen = sorted(rows, key=lambda row: hashlib.sha256(row.input_ids.tobytes()).digest())[:MOST_ROWS]
-    asked, plain = _asked(chosen, places, tokenizer, config, system)
+    # By their places: rows out of a store are made anew each time that they are asked for.
+    digests = [hashlib.sha256(row.input_ids.tobytes()).digest() for row in rows]
+    order = sorted(range(len(rows)), key=lambda place: digests[place])[:MOST_ROWS]
+    asked, plain = _asked([(place + 1, rows[place]) for place in order], tokenizer, config, system)
     general = prose()
     general = replace(general, items=tuple(sorted(general.items, key=lambda item: _digest(item.name))))
     if asked:
@@ -71,13 +72,15 @@ def _digest(text: str) -> bytes:
 
 
 def _asked(
-    rows: Sequence[Example], places: Mapping[int, int], tokenizer: Any, config: Any, system: str | None
+    rows: Sequence[tuple[int, Example]], tokenizer: Any, config: Any, system: str | None
 ) -> tuple[list[Item], list[Item]]:
-    """Rows as questions, and plain texts as what is scored; those that leave no room for an answer are left out."""
+    """Rows, each behind its number, as questions, and plain texts as what is scored; those that leave no room for an answer
+    are left out.
+    """
     style, positions = prompt_style(tokenizer), positions_of(config)
     asked, plain = [], []
-    for row in rows:
-        name = f"data-{places[id(row)]}"
+    for number, row in rows:
+        name = f"data-{number}"
         question = last_question(row, tokenizer, style, system)
         if question is None:
             text = str(tokenizer.decode(row.input_ids.tolist(), skip_special_tokens=True))

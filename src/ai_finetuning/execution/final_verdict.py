@@ -107,6 +107,7 @@ class RunVerdict:
 
     def __init__(self, plan: RunPlan, folder: OutputFolder, config: Any) -> None:
         self.why_none = why_none(plan)
+        self._wanted = self.why_none is None  # the same in every process, whatever fails in one of them
         self.improved = False
         self._plan, self._folder, self._full = plan, folder, plan.request.full
         self._in_parts = plan.parallel.in_parts
@@ -176,9 +177,9 @@ class RunVerdict:
 
         Its last checkpoint, from which it is saved, is taken before.
         """
-        if self.why_none is not None or not self._in_parts:
-            return
         run = built.run
+        if not self._wanted or not self._in_parts or any(run.strategy.gather(self.why_none is not None)):
+            return
         last_checkpoint(run)
         if self._plan.request.config.training.checkpoint.load_best and run.state.best_step not in (
             None,
@@ -195,7 +196,7 @@ class RunVerdict:
         """Likelihoods of the sides that are there now, on all processes; the main one keeps them."""
         began, strategy = time.monotonic(), built.run.strategy
         try:
-            assert self._tasks
+            tasks = list(self._measured)
         except Exception as error:  # the same in every process
             self._fail(error)
             return
@@ -206,7 +207,6 @@ class RunVerdict:
                 if after:
                     results.forget("after")
         sides = [side for side in self._sides() if (side.key == "after") == after or not self._full]
-        tasks = list(self._measured)
         if self._full and after:
             names = strategy.gather(
                 [item.name for task in measured_on(["before"], tuple(tasks), results) for item in task.items]
@@ -215,21 +215,31 @@ class RunVerdict:
         for task in tasks:
             first = _first(task, PILOT)
             started = time.monotonic()
-            self._spread_rows(built, sides, first, results)
+            if not self._spread_rows(built, sides, first, results):
+                return
             cost = (time.monotonic() - started) / max(1, len(first.items))
             room = (limit - (time.monotonic() - began)) / len(tasks)
             count = len(task.items) if self._full and after else PILOT + int(max(0.0, room) / max(cost, 1e-6))
-            self._spread_rows(built, sides, _first(task, strategy.gather(count)[0]), results)
+            if not self._spread_rows(built, sides, _first(task, strategy.gather(count)[0]), results):
+                return
         self._seconds += time.monotonic() - began
 
-    def _spread_rows(self, built: Built, sides: Sequence[Side], task: Task, results: Results) -> None:
+    def _spread_rows(self, built: Built, sides: Sequence[Side], task: Task, results: Results) -> bool:
+        """Scores the items of a task on all processes; False, in all of them, where one could not."""
         texts = scored_texts(task, self._plan.tokenizer, self._positions)
         found = SpreadLikelihoods([part for parts in texts for part in parts])
         strategy = built.run.strategy
         assert built.slot is not None
         for side in sides:
-            with untouched(built.model), self._on(built.model, side), built.slot.using(found.predictions):
-                scores = iter(found.score(strategy, batch_size=1, pad_token_id=self._plan.tokenizer.pad_token_id))
+            failed: Exception | None = None
+            try:
+                with untouched(built.model), self._on(built.model, side), built.slot.using(found.predictions):
+                    scores = iter(found.score(strategy, batch_size=1, pad_token_id=self._plan.tokenizer.pad_token_id))
+            except Exception as error:  # short memory, a model's own code: no reason to lose a run
+                failed = error
+            if any(strategy.gather(failed is not None)):
+                self._fail(failed or RuntimeError("another process could not score its part"))
+                return False
             if not strategy.is_main:
                 continue
             rows = []
@@ -240,6 +250,7 @@ class RunVerdict:
                 rows.append({"side": side.key, "task": task.name, "item": item.name, **values, "work": item.group})
             with self._alone():
                 results.add(row for row in rows if row["item"] not in results.of(side.key, task.name))
+        return True
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
