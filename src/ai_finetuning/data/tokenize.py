@@ -44,6 +44,8 @@ class Example:
         characters: characters that people wrote among the label tokens: no turn ends and other markup.
         source: where the sample came from.
         question: a digest of the question that its row asks; empty where there is none.
+        fork: of a pair of answers (prefix, rest of the chosen one, rest of the rejected one), in tokens (data/forks.py).
+        mark: 1 where people call the answer good, -1 where they call it bad, 0 where they say nothing.
     """
 
     input_ids: NDArray[np.int32]
@@ -51,6 +53,8 @@ class Example:
     characters: int = 0
     source: str = ""
     question: str = ""
+    fork: tuple[int, ...] = ()
+    mark: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
