@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import failed_verdicts
 from tests.support.patience import patience
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,6 +30,22 @@ def pytest_runtest_protocol(item: pytest.Item):
     if item.config.getoption("timeout", None) is None and item.get_closest_marker("timeout") is None:
         item.add_marker(pytest.mark.timeout(patience(LIMIT_SECONDS)))
     return (yield)
+
+
+def pytest_configure() -> None:
+    failed_verdicts.listen()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """Fails a test in which, or in whose fixtures, a run survived its verdict; the marker verdict_fails allows that."""
+    try:
+        result = yield
+        if failed_verdicts.FOUND and item.get_closest_marker("verdict_fails") is None:
+            pytest.fail("a verdict failed: " + "; ".join(failed_verdicts.FOUND), pytrace=False)
+        return result
+    finally:
+        failed_verdicts.FOUND.clear()
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,7 @@ def train_with_a_failure(rank: int, model: Path, folder: Path, where: str) -> No
     train(rank, "full", model, folder, "fsdp")
 
 
+@pytest.mark.verdict_fails
 @pytest.mark.parametrize("where", ["writing", "scoring"])
 def test_no_run_is_lost_or_waits_for_its_verdict(tiny_model_dir: Path, tmp_path: Path, where: str):
     run_ranks(2, train_with_a_failure, tiny_model_dir, tmp_path / "two", where, folder=tmp_path)

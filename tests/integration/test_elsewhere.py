@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.support.commands import call
+from tests.support.shapes import shape_folder
 
-from ai_finetuning import embedded
 from ai_finetuning.config.load import load_config
 from ai_finetuning.execution.request import request_of
 from ai_finetuning.execution.resolve import RunPlan, resolve
@@ -21,33 +20,13 @@ from ai_finetuning.planner.gpus import parse_gpus
 from ai_finetuning.trainers.from_config import plan_training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# hidden, intermediate, layers, heads of Llama 13B and 30B (arXiv:2302.13971, table 2; widths of the released weights).
-SIZES = {"13b": (5120, 13824, 40, 40), "30b": (6656, 17920, 60, 52)}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with a configuration and a tokenizer, as they come before the weights."""
-    parent, own = tmp_path_factory.mktemp("shapes"), Path(embedded.__file__).parent / "kotoha-tiny"
-    folders = {}
-    for name, (hidden, intermediate, layers, heads) in SIZES.items():
-        folders[name] = parent / name
-        folders[name].mkdir()
-        for file in own.glob("token*"):
-            shutil.copy(file, folders[name])
-        config = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": hidden,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "vocab_size": 32000,
-            "max_position_embeddings": 2048,
-            "tie_word_embeddings": False,
-        }
-        (folders[name] / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folders
+    """Folders of Llama 13B and 30B, as they come before the weights."""
+    parent = tmp_path_factory.mktemp("shapes")
+    return {name: shape_folder(parent, name) for name in ("13b", "30b")}
 
 
 @pytest.fixture(scope="module")

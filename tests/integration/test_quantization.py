@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.support.commands import call
 from tests.support.disks import mounted
-from tests.support.models import build_tokenizer, save_tiny_model
+from tests.support.models import build_experts, build_tokenizer, save_tiny_model
 from tests.support.runs import train_lora
 
 from ai_finetuning import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer, QuantizationOptimizer, TrainingConfig
@@ -373,21 +373,9 @@ def test_a_qlora_adapter_merges_into_the_16_bit_base(tiny_model_dir: Path, tmp_p
 
 
 def test_a_mixture_of_experts_is_told_that_its_experts_stay_as_they_are(tmp_path: Path, logged):
-    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
-
     pytest.importorskip("bitsandbytes")
     tokenizer = build_tokenizer()
-    config = Qwen3MoeConfig(
-        hidden_size=64,
-        moe_intermediate_size=96,
-        num_experts=8,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=len(tokenizer),
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    build_experts(len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     QuantizationOptimizer(str(tmp_path / "model")).quantize_to_4bit(tmp_path / "q")
     assert "do not become 4 bit" in logged()

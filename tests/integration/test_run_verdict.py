@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.support.commands import call, write_run
+from tests.support.models import save_tiny_model
 from tests.support.pages import Page
 from tests.support.runs import ROWS, losses, train_full, train_lora, training, weights_digest
 from transformers import TrainerCallback
@@ -224,6 +225,19 @@ def test_a_longer_run_is_measured_again(tiny_model_dir: Path, tmp_path: Path):
     assert len(rows_of(folder)) == 22
 
 
+def test_the_base_has_its_own_biases(tmp_path: Path):
+    """An adapter trains them in place; what is measured as the base is the model of before."""
+    name = save_tiny_model(tmp_path / "qwen2", "qwen2")
+    train_lora(name, tmp_path / "out", evaluate=ASKED, evaluation=ON, lora={"bias": "all"}, num_epochs=2)
+    base = JapaneseModel(str(name), torch_dtype=torch.float32)
+    module, tokenizer = base.ensure_model(), base.ensure_tokenizer()
+    found = {row["item"]: row["nats"] for row in rows_of(tmp_path / "out") if row["side"] == "before" and "nats" in row}
+    assert len(found) == 6
+    for item in tasks.prose().items[:6]:
+        (wanted,) = score_texts(module, tokenizer, [item.text])
+        assert found[item.name] == pytest.approx(wanted.nats, abs=1e-3)
+
+
 def test_plain_texts_are_scored_in_bits_only(tiny_model_dir: Path, tmp_path: Path):
     folder = tmp_path / "out"
     train_lora(
@@ -308,5 +322,9 @@ def test_the_plan_says_what_it_will_cost(tiny_model_dir: Path, tmp_path: Path, c
         "compared with its base at the end (4 evaluation rows and general prose, 2 min at most"
         in capsys.readouterr().out
     )
-    assert call("train", config, "--dry-run", "training.evaluation.verdict=false") == 0
-    assert "compared with its base" not in capsys.readouterr().out
+    cut = ["parallel.strategy=fsdp", "parallel.processes=2"]
+    assert call("train", config, "--dry-run", *cut) == 0
+    assert "compared with its base" in capsys.readouterr().out
+    for without in (["training.evaluation.verdict=false"], [*cut, "lora.bias=all"]):
+        assert call("train", config, "--dry-run", *without) == 0
+        assert "compared with its base" not in capsys.readouterr().out

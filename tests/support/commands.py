@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from .failed_verdicts import hear
 from .patience import patience
 
 ROWS = [{"instruction": f"{number}の次の数は何ですか？", "output": f"{number + 1}です。"} for number in range(22)]
@@ -76,6 +77,7 @@ def spawn(*arguments: str, fault: str = "", timeout: float = 120, **changes: Any
         output, _ = process.communicate(timeout=patience(timeout))
     finally:
         process.kill()
+    hear(output)
     return process.returncode, output
 
 

@@ -96,6 +96,23 @@ def build_model(kind: str = "llama", *, seed: int = 0, vocab_size: int = 400, hi
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
+def build_experts(vocab_size: int = 300):
+    """A tiny random mixture of experts: two layers of eight."""
+    import transformers
+
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=64,
+        moe_intermediate_size=96,
+        num_experts=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=vocab_size,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
 def save_tiny_model(folder: Path, kind: str = "llama", **sizes) -> Path:
     """Writes a loadable model folder (weights, tokenizer, chat template) and returns it."""
     tokenizer = build_tokenizer()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from . import failed_verdicts
 from .patience import patience
 
 LIMIT_SECONDS = 120.0
@@ -45,7 +46,7 @@ def run_ranks(
     try:
         while len(results) < world:
             try:
-                rank, value, trace = answers.get(timeout=max(0.1, min(1.0, end - time.monotonic())))
+                rank, value, trace, verdicts = answers.get(timeout=max(0.1, min(1.0, end - time.monotonic())))
             except queue.Empty:
                 dead = [number for number, worker in enumerate(workers) if number not in results and worker.exitcode]
                 assert not dead, f"ranks {dead} died: {[workers[number].exitcode for number in dead]}"
@@ -53,6 +54,7 @@ def run_ranks(
                 continue
             assert trace is None, f"rank {rank}:\n{trace}"
             results[rank] = value
+            failed_verdicts.FOUND.extend(verdicts)
     finally:
         for worker in workers:
             worker.join(timeout=patience(5) if len(results) == world else 0.1)
@@ -71,11 +73,11 @@ def _rank(rank: int, world: int, store: Path, answers: Any, function: Callable[.
             "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=patience(60))
         )
         value = function(rank, *args)
-        answers.put((rank, value, None))
+        answers.put((rank, value, None, failed_verdicts.FOUND))
         dist.barrier()
         dist.destroy_process_group()
     except BaseException:
-        answers.put((rank, None, traceback.format_exc()))
+        answers.put((rank, None, traceback.format_exc(), []))
     answers.close()
     answers.join_thread()
     os._exit(0)

@@ -8,8 +8,13 @@ from pathlib import Path
 
 from ai_finetuning import embedded
 
-# hidden, intermediate, layers, heads, key-value heads.
-SIZES = {"1.8b": (2048, 8192, 24, 16, 16), "8b": (4096, 14336, 32, 32, 8), "13b": (5120, 13824, 40, 40, 40)}
+# hidden, intermediate, layers, heads, key-value heads; 13B and 30B are Llama's (arXiv:2302.13971, table 2).
+SIZES = {
+    "1.8b": (2048, 8192, 24, 16, 16),
+    "8b": (4096, 14336, 32, 32, 8),
+    "13b": (5120, 13824, 40, 40, 40),
+    "30b": (6656, 17920, 60, 52, 52),
+}
 
 
 def shape_folder(parent: Path, name: str) -> Path:

@@ -75,6 +75,12 @@ def why_none(plan: RunPlan) -> Reason | None:
             "設定により行いません（training.evaluation.verdict=false）。",
             "not asked for (training.evaluation.verdict=false).",
         )
+    if plan.parallel.in_parts and not plan.request.full and plan.request.config.lora.bias != "none":
+        return Reason(
+            f"{plan.parallel.strategy} では、学習したバイアス（lora.bias）をベースモデルの値に戻して測れません。aift eval で測れます。",
+            f"{plan.parallel.strategy} cannot put the base's values in the place of trained biases (lora.bias); "
+            "aift eval measures it.",
+        )
     return None
 
 
@@ -166,11 +172,8 @@ class RunVerdict:
         if self._in_parts or not launched().is_main:
             return
         notice("判定のため、学習前のモデルを測ります。", "measuring the model before training, for the verdict.")
-        try:
-            with contextlib.nullcontext() if built.path is None else built.path.paused():
-                self._measure(built.model, self._sides()[:1], self._measured, self._open(), Clock.of(limit))
-        except Exception as error:  # whatever a model's own code raises: no reason to lose a run
-            self._fail(error)
+        with self._survives(), contextlib.nullcontext() if built.path is None else built.path.paused():
+            self._measure(built.model, self._sides()[:1], self._measured, self._open(), Clock.of(limit))
 
     def after_steps(self, built: Built) -> None:
         """Scores a model whose parts lie in several processes by its strategy; every process has to call it.
@@ -195,14 +198,14 @@ class RunVerdict:
     def _score_spread(self, built: Built, limit: float) -> None:
         """Likelihoods of the sides that are there now, on all processes; the main one keeps them."""
         began, strategy = time.monotonic(), built.run.strategy
-        try:
+        tasks: list[Task] = []
+        with self._survives():
             tasks = list(self._measured)
-        except Exception as error:  # the same in every process
-            self._fail(error)
+        if self.why_none is not None:  # the same in every process
             return
         after, results = built.run.state.step > 0, Results(None)
         if strategy.is_main:
-            with self._alone():
+            with self._survives():
                 results = self._open()
                 if after:
                     results.forget("after")
@@ -235,7 +238,7 @@ class RunVerdict:
             try:
                 with untouched(built.model), self._on(built.model, side), built.slot.using(found.predictions):
                     scores = iter(found.score(strategy, batch_size=1, pad_token_id=self._plan.tokenizer.pad_token_id))
-            except Exception as error:  # short memory, a model's own code: no reason to lose a run
+            except Exception as error:  # as _survives(); the other processes are told first
                 failed = error
             if any(strategy.gather(failed is not None)):
                 self._fail(failed or RuntimeError("another process could not score its part"))
@@ -248,13 +251,16 @@ class RunVerdict:
                 bits = bits_per_character(-nats, parts[0].characters if parts else 0)
                 values = {"score": bits or 0.0, "nats": nats, "characters": parts[0].characters if parts else 0}
                 rows.append({"side": side.key, "task": task.name, "item": item.name, **values, "work": item.group})
-            with self._alone():
+            with self._survives():
                 results.add(row for row in rows if row["item"] not in results.of(side.key, task.name))
         return True
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """What only this process does: where it fails, the others must not wait for it."""
+    def _survives(self) -> Iterator[None]:
+        """What no run is lost for, and no other process waits for. Whatever is raised ends the verdict with its reason: a
+        library's code on a user's model and rows, the memory, the disk; no list of kinds would hold them all. In tests such
+        an end is a failure (tests/conftest.py).
+        """
         try:
             yield
         except Exception as error:
@@ -274,11 +280,10 @@ class RunVerdict:
             self._folder.write_run(verdict=self.pending)
             return
         self._folder.write_run(verdict=self.pending | {"step": step})
-        try:
+        with self._survives():
             self._finish(model, step, seconds)
-        except Exception as error:  # the run is saved, whatever becomes of its verdict
-            self._fail(error)
-            self._folder.write_run(verdict=self.pending)
+            return
+        self._folder.write_run(verdict=self.pending)
 
     def _fail(self, error: Exception) -> None:
         reason = described(error, for_files=True)[:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,10 @@ from ..engine.optimizer import NamedParameters, build_optimizer
 from ..engine.precision import precision_for
 from ..errors import ToolkitError
 from ..models.adapters import add_lora
+from ..parallel.batch import Batch
 from ..parallel.limits import BASE_BYTES
 from ..planner.gpus import Gpus
+from ..planner.phases import Timeline
 from ..planner.shape import meta_model, shape_of
 from ..planner.simulate import Job, simulate
 from ..planner.timelines import remembered
@@ -67,7 +70,7 @@ def simulated_needs(name: str, elsewhere: Gpus | None = None) -> dict[str, int]:
             "model": module.config.to_dict(),
         }
         try:
-            (told,) = remembered(key, group, lambda job=job: [simulate(job, group)])  # type: ignore[misc]
+            (told,) = remembered(key, group, partial(_simulated, job, group))
         except MemoryError:
             raise
         except Exception:  # a model's own code, however it says so: the formula tells that method
@@ -75,6 +78,10 @@ def simulated_needs(name: str, elsewhere: Gpus | None = None) -> dict[str, int]:
         gpu = place.device.type == "cuda"
         found[method] = told.reserved + place.libraries(0) if gpu else told.peak + BASE_BYTES
     return found
+
+
+def _simulated(job: Job, group: Sequence[Batch]) -> list[Timeline]:
+    return [simulate(job, group)]
 
 
 def _optimizer(named: NamedParameters, _: Any) -> torch.optim.Optimizer:

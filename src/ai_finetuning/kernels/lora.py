@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import Reason
 from .autograd import Function
+from .checked import Pairs, why_not_taken
 from .stand_in import kernels_of
 
 
@@ -131,22 +132,13 @@ _TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 def why_not_one_operation(dtype: torch.dtype, device: torch.device) -> Reason | None:
     """None where adapted_linear() computes on a device what fp32 does, gradients included; else the reason."""
-    try:
-        apart = worst_difference(dtype, device)
-    except Exception as error:  # a product that this GPU or this torch does not have
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        text = f"{type(error).__name__}: {str(error)[:100]}"
-        return Reason(text, text)
-    if apart <= _TOLERANCE[dtype]:
-        return None
-    return Reason(f"結果か勾配が {apart:.1%} 違います", f"results or gradients differ by {apart:.1%}")
+    return why_not_taken(lambda: beside_plain(dtype, device), _TOLERANCE[dtype])
 
 
 @torch.enable_grad()
-def worst_difference(dtype: torch.dtype, device: torch.device) -> float:
-    """Largest relative difference of adapted_linear() in a dtype to plain torch in fp32: the output and three gradients, with
-    dropout, whose numbers are the same for both.
+def beside_plain(dtype: torch.dtype, device: torch.device) -> Pairs:
+    """Output and three gradients of adapted_linear() in a dtype, each with that of plain torch in fp32; with dropout, whose
+    numbers are the same for both.
     """
     generator, rows, width, height, rank, scale, dropout = torch.Generator().manual_seed(0), 48, 64, 96, 8, 2.0, 0.25
 
@@ -166,7 +158,4 @@ def worst_difference(dtype: torch.dtype, device: torch.device) -> float:
     wide = x.detach().float().requires_grad_()
     plain = wide @ weight.float().t() + scale * ((wide * kept / (1 - dropout)) @ down.t() @ up.t())
     theirs = [plain.detach(), *torch.autograd.grad(plain, (wide, down, up), seed.float())]
-    return max(
-        float(((one.float() - other).norm() / other.norm().clamp_min(1e-12)).nan_to_num(float("inf")))
-        for one, other in zip(mine, theirs, strict=True)
-    )
+    return list(zip(mine, theirs, strict=True))

@@ -117,6 +117,7 @@ def add_lora(
         own = list(module.parameters(recurse=False))
         if "Norm" in type(module).__name__ and any(parameter.requires_grad for parameter in own):
             module.float()  # a norm takes its weight and its trained bias in one dtype
+    _remember_biases(wrapped, {weight: weight.detach().clone() for weight in _trained_biases(wrapped)})
     return wrapped
 
 
@@ -334,9 +335,11 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
             apart = _fill(wrapped, folder, trainable=trainable)
     if apart:
         raise _other_base(folder, expected, apart[0].removeprefix("base_model.model.").replace(".default", ""))
-    changed = [(weight, value) for weight, value in biases.items() if not torch.equal(weight, value)]
-    if changed:
-        _BASE_BIASES[wrapped] = changed
+    train = set(_trained_biases(wrapped)) if trainable else set()
+    _remember_biases(
+        wrapped,
+        {weight: value for weight, value in biases.items() if weight in train or not torch.equal(weight, value)},
+    )
     remember_origin(wrapped, folder, model.name_or_path)
     return wrapped
 
@@ -386,8 +389,18 @@ def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:
 
 # Names of parameters that an adapter adds to its base.
 _ADDED = re.compile(r"\.(lora_\w+|modules_to_save)\.")
-# The base's biases where an adapter brought its own, which PEFT writes over them.
+# The base's biases where an adapter brings or trains its own, which PEFT has in their place.
 _BASE_BIASES: WeakKeyDictionary[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = WeakKeyDictionary()
+
+
+def _trained_biases(wrapped: nn.Module) -> list[nn.Parameter]:
+    """The base's own parameters that train with an adapter."""
+    return [weight for name, weight in wrapped.named_parameters() if weight.requires_grad and not _ADDED.search(name)]
+
+
+def _remember_biases(wrapped: nn.Module, values: Mapping[nn.Parameter, torch.Tensor]) -> None:
+    if values:
+        _BASE_BIASES[wrapped] = list(values.items())
 
 
 @contextlib.contextmanager
@@ -400,7 +413,7 @@ def without_adapter(model: Any) -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
         with model.disable_adapter():
             for weight, value in changed:
-                weight.data = value
+                weight.data = value.to(weight.device, weight.dtype)
             try:
                 yield
             finally:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import Reason
+from ..kernels.checked import Pairs, why_not_taken
 
 DEVICES = ("cuda",)
 
@@ -209,20 +210,12 @@ def _rotate(kernels: Kernels, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, un
 
 def _problem(kernels: Kernels, kind: str, device: torch.device, dtype: torch.dtype, config: Any) -> Reason | None:
     """Why a kernel is not to be taken: it fails on this device, or differs from plain torch, forward or backward."""
-    try:
+
+    def both() -> Pairs:
         mine, theirs = (_results(which, kind, device, dtype, config) for which in (kernels, PLAIN))
-        apart = max(
-            float((one.float() - other.float()).norm() / other.float().norm().clamp_min(1e-12))
-            for one, other in zip(mine, theirs, strict=True)
-        )
-    except Exception as error:  # whatever Triton raises
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        text = f"{type(error).__name__}: {str(error)[:100]}"
-        return Reason(text, text)
-    if apart <= _TOLERANCE[dtype]:
-        return None
-    return Reason(f"結果か勾配が {apart:.1%} 違います", f"results or gradients differ by {apart:.1%}")
+        return zip(mine, theirs, strict=True)
+
+    return why_not_taken(both, _TOLERANCE[dtype])
 
 
 @torch.enable_grad()

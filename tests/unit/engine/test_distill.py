@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,24 +33,29 @@ def rows(kinds: str, seed: int = 0) -> list[Example]:
     return obtained
 
 
-def trained(kind: str = "llama") -> torch.nn.Module:
-    """A model whose adapter has moved away from its base."""
+def trained(kind: str = "llama", **options: Any) -> torch.nn.Module:
+    """A model whose adapter, and whatever trains with it, has moved away from its base."""
     torch.manual_seed(0)
-    model = add_lora(build_model(kind), r=4, alpha=8)
+    model = add_lora(build_model(kind), r=4, alpha=8, **options)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
+        elif weight.requires_grad and "lora_" not in name:
+            weight.data += 0.05 * torch.randn_like(weight)
     return model
 
 
-def reference(model: torch.nn.Module, examples: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
-    total = torch.zeros(())
+def reference(
+    model: torch.nn.Module, examples: list[Example], kind: str = "llama"
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """With a base that no adapter was ever on."""
+    total, base = torch.zeros(()), build_model(kind)
     for item in examples:
         ids, labels = (torch.tensor(array, dtype=torch.int64) for array in (item.input_ids, item.labels))
         logits = model(input_ids=ids[None]).logits[0, :-1].log_softmax(dim=-1)
         if (labels == FROM_BASE).any():
-            with torch.no_grad(), without_adapter(model):
-                expected = model(input_ids=ids[None]).logits[0, :-1].log_softmax(dim=-1)
+            with torch.no_grad():
+                expected = base(input_ids=ids[None]).logits[0, :-1].log_softmax(dim=-1)
             total = total + WEIGHT * F.kl_div(logits, expected, reduction="sum", log_target=True)
         else:
             total = total + F.nll_loss(logits, labels[1:], ignore_index=IGNORED, reduction="sum")
@@ -83,6 +90,30 @@ def test_the_step_is_the_plain_one(way: str, kinds: str):
     assert got == pytest.approx(loss, rel=1e-5)
     assert mine.keys() == exact.keys()
     assert exact
+    for name, gradient in exact.items():
+        assert torch.allclose(mine[name], gradient, atol=1e-5 * max(1.0, float(gradient.abs().max()))), name
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+@pytest.mark.parametrize(
+    ("way", "kind", "options"),
+    [
+        ("documents", "qwen2", {"bias": "all"}),
+        ("padded", "qwen2", {"bias": "all"}),
+        ("documents", "stablelm", {"bias": "lora_only"}),
+        ("documents", "llama", {"modules_to_save": ["embed_tokens"]}),
+        ("documents", "qwen3_tied", {"modules_to_save": ["embed_tokens"]}),
+        ("padded", "llama", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    ],
+    ids=str,
+)
+def test_what_trains_beside_the_adapter_is_no_part_of_the_base(way: str, kind: str, options: dict[str, Any]):
+    """Biases, which change in place, and modules that are trained in full."""
+    examples = rows("noo")
+    loss, exact = reference(trained(kind, **options), examples, kind)
+    got, mine = ours(trained(kind, **options), examples, way)
+    assert got == pytest.approx(loss, rel=1e-5)
+    assert mine.keys() == exact.keys()
     for name, gradient in exact.items():
         assert torch.allclose(mine[name], gradient, atol=1e-5 * max(1.0, float(gradient.abs().max()))), name
 

@@ -80,7 +80,9 @@ def test_a_kernel_that_errs_is_not_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loss, "one_kernel_cross_entropy", scaled(1.0))
     assert why_not_one_kernel(torch.bfloat16, CPU, 30.0) is None
     monkeypatch.setattr(loss, "one_kernel_cross_entropy", scaled(1.05))
-    assert why_not_one_kernel(torch.bfloat16, CPU, 30.0) == Reason("結果が 5.0% 違います", "its results differ by 5.0%")
+    assert why_not_one_kernel(torch.bfloat16, CPU, 30.0) == Reason(
+        "結果か勾配が 5.0% 違います", "results or gradients differ by 5.0%"
+    )
 
 
 class Operations(TorchDispatchMode):

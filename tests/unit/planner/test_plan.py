@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.models import build_model, save_tiny_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3MoeConfig
+from tests.support.models import build_experts, build_model, save_tiny_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import Example
@@ -131,17 +131,7 @@ def test_what_a_fused_run_holds_between_steps_is_what_was_planned(method: str):
 
 
 def test_weights_of_experts_keep_their_bytes_where_the_rest_is_quantized(tmp_path: Path):
-    config = Qwen3MoeConfig(
-        hidden_size=64,
-        moe_intermediate_size=96,
-        num_experts=8,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=300,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    build_experts().save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),

@@ -148,9 +148,8 @@ class SingleDevice:
 
     def _clip(self, parameters: list[nn.Parameter], norm: Tensor, size: float, max_norm: float) -> None:
         """Scales gradients of the norm `size` (on the device: `norm`) down to max_norm."""
-        if (
-            size + 1e-6 <= 0.999 * max_norm
-        ):  # torch's factor, max_norm over that sum, is limited to 1: no bit would change
+        # torch's factor, max_norm / (size + 1e-6), is limited to 1: no bit would change.
+        if size + 1e-6 <= 0.999 * max_norm:
             return
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
