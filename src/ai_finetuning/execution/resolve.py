@@ -555,6 +555,7 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
         max_steps=training.schedule.max_steps,
         eval_steps=derived.eval_steps,
         evaluations=evaluations_of(training, derived.eval_steps, prepared.total, prepared.an_epoch),
+        eval_tokens=int(lengths_of(data.eval_data).sum()),
         keeps_best=disk.keeps_best,
         replay=prepared.replayed,
     )

@@ -109,7 +109,7 @@ def test_the_step_is_the_plain_one(way: str, kinds: str):
 )
 def test_what_trains_beside_the_adapter_is_no_part_of_the_base(way: str, kind: str, options: dict[str, Any]):
     """Biases, which change in place, and modules that are trained in full."""
-    examples = rows("noo")
+    examples = rows("nonoo")
     loss, exact = reference(trained(kind, **options), examples, kind)
     got, mine = ours(trained(kind, **options), examples, way)
     assert got == pytest.approx(loss, rel=1e-5)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +22,17 @@ from tests.support.models import save_tiny_model
 from tests.support.runs import ROWS, training
 
 from ai_finetuning import FullFinetuningTrainer, JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
+from ai_finetuning.config.data import DataConfig, ReplayConfig
 from ai_finetuning.config.load import load_config
+from ai_finetuning.config.model import ModelConfig
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.execution import base_facts, validate
-from ai_finetuning.execution.request import request_of
+from ai_finetuning.execution.execute import execute
+from ai_finetuning.execution.request import TrainRequest, request_of
 from ai_finetuning.execution.resolve import resolve
 from ai_finetuning.models import hub, source
 from ai_finetuning.planner import shape
+from ai_finetuning.planner.speed import PILOT, Speed
 from ai_finetuning.system.network import Answer
 
 METHODS = {
@@ -298,3 +303,23 @@ def test_a_resumed_run_keeps_the_text_that_its_template_had_when_it_began(tiny_m
         assert module._tokenizer(other, {"chat_template": former}).chat_template == templates.TEMPLATES["llama3"].jinja
     plain = SimpleNamespace(config=config, model=JapaneseModel(str(tiny_model_dir)))
     assert module._tokenizer(plain, {"chat_template": former}).chat_template == former
+
+
+def test_the_time_of_a_run_counts_its_old_rows_and_its_evaluations(tiny_model_dir: Path, tmp_path: Path):
+    """At a token a second: as many seconds as tokens went through the model."""
+    old = tmp_path / "old.jsonl"
+    old.write_text("".join(json.dumps({"text": f"{n}人の旅人が山を越えました。"}) + "\n" for n in range(30)), "utf-8")
+    config = RunConfig(
+        model=ModelConfig(str(tiny_model_dir)),
+        data=DataConfig(max_length=64, replay=ReplayConfig(str(old), 0.5)),
+        training=training(tmp_path / "out", eval_steps=3),
+    )
+    request = TrainRequest(JapaneseModel(str(tiny_model_dir)), config, ROWS, ROWS[:9])
+    plan = resolve(request)
+    history = execute(request).history
+    evaluations = sum("eval_loss" in row for row in history)
+    trained = max(row["tokens"] for row in history if "tokens" in row)
+    evaluated = evaluations * sum(len(item.input_ids) for item in plan.data.eval_data)
+    assert evaluations == 1 + plan.summary.evaluations > 3
+    told = replace(plan.summary, speed=Speed(1.0, PILOT)).seconds
+    assert told == pytest.approx(trained + evaluated / 3, rel=0.03)
