@@ -48,6 +48,7 @@ from ..parallel.processes import launched
 from ..parallel.strategy import Strategy
 from ..planner import memory
 from ..planner.phases import Phases, mark_phases, marked
+from ..system.collector import as_usual
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
 from .derived import Derived, kernels_of, validate_kernels, validate_products
@@ -88,6 +89,7 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
     Raises:
         ToolkitError: the weights cannot be loaded, or cannot be trained as planned.
     """
+    as_usual()
     strategy = _strategy(plan)
     model, fingerprint, dtype = _load(plan, strategy)
     if not plan.request.full:

@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 
 from ..errors import ModelError, Reason, ToolkitError
 from ..messages import notice, warn
+from ..system.collector import as_usual
 from ..system.gpu import chosen_device, dtype_name, get_available_device, sixteen_bit
 from .activation_checkpointing import enable_activation_checkpointing
 from .adapter_folder import recorded_base
@@ -91,6 +92,7 @@ def load_causal_lm(
         InputNotFoundError: a local path that is not there.
     """
     validate_options(options, LoadOptions, "load_causal_lm")
+    as_usual()
     expected = options.get("quantization") or _quantization_of(
         options.get("load_in_8bit", False), options.get("load_in_4bit", False)
     )

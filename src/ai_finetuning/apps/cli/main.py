@@ -145,10 +145,14 @@ def _says_first(arguments: list[str]) -> bool:
 
 def main() -> None:
     """The entry point of `aift`."""
+    from ...system import collector
     from ...system.cores import wait_passively
 
+    collector.hold_back()
     _safe_streams()
     wait_passively()
     if _says_first(sys.argv[1:]):
         notice("準備しています…", "getting ready…")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    collector.leave()
+    sys.exit(code)
