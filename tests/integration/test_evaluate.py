@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,19 @@ def test_statistics_can_be_redone_from_the_file(measured: Path, adapter: Path, q
     assert json.loads(json.dumps(numbers(outcome))) == json.loads(
         (measured / "report.json").read_text(encoding="utf-8")
     )
+
+
+def test_how_far_a_measurement_is(kotoha: str, tmp_path: Path):
+    """What a bar shows: what is there already counts from the beginning."""
+    tasks, _ = find_tasks(Asked(tasks=("prose",), limit=3))
+    planned = plan(sides_of(kotoha, None), tasks)
+    results = Results.open(tmp_path / "eval.jsonl", planned.made_by())
+    for first, begins in ((2, 0), (3, 2)):
+        seen: list[tuple[int, int]] = []
+        asked = replace(planned, tasks=tuple(replace(task, items=task.items[:first]) for task in planned.tasks))
+        measure(asked, results, Loaded(), lambda *far: seen.append(far))  # noqa: B023  # called at once
+        assert (seen[0], seen[-1]) == ((begins, first), (first, first))
+        assert seen == sorted(set(seen))
 
 
 def test_a_stopped_command_goes_on_and_ends_with_the_same_scores(

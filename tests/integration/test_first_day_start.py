@@ -11,7 +11,10 @@ import pytest
 from tests.support.commands import call, environment, write_run
 from tests.support.patience import patience
 
+from ai_finetuning.apps.cli import start as start_verb
 from ai_finetuning.config.load import load_config
+from ai_finetuning.execution.request import request_of
+from ai_finetuning.execution.resolve import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +214,17 @@ def test_start_decides_where_nobody_can_be_asked_says_so_and_trains(
     assert config.model.name == kotoha
     assert config.training.num_epochs * 6 >= 30  # few rows come often enough to teach something
     assert call("plan", "run-2.yaml") == 0
+
+
+def test_longer_presets_answer_fixed_questions(tiny_model_dir: Path, tmp_path: Path, capsys):
+    settings = [f"model={tiny_model_dir}", "data.train=embedded:kotoha-qa", f"training.output_dir={tmp_path / 'out'}"]
+    plan = resolve(request_of(load_config(None, settings)))
+    for preset, questions in (("quick", 0), ("standard", 10), ("careful", 10)):
+        for eval_data, expected in ((0.1, questions), (None, 0)):
+            values = {"data.eval": eval_data}
+            start_verb._ask_preset(values, plan, None, preset)
+            assert values.get("training.evaluation.generate", 0) == expected
+    assert load_config(None, settings).training.evaluation.generate == 0
 
 
 def test_start_tells_everything_that_is_wrong_in_one_list_before_torch(tmp_path: Path):

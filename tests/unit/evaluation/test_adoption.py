@@ -84,7 +84,9 @@ def test_a_task_that_is_learnt_while_prose_is_forgotten_is_not_taken():
     assert adoption is not None
     assert adoption.decision == "reject"
     assert "forgotten general Japanese" in adoption.sentence.en
-    assert "learning_rate" in adoption.sentence.ja
+    for way_out in ("learning_rate", "num_epochs", "data.replay: {path: embedded:prose"):
+        assert way_out in adoption.sentence.ja
+        assert way_out in adoption.sentence.en
 
 
 def test_what_is_not_shown_to_be_kept_is_not_taken():
