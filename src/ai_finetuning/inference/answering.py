@@ -150,16 +150,17 @@ def ask(
     if new:
         record.add(new)
     order = sorted(lengths, key=lambda place: (-lengths[place], place))
-    missing = [place for place in order if place not in record.outcomes]
-    whole = sum(lengths.values())
-    done = whole - sum(lengths[place] for place in missing)
-    progress(done, whole)
     at_a_time = max(1, asking.batch_size // asking.samples)
-    for start in range(0, len(missing), at_a_time):
-        batch = missing[start : start + at_a_time]
-        record.add(_answer(opened, [conversations[place] for place in batch], asking, batch))
-        done += sum(lengths[place] for place in batch)
-        progress(done, whole)
+    batches = [order[start : start + at_a_time] for start in range(0, len(order), at_a_time)]
+    whole = sum(lengths.values())
+    done = sum(lengths[place] for place in order if place in record.outcomes)
+    progress(done, whole)
+    for batch in batches:
+        missing = [place for place in batch if place not in record.outcomes]
+        if missing:  # all of the batch again: in 16 bits other neighbours round otherwise
+            record.add(_answer(opened, [conversations[place] for place in batch], asking, batch))
+            done += sum(lengths[place] for place in missing)
+            progress(done, whole)
     empty = Outcome(("",) * len(asking.variants) * asking.samples)
     return [record.outcomes.get(place, empty) for place in range(len(questions))]
 
