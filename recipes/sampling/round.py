@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -29,10 +30,14 @@ COMMON = (
 
 
 def aift(*arguments: object) -> None:
-    """Prints a command and runs it."""
+    """Prints a command, runs it, and says what CPU time it took."""
     words = [str(item) for item in arguments]
     print("\n$ aift " + " ".join(words), flush=True)
+    before = os.times()
     subprocess.run([sys.executable, "-m", "ai_finetuning", *words], check=True)
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    print(f"# {seconds:.0f} CPU seconds", flush=True)
 
 
 def write(path: Path, pairs: Sequence[tuple[str, str]]) -> Path:

@@ -141,7 +141,7 @@ def test_a_question_that_is_too_long_is_left_out_and_said(kotoha: str, tmp_path:
         (["--temperature", "0"], 78, "temperature is 0.0", "temperature が 0.0"),
         (["--out", "a.csv"], 78, "--out is a.csv; it must end in .jsonl", ".jsonl のファイルにしてください"),
         (["--out", "no/a.jsonl"], 66, "the folder no of --out", "フォルダー no がありません"),
-        (["--out", "q.jsonl"], 78, "which is read", "読むファイル"),
+        (["--out", "q.jsonl"], 78, "the file itself that is read", "読むファイル"),
         (["--out", "there.jsonl"], 78, "replace it with --overwrite", "--overwrite"),
         (["--column", "x"], 78, "--column is x", "--column が x"),
     ],

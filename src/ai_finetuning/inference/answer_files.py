@@ -55,8 +55,8 @@ def validate_file(option: str, out: Path, kinds: Sequence[str], read: Path, *, o
         )
     if out.is_dir() or (out.exists() and out.samefile(read)):
         raise ConfigError(
-            f"{option} の {out} はフォルダーか、読むファイル {read} そのものです。別の名前にしてください。",
-            f"{option} is {out}, a folder or {read} itself, which is read; choose another name.",
+            f"{option} の {out} はフォルダーか、読むファイルそのものです。別の名前にしてください。",
+            f"{option} is {out}, a folder or the file itself that is read; choose another name.",
         )
     if out.exists() and not overwrite:
         raise ConfigError(
