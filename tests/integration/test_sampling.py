@@ -13,6 +13,8 @@ from tests.support.commands import call
 
 from ai_finetuning.data.messages import Conversation
 from ai_finetuning.data.sources import load_samples
+from ai_finetuning.errors import DataError
+from ai_finetuning.evaluation import judging
 from ai_finetuning.japanese.prompts import render
 from ai_finetuning.models.tokenizers import load_tokenizer
 
@@ -214,12 +216,13 @@ def test_rows_are_trained_as_they_were_asked(samples: Path, kotoha: str, tmp_pat
 
 
 def test_samples_are_no_training_data(samples: Path, tmp_path: Path, kotoha: str, capsys):
-    """The file itself, and with marks, is refused by training instead of being trained as something else."""
+    """The file, with marks and without, is refused by training instead of being trained as something else."""
     marked = tmp_path / "marked.jsonl"
     assert call("score", str(samples), "--by", "exact", "--out", str(marked)) == 0
-    for file in (samples, marked):
-        assert call("train", f"model={kotoha}", f"data.train={file}", f"output_dir={tmp_path / 'run'}") == 65
-        assert "make no training sample" in capsys.readouterr().err
+    with pytest.raises(DataError, match="make no training sample"):
+        load_samples(str(samples))
+    assert call("train", f"model={kotoha}", f"data.train={marked}", f"output_dir={tmp_path / 'run'}") == 65
+    assert "make no training sample" in capsys.readouterr().err
 
 
 def test_answers_of_another_program_can_be_judged(tmp_path: Path, capsys):
@@ -252,6 +255,7 @@ def test_the_expected_answer_in_a_pattern_is_text(tmp_path: Path, capsys):
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_a_pattern_that_does_not_end_is_stopped(language: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("AIFT_LANG", language)
+    monkeypatch.setattr(judging, "SECONDS", 0.25)
     file = write(tmp_path / "s.jsonl", [{"question": "q", "samples": ["b", "a" * 5000 + "b"]}])
     began = time.process_time()
     assert (
@@ -259,7 +263,7 @@ def test_a_pattern_that_does_not_end_is_stopped(language: str, tmp_path: Path, m
     )
     assert time.process_time() - began < 10
     said = capsys.readouterr().err
-    assert {"en": "takes more than 1 s for one answer", "ja": "1 秒を超えて"}[language] in said
+    assert {"en": "takes more than 0.25 s for one answer", "ja": "0.25 秒を超えて"}[language] in said
     assert not (tmp_path / "o.jsonl").exists()
 
 
