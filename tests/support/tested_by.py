@@ -19,12 +19,15 @@ _TOKENS, _LAUNCH, _BENCH = "unit/data/test_tokens.py", "distributed/test_launch.
 _CALLBACKS, _FIRST = "integration/test_callbacks.py", "integration/test_first_day_start.py"
 _FIRST_DAY = "integration/test_first_day_continue.py"
 _SELF_CHECK = "unit/execution/test_self_check.py"
+_SAMPLING = "integration/test_sampling.py"
 _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 
 # Modules that no test file is named after and none imports.
 TESTED_BY = {
     "convert._upstream": _QUANTIZED,
     "execution.launcher": _LAUNCH,
+    **{f"apps.cli.{name}": _SAMPLING for name in ("file_work", "sample", "score")},
+    **{name: _SAMPLING for name in ("evaluation.chosen", "evaluation.judging", "inference.sampled")},
     "inference.unfinished": "integration/test_first_day_answers.py",
     "execution.place": "integration/test_elsewhere.py",
     "data.cache": "unit/data/test_store.py",

@@ -5,6 +5,8 @@ A prompt names its checks by the keys of CHECKS, with their arguments. An empty 
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import Any
 
 from .. import embedded
 from ..japanese.style import styles
+from ..messages import excerpt
 
 PROMPTS = "embedded:instructions/prompts"
 
@@ -133,6 +136,10 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "keigo": lambda text: bool(_KEIGO.search(text)),
 }
 
+# What the arguments of checks are; all others are texts.
+_ARGUMENTS: Mapping[str, type] = {"n": int, "words": list, "keys": list}
+_KINDS = {int: "a whole number", list: "a list of texts", str: "a text"}
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -148,18 +155,42 @@ class Instruction:
     checks: tuple[tuple[str, Mapping[str, Any]], ...]
 
 
+def parse_checks(items: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """(key of CHECKS, its arguments) of a list of objects like {"check": "characters_at_most", "n": 50}.
+
+    Raises:
+        ValueError: it is no such list; an unknown check; arguments that the check does not take.
+    """
+    if not isinstance(items, list) or not items:
+        raise ValueError("a list of objects with a check")
+    obtained = []
+    for item in items:
+        name = item.get("check") if isinstance(item, dict) else None
+        if not isinstance(name, str) or name not in CHECKS:
+            near = difflib.get_close_matches(str(name), CHECKS, n=3) or list(CHECKS)
+            raise ValueError(f"check {excerpt(name)}; known: {', '.join(near)}")
+        arguments = {key: value for key, value in item.items() if key != "check"}
+        _validate_arguments(name, arguments)
+        obtained.append((name, arguments))
+    return tuple(obtained)
+
+
+def _validate_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    wanted = list(inspect.signature(CHECKS[name]).parameters)[1:]
+    if set(arguments) != set(wanted):
+        raise ValueError(f"{name}: {', '.join(map(excerpt, arguments)) or '-'}; takes {', '.join(wanted) or '-'}")
+    for key, value in arguments.items():
+        kind = str if name in ("starts_with", "ends_with") else _ARGUMENTS.get(key, str)
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if not fits or (kind is list and not all(isinstance(text, str) for text in value)):
+            raise ValueError(f"{name}: {key} = {excerpt(value)}; {_KINDS[kind]}")
+
+
 def instructions() -> list[Instruction]:
     """The prompts that ship."""
     with embedded.data_file(PROMPTS).open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    return [
-        Instruction(
-            number,
-            row["prompt"],
-            tuple((item["check"], {k: v for k, v in item.items() if k != "check"}) for item in row["checks"]),
-        )
-        for number, row in enumerate(rows, start=1)
-    ]
+    return [Instruction(number, row["prompt"], parse_checks(row["checks"])) for number, row in enumerate(rows, start=1)]
 
 
 def followed(instruction: Instruction, answer: str) -> dict[str, bool]:

@@ -30,6 +30,42 @@ _MERGED = re.compile(rb"<[^<>]*mergeCell\s[^<>]*?ref\s*=\s*[\"']([^\"'<>]*)[\"']
 _NUMBER = re.compile(r"[+-]?[0-9][0-9,]*(\.[0-9]+)?([eE][+-]?[0-9]+)?%?")
 
 
+def validate_file(option: str, out: Path, kinds: Sequence[str], read: Path, *, overwrite: bool) -> str:
+    """The kind of a file that a command writes from another one.
+
+    Args:
+        option: that names it.
+        kinds: endings that it may have.
+        read: the file that the command reads.
+        overwrite: an existing file may be replaced.
+
+    Raises:
+        ConfigError: another kind, the file that is read, or an existing file. InputNotFoundError: no such folder.
+    """
+    kind = {".ndjson": ".jsonl"}.get(out.suffix.lower(), out.suffix.lower())
+    if kind not in kinds:
+        raise ConfigError(
+            f"{option} が {out} です。{' '.join(kinds)} {'のどれか' if len(kinds) > 1 else 'のファイル'}にしてください。",
+            f"{option} is {out}; it must end in {'one of ' if len(kinds) > 1 else ''}{' '.join(kinds)}.",
+        )
+    if not out.parent.is_dir():
+        raise InputNotFoundError(
+            f"{option} のフォルダー {out.parent} がありません。",
+            f"the folder {out.parent} of {option} does not exist.",
+        )
+    if out.is_dir() or (out.exists() and out.samefile(read)):
+        raise ConfigError(
+            f"{option} の {out} はフォルダーか、読むファイルそのものです。別の名前にしてください。",
+            f"{option} is {out}, a folder or the file itself that is read; choose another name.",
+        )
+    if out.exists() and not overwrite:
+        raise ConfigError(
+            f"{out} はすでにあります。別の名前にするか、--overwrite で置き換えてください。",
+            f"{out} exists; choose another name, or replace it with --overwrite.",
+        )
+    return kind
+
+
 def validate_target(out: Path, questions: Questions, columns: Sequence[str], *, overwrite: bool) -> str:
     """The kind of file to write.
 
@@ -42,26 +78,7 @@ def validate_target(out: Path, questions: Questions, columns: Sequence[str], *, 
         ConfigError: a kind that cannot be written, the file of questions itself, an existing file, or a column that
             holds something already. InputNotFoundError: no such folder.
     """
-    kind = {".ndjson": ".jsonl"}.get(out.suffix.lower(), out.suffix.lower())
-    if kind not in KINDS:
-        raise ConfigError(
-            f"--out が {out} です。{' '.join(KINDS)} のどれかにしてください。",
-            f"--out is {out}; it must end in one of {' '.join(KINDS)}.",
-        )
-    if not out.parent.is_dir():
-        raise InputNotFoundError(
-            f"--out のフォルダー {out.parent} がありません。", f"the folder {out.parent} of --out does not exist."
-        )
-    if out.is_dir() or (out.exists() and out.samefile(questions.path)):
-        raise ConfigError(
-            f"--out の {out} はフォルダーか質問のファイルそのものです。別の名前にしてください。",
-            f"--out is {out}, a folder or the file of questions itself; choose another name.",
-        )
-    if out.exists() and not overwrite:
-        raise ConfigError(
-            f"{out} はすでにあります。別の名前にするか、--overwrite で置き換えてください。",
-            f"{out} exists; choose another name, or replace it with --overwrite.",
-        )
+    kind = validate_file("--out", out, KINDS, Path(questions.path), overwrite=overwrite)
     _validate_size(kind, questions, len(columns))
     for column in columns:
         same = [name for name in questions.headings if plain(name) == plain(column)]
@@ -252,11 +269,8 @@ def _encoded(text: str, encoding: str) -> bytes:
 def _json_lines(questions: Questions, columns: Sequence[str], answers: Sequence[Sequence[str]]) -> bytes:
     """An object for each question: its own, or the table's row under its headings."""
     lines = []
-    for index, texts in zip(questions.index, answers, strict=True):
-        row = questions.rows[index]
-        if questions.kind != ".jsonl":
-            names = [name or f"#{place}" for place, name in enumerate(questions.headings, start=1)]
-            row = dict(zip(names, [*row, *[""] * (len(names) - len(row))], strict=False))
+    for place, texts in enumerate(answers):
+        row = questions.values(place)
         there = {plain(name): name for name in row}
         added = {there.get(plain(column), column): text for column, text in zip(columns, texts, strict=True)}
         lines.append(json.dumps({**row, **added}, ensure_ascii=False) + "\n")

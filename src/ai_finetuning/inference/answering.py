@@ -13,7 +13,8 @@ from typing import Any
 from ..errors import Reason, ToolkitError
 from ..japanese.default_system import system_turn
 from ..japanese.prompts import user_turn
-from ..models.generation import encode_prompts, generate_answers
+from ..models.drawing import seed_of
+from ..models.generation import Answer, encode_prompts, generate_answers
 from ..models.named import find_named
 from .question_files import Question
 from .session import OpenModel
@@ -25,7 +26,7 @@ class Outcome:
     """What became of a question.
 
     Attributes:
-        answers: a text for each column; empty for an empty or refused question.
+        answers: a text for each column, or each sample; empty for an empty or refused question.
         ends: why each answer ended.
         refused: why the question could not be asked (Japanese, English).
     """
@@ -42,9 +43,10 @@ class Asking:
     Attributes:
         system: the system text; None is the one that the model was trained with, "" none.
         variants: for each column of answers whether the adapter is in use.
-        batch_size: most questions answered at a time.
-        seed: of the first batch; each batch has its own, so that a resumed command draws the same.
+        batch_size: most answers made at a time.
+        seed: from it each answer has its own, so that it is the same in other batches, and in a resumed command.
         options: of generate_answers.
+        samples: answers to a question for each of the variants.
     """
 
     system: str | None
@@ -52,6 +54,7 @@ class Asking:
     batch_size: int
     seed: int
     options: Mapping[str, Any]
+    samples: int = 1
 
 
 @dataclass
@@ -78,7 +81,7 @@ class Record:
             ConfigError, StorageError: see Unfinished.read.
         """
         file = Unfinished.at(path, made_by, Reason("途中の回答", "the answers so far"))
-        columns = len(file.made_by.get("variants", ()))
+        columns = len(file.made_by.get("variants", ())) * int(file.made_by.get("samples", 1))
         return cls(file, dict(file.read(partial(_outcome, columns=columns), restart=restart)))
 
     @property
@@ -147,42 +150,42 @@ def ask(
     if new:
         record.add(new)
     order = sorted(lengths, key=lambda place: (-lengths[place], place))
-    batches = [order[start : start + asking.batch_size] for start in range(0, len(order), asking.batch_size)]
+    at_a_time = max(1, asking.batch_size // asking.samples)
+    batches = [order[start : start + at_a_time] for start in range(0, len(order), at_a_time)]
     whole = sum(lengths.values())
     done = sum(lengths[place] for place in order if place in record.outcomes)
     progress(done, whole)
-    for number, batch in enumerate(batches):
+    for batch in batches:
         missing = [place for place in batch if place not in record.outcomes]
-        if not missing:
-            continue
-        # Sampling answers the whole batch, so that it draws what it would have drawn in one go.
-        asked = batch if asking.options.get("do_sample", True) else missing
-        record.add(_answer(opened, [conversations[place] for place in asked], asking, number, asked))
-        done += sum(lengths[place] for place in missing)
-        progress(done, whole)
-    return [record.outcomes.get(place, Outcome(("",) * len(asking.variants))) for place in range(len(questions))]
+        if missing:  # all of the batch again: in 16 bits other neighbours round otherwise
+            record.add(_answer(opened, [conversations[place] for place in batch], asking, batch))
+            done += sum(lengths[place] for place in missing)
+            progress(done, whole)
+    empty = Outcome(("",) * len(asking.variants) * asking.samples)
+    return [record.outcomes.get(place, empty) for place in range(len(questions))]
 
 
 def _answer(
-    opened: OpenModel, conversations: Sequence[Any], asking: Asking, number: int, places: Sequence[int]
+    opened: OpenModel, conversations: Sequence[Any], asking: Asking, places: Sequence[int]
 ) -> dict[int, Outcome]:
-    """The outcomes of one batch."""
-    columns = []
+    """The outcomes of the questions at these places, recorded together."""
+    answers: dict[int, list[Answer]] = {place: [] for place in places}
+    owners = [place for place in places for _ in range(asking.samples)]
     for adapter in asking.variants:
         with opened.adapter(adapter):
-            columns.append(
-                generate_answers(
-                    opened.model,
-                    opened.tokenizer,
-                    conversations,
-                    seed=asking.seed + number,
-                    batch_size=len(conversations),
-                    **asking.options,
-                )
+            obtained = generate_answers(
+                opened.model,
+                opened.tokenizer,
+                [conversation for conversation in conversations for _ in range(asking.samples)],
+                seed=[seed_of(asking.seed, place, sample) for place in places for sample in range(asking.samples)],
+                batch_size=min(asking.batch_size, len(owners)),
+                **asking.options,
             )
+        for place, item in zip(owners, obtained, strict=True):
+            answers[place].append(item)
     return {
-        place: Outcome(tuple(item.text for item in answers), tuple(item.end for item in answers))
-        for place, answers in zip(places, zip(*columns, strict=True), strict=True)
+        place: Outcome(tuple(item.text for item in items), tuple(item.end for item in items))
+        for place, items in answers.items()
     }
 
 

@@ -85,6 +85,14 @@ class Questions:
     others: list[str] = field(default_factory=list)
     raw: bytes = b""
 
+    def values(self, place: int) -> dict[str, Any]:
+        """All cells of a question's row by their headings, `#3` where a column has none; of JSONL its object."""
+        row = self.rows[self.index[place]]
+        if self.kind == ".jsonl":
+            return dict(row)
+        names = [name or f"#{number}" for number, name in enumerate(self.headings, start=1)]
+        return dict(zip(names, [*row, *[""] * (len(names) - len(row))], strict=False))
+
     def filled(self, heading: str) -> list[Question]:
         """The questions whose cell in a column holds something."""
         if self.kind == ".jsonl":

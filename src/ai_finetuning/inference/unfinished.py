@@ -68,15 +68,15 @@ class Unfinished:
             head = json.loads(lines[0]) if lines else None
             if head is not None and (head["format"] != _FORMAT or not isinstance(head["made_by"], dict)):
                 raise ValueError("format")
-            found = [parse(json.loads(line)) for line in lines[1:]]
+            before = head["made_by"] if head is not None else self.made_by
+            changed = [name for name, value in self.made_by.items() if before.get(name) != value]
+            found = [parse(json.loads(line)) for line in lines[1:] if not changed]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             why = excerpt(str(error))
             raise ConfigError(
                 f"{ja} を読めません（{why}）。--restart で最初からやり直せます。",
                 f"{en} cannot be read ({why}); --restart begins anew.",
             ) from error
-        before = head["made_by"] if head is not None else self.made_by
-        changed = [name for name, value in self.made_by.items() if before.get(name) != value]
         if changed:
             raise ConfigError(
                 f"{ja} は別の指定で作られています（違うもの: {', '.join(changed)}）。同じ指定に戻すか、--out を変えるか、--restart で最初からやり直してください。",

@@ -19,6 +19,7 @@ from ..japanese.prompts import render
 from ..messages import warn
 from ..system.gpu import is_out_of_memory
 from ..system.out_of_memory import with_smaller_batches
+from .drawing import drawing
 from .growing_text import GrowingText
 from .modes import eval_mode, evaluating
 from .parts import positions_of
@@ -265,7 +266,7 @@ def generate_answers(
     conversations: Sequence[Conversation],
     *,
     style: PromptStyle | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     batch_size: int = 32,
     **options: Any,
 ) -> list[Answer]:
@@ -279,7 +280,7 @@ def generate_answers(
         tokenizer: with chat template.
         conversations: messages that end with the user's turn.
         style: how answers end; None is derived from tokenizer and model.
-        seed: of the sampling.
+        seed: of the sampling; or one for each conversation, and then no answer depends on those beside it.
         batch_size: most conversations answered at a time.
         **options: the settings of `Sampling` (max_new_tokens, temperature, top_p, top_k, do_sample), and further
             arguments of `generate` (repetition_penalty, ...).
@@ -301,7 +302,7 @@ def answer_prompts(
     rows: Sequence[list[int]],
     *,
     style: PromptStyle | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     batch_size: int = 32,
     **options: Any,
 ) -> list[Answer]:
@@ -310,8 +311,10 @@ def answer_prompts(
     arguments = _arguments(tokenizer, style, options, batch_size)
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
     answers: dict[int, Answer] = {}
-    if seed is not None:
+    own_seeds = seed if isinstance(seed, Sequence) and arguments["do_sample"] else None
+    if seed is not None and not isinstance(seed, Sequence):
         torch.manual_seed(seed)
+    min_p = arguments.get("min_p", getattr(getattr(model, "generation_config", None), "min_p", None))
 
     def answer(size: int) -> int:
         first = order[len(answers)]
@@ -321,7 +324,10 @@ def answer_prompts(
             # Near the last position the room depends on the length, and no answer may be shorter for its neighbours.
             places = [place for place in places if len(rows[place]) == len(rows[first])]
         batch = [rows[place] for place in places]
-        obtained = _answers(model, tokenizer, batch, style, arguments | {"max_new_tokens": room})
+        settings = arguments | {"max_new_tokens": room}
+        if own_seeds is not None:
+            settings |= drawing(arguments, [own_seeds[place] for place in places], min_p)
+        obtained = _answers(model, tokenizer, batch, style, settings)
         if room < arguments["max_new_tokens"]:
             obtained = [Answer(item.text, "positions") if item.end == "length" else item for item in obtained]
         answers.update(zip(places, obtained, strict=True))

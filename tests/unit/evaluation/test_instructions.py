@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ai_finetuning.evaluation.instructions import CHECKS, Instruction, followed, instructions
+from ai_finetuning.evaluation.instructions import CHECKS, Instruction, followed, instructions, parse_checks
 
 # (check, arguments, answers that follow, answers that do not)
 CASES = [
@@ -84,3 +86,15 @@ def test_an_empty_answer_follows_nothing():
     item = Instruction(1, "読点を使わずに", (("no_commas", {}), ("characters_at_most", {"n": 9})))
     assert followed(item, " \n") == {"no_commas": False, "characters_at_most": False}
     assert followed(item, "はい") == {"no_commas": True, "characters_at_most": True}
+
+
+def test_every_check_can_be_written_into_a_row_and_is_documented():
+    """Each with the arguments of its case and with no others; docs/sampling.md lists them for people."""
+    for check, arguments, _, _ in CASES:
+        assert parse_checks([{"check": check, **arguments}]) == ((check, arguments),)
+        with pytest.raises(ValueError, match=check):
+            parse_checks([{"check": check, **arguments, "more": 1}])
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    for page in ("sampling.md", "sampling.ja.md"):
+        text = (docs / page).read_text(encoding="utf-8")
+        assert [check for check in CHECKS if f"`{check}`" not in text] == []

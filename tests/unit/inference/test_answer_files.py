@@ -101,7 +101,7 @@ def test_an_answer_beyond_a_cell_is_said(tmp_path: Path, logged):
 
 def test_targets_that_cannot_be(tmp_path: Path):
     read = questions(tmp_path, rows=1)
-    for name, said in (("a.txt", "must end in"), ("q.csv", "file of questions itself"), ("sub.csv", "a folder or")):
+    for name, said in (("a.txt", "must end in"), ("q.csv", "the file itself that is read"), ("sub.csv", "a folder or")):
         (tmp_path / "sub.csv").mkdir(exist_ok=True)
         with pytest.raises(ConfigError, match=said):
             validate_target(tmp_path / name, read, ["回答"], overwrite=True)

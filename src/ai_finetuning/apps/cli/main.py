@@ -31,7 +31,9 @@ from . import (
     plan,
     quantize,
     resume,
+    sample,
     schema,
+    score,
     serve,
     start,
     tokenizer,
@@ -51,7 +53,8 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    *(start, init, plan, train, resume, generate, chat, answer, merge, serve, quantize, bench, evaluate),
+    *(start, init, plan, train, resume, generate, chat, answer, sample, score),
+    *(merge, serve, quantize, bench, evaluate),
     *(models, bundle, import_, env, schema, demo, version),
 ):
     verb.register(app)
@@ -130,7 +133,7 @@ def run(arguments: list[str]) -> int:
 # Verbs that import torch, which takes seconds, and those of a group that do not.
 _SLOW = frozenset(
     ("train", "plan", "start", "generate", "chat", "answer", "merge", "serve", "quantize", "bench", "eval", "bundle")
-    + ("env", "demo", "export", "tokenizer", "data", "gpu")
+    + ("sample", "score", "env", "demo", "export", "tokenizer", "data", "gpu")
 )
 _QUICK = (["data", "formats"],)
 
