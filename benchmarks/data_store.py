@@ -1,13 +1,15 @@
 """Memory and speed of preparing text (`aift data prepare`), against the bare tokenizer.
 
 python benchmarks/data_store.py --corpus aozora_large.jsonl.gz                 # 150 MB and 1.5 GB: an hour on two cores
-python benchmarks/data_store.py --corpus aozora_large.jsonl.gz --megabytes 15 45
+python benchmarks/data_store.py --corpus aozora_large.jsonl.gz --megabytes 15 45 --turns 3
 
 The corpus is repeated until it has the size, with a running number in each work, so that no two works are equal. Speeds are
 in megabytes of UTF-8 text a CPU second, so that what else the machine does counts little; starting Python and its imports is
 left out on both sides. The bare tokenizer gets the texts in lists and gives ids: without offsets (`encode_batch_fast`), and
-with them (`encode_batch`), as labels need them. Memory is the peak of the process above what it held with everything
-imported and the tokenizer loaded.
+with them (`encode_batch`), as labels need them. Speeds are of the smallest size, each the sum of some turns, in which what is compared
+runs one behind the other. Memory is the peak above what the process held with everything imported and the tokenizer loaded,
+and of it only what is the process's own (RssAnon in /proc/self/status, looked at 30 times a second): pages of files that are
+read, written or mapped are the system's to take back. Without /proc it is the peak of all.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +59,31 @@ def _cpu(who: int) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _peak() -> float:
-    """Megabytes; Linux counts in kilobytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+def _held() -> float:
+    """Megabytes of the process's own; without /proc the most that it ever held."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
+
+
+@contextmanager
+def _watched() -> Iterator[list[float]]:
+    """Holds what the process held before, and the most that it held since."""
+    seen, ended = [_held()] * 2, threading.Event()
+
+    def look() -> None:
+        while not ended.wait(1 / 30):
+            seen[1] = max(seen[1], _held())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 def prepare(path: Path, model: str, processes: int) -> dict[str, Any]:
@@ -70,13 +97,13 @@ def prepare(path: Path, model: str, processes: int) -> dict[str, Any]:
 
     tokenizer = load_tokenizer(model)
     tokenizer("あ")
-    base, before = _peak(), _cpu(resource.RUSAGE_SELF)
-    with tempfile.TemporaryDirectory() as folder:
+    before = _cpu(resource.RUSAGE_SELF)
+    with tempfile.TemporaryDirectory() as folder, _watched() as held:
         asked = Preparation((str(path),), DataConfig(**_SETTINGS), tokenizer, sources_of([str(path)]))  # type: ignore[arg-type]
         encoder = encoder_for(tokenizer, 0, processes)
         _, manifest = prepare_folder(asked, Path(folder), encoder=encoder)
         own, children = _cpu(resource.RUSAGE_SELF) - before, _cpu(resource.RUSAGE_CHILDREN)
-        peak = _peak() - base
+        peak = held[1] - held[0]
         began = time.perf_counter()
         examples, _ = open_store(Path(folder))
         opened = time.perf_counter() - began
@@ -139,24 +166,33 @@ def child(what: str, path: Path, model: str, number: int) -> dict[str, Any]:
     return obtained
 
 
-def measure(corpus: Path, model: str, sizes: list[float]) -> dict[str, Any]:
+def speeds(path: Path, model: str, turns: int) -> dict[str, float]:
+    """Megabytes a CPU second of everything that is compared, over some turns."""
+    size = turns * path.stat().st_size / 10**6
+    used = dict.fromkeys(("bare", "bare_with_offsets", "one", "two", "start_of_two"), 0.0)
+    for _ in range(turns):
+        used["bare"] += child("bare", path, model, 0)["cpu_seconds"]
+        used["one"] += child("prepare", path, model, 1)["cpu_seconds"]
+        two, begun = child("prepare", path, model, 2), child("start", path, model, 2)
+        used["start_of_two"] += begun["cpu_seconds_of_children"]
+        used["two"] += two["cpu_seconds"] + two["cpu_seconds_of_children"] - begun["cpu_seconds_of_children"]
+        used["bare_with_offsets"] += child("bare", path, model, 1)["cpu_seconds"]
+    told = {name: size / seconds for name, seconds in used.items() if name != "start_of_two"}
+    # Both processes together: of two bare ones as much as of one.
+    return {"megabytes": size / turns, **told, "start_of_two_seconds": used["start_of_two"] / turns}
+
+
+def measure(corpus: Path, model: str, sizes: list[float], turns: int) -> dict[str, Any]:
     """All figures; speeds are of the smallest size."""
     memory: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "corpus.jsonl"
         for megabytes in sizes:
             size = write_corpus(corpus, path, megabytes) / 10**6
-            one = child("prepare", path, model, 1)
-            memory.append({"megabytes": size, **one})
+            memory.append({"megabytes": size, **child("prepare", path, model, 1)})
             print(json.dumps(memory[-1]), file=sys.stderr)
             if megabytes == sizes[0]:
-                speed = {"megabytes": size, "one": size / one["cpu_seconds"]}
-                for name, offsets in (("bare", 0), ("bare_with_offsets", 1)):
-                    speed[name] = size / child("bare", path, model, offsets)["cpu_seconds"]
-                two, begun = child("prepare", path, model, 2), child("start", path, model, 2)
-                whole = two["cpu_seconds"] + two["cpu_seconds_of_children"] - begun["cpu_seconds_of_children"]
-                speed["two"] = 2 * size / whole
-                speed["start_of_two"] = begun["cpu_seconds_of_children"]
+                speed = speeds(path, model, turns)
                 print(json.dumps(speed), file=sys.stderr)
     peaks = [item["megabytes_above_imports"] for item in memory]
     return {
@@ -166,10 +202,9 @@ def measure(corpus: Path, model: str, sizes: list[float]) -> dict[str, Any]:
         "largest_peak_over_smallest": max(peaks) / min(peaks),
         "speed_megabytes_a_cpu_second": speed,
         "of_the_bare_tokenizer": {
-            "one": speed["one"] / speed["bare"],
-            "one_with_offsets": speed["one"] / speed["bare_with_offsets"],
-            "two": speed["two"] / (2 * speed["bare"]),
-            "two_with_offsets": speed["two"] / (2 * speed["bare_with_offsets"]),
+            f"{name}{offsets}": speed[name] / speed[f"bare{offsets}"]
+            for name in ("one", "two")
+            for offsets in ("", "_with_offsets")
         },
     }
 
@@ -184,10 +219,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="JSON Lines with a column text, compressed by gzip")
     parser.add_argument("--megabytes", type=float, nargs="+", default=[150, 1500])
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--model", default="embedded:kotoha-tiny")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    figures = measure(asked.corpus, asked.model, asked.megabytes)
+    figures = measure(asked.corpus, asked.model, asked.megabytes, asked.turns)
     text = json.dumps(figures, indent=1, ensure_ascii=False)
     print(text)
     asked.out.write_text(text + "\n", encoding="utf-8")

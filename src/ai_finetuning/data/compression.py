@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import zipfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
+from ..system.files import sha256_of
 from .rows import Content, parsing
 
 # Bytes that a file may become when it is unpacked or decoded: a stranger's file of a few kilobytes can name terabytes.
@@ -37,6 +39,60 @@ def _zstd(raw: BinaryIO) -> Any:
     import pyarrow
 
     return pyarrow.input_stream(raw, compression="zstd")
+
+
+class _Hashed:
+    """A file whose SHA-256 is made by whoever first reads it from its beginning to its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sha256: str | None = None
+
+    def open(self) -> BinaryIO:
+        """Its bytes, from the beginning."""
+        return (
+            self._path.open("rb")
+            if self._sha256 is not None
+            else io.BufferedReader(_HashedBytes(self._path, self), 2**17)
+        )
+
+    def tell(self, sha256: str) -> None:
+        """Takes what a reading came to."""
+        self._sha256 = sha256
+
+    def sha256(self) -> str:
+        """The hash; where no reading was whole, the file is read for it."""
+        if self._sha256 is None:
+            self._sha256 = sha256_of(self._path)
+        return self._sha256
+
+
+class _HashedBytes(io.FileIO):
+    """The bytes of a file, hashed as they are read; of one in which somebody moves about there is no hash."""
+
+    def __init__(self, path: Path, file: _Hashed) -> None:
+        super().__init__(path)
+        self._hash, self._of = hashlib.sha256(), file
+        self._straight = True
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer) or 0
+        self._add(memoryview(buffer)[:count], ended=not count and len(buffer) > 0)
+        return count
+
+    def readall(self) -> bytes:
+        content = super().readall() or b""
+        self._add(content, ended=True)
+        return content
+
+    def seek(self, place: int, whence: int = 0, /) -> int:
+        self._straight = False
+        return super().seek(place, whence)
+
+    def _add(self, some: bytes | memoryview, *, ended: bool) -> None:
+        self._hash.update(some)
+        if ended and self._straight:
+            self._of.tell(self._hash.hexdigest())
 
 
 class _Unpacked(io.RawIOBase):
@@ -106,21 +162,24 @@ def kind_of(path: Path) -> str:
     return (Path(path.stem) if path.suffix.lower() in UNPACK else path).suffix.lower()
 
 
-def unpacked(path: Path, kinds: set[str]) -> tuple[Content, str, list[tuple[str, str]]]:
+def unpacked(path: Path, kinds: set[str], *, hashed: bool = False) -> tuple[Content, str, list[tuple[str, str]]]:
     """(bytes, kind, notes) of a file, unpacked while they are read.
 
     Args:
         path: the file.
         kinds: endings that can be read; a zip holds one file of them.
+        hashed: whether its hash is wanted.
 
     Raises:
         DataError: a zip that is damaged, or holds none or several of them. While it is read: damaged, or too big.
     """
     suffix, size = path.suffix.lower(), path.stat().st_size
     last: list[BinaryIO] = []
+    whole = _Hashed(path) if hashed else None
+    sha256 = whole.sha256 if whole is not None else None
 
     def reading() -> BinaryIO:
-        last[:] = [path.open("rb")]
+        last[:] = [whole.open() if whole is not None else path.open("rb")]
         return last[0]
 
     def position() -> int:
@@ -134,13 +193,13 @@ def unpacked(path: Path, kinds: set[str]) -> tuple[Content, str, list[tuple[str,
     elif suffix in UNPACK:
         (kind, opened), inner, notes = UNPACK[suffix], kind_of(path), []
     else:
-        return Content(reading, path, position), kind_of(path), []
+        return Content(reading, path, position, sha256), kind_of(path), []
 
     def stream() -> BinaryIO:
         raw = _Unpacked(reading(), opened, str(path), kind, limit_of(size), too_big(str(path), size))
         return io.BufferedReader(raw, 2**20)
 
-    return Content(stream, position=position), inner, notes
+    return Content(stream, position=position, sha256=sha256), inner, notes
 
 
 def _member(member: zipfile.ZipInfo) -> Callable[[BinaryIO], Any]:

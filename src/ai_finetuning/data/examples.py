@@ -81,7 +81,7 @@ def _numbers(examples: Sequence[Example], name: str) -> NDArray[np.int64]:
     """[rows] int64: a number of every row, by its name in a store."""
     if isinstance(examples, Chosen):
         return _numbers(examples.base, name)[examples.places]
-    if hasattr(examples, name):  # a store or a mixture knows them
+    if isinstance(examples, StoredExamples):
         return np.asarray(getattr(examples, name), dtype=np.int64)
     if isinstance(examples, Joined):
         return np.concatenate([np.zeros(0, np.int64), *(_numbers(part, name) for part in examples.parts)])

@@ -132,13 +132,19 @@ def read_rows(
 
 
 def open_data(
-    path: str | Path, bad: BadRows, *, columns: Mapping[str, str] | None = None, sheet: str | None = None
+    path: str | Path,
+    bad: BadRows,
+    *,
+    columns: Mapping[str, str] | None = None,
+    sheet: str | None = None,
+    hashed: bool = False,
 ) -> tuple[FileReport, Iterator[RowBatch]]:
     """What read_rows reads, some rows at a time: (report, batches). The report is complete, but for the number of rows,
     when the last batch is read.
 
     Args:
         bad: receives the rows that cannot be used.
+        hashed: whether the files' hashes are wanted (Content.sha256).
         path, columns, sheet: see read_rows.
 
     Raises:
@@ -148,7 +154,7 @@ def open_data(
     if folder is None:
         return _batches_of(*_read_hub(str(path)), bad)
     if not folder.is_dir():
-        return _open_file(folder, str(path), bad, columns, sheet)
+        return _open_file(folder, str(path), bad, columns, sheet, hashed=hashed)
     if any((folder / marker).is_file() for marker in _SAVED):
         return _batches_of(*read_saved(folder), bad)
     if (folder / TOKENS).is_file():
@@ -158,7 +164,7 @@ def open_data(
             "it was made from.",
         )
     report = FileReport(str(path), "folder")
-    return report, _open_folder(folder, report, bad, columns, sheet)
+    return report, _open_folder(folder, report, bad, columns, sheet, hashed=hashed)
 
 
 def _batches_of(rows: Iterator[Row], report: FileReport, bad: BadRows) -> tuple[FileReport, Iterator[RowBatch]]:
@@ -189,9 +195,15 @@ def together(items: Iterable[_T], characters: Callable[[_T], int]) -> Iterator[l
 
 
 def _open_file(
-    path: Path, name: str, bad: BadRows, columns: Mapping[str, str] | None, sheet: str | None
+    path: Path,
+    name: str,
+    bad: BadRows,
+    columns: Mapping[str, str] | None,
+    sheet: str | None,
+    *,
+    hashed: bool = False,
 ) -> tuple[FileReport, Iterator[RowBatch]]:
-    content, kind, notes = unpacked(path, set(READERS))
+    content, kind, notes = unpacked(path, set(READERS), hashed=hashed)
     # Rows are named by the whole path, as files in two folders may share a name.
     report = FileReport(name, kind.removeprefix("."), notes=notes)
     file = File(path, content, report, bad, columns, sheet)
@@ -208,7 +220,13 @@ def _batches_of_lines(file: File) -> Iterator[RowBatch]:
 
 
 def _open_folder(
-    folder: Path, report: FileReport, bad: BadRows, columns: Mapping[str, str] | None, sheet: str | None
+    folder: Path,
+    report: FileReport,
+    bad: BadRows,
+    columns: Mapping[str, str] | None,
+    sheet: str | None,
+    *,
+    hashed: bool = False,
 ) -> Iterator[RowBatch]:
     """Batches of all data files of a folder; files of other splits are named, not read."""
     entries, files = _entries(folder)
@@ -233,7 +251,7 @@ def _open_folder(
                 )
             )
             continue
-        part, batches = _open_file(entry, str(entry), bad, columns, sheet)
+        part, batches = _open_file(entry, str(entry), bad, columns, sheet, hashed=hashed)
         yield from batches
         report.notes += [(f"{entry.name}: {ja}", f"{entry.name}: {en}") for ja, en in part.notes]
     others = [entry.name for entry in entries if entry not in files]

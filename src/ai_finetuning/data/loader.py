@@ -52,7 +52,7 @@ class Loader:
         self._data_rank, self._data_size = share
         self._capacity = max_length
         self._mixture = examples if isinstance(examples, Mixture) else None
-        self._lengths = lengths_of(examples)
+        self._lengths = examples.lengths if isinstance(examples, Mixture) else lengths_of(examples)
         self._rows = None if self._mixture is not None else self._rows_of(np.arange(len(examples)))
         self._epoch = lru_cache(maxsize=2)(self._rows_in_order)
         self._count = lru_cache(maxsize=2)(self._count_rows)  # asked for in every step

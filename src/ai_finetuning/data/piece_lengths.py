@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class PieceLengths:
         core = tokenizer.backend_tokenizer
         kinds = [_parts(getattr(core, name)) for name in ("normalizer", "pre_tokenizer", "post_processor")]
         self.by_bytes = _is_byte_level(core, *kinds)
+        self._composes = any(item["type"] == "NFC" for item in kinds[0])
         self.known = (self.by_bytes or _is_unigram(core, *kinds)) and self._has_frame(core)
         if self.known:
             self._measure(tokenizer)
@@ -73,23 +75,34 @@ class PieceLengths:
         Args:
             special: whether the tokenizer put its own special tokens around the text.
         """
+        if self._composes and not unicodedata.is_normalized("NFC", text):
+            return None  # characters that are taken away and added may come to the same length
         before, after = self._frame if special else (0, 0)
         inner = np.asarray(ids, dtype=np.int64)[before : len(ids) - after]
         characters = self._characters[inner]
         ends = np.cumsum(characters)
         if (characters < 0).any() or (int(ends[-1]) if len(ends) else 0) != len(text):
             return None
-        starts = ends - characters - self._continues[inner]
-        bytes_of = self._is_byte[inner]
-        if bytes_of.any():  # all bytes of what the vocabulary lacks share its place
-            edges = np.flatnonzero(np.diff(bytes_of, prepend=False, append=False)).reshape(-1, 2)
-            for first, last in edges.tolist():
-                starts[first:last] = starts[first]
-                ends[first:last] = ends[last - 1]
-        offsets = np.zeros((len(ids), 2), dtype=np.int64)
-        offsets[before : len(ids) - after, 0] = starts
+        # By columns, as they are used: one behind the other in memory.
+        offsets = np.zeros((2, len(ids)), dtype=np.int64).T
+        starts = offsets[before : len(ids) - after, 0]
+        np.subtract(ends, characters, out=starts)
+        if self.by_bytes:
+            starts -= self._continues[inner]
+        else:
+            _share_a_place(self._is_byte[inner], starts, ends)
         offsets[before : len(ids) - after, 1] = ends
         return offsets
+
+
+def _share_a_place(is_byte: NDArray[np.bool_], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+    """Gives all bytes of what a vocabulary lacks the place of their whole run."""
+    if not is_byte.any():
+        return
+    edges = np.flatnonzero(np.diff(is_byte, prepend=False, append=False)).reshape(-1, 2)
+    for first, last in edges.tolist():
+        starts[first:last] = starts[first]
+        ends[first:last] = ends[last - 1]
 
 
 def _continues(byte: int) -> bool:

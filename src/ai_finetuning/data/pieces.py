@@ -127,12 +127,13 @@ class PieceMaker:
     Args:
         tokenizer: with pad token and chat template.
         reading: how.
+        many: whether many characters are known to come.
     """
 
-    def __init__(self, tokenizer: Any, reading: Reading) -> None:
+    def __init__(self, tokenizer: Any, reading: Reading, *, many: bool = False) -> None:
         self._reading = reading
         self._prompts = Prompts(tokenizer, reading.loss_on)
-        self._segmenter = Segmenter(tokenizer)
+        self._segmenter = Segmenter(tokenizer, many=many)
         self._meter = VocabularyMeter(tokenizer)
 
     def make(

@@ -60,6 +60,14 @@ def open_prepared(folder: Path, tokenizer: Any, config: DataConfig) -> tuple[Sto
             f"{folder} was prepared for another tokenizer or chat template; run `aift data prepare` again with the model and the "
             "settings of this run.",
         )
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if manifest.largest > most:
+        raise DataError(
+            f"{folder} の tokens.json にある最大のトークン番号 {manifest.largest} は、トークナイザーの最大の番号 {most} を超えています。このフォルダーのデータは"
+            "使わず、`aift data prepare` で作り直してください。",
+            f"tokens.json of {folder} names {manifest.largest} as its largest token id, and the tokenizer's largest is {most}; do "
+            "not use this folder, and prepare the data anew with `aift data prepare`.",
+        )
     return examples, manifest.report, lines_of(manifest, manifest.settings.get("max_samples"))
 
 

@@ -56,11 +56,13 @@ class Content:
         open: gives them as a stream, from the beginning, as often as it is asked.
         position: how many bytes of the file on the disk the stream that was opened last has read.
         local: where they lie just so on the disk; None for what is unpacked or in memory.
+        sha256: of the file on the disk, for readers that asked for it; the first reading of the whole file makes it.
     """
 
     open: Callable[[], BinaryIO]
     local: Path | None = None
     position: Callable[[], int] = lambda: 0
+    sha256: Callable[[], str] | None = None
 
     @classmethod
     def of(cls, raw: bytes) -> Content:

@@ -36,7 +36,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Kinds of characters that a text is searched for where it holds any of them; normalizing adds none.
-_HALVES, _PRIVATE, _CONTROLS, _ANY = 1, 2, 4, 7
+_HALVES, _PRIVATE, _CONTROLS, _HALF_KANA, _ANY = 1, 2, 4, 8, 15
 # Rows that a report names, and rows by whose columns a file without a format is explained.
 _NAMED, _EXPLAINED = 5, 100
 # Where only the choice of characters speaks of mojibake, so many rows and this share of a file make it certain.
@@ -482,7 +482,7 @@ def note_what_is_odd(sample: Sample, report: DataReport, ignore: Collection[str]
 @functools.cache
 def _kinds() -> NDArray[np.uint8]:
     controls = [code for code in range(0xA0) if _CONTROL.match(chr(code)) or _C1.match(chr(code))]
-    return table_of(range(0xD800, 0xE000), range(0xE000, 0xF900), frozenset(controls))
+    return table_of(range(0xD800, 0xE000), range(0xE000, 0xF900), frozenset(controls), range(0xFF61, 0xFFA0))
 
 
 def _refuse_unreadable(text: str) -> None:
@@ -538,7 +538,7 @@ def _clean(
             likely.append(sample)
         if kinds & _PRIVATE and _PRIVATE_USE.search(text):
             report.private_use_rows.note(sample.source)
-        text, counts = normalize_text(text, **switches)
+        text, counts = normalize_text(text, **(switches if kinds & _HALF_KANA else {**switches, "widen_kana": False}))
         control = _CONTROL.search(text) if kinds & _CONTROLS else None
         if control is not None:
             code = f"U+{ord(control.group()):04X}"

@@ -7,6 +7,7 @@ on token sequences that the model never meets: unigram and BPE tokenizers merge 
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -410,15 +411,19 @@ class Segmenter:
     """Segments texts with one tokenizer. Of many characters the offsets are told by the lengths of pieces, where they are
     known to be the tokenizer's own: on the first texts they are compared.
 
-    Attributes:
+    Args:
         tokenizer: a transformers tokenizer.
+        many: whether many characters are known to come; else those that came are counted.
+
+    Attributes:
+        tokenizer: the same.
         worker: one thread for all of it: every new one would take memory of its own, and keep it.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, many: bool = False) -> None:
         self.tokenizer = tokenizer
         self.worker = ThreadPoolExecutor(max_workers=1)
-        self._seen = 0
+        self._seen = _MANY if many else 0
         self._lengths: PieceLengths | None = None
         self._able = not isinstance(tokenizer, OffsetTokenizer) and bool(getattr(tokenizer, "is_fast", False))
 
@@ -450,11 +455,16 @@ class Segmenter:
             texts = [items[place].text for place in places]
             coded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
             for place, text, encoding in zip(places, texts, coded, strict=True):
-                ids = np.array(encoding.ids, dtype=np.int64)
+                ids = _array_of(encoding.ids)
                 offsets = lengths.offsets(ids, text, special=special)
                 # A rare text has lengths that do not add up.
                 obtained[place] = (ids, offsets) if offsets is not None else segment([items[place]], self.tokenizer)[0]
         return [obtained[place] for place in range(len(items))]
+
+
+def _array_of(ids: list[int]) -> NDArray[np.int64]:
+    """[tokens] int64; numpy needs more than twice as long for a list."""
+    return np.frombuffer(struct.pack(f"={len(ids)}q", *ids), dtype=np.int64)
 
 
 def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
@@ -488,6 +498,9 @@ def _with_eos(
     starts, ends = offsets[:, 0], offsets[:, 1]
     loss_mask = np.zeros(len(array), dtype=bool)
     for start, end in item.spans:
+        if end - start == len(item.text):  # all of it, in fewer passes
+            loss_mask |= ends > starts
+            continue
         loss_mask |= (starts >= start) & (ends <= end) & (ends > starts)
         # A token that begins in the blank before the answer (a sentencepiece "▁東京") belongs to the answer.
         for index in np.flatnonzero((starts < start) & (ends > start)):

@@ -64,7 +64,7 @@ def main() -> None:
     setup, _ = receive(sys.stdin.buffer)
     tokenizer = load_tokenizer(setup["tokenizer"])
     send(outgoing, {"digest": tokenizer_digest(tokenizer)})
-    serve(PieceMaker(tokenizer, from_plain(Reading, setup["reading"])), sys.stdin.buffer, outgoing)
+    serve(PieceMaker(tokenizer, from_plain(Reading, setup["reading"]), many=True), sys.stdin.buffer, outgoing)
 
 
 if __name__ == "__main__":

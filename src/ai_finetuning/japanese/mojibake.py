@@ -29,6 +29,7 @@ _LATIN = re.compile("[\u0080-\u00ff]")
 # The lead bytes E3 81, E3 82, E3 83 and E4-E9 of UTF-8 read as CP932.
 _UTF8_AS_CP932 = re.compile("[繧縺繝譁蜿荳莉蟄隱螟譛蠖蝨鬮][\u0080-\uffff]")
 _UTF8_RUN = re.compile("[\uff61-\uff9f\u3000-\u30ff\u4e00-\u9fff\u0080-\u00ff\u2000-\u25ff]{4,}")
+_KANA_BYTES = re.compile(rb"\xe3[\x81-\x83]")  # what every kana begins with in UTF-8
 _HALF_KANA = re.compile("[\uff61-\uff9f]")
 _MIXED_RUN = re.compile("[\uff61-\uff9f\u3000-\u30ff\u4e00-\u9fff]{6,}")
 # Where only shares of characters speak: of half-width kana, and of odd characters.
@@ -92,7 +93,7 @@ def find_mojibake(text: str) -> Mojibake | None:
         if "\ufffd" in text:
             return Mojibake("U+FFFD")
     few = kinds is not None and not _are_many(*(int(np.count_nonzero(kinds & bit)) for bit in (2, 4)))
-    unlikely = not few and _rare_kanji(text) or suspicious and _is_odd(text)
+    unlikely = not few and _rare_kanji(text) or suspicious and (kinds is None or _may_be_odd(kinds)) and _is_odd(text)
     return Mojibake("a wrong encoding", proven=False) if unlikely else None
 
 
@@ -104,7 +105,7 @@ def _kinds_of_short(text: str) -> int:
 @functools.cache
 def _kinds() -> NDArray[np.uint8]:
     """Of each character whether the rules need it (1), whether it is of JIS level 2 (2), a kanji (4), of Latin-1 (8), one that
-    a lead byte of UTF-8 becomes in CP932 (16), a half-width kana (32).
+    a lead byte of UTF-8 becomes in CP932 (16), a half-width kana (32), a blank (64).
     """
     suspicious = (code for code in range(0x10000) if _SUSPICIOUS.match(chr(code)))
     level_two = (ord(letter) for letter in _level_two().pattern[1:-1])
@@ -116,6 +117,7 @@ def _kinds() -> NDArray[np.uint8]:
         range(0x80, 0x100),
         frozenset(map(ord, leads)),
         range(0xFF61, 0xFFA0),
+        frozenset(code for code in range(0x10000) if _BLANK.match(chr(code))),
     )
 
 
@@ -230,11 +232,12 @@ def _repaired_twice(text: str) -> str | None:
 
 def _utf8_as_cp932(text: str) -> Mojibake | None:
     """UTF-8 read as CP932: the run's CP932 bytes decode, as far as they were kept, to kana."""
-    marks = len(_UTF8_AS_CP932.findall(text))
-    if not marks:
+    if not _UTF8_AS_CP932.search(text):
         return None
     for run in _UTF8_RUN.finditer(text):
         raw = run.group().encode("cp932", "ignore")
+        if len(_KANA_BYTES.findall(raw)) < 2:  # no two kana can come out
+            continue
         obtained = raw.decode("utf-8", "ignore")
         kana = len(_KANA.findall(obtained))
         if kana >= 2 and kana > len(_KANA.findall(run.group())) and len(_JAPANESE.findall(obtained)) * 5 >= len(raw):
@@ -276,6 +279,13 @@ def _unlikely(text: str) -> bool:
 
 def _is_odd(text: str) -> bool:
     return _half_width(text) or _odd_characters(text)
+
+
+def _may_be_odd(kinds: NDArray[np.uint8]) -> bool:
+    """Whether a text has as many characters of those kinds as it needs to be odd; odd runs are made of suspicious ones."""
+    visible = len(kinds) - np.count_nonzero(kinds & 64)
+    half, suspicious = np.count_nonzero(kinds & 32), np.count_nonzero(kinds & 1)
+    return bool(half > HALF_SHARE * visible or suspicious > ODD_SHARE * visible)
 
 
 def _rare_kanji(text: str) -> bool:

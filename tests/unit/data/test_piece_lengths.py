@@ -90,6 +90,19 @@ def test_a_text_that_normalization_shortens_is_left_to_the_tokenizer():
     assert lengths.offsets(core.encode("が").ids, "が", special=False) is not None
 
 
+def test_a_text_of_the_same_length_with_other_characters_in_it_is_left_to_the_tokenizer():
+    """NFC takes U+0958 apart and puts か and its voice mark together: the lengths add up, at other places."""
+    tokenizer = changed(normalizer=normalizers.NFC())
+    text = "\u0958あか\u3099"
+    encoding = tokenizer.backend_tokenizer.encode(text)
+    lengths = PieceLengths(tokenizer)
+    assert lengths.offsets(encoding.ids, text, special=False) is None
+    lengths._composes = False
+    told = lengths.offsets(encoding.ids, text, special=False)
+    assert told is not None
+    assert not np.array_equal(told, np.array(encoding.offsets))
+
+
 def test_rows_do_not_change_where_lengths_take_over(monkeypatch: pytest.MonkeyPatch):
     samples = [PlainText(text, f"[{number}]") for number, text in enumerate(texts()) if text.strip()]
     tokenizer = load_tokenizer("embedded:kotoha-tiny")

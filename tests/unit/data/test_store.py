@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
+import hashlib
 import io
 import json
+import lzma
+import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +24,7 @@ from tests.support.models import SENTENCES, build_tokenizer
 
 from ai_finetuning import DataConfig
 from ai_finetuning.apps.cli.main import run
-from ai_finetuning.data import files
+from ai_finetuning.data import compression, files
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.encoding import decode
 from ai_finetuning.data.examples import Joined, chosen, digest_of, largest_id, learnt_of, lengths_of
@@ -29,9 +34,10 @@ from ai_finetuning.data.prepare import SPLITS, hold_out, load_examples, prepare,
 from ai_finetuning.data.prepared import open_prepared, prepared_folder
 from ai_finetuning.data.rows import Content
 from ai_finetuning.data.store import preparing
+from ai_finetuning.data.store.arrays import BLOCK, ArrayEntry
 from ai_finetuning.data.store.documents import documents_of, joined, parted
 from ai_finetuning.data.store.folder import cached_store, prepare_folder
-from ai_finetuning.data.store.mapped import open_store
+from ai_finetuning.data.store.mapped import file_of, open_store, read_manifest, write_manifest
 from ai_finetuning.data.store.plain import from_plain, to_plain
 from ai_finetuning.data.store.preparing import Preparation, lines_of, prepare_store, sources_of
 from ai_finetuning.data.store.survey import survey
@@ -87,10 +93,28 @@ def zstd(path: Path, text: str) -> Path:
     return path
 
 
+def arrow(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    return path
+
+
+def packed(path: Path, text: str) -> Path:
+    path.write_bytes({".bz2": bz2, ".xz": lzma}[path.suffix].compress(text.encode()))
+    return path
+
+
 SOURCES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "jsonl": (lambda folder: write(folder / "a.jsonl", jsonl(TALKS)), {}),
     "gz": (lambda folder: write(folder / "a.jsonl.gz", jsonl(TALKS)), {}),
     "zst": (lambda folder: zstd(folder / "a.jsonl.zst", jsonl(TALKS)), {}),
+    "bz2": (lambda folder: packed(folder / "a.jsonl.bz2", jsonl(TALKS)), {}),
+    "xz": (lambda folder: packed(folder / "a.csv.xz", csv_of(TALKS)), {}),
+    "tsv": (lambda folder: write(folder / "a.tsv", csv_of(TALKS).replace(",", "\t")), {}),
+    "arrow": (lambda folder: arrow(folder / "a.arrow", TALKS), {}),
     "zip": (lambda folder: zipped(folder / "a.zip", jsonl(TALKS)), {}),
     "texts split": (lambda folder: write(folder / "a.jsonl", jsonl(TEXTS)), {"on_long": "split", "max_length": 16}),
     "texts cut": (lambda folder: write(folder / "a.jsonl", jsonl(TEXTS)), {"max_length": 100}),
@@ -283,6 +307,52 @@ def test_what_was_interrupted_of_other_data_is_not_gone_on_with(few, tmp_path: P
     assert len(examples) == 39
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "gz", "zst", "csv cp932", "text euc", "json", "parquet", "zip"])
+def test_the_hash_of_a_file_is_made_while_it_is_read(few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    """Only a file that is not read from its beginning to its end is read once more."""
+    read: list[Path] = []
+
+    def again(path: Path) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    for module in (compression, preparing):
+        monkeypatch.setattr(module, "sha256_of", again)
+    path = SOURCES[kind][0](tmp_path)
+    asked = replace(asked_for(path), sources=sources_of([str(path)], hashed=False))
+    read.clear()
+    _, manifest = prepare_folder(asked, tmp_path / "out")
+    assert [source.sha256 for source in manifest.sources] == [hashlib.sha256(path.read_bytes()).hexdigest()]
+    assert bool(read) == (kind in ("parquet", "zip"))
+    examples, _ = prepare_folder(asked, tmp_path / "out")
+    same(examples, prepare_folder(asked_for(path), tmp_path / "out")[0])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv cp932"])
+def test_a_file_that_changed_but_for_its_size_is_not_gone_on_with(
+    few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    monkeypatch.setattr(preparing, "_COMMIT", 1)
+    path, read = SOURCES[kind][0](tmp_path), []
+    asked = replace(asked_for(path), sources=sources_of([str(path)], hashed=False))
+
+    def stop(_: int) -> None:
+        read.append(1)
+        if len(read) == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        prepare_folder(asked, tmp_path / "out", on_bytes=stop)
+    before, written = path.read_bytes(), contents(tmp_path / "out")
+    path.write_bytes(before.replace(b"x", b"y"))
+    with pytest.raises(UsageError, match="--overwrite"):
+        prepare_folder(asked, tmp_path / "out")
+    assert len(read) == 3
+    path.write_bytes(before)
+    prepare_folder(asked, tmp_path / "out")
+    assert contents(tmp_path / "out")["tokens.bin"].startswith(written["tokens.bin"][:64])
+
+
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path):
     asked = asked_for(write(tmp_path / "a.jsonl", jsonl(TALKS)))
     folder = tmp_path / "out"
@@ -347,6 +417,87 @@ def test_a_later_format_and_a_missing_file_are_refused_with_the_way_out(tmp_path
     (tmp_path / "out" / "ends.bin").unlink()
     with pytest.raises(DataError, match=r"ends\.bin"):
         open_store(tmp_path / "out")
+
+
+def test_an_array_that_this_version_does_not_know_is_passed_over_and_checked_as_the_others(tmp_path: Path):
+    asked = asked_for(write(tmp_path / "a.jsonl", jsonl(TALKS)))
+    before, _ = prepare_folder(asked, tmp_path / "out")
+    later = np.arange(40, dtype="<u8")
+    later.tofile(file_of(tmp_path / "out", "later"))
+    rewritten(tmp_path / "out", lambda manifest: manifest.arrays.update(later=ArrayEntry("<u8", items=40)))
+    same(before, open_store(tmp_path / "out")[0])
+    later[::-1].tofile(file_of(tmp_path / "out", "later"))
+    with pytest.raises(DataError, match=r"later\.bin"):
+        open_store(tmp_path / "out")
+
+
+def test_a_vocabulary_above_65536_gets_wider_tokens(tmp_path: Path):
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([f"<{number}>" for number in range(66_000)])
+    text = "東京<65999>は<1>首都です。"
+    asked = replace(asked_for(write(tmp_path / "a.jsonl", jsonl([{"text": text}] * 3))), tokenizer=tokenizer)
+    examples, manifest = prepare_folder(asked, tmp_path / "out")
+    assert manifest.arrays["tokens"].kind == "<u4"
+    assert manifest.largest == tokenizer.convert_tokens_to_ids("<65999>") > 2**16
+    same(examples, load_examples(asked.paths[0], tokenizer, DataConfig(cache=False))[0])
+
+
+def rewritten(folder: Path, change: Callable[[Any], None]) -> None:
+    """Another manifest, with its own hash and those of the arrays as they are: what a stranger can write."""
+    manifest = read_manifest(folder)
+    change(manifest)
+    for name, entry in manifest.arrays.items():
+        entry.hashes = [hashlib.sha256(file_of(folder, name).read_bytes()).hexdigest()]
+    (folder / "tokens.json").write_bytes(write_manifest(manifest))
+
+
+def test_token_ids_that_the_tokenizer_has_not_are_refused_at_opening(tmp_path: Path):
+    asked = asked_for(write(tmp_path / "a.jsonl", jsonl(TALKS)))
+    prepare_folder(asked, tmp_path / "out")
+    rewritten(tmp_path / "out", lambda manifest: setattr(manifest, "largest", 60_000))
+    with pytest.raises(DataError, match="60000") as refused:
+        open_prepared(tmp_path / "out", asked.tokenizer, asked.config)
+    assert str(tmp_path / "out") in refused.value.en
+
+
+FORGED: dict[str, Callable[[Path], None]] = {
+    "tokens": lambda path: np.full(path.stat().st_size // 2, 60_000, "<u2").tofile(path),
+    "ends": lambda path: np.fromfile(path, "<u8")[::-1].tofile(path),
+    "runs": lambda path: (np.fromfile(path, "<u4") + 10**6).tofile(path),
+    "files": lambda path: (np.fromfile(path, "<u4") + 9).tofile(path),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_arrays_that_a_stranger_wrote_are_refused_before_they_reach_a_model(tmp_path: Path, name: str):
+    """The manifest fits them, so that opening without reading all of them says nothing."""
+    asked = asked_for(write(tmp_path / "a.jsonl", jsonl(TALKS)))
+    prepare_folder(asked, tmp_path / "out")
+    FORGED[name](file_of(tmp_path / "out", name))
+    rewritten(tmp_path / "out", lambda manifest: None)
+    examples, _, _ = open_prepared(tmp_path / "out", asked.tokenizer, asked.config)
+    with pytest.raises(DataError, match="document 2 of .*out"):
+        _ = examples[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the file system keeps no holes")
+def test_a_store_of_a_hundred_gigabytes_of_text_opens_in_less_than_a_second(tmp_path: Path):
+    """The arrays are holes of as many bytes: 22 billion tokens in 20 million documents."""
+    prepare_folder(asked_for(write(tmp_path / "a.jsonl", jsonl(TALKS))), tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    manifest.documents = 20_000_000
+    for name, entry in manifest.arrays.items():
+        entry.items = 22 * 10**9 if name == "tokens" else manifest.documents
+        os.truncate(file_of(tmp_path / "out", name), 0)
+        os.truncate(file_of(tmp_path / "out", name), entry.bytes)
+        whole, rest = divmod(entry.bytes, BLOCK)
+        ends = [hashlib.sha256(bytes(rest)).hexdigest()] if rest else []
+        entry.hashes = [hashlib.sha256(bytes(BLOCK)).hexdigest()] * whole + ends
+    (tmp_path / "out" / "tokens.json").write_bytes(write_manifest(manifest))
+    before = time.process_time()
+    examples, _ = open_store(tmp_path / "out")
+    assert time.process_time() - before < 1
+    assert len(examples) == 20_000_000
 
 
 def test_files_keep_nothing_of_what_stands_in_bad_rows(few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -506,6 +657,29 @@ def test_the_verb_counts_prepares_and_says_how_to_train(
     assert (
         run(["data", "prepare", str(tmp_path / "no.jsonl"), "--model", "embedded:kotoha-tiny", "--out", str(out)]) == 66
     )
+
+
+def test_the_verb_takes_patterns_and_folders_and_names_the_file_and_line_of_a_bad_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "more").mkdir()
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "more/c.jsonl"):
+        write(tmp_path / name, jsonl(TALKS[:5]))
+    command = [
+        "data",
+        "prepare",
+        str(tmp_path / "*.jsonl.gz"),
+        str(tmp_path / "more"),
+        "--model",
+        "embedded:kotoha-tiny",
+    ]
+    assert run([*command, "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 15
+    write(tmp_path / "more" / "c.jsonl", jsonl([*TALKS[:2], {"instruction": "問", "output": ""}]))
+    assert run([*command, "--out", str(tmp_path / "other")]) == 65
+    assert f"{tmp_path / 'more' / 'c.jsonl'}:3" in capsys.readouterr().err
+    assert run([*command, "--out", str(tmp_path / "other"), "data.skip_bad_rows=true", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == 1
 
 
 def test_a_survey_counts_all_rows_of_all_sources(few, tmp_path: Path):

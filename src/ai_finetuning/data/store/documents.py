@@ -78,7 +78,7 @@ def documents_of(examples: Sequence[Example]) -> Documents:
         runs=(edges - starts[owner].astype(np.int64)[:, None]).astype("<u4"),
         run_counts=np.bincount(owner, minlength=len(examples)).astype("<u8"),
         characters=np.array([item.characters for item in examples], dtype="<u4"),
-        learnt=np.array([int((item.labels != IGNORED).sum()) for item in examples], dtype="<u4"),
+        learnt=np.bincount(owner, np.diff(edges)[:, 0], minlength=len(examples)).astype("<u4"),
         files=np.array(files, dtype="<u4"),
         numbers=np.array(numbers, dtype="<i8"),
         questions=np.array([int(item.question or "0", 16) for item in examples], dtype="<u8"),

@@ -16,7 +16,7 @@ from ...system.files import is_private, is_private_tree
 from ...system.folders import private_cache, temporary_cache
 from ..pieces import Reading
 from .mapped import ARRAYS, MANIFEST, Manifest, StoredExamples, file_of, is_store, open_store, read_manifest
-from .preparing import Encoder, Preparation, identity_of, prepare_store
+from .preparing import Changed, Encoder, Preparation, identity_of, prepare_store
 from .writer import PROGRESS, read_progress, storing
 
 # Oldest entries of the cache go when they grow beyond this.
@@ -53,16 +53,23 @@ def prepare_folder(
                 return open_store(folder, every_block=True)
             raise _taken(folder, "別のデータや設定で用意したデータ", "data prepared from other files or settings")
         elif (folder / PROGRESS).is_file():
-            if read_progress(folder, asked.identity) is None:
-                raise _taken(
-                    folder,
-                    "別のデータや設定の、途中の結果",
-                    "what an interrupted preparation of other files or settings left",
-                )
+            if read_progress(folder, asked.key) is None:
+                raise _other_part(folder)
         elif any(path.name != _LOCK and path not in _own(folder) for path in folder.iterdir()):
             raise _taken(folder, "別のファイル", "other files")
-        prepare_store(asked, folder, encoder=encoder, on_bytes=on_bytes)
+        try:
+            prepare_store(asked, folder, encoder=encoder, on_bytes=on_bytes)
+        except Changed:
+            raise _other_part(folder) from None
         return open_store(folder)
+
+
+def _other_part(folder: Path) -> UsageError:
+    return _taken(
+        folder,
+        "別のデータや設定の、途中の結果",
+        "what an interrupted preparation of other files or settings left",
+    )
 
 
 def _taken(folder: Path, ja: str, en: str) -> UsageError:

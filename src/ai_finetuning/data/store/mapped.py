@@ -173,7 +173,7 @@ class StoredExamples(Sequence[Example]):
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self._names = manifest.names
+        self._folder, self._names = folder, manifest.names
         self.largest, self.digest = manifest.largest, manifest.digest
         self._arrays = {name: mapped(file_of(folder, name), manifest.arrays[name]) for name in ARRAYS}
         self._count = manifest.documents
@@ -198,6 +198,7 @@ class StoredExamples(Sequence[Example]):
         start, stop = self._range("ends", place)
         ids = np.asarray(arrays["tokens"][start:stop]).astype(np.int32)
         first, last = self._range("run_ends", place)
+        self._check(place, stop - start, ids, arrays["runs"][first:last])
         question = int(arrays["questions"][place])
         return Example(
             ids,
@@ -206,6 +207,23 @@ class StoredExamples(Sequence[Example]):
             self._source(place),
             f"{question:016x}" if question else "",
         )
+
+    def _check(self, place: int, length: int, ids: NDArray[np.int32], runs: NDArray[Any]) -> None:
+        """Compares a document with what the manifest and the other arrays say of it, as it is read: a folder of somebody
+        else's may hold any numbers, and its hashes fit them.
+
+        Raises:
+            DataError: a token beyond the largest, or places that are not there.
+        """
+        whole = len(ids) == length > 0 and int(ids.view(np.uint32).max()) <= self.largest
+        held = len(runs) and int(runs.max()) <= length
+        if not (whole and held and int(self._arrays["files"][place]) < len(self._names)):
+            raise DataError(
+                f"{self._folder} の {place + 1} 番目の文書は、tokens.json の内容と合いません（トークン番号は {self.largest} まで）。"
+                "このフォルダーのデータは使わず、`aift data prepare` で作り直してください。",
+                f"document {place + 1} of {self._folder} is not as tokens.json says (token ids up to {self.largest}); do not use "
+                "this folder, and prepare the data anew with `aift data prepare`.",
+            )
 
     def _range(self, name: str, place: int) -> tuple[int, int]:
         ends = self._arrays[name]

@@ -27,6 +27,8 @@ from .writer import Progress, StoreWriter, read_progress
 
 # Tokens between two moments from which an interrupted preparation goes on: some ten seconds.
 _COMMIT = 2**23
+# Bytes of files that are many characters (tokenize.Segmenter), compressed or not.
+_MANY = 2**21
 # Settings of `data` that decide nothing of tokens and labels, or whose data is prepared by itself.
 _ELSEWHERE = ("train", "eval", "replay", "packing", "group_by_length", "cache")
 
@@ -52,8 +54,8 @@ class Here:
 
     ahead = 0
 
-    def __init__(self, tokenizer: Any, reading: Reading) -> None:
-        self._maker = PieceMaker(tokenizer, reading)
+    def __init__(self, tokenizer: Any, reading: Reading, *, many: bool = False) -> None:
+        self._maker = PieceMaker(tokenizer, reading, many=many)
 
     def submit(self, batch: RowBatch, heading: Sequence[str] | None, limit: int | None) -> Future[Encoded]:
         """See Encoder."""
@@ -77,7 +79,7 @@ class Preparation:
         paths: files, folders or hub ids, as the user gave them.
         config: how rows become tokens.
         tokenizer: with pad token and chat template.
-        sources: the files, with their hashes.
+        sources: the files; one without a hash gets it while it is read.
     """
 
     paths: tuple[str, ...]
@@ -92,10 +94,18 @@ class Preparation:
 
     @property
     def identity(self) -> str:
-        """A digest of everything that decides what is written."""
-        return _identity(
-            code_version(), tokenizer_digest(self.tokenizer), self.settings, list(self.paths), list(self.sources)
+        """A digest of everything that decides what is written. Files without a hash are read."""
+        return self._identity_with(
+            [item if item.sha256 else replace(item, sha256=sha256_of(Path(item.path))) for item in self.sources]
         )
+
+    @property
+    def key(self) -> str:
+        """The same as far as it is known before the files are read: their hashes are not in it."""
+        return self._identity_with([replace(item, sha256="") for item in self.sources])
+
+    def _identity_with(self, sources: list[Source]) -> str:
+        return _identity(code_version(), tokenizer_digest(self.tokenizer), self.settings, list(self.paths), sources)
 
 
 def identity_of(manifest: Manifest) -> str:
@@ -118,13 +128,21 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
     return flat
 
 
-def sources_of(paths: Sequence[str]) -> tuple[Source, ...]:
-    """The files that some paths name, with their hashes: all of them are read. A data set of the hub has none.
+def sources_of(paths: Sequence[str], *, hashed: bool = True) -> tuple[Source, ...]:
+    """The files that some paths name. A data set of the hub has none.
+
+    Args:
+        hashed: with their hashes, for which all of them are read.
 
     Raises:
         InputNotFoundError, DataError: see files.find_data.
     """
-    return tuple(Source(str(file), file.stat().st_size, sha256_of(file)) for path in paths for file in data_files(path))
+    files = [file for path in paths for file in data_files(path)]
+    return tuple(Source(str(file), file.stat().st_size, sha256_of(file) if hashed else "") for file in files)
+
+
+class Changed(Exception):
+    """A file is not what it was when the preparation began that is to go on."""
 
 
 class _Restart(Exception):
@@ -150,21 +168,25 @@ def prepare_store(
 
     Raises:
         DataError: data that cannot be trained on; InputNotFoundError, HubError: no such data; StorageError: the disk
-            refuses.
+            refuses. Changed: a file without a hash is another than the interrupted preparation has read.
     """
-    identity = asked.identity
-    progress = read_progress(folder, identity) or Progress(identity)
+    key = asked.key
+    progress = read_progress(folder, key) or Progress(key)
     while True:
         try:
             with StoreWriter(folder, progress, _token_kind(asked.tokenizer)) as writer:
                 reading = Reading.of(asked.config, progress.certain)
-                own = Here(asked.tokenizer, reading) if encoder is None or _counts_rows(asked) else encoder(reading)
+                own: Encoder = (
+                    Here(asked.tokenizer, reading, many=sum(item.bytes for item in asked.sources) >= _MANY)
+                    if encoder is None or _counts_rows(asked)
+                    else encoder(reading)
+                )
                 with closing(own):
                     manifest = _Run(asked, writer, own, on_bytes).manifest()
                 writer.finish(manifest)
             return
         except _Restart as restart:
-            progress = Progress(identity, certain=progress.certain | restart.certain)
+            progress = Progress(key, certain=progress.certain | restart.certain)
 
 
 def _token_kind(tokenizer: Any) -> str:
@@ -188,6 +210,7 @@ class _Run:
         self._heading: list[str] | None = None
         self._read: list[Group] = []
         self._positions: dict[str, int] = {}  # bytes that are read, of each file
+        self._hashes = {item.path: item.sha256 for item in asked.sources}  # empty where it is not known yet
 
     def manifest(self) -> Manifest:
         """Writes all documents; what the manifest says of them.
@@ -214,7 +237,7 @@ class _Run:
             code=code_version(),
             settings=asked.settings,
             paths=list(asked.paths),
-            sources=list(asked.sources),
+            sources=[replace(item, sha256=self._hash_of(item.path)) for item in asked.sources],
             documents=0,
             largest=0,
             digest="",
@@ -234,13 +257,15 @@ class _Run:
         if len(accounts) == len(self._read):
             accounts.append(Account())
         bad = BadRows()
-        report, batches = open_data(path, bad, columns=config.columns, sheet=config.sheet)
+        hashed = not all(self._hashes.values())
+        report, batches = open_data(path, bad, columns=config.columns, sheet=config.sheet, hashed=hashed)
         group = Group(report, accounts[len(self._read)], bad)
         self._read.append(group)
         self._heading = None
         waiting: deque[tuple[RowBatch, Future[Encoded]]] = deque()
         for batch in batches:
             self._number += 1
+            self._hash_of(str(batch.file.path), batch.file.content.sha256)
             self._positions[batch.file.report.path] = batch.file.content.position()
             if self._number <= self._done:
                 continue
@@ -254,6 +279,22 @@ class _Run:
             raise BadRows().empty(path)
         if report.rows:
             check_columns(config.columns, list(group.account.columns))
+
+    def _hash_of(self, path: str, sha256: Callable[[], str] | None = None) -> str:
+        """The hash of a source, known before the first of its rows is written.
+
+        Args:
+            sha256: gives what its reader came to; else the file is read for it.
+
+        Raises:
+            Changed: it had another one before the preparation was interrupted.
+        """
+        if self._hashes.get(path) == "":
+            found = sha256() if sha256 is not None else sha256_of(Path(path))
+            if self._writer.progress.hashes.setdefault(path, found) != found:
+                raise Changed
+            self._hashes[path] = found
+        return self._hashes.get(path, "")
 
     def _submit(self, batch: RowBatch, account: Account) -> Future[Encoded]:
         most = self._asked.config.max_samples

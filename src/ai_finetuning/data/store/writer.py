@@ -31,12 +31,13 @@ class Progress:
     """How far an unfinished store is.
 
     Attributes:
-        identity: of what is prepared, and how.
+        identity: of what is prepared, and how (Preparation.key).
         batches: of rows that are written, of the whole.
         accounts: what became of them, of each source.
         arrays: what is written.
         names, largest: see Manifest.
         certain: files in which rows that are perhaps mojibake are.
+        hashes: SHA-256 of the files that were read, by their paths.
     """
 
     identity: str
@@ -46,6 +47,7 @@ class Progress:
     names: list[str] = field(default_factory=list)
     largest: int = 0
     certain: set[str] = field(default_factory=set)
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def read_progress(folder: Path, identity: str) -> Progress | None:
