@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+# The environment variable in which whoever starts the ranks of a run on this machine tells them its process id.
+LAUNCHER = "AIFT_LAUNCHER"
 _START = Path(__file__).with_name("start.py")
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 
