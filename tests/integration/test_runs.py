@@ -107,18 +107,17 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
 def test_a_run_that_is_asked_for_its_best_ends_with_it(
     asking: Callable[..., None], tiny_model_dir: Path, tmp_path: Path
 ):
-    folder = tmp_path / "run"
+    """Better by less than the threshold is not better, so that the first evaluation stays the best one."""
+    folder, runtime = tmp_path / "run", {"early_stopping_threshold": 0.25}
     asking(8, "best")
-    trainer = train_lora(tiny_model_dir, folder, evaluate=HELD_OUT, eval_steps=3, learning_rate=0.5)
-    rows = read_metrics(folder / "metrics.jsonl")
-    scores = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
-    assert list(scores) == [0, 3, 6, 8]  # evaluated once more where it was asked
-    best = min((step for step in scores if step), key=scores.__getitem__)
-    assert best != 8, "the rate is meant to spoil the last steps"
+    kept = {"evaluate": HELD_OUT, "eval_steps": 3, "learning_rate": 0.9, "runtime": runtime}
+    trainer = train_lora(tiny_model_dir, folder, **kept)
+    scores = [row["step"] for row in read_metrics(folder / "metrics.jsonl") if "eval_loss" in row]
+    assert scores == [0, 3, 6, 8]  # evaluated once more where it was asked
     run = read_run(folder)
-    assert (run["status"], run["best"]["step"], run["result"]["steps"]) == ("completed", best, 8)
+    assert (run["status"], run["best"]["step"], run["result"]["steps"]) == ("completed", 3, 8)
     assert weights_digest(folder) == weights_digest(folder / CHECKPOINTS / "best")
-    assert trainer.result.saved_step == best
+    assert trainer.result.saved_step == 3
 
 
 def test_phases_are_told_while_it_trains(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,8 +15,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..config.run_folder import LOCK, METRICS, RUN
 from ..errors import ConfigError, InputNotFoundError, RunLockedError, StorageError
 from ..messages import on_one_line
@@ -159,6 +157,8 @@ def validate_name(name: str) -> None:
 
 def _moved(path: Path, target: Path) -> Path:
     """Moves a run that nobody works on."""
+    from filelock import FileLock, Timeout  # what lists runs has no use for it, and it takes 50 ms
+
     whole = path.resolve()
     inside = [entry.path.name for entry in list_runs(whole) if entry.path.resolve() != whole]
     if inside:

@@ -65,5 +65,5 @@ def seconds_left(rows: Sequence[dict[str, Any]]) -> float | None:
     total = step_of(own[-1].get("total_steps")) if own else None
     if total is None or len(own) < 2 or own[-1]["step"] <= own[0]["step"]:
         return None
-    a_step = float(own[-1]["seconds"] - own[0]["seconds"]) / (own[-1]["step"] - own[0]["step"])
-    return max(0.0, float(total - own[-1]["step"]) * a_step)
+    a_step = (own[-1]["seconds"] - own[0]["seconds"]) / (own[-1]["step"] - own[0]["step"])
+    return float(max(0.0, (total - own[-1]["step"]) * a_step))

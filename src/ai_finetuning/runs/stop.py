@@ -7,6 +7,7 @@ request to the one that has resumed it.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -87,7 +88,8 @@ def stop(folder: Path, how: How = "save") -> Reason:
             f"{folder} に書き込めないため、止める指示を残せません（{error}）。",
             f"{folder} cannot be written ({error}), so that nothing can be asked of the run.",
         ) from error
-    if how == "now" and not elsewhere:
+    # Of a run in this very process, such as a notebook's, the end of the step is the soonest.
+    if how == "now" and not elsewhere and of.get("pid") != os.getpid():
         _kill(folder, of)
         return Reason(
             "すぐに止めました。最後のチェックポイントから再開できます", "stopped at once; its last checkpoint is kept"
@@ -97,6 +99,8 @@ def stop(folder: Path, how: How = "save") -> Reason:
             "このステップの後で評価し、最良の重みを結果として終わります",
             "after this step it evaluates and ends with the best weights as its result",
         )
+    if how == "now":
+        return Reason("このステップの後で、保存せずに止まります", "it stops after this step, without saving")
     return Reason("このステップの後で保存して止まります", "it saves after this step and stops")
 
 
@@ -111,8 +115,9 @@ def _kill(folder: Path, of: dict[str, Any]) -> None:
     Args:
         of: the process that is at work; an earlier one of the run may live on with other work.
     """
-    named = [of.get("launcher"), of]
-    parents = [process_of(values) for values in named if isinstance(values, dict)]
+    # A file of somebody else may name any process; it cannot know when that was created.
+    named = [values for values in (of.get("launcher"), of) if isinstance(values, dict) and values.get("created")]
+    parents = [process_of(values) for values in named]
     family: list[psutil.Process] = []
     for process in filter(None, parents):
         family.append(process)
@@ -126,10 +131,11 @@ def _kill(folder: Path, of: dict[str, Any]) -> None:
         except psutil.Error:
             continue
     deadline = time.monotonic() + _GONE
-    while any(is_alive(values) for values in named if isinstance(values, dict)) and time.monotonic() < deadline:
+    while any(map(is_alive, named)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    (folder / STOP).unlink(missing_ok=True)
-    end(folder, of, "KeyboardInterrupt")
+    if named:
+        (folder / STOP).unlink(missing_ok=True)
+        end(folder, of, "KeyboardInterrupt")
 
 
 def end(folder: Path, of: dict[str, Any], reason: str) -> None:

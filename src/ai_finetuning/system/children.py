@@ -18,9 +18,10 @@ def isolated_python(module: str) -> list[str]:
 
 
 def isolated_environment() -> dict[str, str]:
-    """This process's environment, with this package on the path and no entry that stands for the current folder.
+    """This process's environment, with this package on the path and no entry that stands for the current folder; relative
+    entries mean what they mean here, wherever the child stands.
 
     PYTHONSAFEPATH (Python 3.11) reaches the children of the child as well; Python 3.10 has the start file only.
     """
-    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    given = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGE, *given]), "PYTHONSAFEPATH": "1"}

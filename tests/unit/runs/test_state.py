@@ -120,6 +120,10 @@ def test_now_ends_a_process_with_what_it_has_started(tmp_path: Path):
         import psutil
 
         grandchild = identity(psutil.Process(parent.pid).children()[0].pid)
+        stranger = write(tmp_path, status="running", **identity(parent.pid) | {"created": None})
+        stop(stranger, "now")  # anybody can write a number into a file
+        assert is_alive(grandchild)
+        assert (tmp_path / STOP).exists()
         run = write(tmp_path, status="running", **identity(parent.pid))
         stop(run, "now")
         until(lambda: not is_alive(grandchild), 20, "the grandchild ends")

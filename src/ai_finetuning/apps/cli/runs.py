@@ -299,12 +299,19 @@ def trash(id: str = ID, roots: list[Path] | None = ROOTS) -> None:
     )
 
 
-@app.command(hidden=True, context_settings=_WITH_SETTINGS)
+@app.command(
+    hidden=True,
+    context_settings=_WITH_SETTINGS,
+    help=localized(
+        "ターミナルなしで始めた実行のプロセスです。aift runs launch が使います。",
+        "The process of a run without a terminal; aift runs launch starts it.",
+    ),
+)
 def begin(
     context: typer.Context,
-    folder: Path = typer.Argument(...),
-    verb: str = typer.Argument(...),
-    wait: bool = typer.Option(False, "--wait"),
+    folder: Path = typer.Argument(..., help=localized("実行のフォルダー", "folder of the run")),
+    verb: str = typer.Argument(..., help=localized("train か resume", "train or resume")),
+    wait: bool = WAIT,
 ) -> None:
     """The process of a run that was launched: waits for its device, then trains or resumes as the verbs do."""
     from ...config.load import load_config
