@@ -17,6 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Tests neither read nor fill the user's cache of tokens.
 os.environ["AIFT_CACHE"] = tempfile.mkdtemp(prefix="aift-cache-")
+# Nor do they stand in the queue of the user's runs.
+os.environ["AIFT_STATE"] = tempfile.mkdtemp(prefix="aift-state-")
 
 # Of one test with its fixtures, on a quiet machine; `--timeout` and a `timeout` marker stand.
 LIMIT_SECONDS = 300

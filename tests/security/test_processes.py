@@ -53,6 +53,14 @@ def listeners(pid: int) -> set[tuple[str, int]]:
     return found
 
 
+def test_entries_of_the_path_mean_the_same_where_a_child_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A run that goes on without its terminal stands in its folder, which may hold a `src/torch` of somebody else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["src", "", "/lib"]))
+    entries = isolated_environment()["PYTHONPATH"].split(os.pathsep)
+    assert entries[1:] == [str(tmp_path / "src"), os.path.abspath("/lib")]
+
+
 @LINUX
 def test_only_the_loopback_listens_and_noise_changes_nothing(tmp_path: Path, tiny_model_dir: Path):
     """A run whose ports a stranger finds and sends noise to, beside one that is left alone."""

@@ -75,6 +75,8 @@ TESTED_BY = {
     "parallel.batch": "unit/engine/test_step.py",
     "parallel.limits": "unit/execution/test_resolve.py",
     "runs.folder": _RESUME,
+    "runs.rows": "unit/runs/test_watch.py",
+    "apps.cli.runs": "integration/test_runs.py",
     "runs.recorded": "integration/test_first_day_runs.py",
     "trainers.from_config": _CLI,
     "__main__": _CLI,

@@ -20,3 +20,5 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 LAUNCH = ".launch"
 RUN = "run.json"
+CONSOLE = "console.log"  # what a run says that was started without a terminal
+STOP = "stop.request"  # what somebody asks of a run at work

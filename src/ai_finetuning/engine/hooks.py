@@ -21,11 +21,13 @@ class Request(NamedTuple):
     """Requests to the loop between two steps; the processes of a run agree on it before they act.
 
     Attributes:
-        interrupt: save and leave the run unfinished, to continue later (SIGTERM, SIGINT).
+        interrupt: save and leave the run unfinished, to continue later (SIGTERM, SIGINT, or asked from outside).
         stop: training is done.
         save: take a checkpoint.
         evaluate: run the evaluation.
         keep_best: keep the weights as the best ones so far.
+        best: the run's result are the best weights, whatever its settings say.
+        leave: leave the run unfinished without saving.
     """
 
     interrupt: bool = False
@@ -33,6 +35,8 @@ class Request(NamedTuple):
     save: bool = False
     evaluate: bool = False
     keep_best: bool = False
+    best: bool = False
+    leave: bool = False
 
 
 NOTHING = Request()
@@ -40,7 +44,7 @@ NOTHING = Request()
 
 @dataclass
 class Control:
-    """Requests of callbacks, under transformers' names. A flag that any rank raises counts on all of them; it is
+    """Requests of callbacks, under transformers' names where it has one. A flag that any rank raises counts on all of them; it is
     taken down when it has been read, after the step in which it was raised.
 
     The loop raises a flag itself where the configuration says so, before it calls on_step_end; a callback may take
@@ -52,6 +56,9 @@ class Control:
     should_evaluate: bool = False
     should_log: bool = False
     should_keep_best: bool = False
+    should_interrupt: bool = False
+    should_return_best: bool = False
+    should_leave: bool = False
 
 
 class Callback:
@@ -154,12 +161,14 @@ def _answer(number: int) -> None:
 def take_request(control: Control, signals: SignalFlags) -> Request:
     """What this process asks for; flags are taken down, a stop by a signal stays."""
     request = Request(
-        interrupt=signals.stop is not None,
+        interrupt=signals.stop is not None or control.should_interrupt,
         stop=control.should_training_stop,
         save=control.should_save or signals.save,
         evaluate=control.should_evaluate,
         keep_best=control.should_keep_best,
+        best=control.should_return_best,
+        leave=control.should_leave,
     )
     signals.save = control.should_training_stop = control.should_save = control.should_evaluate = False
-    control.should_keep_best = False
+    control.should_keep_best = control.should_interrupt = control.should_return_best = control.should_leave = False
     return request

@@ -35,7 +35,7 @@ def fit(run: Run) -> TrainState:
     Raises:
         DivergedError: three steps in a row had no finite loss or gradient.
         OutOfMemoryError: one row, or the optimizer's state, does not fit.
-        PreemptedError: SIGTERM or SIGINT; the state is saved.
+        PreemptedError: SIGTERM, SIGINT or a callback; the state is saved, unless the callback asked to leave.
     """
     state = run.state
     run.model.train()
@@ -76,9 +76,13 @@ def between_steps(run: Run, metrics: MetricsFile, signals: SignalFlags, request:
     """Does what the processes have agreed on; True where training ends here.
 
     Raises:
-        PreemptedError: a signal has asked for it; the state is saved.
+        PreemptedError: a signal or a callback has asked for it; the state is saved, or nothing where it asked to leave.
     """
     run.writer.tell()
+    if request.leave:
+        run.writer.wait()
+        leave(run)
+    run.return_best |= request.best
     if request.evaluate and run.evaluation is not None:
         evaluate(run, metrics, run.evaluation)
         # What is asked for in consequence, such as to keep the best weights, belongs to this step too.
@@ -113,6 +117,22 @@ def stop_preempted(run: Run) -> NoReturn:
     raise PreemptedError(
         f"中断しました。ステップ {step} まで保存済みです。再開: {command}",
         f"interrupted: saved up to step {step}. To go on: {command}",
+    )
+
+
+def leave(run: Run) -> NoReturn:
+    """Leaves the loop without saving.
+
+    Raises:
+        PreemptedError: with the newest checkpoint.
+    """
+    newest, command = run.store.newest(), f"aift resume {argument(run.store.folder.parent)}"
+    if newest is None:
+        raise PreemptedError("中断しました。まだ何も保存していません。", "interrupted: nothing is saved yet.")
+    step = newest.name.rpartition("-")[2]
+    raise PreemptedError(
+        f"保存せずに中断しました。ステップ {step} まで保存済みです。再開: {command}",
+        f"interrupted without saving: saved up to step {step}. To go on: {command}",
     )
 
 

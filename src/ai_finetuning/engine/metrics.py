@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..messages import warn
 from ..system.files import write_in_place
 
 _FIGURES = frozenset(
-    ("step", "total_steps", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "label_tokens", "seconds")
+    ("step", "total_steps", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "label_tokens", "seconds", "time")
     + ("eval_loss", "eval_perplexity", "eval_bits_per_character", "eval_tokens", "tokens_per_second")
 )
 
@@ -69,8 +70,8 @@ class MetricsFile:
         return json.dumps(clean, ensure_ascii=False) + "\n"
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends one row; numbers that are not finite become null."""
-        self._waiting += self._line(row).encode("utf-8")
+        """Appends one row with the time, in seconds since 1970; numbers that are not finite become null."""
+        self._waiting += self._line(row | {"time": round(time.time(), 3)}).encode("utf-8")
         self._flush()
 
     def _flush(self) -> None:

@@ -77,6 +77,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.control = Control()
+        self.return_best = False  # as the run's result, asked for while it trained
         self.in_step = False  # between the beginning of a step and its end, when weights and counters may not agree
         self.writer = CheckpointWriter(self.store, background=self.save_in_background, on_saved=self._tell_saved)
 

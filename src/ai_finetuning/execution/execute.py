@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -23,11 +24,13 @@ from ..errors import DivergedError, PreemptedError, StorageError
 from ..messages import argument, described, notice, speak, warn
 from ..models.adapters import remember_origin
 from ..parallel.plan import warn_of_idle_ranks
-from ..parallel.processes import Peers, all_peers, gather, launched, process_group, wait_for
+from ..parallel.processes import STORE, Peers, all_peers, gather, launched, process_group, wait_for
 from ..parallel.watchdog import Watchdog
 from ..planner.plan import Plan
 from ..planner.speed import remember, speed_of
+from ..runs.devices import CPU, occupying
 from ..runs.folder import TRACKERS
+from ..runs.phase import tell_phase
 from ..system.cores import tell_load, use_physical_cores
 from ..system.gpu import computing_on, get_available_device, let_segments_grow, peak_bytes
 from . import artifacts as saving
@@ -37,6 +40,7 @@ from .base_facts import speed_key
 from .build import Built, build
 from .final_verdict import RunVerdict, run_seconds
 from .fixed_questions import fixed_questions
+from .followed import Followed
 from .leakage import warn_of_leakage
 from .output_folder import OutputFolder
 from .processes import as_plain, remove_rows, resolved, run_processes, settled_of
@@ -65,6 +69,20 @@ def execute(request: TrainRequest, faults: Faults | None = None) -> Result:
         ToolkitError: with reason and way out; see errors.py for the kinds.
     """
     faults = Faults.from_environment() if faults is None else faults
+    with _told_to_others(request):
+        return _execute(request, faults)
+
+
+def _told_to_others(request: TrainRequest) -> contextlib.AbstractContextManager[None]:
+    """Says to runs that wait for a device that this one computes; once for all processes of a run."""
+    if STORE in os.environ or not launched().is_main:
+        return contextlib.nullcontext()
+    folder, device = Path(request.config.training.output_dir), request.model.device
+    tell_phase(folder, "data")
+    return occupying((CPU,) if device is not None and torch.device(device).type == "cpu" else None, folder.absolute())
+
+
+def _execute(request: TrainRequest, faults: Faults) -> Result:
     let_segments_grow()
     if launched().size == 1:
         plan = _simulated(resolve(request))
@@ -189,6 +207,7 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
                 notice(said.ja, said.en)
         if peers.is_main:
             folder.validate_disk_space(plan.summary.disk_bytes)
+            tell_phase(folder.path, "model")
             if (
                 peers.size > 1 and plan.request.resolved_strategy is None
             ):  # else the process that started these has done it
@@ -291,6 +310,8 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
             from .callbacks import TransformersCallbacks  # transformers' side, which only a run with callbacks imports
 
             run.callbacks = [*run.callbacks, TransformersCallbacks(plan, run)]
+        if peers.is_main:
+            run.callbacks = [*run.callbacks, Followed(folder.path)]
         _restore(run, loaded, start)
         verdict.before_training(built)
         notice(plan.precision.reason_ja, plan.precision.reason_en)
@@ -415,7 +436,15 @@ def _finish(
 ) -> None:
     """Saves the model, the best or the last; where its parts lie in several processes, out of a checkpoint."""
     run, dtype = built.run, built.save_dtype
-    wanted = plan.request.config.training.checkpoint.load_best and run.state.best_step not in (None, run.state.step)
+    if report is not None:
+        tell_phase(folder.path, "saving")
+    returns_best = plan.request.config.training.checkpoint.load_best or run.return_best
+    if run.return_best and run.state.best_step is None and report is not None:
+        warn(
+            "評価データがないため最良の重みが分かりません。最後の重みを結果とします。",
+            "without evaluation data no weights are the best ones; the last ones are the result.",
+        )
+    wanted = returns_best and run.state.best_step not in (None, run.state.step)
     returned = wanted and best.put_back(plan, run)
     if returned:
         result.saved_step = run.state.best_step

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from ..engine.hooks import SignalFlags
-from ..parallel.processes import LAUNCHER, STORE
-from ..system.children import isolated_environment
+from ..parallel.processes import STORE
+from ..system.children import LAUNCHER, isolated_environment
 from ..system.cores import physical_cores
 from ..system.files import is_private
 

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -24,6 +23,10 @@ from ..errors import ConfigError, Reason, RunLockedError, StorageError, ToolkitE
 from ..messages import argument, notice, warn
 from ..parallel.processes import Peers, wait_for
 from ..runs.folder import OWNER, STAGING, beside, files_of_run, read_run, refuse_links, validate_folder
+from ..runs.phase import CHILD, phase
+from ..runs.process import identity
+from ..runs.stop import drop_earlier_stop
+from ..system.children import LAUNCHER
 from ..system.files import TEMPORARY, fsync_folder, staging_folder, write_in_place
 
 
@@ -98,6 +101,7 @@ class OutputFolder:
             self.__exit__(None, None, None)
             raise
         self.store.clean()
+        drop_earlier_stop(self.path)
         shutil.rmtree(self.path / STAGING, ignore_errors=True)
         for left in self.path.glob(TEMPORARY):
             left.unlink(missing_ok=True)
@@ -122,7 +126,7 @@ class OutputFolder:
             raise storage_error(self.path, error) from error
 
     def _write_owner(self) -> None:
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+        owner = identity() | {"since": _now()}
         write_in_place(self.path / OWNER, json.dumps(owner).encode("utf-8"))
 
     def _owner(self) -> Reason:
@@ -154,12 +158,16 @@ class OutputFolder:
             self._archive()
         for name, text in files.items():
             write_in_place(self.path / name, text.encode("utf-8"))
-        self.write_run(status="running", pid=os.getpid(), host=socket.gethostname(), started=_now(), **values)
+        launcher = os.environ.get(LAUNCHER, "")
+        process = identity() | {"launcher": identity(int(launcher)) if launcher else None}
+        began = {"started": _now(), "phase": phase("preparing"), "reason": None, CHILD: None}
+        self.write_run(status="running", **process, **began, **values)
 
     def _archive(self) -> None:
         """Renames an earlier run to `<dir>.<time>`; files that are not ours stay."""
-        if not (self.path / RUN).exists():
-            return
+        run = self.run()
+        if not (self.path / RUN).exists() or (isinstance(run.get(CHILD), dict) and "fingerprint" not in run):
+            return  # nothing has begun there but the process that was started for this run
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = beside(self.path, f".{stamp}")
         number = 1

@@ -19,7 +19,8 @@ from typing import NoReturn
 from ..config.section import with_values
 from ..errors import PreemptedError, ProcessesError, ToolkitError
 from ..messages import described, trace
-from ..parallel.processes import LAUNCHER, STORE, launched, lost_a_peer
+from ..parallel.processes import STORE, launched, lost_a_peer
+from ..system.children import LAUNCHER
 
 # Between two looks at whether the process that started us is there.
 _PAUSE_SECONDS = 1.0

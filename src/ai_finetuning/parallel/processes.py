@@ -51,8 +51,8 @@ def backend_for(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
-# Set by our own launcher: the file over which the processes meet, and the launcher's process id.
-STORE, LAUNCHER = "AIFT_STORE", "AIFT_LAUNCHER"
+# Set by our own launcher: the file over which the processes meet.
+STORE = "AIFT_STORE"
 _GROUPS = itertools.count()  # a second group of a process must not read the addresses of the first
 
 

@@ -14,6 +14,7 @@ from ..config.run_folder import (
     BEST,
     CHECKPOINTS,
     CONFIG,
+    CONSOLE,
     CURVE,
     ENVIRONMENT,
     EVAL,
@@ -23,6 +24,7 @@ from ..config.run_folder import (
     REPORT,
     RUN,
     SAMPLES,
+    STOP,
     WITHOUT_WEIGHTS,
 )
 from ..config.yaml_text import MAX_BYTES, parse_yaml
@@ -64,10 +66,11 @@ OURS = (
     "merges.txt",
     "spiece.model",
     "stacks-rank-*.txt",
+    CONSOLE,
     RUN,
 )
 # What else is written while a run is at work, or was by earlier versions.
-_AT_WORK = (LOCK, OWNER, LAUNCH, RUN + ".tmp")
+_AT_WORK = (LOCK, OWNER, LAUNCH, STOP, RUN + ".tmp")
 _OF_CHECKPOINTS = ("checkpoint-[0-9]*", BEST, ".staging-*", ".trash-*", WITHOUT_WEIGHTS)
 
 

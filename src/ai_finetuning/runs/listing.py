@@ -1,32 +1,38 @@
-"""The runs near a folder, newest first, by what their files say. Nothing is locked or changed; needs no torch."""
+"""The runs near a folder, newest first, by what their files say; their ids, names and the trash. Needs no torch."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import socket
+import hashlib
+import os
+import re
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import psutil
-
-from ..config.run_folder import METRICS, RUN
+from ..config.run_folder import LOCK, METRICS, RUN
+from ..errors import ConfigError, InputNotFoundError, RunLockedError, StorageError
+from ..messages import on_one_line
 from ..system.files import subfolders
 from .folder import read_run
+from .rows import last_rows, loss_of, step_of, steps_of
+from .state import State, Status, state_of
 
 # Where runs go by default, beside those in the folder itself.
 OUTPUTS = "outputs"
-# Bytes of run.json in all, runs whose metrics are read, and bytes at their end:
+# Runs that are moved out of the way, beside those that stay.
+TRASH = ".trash"
+# Bytes of run.json in all, runs whose metrics are read:
 # a folder of a stranger takes no more time than others.
-_BYTES, _FOLLOWED, _TAIL = 8 << 20, 20, 1 << 16
-# What counts as a number of steps, a loss and a process; a file of a stranger may hold anything.
-_STEPS, _LOSS, _PID = 10**12, 1e9, 2**31
-
-Status = Literal["completed", "running", "stopped"]
+_BYTES, _FOLLOWED = 8 << 20, 20
+_ID = re.compile(r"[a-z0-9-]{1,64}")
+# Characters of a name that a person gives, those of ids that a name gives, and ids in a refusal.
+_NAME, _SLUG, _LISTED = 100, 48, 20
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,17 @@ class RunEntry:
 
     Attributes:
         folder: of the run, relative to where it was looked for.
-        status: completed; at work on this PC; or stopped, and to be resumed.
+        path: of the folder, from where this process is.
+        status: how it is, see `state`.
         step, total_steps: how far it came; None where its files do not say.
         loss_before, loss_after: evaluation loss before the first step and at the last evaluation, in nats per token.
         started: seconds since 1970; the time of run.json where it does not say.
+        state: whether it waits, is at work, and why it is not.
+        id: what names it among those that were looked for, in letters that any address holds.
     """
 
     folder: Path
+    path: Path
     status: Status
     model: str
     method: str
@@ -50,12 +60,141 @@ class RunEntry:
     loss_before: float | None
     loss_after: float | None
     started: float
+    state: State
+    id: str = ""
 
 
-def list_runs(folder: Path) -> list[RunEntry]:
-    """The runs in a folder, in the folders in it, and in those below its `outputs`; newest first."""
-    found = sorted(_read_runs(folder), key=lambda item: -_started(item[1], item[0] / RUN))
-    return [_entry(path, values, folder, followed=at < _FOLLOWED) for at, (path, values) in enumerate(found)]
+def list_runs(*roots: Path) -> list[RunEntry]:
+    """The runs in folders, in the folders in them, and in those below their `outputs`; newest first.
+
+    An id is the folder's name where it is made of a-z, 0-9 and hyphens and no other run here has it; else its letters
+    and a mark of where it is. What links lead to outside of a root and of its `outputs` is left out.
+    """
+    found: list[tuple[Path, Path, dict[str, Any]]] = []
+    seen: set[Path] = set()
+    for root in roots:
+        inside = (root.resolve(), (root / OUTPUTS).resolve())
+        for path, values in _read_runs(root):
+            real = path.resolve()
+            if real not in seen and any(map(real.is_relative_to, inside)):
+                seen.add(real)
+                found.append((root, path, values))
+    found.sort(key=lambda item: -_started(item[2], item[1] / RUN))
+    entries = [_entry(path, values, root, followed=at < _FOLLOWED) for at, (root, path, values) in enumerate(found)]
+    return _with_ids(entries)
+
+
+def find_id(id: str, roots: Sequence[Path]) -> RunEntry:
+    """The run that an id names.
+
+    Raises:
+        InputNotFoundError: there is none, or none any more; with the ids that there are.
+    """
+    entries = list_runs(*roots)
+    for entry in entries:
+        if entry.id == id:
+            return entry
+    shown, known = on_one_line(id)[:_NAME], ", ".join(entry.id for entry in entries[:_LISTED])
+    raise InputNotFoundError(
+        f"{shown} という実行はありません。ある実行: {known or 'なし'}",
+        f"there is no run {shown}. Runs here: {known or 'none'}",
+    )
+
+
+def _with_ids(entries: list[RunEntry]) -> list[RunEntry]:
+    names = [entry.path.resolve().name for entry in entries]
+    often = Counter(names)
+    return [
+        replace(entry, id=name if _ID.fullmatch(name) and often[name] == 1 else _marked(name, entry.path))
+        for entry, name in zip(entries, names, strict=True)
+    ]
+
+
+def _marked(name: str, path: Path) -> str:
+    """An id for a name that is none, or that several runs have: the same wherever it is asked for."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_SLUG].strip("-")
+    mark = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:10]
+    return f"{slug}-{mark}" if slug else mark
+
+
+def rename(path: Path, name: str) -> Path:
+    """Gives the folder of a run another name beside it; returns the new folder.
+
+    Raises:
+        ConfigError: the name is no name of a folder, or is taken; or other runs lie in this one. RunLockedError: it is at
+            work. StorageError: the disk refuses.
+    """
+    validate_name(name)
+    return _moved(path, path.resolve().with_name(name))
+
+
+def trash(path: Path) -> Path:
+    """Moves a run into `.trash` beside it, where no listing looks; nothing is deleted. Returns where it is now.
+
+    Raises:
+        ConfigError: other runs lie in this one. RunLockedError: it is at work. StorageError: the disk refuses.
+    """
+    whole = path.resolve()
+    try:
+        (whole.parent / TRASH).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _not_moved(path, error) from error
+    stamp = datetime.fromtimestamp(time.time()).strftime("%Y%m%d-%H%M%S-%f")
+    return _moved(path, whole.parent / TRASH / f"{whole.name}.{stamp}")
+
+
+def validate_name(name: str) -> None:
+    """Raises ConfigError where a name cannot be that of a run's folder on every system."""
+    odd = on_one_line(name) != name or set(name) & set('/\\:*?"<>|') or name != name.strip(" .")
+    if odd or not 0 < len(name) <= _NAME:
+        shown = on_one_line(name)[:_NAME]
+        raise ConfigError(
+            f'実行の名前が「{shown}」です。1～{_NAME} 文字で、/ \\ : * ? " < > | を含まず、空白やピリオドで始まらず終わらない名前にしてください。',
+            f'the name of the run is {shown!r}; give 1 to {_NAME} characters, without / \\ : * ? " < > |, that neither begin '
+            "nor end with a space or a dot.",
+        )
+
+
+def _moved(path: Path, target: Path) -> Path:
+    """Moves a run that nobody works on."""
+    from filelock import FileLock, Timeout  # what lists runs has no use for it, and it takes 50 ms
+
+    whole = path.resolve()
+    inside = [entry.path.name for entry in list_runs(whole) if entry.path.resolve() != whole]
+    if inside:
+        names = ", ".join(inside[:5])
+        raise ConfigError(
+            f"{path} の中に別の実行（{names}）があるため、移せません。先にそれらを移してください。",
+            f"{path} holds other runs ({names}) and is not moved; move those first.",
+        )
+    if target.exists():
+        raise ConfigError(
+            f"{target} はもうあります。別の名前にしてください。", f"{target} exists already; choose another name."
+        )
+    lock = FileLock(str(whole / LOCK), timeout=0)
+    try:
+        lock.acquire()
+        try:
+            if state_of(read_run(whole)).at_work:
+                raise Timeout(str(whole / LOCK))
+            if os.name != "nt":
+                os.replace(whole, target)
+        finally:
+            lock.release()
+        if os.name == "nt":  # which moves no folder with an open file
+            os.replace(whole, target)
+    except Timeout:
+        raise RunLockedError(
+            f"{path} は学習中か順番待ちです。止めてから（aift runs stop）もう一度実行してください。",
+            f"{path} is at work or waiting; stop it first (aift runs stop).",
+        ) from None
+    except OSError as error:
+        raise _not_moved(path, error) from error
+    return target
+
+
+def _not_moved(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} を移せませんでした（{error}）。", f"{path} could not be moved ({error}).")
 
 
 def _read_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -76,35 +215,29 @@ def _read_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, values
 
 
-def _entry(path: Path, values: dict[str, Any], folder: Path, *, followed: bool) -> RunEntry:
-    same, result = _mapping(values.get("fingerprint")), _mapping(values.get("result"))
-    rows = _last_rows(path / METRICS) if followed else []
-    steps = [row for row in rows if "loss" in row]
-    losses = [loss for row in rows if (loss := _loss(row.get("eval_loss"))) is not None]
+def _entry(path: Path, values: dict[str, Any], root: Path, *, followed: bool) -> RunEntry:
+    same = _mapping(values.get("fingerprint")) or _mapping(values.get("planned"))
+    result, state = _mapping(values.get("result")), state_of(values)
+    rows = last_rows(path / METRICS) if followed else []
+    steps = steps_of(rows)
+    losses = [loss for row in rows if (loss := loss_of(row.get("eval_loss"))) is not None]
     before, after = (
-        _loss(_mapping(result.get(name)).get("eval_loss")) for name in ("held_out_before", "held_out_after")
+        loss_of(_mapping(result.get(name)).get("eval_loss")) for name in ("held_out_before", "held_out_after")
     )
+    done = result.get("steps") if state.status == "completed" else None  # else of an earlier, shorter training
     return RunEntry(
-        folder=path.relative_to(folder),
-        status=_status(values),
+        folder=path.relative_to(root),
+        path=path,
+        status=state.status,
         model=str(same.get("model") or "?"),
         method=str(same.get("method") or "?"),
-        step=_number(result.get("steps"), steps[-1].get("step") if steps else None),
-        total_steps=_number(values.get("total_steps"), same.get("total_steps")),
+        step=step_of(done, steps[-1].get("step") if steps else None, result.get("steps")),
+        total_steps=step_of(values.get("total_steps"), same.get("total_steps")),
         loss_before=before,
         loss_after=after if after is not None else (losses[-1] if losses else None),
         started=_started(values, path / RUN),
+        state=state,
     )
-
-
-def _status(values: dict[str, Any]) -> Status:
-    if values.get("status") == "completed":
-        return "completed"
-    pid = values.get("pid")
-    here = values.get("host") == socket.gethostname()
-    if values.get("status") != "running" or not here or not isinstance(pid, int) or not 0 < pid < _PID:
-        return "stopped"
-    return "running" if psutil.pid_exists(pid) else "stopped"
 
 
 def _started(values: dict[str, Any], file: Path) -> float:
@@ -115,34 +248,5 @@ def _started(values: dict[str, Any], file: Path) -> float:
         return file.stat().st_mtime
 
 
-def _last_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows at the end of a run's metrics."""
-    try:
-        if not file.is_file():  # a pipe would be waited for
-            return []
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):  # the first was cut, the last is being written
-            continue
-        if isinstance(value, dict):
-            rows.append(value)
-    return rows
-
-
 def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _number(*candidates: object) -> int | None:
-    return next((value for value in candidates if isinstance(value, int) and 0 <= value < _STEPS), None)
-
-
-def _loss(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and -_LOSS < value < _LOSS else None

@@ -1,4 +1,4 @@
-"""Where this toolkit keeps what it can make again."""
+"""Where this toolkit keeps what it can make again, and what is going on at the moment."""
 
 from __future__ import annotations
 
@@ -45,6 +45,28 @@ def private_cache(kind: str) -> Path:
         return folder
     _say_not_used(folder)
     return temporary_cache()
+
+
+def state_folder(kind: str) -> Path:
+    """The folder of one kind of what this user's processes are doing now: below AIFT_STATE, else below the user's state
+    folder; made with mode 0700 where it is missing.
+
+    Raises:
+        OSError: it cannot be made, or other users can write to it.
+    """
+    if os.environ.get("AIFT_STATE"):
+        base = Path(os.environ["AIFT_STATE"])
+    elif os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "ai_finetuning" / "state"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support" / "ai_finetuning"
+    else:
+        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "ai_finetuning"
+    folder = base / kind
+    _make(folder)
+    if not is_private(folder.resolve()):
+        raise PermissionError(str(folder))
+    return folder
 
 
 @lru_cache

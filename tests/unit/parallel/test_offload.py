@@ -53,7 +53,10 @@ def trained(folder: Path, what: str, case: Case = CASE, checkpointing: bool = Fa
         enable_activation_checkpointing(run.model)
     fit(run)
     assert what != "activations" or saved.moved > 0
-    rows = [{key: row[key] for key in row if key != "seconds"} for row in read_metrics(folder / "metrics.jsonl")]
+    rows = [
+        {key: row[key] for key in row if key not in ("seconds", "time")}
+        for row in read_metrics(folder / "metrics.jsonl")
+    ]
     tensors = strategy.tensors(run.model, run.optimizer)
     return rows, {f"{group}/{name}": t.clone() for group, named in tensors.items() for name, t in named.items()}
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _SHOWN = 5
 # Characters of a model's name and of a method, and entries of this folder that are looked at for a table.
 _NAME, _ENTRIES = 100, 10_000
-_STATES = {"completed": ("完了", "done"), "running": ("学習中", "running"), "stopped": ("中断", "stopped")}
 # Endings of files that `aift start` is suggested for, the likeliest first.
 _TABLES = (".xlsx", ".csv", ".tsv", ".jsonl")
 
@@ -89,7 +88,9 @@ def _run_lines(runs: list[RunEntry]) -> list[str]:
 
 
 def _run_line(run: RunEntry) -> str:
-    parts = [str(run.folder), localized(*_STATES[run.status])]
+    from ...runs.state import STATUSES
+
+    parts = [str(run.folder), str(STATUSES[run.status])]
     if run.step is not None:
         done = f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step)
         parts.append(localized(f"ステップ {done}", f"step {done}"))
@@ -110,7 +111,7 @@ def _next_lines(here: Path, runs: list[RunEntry]) -> list[str]:
     """Commands to type, each with what it does."""
     lines: list[tuple[str, str]] = []
     last = runs[0] if runs else None
-    if last is not None and last.status == "stopped":
+    if last is not None and last.status in ("stopped", "failed"):
         lines.append((f"aift resume {argument(last.folder)}", localized("続きから学習します", "goes on with that run")))
     if last is not None and last.status == "completed":
         lines.append((f"aift chat {argument(last.folder)}", localized("学習したモデルと話します", "talks with it")))

@@ -31,6 +31,7 @@ from . import (
     plan,
     quantize,
     resume,
+    runs,
     sample,
     schema,
     score,
@@ -81,6 +82,11 @@ app.add_typer(
     help=localized("GGUF・Ollama・vLLM 用に書き出します。", "Exports for GGUF, Ollama, vLLM."),
 )
 app.add_typer(gpu.app, name="gpu", help=localized("この PC の GPU を確かめます。", "Checks this machine's GPUs."))
+app.add_typer(
+    runs.app,
+    name="runs",
+    help=localized("実行の一覧、状態、停止、再開、比較です。", "Lists, follows, stops, resumes, compares runs."),
+)
 app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作ります。", "Makes a tokenizer."))
 app.add_typer(data.app, name="data", help=localized("データを確かめます。", "Inspects data."))
 

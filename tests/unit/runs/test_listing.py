@@ -1,0 +1,111 @@
+"""Ids of runs, their names, and the trash."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ai_finetuning.errors import ConfigError, InputNotFoundError, RunLockedError
+from ai_finetuning.runs.listing import find_id, list_runs, rename, trash
+from ai_finetuning.runs.process import identity
+
+
+def run(folder: Path, status: str = "completed", **values: Any) -> Path:
+    folder.mkdir(parents=True)
+    content = {"status": status, "fingerprint": {"model": "m", "method": "lora"}} | values
+    (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def ids(*roots: Path) -> dict[str, Path]:
+    return {entry.id: entry.path for entry in list_runs(*roots)}
+
+
+def test_every_id_fits_an_address_and_names_one_run(tmp_path: Path):
+    names = ["faq", "FAQ v2", "長い実行", "x" * 90, "a.b", "a-b"]
+    for name in names:
+        run(tmp_path / "outputs" / name)
+    found = ids(tmp_path)
+    assert len(found) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9-]{1,64}", id) for id in found)
+    assert found["faq"] == tmp_path / "outputs" / "faq"
+    for id, path in found.items():
+        assert find_id(id, [tmp_path]).path == path
+        assert find_id(id, [tmp_path / "outputs"]).path == path  # wherever it is looked for
+    for id in ("../faq", "/", "", "outputs/faq", "nothing"):
+        with pytest.raises(InputNotFoundError, match="faq"):
+            find_id(id, [tmp_path])
+
+
+def test_a_name_that_two_runs_have_names_neither(tmp_path: Path):
+    """An id that went on meaning one of them could mean the other by the next command."""
+    run(tmp_path / "outputs" / "faq")
+    assert list(ids(tmp_path)) == ["faq"]
+    run(tmp_path / "faq")
+    found = ids(tmp_path)
+    assert len(found) == 2
+    assert "faq" not in found
+    assert set(found.values()) == {tmp_path / "faq", tmp_path / "outputs" / "faq"}
+    assert ids(tmp_path, tmp_path / "outputs") == found  # roots that overlap
+
+
+def test_links_out_of_a_root_are_no_runs_of_it(tmp_path: Path):
+    run(tmp_path / "secret" / "other")
+    root = tmp_path / "root"
+    run(root / "mine")
+    (root / "linked").symlink_to(tmp_path / "secret" / "other")
+    assert list(ids(root)) == ["mine"]
+    (root / "outputs").symlink_to(tmp_path / "secret")  # a user's larger disk
+    assert set(ids(root)) == {"mine", "other"}
+
+
+def test_renaming(tmp_path: Path):
+    folder = run(tmp_path / "outputs" / "faq")
+    moved = rename(folder, "よくある質問")
+    assert moved == tmp_path / "outputs" / "よくある質問"
+    assert (moved / "run.json").is_file()
+    run(tmp_path / "outputs" / "taken")
+    for name in ("taken", "a/b", "..", ".hidden", "", "x" * 101, "a\nb", "c:", "\\", "end."):
+        with pytest.raises(ConfigError):
+            rename(moved, name)
+    assert moved.is_dir()
+
+
+def test_the_trash_keeps_everything(tmp_path: Path):
+    for _ in range(2):
+        folder = run(tmp_path / "outputs" / "faq")
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        gone = trash(folder)
+        assert not folder.exists()
+        assert (gone / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert list_runs(tmp_path) == []
+    assert len(list((tmp_path / "outputs" / ".trash").iterdir())) == 2
+
+
+def test_a_run_at_work_stays_where_it_is(tmp_path: Path):
+    from filelock import FileLock
+
+    working = run(tmp_path / "a", "running", **identity())
+    waiting = run(tmp_path / "b", child=identity() | {"phase": {"name": "waiting", "since": 0}})
+    locked = run(tmp_path / "c")
+    with FileLock(str(locked / ".lock")):
+        for folder in (working, waiting, locked):
+            with pytest.raises(RunLockedError, match="stop it first"):
+                trash(folder)
+            with pytest.raises(RunLockedError):
+                rename(folder, "other")
+            assert folder.is_dir()
+    trash(locked)
+
+
+def test_runs_in_a_runs_folder_are_not_moved_with_it(tmp_path: Path):
+    outer = run(tmp_path / "outputs")
+    run(outer / "faq", "running", **identity())
+    with pytest.raises(ConfigError, match="faq"):
+        trash(outer)
+    with pytest.raises(ConfigError, match="faq"):
+        rename(outer, "old")
