@@ -19,6 +19,7 @@ _PUBLIC = {
     "DataConfig": "config.data",
     "ModelConfig": "config.model",
     "RunConfig": "config.run",
+    "PreferenceConfig": "config.preference",
     "OptimizerConfig": "config.sections",
     "ScheduleConfig": "config.sections",
     "CheckpointConfig": "config.sections",

@@ -34,6 +34,11 @@ OFTEN_CHANGED = (
     "lora.lora_alpha",
     "lora.lora_dropout",
 )
+# Those of a run that learns from pairs of answers, or from marked ones.
+OFTEN_CHANGED_OF = {
+    "preference": ("preference.loss", "preference.beta", "preference.sft_weight"),
+    "kto": ("preference.beta", "preference.desirable_weight", "preference.undesirable_weight"),
+}
 _WIDTH = 100
 
 
@@ -46,7 +51,8 @@ def commented_yaml(values: Mapping[str, Any], head: Sequence[str] = ()) -> str:
         head: lines above everything, without their #.
     """
     every = settings()
-    shown = [item for item in every if not item.is_section and (item.key in values or item.key in OFTEN_CHANGED)]
+    often = OFTEN_CHANGED + OFTEN_CHANGED_OF.get(str(values.get("objective")), ())
+    shown = [item for item in every if not item.is_section and (item.key in values or item.key in often)]
     lines = [f"# {line}" for line in head]
     opened: set[str] = set()
     for item in shown:

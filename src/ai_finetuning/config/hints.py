@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import Reason
 from ..messages import argument
 from .other_tools import OTHER_TOOLS
-from .synonyms import SYNONYMS
+from .synonyms import SYNONYMS, VALUES
 
 # Below it names only look alike: `streaming` is 0.71 of `training`.
 _ALIKE = 0.75
@@ -33,6 +33,12 @@ def hint(key: str, own: Sequence[str], elsewhere: Mapping[str, Sequence[str]], o
     if key in OTHER_TOOLS:
         return Reason("ほかのツールの設定です。", "it is a setting of another tool.")
     return otherwise
+
+
+def value_hint(key: str, value: object) -> Reason:
+    """A sentence that says by which settings a word is meant that another tool has for a setting; empty without any."""
+    meant = VALUES.get(key, {}).get(value.strip().lower()) if isinstance(value, str) else None
+    return Reason(f"もしかして: {meant}", f" Did you mean {meant}?") if meant else Reason("", "")
 
 
 def near_files(path: Path, kinds: Collection[str]) -> Reason:

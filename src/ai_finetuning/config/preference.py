@@ -60,6 +60,11 @@ LOSSES: dict[str, LossFacts] = {
 }
 
 
+def loss_of(objective: Objective, settings: PreferenceConfig) -> Loss:
+    """The loss of a run: the one that is set, or the objective's own (sigmoid, kto)."""
+    return settings.loss or ("kto" if objective == "kto" else "sigmoid")
+
+
 @section
 class PreferenceConfig:
     """Loss over pairs of answers (objective: preference) or marked answers (objective: kto)."""

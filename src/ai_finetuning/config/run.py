@@ -7,10 +7,12 @@ from typing import ClassVar, Literal
 
 from ..errors import ConfigError
 from .data import DataConfig
+from .fields import field_names
 from .lora import LoRAConfig
 from .model import ModelConfig
 from .parallel import ParallelConfig
-from .section import explicitly_set, require, section
+from .preference import LOSSES, Objective, PreferenceConfig, loss_of
+from .section import explicitly_set, require, section, with_values
 from .training import MultiGPUTrainingConfig, TrainingConfig
 
 
@@ -44,6 +46,15 @@ class RunConfig:
     """The parallel strategy.
     ja: 並列化の方法。
     """
+    objective: Objective = dataclasses.field(default="sft", kw_only=True)
+    """What is learnt from: answers (sft), pairs of a better and a worse answer (preference: DPO and its kin), or answers
+    marked good or bad (kto). Beside any method but pretrain.
+    ja: 何から学ぶか。回答（sft）、良い回答と悪い回答の組（preference。DPO とその仲間）、良し悪しの印が付いた回答（kto）。pretrain 以外のどの method とも組み合わせられます。
+    """
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig, kw_only=True)
+    """The loss over pairs or marked answers; for objective preference and kto.
+    ja: 回答の組、または印の付いた回答の損失（objective が preference か kto のとき）。
+    """
 
     @property
     def trains_all(self) -> bool:
@@ -59,6 +70,13 @@ class RunConfig:
     def effective_method(self) -> Literal["full", "lora", "qlora", "pretrain"]:
         """The method that the run trains with: qlora wherever the base is quantized for it."""
         return "qlora" if self.uses_qlora else self.method
+
+    @property
+    def loss_settings(self) -> PreferenceConfig:
+        """The preference section with its loss and beta filled in; for objective preference and kto."""
+        name = loss_of(self.objective, self.preference)
+        beta = LOSSES[name].beta if self.preference.beta is None else self.preference.beta
+        return with_values(self.preference, loss=name, beta=beta)
 
     def validate(self) -> None:
         """Checks the rules between sections.
@@ -124,6 +142,91 @@ class RunConfig:
             "with training.save_only_model there is no checkpoint to restart from; set it to 0.",
         )
         self._refuse_a_strategy_of_training()
+        self._refuse_for_objective()
+
+    def _refuse_for_objective(self) -> None:
+        """What pairs of answers, or marked ones, do not go together with; and their settings where nobody reads them."""
+        objective, usual = self.objective, PreferenceConfig()
+        if objective == "sft":  # a default that a file writes out asks for nothing
+            given = [
+                name for name in field_names(PreferenceConfig) if getattr(self.preference, name) != getattr(usual, name)
+            ]
+            if given:
+                names = ", ".join(f"preference.{name}" for name in given)
+                raise ConfigError(
+                    f"objective が sft なので {names} は使われません。回答の組から学ぶなら objective: preference、良し悪しの印から学ぶなら objective: kto にするか、preference を消してください。",
+                    f"objective is sft, so {names} would have no effect: use objective: preference (pairs of answers) or "
+                    "objective: kto (marked answers), or remove it.",
+                )
+            return
+        name = self.preference.loss
+        if name is not None and LOSSES[name].objective != objective:
+            others = ", ".join(loss for loss, facts in LOSSES.items() if facts.objective == objective)
+            raise ConfigError(
+                f"preference.loss が {name} で objective が {objective} です。{name} は objective: {LOSSES[name].objective} の損失です。objective を変えるか、損失を {others} から選んでください。",
+                f"preference.loss is {name} and objective is {objective}; {name} belongs to objective: "
+                f"{LOSSES[name].objective}. Change the objective, or choose a loss of {others}.",
+            )
+        with_values(self.preference, loss=loss_of(objective, self.preference))  # refuses what that loss does not read
+        self._refuse_beside_pairs()
+        rows = self.training.batch_size * self.training.gradient_accumulation_steps
+        require(
+            loss_of(objective, self.preference) != "kto" or rows > 1,
+            "training.batch_size x training.gradient_accumulation_steps",
+            rows,
+            "KTO は 1 ステップの中で別の行の回答と比べるので 2 以上にするか、preference.loss: apo_zero_unpaired にしてください。",
+            "KTO compares with the answers of other rows of a step: make it 2 or more, or use preference.loss: "
+            "apo_zero_unpaired.",
+        )
+
+    def _refuse_beside_pairs(self) -> None:
+        data, objective = self.data, self.objective
+        for holds, name, value, ja, en in (
+            (
+                self.method != "pretrain",
+                "method",
+                self.method,
+                "まだ何も話せないモデルに、回答の好みは教えられません。先に学習したモデルに method: full、lora、qlora のどれかを使ってください。",
+                "a model that cannot talk yet has no answers to prefer. Use method: full, lora or qlora on a trained model.",
+            ),
+            (
+                not data.packing,
+                "data.packing",
+                data.packing,
+                "組は最初からパディングなしで計算するので速くならず、1 ステップの組の数が変わってしまいます。false にしてください。",
+                "answers are computed without padding anyway, and the number of pairs in a step would change. Set it to "
+                "false.",
+            ),
+            (
+                data.loss_on != "all",
+                "data.loss_on",
+                data.loss_on,
+                "比べるのは回答だけです。auto にしてください。",
+                "only answers are compared. Use auto.",
+            ),
+            (
+                data.on_long != "split",
+                "data.on_long",
+                data.on_long,
+                "回答は切り分けられません。truncate、drop、error のどれかにしてください。",
+                "answers cannot be divided. Use truncate, drop or error.",
+            ),
+            (
+                data.replay.path is None,
+                "data.replay.path",
+                data.replay.path,
+                "以前の学習の行には良い回答と悪い回答の組がありません。消してください（良い回答の確率を保つには preference.sft_weight: 1）。",
+                "rows of an earlier training are no pairs of answers. Remove it (preference.sft_weight: 1 keeps the "
+                "better answers likely).",
+            ),
+        ):
+            require(
+                holds,
+                name,
+                value,
+                f"objective: {objective} では使えません。{ja}",
+                f"not with objective {objective}: {en}",
+            )
 
     def _refuse_a_base_that_is_not_there(self) -> None:
         replay = self.data.replay

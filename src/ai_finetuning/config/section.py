@@ -18,7 +18,7 @@ from typing_extensions import dataclass_transform
 
 from ..errors import ConfigError, Problem, Reason
 from .fields import field_names, field_path, field_types, label, options_of, plain_types, section_class
-from .hints import hint
+from .hints import hint, value_hint
 from .limits import NO_CHOICE, OUT_OF_RANGE, item_type, requirement
 from .shortened import cut, shortened
 
@@ -200,7 +200,12 @@ def _problem(cls: type, field: str, of_field: Sequence[ErrorDetails], values: Ma
         each = any(isinstance(part, int) for part in rest)
     ja, en = requirement(expected, kind, each=each)
     reported = "" if kind in OUT_OF_RANGE or kind == NO_CHOICE else f" ({type(value).__name__})"
-    return Problem(f"{name} が {shortened(value)} です。{ja}", f"{name} is {shortened(value)}{reported}; {en}", key)
+    meant = value_hint(key, value)
+    return Problem(
+        f"{name} が {shortened(value)} です。{ja}{meant.ja}",
+        f"{name} is {shortened(value)}{reported}; {en}{meant.en}",
+        key,
+    )
 
 
 def build(cls: type[T], values: object, path: str = "") -> T:

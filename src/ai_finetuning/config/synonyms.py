@@ -1,4 +1,4 @@
-"""Other tools' names of our settings: unknown keys are answered with our name."""
+"""Other tools' names of our settings, and of their values: unknown ones are answered with ours."""
 
 from __future__ import annotations
 
@@ -74,4 +74,47 @@ SYNONYMS: dict[str, str] = {
     "torch_dtype": "model.dtype",
     "attn_implementation": "model.attention",
     "flash_attn": "model.attention",
+    "rl": "objective",
+    "stage": "objective",
+    "loss_type": "preference.loss",
+    "pref_loss": "preference.loss",
+    "dpo_loss": "preference.loss",
+    "dpo_beta": "preference.beta",
+    "pref_beta": "preference.beta",
+    "rl_beta": "preference.beta",
+    "kto_beta": "preference.beta",
+    "orpo_alpha": "preference.beta",
+    "simpo_gamma": "preference.margin",
+    "gamma_beta_ratio": "preference.margin",
+    "pref_ftx": "preference.sft_weight",
+    "rpo_alpha": "preference.sft_weight",
+    "cpo_alpha": "preference.sft_weight",
+    "dpo_label_smoothing": "preference.label_smoothing",
+    "kto_chosen_weight": "preference.desirable_weight",
+    "kto_desirable_weight": "preference.desirable_weight",
+    "kto_rejected_weight": "preference.undesirable_weight",
+    "kto_undesirable_weight": "preference.undesirable_weight",
+}
+# Words that people give as a value, by setting -> the settings that say it.
+_PAIRS = {
+    "dpo": "objective: preference",
+    "cdpo": "objective: preference, preference.label_smoothing: 0.1",
+    "rpo": "objective: preference, preference.sft_weight: 1",
+    "slic": "objective: preference, preference.loss: hinge",
+    **{
+        name: f"objective: preference, preference.loss: {name}"
+        for name in ("robust", "ipo", "apo_zero", "apo_down", "simpo", "orpo")
+    },
+}
+_LOSSES = {
+    "dpo": "sigmoid",
+    "cdpo": "sigmoid, preference.label_smoothing: 0.1",
+    "rpo": "sigmoid, preference.sft_weight: 1",
+    "ld-dpo": "sigmoid, preference.ld_alpha: 0.5",
+    "slic": "hinge",
+}
+VALUES: dict[str, dict[str, str]] = {
+    "method": _PAIRS | {"kto": "objective: kto", "preference": "objective: preference"},
+    "objective": _PAIRS | {"pairs": "objective: preference"},
+    "preference.loss": {name: f"preference.loss: {ours}" for name, ours in _LOSSES.items()},
 }
