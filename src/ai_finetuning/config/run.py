@@ -10,6 +10,7 @@ from .data import DataConfig
 from .lora import LoRAConfig
 from .model import ModelConfig
 from .parallel import ParallelConfig
+from .preference import Objective, PreferenceConfig
 from .section import explicitly_set, require, section
 from .training import MultiGPUTrainingConfig, TrainingConfig
 
@@ -43,6 +44,15 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     """The parallel strategy.
     ja: 並列化の方法。
+    """
+    objective: Objective = dataclasses.field(default="sft", kw_only=True)
+    """What answers teach: texts to imitate (sft), pairs of a better and a worse answer (preference), or answers called good
+    or bad (kto).
+    ja: 何を学ぶか。手本の回答（sft）、良い回答と悪い回答の組（preference）、良し悪しの付いた回答（kto）。
+    """
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig, kw_only=True)
+    """The loss of the objectives preference and kto.
+    ja: objective が preference か kto のときの損失。
     """
 
     @property
