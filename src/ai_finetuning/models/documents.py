@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ..errors import ModelError, Reason, ToolkitError
-from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
+from ..kernels.attention import (
+    IMPLEMENTATIONS,
+    LABELS,
+    NAME,
+    Length,
+    Unsuited,
+    document_attention,
+    implementations_for,
+)
 from ..kernels.build import why_unavailable
 from ..kernels.loss import why_not_one_kernel
 from ..kernels.products import TORCH
@@ -123,7 +131,7 @@ class VarlenForward:
     scale: float = 1.0
     _layers: liger.Replacements = field(default_factory=liger.Replacements)
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[Length, ...]) -> Tensor:
         """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these
         lengths.
         """
@@ -146,11 +154,14 @@ class VarlenForward:
         if isinstance(self.cast, fused.MasterCasts):
             optimizer.register_step_post_hook(self.cast.updated)
 
-    def _arguments(self, lengths: tuple[int, ...]) -> dict[str, Any]:
+    def _arguments(self, lengths: tuple[Length, ...]) -> dict[str, Any]:
         if attention_name(self.model) in IMPLEMENTATIONS:
             return {"seq_lens": lengths}
-        ends = send(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), self.model.device)
-        longest = max(lengths)
+        whole = [length for length in lengths if isinstance(length, int)]
+        if len(whole) < len(lengths):
+            raise Unsuited("分かれ目のある文書に対応していません", "it takes no documents with a fork")
+        ends = send(torch.tensor([0, *whole]).cumsum(0).to(torch.int32), self.model.device)
+        longest = max(whole)
         return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
     @contextlib.contextmanager
