@@ -43,6 +43,7 @@ from .fixed_questions import fixed_questions
 from .followed import Followed
 from .leakage import warn_of_leakage
 from .output_folder import OutputFolder
+from .preference import give_references
 from .processes import as_plain, remove_rows, resolved, run_processes, settled_of
 from .progress import progress, saying_that_it_prepares, speaking_main_process
 from .reporting import RunReport, few_steps_unless_better
@@ -313,6 +314,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
         if peers.is_main:
             run.callbacks = [*run.callbacks, Followed(folder.path)]
         _restore(run, loaded, start)
+        give_references(plan, built, folder.path, start)
         verdict.before_training(built)
         notice(plan.precision.reason_ja, plan.precision.reason_en)
         result = _fit(plan, built, folder, report, verdict)
