@@ -22,12 +22,12 @@ from ..japanese.prompts import render, user_turn
 from ..messages import argument
 from .answers import metrics_for
 from .instructions import instructions
-from .likelihood import Question
+from .likelihood import Question, Scored
 from .public_sets import SETS, Row, read_set
 
 PROSE = "embedded:general-prose/passages"
 OWN = ("data", "prose", "instructions")
-Kind = Literal["choices", "answers", "instructions", "prose"]
+Kind = Literal["choices", "answers", "instructions", "pairs", "prose"]
 Form = Literal["stability", "llm-jp", "chat"]
 FORMS: tuple[Form, ...] = ("stability", "llm-jp", "chat")
 SEED = 0
@@ -55,11 +55,12 @@ class Item:
     Attributes:
         name: of the item, the same on every machine.
         text: what is asked; of prose the passage.
-        choices: what may be answered, with `right` the place of the right one.
+        choices: what may be answered, with `right` the place of the right one; of pairs the better answer and the other.
         accepted: answers that are right.
-        messages: the conversation that asks, of answers and instructions.
+        messages: the conversation that asks, of answers, instructions and pairs.
         group: the source that it shares with other items (a work); empty where it is one alone.
         ids: tokens of the prompt, or of a text to score, where they are known already (rows of a run).
+        scored: of pairs the same, both answers.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Item:
     messages: tuple[dict[str, str], ...] = ()
     group: str = ""
     ids: tuple[int, ...] = ()
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
