@@ -163,10 +163,10 @@ def svg(curve: Curve, total_steps: int) -> str:
     ordered = sorted(point.loss for point in curve.raw)
     inside = ordered[len(ordered) // 50 : len(ordered) - len(ordered) // 50]
     ticks = _ticks(min([*levels, *inside]), max([*levels, *inside]))
-    axes, inside = _Axes(total_steps, min(ticks), max(ticks)), f"inside-{curve.key.replace('/', '-')}"
+    axes, clip = _Axes(total_steps, min(ticks), max(ticks)), f"inside-{curve.key.replace('/', '-')}"
     parts = [
         f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(_name(curve))}">',
-        f'<clipPath id="{inside}"><rect x="{_LEFT}" y="{_TOP}" width="{_WIDTH - _LEFT - _RIGHT}" '
+        f'<clipPath id="{clip}"><rect x="{_LEFT}" y="{_TOP}" width="{_WIDTH - _LEFT - _RIGHT}" '
         f'height="{_HEIGHT - _TOP - _BOTTOM}"/></clipPath>',
     ]
     for tick in ticks:
@@ -179,7 +179,7 @@ def svg(curve: Curve, total_steps: int) -> str:
     parts += [
         f'<text x="{middle:.0f}" y="{_HEIGHT - 5}" text-anchor="middle">{html.escape(str(_STEP))}</text>',
         f'<text x="4" y="12">{html.escape(str(curve.axis))}</text>',
-        f'<g clip-path="url(#{inside})"><polyline class="raw" points="{axes.line(curve.raw)}"/>'
+        f'<g clip-path="url(#{clip})"><polyline class="raw" points="{axes.line(curve.raw)}"/>'
         f'<polyline class="smooth" points="{axes.line(curve.smooth)}"/></g>',
         f'<polyline class="evaluation" points="{axes.line(curve.evaluations)}"/>',
         *(
