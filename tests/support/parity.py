@@ -172,11 +172,11 @@ def differences(
     obtained = {}
     for index, case in enumerate(cases):
         expected = take_step(case, SingleDevice(CPU))
-        obtained[str(case)] = _compare(expected, [rank[index] for rank in answers])
+        obtained[str(case)] = compare(expected, [rank[index] for rank in answers])
     return obtained
 
 
-def _compare(expected: Outcome, got: Sequence[Outcome]) -> dict[str, float]:
+def compare(expected: Outcome, got: Sequence[Outcome]) -> dict[str, float]:
     worst = {"gradient": 0.0, "weight": 0.0}
     seen = {name: np.zeros(gradient.shape, bool) for name, (gradient, _, _) in expected.parts.items()}
     for outcome in got:

@@ -9,6 +9,7 @@ CURVE = "loss.png"
 REPORT = "report.html"
 EVAL = "eval.jsonl"  # every item of the verdict
 SAMPLES = "samples.jsonl"  # the fixed questions with the answers at each evaluation
+REFERENCES = "references.safetensors"  # log-probabilities of the answers before step 1
 CHECKPOINTS = "checkpoints"
 BEST = "best"  # in CHECKPOINTS: the weights of the best evaluation, as a model's or an adapter's folder
 BEST_NOTE = "best.json"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..labels import IGNORED
+from .answers import AnswerRows, Answers, positions_of
 from .tokenize import Example
 
 
@@ -18,14 +19,15 @@ class Documents:
 
     Attributes:
         input_ids, position_ids: [1, tokens] int64; positions restart at every document.
-        targets: [tokens] int64, what each token has to predict; -100 takes no loss.
-        lengths: of the documents, in order; their sum is `tokens`.
+        targets: [tokens] int64, what each token has to predict; -100 takes no loss. Answers have lists instead (Answers).
+        lengths: of the documents, in order; their sum is `tokens`. A pair with a fork has those of its prefix and of both
+            answers; positions run on from the prefix in each.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     targets: Tensor
-    lengths: tuple[int, ...]
+    lengths: tuple[int | tuple[int, ...], ...]
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Batch:
         num_label_columns: columns of the shifted labels in which any row has one of them.
         num_tokens: tokens that are not padding.
         lengths: of the documents of each row, in order.
+        answers: the labels of pairs or marked answers; None where labels alone count.
+        forks: of each document its fork, or none at all.
     """
 
     input_ids: Tensor
@@ -51,6 +55,13 @@ class Batch:
     num_label_columns: int
     num_tokens: int
     lengths: tuple[tuple[int, ...], ...]
+    answers: Answers | None = None
+    forks: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def num_units(self) -> int:
+        """What a step's loss is a mean over: pairs or marked answers, else label tokens."""
+        return self.num_label_tokens if self.answers is None else self.answers.num_units
 
     @property
     def row_lengths(self) -> tuple[tuple[int, ...], ...]:
@@ -60,7 +71,8 @@ class Batch:
     def without_labels(self) -> Batch:
         """The same batch without loss: what a rank computes that has nothing left while others have."""
         nothing = torch.full_like(self.labels, IGNORED)
-        return replace(self, labels=nothing, num_label_tokens=0, num_label_columns=0, num_tokens=0)
+        answers = None if self.answers is None else self.answers.without_labels()
+        return replace(self, labels=nothing, num_label_tokens=0, num_label_columns=0, num_tokens=0, answers=answers)
 
     def documents(self) -> Documents:
         """All documents in one row, without padding."""
@@ -71,7 +83,15 @@ class Batch:
         )
         targets = torch.full_like(labels, IGNORED)
         targets[:-1] = labels[1:]  # the first label of a document is ignored, so nothing crosses a border
-        return Documents(ids[None], positions[None], targets, tuple(size for row in self.lengths for size in row))
+        lengths = tuple(size for row in self.lengths for size in row)
+        if self.forks:
+            return Documents(
+                ids[None],
+                positions[None],
+                targets,
+                tuple(fork or size for fork, size in zip(self.forks, lengths, strict=True)),
+            )
+        return Documents(ids[None], positions[None], targets, lengths)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned() memory beside what the device computes."""
@@ -88,6 +108,7 @@ class Batch:
             labels=change(self.labels),
             position_ids=change(self.position_ids),
             attention_mask=None if self.attention_mask is None else change(self.attention_mask),
+            answers=None if self.answers is None else self.answers.changed(change),
         )
 
 
@@ -110,7 +131,7 @@ def collate(rows: Sequence[Sequence[Example]], *, pad_token_id: int, packed: boo
             ids[index, start:stop] = torch.from_numpy(document.input_ids)
             labels[index, start:stop] = torch.from_numpy(document.labels)
             labels[index, start] = IGNORED
-            positions[index, start:stop] = torch.arange(stop - start)
+            positions[index, start:stop] = torch.from_numpy(positions_of(document))
             mask[index, start:stop] = 1
             start = stop
         positions[index, start:] = torch.arange(width - start)
@@ -125,3 +146,21 @@ def collate(rows: Sequence[Sequence[Example]], *, pad_token_id: int, packed: boo
         int(mask.sum()),
         tuple(tuple(map(len, row)) for row in rows),
     )
+
+
+def collate_answers(
+    examples: Sequence[Example], places: Sequence[int], rows: AnswerRows, *, pad_token_id: int, other: bool = False
+) -> Batch:
+    """A micro-batch of pairs or marked answers: one row for each, or for each side where they are not shared.
+
+    Args:
+        examples: pairs, or marked answers.
+        places: theirs in the data.
+        rows: how they become a batch.
+        other: they are those of `rows.others`.
+    """
+    documents = rows.documents(examples)
+    batch = collate([[document] for document in documents], pad_token_id=pad_token_id, packed=False)
+    answers = rows.of(examples, places, batch.input_ids.shape[1], other=other)
+    forks = tuple(document.fork for document in documents) if any(document.fork for document in documents) else ()
+    return replace(batch, answers=answers, forks=forks, num_label_tokens=len(answers.index))

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .collate import Batch, collate
+from .answers import AnswerRows
+from .collate import Batch, collate, collate_answers
 from .examples import lengths_of
 from .mixture import Mixture
 from .packing import pack
@@ -29,6 +30,9 @@ class Loader:
         group_by_length: rows of similar length share a step's micro-batches (without packing).
         pad_token_id: what fills rows up.
         share: (rank, ranks) of the data ranks; this one takes every `ranks`-th row of a step.
+
+    Attributes:
+        answers: how rows of pairs, or of marked answers, become batches; None where labels alone count.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Loader:
         pad_token_id: int,
         share: tuple[int, int] = (0, 1),
     ) -> None:
+        self.answers: AnswerRows | None = None
         self._examples = examples
         self._rows_per_step = rows_per_step
         self._seed = seed
@@ -132,19 +137,29 @@ class Loader:
         Every rank gets the same number of micro-batches: one that has fewer rows computes some without labels, since
         sharded weights are gathered by all ranks together.
         """
+        return self._micro_batches(epoch, index, micro_batch_size, other=False)
+
+    def other_answers(self, epoch: int, index: int, micro_batch_size: int) -> list[Batch]:
+        """The same questions as micro_batches(), each with the answer to another one (`answers.others`)."""
+        return self._micro_batches(epoch, index, micro_batch_size, other=True)
+
+    def _micro_batches(self, epoch: int, index: int, micro_batch_size: int, *, other: bool) -> list[Batch]:
         first = index * self._rows_per_step
         rows = self._epoch(epoch)[1][first : first + self._rows_per_step]
         mine = rows[self._data_rank :: self._data_size]
         most = -(-len(rows) // self._data_size)
         batches = [
-            self._collate(epoch, mine[start : start + micro_batch_size])
+            self._collate(epoch, mine[start : start + micro_batch_size], other)
             for start in range(0, len(mine), micro_batch_size)
         ]
         missing = -(-most // micro_batch_size) - len(batches)
-        return batches + [self._collate(epoch, rows[:1]).without_labels()] * missing
+        return batches + [self._collate(epoch, rows[:1], other).without_labels()] * missing
 
-    def _collate(self, epoch: int, rows: np.ndarray) -> Batch:
+    def _collate(self, epoch: int, rows: np.ndarray, other: bool) -> Batch:
         documents = self._epoch(epoch)[0]
+        if self.answers is not None:
+            places = [documents[row][0] for row in rows]
+            return answer_batch(self._examples, places, self.answers, pad_token_id=self._pad_token_id, other=other)
         return collate(
             [[self._examples[document] for document in documents[row]] for row in rows],
             pad_token_id=self._pad_token_id,
@@ -152,15 +167,35 @@ class Loader:
         )
 
 
+def answer_batch(
+    examples: Sequence[Example], places: Sequence[int], rows: AnswerRows, *, pad_token_id: int, other: bool = False
+) -> Batch:
+    """The micro-batch of the pairs, or marked answers, at these places of the data; with `other` of `rows.others`."""
+    source = rows.others if other else examples
+    assert source is not None
+    return collate_answers([source[place] for place in places], places, rows, pad_token_id=pad_token_id, other=other)
+
+
 def evaluation_batches(
-    examples: Sequence[Example], *, batch_size: int, pad_token_id: int, packing_length: int | None = None
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    packing_length: int | None = None,
+    answers: AnswerRows | None = None,
+    other: bool = False,
 ) -> list[Batch]:
     """Batches of rows of similar lengths, longest first, so that memory is tried at once.
 
     Args:
         packing_length: capacity of a packed row; None pads every document to the longest of its batch.
+        answers: how pairs, or marked answers, become batches.
+        other: the batches of `answers.others` in the same order.
     """
     rows = evaluation_rows(examples, packing_length)
+    if answers is not None:
+        parts = [[row[0] for row in rows[start : start + batch_size]] for start in range(0, len(rows), batch_size)]
+        return [answer_batch(examples, part, answers, pad_token_id=pad_token_id, other=other) for part in parts]
     return [
         collate(
             [[examples[document] for document in row] for row in rows[start : start + batch_size]],

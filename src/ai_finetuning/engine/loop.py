@@ -20,6 +20,7 @@ from .checkpoint.background import Snapshot
 from .checkpoint.store import WEIGHTS_ONLY
 from .hooks import Request, SignalFlags, take_request
 from .metrics import MetricsFile, text_metrics
+from .preference_loss import PreferenceLoss
 from .state import Evaluation, Run
 from .step import StepOutcome, make_optimizer_state, next_step, step_with_retry
 from .train_state import TrainState
@@ -161,7 +162,9 @@ def record(run: Run, metrics: MetricsFile, outcome: StepOutcome, seconds: float)
         "skipped": state.skipped,
         "micro_batch_size": state.micro_batch_size,
         "seconds": round(seconds, 3),
-    }
+    } | outcome.extra
+    if run.preference is not None:
+        run.preference.watch.look(state.step, outcome.extra)
     metrics.write(row)
     last = state.step == run.total_steps
     control.should_log |= last or state.step % run.logging_steps == 0
@@ -200,10 +203,14 @@ def evaluate(run: Run, metrics: MetricsFile, evaluation: Evaluation) -> None:
     """Evaluates; asks to keep the best weights, and to stop where patience has run out."""
     state, control = run.state, run.control
     random_state = rng.DeviceRandomState()
-    loss_sum, tokens, batches = _evaluate_in_memory(run, evaluation)
+    loss_sum, units, batches = _evaluate_in_memory(run, evaluation)
     random_state.restore()
-    row: dict[str, Any] = {"step": state.step, "total_steps": run.total_steps, "eval_tokens": tokens}
-    row |= text_metrics(loss_sum, tokens, evaluation.characters)
+    row: dict[str, Any] = {"step": state.step, "total_steps": run.total_steps}
+    if run.preference is None:
+        row |= {"eval_tokens": units} | text_metrics(loss_sum, units, evaluation.characters)
+    else:
+        extra = run.preference.take(run.strategy)
+        row |= {"eval_loss": loss_sum / max(1, units)} | {f"eval_{name}": value for name, value in extra.items()}
     if evaluation.predictions is not None:
         row |= evaluation.predictions.metrics(run.strategy, batches)
     metrics.write(row)
@@ -237,6 +244,8 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int, i
     def work(size: int) -> tuple[float, int, int]:
         run.faults.inject("eval", state.step)
         batches = evaluation.batches(size)
+        if run.preference is not None:
+            _begin_preference(run, run.preference, evaluation, size)
         with evaluation.predictions.collect() if evaluation.predictions is not None else contextlib.nullcontext():
             return *run.strategy.evaluate(batches), len(batches)
 
@@ -250,6 +259,14 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int, i
     if not run.retry_smaller:
         return work(state.eval_batch_size)
     return with_smaller_batches(work, state.eval_batch_size, on_halved)
+
+
+def _begin_preference(run: Run, preference: PreferenceLoss, evaluation: Evaluation, size: int) -> None:
+    """The metrics of answers begin anew; KTO's reference point is one number for the whole evaluation."""
+    preference.begin()
+    if preference.has_rest and evaluation.others is not None:
+        others = evaluation.others(size)
+        preference.find_rest(run.strategy, lambda: run.strategy.evaluate(others))
 
 
 def save(run: Run, *, whole: bool) -> None:

@@ -64,7 +64,7 @@ class DocumentModel(Protocol):
     def cast(self) -> Callable[[Tensor], Tensor]:
         """A weight in the dtype of the products."""
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int | tuple[int, ...], ...]) -> Tensor:
         """Last hidden states [tokens, d]."""
 
 
@@ -131,9 +131,11 @@ def _divergence(model: DocumentModel, documents: Documents, hidden: Tensor, told
     """Sum of KL(base || trained) over the tokens that are told to; the base computes the documents that hold them, and no
     others.
     """
-    held = [bool(part.any()) for part in torch.split(told.cpu(), list(documents.lengths))]
-    lengths = tuple(size for size, holds in zip(documents.lengths, held, strict=True) if holds)
-    of_them = torch.repeat_interleave(torch.tensor(held), torch.tensor(documents.lengths)).to(told.device)
+    whole = [size for size in documents.lengths if isinstance(size, int)]
+    assert len(whole) == len(documents.lengths), "pairs of answers are not held to a base by token"
+    held = [bool(part.any()) for part in torch.split(told.cpu(), whole)]
+    lengths = tuple(size for size, holds in zip(whole, held, strict=True) if holds)
+    of_them = torch.repeat_interleave(torch.tensor(held), torch.tensor(whole)).to(told.device)
     with torch.no_grad(), base.answers():
         expected = model.hidden(documents.input_ids[:, of_them], documents.position_ids[:, of_them], lengths)
     total: Tensor = LinearDivergence.apply(

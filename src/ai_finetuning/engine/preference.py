@@ -109,12 +109,34 @@ _FORMULAS: dict[str, Callable[[_Terms], Tensor]] = {
 
 
 def pair_losses(scores: PairScores, settings: PreferenceConfig) -> Tensor:
-    """[pairs] losses in fp32; 0, with no gradient, for pairs without labels."""
+    """[pairs] losses in fp32; 0, with no gradient, for pairs without labels.
+
+    Raises:
+        ValueError: the loss compares with a reference, and there is none.
+    """
     of = _terms(scores, settings)
     losses = _FORMULAS[settings.loss or "sigmoid"](of)
     if settings.sft_weight:
         losses = losses - settings.sft_weight * of.chosen_mean
     return torch.where(scores.live, losses, torch.zeros_like(losses))
+
+
+_PAIR_METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
+_MARKED_METRICS = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+
+
+def metric_names(settings: PreferenceConfig) -> tuple[str, ...]:
+    """What pair_metrics, or for objective kto marked_metrics, sums up."""
+    if LOSSES[settings.loss or "sigmoid"].objective == "kto":
+        return _MARKED_METRICS
+    return (*_PAIR_METRICS, "nll_loss", "log_odds_ratio") if settings.loss == "orpo" else _PAIR_METRICS
 
 
 @torch.no_grad()
@@ -123,6 +145,9 @@ def pair_metrics(scores: PairScores, settings: PreferenceConfig) -> dict[str, Te
 
     Rewards are beta times what the loss compares; the accuracy is the share of pairs whose chosen answer has the higher
     one, so it is 0 where both have the same, as before step 1.
+
+    Raises:
+        ValueError: the loss compares with a reference, and there is none.
     """
     of, facts, live = _terms(scores, settings), LOSSES[settings.loss or "sigmoid"], scores.live
     reward = of.beta * (of.ratio if facts.reference else of.mean)
@@ -139,6 +164,33 @@ def pair_metrics(scores: PairScores, settings: PreferenceConfig) -> dict[str, Te
     return {name: torch.where(live, values, torch.zeros_like(values)).sum() for name, values in rows.items()}
 
 
+@torch.no_grad()
+def marked_metrics(
+    ratio: Tensor, policy: Tensor, good: Tensor, live: Tensor, settings: PreferenceConfig
+) -> dict[str, Tensor]:
+    """Sums over the marked answers that live, those of good ones to be divided by their number and the others by theirs,
+    with both numbers (`good`, `bad`).
+
+    Args:
+        ratio: [rows] log(policy / reference) of an answer.
+        policy: [rows] its log-probability.
+        good: [rows] bool marks.
+        live: [rows] bool: the answer has labels.
+        settings: whose loss it is.
+    """
+    beta, obtained = beta_of(settings), {}
+    for name, count, rows in (("chosen", "good", good & live), ("rejected", "bad", ~good & live)):
+        for kind, values in (("rewards", beta * ratio), ("logps", policy)):
+            obtained[f"{kind}/{name}"] = torch.where(rows, values, torch.zeros_like(values)).sum()
+        obtained[count] = rows.sum()
+    return obtained
+
+
+def beta_of(settings: PreferenceConfig) -> float:
+    """The section's beta, or that of its loss."""
+    return LOSSES[settings.loss or "sigmoid"].beta if settings.beta is None else settings.beta
+
+
 def _terms(scores: PairScores, settings: PreferenceConfig) -> _Terms:
     facts, live = LOSSES[settings.loss or "sigmoid"], scores.live[:, None]
     rest = 1.0 if settings.ld_alpha is None else settings.ld_alpha
@@ -153,7 +205,7 @@ def _terms(scores: PairScores, settings: PreferenceConfig) -> _Terms:
         ratio=ratio,
         mean=ratio / labels,
         chosen_mean=scores.policy[:, CHOSEN].sum(dim=1) / labels[:, CHOSEN],
-        beta=facts.beta if settings.beta is None else settings.beta,
+        beta=beta_of(settings),
         smoothing=settings.label_smoothing,
         margin=1.0 if settings.margin is None else settings.margin,
     )
@@ -167,13 +219,16 @@ def marked_losses(ratio: Tensor, good: Tensor, settings: PreferenceConfig, at_re
         good: [rows] bool marks.
         settings: whose loss is kto or apo_zero_unpaired.
         at_rest: KTO's reference point, one number for a whole step: the mean of log(policy / reference) over answers
-            to other questions, at least 0. No gradient goes through it.
+            to other questions, at least 0. No gradient goes through it; apo_zero_unpaired has none.
+
+    Raises:
+        ValueError: the loss is kto, and there is no reference point.
     """
-    facts = LOSSES[settings.loss or "kto"]
-    beta = facts.beta if settings.beta is None else settings.beta
-    from_rest = (
-        ratio if settings.loss == "apo_zero_unpaired" or at_rest is None else ratio - at_rest.detach().clamp(min=0)
-    )
+    from_rest = ratio
+    if settings.loss != "apo_zero_unpaired":
+        if at_rest is None:
+            raise ValueError("the loss kto needs a reference point (at_rest)")
+        from_rest = ratio - at_rest.detach().clamp(min=0)
     reward = torch.where(good, from_rest, -from_rest)
     weight = torch.where(good, settings.desirable_weight, settings.undesirable_weight)
-    return weight * (1 - torch.sigmoid(beta * reward))
+    return weight * (1 - torch.sigmoid(beta_of(settings) * reward))

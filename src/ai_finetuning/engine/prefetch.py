@@ -52,6 +52,10 @@ class Prefetched:
             self._ahead = (behind, self._thread.submit(self._made, *behind))
         return group
 
+    def other_answers(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
+        """The same questions, each with the answer to another one; made when asked for."""
+        return self._thread.submit(self._loader.other_answers, epoch, index, micro_batch_size).result()
+
     def _made(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
         group = self._loader.micro_batches(epoch, index, micro_batch_size)
         return [batch.pinned() for batch in group] if self._pinned else group

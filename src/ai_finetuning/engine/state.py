@@ -17,6 +17,7 @@ from .checkpoint.store import CheckpointStore
 from .faults import Faults
 from .hooks import Callback, Control
 from .predictions import Predictions
+from .preference_loss import PreferenceLoss
 from .schedule import Schedule
 from .train_state import TrainState
 
@@ -30,16 +31,21 @@ class LoaderLike(Protocol):
     def micro_batches(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
         """This rank's batches of one optimizer step; a pure function of its arguments and the seed."""
 
+    def other_answers(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
+        """The same questions, each with the answer to another one."""
+
 
 @dataclass
 class Evaluation:
-    """Evaluation data: batches for a batch size, the characters of the scored text (None where unknown), and what
-    collects predictions for the user's own metrics (None where there are none).
+    """Evaluation data: batches for a batch size, the characters of the scored text (None where unknown), what collects
+    predictions for the user's own metrics (None where there are none), and the questions with the answers to others (None
+    where nothing asks for them).
     """
 
     batches: Callable[[int], Sequence[Batch]]
     characters: int | None
     predictions: Predictions | None = None
+    others: Callable[[int], Sequence[Batch]] | None = None
 
 
 @dataclass
@@ -72,6 +78,7 @@ class Run:
     derived: dict[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
     faults: Faults = field(default_factory=Faults)
+    preference: PreferenceLoss | None = None  # the strategy's loss, where pairs or marked answers are trained on
     memory_hint_ja: str = ""
     memory_hint_en: str = ""
 

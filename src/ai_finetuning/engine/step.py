@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from torch import Tensor
@@ -28,11 +28,13 @@ class StepData:
 
     Attributes:
         group: this rank's micro-batches.
+        units: what the loss is a mean over: label tokens, pairs or marked answers; over all ranks.
         label_tokens: that take loss, over all ranks.
         tokens: that go through the model, over all ranks.
     """
 
     group: Sequence[Batch]
+    units: int
     label_tokens: int
     tokens: int
 
@@ -42,13 +44,14 @@ class StepOutcome:
     """What one step did.
 
     Attributes:
-        loss: nats per label token over the whole step.
+        loss: over the whole step: nats per label token, or the loss of a pair or marked answer.
         grad_norm: global gradient norm before clipping.
         label_tokens: tokens that contribute to the loss.
         tokens: real tokens that went through the model.
         learning_rate: read back from the optimizer.
         updated: whether the weights changed.
         finite: whether loss and gradients were finite.
+        extra: other numbers of the step, for its row in metrics.jsonl.
     """
 
     loss: float
@@ -58,6 +61,7 @@ class StepOutcome:
     learning_rate: float
     updated: bool
     finite: bool
+    extra: dict[str, float] = field(default_factory=dict)
 
 
 def next_step(run: Run, request: Request = NOTHING) -> tuple[StepData, Request]:
@@ -68,9 +72,13 @@ def next_step(run: Run, request: Request = NOTHING) -> tuple[StepData, Request]:
     state = run.state
     more = state.step < run.total_steps
     group = run.loader.micro_batches(state.epoch, state.index, state.micro_batch_size) if more else []
-    counts = [sum(batch.num_label_tokens for batch in group), sum(batch.num_tokens for batch in group)]
-    (label_tokens, tokens), flags = run.strategy.agree(counts, request)
-    return StepData(group, int(label_tokens), int(tokens)), Request(*flags)
+    counts = [
+        sum(batch.num_units for batch in group),
+        sum(batch.num_label_tokens for batch in group),
+        sum(batch.num_tokens for batch in group),
+    ]
+    (units, label_tokens, tokens), flags = run.strategy.agree(counts, request)
+    return StepData(group, int(units), int(label_tokens), int(tokens)), Request(*flags)
 
 
 def train_step(run: Run, data: StepData) -> StepOutcome:
@@ -78,7 +86,8 @@ def train_step(run: Run, data: StepData) -> StepOutcome:
     state, strategy, optimizer = run.state, run.strategy, run.optimizer
     fault = run.faults.inject("step", state.step + 1)
     set_learning_rate(optimizer, lr_factor(state.step, run.schedule, total=run.total_steps))
-    loss = strategy.forward_backward(data.group, max(1.0, data.label_tokens))
+    _begin_preference(run)
+    loss = strategy.forward_backward(data.group, max(1.0, data.units))
     if fault is not None:
         loss = _spoil(run, fault, loss)
     update = _update(run, loss)
@@ -91,7 +100,19 @@ def train_step(run: Run, data: StepData) -> StepOutcome:
         learning_rate=optimizer.param_groups[0]["lr"],
         updated=update.applied,
         finite=math.isfinite(update.loss) and (update.scaled or math.isfinite(update.grad_norm)),
+        extra={} if run.preference is None else run.preference.take(strategy),
     )
+
+
+def _begin_preference(run: Run) -> None:
+    """The metrics of answers begin anew; KTO's reference point is one number for the whole step."""
+    state, preference = run.state, run.preference
+    if preference is None:
+        return
+    preference.begin()
+    if preference.has_rest:
+        others = run.loader.other_answers(state.epoch, state.index, state.micro_batch_size)
+        preference.find_rest(run.strategy, lambda: run.strategy.score(others))
 
 
 def make_optimizer_state(run: Run) -> None:

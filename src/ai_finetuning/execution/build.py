@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..data.answers import AnswerRows
 from ..data.loader import evaluation_batches
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.loss import Base, make_document_loss, make_loss
@@ -54,6 +56,7 @@ from .derived import Derived, kernels_of, validate_kernels, validate_products
 from .fingerprint import validate_same_weights, weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
+from .preference import build_preference, without_dropout
 from .resolve import RunPlan
 
 
@@ -68,6 +71,7 @@ class Built:
         save_dtype: of a full model on disk.
         derived: the plan's, with what the built model has added to it.
         slot: what collects other predictions than those of an evaluation, of a model whose parts lie in several processes.
+        answers: how training and evaluation rows of pairs, or marked answers, become batches.
     """
 
     run: Run
@@ -76,6 +80,7 @@ class Built:
     save_dtype: torch.dtype
     derived: Derived
     slot: PredictionSlot | None = None
+    answers: tuple[AnswerRows, AnswerRows] | None = None
 
 
 def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phases: Phases | None = None) -> Built:
@@ -99,10 +104,15 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
         else strategy.weight_placement.layer_offload(model)
     ):
         path, positions = _documents(plan, model, strategy)  # tried on the device, although the model is not cut yet
-    evaluation = _evaluation(plan) if plan.data.eval_data else None
+    evaluation_rows = None if plan.request.config.objective == "sft" else AnswerRows()
+    evaluation = _evaluation(plan, evaluation_rows) if plan.data.eval_data else None
     predictions: Collects | None = evaluation.predictions if evaluation is not None else None
     slot = PredictionSlot(evaluation.predictions) if evaluation is not None and plan.parallel.in_parts else None
     loss = loss_of(model, path, slot or predictions, positions=positions, base=_base(plan, model))
+    preference, answers = None, None
+    if evaluation_rows is not None:
+        preference, training_rows = build_preference(plan, path, loss, evaluation_rows, positions=positions)
+        loss, answers = preference, (training_rows, evaluation_rows)
     if phases is not None:
         mark_phases(phases, model)
         loss = marked(phases, loss)
@@ -110,10 +120,11 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
     run = _run(plan, store, metrics_path, model, path, strategy, evaluation)
     if phases is not None:
         run.optimizer.register_step_pre_hook(lambda *_: phases.at("optimizer"))
+    run.preference = preference
     run.fingerprint = plan.fingerprint | {"weights": fingerprint}
     derived = _derived(plan, model, path, attention)
     run.derived = asdict(derived)
-    return Built(run, model, path, dtype, derived, slot)
+    return Built(run, model, path, dtype, derived, slot, answers)
 
 
 def _strategy(plan: RunPlan) -> Strategy:
@@ -157,6 +168,8 @@ def _load(plan: RunPlan, strategy: Strategy) -> tuple[nn.Module, str, torch.dtyp
         data_rank, _ = plan.parallel.data_place(launched().rank)
         if data_rank:
             torch.manual_seed(request.config.training.runtime.seed + data_rank)
+    if request.config.objective != "sft":
+        without_dropout(model, told=0.0 if request.full else request.config.lora.lora_dropout)
     trains, everything = trainable_parameters(model)
     notice(
         f"学習する重み {trains:,} / {everything:,}（{trains / everything:.2%}）",
@@ -183,8 +196,14 @@ def _lighten(plan: RunPlan, model: nn.Module) -> None:
 def _with_adapter(plan: RunPlan, model: nn.Module) -> Any:
     lora = plan.request.config.lora
     if lora.adapter is not None:
-        return continue_adapter(model, lora.adapter, dropout=lora.lora_dropout)
+        return continue_adapter(model, lora.adapter, dropout=_dropout(plan))
     return new_adapter(plan, model)
+
+
+def _dropout(plan: RunPlan) -> float:
+    """Of adapters; none where answers are compared."""
+    config = plan.request.config
+    return config.lora.lora_dropout if config.objective == "sft" else 0.0
 
 
 def new_adapter(plan: RunPlan, model: nn.Module) -> Any:
@@ -195,7 +214,7 @@ def new_adapter(plan: RunPlan, model: nn.Module) -> Any:
         model,
         r=lora.r,
         alpha=lora.lora_alpha,
-        dropout=lora.lora_dropout,
+        dropout=_dropout(plan),
         target_modules=targets,
         bias=lora.bias,
         use_rslora=lora.use_rslora,
@@ -279,17 +298,20 @@ def optimizer_of(plan: RunPlan, named: NamedParameters, model: nn.Module) -> tor
     )
 
 
-def _evaluation(plan: RunPlan) -> Evaluation:
-    def batches(size: int) -> Any:
+def _evaluation(plan: RunPlan, answers: AnswerRows | None) -> Evaluation:
+    def batches(size: int, *, other: bool = False) -> Any:
         return evaluation_batches(
             plan.data.eval_data,
             batch_size=size,
             pad_token_id=plan.tokenizer.pad_token_id,
             packing_length=plan.packing_tokens,
+            answers=answers,
+            other=other,
         )
 
     predictions = predictions_for(plan.request.hooks, plan.data.eval_data, plan.packing_tokens)
-    return Evaluation(batches, plan.data.eval_characters, predictions)
+    others = None if answers is None else partial(batches, other=True)
+    return Evaluation(batches, plan.data.eval_characters, predictions, others)
 
 
 def _documents(plan: RunPlan, model: nn.Module, strategy: Strategy) -> tuple[VarlenForward | None, bool]:

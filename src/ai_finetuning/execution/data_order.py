@@ -6,6 +6,7 @@ from typing import Any
 
 from ..config.section import explicitly_set
 from ..config.training import TrainingConfig
+from ..data.answers import AnswerRows
 from ..data.loader import Loader
 from ..data.mixture import Mixture, Taken
 from ..data.prepare import PreparedData, prepare
@@ -13,6 +14,7 @@ from ..engine.schedule import resolve_warmup, warmup_of_ratio
 from ..errors import ConfigError, localized
 from ..parallel.plan import ParallelPlan
 from ..parallel.processes import launched
+from .objective import validate_objective
 from .request import TrainRequest
 from .tokenizing import encoder_for
 
@@ -44,11 +46,13 @@ def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | None:
 
 
 def validate_base(request: TrainRequest, parallel: ParallelPlan) -> None:
-    """Refuses old rows that are held to the base where no process has the whole model to ask.
+    """Refuses old rows that are held to the base where no process has the whole model to ask, and an objective that the
+    strategy does not train.
 
     Raises:
-        ConfigError: data.replay.distill with such a strategy.
+        ConfigError: data.replay.distill with such a strategy, or the objective.
     """
+    validate_objective(request, parallel)
     if request.config.data.replay.distill is None:
         return
     if parallel.in_parts or parallel.strategy == "model_parallel" or request.use_accelerate:
@@ -65,7 +69,7 @@ def loader_of(
 ) -> Loader:
     """This process's share of the rows."""
     config, training = request.config, request.config.training
-    return Loader(
+    loader = Loader(
         data.train if mixture is None else mixture,
         rows_per_step=training.batch_size * training.gradient_accumulation_steps,
         seed=training.runtime.seed,
@@ -75,6 +79,9 @@ def loader_of(
         pad_token_id=tokenizer.pad_token_id,
         share=parallel.data_place(launched().rank),
     )
+    if config.objective != "sft":
+        loader.answers = AnswerRows()
+    return loader
 
 
 def warmup_of(training: TrainingConfig, taken: dict[str, Any], total: int) -> int:

@@ -39,6 +39,7 @@ from .final_verdict import RunVerdict, run_seconds
 from .fixed_questions import fixed_questions
 from .leakage import warn_of_leakage
 from .output_folder import OutputFolder
+from .preference import give_references
 from .processes import as_plain, remove_rows, resolved, run_processes, settled_of
 from .progress import progress, saying_that_it_prepares, speaking_main_process
 from .reporting import RunReport, few_steps_unless_better
@@ -292,6 +293,7 @@ def _train(plan: RunPlan, folder: OutputFolder, peers: Peers) -> Result:
 
             run.callbacks = [*run.callbacks, TransformersCallbacks(plan, run)]
         _restore(run, loaded, start)
+        give_references(plan, built, folder.path, start)
         verdict.before_training(built)
         notice(plan.precision.reason_ja, plan.precision.reason_en)
         result = _fit(plan, built, folder, report, verdict)

@@ -49,10 +49,12 @@ def _speed_text(speed: float) -> str:
 
 
 def _evaluation(row: dict[str, Any]) -> tuple[str, str]:
-    bits = row.get("eval_bits_per_character")
+    loss, bits, right = row["eval_loss"], row.get("eval_bits_per_character"), row.get("eval_rewards/accuracies")
     more = f", bpc {bits:.3f}" if bits is not None else ""
-    numbers = f"{row['eval_loss']:.4f} (ppl {row['eval_perplexity']:.2f}{more})"
-    return f"ステップ {row['step']} 評価損失 {numbers}", f"step {row['step']} evaluation loss {numbers}"
+    ja = en = f" (ppl {row['eval_perplexity']:.2f}{more})" if "eval_perplexity" in row else ""
+    if right is not None:
+        ja, en = f"（良い回答が上 {right:.1%}）", f" (better answers win in {right:.1%})"
+    return f"ステップ {row['step']} 評価損失 {loss:.4f}{ja}", f"step {row['step']} evaluation loss {loss:.4f}{en}"
 
 
 class Heartbeat:

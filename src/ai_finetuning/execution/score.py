@@ -49,6 +49,13 @@ def score(request: TrainRequest, trained: nn.Module | None) -> dict[str, Any]:
             "there is no evaluation data; give it to evaluate(), or give the trainer an eval_dataset (in a "
             "configuration: data.eval).",
         )
+    objective = request.config.objective
+    if objective != "sft":
+        raise ConfigError(
+            f"evaluate() は文章の損失を計算するもので、objective: {objective} の組や印は評価できません。評価データを data.eval（eval_dataset）に指定すると、学習中に eval_rewards/accuracies などを計算します。",
+            f"evaluate() scores texts, and not the pairs or marks of objective: {objective}; with evaluation data in data.eval "
+            "(eval_dataset) the run computes eval_rewards/accuracies and others as it trains.",
+        )
     if launched().size == 1:
         return _score(request, trained)
     device = request.model.device or get_available_device()

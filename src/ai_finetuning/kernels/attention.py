@@ -23,6 +23,8 @@ _BLOCK = 128
 # On a CPU: rows of scores that are made at once, and the longest document whose probabilities are kept for the backward
 # pass.
 _ROWS, _KEPT = 128, 1024
+# A document's tokens; of one with a fork (docs/preference.md) those of its prefix and of each of its branches.
+Length = int | tuple[int, ...]
 # What a model may hand over besides queries, keys and values without changing the result of a causal attention.
 _HARMLESS = frozenset(
     {"output_attentions", "use_cache", "cache_position", "is_causal", "output_router_logits", "head_mask"}
@@ -42,14 +44,15 @@ class _Documents:
     """What a model hands over with queries, keys and values.
 
     Attributes:
-        lengths: of the documents in order; tokens after the last one get zeros.
+        lengths: of the documents in order; tokens after the last one get zeros. Of one with a fork those of its prefix and
+            of its branches: a branch sees the prefix and itself, as if it followed the prefix at once.
         scaling: factor of the scores; None for one over the root of the head's width.
         dropout: of the probabilities.
         sliding_window: most keys that a query sees, itself included.
         softcap: scores become softcap * tanh(score / softcap).
     """
 
-    lengths: tuple[int, ...]
+    lengths: tuple[Length, ...]
     scaling: float | None = None
     dropout: float = 0.0
     sliding_window: int | None = None
@@ -64,7 +67,7 @@ def document_attention(
     Args:
         query, key, value: [1, heads, tokens, d]; fewer heads in key and value are shared by groups of queries.
         **options: as the model hands them over:
-            seq_lens, of the documents in order; tokens after the last one get zeros;
+            seq_lens, of the documents in order, forks among them; tokens after the last one get zeros;
             position_ids, [1, tokens]; where a model hands on only these (StableLM), documents begin at their zeros;
             scaling, dropout, sliding_window, softcap.
 
@@ -80,25 +83,60 @@ def document_attention(
 def _one_by_one(query: Tensor, key: Tensor, value: Tensor, documents: _Documents) -> Tensor:
     """A loop over the documents: [1, tokens, heads, d]."""
     query, key = _as_values(query, key, value)
-    lengths, dropout, window = documents.lengths, documents.dropout, documents.sliding_window
-    groups = query.shape[1] // key.shape[1]
-    scale = documents.scaling if documents.scaling is not None else query.shape[-1] ** -0.5
+    lengths = documents.lengths
     parts: list[Tensor] = []
     cover = _cover(lengths, query.shape[2])
     for q, k, v in zip(*(torch.split(x, cover, dim=2) for x in (query, key, value)), strict=True):
         if len(parts) == len(lengths):  # padding
             parts.append(torch.zeros_like(q))
-        elif documents.softcap is not None or (window and q.shape[2] > window):
-            parts.append(_explicit(q, k, v, scale, dropout, window, documents.softcap))
-        elif not dropout and _products_are_faster(q):
-            parts.append(_by_products(q[0], k[0], v[0], scale)[None])
-        else:
-            parts.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, is_causal=q.shape[2] > 1, scale=scale, dropout_p=dropout, enable_gqa=groups > 1
-                )
-            )
+            continue
+        length = lengths[len(parts)]
+        parts.append(_one(q, k, v, documents) if isinstance(length, int) else _forked(q, k, v, length, documents))
     return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def _forked(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], documents: _Documents) -> Tensor:
+    """A document with a fork. The first branch follows the prefix in the row already, so both are one document; each later
+    branch sees the prefix in front of it.
+    """
+    prefix, first, *others = lengths
+    start = prefix + first
+    parts = [_one(q[:, :, :start], k[:, :, :start], v[:, :, :start], documents)]
+    for branch in others:
+        own = slice(start, start + branch)
+        keys, values = (torch.cat([x[:, :, :prefix], x[:, :, own]], dim=2) for x in (k, v))
+        parts.append(_one(q[:, :, own], keys, values, documents))
+        start += branch
+    return torch.cat(parts, dim=2)
+
+
+def _one(q: Tensor, k: Tensor, v: Tensor, documents: _Documents) -> Tensor:
+    """[1, heads, queries, d] of a causal document whose last tokens are the queries."""
+    dropout, window, softcap = documents.dropout, documents.sliding_window, documents.softcap
+    groups, first = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
+    scale = documents.scaling if documents.scaling is not None else q.shape[-1] ** -0.5
+    if softcap is not None or (window and k.shape[2] > window):
+        return _explicit(q, k, v, scale, dropout, window, softcap)
+    if not dropout and _products_are_faster(q):
+        return _by_products(q[0], k[0], v[0], scale)[None]
+    mask = _seen(q.shape[2], k.shape[2], None, q.device) if first and q.shape[2] > 1 else None
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None and q.shape[2] > 1,
+        scale=scale,
+        dropout_p=dropout,
+        enable_gqa=groups > 1,
+    )
+
+
+def _seen(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """[queries, keys] bool: which keys the last tokens of a document see."""
+    place = torch.arange(keys, device=device)
+    distance = place[keys - queries :, None] - place[None, :]
+    return (distance >= 0) & (distance < (window or keys))
 
 
 def _as_values(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +157,7 @@ def _shared(make: Any, like: Tensor, *given: Any) -> Any:
 def _understood(
     mask: Tensor | None,
     *,
-    seq_lens: tuple[int, ...] | None = None,
+    seq_lens: tuple[Length, ...] | None = None,
     position_ids: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -142,9 +180,20 @@ def _restarts(position_ids: Tensor | None) -> tuple[int, ...] | None:
     return tuple(stop - start for start, stop in zip(starts, starts[1:], strict=False)) if starts[0] == 0 else None
 
 
-def _cover(lengths: tuple[int, ...], tokens: int) -> list[int]:
-    rest = tokens - sum(lengths)
-    return [*lengths, rest] if rest else list(lengths)
+def total_of(lengths: tuple[Length, ...]) -> int:
+    """Tokens of documents."""
+    return sum(_sizes(lengths))
+
+
+def _sizes(lengths: tuple[Length, ...]) -> list[int]:
+    return [length if isinstance(length, int) else sum(length) for length in lengths]
+
+
+def _cover(lengths: tuple[Length, ...], tokens: int) -> list[int]:
+    """Tokens of each document, and of the padding behind them."""
+    sizes = _sizes(lengths)
+    rest = tokens - sum(sizes)
+    return [*sizes, rest] if rest else sizes
 
 
 def _products_are_faster(q: Tensor) -> bool:
@@ -153,20 +202,20 @@ def _products_are_faster(q: Tensor) -> bool:
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """One causal document as plain matrix products: [heads, tokens, d].
+    """One causal document, whose last tokens are the queries, as plain matrix products: [heads, queries, d].
 
     The fused SDPA of torch 2.13 on CPUs takes two to four times as long in bf16, its backward pass above all. Keys
     after a block of rows are never touched, which is half of them.
     """
     heads, tokens, width = q.shape
-    shared = k.shape[0]
+    shared, first = k.shape[0], k.shape[1] - tokens
     parts = []
     for start in range(0, tokens, _ROWS):
         stop = min(start + _ROWS, tokens)
         rows = q[:, start:stop].reshape(shared, -1, width)
-        unseen = _shared(_later, q, start, stop, heads // shared, q.dtype)
-        scores = torch.baddbmm(unseen, rows, k[:, :stop].transpose(1, 2), alpha=scale)
-        parts.append(torch.bmm(scores.softmax(dim=-1), v[:, :stop]).view(heads, stop - start, width))
+        unseen = _shared(_later, q, first + start, first + stop, heads // shared, q.dtype)
+        scores = torch.baddbmm(unseen, rows, k[:, : first + stop].transpose(1, 2), alpha=scale)
+        parts.append(torch.bmm(scores.softmax(dim=-1), v[:, : first + stop]).view(heads, stop - start, width))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -180,11 +229,10 @@ def _later(start: int, stop: int, groups: int, dtype: torch.dtype) -> Tensor:
 def _explicit(
     q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    """One document with a sliding window (arXiv:2004.05150) or capped scores (Gemma 2, arXiv:2408.00118)."""
-    tokens = q.shape[2]
-    place = torch.arange(tokens, device=q.device)
-    distance = place[:, None] - place[None, :]
-    seen = (distance >= 0) & (distance < (window or tokens))
+    """One document, whose last tokens are the queries, with a sliding window (arXiv:2004.05150) or capped scores (Gemma 2,
+    arXiv:2408.00118).
+    """
+    seen = _seen(q.shape[2], k.shape[2], window, q.device)
     if softcap is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=seen, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
@@ -211,8 +259,9 @@ def flex_document_attention(
     if only_allocating():
         return FusedAttention.apply(*_as_values(query, key, value), value).transpose(1, 2), None
     lengths, window = documents.lengths, documents.sliding_window
-    tokens, used = query.shape[2], sum(lengths)
-    mask = _shared(document_blocks, value, tuple(_cover(lengths, tokens)), window or 0, query.device)
+    tokens, used = query.shape[2], total_of(lengths)
+    padding = (tokens - used,) if used < tokens else ()
+    mask = _shared(document_blocks, value, (*lengths, *padding), window or 0, query.device)
     kernel = {}
     if query.is_cuda:
         capability = torch.cuda.get_device_capability(query.device)
@@ -275,39 +324,97 @@ def _capped(softcap: float | None, device: torch.device) -> Callable[..., Tensor
 
 
 @lru_cache(maxsize=4)  # a step's layers share one mask, or two where only some have a window
-def document_blocks(lengths: tuple[int, ...], window: int, device: torch.device) -> Any:
+def document_blocks(lengths: tuple[Length, ...], window: int, device: torch.device) -> Any:
     """FlexAttention's BlockMask of causal documents, made from their lengths: no mask of tokens x tokens ever exists.
 
     Args:
-        lengths: of all documents in the row.
+        lengths: of all documents in the row, forks among them.
         window: most keys that a query sees, itself included; 0 for all.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    sizes = torch.tensor(lengths)
+    forked = any(not isinstance(length, int) for length in lengths)
+    # A prefix with its first branch is a run of tokens like a document; so is each later branch.
+    runs = [run for length in lengths for run in _runs(length)]
+    sizes = torch.tensor([size for size, _ in runs])
     tokens = int(sizes.sum())
     place = torch.arange(tokens)
-    # The first key that each query sees; it never decreases along the row.
+    # The first key that each query sees in its run; it never decreases along the row.
     lowest = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    begin = lowest
     if window:
         lowest = torch.maximum(lowest, place - window + 1)
     first = torch.arange(0, tokens, _BLOCK)
     last = (first + _BLOCK).clamp_max(tokens) - 1
     before = first[None, :] < first[:, None]
-    whole = before & (first[None, :] >= lowest[last][:, None]) & (last - first + 1 == _BLOCK)[:, None]
+    full = (last - first + 1 == _BLOCK)[:, None]
+    whole = before & (first[None, :] >= lowest[last][:, None]) & full
     some = (before & (last[None, :] >= lowest[first][:, None])) | torch.eye(len(first), dtype=torch.bool)
+    if forked:
+        low, high = _prefixes(runs, sizes, place - begin, window)
+        least, most = _extremes(torch.where(high > low, low, tokens))[0], _extremes(high)[1]
+        some |= before & (first[None, :] < most[:, None]) & (last[None, :] >= least[:, None])
+        (_, lows), (highs, _) = _extremes(low), _extremes(high)
+        whole |= before & (first[None, :] >= lows[:, None]) & (last[None, :] < highs[:, None]) & full
     lowest = send(lowest, device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= lowest[query])
 
+    seen = sees
+    if forked:
+        low, high = send(low, device), send(high, device)
+
+        def sees_prefix(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own = (key <= query) & (key >= lowest[query])
+            return own | ((key >= low[query]) & (key < high[query]))
+
+        seen = sees_prefix
+
     return BlockMask.from_kv_blocks(
         *_listed(some & ~whole, device),
         *_listed(whole, device),
         BLOCK_SIZE=_BLOCK,
-        mask_mod=sees,
+        mask_mod=seen,
         seq_lengths=(tokens, tokens),
     )
+
+
+def _runs(length: Length) -> list[tuple[int, tuple[int, int]]]:
+    """(tokens, (tokens since the prefix began, tokens of the prefix)) of each run of a document; (0, 0) without one."""
+    if isinstance(length, int):
+        return [(length, (0, 0))]
+    prefix, first, *others = length
+    runs, since = [(prefix + first, (0, 0))], prefix + first
+    for branch in others:
+        runs.append((branch, (since, prefix)))
+        since += branch
+    return runs
+
+
+def _prefixes(
+    runs: list[tuple[int, tuple[int, int]]], sizes: Tensor, inside: Tensor, window: int
+) -> tuple[Tensor, Tensor]:
+    """([tokens], [tokens]) int64: which keys of its prefix, from `low` to before `high`, each query of a later branch sees; a
+    window counts places in the conversation. Others have an empty span at 0.
+
+    Args:
+        inside: [tokens], places in the runs.
+    """
+    since, prefix = (torch.tensor([part[index] for _, part in runs]) for index in (0, 1))
+    begin = sizes.cumsum(0) - sizes - since
+    low, high = (torch.where(prefix > 0, ends, 0) for ends in (begin, begin + prefix))
+    low, high, prefix = (torch.repeat_interleave(part, sizes) for part in (low, high, prefix))
+    if window:
+        low = torch.minimum(torch.maximum(low, low + prefix + inside - window + 1), high)
+        low = torch.where(prefix > 0, low, 0)
+    return low, high
+
+
+def _extremes(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest of the values [tokens] of each block of queries: ([blocks], [blocks])."""
+    parts = torch.split(values, _BLOCK)
+    return torch.stack([part.min() for part in parts]), torch.stack([part.max() for part in parts])
 
 
 def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -326,7 +433,7 @@ def varlen_document_attention(
     already and share keys among groups of queries without copies. Attention dropout takes the loop.
 
     Raises:
-        Unsuited: it computes in 16 bit, without capped scores, and with heads of at most 256 features.
+        Unsuited: it computes in 16 bit, without forks and capped scores, and with heads of at most 256 features.
     """
     documents = _understood(attention_mask, **options)
     if documents.dropout:
@@ -334,7 +441,7 @@ def varlen_document_attention(
     _refuse_what_varlen_lacks(value, documents)
     if only_allocating():
         return FusedAttention.apply(*_as_values(query, key, value), value).transpose(1, 2), None
-    tokens, used = query.shape[2], sum(documents.lengths)
+    tokens, used = query.shape[2], total_of(documents.lengths)
     lengths = tuple(_cover(documents.lengths, tokens))
     longest, window = max(lengths), documents.sliding_window
     ends = _shared(_ends, value, lengths, query.device)
@@ -356,6 +463,8 @@ def varlen_document_attention(
 
 
 def _refuse_what_varlen_lacks(value: Tensor, documents: _Documents) -> None:
+    if any(not isinstance(length, int) for length in documents.lengths):
+        raise Unsuited("分かれ目のある文書に対応していません", "it takes no documents with a fork")
     if value.dtype not in (torch.float16, torch.bfloat16):
         raise Unsuited("16bit の計算だけです", "it computes in 16 bit only")
     if documents.softcap is not None:

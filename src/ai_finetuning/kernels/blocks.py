@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .attention import Length, total_of
 from .autograd import Function
 from .products import products_of
 
@@ -178,7 +179,8 @@ class AttentionShape:
 
 
 class Attention(Function):
-    """Causal attention inside each document, rotary positions included.
+    """Causal attention inside each document, rotary positions included. A document with a fork is its prefix with the first
+    branch, and each later branch behind the same prefix.
 
     q [tokens, heads * d], k and v [tokens, kv_heads * d] before rotation; cos, sin [tokens, rotated / 2] fp32; lengths
     of the documents in order (tokens after the last one, padding, give zeros). Short products per document and block of
@@ -194,24 +196,28 @@ class Attention(Function):
         v: Tensor,
         cos: Tensor,
         sin: Tensor,
-        lengths: tuple[int, ...],
+        lengths: tuple[Length, ...],
         shape: AttentionShape,
     ) -> Tensor:
-        out = torch.zeros_like(q) if sum(lengths) < q.shape[0] else torch.empty_like(q)
+        out = torch.zeros_like(q) if total_of(lengths) < q.shape[0] else torch.empty_like(q)
         still = cos[:, :0].contiguous()
-        saved, start = [], 0
-        for length in lengths:
-            rows = slice(start, start + length)
+        saved, prefix = [], []
+        for rows, first in _runs(lengths):
             turned = (cos[rows], sin[rows])
             qh = _heads(q[rows], turned, shape.heads, shape.head_dim)
             kh = _heads(k[rows], turned, shape.kv_heads, shape.head_dim)
             vh = _heads(v[rows], (still[rows], still[rows]), shape.kv_heads, shape.head_dim)
             result = torch.empty_like(qh)
+            if first is None:
+                prefix = [kh, vh]
+            else:
+                kh, vh = (
+                    torch.cat([whole[:, :first], own], dim=1) for whole, own in zip(prefix, (kh, vh), strict=True)
+                )
             saved += [qh, kh, vh]
-            for block in _blocks(length):
+            for block in _blocks(qh.shape[1], first or 0):
                 saved += _attend(qh, kh, vh, result, block, shape)
             native.from_heads(result, out[rows], still[rows], still[rows], shape.head_dim)
-            start += length
         ctx.save_for_backward(cos, sin, *saved)
         ctx.lengths, ctx.shape, ctx.tokens = lengths, shape, q.shape[0]
         return out
@@ -221,26 +227,33 @@ class Attention(Function):
         shape: AttentionShape = ctx.shape
         cos, sin, *saved = ctx.saved_tensors
         gradient = gradient.contiguous()
-        make = torch.zeros if sum(ctx.lengths) < ctx.tokens else torch.empty
+        make = torch.zeros if total_of(ctx.lengths) < ctx.tokens else torch.empty
         dq, dk, dv = (
             make(ctx.tokens, heads * shape.head_dim, dtype=gradient.dtype)
             for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
         )
-        still, start, place = cos[:, :0].contiguous(), 0, 0
-        for length in ctx.lengths:
-            rows = slice(start, start + length)
-            qh, kh, vh = saved[place : place + 3]
-            place += 3
+        still, place = cos[:, :0].contiguous(), len(saved)
+        later: list[Tensor] = []  # gradients of a prefix's keys and values from the branches behind the first
+        for rows, first in reversed(_runs(ctx.lengths)):
+            blocks = _blocks(rows.stop - rows.start, first or 0)
+            place -= 3 + len(blocks) * (2 if shape.cap else 1)
+            qh, kh, vh, *kept = saved[place : place + 3 + len(blocks) * (2 if shape.cap else 1)]
             gh = _heads(gradient[rows], (still[rows], still[rows]), shape.heads, shape.head_dim)
             dqh, dkh, dvh = torch.empty_like(qh), torch.zeros_like(kh), torch.zeros_like(vh)
-            for block in _blocks(length):
-                probabilities, capped = saved[place], saved[place + 1] if shape.cap else None
-                place += 2 if shape.cap else 1
+            for number, block in enumerate(blocks):
+                probabilities, capped = (kept[2 * number], kept[2 * number + 1]) if shape.cap else (kept[number], None)
                 _attend_backward((qh, kh, vh), gh, (dqh, dkh, dvh), (probabilities, capped), block, shape)
+            if first is not None:
+                mine = [part[:, :first] for part in (dkh, dvh)]
+                later = [had + part for had, part in zip(later, mine, strict=True)] if later else mine
+                dkh, dvh = (part[:, first:].contiguous() for part in (dkh, dvh))
+            elif later:
+                for whole, part in zip((dkh, dvh), later, strict=True):
+                    whole[:, : part.shape[1]] += part
+                later = []
             native.from_heads(dqh, dq[rows], cos[rows], sin[rows], shape.head_dim)
             native.from_heads(dkh, dk[rows], cos[rows], sin[rows], shape.head_dim)
             native.from_heads(dvh, dv[rows], still[rows], still[rows], shape.head_dim)
-            start += length
         return dq, dk, dv, None, None, None, None
 
 
@@ -251,13 +264,35 @@ def _heads(x: Tensor, turned: tuple[Tensor, Tensor], heads: int, head_dim: int) 
     return out
 
 
-def _blocks(length: int) -> list[slice]:
-    return [slice(first, min(first + QUERY_BLOCK, length)) for first in range(0, length, QUERY_BLOCK)]
+def _runs(lengths: tuple[Length, ...]) -> list[tuple[slice, int | None]]:
+    """(rows, tokens of the prefix in front of them that lies elsewhere) of documents: a prefix with its first branch has none
+    (None), as an ordinary document.
+    """
+    runs: list[tuple[slice, int | None]] = []
+    start = 0
+    for length in lengths:
+        prefix, first, *others = (0, length) if isinstance(length, int) else length
+        for size, behind in ((prefix + first, None), *((other, prefix) for other in others)):
+            runs.append((slice(start, start + size), behind))
+            start += size
+    return runs
+
+
+def _blocks(queries: int, first: int) -> list[slice]:
+    """Blocks of the queries by their places among the keys, of which there are `first` before the first query."""
+    ends = range(first, first + queries, QUERY_BLOCK)
+    return [slice(start, min(start + QUERY_BLOCK, first + queries)) for start in ends]
 
 
 def _keys(block: slice, shape: AttentionShape) -> slice:
     """Keys that some query of the block sees."""
     return slice(max(0, block.start - shape.window + 1) if shape.window else 0, block.stop)
+
+
+def _own(q: Tensor, k: Tensor, block: slice) -> slice:
+    """The rows of q that a block is: the queries are the last of the keys' tokens."""
+    first = k.shape[1] - q.shape[1]
+    return slice(block.start - first, block.stop - first)
 
 
 def _grouped(x: Tensor, block: slice, kv_heads: int) -> Tensor:
@@ -271,14 +306,14 @@ def _grouped(x: Tensor, block: slice, kv_heads: int) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: AttentionShape) -> list[Tensor]:
     """Writes a block of the output; returns probabilities, and the capped scores where there is a cap."""
-    keys, queries = _keys(block, shape), block.stop - block.start
-    scores = torch.bmm(_grouped(q, block, shape.kv_heads), k[:, keys].transpose(1, 2))
+    keys, queries, rows = _keys(block, shape), block.stop - block.start, _own(q, k, block)
+    scores = torch.bmm(_grouped(q, rows, shape.kv_heads), k[:, keys].transpose(1, 2))
     capped = torch.empty_like(scores) if shape.cap else None
     native.softmax_forward(
         scores, capped, queries, first=block.start - keys.start, window=shape.window, scale=shape.scale, cap=shape.cap
     )
     result = torch.bmm(scores, v[:, keys])
-    out[:, block] = result.view(shape.heads, queries, shape.head_dim)
+    out[:, rows] = result.view(shape.heads, queries, shape.head_dim)
     return [scores] if capped is None else [scores, capped]
 
 
@@ -292,8 +327,8 @@ def _attend_backward(
 ) -> None:
     """Adds a block's gradients to outputs = (dq, dk, dv)."""
     (q, k, v), (dq, dk, dv), (probabilities, capped) = inputs, outputs, kept
-    keys, queries = _keys(block, shape), block.stop - block.start
-    g = _grouped(gradient, block, shape.kv_heads)
+    keys, queries, rows = _keys(block, shape), block.stop - block.start, _own(q, k, block)
+    g = _grouped(gradient, rows, shape.kv_heads)
     dv[:, keys] += torch.bmm(probabilities.transpose(1, 2), g)
     scores = torch.bmm(g, v[:, keys].transpose(1, 2))
     native.softmax_backward(
@@ -306,8 +341,8 @@ def _attend_backward(
         scale=shape.scale,
         cap=shape.cap,
     )
-    dq[:, block] = torch.bmm(scores, k[:, keys]).view(shape.heads, queries, shape.head_dim)
-    dk[:, keys] += torch.bmm(scores.transpose(1, 2), _grouped(q, block, shape.kv_heads))
+    dq[:, rows] = torch.bmm(scores, k[:, keys]).view(shape.heads, queries, shape.head_dim)
+    dk[:, keys] += torch.bmm(scores.transpose(1, 2), _grouped(q, rows, shape.kv_heads))
 
 
 class Gated(Function):

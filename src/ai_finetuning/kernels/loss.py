@@ -105,15 +105,11 @@ class LinearCrossEntropy(Function):
         compute, products = cast(weight), products_of(cast)
         hidden = hidden.to(compute.dtype)
         kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
-        # Other kernels need the logits in fp32 beside them.
-        width = compute.element_size() if kernel is one_kernel_cross_entropy else 4
-        rows = max(1, chunk_bytes // (width * weight.shape[0]))
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         dhidden = torch.empty_like(hidden) if wants_hidden else None
         dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
+        for part in _chunks(hidden, compute, kernel, chunk_bytes):
             logits = products.mm(hidden[part], compute.t())
             total += kernel(logits, targets[part], cap=cap, with_gradient=wants_hidden or wants_weight).sum()
             if dhidden is not None:
@@ -144,6 +140,87 @@ class LinearCrossEntropy(Function):
             None,
             None,
         )
+
+
+class LinearLogProbabilities(Function):
+    """Sums by owner of the log-probabilities of targets under softmax(hidden W^T), without ever holding all logits: [owners]
+    fp32, summed in fp64 where the device has it.
+
+    hidden [rows, d]; weight [vocabulary, d], cast by `cast`; targets, owner [rows] int64, owners below `owners`; logits become
+    cap * tanh(logit / cap) where cap is not 0. A row's gradient is a factor, that of its owner's sum, times the gradient of
+    its own log-probability. So a head that does not train needs no second product: the rows' gradients are made beside the
+    sums, chunk by chunk, and scaled in the backward pass. The gradient of a head that trains is a sum over rows of which each
+    has its factor, so its logits are computed again then.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        owner: Tensor,
+        owners: int,
+        cap: float,
+        chunk_bytes: int,
+        cast: Any,
+        compiled: bool,
+    ) -> Tensor:
+        compute, products = cast(weight), products_of(cast)
+        hidden = hidden.to(compute.dtype)
+        kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        beside = wants_hidden and not wants_weight
+        dhidden = torch.empty_like(hidden) if beside else None
+        exact = torch.float32 if hidden.device.type == "mps" else torch.float64
+        sums = torch.zeros(owners, dtype=exact, device=hidden.device)
+        for part in _chunks(hidden, compute, kernel, chunk_bytes):
+            logits = products.mm(hidden[part], compute.t())
+            losses = kernel(logits, targets[part], cap=cap, with_gradient=beside)
+            sums.index_add_(0, owner[part], losses.to(exact), alpha=-1)
+            if dhidden is not None:
+                dhidden[part] = products.mm(logits, compute)
+            del logits  # before the next ones are made
+        if wants_weight:
+            ctx.save_for_backward(hidden, weight, targets, owner)
+        else:
+            ctx.save_for_backward(owner, *(() if dhidden is None else (dhidden,)))
+        ctx.settings = cap, chunk_bytes, cast, compiled
+        return sums.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        none = (None,) * 7
+        if not ctx.needs_input_grad[1]:
+            owner, dhidden = ctx.saved_tensors
+            return ((dhidden * _factors(gradient, owner)).to(dhidden.dtype), None, *none)
+        hidden, weight, targets, owner = ctx.saved_tensors
+        cap, chunk_bytes, cast, compiled = ctx.settings
+        compute, products = cast(weight), products_of(cast)
+        kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
+        dhidden = torch.empty_like(hidden)
+        dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for part in _chunks(hidden, compute, kernel, chunk_bytes):
+            logits = products.mm(hidden[part], compute.t())
+            kernel(logits, targets[part], cap=cap, with_gradient=True)
+            logits *= _factors(gradient, owner[part])
+            dhidden[part] = products.mm(logits, compute)
+            dweight += torch.mm(logits.t(), hidden[part])
+            del logits
+        return (dhidden, dweight.to(weight.dtype), *none)
+
+
+def _factors(gradient: Tensor, owner: Tensor) -> Tensor:
+    """[rows, 1] fp32: what the gradients of rows' losses, which are minus their log-probabilities, are multiplied by."""
+    return gradient[owner].neg()[:, None]
+
+
+def _chunks(hidden: Tensor, weight: Tensor, kernel: RowKernel, chunk_bytes: int) -> list[slice]:
+    """Rows whose logits exist at a time."""
+    # Other kernels need the logits in fp32 beside them.
+    width = weight.element_size() if kernel is one_kernel_cross_entropy else 4
+    rows = max(1, chunk_bytes // (width * weight.shape[0]))
+    return [slice(start, start + rows) for start in range(0, hidden.shape[0], rows)]
 
 
 class LinearDivergence(Function):

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ..errors import ModelError, Reason, ToolkitError
-from ..kernels.attention import IMPLEMENTATIONS, LABELS, NAME, Unsuited, document_attention, implementations_for
+from ..kernels.attention import (
+    IMPLEMENTATIONS,
+    LABELS,
+    NAME,
+    Length,
+    Unsuited,
+    document_attention,
+    implementations_for,
+)
 from ..kernels.build import why_unavailable
 from ..kernels.loss import why_not_one_kernel
 from ..kernels.products import TORCH
@@ -89,8 +97,9 @@ for _name, _attention in _WATCHED.items():
 
 # Most relative difference to the model's own answer, by what is computed in.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-# Tokens of the two documents that a path is tried on, and how many logits at the end of each document are compared.
-_PROBE, _COMPARED = (7, 12), 16
+# Tokens of the two documents that a path is tried on, and of one with a fork, and how many logits at the end of each
+# document are compared.
+_PROBE, _FORK, _COMPARED = (7, 12), (7, 5, 9), 16
 # Most that padding may change answers in 16 bit, where rounding can send a token to another expert of a mixture.
 _ROUTED = 0.25
 
@@ -123,7 +132,7 @@ class VarlenForward:
     scale: float = 1.0
     _layers: liger.Replacements = field(default_factory=liger.Replacements)
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[Length, ...]) -> Tensor:
         """Last hidden states [tokens, d] of input_ids, position_ids [1, tokens] that hold documents of these
         lengths.
         """
@@ -146,11 +155,14 @@ class VarlenForward:
         if isinstance(self.cast, fused.MasterCasts):
             optimizer.register_step_post_hook(self.cast.updated)
 
-    def _arguments(self, lengths: tuple[int, ...]) -> dict[str, Any]:
+    def _arguments(self, lengths: tuple[Length, ...]) -> dict[str, Any]:
         if attention_name(self.model) in IMPLEMENTATIONS:
             return {"seq_lens": lengths}
-        ends = send(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), self.model.device)
-        longest = max(lengths)
+        whole = [length for length in lengths if isinstance(length, int)]
+        if len(whole) < len(lengths):
+            raise Unsuited("分かれ目のある文書に対応していません", "it takes no documents with a fork")
+        ends = send(torch.tensor([0, *whole]).cumsum(0).to(torch.int32), self.model.device)
+        longest = max(whole)
         return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
     @contextlib.contextmanager
@@ -472,6 +484,56 @@ def _not_by_documents(model: Any, watched: _Watched, longest: int) -> Reason | N
     if hidden and not watched.windows and not all_full:
         return Reason("ウィンドウがマスクの中だけにあります", "its window is in the mask only")
     return None
+
+
+@torch.no_grad()
+def why_no_forks(path: VarlenForward, *, autocast: torch.dtype | None, longest: int | None = None) -> Reason | None:
+    """None where a path computes a document with a fork as it does each of its conversations by itself, which it is known to
+    do rightly; else the reason. Then the two answers of a pair are two documents.
+
+    Args:
+        longest: tokens of the longest document; None where it is not known.
+    """
+    model, forks = path.model, [_FORK]
+    beyond = max(_sizes(model.config, longest))
+    if beyond > max(_PROBE):  # behind a window, with a prefix that only a part of each branch sees
+        forks.append((beyond // 2, 5, beyond - beyond // 2))
+    watched = _WATCHED.get(attention_name(model) or "") if path.name == "portable" else None
+    apart, differences = 0.0, []
+    try:
+        with (
+            evaluating(model),
+            _computing(model.device, autocast),
+            watched.tried() if watched is not None else contextlib.nullcontext(),
+        ):
+            for prefix, chosen, rejected in forks:
+                (ids,) = probe_documents(model, (prefix + chosen + rejected,))
+                other = torch.cat([ids[:, :prefix], ids[:, prefix + chosen :]], dim=1)
+                first, second = prefix + chosen, prefix + rejected
+                count = torch.arange(max(first, second), device=model.device)
+                alone = path.hidden(
+                    torch.cat([ids[:, :first], other], dim=1),
+                    torch.cat([count[:first], count[:second]])[None],
+                    (first, second),
+                )
+                expected = torch.cat([alone[:first], alone[first + prefix :]])
+                places = torch.cat([count[:first], count[prefix:second]])[None]
+                obtained = path.hidden(ids, places, ((prefix, chosen, rejected),))
+                differences.append(float((obtained - expected).norm() / expected.norm().clamp_min(1e-12)))
+            if watched is not None and attention_name(model) != NAME:  # a kernel of its own
+                with torch.enable_grad():
+                    apart = watched.worst_gradient()
+    except Unsuited as error:
+        return error.reason
+    except Exception as error:  # a way that does not take forks, however it says so
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        text = f"{type(error).__name__}: {str(error)[:100]}"
+        return Reason(text, text)
+    worst = max(apart, *differences)
+    if worst <= _TOLERANCE[path.compute]:
+        return None
+    return Reason(f"分かれ目のある文書の結果が {worst:.1%} 違います", f"documents with a fork differ by {worst:.1%}")
 
 
 @torch.no_grad()

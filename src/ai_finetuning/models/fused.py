@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import Reason
+from ..kernels.attention import Length
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
@@ -281,7 +282,7 @@ def _with_fallback(layer: Any, plan: _Layer) -> Callable[..., Tensor]:
     return forward
 
 
-def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], lengths: tuple[int, ...]) -> Tensor:
+def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], lengths: tuple[Length, ...]) -> Tensor:
     """A decoder layer on hidden [1, tokens, d]."""
     layer, family = plan.module, plan.family
     attention, mlp = layer.self_attn, layer.mlp

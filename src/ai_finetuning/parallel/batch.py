@@ -25,8 +25,40 @@ class Documents(Protocol):
         """[tokens] int64: what each token has to predict; -100 takes no loss."""
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of the documents, in order."""
+    def lengths(self) -> tuple[int | tuple[int, ...], ...]:
+        """Of the documents, in order; of one with a fork those of its prefix and of its branches."""
+
+
+class Answers(Protocol):
+    """The labels of pairs, or of marked answers (data/answers.py, which tells them)."""
+
+    @property
+    def index(self) -> Tensor:
+        """[labels] int64, where in the row of documents each is predicted."""
+
+    @property
+    def targets(self) -> Tensor:
+        """[labels] int64."""
+
+    @property
+    def owner(self) -> Tensor:
+        """[labels] int64, 2 * (sides * unit + side) + part."""
+
+    @property
+    def counts(self) -> Tensor:
+        """[units, sides] int64."""
+
+    @property
+    def padded(self) -> Tensor | None:
+        """[labels] int64, where in padded rows; None where documents fork."""
+
+    @property
+    def good(self) -> Tensor | None:
+        """[units] bool, marks; None for pairs."""
+
+    @property
+    def reference(self) -> Tensor | None:
+        """[units, sides, 2] fp32."""
 
 
 class Rows(Protocol):
@@ -60,6 +92,10 @@ class Rows(Protocol):
         """Columns in which any row has such a label."""
 
     @property
+    def answers(self) -> Answers | None:
+        """Pairs, or marked answers; None where labels alone count."""
+
+    @property
     def row_lengths(self) -> tuple[tuple[int, ...], ...]:
         """Of the documents of each row, in order."""
 
@@ -73,6 +109,10 @@ class Batch(Rows, Protocol):
     @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
+
+    @property
+    def num_units(self) -> int:
+        """What a step's loss is a mean over: pairs or marked answers, else label tokens."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""

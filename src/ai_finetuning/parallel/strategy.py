@@ -103,7 +103,14 @@ class Strategy(Protocol):
         """
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """(sum of token losses, number of label tokens) over all ranks, without gradients, in eval mode."""
+        """(sum of losses, number of what they are a mean over: label tokens, pairs or marked answers) over all ranks,
+        without gradients, in eval mode.
+        """
+
+    def score(self, batches: Sequence[Batch]) -> None:
+        """Runs the loss on this process's batches, without gradients, in eval mode: for what the loss notes on the way. Every
+        process has to call it, with as many batches.
+        """
 
     def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
         """This process's part of the trained weights and the optimizer's state, under global names; every process

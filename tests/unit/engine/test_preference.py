@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ai_finetuning.config.preference import LOSSES, PreferenceConfig
+from ai_finetuning.config.preference import LOSSES, Loss, PreferenceConfig
 from ai_finetuning.engine.preference import PairScores, marked_losses, pair_losses, pair_metrics
 from ai_finetuning.errors import ConfigError
 
 # tests/fixtures/preference_losses.json: values of the formulas of TRL 1.16.0 (DPOTrainer, and CPOTrainer's simpo and
 # ORPOTrainer's odds ratio on sums a label), computed with its own code in fp64.
 FROZEN = json.loads((Path(__file__).parents[2] / "fixtures" / "preference_losses.json").read_text(encoding="utf-8"))
-PAIRED = [name for name, facts in LOSSES.items() if facts.objective == "preference"]
+PAIRED: list[Loss] = [name for name, facts in LOSSES.items() if facts.objective == "preference"]
 
 
 def frozen_scores() -> PairScores:
@@ -39,11 +39,11 @@ def some_scores(pairs: int = 6, seed: int = 0) -> PairScores:
 
 
 @pytest.mark.parametrize("loss", [name for name in FROZEN["losses"] if name in PAIRED])
-def test_formulas_are_those_of_trl(loss: str):
+def test_formulas_are_those_of_trl(loss: Loss):
     values = {"beta": FROZEN["beta"]} if loss != "simpo" else FROZEN["simpo"]
     if loss == "robust":
         values["label_smoothing"] = FROZEN["label_smoothing"]
-    obtained = pair_losses(frozen_scores(), PreferenceConfig(loss, **values))  # type: ignore[arg-type]
+    obtained = pair_losses(frozen_scores(), PreferenceConfig(loss, **values))
     torch.testing.assert_close(
         obtained, torch.tensor(FROZEN["losses"][loss], dtype=torch.float64), rtol=1e-9, atol=1e-9
     )
@@ -95,9 +95,9 @@ def gradient(scores: PairScores, settings: PreferenceConfig) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("loss", PAIRED)
-def test_pairs_without_labels_count_nothing(loss: str):
+def test_pairs_without_labels_count_nothing(loss: Loss):
     """Ranks that have run out of rows hold such pairs."""
-    scores, settings = some_scores(), PreferenceConfig(loss)  # type: ignore[arg-type]
+    scores, settings = some_scores(), PreferenceConfig(loss)
     assert scores.reference is not None
     expected, expected_gradient = gradient(scores, settings)
     zeros = torch.zeros(2, 2, 2)
@@ -122,14 +122,14 @@ def test_losses_and_gradients_are_finite_at_the_ends(loss: str, height: float):
     policy = torch.zeros(2, 2, 2)
     policy[0, 0, 0], policy[1, 1, 0] = height, height
     scores = PairScores(policy, torch.ones(2, 2, dtype=torch.long), torch.zeros(2, 2, 2))
-    losses, found = gradient(scores, PreferenceConfig(loss))  # type: ignore[arg-type]
+    losses, found = gradient(scores, PreferenceConfig(loss))
     assert losses.isfinite().all()
     assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("loss", PAIRED)
-def test_a_step_is_the_sum_of_its_pairs_however_they_are_cut(loss: str):
-    scores, settings = some_scores(3), PreferenceConfig(loss)  # type: ignore[arg-type]
+def test_a_step_is_the_sum_of_its_pairs_however_they_are_cut(loss: Loss):
+    scores, settings = some_scores(3), PreferenceConfig(loss)
     assert scores.reference is not None
     whole, whole_gradient = gradient(scores, settings)
     for cut in ([0, 2, 3], [0, 1, 2, 3]):
@@ -171,6 +171,8 @@ def test_marked_answers_are_pushed_to_their_side_of_the_rest():
     assert rest.grad is None
     below = marked_losses(ratio, good, settings, torch.tensor(-5.0))
     torch.testing.assert_close(below, marked_losses(ratio, good, settings, torch.tensor(0.0)))
+    with pytest.raises(ValueError, match="reference point"):
+        marked_losses(ratio, good, settings)
     plain = marked_losses(ratio, good, PreferenceConfig("apo_zero_unpaired", beta=0.3))
     reward = torch.sigmoid(0.3 * ratio)
     torch.testing.assert_close(plain, torch.where(good, 1 - reward, reward))

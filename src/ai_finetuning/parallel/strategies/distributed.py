@@ -182,8 +182,13 @@ class DataParallel(SingleDevice):
         (total, tokens), _ = self.agree(self._evaluate_mine(mine))
         return total, int(tokens)
 
+    def score(self, batches: Sequence[Batch]) -> None:
+        """Runs the loss on this process's batches; every process has to call it, with as many."""
+        self.exchanges += 1
+        super().score(batches)
+
     def _evaluate_mine(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        obtained = super().evaluate(batches)
+        obtained = super()._evaluate_mine(batches)
         if self._sharded:
             let_go(self._step_module)
         return obtained

@@ -327,7 +327,7 @@ class Pipeline(DataParallel):
                     total += self._total()
         finally:
             self._staging.show(None)
-        return float(total), sum(batch.num_label_tokens for batch in batches)
+        return float(total), sum(batch.num_units for batch in batches)
 
     def _forward(self, count: int) -> None:
         """Every micro-batch through this process's stages; torch's schedules cannot go forward only in a V."""

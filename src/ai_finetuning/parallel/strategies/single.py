@@ -113,14 +113,21 @@ class SingleDevice:
             total += loss.detach().float()
         return total
 
+    def score(self, batches: Sequence[Batch]) -> None:
+        """Runs the loss on this process's batches, without gradients, in eval mode."""
+        self._evaluate_mine(batches)
+
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """Sums of losses and label tokens; the model's mode is put back."""
+        """Sums of losses, and of what they are a mean over; the model's mode is put back."""
+        return self._evaluate_mine(batches)
+
+    def _evaluate_mine(self, batches: Sequence[Batch]) -> tuple[float, int]:
         total, tokens = torch.zeros((), device=self.device, dtype=torch.float64), 0
         with evaluating(self._model):
             for batch in batches:
                 with self._computing():
                     total += self._loss_of(batch.to(self.device)).double()
-                tokens += batch.num_label_tokens
+                tokens += batch.num_units
         return float(total), tokens
 
     def _with_gradients(self) -> list[nn.Parameter]:

@@ -146,7 +146,7 @@ class Probe:
         self.attention_mask = torch.ones_like(self.input_ids)
         self.num_label_tokens = self.num_label_columns = tokens - 1
         self.targets = torch.cat([self.labels[0, 1:], self.labels.new_tensor([IGNORED])])
-        self.lengths, self.row_lengths = (tokens,), ((tokens,),)
+        self.lengths, self.row_lengths, self.answers = (tokens,), ((tokens,),), None
 
     def documents(self) -> Probe:
         """Itself: one row without padding."""

@@ -1,0 +1,62 @@
+"""Log-probabilities of a run's answers before its first step, which preference losses compare with.
+
+The reference of a run is its model as it stands before step 1, by the same way, precision and quantization: then no pair has a
+margin at step 0, and no second model is ever held (docs/preference.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.answers import AnswerRows
+from ..data.loader import evaluation_batches, evaluation_rows
+from ..data.tokenize import Example
+from ..messages import warn
+from ..parallel.batch import Batch
+from ..system.out_of_memory import with_smaller_batches
+from . import rng
+from .preference_loss import PreferenceLoss, score_answers
+from .state import Run
+
+
+def reference_scores(run: Run, examples: Sequence[Example], rows: AnswerRows, pad_token_id: int) -> Tensor:
+    """[examples, 2, 2] fp32 as AnswerRows.reference; on every process, each of which has to call it.
+
+    Raises:
+        OutOfMemoryError: a row does not fit.
+    """
+    assert run.preference is not None
+    order = [row[0] for row in evaluation_rows(examples, None)]
+    scores = torch.zeros(len(examples), 2, 2)
+
+    def batches_of(size: int, *, other: bool) -> Sequence[Batch]:
+        return evaluation_batches(examples, batch_size=size, pad_token_id=pad_token_id, answers=rows, other=other)
+
+    own = _scored(run, run.preference, lambda size: batches_of(size, other=False))
+    scores[order, : own.shape[1]] = torch.from_numpy(own)
+    if rows.others is not None:
+        others = _scored(run, run.preference, lambda size: batches_of(size, other=True))
+        scores[order, 1:] = torch.from_numpy(others)
+    return scores
+
+
+def _scored(run: Run, loss: PreferenceLoss, batches_of: Callable[[int], Sequence[Batch]]) -> np.ndarray:
+    def work(size: int) -> np.ndarray:
+        return score_answers(run.strategy, loss, batches_of(size))
+
+    def on_halved(size: int, _: str) -> None:
+        warn(
+            f"参照の対数確率の計算でメモリーが足りないため、バッチを {size} 行にします。",
+            f"out of memory while the reference log-probabilities are computed: retrying with batches of {size} rows.",
+        )
+
+    random_state = rng.DeviceRandomState()
+    try:
+        size = run.state.micro_batch_size
+        return with_smaller_batches(work, size, on_halved) if run.retry_smaller else work(size)
+    finally:
+        random_state.restore()

@@ -1,0 +1,106 @@
+"""Whole runs over pairs of answers and marked ones: what they keep, resume from, and refuse."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.support.runs import losses, training, weights_digest
+from tests.unit.engine.test_preference_loss import marked, pairs
+
+from ai_finetuning import DataConfig, JapaneseModel, LoRAConfig
+from ai_finetuning.config.preference import PreferenceConfig
+from ai_finetuning.config.run import RunConfig
+from ai_finetuning.config.run_folder import METRICS, REFERENCES
+from ai_finetuning.data.text_dataset import TextDataset
+from ai_finetuning.engine.metrics import read_metrics
+from ai_finetuning.errors import CheckpointError, ConfigError, DataError
+from ai_finetuning.execution.execute import execute
+from ai_finetuning.execution.request import TrainRequest
+
+
+def request_of(model_dir: Path, folder: Path, rows: Any, evaluated: Any = None, **given: Any) -> TrainRequest:
+    full, resume = given.pop("full", False), given.pop("resume", None)
+    settings = {"objective": "preference"} | given.pop("settings", {})
+    checkpoint = {} if resume is None else {"resume_from_checkpoint": str(resume)}
+    values = {"eval_steps": 2, "save_steps": 2, "learning_rate": 1e-3 if full else 5e-3}
+    config = RunConfig(
+        method="full" if full else "lora",
+        training=training(folder, checkpoint=checkpoint, **values | given),
+        data=DataConfig(max_length=64),
+        **({} if full else {"lora": LoRAConfig(r=4, lora_alpha=8, lora_dropout=0.1)}),
+        **settings,
+    )
+    sets = [TextDataset.of(part, max_length=64, pad_token_id=0) if part else None for part in (rows, evaluated)]
+    return TrainRequest(JapaneseModel(str(model_dir), torch_dtype=torch.float32), config, sets[0], sets[1])
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
+    full: bool, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the middle of an epoch. Its references are those of before step 1, which trained weights cannot tell any more."""
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
+    rows, evaluated = pairs(22), pairs(3, seed=9)
+    whole = tmp_path / "whole"
+    execute(request_of(tiny_model_dir, whole, rows, evaluated, full=full))
+    steps = read_metrics(whole / METRICS)
+    first = next(row for row in steps if row["step"] == 1)
+    assert abs(first["rewards/margins"]) < 1e-4
+    before = next(row for row in steps if row["step"] == 0)
+    assert before["eval_rewards/margins"] == before["eval_rewards/accuracies"] == 0.0
+    assert before["eval_loss"] == pytest.approx(0.693147, rel=1e-5)
+    assert "eval_perplexity" not in before
+    last = [row for row in steps if "loss" in row][-1]
+    assert last["loss"] < first["loss"]
+    kept = load_file(whole / REFERENCES)
+    assert {name: list(part.shape) for name, part in kept.items()} == {"train": [22, 2, 2], "eval": [3, 2, 2]}
+
+    checkpoint = whole / "checkpoints" / "checkpoint-10"
+    rest = tmp_path / "rest"
+    execute(request_of(tiny_model_dir, rest, rows, evaluated, full=full, resume=checkpoint))
+    assert losses(rest) == losses(whole)[10:]
+    assert weights_digest(rest) == weights_digest(whole)
+    assert torch.equal(load_file(rest / REFERENCES)["train"], kept["train"])
+
+    shutil.copy(whole / REFERENCES, tmp_path / "aside")
+    (whole / REFERENCES).unlink()
+    with pytest.raises(CheckpointError, match="training.output_dir"):
+        execute(request_of(tiny_model_dir, tmp_path / "none", rows, evaluated, full=full, resume=checkpoint))
+    if full:
+        return
+    # What is in the cache is the same: the run begins again without computing them.
+    again = tmp_path / "again"
+    execute(request_of(tiny_model_dir, again, rows, evaluated, full=full))
+    assert (again / REFERENCES).read_bytes() == (tmp_path / "aside").read_bytes()
+    assert losses(again) == losses(whole)
+
+
+def test_marked_answers_are_trained(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
+    request = request_of(tiny_model_dir, tmp_path / "out", marked(11), marked(4), settings={"objective": "kto"})
+    execute(request)
+    rows = [row for row in read_metrics(tmp_path / "out" / METRICS) if "loss" in row]
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-3)
+    assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-4)
+    assert rows[-1]["rewards/margins"] > 0
+    assert {row["good"] + row["bad"] for row in rows} == {3.0, 4.0}
+
+
+def test_what_does_not_go_with_pairs_is_refused(tiny_model_dir: Path, tmp_path: Path):
+    with pytest.raises(DataError, match="no pair of answers|組ではありません"):
+        execute(request_of(tiny_model_dir, tmp_path / "a", marked(12)))
+    packed = request_of(tiny_model_dir, tmp_path / "b", pairs(12))
+    with pytest.raises(ConfigError):
+        execute(replace(packed, hooks=replace(packed.hooks, compute_metrics=lambda predictions: {})))
+
+
+def test_a_loss_without_a_reference_computes_none(tiny_model_dir: Path, tmp_path: Path):
+    settings = {"objective": "preference", "preference": PreferenceConfig("simpo")}
+    execute(request_of(tiny_model_dir, tmp_path / "out", pairs(12), settings=settings))
+    assert not (tmp_path / "out" / REFERENCES).exists()
