@@ -40,6 +40,12 @@ TESTED_BY = {
     "apps.cli.data_prepare": "unit/data/test_store.py",
     **{f"data.store.{name}": "unit/data/test_store.py" for name in ("arrays", "mapped", "pool", "writer")},
     "data.columnar": _TABLES,
+    **{f"data.{name}": "unit/data/test_preference_rows.py" for name in ("comparisons", "judgements", "row_format")},
+    **{
+        f"data.{name}": "unit/data/test_preference_tokens.py" for name in ("contradictions", "cutting", "encode_report")
+    },
+    "data.data_report": "unit/data/test_sources.py",
+    "data.example": _TOKENS,
     "data.conversations": _FORMATS,
     "data.offset_tokenizer": "unit/models/test_sentencepiece_tokenizer.py",
     "data.texts": _TABLES,

@@ -43,6 +43,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "history": ("history", "履歴", "会話履歴"),
     "tools": ("tools", "functions"),
 }
+# Roles that the user can name beside them, of answers to compare or judge; their headings are in judgements.py.
+JUDGED = ("chosen", "rejected", "label", "preference")
 SPEAKERS: dict[str, tuple[str, ...]] = {
     "instruction": (
         "user",
@@ -188,10 +190,10 @@ def check_columns(columns: Mapping[str, str] | None, names: Sequence[str]) -> No
         ConfigError: a role or column in `columns` that does not exist.
     """
     for role, column in (columns or {}).items():
-        if role not in COLUMNS:
+        if role not in (known := (*COLUMNS, *JUDGED)):
             raise ConfigError(
-                f"data.columns のキー {role} はありません。使えるのは {', '.join(COLUMNS)} です。",
-                f"data.columns has the key {role}; known roles: {', '.join(COLUMNS)}.",
+                f"data.columns のキー {role} はありません。使えるのは {', '.join(known)} です。",
+                f"data.columns has the key {role}; known roles: {', '.join(known)}.",
             )
         if column not in names:
             raise ConfigError(

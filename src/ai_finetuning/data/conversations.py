@@ -10,7 +10,7 @@ from typing import Any
 from ..messages import excerpt
 from .bad_rows import BadRow
 from .columns import plain, role_of
-from .messages import Conversation, Message, Sample
+from .messages import Conversation, Message, Sample, messages_of
 
 # Who speaks, as `plain` writes it.
 ROLES = {
@@ -301,9 +301,9 @@ def systems_of(samples: Sequence[Sample]) -> list[str]:
     """The different system texts of the conversations among some samples; empty for one without."""
     return list(
         dict.fromkeys(
-            item.messages[0].content if item.messages[0].role == "system" else ""
-            for item in samples
-            if isinstance(item, Conversation)
+            messages[0].content if messages[0].role == "system" else ""
+            for messages in map(messages_of, samples)
+            if messages
         )
     )
 

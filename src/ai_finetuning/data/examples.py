@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..labels import IGNORED
-from .store.documents import digest_of_tokens
+from .example import Example
+from .store.documents import content_of, further_of
 from .store.mapped import StoredExamples
-from .tokenize import Example
 
 
 class Chosen(Sequence[Example]):
@@ -84,14 +84,20 @@ def _numbers(examples: Sequence[Example], name: str) -> NDArray[np.int64]:
     if hasattr(examples, name):  # a store or a mixture knows them
         return np.asarray(getattr(examples, name), dtype=np.int64)
     if isinstance(examples, Joined):
-        return np.concatenate([np.zeros(0, np.int64), *(_numbers(part, name) for part in examples.parts)])
-    return np.array([_OF_ONE[name](item) for item in examples], dtype=np.int64)
+        return np.concatenate(
+            [_NONE.get(name, np.zeros(0, np.int64)), *(_numbers(part, name) for part in examples.parts)]
+        )
+    numbers = [_OF_ONE[name](item) for item in examples]
+    return np.array(numbers, dtype=np.int64) if numbers else _NONE.get(name, np.zeros(0, np.int64))
 
 
+_NONE = {"forks": np.zeros((0, 3), np.int64)}
 _OF_ONE: dict[str, Any] = {
     "lengths": len,
     "learnt": lambda item: int((item.labels[1:] != IGNORED).sum()),
     "characters": lambda item: item.characters,
+    "marks": lambda item: item.mark,
+    "forks": lambda item: item.fork or (0, 0, 0),
 }
 
 
@@ -108,6 +114,16 @@ def learnt_of(examples: Sequence[Example]) -> NDArray[np.int64]:
 def characters_of(examples: Sequence[Example]) -> NDArray[np.int64]:
     """[rows] int64: the characters of every row's label tokens."""
     return _numbers(examples, "characters")
+
+
+def marks_of(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """[rows] int64: 1 where people call the answer good, -1 where they call it bad, 0 where they say nothing."""
+    return _numbers(examples, "marks")
+
+
+def forks_of(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """[rows, 3] int64: of every pair (prefix, rest of the chosen answer, rest of the rejected one); 0 for other rows."""
+    return _numbers(examples, "forks")
 
 
 def largest_id(examples: Sequence[Example]) -> int:
@@ -132,11 +148,11 @@ def names_of(examples: Sequence[Example]) -> Iterator[tuple[str, bytes, str]]:
             yield from names_of(part)
     else:
         for item in examples:
-            yield item.source, digest_of_tokens(item.input_ids), item.question
+            yield item.source, content_of(item), item.question
 
 
 def digest_of(examples: Sequence[Example]) -> str:
-    """SHA-256 over tokens and labels; a whole store knows it."""
+    """SHA-256 over tokens, labels, forks and marks; a whole store knows it."""
     if isinstance(examples, StoredExamples):
         return examples.digest
     if isinstance(examples, Joined) and len(examples.parts) == 1:
@@ -146,4 +162,5 @@ def digest_of(examples: Sequence[Example]) -> str:
         digest.update(len(item).to_bytes(8, "little"))
         digest.update(item.input_ids.tobytes())
         digest.update(item.labels.tobytes())
+        digest.update(further_of(item.fork, item.mark))
     return digest.hexdigest()

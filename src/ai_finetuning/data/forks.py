@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .tokenize import Example
+from .example import Example
 
 CHOSEN, REJECTED = 0, 1
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+from ..config.preference import Objective
 from ..messages import excerpt
 from .bad_rows import BadRow
 from .columns import COLUMNS, by_plain_name, listed, map_columns, plain
+from .comparisons import comparison, judged_by
 from .conversations import (
     IGNORE_KEYS,
     LEARN_KEYS,
@@ -21,129 +23,23 @@ from .conversations import (
     conversation,
     history,
     parse_messages,
-    text_of,
     wants_learning,
 )
-from .messages import Message, PlainText, Sample
-
-# What stands in a cell where a spreadsheet or a program had no value (compared whole): never a person's text.
-NO_VALUES = frozenset(
-    ("#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!", "#GETTING_DATA")
-    + ("nan", "NaN", "NAN", "<NA>", "NaT", "NULL", "\\N")
+from .judgements import (
+    CHOSEN,
+    JUDGEMENTS,
+    OPINIONS,
+    REJECTED,
+    VERDICTS,
+    WINNERS,
+    is_marked,
+    is_pair,
+    mark_of,
+    sides_by_heading,
+    sides_of,
 )
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A row as the formats see it.
-
-    Attributes:
-        values: the row.
-        roles: role -> column, by headings or as the user said.
-        by_hand: whether the user named roles; then no other format is looked for.
-    """
-
-    values: Mapping[str, Any]
-    roles: Mapping[str, str]
-    by_hand: bool = False
-
-    @property
-    def _names(self) -> Mapping[str, tuple[str, ...]]:
-        return by_plain_name(tuple(self.values))
-
-    def value(self, name: str) -> Any:
-        """What stands under a heading, however it is written; None where there is no such column."""
-        return next((self.values[key] for key in self._names.get(name, ()) if key in self.values), None)
-
-    def filled(self, *names: str) -> list[str]:
-        """Those of the headings under which something stands."""
-        own = self._names
-        return [key for name in names for key in own.get(name, ()) if not _blank(self.values.get(key))]
-
-    def has(self, *roles: str) -> bool:
-        """Whether the row has columns of all roles, and something stands in one of them."""
-        if not all(role in self.roles for role in roles):
-            return False
-        return any(self.values.get(self.roles[role]) is not None for role in roles)
-
-
-@dataclass(frozen=True)
-class Built:
-    """What a row became.
-
-    Attributes:
-        sample: what is trained; None for a row that says of itself that it is not to be learnt.
-        used: columns that are in the sample, or steered it.
-        keys: keys of its messages that are not used.
-    """
-
-    sample: Sample | None
-    used: frozenset[str]
-    keys: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Format:
-    """A row format.
-
-    Attributes:
-        key: its name in reports.
-        ja, en: what it is and what becomes of it.
-        example: a row, as JSON.
-        fits: whether a row is of this format.
-        names: headings one of which such a row has; empty where it goes by roles and values.
-        build: makes the messages or the text of a row, with the columns that it used; None for a format that is refused.
-    """
-
-    key: str
-    ja: str
-    en: str
-    example: str
-    fits: Callable[[Shape], bool]
-    build: Callable[[Shape], tuple[list[Message] | str, set[str], set[str]]] | None = None
-    names: tuple[str, ...] = ()
-
-    def refusal(self) -> BadRow:
-        """Why rows of this format are not trained on."""
-        return BadRow(self.ja, self.en)
-
-
-def _blank(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, str) and not value.strip()) or value in ([], {}, ())
-
-
-def cell_text(value: Any, column: str, *, required: bool = True) -> str:
-    """A cell's text; numbers are text, as in CSV.
-
-    Raises:
-        BadRow: an empty cell that is needed, a value of another type, or what stands for a missing value.
-    """
-    column = excerpt(column)
-    if _blank(value):
-        if required:
-            raise BadRow(f"{column} が空です", f"{column} is empty")
-        return ""
-    if isinstance(value, list | tuple) and all(isinstance(part, Mapping) for part in value):
-        value, extra = text_of(value, column)
-        if extra:
-            raise BadRow(f"{column} に思考（reasoning）の部分があります", f"{column} has a part of type reasoning")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if type(value).__name__ in ("date", "datetime", "time", "Decimal"):
-        value = str(value)
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise BadRow(
-            f"{column} が {kind} です（文字列が必要です）",
-            f"{column} is a {kind}; it must be a string",
-            value,
-        )
-    if value.strip() in NO_VALUES:
-        raise BadRow(
-            f"{column} が {value.strip()} です（値がないときやエラーのときの表示で、文ではありません）",
-            f"{column} is {value.strip()}, which marks an error or a missing value and is no text",
-        )
-    return value
+from .messages import Comparison, Judged, Message, PlainText, Sample
+from .row_format import Built, Format, Shape, blank, cell_text
 
 
 def _from_messages(shape: Shape) -> tuple[list[Message], set[str], set[str]]:
@@ -204,104 +100,18 @@ def _from_text(shape: Shape) -> tuple[str, set[str], set[str]]:
     return cell_text(shape.values.get(column), column), {column}, set()
 
 
-def _is_yes_or_no(value: Any) -> bool:
-    return isinstance(value, bool) or plain(value) in ("true", "false", "0", "1")
-
-
 def _is_conversational(shape: Shape) -> bool:
     pair = [shape.values.get(shape.roles[role]) for role in ("instruction", "output") if role in shape.roles]
     lists = [value for value in pair if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping)]
     return len(lists) == 2 and all("role" in value[0] or "from" in value[0] for value in lists)
 
 
-_ANSWERS = ("chosen", "rejected", "chosen_response", "rejected_response", "response_j", "response_k", "preferred")
-_WINNERS = ("winner", "preference", "better_response_id")
-_VERDICTS = (
-    "label",
-    "labels",
-    "kto_tag",
-    "thumbs_up",
-    "thumbs",
-    "is_correct",
-    "correct",
-    "is_good",
-    "accepted",
-    "正誤",
-)
-# Columns that hold a judgement in words, and the words; ratings in numbers are named as not used (decision 0083).
-_OPINIONS = (
-    "feedback",
-    "vote",
-    "reaction",
-    "thumbs",
-    "rating",
-    "verdict",
-    "評価",
-    "判定",
-    "フィードバック",
-    "quality_label",
-)
-_JUDGED = frozenset(
-    (
-        "good",
-        "bad",
-        "up",
-        "down",
-        "like",
-        "dislike",
-        "positive",
-        "negative",
-        "desirable",
-        "undesirable",
-        "accept",
-        "reject",
-    )
-    + ("accepted", "rejected", "correct", "incorrect", "wrong", "thumbs_up", "thumbs_down", "true", "false", "👍", "👎")
-    + ("良い", "悪い", "良", "悪", "正解", "不正解", "○", "×", "◯", "高評価", "低評価", "ok", "ng")
-)
-_BAD = frozenset(
-    (
-        "bad",
-        "down",
-        "dislike",
-        "negative",
-        "undesirable",
-        "reject",
-        "rejected",
-        "incorrect",
-        "wrong",
-        "thumbs_down",
-        "false",
-    )
-    + ("👎", "悪い", "悪", "不正解", "×", "低評価", "ng")
-)
 _CLASSES = ("label", "labels", "ラベル", "class", "sentiment", "感情", "カテゴリラベル")
 _CHOICES = ("choices", "options", "選択肢", "choice0", "choice1", "choice_a", "option_a", "answerkey")
 _PASSAGES = ("answers", "paragraphs", "qas")
 _SEVERAL = ("responses", "answers", "completions", "outputs", "generations", "candidates")
 _NEGATIVES = ("neg", "negative", "negatives", "negative_passages", "anchor")
 _TARGETS = ("summary", "要約", "target", "translation", "訳", "訳文", "headline", "見出し", "highlights")
-
-
-def _is_preference(shape: Shape) -> bool:
-    winner = shape.filled(*_WINNERS) and shape.filled(
-        "response_a", "response_0", "response_1", "answer_a", "conversation_a"
-    )
-    return len(shape.filled(*_ANSWERS)) >= 2 or bool(shape.filled("rejected")) or bool(winner)
-
-
-def _is_feedback(shape: Shape) -> bool:
-    if not {"messages", "output"} & shape.roles.keys():
-        return False
-    marked = any(_is_yes_or_no(shape.values[name]) for name in shape.filled(*_VERDICTS))
-    return marked or any(plain(shape.values[name]) in _JUDGED for name in shape.filled(*_OPINIONS))
-
-
-def is_marked_bad(shape: Shape) -> bool:
-    """Whether a row of `feedback` says that its answer is a bad one."""
-    verdicts = [plain(shape.values[name]) for name in shape.filled(*_VERDICTS)]
-    opinions = [plain(shape.values[name]) for name in shape.filled(*_OPINIONS)]
-    return any(word in ("false", "0") for word in verdicts) or any(word in _BAD for word in opinions)
 
 
 def _is_tree(shape: Shape) -> bool:
@@ -342,22 +152,22 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "preference",
-        "選好データ（chosen と rejected）です。正解だけの学習データとしては使いません。片方の列だけを学習するなら data.columns={instruction: prompt, output: chosen} "
-        "と指定してください",
-        "preference data (chosen and rejected), which is not trained as plain answers; to learn one column of it say "
-        "data.columns={instruction: prompt, output: chosen}",
+        "選好データ（chosen と rejected など、良い回答と悪い回答の組）です。組から学ぶなら objective: preference にしてください。片方の列だけを学習するなら "
+        "data.columns={instruction: prompt, output: chosen} と指定してください",
+        "preference data (pairs of a better and a worse answer, such as chosen and rejected), which is not trained as plain "
+        "answers: use objective: preference; to learn one column of it say data.columns={instruction: prompt, output: chosen}",
         '{"prompt": "首都は？", "chosen": "東京です。", "rejected": "知りません。"}',
-        _is_preference,
-        names=_ANSWERS + _WINNERS,
+        is_pair,
+        names=CHOSEN + REJECTED + WINNERS,
     ),
     Format(
         "feedback",
-        "良し悪しの印（label など）が付いた回答です。悪い回答も学習してしまうため使いません。良い行だけを残し、その列を除いてください",
-        "answers marked as good or bad (label and the like); bad answers would be learnt. Keep the good rows only and "
-        "remove that column",
+        "良し悪しの印（label など）が付いた回答です。ほかの目的では悪い回答も学習してしまいます。印から学ぶなら objective: kto にするか、良い行だけを残してその列を除いてください",
+        "answers marked as good or bad (label and the like), whose bad ones would be learnt under another objective: use "
+        "objective: kto, or keep the good rows only and remove that column",
         '{"prompt": "首都は？", "completion": "知りません。", "label": false}',
-        _is_feedback,
-        names=_VERDICTS + _OPINIONS,
+        is_marked,
+        names=VERDICTS + OPINIONS,
     ),
     Format(
         "tree",
@@ -498,23 +308,54 @@ FORMATS: tuple[Format, ...] = (
 _TEXT_BY_HAND = Format("text", "", "", "", lambda shape: shape.has("text"), _from_text)
 
 
-def find_format(values: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> tuple[Format | None, Shape]:
+_BY_KEY = {item.key: item for item in FORMATS}
+_PAIRS = replace(_BY_KEY["preference"], build=comparison)
+_MARKED = _BY_KEY["feedback"]
+_ANOTHER = {
+    "preference": (
+        "objective: preference では、1 つの質問に良い回答と悪い回答の組（chosen と rejected）が要ります。このまま学習するなら objective: sft にしてください",
+        "objective: preference needs pairs of a better and a worse answer (chosen and rejected); to train these rows use "
+        "objective: sft",
+    ),
+    "kto": (
+        "objective: kto では、回答の良し悪しの列（label: true か false）が要ります。このまま学習するなら objective: sft にしてください",
+        "objective: kto needs a column that marks answers as good or bad (label: true or false); to train these rows use "
+        "objective: sft",
+    ),
+}
+
+
+def find_format(
+    values: Mapping[str, Any], columns: Mapping[str, str] | None = None, objective: Objective = "sft"
+) -> tuple[Format | None, Shape]:
     """(format, shape) of a row; None where no format fits.
 
     Args:
         values: the row.
         columns: roles given by the user.
+        objective: what is learnt from; rows of another one have a format that refuses them.
 
     Raises:
         DataError: two columns of one role.
     """
     if columns and set(columns) == {"text"}:
         shape = Shape(values, {"text": columns["text"]}, True)
-        return (_TEXT_BY_HAND if columns["text"] in values else None), shape
-    shape = Shape(values, map_columns(list(values), columns), bool(columns))
-    candidates = _candidates(tuple(values), shape.by_hand)
-    fitting = (item for item in candidates if item.fits(shape))
-    return next(fitting, None), shape
+        text = _TEXT_BY_HAND if columns["text"] in values else None
+        return (text if objective == "sft" or text is None else _ordinary(text, objective)), shape
+    judged = {role: name for role, name in (columns or {}).items() if role in JUDGEMENTS and name in values}
+    names = list(values)
+    sides = sides_by_heading(tuple(map(str, values)), judged)
+    if sides is not None:  # response1 and response2 are two answers to compare, not two columns of one role
+        apart = {sides.first, sides.second, sides.verdict} - {*(columns or {}).values()} | {*judged.values()}
+        names = [name for name in names if name not in apart]
+    elif judged:
+        names = [name for name in names if name not in judged.values()]
+    shape = Shape(values, {**map_columns(names, columns), **judged}, bool(columns), judged)
+    if objective != "sft":
+        return _judged_format(shape, objective), shape
+    if judged:
+        return (_BY_KEY["preference"] if is_pair(shape) else _MARKED), shape
+    return next((item for item in _candidates(tuple(values), shape.by_hand) if item.fits(shape)), None), shape
 
 
 @functools.lru_cache(maxsize=512)
@@ -523,6 +364,42 @@ def _candidates(names: tuple[str, ...], by_hand: bool) -> tuple[Format, ...]:
     own = by_plain_name(names)
     named = (item for item in FORMATS if not item.names or any(name in own for name in item.names))
     return tuple(item for item in named if not (by_hand and item.build is None))
+
+
+def _judged_format(shape: Shape, objective: Objective) -> Format | None:
+    """The format of a row under an objective that compares or judges answers."""
+    unusable = next((_BY_KEY[key] for key in ("tokens", "media") if _BY_KEY[key].fits(shape)), None)
+    if unusable is not None:
+        return unusable
+    pair = sides_of(shape) is not None or is_pair(shape)
+    if objective == "preference" and pair:
+        return _PAIRS
+    if pair or (objective == "preference" and is_marked(shape)):
+        return _BY_KEY["preference"] if pair else _MARKED
+    others = (
+        item for item in _candidates(tuple(shape.values), shape.by_hand) if item.key not in ("preference", "feedback")
+    )
+    found = next((item for item in others if item.fits(shape)), None)
+    if found is None or found.build is None:
+        return found
+    if objective == "kto" and found.key != "text" and _may_be_marked(shape):
+        return replace(_MARKED, build=judged_by(found.build))
+    return _ordinary(found, objective)
+
+
+def _may_be_marked(shape: Shape) -> bool:
+    try:
+        return mark_of(shape) is not None
+    except BadRow:  # which the row is refused with when it is built
+        return True
+
+
+def _ordinary(found: Format, objective: Objective) -> Format:
+    """The refusal of rows that supervised training learns."""
+    ja, en = _ANOTHER[objective]
+    return replace(
+        found, ja=f"ふつうの学習データ（{found.key}）です。{ja}", en=f"plain data ({found.key}); {en}", build=None
+    )
 
 
 def is_heading(names: Sequence[str], columns: Mapping[str, str] | None = None) -> bool:
@@ -553,15 +430,26 @@ def build(values: Mapping[str, Any], obtained: Format, shape: Shape, source: str
         return Built(None, frozenset(used), frozenset(keys))
     if isinstance(content, str):
         return Built(PlainText(content, source), frozenset(used), frozenset(keys))
+    if content is None:
+        return Built(None, frozenset(used), frozenset(keys), tied=True)
     tools: list[Any] = []
     if "tools" in shape.roles:
         used.add(shape.roles["tools"])
         tools = _tools(values.get(shape.roles["tools"]), shape.roles["tools"])
-    return Built(conversation(content, source, system_prompt, tools), frozenset(used), frozenset(keys))
+    if isinstance(content, Comparison):
+        first, second = (conversation(side.messages, source, system_prompt, tools).messages for side in content.sides)
+        prompt = first[: len(first) - len(content.chosen)]
+        sample: Sample = Comparison(prompt, content.chosen, content.rejected, source, tuple(tools))
+        assert second[: len(prompt)] == prompt
+    elif isinstance(content, Judged):
+        sample = Judged(conversation(content.conversation.messages, source, system_prompt, tools), content.good)
+    else:
+        sample = conversation(content, source, system_prompt, tools)
+    return Built(sample, frozenset(used), frozenset(keys))
 
 
 def _tools(value: Any, column: str) -> list[Any]:
-    if _blank(value):
+    if blank(value):
         return []
     if isinstance(value, str):
         try:
@@ -575,9 +463,17 @@ def _tools(value: Any, column: str) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def no_format(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def no_format(rows: Sequence[Mapping[str, Any]], objective: Objective = "sft") -> tuple[str, str]:
     """Why rows fit no format (Japanese, English), with the likeliest columns as an example that a shell takes as it is."""
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
+    if objective != "sft":
+        ja, en = _ANOTHER[objective]
+        roles = ", ".join((*COLUMNS, *JUDGEMENTS))
+        return (
+            f"列 {listed(names)} から学習データを作れません。{ja}。列の役割は data.columns で指定できます（役割: {roles}）",
+            f"columns {listed(names)} make no training sample: {en}. Roles of columns can be given with data.columns (roles: "
+            f"{roles})",
+        )
     lengths = {name: sum(len(str(row.get(name) or "")) for row in rows) for name in names}
     likely = sorted(names, key=lambda name: -lengths[name])[:2]
     question, answer = sorted(likely, key=names.index) if len(likely) == 2 else (likely + ["QUESTION", "ANSWER"])[:2]

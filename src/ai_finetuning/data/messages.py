@@ -71,4 +71,49 @@ class PlainText:
     source: str = ""
 
 
-Sample = Conversation | PlainText
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two answers to one prompt, one of them the better.
+
+    Attributes:
+        prompt: what both answer; nothing of it is learnt.
+        chosen, rejected: the better and the worse answer: a turn of the assistant, or several with the user's between.
+        source, tools: see Conversation.
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    source: str = ""
+    tools: tuple[Any, ...] = ()
+
+    @property
+    def sides(self) -> tuple[Conversation, Conversation]:
+        """The whole conversations, the better one first."""
+        first, second = ((*self.prompt, *side) for side in (self.chosen, self.rejected))
+        return Conversation(first, self.source, self.tools), Conversation(second, self.source, self.tools)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A conversation whose last answer somebody called good or bad; nothing but that answer is learnt."""
+
+    conversation: Conversation
+    good: bool
+
+    @property
+    def source(self) -> str:
+        """Where it came from."""
+        return self.conversation.source
+
+
+Sample = Conversation | PlainText | Comparison | Judged
+
+
+def messages_of(sample: Sample) -> tuple[Message, ...]:
+    """All messages of a sample, those of two answers one behind the other; none of a plain text."""
+    if isinstance(sample, Comparison):
+        return (*sample.prompt, *sample.chosen, *sample.rejected)
+    if isinstance(sample, Judged):
+        return sample.conversation.messages
+    return () if isinstance(sample, PlainText) else sample.messages

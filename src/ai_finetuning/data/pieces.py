@@ -11,17 +11,21 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..config.data import DataConfig
-from ..errors import DataError, localized
+from ..config.preference import Objective
+from ..errors import ConfigError, DataError
 from .bad_rows import BadRows
 from .conversations import systems_of
+from .data_report import DataReport
 from .doctor.leakage import pair_of, question_key
 from .doctor.rules import validate_keys
+from .encode_report import EncodeReport
+from .example import Example
 from .files import RowBatch
 from .messages import Sample
 from .rendering import Prompts
 from .rows import FileReport
-from .sources import DataReport, clean, files_of, note_what_is_odd, samples_of, without_likely
-from .tokenize import EncodeReport, Example, Segmenter, check_encoded, encode_some
+from .sources import RowReading, clean, files_of, note_what_is_odd, nothing_left, samples_of, without_likely
+from .tokenize import Segmenter, check_encoded, encode_some
 from .vocabulary import VocabularyCounts, VocabularyMeter
 
 
@@ -32,6 +36,7 @@ class Reading:
     Attributes:
         certain: files in which rows that are perhaps mojibake are.
         ignore: keys of rules of the data doctor that are not applied.
+        objective: what is learnt from; rows of another one are bad rows.
     """
 
     columns: dict[str, str] | None
@@ -42,15 +47,17 @@ class Reading:
     loss_on: str
     certain: set[str] = field(default_factory=set)
     ignore: tuple[str, ...] = ()
+    objective: Objective = "sft"
 
     @classmethod
-    def of(cls, config: DataConfig, certain: Collection[str] = ()) -> Reading:
+    def of(cls, config: DataConfig, certain: Collection[str] = (), objective: Objective = "sft") -> Reading:
         """As the settings say.
 
         Raises:
-            ConfigError: data.doctor.ignore names no rule.
+            ConfigError: data.doctor.ignore names no rule; settings that the objective does not go with.
         """
         validate_keys(config.doctor.ignore, "data.doctor.ignore")
+        validate_objective(config, objective)
         return cls(
             config.columns,
             config.system_prompt,
@@ -60,7 +67,44 @@ class Reading:
             config.loss_on,
             set(certain),
             tuple(config.doctor.ignore),
+            objective,
         )
+
+
+def validate_objective(config: DataConfig, objective: Objective) -> None:
+    """Refuses settings under which answers cannot be compared or judged.
+
+    Raises:
+        ConfigError: with the setting and the way out.
+    """
+    for name, value, refused, ja, en in (
+        (
+            "replay.path",
+            config.replay.path,
+            config.replay.path or "",
+            "以前の学習の行は混ぜられません。消してください。",
+            "rows of an earlier training cannot be mixed in: remove it.",
+        ),
+        (
+            "loss_on",
+            config.loss_on,
+            "all",
+            "比べるのは回答だけです。auto にしてください。",
+            "only answers are compared: use auto.",
+        ),
+        (
+            "on_long",
+            config.on_long,
+            "split",
+            "回答は切り分けられません。truncate、drop、error のどれかにしてください。",
+            "answers cannot be divided: use truncate, drop or error.",
+        ),
+    ):
+        if objective != "sft" and value == refused:
+            raise ConfigError(
+                f"data.{name} が {value} ですが、objective: {objective} では使えません。{ja}",
+                f"data.{name} is {value}, which does not go with objective: {objective}: {en}",
+            )
 
 
 @dataclass
@@ -153,7 +197,8 @@ class PieceMaker:
         account.rows = len(rows)
         account.columns = dict.fromkeys(str(key) for row in rows for key in row.values) if reading.columns else {}
         report.bad = problems.shaped
-        samples = samples_of(rows, report, reading.columns, reading.system_prompt, _given(heading))
+        how = RowReading(reading.columns, reading.system_prompt, reading.objective)
+        samples = samples_of(rows, report, how, _given(heading))
         report.bad = problems.cleaned
         cleaned, likely = clean(samples, reading.normalize, report, reading.ignore)
         account.samples, account.likely = files_of(samples), files_of(likely)
@@ -233,7 +278,7 @@ def judge(parts: Sequence[Sequence[Group]], skip: bool) -> tuple[EncodeReport, B
             for group in part:
                 bad.merge(getattr(group.account.problems, name))
         if not sum(group.account.data.samples for group in part) and (skip or not len(bad)):
-            raise bad.empty(localized("学習データ", "the data"))
+            raise nothing_left(bad, sum(group.account.data.ties for group in part))
     bad.merge(whole.problems.encoded)
     report = whole.encoded
     try:

@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 
 from ..config.data import DataConfig
+from ..config.preference import Objective
 from ..errors import DataError, StorageError, localized
 from ..labels import FROM_BASE, IGNORED
 from .bad_rows import BadRows
+from .contradictions import note_contradictions_of
 from .conversations import common_system
-from .examples import Joined, characters_of, chosen, digest_of, learnt_of, lengths_of, names_of
+from .encode_report import EncodeReport
+from .example import Example
+from .examples import Joined, characters_of, chosen, digest_of, learnt_of, lengths_of, marks_of, names_of
 from .messages import Sample
-from .pieces import Reading, with_questions
+from .pieces import Reading, validate_objective, with_questions
 from .prepared import open_prepared, prepared_folder
-from .sources import load_samples
+from .sources import RowReading, read_source
 from .store.folder import cached_store
 from .store.preparing import Encoder, Preparation, left_aside, lines_of, sources_of
 from .text_dataset import TextDataset
-from .tokenize import EncodeReport, Example, count_label_tokens, encode
+from .tokenize import count_label_tokens, encode
 from .vocabulary import vocabulary_loss
 
 # Gives what encodes files of so many bytes for a tokenizer; None where this process does it alone.
@@ -49,6 +53,7 @@ class PreparedData:
     report: EncodeReport
     digest: str
     old: Sequence[Example] = ()
+    objective: Objective = "sft"
 
     @property
     def every(self) -> Sequence[Example]:
@@ -75,6 +80,7 @@ def prepare(
     seed: int,
     split: str = SPLIT,
     encoders: Encoders | None = None,
+    objective: Objective = "sft",
 ) -> PreparedData:
     """Examples of training and evaluation data.
 
@@ -86,17 +92,18 @@ def prepare(
         seed: decides which rows become evaluation data.
         split: the rule by which it does, a key of SPLITS.
         encoders: who encodes large files; None for this process alone.
+        objective: what is learnt from: `preference` makes rows with a fork, `kto` rows with a mark.
 
     Raises:
         DataError: data that cannot be trained on; see sources and tokenize.
     """
-    examples, report, lines = load_examples(train, tokenizer, config, encoders)
+    examples, report, lines = load_examples(train, tokenizer, config, encoders, objective)
     scored: Sequence[Example] = []
     if isinstance(eval_data, float):
         examples, scored = SPLITS[split](examples, eval_data, seed)
         lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows for evaluation: {len(scored)}"))
     elif eval_data is not None:
-        scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None), encoders)
+        scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None), encoders, objective)
         lines += [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
         both = shared_rows(examples, scored)
         if both:
@@ -107,8 +114,25 @@ def prepare(
                     "than it is",
                 )
             )
-    old = _old_rows(tokenizer, config, scored, lines, encoders)
-    return PreparedData(examples, scored, lines, report, digest_of(Joined(examples, old)), old)
+    if objective == "kto":
+        _check_marks(examples)
+    old = _old_rows(tokenizer, config, scored, lines, encoders) if objective == "sft" else []
+    return PreparedData(examples, scored, lines, report, digest_of(Joined(examples, old)), old, objective)
+
+
+def _check_marks(examples: Sequence[Example]) -> None:
+    """Refuses answers all of which are good, or all bad: KTO compares the two.
+
+    Raises:
+        DataError: with the kind that is missing.
+    """
+    marks = marks_of(examples)
+    for mark, ja, en in ((1, "良い", "good"), (-1, "悪い", "bad")):
+        if not (marks == mark).any():
+            raise DataError(
+                f"学習データの {len(marks)} 行に{ja}回答がありません。objective: kto には良い回答と悪い回答の両方が要ります。",
+                f"none of the {len(marks)} training rows has a {en} answer; objective: kto needs good and bad ones.",
+            )
 
 
 def _old_rows(
@@ -151,7 +175,7 @@ def _from_base(item: Example) -> Example:
 
 
 def load_examples(
-    source: Any, tokenizer: Any, config: DataConfig, encoders: Encoders | None = None
+    source: Any, tokenizer: Any, config: DataConfig, encoders: Encoders | None = None, objective: Objective = "sft"
 ) -> tuple[Sequence[Example], EncodeReport, list[str]]:
     """The examples of training or evaluation data; of each source in it (`config.max_samples`) the first rows only.
     Those of files come out of the cache, into which they are written where they have not been seen, or out of a folder
@@ -159,11 +183,22 @@ def load_examples(
 
     Args:
         encoders: who encodes large files; None for this process alone.
+        objective: see prepare.
+
+    Raises:
+        ConfigError: settings that the objective does not go with. DataError: see prepare.
     """
+    validate_objective(config, objective)
     folder = prepared_folder(source)
     if folder is not None:
-        return open_prepared(folder, tokenizer, config)
+        return open_prepared(folder, tokenizer, config, objective)
     if isinstance(source, TextDataset):
+        if objective != "sft":
+            raise DataError(
+                f"TextDataset はただの文章で、objective: {objective} では学習できません。回答の組か、良し悪しの付いた行を渡してください。",
+                f"a TextDataset holds plain texts, which objective: {objective} cannot learn from; give pairs of answers or "
+                "marked ones.",
+            )
         examples = source.examples[: config.max_samples]
         report = EncodeReport(
             rows=len(examples),
@@ -177,10 +212,10 @@ def load_examples(
     files = _files(source)
     if files and config.cache:
         with contextlib.suppress(StorageError):  # a disk without room is no error: the tokens are made in memory
-            return _from_cache(files, tokenizer, config, encoders)
+            return _from_cache(files, tokenizer, config, encoders, objective)
     # Every problem of the data in one list: those of the files, of the rows and of what they become for this model.
     bad = BadRows(config.skip_bad_rows)
-    samples, lines = read_samples(source, config, bad)
+    samples, lines = read_samples(source, config, bad, objective)
     try:
         examples, report = encode(
             samples,
@@ -199,42 +234,46 @@ def load_examples(
     report.left_out_reasons = [[ja, en, count] for (ja, en), count in bad.counts.most_common()]
     report.vocabulary = vocabulary_loss(samples, tokenizer)
     report.system = common_system(samples)
+    note_contradictions_of(report, examples)
     lines += bad.lines() + report.lines()
     return examples, report, lines
 
 
 def _from_cache(
-    files: Sequence[Path], tokenizer: Any, config: DataConfig, encoders: Encoders | None
+    files: Sequence[Path], tokenizer: Any, config: DataConfig, encoders: Encoders | None, objective: Objective
 ) -> tuple[Sequence[Example], EncodeReport, list[str]]:
     paths = [str(path) for path in files]
-    asked = Preparation(tuple(paths), config, tokenizer, sources_of(paths))
+    asked = Preparation(tuple(paths), config, tokenizer, sources_of(paths), objective)
     size = sum(source.bytes for source in asked.sources)
     examples, manifest = cached_store(asked, encoder=encoders(tokenizer, size) if encoders is not None else None)
     return examples, manifest.report, lines_of(manifest, config.max_samples)
 
 
-def read_samples(source: Any, config: DataConfig, bad: BadRows) -> tuple[list[Sample], list[str]]:
+def read_samples(
+    source: Any, config: DataConfig, bad: BadRows, objective: Objective = "sft"
+) -> tuple[list[Sample], list[str]]:
     """(samples, lines about what was read) of training or evaluation data, as the settings read it.
 
     Args:
         bad: receives the rows that cannot be used.
+        objective: see prepare.
 
     Raises:
         DataError: see sources.load_samples.
     """
     files = _files(source)
+    how = RowReading(
+        config.columns,
+        config.system_prompt,
+        objective,
+        config.sheet,
+        asdict(config.normalize),
+        tuple(config.doctor.ignore),
+    )
     samples: list[Sample] = []
     lines: list[str] = []
     for part in _parts(source if not files or isinstance(source, str | Path) else files, config):
-        of_part, read = load_samples(
-            part,
-            columns=config.columns,
-            system_prompt=config.system_prompt,
-            normalize=asdict(config.normalize),
-            sheet=config.sheet,
-            bad=bad,
-            ignore=config.doctor.ignore,
-        )
+        of_part, read = read_source(part, how, bad, shared=True)
         samples += of_part[: config.max_samples]
         lines += read.lines() + _left_aside(of_part, config)
     return samples, lines

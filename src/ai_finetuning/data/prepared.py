@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
+from ..config.preference import Objective
 from ..config.section import explicitly_set
 from ..errors import ConfigError, DataError
 from .cache import tokenizer_digest
+from .encode_report import EncodeReport
 from .store.mapped import Manifest, StoredExamples, is_store, open_store
 from .store.preparing import lines_of, settings_of
-from .tokenize import EncodeReport
 
 # Settings that the run itself goes by as well; the others are those of reading the files, which is done.
 _OF_THE_RUN = ("max_length", "on_long", "loss_on", "system_prompt")
@@ -46,13 +47,16 @@ def _at_home(folder: Path) -> Path:
         return folder
 
 
-def open_prepared(folder: Path, tokenizer: Any, config: DataConfig) -> tuple[StoredExamples, EncodeReport, list[str]]:
+def open_prepared(
+    folder: Path, tokenizer: Any, config: DataConfig, objective: Objective = "sft"
+) -> tuple[StoredExamples, EncodeReport, list[str]]:
     """(examples, report, lines) of a prepared folder.
 
     Raises:
         ConfigError: it was prepared for another tokenizer, or with other settings. DataError: it is damaged.
     """
     examples, manifest = open_store(folder)
+    _check_objective(folder, manifest, objective)
     _check_settings(folder, manifest, config)
     if manifest.tokenizer != tokenizer_digest(tokenizer):
         raise ConfigError(
@@ -61,6 +65,17 @@ def open_prepared(folder: Path, tokenizer: Any, config: DataConfig) -> tuple[Sto
             "settings of this run.",
         )
     return examples, manifest.report, lines_of(manifest, manifest.settings.get("max_samples"))
+
+
+def _check_objective(folder: Path, manifest: Manifest, objective: Objective) -> None:
+    before = manifest.settings.get("objective", "sft")
+    if before != objective:
+        raise ConfigError(
+            f"{folder} は objective: {before} で用意したデータですが、この実行は objective: {objective} です。objective を合わせるか、"
+            "`aift data prepare` をやり直してください。",
+            f"{folder} was prepared with objective: {before}, and this run says objective: {objective}; use the same, or run "
+            "`aift data prepare` again.",
+        )
 
 
 def _check_settings(folder: Path, manifest: Manifest, config: DataConfig) -> None:

@@ -6,16 +6,17 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from ..errors import DataError
 from ..japanese.prompts import render
 from .bad_rows import BadRow
-from .messages import Conversation, Message, PlainText, Sample
+from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample
 
 Span = tuple[int, int]
+SIDES = ("chosen", "rejected")
 _MARKUP = re.compile(r"[<\[（(].*[>\]）)]", re.DOTALL)
 
 
@@ -30,6 +31,8 @@ class Rendered:
         source: where the sample came from.
         add_special_tokens: whether the tokenizer adds its own at the ends.
         append_eos: whether eos ends the row.
+        side: of two answers to compare `chosen` or `rejected`; the one follows the other.
+        mark: 1 or -1 of an answer that somebody called good or bad.
     """
 
     text: str
@@ -38,6 +41,8 @@ class Rendered:
     source: str
     add_special_tokens: bool
     append_eos: bool
+    side: str = ""
+    mark: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,8 @@ def _any_of(names: set[str]) -> re.Pattern[str] | None:
 
 
 def render_sample(sample: Sample, prompts: Prompts) -> list[Rendered]:
-    """The texts of a sample: one, or one for each answer where the template rewrites earlier turns.
+    """The texts of a sample: one, or one for each answer where the template rewrites earlier turns; of two answers to
+    compare two.
 
     Raises:
         BadRow: the template refuses the conversation or cannot show what it is about, a message holds a special token,
@@ -144,6 +150,10 @@ def render_sample(sample: Sample, prompts: Prompts) -> list[Rendered]:
             prompts.special_tokens[token] = prompts.special_tokens.get(token, 0) + 1
         whole = ((0, len(sample.text)),)
         return [Rendered(sample.text, whole, whole, sample.source, True, True)]
+    if isinstance(sample, Comparison):
+        return _render_sides(sample, prompts)
+    if isinstance(sample, Judged):
+        return [replace(render_sample(sample.conversation, prompts)[-1], mark=1 if sample.good else -1)]
     _check_special(sample, prompts)
     messages = sample.as_dicts()
     text = prompts.text(messages, sample.tools)
@@ -164,6 +174,19 @@ def render_sample(sample: Sample, prompts: Prompts) -> list[Rendered]:
     end = learnt[-1][1]
     written = tuple(part for span, message in spans if message.learn for part in _written(text, [message], [span]))
     return [Rendered(text[:end], learnt, written, sample.source, False, not _ends_turn(text[:end], prompts.marks))]
+
+
+def _render_sides(sample: Comparison, prompts: Prompts) -> list[Rendered]:
+    """The whole conversations of two answers; of answers of several turns the last one alone is scored on both sides where
+    the template rewrites earlier turns of either.
+    """
+    noted = dict(prompts.not_in_prompt)
+    texts = [render_sample(side, prompts) for side in sample.sides]
+    if any(len(items) > 1 for items in texts):
+        texts = [[_single_turn(side, side.as_dicts(), len(side.messages) - 1, prompts)] for side in sample.sides]
+    for key in prompts.not_in_prompt:  # it is one row
+        prompts.not_in_prompt[key] = min(prompts.not_in_prompt[key], noted.get(key, 0) + 1)
+    return [replace(items[0], side=name) for name, items in zip(SIDES, texts, strict=True)]
 
 
 def _all_learnt(sample: Conversation) -> bool:

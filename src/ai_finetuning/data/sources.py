@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.preference import Objective
 from ..errors import DataError, Reason, localized
 from ..japanese.classes import LONG, kinds_in, table_of
 from ..japanese.language import find_loop, find_template_token
@@ -24,12 +25,15 @@ from .bad_rows import BadRow, BadRows
 from .columnar import dataset_rows
 from .columns import check_columns
 from .conversations import conversation
+from .data_report import DataReport
 from .doctor.rules import validate_keys
 from .encoding import UNREADABLE
 from .files import read_rows
-from .formats import Format, Shape, build, find_format, no_format
-from .messages import Conversation, PlainText, Sample
-from .rows import FileReport, Row
+from .formats import build, find_format, no_format
+from .judgements import winner_of
+from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample, messages_of
+from .row_format import Format, Shape
+from .rows import Row
 
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -37,143 +41,10 @@ _C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Kinds of characters that a text is searched for where it holds any of them; normalizing adds none.
 _HALVES, _PRIVATE, _CONTROLS, _ANY = 1, 2, 4, 7
-# Rows that a report names, and rows by whose columns a file without a format is explained.
-_NAMED, _EXPLAINED = 5, 100
+# Rows by whose columns a file without a format is explained.
+_EXPLAINED = 100
 # Where only the choice of characters speaks of mojibake, so many rows and this share of a file make it certain.
 LIKELY_ROWS, LIKELY_SHARE = 3, 0.01
-
-
-@dataclass
-class Noted:
-    """Rows that have something about them: how many, and the first ones.
-
-    Attributes:
-        last: the one that was noted last; a row is counted once, however often it is noted in a row.
-    """
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-    last: str = ""
-
-    def note(self, source: str) -> None:
-        """Counts a row."""
-        if source != self.last:
-            self.merge(Noted(1, [source], source))
-
-    def merge(self, later: Noted) -> None:
-        """Adds the rows of what comes behind these."""
-        self.count += later.count
-        self.first += later.first[: _NAMED - len(self.first)]
-        self.last = later.last or self.last
-
-
-@dataclass
-class DataReport:
-    """What was read, left out and changed.
-
-    Attributes:
-        bad: rows that cannot be used.
-        shared: whether these are of other sources as well, and reported by whoever collects them.
-        formats: rows by format.
-        roles: role by column, where a heading is not the role's own name.
-        unused_columns: rows in which a column held something that is not used, by the column's name.
-        unused_keys: the same for keys of messages.
-        unlearnt: rows that say of themselves that they are not to be learnt.
-        likely_rows: rows that are perhaps mojibake, too few of their file to be sure.
-        loop_rows, template_rows: conversations with an answer that ends in a loop, or with a template token of some model.
-    """
-
-    bad: BadRows = field(default_factory=BadRows)
-    shared: bool = False
-    files: list[FileReport] = field(default_factory=list)
-    samples: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
-    roles: dict[str, str] = field(default_factory=dict)
-    normalized: Counter[str] = field(default_factory=Counter)
-    private_use_rows: Noted = field(default_factory=Noted)
-    control_rows: Noted = field(default_factory=Noted)
-    unused_columns: Counter[str] = field(default_factory=Counter)
-    unused_keys: Counter[str] = field(default_factory=Counter)
-    unlearnt: int = 0
-    likely_rows: Noted = field(default_factory=Noted)
-    loop_rows: Noted = field(default_factory=Noted)
-    template_rows: Noted = field(default_factory=Noted)
-
-    def merge(self, later: DataReport) -> None:
-        """Adds what was read behind this; bad rows are merged by whoever collects them."""
-        self.files += later.files
-        self.samples += later.samples
-        self.unlearnt += later.unlearnt
-        self.roles |= later.roles
-        for mine, other in (
-            (self.formats, later.formats),
-            (self.normalized, later.normalized),
-            (self.unused_columns, later.unused_columns),
-            (self.unused_keys, later.unused_keys),
-        ):
-            mine.update(other)
-        for noted, more in (
-            (self.private_use_rows, later.private_use_rows),
-            (self.control_rows, later.control_rows),
-            (self.likely_rows, later.likely_rows),
-            (self.loop_rows, later.loop_rows),
-            (self.template_rows, later.template_rows),
-        ):
-            noted.merge(more)
-
-    def lines(self) -> list[str]:
-        """The report for the user, in the locale's language."""
-        lines = [line for item in self.files for line in item.lines()]
-        lines += [] if self.shared else self.bad.lines()
-        if len(self.formats) > 1:
-            counts = ", ".join(f"{name} {count}" for name, count in self.formats.items())
-            lines.append(localized(f"行の形式: {counts}", f"formats of the rows: {counts}"))
-        if self.roles:
-            named = ", ".join(f"{excerpt(column)} → {role}" for column, role in self.roles.items())
-            lines.append(localized(f"列の役割: {named}", f"roles of columns: {named}"))
-        if self.unlearnt:
-            lines.append(
-                localized(
-                    f"学習しないと書かれた行（weight: 0、train: false など）: {self.unlearnt}",
-                    f"rows that say not to learn them (weight: 0, train: false and the like): {self.unlearnt}",
-                )
-            )
-        if self.normalized:
-            counts = ", ".join(f"{name} {count}" for name, count in self.normalized.items())
-            lines.append(localized(f"文字の正規化: {counts}", f"characters normalised: {counts}"))
-        for rows, ja, en in (
-            (self.private_use_rows, "外字（私用領域）のある行", "rows with private-use characters"),
-            (
-                self.control_rows,
-                "制御文字 U+0080-U+009F のある行（そのまま使います。data.normalize.strip_control=true で取り除けます）",
-                "rows with control characters U+0080-U+009F (used as they are; data.normalize.strip_control=true removes them)",
-            ),
-            (self.likely_rows, "文字化けかもしれない行", "rows that are perhaps mojibake"),
-            (
-                self.loop_rows,
-                "警告: 同じ語句の繰り返しで終わる回答のある行（aift data doctor で除けます）",
-                "warning: rows with an answer that ends in a loop (`aift data doctor` can leave them out)",
-            ),
-            (
-                self.template_rows,
-                "警告: プロンプトテンプレートのトークンのある行（aift data doctor で確かめられます）",
-                "warning: rows with a token of a prompt template (`aift data doctor` shows them)",
-            ),
-        ):
-            if rows.count:
-                where = ", ".join(rows.first)
-                lines.append(localized(f"{ja}: {rows.count}（{where}）", f"{en}: {rows.count} ({where})"))
-        for counter, ja, en in (
-            (self.unused_columns, "使わない列", "columns not used"),
-            (self.unused_keys, "使わないメッセージのキー", "message keys not used"),
-        ):
-            if counter:
-                named = ", ".join(
-                    name if count == self.samples else localized(f"{name}（{count} 行）", f"{name} ({count} rows)")
-                    for name, count in ((excerpt(full), rows) for full, rows in counter.items())
-                )
-                lines.append(localized(f"{ja}: {named}", f"{en}: {named}"))
-        return lines
 
 
 def load_samples(
@@ -206,22 +77,69 @@ def load_samples(
         ConfigError: `ignore` names no rule.
         DataError: nothing usable, or bad rows; the message names them all, with file, line and reason.
     """
-    validate_keys(ignore, "data.doctor.ignore")
-    report = DataReport(BadRows(skip_bad_rows) if bad is None else bad, bad is not None)
+    how = RowReading(columns, system_prompt, sheet=sheet, normalize=normalize or {}, ignore=tuple(ignore))
+    if bad is not None:
+        return read_source(source, how, bad, shared=True)
+    return read_source(source, how, BadRows(skip_bad_rows), shared=False)
+
+
+@dataclass(frozen=True)
+class RowReading:
+    """How rows become samples.
+
+    Attributes:
+        columns, system_prompt, normalize, sheet, ignore: see load_samples.
+        objective: what is learnt from; rows of another one are bad rows.
+    """
+
+    columns: Mapping[str, str] | None = None
+    system_prompt: str | None = None
+    objective: Objective = "sft"
+    sheet: str | None = None
+    normalize: Mapping[str, bool] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+
+
+def read_source(source: Any, how: RowReading, bad: BadRows, *, shared: bool) -> tuple[list[Sample], DataReport]:
+    """Samples of whatever `load_samples` reads, with what was found.
+
+    Args:
+        bad: receives the bad rows.
+        shared: whether these are of other sources as well, and refused by whoever collects them.
+
+    Raises:
+        ConfigError, DataError: see load_samples.
+    """
+    validate_keys(how.ignore, "data.doctor.ignore")
+    report = DataReport(bad, shared)
     samples: list[Sample] = []
-    for rows in _row_groups(source, report, columns, sheet):
-        samples += _samples(rows, report, columns, system_prompt)
-    cleaned, likely = clean(samples, normalize or {}, report, ignore)
+    for rows in _row_groups(source, report, how.columns, how.sheet):
+        samples += _samples(rows, report, how)
+    cleaned, likely = clean(samples, how.normalize, report, how.ignore)
     certain = certain_mojibake(files_of(samples), files_of(likely))
     cleaned = without_likely(cleaned, likely, certain, report)
     for sample in cleaned:
-        note_what_is_odd(sample, report, ignore)
-    if bad is None:
+        note_what_is_odd(sample, report, how.ignore)
+    if not shared:
         report.bad.refuse()
-    if not cleaned and not (bad is not None and len(bad) and not bad.skip):
-        raise report.bad.empty(localized("学習データ", "the data"))
+    if not cleaned and not (shared and len(bad) and not bad.skip):
+        raise nothing_left(report.bad, report.ties)
     report.samples = len(cleaned)
     return cleaned, report
+
+
+def nothing_left(bad: BadRows, ties: int) -> DataError:
+    """The refusal of data without a usable row.
+
+    Args:
+        ties: pairs of answers that were left out since neither is better.
+    """
+    if not ties or len(bad):
+        return bad.empty(localized("学習データ", "the data"))
+    return DataError(
+        f"{ties} 組の回答はすべて引き分けで、どちらが良いかを学べません。良し悪しの付いた組を加えてください。",
+        f"all {ties} pairs of answers are ties, which tell nothing to learn; add pairs one answer of which is better.",
+    )
 
 
 _Item = Row | Sample
@@ -287,7 +205,7 @@ def _container(source: Any, report: DataReport) -> Any:
 
 def _item(item: Any, number: int) -> _Item:
     source = f"[{number}]"
-    if isinstance(item, Conversation | PlainText | Row):
+    if isinstance(item, Sample | Row):
         return item
     if isinstance(item, str):
         return Row({"text": item}, source)
@@ -303,9 +221,7 @@ def _item(item: Any, number: int) -> _Item:
     )
 
 
-def _samples(
-    rows: list[_Item], report: DataReport, columns: Mapping[str, str] | None, system_prompt: str | None
-) -> list[Sample]:
+def _samples(rows: list[_Item], report: DataReport, how: RowReading) -> list[Sample]:
     """The samples of one file.
 
     Raises:
@@ -313,11 +229,11 @@ def _samples(
     """
     tables = [row for row in rows if isinstance(row, Row)]
     if tables:
-        check_columns(columns, list(dict.fromkeys(str(key) for row in tables for key in row.values)))
-    return samples_of(rows, report, columns, system_prompt, lambda: heading_of(tables, columns))
+        check_columns(how.columns, list(dict.fromkeys(str(key) for row in tables for key in row.values)))
+    return samples_of(rows, report, how, lambda: heading_of(tables, how.columns, how.objective))
 
 
-def heading_of(rows: Iterable[Row], columns: Mapping[str, str] | None) -> list[str]:
+def heading_of(rows: Iterable[Row], columns: Mapping[str, str] | None, objective: Objective = "sft") -> list[str]:
     """The columns of the first row of a file that has a format.
 
     Raises:
@@ -326,19 +242,18 @@ def heading_of(rows: Iterable[Row], columns: Mapping[str, str] | None) -> list[s
     first: list[Row] = []
     names: dict[str, None] = {}
     for row in rows:
-        if find_format(row.values, columns)[0] is not None:
+        if find_format(row.values, columns, objective)[0] is not None:
             return list(row.values)
         names |= dict.fromkeys(map(str, row.values))
         first += [row] if len(first) < _EXPLAINED else []
     check_columns(columns, list(names))
-    raise _no_format(first)
+    raise _no_format(first, objective)
 
 
 def samples_of(
     rows: Iterable[_Item],
     report: DataReport,
-    columns: Mapping[str, str] | None,
-    system_prompt: str | None,
+    how: RowReading,
     heading: Callable[[], Sequence[str]],
 ) -> list[Sample]:
     """The samples of some rows of a file.
@@ -351,12 +266,15 @@ def samples_of(
     for row in rows:
         try:
             if isinstance(row, Row):
-                obtained, shape = find_format(row.values, columns)
+                obtained, shape = find_format(row.values, how.columns, how.objective)
                 if obtained is None:
-                    obtained, shape = find_format({**dict.fromkeys(heading()), **row.values}, columns)
-                samples += _row_sample(row, obtained, shape, report, system_prompt)
-            elif isinstance(row, Conversation):
-                samples.append(conversation(row.messages, row.source, system_prompt, row.tools))
+                    whole = {**dict.fromkeys(heading()), **row.values}
+                    obtained, shape = find_format(whole, how.columns, how.objective)
+                samples += _row_sample(row, obtained, shape, report, how.system_prompt)
+                continue
+            _check_objective(row, how.objective)
+            if isinstance(row, Conversation):
+                samples.append(conversation(row.messages, row.source, how.system_prompt, row.tools))
             else:
                 samples.append(row)
         except BadRow as error:
@@ -364,7 +282,17 @@ def samples_of(
     return samples
 
 
-def _no_format(rows: list[Row]) -> DataError:
+def _check_objective(sample: Sample, objective: Objective) -> None:
+    """Refuses a sample that the objective does not learn from."""
+    own: Objective = "preference" if isinstance(sample, Comparison) else "kto" if isinstance(sample, Judged) else "sft"
+    if own != objective:
+        raise BadRow(
+            f"objective: {own} のデータですが、この実行は objective: {objective} です",
+            f"it is data for objective: {own}, and this run has objective: {objective}",
+        )
+
+
+def _no_format(rows: list[Row], objective: Objective) -> DataError:
     """The refusal of a file none of whose rows has a format."""
     name = _PLACE.sub("", rows[0].source)
     words = [word for row in rows[:20] for pair in row.values.items() for word in map(str, pair)]
@@ -375,7 +303,7 @@ def _no_format(rows: list[Row]) -> DataError:
             (f"the text is mojibake ({broken.kind}); recreate it from the original file"),
         )
     else:
-        ja, en = no_format([row.values for row in rows])
+        ja, en = no_format([row.values for row in rows], objective)
     place = f"{name}: " if name else ""
     # What stands for the columns may be a row, where a table has no heading.
     written = Reason(f"{place}列から学習データを作れません。", f"{place}the columns make no training sample.")
@@ -397,6 +325,11 @@ def _row_sample(
     report.unused_columns.update(
         str(key) for key, value in row.values.items() if key not in made.used and value not in (None, "", [], {})
     )
+    if made.tied:
+        report.ties += 1
+        return
+    if isinstance(made.sample, Comparison) and (column := winner_of(shape)):
+        report.winners[column] += 1
     if made.sample is None:
         report.unlearnt += 1
         return
@@ -467,11 +400,14 @@ def _mojibake(kind: str) -> BadRow:
 
 def note_what_is_odd(sample: Sample, report: DataReport, ignore: Collection[str] = ()) -> None:
     """Notes loops and template tokens in a conversation; it is trained all the same."""
-    if not isinstance(sample, Conversation):
+    if isinstance(sample, PlainText):
         return
-    answers = [item.content for item in sample.messages if item.role == "assistant"]
-    others = [item.content for item in sample.messages if item.role != "assistant"]
-    others += [item.input for item in sample.messages]
+    messages = sample.sides[0].messages if isinstance(sample, Comparison) else messages_of(sample)
+    # A worse answer may end in a loop: that is what it teaches against.
+    good = not isinstance(sample, Judged) or sample.good
+    answers = [item.content for item in messages if item.role == "assistant"] if good else []
+    others = [item.content for item in messages if item.role != "assistant"]
+    others += [item.input for item in messages]
     if "loop" not in ignore and any(map(find_loop, answers)):
         report.loop_rows.note(sample.source)
     looked_at = (("template_token", answers), ("template_token_asked", others))
@@ -553,8 +489,22 @@ def _clean(
 
     if isinstance(sample, PlainText):
         return PlainText(clean(sample.text), sample.source)
-    messages = (
-        replace(item, content=clean(item.content), input=clean(item.input), reasoning=clean(item.reasoning))
-        for item in sample.messages
-    )
-    return Conversation(tuple(messages), sample.source, sample.tools)
+    return _with_texts(sample, clean)
+
+
+def _with_texts(sample: Conversation | Comparison | Judged, change: Callable[[str], str]) -> Sample:
+    """A sample with every text of its messages changed."""
+
+    def changed(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        return tuple(
+            replace(item, content=change(item.content), input=change(item.input), reasoning=change(item.reasoning))
+            for item in messages
+        )
+
+    if isinstance(sample, Comparison):
+        prompt, chosen = changed(sample.prompt), changed(sample.chosen)
+        return replace(sample, prompt=prompt, chosen=chosen, rejected=changed(sample.rejected))
+    if isinstance(sample, Judged):
+        whole = sample.conversation
+        return replace(sample, conversation=replace(whole, messages=changed(whole.messages)))
+    return replace(sample, messages=changed(sample.messages))

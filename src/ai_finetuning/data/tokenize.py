@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -20,11 +19,13 @@ from numpy.typing import NDArray
 from ..errors import DataError, localized
 from ..labels import IGNORED
 from .bad_rows import BadRow, BadRows
+from .cutting import Coded, pair_of, rows_of
+from .encode_report import EncodeReport
+from .example import Example as Example
 from .messages import Sample
 from .offset_tokenizer import OffsetTokenizer
 from .piece_lengths import PieceLengths
-from .rendering import Prompts, Rendered, render_sample
-from .vocabulary import VocabularyLoss, vocabulary_line
+from .rendering import SIDES, Prompts, Rendered, render_sample
 
 MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
@@ -32,150 +33,6 @@ _MOST_CHARACTERS = 1 << 22
 # Characters of a data set behind which offsets by the lengths of pieces are worth their table.
 _MANY = 2**19
 _Tokens = tuple[Sequence[int] | NDArray[np.int64], NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of tokens.
-
-    Attributes:
-        input_ids: [tokens] int32.
-        labels: [tokens] int32, unshifted; -100 where a token is not a label token.
-        characters: characters that people wrote among the label tokens: no turn ends and other markup.
-        source: where the sample came from.
-        question: a digest of the question that its row asks; empty where there is none.
-        fork: of a pair of answers (prefix, rest of the chosen one, rest of the rejected one), in tokens (data/forks.py).
-        mark: 1 where people call the answer good, -1 where they call it bad, 0 where they say nothing.
-    """
-
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    characters: int = 0
-    source: str = ""
-    question: str = ""
-    fork: tuple[int, ...] = ()
-    mark: int = 0
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
-_ADDED = (
-    "rows",
-    "tokens",
-    "label_tokens",
-    "characters",
-    "over_long",
-    "lost_label_tokens",
-    "dropped",
-    "split_conversations",
-    "without_end",
-)
-
-
-@dataclass
-class EncodeReport:
-    """What happened on the way from samples to tokens.
-
-    Attributes:
-        left_out: bad rows of the data.
-        left_out_reasons: of each reason (Japanese, English) how many; lists, as a cache holds them.
-        without_end: rows that were cut before the end of every answer: they teach no end.
-        special_tokens: tokens of the tokenizer that stand in plain texts, or as its own markup in messages, and how often.
-        not_in_prompt: keys of messages that the template left out (`reasoning_content`, `tools`), by rows.
-        system: the system text, where all conversations have the same.
-    """
-
-    rows: int = 0
-    tokens: int = 0
-    label_tokens: int = 0
-    characters: int = 0
-    longest: int = 0
-    over_long: int = 0
-    lost_label_tokens: int = 0
-    dropped: int = 0
-    split_conversations: int = 0
-    max_length: int = 0
-    left_out: int = 0
-    left_out_reasons: list[list[Any]] = field(default_factory=list)
-    without_end: int = 0
-    special_tokens: dict[str, int] = field(default_factory=dict)
-    not_in_prompt: dict[str, int] = field(default_factory=dict)
-    vocabulary: VocabularyLoss = field(default_factory=VocabularyLoss)
-    system: str | None = None
-
-    def merge(self, later: EncodeReport) -> None:
-        """Adds what happened behind this."""
-        for name in _ADDED:
-            setattr(self, name, getattr(self, name) + getattr(later, name))
-        self.longest = max(self.longest, later.longest)
-        self.max_length = later.max_length
-        for mine, other in (
-            (self.special_tokens, later.special_tokens),
-            (self.not_in_prompt, later.not_in_prompt),
-        ):
-            for key, count in other.items():
-                mine[key] = mine.get(key, 0) + count
-
-    @property
-    def characters_per_token(self) -> float:
-        """Characters of label text per label token."""
-        return self.characters / max(1, self.label_tokens)
-
-    def lines(self) -> list[str]:
-        """The report for the user, in the locale's language."""
-        fit = round(self.characters_per_token * self.max_length)
-        lines = [
-            localized(
-                f"{self.rows:,} 行、{self.tokens:,} トークン（学習対象 {self.label_tokens:,} トークン、1 トークン約 "
-                f"{self.characters_per_token:.2f} 文字、最長 {self.longest}）",
-                f"{self.rows:,} rows, {self.tokens:,} tokens ({self.label_tokens:,} label tokens, "
-                f"{self.characters_per_token:.2f} characters per token, longest {self.longest})",
-            )
-        ]
-        if self.over_long:
-            share = self.lost_label_tokens / max(1, self.label_tokens + self.lost_label_tokens)
-            lines.append(
-                localized(
-                    f"max_length {self.max_length} トークン（約 {fit} 文字）を超える行: {self.over_long}、失われる学習対象トークン {share:.1%}、"
-                    f"除いた行 {self.dropped}",
-                    f"rows over max_length {self.max_length} tokens (about {fit} characters): {self.over_long}; "
-                    f"label tokens lost {share:.1%}; rows dropped {self.dropped}",
-                )
-            )
-        if self.without_end:
-            lines.append(
-                localized(
-                    f"切り詰めで応答の終わりを失う行: {self.without_end}（{self.rows} 行中）。終わり方はこれらの行からは学習されません",
-                    f"rows cut before the end of their answer: {self.without_end} of {self.rows}; where to stop is not "
-                    "learnt from them",
-                )
-            )
-        if self.special_tokens:
-            counts = ", ".join(f"{token} {count}" for token, count in self.special_tokens.items())
-            lines.append(
-                localized(
-                    f"文の中でトークナイザーのトークンとして読まれる文字列: {counts}",
-                    f"strings in the text that become tokens of their own: {counts}",
-                )
-            )
-        for key, count in self.not_in_prompt.items():
-            lines.append(
-                localized(
-                    f"チャットテンプレートが使わない {key}: {count} 行（学習にも入りません）",
-                    f"{key} is not used by the chat template: {count} rows (it is not trained either)",
-                )
-            )
-        if self.split_conversations:
-            lines.append(
-                localized(
-                    f"テンプレートが履歴を書き換えるため 1 応答ごとに分けた会話: {self.split_conversations}",
-                    "conversations split into one row per answer, because the template rewrites history: "
-                    f"{self.split_conversations}",
-                )
-            )
-        unheld = vocabulary_line(self.vocabulary)
-        return [*lines, unheld] if unheld is not None else lines
 
 
 def encode(
@@ -190,7 +47,7 @@ def encode(
     """Tokens and labels of all samples.
 
     Args:
-        samples: conversations and plain texts.
+        samples: conversations and plain texts; comparisons become rows with a fork, judged answers rows with a mark.
         tokenizer: a transformers tokenizer; conversations need its chat template.
         max_length: most tokens in a row.
         on_long: `truncate` keeps the head, `drop` leaves the row out, `error` refuses, `split` cuts plain texts into
@@ -232,12 +89,20 @@ def encode_some(
     report = EncodeReport(max_length=max_length)
     examples: list[Example] = []
     segmenter = Segmenter(prompts.tokenizer) if segmenter is None else segmenter
-    for item, ids, loss_mask, ends in _encoded(_rendered(samples, prompts, bad, report), segmenter):
-        report.longest = max(report.longest, len(ids))
+    first: Coded | None = None  # of two answers the chosen one, until the other follows
+    for coded in _encoded(_rendered(samples, prompts, bad, report), segmenter):
+        report.longest = max(report.longest, len(coded.ids))
+        if coded.item.side == SIDES[0]:
+            first = coded
+            continue
         try:
-            examples += _rows(report, item, on_long, ids, loss_mask, ends)
+            if coded.item.side:
+                assert first is not None
+                examples += pair_of(report, first, coded, on_long)
+            else:
+                examples += rows_of(report, coded, on_long)
         except BadRow as error:
-            bad.add(error, item.source)
+            bad.add(error, coded.item.source)
     report.rows = len(examples)
     report.tokens = sum(map(len, examples))
     report.label_tokens = count_label_tokens(examples)
@@ -255,7 +120,7 @@ def _rendered(samples: Iterable[Sample], prompts: Prompts, bad: BadRows, report:
         except BadRow as error:
             bad.add(error, sample.source)
             continue
-        report.split_conversations += len(items) > 1
+        report.split_conversations += len(items) > 1 and not items[0].side
         yield from items
 
 
@@ -269,73 +134,6 @@ def _check_characters(items: Sequence[Rendered]) -> None:
         )
 
 
-def _rows(
-    report: EncodeReport,
-    item: Rendered,
-    on_long: str,
-    ids: NDArray[Any],
-    loss_mask: NDArray[Any],
-    ends: NDArray[Any],
-) -> list[Example]:
-    """The rows of a text: one, none where it is too long and dropped, or several where it is split.
-
-    Raises:
-        BadRow: no label token in the row, or too long with on_long `error`.
-    """
-    max_length = report.max_length
-    too_long = len(ids) > max_length
-    if too_long:
-        _check_over_long(report, item, on_long, len(ids))
-    if too_long and on_long == "drop":
-        report.dropped += 1
-        return []
-    starts = range(0, max(1, len(ids) - 1), max_length - 1) if on_long == "split" else (0,)
-    made = [_example(item, ids, loss_mask, ends, slice(start, start + max_length)) for start in starts]
-    kept = [example for example in made if (example.labels != IGNORED).any()]
-    if not kept:
-        raise BadRow(
-            f"学習対象トークンがありません。質問が max_length {max_length} トークンを使い切っています（max_length を上げるか on_long=drop）",
-            f"no label tokens: the prompt fills max_length {max_length} (raise max_length or set on_long=drop)",
-        )
-    if too_long and on_long == "truncate":
-        stops = [stop for _, stop in item.spans]
-        report.lost_label_tokens += int(loss_mask[max_length:].sum())
-        report.without_end += not (loss_mask & np.isin(ends, stops))[:max_length].any()
-    return kept
-
-
-def _example(item: Rendered, ids: NDArray[Any], loss_mask: NDArray[Any], ends: NDArray[Any], kept: slice) -> Example:
-    """The row of a text's tokens `kept`, and the characters of its label tokens."""
-    labels = np.where(loss_mask[kept], ids[kept], IGNORED).astype(np.int32)
-    labels[:1] = IGNORED  # nothing predicts the first token
-    first = int(ends[kept.start]) if kept.start else 0
-    last = int(ends[min(len(ids), kept.stop) - 1])
-    characters = sum(max(0, min(end, last) - max(start, first)) for start, end in item.written)
-    return Example(ids[kept].astype(np.int32), labels, characters, item.source)
-
-
-def _check_over_long(report: EncodeReport, item: Rendered, on_long: str, length: int) -> None:
-    """Notes a row that is too long.
-
-    Raises:
-        BadRow: it may not be, or cannot be split.
-    """
-    if on_long == "error":
-        raise BadRow(
-            f"{length} トークンで、max_length {report.max_length} を超えています（max_length を上げるか on_long を truncate か drop に）",
-            f"{length} tokens, more than max_length {report.max_length} (raise max_length or set on_long to truncate or "
-            "drop)",
-        )
-    if on_long == "split":
-        if not item.add_special_tokens:
-            raise BadRow(
-                "会話なので on_long=split で分けられません（truncate か drop に）",
-                "a conversation, which on_long=split cannot divide (use truncate or drop)",
-            )
-        return
-    report.over_long += 1
-
-
 def check_encoded(report: EncodeReport, bad: BadRows) -> None:
     """Refuses what all rows together cannot be.
 
@@ -345,6 +143,12 @@ def check_encoded(report: EncodeReport, bad: BadRows) -> None:
     if not report.rows and len(bad):
         bad.refuse()
         raise bad.empty(localized("学習データ", "the data"))
+    if not report.rows and report.cut_pairs:
+        raise DataError(
+            f"max_length {report.max_length} では、どの組も 2 つの回答が違いの出る前に切れます。max_length を {report.longest} まで上げてください。",
+            f"with max_length {report.max_length} the answers of every pair are cut before they differ; raise it (up to "
+            f"{report.longest}).",
+        )
     if not report.rows:
         raise DataError(
             f"max_length {report.max_length} に収まる行がありません（最長 {report.longest} トークン）。max_length を上げてください。",
@@ -367,11 +171,8 @@ def check_encoded(report: EncodeReport, bad: BadRows) -> None:
         )
 
 
-def _encoded(
-    rendered: Iterable[Rendered], segmenter: Segmenter
-) -> Iterator[tuple[Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
-    """(text, ids [tokens], label-token flags [tokens], end of each token in characters [tokens]) of every text, in
-    order.
+def _encoded(rendered: Iterable[Rendered], segmenter: Segmenter) -> Iterator[Coded]:
+    """Every text with its tokens, in order.
 
     A batch is segmented without Python's lock, by as many threads as the tokenizer takes, while this thread renders the
     next one and labels the one before; few batches are in memory at a time.
@@ -385,11 +186,9 @@ def _encoded(
         yield from _labelled(*waiting.popleft(), segmenter.tokenizer)
 
 
-def _labelled(
-    items: list[Rendered], tokens: Future[list[_Tokens]], tokenizer: Any
-) -> Iterator[tuple[Rendered, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
+def _labelled(items: list[Rendered], tokens: Future[list[_Tokens]], tokenizer: Any) -> Iterator[Coded]:
     for item, (ids, offsets) in zip(items, tokens.result(), strict=True):
-        yield item, *_with_eos(item, ids, offsets, tokenizer)
+        yield Coded(item, *_with_eos(item, ids, offsets, tokenizer))
 
 
 def _batches(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:

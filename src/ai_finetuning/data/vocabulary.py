@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import localized
 from ..japanese.classes import distinct
 from ..japanese.prompts import render
-from .messages import Conversation, Sample
+from .messages import PlainText, Sample, messages_of
 
 _EXAMPLES, _TOGETHER = 8, 64
 # What is drawn and stored as a blank; a run of two is asked for beside the characters.
@@ -113,8 +113,8 @@ class VocabularyMeter:
 
     def count(self, samples: Sequence[Sample]) -> VocabularyCounts:
         """What is lost of the texts of some samples (of the messages, not of the template around them)."""
-        talk = [_text(sample) for sample in samples if isinstance(sample, Conversation)]
-        plain = [sample.text for sample in samples if not isinstance(sample, Conversation)]
+        talk = [_text(sample) for sample in samples if not isinstance(sample, PlainText)]
+        plain = [sample.text for sample in samples if isinstance(sample, PlainText)]
         run = {_RUN} if any(_RUN in text for text in (*talk, *plain)) else set()
         new = (distinct((*talk, *plain)) | run) - self._asked
         unknown, changed = _lost(sorted(new), self._tokenizer)
@@ -176,9 +176,9 @@ def vocabulary_line(loss: VocabularyLoss) -> str | None:
 
 
 def _text(sample: Sample) -> str:
-    if isinstance(sample, Conversation):
-        return "".join(part for item in sample.messages for part in (item.reasoning, item.content, item.input))
-    return sample.text
+    if isinstance(sample, PlainText):
+        return sample.text
+    return "".join(part for item in messages_of(sample) for part in (item.reasoning, item.content, item.input))
 
 
 def _lost(units: Sequence[str], tokenizer: Any) -> tuple[set[str], dict[str, str]]:

@@ -40,8 +40,8 @@ def warn_of_leakage(train: Any, eval_data: Any, data: PreparedData, config: Data
     counts = _remembered(entry)
     if counts is None:
         try:
-            ours, _ = read_samples(train, config, BadRows(skip=True))
-            theirs, _ = read_samples(eval_data, config, BadRows(skip=True))
+            ours, _ = read_samples(train, config, BadRows(skip=True), data.objective)
+            theirs, _ = read_samples(eval_data, config, BadRows(skip=True), data.objective)
         except ToolkitError:  # the files are no longer what the run has read
             return
         counts = _counts(find_leakage([pair_of(item) for item in ours], [pair_of(item) for item in theirs]))

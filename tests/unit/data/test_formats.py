@@ -10,8 +10,9 @@ import pytest
 
 from ai_finetuning.data.columns import map_columns, role_of
 from ai_finetuning.data.files import READERS
-from ai_finetuning.data.formats import FORMATS, NO_VALUES, find_format
+from ai_finetuning.data.formats import FORMATS, find_format
 from ai_finetuning.data.messages import Conversation, PlainText
+from ai_finetuning.data.row_format import NO_VALUES
 from ai_finetuning.data.sources import load_samples
 from ai_finetuning.errors import DataError
 

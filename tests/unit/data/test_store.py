@@ -340,8 +340,8 @@ def test_a_later_format_and_a_missing_file_are_refused_with_the_way_out(tmp_path
     prepare_folder(asked_for(write(tmp_path / "a.jsonl", jsonl(TALKS))), tmp_path / "out")
     manifest = tmp_path / "out" / "tokens.json"
     before = manifest.read_text(encoding="utf-8")
-    manifest.write_text(before.replace('"version": 1', '"version": 2'), encoding="utf-8")
-    with pytest.raises(DataError, match="format 2"):
+    manifest.write_text(before.replace('"version": 1', '"version": 3'), encoding="utf-8")
+    with pytest.raises(DataError, match="format 3"):
         open_store(tmp_path / "out")
     manifest.write_text(before, encoding="utf-8")
     (tmp_path / "out" / "ends.bin").unlink()

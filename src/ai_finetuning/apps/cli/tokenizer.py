@@ -37,7 +37,7 @@ def train(
 
     for file in files:
         find_data(file)
-    from ...data.messages import PlainText
+    from ...data.messages import PlainText, messages_of
     from ...data.sources import load_samples
     from ...execution.output_folder import new_folder, validate_new_folder
     from ...models.tokenizer_training import train_tokenizer
@@ -47,7 +47,7 @@ def train(
     for line in report.lines():
         print(line)
     texts = [
-        sample.text if isinstance(sample, PlainText) else "\n".join(message.content for message in sample.messages)
+        sample.text if isinstance(sample, PlainText) else "\n".join(item.content for item in messages_of(sample))
         for sample in samples
     ]
     with new_folder(out) as staging:

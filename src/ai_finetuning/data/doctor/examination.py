@@ -6,12 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ...errors import DataError
 from ...japanese.language import find_refusal, ja_share
 from ...japanese.style import styles
 from ..bad_rows import BadRow, BadRows
+from ..encode_report import LONG_CHOSEN
 from ..files import read_rows
 from ..formats import build, find_format
 from ..rendering import Prompts
@@ -113,12 +115,13 @@ def read_samples(path: str | Path, columns: Mapping[str, str] | None = None, she
 
 
 def _check(row: Row, columns: Mapping[str, str] | None) -> None:
-    """Builds a row as training would; chosen and rejected answers, and such as are marked, are examined all the same."""
+    """Builds a row as training would: pairs of answers and marked ones under the objective that learns from them."""
     obtained, shape = find_format(row.values, columns)
+    if obtained is not None and obtained.key in JUDGED:
+        obtained, shape = find_format(row.values, columns, JUDGED[obtained.key])
     if obtained is None:
         raise BadRow("列から学習データを作れません", "the columns make no training sample")
-    if obtained.key not in JUDGED:
-        build(shape.values, obtained, shape, row.source, None)
+    build(shape.values, obtained, shape, row.source, None)
 
 
 def pair_of(sample: Sample) -> Pair:
@@ -163,6 +166,10 @@ def examine(
         found.hits["near_duplicate"] = _near(samples, pairs)
     if "same_question" in keys:
         found.hits["same_question"] = _same_question(samples, pairs)
+    if "pair_swapped" in keys:
+        found.hits["pair_swapped"] = _swapped(samples)
+    if "pair_length" in keys:
+        found.hits["pair_length"] = _long_chosen(samples)
     if evaluated is not None:
         others = read_samples(evaluated, columns, sheet)
         if not others.samples:
@@ -233,7 +240,9 @@ def _same_question(samples: Sequence[Sample], pairs: Sequence[Pair]) -> list[Hit
     """Rows whose question and material other rows have, with another answer."""
     by_question: dict[str, list[int]] = defaultdict(list)
     for index, pair in enumerate(pairs):
-        key = question_key(pair)
+        key = (
+            question_key(pair) if not samples[index].pair else ""
+        )  # several pairs of one question are no contradiction
         if key:
             by_question[key].append(index)
     hits = []
@@ -249,6 +258,35 @@ def _same_question(samples: Sequence[Sample], pairs: Sequence[Pair]) -> list[Hit
                 for index, own in zip(members, sources, strict=True)
             ]
     return sorted(hits, key=lambda hit: hit.number)
+
+
+def _swapped(samples: Sequence[Sample]) -> list[Hit]:
+    """Pairs whose chosen answer another row of the same question rejects, while it chooses the other one."""
+    said: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    both = [
+        (item.said("question"), item.said("material"), item.said("answer"), item.said("rejected")) for item in samples
+    ]
+    for index, (item, key) in enumerate(zip(samples, both, strict=True)):
+        if item.pair and key[2].strip() != key[3].strip():
+            said[tuple(map(str.strip, key))].append(index)
+    hits = []
+    for (question, material, chosen, rejected), members in said.items():
+        others = said.get((question, material, rejected, chosen), ())
+        sources = tuple(samples[index].source for index in others)[:5]
+        hits += [Hit(samples[index].number, samples[index].source, others=sources) for index in members if sources]
+    return sorted(hits, key=lambda hit: hit.number)
+
+
+def _long_chosen(samples: Sequence[Sample]) -> list[Hit]:
+    """Pairs whose chosen answer is much longer, where that is so of most of them."""
+    ratios = {
+        index: len(item.said("answer")) / max(1, len(item.said("rejected")))
+        for index, item in enumerate(samples)
+        if item.pair and item.said("rejected")
+    }
+    if not ratios or median(ratios.values()) <= LONG_CHOSEN:
+        return []
+    return [Hit(samples[index].number, samples[index].source) for index, ratio in ratios.items() if ratio > LONG_CHOSEN]
 
 
 def _answers(samples: Sequence[Sample]) -> list[Passage]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..messages import Conversation, Sample
+from ..messages import Comparison, PlainText, Sample, messages_of
 from .duplicates import Pair, grams_of, near_pairs, shared
 from .rules import normalised
 
@@ -51,10 +51,13 @@ class Leakage:
 
 
 def pair_of(sample: Sample) -> Pair:
-    """A conversation as the whole of what its user says and the whole of what is answered; a plain text as an answer."""
-    if not isinstance(sample, Conversation):
+    """A conversation as the whole of what its user says and the whole of what is answered; a plain text as an answer. Of two
+    answers the better one counts.
+    """
+    if isinstance(sample, PlainText):
         return Pair("", "", sample.text)
-    said = {role: [item for item in sample.messages if item.role == role] for role in ("user", "assistant")}
+    messages = sample.sides[0].messages if isinstance(sample, Comparison) else messages_of(sample)
+    said = {role: [item for item in messages if item.role == role] for role in ("user", "assistant")}
     return Pair(
         "\n".join(item.content for item in said["user"]),
         "\n".join(item.input for item in said["user"] if item.input),

@@ -7,19 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...config.preference import Objective
 from ...errors import DataError
+from ..bad_rows import BadRow
 from ..columns import plain, role_of
 from ..conversations import ROLES, SPEAKER_KEYS, TEXT_KEYS
-from ..formats import find_format, is_marked_bad
+from ..formats import find_format
+from ..judgements import CHOSEN, REJECTED, better, is_marked_bad, sides_of
+from ..row_format import Shape
 from ..rows import Row
 
 # Where a text stands in a row: keys and indices; PARSED stands for the JSON inside a string.
 Place = tuple[str | int, ...]
 PARSED = "$json"
-_CHOSEN = ("chosen", "chosen_response", "response_j", "preferred", "accepted")
-_REJECTED = ("rejected", "rejected_response", "response_k")
-# Formats that training refuses, since bad answers would be learnt, and that are examined all the same.
-JUDGED = ("preference", "feedback")
+# Formats of answers that people compare or judge, with what is learnt from them.
+JUDGED: dict[str, Objective] = {"preference": "preference", "feedback": "kto"}
 _ROLES = {"user": "question", "assistant": "answer", "system": "system", "tool": "tool"}
 _BY_COLUMN = {"system": "system", "instruction": "question", "input": "material", "output": "answer"}
 
@@ -34,6 +36,7 @@ class Passage:
             known of it.
         place: where it stands in the row.
         question, material: of an answer, what it answers.
+        same: of a rejected answer, whether it is the chosen one as well.
     """
 
     text: str
@@ -41,6 +44,7 @@ class Passage:
     place: Place
     question: str = ""
     material: str = ""
+    same: bool = False
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Sample:
         passages: its texts.
         learnt: whether the row is of a form that is trained on, of pairs of a chosen and a rejected answer, or of answers
             marked as good or bad.
+        pair: whether it is such a pair.
     """
 
     number: int
@@ -61,6 +66,7 @@ class Sample:
     values: Mapping[str, Any]
     passages: list[Passage] = field(default_factory=list)
     learnt: bool = True
+    pair: bool = False
 
     def said(self, role: str) -> str:
         """Everything of one role, a line each."""
@@ -71,24 +77,51 @@ def sample_of(row: Row, number: int, columns: Mapping[str, str] | None = None) -
     """A row with its texts."""
     try:
         obtained, shape = find_format(row.values, columns)
-        roles, key = dict(shape.roles), obtained.key if obtained is not None else ""
+        key = obtained.key if obtained is not None else ""
     except DataError:
-        roles, key = {}, ""
+        obtained, shape, key = None, Shape(row.values, {}), ""
     learnt = key in JUDGED or (bool(key) and obtained is not None and obtained.build is not None)
     if not learnt:
         loose = (
             Passage(value, "text", (name,)) for name, value in row.values.items() if isinstance(value, str) and value
         )
         return Sample(number, row.source, row.values, list(loose), False)
-    passages = list(_passages(row.values, roles, key))
+    passages = list(_passages(shape, key))
     if key == "feedback" and is_marked_bad(shape):
         last = max((place for place, item in enumerate(passages) if item.role == "answer"), default=None)
         passages = [replace(item, role="rejected") if place == last else item for place, item in enumerate(passages)]
-    return Sample(number, row.source, row.values, passages)
+    if key == "preference":
+        passages = _with_equal(passages)
+    return Sample(number, row.source, row.values, passages, pair=key == "preference")
 
 
-def _columns(values: Mapping[str, Any], roles: Mapping[str, str], key: str) -> list[tuple[str, str]]:
+def _with_equal(passages: list[Passage]) -> list[Passage]:
+    """The passages of a pair, with the last rejected answer marked where both sides say the same."""
+    chosen, rejected = (
+        [item.text.strip() for item in passages if item.role == role] for role in ("answer", "rejected")
+    )
+    if not rejected or chosen[-len(rejected) :] != rejected:
+        return passages
+    last = max(place for place, item in enumerate(passages) if item.role == "rejected")
+    return [replace(item, same=True) if place == last else item for place, item in enumerate(passages)]
+
+
+def _answer_columns(shape: Shape) -> list[tuple[str, str]]:
+    """The columns of the answers of a pair; the first is taken for the better one where no verdict says so."""
+    sides = sides_of(shape)
+    if sides is None:
+        named = [(name, "output") for name in shape.filled(*CHOSEN)]
+        return named + [(name, "rejected") for name in shape.filled(*REJECTED)]
+    try:
+        order = better(shape, sides) or 1
+    except BadRow:
+        order = 1
+    return list(zip((sides.first, sides.second)[::order], ("output", "rejected"), strict=True))
+
+
+def _columns(shape: Shape, key: str) -> list[tuple[str, str]]:
     """(column, what stands in it) of a row of a format, in the order of the conversation."""
+    roles = shape.roles
     named = {role: role for role in ("system", "history", "messages", "instruction", "input", "output")}
     if key == "text":
         named = {"text": "text"}
@@ -100,16 +133,15 @@ def _columns(values: Mapping[str, Any], roles: Mapping[str, str], key: str) -> l
         del named["output"]
     columns = [(roles[role], name) for role, name in named.items() if role in roles]
     if key == "preference":
-        columns += [(name, "output") for name in values if plain(name) in _CHOSEN]
-        columns += [(name, "rejected") for name in values if plain(name) in _REJECTED]
+        columns += _answer_columns(shape)
     return columns
 
 
-def _passages(values: Mapping[str, Any], roles: Mapping[str, str], key: str) -> Iterator[Passage]:
+def _passages(shape: Shape, key: str) -> Iterator[Passage]:
     asked, material = "", ""
-    for column, name in _columns(values, roles, key):
+    for column, name in _columns(shape, key):
         role = _BY_COLUMN.get(name, name)
-        for item in _of_value(values.get(column), role, (column,)):
+        for item in _of_value(shape.values.get(column), role, (column,)):
             if role == "rejected" and item.role != "rejected":
                 # The conversation again, as it stands before the chosen answer: it counts once, and is repaired twice.
                 yield replace(item, role="text")

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...labels import IGNORED
-from ..tokenize import Example
+from ..example import Example
+from ..forks import CHOSEN, REJECTED, side_of
 
 _PLACE = re.compile(r"(?::(\d+)|\[(\d+)\])\Z")
 
@@ -28,6 +29,9 @@ class Documents:
         run_counts: [documents] uint64.
         characters, learnt: [documents] uint32, characters and number of its label tokens.
         names: of files, or what else names rows.
+        forks: [documents, 3] uint32, of pairs of answers (Example.fork); None for other documents.
+        sides: [documents, 2] uint64, of pairs the digests of the whole chosen and rejected conversations.
+        marks: [documents] uint16, of judged answers 1 for good and 2 for bad; None for other documents.
         files: [documents] uint32, of each its place in `names`.
         numbers: [documents] int64, its line; negative where it is an item, 0 where the name says it all.
         questions: [documents] uint64, the digest of its question; 0 for none.
@@ -45,16 +49,38 @@ class Documents:
     questions: NDArray[Any]
     contents: NDArray[Any]
     names: list[str]
+    forks: NDArray[Any] | None = None
+    sides: NDArray[Any] | None = None
+    marks: NDArray[Any] | None = None
 
     @property
     def arrays(self) -> list[tuple[str, NDArray[Any]]]:
         """The arrays with their names."""
-        return [(item.name, getattr(self, item.name)) for item in fields(self) if item.name != "names"]
+        own = ((item.name, getattr(self, item.name)) for item in fields(self) if item.name != "names")
+        return [(name, values) for name, values in own if values is not None]
 
 
 def digest_of_tokens(ids: NDArray[np.int32]) -> bytes:
     """16 bytes that are equal for equal documents and for no others."""
     return hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").tobytes(), digest_size=16).digest()
+
+
+def content_of(example: Example) -> bytes:
+    """The digest of a row's tokens; of a pair with where it forks, of a judged answer without its mark."""
+    fork = np.array(example.fork, dtype=np.int32)
+    return digest_of_tokens(np.concatenate([example.input_ids, fork]) if example.fork else example.input_ids)
+
+
+def further_of(fork: Sequence[int], mark: int) -> bytes:
+    """What a pair or a judged answer adds to the digest of all rows; nothing of other rows."""
+    return b"".join(
+        (b"fork" + np.array(fork, "<i8").tobytes() if len(fork) else b"", b"mark%d" % mark if mark else b"")
+    )
+
+
+def _sides_of(example: Example) -> list[int]:
+    whole = (digest_of_tokens(side_of(example, side).input_ids) for side in (CHOSEN, REJECTED))
+    return [int.from_bytes(digest[:8], "little") for digest in whole]
 
 
 def documents_of(examples: Sequence[Example]) -> Documents:
@@ -68,6 +94,8 @@ def documents_of(examples: Sequence[Example]) -> Documents:
     owner = np.searchsorted(starts, edges[:, 0], side="right") - 1 if len(edges) else np.zeros(0, dtype=np.int64)
     names: dict[str, int] = {}
     files, numbers = [], []
+    pairs = any(item.fork for item in examples)
+    judged = any(item.mark for item in examples)
     for item in examples:
         name, number = parted(item.source)
         files.append(names.setdefault(name, len(names)))
@@ -82,8 +110,11 @@ def documents_of(examples: Sequence[Example]) -> Documents:
         files=np.array(files, dtype="<u4"),
         numbers=np.array(numbers, dtype="<i8"),
         questions=np.array([int(item.question or "0", 16) for item in examples], dtype="<u8"),
-        contents=np.frombuffer(b"".join(digest_of_tokens(item.input_ids) for item in examples), "<u8").reshape(-1, 2),
+        contents=np.frombuffer(b"".join(map(content_of, examples)), "<u8").reshape(-1, 2),
         names=list(names),
+        forks=np.array([item.fork for item in examples], dtype="<u4") if pairs else None,
+        sides=np.array([_sides_of(item) for item in examples], dtype="<u8") if pairs else None,
+        marks=np.array([item.mark % 3 for item in examples], dtype="<u2") if judged else None,
     )
 
 

@@ -15,7 +15,7 @@ from ...messages import notice
 from ...system.files import is_private, is_private_tree
 from ...system.folders import private_cache, temporary_cache
 from ..pieces import Reading
-from .mapped import ARRAYS, MANIFEST, Manifest, StoredExamples, file_of, is_store, open_store, read_manifest
+from .mapped import EVERY, MANIFEST, Manifest, StoredExamples, file_of, is_store, open_store, read_manifest
 from .preparing import Encoder, Preparation, identity_of, prepare_store
 from .writer import PROGRESS, read_progress, storing
 
@@ -74,7 +74,7 @@ def _taken(folder: Path, ja: str, en: str) -> UsageError:
 
 def _own(folder: Path) -> list[Path]:
     """The files of a store."""
-    return [folder / MANIFEST, folder / PROGRESS, *(file_of(folder, name) for name in ARRAYS)]
+    return [folder / MANIFEST, folder / PROGRESS, *(file_of(folder, name) for name in EVERY)]
 
 
 def _clear(folder: Path) -> None:

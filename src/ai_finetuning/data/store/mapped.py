@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 from ...errors import DataError, Reason
 from ...system.files import read_bounded
 from ..bad_rows import BadRows
+from ..data_report import DataReport
+from ..encode_report import EncodeReport
+from ..example import Example
 from ..files import TOKENS
-from ..sources import DataReport
-from ..tokenize import EncodeReport, Example
 from .arrays import KINDS, ArrayEntry, check, mapped
 from .documents import joined, labels_of
 from .plain import from_plain, to_plain
 
-MANIFEST, VERSION = TOKENS, 1
+MANIFEST = TOKENS
+# Of documents as they always were, and of pairs and judged answers, which a version before would train as plain ones.
+PLAIN, JUDGED = 1, 2
 _MOST_BYTES = 2**28
+MARKS = np.array([0, 1, -1], dtype=np.int64)
 _SOME = 2**16  # documents that are looked at together
 # The arrays that every store has: (kind, numbers of an item); None is what the vocabulary needs.
 ARRAYS: dict[str, tuple[str | None, int]] = {
@@ -38,6 +42,15 @@ ARRAYS: dict[str, tuple[str | None, int]] = {
     "questions": ("<u8", 1),
     "contents": ("<u8", 2),
 }
+
+
+# What stores of pairs and of judged answers have beside them.
+FURTHER: dict[str, dict[str, tuple[str, int]]] = {
+    "sft": {},
+    "preference": {"forks": ("<u4", 3), "sides": ("<u8", 2)},
+    "kto": {"marks": ("<u2", 1)},
+}
+EVERY: dict[str, tuple[str | None, int]] = {**ARRAYS, **FURTHER["preference"], **FURTHER["kto"]}
 
 
 @dataclass
@@ -74,7 +87,7 @@ class Manifest:
         sources: the files.
         documents: rows of tokens.
         largest: the largest token id.
-        digest: SHA-256 over the length, tokens and labels of every document, in order.
+        digest: SHA-256 over the length, tokens, labels, fork and mark of every document, in order.
         parts, bad, report: what is said of the data.
         names: of files, for where a row stood.
         arrays: by name; a store may have more of them than this version knows.
@@ -124,10 +137,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(read_bounded(path, _MOST_BYTES).decode("utf-8", "surrogatepass"))
         own, version = content.pop("sha256"), content["version"]
-        if version != VERSION:
+        if version not in (PLAIN, JUDGED):
             raise DataError(
-                f"{path} は形式 {version} です。この版のツールキットが読めるのは {VERSION} です。`aift data prepare` で作り直してください。",
-                f"{path} is of format {version}; this version of the toolkit reads {VERSION}. Prepare the data anew with "
+                f"{path} は形式 {version} です。この版のツールキットが読めるのは {PLAIN} と {JUDGED} です。`aift data prepare` で作り直してください。",
+                f"{path} is of format {version}; this version of the toolkit reads {PLAIN} and {JUDGED}. Prepare the data anew with "
                 "`aift data prepare`.",
             )
         if own != _hash(content):
@@ -147,7 +160,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_arrays(manifest: Manifest) -> None:
-    for name, (kind, width) in ARRAYS.items():
+    for name, (kind, width) in EVERY.items():
+        if name not in ARRAYS and name not in manifest.arrays:
+            continue
         entry = manifest.arrays[name]
         if entry.kind not in ((kind,) if kind else ("<u2", "<u4")) or entry.width != width:
             raise ValueError(f"array {name}")
@@ -175,7 +190,8 @@ class StoredExamples(Sequence[Example]):
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._names = manifest.names
         self.largest, self.digest = manifest.largest, manifest.digest
-        self._arrays = {name: mapped(file_of(folder, name), manifest.arrays[name]) for name in ARRAYS}
+        known = [name for name in EVERY if name in manifest.arrays]
+        self._arrays = {name: mapped(file_of(folder, name), manifest.arrays[name]) for name in known}
         self._count = manifest.documents
 
     def __len__(self) -> int:
@@ -199,12 +215,15 @@ class StoredExamples(Sequence[Example]):
         ids = np.asarray(arrays["tokens"][start:stop]).astype(np.int32)
         first, last = self._range("run_ends", place)
         question = int(arrays["questions"][place])
+        fork = tuple(map(int, arrays["forks"][place])) if "forks" in arrays else ()
         return Example(
             ids,
             labels_of(ids, arrays["runs"][first:last]),
             int(arrays["characters"][place]),
             self._source(place),
             f"{question:016x}" if question else "",
+            fork,
+            int(MARKS[arrays["marks"][place]]) if "marks" in arrays else 0,
         )
 
     def _range(self, name: str, place: int) -> tuple[int, int]:
@@ -229,6 +248,18 @@ class StoredExamples(Sequence[Example]):
     def characters(self) -> NDArray[np.int64]:
         """[documents] int64: characters of their label tokens."""
         return self._arrays["characters"].astype(np.int64)
+
+    @property
+    def forks(self) -> NDArray[np.int64]:
+        """[documents, 3] int64: Example.fork of every one; 0 where they are no pairs."""
+        if "forks" not in self._arrays:
+            return np.zeros((self._count, 3), np.int64)
+        return self._arrays["forks"].astype(np.int64)
+
+    @property
+    def marks(self) -> NDArray[np.int64]:
+        """[documents] int64: Example.mark of every one."""
+        return MARKS[self._arrays["marks"]] if "marks" in self._arrays else np.zeros(self._count, np.int64)
 
     def names(self, places: NDArray[np.int64] | None = None) -> Iterator[tuple[str, bytes, str]]:
         """(source, digest of the tokens, digest of the question) of some documents, or of all."""

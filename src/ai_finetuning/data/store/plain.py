@@ -5,9 +5,9 @@ from __future__ import annotations
 import types
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,9 @@ def from_plain(kind: type[_T], value: Any) -> _T:
 def _from_plain(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         hints = _hints(kind)
-        return kind(**{name: _from_plain(hints[name], value[name]) for name in (item.name for item in fields(kind))})
+        # What a version before did not know keeps its default.
+        names = (item.name for item in fields(kind) if item.name in value or not _has_default(item))
+        return kind(**{name: _from_plain(hints[name], value[name]) for name in names})
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, types.UnionType):
         return None if value is None else _from_plain(next(item for item in inner if item is not type(None)), value)
@@ -44,6 +46,10 @@ def _from_plain(kind: Any, value: Any) -> Any:
         key, item = (inner[0], int) if origin is Counter else inner
         pairs = {_from_plain(key, one): _from_plain(item, other) for one, other in value}
         return Counter(pairs) if origin is Counter else pairs
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{value!r}")
+        return value
     if origin is tuple:
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
         return tuple(_from_plain(item, one) for item, one in zip(kinds, value, strict=True))
@@ -53,6 +59,10 @@ def _from_plain(kind: Any, value: Any) -> Any:
     if kind is not Any and not isinstance(value, kind):
         raise TypeError(f"{type(value).__name__} where {kind.__name__} was expected")
     return value
+
+
+def _has_default(item: Field[Any]) -> bool:
+    return item.default is not MISSING or item.default_factory is not MISSING
 
 
 @cache

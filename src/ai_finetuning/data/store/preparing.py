@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...config.data import DataConfig
+from ...config.preference import Objective
 from ...errors import localized
 from ...system.files import sha256_of
 from ..bad_rows import BadRows
 from ..cache import code_version, tokenizer_digest
 from ..columns import check_columns
+from ..contradictions import note_contradictions
 from ..files import RowBatch, data_files, open_data
 from ..pieces import Account, Group, Headless, PieceMaker, Reading, judge
 from ..sources import certain_mojibake, heading_of
 from .documents import Documents, documents_of
-from .mapped import VERSION, Manifest, Part, Source
+from .mapped import FURTHER, JUDGED, PLAIN, Manifest, Part, Source
 from .writer import Progress, StoreWriter, read_progress
 
 # Tokens between two moments from which an interrupted preparation goes on: some ten seconds.
@@ -78,17 +80,19 @@ class Preparation:
         config: how rows become tokens.
         tokenizer: with pad token and chat template.
         sources: the files, with their hashes.
+        objective: what is learnt from them.
     """
 
     paths: tuple[str, ...]
     config: DataConfig
     tokenizer: Any
     sources: tuple[Source, ...]
+    objective: Objective = "sft"
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide tokens and labels."""
-        return settings_of(self.config)
+        return settings_of(self.config, self.objective)
 
     @property
     def identity(self) -> str:
@@ -104,18 +108,20 @@ def identity_of(manifest: Manifest) -> str:
 
 
 def _identity(code: str, tokenizer: str, settings: dict[str, Any], paths: list[str], sources: list[Source]) -> str:
-    parts = [VERSION, code, tokenizer, settings, paths, [asdict(item) for item in sources]]
+    parts = [PLAIN, code, tokenizer, settings, paths, [asdict(item) for item in sources]]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def settings_of(config: DataConfig) -> dict[str, Any]:
-    """The settings that decide tokens and labels, each by its whole name, such as `normalize.newlines`."""
+def settings_of(config: DataConfig, objective: Objective = "sft") -> dict[str, Any]:
+    """The settings that decide tokens and labels, each by its whole name, such as `normalize.newlines`; with the objective
+    where it is none of supervised training, which had no name for it.
+    """
     settings = {name: value for name, value in asdict(config).items() if name not in _ELSEWHERE}
     flat = {name: value for name, value in settings.items() if not isinstance(value, dict)}
     for name, inner in settings.items():
         if isinstance(inner, dict):
             flat |= {f"{name}.{key}": value for key, value in inner.items()}
-    return flat
+    return flat if objective == "sft" else {**flat, "objective": objective}
 
 
 def sources_of(paths: Sequence[str]) -> tuple[Source, ...]:
@@ -156,8 +162,8 @@ def prepare_store(
     progress = read_progress(folder, identity) or Progress(identity)
     while True:
         try:
-            with StoreWriter(folder, progress, _token_kind(asked.tokenizer)) as writer:
-                reading = Reading.of(asked.config, progress.certain)
+            reading = Reading.of(asked.config, progress.certain, asked.objective)
+            with StoreWriter(folder, progress, _token_kind(asked.tokenizer), asked.objective) as writer:
                 own = Here(asked.tokenizer, reading) if encoder is None or _counts_rows(asked) else encoder(reading)
                 with closing(own):
                     manifest = _Run(asked, writer, own, on_bytes).manifest()
@@ -204,12 +210,16 @@ class _Run:
         if certain - self._writer.progress.certain:
             raise _Restart(certain)
         report, bad = judge(parts, asked.config.skip_bad_rows)
+        if asked.objective != "sft":
+            kept = ("files", "numbers", "contents", *FURTHER[asked.objective])
+            written = dict(zip(kept, self._writer.written(*kept), strict=True))
+            note_contradictions(report, written, self._writer.progress.names)
         said = []
         for part, account in zip(parts, accounts, strict=True):
             data = replace(account.data, shared=True, files=[group.report for group in part])
             said.append(Part(data, max(0, data.samples - (asked.config.max_samples or data.samples))))
         return Manifest(
-            version=VERSION,
+            version=PLAIN if asked.objective == "sft" else JUDGED,
             tokenizer=tokenizer_digest(asked.tokenizer),
             code=code_version(),
             settings=asked.settings,
@@ -280,7 +290,8 @@ class _Run:
         """Reads from the beginning, until a row has a format."""
         config = self._asked.config
         _, batches = open_data(path, BadRows(True), columns=config.columns, sheet=config.sheet)
-        return heading_of((row for batch in batches for row in batch.rows()), config.columns)
+        rows = (row for batch in batches for row in batch.rows())
+        return heading_of(rows, config.columns, self._asked.objective)
 
 
 def _together(part: Sequence[Group]) -> Account:

@@ -55,7 +55,7 @@ def survey(asked: Preparation) -> Survey:
     Raises:
         DataError: it cannot be read; rows that cannot be used are not looked for.
     """
-    maker = PieceMaker(asked.tokenizer, Reading.of(asked.config))
+    maker = PieceMaker(asked.tokenizer, Reading.of(asked.config, (), asked.objective))
     config = asked.config
     rows = characters = encoded = made = 0
     tokens = 0.0

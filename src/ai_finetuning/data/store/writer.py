@@ -18,8 +18,8 @@ from ...errors import StorageError, ToolkitError
 from ...system.files import fsync_folder, read_bounded, write_in_place
 from ..pieces import Account
 from .arrays import ArrayEntry, ArrayWriter, mapped
-from .documents import Documents, labels_of
-from .mapped import ARRAYS, MANIFEST, Manifest, file_of, write_manifest
+from .documents import Documents, further_of, labels_of
+from .mapped import ARRAYS, EVERY, FURTHER, MANIFEST, MARKS, Manifest, file_of, write_manifest
 from .plain import from_plain, to_plain
 
 PROGRESS = "progress.json"
@@ -56,7 +56,8 @@ def read_progress(folder: Path, identity: str) -> Progress | None:
         there = all(file_of(folder, name).stat().st_size >= entry.bytes for name, entry in progress.arrays.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return progress if there and progress.identity == identity and set(progress.arrays) == set(ARRAYS) else None
+    whole = set(ARRAYS) <= set(progress.arrays) <= set(EVERY)
+    return progress if there and progress.identity == identity and whole else None
 
 
 class StoreWriter:
@@ -66,15 +67,17 @@ class StoreWriter:
         folder: there already.
         progress: what is written so far; new arrays are made for one that has none.
         token_kind: of the tokens, `<u2` or `<u4`.
+        objective: what is learnt from the documents.
 
     Raises:
         StorageError: the disk refuses.
     """
 
-    def __init__(self, folder: Path, progress: Progress, token_kind: str) -> None:
+    def __init__(self, folder: Path, progress: Progress, token_kind: str, objective: str = "sft") -> None:
         self.progress, self._folder = progress, folder
         if not progress.arrays:
-            progress.arrays = {name: ArrayEntry(kind or token_kind, width) for name, (kind, width) in ARRAYS.items()}
+            wanted = {**ARRAYS, **FURTHER[objective]}
+            progress.arrays = {name: ArrayEntry(kind or token_kind, width) for name, (kind, width) in wanted.items()}
         with storing(folder):
             self._digest = _digest_of_written(folder, progress)
             self._writers = {name: ArrayWriter(file_of(folder, name), item) for name, item in progress.arrays.items()}
@@ -103,10 +106,17 @@ class StoreWriter:
         arrays["ends"] = np.cumsum(arrays.pop("lengths")) + np.uint64(entries["tokens"].items)
         arrays["run_ends"] = np.cumsum(arrays.pop("run_counts")) + np.uint64(entries["runs"].items)
         self.progress.largest = max(self.progress.largest, int(some.tokens.max()))
-        _add_to(self._digest, some.tokens, some.lengths, some.runs, some.run_counts)
+        _add_to(self._digest, some)
         with storing(self._folder):
             for name, values in arrays.items():
                 self._writers[name].append(values)
+
+    def written(self, *names: str) -> list[NDArray[Any]]:
+        """Some arrays as they are so far."""
+        with storing(self._folder):
+            for writer in self._writers.values():
+                writer.sync()
+            return [mapped(file_of(self._folder, name), self.progress.arrays[name]) for name in names]
 
     def commit(self) -> None:
         """Makes what is written so far durable: an interrupted writing goes on from here."""
@@ -151,17 +161,18 @@ def storing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _add_to(
-    digest: Any, tokens: NDArray[Any], lengths: NDArray[Any], runs: NDArray[Any], run_counts: NDArray[Any]
-) -> None:
+def _add_to(digest: Any, some: Documents) -> None:
     """Adds documents to the digest of all (data.examples.digest_of)."""
-    ids = np.ascontiguousarray(tokens, dtype=np.int32)
+    ids = np.ascontiguousarray(some.tokens, dtype=np.int32)
+    forks = some.forks.tolist() if some.forks is not None else [()] * len(some.lengths)
+    marks = MARKS[some.marks].tolist() if some.marks is not None else [0] * len(some.lengths)
     start = first = 0
-    for length, count in zip(lengths.tolist(), run_counts.tolist(), strict=True):
+    for length, count, fork, mark in zip(some.lengths.tolist(), some.run_counts.tolist(), forks, marks, strict=True):
         own = ids[start : start + length]
         digest.update(length.to_bytes(8, "little"))
         digest.update(own)
-        digest.update(labels_of(own, runs[first : first + count]))
+        digest.update(labels_of(own, some.runs[first : first + count]))
+        digest.update(further_of(fork, mark))
         start, first = start + length, first + count
 
 
@@ -175,14 +186,19 @@ def _digest_of_written(folder: Path, progress: Progress) -> Any:
     count = progress.arrays["ends"].items
     if not count:
         return digest
-    arrays = {name: mapped(file_of(folder, name), progress.arrays[name]) for name in ARRAYS}
+    arrays = {name: mapped(file_of(folder, name), entry) for name, entry in progress.arrays.items()}
     ends, run_ends = arrays["ends"], arrays["run_ends"]
     token = run = 0
     for start in range(0, count, _SOME):
         stop = min(count, start + _SOME)
         token_end, run_end = int(ends[stop - 1]), int(run_ends[stop - 1])
-        lengths = np.diff(ends[start:stop], prepend=np.uint64(token))
-        counts = np.diff(run_ends[start:stop], prepend=np.uint64(run))
-        _add_to(digest, arrays["tokens"][token:token_end], lengths, arrays["runs"][run:run_end], counts)
+        own = {name: values[start:stop] for name, values in arrays.items() if name not in ("ends", "run_ends")}
+        own |= {
+            "tokens": arrays["tokens"][token:token_end],
+            "runs": arrays["runs"][run:run_end],
+            "lengths": np.diff(ends[start:stop], prepend=np.uint64(token)),
+            "run_counts": np.diff(run_ends[start:stop], prepend=np.uint64(run)),
+        }
+        _add_to(digest, Documents(**own, names=[]))
         token, run = token_end, run_end
     return digest
