@@ -38,8 +38,8 @@ def test_wrong_arguments_are_named(tmp_path: Path):
         PreferenceTrainer(model, LoRAConfig(), training(tmp_path))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="preference"):
         PreferenceTrainer(model, training(tmp_path), preference="dpo")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"has no evaluate\(\)"):
-        PreferenceTrainer(model, training(tmp_path)).evaluate()
+    with pytest.raises(ConfigError, match=r"evaluate\(\) scores texts"):
+        PreferenceTrainer(model, training(tmp_path)).evaluate([{"prompt": "a", "chosen": "b", "rejected": "c"}])
 
 
 def test_the_paths_of_a_clone_give_the_same_objects():

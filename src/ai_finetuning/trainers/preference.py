@@ -13,7 +13,6 @@ from ..config.parallel import ParallelConfig
 from ..config.preference import LOSSES, Objective, PreferenceConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
-from ..errors import ConfigError
 from ..execution.adapter_start import Start
 from ..execution.request import TrainRequest, adapter_settings
 from ..execution.result import Result
@@ -80,18 +79,6 @@ class PreferenceTrainer(Trainer):
     def objective(self) -> Objective:
         """Whose loss `preference` names."""
         return LOSSES[self.preference.loss or "sigmoid"].objective
-
-    def evaluate(self, eval_dataset: Any = None) -> dict[str, Any]:
-        """Refused: the numbers of pairs need the model before training too, which only a run has.
-
-        Raises:
-            ConfigError: with where they are.
-        """
-        raise ConfigError(
-            "PreferenceTrainer に evaluate() はありません。評価データを eval_dataset に渡すと、学習中と最後に測り、metrics.jsonl と report.html に書きます。",
-            "PreferenceTrainer has no evaluate(): give it an eval_dataset, which the run measures while it trains and at "
-            "its end (metrics.jsonl, report.html).",
-        )
 
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:
         adapter: dict[str, Any] = {}
