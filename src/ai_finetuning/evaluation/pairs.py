@@ -12,17 +12,10 @@ from ..data.tokenize import Example
 from ..japanese.prompts import render
 from ..labels import IGNORED
 from .likelihood import Likelihood, Scored, encode_pairs
-from .tasks import Item, Task
+from .tasks import PAIR_METRICS, Item
 
-# By the token: a sum calls the shorter answer likelier. The sum is shown beside it.
-METRICS = ("accuracy", "accuracy, whole answers")
 # What a run asks for the language of answers alone; the pairs say whether they are better.
 ANSWERS = "answers"
-
-
-def pairs_task(title: str, items: Sequence[Item]) -> Task:
-    """The user's own pairs: the share of which a model finds the better answer likelier, a token on average."""
-    return Task("data", title, "pairs", tuple(items), chance=0.5, metrics=METRICS)
 
 
 def scored_side(pair: Example, side: int) -> Scored | None:
@@ -60,12 +53,12 @@ def row_of(item: Item, likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
     """A line of the results: equal likelihoods are no preference."""
     chosen, rejected = likelihoods
     scores = {
-        METRICS[0]: int(chosen.nats / max(1, chosen.tokens) > rejected.nats / max(1, rejected.tokens)),
-        METRICS[1]: int(chosen.nats > rejected.nats),
+        PAIR_METRICS[0]: int(chosen.nats / max(1, chosen.tokens) > rejected.nats / max(1, rejected.tokens)),
+        PAIR_METRICS[1]: int(chosen.nats > rejected.nats),
     }
     return {
         "item": item.name,
-        "score": scores[METRICS[0]],
+        "score": scores[PAIR_METRICS[0]],
         "scores": scores,
         "nats": [round(found.nats, 6) for found in likelihoods],
         "tokens": [found.tokens for found in likelihoods],

@@ -20,10 +20,10 @@ from .adoption import DECISIONS, WORDS, Adoption, Margins, decide, language_find
 from .before_after import Loaded, Plan, Side, measure
 from .before_after_report import Outcome, numbers
 from .likelihood import Scored, encode_pairs
-from .pairs import ANSWERS, pairs_task, scored_row
+from .pairs import ANSWERS, scored_row
 from .results import Results
 from .samples import last_question
-from .tasks import Item, Task, own_questions, prose
+from .tasks import Item, Task, own_questions, pairs_task, prose
 
 # Most seconds of a verdict: a share of those of the training, or so many where that is less.
 SHARE, LEAST_SECONDS = 0.1, 120.0
@@ -59,7 +59,7 @@ def run_tasks(rows: Sequence[Example], tokenizer: Any, config: Any, system: str 
     # By their places: rows out of a store are made anew each time that they are asked for.
     digests = [hashlib.sha256(row.input_ids.tobytes()).digest() for row in rows]
     order = sorted(range(len(rows)), key=lambda place: digests[place])[:MOST_ROWS]
-    numbered = [(place + 1, rows[place]) for place in order]
+    numbered = [(place + 1, rows[place]) for place in order if rows[place].mark >= 0]  # a bad answer is none to expect
     asked, plain = _asked(numbered, tokenizer, config, system)
     general = prose()
     general = replace(general, items=tuple(sorted(general.items, key=lambda item: _digest(item.name))))

@@ -85,7 +85,8 @@ def choose(
     room = min(LONGEST_PROMPT, (positions_of(config) or LONGEST_PROMPT) - 1)
     style = prompt_style(tokenizer)
     chosen: list[Question] = []
-    for item in sorted(examples, key=lambda item: hashlib.sha256(item.input_ids.tobytes()).digest()):
+    good = [item for item in examples if item.mark >= 0]  # what people call bad is no answer to show as the data's
+    for item in sorted(good, key=lambda item: hashlib.sha256(item.input_ids.tobytes()).digest()):
         if len(chosen) == count:
             break
         question = _question(item, tokenizer, style, system)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +14,14 @@ from tests.support.models import build_model, build_tokenizer
 
 from ai_finetuning.data.forks import forked
 from ai_finetuning.data.tokenize import Example
+from ai_finetuning.errors import DataError
 from ai_finetuning.evaluation.before_after import Loaded, Side
 from ai_finetuning.evaluation.likelihood import Likelihood, score_scored
-from ai_finetuning.evaluation.pairs import ANSWERS, pairs_task, row_of, scored_item, scored_row
+from ai_finetuning.evaluation.pairs import ANSWERS, row_of, scored_item, scored_row
 from ai_finetuning.evaluation.results import Results
 from ai_finetuning.evaluation.run_verdict import Clock, measure_within, outcome_of, run_tasks
 from ai_finetuning.evaluation.samples import choose
-from ai_finetuning.evaluation.tasks import Item, Task, prose
+from ai_finetuning.evaluation.tasks import Asked, Item, Task, find_tasks, pairs_task, prose
 from ai_finetuning.inference.session import OpenModel
 
 SIDES = (Side("before", "base", "base", adapter=False), Side("after", "base", "base"))
@@ -116,3 +120,25 @@ def test_more_pairs_the_right_way_round_and_prose_kept_is_adopted():
     found = outcome.findings[0]
     assert found.compared is not None
     assert (found.compared.before, found.compared.after, found.word) == (0.5, 0.95, "improved")
+
+
+def test_a_file_of_pairs_is_asked_which_answer_is_likelier(tmp_path: Path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"{n}の次は？", "chosen": f"{n + 1}です。", "rejected": "知りません。"} for n in range(3)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    tasks, _ = find_tasks(Asked(data=str(path)))
+    assert [task.kind for task in tasks] == ["pairs", "prose"]
+    assert tasks[0].items[0].choices == ("1です。", "知りません。")
+    assert tasks[0].items[0].messages == ({"role": "user", "content": "0の次は？"},)
+    plain = tmp_path / "texts.txt"
+    plain.write_text("ただの文章です。\n", encoding="utf-8")
+    with pytest.raises(DataError, match="has no answer|答えがありません"):
+        find_tasks(Asked(data=str(plain)))
+
+
+def test_marked_answers_that_are_bad_are_not_expected(tokenizer: Any):
+    good, bad = side(tokenizer, "首都は？", "東京です。"), side(tokenizer, "首都は？", "大阪です。")
+    rows = [replace(good, mark=1), replace(bad, mark=-1)]
+    (data, _), count = run_tasks(rows, tokenizer, build_model().config)
+    assert (data.kind, count) == ("answers", 1)
+    assert data.items[0].accepted == ("東京です。",)
