@@ -230,7 +230,9 @@ def is_pair(shape: Shape) -> bool:
     """Whether a row holds answers of which one is said to be better."""
     if {"chosen", "rejected", "preference"} & shape.judged.keys():
         return True
-    if len(shape.filled(*CHOSEN, *REJECTED)) >= 2 or shape.filled("rejected"):
+    sides, filled = sides_of(shape), shape.filled(*CHOSEN, *REJECTED)
+    # Beside a column of rejected answers the chosen one is a pair's also where the other cell is empty.
+    if len(filled) >= (2 if sides is None or sides.verdict is not None else 1) or shape.filled("rejected"):
         return True
     return bool(shape.filled(*WINNERS) and shape.filled(*(first for first, _ in TWO)))
 

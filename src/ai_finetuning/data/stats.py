@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..labels import IGNORED
-from .tokenize import Example
+from .example import Example
+from .forks import CHOSEN, REJECTED, side_of
 
 # Tokens in front of one that is shown.
 _CONTEXT = 8
@@ -48,6 +49,11 @@ def _text_behind(before: list[int], part: list[int], tokenizer: Any) -> str:
     start = tokenizer.decode(before, skip_special_tokens=False) if before else ""
     whole = tokenizer.decode(before + part, skip_special_tokens=False)
     return str(whole[len(start) :] if whole.startswith(start) else tokenizer.decode(part, skip_special_tokens=False))
+
+
+def wholes(example: Example) -> list[Example]:
+    """What is read at once of a row: of a pair the two whole conversations, of others the row itself."""
+    return [side_of(example, side) for side in (CHOSEN, REJECTED)] if example.fork else [example]
 
 
 def histogram(lengths: Sequence[int], *, bins: int = 12) -> list[tuple[int, int, int]]:

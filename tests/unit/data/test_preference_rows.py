@@ -372,6 +372,11 @@ def test_ready_made_samples_are_taken_under_their_own_objective_only():
             read([pair], objective)
 
 
+def test_a_pair_with_an_empty_side_is_still_no_plain_answer():
+    with pytest.raises(DataError, match="objective: preference"):
+        load_samples([{"prompt": Q, "chosen": GOOD, "rejected": "", "answer": "別"}])
+
+
 def test_a_sentiment_beside_an_answer_is_still_a_class():
     (sample,), _ = load_samples([{"question": Q, "answer": GOOD, "label": "positive"}])
     assert sample.messages[-1].content == GOOD  # type: ignore[union-attr]

@@ -136,9 +136,13 @@ def test_a_pair_that_is_too_long_is_cut_where_the_answers_still_differ():
         encode([late], tokenizer, max_length=most, on_long="split")
     with pytest.raises(DataError, match="the prompt fills max_length 8"):
         encode([short], tokenizer, max_length=8)
-    (cut,), report = encode([pair(Q, GOOD * 3, "はい" * 90)] * 1, tokenizer, max_length=64, bad=BadRows())
-    assert [len(side_of(cut, side)) <= 64 for side in (CHOSEN, REJECTED)] == [True, True]
-    assert report.without_end == 1
+    long = pair(Q, GOOD * 12, BAD)
+    (whole,), _ = encode([long], tokenizer, max_length=512)
+    most = len(side_of(whole, CHOSEN)) - 2
+    (cut, _), report = encode([long, short], tokenizer, max_length=most)
+    assert len(side_of(cut, CHOSEN)) == most
+    assert side_of(cut, REJECTED).input_ids.tolist() == side_of(whole, REJECTED).input_ids.tolist()
+    assert (report.without_end, report.lost_label_tokens, report.over_long) == (1, 2, 1)
 
 
 def test_answers_of_the_same_tokens_are_no_pair():

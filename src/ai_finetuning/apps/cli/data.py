@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from ...errors import localized
@@ -10,6 +12,12 @@ from ...messages import printable
 from . import data_doctor, data_prepare, data_split
 from .data_loading import load
 from .japanese import App
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ...data.example import Example
+    from ...data.stats import ShownToken
 
 app = App()
 _FILE = typer.Argument(..., help=localized("データのファイル", "the data's file"))
@@ -72,28 +80,26 @@ def show(
 ) -> None:
     """The tokens of one row as the model gets them."""
     from rich.console import Console
-    from rich.text import Text
 
-    from ...data.stats import shown_tokens
+    from ...data.stats import shown_tokens, wholes
 
     tokenizer, examples, _, lines = load(context, file, model, max_length, chat_template)
     example = examples[_row_number(row, len(examples)) - 1]
     for line in lines:
         print(printable(line))
-    tokens = shown_tokens(example, tokenizer)
-    text = Text()
-    for token in tokens:
-        colour = "bold green" if token.live else "dim"
-        written = printable(token.text).replace("\n", "⏎\n") + (f"[{token.id}]" if ids else "")
-        text.append(
-            f"⟨{written}⟩" if token.special else written, style=colour + (" underline" if token.special else "")
-        )
-        text.append("|", style="dim")
     console = Console()
-    console.print(text)
+    parts = [shown_tokens(whole, tokenizer) for whole in wholes(example)]
+    if example.fork:
+        first = example.fork[0]
+        parts = [parts[0][:first], parts[0][first:], parts[1][first:]]
+    for title, tokens in zip(_titles(example), parts, strict=True):
+        if title:
+            print(title)
+        _draw(console, tokens, ids)
+    tokens = [token for part in parts for token in part]
     live = sum(token.live for token in tokens)
-    parts = (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token), ("pad", tokenizer.pad_token))
-    names = "  ".join(f"{part} {printable(token)}" for part, token in parts if token)
+    ends = (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token), ("pad", tokenizer.pad_token))
+    names = "  ".join(f"{part} {printable(token)}" for part, token in ends if token)
     green = (
         localized("緑（学習対象）", "green (label tokens)")
         if console.is_terminal
@@ -107,7 +113,42 @@ def show(
         )
     )
     if not console.is_terminal:
-        print("loss: " + "".join("1" if token.live else "0" for token in tokens))
+        print("loss: " + "|".join("".join("1" if token.live else "0" for token in part) for part in parts))
+
+
+def _titles(example: Example) -> list[str]:
+    """What stands above each part of a row: of a pair what both answers share, and the rest of each; else one part."""
+    if example.mark:
+        good = example.mark > 0
+        return [
+            localized(
+                f"── {'良い' if good else '悪い'}回答（objective: kto）",
+                f"── a {'good' if good else 'bad'} answer (objective: kto)",
+            )
+        ]
+    if not example.fork:
+        return [""]
+    prefix, chosen, rejected = example.fork
+    return [
+        localized(f"── 共通（{prefix} トークン）", f"── shared ({prefix} tokens)"),
+        localized(f"── 良い回答（{chosen} トークン）", f"── chosen ({chosen} tokens)"),
+        localized(f"── 悪い回答（{rejected} トークン）", f"── rejected ({rejected} tokens)"),
+    ]
+
+
+def _draw(console: Console, tokens: list[ShownToken], ids: bool) -> None:
+    """Tokens in colour, with bars between."""
+    from rich.text import Text
+
+    text = Text()
+    for token in tokens:
+        colour = "bold green" if token.live else "dim"
+        written = printable(token.text).replace("\n", "⏎\n") + (f"[{token.id}]" if ids else "")
+        text.append(
+            f"⟨{written}⟩" if token.special else written, style=colour + (" underline" if token.special else "")
+        )
+        text.append("|", style="dim")
+    console.print(text)
 
 
 @app.command(
@@ -125,14 +166,14 @@ def stats(
     chat_template: str | None = _TEMPLATE,
 ) -> None:
     """The data in numbers, for one model."""
-    from ...data.stats import histogram, percentile
+    from ...data.stats import histogram, percentile, wholes
 
     _, examples, report, lines = load(context, file, model, 2**30, chat_template)
     for line in lines:
         print(printable(line))
     if report.vocabulary.survives:
         print(localized("すべての行がトークンから元どおりに戻ります。", "every row survives encoding and decoding"))
-    lengths = [len(item) for item in examples]
+    lengths = [max(map(len, wholes(item))) for item in examples]  # max_length holds for each answer with its prompt
     print(
         localized(
             f"1 トークンあたりの文字数: {report.characters_per_token:.2f}",
@@ -152,8 +193,8 @@ def stats(
     most = max(count for *_, count in histogram(lengths))
     for low, high, count in histogram(lengths):
         print(f"{low:>6}-{high:<6} {count:>7}  {'#' * round(40 * count / most)}")
-    over = [item for item in examples if len(item) > max_length]
-    lost = sum(int((item.labels[max_length:] != IGNORED).sum()) for item in over)
+    over = [item for item, length in zip(examples, lengths, strict=True) if length > max_length]
+    lost = sum(int((whole.labels[max_length:] != IGNORED).sum()) for item in over for whole in wholes(item))
     print(
         localized(
             f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる学習対象トークン "
@@ -172,17 +213,19 @@ def stats(
 )
 def formats() -> None:
     """Every kind of file and every format of rows, from the tables that the reader goes by."""
+    from ...data.doctor.passages import JUDGED
     from ...data.files import KINDS
     from ...data.formats import FORMATS
 
     print(localized("ファイル", "Files"))
     for endings, (ja, en) in KINDS.items():
         print(f"  {endings}\n      {localized(ja, en)}")
-    for trained, ja, en in (
-        (True, "学習する行の形式", "Rows that are trained on"),
-        (False, "学習しない行の形式", "Rows that are refused"),
+    for which, ja, en in (
+        ("trained", "学習する行の形式", "Rows that are trained on"),
+        ("judged", "objective: preference と kto で学習する行の形式", "Rows for objective: preference and kto"),
+        ("refused", "学習しない行の形式", "Rows that are refused"),
     ):
         print("\n" + localized(ja, en))
         for item in FORMATS:
-            if (item.build is not None) == trained:
+            if which == ("trained" if item.build is not None else "judged" if item.key in JUDGED else "refused"):
                 print(f"  {item.key}\n      {localized(item.ja, item.en)}\n      {item.example}")

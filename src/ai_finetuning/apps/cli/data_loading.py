@@ -6,13 +6,17 @@ from typing import Any
 
 import typer
 
-from ...errors import localized
+from ...config.data import DataConfig
+from ...config.preference import Objective
+from ...errors import ToolkitError, localized
 
 
 def load(
     context: typer.Context, file: str, model: str, max_length: int, template: str | None
 ) -> tuple[Any, Any, Any, list[str]]:
-    """(tokenizer, examples, report, lines) of the rows that can be used; the others are among the lines."""
+    """(tokenizer, examples, report, lines) of the rows that can be used; the others are among the lines. What is learnt from
+    them goes by the first row: a pair of answers, a marked answer, or plain data.
+    """
     from ...config.load import load_config
     from ...data.files import find_data
     from ...models.hub import validate_name
@@ -30,7 +34,10 @@ def load(
         trust_remote_code=config.model.trust_remote_code,
     )
     config.data.max_length, config.data.cache, config.data.skip_bad_rows = max_length, False, True
-    examples, report, lines = load_examples(file, tokenizer, config.data)
+    objective = objective_of(file, config.data)
+    examples, report, lines = load_examples(file, tokenizer, config.data, objective=objective)
+    if objective != "sft":
+        lines.insert(0, localized(f"objective: {objective} のデータ", f"data for objective: {objective}"))
     if refuses and report.left_out:
         lines.append(
             localized(
@@ -39,3 +46,28 @@ def load(
             )
         )
     return tokenizer, examples, report, lines
+
+
+def objective_of(file: str, config: DataConfig) -> Objective:
+    """The objective that learns from a file, by its first row that has a format."""
+    from ...data.bad_rows import BadRows
+    from ...data.doctor.passages import JUDGED
+    from ...data.files import open_data
+    from ...data.formats import find_format
+    from ...data.prepared import prepared_folder
+    from ...data.store.mapped import read_manifest
+
+    folder = prepared_folder(file)
+    if folder is not None:
+        prepared: Objective = read_manifest(folder).settings.get("objective", "sft")
+        return prepared
+    try:
+        _, batches = open_data(file, BadRows(True), columns=config.columns, sheet=config.sheet)
+        for batch in batches:
+            for row in batch.rows():
+                found, _ = find_format(row.values, config.columns)
+                if found is not None:
+                    return JUDGED.get(found.key, "sft")
+    except ToolkitError:  # which reading it says in full
+        pass
+    return "sft"
