@@ -29,6 +29,7 @@ _PUBLIC = {
     "FullFinetuningTrainer": "trainers.full",
     "LoRAFinetuningTrainer": "trainers.lora",
     "AdvancedMultiGPUTrainer": "trainers.multi_gpu",
+    "PreferenceTrainer": "trainers.preference",
     "QuantizationOptimizer": "convert.quantize",
     "get_available_device": "system.gpu",
     "get_gpu_memory_info": "system.gpu",

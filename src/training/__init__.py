@@ -10,6 +10,8 @@ _PUBLIC = {
     "LoRAFinetuningTrainer": "lora_finetuning",
     "MultiGPUTrainingConfig": "multi_gpu_training",
     "AdvancedMultiGPUTrainer": "multi_gpu_training",
+    "PreferenceConfig": "preference_finetuning",
+    "PreferenceTrainer": "preference_finetuning",
     "QuantizationOptimizer": "quantization",
 }
 

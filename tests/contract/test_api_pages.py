@@ -24,6 +24,7 @@ CLASSES = (
     "FullFinetuningTrainer",
     "LoRAFinetuningTrainer",
     "AdvancedMultiGPUTrainer",
+    "PreferenceTrainer",
     "QuantizationOptimizer",
 )
 WITH_TABLE = (
@@ -36,6 +37,7 @@ WITH_TABLE = (
     "RuntimeConfig",
     "EvaluationConfig",
     "LoRAConfig",
+    "PreferenceConfig",
     "MultiGPUTrainingConfig",
     "DataConfig",
     "optimize_model_for_gpu",

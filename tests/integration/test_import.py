@@ -39,13 +39,12 @@ SAMPLE = (
     "axolotl/gpt-oss__gpt-oss-20b-fft-deepspeed-zero3.yaml",
     "axolotl/archived__tiny-llama__pretrain.yml",
 )
-# What rules a file out by the words of its keys, read without the tables: no text, no supervised training, neither all
-# weights nor an adapter, an optimizer of another kind, a loss or an initialization of its own.
+# What rules a file out by the words of its keys, read without the tables: no text, neither answers nor preferences to
+# learn, neither all weights nor an adapter, an optimizer of another kind, a loss or an initialization of its own.
 OUT_KEYS = frozenset(
     [
         "processor_type",
         "image_max_pixels",
-        "rl",
         "reward_model",
         "process_reward_model",
         "qat",
@@ -99,9 +98,11 @@ def waits(path: Path) -> bool:
 
 
 def is_in_scope(path: Path) -> bool:
-    """Text; supervised or continued pretraining; all weights, LoRA or QLoRA; an optimizer that we have."""
+    """Text; supervised, preference or continued pretraining; all weights, LoRA or QLoRA; an optimizer that we have."""
     values = {key: value for key, value in read(path).items() if value}
-    if OUT_KEYS & values.keys() or values.get("stage", "sft") not in ("sft", "pt"):
+    if OUT_KEYS & values.keys() or values.get("stage", "sft") not in ("sft", "pt", "dpo", "kto"):
+        return False
+    if values.get("rl", "dpo") not in ("dpo", "ipo", "kto", "orpo", "simpo"):
         return False
     if values.get("finetuning_type", "lora") not in ("lora", "full"):
         return False

@@ -93,7 +93,7 @@ def test_marked_answers_are_trained(tiny_model_dir: Path, tmp_path: Path, monkey
 
 
 def test_what_does_not_go_with_pairs_is_refused(tiny_model_dir: Path, tmp_path: Path):
-    with pytest.raises(DataError, match="no pair of answers|組ではありません"):
+    with pytest.raises(DataError, match="no pair of answers|組ではありません|TextDataset"):
         execute(request_of(tiny_model_dir, tmp_path / "a", marked(12)))
     packed = request_of(tiny_model_dir, tmp_path / "b", pairs(12))
     with pytest.raises(ConfigError):

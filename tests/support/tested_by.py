@@ -63,6 +63,7 @@ TESTED_BY = {
     "engine.state": _RESUME,
     "parallel.build": "distributed/test_seam.py",
     "execution.base_facts": _TRAINERS,
+    "trainers.preference": "integration/test_preference_trainer.py",
     "execution.best": _FIRST_DAY,
     "execution.data_order": _FIRST_DAY,
     "execution.disk": _FIRST_DAY,

@@ -193,7 +193,7 @@ def load_examples(
     if folder is not None:
         return open_prepared(folder, tokenizer, config, objective)
     if isinstance(source, TextDataset):
-        if objective != "sft":
+        if not all(_is_of(objective, item) for item in source.examples):
             raise DataError(
                 f"TextDataset はただの文章で、objective: {objective} では学習できません。回答の組か、良し悪しの付いた行を渡してください。",
                 f"a TextDataset holds plain texts, which objective: {objective} cannot learn from; give pairs of answers or "
@@ -247,6 +247,11 @@ def _from_cache(
     size = sum(source.bytes for source in asked.sources)
     examples, manifest = cached_store(asked, encoder=encoders(tokenizer, size) if encoders is not None else None)
     return examples, manifest.report, lines_of(manifest, config.max_samples)
+
+
+def _is_of(objective: Objective, example: Example) -> bool:
+    """Whether a row of tokens is what the objective learns from."""
+    return objective == ("preference" if example.fork else "kto" if example.mark else "sft")
 
 
 def read_samples(

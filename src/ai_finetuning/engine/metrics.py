@@ -36,7 +36,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _is_figure(item: tuple[str, Any]) -> bool:
     """Whether an entry of a row is no figure of ours, or is one that a float can hold, or is missing."""
     key, value = item
-    if key not in _FIGURES or value is None:
+    of_answers = key.removeprefix("eval_").startswith(("rewards/", "logps/"))
+    if not (key in _FIGURES or of_answers) or value is None:
         return True
     return isinstance(value, int | float) and (isinstance(value, float) or abs(value) < 2**63)
 

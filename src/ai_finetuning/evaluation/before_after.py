@@ -50,6 +50,7 @@ from .likelihood import (
     score_scored,
     score_texts,
 )
+from .pairs import row_of, scored_item
 from .results import Results
 from .tasks import Item, Task
 
@@ -186,6 +187,8 @@ class Plan:
         for task in self.tasks:
             if task.kind == "choices":
                 whole += forwarded_tokens(tokenizer, task.questions(tokenizer))
+            elif task.kind == "pairs":
+                whole += sum(len(one.ids) for item in task.items for one in _both(item, tokenizer))
             elif task.kind == "prose":
                 whole += sum(
                     len(item.ids) for item in encode_pairs(tokenizer, [("", item.text) for item in task.items])
@@ -272,6 +275,9 @@ def _fits(task: Task, reader: Reader) -> bool:
 
 def _item_fits(task: Task, item: Item, reader: Reader) -> bool:
     alone = replace(task, items=(item,))
+    if task.kind == "pairs":
+        longest = max(len(one.ids) for one in _both(item, reader.tokenizer))
+        return reader.positions is None or longest <= reader.positions
     if task.kind == "choices":
         return _fits(alone, reader) if not task.shots else True
     try:
@@ -279,6 +285,10 @@ def _item_fits(task: Task, item: Item, reader: Reader) -> bool:
     except ToolkitError:
         return False
     return reader.positions is None or tokens < reader.positions
+
+
+def _both(item: Item, tokenizer: Any) -> tuple[Scored, ...]:
+    return scored_item(item, tokenizer, () if item.scored else conversation(tokenizer, item))
 
 
 def conversation(tokenizer: Any, item: Item) -> list[dict[str, str]]:
@@ -447,6 +457,11 @@ def _of_ids(opened: OpenModel, item: Item) -> Likelihood:
     return found
 
 
+def _pairs(opened: OpenModel, task: Task, items: Sequence[Item], loaded: Loaded) -> Iterator[Rows]:
+    for item in items:
+        yield [row_of(item, score_scored(opened.model, _both(item, opened.tokenizer)))]
+
+
 def _at_a_time(longest: int, task: Task) -> int:
     """Answers to make together, the longest question of which has so many tokens."""
     return min(_MOST, max(_FEWEST, _ANSWER_TOKENS // (longest + task.max_new_tokens)))
@@ -523,4 +538,5 @@ _MEASURES: dict[str, Callable[[OpenModel, Task, Sequence[Item], Loaded], Iterato
     "prose": _prose,
     "answers": _answers,
     "instructions": _instructions,
+    "pairs": _pairs,
 }

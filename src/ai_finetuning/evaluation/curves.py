@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Reason, localized
+from .figures import compares_answers
 from .verdict import Point, figure
 
 # Points of a line; more than a screen is wide, and as many as a page can hold of a run of a million steps.
@@ -20,6 +21,26 @@ _STEP = Reason("ステップ", "optimizer step")
 _LOSS = Reason("損失（トークンあたり nat）", "loss (nats per token)")
 _RAW, _SMOOTH = Reason("学習損失", "training loss"), Reason("学習損失（平滑化）", "training loss (smoothed)")
 _EVAL, _BEST = Reason("評価損失", "evaluation loss"), Reason("最良の評価", "best evaluation")
+_OF_ANSWERS = Reason("損失（回答の組あたり）", "loss (a pair, or a marked answer)")
+# Of a run over answers: key, what stands at the axis, and above the drawing.
+_SHARE = Reason("割合", "share of pairs")
+MORE = (
+    (
+        "rewards/accuracies",
+        _SHARE,
+        Reason("良い回答の報酬が上回る組", "Pairs whose better answer has the higher reward"),
+    ),
+    (
+        "rewards/margins",
+        Reason("報酬の差", "margin of the rewards"),
+        Reason("報酬の差（良い回答 − 悪い回答）", "Margin of the rewards (better - worse)"),
+    ),
+    (
+        "logps/chosen",
+        Reason("対数確率（nat）", "log-probability (nats)"),
+        Reason("良い回答の対数確率", "Log-probability of the better answers"),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -29,32 +50,51 @@ class Curve:
     Attributes:
         raw, smooth: training loss by step, thinned to MOST_POINTS.
         evaluations: those that are numbers.
+        axis: what is drawn.
+        key: of the rows.
     """
 
     raw: list[Point] = field(default_factory=list)
     smooth: list[Point] = field(default_factory=list)
     evaluations: list[Point] = field(default_factory=list)
+    axis: Reason = _LOSS
+    key: str = "loss"
 
     @property
     def best(self) -> Point | None:
-        """The lowest evaluation; the first of equal ones."""
+        """The lowest evaluation loss; the first of equal ones."""
+        if self.key != "loss":
+            return None
         return min(self.evaluations, key=lambda point: point.loss, default=None)
 
 
-def curve_of(history: Sequence[dict[str, Any]]) -> Curve:
+def curve_of(history: Sequence[dict[str, Any]], key: str = "loss", axis: Reason | None = None) -> Curve:
     """The curve of the rows of metrics.jsonl.
 
     Steps are smoothed by their label tokens: the last step of an epoch has few rows, and its loss would pull the line as
     strongly as that of a whole one.
+
+    Args:
+        key: of the training rows; evaluations have it behind `eval_`.
+        axis: what it is; None for the loss.
     """
-    rows = [row for row in history if _number(row.get("loss"))]
+    rows = [row for row in history if _number(row.get(key))]
     steps = [row["step"] for row in rows]
-    smooth = _smooth([row["loss"] for row in rows], [row.get("label_tokens") or 1 for row in rows])
+    smooth = _smooth([row[key] for row in rows], [row.get("label_tokens") or 1 for row in rows])
+    scored = f"eval_{key}"
     return Curve(
-        raw=_thinned([Point(row["step"], row["loss"]) for row in rows]),
+        raw=_thinned([Point(row["step"], row[key]) for row in rows]),
         smooth=_thinned([Point(*pair) for pair in zip(steps, smooth, strict=True)]),
-        evaluations=[Point(row["step"], row["eval_loss"]) for row in history if _number(row.get("eval_loss"))],
+        evaluations=[Point(row["step"], row[scored]) for row in history if _number(row.get(scored))],
+        axis=axis or (_OF_ANSWERS if compares_answers(history) else _LOSS),
+        key=key,
     )
+
+
+def more_curves(history: Sequence[dict[str, Any]]) -> list[tuple[Reason, Curve]]:
+    """(title, curve) of what else a run over answers has."""
+    curves = [(title, curve_of(history, key, axis)) for key, axis, title in MORE]
+    return [(title, curve) for title, curve in curves if curve.raw or curve.evaluations]
 
 
 def _number(value: object) -> bool:
@@ -123,10 +163,10 @@ def svg(curve: Curve, total_steps: int) -> str:
     ordered = sorted(point.loss for point in curve.raw)
     inside = ordered[len(ordered) // 50 : len(ordered) - len(ordered) // 50]
     ticks = _ticks(min([*levels, *inside]), max([*levels, *inside]))
-    axes = _Axes(total_steps, min(ticks), max(ticks))
+    axes, clip = _Axes(total_steps, min(ticks), max(ticks)), f"inside-{curve.key.replace('/', '-')}"
     parts = [
-        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(localized("損失の曲線", "loss curve"))}">',
-        f'<clipPath id="inside"><rect x="{_LEFT}" y="{_TOP}" width="{_WIDTH - _LEFT - _RIGHT}" '
+        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(_name(curve))}">',
+        f'<clipPath id="{clip}"><rect x="{_LEFT}" y="{_TOP}" width="{_WIDTH - _LEFT - _RIGHT}" '
         f'height="{_HEIGHT - _TOP - _BOTTOM}"/></clipPath>',
     ]
     for tick in ticks:
@@ -138,8 +178,8 @@ def svg(curve: Curve, total_steps: int) -> str:
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts += [
         f'<text x="{middle:.0f}" y="{_HEIGHT - 5}" text-anchor="middle">{html.escape(str(_STEP))}</text>',
-        f'<text x="4" y="12">{html.escape(str(_LOSS))}</text>',
-        f'<g clip-path="url(#inside)"><polyline class="raw" points="{axes.line(curve.raw)}"/>'
+        f'<text x="4" y="12">{html.escape(str(curve.axis))}</text>',
+        f'<g clip-path="url(#{clip})"><polyline class="raw" points="{axes.line(curve.raw)}"/>'
         f'<polyline class="smooth" points="{axes.line(curve.smooth)}"/></g>',
         f'<polyline class="evaluation" points="{axes.line(curve.evaluations)}"/>',
         *(
@@ -165,8 +205,18 @@ def _marked(best: Point | None, axes: _Axes) -> list[str]:
     ]
 
 
-def legend() -> list[tuple[str, str]]:
+def _name(curve: Curve) -> str:
+    return localized("損失の曲線", "loss curve") if curve.key == "loss" else str(curve.axis)
+
+
+def legend(curve: Curve | None = None) -> list[tuple[str, str]]:
     """(class of the line, its name) of everything in the drawing."""
+    if curve is not None and curve.key != "loss":
+        return [
+            ("raw", localized("学習", "training")),
+            ("smooth", localized("学習（平滑化）", "training (smoothed)")),
+            ("evaluation", localized("評価", "evaluation")),
+        ]
     return [("raw", str(_RAW)), ("smooth", str(_SMOOTH)), ("evaluation", str(_EVAL)), ("best", str(_BEST))]
 
 
@@ -214,10 +264,10 @@ def draw_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
 
-    names = (_STEP, _LOSS, _RAW, _SMOOTH, _EVAL, _BEST)
+    curve = curve_of(history)
+    names = (_STEP, curve.axis, _RAW, _SMOOTH, _EVAL, _BEST)
     font = japanese_font("".join(name.ja for name in names)) if localized("ja", "en") == "ja" else None
     text = {name: name.en if font is None else name.ja for name in names}
-    curve = curve_of(history)
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(*_coordinates(curve.raw), color="#9ecae1", linewidth=0.8, label=text[_RAW])
@@ -235,7 +285,7 @@ def draw_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
         )
     family = FontProperties() if font is None else FontProperties(fname=font)
     axes.set_xlabel(text[_STEP], fontproperties=family)
-    axes.set_ylabel(text[_LOSS], fontproperties=family)
+    axes.set_ylabel(text[curve.axis], fontproperties=family)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, prop=family)
     canvas: Any = FigureCanvasAgg(figure)

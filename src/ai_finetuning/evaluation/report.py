@@ -16,7 +16,8 @@ from ..config.describe import settings
 from ..errors import Reason, localized, prefers_japanese
 from ..messages import printable
 from .before_after_report import Outcome, language_rows, result_rows
-from .curves import curve_of, legend, svg
+from .curves import Curve, curve_of, legend, more_curves, svg
+from .figures import figures_of
 from .results import Results
 from .samples import Sample
 from .verdict import WORDS, Verdict, figure, verdict
@@ -234,14 +235,19 @@ def _best(found: Verdict) -> str:
 
 
 def _curve(report: Report) -> str:
-    drawing = svg(curve_of(report.history), report.total_steps)
+    drawing = _drawing(curve_of(report.history), report.total_steps)
     if not drawing:
         return ""
-    marks = "".join(f"<li>{_sign(kind)}{_text(name)}</li>" for kind, name in legend())
-    return _section(
-        Reason("損失の曲線", "Loss curve"),
-        f'<figure style="margin:0">{drawing}<ul class="legend">{marks}</ul></figure>',
+    more = "".join(
+        f"<h3>{_text(title)}</h3>{_drawing(curve, report.total_steps)}" for title, curve in more_curves(report.history)
     )
+    return _section(Reason("損失の曲線", "Loss curve"), drawing + more)
+
+
+def _drawing(curve: Curve, total_steps: int) -> str:
+    drawing = svg(curve, total_steps)
+    marks = "".join(f"<li>{_sign(kind)}{_text(name)}</li>" for kind, name in legend(curve))
+    return f'<figure style="margin:0">{drawing}<ul class="legend">{marks}</ul></figure>' if drawing else ""
 
 
 def _sign(kind: str) -> str:
@@ -258,14 +264,9 @@ def _evaluations(report: Report) -> str:
     scored = [row for row in report.history if row.get("eval_loss") is not None]
     if not scored:
         return ""
-    heads = (
-        _STEP,
-        Reason("評価損失", "evaluation loss"),
-        Reason("パープレキシティ", "perplexity"),
-        Reason("文字あたりビット数", "bits per character"),
-    )
-    keys = ("eval_loss", "eval_perplexity", "eval_bits_per_character")
-    head = "".join(f'<th scope="col">{_text(item)}</th>' for item in heads)
+    figures = figures_of(scored)
+    keys = [key for _, key in figures]
+    head = "".join(f'<th scope="col">{_text(item)}</th>' for item in (_STEP, *(title for title, _ in figures)))
     rows = "".join(
         f'<tr><td class="number">{row["step"]:,}</td>'
         + "".join(f'<td class="number">{_text(figure(row.get(key)))}</td>' for key in keys)

@@ -20,9 +20,10 @@ from .adoption import DECISIONS, WORDS, Adoption, Margins, decide, language_find
 from .before_after import Loaded, Plan, Side, measure
 from .before_after_report import Outcome, numbers
 from .likelihood import Scored, encode_pairs
+from .pairs import ANSWERS, scored_row
 from .results import Results
 from .samples import last_question
-from .tasks import Item, Task, own_questions, prose
+from .tasks import Item, Task, own_questions, pairs_task, prose
 
 # Most seconds of a verdict: a share of those of the training, or so many where that is less.
 SHARE, LEAST_SECONDS = 0.1, 120.0
@@ -30,7 +31,7 @@ SHARE, LEAST_SECONDS = 0.1, 120.0
 MOST_ROWS = 2000
 # Items that are measured first, to tell what one costs; and at a time behind them.
 PILOT = 2
-_TOGETHER = {"answers": 16, "prose": 4}
+_TOGETHER = {"answers": 16, "pairs": 8, "prose": 4}
 
 # What reports call the evaluation rows, in any language: the setting that names them.
 TITLE = "data.eval"
@@ -47,7 +48,8 @@ def run_tasks(rows: Sequence[Example], tokenizer: Any, config: Any, system: str 
     """The evaluation rows as a task, general prose as another; and how many rows are asked at most.
 
     Rows stand in an order that only what they hold decides, so that a limit of time takes the same ones each time. Rows
-    with an answer are asked their last question; of plain texts alone it is the bits per character.
+    with an answer are asked their last question; of plain texts alone it is the bits per character. Of pairs it is which
+    answer the model finds likelier; they are asked their question as well, for the language of the answers.
 
     Args:
         rows: as the run evaluates on them.
@@ -57,9 +59,14 @@ def run_tasks(rows: Sequence[Example], tokenizer: Any, config: Any, system: str 
     # By their places: rows out of a store are made anew each time that they are asked for.
     digests = [hashlib.sha256(row.input_ids.tobytes()).digest() for row in rows]
     order = sorted(range(len(rows)), key=lambda place: digests[place])[:MOST_ROWS]
-    asked, plain = _asked([(place + 1, rows[place]) for place in order], tokenizer, config, system)
+    numbered = [(place + 1, rows[place]) for place in order if rows[place].mark >= 0]  # a bad answer is none to expect
+    asked, plain = _asked(numbered, tokenizer, config, system)
     general = prose()
     general = replace(general, items=tuple(sorted(general.items, key=lambda item: _digest(item.name))))
+    pairs = _pairs(numbered, config)
+    if pairs:
+        answers = replace(own_questions(f"{TITLE} ({ANSWERS})", asked), name=ANSWERS) if asked else None
+        return (pairs_task(TITLE, pairs), *([answers] if answers is not None else []), general), len(pairs)
     if asked:
         return (own_questions(TITLE, asked), general), len(asked)
     if plain:
@@ -89,6 +96,16 @@ def _asked(
         elif question.expected.strip() and (positions is None or len(question.row) < positions):
             asked.append(Item(name, question.text, accepted=(question.expected,), ids=tuple(question.row)))
     return asked, plain
+
+
+def _pairs(rows: Sequence[tuple[int, Example]], config: Any) -> list[Item]:
+    """Rows of two answers; those that the model does not take whole are left out."""
+    positions, found = positions_of(config), []
+    for number, row in rows:
+        both = scored_row(row) if row.fork else ()
+        if both and (positions is None or max(len(one.ids) for one in both) <= positions):
+            found.append(Item(f"data-{number}", "", scored=both))
+    return found
 
 
 def made_by(tasks: Tasks, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,7 +240,7 @@ def outcome_of(sides: Sequence[Side], tasks: Tasks, results: Results, left: Sequ
         left: what was not measured, and why.
     """
     margins = Margins()
-    findings = task_findings(results, tasks, margins)
+    findings = task_findings(results, [task for task in tasks if task.name != ANSWERS], margins)
     language = language_findings(results, tasks)
     adoption = decide(findings, language)
     if adoption is not None and adoption.decision == "hold" and not any(item.primary for item in findings):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.forks import CHOSEN, side_of
 from ..data.tokenize import Example
 from ..engine import rng
 from ..errors import ToolkitError
@@ -84,7 +85,8 @@ def choose(
     room = min(LONGEST_PROMPT, (positions_of(config) or LONGEST_PROMPT) - 1)
     style = prompt_style(tokenizer)
     chosen: list[Question] = []
-    for item in sorted(examples, key=lambda item: hashlib.sha256(item.input_ids.tobytes()).digest()):
+    good = [item for item in examples if item.mark >= 0]  # what people call bad is no answer to show as the data's
+    for item in sorted(good, key=lambda item: hashlib.sha256(item.input_ids.tobytes()).digest()):
         if len(chosen) == count:
             break
         question = _question(item, tokenizer, style, system)
@@ -93,8 +95,14 @@ def choose(
     return chosen
 
 
+def _answered(item: Example) -> Example:
+    """Of a pair of answers the better one."""
+    return side_of(item, CHOSEN) if item.fork else item
+
+
 def _question(item: Example, tokenizer: Any, style: PromptStyle, system: str | None) -> Question:
     """The part of a row before its first answer, and that answer; of a plain text its beginning, and the rest."""
+    item = _answered(item)
     ids, learnt = item.input_ids.tolist(), (item.labels != IGNORED).tolist()
     first = learnt.index(True)
     if first <= 1:
@@ -107,6 +115,7 @@ def _question(item: Example, tokenizer: Any, style: PromptStyle, system: str | N
 
 def last_question(item: Example, tokenizer: Any, style: PromptStyle, system: str | None = None) -> Question | None:
     """The part of a row before its last answer, and that answer; None for a plain text."""
+    item = _answered(item)
     ids, learnt = item.input_ids.tolist(), (item.labels != IGNORED).tolist()
     stop = len(learnt) - learnt[::-1].index(True)
     first = next((place + 1 for place in range(stop - 1, -1, -1) if not learnt[place]), 0)

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import embedded
-from ..data.messages import Conversation
-from ..data.sources import load_samples
+from ..data.bad_rows import BadRows
+from ..data.messages import Comparison, Conversation
+from ..data.sources import RowReading, load_samples, read_source
 from ..errors import ConfigError, DataError, InputNotFoundError, Reason
 from ..japanese.prompts import render, user_turn
 from ..messages import argument
 from .answers import metrics_for
 from .instructions import instructions
-from .likelihood import Question
+from .likelihood import Question, Scored
 from .public_sets import SETS, Row, read_set
 
 PROSE = "embedded:general-prose/passages"
 OWN = ("data", "prose", "instructions")
-Kind = Literal["choices", "answers", "instructions", "prose"]
+Kind = Literal["choices", "answers", "instructions", "pairs", "prose"]
 Form = Literal["stability", "llm-jp", "chat"]
 FORMS: tuple[Form, ...] = ("stability", "llm-jp", "chat")
 SEED = 0
@@ -36,6 +37,8 @@ SAMPLES: dict[str, int | None] = {"jcommonsenseqa": None, "jnli": None, "jmmlu":
 _SHOTS = {"jcommonsenseqa": 3, "jnli": 3, "jmmlu": 5}
 _NEW_TOKENS = {"jsquad": 48, "niilc": 64, "instructions": 512}
 _OWN_NEW_TOKENS = {"exact": 64, "char_bigram_f1": 512}
+# Of two answers, by the token: a sum calls the shorter one likelier. The sum is shown beside it.
+PAIR_METRICS = ("accuracy", "accuracy, whole answers")
 _LABELS = {"entailment": "含意", "contradiction": "矛盾", "neutral": "中立"}
 _LETTERS = "ABCD"
 _ASKED = {
@@ -55,11 +58,12 @@ class Item:
     Attributes:
         name: of the item, the same on every machine.
         text: what is asked; of prose the passage.
-        choices: what may be answered, with `right` the place of the right one.
+        choices: what may be answered, with `right` the place of the right one; of pairs the better answer and the other.
         accepted: answers that are right.
-        messages: the conversation that asks, of answers and instructions.
+        messages: the conversation that asks, of answers, instructions and pairs.
         group: the source that it shares with other items (a work); empty where it is one alone.
         ids: tokens of the prompt, or of a text to score, where they are known already (rows of a run).
+        scored: of pairs the same, both answers.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Item:
     messages: tuple[dict[str, str], ...] = ()
     group: str = ""
     ids: tuple[int, ...] = ()
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -234,12 +239,19 @@ def prose() -> Task:
 
 
 def own_data(path: str, columns: Mapping[str, str] | None = None) -> Task:
-    """The user's own questions: the last answer of each row is the expected one, what comes before it is asked.
+    """The user's own questions: the last answer of each row is the expected one, what comes before it is asked. A file of
+    pairs of answers is asked which of the two is likelier.
 
     Raises:
         DataError: rows without an answer, such as plain texts.
     """
-    samples, _ = load_samples(path, columns=columns or None)
+    try:
+        samples, _ = load_samples(path, columns=columns or None)
+    except DataError:
+        pairs = _own_pairs(path, columns)
+        if pairs is None:
+            raise
+        return pairs
     items = []
     for number, row in enumerate(samples, start=1):
         if (
@@ -261,6 +273,27 @@ def own_data(path: str, columns: Mapping[str, str] | None = None) -> Task:
             )
         )
     return own_questions(Path(str(path)).name, items)
+
+
+def _own_pairs(path: str, columns: Mapping[str, str] | None) -> Task | None:
+    """The pairs of a file; None where it is none of pairs. Answers of several turns are left out."""
+    how = RowReading(columns or None, objective="preference")
+    try:
+        rows, _ = read_source(path, how, BadRows(), shared=False)
+    except DataError:
+        return None
+    items = []
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, Comparison) and len(row.chosen) == len(row.rejected) == 1:
+            asked = tuple(row.sides[0].as_dicts()[:-1])
+            choices = (row.chosen[0].content, row.rejected[0].content)
+            items.append(Item(f"data-{number}", str(asked[-1]["content"]), choices=choices, messages=asked))
+    return pairs_task(Path(str(path)).name, items) if items else None
+
+
+def pairs_task(title: str, items: Sequence[Item]) -> Task:
+    """The user's own pairs: the share of which a model finds the better answer likelier, a token on average."""
+    return Task("data", title, "pairs", tuple(items), chance=0.5, metrics=PAIR_METRICS)
 
 
 def own_questions(title: str, items: Sequence[Item]) -> Task:

@@ -25,6 +25,7 @@ from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.metrics import read_metrics
 from ..errors import ModelError, ToolkitError
 from ..evaluation.curves import draw_curve
+from ..evaluation.figures import figures_of
 from ..evaluation.verdict import closing_lines, verdict
 from ..inference.usable import write_without_weights
 from ..messages import notice, warn
@@ -341,7 +342,7 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
 
 
 def _scores(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row.get(key) for key in ("step", "eval_loss", "eval_perplexity", "eval_bits_per_character")}
+    return {key: row.get(key) for key in ("step", *(key for _, key in figures_of([row])))}
 
 
 def load_saved(plan: RunPlan, folder: Path, weights: str | None = None) -> nn.Module:

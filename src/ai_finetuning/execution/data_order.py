@@ -34,7 +34,16 @@ def data_of(request: TrainRequest, tokenizer: Any, split: str) -> PreparedData:
         DataError: data that cannot be trained on.
     """
     config, seed = request.config.data, request.config.training.runtime.seed
-    return prepare(request.train, request.eval_data, tokenizer, config, seed=seed, split=split, encoders=encoder_for)
+    return prepare(
+        request.train,
+        request.eval_data,
+        tokenizer,
+        config,
+        seed=seed,
+        split=split,
+        encoders=encoder_for,
+        objective=request.config.objective,
+    )
 
 
 def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | None:

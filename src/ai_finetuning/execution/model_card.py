@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 
+from ..config.preference import LOSSES, PreferenceConfig
 from ..config.run import RunConfig
 from ..embedded import is_embedded
 from ..errors import Reason, without_secrets
 from ..evaluation.fidelity import Agreement
+from ..evaluation.figures import figures_of
 from ..evaluation.verdict import Point, Verdict
 from ..messages import on_one_line
 from ..models.catalog import CatalogRow
@@ -99,7 +101,7 @@ def model_card(
         "library_name": "peft" if adapter else "transformers",
         **({"base_model": on_one_line(base.hub_id)} if base.hub_id is not None else {}),
         "pipeline_tag": "text-generation",
-        "tags": sorted({"ai-finetuning-toolkit", config.effective_method, "lora" if adapter else "full"}),
+        "tags": sorted({"ai-finetuning-toolkit", config.effective_method, "lora" if adapter else "full", *_of(config)}),
     }
     body = [
         *_results(summary, base, adapter=adapter),
@@ -120,6 +122,36 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _of(config: RunConfig) -> list[str]:
+    """The objective and its loss, of a run over answers."""
+    return [] if config.objective == "sft" else [config.objective, str(config.loss_settings.loss)]
+
+
+def _objective(config: RunConfig) -> list[Reason]:
+    """What the answers were compared by, with its numbers and what it was compared with."""
+    if config.objective == "sft":
+        return []
+    settings, usual = config.loss_settings, PreferenceConfig()
+    facts = LOSSES[str(settings.loss)]
+    changed = [
+        f"{name} {getattr(settings, name):g}"
+        for name in facts.settings
+        if getattr(settings, name) != getattr(usual, name)
+    ]
+    numbers = ", ".join([f"beta {settings.beta:g}", *changed])
+    ja, en = (
+        ("参照は学習前のモデル", "reference: the model before training")
+        if facts.reference
+        else ("参照なし", "no reference")
+    )
+    return [
+        Reason(
+            f"- 目的: {config.objective}、損失 {settings.loss}（{numbers}、{ja}）",
+            f"- objective: {config.objective}, loss {settings.loss} ({numbers}; {en})",
+        )
+    ]
 
 
 def _front(values: Mapping[str, Any]) -> list[str]:
@@ -148,11 +180,7 @@ def _results(summary: Mapping[str, Any], base: Base, *, adapter: bool) -> list[R
     ]
     if after:
         lines += [Reason("| | 学習前 | 学習後 |", "| | before | after |"), Reason("|---|---|---|", "|---|---|---|")]
-        for label, key in (
-            (Reason("評価損失（トークンあたり nat）", "evaluation loss (nats per token)"), "eval_loss"),
-            (Reason("パープレキシティ", "perplexity"), "eval_perplexity"),
-            (Reason("文字あたりビット数", "bits per character"), "eval_bits_per_character"),
-        ):
+        for label, key in figures_of([after, before]):
             numbers = f"{_number(before.get(key))} | {_number(after.get(key))}"
             lines.append(Reason(f"| {label.ja} | {numbers} |", f"| {label.en} | {numbers} |"))
         lines.append(_NOTHING)
@@ -225,6 +253,7 @@ def _settings(config: RunConfig, summary: Mapping[str, Any], machine: Mapping[st
             f"- 方法: {config.effective_method}、学習した重み {plan['trainable']:,} / {plan['parameters']:,}",
             f"- method: {config.effective_method}, {plan['trainable']:,} of {plan['parameters']:,} parameters trained",
         ),
+        *_objective(config),
         Reason(
             f"- ステップ: {summary['steps']:,}（{epochs} エポック、{summary['tokens']:,} トークン、見送り {summary['skipped_steps']}）",
             f"- steps: {summary['steps']:,} ({epochs} epochs, {summary['tokens']:,} tokens, {summary['skipped_steps']} "

@@ -32,7 +32,6 @@ def validate_config(config: RunConfig) -> None:
         ToolkitError: with name, value, rule and way out.
     """
     training = config.training
-    validate_objective(config)
     if config.model.chat_template is not None:
         template_text(config.model.chat_template)
     with_adapter_settings(config)
@@ -40,25 +39,6 @@ def validate_config(config: RunConfig) -> None:
     _validate_trackers(training.runtime.report_to)
     _validate_resume(training.checkpoint.resume_from_checkpoint)
     validate_folder(Path(training.output_dir))
-
-
-# Objectives that the loop can train; a configuration may name the others (aift import writes them).
-TRAINABLE = ("sft",)
-
-
-def validate_objective(config: RunConfig) -> None:
-    """Refuses an objective that cannot be trained yet.
-
-    Raises:
-        ConfigError: with those that can.
-    """
-    require(
-        config.objective in TRAINABLE,
-        "objective",
-        config.objective,
-        f"この版ではまだ学習できません（使えるのは {', '.join(TRAINABLE)}）。",
-        f"it cannot be trained in this version yet (only {', '.join(TRAINABLE)}).",
-    )
 
 
 def validate_data(train: Any, eval_data: Any = None, replay: ReplayConfig | None = None) -> None:

@@ -248,6 +248,151 @@ def test_values_of_trl(trl, changes, expected):
     assert {key: conversion.settings.get(key) for key in expected} == expected
 
 
+BETA, LOSS = "preference.beta", "preference.loss"
+SFT, MARGIN = "preference.sft_weight", "preference.margin"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"stage": "dpo"}, {"objective": "preference", LOSS: "sigmoid", BETA: None, SFT: None}),
+        ({"stage": "dpo", "pref_beta": 0.3, "pref_ftx": 1.0}, {BETA: 0.3, SFT: 1.0}),
+        ({"stage": "dpo", "pref_loss": "ipo", "dpo_label_smoothing": 0}, {LOSS: "ipo"}),
+        ({"stage": "dpo", "pref_loss": "simpo"}, {BETA: 0.1, MARGIN: 0.5}),  # their defaults are not ours
+        ({"stage": "dpo", "pref_loss": "simpo", "simpo_gamma": 1.2, "pref_beta": 2}, {BETA: 2.0, MARGIN: 1.2}),
+        ({"stage": "dpo", "pref_loss": "orpo"}, {LOSS: "orpo", "objective": "preference"}),
+        ({"stage": "dpo", "dpo_label_smoothing": 0.1}, {"preference.label_smoothing": 0.1}),
+        ({"stage": "dpo", "packing": True, "train_on_prompt": True}, {"data.packing": None, "data.loss_on": None}),
+        (
+            {"stage": "kto", "kto_rejected_weight": 1.3},
+            {"objective": "kto", LOSS: "kto", "preference.undesirable_weight": 1.3},
+        ),
+        ({"stage": "sft", "pref_beta": 0.3}, {"objective": None, BETA: None}),
+    ],
+)
+def test_preference_of_llamafactory(llamafactory, changes, expected):
+    rows = {"dpo": {"ranking": True}, "kto": {"columns": {"kto_tag": "label"}}}.get(changes["stage"], {})
+    conversion = llamafactory(dataset_dir={"faq": {"file_name": "faq.json"} | rows}, **changes)
+    assert conversion.config is not None, refusal(conversion)
+    assert {key: conversion.settings.get(key) for key in expected} == expected
+
+
+def test_rows_and_stage_of_llamafactory_have_to_fit(llamafactory):
+    pairs = {
+        "file_name": "p.json",
+        "ranking": True,
+        "columns": {"prompt": "q", "chosen": "good", "rejected": "rejected"},
+    }
+    marked = {"file_name": "k.json", "formatting": "sharegpt", "columns": {"messages": "messages", "kto_tag": "ok"}}
+    plain = {"file_name": "s.json"}
+    told = llamafactory(stage="dpo", dataset_dir={"faq": pairs}).settings["data.columns"]
+    assert told == {"instruction": "q", "chosen": "good"}
+    assert llamafactory(stage="kto", dataset_dir={"faq": marked}).settings["data.columns"] == {"label": "ok"}
+    for stage, rows in (("sft", pairs), ("sft", marked), ("dpo", plain), ("dpo", marked), ("kto", pairs)):
+        assert refused(llamafactory(stage=stage, dataset_dir={"faq": rows})) == {"dataset"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rl": "dpo", "rl_beta": 0.2}, {"objective": "preference", LOSS: "sigmoid", BETA: 0.2}),
+        ({"rl": "ipo", "trl": {"beta": 0.3}}, {LOSS: "ipo", BETA: 0.3}),
+        ({"rl": "dpo", "rpo_alpha": 0.5, "dpo_norm_loss": True}, {LOSS: "sigmoid_norm", SFT: 0.5}),
+        ({"rl": "orpo", "orpo_alpha": 0.4}, {LOSS: "orpo", BETA: 0.4, SFT: None}),
+        ({"rl": "simpo"}, {LOSS: "simpo", BETA: 0.1, MARGIN: 0.5, SFT: 1.0}),  # CPO's term, which TRL adds unasked
+        ({"rl": "simpo", "cpo_alpha": 0, "simpo_gamma": 1.0}, {MARGIN: 1.0, SFT: None}),
+        ({"rl": "dpo", "sample_packing": True}, {"data.packing": None}),
+    ],
+)
+def test_preference_of_axolotl(axolotl, changes, expected):
+    conversion = axolotl(**changes)
+    assert conversion.config is not None, refusal(conversion)
+    assert {key: conversion.settings.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("rl", "kind", "columns", "template"),
+    [
+        ("dpo", "chatml.intel", None, "<|im_start|>"),
+        ("dpo", "llama3.icr", {"instruction": "input"}, "llama3"),
+        ("dpo", "llama3.argilla", {"chosen": "chosen_response", "rejected": "rejected_response"}, "llama3"),
+        ("orpo", "chat_template.argilla", None, None),
+        ("kto", "chatml.argilla", None, "<|im_start|>"),
+        ("dpo", {"field_prompt": "問", "field_chosen": "良"}, {"instruction": "問", "chosen": "良"}, None),
+    ],
+)
+def test_rows_that_axolotl_compares(axolotl, rl, kind, columns, template):
+    conversion = axolotl(rl=rl, datasets=[{"path": "p.jsonl", "type": kind}], chat_template="tokenizer_default")
+    assert conversion.config is not None, refusal(conversion)
+    assert conversion.settings.get("data.columns") == columns
+    given = conversion.settings.get("model.chat_template")
+    assert given is None if template is None else template in given
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"loss_type": "sigmoid"},
+            {"objective": "preference", LOSS: "sigmoid", "training.learning_rate": 1e-6, "data.loss_on": None},
+        ),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}, {LOSS: "sigmoid", SFT: 0.2}),
+        ({"loss_type": "ipo", "beta": 0.05, "learning_rate": 1e-5}, {BETA: 0.05, "training.learning_rate": 1e-5}),
+        ({"label_smoothing": 0.1, "beta": 0.1}, {LOSS: "sigmoid", "preference.label_smoothing": 0.1}),
+        ({"rpo_alpha": 1.0}, {LOSS: "sigmoid", SFT: 1.0}),
+        ({"loss_type": "simpo", "beta": 2.5}, {LOSS: "simpo", BETA: 2.5, MARGIN: 0.5, SFT: 1.0}),
+        ({"simpo_gamma": 1.0, "cpo_alpha": 0.0}, {LOSS: "simpo", BETA: 0.1, MARGIN: 1.0, SFT: None}),
+        ({"desirable_weight": 1.5, "beta": 0.2}, {"objective": "kto", BETA: 0.2, "preference.desirable_weight": 1.5}),
+        ({"loss_type": "apo_zero_unpaired"}, {"objective": "kto", LOSS: "apo_zero_unpaired"}),
+        ({"loss_type": "orpo", "beta": 0.2}, {LOSS: "orpo", BETA: 0.2}),
+        ({"loss_type": "nll"}, {"objective": None}),
+    ],
+)
+def test_preference_of_trl(trl, changes, expected):
+    conversion = trl(**changes)
+    assert conversion.config is not None, refusal(conversion)
+    assert {key: conversion.settings.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "told"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing", "TRL 1.16 ignores label_smoothing with sigmoid"),
+        ({"loss_type": ["sigmoid", "sft"]}, "loss_type", "a mean of each pair's own"),
+        ({"loss_type": "orpo"}, "loss_type", "covers the prompt as well"),
+        ({"loss_type": "kto"}, "loss_type", "of one micro-batch, in the order of the file"),
+        ({"loss_type": ["hinge", "sft"], "loss_weights": [2.0, 1.0]}, "loss_weights", "all divided by 2"),
+        ({"loss_type": "sigmoid", "max_prompt_length": 512}, "max_prompt_length", "prompt and answer together"),
+        ({"loss_type": "sigmoid", "disable_dropout": False}, "disable_dropout", "always 0"),
+    ],
+)
+def test_where_trl_computes_something_else_is_marked(trl, changes, key, told):
+    conversion = trl(**changes)
+    entry = next(entry for entry in conversion.entries if entry.key == key)
+    assert entry.differs
+    assert entry.reason is not None
+    assert told in entry.reason.en
+    assert f": {key}: " in yaml_of(conversion)
+    robust = trl(loss_type="robust", label_smoothing=0.1)
+    assert not any(entry.differs for entry in robust.entries)
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"beta": 0.1}, {"beta"}),  # of DPO, KTO, ORPO, CPO or GRPO: only the command line says which
+        ({"loss_type": ["sigmoid", "bco_pair", "sft"]}, {"loss_type"}),
+        ({"loss_type": "dapo", "beta": 0.0}, {"loss_type"}),
+        ({"loss_type": ["orpo", "sft"]}, {"loss_type"}),
+        ({"loss_type": "sigmoid", "f_divergence_type": "js_divergence"}, {"f_divergence_type"}),
+        ({"loss_type": "sigmoid", "sync_ref_model": True}, {"sync_ref_model"}),
+        ({"reward_model_path": "x", "num_generations": 4}, {"reward_model_path", "num_generations"}),
+    ],
+)
+def test_trainers_of_trl_out_of_scope(trl, changes, keys):
+    assert refused(trl(**changes)) == keys
+
+
 def test_their_accumulation_counts_one_device(axolotl):
     """4 micro-batches on each of 8 devices are 32 over all of them; ranks that share a model see the same rows."""
     path = "training.gradient_accumulation_steps"
@@ -329,7 +474,11 @@ def test_dataset_info_names_files_columns_and_tags(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "keys"),
     [
-        ({"stage": "dpo"}, {"stage"}),
+        ({"stage": "dpo", "dataset": "org/p", "pref_loss": "kto_pair"}, {"pref_loss"}),
+        (
+            {"stage": "dpo", "dataset": "org/p", "pref_loss": "orpo", "pref_ftx": 1.0, "ref_model": "x"},
+            {"pref_ftx", "ref_model"},
+        ),
         (
             {"stage": "rm", "use_galore": True, "freeze_language_model": True},
             {"stage", "use_galore", "freeze_language_model"},
@@ -357,7 +506,8 @@ def test_everything_that_is_missing_is_named_at_once(llamafactory, changes, keys
 @pytest.mark.parametrize(
     ("changes", "keys"),
     [
-        ({"rl": "dpo", "optimizer": "adamw_torch_4bit"}, {"rl", "optimizer"}),
+        ({"rl": "grpo", "optimizer": "adamw_torch_4bit"}, {"rl", "optimizer"}),
+        ({"rl": "dpo", "datasets": [{"path": "x", "type": "zephyr.nectar"}]}, {"datasets"}),
         ({"plugins": ["axolotl.integrations.liger.LigerPlugin", "axolotl.integrations.kd.KDPlugin"]}, {"plugins"}),
         ({"datasets": [{"path": "x", "type": "chat_template", "roles_to_train": ["user"]}]}, {"datasets"}),
         ({"datasets": [{"path": "x", "type": "alpaca"}, {"path": "y", "type": "chat_template"}]}, {"datasets"}),

@@ -26,6 +26,7 @@ from .lora_parts import (
     trains_adapter,
     variants,
 )
+from .preference import axolotl as preference
 from .prompts import TEMPLATE_ENDS
 from .rows import (
     CACHE,
@@ -474,7 +475,7 @@ TABLE: dict[str, Row] = {
     ),
     "min_sample_len": drop(Reason("短い行を除く指定はありません", "short rows are not left out"), differs=True),
     "lr_quadratic_warmup": drop(Reason("ウォームアップは直線です", "the warm-up is linear"), differs=True),
-    "rl": refuse("選好学習・強化学習はまだありません", "preference and reinforcement learning are not there yet"),
+    "rl": in_part,
     "reward_model": refuse("報酬モデルの学習はありません", "reward models are not trained here"),
     "process_reward_model": refuse("報酬モデルの学習はありません", "reward models are not trained here"),
     "qat": refuse("量子化を考慮した学習（QAT）はありません", "quantization-aware training is not there"),
@@ -539,6 +540,7 @@ PARTS: tuple[Part, ...] = (
     optimizer,
     precision,
     adapter,
+    preference,
     tokens,
     quantized_base,
     frozen,

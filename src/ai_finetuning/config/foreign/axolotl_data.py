@@ -13,7 +13,8 @@ from typing import Any
 from ...errors import Reason
 from .datasets import ROLES, Rows, check_tags, share_or_rows
 from .draft import Draft
-from .prompts import jinja_of, jinja_of_formats, named_template
+from .preference import axolotl_objective, axolotl_rows
+from .prompts import TEMPLATE_KEYS, jinja_of, jinja_of_formats, named_template
 from .training_parts import NOT_USED
 from .values import is_off, mapping, names, number, shown, text, truth, whole, word
 
@@ -41,12 +42,12 @@ _PARTS = ("name", "revision", "data_files")
 
 def data(draft: Draft) -> None:
     """Training data, held-out data, prompts and what happens to long rows."""
-    rows = Rows()
+    rows, objective = Rows(), axolotl_objective(draft)
     for key in ("datasets", "dataset", "pretraining_dataset"):
         if draft.on(key):
             for block in draft.read(key, _blocks):
                 usual = "pretrain" if key == "pretraining_dataset" else None
-                rows.attempt(partial(_one, block, usual, rows))
+                rows.attempt(partial(_one, block, usual, objective, rows))
             rows.put(draft, key)
         else:
             draft.drop(key, NOT_USED)
@@ -89,10 +90,10 @@ def _files(block: Mapping[str, Any]) -> list[str]:
     return [text(block["path"])] if block.get("path") else []
 
 
-def _one(block: dict[str, Any], usual: str | None, rows: Rows) -> None:
+def _one(block: dict[str, Any], usual: str | None, objective: str, rows: Rows) -> None:
     """One entry of `datasets`."""
     kind = block.get("type", usual)
-    form = _form(kind, block, rows)
+    form = _form(kind, block, rows) if objective == "sft" else _compared(block, objective, rows)
     paths = _files(block)
     for path in paths:
         rows.add(path)
@@ -100,7 +101,7 @@ def _one(block: dict[str, Any], usual: str | None, rows: Rows) -> None:
         rows.problems.append(Reason("path がありません", "path is missing"))
     if form == PLAIN:
         rows.column("text", block.get("field") or block.get("text_column") or "text")
-    elif form == CHAT and kind not in ("alpaca.load_no_prompt",):
+    elif form == CHAT and objective == "sft" and kind not in ("alpaca.load_no_prompt",):
         _messages(block, rows)
     if form is not None:
         rows.forms.append(form)
@@ -121,6 +122,25 @@ def _form(kind: Any, block: Mapping[str, Any], rows: Rows) -> str | None:
                 f"データの形 type: {name or '（なし）'} は読めません", f"rows of type: {name or '(none)'} are not read"
             )
         )
+    return form
+
+
+def _compared(block: Mapping[str, Any], objective: str, rows: Rows) -> str | None:
+    """Pairs of answers, or marked ones."""
+    found = axolotl_rows(block, objective)
+    if found is None:
+        rows.problems.append(
+            Reason(
+                f"rl のデータの形 type: {shown(block.get('type') or '（なし）')} は読めません",
+                f"rows of type: {shown(block.get('type') or '(none)')} are not read with rl",
+            )
+        )
+        return None
+    form, columns = found
+    for role, name in columns.items():
+        rows.column(role, name)
+    called = mapping(block.get("message_property_mappings") or {})
+    check_tags({"role": called.get("role"), "content": called.get("content")}, rows)
     return form
 
 
@@ -239,7 +259,9 @@ def _prompt(draft: Draft, rows: Rows) -> None:
         )
     elif own:
         form = own[0]
-        jinja = form.removeprefix("format:") if form.startswith("format:") else jinja_of(form)
+        jinja = (
+            form.removeprefix("format:") if form.startswith("format:") else TEMPLATE_KEYS.get(form) or jinja_of(form)
+        )
         name = "format" if form.startswith("format:") else form
         draft.set(
             path, jinja, Reason(f"datasets の type のプロンプト（{name}）", f"the prompt of the data's type ({name})")

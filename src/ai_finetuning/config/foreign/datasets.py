@@ -18,6 +18,9 @@ KNOWN_COLUMNS = {
     "output": ("output", "response", "answer", "completion"),
     "system": ("system", "system_prompt"),
     "text": ("text",),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "label": ("label",),
 }
 ROLES = {
     "system": ("system",),

@@ -27,6 +27,7 @@ from .lora_parts import (
     trains_adapter,
     variants,
 )
+from .preference import llamafactory as preference
 from .rows import (
     CACHE,
     DISPLAY,
@@ -82,8 +83,6 @@ MARKS = frozenset(
     ]
 )
 STAGES = {
-    "dpo": ("選好学習（DPO）はまだありません", "preference training (DPO) is not there yet"),
-    "kto": ("選好学習（KTO）はまだありません", "preference training (KTO) is not there yet"),
     "rm": ("報酬モデルの学習はありません", "reward models are not trained here"),
     "ppo": ("強化学習（PPO）はありません", "reinforcement learning (PPO) is not there"),
 }
@@ -94,7 +93,7 @@ def what_trains(draft: Draft) -> None:
     stage = word(draft.get("stage") or "sft")
     if stage in STAGES:
         draft.refuse("stage", Reason(*STAGES[stage]))
-    elif stage in ("sft", "pt"):
+    elif stage in ("sft", "pt", "dpo", "kto"):  # the last two: preference.py
         plain = Reason("プレーンテキストの継続事前学習", "continued pretraining on plain text")
         supervised = Reason("教師あり学習", "supervised training")
         draft.convert("stage", plain if stage == "pt" else supervised, "data.train")
@@ -345,6 +344,7 @@ PARTS: tuple[Part, ...] = (
     muon,
     precision,
     adapter,
+    preference,
     tokens,
     checkpointing,
     details,

@@ -16,6 +16,7 @@ from ..yaml_text import MAX_BYTES
 from .beside import places
 from .datasets import Rows, check_tags, share_or_rows
 from .draft import Draft
+from .preference import llamafactory_objective
 from .prompts import named_template
 from .training_parts import NOT_USED
 from .values import is_off, mapping, names, number, shown, text, truth, word
@@ -31,6 +32,17 @@ _TAGS = {
     "system_tag": "system",
 }
 _PICTURES = ("images", "videos", "audios")
+# Columns of answers that are compared, by our roles.
+_COMPARED = {"preference": (("chosen", "chosen"), ("rejected", "rejected")), "kto": (("kto_tag", "label"),)}
+# What rows are of which the stage is another one.
+_WRONG_ROWS = {
+    "sft": Reason(
+        "選好データではありません（ranking も kto_tag もありません）",
+        "no preference data (neither ranking nor kto_tag)",
+    ),
+    "preference": Reason("選好データです（stage: dpo 用）", "preference data (for stage: dpo)"),
+    "kto": Reason("良し悪しの印の付いたデータです（stage: kto 用）", "marked answers (for stage: kto)"),
+}
 
 
 def data(draft: Draft) -> None:
@@ -138,7 +150,8 @@ def _rows(draft: Draft, key: str, info: Mapping[str, Any] | None, folder: Path |
     for name in draft.read(key, names):
         block = info.get(name) if info is not None and not online else None
         if isinstance(block, Mapping):
-            rows.attempt(partial(_one, name, block, folder, plain, rows))
+            objective = "pt" if plain else llamafactory_objective(draft)
+            rows.attempt(partial(_one, name, block, folder, objective, rows))
             continue
         rows.add(name)
         if not online:
@@ -152,11 +165,13 @@ def _rows(draft: Draft, key: str, info: Mapping[str, Any] | None, folder: Path |
     return rows
 
 
-def _one(name: str, block: Mapping[str, Any], folder: Path | None, plain: bool, rows: Rows) -> None:
-    """One entry of dataset_info.json."""
+def _one(name: str, block: Mapping[str, Any], folder: Path | None, objective: str, rows: Rows) -> None:
+    """One entry of dataset_info.json, for objective sft, preference or kto, or `pt` (plain text)."""
     columns = {key: value for key, value in mapping(block.get("columns") or {}).items()}
-    if block.get("ranking") or {"chosen", "rejected", "kto_tag"} & columns.keys():
-        rows.problems.append(Reason(f"{name} は選好データです", f"{name} is preference data"))
+    is_of = "kto" if "kto_tag" in columns else "preference" if block.get("ranking") else "sft"
+    if is_of != ("sft" if objective == "pt" else objective):
+        what = _WRONG_ROWS[is_of]
+        rows.problems.append(Reason(f"{name} は{what.ja}", f"{name} is {what.en}"))
     if any(column in columns for column in _PICTURES):
         rows.problems.append(
             Reason(
@@ -173,19 +188,28 @@ def _one(name: str, block: Mapping[str, Any], folder: Path | None, plain: bool, 
                 )
             )
     _place(name, block, folder, rows)
-    if str(block.get("formatting", "alpaca")).lower() == "alpaca":
-        for theirs, role, usual in _ALPACA:
-            column = columns.get(theirs, usual)
-            if plain and theirs == "prompt":
-                rows.column("text", column)
-            elif not plain and (theirs in columns or "columns" not in block):
-                rows.column(role, column)
-        if "system" in columns:
-            rows.column("system", columns["system"])
-    else:
+    _columns(block, columns, objective, rows)
+
+
+def _columns(block: Mapping[str, Any], columns: Mapping[str, Any], objective: str, rows: Rows) -> None:
+    """The columns of an entry by our roles."""
+    for theirs, role in _COMPARED.get(objective, ()):
+        rows.column(role, columns.get(theirs, theirs))
+    if str(block.get("formatting", "alpaca")).lower() != "alpaca":
         rows.column("messages", columns.get("messages", "conversations"))
         tags = mapping(block.get("tags") or {})
         check_tags({ours: tags[theirs] for theirs, ours in _TAGS.items() if theirs in tags}, rows)
+        return
+    for theirs, role, usual in _ALPACA:
+        column = columns.get(theirs, usual)
+        if objective == "pt" and theirs == "prompt":
+            rows.column("text", column)
+        elif objective == "pt" or (objective == "preference" and theirs == "response"):
+            continue
+        elif theirs in columns or "columns" not in block:
+            rows.column(role, column)
+    if "system" in columns:
+        rows.column("system", columns["system"])
 
 
 def _place(name: str, block: Mapping[str, Any], folder: Path | None, rows: Rows) -> None:

@@ -15,6 +15,7 @@ from .datasets import Rows, share_or_rows
 from .deepspeed import spread
 from .draft import Draft, Part, Row
 from .lora_parts import four_bit_details, four_or_eight, full, listed, method, rank, targets, trains_adapter, variants
+from .preference import trl as preference
 from .rows import (
     CACHE,
     GENERATION,
@@ -62,6 +63,9 @@ MARKS = frozenset(
         "dataset_kwargs",
         "eval_packing",
         "padding_free",
+        "simpo_gamma",
+        "desirable_weight",
+        "precompute_ref_log_probs",
     ]
 )
 
@@ -216,7 +220,9 @@ def tokens(draft: Draft) -> None:
 
 
 def loss(draft: Draft) -> None:
-    """loss_type: the cross entropy, however computed."""
+    """loss_type: the cross entropy, however computed, or a loss of preference."""
+    if preference(draft):
+        return
     if not draft.on("loss_type") or draft.read("loss_type", word) in ("nll", "chunked_nll"):
         draft.drop("loss_type", Reason("交差エントロピーで、本ツールと同じです", "cross entropy, as here"))
     else:
@@ -249,7 +255,9 @@ TABLE: dict[str, Row] = {
         "test_split_size dataset_text_field max_length max_seq_length packing packing_strategy truncation_mode "
         "assistant_only_loss completion_only_loss lora_r lora_alpha lora_dropout lora_target_modules "
         "lora_target_parameters lora_modules_to_save use_rslora use_dora bnb_4bit_quant_type use_bnb_nested_quant "
-        "eos_token pad_token loss_type",
+        "eos_token pad_token loss_type beta desirable_weight undesirable_weight label_smoothing simpo_gamma cpo_alpha "
+        "rpo_alpha ld_alpha loss_weights f_divergence_type use_weighting sync_ref_model reference_free "
+        "force_use_ref_model disable_dropout precompute_ref_log_probs precompute_ref_batch_size",
     ),
     "mixed_precision": mixed_precision,
     "trust_remote_code": drop(SAFE),
@@ -266,9 +274,8 @@ TABLE: dict[str, Row] = {
         "モデルの読み込みの追加引数は指定できません", "further arguments of loading cannot be given"
     ),
     **rows(
-        refuse("選好学習・強化学習はまだありません", "preference and reinforcement learning are not there yet"),
-        "beta reward_* num_generations desirable_weight undesirable_weight teacher_* max_prompt_length "
-        "max_completion_length num_ppo_epochs",
+        refuse("強化学習はまだありません", "reinforcement learning is not there yet"),
+        "reward_* num_generations teacher_* max_prompt_length max_completion_length num_ppo_epochs",
     ),
 }
 
