@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -50,6 +50,12 @@ class Entry:
         """For people: its files without their folders."""
         return ", ".join(item if item.startswith("embedded:") else Path(item).name or item for item in self.path)
 
+    def plain(self) -> dict[str, Any]:
+        """As YAML writes it."""
+        given = {"path": list(self.path), "weight": self.weight, "epochs": self.epochs, "max_samples": self.max_samples}
+        by = {"by": self.by} if self.weight is not None else {}
+        return {name: value for name, value in given.items() if value is not None} | by
+
     @property
     def source(self) -> Any:
         """What reads it: a path, or a list of them."""
@@ -73,7 +79,7 @@ def paths_of(value: Any) -> list[str]:
     items = value if isinstance(value, list) else [value] if isinstance(value, str) else []
     obtained: list[str] = []
     for item in items:
-        path = item.get("path") if isinstance(item, dict) else item
+        path: Any = item.get("path") if isinstance(item, dict) else item
         obtained += path if isinstance(path, list) else [path]
     return [item for item in obtained if isinstance(item, str)]
 
@@ -108,78 +114,85 @@ def sources_of(value: Any) -> Sources | None:
     return Sources(tuple(entries))
 
 
-def _problem(where: str, value: object, ja: str, en: str) -> Problem:
-    return Problem(f"{where} が {shortened(value)} です。{ja}", f"{where} is {shortened(value)}; {en}", _NAME)
-
-
 def _entry(number: int, item: Any, problems: list[Problem]) -> Entry:
     """An entry; what cannot be in it is added to the problems."""
     where = f"{_NAME}[{number}]"
     if isinstance(item, str):
         return Entry((item,), epochs=1)
+    found = _unknown_keys(where, item) + _wrong_values(where, item)
+    problems += found
+    if found:
+        return Entry(("",))
+    path, weight, epochs, by, most = (item.get(key) for key in KEYS)
+    return Entry(tuple(path) if isinstance(path, list) else (path,), weight, epochs, by or ROWS, most)
+
+
+def _unknown_keys(where: str, item: Mapping[Any, Any]) -> list[Problem]:
+    listed, problems = ", ".join(KEYS), []
     for key in item:
         if key not in KEYS:
             meant = hint(str(key), KEYS, {}, Reason("", ""))
             problems.append(
                 Problem(
-                    f"{where} に {cut(key)} というキーはありません。{meant.ja}使えるキー: {', '.join(KEYS)}",
-                    f"{where} has no key {cut(key)}; {meant.en} known keys: {', '.join(KEYS)}",
+                    f"{where} に {cut(key)} というキーはありません。{meant.ja}使えるキー: {listed}",
+                    f"{where} has no key {cut(key)}. {meant.en} Known keys: {listed}",
                     _NAME,
                 )
             )
-    path = item.get("path")
+    return problems
+
+
+def _wrong_values(where: str, item: Mapping[Any, Any]) -> list[Problem]:
+    """Values that cannot be, and those that do not go together."""
+    path, weight, epochs, by, most = (item.get(key) for key in KEYS)
     paths = path if isinstance(path, list) else [path]
-    if not paths or not all(isinstance(part, str) and part for part in paths):
-        problems.append(
-            _problem(
-                f"{where}.path",
-                path,
-                "ファイル、フォルダー、ハブの ID、またはそのリストを指定してください。",
-                "give a file, folder or hub id, or a list of them.",
-            )
+    checks = (
+        (
+            "path",
+            bool(paths) and all(isinstance(part, str) and part for part in paths),
+            "ファイル、フォルダー、ハブの ID、またはそのリストを指定してください。",
+            "give a file, folder or hub id, or a list of them.",
+        ),
+        (
+            "weight",
+            weight is None or (_is_number(weight) and 0 < weight < float("inf")),
+            "0 より大きい数にしてください。使わないデータは、項目ごと消してください。",
+            "it must be a number above 0; remove the entry of data that is not to be used.",
+        ),
+        ("epochs", _is_count(epochs), "1 以上の整数にしてください。", "it must be an integer of at least 1."),
+        ("max_samples", _is_count(most), "1 以上の整数にしてください。", "it must be an integer of at least 1."),
+        (
+            "weight",
+            weight is None or epochs is None,
+            f"epochs も {shortened(epochs)} です。割合（weight）か回数（epochs）のどちらか一方にしてください。",
+            f"epochs is {shortened(epochs)} too: give only one of them, a share (weight) or passes (epochs).",
+        ),
+        (
+            "by",
+            by in (None, ROWS, TOKENS),
+            f"使えるのは {ROWS}, {TOKENS} です。",
+            f"it must be one of {ROWS}, {TOKENS}.",
+        ),
+        (
+            "by",
+            by is None or weight is not None,
+            "weight の数え方の指定なので、weight のない項目では使えません。weight も指定するか、by を消してください。",
+            "it says what a weight counts, and there is none: give a weight, or remove it.",
+        ),
+    )
+    return [
+        Problem(
+            f"{where}.{name} が {shortened(item.get(name))} です。{ja}",
+            f"{where}.{name} is {shortened(item.get(name))}; {en}",
+            _NAME,
         )
-        paths = [""]
-    weight, epochs, by, most = (item.get(key) for key in KEYS[1:])
-    if weight is not None and (not _is_number(weight) or not 0 < weight < float("inf")):
-        problems.append(
-            _problem(
-                f"{where}.weight",
-                weight,
-                "0 より大きい数にしてください。使わないデータは書かずに除きます。",
-                "it must be a number above 0; leave data that is not to be used out.",
-            )
-        )
-        weight = None
-    for name, value in (("epochs", epochs), ("max_samples", most)):
-        if value is not None and (type(value) is not int or value < 1):
-            problems.append(
-                _problem(
-                    f"{where}.{name}", value, "1 以上の整数にしてください。", "it must be an integer of at least 1."
-                )
-            )
-    if weight is not None and epochs is not None:
-        problems.append(
-            _problem(
-                f"{where}.weight",
-                weight,
-                f"epochs も {shortened(epochs)} です。割合（weight）か回数（epochs）のどちらか一方にしてください。",
-                f"epochs is {shortened(epochs)} too: give only one of them, a share (weight) or passes (epochs).",
-            )
-        )
-    if by is not None and by not in (ROWS, TOKENS):
-        problems.append(
-            _problem(f"{where}.by", by, f"使えるのは {ROWS}, {TOKENS} です。", f"it must be one of {ROWS}, {TOKENS}.")
-        )
-    elif by is not None and weight is None and item.get("weight") is None:
-        problems.append(
-            _problem(
-                f"{where}.by",
-                by,
-                "weight のない項目では意味がありません。weight も指定するか、by を消してください。",
-                "it says what a weight counts, and there is none; give a weight, or leave it out.",
-            )
-        )
-    return Entry(tuple(paths), weight, epochs if weight is None else None, by or ROWS, most)
+        for name, holds, ja, en in checks
+        if not holds
+    ]
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (type(value) is int and value >= 1)
 
 
 def _is_number(value: object) -> bool:
@@ -191,11 +204,11 @@ def _of_all(entries: Sequence[Entry]) -> list[Problem]:
     weighted = [entry for entry in entries if entry.weight is not None]
     if len(entries) == 1 and weighted:
         return [
-            _problem(
-                f"{_NAME}[1].weight",
-                weighted[0].weight,
-                "割合は 2 つ以上の項目の間で決まります。weight を消すか、ほかのデータも書いてください。",
-                "a share needs a second entry: leave the weight out, or add the other data.",
+            Problem(
+                f"{_NAME}[1].weight が {weighted[0].weight:g} ですが、項目が 1 つしかありません。割合は 2 つ以上の項目の間で決まります。weight を消すか、ほかのデータも書いてください。",
+                f"{_NAME}[1].weight is {weighted[0].weight:g}, but there is one entry; a share needs another: remove the weight, "
+                "or add the other data.",
+                _NAME,
             )
         ]
     if len({entry.by for entry in weighted}) > 1:

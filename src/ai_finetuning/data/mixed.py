@@ -183,7 +183,7 @@ class Mixed(Sequence[Example]):
         """[places] int64: tokens of some rows."""
         return lengths_at(self._examples, places)
 
-    def taken(self) -> list[SourceShare]:
+    def taken_first(self) -> list[SourceShare]:
         """What the first epoch takes of every source."""
         rows = np.zeros(len(self.streams), dtype=np.int64)
         row, end = 0, self.due.begins(1)

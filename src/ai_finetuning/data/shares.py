@@ -191,8 +191,8 @@ class ByRows:
         """The recent rows again, with as few exchanged as give the window its counts; each where it mends most."""
         sources = recent.copy()
         change = np.asarray(window) - self._counted(recent)
-        less = [index for index in np.flatnonzero(change < 0) for _ in range(-change[index])]
-        more = [index for index in np.flatnonzero(change > 0) for _ in range(change[index])]
+        less = [index for index, rows in enumerate(change.tolist()) for _ in range(-rows)]
+        more = [index for index, rows in enumerate(change.tolist()) for _ in range(rows)]
         steps = np.arange(1, len(sources) + 1)
 
         def ahead(index: int) -> NDArray[np.float64]:

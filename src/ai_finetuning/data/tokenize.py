@@ -117,6 +117,14 @@ class EncodeReport:
             for key, count in other.items():
                 mine[key] = mine.get(key, 0) + count
 
+    def merge_source(self, later: EncodeReport) -> None:
+        """Adds the whole report of another source of the same run."""
+        self.merge(later)
+        self.left_out += later.left_out
+        self.left_out_reasons = self.left_out_reasons + later.left_out_reasons
+        self.vocabulary = self.vocabulary.with_rows_of(later.vocabulary)
+        self.system = self.system if self.system == later.system else None
+
     @property
     def characters_per_token(self) -> float:
         """Characters of label text per label token."""

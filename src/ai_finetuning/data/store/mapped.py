@@ -224,7 +224,8 @@ class StoredExamples(Sequence[Example]):
         """[places] int64: the tokens of some documents."""
         ends = self._arrays["ends"]
         begins = np.where(places > 0, ends[places - 1], 0)
-        return (ends[places] - begins.astype(ends.dtype)).astype(np.int64)
+        lengths: NDArray[np.int64] = (ends[places] - begins.astype(ends.dtype)).astype(np.int64)
+        return lengths
 
     @property
     def learnt(self) -> NDArray[np.int64]:
