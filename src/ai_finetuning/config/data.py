@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ..errors import ConfigError
 from .limits import AtLeastOne, Fraction, PositiveFloat
+from .mixture import sources_of
 from .section import section
 
 
@@ -93,9 +95,11 @@ class DataConfig:
 
     SECTION: ClassVar[str] = "data"
 
-    train: str | list[str] | None = None
-    """Training data: file, folder or hub id, or a list of them; or a folder that `aift data prepare` wrote.
-    ja: 学習データ。ファイル、フォルダー、ハブの ID、またはそのリスト。用意したフォルダー（docs/scale.ja.md）も指定できます。
+    train: str | list[str | dict[str, Any]] | None = None
+    """Training data: file, folder or hub id, or a list of them; or a folder that `aift data prepare` wrote. In a list
+    `{path: FILE, weight: 0.7}` gives a source its share of the run and `{path: FILE, epochs: 2}` its passes in each
+    epoch; `max_samples` limits its rows, `by: tokens` makes weights count label tokens instead of rows (docs/data.md).
+    ja: 学習データ。ファイル、フォルダー、ハブの ID、またはそのリスト。用意したフォルダー（docs/scale.ja.md）も指定できます。リストの中では {path: FILE, weight: 0.7} でそのデータの割合、{path: FILE, epochs: 2} で 1 エポックあたりの回数を指定できます。max_samples は使う行数の上限、by: tokens は割合を行ではなく学習対象トークンで数える指定です（docs/data.ja.md）。
     """
     eval: str | list[str] | Fraction | None = None
     """Evaluation data: a file or a list of files, or a share of the training rows (0.1).
@@ -158,3 +162,16 @@ class DataConfig:
     """Normalization of characters.
     ja: 文字の正規化。
     """
+
+    def __post_init__(self) -> None:
+        if self.train == []:
+            raise ConfigError(
+                "data.train が空のリストです。学習データのファイルを 1 つ以上指定してください。",
+                "data.train is an empty list; name at least one file of training data.",
+            )
+        if sources_of(self.train) is not None and self.replay.path is not None:
+            raise ConfigError(
+                "data.train に割合や回数のある項目があるときは、data.replay は使えません。以前のデータも data.train の項目にしてください（例: {path: old.jsonl, weight: 0.1, by: tokens}）。",
+                "data.replay does not go with a data.train whose entries have shares or passes: add the old rows there as an "
+                "entry ({path: old.jsonl, weight: 0.1, by: tokens}).",
+            )

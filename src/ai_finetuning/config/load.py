@@ -17,6 +17,7 @@ from ..messages import argument
 from .fields import field_names, fields_of, options_of, section_class
 from .full_width import full_width
 from .hints import hint, near_files
+from .mixture import with_paths
 from .other_tools import OTHER_TOOLS
 from .run import RunConfig
 from .run_folder import CONFIG
@@ -152,7 +153,7 @@ def _home(config: RunConfig) -> RunConfig:
     ):
         value = getattr(section, name)
         if name in explicitly_set(section):
-            setattr(section, name, [_expanded(item) for item in value] if isinstance(value, list) else _expanded(value))
+            setattr(section, name, with_paths(value, _expanded))
     return config
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .fields import field_names
+from .mixture import with_paths
 from .plain import plain_run
 from .run import RunConfig
 from .section import explicitly_set
@@ -88,7 +89,7 @@ def _always(_: str) -> bool:
 
 def _absolute(value: Any, folder: Path, belongs: Callable[[str], bool]) -> Any:
     if isinstance(value, list):
-        return [_absolute(item, folder, belongs) for item in value]
+        return with_paths(value, lambda item: _absolute(item, folder, belongs))
     if not isinstance(value, str) or "\0" in value:
         return value
     path = os.path.abspath(folder / value)

@@ -91,6 +91,18 @@ class EncodeReport:
         for ratio, pairs in later.length_ratios.items():
             self.length_ratios[ratio] = self.length_ratios.get(ratio, 0) + pairs
 
+    def merge_source(self, later: EncodeReport) -> None:
+        """Adds the whole report of another source of the same run."""
+        self.merge(later)
+        self.left_out += later.left_out
+        self.left_out_reasons = self.left_out_reasons + later.left_out_reasons
+        self.vocabulary = self.vocabulary.with_rows_of(later.vocabulary)
+        self.system = self.system if self.system == later.system else None
+        self.swapped += later.swapped
+        self.swapped_rows = self.swapped_rows + later.swapped_rows
+        self.contradicting += later.contradicting
+        self.contradicting_rows = self.contradicting_rows + later.contradicting_rows
+
     @property
     def characters_per_token(self) -> float:
         """Characters of label text per label token."""

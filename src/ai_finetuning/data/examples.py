@@ -52,14 +52,19 @@ def chosen(base: Sequence[Example], places: Sequence[int]) -> Sequence[Example]:
 
 
 class Joined(Sequence[Example]):
-    """The rows of several sequences, one behind another."""
+    """The rows of several sequences, one behind another.
+
+    Attributes:
+        parts: the sequences that have rows.
+        ends: [parts] int64, of each the place behind its last row.
+    """
 
     def __init__(self, *parts: Sequence[Example]) -> None:
         self.parts = [part for part in parts if len(part)]
-        self._ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+        self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -73,8 +78,8 @@ class Joined(Sequence[Example]):
         place = int(index) + (len(self) if index < 0 else 0)
         if not 0 <= place < len(self):
             raise IndexError(index)
-        part = int(np.searchsorted(self._ends, place, side="right"))
-        return self.parts[part][place - (int(self._ends[part - 1]) if part else 0)]
+        part = int(np.searchsorted(self.ends, place, side="right"))
+        return self.parts[part][place - (int(self.ends[part - 1]) if part else 0)]
 
 
 def _numbers(examples: Sequence[Example], name: str) -> NDArray[np.int64]:
@@ -104,6 +109,23 @@ _OF_ONE: dict[str, Any] = {
 def lengths_of(examples: Sequence[Example]) -> NDArray[np.int64]:
     """[rows] int64: the tokens of every row."""
     return _numbers(examples, "lengths")
+
+
+def lengths_at(examples: Sequence[Example], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[places] int64: the tokens of some rows, without those of all."""
+    if isinstance(examples, Chosen):
+        return lengths_at(examples.base, examples.places[places])
+    if isinstance(examples, Joined):
+        part_of = np.searchsorted(examples.ends, places, side="right")
+        obtained = np.empty(len(places), dtype=np.int64)
+        for number, part in enumerate(examples.parts):
+            own = part_of == number
+            begins = examples.ends[number - 1] if number else 0
+            obtained[own] = lengths_at(part, places[own] - begins)
+        return obtained
+    if hasattr(examples, "lengths_at"):  # a store or a mixture reads them off
+        return np.asarray(examples.lengths_at(places), dtype=np.int64)
+    return np.array([len(examples[place]) for place in places.tolist()], dtype=np.int64)
 
 
 def learnt_of(examples: Sequence[Example]) -> NDArray[np.int64]:

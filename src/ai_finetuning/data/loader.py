@@ -8,10 +8,13 @@ from functools import lru_cache
 import numpy as np
 
 from .answers import AnswerRows
+from .blocks import BlockedOrder
 from .collate import Batch, collate, collate_answers
 from .examples import lengths_of
+from .mixed import Mixed, alone
 from .mixture import Mixture
 from .packing import pack
+from .streams import WHOLE
 from .tokenize import Example
 
 # Rows of this many steps are sorted by length together: enough for narrow batches, few enough to stay random.
@@ -22,7 +25,8 @@ class Loader:
     """Batches of one rank.
 
     Args:
-        examples: documents; of a Mixture each epoch has the new ones and a share of the old ones.
+        examples: documents; of a Mixture each epoch has the new ones and a share of the old ones, of Mixed what
+            their entries say. Their order, and that of more than a million documents, is made by blocks.
         rows_per_step: rows of an optimizer step over all ranks (batch size x accumulation steps).
         seed: of the order.
         packing: several documents a row, isolated from each other.
@@ -57,8 +61,24 @@ class Loader:
         self._data_rank, self._data_size = share
         self._capacity = max_length
         self._mixture = examples if isinstance(examples, Mixture) else None
-        self._lengths = examples.lengths if isinstance(examples, Mixture) else lengths_of(examples)
-        self._rows = None if self._mixture is not None else self._rows_of(np.arange(len(examples)))
+        self._blocks: BlockedOrder | None = None
+        if isinstance(examples, Mixed) or (self._mixture is None and len(examples) > WHOLE):
+            mixed = examples if isinstance(examples, Mixed) else alone(examples, seed)
+            self._blocks = BlockedOrder(
+                examples,
+                mixed.streams,
+                mixed.due,
+                seed=seed,
+                rows_per_step=rows_per_step,
+                capacity=max_length if packing else None,
+                by_length=self._by_length,
+            )
+        in_memory = self._mixture is None and self._blocks is None
+        if self._blocks is not None:
+            self._lengths = np.empty(0, dtype=np.int64)
+        else:
+            self._lengths = examples.lengths if isinstance(examples, Mixture) else lengths_of(examples)
+        self._rows = self._rows_of(np.arange(len(examples))) if in_memory else None
         self._epoch = lru_cache(maxsize=2)(self._rows_in_order)
         self._count = lru_cache(maxsize=2)(self._count_rows)  # asked for in every step
 
@@ -82,6 +102,8 @@ class Loader:
         return self._count(0)
 
     def _count_rows(self, epoch: int) -> int:
+        if self._blocks is not None:
+            return self._blocks.count(epoch)
         if self._mixture is not None and not self._packed:
             return len(self._mixture.documents(epoch))
         return len(self._rows) if self._rows is not None else len(self._epoch(epoch)[0])
@@ -145,23 +167,30 @@ class Loader:
 
     def _micro_batches(self, epoch: int, index: int, micro_batch_size: int, *, other: bool) -> list[Batch]:
         first = index * self._rows_per_step
-        rows = self._epoch(epoch)[1][first : first + self._rows_per_step]
+        rows = self._documents(epoch, first)
         mine = rows[self._data_rank :: self._data_size]
         most = -(-len(rows) // self._data_size)
         batches = [
-            self._collate(epoch, mine[start : start + micro_batch_size], other)
+            self._collate(mine[start : start + micro_batch_size], other)
             for start in range(0, len(mine), micro_batch_size)
         ]
         missing = -(-most // micro_batch_size) - len(batches)
-        return batches + [self._collate(epoch, rows[:1], other).without_labels()] * missing
+        return batches + [self._collate(rows[:1], other).without_labels()] * missing
 
-    def _collate(self, epoch: int, rows: np.ndarray, other: bool) -> Batch:
-        documents = self._epoch(epoch)[0]
+    def _documents(self, epoch: int, first: int) -> list[list[int]]:
+        """The documents of each row of the step that begins with row `first` of an epoch."""
+        last = first + self._rows_per_step
+        if self._blocks is not None:
+            return self._blocks.rows(epoch, first, last)
+        documents, order = self._epoch(epoch)
+        return [documents[row] for row in order[first:last]]
+
+    def _collate(self, rows: list[list[int]], other: bool) -> Batch:
         if self.answers is not None:
-            places = [documents[row][0] for row in rows]
+            places = [row[0] for row in rows]
             return answer_batch(self._examples, places, self.answers, pad_token_id=self._pad_token_id, other=other)
         return collate(
-            [[self._examples[document] for document in documents[row]] for row in rows],
+            [[self._examples[document] for document in row] for row in rows],
             pad_token_id=self._pad_token_id,
             packed=self._packed,
         )

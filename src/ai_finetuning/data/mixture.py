@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import overload
 
 import numpy as np
 
 from .examples import Joined, learnt_of, lengths_of
+from .streams import Stream
 from .tokenize import Example
 
 # A share is a fraction with at most this denominator, so that the order is counted in integers.
@@ -57,7 +57,8 @@ class Mixture(Sequence[Example]):
         part = Fraction(str(share)).limit_denominator(_DENOMINATOR)
         self.share = share
         self._examples = Joined(new, old)
-        self._new, self._old, self._seed = len(new), len(old), seed
+        self._new, self._old = len(new), len(old)
+        self._stream = Stream(len(old), first=len(new), seed=seed)
         labels = learnt_of(self._examples)
         self.lengths = lengths_of(self._examples)
         self._labels = labels
@@ -66,7 +67,6 @@ class Mixture(Sequence[Example]):
         self.worth = self.worth * labels
         self._due = -int(self.worth[: self._new].sum())  # of an epoch
         self._pass_worth = int(self.worth[self._new :].sum())
-        self._pass = lru_cache(maxsize=4)(self._order_of_pass)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -80,32 +80,19 @@ class Mixture(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         return self._examples[index]
 
-    def _order_of_pass(self, number: int) -> np.ndarray:
-        """[old rows] int64: their places, in the order of one pass."""
-        generator = np.random.Generator(np.random.Philox(key=[self._seed + (1 << 32), number]))
-        return self._new + generator.permutation(self._old)
-
     def _taken_before(self, epoch: int) -> tuple[int, int]:
         """(old rows taken, balance) where an epoch begins: the fewest rows whose balance is not negative."""
         passes, rest = divmod(epoch * self._due, self._pass_worth)
         if rest == 0:
             return passes * self._old, 0
-        gained = np.cumsum(self.worth[self._pass(passes)])
+        gained = np.cumsum(self.worth[self._stream.places(passes * self._old, (passes + 1) * self._old)])
         rows = int(np.searchsorted(gained, rest)) + 1
         return passes * self._old + rows, int(gained[rows - 1]) - rest
-
-    def _old_rows(self, first: int, last: int) -> np.ndarray:
-        """[last - first] int64: the places of old rows `first` to `last` of the run."""
-        parts = [np.empty(0, dtype=np.int64)]
-        for number in range(first // self._old, -(-last // self._old)):
-            begin = number * self._old
-            parts.append(self._pass(number)[max(0, first - begin) : last - begin])
-        return np.concatenate(parts)
 
     def documents(self, epoch: int) -> np.ndarray:
         """[rows] int64: places of the rows of an epoch, new ones first; an old one may occur again."""
         first, last = self._taken_before(epoch)[0], self._taken_before(epoch + 1)[0]
-        return np.concatenate([np.arange(self._new), self._old_rows(first, last)])
+        return np.concatenate([np.arange(self._new), self._stream.places(first, last)])
 
     def merged(self, order: np.ndarray, worth: np.ndarray, epoch: int) -> np.ndarray:
         """[rows] int64: `order` with its old rows moved to where they are due.
@@ -125,7 +112,7 @@ class Mixture(Sequence[Example]):
 
     def taken(self, epochs: int) -> Taken:
         """What the first epochs take of the old rows."""
-        rows = self._old_rows(0, self._taken_before(epochs)[0])
+        rows = self._stream.places(0, self._taken_before(epochs)[0])
         labels = int(self._labels[rows].sum())
         new = epochs * int(self._labels[: self._new].sum())
         return Taken(len(rows), int(self.lengths[rows].sum()), labels, labels / (labels + new), len(rows) / self._old)

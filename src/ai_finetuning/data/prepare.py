@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..config.data import DataConfig
+from ..config.mixture import Entry, Sources
 from ..config.preference import Objective
 from ..errors import DataError, StorageError, localized
 from ..labels import FROM_BASE, IGNORED
@@ -21,7 +23,7 @@ from .contradictions import note_contradictions_of
 from .conversations import common_system
 from .encode_report import EncodeReport
 from .example import Example
-from .examples import Joined, characters_of, chosen, digest_of, learnt_of, lengths_of, marks_of, names_of
+from .examples import Chosen, Joined, characters_of, chosen, digest_of, learnt_of, lengths_of, marks_of, names_of
 from .messages import Sample
 from .pieces import Reading, validate_objective, with_questions
 from .prepared import open_prepared, prepared_folder
@@ -45,6 +47,7 @@ class PreparedData:
     Attributes:
         digest: SHA-256 over the training tokens and labels, in order.
         old: rows of an earlier training to take a share from (`data.replay`).
+        sizes: training rows of each entry of `data.train`, one behind another; empty where it has no entries.
     """
 
     train: Sequence[Example]
@@ -54,6 +57,7 @@ class PreparedData:
     digest: str
     old: Sequence[Example] = ()
     objective: Objective = "sft"
+    sizes: tuple[int, ...] = ()
 
     @property
     def every(self) -> Sequence[Example]:
@@ -85,7 +89,7 @@ def prepare(
     """Examples of training and evaluation data.
 
     Args:
-        train: TextDataset, texts, rows, conversations, a Dataset, a path or a list of paths.
+        train: TextDataset, texts, rows, conversations, a Dataset, a path or a list of paths, or Sources.
         eval_data: the same, None, or a share of the training rows used for evaluation (a float).
         tokenizer: with pad token and chat template.
         config: how rows become tokens.
@@ -97,7 +101,13 @@ def prepare(
     Raises:
         DataError: data that cannot be trained on; see sources and tokenize.
     """
-    examples, report, lines = load_examples(train, tokenizer, config, encoders, objective)
+    entries = train.entries if isinstance(train, Sources) else ()
+    examples: Sequence[Example]
+    if entries:
+        examples, report, lines = _load_entries(entries, tokenizer, config, encoders, objective)
+    else:
+        examples, report, lines = load_examples(train, tokenizer, config, encoders, objective)
+    whole = examples
     scored: Sequence[Example] = []
     if isinstance(eval_data, float):
         examples, scored = SPLITS[split](examples, eval_data, seed)
@@ -117,7 +127,8 @@ def prepare(
     if objective == "kto":
         _check_marks(examples)
     old = _old_rows(tokenizer, config, scored, lines, encoders) if objective == "sft" else []
-    return PreparedData(examples, scored, lines, report, digest_of(Joined(examples, old)), old, objective)
+    sizes = _sizes(entries, whole, examples)
+    return PreparedData(examples, scored, lines, report, digest_of(Joined(examples, old)), old, objective, sizes)
 
 
 def _check_marks(examples: Sequence[Example]) -> None:
@@ -133,6 +144,57 @@ def _check_marks(examples: Sequence[Example]) -> None:
                 f"学習データの {len(marks)} 行に{ja}回答がありません。objective: kto には良い回答と悪い回答の両方が要ります。",
                 f"none of the {len(marks)} training rows has a {en} answer; objective: kto needs good and bad ones.",
             )
+
+
+def _load_entries(
+    entries: Sequence[Entry],
+    tokenizer: Any,
+    config: DataConfig,
+    encoders: Encoders | None,
+    objective: Objective,
+) -> tuple[Joined, EncodeReport, list[str]]:
+    """load_examples() of every entry of `data.train`, one behind another.
+
+    Raises:
+        DataError: data that cannot be trained on.
+    """
+    parts: list[Sequence[Example]] = []
+    whole: EncodeReport | None = None
+    lines: list[str] = []
+    for entry in entries:
+        own = config if entry.max_samples is None else replace(config, max_samples=entry.max_samples)
+        examples, report, more = load_examples(entry.source, tokenizer, own, encoders, objective)
+        parts.append(examples)
+        if whole is None:
+            whole = copy.deepcopy(report)
+        else:
+            whole.merge_source(report)
+        lines += [f"{entry.name}: {line}" for line in more]
+    assert whole is not None
+    return Joined(*parts), whole, lines
+
+
+def _sizes(entries: Sequence[Entry], whole: Sequence[Example], train: Sequence[Example]) -> tuple[int, ...]:
+    """Training rows of each entry.
+
+    Args:
+        whole, train: the rows of all entries before and after evaluation rows were taken out.
+
+    Raises:
+        DataError: an entry has none.
+    """
+    if not isinstance(whole, Joined) or not entries:
+        return ()
+    places = train.places if isinstance(train, Chosen) else np.arange(len(whole))
+    ends = np.searchsorted(places, whole.ends)
+    sizes = np.diff(ends, prepend=0).tolist()
+    for entry, rows in zip(entries, sizes, strict=True):
+        if not rows:
+            raise DataError(
+                f"data.train の {entry.name} の行は、すべて評価用に分けられました。data.eval の割合を下げるか、評価用のファイルを指定してください。",
+                f"all rows of {entry.name} in data.train became evaluation rows; lower the share in data.eval, or give it a file.",
+            )
+    return tuple(sizes)
 
 
 def _old_rows(

@@ -46,6 +46,18 @@ class VocabularyLoss:
     changed_rows: int = 0
     changed: tuple[str, ...] = ()
 
+    def with_rows_of(self, later: VocabularyLoss) -> VocabularyLoss:
+        """Of the rows of two sources together."""
+        return VocabularyLoss(
+            self.rows + later.rows,
+            self.unknown_rows + later.unknown_rows,
+            tuple(dict.fromkeys(self.unknown + later.unknown)),
+            self.blank_rows + later.blank_rows,
+            tuple(dict.fromkeys(self.blanks + later.blanks)),
+            self.changed_rows + later.changed_rows,
+            tuple(dict.fromkeys(self.changed + later.changed)),
+        )
+
     @property
     def survives(self) -> bool:
         """Whether every row comes back as it was."""

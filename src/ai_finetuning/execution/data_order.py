@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.mixture import Sources
 from ..config.section import explicitly_set
 from ..config.training import TrainingConfig
 from ..data.answers import AnswerRows
 from ..data.loader import Loader
+from ..data.mixed import Mixed, SourceShare
 from ..data.mixture import Mixture, Taken
 from ..data.prepare import PreparedData, prepare
 from ..engine.schedule import resolve_warmup, warmup_of_ratio
@@ -46,12 +48,21 @@ def data_of(request: TrainRequest, tokenizer: Any, split: str) -> PreparedData:
     )
 
 
-def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | None:
-    """New rows with those of an earlier training; None without `data.replay`."""
-    share = request.config.data.replay.share
+def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | Mixed | None:
+    """Rows of several sources, each with its share: new rows with those of an earlier training (`data.replay`), or the
+    entries of `data.train`; None where all rows are taken once an epoch.
+    """
+    share, seed = request.config.data.replay.share, request.config.training.runtime.seed
+    if isinstance(request.train, Sources):
+        return Mixed(data.train, data.sizes, request.train.entries, seed)
     if share is None:
         return None
-    return Mixture(data.train, data.old, share, request.config.training.runtime.seed)
+    return Mixture(data.train, data.old, share, seed)
+
+
+def sources_taken(mixture: Mixture | Mixed | None) -> tuple[SourceShare, ...]:
+    """What the first epoch takes of the entries of `data.train`; empty where it has none."""
+    return tuple(mixture.taken_first()) if isinstance(mixture, Mixed) else ()
 
 
 def validate_base(request: TrainRequest, parallel: ParallelPlan) -> None:
@@ -74,7 +85,7 @@ def validate_base(request: TrainRequest, parallel: ParallelPlan) -> None:
 
 
 def loader_of(
-    request: TrainRequest, data: PreparedData, mixture: Mixture | None, tokenizer: Any, parallel: ParallelPlan
+    request: TrainRequest, data: PreparedData, mixture: Mixture | Mixed | None, tokenizer: Any, parallel: ParallelPlan
 ) -> Loader:
     """This process's share of the rows."""
     config, training = request.config, request.config.training
@@ -133,9 +144,11 @@ def evaluations_of(training: TrainingConfig, eval_steps: int | None, total: int,
     return -(-total * (training.evals_per_epoch or 0) // an_epoch)
 
 
-def replayed_of(request: TrainRequest, data: PreparedData, mixture: Mixture | None, *, epochs: float) -> Taken | None:
+def replayed_of(
+    request: TrainRequest, data: PreparedData, mixture: Mixture | Mixed | None, *, epochs: float
+) -> Taken | None:
     """What the first epoch takes of the old rows; what is to be said of them joins the lines about the data."""
-    if mixture is None:
+    if not isinstance(mixture, Mixture):
         return None
     first, run, share = mixture.taken(1), mixture.taken(max(1, round(epochs))), mixture.share
     data.lines.append(

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..config.fields import fields_of, section_class
+from ..config.mixture import sources_of
 from ..config.plain import to_plain
 from ..config.run import RunConfig
 from ..errors import ModelError
@@ -171,6 +172,12 @@ def fingerprint_of(request: TrainRequest, digest: str, summary: Plan, cut: Cut) 
         "lora_plus_ratio": training.optimizer.lora_plus_ratio,
         "extra_tokens": config.model.extra_tokens,
     }
+    sources = sources_of(config.data.train)
+    if sources is not None:  # the digest holds the rows, not how often each is taken
+        same["mixture"] = [
+            {"rows": taken.there, "weight": entry.weight, "epochs": entry.passes, "by": entry.by}
+            for entry, taken in zip(sources.entries, summary.sources, strict=True)
+        ]
     if not request.full:
         same |= {f"lora.{name}": getattr(config.lora, name) for name in _LORA}
         same["lora.use_qlora"] = config.uses_qlora

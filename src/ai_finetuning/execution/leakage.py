@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
+from ..config.mixture import Sources
 from ..data.bad_rows import BadRows
 from ..data.cache import code_version
 from ..data.doctor.leakage import Leakage, find_leakage, pair_of
@@ -33,6 +34,7 @@ def warn_of_leakage(train: Any, eval_data: Any, data: PreparedData, config: Data
         data: what became of them.
         config: how they are read.
     """
+    train = train.paths if isinstance(train, Sources) else train
     if not _is_file(eval_data) or not isinstance(train, str | Path | Sized) or isinstance(train, TextDataset):
         return
     digest = hashlib.sha256(f"{data.digest} {digest_of(data.eval_data)} {code_version()}".encode())

@@ -15,6 +15,7 @@ import torch
 
 from .. import errors
 from ..config.load import load_config
+from ..config.mixture import Sources
 from ..config.run_folder import LAUNCH
 from ..config.run_yaml import describe_run
 from ..data.text_dataset import TextDataset
@@ -36,6 +37,7 @@ from .launcher import Ended, launch, private_file
 from .output_folder import OutputFolder
 from .request import ResolvedStrategy, TrainRequest
 from .resolve import RunPlan
+from .sources import config_source
 
 JOB, RUN, STARTED, ERROR, LOGS = "job.json", "run.yaml", "started", "error.json", "logs"
 ROWS = TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"  # data of the user's: they go when the run ends
@@ -188,6 +190,8 @@ def _source_spec(source: Any, path: Path) -> dict[str, Any] | None:
         return {"path": str(source)}
     if isinstance(source, list) and all(isinstance(item, Path) for item in source):
         return {"paths": [str(item) for item in source]}
+    if isinstance(source, Sources):
+        return {"sources": [entry.plain() for entry in source.entries]}
     if isinstance(source, TextDataset):
         rows: Iterator[Any] = (
             {
@@ -312,6 +316,8 @@ def _source(spec: dict[str, Any] | None) -> Any:
             for row in rows
         ]
         return TextDataset.of(examples, max_length=spec["max_length"], pad_token_id=spec["pad"])
+    if "sources" in spec:
+        return config_source(spec["sources"])
     if "paths" in spec:
         return [Path(path) for path in spec["paths"]]
     return Path(spec["path"]) if Path(spec["path"]).exists() else spec["path"]

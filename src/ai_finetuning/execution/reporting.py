@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..config.mixture import Sources
 from ..config.plain import plain_run
 from ..config.run_folder import CONFIG, METRICS, REPORT
 from ..data.examples import Joined
@@ -88,7 +89,7 @@ def _names(source: Any) -> list[Reason]:
         return []
     if isinstance(source, float):
         return [Reason(f"学習データの {source:.0%}", f"{source:.0%} of the training data")]
-    items = [source] if isinstance(source, str | Path) else source
+    items = [source] if isinstance(source, str | Path) else source.paths if isinstance(source, Sources) else source
     if _names_files(source):
         names = [str(item) if is_embedded(str(item)) else Path(item).name for item in items]
         return [Reason(name, name) for name in names]
@@ -98,7 +99,7 @@ def _names(source: Any) -> list[Reason]:
 def _names_files(source: Any) -> bool:
     """Whether a source says where its rows are, so that config.yaml finds them again."""
     items = [source] if isinstance(source, str | Path) else source
-    return isinstance(source, str | Path) or (
+    return isinstance(source, str | Path | Sources) or (
         isinstance(items, list) and bool(items) and all(isinstance(item, Path) for item in items)
     )
 

@@ -18,6 +18,7 @@ from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
 from ..data.examples import largest_id, learnt_of, lengths_of
 from ..data.loader import Loader
+from ..data.mixed import Mixed, SourceShare
 from ..data.mixture import Mixture, Taken
 from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData
 from ..engine.precision import Precision, precision_for
@@ -68,6 +69,7 @@ from .data_order import (
     loader_of,
     mixture_of,
     replayed_of,
+    sources_taken,
     validate_base,
     warmup_of,
 )
@@ -299,19 +301,21 @@ class _Prepared:
         total, an_epoch: steps of the run and of an epoch.
         warmup: its steps.
         replayed: old rows of the first epoch.
+        sources: what the first epoch takes of each entry of `data.train`.
     """
 
     model: PlannedModel
     resume: ResumePoint | None
     tokenizer: Any
     data: PreparedData
-    mixture: Mixture | None
+    mixture: Mixture | Mixed | None
     packing_tokens: int | None
     split: str
     total: int
     an_epoch: int
     warmup: int
     replayed: Taken | None
+    sources: tuple[SourceShare, ...]
 
     @property
     def sizes(self) -> DataSizes:
@@ -346,6 +350,7 @@ def _prepared(model: PlannedModel, resume: ResumePoint | None) -> _Prepared:
         an_epoch=len(loader),
         warmup=warmup_of(training, taken, total),
         replayed=replayed_of(request, data, mixture, epochs=total / len(loader)),
+        sources=sources_taken(mixture),
     )
 
 
@@ -558,6 +563,7 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
         eval_tokens=int(lengths_of(data.eval_data).sum()),
         keeps_best=disk.keeps_best,
         replay=prepared.replayed,
+        sources=prepared.sources,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..config.mixture import sources_of
 from ..config.section import with_values
 from ..config.training import TrainingConfig
 from ..errors import ConfigError
@@ -47,8 +48,11 @@ def _one(*named: Any) -> Any:
     return given[0][1] if given else None
 
 
-def config_source(value: str | list[str] | float | None) -> Any:
-    """What DataConfig names: files are paths, never texts."""
+def config_source(value: Any) -> Any:
+    """What DataConfig names: files are paths, never texts; entries with shares or passes are Sources."""
+    sources = sources_of(value)
+    if sources is not None:
+        return sources
     if isinstance(value, list):
         return [Path(item) for item in value]
     return value

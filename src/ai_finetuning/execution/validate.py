@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.data import ReplayConfig
+from ..config.mixture import Sources
 from ..config.run import RunConfig
 from ..config.section import require
 from ..data.files import find_data
@@ -66,7 +67,7 @@ def validate_data(train: Any, eval_data: Any = None, replay: ReplayConfig | None
 
 def _files(source: Any) -> list[Any]:
     """The names of files that a source of data is."""
-    items = source if isinstance(source, list) else [source]
+    items = source.paths if isinstance(source, Sources) else source if isinstance(source, list) else [source]
     return [item for item in items if isinstance(item, Path) or (isinstance(item, str) and item is source)]
 
 

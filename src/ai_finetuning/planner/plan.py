@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..data.mixed import SourceShare
 from ..data.mixture import Taken
 from ..errors import Reason, localized
 from .cuts import Choice
@@ -100,6 +101,7 @@ class Plan:
     eval_tokens: int = 0
     keeps_best: bool = False
     replay: Taken | None = None  # old rows of the first epoch
+    sources: tuple[SourceShare, ...] = ()  # what the first epoch takes of the entries of `data.train`
     limit_bytes: int | None = None
     devices: Reason | None = None
     timeline: Timeline | None = None
@@ -148,6 +150,20 @@ class Plan:
                     f"{old.rows:,} rows, {old.tokens:,} tokens per epoch ({old.label_tokens:,} label tokens, {old.share:.1%})",
                 ),
             )
+        ]
+
+    def _source_rows(self) -> list[tuple[str, str]]:
+        return [
+            (
+                localized(f"データ {source.name}", f"source {source.name}"),
+                localized(
+                    f"1 エポックに {source.there:,} 行のうち {source.rows:,} 行分（{source.passes:.2f} 回）、学習対象 {source.label_tokens:,} "
+                    f"トークン、割合 {source.share:.1%}",
+                    f"{source.rows:,} rows per epoch of {source.there:,} ({source.passes:.2f} passes), {source.label_tokens:,} "
+                    f"label tokens, {source.share:.1%}",
+                ),
+            )
+            for source in self.sources
         ]
 
     def _evaluation_row(self) -> list[tuple[str, str]]:
@@ -299,6 +315,7 @@ class Plan:
                 ),
             ),
             *self._replay_row(),
+            *self._source_rows(),
             (
                 localized("ステップ", "steps"),
                 localized(

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..config.load import load_config, parse_overrides, resolve_key
+from ..config.mixture import with_paths
 from ..config.run import RunConfig
 from ..config.run_folder import CHECKPOINTS, CONFIG, LOCK, MANIFEST, RUN
 from ..config.section import with_values
@@ -135,8 +136,7 @@ class _Places:
             if (section, name) in given:
                 continue
             old = getattr(sections[section], name)
-            new = [self._place(item, section, name) for item in old] if isinstance(old, list) else old
-            new = self._place(new, section, name) if isinstance(new, str) else new
+            new = with_paths(old, lambda item, section=section, name=name: self._place(item, section, name))
             if new != old:
                 sections[section] = with_values(sections[section], **{name: new})
         changed = {name: value for name, value in sections.items() if value is not getattr(config, name)}

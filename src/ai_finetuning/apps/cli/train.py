@@ -286,10 +286,11 @@ def resume_folder(path: Path, overrides: Sequence[str], **options: Any) -> None:
 
 def _say_what_is_used(path: Path, config: RunConfig) -> None:
     """One line with what the recorded settings name outside the run's folder: somebody else may have written them."""
+    from ...config.mixture import paths_of
     from ...messages import notice, on_one_line
 
     data, model = config.data, config.model
-    rows = [*_several(data.train), *_several(data.eval), *_several(data.replay.path)]
+    rows = [*paths_of(data.train), *_several(data.eval), *_several(data.replay.path)]
     named = [model.name, *rows, *_several(model.chat_template), *_several(config.lora.adapter)]
     listed = ", ".join(on_one_line(item) for item in named)
     sent = ", ".join(config.training.runtime.report_to)

@@ -257,6 +257,13 @@ class StoredExamples(Sequence[Example]):
         """[documents] int64: their tokens."""
         return np.diff(self._arrays["ends"], prepend=np.uint64(0)).astype(np.int64)
 
+    def lengths_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[places] int64: the tokens of some documents."""
+        ends = self._arrays["ends"]
+        begins = np.where(places > 0, ends[places - 1], 0)
+        lengths: NDArray[np.int64] = (ends[places] - begins.astype(ends.dtype)).astype(np.int64)
+        return lengths
+
     @property
     def learnt(self) -> NDArray[np.int64]:
         """[documents] int64: their label tokens."""
