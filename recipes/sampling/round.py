@@ -21,7 +21,7 @@ from pathlib import Path
 from ai_finetuning import embedded
 
 START_ROWS, ASKED = 600, 900
-START_STEPS, ROUND_STEPS = 100, 100
+START_STEPS, ROUND_STEPS = 100, 200
 COMMON = (
     *("method=lora", "data.max_length=128", "batch_size=16", "gradient_accumulation_steps=1"),
     *("training.schedule.name=cosine", "save_steps=1000000", "gradient_checkpointing=false"),
@@ -68,7 +68,7 @@ def main() -> None:
          "--max-new-tokens", 32, "--batch-size", 64)  # fmt: skip
     aift("score", out / "samples.jsonl", "--by", "exact", "--sft", out / "right.jsonl", "--pairs", out / "pairs.jsonl")
     aift("train", "--from", out / "start", f"data.train={out / 'right.jsonl'}", f"output_dir={out / 'round'}", *chosen,
-         "learning_rate=1e-3", f"training.schedule.max_steps={ROUND_STEPS}")  # fmt: skip
+         "learning_rate=4e-4", f"training.schedule.max_steps={ROUND_STEPS}")  # fmt: skip
     aift("eval", out / "round", "--before", out / "start", "--data", tested, "--tasks", "data", "--out", out / "eval")
 
 

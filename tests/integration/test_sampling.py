@@ -180,11 +180,7 @@ def test_right_answers_become_rows_without_duplicates(samples: Path, tmp_path: P
     # The most frequent wrong answer: 大阪です。 was drawn twice, in two spellings, and so was 京都です。.
     assert lines(out["pairs"]) == [
         {"prompt": "首都は？", "chosen": "東京です。", "rejected": "京都です。"},
-        {
-            "prompt": [{"role": "system", "content": "短く。"}, {"role": "user", "content": "訳して\n\nGood"}],
-            "chosen": "よい",
-            "rejected": "悪い",
-        },
+        {"prompt": "訳して", "input": "Good", "system": "短く。", "chosen": "よい", "rejected": "悪い"},
     ]
     marks = [row["right"] for row in lines(out["marked"])]
     assert marks == [

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..inference.sampled import Sampled
-from ..japanese.prompts import user_turn
 from .answers import normalized
 
 
@@ -76,6 +75,11 @@ def _distinct(drawn: Counter[str], most: int) -> list[str]:
     return [written[key] for key, _ in sums.most_common(most)]
 
 
+def _beside(row: Sampled) -> dict[str, str]:
+    """The columns of what was asked beside the question."""
+    return {name: text for name, text in (("input", row.material), ("system", row.system)) if text}
+
+
 def supervised_rows(rows: Sequence[Sampled], marks: Sequence[Sequence[bool]], most: int) -> list[dict[str, Any]]:
     """{instruction, output}, with input and system where there are such, of right answers.
 
@@ -84,27 +88,26 @@ def supervised_rows(rows: Sequence[Sampled], marks: Sequence[Sequence[bool]], mo
         marks: for each whether its answers are right.
         most: different answers to a question.
     """
-    obtained = []
-    for item in _asked(rows, marks):
-        beside = {"input": item.row.material, "system": item.row.system}
-        question = {"instruction": item.row.question, **{name: text for name, text in beside.items() if text}}
-        obtained += [question | {"output": text} for text in _distinct(item.right, most)]
-    return obtained
+    return [
+        {"instruction": item.row.question, **_beside(item.row), "output": text}
+        for item in _asked(rows, marks)
+        for text in _distinct(item.right, most)
+    ]
 
 
 def pair_rows(rows: Sequence[Sampled], marks: Sequence[Sequence[bool]], most: int) -> list[dict[str, Any]]:
-    """{prompt, chosen, rejected}: each wrong answer beside a right one, the most frequent first; the prompt is a list of
-    messages where there is a system text.
+    """{prompt, chosen, rejected}, with input and system where there are such: each wrong answer beside a right one, the most
+    frequent first.
 
     Args:
+        rows: questions with answers.
+        marks: for each whether its answers are right.
         most: pairs of a question.
     """
     obtained = []
     for item in _asked(rows, marks):
-        right, wrong = _distinct(item.right, most), _distinct(item.wrong, most)
-        turn = {"role": "user", "content": user_turn(item.row.question, item.row.material)["content"]}
-        system = [{"role": "system", "content": item.row.system}] if item.row.system else []
-        prompt: Any = [*system, turn] if system else turn["content"]
-        for place, rejected in enumerate(wrong if right else ()):
-            obtained.append({"prompt": prompt, "chosen": right[place % len(right)], "rejected": rejected})
+        right = _distinct(item.right, most)
+        for place, rejected in enumerate(_distinct(item.wrong, most) if right else ()):
+            pair = {"chosen": right[place % len(right)], "rejected": rejected}
+            obtained.append({"prompt": item.row.question, **_beside(item.row), **pair})
     return obtained
