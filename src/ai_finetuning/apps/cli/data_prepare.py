@@ -108,9 +108,8 @@ def _asked(files: list[str], model: str, settings: list[str]) -> tuple[Preparati
     from ...data.store.preparing import Preparation, sources_of
     from ...execution.tokenizing import training_tokenizer
 
-    return Preparation(
-        tuple(paths), config.data, training_tokenizer(model, config), sources_of(paths, hashed=False)
-    ), config
+    tokenizer, sources = training_tokenizer(model, config), sources_of(paths, hashed=False)
+    return Preparation(tuple(paths), config.data, tokenizer, sources, config.objective), config
 
 
 def _prepare(asked: Preparation, out: Path, processes: int | None, overwrite: bool) -> Manifest:
