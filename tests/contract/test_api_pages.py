@@ -129,7 +129,7 @@ def commands(group: Any, path: str = "aift") -> Iterator[str]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, f"{path} {name}")
-        else:
+        elif not command.hidden:  # what `aift runs launch` starts, which nobody types
             yield f"{path} {name}"
 
 

@@ -284,6 +284,33 @@ def test_the_verbs_read_any_run(whole: Path, tmp_path: Path, capsys: pytest.Capt
     assert call("runs", "resume", listed["二つ目"]["id"], "--dry-run", "--detach", *place) == 64
 
 
+NO_TORCH = """
+import importlib, pkgutil, sys
+from ai_finetuning import runs
+from ai_finetuning.apps.cli.main import run
+for module in pkgutil.iter_modules(runs.__path__):
+    importlib.import_module(f"ai_finetuning.runs.{module.name}")
+for arguments in (["list"], ["show", "one"], ["compare", "one", "two"], ["stop", "one"], ["trash", "two"]):
+    run(["runs", *arguments])
+print([name for name in ("torch", "transformers", "datasets", "numpy") if name in sys.modules])
+"""
+
+
+def test_nothing_of_it_imports_torch(whole: Path, tmp_path: Path):
+    for name in ("one", "two"):
+        shutil.copytree(whole, tmp_path / "outputs" / name)
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH],
+        env=environment(PYTHONPATH=isolated_environment()["PYTHONPATH"]),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "outputs" / ".trash").is_dir()
+
+
 def test_resuming_by_id_is_resuming_by_folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One function with the same arguments."""
     from ai_finetuning.apps.cli import resume as verb

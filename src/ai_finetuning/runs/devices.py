@@ -187,7 +187,7 @@ def occupying(devices: Sequence[str] | None = None, folder: Path | None = None) 
     try:
         place = Place(visible_devices() if devices is None else devices, folder)
         place.take()
-    except (OSError, Timeout):  # nobody will wait for it, which is no reason not to train
+    except (OSError, RuntimeError):  # no home, or a full disk: nobody will wait for it, and it trains all the same
         place = None
     try:
         yield

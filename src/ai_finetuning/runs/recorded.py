@@ -19,6 +19,7 @@ from ..config.section import with_values
 from ..errors import ConfigError, InputNotFoundError
 from ..messages import argument, notice
 from .folder import read_run, recorded_settings
+from .state import state_of
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _EPOCHS, _STEPS = ("training", "num_epochs"), ("training", "schedule", "max_steps")
@@ -199,7 +200,9 @@ def interrupted_runs(root: Path) -> list[Interrupted]:
 
 def _interrupted(folder: Path) -> Interrupted | None:
     run = read_run(folder)
-    if not is_run(folder) or run.get("status") not in ("stopped", "running") or _at_work(folder):
+    if not is_run(folder) or run.get("status") not in ("stopped", "running"):
+        return None
+    if state_of(run).at_work or _at_work(folder):
         return None
     total = run.get("total_steps")
     return Interrupted(folder, saved_step(folder) or 0, total if isinstance(total, int) and 0 < total < 10**12 else 0)

@@ -345,7 +345,7 @@ def _wait_for_devices(folder: Path) -> None:
     try:
         place = Place(visible_devices(), folder)
         place.wait(look)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         if isinstance(error, PreemptedError):
             raise
         notice(
