@@ -45,6 +45,7 @@ _WORDS: dict[Any, Texts] = {
     type(None): ("null (None)", "null (None)"),
 }
 _ONES: dict[Any, Texts] = {str: ("文字列", "texts"), int: ("整数", "integers"), float: ("数値", "numbers")}
+_ENTRIES = ("文字列やキーと値の組", "texts and mappings")
 # (bound, Japanese where it stands alone, Japanese where another bound follows, English)
 _LOWER = (("ge", "{} 以上", "{} 以上 ", "at least {}"), ("gt", "{} より大きい値", "{} より大きく ", "above {}"))
 _UPPER = (("le", "{} 以下", "at most {}"), ("lt", "{} 未満", "below {}"))
@@ -103,9 +104,11 @@ def _rule(hint: Any) -> Rule | None:
 
 def item_type(hint: Any, *, key: bool) -> Any:
     """The type of a mapping's keys or values; another type as it is."""
-    for kind, _ in _parts(hint):
-        if typing.get_origin(kind) is dict:
-            return typing.get_args(kind)[0 if key else 1]
+    kind = next(_parts(hint))[0]
+    for option in typing.get_args(kind) if is_union(kind) else (kind,):
+        inner = next(_parts(option))[0]
+        if typing.get_origin(inner) is dict:
+            return typing.get_args(inner)[0 if key else 1]
     return hint
 
 
@@ -154,7 +157,7 @@ def kind_texts(hint: Any) -> Texts:
         item = _ONES[_inside(arguments)]
         return f"{item[0]} {len(arguments)} つの組", f"{len(arguments)} {item[1]}"
     if origin in (list, tuple):
-        item = _ONES[_inside(arguments)]
+        item = _ENTRIES if arguments and is_union(arguments[0]) else _ONES[_inside(arguments)]
         return f"{item[0]}のリスト", f"a list of {item[1]}"
     if dataclasses.is_dataclass(kind):
         return "キーと値の組", "a mapping of keys to values"

@@ -25,7 +25,7 @@ TWO = [{"path": "a.jsonl", "weight": 0.7}, {"path": ["b.jsonl", "c.jsonl"], "epo
         ([{"path": "a", "weight": True}, "b"], "data.train[1].weight is True"),
         ([{"path": "a", "weight": float("inf")}, "b"], "data.train[1].weight is inf"),
         (["b", {"path": "a", "weight": 0.5, "epochs": 2}], "data.train[2].weight is 0.5; epochs is 2 too"),
-        ([{"path": "a", "wieght": 0.5}], "data.train[1] has no key wieght. did you mean weight?"),
+        ([{"path": "a", "weights": 0.5}], "data.train[1] has no key weights. did you mean weight?"),
         ([{"path": "a", "epochs": 1.5}], "data.train[1].epochs is 1.5; it must be an integer"),
         ([{"path": "a", "max_samples": 0}], "data.train[1].max_samples is 0"),
         ([{"weight": 0.5}, "b"], "data.train[1].path is None"),
@@ -48,8 +48,8 @@ def test_what_cannot_be_is_refused(train: list, said: str):
 
 def test_all_problems_of_the_entries_are_said_at_once():
     with pytest.raises(ConfigError) as refused:
-        load_config(None, ["data.train=[{path: a, weight: 0}, {path: b, epochs: 0, weigth: 1}]"])
-    assert [text in refused.value.en for text in ("[1].weight", "[2].epochs", "no key weigth")] == [True] * 3
+        load_config(None, ["data.train=[{path: a, weight: 0}, {path: b, epochs: 0, weights: 1}]"])
+    assert [text in refused.value.en for text in ("[1].weight", "[2].epochs", "no key weights")] == [True] * 3
 
 
 def test_old_rows_beside_a_mixture_become_an_entry():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,10 +274,50 @@ def test_real_data_fills_98_percent(name: str):
     if file is None:
         pytest.skip(f"{name} is not below {shared} (AIFT_SHARED)")
     tokenizer = JapaneseModel("embedded:kotoha-tiny").ensure_tokenizer()
-    config = DataConfig(max_length=1024, on_long="split" if name.startswith("aozora") else "truncate")
+    config = DataConfig(max_length=1024, on_long="split" if name.startswith("aozora") else "drop", skip_bad_rows=True)
     examples, _, _ = load_examples(file, tokenizer, config)
     mixed = Mixed(examples, [len(examples)], [Entry((name,), epochs=1)], 3)
     data = Loader(mixed, rows_per_step=8, seed=3, packing=True, max_length=1024, group_by_length=False, pad_token_id=0)
     fill = int(mixed.lengths.sum()) / (1024 * data.num_rows)
     print(f"{name}: {len(examples):,} documents, {fill:.2%} filled")
     assert fill >= 0.98, fill
+
+
+@pytest.mark.slow
+def test_four_times_the_rows_take_no_more_memory():
+    """Of an order of which only lengths are asked."""
+
+    class Lengths(Sequence[Example]):
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __len__(self) -> int:
+            return self.count
+
+        def __getitem__(self, index: Any) -> Any:
+            raise AssertionError("no row is read for the order")
+
+        def lengths_at(self, places: np.ndarray) -> np.ndarray:
+            return 20 + (places * 2654435761 >> 7) % 500
+
+    def peak(count: int) -> int:
+        examples = Lengths(count)
+        mixed = Mixed(examples, [count], [Entry(("",), epochs=1)], 3)
+        order = blocks.BlockedOrder(
+            examples,
+            mixed.streams,
+            mixed.due,
+            seed=3,
+            rows_per_step=16,
+            capacity=None,
+            by_length=True,
+        )
+        tracemalloc.start()
+        rows = order.count(0)
+        for first in range(0, rows, rows // 20):
+            assert order.rows(0, first, first + 16)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return held
+
+    assert peak(16_000_000) < 1.2 * peak(4_000_000)
