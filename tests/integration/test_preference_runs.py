@@ -16,12 +16,16 @@ from tests.unit.engine.test_preference_loss import marked, pairs
 from ai_finetuning import DataConfig, JapaneseModel, LoRAConfig
 from ai_finetuning.config.preference import PreferenceConfig
 from ai_finetuning.config.run import RunConfig
-from ai_finetuning.config.run_folder import METRICS, REFERENCES
+from ai_finetuning.config.run_folder import CHECKPOINTS, METRICS
 from ai_finetuning.data.text_dataset import TextDataset
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import CheckpointError, ConfigError, DataError
 from ai_finetuning.execution.execute import execute
+from ai_finetuning.execution.pilot import try_steps
 from ai_finetuning.execution.request import TrainRequest
+from ai_finetuning.execution.resolve import resolve
+
+KEPT = Path(CHECKPOINTS) / "references.safetensors"
 
 
 def request_of(model_dir: Path, folder: Path, rows: Any, evaluated: Any = None, **given: Any) -> TrainRequest:
@@ -58,7 +62,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     assert "eval_perplexity" not in before
     last = [row for row in steps if "loss" in row][-1]
     assert last["loss"] < first["loss"]
-    kept = load_file(whole / REFERENCES)
+    kept = load_file(whole / KEPT)
     assert {name: list(part.shape) for name, part in kept.items()} == {"train": [22, 2, 2], "eval": [3, 2, 2]}
 
     checkpoint = whole / "checkpoints" / "checkpoint-10"
@@ -66,10 +70,10 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     execute(request_of(tiny_model_dir, rest, rows, evaluated, full=full, resume=checkpoint))
     assert losses(rest) == losses(whole)[10:]
     assert weights_digest(rest) == weights_digest(whole)
-    assert torch.equal(load_file(rest / REFERENCES)["train"], kept["train"])
+    assert torch.equal(load_file(rest / KEPT)["train"], kept["train"])
 
-    shutil.copy(whole / REFERENCES, tmp_path / "aside")
-    (whole / REFERENCES).unlink()
+    shutil.copy(whole / KEPT, tmp_path / "aside")
+    (whole / KEPT).unlink()
     with pytest.raises(CheckpointError, match="training.output_dir"):
         execute(request_of(tiny_model_dir, tmp_path / "none", rows, evaluated, full=full, resume=checkpoint))
     if full:
@@ -77,8 +81,12 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     # What is in the cache is the same: the run begins again without computing them.
     again = tmp_path / "again"
     execute(request_of(tiny_model_dir, again, rows, evaluated, full=full))
-    assert (again / REFERENCES).read_bytes() == (tmp_path / "aside").read_bytes()
+    assert (again / KEPT).read_bytes() == (tmp_path / "aside").read_bytes()
     assert losses(again) == losses(whole)
+    # A completed run goes on for more steps, in its own folder, from its own references.
+    execute(request_of(tiny_model_dir, again, rows, evaluated, resume="auto", num_epochs=3))
+    assert (again / KEPT).read_bytes() == (tmp_path / "aside").read_bytes()
+    assert len(losses(again)) == 18
 
 
 def test_marked_answers_are_trained(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -100,7 +108,8 @@ def test_what_does_not_go_with_pairs_is_refused(tiny_model_dir: Path, tmp_path: 
         execute(replace(packed, hooks=replace(packed.hooks, compute_metrics=lambda predictions: {})))
 
 
-def test_a_loss_without_a_reference_computes_none(tiny_model_dir: Path, tmp_path: Path):
+def test_a_pilot_and_a_loss_without_a_reference_compute_none(tiny_model_dir: Path, tmp_path: Path):
+    assert try_steps(resolve(request_of(tiny_model_dir, tmp_path / "out", pairs(12)))).summary.speed is not None
     settings = {"objective": "preference", "preference": PreferenceConfig("simpo")}
     execute(request_of(tiny_model_dir, tmp_path / "out", pairs(12), settings=settings))
-    assert not (tmp_path / "out" / REFERENCES).exists()
+    assert not (tmp_path / "out" / KEPT).exists()

@@ -9,8 +9,9 @@ CURVE = "loss.png"
 REPORT = "report.html"
 EVAL = "eval.jsonl"  # every item of the verdict
 SAMPLES = "samples.jsonl"  # the fixed questions with the answers at each evaluation
-REFERENCES = "references.safetensors"  # log-probabilities of the answers before step 1
 CHECKPOINTS = "checkpoints"
+# In CHECKPOINTS, without which no checkpoint can go on: log-probabilities of the answers before step 1.
+REFERENCES = "references.safetensors"
 BEST = "best"  # in CHECKPOINTS: the weights of the best evaluation, as a model's or an adapter's folder
 BEST_NOTE = "best.json"
 # Beside the checkpoints: all of their model but its weights, so that any of them becomes a model or an adapter.

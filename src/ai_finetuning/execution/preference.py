@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..config.run_folder import REFERENCES
+from ..config.run_folder import CHECKPOINTS, REFERENCES
 from ..data.answers import AnswerRows, Mismatched
 from ..data.cache import code_version
 from ..data.tokenize import Example
@@ -139,9 +139,16 @@ def give_references(plan: RunPlan, built: Any, folder: Path, start: ResumePoint 
     else:
         kept = _before_step_1(plan, built, about)
     if run.strategy.is_main:
-        write_in_place(folder / REFERENCES, save(kept, {"about": json.dumps(about)}))
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        write_in_place(folder / CHECKPOINTS / REFERENCES, save(kept, {"about": json.dumps(about)}))
     for name, rows in zip(("train", "eval"), built.answers or (), strict=False):
         rows.reference = kept.get(name)
+
+
+def pretend_references(plan: RunPlan, built: Any) -> None:
+    """Numbers in the place of references, for steps of which nothing is kept."""
+    for rows, examples in zip(built.answers or (), (plan.data.train, plan.data.eval_data), strict=False):
+        rows.reference = torch.zeros(len(examples), 2, 2)
 
 
 def _before_step_1(plan: RunPlan, built: Any, about: dict[str, Any]) -> dict[str, Tensor]:
@@ -208,10 +215,10 @@ def _of_resumed(start: ResumePoint, about: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: not there, or another run's.
     """
-    place = start.finished.folder if start.checkpoint is None and start.finished is not None else None
+    place = start.checkpoint.parent if start.checkpoint is not None else None
     if place is None:
-        assert start.checkpoint is not None
-        place = start.checkpoint.parent.parent
+        assert start.finished is not None
+        place = start.finished.folder / CHECKPOINTS
     path = place / REFERENCES
     found = _read(path, about)
     if found is None:

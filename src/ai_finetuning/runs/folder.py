@@ -21,6 +21,7 @@ from ..config.run_folder import (
     LAUNCH,
     LOCK,
     METRICS,
+    REFERENCES,
     REPORT,
     RUN,
     SAMPLES,
@@ -71,7 +72,7 @@ OURS = (
 )
 # What else is written while a run is at work, or was by earlier versions.
 _AT_WORK = (LOCK, OWNER, LAUNCH, STOP, RUN + ".tmp")
-_OF_CHECKPOINTS = ("checkpoint-[0-9]*", BEST, ".staging-*", ".trash-*", WITHOUT_WEIGHTS)
+_OF_CHECKPOINTS = ("checkpoint-[0-9]*", BEST, ".staging-*", ".trash-*", WITHOUT_WEIGHTS, REFERENCES)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
