@@ -557,6 +557,7 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
         evaluations=evaluations_of(training, derived.eval_steps, prepared.total, prepared.an_epoch),
         keeps_best=disk.keeps_best,
         replay=prepared.replayed,
+        objective=request.config.objective_text,
     )
 
 
