@@ -88,9 +88,9 @@ def take(case: tuple[Any, ...], strategy: Any) -> Told:
     return Told(Outcome(update.loss, update.grad_norm, parts), metrics, evaluation, scores)
 
 
-def _rank(rank: int, build: Callable[[], Any]) -> list[Told]:
+def _rank(rank: int, build: Callable[[], Any], cases: list[tuple[Any, ...]]) -> list[Told]:
     told = []
-    for case in CASES:
+    for case in cases:
         strategy = build()
         told.append(take(case, strategy))
         strategy.close()
@@ -110,11 +110,24 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+QUICK = {"ddp": CASES[2:], "fsdp": CASES[1:2], "tensor": CASES[:1], "pipeline": [CASES[0], CASES[3]]}
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_two_ranks_do_the_step_of_one(name: str, tmp_path: Path):
+    check(name, QUICK[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_loss_on_two_ranks(name: str, tmp_path: Path):
+    check(name, CASES, tmp_path)
+
+
+def check(name: str, cases: list[tuple[Any, ...]], folder: Path) -> None:
     assert build_model("llama") is not None  # transformers is loaded before processes are forked
-    answers = run_ranks(2, _rank, STRATEGIES[name], folder=tmp_path)
-    for number, case in enumerate(CASES):
+    answers = run_ranks(2, _rank, STRATEGIES[name], cases, folder=folder)
+    for number, case in enumerate(cases):
         expected, got = take(case, SingleDevice(CPU)), [rank[number] for rank in answers]
         worst = compare(expected.outcome, [told.outcome for told in got])
         assert worst["loss"] < 5e-6, (case, worst)

@@ -21,7 +21,9 @@ from ai_finetuning.data.text_dataset import TextDataset
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import CheckpointError, ConfigError, DataError
 from ai_finetuning.execution.execute import execute
+from ai_finetuning.execution.pilot import try_steps
 from ai_finetuning.execution.request import TrainRequest
+from ai_finetuning.execution.resolve import resolve
 
 
 def request_of(model_dir: Path, folder: Path, rows: Any, evaluated: Any = None, **given: Any) -> TrainRequest:
@@ -100,7 +102,8 @@ def test_what_does_not_go_with_pairs_is_refused(tiny_model_dir: Path, tmp_path: 
         execute(replace(packed, hooks=replace(packed.hooks, compute_metrics=lambda predictions: {})))
 
 
-def test_a_loss_without_a_reference_computes_none(tiny_model_dir: Path, tmp_path: Path):
+def test_a_pilot_and_a_loss_without_a_reference_compute_none(tiny_model_dir: Path, tmp_path: Path):
+    assert try_steps(resolve(request_of(tiny_model_dir, tmp_path / "out", pairs(12)))).summary.speed is not None
     settings = {"objective": "preference", "preference": PreferenceConfig("simpo")}
     execute(request_of(tiny_model_dir, tmp_path / "out", pairs(12), settings=settings))
     assert not (tmp_path / "out" / REFERENCES).exists()

@@ -27,6 +27,9 @@ TESTED_BY = {
     "execution.launcher": _LAUNCH,
     "inference.unfinished": "integration/test_first_day_answers.py",
     "execution.place": "integration/test_elsewhere.py",
+    **dict.fromkeys(
+        ("engine.references", "execution.objective", "execution.preference"), "integration/test_preference_runs.py"
+    ),
     "data.cache": "unit/data/test_store.py",
     "execution.one_model": "unit/planner/test_fits.py",
     "execution.planned_model": "unit/execution/test_choosing.py",

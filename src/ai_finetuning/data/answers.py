@@ -158,6 +158,13 @@ def places_of(example: Example, side: int) -> _Places:
     return np.concatenate([np.arange(prefix), prefix + rest])
 
 
+def longest_conversation(examples: Sequence[Example]) -> int:
+    """Tokens of the longest one: of a pair the longer of its two, whatever its row holds."""
+    return max(
+        sum((*example.fork[:1], max(example.fork[1:]))) if example.fork else len(example) for example in examples
+    )
+
+
 def positions_of(example: Example) -> _Places:
     """[tokens] int64: positions in their conversation; they run on from the prefix in each answer."""
     if not example.fork:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.loss import LinearLogProbabilities
+from ..kernels.loss import HeadSettings, LinearLogProbabilities
 from ..parallel.batch import Answers, Rows
 from ..parallel.weights.gathered import gathers_for_work, while_gathered
 from . import loss as token_loss
@@ -27,21 +27,14 @@ def make_document_scores(model: DocumentModel) -> AnswerScores:
         answers, documents = _answers_of(batch), batch.documents()
         hidden = model.hidden(documents.input_ids, documents.position_ids, documents.lengths)
         kept, owners = hidden[answers.index], 2 * answers.counts.numel()
+        settings = HeadSettings(model.cap, token_loss.CHUNK_BYTES, model.cast, model.compiled)
         if isinstance(model.head.weight, DTensor) and not gathers_for_work(model.head):
             # Cut along `tp`: only the head itself knows how to put its parts together.
             return _shaped(_sums(lambda part: _capped(model.head(part), model.cap), kept, answers), answers)
 
         def sums_of(states: Tensor) -> Tensor:
             sums: Tensor = LinearLogProbabilities.apply(
-                states,
-                model.head.weight,
-                answers.targets,
-                answers.owner,
-                owners,
-                model.cap,
-                token_loss.CHUNK_BYTES,
-                model.cast,
-                model.compiled,
+                states, model.head.weight, answers.targets, answers.owner, owners, settings
             )
             return sums
 

@@ -15,6 +15,7 @@ from ..planner.speed import PILOT, Speed
 from ..system.cores import use_physical_cores
 from ..system.gpu import clear_gpu_memory, memory_growth
 from .build import build
+from .preference import pretend_references
 from .progress import saying_that_it_prepares
 from .resolve import RunPlan
 
@@ -56,6 +57,7 @@ def _steps(plan: RunPlan) -> list[tuple[float, int]]:
         built = build(plan, CheckpointStore(Path(plan.summary.output_dir)), None)
     finally:
         speak(only_errors=False)
+    pretend_references(plan, built)
     run, obtained = built.run, []
     run.model.train()
     try:

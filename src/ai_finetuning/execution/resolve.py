@@ -16,6 +16,7 @@ from torch import nn
 
 from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
+from ..data.answers import longest_conversation
 from ..data.examples import largest_id, learnt_of, lengths_of
 from ..data.loader import Loader
 from ..data.mixture import Mixture, Taken
@@ -489,7 +490,8 @@ def _validate_model(model: PlannedModel, parallel: ParallelPlan, data: PreparedD
         _validate_experts(model.targets, parallel)
     if parallel.sizes.tp > 1:
         tensor_plan(model.module)  # refused here where it cannot be cut
-    model.shape.validate_fit(max_token_id=largest_id(data.every), max_length=data.longest)
+    longest = data.longest if config.objective == "sft" else longest_conversation(data.every)
+    model.shape.validate_fit(max_token_id=largest_id(data.every), max_length=longest)
 
 
 def _validate_experts(targets: LoraTargets, parallel: ParallelPlan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -142,12 +143,28 @@ class LinearCrossEntropy(Function):
         )
 
 
+@dataclass(frozen=True)
+class HeadSettings:
+    """How a head computes.
+
+    Attributes:
+        cap: logits become cap * tanh(logit / cap); 0 for none.
+        chunk_bytes: of the logits that exist at a time.
+        cast: a weight in the dtype of the products.
+        compiled: whether a compiled row kernel may run.
+    """
+
+    cap: float
+    chunk_bytes: int
+    cast: Any
+    compiled: bool
+
+
 class LinearLogProbabilities(Function):
     """Sums by owner of the log-probabilities of targets under softmax(hidden W^T), without ever holding all logits: [owners]
     fp32, summed in fp64 where the device has it.
 
-    hidden [rows, d]; weight [vocabulary, d], cast by `cast`; targets, owner [rows] int64, owners below `owners`; logits become
-    cap * tanh(logit / cap) where cap is not 0. A row's gradient is a factor, that of its owner's sum, times the gradient of
+    hidden [rows, d]; weight [vocabulary, d]; targets, owner [rows] int64, owners below `owners`. A row's gradient is a factor, that of its owner's sum, times the gradient of
     its own log-probability. So a head that does not train needs no second product: the rows' gradients are made beside the
     sums, chunk by chunk, and scaled in the backward pass. The gradient of a head that trains is a sum over rows of which each
     has its factor, so its logits are computed again then.
@@ -161,22 +178,19 @@ class LinearLogProbabilities(Function):
         targets: Tensor,
         owner: Tensor,
         owners: int,
-        cap: float,
-        chunk_bytes: int,
-        cast: Any,
-        compiled: bool,
+        head: HeadSettings,
     ) -> Tensor:
-        compute, products = cast(weight), products_of(cast)
+        compute, products = head.cast(weight), products_of(head.cast)
         hidden = hidden.to(compute.dtype)
-        kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
+        kernel = row_kernel(compute.dtype, hidden.device, compiled=head.compiled)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         beside = wants_hidden and not wants_weight
         dhidden = torch.empty_like(hidden) if beside else None
         exact = torch.float32 if hidden.device.type == "mps" else torch.float64
         sums = torch.zeros(owners, dtype=exact, device=hidden.device)
-        for part in _chunks(hidden, compute, kernel, chunk_bytes):
+        for part in _chunks(hidden, compute, kernel, head.chunk_bytes):
             logits = products.mm(hidden[part], compute.t())
-            losses = kernel(logits, targets[part], cap=cap, with_gradient=beside)
+            losses = kernel(logits, targets[part], cap=head.cap, with_gradient=beside)
             sums.index_add_(0, owner[part], losses.to(exact), alpha=-1)
             if dhidden is not None:
                 dhidden[part] = products.mm(logits, compute)
@@ -185,24 +199,24 @@ class LinearLogProbabilities(Function):
             ctx.save_for_backward(hidden, weight, targets, owner)
         else:
             ctx.save_for_backward(owner, *(() if dhidden is None else (dhidden,)))
-        ctx.settings = cap, chunk_bytes, cast, compiled
+        ctx.head = head
         return sums.float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        none = (None,) * 7
+        none = (None,) * 4
         if not ctx.needs_input_grad[1]:
             owner, dhidden = ctx.saved_tensors
             return ((dhidden * _factors(gradient, owner)).to(dhidden.dtype), None, *none)
         hidden, weight, targets, owner = ctx.saved_tensors
-        cap, chunk_bytes, cast, compiled = ctx.settings
-        compute, products = cast(weight), products_of(cast)
-        kernel = row_kernel(compute.dtype, hidden.device, compiled=compiled)
+        head: HeadSettings = ctx.head
+        compute, products = head.cast(weight), products_of(head.cast)
+        kernel = row_kernel(compute.dtype, hidden.device, compiled=head.compiled)
         dhidden = torch.empty_like(hidden)
         dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        for part in _chunks(hidden, compute, kernel, chunk_bytes):
+        for part in _chunks(hidden, compute, kernel, head.chunk_bytes):
             logits = products.mm(hidden[part], compute.t())
-            kernel(logits, targets[part], cap=cap, with_gradient=True)
+            kernel(logits, targets[part], cap=head.cap, with_gradient=True)
             logits *= _factors(gradient, owner[part])
             dhidden[part] = products.mm(logits, compute)
             dweight += torch.mm(logits.t(), hidden[part])

@@ -11,7 +11,7 @@ from tests.support.models import build_model
 from torch import Tensor
 
 from ai_finetuning.config.preference import LOSSES, Loss, PreferenceConfig
-from ai_finetuning.data.answers import AnswerRows, Mismatched
+from ai_finetuning.data.answers import AnswerRows, Mismatched, longest_conversation, positions_of
 from ai_finetuning.data.forks import forked, side_of
 from ai_finetuning.data.loader import Loader, answer_batch, evaluation_batches, evaluation_rows
 from ai_finetuning.data.tokenize import IGNORED, Example
@@ -286,7 +286,7 @@ def test_marked_answers_are_those_of_each_by_itself(loss: Loss):
         assert total == pytest.approx(float(expected.detach()), rel=1e-5)
         assert distance(found, gradient)[0] <= 1e-5
         assert (metrics["good"], metrics["bad"]) == (2, 3)
-        assert metrics["rewards/chosen"] == pytest.approx(0.1 * float(ratios[good].mean()), rel=1e-5)
+        assert metrics["rewards/chosen"] == pytest.approx(0.1 * float(ratios[good].detach().mean()), rel=1e-5)
         assert ("kl" in metrics) == (loss == "kto")
     finally:
         path.close()
@@ -335,6 +335,12 @@ def test_the_margin_is_0_before_step_1():
         assert abs(metrics["rewards/margins"]) < 1e-4
     finally:
         path.close()
+
+
+def test_a_pair_takes_the_positions_of_its_longer_conversation():
+    examples = [forked(whole([1, 2, 3, 4, 9], 3), whole([1, 2, 3, 5, 6, 7, 9], 3)), whole([1, 2, 3], 1)]
+    assert longest_conversation(examples) == 7
+    assert positions_of(examples[0]).tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6]
 
 
 def test_answers_of_a_batch_travel_with_it():
