@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ...config.data import DataConfig
-from ...config.preference import Objective
 from ...errors import ToolkitError, localized
+
+if TYPE_CHECKING:
+    from ...config.data import DataConfig
+    from ...config.preference import Objective
 
 
 def load(
     context: typer.Context, file: str, model: str, max_length: int, template: str | None
 ) -> tuple[Any, Any, Any, list[str]]:
     """(tokenizer, examples, report, lines) of the rows that can be used; the others are among the lines. What is learnt from
-    them goes by the first row: a pair of answers, a marked answer, or plain data.
+    them goes by the setting objective, else by the first row: a pair of answers, a marked answer, or plain data.
     """
     from ...config.load import load_config
+    from ...config.section import explicitly_set
     from ...data.files import find_data
     from ...models.hub import validate_name
 
@@ -34,7 +37,7 @@ def load(
         trust_remote_code=config.model.trust_remote_code,
     )
     config.data.max_length, config.data.cache, config.data.skip_bad_rows = max_length, False, True
-    objective = objective_of(file, config.data)
+    objective = config.objective if "objective" in explicitly_set(config) else objective_of(file, config.data)
     examples, report, lines = load_examples(file, tokenizer, config.data, objective=objective)
     if objective != "sft":
         lines.insert(0, localized(f"objective: {objective} のデータ", f"data for objective: {objective}"))
@@ -54,13 +57,7 @@ def objective_of(file: str, config: DataConfig) -> Objective:
     from ...data.doctor.passages import JUDGED
     from ...data.files import open_data
     from ...data.formats import find_format
-    from ...data.prepared import prepared_folder
-    from ...data.store.mapped import read_manifest
 
-    folder = prepared_folder(file)
-    if folder is not None:
-        prepared: Objective = read_manifest(folder).settings.get("objective", "sft")
-        return prepared
     try:
         _, batches = open_data(file, BadRows(True), columns=config.columns, sheet=config.sheet)
         for batch in batches:

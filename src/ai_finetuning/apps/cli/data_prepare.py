@@ -108,7 +108,8 @@ def _asked(files: list[str], model: str, settings: list[str]) -> tuple[Preparati
     from ...data.store.preparing import Preparation, sources_of
     from ...execution.tokenizing import training_tokenizer
 
-    return Preparation(tuple(paths), config.data, training_tokenizer(model, config), sources_of(paths)), config
+    tokenizer = training_tokenizer(model, config)
+    return Preparation(tuple(paths), config.data, tokenizer, sources_of(paths), config.objective), config
 
 
 def _prepare(asked: Preparation, out: Path, processes: int | None, overwrite: bool) -> Manifest:

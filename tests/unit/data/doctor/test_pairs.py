@@ -13,6 +13,7 @@ from ai_finetuning.data.doctor.examination import examine
 from ai_finetuning.data.doctor.passages import sample_of
 from ai_finetuning.data.doctor.repair import Wanted, repair
 from ai_finetuning.data.rows import Row
+from ai_finetuning.data.store.mapped import open_store
 
 Q, GOOD, BAD = "首都は？", "東京です。", "知りません。"
 
@@ -146,3 +147,17 @@ def test_the_verbs_measure_divide_and_examine_pairs(tmp_path: Path, capsys, monk
     questions = [{json.loads(line)["prompt"] for line in side} for side in sides]
     assert not questions[0] & questions[1]
     assert sum(map(len, sides)) == 7
+
+
+@pytest.mark.parametrize("objective", ROWS)
+def test_data_is_prepared_for_the_objective_that_is_named(objective: str, tmp_path: Path, capsys):
+    path, out = write(tmp_path, ROWS[objective]), tmp_path / "out"
+    command = ["data", "prepare", str(path), "--model", "embedded:kotoha-tiny", "--out", str(out)]
+    assert run(command) == 65
+    assert f"objective: {objective}" in capsys.readouterr().err
+    assert run([*command, f"objective={objective}", "--overwrite"]) == 0
+    assert f"objective={objective}" in capsys.readouterr().out.splitlines()[-1]
+    stored, manifest = open_store(out)
+    assert manifest.settings["objective"] == objective
+    assert all(item.fork if objective == "preference" else item.mark for item in stored)
+    assert run(["data", "show", str(path), "--model", "embedded:kotoha-tiny", "objective=sft"]) == 65
