@@ -112,8 +112,8 @@ class RunVerdict:
         self._plan, self._folder, self._full = plan, folder, plan.request.full
         # Whether what the run is compared with is there before its first step only: weights that all train; or, of pairs and
         # marked answers, the adapter that training goes on from, which is their reference (docs/preference.md).
-        config = plan.request.config
-        self._gone = self._full or (config.objective != "sft" and config.lora.adapter is not None)
+        asked = plan.request.config
+        self._gone = self._full or (asked.objective != "sft" and asked.lora.adapter is not None)
         self._in_parts = plan.parallel.in_parts
         self._several = plan.parallel.processes > 1 or self._in_parts
         self._config = config
