@@ -78,6 +78,19 @@ class RunConfig:
         beta = LOSSES[name].beta if self.preference.beta is None else self.preference.beta
         return with_values(self.preference, loss=name, beta=beta)
 
+    @property
+    def objective_text(self) -> str:
+        """Objective, loss and its numbers on one line; empty for sft."""
+        if self.objective == "sft":
+            return ""
+        settings, usual = self.loss_settings, PreferenceConfig()
+        changed = [
+            f"{name} {getattr(settings, name):g}"
+            for name in LOSSES[str(settings.loss)].settings
+            if getattr(settings, name) != getattr(usual, name)
+        ]
+        return f"{self.objective}, {settings.loss} ({', '.join([f'beta {settings.beta:g}', *changed])})"
+
     def validate(self) -> None:
         """Checks the rules between sections.
 

@@ -278,11 +278,12 @@ def decide(findings: Sequence[Finding], language: Sequence[LanguageFinding]) -> 
                 " Look at the answers of the data, lower num_epochs or learning_rate.",
             ),
         )
+    advice = _ADVICE_PAIRS if any(finding.task.kind == "pairs" for finding in compared) else _ADVICE
     if lost:
-        return Adoption("reject", _lost(learnt, lost), _ADVICE)
+        return Adoption("reject", _lost(learnt, lost), advice)
     if worse:
         names = Reason(", ".join(f.task.title for f in worse), ", ".join(f.task.title for f in worse))
-        return Adoption("reject", Reason(f"{names.ja} が悪くなっています。", f"{names.en} got worse."), _ADVICE)
+        return Adoption("reject", Reason(f"{names.ja} が悪くなっています。", f"{names.en} got worse."), advice)
     if better and kept and all(finding.word == "kept" for finding in kept):
         return Adoption(
             "adopt",
@@ -318,6 +319,12 @@ _ADVICE = Reason(
     "対処: learning_rate を下げる、num_epochs を減らす、一般の文を混ぜる（data.replay: {path: embedded:prose, share: 0.5, distill: 4}、full では distill なし）。",
     " Lower learning_rate or num_epochs, or mix general text in (data.replay: {path: embedded:prose, share: 0.5, distill: 4}; for full "
     "without distill).",
+)
+
+# Rows of an earlier training are no pairs: data.replay is refused beside them.
+_ADVICE_PAIRS = Reason(
+    "対処: learning_rate を下げる、num_epochs を減らす、preference.beta を上げる。",
+    " Lower learning_rate or num_epochs, or raise preference.beta.",
 )
 
 

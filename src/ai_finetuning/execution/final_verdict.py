@@ -116,6 +116,10 @@ class RunVerdict:
         self._wanted = self.why_none is None  # the same in every process, whatever fails in one of them
         self.improved = False
         self._plan, self._folder, self._full = plan, folder, plan.request.full
+        # Whether what the run is compared with is there before its first step only: weights that all train; or, of pairs and
+        # marked answers, the adapter that training goes on from, which is their reference (docs/preference.md).
+        asked = plan.request.config
+        self._gone = self._full or (asked.objective != "sft" and asked.lora.adapter is not None)
         self._in_parts = plan.parallel.in_parts
         self._several = plan.parallel.processes > 1 or self._in_parts
         self._config = config
@@ -150,7 +154,7 @@ class RunVerdict:
     def _sides(self) -> list[Side]:
         name = self._plan.source.name
         after = Side("after", name, name)
-        return [Side("before", name, name, adapter=self._full), after]
+        return [Side("before", name, name, adapter=self._gone), after]
 
     def _open(self) -> Results:
         """The rows that there are; those of another run of this folder are none."""
@@ -164,7 +168,7 @@ class RunVerdict:
 
     def before_training(self, built: Built) -> None:
         """Scores the base of a run that changes all weights, before its first step; every process has to call it."""
-        if self.why_none is not None or not self._full or built.run.state.step > 0:
+        if self.why_none is not None or not self._gone or built.run.state.step > 0:
             return
         limit = self._limit(self._plan.summary.seconds or 0.0) / 2
         if self._in_parts:
@@ -209,8 +213,8 @@ class RunVerdict:
                 results = self._open()
                 if after:
                     results.forget("after")
-        sides = [side for side in self._sides() if (side.key == "after") == after or not self._full]
-        if self._full and after:
+        sides = [side for side in self._sides() if (side.key == "after") == after or not self._gone]
+        if self._gone and after:
             names = strategy.gather(
                 [item.name for task in measured_on(["before"], tuple(tasks), results) for item in task.items]
             )[0]
@@ -222,7 +226,7 @@ class RunVerdict:
                 return
             cost = (time.monotonic() - started) / max(1, len(first.items))
             room = (limit - (time.monotonic() - began)) / len(tasks)
-            count = len(task.items) if self._full and after else PILOT + int(max(0.0, room) / max(cost, 1e-6))
+            count = len(task.items) if self._gone and after else PILOT + int(max(0.0, room) / max(cost, 1e-6))
             if not self._spread_rows(built, sides, _first(task, strategy.gather(count)[0]), results):
                 return
         self._seconds += time.monotonic() - began
@@ -297,11 +301,11 @@ class RunVerdict:
         began, results, sides = time.monotonic(), self._open(), self._sides()
         if not self._in_parts and step != self._step and results.of("after", "prose"):
             results.forget("after")
-        tasks = measured_on(["before"], self._measured, results) if self._full else self._measured
+        tasks = measured_on(["before"], self._measured, results) if self._gone else self._measured
         if not self._in_parts and tasks:
             with SignalFlags() as signals:
                 stops = self._stops(step, signals)
-                clock = Clock.of(self._limit(seconds) / (2 if self._full else 1), stops=stops)
+                clock = Clock.of(self._limit(seconds) / (2 if self._gone else 1), stops=stops)
                 self._measure(model, sides, tasks, results, clock)
             if signals.stop is not None:
                 command = f"aift resume {argument(self._folder.path)}"

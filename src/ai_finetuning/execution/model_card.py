@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..config.preference import LOSSES, PreferenceConfig
+from ..config.preference import LOSSES
 from ..config.run import RunConfig
 from ..embedded import is_embedded
 from ..errors import Reason, without_secrets
@@ -133,25 +133,13 @@ def _objective(config: RunConfig) -> list[Reason]:
     """What the answers were compared by, with its numbers and what it was compared with."""
     if config.objective == "sft":
         return []
-    settings, usual = config.loss_settings, PreferenceConfig()
-    facts = LOSSES[str(settings.loss)]
-    changed = [
-        f"{name} {getattr(settings, name):g}"
-        for name in facts.settings
-        if getattr(settings, name) != getattr(usual, name)
-    ]
-    numbers = ", ".join([f"beta {settings.beta:g}", *changed])
     ja, en = (
         ("参照は学習前のモデル", "reference: the model before training")
-        if facts.reference
+        if LOSSES[str(config.loss_settings.loss)].reference
         else ("参照なし", "no reference")
     )
-    return [
-        Reason(
-            f"- 目的: {config.objective}、損失 {settings.loss}（{numbers}、{ja}）",
-            f"- objective: {config.objective}, loss {settings.loss} ({numbers}; {en})",
-        )
-    ]
+    said = config.objective_text
+    return [Reason(f"- 目的: {said}、{ja}", f"- objective: {said}; {en}")]
 
 
 def _front(values: Mapping[str, Any]) -> list[str]:

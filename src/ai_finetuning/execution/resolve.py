@@ -566,6 +566,7 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
         keeps_best=disk.keeps_best,
         replay=prepared.replayed,
         sources=prepared.sources,
+        objective=request.config.objective_text,
     )
 
 

@@ -27,6 +27,7 @@ class Plan:
     Attributes:
         speed: of the steps, by the last run of this model and method or by a pilot; None where neither is known.
         measured_memory: bytes that a pilot held at its peak.
+        objective: with its loss, where answers are compared or marked; empty otherwise.
         memory: of one process; of several devices, of the fullest one.
         free_memory_bytes: of that device.
         limit_bytes: what the plan may fill of it; None for all of it.
@@ -62,6 +63,7 @@ class Plan:
     processes: int = 1
     speed: Speed | None = None
     measured_memory: int | None = None
+    objective: str = ""
 
     @property
     def seconds(self) -> float | None:
@@ -298,6 +300,7 @@ class Plan:
                     f"{self.method}（学習する重み {self.trainable:,}）", f"{self.method} (trains {self.trainable:,})"
                 ),
             ),
+            *([(localized("目的", "objective"), self.objective)] if self.objective else []),
             (localized("デバイスと精度", "device, precision"), f"{self.device}, {self.precision}"),
             self._processes_row(),
             (

@@ -73,7 +73,9 @@ def test_the_page_of_a_run_over_pairs_draws_them_and_shows_no_perplexity():
 
 def test_a_card_names_the_loss_its_numbers_and_the_reference():
     config = load_config(None, ["objective=preference", "preference.sft_weight=1"])
-    assert "loss sigmoid (beta 0.1, sft_weight 1; reference: the model before training)" in _objective(config)[0].en
+    assert (
+        "preference, sigmoid (beta 0.1, sft_weight 1); reference: the model before training" in _objective(config)[0].en
+    )
     simpo = load_config(None, ["objective=preference", "preference.loss=simpo", "margin=0.5"])
-    assert "loss simpo (beta 2, margin 0.5; no reference)" in _objective(simpo)[0].en
+    assert "preference, simpo (beta 2, margin 0.5); no reference" in _objective(simpo)[0].en
     assert _objective(load_config(None, [])) == []

@@ -142,3 +142,20 @@ def test_marked_answers_that_are_bad_are_not_expected(tokenizer: Any):
     (data, _), count = run_tasks(rows, tokenizer, build_model().config)
     assert (data.kind, count) == ("answers", 1)
     assert data.items[0].accepted == ("東京です。",)
+
+
+def test_forgotten_prose_gets_advice_that_a_run_over_pairs_takes():
+    items = [Item(f"data-{n}", "") for n in range(40)]
+    task, results, general = pairs_task("data.eval", items), Results(None), prose()
+    for name, right, bits in (("before", 20, 1.5), ("after", 38, 1.9)):
+        for place, item in enumerate(items):
+            score = int(place < right)
+            scores = {"accuracy": score, "accuracy, whole answers": score}
+            results.add([{"side": name, "task": "data", "item": item.name, "score": score, "scores": scores}])
+        results.add({"side": name, "task": "prose", "item": item.name, "score": bits} for item in general.items)
+    adoption = outcome_of(SIDES, (task, general), results).adoption
+    assert adoption is not None
+    assert adoption.decision == "reject"
+    assert adoption.advice is not None
+    assert "replay" not in adoption.advice.en
+    assert "preference.beta" in adoption.advice.ja
