@@ -135,6 +135,20 @@ def test_lengths_that_are_not_the_tokenizers_are_found_out(monkeypatch: pytest.M
     assert all(np.array_equal(one.labels, other.labels) for one, other in zip(wrong, right, strict=True))
 
 
+def test_one_text_whose_offsets_are_not_told_leaves_the_others_fast(monkeypatch: pytest.MonkeyPatch):
+    """A character that the vocabulary lacks in the first texts: that text keeps the tokenizer's offsets."""
+    monkeypatch.setattr(tokenize, "_MANY", 0)
+    tokenizer = changed(normalizer=normalizers.NFC())
+    samples = [PlainText(text, f"[{number}]") for number, text in enumerate(["か\u3099" * 9, *SENTENCES * 3])]
+    prompts, segmenter = Prompts(tokenizer, "auto"), Segmenter(tokenizer)
+    slow: list[int] = []
+    segment = tokenize.segment
+    monkeypatch.setattr(tokenize, "segment", lambda items, _: slow.append(len(items)) or segment(items, tokenizer))
+    rows = [tokenize.encode_some(samples, prompts, 512, "truncate", tokenize.BadRows(), segmenter)[0] for _ in range(2)]
+    assert slow == [len(samples), 1]
+    assert [item.characters for item in rows[0]] == [item.characters for item in rows[1]]
+
+
 def test_long_texts_are_judged_as_short_ones_are():
     """A pass over a long text finds the kinds of characters that a search finds."""
     broken = "東京の首都".encode().decode("cp932", "ignore")
