@@ -80,7 +80,6 @@ TESTED_BY = {
     "inference.answering": "integration/test_first_day_answers.py",
     "execution.reporting": "integration/test_report.py",
     "execution.score": _CALLBACKS,
-    "models.modes": "unit/engine/test_step.py",
     "parallel._upstream": "distributed/test_data_parallel.py",
     "parallel.batch": "unit/engine/test_step.py",
     "parallel.limits": "unit/execution/test_resolve.py",

@@ -15,6 +15,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     would leave `no_grad` on in the code that reads them.
     """
     was_training = model.training
+    if not any(module.training for module in model.modules()):
+        yield  # setting a mode visits every module twice, which costs what a short forward pass does
+        return
     model.eval()
     try:
         yield

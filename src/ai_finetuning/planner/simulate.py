@@ -37,6 +37,7 @@ from ..parallel.plan import ParallelPlan
 from ..parallel.strategies.distributed import DataParallel
 from ..parallel.strategies.shard import sharding_for
 from ..parallel.strategy import Strategy
+from ..system.collector import as_usual
 from ._upstream import masks_as_with_data, pretended_group, tensors_without_data
 from .allocator import CachingAllocator
 from .blank import materialize, quantize_shapes, shapes_of
@@ -112,6 +113,7 @@ def simulate(job: Job, group: Sequence[Batch], *, all_layers: bool = False) -> T
 
 def simulate_devices(job: Job, group: Sequence[Batch], *, all_layers: bool = False) -> list[Timeline]:
     """The same of each device, in the order of the map; of one where there is none."""
+    as_usual()  # tensors in cycles are freed as in the run
     began = time.perf_counter()
     spans = _spans(job)
     two = None if all_layers or job.parallel.sizes.pp > 1 else choices(spans, period_of(job.module.config))

@@ -17,7 +17,8 @@ _usual: list[tuple[int, int, int]] = []
 
 def hold_back() -> None:
     """Collects seldom, until as_usual()."""
-    _usual.append(gc.get_threshold())
+    if not _usual:
+        _usual.append(gc.get_threshold())
     gc.set_threshold(AT_START, *_usual[0][1:])
 
 

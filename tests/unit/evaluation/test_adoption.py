@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,3 +221,10 @@ def test_false_alarms_of_whole_evaluations():
 
 def test_exit_codes():
     assert EXIT_CODES == {"adopt": 0, "reject": 10, "hold": 11}
+
+
+@pytest.mark.parametrize(
+    ("page", "told"), [("README.md", "10 reject (不採用), 11 hold (保留)"), ("README.ja.md", "10 不採用、11 保留")]
+)
+def test_both_readmes_have_the_exit_codes_of_the_gate(page: str, told: str):
+    assert told in (Path(__file__).parents[3] / page).read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.support.commands import call
 
 from ai_finetuning.apps.cli import main
 from ai_finetuning.models.loading import load_causal_lm
+from ai_finetuning.planner import simulate
 from ai_finetuning.system import collector
 
 
@@ -30,6 +32,15 @@ def test_a_model_that_is_loaded_is_collected_as_usual(usual: tuple[int, int, int
     load_causal_lm(str(tiny_model_dir))
     assert gc.get_threshold() == usual
     assert gc.get_freeze_count() > 0
+
+
+def test_a_simulated_step_is_collected_as_usual(usual: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch):
+    """Its bytes are those of the run, which frees tensors in cycles as Python does."""
+    collector.hold_back()
+    collector.hold_back()
+    monkeypatch.setattr(simulate, "_spans", lambda _: sys.exit(repr(gc.get_threshold())))
+    with pytest.raises(SystemExit, match=re.escape(repr(usual))):
+        simulate.simulate_devices(None, [])  # type: ignore[arg-type]
 
 
 def test_a_program_that_imports_the_package_keeps_its_own(usual: tuple[int, int, int], tiny_model_dir: Path):
