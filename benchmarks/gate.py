@@ -130,7 +130,7 @@ def neighbour_batches(corpus: Sequence[Document], vocabulary: int) -> list[Any]:
     import numpy as np
 
     from ai_finetuning.data.collate import collate
-    from ai_finetuning.data.tokenize import Example
+    from ai_finetuning.data.example import Example
 
     first, second = sorted(corpus, key=len)[:2]
     other = [4 + (token + vocabulary // 2) % (vocabulary - 4) for token in first.ids]

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.loader import Loader
-from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.checkpoint.store import CheckpointStore
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.engine.optimizer import build_optimizer

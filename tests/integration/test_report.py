@@ -23,7 +23,7 @@ from tests.support.runs import losses, training, weights_digest
 from transformers import TrainerCallback
 
 from ai_finetuning import DataConfig, FullFinetuningTrainer, JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
-from ai_finetuning.data.tokenize import Example
+from ai_finetuning.data.example import Example
 from ai_finetuning.errors import PreemptedError
 from ai_finetuning.evaluation import samples
 from ai_finetuning.evaluation.samples import GENERAL_QUESTIONS, answers, choose, repeats

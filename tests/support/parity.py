@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.loader import Loader
-from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.loss import make_document_loss, make_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.models.adapters import add_lora

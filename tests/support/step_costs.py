@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ai_finetuning.data.collate import collate
-from ai_finetuning.data.tokenize import Example
+from ai_finetuning.data.example import Example
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.engine.optimizer import build_optimizer, make_state
 from ai_finetuning.kernels import attention, lora, loss

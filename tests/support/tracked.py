@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ai_finetuning.data.collate import Batch, collate
-from ai_finetuning.data.tokenize import Example
+from ai_finetuning.data.example import Example
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.execution.build import loss_of
 from ai_finetuning.kernels.attention import forget_masks

@@ -182,15 +182,6 @@ class RunConfig:
             )
         with_values(self.preference, loss=loss_of(objective, self.preference))  # refuses what that loss does not read
         self._refuse_beside_pairs()
-        rows = self.training.batch_size * self.training.gradient_accumulation_steps
-        require(
-            loss_of(objective, self.preference) != "kto" or rows > 1,
-            "training.batch_size x training.gradient_accumulation_steps",
-            rows,
-            "KTO は 1 ステップの中で別の行の回答と比べるので 2 以上にするか、preference.loss: apo_zero_unpaired にしてください。",
-            "KTO compares with the answers of other rows of a step: make it 2 or more, or use preference.loss: "
-            "apo_zero_unpaired.",
-        )
 
     def _refuse_beside_pairs(self) -> None:
         data, objective = self.data, self.objective

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..labels import IGNORED
+from .example import Example
 from .forks import CHOSEN, REJECTED, side_of
-from .tokenize import Example
 
 _Places = NDArray[np.int64]
 

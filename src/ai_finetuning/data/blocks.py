@@ -8,11 +8,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from .example import Example
 from .examples import lengths_at
 from .mixed import Due
 from .packing import pack
 from .streams import Stream
-from .tokenize import Example
 
 Places = NDArray[np.int64]
 

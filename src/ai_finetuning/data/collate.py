@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..labels import IGNORED
 from .answers import AnswerRows, Answers, positions_of
-from .tokenize import Example
+from .example import Example
 
 
 @dataclass(frozen=True)

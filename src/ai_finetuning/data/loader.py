@@ -10,12 +10,12 @@ import numpy as np
 from .answers import AnswerRows
 from .blocks import BlockedOrder
 from .collate import Batch, collate, collate_answers
+from .example import Example
 from .examples import lengths_of
 from .mixed import Mixed, alone
 from .mixture import Mixture
 from .packing import pack
 from .streams import WHOLE
-from .tokenize import Example
 
 # Rows of this many steps are sorted by length together: enough for narrow batches, few enough to stay random.
 _WINDOW_STEPS = 16

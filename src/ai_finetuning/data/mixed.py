@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.mixture import TOKENS, Entry
+from .example import Example
 from .examples import learnt_of, lengths_at, lengths_of
 from .shares import ByRows, Segment
 from .streams import Stream
-from .tokenize import Example
 
 
 class Due(Protocol):

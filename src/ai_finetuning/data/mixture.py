@@ -13,9 +13,9 @@ from typing import overload
 
 import numpy as np
 
+from .example import Example
 from .examples import Joined, learnt_of, lengths_of
 from .streams import Stream
-from .tokenize import Example
 
 # A share is a fraction with at most this denominator, so that the order is counted in integers.
 _DENOMINATOR = 10**6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,6 @@ from .preference import PairScores, beta_of, marked_losses, marked_metrics, metr
 # How far the better answers' log-probability may fall (nats of an answer; of a token without a reference), and the decay of
 # what is watched.
 _FALLEN, _FALLEN_BY_TOKEN, _DECAY = 1.0, 0.1, 0.9
-
-
-def settings_of(objective: str, settings: PreferenceConfig) -> PreferenceConfig:
-    """The section with its loss by name."""
-    return settings if settings.loss is not None else replace(settings, loss="kto" if objective == "kto" else "sigmoid")
 
 
 class PreferenceLoss:

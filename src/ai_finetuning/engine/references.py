@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..data.answers import AnswerRows
+from ..data.example import Example
 from ..data.loader import evaluation_batches, evaluation_rows
-from ..data.tokenize import Example
 from ..messages import warn
 from ..parallel.batch import Batch
 from ..system.out_of_memory import with_smaller_batches

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..data.example import Example
 from ..data.forks import CHOSEN, REJECTED, side_of
-from ..data.tokenize import Example
 from ..japanese.prompts import render
 from ..labels import IGNORED
 from .likelihood import Likelihood, Scored, encode_pairs

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.tokenize import Example
+from ..data.example import Example
 from ..errors import Reason
 from ..messages import on_one_line
 from ..models.parts import positions_of

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.example import Example
 from ..data.forks import CHOSEN, side_of
-from ..data.tokenize import Example
 from ..engine import rng
 from ..errors import ToolkitError
 from ..japanese.prompts import render

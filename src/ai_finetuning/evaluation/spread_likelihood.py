@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.example import Example
 from ..data.loader import evaluation_batches, evaluation_rows
-from ..data.tokenize import Example
 from ..engine.predictions import Predictions
 from ..errors import Reason
 from ..labels import IGNORED

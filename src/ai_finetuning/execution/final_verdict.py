@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..config.run_folder import EVAL, METRICS, REPORT
-from ..data.tokenize import Example
+from ..data.example import Example
 from ..engine.hooks import SignalFlags
 from ..engine.loop import last_checkpoint
 from ..engine.metrics import MetricsFile, bits_per_character, read_metrics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..config.preference import PreferenceConfig
 from ..config.run import RunConfig
-from ..engine.preference_loss import settings_of
 from ..errors import ConfigError
 from ..parallel.plan import ParallelPlan
 from ..parallel.strategies.pipeline import SCHEDULES
@@ -13,7 +12,7 @@ from .request import TrainRequest
 
 def preference_of(config: RunConfig) -> PreferenceConfig | None:
     """The preference section with its loss by name; None for a run over texts."""
-    return None if config.objective == "sft" else settings_of(config.objective, config.preference)
+    return None if config.objective == "sft" else config.loss_settings
 
 
 def validate_objective(request: TrainRequest, parallel: ParallelPlan) -> None:

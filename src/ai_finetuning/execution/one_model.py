@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.collate import collate
-from ..data.tokenize import Example
+from ..data.example import Example
 from ..engine.optimizer import NamedParameters, build_optimizer
 from ..engine.precision import precision_for
 from ..errors import ToolkitError

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data.example import Example
 from ..data.loader import evaluation_rows
-from ..data.tokenize import Example
 from ..engine.predictions import Predictions
 from .trainer_hooks import TrainerHooks
 

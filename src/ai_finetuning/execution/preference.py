@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..config.run_folder import CHECKPOINTS, REFERENCES
 from ..data.answers import AnswerRows, Mismatched
 from ..data.cache import code_version
-from ..data.tokenize import Example
+from ..data.example import Example
+from ..data.examples import digest_of, forks_of, marks_of
 from ..engine.answer_scores import make_document_scores, make_padded_scores
 from ..engine.preference_loss import PreferenceLoss
 from ..engine.references import reference_scores
@@ -81,19 +82,20 @@ def build_preference(
 
 def _check_rows(objective: str, *data: Sequence[Example]) -> None:
     for examples in data:
-        for example in examples:
-            if objective == "preference" and not example.fork:
-                raise DataError(
-                    f"{example.source or 'データ'} は良い回答と悪い回答の組ではありません。objective: preference には prompt、chosen、rejected のようなデータを指定してください。",
-                    f"{example.source or 'the data'} is no pair of answers; objective: preference needs data with prompt, "
-                    "chosen and rejected.",
-                )
-            if objective == "kto" and example.mark == 0:
-                raise DataError(
-                    f"{example.source or 'データ'} に良し悪しの印がありません。objective: kto には prompt、completion、label のようなデータを指定してください。",
-                    f"{example.source or 'the data'} has no mark; objective: kto needs data with prompt, completion and "
-                    "label.",
-                )
+        bare = (forks_of(examples) == 0).all(axis=1) if objective == "preference" else marks_of(examples) == 0
+        if not bare.any():
+            continue
+        source = examples[int(bare.argmax())].source
+        if objective == "preference":
+            raise DataError(
+                f"{source or 'データ'} は良い回答と悪い回答の組ではありません。objective: preference には prompt、chosen、rejected のようなデータを指定してください。",
+                f"{source or 'the data'} is no pair of answers; objective: preference needs data with prompt, chosen and "
+                "rejected.",
+            )
+        raise DataError(
+            f"{source or 'データ'} に良し悪しの印がありません。objective: kto には prompt、completion、label のようなデータを指定してください。",
+            f"{source or 'the data'} has no mark; objective: kto needs data with prompt, completion and label.",
+        )
 
 
 def without_dropout(model: nn.Module, *, told: float) -> None:
@@ -177,15 +179,9 @@ def _before_step_1(plan: RunPlan, built: Any, about: dict[str, Any]) -> dict[str
 def _about(plan: RunPlan, weights: str) -> dict[str, Any]:
     """What decides the references of a run, whatever the code and the machine are."""
     config = plan.request.config
-    digest = hashlib.sha256()
-    for examples in (plan.data.train, plan.data.eval_data):
-        digest.update(len(examples).to_bytes(8, "little"))
-        for item in examples:
-            digest.update(repr((item.fork, item.mark, len(item))).encode())
-            digest.update(item.input_ids.tobytes() + item.labels.tobytes())
     return {
         "version": _VERSION,
-        "data": digest.hexdigest(),
+        "data": [plan.data.digest, digest_of(plan.data.eval_data)],
         "weights": weights,
         "adapter": plan.fingerprint.get("lora.adapter"),
         "bits": plan.request.bits,

@@ -18,8 +18,8 @@ from ..config.load import load_config
 from ..config.mixture import Sources
 from ..config.run_folder import LAUNCH
 from ..config.run_yaml import describe_run
+from ..data.example import Example
 from ..data.text_dataset import TextDataset
-from ..data.tokenize import Example
 from ..errors import ConfigError, PreemptedError, ProcessesError, ToolkitError
 from ..messages import argument, notice
 from ..models import catalog

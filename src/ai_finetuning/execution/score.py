@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.example import Example
 from ..data.loader import evaluation_batches
 from ..data.prepare import load_examples, prepare
-from ..data.tokenize import Example
 from ..engine.metrics import text_metrics
 from ..engine.precision import resolve_precision
 from ..engine.rng import DeviceRandomState

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..data.collate import Batch, collate
+from ..data.example import Example
 from ..data.examples import Chosen, lengths_of
 from ..data.loader import evaluation_batches
-from ..data.tokenize import Example
 from ..engine.hooks import Callback, Control
 from ..engine.state import Run
 from ..engine.train_state import TrainState

@@ -32,7 +32,6 @@ PAIRS: dict[str, Any] = {"objective": "preference"}
         (PAIRS | {"data": {"loss_on": "all"}}, "data.loss_on is 'all'"),
         (PAIRS | {"data": {"on_long": "split"}}, "Use truncate, drop or error"),
         (PAIRS | {"data": {"replay": {"path": "old.jsonl", "share": 0.1}}}, "preference.sft_weight: 1 keeps"),
-        ({"objective": "kto", "training": {"batch_size": 1, "gradient_accumulation_steps": 1}}, "apo_zero_unpaired"),
         ({"method": "dpo"}, "Did you mean objective: preference?"),
         ({"method": "orpo"}, "Did you mean objective: preference, preference.loss: orpo?"),
         ({"objective": "SimPO"}, "preference.loss: simpo?"),

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.forks import CHOSEN, REJECTED, forked, side_of
-from ai_finetuning.data.tokenize import Example
 
 
 def row(ids: list[int], learnt: int) -> Example:

@@ -16,13 +16,13 @@ import pytest
 
 from ai_finetuning.config.mixture import Entry
 from ai_finetuning.data import blocks, shares, streams
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.examples import learnt_of
 from ai_finetuning.data.loader import Loader
 from ai_finetuning.data.mixed import Mixed
 from ai_finetuning.data.packing import pack
 from ai_finetuning.data.shares import WINDOW, ByRows
 from ai_finetuning.data.streams import Stream
-from ai_finetuning.data.tokenize import Example
 from ai_finetuning.labels import IGNORED
 
 

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.examples import learnt_of
 from ai_finetuning.data.loader import Loader
 from ai_finetuning.data.mixture import Mixture
-from ai_finetuning.data.tokenize import Example
 from ai_finetuning.labels import IGNORED
 
 

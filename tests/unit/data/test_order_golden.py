@@ -7,9 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.loader import Loader
 from ai_finetuning.data.mixture import Mixture
-from ai_finetuning.data.tokenize import Example
 from ai_finetuning.labels import IGNORED
 
 # The first 16 digits of SHA-256 over three epochs by (packing, group_by_length), taken at commit 2341b9d.

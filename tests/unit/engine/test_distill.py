@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tests.support.models import build_model
 
 from ai_finetuning.data.collate import collate
-from ai_finetuning.data.tokenize import Example
+from ai_finetuning.data.example import Example
 from ai_finetuning.engine.loss import Base, make_document_loss, make_loss
 from ai_finetuning.labels import FROM_BASE, IGNORED
 from ai_finetuning.models.adapters import add_lora, without_adapter

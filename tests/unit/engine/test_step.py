@@ -8,8 +8,8 @@ import torch
 from tests.support.models import build_model
 
 from ai_finetuning.data.collate import collate
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.loader import Loader, evaluation_batches
-from ai_finetuning.data.tokenize import Example
 from ai_finetuning.engine.loss import make_loss
 from ai_finetuning.engine.optimizer import build_optimizer
 from ai_finetuning.labels import IGNORED

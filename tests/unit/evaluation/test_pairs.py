@@ -12,8 +12,8 @@ import pytest
 import torch
 from tests.support.models import build_model, build_tokenizer
 
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.forks import forked
-from ai_finetuning.data.tokenize import Example
 from ai_finetuning.errors import DataError
 from ai_finetuning.evaluation.before_after import Loaded, Side
 from ai_finetuning.evaluation.likelihood import Likelihood, score_scored

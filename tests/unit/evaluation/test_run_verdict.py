@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.support.models import build_model, build_tokenizer
 
-from ai_finetuning.data.tokenize import Example
+from ai_finetuning.data.example import Example
 from ai_finetuning.evaluation import run_verdict
 from ai_finetuning.evaluation.before_after import Loaded, Plan, Side
 from ai_finetuning.evaluation.results import Results

@@ -15,7 +15,7 @@ from tests.support.models import build_experts, build_model, save_tiny_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ai_finetuning.data.collate import collate
-from ai_finetuning.data.tokenize import Example
+from ai_finetuning.data.example import Example
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.models.adapters import add_lora, trainable_parameters
 from ai_finetuning.models.documents import select_forward_path

@@ -157,7 +157,7 @@ def batch_of(sizes: Sizes) -> Batch:
     import numpy as np
 
     from ...data.collate import collate
-    from ...data.tokenize import Example
+    from ...data.example import Example
 
     random = np.random.default_rng(0)
     rows = [random.integers(3, sizes.vocabulary, sizes.tokens).astype(np.int32) for _ in range(sizes.documents)]
