@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -81,6 +82,12 @@ class Loader:
         self._rows = self._rows_of(np.arange(len(examples))) if in_memory else None
         self._epoch = lru_cache(maxsize=2)(self._rows_in_order)
         self._count = lru_cache(maxsize=2)(self._count_rows)  # asked for in every step
+
+    def of_rank(self, share: tuple[int, int]) -> Loader:
+        """The same rows and order, made once, for a place (rank, ranks) of the data ranks."""
+        other = copy.copy(self)
+        other._data_rank, other._data_size = share
+        return other
 
     def __len__(self) -> int:
         """Optimizer steps in the first epoch; the last may have fewer rows."""

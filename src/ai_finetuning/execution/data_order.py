@@ -15,7 +15,6 @@ from ..data.prepare import PreparedData, prepare
 from ..engine.schedule import resolve_warmup, warmup_of_ratio
 from ..errors import ConfigError, localized
 from ..parallel.plan import ParallelPlan
-from ..parallel.processes import launched
 from .objective import validate_objective
 from .request import TrainRequest
 from .tokenizing import encoder_for
@@ -84,10 +83,8 @@ def validate_base(request: TrainRequest, parallel: ParallelPlan) -> None:
         )
 
 
-def loader_of(
-    request: TrainRequest, data: PreparedData, mixture: Mixture | Mixed | None, tokenizer: Any, parallel: ParallelPlan
-) -> Loader:
-    """This process's share of the rows."""
+def loader_of(request: TrainRequest, data: PreparedData, mixture: Mixture | Mixed | None, tokenizer: Any) -> Loader:
+    """All rows, in order; see Loader.of_rank for the share of a process."""
     config, training = request.config, request.config.training
     loader = Loader(
         data.train if mixture is None else mixture,
@@ -97,7 +94,6 @@ def loader_of(
         max_length=max(config.data.max_length, data.longest),
         group_by_length=config.data.group_by_length,
         pad_token_id=tokenizer.pad_token_id,
-        share=parallel.data_place(launched().rank),
     )
     if config.objective != "sft":
         loader.answers = AnswerRows()

@@ -299,6 +299,7 @@ class _Prepared:
     Attributes:
         packing_tokens: of a packed row, or None without packing.
         split: the rule by which a share of the rows became evaluation data.
+        loader: of all rows.
         total, an_epoch: steps of the run and of an epoch.
         warmup: its steps.
         replayed: old rows of the first epoch.
@@ -313,6 +314,7 @@ class _Prepared:
     packing_tokens: int | None
     split: str
     total: int
+    loader: Loader
     an_epoch: int
     warmup: int
     replayed: Taken | None
@@ -337,7 +339,7 @@ def _prepared(model: PlannedModel, resume: ResumePoint | None) -> _Prepared:
     split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
     data = data_of(request, tokenizer, split)
     mixture = mixture_of(request, data)
-    loader = loader_of(request, data, mixture, tokenizer, ParallelPlan())
+    loader = loader_of(request, data, mixture, tokenizer)
     total = training.schedule.max_steps or loader.steps_of(training.num_epochs)
     return _Prepared(
         model=model,
@@ -348,6 +350,7 @@ def _prepared(model: PlannedModel, resume: ResumePoint | None) -> _Prepared:
         packing_tokens=max(config.data.max_length, data.longest) if config.data.packing else None,
         split=split,
         total=total,
+        loader=loader,
         an_epoch=len(loader),
         warmup=warmup_of(training, taken, total),
         replayed=replayed_of(request, data, mixture, epochs=total / len(loader)),
@@ -370,7 +373,7 @@ def _plan(prepared: _Prepared, strategy: ResolvedStrategy | None, choice: Choice
     parallel, to_start = _parallel(request, model.place, strategy)
     model = _of_rank(model, parallel)
     place, sizes = model.place, prepared.sizes
-    loader = loader_of(request, data, prepared.mixture, prepared.tokenizer, parallel)
+    loader = prepared.loader.of_rank(parallel.data_place(launched().rank))
     _validate_model(model, parallel, data)
     free = free_on(model, to_start) // (parallel.processes if place.device.type == "cpu" else 1)
     room = place.room(config.parallel.max_memory_per_gpu) if parallel.strategy == "model_parallel" else None
