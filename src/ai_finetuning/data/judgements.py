@@ -72,7 +72,24 @@ _JUDGED = frozenset(
         "reject",
     )
     + ("accepted", "rejected", "correct", "incorrect", "wrong", "thumbs_up", "thumbs_down", "true", "false", "👍", "👎")
-    + ("良い", "悪い", "良", "悪", "正解", "不正解", "○", "×", "◯", "高評価", "低評価", "ok", "ng")
+    + (
+        "良い",
+        "悪い",
+        "良",
+        "悪",
+        "よい",
+        "いい",
+        "わるい",
+        "正解",
+        "不正解",
+        "正しい",
+        "誤り",
+        "高評価",
+        "低評価",
+        "ok",
+        "ng",
+    )
+    + ("○", "◯", "〇", "⭕", "×", "✕", "✖", "✗", "✘", "❌")
 )
 _BAD = frozenset(
     (
@@ -88,7 +105,7 @@ _BAD = frozenset(
         "thumbs_down",
         "false",
     )
-    + ("👎", "悪い", "悪", "不正解", "×", "低評価", "ng")
+    + ("👎", "悪い", "悪", "わるい", "不正解", "誤り", "低評価", "ng", "×", "✕", "✖", "✗", "✘", "❌")
 )
 # What a label beside an answer may as well be the class of.
 _CLASSES = frozenset(("positive", "negative", "up", "down", "like", "dislike"))
@@ -98,6 +115,8 @@ _TIES = frozenset(
     + ("引き分け", "引分", "同等", "同じ", "どちらも", "どちらも良い", "どちらも悪い", "どちらでもない")
 )
 _LETTERS = (("a", "modela", "assistanta"), ("b", "modelb", "assistantb"))
+# What makes a sign another picture of the same: a variation selector, a colour of skin.
+_LOOKS = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")
 _GAPS = re.compile(r"[\s_-]+")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
@@ -189,7 +208,8 @@ def better(shape: Shape, sides: Sides) -> int:
         return named[0]
     written = plain(value)
     number = float(written) if _NUMBER.fullmatch(written) and not isinstance(value, bool) else None
-    if number is None:
+    # Where a number names an answer, 0 and 1 may be the names of answers that are called 1 and 2 here.
+    if number is None or (plain(sides.verdict) in _NAMING and not sides.stated):
         raise BadRow(
             f"{column} の値が分かりません（{excerpt(sides.first)} か {excerpt(sides.second)}、引き分けなら tie にしてください）",
             f"the value of {column} is not known; write {excerpt(sides.first)} or {excerpt(sides.second)}, or tie",
@@ -243,7 +263,7 @@ def _verdict(value: Any, column: str, *, stated: bool = False) -> bool | None:
     Args:
         stated: whether the user said that the column does.
     """
-    word, name = plain(value), plain(column)
+    word, name = _LOOKS.sub("", plain(value)), plain(column)
     # Of a column of opinions a number is a rating.
     if (stated or name in VERDICTS) and word in _YES + _NO:
         return word in _YES

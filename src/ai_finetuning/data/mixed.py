@@ -108,13 +108,14 @@ class SourceShare:
     Attributes:
         name: of it.
         there: its rows.
-        rows, label_tokens: that an epoch takes; repeated rows are counted each time.
+        rows, tokens, label_tokens: that an epoch takes; repeated rows are counted each time.
         share: of the epoch's rows, or of its label tokens where these are counted.
     """
 
     name: str
     there: int
     rows: int
+    tokens: int
     label_tokens: int
     share: float
 
@@ -191,15 +192,14 @@ class Mixed(Sequence[Example]):
             part = self.due.segment(row)
             rows += np.bincount(part.sources[: end - part.first], minlength=len(rows))
             row = part.first + len(part.sources)
-        tokens = learnt_of(self._examples)
-        labels = [
-            int(tokens[stream.places(0, int(count))].sum()) for stream, count in zip(self.streams, rows, strict=True)
-        ]
+        lengths, learnt = lengths_of(self._examples), learnt_of(self._examples)
+        places = [stream.places(0, int(count)) for stream, count in zip(self.streams, rows, strict=True)]
+        tokens, labels = ([int(of[taken].sum()) for taken in places] for of in (lengths, learnt))
         counted = labels if self._by_tokens else rows.tolist()
         return [
-            SourceShare(entry.name, stream.rows, int(count), label, part / sum(counted))
-            for entry, stream, count, label, part in zip(
-                self._entries, self.streams, rows, labels, counted, strict=True
+            SourceShare(entry.name, stream.rows, int(count), whole, label, part / sum(counted))
+            for entry, stream, count, whole, label, part in zip(
+                self._entries, self.streams, rows, tokens, labels, counted, strict=True
             )
         ]
 

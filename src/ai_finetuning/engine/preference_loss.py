@@ -156,20 +156,22 @@ class FallingAnswers:
         self._facts, self._beta = LOSSES[settings.loss or "sigmoid"], beta_of(settings)
         self._weighted = "sft_weight" in self._facts.settings and not settings.sft_weight
         self._first: float | None = 0.0 if self._facts.reference else None
-        self._mean: tuple[float, float] | None = None
+        self._mean: tuple[float, ...] | None = None
         self._said = self._facts.objective == "kto"
 
     def look(self, step: int, row: dict[str, float]) -> None:
         """At a step's metrics."""
         if self._said or "rewards/chosen" not in row:
             return
-        seen = row["rewards/chosen"] / self._beta, row["rewards/accuracies"]
-        had = self._mean or seen
-        self._mean = mean = (_DECAY * had[0] + (1 - _DECAY) * seen[0], _DECAY * had[1] + (1 - _DECAY) * seen[1])
+        seen = row["rewards/chosen"] / self._beta, row["rewards/accuracies"], row["rewards/margins"]
+        self._mean = mean = tuple(
+            _DECAY * before + (1 - _DECAY) * now for before, now in zip(self._mean or seen, seen, strict=True)
+        )
         if self._first is None:
             self._first = mean[0]
         limit = _FALLEN if self._facts.reference else _FALLEN_BY_TOKEN
-        if mean[0] > self._first - limit or mean[1] <= 0.5:
+        # Without a lead the worse answers have not fallen further.
+        if mean[0] > self._first - limit or mean[1] <= 0.5 or mean[2] <= 0:
             return
         self._said = True
         way_ja = (

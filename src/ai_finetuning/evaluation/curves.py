@@ -21,7 +21,7 @@ _STEP = Reason("ステップ", "optimizer step")
 _LOSS = Reason("損失（トークンあたり nat）", "loss (nats per token)")
 _RAW, _SMOOTH = Reason("学習損失", "training loss"), Reason("学習損失（平滑化）", "training loss (smoothed)")
 _EVAL, _BEST = Reason("評価損失", "evaluation loss"), Reason("最良の評価", "best evaluation")
-_OF_ANSWERS = Reason("損失（回答の組あたり）", "loss (a pair, or a marked answer)")
+_OF_ANSWERS = Reason("損失（回答の組、または印の付いた回答あたり）", "loss (a pair, or a marked answer)")
 # Of a run over answers: key, what stands at the axis, and above the drawing.
 _SHARE = Reason("割合", "share of pairs")
 MORE = (

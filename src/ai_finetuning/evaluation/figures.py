@@ -19,7 +19,10 @@ OF_TEXTS: tuple[Figure, ...] = (
 )
 # A loss over answers has no perplexity. What a run does not have is left out.
 OF_ANSWERS: tuple[Figure, ...] = (
-    (Reason("評価損失（回答の組あたり）", "evaluation loss (a pair, or a marked answer)"), "eval_loss"),
+    (
+        Reason("評価損失（回答の組、または印の付いた回答あたり）", "evaluation loss (a pair, or a marked answer)"),
+        "eval_loss",
+    ),
     (
         Reason("良い回答の報酬が上回る組の割合", "share of pairs whose better answer has the higher reward"),
         "eval_rewards/accuracies",

@@ -40,6 +40,7 @@ class Verdict:
         before: the first evaluation, of the model as it was.
         best, last: the lowest, and the last one that is a number.
         saved: that of the weights that are saved; the last one while the run is at work.
+        margin: of the rewards, where a lower loss hides that the worse answers lead.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Verdict:
     best: Point | None = None
     last: Point | None = None
     saved: Point | None = None
+    margin: float | None = None
 
     @property
     def sentence(self) -> Reason:
@@ -72,6 +74,12 @@ class Verdict:
                 f"{last.step:,} では {figure(last.loss)} に上がりました。{kept.ja}",
                 f"Overfitted: the evaluation loss fell from {figure(before.loss)} to {figure(best.loss)} at step "
                 f"{best.step:,}, and has risen to {figure(last.loss)} at step {last.step:,} since. {kept.en}",
+            )
+        if self.margin is not None:
+            return Reason(
+                f"悪化しました。評価損失は {change} ですが、悪い回答の報酬のほうが高くなりました（報酬の差 {self.margin:.3g}）。学習率か preference.sft_weight を下げるか、データを確かめてください。",
+                f"Worse: the evaluation loss went {change}, but the worse answers now have the higher reward (margin "
+                f"{self.margin:.3g}). Lower the learning rate or preference.sft_weight, or look at the data.",
             )
         return {
             "better": Reason(
@@ -114,7 +122,9 @@ class Verdict:
         if self.kind == "diverged":
             return Reason(f"判定: {word.ja}", f"verdict: {word.en}")
         change = f"{figure(before.loss)} → {figure(saved.loss)}"
-        return Reason(f"判定: {word.ja}（評価損失 {change}）", f"verdict: {word.en} (evaluation loss {change})")
+        lead = "" if self.margin is None else f"{self.margin:.3g}"
+        ja, en = (f"、報酬の差 {lead}", f", margin of the rewards {lead}") if lead else ("", "")
+        return Reason(f"判定: {word.ja}（評価損失 {change}{ja}）", f"verdict: {word.en} (evaluation loss {change}{en})")
 
 
 WORDS: dict[Kind, Reason] = {
@@ -146,7 +156,9 @@ def verdict(history: Sequence[dict[str, Any]], saved_step: int | None = None) ->
     """What the evaluations among the rows of metrics.jsonl say.
 
     Better, unchanged and worse compare the first evaluation with that of the saved weights. A run has overfitted where its
-    best evaluation differs from the first one, and the last one has risen from the best by as much (`differ`).
+    best evaluation differs from the first one, and the last one has risen from the best by as much (`differ`). A lower loss
+    over pairs, which has the likelihood of the better answers in it too (preference.sft_weight, orpo), is no gain where the
+    worse answers have come to lead.
 
     Args:
         history: rows in order; the first evaluation is that before training.
@@ -167,7 +179,9 @@ def verdict(history: Sequence[dict[str, Any]], saved_step: int | None = None) ->
         kind = "overfitted"
     elif differ(before.loss, saved.loss):
         kind = "better" if saved.loss < before.loss else "worse"
-    return Verdict(kind, before, best, last, saved)
+    margins = {row["step"]: row.get("eval_rewards/margins", 0.0) for row in rows}
+    behind = kind == "better" and margins[saved.step] < min(0.0, margins[before.step])
+    return Verdict("worse" if behind else kind, before, best, last, saved, margins[saved.step] if behind else None)
 
 
 def _is_number(value: object) -> bool:

@@ -191,8 +191,9 @@ def _results(summary: Mapping[str, Any], base: Base, *, adapter: bool) -> list[R
 def verdict_of(summary: Mapping[str, Any]) -> Verdict:
     """The verdict that a summary holds as plain values."""
     values = dict(summary["verdict"])
-    points = {name: Point(**value) if value else None for name, value in values.items() if name != "kind"}
-    return Verdict(values["kind"], **points)
+    kind, margin = values.pop("kind"), values.pop("margin", None)
+    points = {name: Point(**value) if value else None for name, value in values.items()}
+    return Verdict(kind, **points, margin=margin)
 
 
 def _data(summary: Mapping[str, Any]) -> list[Reason]:

@@ -53,7 +53,7 @@ def _evaluation(row: dict[str, Any]) -> tuple[str, str]:
     more = f", bpc {bits:.3f}" if bits is not None else ""
     ja = en = f" (ppl {row['eval_perplexity']:.2f}{more})" if "eval_perplexity" in row else ""
     if right is not None:
-        ja, en = f"（良い回答が上 {right:.1%}）", f" (better answers win in {right:.1%})"
+        ja, en = f"（良い回答が上回る組 {right:.1%}）", f" (better answers win in {right:.1%})"
     return f"ステップ {row['step']} 評価損失 {loss:.4f}{ja}", f"step {row['step']} evaluation loss {loss:.4f}{en}"
 
 

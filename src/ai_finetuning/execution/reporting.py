@@ -68,8 +68,8 @@ def data_summary(plan: RunPlan) -> DataSummary:
         evaluation=[str(name) for name in _names(request.eval_data)],
         rows=len(data.train),
         eval_rows=len(data.eval_data),
-        tokens=plan.summary.tokens,
-        label_tokens=plan.summary.label_tokens,
+        tokens=plan.summary.epoch_tokens[0],
+        label_tokens=plan.summary.epoch_tokens[1],
         left_out=[(Reason(ja, en), count) for ja, en, count in data.report.left_out_reasons],
     )
 

@@ -66,6 +66,13 @@ class Plan:
     objective: str = ""
 
     @property
+    def epoch_tokens(self) -> tuple[int, int]:
+        """(tokens, label tokens) of the first epoch without old rows: of several sources what is taken of each."""
+        if not self.sources:
+            return self.tokens, self.label_tokens
+        return sum(of.tokens for of in self.sources), sum(of.label_tokens for of in self.sources)
+
+    @property
     def seconds(self) -> float | None:
         """How long the run takes, old rows and evaluations included; None where no speed is known.
 
@@ -74,7 +81,7 @@ class Plan:
         """
         if self.speed is None:
             return None
-        an_epoch = self.tokens + (self.replay.tokens if self.replay is not None else 0)
+        an_epoch = self.epoch_tokens[0] + (self.replay.tokens if self.replay is not None else 0)
         evaluated = (self.evaluations + 1) * self.eval_tokens if self.evaluations else 0
         return self.speed.seconds(an_epoch * self.total_steps / max(1, self.steps_per_epoch) + evaluated / 3)
 
@@ -313,8 +320,8 @@ class Plan:
             (
                 localized("トークン", "tokens"),
                 localized(
-                    f"1 エポック {self.tokens:,}（学習対象 {self.label_tokens:,} トークン）",
-                    f"{self.tokens:,} per epoch ({self.label_tokens:,} label tokens)",
+                    "1 エポック {:,}（学習対象 {:,} トークン）".format(*self.epoch_tokens),
+                    "{:,} per epoch ({:,} label tokens)".format(*self.epoch_tokens),
                 ),
             ),
             *self._replay_row(),

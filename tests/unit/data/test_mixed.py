@@ -167,6 +167,8 @@ def test_weights_alone_are_what_they_are_of_each_other():
     mixed = Mixed(rows(1000), (900, 100), entries, 3)
     assert [source.rows for source in mixed.taken_first()] == [750, 250]
     assert [source.passes for source in mixed.taken_first()] == [750 / 900, 2.5]
+    epoch = epoch_of(loader(mixed, group=False), 0)
+    assert sum(source.tokens for source in mixed.taken_first()) == sum(len(mixed[place]) for place in epoch)
     assert mixed.due.begins(4) == 4000
 
 

@@ -252,6 +252,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": Q, "chosen": GOOD, "preferred": GOOD, "rejected": BAD}, "could all be the answer", "決められません"),
     ({"prompt": Q, "response_a": GOOD, "response_b": BAD, "winner": "c"}, "not known", "分かりません"),
     ({"prompt": Q, "response_a": GOOD, "response_b": BAD, "winner": ""}, "is empty", "空です"),
+    # Numbered from 0, it is no tie: the first one is the better.
+    ({"prompt": Q, "response_1": GOOD, "response_2": BAD, "winner": 0}, "not known", "分かりません"),
     ({"prompt": Q, "response_a": GOOD, "response_b": BAD, "preference": True}, "not known", "分かりません"),
     (
         {"prompt": Q, "chosen": [{**assistant(GOOD), "weight": 0}], "rejected": BAD},
@@ -314,6 +316,11 @@ MARKED: list[tuple[dict[str, Any], bool]] = [
     ({"messages": [*BEFORE, assistant(GOOD)], "kto_tag": True}, True),
     ({"instruction": Q, "input": "", "output": BAD, "kto_tag": "false"}, False),
     ({"質問": Q, "回答": BAD, "評価": "×"}, False),
+    ({"質問": Q, "回答": BAD, "評価": "✕"}, False),
+    ({"質問": Q, "回答": GOOD, "評価": "〇"}, True),
+    ({"質問": Q, "回答": BAD, "評価": "わるい"}, False),
+    ({"質問": Q, "回答": GOOD, "評価": "\U0001f44d\U0001f3fb"}, True),  # with a colour of skin
+    ({"質問": Q, "回答": BAD, "評価": "\U0001f44e\ufe0f"}, False),
     ({"質問": Q, "回答": GOOD, "良し悪し": "良い"}, True),
     ({"question": Q, "answer": GOOD, "feedback": "thumbs_up"}, True),
 ]

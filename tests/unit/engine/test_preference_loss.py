@@ -357,13 +357,16 @@ def test_answers_of_a_batch_travel_with_it():
 
 
 def test_a_model_that_forgets_the_better_answers_is_told_of(caplog: pytest.LogCaptureFixture):
-    def said(settings: PreferenceConfig, chosen: float) -> int:
+    def said(settings: PreferenceConfig, chosen: float, margin: float = 0.1) -> int:
         caplog.clear()
         watch = FallingAnswers(settings)
         for number in range(30):
-            watch.look(number, {"rewards/chosen": chosen * number, "rewards/accuracies": 0.9})
+            watch.look(
+                number, {"rewards/chosen": chosen * number, "rewards/accuracies": 0.9, "rewards/margins": margin}
+            )
         return caplog.text.count("sft_weight")
 
     assert said(PreferenceConfig("sigmoid"), -0.02) == 1
     assert said(PreferenceConfig("sigmoid"), 0.02) == 0
+    assert said(PreferenceConfig("sigmoid"), -0.02, margin=-0.1) == 0  # the worse ones have not fallen further
     assert said(PreferenceConfig("simpo"), -0.02) == 1

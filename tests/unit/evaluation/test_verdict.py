@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ai_finetuning.evaluation.verdict import closing_lines, differ, figure, verdict
+from ai_finetuning.evaluation.verdict import Verdict, closing_lines, differ, figure, verdict
+from ai_finetuning.execution.model_card import verdict_of
 
 
 def rows(*losses: float | None) -> list[dict[str, Any]]:
@@ -108,3 +110,20 @@ def test_losses_differ_by_share_and_by_size():
 )
 def test_figures_have_three_digits(value: float | None, text: str):
     assert figure(value) == text
+
+
+def test_a_lower_loss_is_no_gain_where_the_worse_answers_lead():
+    def of(before: float, after: float, last_loss: float = 2.17) -> Verdict:
+        first = {"step": 0, "eval_loss": 5.86, "eval_rewards/margins": before}
+        return verdict([first, {"step": 8, "eval_loss": last_loss, "eval_rewards/margins": after}])
+
+    assert of(0.0, 0.02).kind == of(-0.5, -0.1).kind == "better"  # a loss without a reference may begin behind
+    assert of(0.0, 0.02).margin is None
+    behind = of(0.0, -0.0223)
+    assert behind.kind == "worse"
+    assert "the worse answers now have the higher reward (margin -0.0223)" in behind.sentence.en
+    assert "悪い回答の報酬のほうが高く" in behind.sentence.ja
+    assert "-0.0223" in behind.short.ja
+    assert "-0.0223" in behind.short.en
+    assert verdict_of({"verdict": asdict(behind)}) == behind
+    assert of(0.0, -0.02, 5.86).kind == "unchanged"

@@ -240,9 +240,9 @@ def _same_question(samples: Sequence[Sample], pairs: Sequence[Pair]) -> list[Hit
     """Rows whose question and material other rows have, with another answer."""
     by_question: dict[str, list[int]] = defaultdict(list)
     for index, pair in enumerate(pairs):
-        key = (
-            question_key(pair) if not samples[index].pair else ""
-        )  # several pairs of one question are no contradiction
+        # Several pairs of one question are no contradiction, and an answer marked as bad is none to a good one.
+        compared = samples[index].pair or any(item.role == "rejected" for item in samples[index].passages)
+        key = "" if compared else question_key(pair)
         if key:
             by_question[key].append(index)
     hits = []

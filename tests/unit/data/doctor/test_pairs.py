@@ -79,6 +79,10 @@ def test_swapped_pairs_name_each_other_and_several_pairs_of_a_question_are_no_co
         (3, (f"{path}:1",)),
     ]
     assert found.hits["same_question"] == []
+    marked = [{"prompt": Q, "completion": text, "label": text == GOOD} for text in (GOOD, BAD)]
+    assert examine(write(tmp_path, marked)).hits["same_question"] == []
+    both_good = [{"prompt": Q, "completion": text, "label": True} for text in (GOOD, BAD)]
+    assert [hit.number for hit in examine(write(tmp_path, both_good)).hits["same_question"]] == [1, 2]
 
 
 def test_length_is_a_finding_where_most_pairs_have_it(tmp_path: Path):
