@@ -16,7 +16,6 @@ from ai_finetuning import (
     FullFinetuningTrainer,
     JapaneseModel,
     LoRAConfig,
-    LoRAFinetuningTrainer,
     PreferenceConfig,
     PreferenceTrainer,
     ScheduleConfig,
@@ -170,21 +169,3 @@ def test_dpo_tells_held_out_answers_apart(tmp_path: Path):
     assert last["eval_rewards/margins"] > 0.15
     assert last["eval_rewards/accuracies"] >= 0.75
     assert last["eval_logps/rejected"] < first["eval_logps/rejected"]
-
-
-@pytest.mark.slow
-def test_dpo_from_a_supervised_start_has_nine_held_out_pairs_in_ten_right(tmp_path: Path):
-    """45 steps behind 60 supervised ones, with the chosen answers' own loss, so that they stay as likely as they were."""
-    rows, held_out = mixed_up("train", 720, 0), mixed_up("held_out_phrasings", 96, 1)
-    lora = LoRAConfig(r=16, lora_alpha=16, lora_dropout=0)
-    data = DataConfig(max_length=128)
-    start, preferred = tmp_path / "start", tmp_path / "preferred"
-    answered = [{"instruction": row["prompt"], "output": row["chosen"]} for row in mixed_up("train", 960, 2)]
-    LoRAFinetuningTrainer(JapaneseModel(BASE), lora, steps_of_sixteen(start, 3e-3, 60), data=data).train(answered)
-    settings = steps_of_sixteen(preferred, 5e-4, 45)
-    loss = PreferenceConfig(sft_weight=1.0)
-    PreferenceTrainer(JapaneseModel(str(start)), settings, lora, loss, rows, held_out, data=data).train()
-    first, last = evaluations(preferred)
-    assert last["eval_rewards/accuracies"] >= 0.9
-    assert last["eval_rewards/margins"] > 0.5
-    assert last["eval_logps/chosen"] > first["eval_logps/chosen"] - 0.5
