@@ -40,7 +40,7 @@ def model_folder(name: str) -> Path:
 
 
 def questions(part: str) -> list[tuple[str, str]]:
-    """(question, answer) of every row of `held_out_phrasings` or `held_out_facts` of kotoha-qa, kind by kind."""
+    """(question, answer) of every row of `train`, `held_out_phrasings` or `held_out_facts` of kotoha-qa, kind by kind."""
     talks = [row["messages"] for row in _rows(f"embedded:kotoha-qa/{part}")]
     return [(talk[0]["content"], talk[1]["content"]) for talk in talks]
 
