@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import Reason
 from .phase import CHILD, PHASES
-from .process import is_alive
+from .process import is_alive, time_of
 
 Status = Literal["completed", "running", "waiting", "failed", "stopped"]
 STATUSES: dict[Status, Reason] = {
@@ -75,4 +75,4 @@ def _phase(values: Mapping[str, Any]) -> tuple[str | None, float | None]:
     told = values.get("phase")
     told = told if isinstance(told, dict) else {}
     name, since = told.get("name"), told.get("since")
-    return (name if name in PHASES else None), (float(since) if isinstance(since, int | float) else None)
+    return next((known for known in PHASES if known == name), None), time_of(since)
