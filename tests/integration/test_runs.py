@@ -21,7 +21,9 @@ from tests.support.runs import ROWS, losses, train_lora, weights_digest
 from ai_finetuning.config.load import load_config
 from ai_finetuning.config.run_folder import CHECKPOINTS, STOP
 from ai_finetuning.engine.faults import Faults
+from ai_finetuning.engine.hooks import Control
 from ai_finetuning.engine.metrics import read_metrics
+from ai_finetuning.engine.train_state import TrainState
 from ai_finetuning.errors import ConfigError, PreemptedError, RunLockedError
 from ai_finetuning.execution.followed import Followed
 from ai_finetuning.runs.devices import occupants, occupying
@@ -118,6 +120,15 @@ def test_a_run_that_is_asked_for_its_best_ends_with_it(
     assert (run["status"], run["best"]["step"], run["result"]["steps"]) == ("completed", 3, 8)
     assert weights_digest(folder) == weights_digest(folder / CHECKPOINTS / "best")
     assert trainer.result.saved_step == 3
+
+
+def test_a_run_that_is_asked_for_its_best_before_it_trains_makes_one_step(tmp_path: Path):
+    (tmp_path / STOP).write_text(json.dumps({"how": "best"}), encoding="utf-8")
+    followed, control = Followed(tmp_path), Control()
+    followed.on_train_begin(TrainState(1), control)
+    assert control == Control()
+    followed.on_step_end(TrainState(1, step=1), control, {})
+    assert control == Control(should_training_stop=True, should_evaluate=True, should_return_best=True)
 
 
 def test_phases_are_told_while_it_trains(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -258,7 +269,7 @@ def test_a_waiting_job_is_stopped_by_its_file_and_a_killed_one_is_not_at_work(
     with occupying(["cpu"]):
         asked, killed = (launch(config, tmp_path / "runs", name, wait=True) for name in ("asked", "killed"))
         until(lambda: "waiting for the device" in console(asked)[0], 30, "it waits")
-        stop(asked, "save")
+        assert "gives up waiting" in stop(asked, "save").en
         until(lambda: not state(asked).at_work, 30, "it gives up")
         assert state(asked).status == "stopped"
         assert state(asked).reason.startswith("PreemptedError")
@@ -371,6 +382,8 @@ def test_what_cannot_be_read_is_no_run(
     assert call("runs", "show", "odd") == 66
     assert "cannot be read" in capsys.readouterr().err
     assert call("runs", "show", "あ" * 300) == 66  # longer than a file system's names
+    for verb in (("list",), ("show", "odd")):
+        assert call("runs", *verb, "--in", "none") == 66  # rather than no run
 
 
 def test_a_changed_path_is_taken_from_where_one_stands(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

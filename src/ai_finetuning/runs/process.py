@@ -36,6 +36,11 @@ def time_of(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and 0 <= value < _LATEST else None
 
 
+def is_here(values: Mapping[str, Any]) -> bool:
+    """Whether a process that `identity` has named is, or was, one of this PC."""
+    return values.get("host") == socket.gethostname()
+
+
 def process_of(values: Mapping[str, Any]) -> psutil.Process | None:
     """The process that `identity` has named, while it is at work on this PC; one that ended and that nobody has waited
     for is not at work.
@@ -44,7 +49,7 @@ def process_of(values: Mapping[str, Any]) -> psutil.Process | None:
         values: with pid, host and, in files of later versions, created.
     """
     pid = values.get("pid")
-    if values.get("host") != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < _LARGEST_PID:
+    if not is_here(values) or not isinstance(pid, int) or not 0 < pid < _LARGEST_PID:
         return None
     try:
         process = psutil.Process(pid)

@@ -48,10 +48,13 @@ def test_a_process_that_ended_and_nobody_waited_for_is_not_at_work():
         assert child.returncode is None  # a zombie until somebody waits
 
 
-def test_states():
+def test_states(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AIFT_LANG", "en")
     mine, gone = identity(), identity() | {"created": 1.0}
     assert state_of({"status": "running"} | mine | {"phase": phase("evaluation")}).phase == "evaluation"
     assert state_of({"status": "running"} | gone).status == "stopped"
+    assert "its process is gone" in (state_of({"status": "running"} | gone).reason or "")
+    assert "another PC" in (state_of({"status": "running"} | mine | {"host": "elsewhere"}).reason or "")
     assert state_of({"status": "completed", "reason": None} | gone).status == "completed"
     asked = state_of({"status": "stopped", "reason": "PreemptedError: saved"})
     assert (asked.status, asked.at_work) == ("stopped", False)

@@ -58,7 +58,7 @@ def list_(roots: list[Path] | None = ROOTS, as_json: bool = AS_JSON) -> None:
     """One line a run."""
     from ...runs.listing import list_runs
 
-    entries = list_runs(*(roots or [Path()]))
+    entries = list_runs(*_places(roots))
     if as_json:
         _print_json([_plain(entry) for entry in entries])
         return
@@ -368,13 +368,23 @@ def _give_up() -> NoReturn:
     )
 
 
+def _places(roots: list[Path] | None) -> list[Path]:
+    """Where runs are looked for."""
+    for folder in roots or ():
+        if not folder.is_dir():
+            raise InputNotFoundError(
+                f"--in の {folder} というフォルダーはありません。", f"--in is {folder}, which is no folder."
+            )
+    return roots or [Path()]
+
+
 def _entry(id: str, roots: list[Path] | None) -> RunEntry:
     """The run that an id or the name of a folder names, or that is in a folder."""
     from ...config.run_folder import RUN
     from ...runs.listing import find_id, list_runs
     from ...runs.recorded import find_run
 
-    places = roots or [Path()]
+    places = _places(roots)
     entries = list_runs(*places)
     named = [entry for entry in entries if entry.id == id] or [entry for entry in entries if entry.path.name == id]
     if len(named) == 1:
