@@ -21,10 +21,12 @@ from tests.support.runs import ROWS, losses, train_lora, weights_digest
 from ai_finetuning.config.load import load_config
 from ai_finetuning.config.run_folder import CHECKPOINTS, STOP
 from ai_finetuning.engine.faults import Faults
+from ai_finetuning.engine.hooks import Control
 from ai_finetuning.engine.metrics import read_metrics
+from ai_finetuning.engine.train_state import TrainState
 from ai_finetuning.errors import ConfigError, PreemptedError, RunLockedError
 from ai_finetuning.execution.followed import Followed
-from ai_finetuning.runs.devices import occupying
+from ai_finetuning.runs.devices import occupants, occupying
 from ai_finetuning.runs.folder import read_run
 from ai_finetuning.runs.launch import launch, resume
 from ai_finetuning.runs.phase import CHILD
@@ -118,6 +120,15 @@ def test_a_run_that_is_asked_for_its_best_ends_with_it(
     assert (run["status"], run["best"]["step"], run["result"]["steps"]) == ("completed", 3, 8)
     assert weights_digest(folder) == weights_digest(folder / CHECKPOINTS / "best")
     assert trainer.result.saved_step == 3
+
+
+def test_a_run_that_is_asked_for_its_best_before_it_trains_makes_one_step(tmp_path: Path):
+    (tmp_path / STOP).write_text(json.dumps({"how": "best"}), encoding="utf-8")
+    followed, control = Followed(tmp_path), Control()
+    followed.on_train_begin(TrainState(1), control)
+    assert control == Control()
+    followed.on_step_end(TrainState(1, step=1), control, {})
+    assert control == Control(should_training_stop=True, should_evaluate=True, should_return_best=True)
 
 
 def test_phases_are_told_while_it_trains(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -238,6 +249,17 @@ def test_a_job_waits_for_its_device_and_two_starters_do_not_meet(
     assert call("runs", "logs", str(queued)) == 0
 
 
+def test_a_job_waits_for_one_that_still_prepares(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before it imports what trains: a child enters the queue first."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    first = launch(load_config(write_run(tmp_path, tiny_model_dir)), tmp_path / "runs", "first")
+    until(lambda: [item.folder for item in occupants()] == [str(first)], 30, "it is in the queue")
+    assert state(first).phase == "preparing"
+    assert "model" not in console(first)[0]  # nor has it said yet what it trains
+    stop(first, "now")
+    assert occupants() == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_a_waiting_job_is_stopped_by_its_file_and_a_killed_one_is_not_at_work(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -247,7 +269,7 @@ def test_a_waiting_job_is_stopped_by_its_file_and_a_killed_one_is_not_at_work(
     with occupying(["cpu"]):
         asked, killed = (launch(config, tmp_path / "runs", name, wait=True) for name in ("asked", "killed"))
         until(lambda: "waiting for the device" in console(asked)[0], 30, "it waits")
-        stop(asked, "save")
+        assert "gives up waiting" in stop(asked, "save").en
         until(lambda: not state(asked).at_work, 30, "it gives up")
         assert state(asked).status == "stopped"
         assert state(asked).reason.startswith("PreemptedError")
@@ -335,3 +357,39 @@ def test_what_no_file_may_allow_is_not_launched(tiny_model_dir: Path, tmp_path: 
     with pytest.raises(ConfigError, match="data.train"):
         launch(load_config(path, ["data.train=null"]), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_starts(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    path = write_run(tmp_path, tiny_model_dir)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AIFT_LANG", "en")
+    assert call("runs", "launch", str(path), "data.train=none.jsonl", "training.output_dir=outputs/new") == 66
+    assert "none.jsonl does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "outputs" / "new").exists()
+
+
+def test_what_cannot_be_read_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AIFT_LANG", "en")
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "run.json").write_text("[1, 2]", encoding="utf-8")
+    (odd / "config.yaml").write_text("model: {name: x}\n", encoding="utf-8")
+    assert call("runs", "show", "odd") == 66
+    assert "cannot be read" in capsys.readouterr().err
+    assert call("runs", "show", "あ" * 300) == 66  # longer than a file system's names
+    for verb in (("list",), ("show", "odd")):
+        assert call("runs", *verb, "--in", "none") == 66  # rather than no run
+
+
+def test_a_changed_path_is_taken_from_where_one_stands(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As `aift resume` takes it: the child stands where its starter did."""
+    shutil.copytree(whole, tmp_path / "outputs" / "one")
+    monkeypatch.chdir(tmp_path)
+    folder = resume(tmp_path / "outputs" / "one", ["data.train=none.jsonl"])
+    until(lambda: not state(folder).at_work, 60, "the child refuses the file")
+    assert f"none.jsonl does not exist (current folder: {tmp_path})" in console(folder)[0]

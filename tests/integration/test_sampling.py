@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import py_compile
 import time
 from pathlib import Path
 from typing import Any
@@ -399,3 +400,33 @@ def test_questions_without_an_expected_answer_are_refused(row: dict[str, str], s
     file = write(tmp_path / "s.jsonl", [{"question": "q", "row": row, "samples": ["a"]}])
     assert call("score", str(file), "--by", "exact") == 65
     assert said in capsys.readouterr().err
+
+
+def test_what_runs_is_the_file_that_can_be_read(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """A compiled file beside it, which says that it needs no comparison with its source, is not run in its place."""
+    file = tmp_path / "mine.py"
+    file.write_text("def ok(answer, question):\n    raise ValueError('planted')\n", encoding="utf-8")
+    py_compile.compile(str(file), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    file.write_text("def ok(answer, question):\n    return True\n", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    assert call("score", str(samples), "--by", f"{file}:ok") == 0
+    assert "17 answers, of which 17 are right" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_answer_that_is_right_and_wrong_teaches_nothing(tmp_path: Path, capsys):
+    """The same question twice, with different expected answers."""
+    file, sft, pairs = (tmp_path / f"{name}.jsonl" for name in ("samples", "sft", "pairs"))
+    asked = [{"question": "q", "answer": answer, "samples": ["a", "b", "c"]} for answer in ("a", "b")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    (tmp_path / "sub").mkdir()
+    same = tmp_path / "sub" / ".." / "sft.jsonl"
+    assert call("score", str(file), "--by", "exact", "--sft", str(sft), "--pairs", str(same)) == 78
+    assert call("score", str(file), "--by", "exact", "--sft", str(sft)) == 65  # a and b are both
+    with file.open("a", encoding="utf-8") as more:
+        more.write(json.dumps({"question": "q", "answer": "d", "samples": ["d", "a"]}) + "\n")
+    assert call("score", str(file), "--by", "exact", "--sft", str(sft), "--pairs", str(pairs)) == 0
+    assert (lines(sft), lines(pairs)) == (
+        [{"instruction": "q", "output": "d"}],
+        [{"prompt": "q", "chosen": "d", "rejected": "c"}],
+    )

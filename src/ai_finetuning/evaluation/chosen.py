@@ -62,6 +62,9 @@ def _asked(rows: Sequence[Sampled], marks: Sequence[Sequence[bool]]) -> list[_As
         for text, end, right in zip(row.samples, row.ends, mark, strict=True):
             if end == "stop" and text.strip():
                 (item.right if right else item.wrong)[text] += 1
+    for item in obtained.values():  # right under one of two equal questions, wrong under the other: says nothing
+        for text in item.right.keys() & item.wrong.keys():
+            del item.right[text], item.wrong[text]
     return list(obtained.values())
 
 

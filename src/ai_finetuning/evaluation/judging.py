@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from ..config.hints import near_files
@@ -192,6 +192,13 @@ def _by_checks(rows: Sequence[Sampled]) -> Judge:
     return judge
 
 
+class _AsWritten(SourceFileLoader):
+    """Runs the text that the user can read, never what is compiled beside it; writes nothing."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _by_function(name: str) -> Judge:
     """A function of a file of the user's own: NAME(answer, question) -> bool, where `question` is the sample's line
     (question, row ...) without its answers.
@@ -215,7 +222,7 @@ def _by_function(name: str) -> Judge:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
-        SourceFileLoader(module.__name__, str(path)).exec_module(module)
+        _AsWritten(module.__name__, str(path)).exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise _failed(path, error, "読み込めません", "cannot be run") from None
     found = getattr(module, function, None)

@@ -20,14 +20,18 @@ class Followed(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._best_later = False
 
     def on_train_begin(self, state: TrainState, control: Control) -> None:
         """The first step or evaluation comes."""
-        self._look(control)
+        self._look(control, untrained=state.step == 0)
         tell_phase(self._folder, "evaluation" if control.should_evaluate else "training")
 
     def on_step_end(self, state: TrainState, control: Control, row: dict[str, Any]) -> None:
         """One question to the file system."""
+        if self._best_later:
+            self._best_later = False
+            self._end_with_best(control)
         self._look(control)
         if control.should_evaluate:
             tell_phase(self._folder, "evaluation")
@@ -36,7 +40,7 @@ class Followed(Callback):
         """Steps go on."""
         tell_phase(self._folder, "training")
 
-    def _look(self, control: Control) -> None:
+    def _look(self, control: Control, *, untrained: bool = False) -> None:
         how = take_stop(self._folder)
         if how is None:
             return
@@ -44,6 +48,12 @@ class Followed(Callback):
             control.should_leave = True
         elif how == "save":
             control.should_interrupt = True
-        else:  # the weights of this step may be better than those of the last evaluation
-            control.should_training_stop = control.should_evaluate = control.should_return_best = True
+        elif untrained:
+            self._best_later = True  # a model that has learnt nothing is no result
+        else:
+            self._end_with_best(control)
         notice(f"停止の指示（{how}）を受け付けました。", f"asked to stop ({how}).")
+
+    def _end_with_best(self, control: Control) -> None:
+        """The weights of this step may be better than those of the last evaluation."""
+        control.should_training_stop = control.should_evaluate = control.should_return_best = True

@@ -68,7 +68,7 @@ def launch(config: RunConfig, root: Path, name: str | None = None, *, wait: bool
         planned = {"model": config.model.name, "method": config.effective_method}
         change_run(folder, planned=planned, started=_now())
         with _held(folder):
-            _start(folder, ["train"], wait=wait)
+            _start(folder, ["train"], here=folder, wait=wait)
     except OSError as error:
         if isinstance(error, RunLockedError):
             raise
@@ -84,7 +84,7 @@ def resume(folder: Path, changes: Sequence[str] = (), *, wait: bool = False) -> 
 
     Args:
         folder: of the run, or one of its checkpoints.
-        changes: key=value.
+        changes: key=value; relative paths are taken from where this process is.
         wait: as launch() takes it.
 
     Raises:
@@ -99,7 +99,7 @@ def resume(folder: Path, changes: Sequence[str] = (), *, wait: bool = False) -> 
     refuse_links(run)
     try:
         with _held(run):
-            _start(run, ["resume", str(folder), *changes], wait=wait)
+            _start(run, ["resume", str(folder), *changes], here=Path.cwd(), wait=wait)
     except OSError as error:
         if isinstance(error, RunLockedError):
             raise
@@ -145,8 +145,12 @@ def _held(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _start(folder: Path, arguments: list[str], *, wait: bool) -> None:
-    """Starts the child, whose first act is to wait until run.json names it."""
+def _start(folder: Path, arguments: list[str], *, here: Path, wait: bool) -> None:
+    """Starts the child, whose first act is to wait until run.json names it.
+
+    Args:
+        here: its working folder, from which relative paths among the arguments are taken.
+    """
     (folder / STOP).unlink(missing_ok=True)
     command = [*isolated_python("ai_finetuning"), *VERB, *(["--wait"] if wait else []), str(folder), *arguments]
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
@@ -156,7 +160,7 @@ def _start(folder: Path, arguments: list[str], *, wait: bool) -> None:
         # What it says goes into a file: a pipe that nobody reads any more would stop it.
         child = subprocess.Popen(
             command,
-            cwd=folder,
+            cwd=here,
             env=isolated_environment() | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -13,6 +13,7 @@ import psutil
 # whose time the kernel rounds.
 _SAME = 2.0
 _LARGEST_PID = 2**31
+_LATEST = 1e11  # some 3,000 years
 
 
 def identity(pid: int | None = None) -> dict[str, Any]:
@@ -30,6 +31,16 @@ def identity(pid: int | None = None) -> dict[str, Any]:
     return {"pid": pid, "host": socket.gethostname(), "created": created}
 
 
+def time_of(value: object) -> float | None:
+    """Seconds since 1970, where a value of a file of anybody's is such a number; NaN and what no clock reaches are none."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < _LATEST else None
+
+
+def is_here(values: Mapping[str, Any]) -> bool:
+    """Whether a process that `identity` has named is, or was, one of this PC."""
+    return values.get("host") == socket.gethostname()
+
+
 def process_of(values: Mapping[str, Any]) -> psutil.Process | None:
     """The process that `identity` has named, while it is at work on this PC; one that ended and that nobody has waited
     for is not at work.
@@ -38,14 +49,16 @@ def process_of(values: Mapping[str, Any]) -> psutil.Process | None:
         values: with pid, host and, in files of later versions, created.
     """
     pid = values.get("pid")
-    if values.get("host") != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < _LARGEST_PID:
+    if not is_here(values) or not isinstance(pid, int) or not 0 < pid < _LARGEST_PID:
         return None
     try:
         process = psutil.Process(pid)
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return None
-        created = values.get("created")
-        if isinstance(created, int | float) and abs(process.create_time() - created) > _SAME:
+        created = time_of(values.get("created"))
+        if created is None and values.get("created") is not None:
+            return None
+        if created is not None and abs(process.create_time() - created) > _SAME:
             return None
     except psutil.NoSuchProcess:
         return None

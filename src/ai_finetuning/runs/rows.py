@@ -45,7 +45,7 @@ def steps_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def step_of(*candidates: object) -> int | None:
     """The first that is a number of steps."""
-    return next((value for value in candidates if isinstance(value, int) and 0 <= value < _STEPS), None)
+    return next((value for value in candidates if type(value) is int and 0 <= value < _STEPS), None)
 
 
 def loss_of(value: object) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import Reason
 from .phase import CHILD, PHASES
-from .process import is_alive
+from .process import is_alive, is_here, time_of
 
 Status = Literal["completed", "running", "waiting", "failed", "stopped"]
 STATUSES: dict[Status, Reason] = {
@@ -23,6 +23,10 @@ _ASKED = ("PreemptedError", "KeyboardInterrupt")
 _GONE = Reason(
     "プロセスがなくなっています（強制終了されたか、PC が止まりました）",
     "its process is gone (killed, or the PC stopped)",
+)
+_ELSEWHERE = Reason(
+    "別の PC で始めた実行です。学習中かどうかは、その PC でしか分かりません",
+    "it began on another PC; only there is seen whether it is at work",
 )
 
 
@@ -68,11 +72,14 @@ def state_of(run: Mapping[str, Any]) -> State:
         return State("running", *_phase(run))
     if told is not None and (child or status != "running"):
         return State("stopped" if told.startswith(_ASKED) else "failed", reason=told)
-    return State("stopped", reason=str(_GONE) if child or status == "running" else None)
+    if not child and status != "running":
+        return State("stopped")
+    told_by = child if isinstance(child, dict) else run
+    return State("stopped", reason=str(_GONE if is_here(told_by) else _ELSEWHERE))
 
 
 def _phase(values: Mapping[str, Any]) -> tuple[str | None, float | None]:
     told = values.get("phase")
     told = told if isinstance(told, dict) else {}
     name, since = told.get("name"), told.get("since")
-    return (name if name in PHASES else None), (float(since) if isinstance(since, int | float) else None)
+    return next((known for known in PHASES if known == name), None), time_of(since)

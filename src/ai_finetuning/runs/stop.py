@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +19,7 @@ from ..errors import Reason, StorageError, UsageError
 from ..system.files import read_bounded, write_in_place
 from .folder import read_run
 from .phase import CHILD, change_run, is_mine
-from .process import is_alive, process_of
+from .process import is_alive, is_here, process_of
 from .state import state_of
 
 How = Literal["save", "best", "now"]
@@ -77,7 +76,7 @@ def stop(folder: Path, how: How = "save") -> Reason:
     run = read_run(folder)
     child = run.get(CHILD)
     of = child if isinstance(child, dict) and is_alive(child) else run
-    elsewhere = run.get("status") == "running" and not state_of(run).at_work and not _was_here(run)
+    elsewhere = run.get("status") == "running" and not state_of(run).at_work and not is_here(run)
     if not state_of(run).at_work and not elsewhere:
         raise UsageError(f"{folder} は学習中ではありません。", f"{folder} is not at work, so there is nothing to stop.")
     request = {"how": how, "of": {key: of.get(key) for key in ("pid", "host", "created")}}
@@ -94,6 +93,8 @@ def stop(folder: Path, how: How = "save") -> Reason:
         return Reason(
             "すぐに止めました。最後のチェックポイントから再開できます", "stopped at once; its last checkpoint is kept"
         )
+    if state_of(run).status == "waiting":
+        return Reason("順番待ちをやめます", "it gives up waiting")
     if how == "best":
         return Reason(
             "このステップの後で評価し、最良の重みを結果として終わります",
@@ -102,11 +103,6 @@ def stop(folder: Path, how: How = "save") -> Reason:
     if how == "now":
         return Reason("このステップの後で、保存せずに止まります", "it stops after this step, without saving")
     return Reason("このステップの後で保存して止まります", "it saves after this step and stops")
-
-
-def _was_here(run: dict[str, Any]) -> bool:
-    """Whether run.json names a process of this PC, which is gone then."""
-    return run.get("host") == socket.gethostname()
 
 
 def _kill(folder: Path, of: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from ai_finetuning.config.run_folder import RUN, STOP
 from ai_finetuning.errors import UsageError
 from ai_finetuning.runs.phase import CHILD, PHASES, phase, tell_phase
 from ai_finetuning.runs.process import identity, is_alive
-from ai_finetuning.runs.state import state_of
+from ai_finetuning.runs.state import State, state_of
 from ai_finetuning.runs.stop import drop_earlier_stop, stop, take_stop
 
 
@@ -34,6 +34,8 @@ def test_a_process_is_known_by_more_than_its_number():
     assert not is_alive(mine | {"host": "elsewhere"})
     for odd in (None, "1", -1, 2**40, True):
         assert not is_alive(mine | {"pid": odd, "created": 0.0})
+    for odd in (float("nan"), float("inf"), 10**400, "1", [1]):  # nobody is ended by a file that avoids the question
+        assert not is_alive(mine | {"created": odd})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no zombies")
@@ -46,10 +48,13 @@ def test_a_process_that_ended_and_nobody_waited_for_is_not_at_work():
         assert child.returncode is None  # a zombie until somebody waits
 
 
-def test_states():
+def test_states(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AIFT_LANG", "en")
     mine, gone = identity(), identity() | {"created": 1.0}
     assert state_of({"status": "running"} | mine | {"phase": phase("evaluation")}).phase == "evaluation"
     assert state_of({"status": "running"} | gone).status == "stopped"
+    assert "its process is gone" in (state_of({"status": "running"} | gone).reason or "")
+    assert "another PC" in (state_of({"status": "running"} | mine | {"host": "elsewhere"}).reason or "")
     assert state_of({"status": "completed", "reason": None} | gone).status == "completed"
     asked = state_of({"status": "stopped", "reason": "PreemptedError: saved"})
     assert (asked.status, asked.at_work) == ("stopped", False)
@@ -58,6 +63,8 @@ def test_states():
     assert state_of({CHILD: mine | waiting}).status == "waiting"
     assert state_of({"status": "completed", CHILD: mine | waiting}).at_work
     assert state_of({CHILD: gone | waiting}).status == "stopped"
+    for told in ({"name": ["training"], "since": 10**400}, {"name": "x", "since": float("nan")}, ["training"]):
+        assert state_of({"status": "running", "phase": told} | mine) == State("running")
     failed = state_of({CHILD: gone | {"reason": "InputNotFoundError: no such file"}})
     assert (failed.status, failed.reason) == ("failed", "InputNotFoundError: no such file")
     assert state_of({"status": "completed", CHILD: gone | {"reason": "ConfigError: x"}}).status == "completed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from ...errors import PreemptedError, UsageError, localized
+from ...errors import InputNotFoundError, PreemptedError, UsageError, localized
 from ...messages import argument, described, notice, on_one_line, printable
 from .japanese import App
-from .train import ALLOW_CHANGED, RESTART, VerbWithSettings, resume_folder, run_or_plan, with_flags
+from .train import ALLOW_CHANGED, RESTART, VerbWithSettings, check_settings, resume_folder, run_or_plan, with_flags
 
 if TYPE_CHECKING:
     from ...runs.compare import Comparison
@@ -57,7 +58,7 @@ def list_(roots: list[Path] | None = ROOTS, as_json: bool = AS_JSON) -> None:
     """One line a run."""
     from ...runs.listing import list_runs
 
-    entries = list_runs(*(roots or [Path()]))
+    entries = list_runs(*_places(roots))
     if as_json:
         _print_json([_plain(entry) for entry in entries])
         return
@@ -104,7 +105,6 @@ def logs(
 ) -> None:
     """Its console.log."""
     from ...config.run_folder import CONSOLE
-    from ...errors import InputNotFoundError
     from ...runs.folder import read_run
     from ...runs.state import state_of
     from ...runs.watch import console
@@ -232,6 +232,7 @@ def launch(
     arguments = list(context.args)
     path = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
     config = load_config(path, arguments)
+    check_settings(config, path)
     if "output_dir" in explicitly_set(config.training):
         named = Path(config.training.output_dir).absolute()
         root, name = root or named.parent, name or named.name
@@ -322,8 +323,7 @@ def begin(
 
     wait_until_named(folder)
     try:
-        if wait:
-            _wait_for_devices(folder)
+        _take_devices(folder, wait=wait)
         if verb == "resume":
             resume_folder(Path(context.args[0]), context.args[1:])
         else:
@@ -333,7 +333,8 @@ def begin(
         raise
 
 
-def _wait_for_devices(folder: Path) -> None:
+def _take_devices(folder: Path, *, wait: bool) -> None:
+    """Enters the queue before anything takes time, so that a job launched next sees this one."""
     from ...runs.devices import Place, hold, visible_devices
     from ...runs.phase import tell_phase
     from ...runs.stop import take_stop
@@ -344,7 +345,10 @@ def _wait_for_devices(folder: Path) -> None:
 
     try:
         place = Place(visible_devices(), folder)
-        place.wait(look)
+        if wait:
+            place.wait(look)
+        else:
+            place.take()
     except (OSError, RuntimeError) as error:
         if isinstance(error, PreemptedError):
             raise
@@ -354,7 +358,8 @@ def _wait_for_devices(folder: Path) -> None:
         )
         return
     hold(place)
-    tell_phase(folder, "preparing")
+    if wait:
+        tell_phase(folder, "preparing")
 
 
 def _give_up() -> NoReturn:
@@ -363,20 +368,37 @@ def _give_up() -> NoReturn:
     )
 
 
+def _places(roots: list[Path] | None) -> list[Path]:
+    """Where runs are looked for."""
+    for folder in roots or ():
+        if not folder.is_dir():
+            raise InputNotFoundError(
+                f"--in の {folder} というフォルダーはありません。", f"--in is {folder}, which is no folder."
+            )
+    return roots or [Path()]
+
+
 def _entry(id: str, roots: list[Path] | None) -> RunEntry:
     """The run that an id or the name of a folder names, or that is in a folder."""
+    from ...config.run_folder import RUN
     from ...runs.listing import find_id, list_runs
     from ...runs.recorded import find_run
 
-    places = roots or [Path()]
+    places = _places(roots)
     entries = list_runs(*places)
     named = [entry for entry in entries if entry.id == id] or [entry for entry in entries if entry.path.name == id]
     if len(named) == 1:
         return named[0]
-    if Path(id).exists():
-        folder = find_run(Path(id)).folder
-        return next(entry for entry in list_runs(folder) if entry.path == folder)
-    return find_id(id, places)
+    if not os.path.exists(id):  # which knows of no error: a name may be too long for one
+        return find_id(id, places)
+    folder = find_run(Path(id)).folder
+    for entry in list_runs(folder):
+        if entry.path == folder:
+            return entry
+    raise InputNotFoundError(
+        f"{folder / RUN} を読めないため、実行が分かりません。",
+        f"{folder / RUN} cannot be read, so that nothing is known of a run there.",
+    )
 
 
 def _plain(entry: RunEntry) -> dict[str, Any]:

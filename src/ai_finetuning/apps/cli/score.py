@@ -87,7 +87,7 @@ def score(
     targets = {option: path for option, path in named if path is not None}
     for option, path in targets.items():
         validate_file(option, path, (KIND,), file, overwrite=overwrite)
-    if len({path.absolute() for path in targets.values()}) < len(targets):
+    if len({path.resolve() for path in targets.values()}) < len(targets):
         raise ConfigError(
             f"{'・'.join(targets)} に同じファイルは指定できません。", f"{', '.join(targets)} must be different files."
         )

@@ -323,7 +323,7 @@ def run_or_plan(
         elsewhere: GPUs of `--gpu`.
         exact: simulate the memory of a step in any case.
     """
-    source = _check(config, said)
+    source = check_settings(config, said)
     if gpus or cpu_processes:
         from ...execution.request import with_processes
 
@@ -378,7 +378,7 @@ def _started(config: RunConfig, start: str | None) -> RunConfig:
     return config if start is None else going_on_from(config, start)
 
 
-def _check(config: RunConfig, path: str | None) -> ModelSource:
+def check_settings(config: RunConfig, path: str | None) -> ModelSource:
     """Refuses what the settings alone rule out, before anything heavy is imported; where the base is."""
     from ...errors import ConfigError
     from ...execution.sources import config_source
