@@ -1,0 +1,104 @@
+"""Before step 1 no answer has a margin: for every base, adapter and precision, and with dropout in all settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.integration.test_preference_runs import KEPT, request_of
+from tests.support.models import save_tiny_model
+from tests.support.runs import losses, train_lora, weights_digest
+from tests.unit.engine.test_preference_loss import pairs
+
+from ai_finetuning import LoRAConfig
+from ai_finetuning.config.run_folder import METRICS
+from ai_finetuning.engine.metrics import read_metrics
+from ai_finetuning.execution.execute import execute
+from ai_finetuning.execution.request import TrainRequest
+
+# So small that every step has the weights of the first.
+STANDING = {"learning_rate": 1e-30, "batch_size": 2, "gradient_accumulation_steps": 1, "num_epochs": 1}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with biases in its attention, and with dropout there by its own configuration; wide enough for 4 bit."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("models") / "dropping", "qwen2", hidden_size=128)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.05}), encoding="utf-8")
+    return folder
+
+
+def asked(
+    base: Path, folder: Path, lora: dict[str, Any], *, precision: str = "fp32", resume: Any = None, **changes: Any
+) -> TrainRequest:
+    request = request_of(base, folder, pairs(10), pairs(4, seed=9), resume=resume, **changes)
+    config = request.config
+    runtime = replace(config.training.runtime, precision=precision)
+    given = LoRAConfig(**{"r": 4, "lora_alpha": 8, "lora_dropout": 0.05} | lora)
+    config = replace(config, lora=given, training=replace(config.training, runtime=runtime))
+    return replace(request, config=config)
+
+
+def margins(folder: Path) -> list[float]:
+    """Nats between the answers of a step's two pairs, and of the evaluation's, by the mean (beta is 0.1)."""
+    rows = read_metrics(folder / METRICS)
+    return [row[name] / 0.1 for row in rows for name in ("rewards/margins", "eval_rewards/margins") if name in row]
+
+
+@pytest.mark.parametrize(
+    ("lora", "precision", "most"),
+    [
+        ({}, "fp32", 1e-3),
+        ({}, "bf16", 0.1),
+        ({"use_qlora": True}, "fp32", 1e-3),
+        ({"use_qlora": True}, "bf16", 0.1),
+        # Rounds activations to 8 bit, so that a last bit of fp32, which other rows in the batch may change, becomes 1 in 127.
+        ({"use_qlora": True, "qlora_4bit": False}, "fp32", 2e-2),
+        ({"bias": "all"}, "fp32", 1e-3),
+        ({"use_dora": True}, "fp32", 1e-3),
+    ],
+    ids=["lora", "bf16", "4 bit", "4 bit bf16", "8 bit", "biases", "dora"],
+)
+def test_no_pair_has_a_margin(lora: dict[str, Any], precision: str, most: float, dropping: Path, tmp_path: Path):
+    execute(asked(dropping, tmp_path, lora, precision=precision, **STANDING))
+    found = margins(tmp_path)
+    assert len(found) >= 5
+    assert found[0] == 0.0  # the evaluation before step 1: the same rows in the same batches
+    assert max(map(abs, found)) < most, found
+    kept = load_file(tmp_path / KEPT)
+    assert (kept["train"].sum(dim=-1) < -1).all()
+
+
+def test_a_continued_adapter_is_its_own_reference(dropping: Path, tmp_path: Path):
+    """And not the base, which is what the adapter switched off would be."""
+    train_lora(dropping, tmp_path / "first", lora={"bias": "all", "lora_dropout": 0.05}, num_epochs=3)
+    execute(asked(dropping, tmp_path / "base", {}, **STANDING))
+    execute(asked(dropping, tmp_path / "more", {"adapter": str(tmp_path / "first")}, **STANDING))
+    assert max(map(abs, margins(tmp_path / "more"))) < 1e-3
+    of_base, of_adapter = (load_file(tmp_path / name / KEPT)["train"] for name in ("base", "more"))
+    assert (of_base - of_adapter).abs().max() > 0.1
+
+
+def test_trained_biases_of_the_base_stay_out_of_the_reference(dropping: Path, tmp_path: Path):
+    """They are changed in place, so that no switch gives the base back: a resumed run reads what was kept."""
+    lora = {"bias": "all"}
+    execute(asked(dropping, tmp_path / "whole", lora))
+    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-4"
+    execute(asked(dropping, tmp_path / "rest", lora, resume=checkpoint))
+    kept, again = (load_file(tmp_path / name / KEPT) for name in ("whole", "rest"))
+    assert torch.equal(kept["train"], again["train"])
+    assert losses(tmp_path / "rest") == losses(tmp_path / "whole")[4:]
+    assert weights_digest(tmp_path / "rest") == weights_digest(tmp_path / "whole")
+    first, last = margins(tmp_path / "whole")[0], margins(tmp_path / "whole")[-1]
+    assert abs(first) < 1e-3 < last
