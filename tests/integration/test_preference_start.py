@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.integration.test_preference_runs import KEPT, request_of
 from tests.support.models import save_tiny_model
 from tests.support.runs import losses, train_lora, weights_digest
 from tests.unit.engine.test_preference_loss import pairs
 
-from ai_finetuning import LoRAConfig, PreferenceConfig, ScheduleConfig
+from ai_finetuning import JapaneseModel, LoRAConfig, PreferenceConfig, ScheduleConfig
 from ai_finetuning.config.run_folder import METRICS
 from ai_finetuning.data.text_dataset import TextDataset
 from ai_finetuning.engine.metrics import read_metrics
@@ -37,8 +38,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def dropping(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base with biases in its attention, and with dropout there by its own configuration; wide enough for 4 bit."""
+    """A base with biases in its attention, and with dropout there by its own configuration; wide enough for 4 bit. Its values
+    are the same in bf16.
+    """
     folder = save_tiny_model(tmp_path_factory.mktemp("models") / "dropping", "qwen2", hidden_size=128)
+    weights = {name: value.bfloat16().float() for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.05}), encoding="utf-8")
     return folder
@@ -130,8 +135,13 @@ def test_trained_biases_of_the_base_stay_out_of_the_reference(dropping: Path, tm
 
 
 def test_references_of_other_rows_bases_bits_or_precisions_are_not_taken(dropping: Path, tmp_path: Path):
-    """A run takes those of an earlier one only where they are its own; another loss or rate changes nothing in them."""
-    other = save_tiny_model(tmp_path / "other", "qwen2", hidden_size=128, seed=1)
+    """A run takes those of an earlier one only where they are its own; another loss changes nothing in them. One value of a
+    base is another base.
+    """
+    other = shutil.copytree(dropping, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.embed_tokens.weight"][7, 5] += 0.5
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
     first = asked(dropping, tmp_path / "first", {}, **STANDING)
     changed = replace(first, train=another_row())
     ipo = replace(first.config, preference=PreferenceConfig("ipo"))
@@ -141,7 +151,8 @@ def test_references_of_other_rows_bases_bits_or_precisions_are_not_taken(droppin
         (changed, 1),
         (replace(first, eval_data=None), 1),
         (asked(other, tmp_path / "first", {}, **STANDING), 1),
-        (asked(dropping, tmp_path / "first", {}, precision="bf16", **STANDING), 1),
+        (mixed := asked(dropping, tmp_path / "first", {}, precision="bf16", **STANDING), 1),
+        (replace(mixed, model=JapaneseModel(str(dropping), torch_dtype=torch.bfloat16)), 1),
         (asked(dropping, tmp_path / "first", {"use_qlora": True}, **STANDING), 1),
         (asked(dropping, tmp_path / "first", {"use_qlora": True, "qlora_4bit": False}, **STANDING), 1),
     ]

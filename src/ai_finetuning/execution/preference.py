@@ -26,7 +26,9 @@ from ..engine.references import reference_scores
 from ..errors import CheckpointError, ConfigError, DataError
 from ..messages import notice
 from ..models.documents import VarlenForward, why_no_forks
+from ..models.quantized import plain_parts
 from ..parallel.batch import LossFunction
+from ..parallel.weights.layout import local
 from ..system.files import is_private, replacing, write_in_place
 from ..system.folders import private_cache
 from .objective import preference_of
@@ -195,6 +197,8 @@ def _how(plan: RunPlan, built: Any) -> dict[str, Any]:
     path: VarlenForward | None = built.path
     return {
         "code": code_version(),
+        "weights": built.run.strategy.gather(_hashes(plan, built.model)),
+        "dtype": built.derived.dtype,
         "torch": torch.__version__,
         "precision": plan.precision.name,
         "device": plan.device.type,
@@ -203,6 +207,17 @@ def _how(plan: RunPlan, built: Any) -> dict[str, Any]:
         "parallel": asdict(plan.parallel.sizes),
         "method": plan.request.config.effective_method,
     }
+
+
+def _hashes(plan: RunPlan, model: nn.Module) -> list[int]:
+    """Of this process's part of every weight that the fingerprint knows by a few values only; of an adapter it knows more."""
+    hashes = []
+    for weight in model.parameters():
+        if plan.request.full or not weight.requires_grad:
+            for part in plain_parts(local(weight.detach())):
+                part = part if part.device.type in ("cpu", "cuda") else part.cpu()
+                hashes.append(int(torch.hash_tensor(part).view(torch.int64)))
+    return hashes
 
 
 def _of_resumed(
