@@ -20,7 +20,8 @@ from tests.support.patience import patience, until
 from tests.support.ports import free_port
 from tests.support.runs import losses, weights_digest
 
-from ai_finetuning.config.run_folder import LOCK
+from ai_finetuning.config.run_folder import LOCK, METRICS
+from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import RunLockedError
 
 TWO = ("--cpu-processes", "2")
@@ -39,6 +40,40 @@ def test_aift_train_starts_the_processes(tmp_path: Path, tiny_model_dir: Path):
         abs(float.fromhex(a) - float.fromhex(b)) for a, b in zip(together, losses(tmp_path / "alone"), strict=True)
     ]
     assert max(difference) < 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["preference", "kto"])
+def test_the_processes_compare_answers_as_one_does(objective: str, tmp_path: Path, tiny_model_dir: Path):
+    """Both count the references of all rows together, keep them once, and go on from them when the run was stopped."""
+    rows = [
+        {"prompt": f"{number}の次は？", "chosen": f"{number + 1}です。", "rejected": "知りません。" * (1 + number % 3)}
+        for number in range(22)
+    ]
+    if objective == "kto":
+        rows = [
+            {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+            for row in rows[:11]
+            for side in ("chosen", "rejected")
+        ]
+    config = str(write_run(tmp_path, tiny_model_dir, num_epochs=1))
+    for name, part in (("rows", rows), ("held_out", rows[:5])):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    asked, cache = ["train", config, f"objective={objective}"], str(tmp_path / "cache")
+    code, output = spawn(*asked, *TWO, fault="step:term@5", timeout=280, AIFT_CACHE=cache)
+    assert code == 75, output
+    assert output.count("27 rows, computed before step 1") == 1, output
+    code, output = spawn(*asked, *TWO, "--resume", timeout=280, AIFT_CACHE=cache)
+    assert code == 0, output
+    assert "computed before step 1" not in output
+    code, output = spawn(*asked, f"output_dir={tmp_path / 'alone'}", AIFT_CACHE=str(tmp_path / "own"))
+    assert code == 0, output
+    two, one = (read_metrics(tmp_path / name / METRICS) for name in ("out", "alone"))
+    assert abs(two[0]["eval_rewards/margins"]) < 1e-4
+    for together, alone in zip(two, one, strict=True):
+        names = [name for name in alone if name == "loss" or "rewards" in name or "logps" in name or "kl" in name]
+        assert [together[name] for name in names] == pytest.approx([alone[name] for name in names], rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from tests.support.runs import ROWS, losses, training, weights_digest
 
 from ai_finetuning import DataConfig, JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
 from ai_finetuning.config.parallel import ParallelConfig
+from ai_finetuning.config.run_folder import METRICS
+from ai_finetuning.engine.metrics import read_metrics
 
 
 @pytest.fixture
@@ -111,3 +113,51 @@ def test_evaluation_rows_are_taken_out_of_every_source(
     assert plan["eval_rows"] == 13
     assert sum(source["there"] for source in plan["sources"]) == plan["rows"] == 39
     assert all(source["share"] == 0.5 for source in plan["sources"])
+
+
+@pytest.mark.parametrize("objective", ["preference", "kto"])
+def test_pairs_and_marked_answers_of_several_sources_keep_their_references(
+    objective: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Rows that come in the order of a mixture, some twice and some not at all, are compared with their own
+    log-probabilities; KTO's other answers with theirs. A stopped run goes on to the same bits.
+    """
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
+    files = {"a": tmp_path / "a.jsonl", "b": tmp_path / "b.jsonl"}
+    for number, path in enumerate(files.values()):
+        path.write_text("".join(json.dumps(row) + "\n" for row in answers(objective, 22 + number)), encoding="utf-8")
+    by_tokens = "[{{path: {a}, weight: 2, by: tokens}}, {{path: {b}, weight: 1, by: tokens}}]"
+    for name, mixture in (("rows", MIXED), ("tokens", by_tokens)):
+        run = [*settings(tiny_model_dir, files, mixture), f"objective={objective}", "data.eval=0.1"]
+        standing = [*run, "learning_rate=1e-30", "num_epochs=1", f"output_dir={tmp_path / name}"]
+        assert call("train", *standing) == 0
+        steps = [row for row in read_metrics(tmp_path / name / METRICS) if "loss" in row]
+        assert len(steps) > 4
+        for step in steps:
+            found = [step[key] for key in ("rewards/chosen", "rewards/rejected", "kl") if key in step]
+            assert found
+            assert max(map(abs, found)) < 1e-4
+    run = [*settings(tiny_model_dir, files, MIXED), f"objective={objective}"]
+    assert call("train", *run, f"output_dir={tmp_path / 'whole'}") == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("AIFT_FAULT", "step:term@10")
+        assert call("train", *run, f"output_dir={tmp_path / 'stopped'}") == 75
+    assert call("train", *run, f"output_dir={tmp_path / 'stopped'}", "--resume") == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert weights_digest(tmp_path / "stopped") == weights_digest(tmp_path / "whole")
+
+
+def answers(objective: str, count: int) -> list[dict[str, object]]:
+    """Pairs, or marked answers, of lengths that are all their own."""
+    rows: list[dict[str, object]] = []
+    for number in range(count):
+        prompt, good, bad = (
+            f"{number}の次は？" + "何" * (number % 7),
+            f"{number + 1}です。",
+            "知りません" * (1 + number % 5),
+        )
+        if objective == "preference":
+            rows.append({"prompt": prompt, "chosen": good, "rejected": bad})
+        else:
+            rows.append({"prompt": prompt, "completion": good if number % 2 else bad, "label": bool(number % 2)})
+    return rows

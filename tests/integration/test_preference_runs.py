@@ -24,6 +24,7 @@ from ai_finetuning.execution.execute import execute
 from ai_finetuning.execution.pilot import try_steps
 from ai_finetuning.execution.request import TrainRequest
 from ai_finetuning.execution.resolve import resolve
+from ai_finetuning.planner.speed import PILOT, Speed
 
 KEPT = Path(CHECKPOINTS) / "references.safetensors"
 
@@ -98,6 +99,27 @@ def test_marked_answers_are_trained(tiny_model_dir: Path, tmp_path: Path, monkey
     assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-4)
     assert rows[-1]["rewards/margins"] > 0
     assert {row["good"] + row["bad"] for row in rows} == {3.0, 4.0}
+
+
+@pytest.mark.parametrize(
+    ("objective", "loss", "passes"),
+    [("preference", "sigmoid", 1), ("preference", "simpo", 0), ("kto", "kto", 2), ("kto", "apo_zero_unpaired", 1)],
+)
+def test_the_plan_counts_a_fork_once_and_the_pass_of_the_reference(
+    objective: str, loss: Any, passes: int, tiny_model_dir: Path, tmp_path: Path
+):
+    """At a token a second: the prompt of a pair once and both answers, and a third of it for what goes forward alone."""
+    rows, evaluated = (pairs(22), pairs(3, seed=9)) if objective == "preference" else (marked(22), marked(4))
+    settings = {"objective": objective, "preference": PreferenceConfig(loss)}
+    request = request_of(tiny_model_dir, tmp_path, rows, evaluated, settings=settings, num_epochs=2)
+    summary = resolve(request).summary
+    tokens, scored = sum(map(len, rows)), sum(map(len, evaluated))
+    if objective == "preference":
+        assert tokens == sum(sum(example.fork) for example in rows)
+    assert (summary.tokens, summary.eval_tokens) == (tokens, scored)
+    told = replace(summary, speed=Speed(1.0, PILOT)).seconds
+    forward = (summary.evaluations + 1) * scored + passes * (tokens + scored)
+    assert told == pytest.approx(2 * tokens + forward / 3)
 
 
 def test_what_does_not_go_with_pairs_is_refused(tiny_model_dir: Path, tmp_path: Path):

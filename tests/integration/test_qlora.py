@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.support.commands import call
 from tests.support.models import build_tokenizer, save_tiny_model
-from tests.support.runs import train_lora, training, weights_digest
+from tests.support.runs import ROWS, train_lora, training, weights_digest
 
 from ai_finetuning import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer
 from ai_finetuning.convert import merge as merging
@@ -87,6 +87,13 @@ def test_evaluations_do_not_change_what_qlora_learns(wide_model_dir: Path, tmp_p
         train_lora(wide_model_dir, tmp_path / name, lora=lora, evaluate=["東京です。"], num_epochs=1, eval_steps=every)
     assert weights_digest(tmp_path / "often") == weights_digest(tmp_path / "never")
     assert json.loads((tmp_path / "often" / "run.json").read_text(encoding="utf-8"))["base_bits"] == bits
+
+
+def test_8_bit_trains_in_fp32_as_it_does_in_bf16(tmp_path: Path, logged):
+    """A trained model's activations in 8 bit depend on what else is in the batch, far beyond fp32's last bits."""
+    lora = {"use_qlora": True, "qlora_4bit": False}
+    train_lora(Path("embedded:kotoha-tiny"), tmp_path, lora=lora, rows=ROWS[:4], warmup_steps=0)
+    assert "training step: portable" in logged()
 
 
 @pytest.fixture(scope="module", params=[4, 8])

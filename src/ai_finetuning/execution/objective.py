@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config.preference import PreferenceConfig
+from ..config.preference import LOSSES, PreferenceConfig
 from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..parallel.plan import ParallelPlan
@@ -13,6 +13,14 @@ from .request import TrainRequest
 def preference_of(config: RunConfig) -> PreferenceConfig | None:
     """The preference section with its loss by name; None for a run over texts."""
     return None if config.objective == "sft" else config.loss_settings
+
+
+def reference_passes(config: RunConfig) -> int:
+    """How often every row is scored before step 1: for the reference, and for KTO's reference point with another answer."""
+    settings = preference_of(config)
+    if settings is None or not LOSSES[str(settings.loss)].reference:
+        return 0
+    return 2 if settings.loss == "kto" else 1
 
 
 def validate_objective(request: TrainRequest, parallel: ParallelPlan) -> None:

@@ -26,7 +26,9 @@ from ..engine.references import reference_scores
 from ..errors import CheckpointError, ConfigError, DataError
 from ..messages import notice
 from ..models.documents import VarlenForward, why_no_forks
+from ..models.quantized import plain_parts
 from ..parallel.batch import LossFunction
+from ..parallel.weights.layout import local
 from ..system.files import is_private, replacing, write_in_place
 from ..system.folders import private_cache
 from .objective import preference_of
@@ -137,12 +139,12 @@ def give_references(plan: RunPlan, built: Any, folder: Path, start: ResumePoint 
         return
     about = _about(plan, run.fingerprint["weights"])
     if start is not None and (start.checkpoint is not None or start.finished is not None):
-        kept = _of_resumed(start, about)
+        said, kept = _of_resumed(start, about, evaluates=bool(plan.data.eval_data))
     else:
-        kept = _before_step_1(plan, built, about)
+        said, kept = about, _before_step_1(plan, built, about)
     if run.strategy.is_main:
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
-        write_in_place(folder / CHECKPOINTS / REFERENCES, save(kept, {"about": json.dumps(about)}))
+        write_in_place(folder / CHECKPOINTS / REFERENCES, save(kept, {"about": json.dumps(said)}))
     for name, rows in zip(("train", "eval"), built.answers or (), strict=False):
         rows.reference = kept.get(name)
 
@@ -195,6 +197,8 @@ def _how(plan: RunPlan, built: Any) -> dict[str, Any]:
     path: VarlenForward | None = built.path
     return {
         "code": code_version(),
+        "weights": built.run.strategy.gather(_hashes(plan, built.model)),
+        "dtype": built.derived.dtype,
         "torch": torch.__version__,
         "precision": plan.precision.name,
         "device": plan.device.type,
@@ -205,39 +209,65 @@ def _how(plan: RunPlan, built: Any) -> dict[str, Any]:
     }
 
 
-def _of_resumed(start: ResumePoint, about: dict[str, Any]) -> dict[str, Tensor]:
-    """Of the run that is resumed.
+def _hashes(plan: RunPlan, model: nn.Module) -> list[int]:
+    """Of this process's part of every weight that the fingerprint knows by a few values only; of an adapter it knows more."""
+    hashes = []
+    for weight in model.parameters():
+        if plan.request.full or not weight.requires_grad:
+            for part in plain_parts(local(weight.detach())):
+                part = part if part.device.type in ("cpu", "cuda") else part.cpu()
+                hashes.append(int(torch.hash_tensor(part).view(torch.int64)))
+    return hashes
+
+
+def _of_resumed(
+    start: ResumePoint, about: dict[str, Any], *, evaluates: bool
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Of the run that is resumed, with what they are about: a run that no longer evaluates needs none of the evaluation data.
 
     Raises:
-        CheckpointError: not there, or another run's.
+        CheckpointError: not there, or another run's, or of other evaluation data.
     """
     place = start.checkpoint.parent if start.checkpoint is not None else None
     if place is None:
         assert start.finished is not None
         place = start.finished.folder / CHECKPOINTS
     path = place / REFERENCES
-    found = _read(path, about)
-    if found is None:
-        there = path.is_file()
+    said, found = _read(path)
+    if said == about:
+        return said, found
+    evaluated_otherwise = _rows(said) == _rows(about)
+    if evaluated_otherwise and not evaluates and said.get("others") == about["others"]:
+        return said, found
+    if evaluated_otherwise:
         raise CheckpointError(
-            f"{path} {'は別のデータか別のモデルのものです' if there else 'がありません'}。学習前のモデルの対数確率は、途中まで学習した重みからは計算し直せません。実行のフォルダーごとコピーするか、別の training.output_dir で最初から学習してください。",
-            f"{path} {'belongs to other data or another model' if there else 'is not there'}. The log-probabilities before "
-            "step 1 cannot be computed from weights that have trained: copy the run's whole folder, or train from the "
-            "beginning in another training.output_dir.",
+            f"{path} に、この評価データ（data.eval）の学習前の対数確率がありません。途中まで学習した重みからは計算し直せないので、始めたときと同じ data.eval を指定してください（評価しないなら data.eval を外します）。ほかのデータでの評価は、学習の後に aift eval でできます。",
+            f"{path} does not hold the log-probabilities before step 1 of this evaluation data (data.eval), and weights that "
+            "have trained cannot tell them: give the data.eval that the run began with, or none, and evaluate on other data "
+            "with aift eval afterwards.",
         )
-    return found
+    there = path.is_file()
+    raise CheckpointError(
+        f"{path} {'は別のデータか別のモデルのものです' if there else 'がありません'}。学習前のモデルの対数確率は、途中まで学習した重みからは計算し直せません。実行のフォルダーごとコピーするか、別の training.output_dir で最初から学習してください。",
+        f"{path} {'belongs to other data or another model' if there else 'is not there'}. The log-probabilities before "
+        "step 1 cannot be computed from weights that have trained: copy the run's whole folder, or train from the "
+        "beginning in another training.output_dir.",
+    )
 
 
-def _read(path: Path, about: dict[str, Any]) -> dict[str, Tensor] | None:
-    """The references of a file; None where it is not there, damaged, or about something else."""
+def _rows(about: dict[str, Any]) -> dict[str, Any]:
+    """What references are about, without the evaluation data; KTO's other answers are cut as the longest of all rows is."""
+    return about | {"data": about.get("data", [None])[:1], "others": None}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the references of a file are about, and they themselves; nothing where it is not there, or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {}).get("about", "null"))
-            if said != about:
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
-    except (OSError, ValueError, SafetensorError):
-        return None
+            said = json.loads((file.metadata() or {}).get("about", "{}"))
+            return dict(said), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+    except (OSError, TypeError, ValueError, SafetensorError):
+        return {}, {}
 
 
 def _cache_file(key: str) -> Path:
@@ -250,7 +280,8 @@ def _from_cache(run: Any, key: str, about: dict[str, Any]) -> dict[str, Tensor] 
     if run.strategy.is_main:
         path = _cache_file(key)
         if path.is_file() and is_private(path):
-            found = _read(path, about)
+            said, kept = _read(path)
+            found = kept if said == about else None
     told = None if found is None else {name: value.numpy() for name, value in found.items()}
     told = run.strategy.gather(told)[0]
     return None if told is None else {name: torch.from_numpy(value) for name, value in told.items()}

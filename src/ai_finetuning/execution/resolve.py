@@ -77,6 +77,7 @@ from .data_order import (
 from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
+from .objective import reference_passes
 from .offload import resolve_offload
 from .place import Place, place_for
 from .planned_model import PlannedModel
@@ -570,6 +571,7 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
         replay=prepared.replayed,
         sources=prepared.sources,
         objective=request.config.objective_text,
+        reference_passes=reference_passes(request.config),
     )
 
 

@@ -37,6 +37,7 @@ from . import fused, liger
 from ._upstream import attention_name, attention_setting
 from .modes import evaluating
 from .parts import decoder_layers, positions_of, probe_documents, windows_of
+from .quantized import linear_modules
 
 
 class _Watched:
@@ -413,7 +414,7 @@ def takes_positions(model: Any, autocast: torch.dtype | None = None) -> bool:
             continue
         obtained = torch.cat([logits[row, : ids.shape[1]] for row, ids in enumerate(probes)])
         apart[given] = float((obtained - expected).norm() / expected.norm().clamp_min(1e-12))
-        if apart[given] <= _TOLERANCE.get(computed, _TOLERANCE[torch.bfloat16]):
+        if apart[given] <= _allowed(model, computed):
             return given
     closest = min(apart, key=lambda given: apart[given])
     if computed is not torch.float32 and apart[closest] <= _ROUTED:
@@ -423,6 +424,14 @@ def takes_positions(model: Any, autocast: torch.dtype | None = None) -> bool:
         f"{type(model).__name__} は、長さをそろえるパディングで予測が変わります（{why}）。正しく学習できません。",
         f"{type(model).__name__} answers differently in padded rows ({why}), so it cannot be trained rightly.",
     )
+
+
+def _allowed(model: nn.Module, compute: torch.dtype) -> float:
+    """How far the same documents may lie apart, computed in two ways. LLM.int8() (arXiv:2208.07339) rounds activations to 8
+    bit, and which of their columns it does not round depends on all rows of a batch: that is as coarse as bf16.
+    """
+    coarse = _TOLERANCE[torch.bfloat16]
+    return coarse if linear_modules(model, 8) else _TOLERANCE.get(compute, coarse)
 
 
 def _sizes(config: Any, longest: int | None) -> tuple[int, ...]:
@@ -531,7 +540,7 @@ def why_no_forks(path: VarlenForward, *, autocast: torch.dtype | None, longest: 
         text = f"{type(error).__name__}: {str(error)[:100]}"
         return Reason(text, text)
     worst = max(apart, *differences)
-    if worst <= _TOLERANCE[path.compute]:
+    if worst <= _allowed(model, path.compute):
         return None
     return Reason(f"分かれ目のある文書の結果が {worst:.1%} 違います", f"documents with a fork differ by {worst:.1%}")
 
@@ -577,10 +586,10 @@ def _differs(
     logits = torch.tanh(logits / path.cap) * path.cap if path.cap else logits
     expected = torch.cat(list(answers))
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
-    if apart > _TOLERANCE[path.compute]:
+    if apart > _allowed(model, path.compute):
         return Reason(
             f"アテンションの勾配が {apart:.1%} 違います", f"the gradients of its attention differ by {apart:.1%}"
         )
-    if difference <= _TOLERANCE[path.compute]:
+    if difference <= _allowed(model, path.compute):
         return None
     return Reason(f"出力がモデルと {difference:.1%} 違います", f"its answers differ by {difference:.1%}")

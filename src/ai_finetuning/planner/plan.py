@@ -28,6 +28,7 @@ class Plan:
         speed: of the steps, by the last run of this model and method or by a pilot; None where neither is known.
         measured_memory: bytes that a pilot held at its peak.
         objective: with its loss, where answers are compared or marked; empty otherwise.
+        reference_passes: how often all rows are scored before the first step (execution/preference.py).
         memory: of one process; of several devices, of the fullest one.
         free_memory_bytes: of that device.
         limit_bytes: what the plan may fill of it; None for all of it.
@@ -74,16 +75,17 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """How long the run takes, old rows and evaluations included; None where no speed is known.
+        """How long the run takes, old rows, evaluations and references included; None where no speed is known.
 
-        An evaluation, of which there is one before the first step too, only goes forward: a third of a step's work for a
-        token (arXiv:2001.08361, section 2.1).
+        An evaluation, of which there is one before the first step too, and the references of all rows before it only go
+        forward: a third of a step's work for a token (arXiv:2001.08361, section 2.1).
         """
         if self.speed is None:
             return None
         an_epoch = self.epoch_tokens[0] + (self.replay.tokens if self.replay is not None else 0)
         evaluated = (self.evaluations + 1) * self.eval_tokens if self.evaluations else 0
-        return self.speed.seconds(an_epoch * self.total_steps / max(1, self.steps_per_epoch) + evaluated / 3)
+        forward = evaluated + self.reference_passes * (self.tokens + self.eval_tokens)
+        return self.speed.seconds(an_epoch * self.total_steps / max(1, self.steps_per_epoch) + forward / 3)
 
     def time_text(self) -> str:
         """How long it takes and by what that is told, or that it is not known, and how to learn it."""
@@ -108,6 +110,7 @@ class Plan:
     eval_steps: int | None = None
     evaluations: int = 0
     eval_tokens: int = 0
+    reference_passes: int = 0
     keeps_best: bool = False
     replay: Taken | None = None  # old rows of the first epoch
     sources: tuple[SourceShare, ...] = ()  # what the first epoch takes of the entries of `data.train`
