@@ -285,7 +285,8 @@ def _say_what_has_no_effect(request: TrainRequest, parallel: ParallelPlan) -> No
             "ddp=True ですがプロセスは 1 つなので、通常どおり学習します。",
             "ddp=True, but there is one process: training as usual.",
         )
-    if not request.full and "learning_rate" not in explicitly_set(training):
+    # Answers are compared at lower rates, which keep the better ones likely (docs/preference.md).
+    if not request.full and request.config.objective == "sft" and "learning_rate" not in explicitly_set(training):
         rate = training.learning_rate
         notice(
             f"learning_rate は既定の {rate:g} です。LoRA では低めで、通常は {USUAL_LORA_RATES} です。",
