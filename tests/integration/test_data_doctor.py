@@ -336,7 +336,8 @@ def train(folder: Path, name: str, *more: str) -> int:
             f"data.train={folder / 'train.jsonl'}",
             f"training.output_dir={folder / name}",
         ]
-        + ["training.schedule.max_steps=2", "lora.r=2", "training.runtime.progress=false", *more]
+        + ["training.schedule.max_steps=2", "lora.r=2", "training.runtime.progress=false"]
+        + ["training.evaluation.verdict=false", *more]
     )
 
 

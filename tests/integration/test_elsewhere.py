@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.commands import call
@@ -128,7 +129,10 @@ def test_a_card_without_bf16_computes_in_fp16(plan: Callable[..., RunPlan]):
     assert plan("l4", "13b", "method=qlora").summary.precision == "bf16"
 
 
-def test_the_command_prints_the_plan_and_where_its_time_is_from(models: dict[str, Path], data: Path, capsys):
+def test_the_command_prints_the_plan_and_where_its_time_is_from(
+    models: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
     command = [
         "plan",
         f"model={models['13b']}",

@@ -96,9 +96,9 @@ class DataConfig:
     SECTION: ClassVar[str] = "data"
 
     train: str | list[str | dict[str, Any]] | None = None
-    """Training data: file, folder or hub id, or a list of them; or a folder that `aift data prepare` wrote. In a list
-    `{path: FILE, weight: 0.7}` gives a source its share of the run and `{path: FILE, epochs: 2}` its passes in each
-    epoch; `max_samples` limits its rows, `by: tokens` makes weights count label tokens instead of rows (docs/data.md).
+    """Training data: file, folder or hub id, or a list of them; or a folder that `aift data prepare` wrote. An item of a list
+    may be a mapping of a path with its weight (share of the run) or its epochs (passes in each epoch), max_samples (most
+    rows), and by (tokens, so that weights count label tokens instead of rows); docs/data.md has examples.
     ja: 学習データ。ファイル、フォルダー、ハブの ID、またはそのリスト。用意したフォルダー（docs/scale.ja.md）も指定できます。リストの中では {path: FILE, weight: 0.7} でそのデータの割合、{path: FILE, epochs: 2} で 1 エポックあたりの回数を指定できます。max_samples は使う行数の上限、by: tokens は割合を行ではなく学習対象トークンで数える指定です（docs/data.ja.md）。
     """
     eval: str | list[str] | Fraction | None = None

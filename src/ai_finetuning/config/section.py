@@ -73,6 +73,7 @@ def section(cls: type[T]) -> type[T]:
             validate(self, **values)
         except ValidationError as error:
             raise ConfigError.of(_problems(cls, error, values)) from None
+        _refuse_huge(cls, values)
         self.__dict__[GIVEN] = given
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
@@ -174,6 +175,25 @@ def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
     """Raises ConfigError `name is value; rule` where a rule between fields does not hold."""
     if not holds:
         raise ConfigError(f"{name} が {shortened(value)} です。{ja}", f"{name} is {shortened(value)}; {en}")
+
+
+# Whole numbers from here on are not all floats: nobody means them, and no time or size could be computed of them.
+_HUGE = 2**53
+
+
+def _refuse_huge(cls: type, values: Mapping[str, Any]) -> None:
+    huge = {name: value for name, value in values.items() if isinstance(value, int) and abs(value) >= _HUGE}
+    if huge:
+        raise ConfigError.of(
+            [
+                Problem(
+                    f"{field_path(cls, name)} が {shortened(value)} です。2^53 より小さい数にしてください。",
+                    f"{field_path(cls, name)} is {shortened(value)}; it must be below 2^53.",
+                    field_path(cls, name),
+                )
+                for name, value in huge.items()
+            ]
+        )
 
 
 def _problems(cls: type, error: ValidationError, values: Mapping[str, Any]) -> list[Problem]:

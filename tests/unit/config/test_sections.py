@@ -15,6 +15,7 @@ from ai_finetuning.errors import ConfigError
 REFUSED = [
     (lambda: TrainingConfig(batch_size=True), "training.batch_size is True (bool)"),
     (lambda: TrainingConfig(batch_size=0), "training.batch_size is 0; it must be at least 1."),
+    (lambda: TrainingConfig(batch_size=10**400), "it must be below 2^53."),
     (lambda: TrainingConfig(batch_size=2.0), "training.batch_size is 2.0"),
     (lambda: TrainingConfig(learning_rate="3e-4"), "training.learning_rate is '3e-4' (str)"),
     (lambda: TrainingConfig(learning_rate=float("nan")), "training.learning_rate is nan"),
