@@ -32,5 +32,5 @@ def test_every_question_has_its_answer_and_another_one(recipe: ModuleType, tmp_p
     assert all(row["chosen"] != row["rejected"] for part in read.values() for row in part)
     asked = {row["prompt"] for row in read["pairs"]}
     assert not any(row["prompt"] in asked for row in read["held_out_pairs"])
-    right = dict(recipe.answered())
+    right = {question: answer for _, question, answer in recipe.answered()}
     assert all(right[row["prompt"]] == row["chosen"] for row in read["pairs"])
