@@ -123,8 +123,8 @@ def lengths_at(examples: Sequence[Example], places: NDArray[np.int64]) -> NDArra
             begins = examples.ends[number - 1] if number else 0
             obtained[own] = lengths_at(part, places[own] - begins)
         return obtained
-    if hasattr(examples, "lengths_at"):  # a store or a mixture reads them off
-        return np.asarray(examples.lengths_at(places), dtype=np.int64)
+    if isinstance(examples, StoredExamples):
+        return examples.lengths_at(places)
     return np.array([len(examples[place]) for place in places.tolist()], dtype=np.int64)
 
 

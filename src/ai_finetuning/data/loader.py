@@ -66,7 +66,7 @@ class Loader:
         if isinstance(examples, Mixed) or (self._mixture is None and len(examples) > WHOLE):
             mixed = examples if isinstance(examples, Mixed) else alone(examples, seed)
             self._blocks = BlockedOrder(
-                examples,
+                mixed.examples,
                 mixed.streams,
                 mixed.due,
                 seed=seed,

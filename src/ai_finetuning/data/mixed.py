@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..config.mixture import TOKENS, Entry
 from .example import Example
-from .examples import learnt_of, lengths_at, lengths_of
+from .examples import learnt_of, lengths_of
 from .shares import ByRows, Segment
 from .streams import Stream
 
@@ -133,10 +133,15 @@ class Mixed(Sequence[Example]):
         sizes: rows of each.
         entries: what was asked of each, in the order of `sizes`.
         seed: of the run.
+
+    Attributes:
+        examples: as they were given.
+        streams: the rows of each source in its shuffled passes.
+        due: which source each row of the run comes from.
     """
 
     def __init__(self, examples: Sequence[Example], sizes: Sequence[int], entries: Sequence[Entry], seed: int) -> None:
-        self._examples, self._entries = examples, entries
+        self.examples, self._entries = examples, entries
         starts = [0, *np.cumsum(sizes).tolist()]
         self.streams = [
             Stream(rows, first=first, seed=seed, number=number)
@@ -164,7 +169,7 @@ class Mixed(Sequence[Example]):
         )
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.examples)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -173,16 +178,7 @@ class Mixed(Sequence[Example]):
     def __getitem__(self, index: slice) -> Sequence[Example]: ...
 
     def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        return self._examples[index]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[rows] int64: tokens of every row."""
-        return lengths_of(self._examples)
-
-    def lengths_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[places] int64: tokens of some rows."""
-        return lengths_at(self._examples, places)
+        return self.examples[index]
 
     def taken_first(self) -> list[SourceShare]:
         """What the first epoch takes of every source."""
@@ -192,7 +188,7 @@ class Mixed(Sequence[Example]):
             part = self.due.segment(row)
             rows += np.bincount(part.sources[: end - part.first], minlength=len(rows))
             row = part.first + len(part.sources)
-        lengths, learnt = lengths_of(self._examples), learnt_of(self._examples)
+        lengths, learnt = lengths_of(self.examples), learnt_of(self.examples)
         places = [stream.places(0, int(count)) for stream, count in zip(self.streams, rows, strict=True)]
         tokens, labels = ([int(of[taken].sum()) for taken in places] for of in (lengths, learnt))
         counted = labels if self._by_tokens else rows.tolist()
