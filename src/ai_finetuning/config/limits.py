@@ -46,6 +46,8 @@ _WORDS: dict[Any, Texts] = {
 }
 _ONES: dict[Any, Texts] = {str: ("文字列", "texts"), int: ("整数", "integers"), float: ("数値", "numbers")}
 _ENTRIES = ("文字列やキーと値の組", "texts and mappings")
+# Whole numbers from here on are not all floats: nobody means them, and no time or size could be computed of them.
+HUGE = 2**53
 # (bound, Japanese where it stands alone, Japanese where another bound follows, English)
 _LOWER = (("ge", "{} 以上", "{} 以上 ", "at least {}"), ("gt", "{} より大きい値", "{} より大きく ", "above {}"))
 _UPPER = (("le", "{} 以下", "at most {}"), ("lt", "{} 未満", "below {}"))

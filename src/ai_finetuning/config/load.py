@@ -462,7 +462,7 @@ def _value(text: str, hint: Any, path: tuple[str, ...]) -> Any:
 
 
 def _files(text: str, options: Sequence[Any]) -> Any:
-    """Data as it is typed: a file that is there whatever its name, a share, a list, else the text."""
+    """Data as it is typed: a file that is there whatever its name, a share, a list or a mapping, else the text."""
     with contextlib.suppress(ValueError):
         if float in options and text.strip() and 0 < float(text) < 1:
             return float(text)
@@ -470,10 +470,10 @@ def _files(text: str, options: Sequence[Any]) -> Any:
         return None
     if os.path.exists(os.path.expanduser(text)):
         return text
-    if text.startswith("["):
+    if text.startswith(("[", "{")):
         with contextlib.suppress(ConfigError):
             listed = parse_yaml(text, "data")
-            if isinstance(listed, list):
+            if isinstance(listed, list | dict):  # a mapping is refused by what the setting takes
                 return listed
     parts = [part.strip() for part in text.split(",")]
     return parts if len(parts) > 1 and all(parts) else text

@@ -10,11 +10,13 @@ from typing import Any
 
 from ..errors import ConfigError, Problem, Reason
 from .hints import hint
+from .limits import HUGE
 from .shortened import cut, shortened
 
 ROWS, TOKENS = "rows", "tokens"
 KEYS = ("path", "weight", "epochs", "by", "max_samples")
 _NAME = "data.train"
+_COUNT = "1 以上、2^53 未満の整数にしてください。", "it must be an integer of at least 1 and below 2^53."
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,12 @@ def _wrong_values(where: str, item: Mapping[Any, Any]) -> list[Problem]:
         ),
         (
             "weight",
-            weight is None or (_is_number(weight) and 0 < weight < float("inf")),
-            "0 より大きい数にしてください。使わないデータは、項目ごと消してください。",
-            "it must be a number above 0; remove the entry of data that is not to be used.",
+            weight is None or (_is_number(weight) and 0 < weight < HUGE),
+            "0 より大きく 2^53 より小さい数にしてください。使わないデータは、項目ごと消してください。",
+            "it must be a number above 0 and below 2^53; remove the entry of data that is not to be used.",
         ),
-        ("epochs", _is_count(epochs), "1 以上の整数にしてください。", "it must be an integer of at least 1."),
-        ("max_samples", _is_count(most), "1 以上の整数にしてください。", "it must be an integer of at least 1."),
+        ("epochs", _is_count(epochs), *_COUNT),
+        ("max_samples", _is_count(most), *_COUNT),
         (
             "weight",
             weight is None or epochs is None,
@@ -192,7 +194,7 @@ def _wrong_values(where: str, item: Mapping[Any, Any]) -> list[Problem]:
 
 
 def _is_count(value: object) -> bool:
-    return value is None or (type(value) is int and value >= 1)
+    return value is None or (type(value) is int and 1 <= value < HUGE)
 
 
 def _is_number(value: object) -> bool:

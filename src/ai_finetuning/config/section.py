@@ -19,7 +19,7 @@ from typing_extensions import dataclass_transform
 from ..errors import ConfigError, Problem, Reason
 from .fields import field_names, field_path, field_types, label, options_of, plain_types, section_class
 from .hints import hint, value_hint
-from .limits import NO_CHOICE, OUT_OF_RANGE, item_type, requirement
+from .limits import HUGE, NO_CHOICE, OUT_OF_RANGE, item_type, requirement
 from .shortened import cut, shortened
 
 T = TypeVar("T")
@@ -177,12 +177,8 @@ def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
         raise ConfigError(f"{name} が {shortened(value)} です。{ja}", f"{name} is {shortened(value)}; {en}")
 
 
-# Whole numbers from here on are not all floats: nobody means them, and no time or size could be computed of them.
-_HUGE = 2**53
-
-
 def _refuse_huge(cls: type, values: Mapping[str, Any]) -> None:
-    huge = {name: value for name, value in values.items() if isinstance(value, int) and abs(value) >= _HUGE}
+    huge = {name: value for name, value in values.items() if isinstance(value, int) and abs(value) >= HUGE}
     if huge:
         raise ConfigError.of(
             [
@@ -213,7 +209,7 @@ def _problem(cls: type, field: str, of_field: Sequence[ErrorDetails], values: Ma
     kind, rest = problem["type"], problem["loc"][1:]
     key, value, each = field_path(cls, field), values[field], False
     expected, name = field_types(cls)[field], key
-    if isinstance(value, Mapping) and rest:
+    if isinstance(value, Mapping) and rest and rest[0] in value:
         name, value = f"{name}[{cut(rest[0])}]", problem["input"]
         expected = item_type(expected, key="[key]" in rest)
     elif isinstance(value, list | tuple):

@@ -28,6 +28,8 @@ TWO = [{"path": "a.jsonl", "weight": 0.7}, {"path": ["b.jsonl", "c.jsonl"], "epo
         ([{"path": "a", "weights": 0.5}], "data.train[1] has no key weights. did you mean weight?"),
         ([{"path": "a", "epochs": 1.5}], "data.train[1].epochs is 1.5; it must be an integer"),
         ([{"path": "a", "max_samples": 0}], "data.train[1].max_samples is 0"),
+        ([{"path": "a", "epochs": 10**30}], "of at least 1 and below 2^53"),
+        ([{"path": "a", "weight": 10**400}, "b"], "it must be a number above 0 and below 2^53"),
         ([{"weight": 0.5}, "b"], "data.train[1].path is None"),
         ([{"path": []}], "data.train[1].path is []"),
         ([{"path": "a", "weight": 0.5}], "there is one entry; a share needs another"),
@@ -77,6 +79,18 @@ def test_entries_are_read_from_yaml_and_from_the_command_line(tmp_path: Path):
     mixed = sources_of(["a.jsonl", {"path": "b.jsonl", "weight": 0.25, "by": "tokens"}])
     assert mixed is not None
     assert [entry.passes for entry in mixed.entries] == [1, None]
+
+
+def test_a_mapping_without_its_list_is_refused_as_what_it_is():
+    """On the command line too, where it is no name of a file."""
+    mapping = "{path: a.jsonl, weight: 0.5}"
+    for load in (
+        lambda: load_config(None, [f"data.train={mapping}"]),
+        lambda: DataConfig(train={"path": "a.jsonl", "weight": 0.5}),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError) as refusal:
+            load()
+        assert "data.train is {'path': 'a.jsonl', 'weight': 0.5} (dict); it must be text, a list of" in refusal.value.en
 
 
 def test_paths_are_those_of_the_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
