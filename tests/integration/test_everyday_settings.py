@@ -139,7 +139,7 @@ def test_the_first_rows_of_each_source(tmp_path: Path):
     train, _, lines = texts(paths)
     assert train == ["aの0", "aの1", "aの2", "bの0", "bの1"]
     assert [line for line in lines if "left aside" in line] == [
-        "data.max_samples is 3: the first 3 rows are used, 2 rows left aside"
+        "max_samples is 3: the first 3 rows are used, 2 rows left aside"
     ]
     train, evaluation, _ = texts(paths[0], eval_data=0.34)
     assert sorted(train + evaluation) == ["aの0", "aの1", "aの2"]  # the split comes after

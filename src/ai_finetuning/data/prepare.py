@@ -16,7 +16,7 @@ import numpy as np
 from ..config.data import DataConfig
 from ..config.mixture import Entry, Sources
 from ..config.preference import Objective
-from ..errors import DataError, StorageError, localized
+from ..errors import ConfigError, DataError, StorageError, localized
 from ..labels import FROM_BASE, IGNORED
 from .bad_rows import BadRows
 from .contradictions import note_contradictions_of
@@ -162,6 +162,7 @@ def _load_entries(
     whole: EncodeReport | None = None
     lines: list[str] = []
     for entry in entries:
+        _check_prepared(entry)
         own = config if entry.max_samples is None else replace(config, max_samples=entry.max_samples)
         examples, report, more = load_examples(entry.source, tokenizer, own, encoders, objective)
         parts.append(examples)
@@ -172,6 +173,23 @@ def _load_entries(
         lines += [f"{entry.name}: {line}" for line in more]
     assert whole is not None
     return Joined(*parts), whole, lines
+
+
+def _check_prepared(entry: Entry) -> None:
+    """Refuses max_samples of an entry whose rows were counted when its folder was prepared.
+
+    Raises:
+        ConfigError: with what to do instead.
+    """
+    if entry.max_samples is None or (folder := prepared_folder(entry.source)) is None:
+        return
+    most = entry.max_samples
+    raise ConfigError(
+        f"data.train の {entry.name} の max_samples が {most} ですが、{folder} は用意したデータのフォルダーで、行数は用意したときに決まっています。"
+        f"max_samples を消すか、`aift data prepare ... data.max_samples={most}` で用意し直してください。",
+        f"max_samples of {entry.name} in data.train is {most}, but {folder} is a folder of prepared data, whose rows were counted "
+        f"when it was prepared: remove max_samples, or prepare it anew with `aift data prepare ... data.max_samples={most}`.",
+    )
 
 
 def _sizes(entries: Sequence[Entry], whole: Sequence[Example], train: Sequence[Example]) -> tuple[int, ...]:

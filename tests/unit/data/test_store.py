@@ -24,6 +24,7 @@ from tests.support.models import SENTENCES, build_tokenizer
 
 from ai_finetuning import DataConfig
 from ai_finetuning.apps.cli.main import run
+from ai_finetuning.config.mixture import Entry, Sources
 from ai_finetuning.data import compression, files
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.encoding import decode
@@ -543,6 +544,20 @@ def test_prepared_data_is_refused_where_a_run_would_make_other_tokens(tmp_path: 
         prepared_folder([out, path])
     with pytest.raises(DataError, match="name the files"):
         read_rows(out)
+
+
+def test_the_rows_of_an_entry_are_limited_where_files_are_read_and_not_behind_that(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", jsonl(TALKS))
+    tokenizer, config = build_tokenizer(), DataConfig(max_length=200, cache=False)
+    entries = Sources((Entry((str(path),), epochs=1, max_samples=4), Entry((str(path),), weight=0.5)))
+    data = prepare(entries, None, tokenizer, config, seed=3)
+    assert data.sizes == (4, len(TALKS))
+    line = next(line for line in data.lines if "rows left aside" in line or "使わない行" in line)
+    assert line.startswith("a.jsonl: max_samples")  # of the entry: nobody set data.max_samples
+    prepare_folder(asked_for(path, max_length=200), tmp_path / "out")
+    folder = Sources((Entry((str(tmp_path / "out"),), epochs=1, max_samples=4),))
+    with pytest.raises(ConfigError, match="remove max_samples, or prepare it anew"):
+        prepare(folder, None, tokenizer, config, seed=3)
 
 
 @pytest.mark.parametrize("rule", SPLITS)

@@ -351,12 +351,14 @@ def lines_of(manifest: Manifest, max_samples: int | None) -> list[str]:
 
 
 def left_aside(left: int, max_samples: int | None) -> list[str]:
-    """The line that says how many rows of a source `max_samples` leaves aside; none where there are none."""
+    """The line that says how many rows of a source `max_samples`, of `data` or of an entry, leaves aside; none where there
+    are none.
+    """
     if left < 1 or max_samples is None:
         return []
     return [
         localized(
-            f"data.max_samples が {max_samples} なので、先頭の {max_samples} 行だけを使います（使わない行: {left}）",
-            f"data.max_samples is {max_samples}: the first {max_samples} rows are used, {left} rows left aside",
+            f"max_samples が {max_samples} なので、先頭の {max_samples} 行だけを使います（使わない行: {left}）",
+            f"max_samples is {max_samples}: the first {max_samples} rows are used, {left} rows left aside",
         )
     ]
