@@ -51,6 +51,8 @@ class DataReport:
         unlearnt: rows that say of themselves that they are not to be learnt.
         ties: pairs of answers neither of which is the better one.
         winners: of pairs with a verdict in a column of its own, the column of the better answer.
+        marked, unmarked: rows that were refused as answers that somebody marked as good or bad, and rows that are used
+            although they have a column for such marks, by file.
         likely_rows: rows that are perhaps mojibake, too few of their file to be sure.
         loop_rows, template_rows: conversations with an answer that ends in a loop, or with a template token of some model.
     """
@@ -69,6 +71,8 @@ class DataReport:
     unlearnt: int = 0
     ties: int = 0
     winners: Counter[str] = field(default_factory=Counter)
+    marked: Counter[str] = field(default_factory=Counter)
+    unmarked: Counter[str] = field(default_factory=Counter)
     likely_rows: Noted = field(default_factory=Noted)
     loop_rows: Noted = field(default_factory=Noted)
     template_rows: Noted = field(default_factory=Noted)
@@ -86,6 +90,8 @@ class DataReport:
             (self.unused_columns, later.unused_columns),
             (self.unused_keys, later.unused_keys),
             (self.winners, later.winners),
+            (self.marked, later.marked),
+            (self.unmarked, later.unmarked),
         ):
             mine.update(other)
         for noted, more in (

@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from ..config.preference import Objective
@@ -30,6 +31,7 @@ from .judgements import (
     JUDGEMENTS,
     OPINIONS,
     REJECTED,
+    TWO,
     VERDICTS,
     WINNERS,
     is_marked,
@@ -358,6 +360,17 @@ def find_format(
     return next((item for item in _candidates(tuple(values), shape.by_hand) if item.fits(shape)), None), shape
 
 
+def is_unmarked(obtained: Format, shape: Shape) -> bool:
+    """Whether a row of plain answers has a column that may mark them as good or bad, but no such mark in it."""
+    plain_answers = obtained.build is not None and obtained.key not in ("preference", "feedback")
+    return plain_answers and _MARKED in _candidates(tuple(shape.values), False)
+
+
+def is_refused_mark(obtained: Format) -> bool:
+    """Whether rows of a format are refused since somebody marked their answers as good or bad."""
+    return obtained is _MARKED
+
+
 @functools.lru_cache(maxsize=512)
 def _candidates(names: tuple[str, ...], by_hand: bool) -> tuple[Format, ...]:
     """The formats that rows with these columns can be of."""
@@ -475,6 +488,19 @@ def no_format(rows: Sequence[Mapping[str, Any]], objective: Objective = "sft") -
             f"{roles})",
         )
     lengths = {name: sum(len(str(row.get(name) or "")) for row in rows) for name in names}
+    own = by_plain_name(tuple(names))
+    both = chain.from_iterable(pair for pair in TWO if pair[0] in own and pair[1] in own)
+    compared = list(dict.fromkeys(name for heading in (*CHOSEN, *REJECTED, *both) for name in own.get(heading, ())))
+    if compared:  # never named as the answer to learn
+        roles = "data.columns={instruction: QUESTION, chosen: BETTER, rejected: WORSE}"
+        return (
+            f"列 {listed(names)} から学習データを作れません。{listed(compared)} は比べる回答の列のようですが、もう一方か、どちらが良いかの列がありません。"
+            f"回答の組から学ぶなら objective: preference にして、列を {roles} で指定してください。1 つの列だけを学習するなら data.columns で instruction と "
+            "output を指定してください",
+            f"columns {listed(names)} make no training sample. {listed(compared)} seem to be answers to compare, but the other one, "
+            "or a column that says which is better, is not there. To learn from pairs use objective: preference and name the "
+            f"columns with {roles}; to learn one column alone name it as output, and the question as instruction, in data.columns",
+        )
     likely = sorted(names, key=lambda name: -lengths[name])[:2]
     question, answer = sorted(likely, key=names.index) if len(likely) == 2 else (likely + ["QUESTION", "ANSWER"])[:2]
     example = f"'data.columns={{instruction: {listed([question])}, output: {listed([answer])}}}'"

@@ -24,7 +24,16 @@ from .files import RowBatch
 from .messages import Sample
 from .rendering import Prompts
 from .rows import FileReport
-from .sources import RowReading, clean, files_of, note_what_is_odd, nothing_left, samples_of, without_likely
+from .sources import (
+    RowReading,
+    clean,
+    files_of,
+    note_what_is_odd,
+    nothing_left,
+    refuse_half_marked,
+    samples_of,
+    without_likely,
+)
 from .tokenize import Segmenter, check_encoded, encode_some
 from .vocabulary import VocabularyCounts, VocabularyMeter
 
@@ -280,6 +289,8 @@ def judge(parts: Sequence[Sequence[Group]], skip: bool) -> tuple[EncodeReport, B
                 bad.merge(getattr(group.account.problems, name))
         if not sum(group.account.data.samples for group in part) and (skip or not len(bad)):
             raise nothing_left(bad, sum(group.account.data.ties for group in part))
+    if skip:  # else the marked rows are refused
+        refuse_half_marked(whole.data)
     bad.merge(whole.problems.encoded)
     report = whole.encoded
     try:

@@ -29,7 +29,7 @@ from .data_report import DataReport
 from .doctor.rules import validate_keys
 from .encoding import UNREADABLE
 from .files import read_rows
-from .formats import build, find_format, no_format
+from .formats import build, find_format, is_refused_mark, is_unmarked, no_format
 from .judgements import winner_of
 from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample, messages_of
 from .row_format import Format, Shape
@@ -108,7 +108,8 @@ def read_source(source: Any, how: RowReading, bad: BadRows, *, shared: bool) -> 
         shared: whether these are of other sources as well, and refused by whoever collects them.
 
     Raises:
-        ConfigError, DataError: see load_samples.
+        ConfigError, DataError: see load_samples. DataError too: bad rows are left out, and of a file's answers
+            some are marked (refuse_half_marked).
     """
     validate_keys(how.ignore, "data.doctor.ignore")
     report = DataReport(bad, shared)
@@ -122,6 +123,8 @@ def read_source(source: Any, how: RowReading, bad: BadRows, *, shared: bool) -> 
         note_what_is_odd(sample, report, how.ignore)
     if not shared:
         report.bad.refuse()
+    if bad.skip:  # else the marked rows are refused
+        refuse_half_marked(report)
     if not cleaned and not (shared and len(bad) and not bad.skip):
         raise nothing_left(report.bad, report.ties)
     report.samples = len(cleaned)
@@ -316,6 +319,8 @@ def _row_sample(
     if obtained is None:
         names = ", ".join(map(str, row.values))
         raise BadRow("列から学習データを作れません", "the columns make no training sample", names)
+    if is_refused_mark(obtained):
+        report.marked[_file_of(row.source)] += 1
     made = build(shape.values, obtained, shape, row.source, system_prompt)
     report.formats[obtained.key] += 1
     report.unused_keys.update(made.keys)
@@ -338,15 +343,42 @@ def _row_sample(
     ):
         report.unlearnt += 1
         return
+    if is_unmarked(obtained, shape):
+        report.unmarked[_file_of(row.source)] += 1
     yield made.sample
 
 
 _PLACE = re.compile(r"(?::\d+|\[\d+\])$")
 
 
+def _file_of(source: str) -> str:
+    """The file that a row is of; empty where it is of none."""
+    return _PLACE.sub("", source)
+
+
 def files_of(samples: Iterable[Sample]) -> Counter[str]:
     """How many of some samples are of each file."""
-    return Counter(_PLACE.sub("", sample.source) for sample in samples)
+    return Counter(_file_of(sample.source) for sample in samples)
+
+
+def refuse_half_marked(report: DataReport) -> None:
+    """Refuses files some of whose answers are marked as good or bad, and others not in a way that is known: where the first
+    are left out, the others would be trained as plain answers, whatever their mark means.
+
+    Raises:
+        DataError: with the first such file.
+    """
+    file = next((name for name in report.unmarked if name in report.marked), None)
+    if file is None:
+        return
+    marked, unmarked, name = report.marked[file], report.unmarked[file], file or localized("学習データ", "the data")
+    raise DataError(
+        f"{name}: 良し悪しの印が付いた回答が {marked} 行あり、同じ列が空か、知らない印の行が {unmarked} 行あります。後者だけをふつうの回答として学習することはしません。"
+        "印から学ぶなら objective: kto にして印を true か false に直し、印に関係なく学習するならその列を除いてください。",
+        f"{name}: the answers of {marked} rows are marked as good or bad, and {unmarked} rows have nothing, or no known mark, in that "
+        "column; these are not trained as plain answers by themselves. To learn from marks use objective: kto with true or "
+        "false in every row; to learn the answers whatever their marks remove that column.",
+    )
 
 
 def certain_mojibake(samples: Mapping[str, int], likely: Mapping[str, int]) -> set[str]:

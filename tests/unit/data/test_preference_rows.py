@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.models import build_tokenizer
 
 from ai_finetuning import DataConfig
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.messages import Comparison, Judged
-from ai_finetuning.data.prepare import read_samples
+from ai_finetuning.data.prepare import load_examples, read_samples
 from ai_finetuning.data.sources import load_samples
 from ai_finetuning.errors import ConfigError, DataError
 
@@ -387,3 +388,41 @@ def test_a_pair_with_an_empty_side_is_still_no_plain_answer():
 def test_a_sentiment_beside_an_answer_is_still_a_class():
     (sample,), _ = load_samples([{"question": Q, "answer": GOOD, "label": "positive"}])
     assert sample.messages[-1].content == GOOD  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("mark", ["△", "", None])
+@pytest.mark.parametrize("cached", [True, False])
+def test_rows_between_marked_ones_are_not_trained_as_plain_answers(
+    mark: str | None, cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where bad rows are left out: the mark that is not known may mean anything."""
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
+    rows: list[dict[str, Any]] = [{"質問": f"{n}？", "回答": "はい。", "評価": "○×"[n % 2]} for n in range(4)]
+    rows.append({"質問": "5？", "回答": "たぶん。", "評価": mark})
+    path = tmp_path / "a.jsonl"
+
+    def load(some: list[dict[str, Any]], **settings: Any) -> int:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some), encoding="utf-8")
+        config = DataConfig(max_length=64, skip_bad_rows=True, cache=cached, **settings)
+        return len(load_examples(str(path), build_tokenizer(), config)[0])
+
+    with pytest.raises(DataError) as refusal:
+        load(rows)
+    assert f"{path}: the answers of 4 rows are marked as good or bad, and 1 rows have nothing" in refusal.value.en
+    assert "objective: kto" in refusal.value.ja
+    assert load([{"質問": "6？", "回答": "はい。"}, *rows[:4]]) == 1  # a row without the column is a plain one
+    assert load(rows, columns={"instruction": "質問", "output": "回答"}) == 5  # as it was asked for
+
+
+def test_a_file_without_its_other_answers_is_not_told_to_learn_one_of_them():
+    for row in (
+        {"prompt": Q, "chosen": GOOD, "rejectd": BAD},
+        {"question": Q, "conversation_a": GOOD, "conversation_b": BAD},
+    ):
+        with pytest.raises(DataError) as refusal:
+            read([row], "sft")
+        first = list(row)[1]
+        assert first in refusal.value.en.partition("seem to be")[0]
+        assert "data.columns={instruction: QUESTION, chosen: BETTER, rejected: WORSE}" in refusal.value.en
+        assert "data.columns={instruction: QUESTION, chosen: BETTER, rejected: WORSE}" in refusal.value.ja
+        assert f"output: {first}" not in refusal.value.en
