@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.models import build_model
-from tests.support.parity import CPU, Case, Outcome, compare, model_of
+from tests.support.parity import CPU, Case, Outcome, compare, model_of, updated
 from tests.support.ranks import run_ranks
 from tests.unit.engine.test_preference_loss import loader_of, loss_of, marked, pairs
 
@@ -73,19 +73,8 @@ def take(case: tuple[Any, ...], strategy: Any) -> Told:
         loss.find_rest(strategy, lambda: strategy.score(loader.other_answers(0, 0, 2)))
     (units,), _ = strategy.agree([sum(batch.num_units for batch in group)])
     assert units == count
-    mine = strategy.forward_backward(group, units)
-    gradients = {name: p.grad.clone().cpu().numpy() for name, p in trained if p.grad is not None}
-    update = strategy.update(mine, 1.0)
-    metrics = loss.take(strategy)
-    layouts = getattr(strategy, "layouts", None)
-    parts = {}
-    for name, p in trained:
-        if name in gradients:
-            index = tuple(slice(None) for _ in p.shape)
-            if layouts is not None:
-                index = tuple(slice(o, o + s) for o, s in zip(layouts[name].offset, layouts[name].size, strict=True))
-            parts[name] = (gradients[name], p.detach().cpu().numpy().copy(), index)
-    return Told(Outcome(update.loss, update.grad_norm, parts), metrics, evaluation, scores)
+    outcome = updated(strategy, trained, strategy.forward_backward(group, units))
+    return Told(outcome, loss.take(strategy), evaluation, scores)
 
 
 def _rank(rank: int, build: Callable[[], Any], cases: list[tuple[Any, ...]]) -> list[Told]:

@@ -76,11 +76,12 @@ def refuse(*_: Any, **__: Any) -> None:
 
 def train_with_a_failure(rank: int, model: Path, folder: Path, where: str) -> None:
     """The main process cannot write what was measured before step 1, or no process can score."""
-    if where == "writing" and rank == 0:
-        Results.add = refuse  # type: ignore[method-assign]
-    elif where == "scoring":
-        SpreadLikelihoods.score = refuse  # type: ignore[assignment, method-assign]
-    train(rank, "full", model, folder, "fsdp")
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "writing" and rank == 0:
+            patch.setattr(Results, "add", refuse)
+        elif where == "scoring":
+            patch.setattr(SpreadLikelihoods, "score", refuse)
+        train(rank, "full", model, folder, "fsdp")
 
 
 @pytest.mark.verdict_fails

@@ -13,17 +13,19 @@ from safetensors.torch import load_file
 from tests.support.runs import losses, training, weights_digest
 from tests.unit.engine.test_preference_loss import marked, pairs
 
-from ai_finetuning import DataConfig, JapaneseModel, LoRAConfig
+from ai_finetuning import DataConfig, JapaneseModel, LoRAConfig, ScheduleConfig
 from ai_finetuning.config.preference import PreferenceConfig
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.config.run_folder import CHECKPOINTS, METRICS
 from ai_finetuning.data.text_dataset import TextDataset
+from ai_finetuning.engine import references
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.errors import CheckpointError, ConfigError, DataError
 from ai_finetuning.execution.execute import execute
 from ai_finetuning.execution.pilot import try_steps
 from ai_finetuning.execution.request import TrainRequest
 from ai_finetuning.execution.resolve import resolve
+from ai_finetuning.parallel.strategies.single import SingleDevice
 from ai_finetuning.planner.speed import PILOT, Speed
 
 KEPT = Path(CHECKPOINTS) / "references.safetensors"
@@ -99,6 +101,32 @@ def test_marked_answers_are_trained(tiny_model_dir: Path, tmp_path: Path, monkey
     assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-4)
     assert rows[-1]["rewards/margins"] > 0
     assert {row["good"] + row["bad"] for row in rows} == {3.0, 4.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"), [(pairs(22), {}), (marked(22), {"objective": "kto"})], ids=["pairs", "kto"]
+)
+def test_references_are_computed_a_part_of_the_data_at_a_time(
+    rows: Any, settings: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Training data may be larger than the memory; the parts have the very batches of the whole."""
+    original, together = SingleDevice.evaluate, []
+
+    def evaluated(device: SingleDevice, batches: Any) -> tuple[float, int]:
+        together.append(len(batches))
+        return original(device, batches)
+
+    monkeypatch.setattr(SingleDevice, "evaluate", evaluated)
+    for name, most in (("whole", 64), ("parts", 2)):
+        monkeypatch.setenv("AIFT_CACHE", str(tmp_path / name / "cache"))
+        monkeypatch.setattr(references, "_AT_A_TIME", most)
+        together.clear()
+        one_step = {"schedule": ScheduleConfig(max_steps=1), "warmup_steps": 0}
+        execute(request_of(tiny_model_dir, tmp_path / name, rows, settings=settings, **one_step))
+        assert max(together) <= most
+        assert sum(together) == 11 * (2 if settings else 1)
+    whole, parts = (load_file(tmp_path / name / KEPT)["train"] for name in ("whole", "parts"))
+    assert torch.equal(whole, parts)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,14 @@ def margins(folder: Path) -> list[float]:
     ],
     ids=["lora", "bf16", "4 bit", "4 bit bf16", "8 bit", "biases", "dora"],
 )
-def test_no_pair_has_a_margin(lora: dict[str, Any], precision: str, most: float, dropping: Path, tmp_path: Path):
+def test_no_pair_has_a_margin(
+    lora: dict[str, Any], precision: str, most: float, dropping: Path, tmp_path: Path, logged: Callable[[], str]
+):
+    """And the answers of a pair share what they begin with."""
     execute(asked(dropping, tmp_path, lora, precision=precision, **STANDING))
+    said = logged()
+    assert "training step: " in said
+    assert "do not share what they begin with" not in said
     found = margins(tmp_path)
     assert len(found) >= 5
     assert found[0] == 0.0  # the evaluation before step 1: the same rows in the same batches

@@ -83,10 +83,12 @@ def test_the_loss_makes_the_objective_and_the_adapter_the_method(tmp_path: Path)
 
 def test_wrong_arguments_are_named(tmp_path: Path):
     model = JapaneseModel(BASE)
+    swapped: list[Any] = [LoRAConfig(), training(tmp_path)]
     with pytest.raises(ConfigError, match="training_config"):
-        PreferenceTrainer(model, LoRAConfig(), training(tmp_path))  # type: ignore[arg-type]
+        PreferenceTrainer(model, *swapped)
+    named: Any = "dpo"
     with pytest.raises(ConfigError, match="preference"):
-        PreferenceTrainer(model, training(tmp_path), preference="dpo")  # type: ignore[arg-type]
+        PreferenceTrainer(model, training(tmp_path), preference=named)
     with pytest.raises(ConfigError, match=r"evaluate\(\) scores texts"):
         PreferenceTrainer(model, training(tmp_path)).evaluate([{"prompt": "a", "chosen": "b", "rejected": "c"}])
 

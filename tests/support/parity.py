@@ -133,6 +133,11 @@ def take_step(case: Case, strategy: Any, micro_batch_size: int = 2) -> Outcome:
     group = data.micro_batches(0, 0, micro_batch_size)
     (num_valid,), _ = strategy.agree([sum(batch.num_label_tokens for batch in group)])
     loss = strategy.forward_backward(group, num_valid)
+    return updated(strategy, trained, loss)
+
+
+def updated(strategy: Any, trained: list[tuple[str, torch.Tensor]], loss: torch.Tensor) -> Outcome:
+    """The optimizer's step after a backward pass, with this process's parts of gradients and new weights."""
     gradients = {name: p.grad.clone().cpu().numpy() for name, p in trained if p.grad is not None}
     update = strategy.update(loss, 1.0)
     assert update.applied

@@ -220,6 +220,7 @@ def evaluation_batches(
     packing_length: int | None = None,
     answers: AnswerRows | None = None,
     other: bool = False,
+    rows: Sequence[list[int]] | None = None,
 ) -> list[Batch]:
     """Batches of rows of similar lengths, longest first, so that memory is tried at once.
 
@@ -227,8 +228,9 @@ def evaluation_batches(
         packing_length: capacity of a packed row; None pads every document to the longest of its batch.
         answers: how pairs, or marked answers, become batches.
         other: the batches of `answers.others` in the same order.
+        rows: a part of evaluation_rows(); None for all of them.
     """
-    rows = evaluation_rows(examples, packing_length)
+    rows = evaluation_rows(examples, packing_length) if rows is None else rows
     if answers is not None:
         parts = [[row[0] for row in rows[start : start + batch_size]] for start in range(0, len(rows), batch_size)]
         return [answer_batch(examples, part, answers, pad_token_id=pad_token_id, other=other) for part in parts]

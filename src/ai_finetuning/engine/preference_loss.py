@@ -39,7 +39,7 @@ class PreferenceLoss:
         self._usual, self._scores, self.settings = usual, scores, settings
         self.facts = LOSSES[settings.loss or "sigmoid"]
         self._names = (*metric_names(settings), *_COUNTS)
-        self._found: list[np.ndarray] | None = None
+        self._found: list[Tensor] | None = None
         self._ratios: list[Tensor] | None = None
         self._at_rest = 0.0
         self.watch = FallingAnswers(settings)
@@ -61,7 +61,7 @@ class PreferenceLoss:
             return self._usual(model, batch)
         policy = self._scores(model, batch)
         if self._found is not None:
-            self._found.append(policy.detach().float().cpu().numpy())
+            self._found.append(policy.detach().float())
             return policy.sum() * 0
         if self.facts.reference and answers.reference is None:
             raise ValueError(f"the loss {self.settings.loss} compares with a reference, and the batch has none")
@@ -121,9 +121,11 @@ class PreferenceLoss:
         self._at_rest = max(0.0, total / max(1.0, count))
 
     @contextlib.contextmanager
-    def collect(self) -> Iterator[list[np.ndarray]]:
-        """Inside, log-probabilities of every micro-batch of this process go into the list, and no loss is computed."""
-        found: list[np.ndarray] = []
+    def collect(self) -> Iterator[list[Tensor]]:
+        """Inside, log-probabilities of every micro-batch of this process, [units, sides, 2] fp32, go into the list, and no
+        loss is computed. They stay on the device: copying each would make the host wait for it.
+        """
+        found: list[Tensor] = []
         self._found = found
         try:
             yield found
@@ -140,8 +142,9 @@ def score_answers(strategy: Strategy, loss: PreferenceLoss, batches: Sequence[Ba
     """
     with loss.collect() as found:
         strategy.evaluate(batches)
+    mine = [scores.cpu().numpy() for scores in found]
     gathered: dict[int, list[np.ndarray]] = {}
-    for rank, parts in strategy.gather((strategy.data_rank, found)):
+    for rank, parts in strategy.gather((strategy.data_rank, mine)):
         # Equal where ranks see the same rows; of the stages of a pipeline only the last one has any.
         if parts or rank not in gathered:
             gathered[rank] = parts

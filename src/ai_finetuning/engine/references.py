@@ -6,7 +6,7 @@ margin at step 0, and no second model is ever held (docs/preference.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from ..data.answers import AnswerRows
 from ..data.example import Example
 from ..data.loader import evaluation_batches, evaluation_rows
 from ..messages import warn
-from ..parallel.batch import Batch
 from ..system.out_of_memory import with_smaller_batches
 from . import rng
-from .preference_loss import PreferenceLoss, score_answers
+from .preference_loss import score_answers
 from .state import Run
+
+# Batches of a process that exist at a time: the training data may be larger than the memory.
+_AT_A_TIME = 64
 
 
 def reference_scores(run: Run, examples: Sequence[Example], rows: AnswerRows, pad_token_id: int) -> Tensor:
@@ -29,24 +31,33 @@ def reference_scores(run: Run, examples: Sequence[Example], rows: AnswerRows, pa
     Raises:
         OutOfMemoryError: a row does not fit.
     """
-    assert run.preference is not None
     order = [row[0] for row in evaluation_rows(examples, None)]
     scores = torch.zeros(len(examples), 2, 2)
-
-    def batches_of(size: int, *, other: bool) -> Sequence[Batch]:
-        return evaluation_batches(examples, batch_size=size, pad_token_id=pad_token_id, answers=rows, other=other)
-
-    own = _scored(run, run.preference, lambda size: batches_of(size, other=False))
+    own = _scored(run, examples, rows, pad_token_id, other=False)
     scores[order, : own.shape[1]] = torch.from_numpy(own)
     if rows.others is not None:
-        others = _scored(run, run.preference, lambda size: batches_of(size, other=True))
-        scores[order, 1:] = torch.from_numpy(others)
+        scores[order, 1:] = torch.from_numpy(_scored(run, examples, rows, pad_token_id, other=True))
     return scores
 
 
-def _scored(run: Run, loss: PreferenceLoss, batches_of: Callable[[int], Sequence[Batch]]) -> np.ndarray:
+def _scored(
+    run: Run, examples: Sequence[Example], answers: AnswerRows, pad_token_id: int, *, other: bool
+) -> np.ndarray:
+    """[examples, sides, 2] fp32 in the order of evaluation_rows()."""
+    loss, order = run.preference, evaluation_rows(examples, None)
+    assert loss is not None
+
+    def score(size: int, rows: Sequence[list[int]]) -> np.ndarray:
+        batches = evaluation_batches(
+            examples, batch_size=size, pad_token_id=pad_token_id, answers=answers, other=other, rows=rows
+        )
+        return score_answers(run.strategy, loss, batches)
+
     def work(size: int) -> np.ndarray:
-        return score_answers(run.strategy, loss, batches_of(size))
+        together = size * _AT_A_TIME * run.strategy.data_size
+        return np.concatenate(
+            [score(size, order[start : start + together]) for start in range(0, len(order), together)]
+        )
 
     def on_halved(size: int, _: str) -> None:
         warn(

@@ -25,6 +25,7 @@ from ..engine.metrics import MetricsFile, bits_per_character, read_metrics
 from ..errors import ConfigError, Reason
 from ..evaluation.before_after import Loaded, Side, in_single_precision
 from ..evaluation.before_after_report import Outcome, result_lines
+from ..evaluation.likelihood import Likelihood
 from ..evaluation.report import with_verdict
 from ..evaluation.results import Results
 from ..evaluation.run_verdict import (
@@ -238,14 +239,13 @@ class RunVerdict:
         strategy = built.run.strategy
         assert built.slot is not None
         for side in sides:
-            failed: Exception | None = None
-            try:
-                with untouched(built.model), self._on(built.model, side), built.slot.using(found.predictions):
+            scores: Iterator[Likelihood] = iter(())
+            with self._survives(), untouched(built.model), self._on(built.model, side):
+                with built.slot.using(found.predictions):
                     scores = iter(found.score(strategy, batch_size=1, pad_token_id=self._plan.tokenizer.pad_token_id))
-            except Exception as error:  # as _survives(); the other processes are told first
-                failed = error
-            if any(strategy.gather(failed is not None)):
-                self._fail(failed or RuntimeError("another process could not score its part"))
+            if any(strategy.gather(self.why_none is not None)):
+                if self.why_none is None:
+                    self._fail(RuntimeError("another process could not score its part"))
                 return False
             if not strategy.is_main:
                 continue

@@ -24,7 +24,7 @@ def reference_passes(config: RunConfig) -> int:
 
 
 def validate_objective(request: TrainRequest, parallel: ParallelPlan) -> None:
-    """Refuses what pairs of answers, or marked ones, are not trained with.
+    """Refuses what pairs of answers, or marked ones, are not trained with, beyond what their settings say (RunConfig).
 
     Raises:
         ConfigError: with the way out.
@@ -57,18 +57,6 @@ def validate_objective(request: TrainRequest, parallel: ParallelPlan) -> None:
             "compute_metrics",
             "外してください（評価では eval_rewards/accuracies などを計算します）",
             "leave it out (evaluation computes eval_rewards/accuracies and others)",
-        ),
-        (
-            config.data.packing,
-            "data.packing",
-            "false にしてください（もともとパディングなしで計算します）",
-            "set it to false (answers are computed without padding anyway)",
-        ),
-        (
-            config.data.replay.path is not None,
-            "data.replay",
-            "外してください（良い回答の確率を保つには preference.sft_weight: 1）",
-            "leave it out (preference.sft_weight: 1 keeps the better answers likely)",
         ),
     ):
         if refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 
 from ..messages import notice
@@ -85,14 +86,24 @@ def wait_passively() -> None:
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
+def _load() -> float:
+    """How many processes computed, or waited to, in the last minute; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0.0
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return 0.0
+
+
 def _is_busy() -> bool:
-    return hasattr(os, "getloadavg") and os.getloadavg()[0] >= _LOADED * (os.cpu_count() or 1)
+    return _load() >= _LOADED * (os.cpu_count() or 1)
 
 
 def tell_load() -> None:
     """One line where other processes keep this machine busy, so that nobody takes the slow steps for the model's."""
     if _is_busy():
-        load, processors = os.getloadavg()[0], os.cpu_count() or 1
+        load, processors = _load(), os.cpu_count() or 1
         notice(
             f"この PC ではほかの処理が動いています（負荷 {load:.1f}、プロセッサー {processors} 個）。学習はその分遅くなります。結果は変わりません。",
             f"other processes keep this machine busy (load {load:.1f}, {processors} processors): training takes longer for "

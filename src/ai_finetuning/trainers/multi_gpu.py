@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
 from ..config.training import MultiGPUTrainingConfig, TrainingConfig
-from ..execution.adapter_start import Start
 from ..execution.request import TrainRequest
 from ..execution.result import Result
 from ..execution.trainer_hooks import ComputeMetrics, PreprocessLogits, make_hooks
@@ -18,8 +15,8 @@ from ..models.base_model import BaseModel
 from ..models.wrong_objects import require_kind
 from .full import FullFinetuningTrainer
 from .lora import LoRAFinetuningTrainer
-from .starting import base_and_adapter, data_of
-from .trainer import Trainer, require_model
+from .starting import data_of
+from .trainer import Trainer
 
 
 class AdvancedMultiGPUTrainer(Trainer):
@@ -52,18 +49,11 @@ class AdvancedMultiGPUTrainer(Trainer):
         require_kind("config", config, TrainingConfig)
         require_kind("data", data or DataConfig(), DataConfig)
         require_kind("lora_config", lora_config or LoRAConfig(), LoRAConfig)
-        self._start: Start | None = None
-        if lora_config is None:
-            require_model(model)
-            self.model = model
-        else:
-            self.model, lora_config, self._start = base_and_adapter(model, lora_config)
-            self._given = model if isinstance(model, nn.Module) else None
+        self.lora_config = self._take(model, lora_config)
         self.config = config
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.data = data_of(self._start, data or DataConfig())
-        self.lora_config = lora_config
         self.result: Result | None = None
         self._hooks = make_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-
 from ..config.data import DataConfig
 from ..config.lora import LoRAConfig
 from ..config.parallel import ParallelConfig
 from ..config.preference import LOSSES, Objective, PreferenceConfig
 from ..config.run import RunConfig
 from ..config.training import TrainingConfig
-from ..execution.adapter_start import Start
 from ..execution.request import TrainRequest, adapter_settings
 from ..execution.result import Result
 from ..execution.sources import with_resume
 from ..execution.trainer_hooks import make_hooks
 from ..models.base_model import BaseModel
 from ..models.wrong_objects import require_kind
-from .starting import base_and_adapter, data_of, model_config
-from .trainer import Trainer, require_model
+from .starting import data_of, model_config
+from .trainer import Trainer
 
 
 class PreferenceTrainer(Trainer):
@@ -59,15 +56,8 @@ class PreferenceTrainer(Trainer):
         require_kind("lora_config", lora_config or LoRAConfig(), LoRAConfig)
         require_kind("preference", preference or PreferenceConfig(), PreferenceConfig)
         require_kind("data", data or DataConfig(), DataConfig)
-        self._start: Start | None = None
-        if lora_config is None:
-            require_model(model)
-            self.model = model
-        else:
-            self.model, lora_config, self._start = base_and_adapter(model, lora_config)
-            self._given = model if isinstance(model, nn.Module) else None
         self.training_config = training_config
-        self.lora_config = lora_config
+        self.lora_config = self._take(model, lora_config)
         self.preference = preference or PreferenceConfig()
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset

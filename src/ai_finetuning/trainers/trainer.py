@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..config.data import DataConfig
+from ..config.lora import LoRAConfig
 from ..errors import ConfigError
+from ..execution.adapter_start import Start
 from ..execution.artifacts import save_trained
 from ..execution.execute import execute
 from ..execution.request import TrainRequest
@@ -21,6 +23,7 @@ from ..execution.trainer_hooks import TrainerHooks, as_callback
 from ..models.base_model import BaseModel
 from ..models.wrong_objects import wrong_model
 from ..parallel.processes import launched
+from .starting import base_and_adapter
 
 
 def require_model(model: Any) -> None:
@@ -43,7 +46,22 @@ class Trainer(ABC):
     result: Result | None
     _hooks: TrainerHooks
     _last: TrainRequest | None = None  # of the last train()
-    _given: nn.Module | None = None  # a module with an adapter that training goes on from
+    _start: Start | None = None  # the adapter that training goes on from
+    _given: nn.Module | None = None  # a module that has it
+
+    def _take(self, model: Any, lora: LoRAConfig | None) -> LoRAConfig | None:
+        """Keeps the base of what a trainer of adapters or of all weights was given; the adapter's settings, None without one.
+
+        Raises:
+            ConfigError: it is no model, or none that training can go on from.
+        """
+        if lora is None:
+            require_model(model)
+            self.model = model
+            return None
+        self.model, lora, self._start = base_and_adapter(model, lora)
+        self._given = model if isinstance(model, nn.Module) else None
+        return lora
 
     @abstractmethod
     def _request(self, train: Any, eval_data: Any, resume_from_checkpoint: str | None = None) -> TrainRequest:

@@ -100,6 +100,20 @@ def test_threads_that_wait_sleep_on_a_busy_machine_unless_the_user_says_otherwis
 
 
 @linux
+def test_a_system_that_does_not_tell_its_load_counts_as_quiet(monkeypatch: pytest.MonkeyPatch, logged):
+    def refuse() -> None:
+        raise OSError("Load averages are unobtainable")
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(os, "getloadavg", refuse)
+    wait_passively()
+    tell_load()
+    assert "OMP_WAIT_POLICY" not in os.environ
+    assert "other processes" not in logged()
+
+
+@linux
 def test_a_busy_machine_is_named_and_a_quiet_one_is_not(monkeypatch: pytest.MonkeyPatch, logged):
     processors = os.cpu_count() or 1
     monkeypatch.setattr(os, "getloadavg", lambda: (0.4 * processors, 0.0, 0.0))
