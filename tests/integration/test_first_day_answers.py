@@ -15,6 +15,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 from filelock import FileLock
+from tests.support.batches import batches
 from tests.support.commands import call, environment, start
 from tests.support.patience import patience, until
 from tests.support.runs import train_lora
@@ -401,27 +402,15 @@ def test_answer_refuses_a_question_that_is_too_long_by_itself(kotoha: str, tmp_p
     assert table[2][1] == ""
 
 
-def test_answer_goes_on_where_it_was_stopped_with_the_same_result(
-    kotoha: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged
-):
+def test_answer_goes_on_where_it_was_stopped_with_the_same_result(kotoha: str, tmp_path: Path, logged):
     questions = tmp_path / "q.csv"
     questions.write_text("質問\n" + "".join(f"{n}の次の数は何ですか？\n" for n in range(9)), encoding="utf-8")
     command = ("--batch-size", "2", "--seed", "5", "--max-new-tokens", "6")
     target = ["answer", kotoha, str(questions), *command]
     assert call(*target, "--out", str(tmp_path / "whole.csv")) == 0
-    from ai_finetuning.inference import answering
-
-    original, asked = answering.generate_answers, []
-
-    def stopped(model, tokenizer, conversations, **options):
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        asked.append(len(conversations))
-        return original(model, tokenizer, conversations, **options)
-
-    monkeypatch.setattr(answering, "generate_answers", stopped)
     out = tmp_path / "parts.csv"
-    assert call(*target, "--out", str(out)) == 130
+    with batches(most=3):
+        assert call(*target, "--out", str(out)) == 130
     partial = tmp_path / "parts.csv.partial.jsonl"
     assert partial.stat().st_mode & 0o077 == 0
     assert len(partial.read_bytes().splitlines()) == 1 + 6
@@ -429,13 +418,10 @@ def test_answer_goes_on_where_it_was_stopped_with_the_same_result(
     assert "6 answers are in" in logged()
     with partial.open("ab") as file:
         file.write(b'{"question": 7, "answ')  # as a killed process leaves it
-    asked[:] = []
-    monkeypatch.setattr(
-        answering, "generate_answers", lambda m, t, c, **o: asked.append(len(c)) or original(m, t, c, **o)
-    )
-    assert call(*target[:-1], "7", "--out", str(out)) == 78  # another command does not mix its answers in
-    assert "different: max_new_tokens" in logged()
-    assert call(*target, "--out", str(out)) == 0
+    with batches() as asked:
+        assert call(*target[:-1], "7", "--out", str(out)) == 78  # another command does not mix its answers in
+        assert "different: max_new_tokens" in logged()
+        assert call(*target, "--out", str(out)) == 0
     assert asked == [2, 1]
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not partial.exists()

@@ -155,7 +155,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
 def test_a_run_survives_its_starter_and_is_found_again(tiny_model_dir: Path, tmp_path: Path):
     """Its steps 9 to 18 take a second more each, so that it is still at work when it is asked to stop."""
     config = write_run(tmp_path, tiny_model_dir, runtime={"progress": False, "report_samples": 0, "precision": "fp32"})
@@ -260,7 +260,7 @@ def test_a_job_waits_for_one_that_still_prepares(tiny_model_dir: Path, tmp_path:
     assert occupants() == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
 def test_a_waiting_job_is_stopped_by_its_file_and_a_killed_one_is_not_at_work(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -304,6 +304,23 @@ def test_the_verbs_read_any_run(whole: Path, tmp_path: Path, capsys: pytest.Capt
     assert call("runs", "trash", "two", *place) == 0
     assert not (tmp_path / "outputs" / "two").exists()
     assert call("runs", "resume", listed["二つ目"]["id"], "--dry-run", "--detach", *place) == 64
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize("arguments", [("list",), ("logs", "one")])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: tuple[str, ...], tmp_path: Path):
+    """As `aift runs list | head -1` ends: with nothing but the end."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"status": "completed"}), encoding="utf-8")
+    (folder / "console.log").write_text("a line\n" * 10, encoding="utf-8")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ai_finetuning", "runs", *arguments]
+    here = environment(PYTHONPATH=isolated_environment()["PYTHONPATH"])
+    done = subprocess.run(command, env=here, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 NO_TORCH = """

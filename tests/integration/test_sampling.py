@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import py_compile
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import openpyxl
 import pytest
-from tests.support.commands import call
+from tests.support.batches import batches
+from tests.support.commands import call, environment
 
 from ai_finetuning.data.messages import Conversation
 from ai_finetuning.data.sources import load_samples
@@ -18,6 +21,7 @@ from ai_finetuning.errors import DataError
 from ai_finetuning.evaluation import judging
 from ai_finetuning.japanese.prompts import render
 from ai_finetuning.models.tokenizers import load_tokenizer
+from ai_finetuning.system.children import isolated_environment
 
 OPTIONS = ("-k", "3", "--max-new-tokens", "6", "--seed", "5")
 
@@ -97,31 +101,18 @@ def test_no_answer_depends_on_the_size_of_the_batch_or_on_their_number(tiny_mode
         assert more["samples"][:3] == fewer["samples"]
 
 
-def test_a_command_that_was_stopped_goes_on_with_the_same_result(
-    kotoha: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged
-):
+def test_a_command_that_was_stopped_goes_on_with_the_same_result(kotoha: str, tmp_path: Path, logged):
     questions = write(tmp_path / "q.jsonl", [{"質問": f"{n}の次の数は何ですか？"} for n in range(5)])
     target = ["sample", kotoha, str(questions), *OPTIONS, "--batch-size", "6", "--out"]
     assert call(*target, str(tmp_path / "whole.jsonl")) == 0
-    from ai_finetuning.inference import answering
-
-    original, asked = answering.generate_answers, []
-
-    def stopped(model, tokenizer, conversations, **options):
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        asked.append(len(conversations))
-        return original(model, tokenizer, conversations, **options)
-
-    monkeypatch.setattr(answering, "generate_answers", stopped)
     out = tmp_path / "parts.jsonl"
-    assert call(*target, str(out)) == 130
+    with batches(most=2) as asked:
+        assert call(*target, str(out)) == 130
     assert asked == [6, 6]
     assert not out.exists()
     partial = tmp_path / "parts.jsonl.partial.jsonl"
     kept = partial.read_bytes().splitlines(keepends=True)
     partial.write_bytes(b"".join(kept[:-1]) + kept[-1][:20])  # as a killed process leaves it
-    monkeypatch.setattr(answering, "generate_answers", original)
     assert call(*target, str(out), "-k", "4") == 78  # another command does not mix its answers in
     assert "different: samples" in logged()
     assert call(*target, str(out)) == 0
@@ -140,8 +131,11 @@ def test_a_question_that_is_too_long_is_left_out_and_said(kotoha: str, tmp_path:
 @pytest.mark.parametrize(
     ("more", "code", "en", "ja"),
     [
-        (["-k", "0"], 78, "--samples (-k) is 0; it must be at least 1", "1 以上にしてください"),
-        (["--temperature", "0"], 78, "temperature is 0.0", "temperature が 0.0"),
+        (["-k", "0"], 78, "--samples (-k) is 0; it must be at least 1", "1 以上 10,000 以下"),
+        (["-k", "10001"], 78, "at most 10,000", "10,000 以下にしてください"),
+        (["--temperature", "0"], 78, "above 0 (for the one answer", "aift answer --greedy"),
+        (["--temperature", "nan"], 78, "--temperature is nan", "--temperature が nan"),
+        (["--top-p", "2"], 78, "top_p is 2.0", "top_p が 2.0"),
         (["--out", "a.csv"], 78, "--out is a.csv; it must end in .jsonl", ".jsonl のファイルにしてください"),
         (["--out", "no/a.jsonl"], 66, "the folder no of --out", "フォルダー no がありません"),
         (["--out", "q.jsonl"], 78, "the file itself that is read", "読むファイル"),
@@ -198,6 +192,19 @@ def test_right_answers_become_rows_without_duplicates(samples: Path, tmp_path: P
     assert out["sft"].read_bytes() == before  # 東京です。 and 東京です are one answer
     rejected = [row["rejected"] for row in lines(out["pairs"]) if row["prompt"] == "首都は？"]
     assert sorted(rejected) == ["京都です。", "大阪です。", "奈良です。"]
+
+
+def test_judging_needs_no_torch(samples: Path, tmp_path: Path):
+    """Which takes seconds to import."""
+    code = (
+        "import sys; from ai_finetuning.apps.cli.main import run; "
+        "print(run(sys.argv[1:]), [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "score", str(samples), "--by", "exact", "--sft", str(tmp_path / "a.jsonl")]
+    here = environment(PYTHONPATH=isolated_environment()["PYTHONPATH"])
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert lines(tmp_path / "a.jsonl")
 
 
 def test_rows_are_trained_as_they_were_asked(samples: Path, kotoha: str, tmp_path: Path):
@@ -264,6 +271,21 @@ def test_a_pattern_that_does_not_end_is_stopped(language: str, tmp_path: Path, m
     assert not (tmp_path / "o.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    "pattern", ["(((a{1000}){1000}){1000}){1000}", r"(?:\(a?[){]{0,3000}){,3000}", "a{" + "9" * 5000 + "}"]
+)
+def test_a_pattern_that_would_fill_the_memory_is_not_compiled(pattern: str, tmp_path: Path, capsys):
+    file = write(tmp_path / "s.jsonl", [{"question": "q", "samples": ["a"]}])
+    began = time.process_time()
+    code = call("score", str(file), "--by", "regex", "--pattern", pattern)
+    assert time.process_time() - began < 2
+    if "9" in pattern:  # more digits than a count has
+        assert code in (0, 78)
+        return
+    assert code == 78
+    assert "more than 1,000,000" in capsys.readouterr().err
+
+
 def test_the_checks_of_the_evaluation_judge_by_the_questions_column(tmp_path: Path, capsys):
     polite = [{"check": "polite"}, {"check": "characters_at_most", "n": 12}]
     words = [{"check": "keyword_at_least", "word": "海", "n": 1}, {"check": "keyword_at_least", "word": "山", "n": 1}]
@@ -288,7 +310,11 @@ def test_the_checks_of_the_evaluation_judge_by_the_questions_column(tmp_path: Pa
         ("not json", "cannot be read"),
         ([{"check": "polit"}], "known: polite"),
         ([{"check": "lines", "n": "3"}], "a whole number"),
+        ([{"check": "lines", "n": 10**400}], "a whole number from 0 to"),
         ([{"check": "lines"}], "takes n"),
+        ([{"check": "sections", "separator": "", "n": 2}], "a text, not empty"),
+        ([{"check": "keywords", "words": []}], "none empty"),
+        ([{"check": "keywords", "words": ["海", ""]}], "none empty"),
         ([{"check": "keywords", "words": "海"}], "a list of texts"),
     ],
 )

@@ -111,7 +111,7 @@ def test_interrupted_moved_continued(terminal: Terminal):
     """Ctrl-C, the command that goes on, the folder moved, and new rows on top."""
     run = ["train", "model=my-model", "method=lora", "data.train=faq.csv", RATE, "num_epochs=15"]
     train = terminal.type(*run, "training.output_dir=outputs/long", "logging_steps=1")
-    train.expect(r"[ 　][1-9]\d?/\d+|\b[1-9]\d?/\d+", 120)  # the bar may skip a step
+    train.expect(r"\b[1-9]\d?/\d+", 120)  # the bar may skip a step
     train.interrupt()
     stopped = train.end()
     assert stopped.code == 75

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.generation import generate_text
-
 # Expected answers of at most so many characters, by their median, are compared as a whole.
 SHORT = 30
 _PAIRS = {"「": "」", "『": "』", '"': '"', "“": "”"}
@@ -36,6 +34,8 @@ def grade(
     model: Any, tokenizer: Any, questions: Sequence[tuple[str, str]], *, batch_size: int = 32, max_new_tokens: int = 32
 ) -> list[Graded]:
     """Greedy answers to (question, expected answer) pairs, in their order."""
+    from ..models.generation import generate_text  # comparing answers needs no torch
+
     conversations = [[{"role": "user", "content": question}] for question, _ in questions]
     answers = generate_text(
         model, tokenizer, conversations, max_new_tokens=max_new_tokens, do_sample=False, batch_size=batch_size

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,8 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 # What the arguments of checks are; all others are texts.
 _ARGUMENTS: Mapping[str, type] = {"n": int, "words": list, "keys": list}
-_KINDS = {int: "a whole number", list: "a list of texts", str: "a text"}
+_MOST = 1_000_000_000
+_KINDS = {int: f"a whole number from 0 to {_MOST:,}", list: "a list of texts, none empty", str: "a text, not empty"}
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,13 @@ def _validate_arguments(name: str, arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: {', '.join(map(excerpt, arguments)) or '-'}; takes {', '.join(wanted) or '-'}")
     for key, value in arguments.items():
         kind = str if name in ("starts_with", "ends_with") else _ARGUMENTS.get(key, str)
+        texts = value if isinstance(value, list) else [value]
         fits = isinstance(value, kind) and not isinstance(value, bool)
-        if not fits or (kind is list and not all(isinstance(text, str) for text in value)):
+        if fits and kind is int:
+            fits = 0 <= value <= _MOST
+        elif fits:  # an empty text is in every answer, and no answer breaks an empty list
+            fits = bool(texts) and all(isinstance(text, str) and text for text in texts)
+        if not fits:
             raise ValueError(f"{name}: {key} = {excerpt(value)}; {_KINDS[kind]}")
 
 
@@ -194,6 +201,14 @@ def instructions() -> list[Instruction]:
 
 
 def followed(instruction: Instruction, answer: str) -> dict[str, bool]:
-    """Which of an instruction's checks an answer passes; an empty one passes none."""
+    """Which of an instruction's checks an answer passes, by their keys; a key that stands there again gets a number, as in
+    `keywords 2`. An empty answer passes none.
+    """
     there = bool(answer.strip())
-    return {name: there and CHECKS[name](answer, **arguments) for name, arguments in instruction.checks}
+    passed: dict[str, bool] = {}
+    seen: Counter[str] = Counter()
+    for name, arguments in instruction.checks:
+        seen[name] += 1
+        key = name if seen[name] == 1 else f"{name} {seen[name]}"
+        passed[key] = there and CHECKS[name](answer, **arguments)
+    return passed

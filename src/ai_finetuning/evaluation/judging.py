@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,12 @@ from .instructions import CHECKS, parse_checks
 
 # Seconds of CPU that a regular expression may take for one answer.
 SECONDS = 1.0
+# Items that a pattern may have with its counted repeats written out, as it is compiled: seconds, and a GB of memory.
+_ITEMS = 1_000_000
+# An escaped character, a class of characters, the ends of a group, a count, or any other character.
+_PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[()]|\{(\d{0,20}),?(\d{0,20})\}|.", re.DOTALL)
+# Lists of different expected answers, whose patterns are kept.
+_KEPT = 64
 # What stands in a pattern for the expected answer.
 EXPECTED = "{expected}"
 CHECKS_COLUMN = "checks"
@@ -144,12 +151,20 @@ def _by_pattern(pattern: str, rows: Sequence[Sampled], accepted: Mapping[str, Se
     """
     import regex
 
-    @functools.cache
+    written = _written_out(pattern)
+    if written > _ITEMS:
+        raise ConfigError(
+            f"--pattern の {{n}} の繰り返しが入れ子で {written:,} 個になります（上限 {_ITEMS:,}）。回数を減らすか、* や + にしてください: {on_one_line(pattern)}",
+            f"the repeats {{n}} inside repeats of --pattern come to {written:,} items, more than {_ITEMS:,}; repeat less "
+            f"often, or write * or +: {on_one_line(pattern)}",
+        )
+
+    @functools.lru_cache(_KEPT)
     def compiled(expected: tuple[str, ...]) -> Any:
         either = "(?:" + "|".join(regex.escape(text) for text in expected) + ")"
         try:
             return regex.compile(pattern.replace(EXPECTED, either))
-        except (regex.error, OverflowError, RecursionError) as error:
+        except (regex.error, ValueError, OverflowError, RecursionError) as error:
             raise ConfigError(
                 f"--pattern の正規表現を読めません（{error}）: {on_one_line(pattern)}",
                 f"--pattern is no regular expression ({error}): {on_one_line(pattern)}",
@@ -168,6 +183,27 @@ def _by_pattern(pattern: str, rows: Sequence[Sampled], accepted: Mapping[str, Se
 
     compiled(tuple(accepted.get(rows[0].place, ())))  # refused before any answer is judged
     return judge
+
+
+def _written_out(pattern: str) -> int:
+    """How many items a pattern has where each counted repeat, such as {3} or {2,5}, stands as often as it says."""
+    groups, last = [0], 0
+    for piece in _PIECE.finditer(pattern):
+        text = piece.group()
+        if text == "(":
+            groups.append(0)
+            last = 0
+        elif text == ")":
+            last = groups.pop() if len(groups) > 1 else 1
+            groups[-1] += last
+        elif piece[1] or piece[2]:
+            times = int(piece[2] or piece[1])
+            groups[-1] += last * (times - 1)
+            last *= times
+        else:
+            last = 1
+            groups[-1] += 1
+    return sum(groups)
 
 
 def _by_checks(rows: Sequence[Sampled]) -> Judge:

@@ -20,7 +20,7 @@ from ..data.messages import Comparison, Conversation
 from ..data.sources import RowReading, load_samples, read_source
 from ..errors import ConfigError, DataError, InputNotFoundError, Reason
 from ..japanese.prompts import render, user_turn
-from ..messages import argument
+from ..messages import argument, notice
 from .answers import metrics_for
 from .instructions import instructions
 from .likelihood import Question, Scored
@@ -276,7 +276,7 @@ def own_data(path: str, columns: Mapping[str, str] | None = None) -> Task:
 
 
 def _own_pairs(path: str, columns: Mapping[str, str] | None) -> Task | None:
-    """The pairs of a file; None where it is none of pairs. Answers of several turns are left out."""
+    """The pairs of a file; None where it is none of pairs. Answers of several turns are left out, which is said."""
     how = RowReading(columns or None, objective="preference")
     try:
         rows, _ = read_source(path, how, BadRows(), shared=False)
@@ -288,6 +288,12 @@ def _own_pairs(path: str, columns: Mapping[str, str] | None) -> Task | None:
             asked = tuple(row.sides[0].as_dicts()[:-1])
             choices = (row.chosen[0].content, row.rejected[0].content)
             items.append(Item(f"data-{number}", str(asked[-1]["content"]), choices=choices, messages=asked))
+    if items and len(items) < len(rows):
+        left = len(rows) - len(items)
+        notice(
+            f"{path}: 回答が 1 つの発言ではない {left:,} 組は測りません。",
+            f"{path}: {left:,} pairs are not measured, since their answers are more than one message.",
+        )
     return pairs_task(Path(str(path)).name, items) if items else None
 
 

@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.hints import near_files
 from ..data.encoding import UNREADABLE, decode
 from ..errors import DataError, InputNotFoundError, StorageError
 from ..system.files import write_in_place
-from .answering import Outcome
 from .question_files import Questions
+
+if TYPE_CHECKING:
+    from .answering import Outcome
 
 KIND = ".jsonl"
 _OWN = ("number", "question", "material", "system", "row", "samples", "ends", "right")

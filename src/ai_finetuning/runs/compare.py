@@ -11,6 +11,7 @@ from ..config.load import load_config
 from ..config.plain import plain_run
 from ..config.run_folder import CONFIG, METRICS
 from ..errors import ToolkitError
+from ..system.files import is_plain
 from .folder import recorded_settings
 from .rows import loss_of, rows_of, step_of
 
@@ -71,7 +72,7 @@ def _curves(file: Path) -> tuple[Curve, Curve]:
     """Losses of the steps and of the evaluations."""
     rows = []
     try:
-        if file.is_file():  # a pipe would be waited for
+        if is_plain(file):
             with file.open("rb") as stream:
                 rows = rows_of(stream.read(_MOST))
     except OSError:

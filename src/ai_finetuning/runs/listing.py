@@ -17,7 +17,7 @@ from typing import Any
 
 from ..config.run_folder import LOCK, METRICS, RUN
 from ..errors import ConfigError, InputNotFoundError, RunLockedError, StorageError
-from ..messages import on_one_line
+from ..messages import notice, on_one_line
 from ..system.files import subfolders
 from .folder import read_run
 from .rows import last_rows, loss_of, step_of, steps_of
@@ -117,19 +117,25 @@ def _marked(name: str, path: Path) -> str:
     return f"{slug}-{mark}" if slug else mark
 
 
-def rename(path: Path, name: str) -> Path:
+def rename(path: Path, name: str, *, force: bool = False) -> Path:
     """Gives the folder of a run another name beside it; returns the new folder.
+
+    Args:
+        force: also a run that may be at work on another PC.
 
     Raises:
         ConfigError: the name is no name of a folder, or is taken; or other runs lie in this one. RunLockedError: it is at
             work. StorageError: the disk refuses.
     """
     validate_name(name)
-    return _moved(path, path.resolve().with_name(name))
+    return _moved(path, path.resolve().with_name(name), force=force)
 
 
-def trash(path: Path) -> Path:
+def trash(path: Path, *, force: bool = False) -> Path:
     """Moves a run into `.trash` beside it, where no listing looks; nothing is deleted. Returns where it is now.
+
+    Args:
+        force: also a run that may be at work on another PC.
 
     Raises:
         ConfigError: other runs lie in this one. RunLockedError: it is at work. StorageError: the disk refuses.
@@ -140,7 +146,7 @@ def trash(path: Path) -> Path:
     except OSError as error:
         raise _not_moved(path, error) from error
     stamp = datetime.fromtimestamp(time.time()).strftime("%Y%m%d-%H%M%S-%f")
-    return _moved(path, whole.parent / TRASH / f"{whole.name}.{stamp}")
+    return _moved(path, whole.parent / TRASH / f"{whole.name}.{stamp}", force=force)
 
 
 def validate_name(name: str) -> None:
@@ -155,7 +161,7 @@ def validate_name(name: str) -> None:
         )
 
 
-def _moved(path: Path, target: Path) -> Path:
+def _moved(path: Path, target: Path, *, force: bool) -> Path:
     """Moves a run that nobody works on."""
     from filelock import FileLock, Timeout  # what lists runs has no use for it, and it takes 50 ms
 
@@ -175,8 +181,15 @@ def _moved(path: Path, target: Path) -> Path:
     try:
         lock.acquire()
         try:
-            if state_of(read_run(whole)).at_work:
+            state = state_of(read_run(whole))
+            if state.at_work:
                 raise Timeout(str(whole / LOCK))
+            if state.elsewhere and not force:
+                raise RunLockedError(
+                    f"{path} は別の PC で始めた実行で、学習中かどうかはここからは分かりません。その PC で止めるか、学習中でないと分かっていれば --force を付けてください。",
+                    f"{path} began on another PC, and whether it is at work is not seen from here. Stop it there, or add "
+                    "--force where you know that it is not.",
+                )
             if os.name != "nt":
                 os.replace(whole, target)
         finally:
@@ -188,6 +201,8 @@ def _moved(path: Path, target: Path) -> Path:
             f"{path} は学習中か順番待ちです。止めてから（aift runs stop）もう一度実行してください。",
             f"{path} is at work or waiting; stop it first (aift runs stop).",
         ) from None
+    except RunLockedError:  # an OSError too
+        raise
     except OSError as error:
         raise _not_moved(path, error) from error
     return target
@@ -198,21 +213,28 @@ def _not_moved(path: Path, error: OSError) -> StorageError:
 
 
 def _read_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(folder, run.json) of runs, those that changed last first, as far as so many bytes go."""
+    """(folder, run.json) of runs, those that changed last first, as far as so many bytes go; it says where they end."""
     files = []
     for path in (folder, *subfolders(folder), *subfolders(folder / OUTPUTS)):
         with contextlib.suppress(OSError):
             state = (path / RUN).stat()
             if stat.S_ISREG(state.st_mode):
                 files.append((-state.st_mtime, state.st_size, path))
-    left = _BYTES
+    left, skipped = _BYTES, 0
     for _, size, path in sorted(files):
         if size > left:
+            skipped += 1
             continue
         left -= size
         values = read_run(path)
         if values:
             yield path, values
+    if skipped:
+        notice(
+            f"{folder}: 実行が多いため、{skipped:,} 件は読んでいません（{RUN} の合計が {_BYTES >> 20} MiB を超えます）。--in で場所を絞るか、aift runs trash で片付けてください。",
+            f"{folder}: {skipped:,} runs are not read (their {RUN} are more than {_BYTES >> 20} MiB together); name a smaller "
+            "place with --in, or tidy up with aift runs trash.",
+        )
 
 
 def _entry(path: Path, values: dict[str, Any], root: Path, *, followed: bool) -> RunEntry:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..system.files import is_plain
+
 # What counts as a number of steps, and as a loss.
 _STEPS, _LOSS = 10**12, 1e9
 # Rows from which the time left is told.
@@ -29,7 +31,7 @@ def rows_of(content: bytes) -> list[dict[str, Any]]:
 def last_rows(file: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
     """The rows in the last bytes of a file; none where it cannot be read."""
     try:
-        if not file.is_file():  # a pipe would be waited for
+        if not is_plain(file):
             return []
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - size))

@@ -39,12 +39,14 @@ class State:
         phase: what it does now, a key of PHASES; None where it does nothing, or does not tell.
         since: when that began, in seconds since 1970.
         reason: why it is not at work, where it is not completed.
+        elsewhere: whether it may be at work on another PC, which cannot be seen from here.
     """
 
     status: Status
     phase: str | None = None
     since: float | None = None
     reason: str | None = None
+    elsewhere: bool = False
 
     @property
     def at_work(self) -> bool:
@@ -75,7 +77,8 @@ def state_of(run: Mapping[str, Any]) -> State:
     if not child and status != "running":
         return State("stopped")
     told_by = child if isinstance(child, dict) else run
-    return State("stopped", reason=str(_GONE if is_here(told_by) else _ELSEWHERE))
+    elsewhere = not is_here(told_by)
+    return State("stopped", reason=str(_ELSEWHERE if elsewhere else _GONE), elsewhere=elsewhere)
 
 
 def _phase(values: Mapping[str, Any]) -> tuple[str | None, float | None]:

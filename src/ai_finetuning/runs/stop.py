@@ -19,7 +19,8 @@ from ..errors import Reason, StorageError, UsageError
 from ..system.files import read_bounded, write_in_place
 from .folder import read_run
 from .phase import CHILD, change_run, is_mine
-from .process import is_alive, is_here, process_of
+from .process import is_alive, process_of
+from .recorded import saved_step
 from .state import state_of
 
 How = Literal["save", "best", "now"]
@@ -67,17 +68,17 @@ def stop(folder: Path, how: How = "save") -> Reason:
     Args:
         folder: of the run.
         how: `save`: saves a checkpoint at the end of the step and stops, to be resumed. `best`: evaluates once more and
-            ends with the best weights as the result. `now`: ends its processes at once; what the last checkpoint
-            holds is kept. A run on another PC does it at the end of its step.
+            ends with the best weights as the result. `now`: ends its processes at once; what the last checkpoint,
+            where there is one, holds is kept. A run on another PC does it at the end of its step.
 
     Raises:
         UsageError: it is not at work. StorageError: the request cannot be written.
     """
     run = read_run(folder)
     child = run.get(CHILD)
-    of = child if isinstance(child, dict) and is_alive(child) else run
-    elsewhere = run.get("status") == "running" and not state_of(run).at_work and not is_here(run)
-    if not state_of(run).at_work and not elsewhere:
+    state = state_of(run)
+    of = child if isinstance(child, dict) and (state.elsewhere or is_alive(child)) else run
+    if not state.at_work and not state.elsewhere:
         raise UsageError(f"{folder} は学習中ではありません。", f"{folder} is not at work, so there is nothing to stop.")
     request = {"how": how, "of": {key: of.get(key) for key in ("pid", "host", "created")}}
     try:
@@ -87,13 +88,21 @@ def stop(folder: Path, how: How = "save") -> Reason:
             f"{folder} に書き込めないため、止める指示を残せません（{error}）。",
             f"{folder} cannot be written ({error}), so that nothing can be asked of the run.",
         ) from error
-    # Of a run in this very process, such as a notebook's, the end of the step is the soonest.
-    if how == "now" and not elsewhere and of.get("pid") != os.getpid():
+    # Of a run in this very process, such as a notebook's, the end of the step is the soonest; and so it is where a file
+    # does not tell when its process was created, since it may name any: whoever wrote it cannot know that.
+    if how == "now" and not state.elsewhere and of.get("pid") != os.getpid() and of.get("created"):
         _kill(folder, of)
+        saved = saved_step(folder)
+        if saved is None:
+            return Reason(
+                "すぐに止めました。チェックポイントはまだないので、再開すると最初から始めます",
+                "stopped at once; it has no checkpoint yet, so that resumed it begins anew",
+            )
         return Reason(
-            "すぐに止めました。最後のチェックポイントから再開できます", "stopped at once; its last checkpoint is kept"
+            f"すぐに止めました。ステップ {saved:,} のチェックポイントから再開できます",
+            f"stopped at once; its checkpoint of step {saved:,} is kept",
         )
-    if state_of(run).status == "waiting":
+    if state.status == "waiting":
         return Reason("順番待ちをやめます", "it gives up waiting")
     if how == "best":
         return Reason(
@@ -109,9 +118,9 @@ def _kill(folder: Path, of: dict[str, Any]) -> None:
     """Ends the processes of a run, whoever starts others first, and writes down that it was asked for.
 
     Args:
-        of: the process that is at work; an earlier one of the run may live on with other work.
+        of: the process that is at work, with the time of its creation; an earlier one of the run may live on with other
+            work.
     """
-    # A file of somebody else may name any process; it cannot know when that was created.
     named = [values for values in (of.get("launcher"), of) if isinstance(values, dict) and values.get("created")]
     parents = [process_of(values) for values in named]
     family: list[psutil.Process] = []
@@ -129,9 +138,8 @@ def _kill(folder: Path, of: dict[str, Any]) -> None:
     deadline = time.monotonic() + _GONE
     while any(map(is_alive, named)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    if named:
-        (folder / STOP).unlink(missing_ok=True)
-        end(folder, of, "KeyboardInterrupt")
+    (folder / STOP).unlink(missing_ok=True)
+    end(folder, of, "KeyboardInterrupt")
 
 
 def end(folder: Path, of: dict[str, Any], reason: str) -> None:

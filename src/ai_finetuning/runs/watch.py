@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_folder import CONSOLE, METRICS
+from ..system.files import is_plain
 from .folder import read_run
 from .rows import last_rows, rows_of, seconds_left
 from .state import State, state_of
@@ -60,7 +61,7 @@ def read_whole_lines(path: Path, cursor: str) -> tuple[bytes, int, int, bool, bo
     match = _CURSOR.fullmatch(cursor)
     position, file = (int(match[1]), int(match[2])) if match else (0, -1)
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not is_plain(path):
             return b"", 0, 0, file > 0, False
         with path.open("rb") as stream:
             now = os.fstat(stream.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import ModelError
+from ..messages import notice
 
 # What a process that was killed leaves of `replacing`; names of run folders (runs/folder.py) hold the pattern.
 TEMPORARY = ".aift-*.tmp"
@@ -35,17 +37,30 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return content
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a path is a regular file itself: no link, and no pipe, which would be waited for."""
+    return path.is_file() and not path.is_symlink()
+
+
 # Entries of a folder that are looked at: it may be one of somebody else, with any number of them.
 _MOST_ENTRIES = 1000
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name, without hidden ones; of a very full one only some, of one that cannot be read none."""
+    """The folders in a folder, by name, without hidden ones; of one that cannot be read none, and of a very full one only
+    some, which is said.
+    """
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for _, entry in zip(range(_MOST_ENTRIES), entries, strict=False) if entry.is_dir()]
+            found = list(itertools.islice(entries, _MOST_ENTRIES + 1))
+        names = [entry.name for entry in found[:_MOST_ENTRIES] if entry.is_dir()]
     except OSError:
         return []
+    if len(found) > _MOST_ENTRIES:
+        notice(
+            f"{folder} には {_MOST_ENTRIES:,} を超えるファイルやフォルダーがあり、残りは調べていません。",
+            f"{folder} holds more than {_MOST_ENTRIES:,} files and folders; the others are not looked at.",
+        )
     return [folder / name for name in sorted(names) if not name.startswith(".")]
 
 

@@ -86,6 +86,8 @@ def test_an_empty_answer_follows_nothing():
     item = Instruction(1, "読点を使わずに", (("no_commas", {}), ("characters_at_most", {"n": 9})))
     assert followed(item, " \n") == {"no_commas": False, "characters_at_most": False}
     assert followed(item, "はい") == {"no_commas": True, "characters_at_most": True}
+    twice = Instruction(1, "", tuple(("keyword_at_least", {"word": word, "n": 1}) for word in ("海", "山")))
+    assert followed(twice, "山です。") == {"keyword_at_least": False, "keyword_at_least 2": True}
 
 
 def test_every_check_can_be_written_into_a_row_and_is_documented():

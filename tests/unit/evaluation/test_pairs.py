@@ -122,7 +122,7 @@ def test_more_pairs_the_right_way_round_and_prose_kept_is_adopted():
     assert (found.compared.before, found.compared.after, found.word) == (0.5, 0.95, "improved")
 
 
-def test_a_file_of_pairs_is_asked_which_answer_is_likelier(tmp_path: Path):
+def test_a_file_of_pairs_is_asked_which_answer_is_likelier(tmp_path: Path, logged):
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"{n}の次は？", "chosen": f"{n + 1}です。", "rejected": "知りません。"} for n in range(3)]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -130,6 +130,12 @@ def test_a_file_of_pairs_is_asked_which_answer_is_likelier(tmp_path: Path):
     assert [task.kind for task in tasks] == ["pairs", "prose"]
     assert tasks[0].items[0].choices == ("1です。", "知りません。")
     assert tasks[0].items[0].messages == ({"role": "user", "content": "0の次は？"},)
+    assert "not measured" not in logged()
+    turns = [{"role": role, "content": "はい。"} for role in ("assistant", "user", "assistant")]
+    more = {"prompt": "続けて", "chosen": turns, "rejected": [{"role": "assistant", "content": "いいえ。"}]}
+    path.write_text(path.read_text(encoding="utf-8") + json.dumps(more) + "\n", encoding="utf-8")
+    assert len(find_tasks(Asked(data=str(path)))[0][0].items) == 3
+    assert "1 pairs are not measured" in logged()
     plain = tmp_path / "texts.txt"
     plain.write_text("ただの文章です。\n", encoding="utf-8")
     with pytest.raises(DataError, match="has no answer|答えがありません"):

@@ -68,7 +68,7 @@ def test_a_job_begins_when_the_device_is_free(queue: Path):
     assert list(queue.iterdir()) == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
 def test_a_job_begins_when_the_holder_dies(queue: Path):
     held = environment(PYTHONPATH=isolated_environment()["PYTHONPATH"])
     command = [sys.executable, "-c", HOLDER]

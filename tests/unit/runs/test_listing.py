@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from ai_finetuning.errors import ConfigError, InputNotFoundError, RunLockedError
+from ai_finetuning.runs import listing
 from ai_finetuning.runs.listing import find_id, list_runs, rename, trash
 from ai_finetuning.runs.process import identity
+from ai_finetuning.system import files
 
 
 def run(folder: Path, status: str = "completed", **values: Any) -> Path:
@@ -100,6 +102,34 @@ def test_a_run_at_work_stays_where_it_is(tmp_path: Path):
                 rename(folder, "other")
             assert folder.is_dir()
     trash(locked)
+
+
+def test_a_run_that_may_be_at_work_on_another_pc_is_moved_where_that_is_said(tmp_path: Path):
+    begun = run(tmp_path / "a", "running", **identity() | {"host": "elsewhere"})
+    launched = run(tmp_path / "b", child=identity() | {"host": "elsewhere"}, status=None)
+    ended = run(tmp_path / "c", **identity() | {"host": "elsewhere"})
+    for folder in (begun, launched):
+        with pytest.raises(RunLockedError, match="began on another PC"):
+            trash(folder)
+        with pytest.raises(RunLockedError, match="--force"):
+            rename(folder, "other")
+        assert folder.is_dir()
+    assert rename(begun, "other", force=True).is_dir()
+    assert trash(launched, force=True).is_dir()
+    assert trash(ended).is_dir()
+
+
+def test_what_a_listing_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged):
+    for name in ("a", "b", "c"):
+        run(tmp_path / name)
+    assert len(list_runs(tmp_path)) == 3
+    assert logged() == ""
+    monkeypatch.setattr(listing, "_BYTES", 2 * (tmp_path / "a" / "run.json").stat().st_size)
+    assert len(list_runs(tmp_path)) == 2
+    assert "1 runs are not read" in logged()
+    monkeypatch.setattr(files, "_MOST_ENTRIES", 2)
+    assert len(list_runs(tmp_path)) == 2
+    assert "holds more than 2 files and folders" in logged()
 
 
 def test_runs_in_a_runs_folder_are_not_moved_with_it(tmp_path: Path):

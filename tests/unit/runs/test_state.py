@@ -117,6 +117,9 @@ def test_what_is_not_at_work_is_not_stopped(tmp_path: Path):
     elsewhere = write(tmp_path, status="running", **identity() | {"host": "another-pc"})
     stop(elsewhere, "now")  # a shared folder: that PC's run reads it
     assert json.loads((tmp_path / STOP).read_text())["how"] == "now"
+    there = identity() | {"host": "another-pc"}
+    stop(write(tmp_path, status="stopped", **{CHILD: there}), "save")  # it waits there, or prepares
+    assert json.loads((tmp_path / STOP).read_text()) == {"how": "save", "of": there}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the tree of processes is made with a shell of POSIX")
@@ -128,11 +131,11 @@ def test_now_ends_a_process_with_what_it_has_started(tmp_path: Path):
 
         grandchild = identity(psutil.Process(parent.pid).children()[0].pid)
         stranger = write(tmp_path, status="running", **identity(parent.pid) | {"created": None})
-        stop(stranger, "now")  # anybody can write a number into a file
+        assert "after this step" in stop(stranger, "now").en  # anybody can write a number into a file
         assert is_alive(grandchild)
         assert (tmp_path / STOP).exists()
         run = write(tmp_path, status="running", **identity(parent.pid))
-        stop(run, "now")
+        assert "no checkpoint yet" in stop(run, "now").en
         until(lambda: not is_alive(grandchild), 20, "the grandchild ends")
     assert parent.returncode != 0
     state = state_of(json.loads((tmp_path / RUN).read_text()))

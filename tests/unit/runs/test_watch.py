@@ -9,7 +9,7 @@ from typing import Any
 from ai_finetuning.engine.metrics import MetricsFile, read_metrics
 from ai_finetuning.runs.compare import compare, thinned
 from ai_finetuning.runs.process import identity
-from ai_finetuning.runs.watch import MOST, watch
+from ai_finetuning.runs.watch import MOST, console, watch
 
 
 def step(number: int, **values: Any) -> dict[str, Any]:
@@ -55,6 +55,16 @@ def test_a_resumed_run_begins_the_rows_anew(tmp_path: Path):
     assert [row["step"] for row in read_metrics(file)] == list(range(1, 20))
     kept = watch(tmp_path, longer.cursor)
     assert (kept.reset, kept.rows) == (False, [])
+
+
+def test_links_are_not_followed(tmp_path: Path):
+    """A run's folder may be somebody else's, and what a link points to is no part of it."""
+    (tmp_path / "secret").write_text(json.dumps(step(1)) + "\n", encoding="utf-8")
+    for name in ("metrics.jsonl", "console.log"):
+        (tmp_path / name).symlink_to(tmp_path / "secret")
+    assert watch(tmp_path).rows == []
+    assert console(tmp_path)[0] == ""
+    assert compare([tmp_path]).loss == [[]]
 
 
 def test_an_answer_is_bounded(tmp_path: Path):

@@ -20,9 +20,11 @@ from .answers import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    sampling_options,
 )
 from .file_work import (
     COLUMN,
+    NO_ADAPTER,
     OVERWRITE,
     RESTART,
     SEED,
@@ -68,9 +70,7 @@ def answer(
         "--compare",
         help=localized("アダプターなしの回答も隣の列に書きます", "writes the answers without the adapter as well"),
     ),
-    no_adapter: bool = typer.Option(
-        False, "--no-adapter", help=localized("アダプターを使わずに答えます", "answers without the adapter")
-    ),
+    no_adapter: bool = NO_ADAPTER,
     batch_size: int = typer.Option(8, help=localized("一度に答える質問の数", "questions answered at a time")),
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = TEMPERATURE,
@@ -82,16 +82,7 @@ def answer(
     restart: bool = RESTART,
 ) -> int:
     """Answers each row and writes the file with a column more. A command that was stopped goes on where it was."""
-    from ...models.sampling import validate_sampling
-
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "do_sample": not greedy,
-    }
-    validate_sampling(**options, batch_size=batch_size)
+    options = sampling_options(max_new_tokens, temperature, top_p, top_k, do_sample=not greedy, batch_size=batch_size)
     if compare and no_adapter:
         raise UsageError(
             "--compare と --no-adapter はどちらか一方を指定してください。",
@@ -108,7 +99,7 @@ def answer(
     kind = validate_target(out, asked, columns, overwrite=overwrite or going_on)
     validate_name(model, base)
     say_columns(asked, f"回答の列: {'、'.join(columns)}", f"answers go to {', '.join(columns)}")
-    with only_one(work.partial):
+    with only_one(work.partial, work.lock):
         return _finish(work, kind, columns, outcomes_of(work, restart))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -47,6 +48,30 @@ TEMPERATURE = typer.Option(
 TOP_P = typer.Option(0.9, "--top-p", help=localized("上位の確率の合計（0 から 1）", "share of the probability kept"))
 TOP_K = typer.Option(50, "--top-k", help=localized("候補のトークン数（0 は制限なし）", "tokens to choose from; 0: all"))
 GREEDY = typer.Option(False, "--greedy", help=localized("毎回同じ答えにします", "give the same answer every time"))
+
+
+def sampling_options(
+    max_new_tokens: int, temperature: float, top_p: float, top_k: int, *, do_sample: bool, batch_size: int = 1
+) -> dict[str, Any]:
+    """The options of generate_answers.
+
+    Args:
+        batch_size: is checked with them.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+    from ...models.sampling import validate_sampling
+
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "do_sample": do_sample,
+    }
+    validate_sampling(**options, batch_size=batch_size)
+    return options
 
 
 def empty_answer() -> str:

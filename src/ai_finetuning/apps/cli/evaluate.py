@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from ...errors import ConfigError, RunLockedError, StorageError, localized
+from ...errors import ConfigError, localized
 from ...messages import argument, notice, printable, warn
 from .answers import BASE, BITS
+from .file_work import only_one
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def evaluate(
     if dry_run:
         _say_plan(planned, Loaded(place=place))
         return 0
-    with _only_one(out):
+    with only_one(out, out / "eval.lock"):
         return _measure(planned, Loaded(place=place), (out, margin / 100), gate=gate, restart=restart)
 
 
@@ -206,30 +205,3 @@ def _measure(planned: Plan, loaded: Loaded, asked: tuple[Path, float], *, gate: 
             "nothing to compare with, so there is no verdict (--before names something).",
         )
     return EXIT_CODES[adoption.decision] if gate and adoption is not None else 0
-
-
-@contextlib.contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Makes the folder and refuses a second command that writes into it."""
-    from filelock import FileLock, Timeout
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(out / "eval.lock"))
-        lock.acquire(timeout=0)
-    except Timeout:  # an OSError too
-        raise RunLockedError(
-            f"{argument(out)} には別のコマンドが結果を書いています。終わるのを待つか、--out を変えてください。",
-            f"another command is writing into {argument(out)}; wait for it, or choose another --out.",
-        ) from None
-    except OSError as error:
-        raise StorageError(
-            f"{argument(out)} を使えません（{error.strerror or error}）。--out を変えるか、権限を確認してください。",
-            f"{argument(out)} cannot be used ({error.strerror or error}); choose another --out, or check its rights.",
-        ) from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows removes no open file
-            (out / "eval.lock").unlink()
-        lock.release()

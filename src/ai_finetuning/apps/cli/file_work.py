@@ -1,4 +1,6 @@
-"""What the verbs that answer a file of questions have in common: a command's work, its answers so far, its reports."""
+"""What the verbs that answer a file of questions have in common: a command's work, its answers so far, its reports; and
+that only one command at a time writes the same.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ...errors import DataError, RunLockedError, StorageError, localized
-from ...messages import excerpt, notice, on_one_line, warn
+from ...messages import argument, excerpt, notice, on_one_line, warn
 from .answers import say_cut, say_system, validate_adapter
 from .progress import progress_bar
 
@@ -34,6 +36,9 @@ RESTART = typer.Option(
     False,
     "--restart",
     help=localized("途中の回答を捨てて最初から始めます", "forgets the answers so far and begins anew"),
+)
+NO_ADAPTER = typer.Option(
+    False, "--no-adapter", help=localized("アダプターを使わずに答えます", "answers without the adapter")
 )
 # Rows that a message names.
 _NAMED = 10
@@ -62,6 +67,11 @@ class Work:
     def partial(self) -> Path:
         """Where the answers lie until all of them are there."""
         return self.out.with_name(f"{self.out.name}.partial.jsonl")
+
+    @property
+    def lock(self) -> Path:
+        """What only one command at a time holds."""
+        return self.partial.with_name(f"{self.partial.name}.lock")
 
     def made_by(self) -> dict[str, Any]:
         """What the answers depend on."""
@@ -104,24 +114,33 @@ def say_columns(questions: Questions, ja: str, en: str) -> None:
 
 
 @contextlib.contextmanager
-def only_one(partial: Path) -> Iterator[None]:
-    """Refuses a second command that writes the same answers."""
+def only_one(written: Path, path: Path) -> Iterator[None]:
+    """Refuses a second command that writes the same file, or into the same folder.
+
+    Args:
+        written: it.
+        path: of the lock, in a folder that is made where it is missing.
+
+    Raises:
+        RunLockedError: another command is at it. StorageError: the lock cannot be made.
+    """
     from filelock import FileLock, Timeout
 
-    path = partial.with_name(f"{partial.name}.lock")
     lock = FileLock(str(path))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:  # an OSError too
         raise RunLockedError(
-            f"{partial} には別のコマンドが回答を書いています。終わるのを待つか、--out を変えてください。",
-            f"another command is writing {partial}; wait for it, or choose another --out.",
+            f"{argument(written)} には別のコマンドが書いています。終わるのを待つか、--out を変えてください。",
+            f"another command is writing {argument(written)}; wait for it, or choose another --out.",
         ) from None
     except OSError as error:
         raise StorageError(
-            f"{path} を使えません（{error.strerror or error}）。リンクなら消し、フォルダーの権限を確認してください。",
-            f"{path} cannot be used ({error.strerror or error}); remove it if it is a link, and check the folder's rights.",
-        ) from None
+            f"{argument(path)} を使えません（{error.strerror or error}）。リンクなら消し、フォルダーの権限を確認するか、--out を変えてください。",
+            f"{argument(path)} cannot be used ({error.strerror or error}); remove it if it is a link, check the folder's "
+            "rights, or choose another --out.",
+        ) from error
     try:
         yield
     finally:
@@ -150,7 +169,7 @@ def outcomes_of(work: Work, restart: bool) -> list[Outcome]:
 
     opened = open_model(work.model, base=work.base, bits=work.bits)
     if asking.variants != (True,):
-        validate_adapter("--compare / --no-adapter", opened.has_adapter, work.model)
+        validate_adapter("--compare" if True in asking.variants else "--no-adapter", opened.has_adapter, work.model)
     say_system(opened.system, asking.system)
     try:
         with progress_bar() as progress:

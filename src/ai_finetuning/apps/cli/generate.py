@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import typer
 
@@ -21,6 +20,7 @@ from .answers import (
     TOP_K,
     TOP_P,
     print_comparison,
+    sampling_options,
     say_cut,
     say_system,
     shown_answer,
@@ -53,16 +53,7 @@ def generate(
     seed: int | None = typer.Option(None, help=localized("乱数のシード", "seed of the random numbers")),
 ) -> None:
     """Prints the answer; of several questions each with its question, of --compare both answers."""
-    from ...models.sampling import validate_sampling
-
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "do_sample": not greedy,
-    }
-    validate_sampling(**options)
+    options = sampling_options(max_new_tokens, temperature, top_p, top_k, do_sample=not greedy)
     from ...models.hub import validate_name
 
     validate_name(model, base)

@@ -103,6 +103,7 @@ def run(arguments: list[str]) -> int:
     """Runs one command; returns its exit code (sysexits)."""
     try:
         result: Any = typer.main.get_command(app).main(args=arguments, prog_name="aift", standalone_mode=False)
+        sys.stdout.flush()  # here a pipe that nobody reads any more is no failure of the interpreter
     except PreemptedError as error:  # as it was asked to: no error
         print(printable(str(error)), file=sys.stderr)
         return error.exit_code
@@ -113,7 +114,10 @@ def run(arguments: list[str]) -> int:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # `aift ... | head`: nobody reads any more. click and rich make an exit with 1 of it.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -139,7 +143,7 @@ def run(arguments: list[str]) -> int:
 # Verbs that import torch, which takes seconds, and those of a group that do not.
 _SLOW = frozenset(
     ("train", "plan", "start", "generate", "chat", "answer", "merge", "serve", "quantize", "bench", "eval", "bundle")
-    + ("sample", "score", "env", "demo", "export", "tokenizer", "data", "gpu")
+    + ("sample", "env", "demo", "export", "tokenizer", "data", "gpu")
 )
 _QUICK = (["data", "formats"],)
 

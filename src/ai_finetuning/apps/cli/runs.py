@@ -45,6 +45,14 @@ WAIT = typer.Option(
         "デバイスを使っている実行が終わるのを待ってから始めます。", "begin once no other run uses the device"
     ),
 )
+FORCE = typer.Option(
+    False,
+    "--force",
+    help=localized(
+        "別の PC で始めた実行も移します（そこで学習中でないと分かっている場合）。",
+        "move a run that began on another PC too, where you know that it is not at work there",
+    ),
+)
 _WITH_SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -108,9 +116,10 @@ def logs(
     from ...runs.folder import read_run
     from ...runs.state import state_of
     from ...runs.watch import console
+    from ...system.files import is_plain
 
     folder = _entry(id, roots).path
-    if not (folder / CONSOLE).is_file():
+    if not is_plain(folder / CONSOLE):
         raise InputNotFoundError(
             f"{folder} の出力は、始めたターミナルに表示されました。状態は aift runs show {argument(folder)} で見られます。",
             f"what {folder} said went to the terminal that started it; aift runs show {argument(folder)} tells its state.",
@@ -276,12 +285,13 @@ def compare(
 def rename(
     id: str = ID,
     name: str = typer.Argument(..., help=localized("新しい名前", "the new name")),
+    force: bool = FORCE,
     roots: list[Path] | None = ROOTS,
 ) -> None:
     """Renames it, unless it is at work."""
     from ...runs.listing import rename as move
 
-    print(printable(str(move(_entry(id, roots).path, name))))
+    print(printable(str(move(_entry(id, roots).path, name, force=force))))
 
 
 @app.command(
@@ -289,11 +299,11 @@ def rename(
         "実行を隣の .trash へ移します。何も消しません。", "Moves a run into .trash beside it; nothing is deleted."
     )
 )
-def trash(id: str = ID, roots: list[Path] | None = ROOTS) -> None:
+def trash(id: str = ID, force: bool = FORCE, roots: list[Path] | None = ROOTS) -> None:
     """Moves it, unless it is at work."""
     from ...runs.listing import trash as move
 
-    folder = move(_entry(id, roots).path)
+    folder = move(_entry(id, roots).path, force=force)
     notice(
         f"{folder} に移しました。戻すにはフォルダーを元の場所へ移し、消すにはそのフォルダーを削除してください。",
         f"moved to {folder}. Move the folder back to undo that; delete it to be rid of it.",

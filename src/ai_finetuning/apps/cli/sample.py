@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from ...errors import ConfigError, localized
 from ...messages import argument
-from .answers import BASE, BITS, MAX_NEW_TOKENS, MODEL, SYSTEM
+from .answers import BASE, BITS, MAX_NEW_TOKENS, MODEL, SYSTEM, sampling_options
 from .file_work import (
     COLUMN,
+    NO_ADAPTER,
     OVERWRITE,
     RESTART,
     SEED,
@@ -23,6 +23,9 @@ from .file_work import (
     say_columns,
     say_unusual,
 )
+
+# Answers to one question, which are in memory together.
+_MOST = 10_000
 
 
 def register(app: typer.Typer) -> None:
@@ -50,9 +53,7 @@ def sample(
     system: str | None = SYSTEM,
     base: str | None = BASE,
     bits: int | None = BITS,
-    no_adapter: bool = typer.Option(
-        False, "--no-adapter", help=localized("アダプターを使わずに答えます", "answers without the adapter")
-    ),
+    no_adapter: bool = NO_ADAPTER,
     batch_size: int = typer.Option(16, help=localized("一度に作る回答の数", "answers made at a time")),
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = typer.Option(
@@ -69,20 +70,17 @@ def sample(
     restart: bool = RESTART,
 ) -> int:
     """Draws the answers and writes a line a question. A command that was stopped goes on where it was."""
-    from ...models.sampling import validate_sampling
-
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "do_sample": True,
-    }
-    validate_sampling(**options, batch_size=batch_size)
-    if samples < 1:
+    if not temperature > 0:
         raise ConfigError(
-            f"--samples (-k) が {samples} です。1 以上にしてください。",
-            f"--samples (-k) is {samples}; it must be at least 1.",
+            f"--temperature が {temperature} です。0 より大きい値にしてください（毎回同じ答え 1 つなら aift answer --greedy）。",
+            f"--temperature is {temperature}; it must be above 0 (for the one answer that is the same every time: "
+            "aift answer --greedy).",
+        )
+    options = sampling_options(max_new_tokens, temperature, top_p, top_k, do_sample=True, batch_size=batch_size)
+    if not 1 <= samples <= _MOST:
+        raise ConfigError(
+            f"--samples (-k) が {samples:,} です。1 以上 {_MOST:,} 以下にしてください。",
+            f"--samples (-k) is {samples:,}; it must be at least 1 and at most {_MOST:,}.",
         )
     from ...inference.answer_files import validate_file
     from ...inference.question_files import read_questions
@@ -103,7 +101,7 @@ def sample(
     validate_file("--out", out, (KIND,), questions, overwrite=overwrite or going_on)
     validate_name(model, base)
     say_columns(asked, f"回答: 1 問あたり {samples} 個", f"{samples} answers to each")
-    with only_one(work.partial):
+    with only_one(work.partial, work.lock):
         return _finish(work, restart)
 
 
