@@ -123,7 +123,9 @@ class Plan:
 
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
-        return few_steps(self.total_steps, self.steps_per_epoch, self.rows_per_step, by_steps=self.max_steps is not None)
+        return few_steps(
+            self.total_steps, self.steps_per_epoch, self.rows_per_step, by_steps=self.max_steps is not None
+        )
 
     def _few_steps_row(self) -> list[tuple[str, str]]:
         advice = self.few_steps()

@@ -22,34 +22,94 @@ from ...japanese.templates import TEMPLATES
 
 # Names what a request may set; every other setting is refused (tests/unit/web/test_draft.py holds the whole list of both).
 ALLOWED = frozenset(
-    """
-    method objective
-    model.chat_template model.dtype model.attention
-    data.eval data.max_length data.packing data.group_by_length data.on_long data.system_prompt data.skip_bad_rows
-    data.loss_on data.cache data.max_samples data.replay.path data.replay.share data.replay.distill data.doctor.ignore
-    data.normalize.newlines data.normalize.bom data.normalize.compose data.normalize.widen_kana
-    data.normalize.strip_control data.normalize.narrow_ascii data.normalize.wave_dash
-    data.normalize.collapse_blank_lines
-    training.learning_rate training.batch_size training.gradient_accumulation_steps training.num_epochs
-    training.warmup_steps training.max_grad_norm training.eval_steps training.save_steps training.logging_steps
-    training.fp16 training.gradient_checkpointing training.saves_per_epoch training.evals_per_epoch
-    training.save_only_model
-    training.optimizer.name training.optimizer.betas training.optimizer.eps training.optimizer.weight_decay
-    training.optimizer.lora_plus_ratio
-    training.schedule.name training.schedule.max_steps training.schedule.min_lr_ratio training.schedule.decay_ratio
-    training.schedule.warmup_ratio
-    training.checkpoint.save_total_limit training.checkpoint.load_best training.checkpoint.keep_best
-    training.runtime.precision training.runtime.seed training.runtime.early_stopping_patience
-    training.runtime.early_stopping_threshold training.runtime.report_samples training.runtime.kernels
-    training.runtime.offload
-    training.evaluation.verdict training.evaluation.generate
-    lora.r lora.lora_alpha lora.target_modules lora.lora_dropout lora.bias lora.qlora_4bit lora.use_rslora
-    lora.use_dora lora.modules_to_save lora.target_parameters
-    parallel.strategy parallel.pipeline_parallel_size parallel.tensor_parallel_size parallel.pipeline_schedule
-    parallel.max_restarts
-    preference.loss preference.beta preference.label_smoothing preference.margin preference.sft_weight
-    preference.ld_alpha preference.desirable_weight preference.undesirable_weight
-    """.split()
+    [
+        "method",
+        "objective",
+        "model.chat_template",
+        "model.dtype",
+        "model.attention",
+        "data.eval",
+        "data.max_length",
+        "data.packing",
+        "data.group_by_length",
+        "data.on_long",
+        "data.system_prompt",
+        "data.skip_bad_rows",
+        "data.loss_on",
+        "data.cache",
+        "data.max_samples",
+        "data.replay.path",
+        "data.replay.share",
+        "data.replay.distill",
+        "data.doctor.ignore",
+        "data.normalize.newlines",
+        "data.normalize.bom",
+        "data.normalize.compose",
+        "data.normalize.widen_kana",
+        "data.normalize.strip_control",
+        "data.normalize.narrow_ascii",
+        "data.normalize.wave_dash",
+        "data.normalize.collapse_blank_lines",
+        "training.learning_rate",
+        "training.batch_size",
+        "training.gradient_accumulation_steps",
+        "training.num_epochs",
+        "training.warmup_steps",
+        "training.max_grad_norm",
+        "training.eval_steps",
+        "training.save_steps",
+        "training.logging_steps",
+        "training.fp16",
+        "training.gradient_checkpointing",
+        "training.saves_per_epoch",
+        "training.evals_per_epoch",
+        "training.save_only_model",
+        "training.optimizer.name",
+        "training.optimizer.betas",
+        "training.optimizer.eps",
+        "training.optimizer.weight_decay",
+        "training.optimizer.lora_plus_ratio",
+        "training.schedule.name",
+        "training.schedule.max_steps",
+        "training.schedule.min_lr_ratio",
+        "training.schedule.decay_ratio",
+        "training.schedule.warmup_ratio",
+        "training.checkpoint.save_total_limit",
+        "training.checkpoint.load_best",
+        "training.checkpoint.keep_best",
+        "training.runtime.precision",
+        "training.runtime.seed",
+        "training.runtime.early_stopping_patience",
+        "training.runtime.early_stopping_threshold",
+        "training.runtime.report_samples",
+        "training.runtime.kernels",
+        "training.runtime.offload",
+        "training.evaluation.verdict",
+        "training.evaluation.generate",
+        "lora.r",
+        "lora.lora_alpha",
+        "lora.target_modules",
+        "lora.lora_dropout",
+        "lora.bias",
+        "lora.qlora_4bit",
+        "lora.use_rslora",
+        "lora.use_dora",
+        "lora.modules_to_save",
+        "lora.target_parameters",
+        "parallel.strategy",
+        "parallel.pipeline_parallel_size",
+        "parallel.tensor_parallel_size",
+        "parallel.pipeline_schedule",
+        "parallel.max_restarts",
+        "preference.loss",
+        "preference.beta",
+        "preference.label_smoothing",
+        "preference.margin",
+        "preference.sft_weight",
+        "preference.ld_alpha",
+        "preference.desirable_weight",
+        "preference.undesirable_weight",
+    ]
 )
 # Those that are seen at once; the rest is folded away.
 VISIBLE = (
@@ -115,19 +175,17 @@ class Chosen:
     """Model and data of a run, as the server has found them by their ids.
 
     Attributes:
-        model: what `model.name` takes.
+        model: what `model.name` takes; None leaves it to the run that this one goes on from.
         train: what `data.train` takes; None while none is chosen.
         columns, sheet: as the upload has them.
         eval: an evaluation file.
-        adapter: of an earlier run, from which this one goes on.
     """
 
-    model: str
+    model: str | None
     train: str | None
     columns: dict[str, str] | None = None
     sheet: str | None = None
     eval: str | None = None
-    adapter: str | None = None
 
 
 def config_of(values: Mapping[str, Any], chosen: Chosen) -> RunConfig:
@@ -161,15 +219,15 @@ def config_of(values: Mapping[str, Any], chosen: Chosen) -> RunConfig:
 
 
 def _with(config: RunConfig, chosen: Chosen) -> RunConfig:
-    data: dict[str, Any] = {"train": chosen.train, "columns": chosen.columns, "sheet": chosen.sheet, "eval": chosen.eval}
+    data: dict[str, Any] = {
+        "train": chosen.train,
+        "columns": chosen.columns,
+        "sheet": chosen.sheet,
+        "eval": chosen.eval,
+    }
     data = {name: value for name, value in data.items() if value is not None}
-    lora = {} if chosen.adapter is None else {"lora": with_values(config.lora, adapter=chosen.adapter)}
-    return with_values(
-        config,
-        model=with_values(config.model, name=chosen.model),
-        data=with_values(config.data, **data),
-        **lora,
-    )
+    model = {} if chosen.model is None else {"name": chosen.model}
+    return with_values(config, model=with_values(config.model, **model), data=with_values(config.data, **data))
 
 
 def _not_here(key: str) -> Problem:
@@ -198,18 +256,27 @@ def yaml_of(config: RunConfig) -> str:
     return describe_run(config, {})
 
 
-def values_of_yaml(text: str) -> tuple[dict[str, str], list[str]]:
-    """(texts by dotted name of what a YAML sets, the settings in it that the page does not take).
+def arguments_of(config: RunConfig) -> list[str]:
+    """The same as `aift train` takes it on the command line."""
+    given = dict(_given(config))
+    name = {} if "model.name" in given else {"model.name": config.model.name}
+    return [f"{key}={text_of(value)}" for key, value in (name | given).items()]
+
+
+def values_of_yaml(text: str, chosen: Chosen) -> tuple[dict[str, str], list[str]]:
+    """(texts by dotted name of what a YAML sets, what else it sets that the page does not take and that differs from
+    what is chosen).
 
     Raises:
-        ConfigError: it is none, or its settings cannot be; with lines.
+        ConfigError: it is none, or its settings cannot be; with lines. UsageError: it is too long.
     """
     if len(text) > YAML_CHARACTERS:
         raise UsageError("YAML が長すぎます。", "the YAML is too long.")
-    config = load_text(text, "YAML")
-    given = dict(_given(config))
+    given = dict(_given(load_text(text, "YAML")))
     taken = {key: value for key, value in given.items() if key in ALLOWED and _holds(key, value)}
-    return {key: text_of(value) for key, value in taken.items()}, [key for key in given if key not in taken]
+    own = dict(_given(config_of({}, chosen)))
+    left = [key for key, value in given.items() if key not in taken and own.get(key) != value]
+    return {key: text_of(value) for key, value in taken.items()}, left
 
 
 def _holds(key: str, value: Any) -> bool:
