@@ -210,6 +210,14 @@ def config_of(values: Mapping[str, Any], chosen: Chosen) -> RunConfig:
         for key, one in _RULES.items()
         if not one.holds(_value(config, key))
     ]
+    if chosen.eval is not None and config.data.eval is not None:
+        problems.append(
+            Problem(
+                "データの画面で分けた評価データを使います。この欄は空にしてください。",
+                "the evaluation data that was divided on the data screen is used: leave this one empty.",
+                "data.eval",
+            )
+        )
     if problems:
         raise ConfigError.of(problems)
     try:

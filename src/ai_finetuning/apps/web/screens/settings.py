@@ -43,7 +43,7 @@ _KEY = re.compile(r"[A-Za-z0-9-]{8,64}")
 _ODD, _NAME = re.compile(r'[/\\:*?"<>|\s.]+'), 40
 # Rows that are taken for many where they have not been counted.
 _MANY = 10_000
-# Ids of what ships with the package: `embedded-kotoha-qa`.
+# What the ids of data begin with that ships with the package: `embedded-kotoha-qa`.
 _SHIPPED = "embedded-"
 _started: dict[tuple[str, str], Path] = {}
 
@@ -80,13 +80,13 @@ class Draft:
 
 
 def draft_of(site: Site, request: Mapping[str, Any]) -> Draft:
-    """A request's draft: `{"data": ID, "eval": ID, "model": ID, "from": RUN, "values": {key: text}}`.
+    """A request's draft: `{"data": ID, "model": ID, "from": RUN, "values": {key: text}}`.
 
     Raises:
         InputNotFoundError: an id names nothing. UsageError: it is no draft. DataError: no row can be used.
     """
     values = request.get("values") or {}
-    ids = {name: request.get(name) or None for name in ("data", "eval", "model", "from")}
+    ids = {name: request.get(name) or None for name in ("data", "model", "from")}
     if (
         not isinstance(values, dict)
         or len(values) > _VALUES
@@ -97,30 +97,15 @@ def draft_of(site: Site, request: Mapping[str, Any]) -> Draft:
     start = site.run(given["from"]).path.absolute() if "from" in given else None
     model = None
     if start is None:
-        model = _model(site, given["model"]) if "model" in given else MODEL
-    data = _upload(site, given["data"]) if "data" in given else None
-    tested = _upload(site, given["eval"]) if "eval" in given else None
-    if data is None:
+        model = models.find(site, given["model"]) if "model" in given else MODEL
+    if "data" not in given:
         return Draft(values, Chosen(model, None), start)
-    train = _source(data)
-    chosen = Chosen(model, train, data.columns, data.sheet, None if tested is None else _source(tested))
-    return Draft(values, chosen, start, facts_of(train, data.columns, data.sheet), data.shown)
-
-
-def _model(site: Site, id: str) -> str:
-    return PREFIX + id.removeprefix(_SHIPPED) if id.startswith(_SHIPPED) else models.find(site, id)
-
-
-def _upload(site: Site, id: str) -> uploads.Upload:
-    if not id.startswith(_SHIPPED):
-        return uploads.find(site, id)
-    name = PREFIX + id.removeprefix(_SHIPPED)
-    return uploads.Upload(Path(name), name)
-
-
-def _source(upload: uploads.Upload) -> str:
-    text = str(upload.path)
-    return text if is_embedded(text) else str(upload.path.absolute())
+    upload = uploads.find(site, given["data"])
+    shipped = upload.path == upload.file and upload.id.startswith(_SHIPPED)
+    train = PREFIX + upload.id.removeprefix(_SHIPPED) if shipped else str(upload.path.absolute())
+    tested = None if upload.evaluated is None else str(upload.evaluated.absolute())
+    chosen = Chosen(model, train, upload.columns, upload.sheet, tested)
+    return Draft(values, chosen, start, facts_of(train, upload.columns, upload.sheet), upload.shown)
 
 
 async def _form(request: Request) -> Response:

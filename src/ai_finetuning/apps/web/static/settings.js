@@ -7,19 +7,19 @@ const DRAFT = "aift-draft";
 const WAIT = 250, PLAN = 700; // ms after the last change
 const SMALL = 100e6; // parameters up to which three steps are tried without being asked
 const address = new URLSearchParams(location.search);
-const draft = { data: null, model: null, eval: null, from: null, values: {}, preset: "standard", key: crypto.randomUUID() };
+const draft = { data: null, model: null, from: null, values: {}, preset: "standard", key: crypto.randomUUID() };
 const inputs = new Map(); // setting -> { field, control, error, box }
 let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = null, planning = null;
 
-const ids = () => Object.fromEntries(["data", "model", "eval", "from"].map((name) => [name, draft[name]]));
+const ids = () => Object.fromEntries(["data", "model", "from"].map((name) => [name, draft[name]]));
 const body = () => ({ ...ids(), values: draft.values });
 const remember = () => localStorage.setItem(DRAFT, JSON.stringify(draft));
 
 async function begin() {
   const kept = JSON.parse(localStorage.getItem(DRAFT) ?? "null");
-  const named = ["data", "model", "eval", "from"].filter((name) => address.get(name));
+  const named = ["data", "model", "from"].filter((name) => address.get(name));
   const same = kept && named.every((name) => address.get(name) === kept[name]);
-  for (const name of ["data", "model", "eval", "from"]) draft[name] = address.get(name) ?? (kept && name !== "from" ? kept[name] : null);
+  for (const name of ["data", "model", "from"]) draft[name] = address.get(name) ?? (kept && name !== "from" ? kept[name] : null);
   if (draft.from) draft.model = null;
   const query = new URLSearchParams(Object.entries(ids()).filter(([, id]) => id));
   history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
