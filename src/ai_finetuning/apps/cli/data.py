@@ -39,7 +39,7 @@ _TEMPLATE = typer.Option(
 # Settings as `aift train` takes them follow the file.
 _SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(context_settings=_SETTINGS, help=data_doctor.HELP)(data_doctor.doctor)
-app.command(context_settings=_SETTINGS, help=data_split.HELP)(data_split.split)
+app.command(cls=WritesJson, context_settings=_SETTINGS, help=data_split.HELP)(data_split.split)
 app.command(help=data_prepare.HELP)(data_prepare.prepare)
 app.command(cls=WritesJson, context_settings=_SETTINGS, hidden=True, help=data_table.HELP)(data_table.table)
 
