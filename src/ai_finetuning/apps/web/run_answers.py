@@ -18,9 +18,11 @@ from ...evaluation.language import FAULTS, share_of
 from ...runs.rows import rows_of, step_of
 
 # Bytes of a file that are read, characters of a text that are compared, and answers of one page.
-_MOST, _COMPARED, PAGE = 16 << 20, 600, 20
+_MOST, _COMPARED, PAGE = 16 << 20, 600, 10
 _RIGHT = 1.0
 _BLANKS = re.compile(r"\s+")
+# What a chat template writes between the turns of a question; people read a line break there.
+_MARKS = re.compile(r"\s*(?:</?s>|<\|\w{1,20}\|>)+\s*")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _of_verdict(rows: Iterable[Mapping[str, Any]]) -> list[Answers]:
         found.append(
             Answers(
                 item=item,
-                question=str(told.get("question") or ""),
+                question=_asked(told.get("question")),
                 expected=str(expected),
                 before=_text(before.get("answer")),
                 after=_text(after.get("answer")),
@@ -107,7 +109,7 @@ def _of_samples(rows: Sequence[Mapping[str, Any]]) -> list[Answers]:
     return [
         Answers(
             item=str(number),
-            question=question,
+            question=_asked(question),
             expected=str(told[0].get("expected") or ""),
             before=_text(told[0].get("answer")) if told[0]["step"] == 0 else None,
             after=_text(told[-1].get("answer")),
@@ -120,6 +122,10 @@ def _of_samples(rows: Sequence[Mapping[str, Any]]) -> list[Answers]:
 def last_answers(folder: Path) -> dict[str, str]:
     """The last answer of a run to each question that it was asked."""
     return {one.question: one.after for one in answers_of(folder) if one.after is not None and one.question}
+
+
+def _asked(value: Any) -> str:
+    return _MARKS.sub("\n", str(value or "")).strip()
 
 
 def _text(value: Any) -> str | None:

@@ -122,7 +122,11 @@ def form_of(draft: Draft) -> dict[str, Any]:
     if draft.chosen.eval is not None:
         values["data.eval"] = None
     if draft.start is not None:  # what its adapter has holds, and the rate that it was trained with
-        values = {key: value for key, value in values.items() if not key.startswith(("lora.", "method", "training.learning_rate"))}
+        values = {
+            key: value
+            for key, value in values.items()
+            if not key.startswith(("lora.", "method", "training.learning_rate"))
+        }
     if facts is not None and facts.bad:
         values["data.skip_bad_rows"] = True
     if facts is not None and facts.objective != "sft":
@@ -239,12 +243,12 @@ async def _plan(request: Request) -> Response:
         file = Path(folder) / CONFIG
         file.write_text(yaml_of(config), encoding="utf-8")
         pilot = ["--pilot"] if values.get("pilot") is True else []
-        output = f"training.output_dir={site.runs / _name(draft)}"
+        output = f"training.output_dir={site.runs / run_name(draft.shown)}"
         plan = await children.run(request, ["plan", str(file), output, *pilot, "--json", "-"], seconds=_PLAN)
-    return api.answer(plan | {"presets": _planned(plan)})
+    return api.answer(plan | {"presets": planned(plan)})
 
 
-def _planned(plan: Mapping[str, Any]) -> dict[str, Any]:
+def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Steps and time of the presets by a plan: as Plan.seconds counts, with the plan's own evaluations."""
     speed, per_epoch = (plan.get("speed") or {}).get("tokens_per_second"), max(1, int(plan["steps_per_epoch"]))
     replayed = (plan.get("replay") or {}).get("tokens", 0)
@@ -296,7 +300,7 @@ async def _start(request: Request) -> Response:
 
 def _launched(site: Site, draft: Draft) -> Path:
     """Starts a draft as a run that waits for its device; the folder."""
-    config, name = _whole(draft), _name(draft)
+    config, name = _whole(draft), run_name(draft.shown)
     training = with_values(config.training, output_dir=str(site.runs / f"{name}-new"))
     validate_config(with_values(config, training=training))
     for number in range(1, _TRIES):
@@ -306,11 +310,10 @@ def _launched(site: Site, draft: Draft) -> Path:
     return launch(config, site.runs, wait=True)
 
 
-def _name(draft: Draft) -> str:
+def run_name(shown: str) -> str:
     """A run's name by its data's: letters of a-z, digits and hyphens where there are any, so that it is its id."""
-    stem = unicodedata.normalize("NFKC", Path(draft.shown.removeprefix(PREFIX)).stem)
-    name = _ODD.sub("-", stem).strip("-")[:_NAME].strip("-").lower()
-    return name or "run"
+    stem = unicodedata.normalize("NFKC", Path(shown.removeprefix(PREFIX)).stem)
+    return _ODD.sub("-", stem).strip("-")[:_NAME].strip("-").lower() or "run"
 
 
 ROUTES = [
