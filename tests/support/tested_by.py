@@ -20,6 +20,7 @@ _CALLBACKS, _FIRST = "integration/test_callbacks.py", "integration/test_first_da
 _FIRST_DAY = "integration/test_first_day_continue.py"
 _SELF_CHECK = "unit/execution/test_self_check.py"
 _SAMPLING = "integration/test_sampling.py"
+_SCREENS = (*("answers", "chat", "compare", "data", "export", "home", "models", "results", "runs", "settings"),)
 _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 
 # Modules that no test file is named after and none imports.
@@ -86,6 +87,11 @@ TESTED_BY = {
     "runs.folder": _RESUME,
     "runs.rows": "unit/runs/test_watch.py",
     "apps.cli.runs": "integration/test_runs.py",
+    **{f"apps.web.{name}": "browser/test_gate.py" for name in ("api", "gate", "main", "pages", "site", "tickets")},
+    "apps.cli.web": "browser/test_gate.py",
+    "apps.web.children": "browser/test_gate.py",
+    **{f"apps.web.screens.{name}": "browser/test_gate.py" for name in _SCREENS},
+    **{f"apps.web.words.{name}": "browser/test_gate.py" for name in (*_SCREENS, "shell")},
     "runs.recorded": "integration/test_first_day_runs.py",
     "trainers.from_config": _CLI,
     "__main__": _CLI,

@@ -40,6 +40,7 @@ from . import (
     tokenizer,
     train,
     version,
+    web,
 )
 from .japanese import App, usage_error
 
@@ -56,7 +57,7 @@ app = App(
 for verb in (
     *(start, init, plan, train, resume, generate, chat, answer, sample, score),
     *(merge, serve, quantize, bench, evaluate),
-    *(models, bundle, import_, env, schema, demo, version),
+    *(models, bundle, import_, env, schema, demo, version, web),
 ):
     verb.register(app)
 

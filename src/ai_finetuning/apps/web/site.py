@@ -1,0 +1,92 @@
+"""What the server knows while it runs: its folders, its token and what is going on. Everything else is in the folders."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+from starlette.requests import Request
+
+from ...errors import InputNotFoundError
+
+if TYPE_CHECKING:
+    from ...runs.listing import RunEntry
+
+Language = Literal["ja", "en"]
+# Seconds for which a listing of the runs is taken for true.
+_LISTED = 1.0
+
+
+@dataclass
+class Site:
+    """One server.
+
+    Attributes:
+        runs: where new runs are made.
+        roots: where runs are looked for.
+        models: a folder of the user's models.
+        data: where what is uploaded lies.
+        language: of people who chose none; None asks their browser.
+        demo: whether a newcomer is led through it.
+        token: what every request but those for empty pages has to bring.
+        locks: one for each kind of work that is done once at a time.
+    """
+
+    runs: Path
+    roots: tuple[Path, ...]
+    models: Path
+    data: Path
+    language: Language | None = None
+    demo: bool = False
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    locks: dict[str, anyio.Lock] = field(default_factory=lambda: defaultdict(anyio.Lock), repr=False)
+    _listing: tuple[float, list[RunEntry]] = field(default=(0.0, []), repr=False)
+
+    def list_runs(self, *, fresh: bool = False) -> list[RunEntry]:
+        """The runs, newest first, as they were at most a second ago.
+
+        Args:
+            fresh: as they are now.
+        """
+        from ...runs.listing import list_runs
+
+        made, entries = self._listing
+        if fresh or not 0 <= time.monotonic() - made < _LISTED:
+            entries = list_runs(*self.roots)
+            self._listing = (time.monotonic(), entries)
+        return entries
+
+    def run(self, id: str) -> RunEntry:
+        """The run of an id.
+
+        Raises:
+            InputNotFoundError: there is none.
+        """
+        for fresh in (False, True):
+            for entry in self.list_runs(fresh=fresh):
+                if entry.id == id:
+                    return entry
+        raise InputNotFoundError(
+            "この実行はありません（名前が変わったか、ごみ箱にあります）。", "there is no such run."
+        )
+
+
+def site_of(request: Request) -> Site:
+    """The server that a request came to."""
+    site: Site = request.app.state.site
+    return site
+
+
+def language_of(request: Request) -> Language:
+    """The language of whoever asks: the one that was chosen, else the first that the browser names."""
+    chosen = site_of(request).language
+    if chosen is not None:
+        return chosen
+    wanted = request.headers.get("accept-language", "").lower()
+    first = next((part.strip()[:2] for part in wanted.split(",") if part.strip()[:2] in ("ja", "en")), "en")
+    return "ja" if first == "ja" else "en"

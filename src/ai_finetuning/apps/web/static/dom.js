@@ -1,0 +1,91 @@
+// Elements without markup: texts are only ever texts.
+import { t } from "./words.js";
+
+// h("button", { class: "primary", type: "button", onclick: start }, "…"): functions listen, true and false are attributes
+// that are there or not, null leaves out; children are texts, nodes, lists of them, or nothing.
+export function h(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (typeof value === "function") node.addEventListener(name.slice(2), value);
+    else if (name === "value" || name === "checked") node[name] = value;
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  add(node, children);
+  return node;
+}
+
+function add(node, children) {
+  for (const child of children) {
+    if (Array.isArray(child)) add(node, child);
+    else if (child !== null && child !== undefined && child !== false) node.append(child);
+  }
+}
+
+// Gives a node other children.
+export function replace(node, ...children) {
+  node.replaceChildren();
+  add(node, children);
+  return node;
+}
+
+export const $ = (id) => document.getElementById(id);
+
+// What the foot shows as "the same as a command".
+export function command(words) {
+  $("command").textContent = words.map(quoted).join(" ");
+}
+
+function quoted(word) {
+  const text = String(word);
+  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'"'"'`)}'`;
+}
+
+// A refusal or a success, at the top of the screen; without a text it goes.
+export function notice(text, kind = "bad") {
+  const place = $("notice");
+  if (place.textContent === (text ?? "")) return;
+  replace(place, text ? h("p", { class: `notice ${kind}` }, text) : null);
+  if (text) place.scrollIntoView({ block: "nearest" });
+}
+
+let spoken = 0;
+// For screen readers: what has changed, at most every 30 seconds.
+export function announce(text) {
+  if (Date.now() - spoken < 30000) return;
+  spoken = Date.now();
+  $("live").textContent = text;
+}
+
+// A state in words, shape and colour: completed, running, waiting, failed, stopped.
+export function badge(status, text) {
+  return h("span", { class: `badge ${status}` }, text ?? t(`state_${status}`));
+}
+
+// Asks in a dialog; resolves to what `value()` gives when its button was chosen, and to null else.
+export function ask({ title, body, button, kind = "primary", value = () => true }) {
+  return new Promise((resolve) => {
+    let result = null;
+    const accept = (event) => {
+      event.preventDefault();
+      result = value();
+      dialog.close();
+    };
+    const dialog = h("dialog", { "aria-label": title, onclose: () => (dialog.remove(), resolve(result)) },
+      h("form", { onsubmit: accept },
+        h("h2", {}, title), body,
+        h("div", { class: "actions" },
+          h("button", { type: "submit", class: kind }, button),
+          h("button", { type: "button", onclick: () => dialog.close() }, t("cancel")))));
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+// Starts a download by the address of a ticket.
+export function download(address) {
+  const link = h("a", { href: address, download: true });
+  document.body.append(link);
+  link.click();
+  link.remove();
+}

@@ -1,0 +1,3 @@
+import { command } from "./dom.js";
+
+command(["aift"]);

@@ -1,0 +1,67 @@
+"""Texts that every screen may use: what stands around it, states of runs, numbers, times and refusals."""
+
+from __future__ import annotations
+
+WORDS = {
+    # Around every screen.
+    "skip": ("本文へ", "Skip to content"),
+    "nav": ("メニュー", "Menu"),
+    "nav_home": ("ホーム", "Home"),
+    "nav_data": ("データ", "Data"),
+    "nav_models": ("モデル", "Models"),
+    "nav_settings": ("学習", "Training"),
+    "nav_chat": ("会話", "Chat"),
+    "nav_answers": ("一括回答", "Batch answers"),
+    "nav_compare": ("比較", "Compare"),
+    "nav_export": ("書き出し", "Export"),
+    "this_pc": ("この PC", "This PC"),
+    "gpu_free": ("GPU 空き {size}", "GPU {size} free"),
+    "memory_free": ("メモリー空き {size}", "Memory {size} free"),
+    "running_now": ("実行中 {count}", "Running {count}"),
+    "waiting_now": ("順番待ち {count}", "Waiting {count}"),
+    "language": ("English で表示", "日本語で表示"),
+    "same_command": ("同じことをするコマンド", "The same as a command"),
+    "copy": ("コピー", "Copy"),
+    "copied": ("コピーしました", "Copied"),
+    # What anything may say.
+    "loading": ("読み込んでいます…", "Loading…"),
+    "failed_to_load": ("読み込めませんでした", "It could not be loaded"),
+    "no_token": (
+        "このページを開く許可がありません。aift web が表示したアドレスを、もう一度開いてください。",
+        "This page may not be opened. Open the address that aift web printed once more.",
+    ),
+    "no_server": (
+        "サーバーから応答がありません。aift web が動いているか確かめてください（学習は続いています）。つながるまで待ちます…",
+        "The server does not answer. See whether aift web is at work (trainings go on). Waiting for it…",
+    ),
+    "refused": ("断られました（{status}）", "Refused ({status})"),
+    "close": ("閉じる", "Close"),
+    "cancel": ("やめる", "Cancel"),
+    "open": ("開く", "Open"),
+    "save": ("保存", "Save"),
+    "none": ("なし", "None"),
+    # States of runs: of runs/state.py, whose words these are.
+    "state_completed": ("完了", "Done"),
+    "state_running": ("学習中", "Running"),
+    "state_waiting": ("順番待ち", "Waiting"),
+    "state_failed": ("失敗", "Failed"),
+    "state_stopped": ("中断", "Stopped"),
+    # Numbers and times.
+    "about_seconds": ("約 {n} 秒", "about {n} s"),
+    "about_minutes": ("約 {n} 分", "about {n} min"),
+    "about_hours": ("約 {n} 時間", "about {n} h"),
+    "about_days": ("約 {n} 日", "about {n} days"),
+    "step_of": ("ステップ {step} / {total}", "Step {step} of {total}"),
+    "step": ("ステップ {step}", "Step {step}"),
+    "ago": ("{time}前", "{time} ago"),
+    "now": ("たった今", "just now"),
+    # Tables.
+    "page_of": ("{page} / {pages} ページ", "Page {page} of {pages}"),
+    "first": ("最初", "First"),
+    "previous": ("前へ", "Previous"),
+    "next": ("次へ", "Next"),
+    "last": ("最後", "Last"),
+    "rows_of": ("{from}–{to} 行 / {total} 行", "Rows {from}–{to} of {total}"),
+    # Curves.
+    "as_numbers": ("数値で見る", "As numbers"),
+}
