@@ -105,7 +105,7 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
     expect(page.get_by_role("link", name="会話から追加した回答.jsonl")).to_be_visible()
     prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     rated, marks = _rows(web, "会話の評価.jsonl")
-    assert marks == [{"prompt": prompt, "completion": tuned, "label": False}]
+    assert marks == [{"prompt": prompt, "completion": [{"role": "assistant", "content": tuned}], "label": False}]
     pairs, compared = _rows(web, "会話で直した回答.jsonl")
     assert compared == [{"prompt": prompt, "chosen": "東京です。", "rejected": tuned}]
     kept, rows = _rows(web, "会話から追加した回答.jsonl")

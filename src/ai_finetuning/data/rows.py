@@ -30,6 +30,8 @@ class FileReport:
 
     Attributes:
         notes: (Japanese, English) about what was not read, such as other sheets and splits.
+        sheet: of a workbook the sheet that was read.
+        sheets: of a workbook (name, rows with something in them, whether its heading fits) of each sheet that holds something.
     """
 
     path: str
@@ -37,6 +39,8 @@ class FileReport:
     encoding: str | None = None
     rows: int = 0
     notes: list[tuple[str, str]] = field(default_factory=list)
+    sheet: str | None = None
+    sheets: list[tuple[str, int, bool]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report for the user, in the locale's language."""

@@ -65,6 +65,8 @@ def read_workbook(file: File) -> Iterator[Row]:
         )
     chosen = candidates[0]
     file.report.encoding = f"sheet {chosen!r}"
+    file.report.sheet = chosen
+    file.report.sheets = [(name, filled[name], name in fitting) for name in sheets if filled[name]]
     for name in sheets:
         if name != chosen and filled[name]:
             hidden = name not in visible

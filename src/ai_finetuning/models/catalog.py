@@ -33,6 +33,7 @@ RECOMMENDED = (
     "sbintuitions/sarashina2.2-1b-instruct-v0.1",
     "llm-jp/llm-jp-3-150m-instruct3",
 )
+_FREE_LICENCES = ("Apache", "MIT", "CC-BY-4.0", "CC0")  # beginnings of their names
 _GIB = 2**30
 
 
@@ -88,17 +89,28 @@ class CatalogRow:
         """The source of the prompt, in full."""
         return f"https://huggingface.co/{self.id}" if self.source == "card" else self.source
 
+    @property
+    def commercial(self) -> str | None:
+        """`yes` or `no` where the licence's name says whether commercial use is allowed, `conditions` where its text has to
+        be read; None where the licence is not known.
+        """
+        if self.non_commercial:
+            return "no"
+        if not self.licence:
+            return None
+        return "yes" if self.licence.startswith(_FREE_LICENCES) else "conditions"
+
     def licence_notices(self) -> list[tuple[str, str]]:
         """(Japanese, English) lines that a user has to know before training."""
         lines = []
-        if self.non_commercial:
+        if self.commercial == "no":
             lines.append(
                 (
                     f"{self.id} は非商用ライセンス（{self.licence}）です。",
                     f"{self.id} is for non-commercial use ({self.licence}).",
                 )
             )
-        elif self.licence and not self.licence.startswith(("Apache", "MIT", "CC-BY-4.0", "CC0")):
+        elif self.commercial == "conditions":
             lines.append(
                 (
                     f"{self.id} のライセンスは {self.licence} です。条件を確認してください。",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ...errors import localized
 from ...labels import IGNORED
 from ...messages import printable
-from . import data_doctor, data_prepare, data_split
+from . import data_doctor, data_prepare, data_split, data_table
 from .data_loading import load
 from .japanese import App
+from .json_out import WritesJson, json_option, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +39,9 @@ _TEMPLATE = typer.Option(
 # Settings as `aift train` takes them follow the file.
 _SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(context_settings=_SETTINGS, help=data_doctor.HELP)(data_doctor.doctor)
-app.command(context_settings=_SETTINGS, help=data_split.HELP)(data_split.split)
+app.command(cls=WritesJson, context_settings=_SETTINGS, help=data_split.HELP)(data_split.split)
 app.command(help=data_prepare.HELP)(data_prepare.prepare)
+app.command(cls=WritesJson, context_settings=_SETTINGS, hidden=True, help=data_table.HELP)(data_table.table)
 
 
 def _row_number(row: str, rows: int) -> int:
@@ -61,6 +63,7 @@ def _row_number(row: str, rows: int) -> int:
 
 
 @app.command(
+    cls=WritesJson,
     context_settings=_SETTINGS,
     help=localized(
         "1 行のトークンと、学習対象トークンを色で示します。data.* の設定も書けます（例: data.columns={...}）。",
@@ -72,26 +75,30 @@ def show(
     file: str = _FILE,
     model: str = _MODEL,
     row: str = typer.Option(
-        "1", "--row", help=localized("何行目か（1 から、last、-1）", "which row: from 1, last, -1")
+        "1",
+        "--row",
+        help=localized(
+            "何行目か（1 から、last、-1。--json では all も）", "which row: from 1, last, -1; with --json all too"
+        ),
     ),
     max_length: int = _LENGTH,
     chat_template: str | None = _TEMPLATE,
     ids: bool = typer.Option(False, "--ids", help=localized("ID も表示します", "show ids too")),
+    json_file: str | None = json_option("トークン", "the tokens"),
 ) -> None:
     """The tokens of one row as the model gets them."""
     from rich.console import Console
 
-    from ...data.stats import shown_tokens, wholes
-
     tokenizer, examples, _, lines = load(context, file, model, max_length, chat_template)
+    if json_file is not None:
+        chosen = range(len(examples)) if row == "all" else [_row_number(row, len(examples)) - 1]
+        write_json(json_file, {"lines": lines, "rows": [_as_json(examples[index], tokenizer) for index in chosen]})
+        return
     example = examples[_row_number(row, len(examples)) - 1]
     for line in lines:
         print(printable(line))
     console = Console()
-    parts = [shown_tokens(whole, tokenizer) for whole in wholes(example)]
-    if example.fork:
-        first = example.fork[0]
-        parts = [parts[0][:first], parts[0][first:], parts[1][first:]]
+    parts = _parts(example, tokenizer)
     for title, tokens in zip(_titles(example), parts, strict=True):
         if title:
             print(title)
@@ -114,6 +121,36 @@ def show(
     )
     if not console.is_terminal:
         print("loss: " + "|".join("".join("1" if token.live else "0" for token in part) for part in parts))
+
+
+def _parts(example: Example, tokenizer: Any) -> list[list[ShownToken]]:
+    """The tokens of a row: of a pair those that both answers share, and the rest of each; else one part."""
+    from ...data.stats import shown_tokens, wholes
+
+    parts = [shown_tokens(whole, tokenizer) for whole in wholes(example)]
+    if not example.fork:
+        return parts
+    first = example.fork[0]
+    return [parts[0][:first], parts[0][first:], parts[1][first:]]
+
+
+def _as_json(example: Example, tokenizer: Any) -> dict[str, Any]:
+    """A row for programs: `source`, `tokens`, `label_tokens`, and `parts`, each with its `name` (row; shared, chosen,
+    rejected of a pair; good, bad of a marked answer) and `tokens`, each [id, text, live, special].
+    """
+    names = (
+        {-1: ["bad"], 0: ["row"], 1: ["good"]}[example.mark] if not example.fork else ["shared", "chosen", "rejected"]
+    )
+    parts = _parts(example, tokenizer)
+    return {
+        "source": example.source,
+        "tokens": sum(map(len, parts)),
+        "label_tokens": sum(token.live for part in parts for token in part),
+        "parts": [
+            {"name": name, "tokens": [[token.id, token.text, token.live, token.special] for token in part]}
+            for name, part in zip(names, parts, strict=True)
+        ],
+    }
 
 
 def _titles(example: Example) -> list[str]:
@@ -152,6 +189,7 @@ def _draw(console: Console, tokens: list[ShownToken], ids: bool) -> None:
 
 
 @app.command(
+    cls=WritesJson,
     context_settings=_SETTINGS,
     help=localized(
         "行数、トークン数、長さの分布、切り詰められる量を表示します。",
@@ -164,16 +202,32 @@ def stats(
     model: str = _MODEL,
     max_length: int = _LENGTH,
     chat_template: str | None = _TEMPLATE,
+    json_file: str | None = json_option("数値", "the numbers"),
 ) -> None:
     """The data in numbers, for one model."""
     from ...data.stats import histogram, percentile, wholes
 
     _, examples, report, lines = load(context, file, model, 2**30, chat_template)
+    lengths = [max(map(len, wholes(item))) for item in examples]  # max_length holds for each answer with its prompt
+    over = [item for item, length in zip(examples, lengths, strict=True) if length > max_length]
+    lost = sum(int((whole.labels[max_length:] != IGNORED).sum()) for item in over for whole in wholes(item))
+    if json_file is not None:
+        numbers = {
+            "rows": len(examples),
+            "label_tokens": report.label_tokens,
+            "characters_per_token": report.characters_per_token,
+            "percentiles": {str(share): percentile(lengths, share / 100) for share in (50, 90, 95, 99, 100)},
+            "histogram": [list(item) for item in histogram(lengths)],
+            "max_length": max_length,
+            "rows_over": len(over),
+            "label_tokens_lost": lost,
+        }
+        write_json(json_file, {"lines": lines, **numbers})
+        return
     for line in lines:
         print(printable(line))
     if report.vocabulary.survives:
         print(localized("すべての行がトークンから元どおりに戻ります。", "every row survives encoding and decoding"))
-    lengths = [max(map(len, wholes(item))) for item in examples]  # max_length holds for each answer with its prompt
     print(
         localized(
             f"1 トークンあたりの文字数: {report.characters_per_token:.2f}",
@@ -193,8 +247,6 @@ def stats(
     most = max(count for *_, count in histogram(lengths))
     for low, high, count in histogram(lengths):
         print(f"{low:>6}-{high:<6} {count:>7}  {'#' * round(40 * count / most)}")
-    over = [item for item, length in zip(examples, lengths, strict=True) if length > max_length]
-    lost = sum(int((whole.labels[max_length:] != IGNORED).sum()) for item in over for whole in wholes(item))
     print(
         localized(
             f"max_length {max_length} を超える行: {len(over)}（{len(over) / len(examples):.1%}）、失われる学習対象トークン "

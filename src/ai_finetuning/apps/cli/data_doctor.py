@@ -7,9 +7,10 @@ from typing import Any
 
 import typer
 
-from ...errors import DataError, StorageError, UsageError, localized
+from ...errors import DataError, UsageError, localized
 from ...japanese.style import Style
 from ...messages import argument, printable
+from .json_out import STDOUT, not_written, write_text
 
 _FIXES = ("safe", "all")
 _STYLES: dict[str, Style] = {"敬体": "polite", "常体": "plain", "polite": "polite", "plain": "plain"}
@@ -218,10 +219,10 @@ def _examine(
         try:
             journal = repair.write(done, found.samples, out)
         except OSError as error:
-            raise _not_written(out, error) from None
+            raise not_written(out, error) from None
     if json_path is not None:
-        _write_json(json_path, report.json_text(found, done))
-    if json_path != "-":
+        write_text(json_path, report.json_text(found, done))
+    if json_path != STDOUT:
         shown = report.shown(found, show) if show is not None else [*report.lines(found, done), *more]
         for line in shown:
             print(printable(line))
@@ -261,7 +262,7 @@ def _undo(file: str, journal: Path, out: Path) -> int:
     try:
         repair.write_rows(back, out)
     except OSError as error:
-        raise _not_written(out, error) from None
+        raise not_written(out, error) from None
     print(
         localized(
             f"変更を取り消した {len(back):,} 行を {out} に書きました。",
@@ -269,20 +270,3 @@ def _undo(file: str, journal: Path, out: Path) -> int:
         )
     )
     return 0
-
-
-def _write_json(path: str, text: str) -> None:
-    if path == "-":
-        print(text, end="")
-        return
-    from ...system.files import write_in_place
-
-    try:
-        write_in_place(Path(path), text.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise _not_written(Path(path), error) from None
-
-
-def _not_written(path: Path, error: OSError) -> StorageError:
-    reason = error.strerror or type(error).__name__
-    return StorageError(f"{path} に書けません（{reason}）。", f"{path} cannot be written ({reason}).")

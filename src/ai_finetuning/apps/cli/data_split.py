@@ -8,6 +8,7 @@ import typer
 
 from ...errors import StorageError, UsageError, localized
 from ...messages import printable
+from .json_out import json_option, write_json
 
 HELP = localized(
     "ファイルを学習用と評価用に分けます。同じ質問とほぼ同じ行は、同じ側に入ります。",
@@ -48,6 +49,7 @@ def split(
     overwrite: bool = typer.Option(
         False, "--overwrite", help=localized("出力のファイルを置き換えます", "replaces the files")
     ),
+    json_file: str | None = json_option("結果", "the result"),
 ) -> None:
     """Divides a file by share, by what belongs together, and by time."""
     from ...config.load import load_config
@@ -81,6 +83,10 @@ def split(
     divided = by_time(root, times, share, file) if times is not None else by_share(root, share, seed, file)
     _write(targets, [[rows[index].values for index in side] for side in (divided.train, divided.evaluated)])
     grouped = len(rows) - len(set(root))
+    if json_file is not None:
+        sides = {"train": len(divided.train), "eval": len(divided.evaluated)}
+        write_json(json_file, sides | {"kept_together": grouped, "kept_back": divided.kept_back})
+        return
     lines = [
         localized(
             f"学習 {len(divided.train):,} 行: {targets[0]}、評価 {len(divided.evaluated):,} 行: {targets[1]}",

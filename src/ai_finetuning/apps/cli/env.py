@@ -8,12 +8,14 @@ import typer
 
 from ...errors import localized, without_secrets
 from ...messages import printable
+from .json_out import WritesJson, json_option, write_json
 
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
         "env",
+        cls=WritesJson,
         help=localized(
             "この PC の状態を表示します（バージョン、CPU、GPU、ディスク、ハブ）。",
             "Shows the state of this machine: versions, CPU, GPU, disk, hub.",
@@ -22,10 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def env(
-    as_json: bool = typer.Option(False, "--json", help=localized("JSON で出力します。", "print JSON")),
+    json_file: str | None = json_option("結果", "the result"),
 ) -> None:
     """Everything that explains why a run is slow or fails."""
-    import json
     from pathlib import Path
 
     from ...execution.output_folder import free_disk_bytes
@@ -37,8 +38,8 @@ def env(
     obtained["token_cache"] = str(cache_folder("tokens"))
     obtained["hub"] = _hub()
     obtained["self_check"] = _self_check()
-    if as_json:
-        print(json.dumps(obtained, ensure_ascii=False, indent=1))
+    if json_file is not None:
+        write_json(json_file, obtained)
         return
     from ...execution.self_check.record import line
 

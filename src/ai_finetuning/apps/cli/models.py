@@ -11,9 +11,11 @@ import typer
 
 from ...errors import localized
 from ...messages import on_one_line, printable
+from .json_out import WritesJson, json_option, write_json
 
 if TYPE_CHECKING:
     from ...models.catalog import CatalogRow
+    from ...models.local import LocalModel
     from ...planner.gpus import Gpus
 
 # Uses by the key of the catalog's memory, with their headings.
@@ -56,6 +58,7 @@ def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command(
         "models",
+        cls=WritesJson,
         help=localized(
             "使えるモデルを、この PC に収まるものから順に表示します。",
             "Lists known models, those that fit this machine first.",
@@ -83,9 +86,16 @@ def models(
             "what fits these GPUs (4090x2) instead of this machine",
         ),
     ),
+    folder: Path = typer.Option(
+        Path(),
+        "--in",
+        metavar="FOLDER",
+        help=localized("モデルを探すフォルダーです。", "where to look for models beside the hub's cache"),
+    ),
+    json_file: str | None = json_option("一覧", "the list"),
 ) -> None:
     """A table of the catalog; an exact name shows everything that is known of it."""
-    from ...errors import ConfigError, InputNotFoundError
+    from ...errors import ConfigError
     from ...models import catalog
 
     if method not in _USES:
@@ -99,20 +109,15 @@ def models(
 
         elsewhere = parse_gpus(gpu)
     known = catalog.supported_models()
+    if json_file is not None:
+        write_json(json_file, _as_json(query, method, folder, elsewhere, simulate=fits))
+        return
     if query in known:
         _describe(query, known[query])
         if fits or elsewhere is not None:
             _describe_fit(catalog.rows()[query], _room(elsewhere), _simulated(query, elsewhere))
         return
-    rows = [row for row in catalog.rows().values() if (query or "").lower() in row.id.lower()]
-    if not rows:
-        near = catalog.near(query or "")
-        raise InputNotFoundError(
-            f"{query} に合うモデルはカタログにありません。"
-            + (f"もしかして: {'、'.join(near)}" if near else "aift models で一覧を表示します。"),
-            f"no model of the catalog matches {query}."
-            + (f" Did you mean: {', '.join(near)}?" if near else " aift models lists them."),
-        )
+    rows = _matching(query)
     room, label = _room(elsewhere), localized(*_USES[method])
     for line in (
         localized(
@@ -127,7 +132,7 @@ def models(
         print(line, flush=True)
     from ...models.local import local_models
 
-    here = {model.name for model in local_models(Path())}
+    here = {model.name for model in local_models(folder)}
     ranked = sorted(_real(rows), key=lambda row: _rank(row, method, room, row.id in here))
     if fits:
         ranked = [row for row in ranked if room.need(row, method) <= room.gib]
@@ -135,6 +140,85 @@ def models(
         print(localized("収まるモデルはありません。", "No model fits."))
         return
     _print_table(ranked, method, room, here)
+
+
+def _matching(query: str | None) -> list[CatalogRow]:
+    """The rows of the catalog whose names hold a text.
+
+    Raises:
+        InputNotFoundError: there is none.
+    """
+    from ...errors import InputNotFoundError
+    from ...models import catalog
+
+    rows = [row for row in catalog.rows().values() if (query or "").lower() in row.id.lower()]
+    if not rows:
+        near = catalog.near(query or "")
+        raise InputNotFoundError(
+            f"{query} に合うモデルはカタログにありません。"
+            + (f"もしかして: {'、'.join(near)}" if near else "aift models で一覧を表示します。"),
+            f"no model of the catalog matches {query}."
+            + (f" Did you mean: {', '.join(near)}?" if near else " aift models lists them."),
+        )
+    return rows
+
+
+def _as_json(query: str | None, method: str, folder: Path, elsewhere: Gpus | None, *, simulate: bool) -> dict[str, Any]:
+    """What the table, or an exact name, shows, for programs: the keys do not change.
+
+    Args:
+        folder: where models are looked for.
+        simulate: of an exact name whose configuration is here, what training takes by a simulation of a step.
+
+    Returns:
+        `room` (gib of each of `devices`, gpus), `method`, and `models` in the order of the table: each with `id`, `model`
+        (what `model=` takes: the id, or a folder), what `catalog.supported_models` says of it (nulls for one that the catalog does not know), `commercial` (yes, no,
+        conditions or null), `recommended`, `here`
+        (`place` and `size_bytes` of a model on this PC, else null), `need_gib` by use on each device, and of the uses in
+        `simulated` told by a simulation.
+    """
+    from ...models import catalog
+    from ...models.local import local_models
+
+    known, room = catalog.supported_models(), _room(elsewhere)
+    local = {model.name: model for model in local_models(folder)}
+    names = {name: str((folder / name).absolute()) for name in local if name.startswith("./")}
+    rows = [catalog.rows()[query]] if query in known else _matching(query) if query not in local else []
+    asked = simulate and query is not None and (query in known or query in local)
+    simulated = _simulated(names.get(query or "", query or ""), elsewhere, query in local) if asked else {}
+
+    def described(name: str, row: CatalogRow | None) -> dict[str, Any]:
+        here = local.get(name)
+        needs = {use: room.need(row, use) for use in _USES if use in row.memory_gib} if row is not None else {}
+        return {
+            "id": name,
+            "model": names.get(name, name),
+            **(known[row.id] if row is not None else dict.fromkeys(next(iter(known.values())))),
+            "commercial": row.commercial if row is not None else None,
+            "recommended": name in catalog.RECOMMENDED,
+            "here": _place(name, here),
+            "need_gib": needs | simulated,
+            "simulated": sorted(simulated),
+        }
+
+    shown = [(row.id, row) for row in sorted(_real(rows), key=lambda row: _rank(row, method, room, row.id in local))]
+    loose = [(name, catalog.lookup(name)) for name in local if name not in known and (query or "") in name]
+    return {
+        "room": {"gib": room.gib, "devices": room.devices, "gpus": room.gpus},
+        "method": method,
+        "models": [described(name, row) for name, row in (*loose, *shown)],
+    }
+
+
+def _place(name: str, here: LocalModel | None) -> dict[str, Any] | None:
+    """Where a model of this PC lies; None for one that is not here."""
+    from ...embedded import MODEL
+
+    if name == MODEL:
+        return {"place": "embedded", "size_bytes": None}
+    if here is None:
+        return None
+    return {"place": "folder" if here.name.startswith("./") else "cache", "size_bytes": here.size_bytes}
 
 
 @dataclass(frozen=True)
@@ -228,15 +312,18 @@ def _describe(name: str, values: dict[str, Any]) -> None:
             print(f"  {localized(*label)}: {printable(_text(key, values[key]))}")
 
 
-def _simulated(name: str, elsewhere: Gpus | None) -> dict[str, float]:
+def _simulated(name: str, elsewhere: Gpus | None, found: bool = False) -> dict[str, float]:
     """GiB of one device by method, simulated where the model's configuration is on this PC and one device is meant; else
     nothing.
+
+    Args:
+        found: whether it is known to be here.
     """
     from ...embedded import MODEL
     from ...models.local import local_models
 
-    here = {MODEL, *(model.name for model in local_models(Path()))}
-    if name not in here or (elsewhere is not None and elsewhere.count > 1):
+    here = {MODEL, *(() if found else (model.name for model in local_models(Path())))}
+    if not (found or name in here) or (elsewhere is not None and elsewhere.count > 1):
         return {}
     from ...execution.one_model import simulated_needs
 

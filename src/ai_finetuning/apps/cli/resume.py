@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
-from .train import ALLOW_CHANGED, RESTART, VerbWithSettings, no_folder, resume_folder, with_flags
+from .train import ALLOW_CHANGED, RESTART, TABLE, VerbWithSettings, no_folder, resume_folder, with_flags
 
 
 def register(app: typer.Typer) -> None:
@@ -48,4 +48,4 @@ def resume(
     if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
         raise no_folder()
     flags = with_flags(restart=restart, allow_changed=allow_changed)
-    resume_folder(Path(arguments[0]), [*arguments[1:], *flags], plan_as="table" if dry_run else None)
+    resume_folder(Path(arguments[0]), [*arguments[1:], *flags], plan_as=TABLE if dry_run else None)

@@ -15,7 +15,16 @@ import typer
 from ...errors import InputNotFoundError, PreemptedError, UsageError, localized
 from ...messages import argument, described, notice, on_one_line, printable
 from .japanese import App
-from .train import ALLOW_CHANGED, RESTART, VerbWithSettings, check_settings, resume_folder, run_or_plan, with_flags
+from .train import (
+    ALLOW_CHANGED,
+    RESTART,
+    TABLE,
+    VerbWithSettings,
+    check_settings,
+    resume_folder,
+    run_or_plan,
+    with_flags,
+)
 
 if TYPE_CHECKING:
     from ...runs.compare import Comparison
@@ -198,7 +207,7 @@ def resume(
     if not detach:
         if wait:
             raise UsageError("--wait は --detach と一緒に使います。", "--wait goes with --detach.")
-        resume_folder(folder, changes, plan_as="table" if dry_run else None)
+        resume_folder(folder, changes, plan_as=TABLE if dry_run else None)
         return
     if dry_run or restart or allow_changed:
         raise UsageError(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
 from ...errors import UsageError, localized
 from ...messages import argument, printable
-from .japanese import Command
+from .json_out import WritesJson, json_option, write_text
 
 if TYPE_CHECKING:
     from ...config.run import RunConfig
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from ...models.source import ModelSource
     from ...planner.gpus import Gpus
 
-PlanAs = Literal["table", "json"]
+TABLE = "table"  # as what a plan is printed; else where its JSON goes
 GPUS = typer.Option(
     0, "--gpus", min=0, help=localized("使う GPU の数です（既定は全部）。", "GPUs to use (default: all of them).")
 )
@@ -53,7 +52,7 @@ PLAN_HELP = localized(
     "exact: simulate the memory of a step before training and compare it with the second step (auto: only where memory may "
     "be short).",
 )
-AS_JSON = typer.Option(False, "--json", help=localized("計画を JSON で出力します。", "Print the plan as JSON."))
+AS_JSON = json_option("計画", "the plan")
 START = typer.Option(
     None,
     "--from",
@@ -91,7 +90,7 @@ ALLOW_CHANGED = typer.Option(
 )
 
 
-class VerbWithSettings(Command):
+class VerbWithSettings(WritesJson):
     """A verb whose `--help` ends with every setting; they are read only then."""
 
     PIECES: ClassVar[tuple[str, ...]] = ("[run.yaml]", "[key=value ...]")
@@ -156,7 +155,7 @@ def train(
     pilot: bool = PILOT,
     gpu: str | None = GPU,
     planner: str = typer.Option("auto", "--plan", metavar="auto|exact", help=PLAN_HELP),
-    as_json: bool = AS_JSON,
+    json_file: str | None = AS_JSON,
     start: str | None = START,
     replay: tuple[float, str] | None = REPLAY,
     restart: bool = RESTART,
@@ -173,7 +172,7 @@ def train(
     arguments += with_flags(restart=restart, allow_changed=allow_changed)
     folder, arguments = _resumed_folder(path, arguments)
     options: dict[str, Any] = {"gpus": gpus, "cpu_processes": cpu_processes, "pilot": pilot}
-    options["plan_as"] = _plan_as(dry_run=dry_run, as_json=as_json)
+    options["plan_as"] = _plan_as(dry_run=dry_run, json_file=json_file)
     options["elsewhere"] = _elsewhere(gpu, options)
     options["exact"] = is_exact(planner)
     if folder is not None and start is None:
@@ -182,14 +181,14 @@ def train(
         run_or_plan(_started(load_config(path, arguments), start), path, **options)
 
 
-def _plan_as(*, dry_run: bool, as_json: bool) -> PlanAs | None:
+def _plan_as(*, dry_run: bool, json_file: str | None) -> str | None:
     """How the plan is shown; None for a training."""
-    if as_json and not dry_run:
+    if json_file is not None and not dry_run:
         raise UsageError(
             "--json は計画だけに使います。aift plan か aift train --dry-run で指定してください。",
             "--json is for plans only; use it with aift plan or aift train --dry-run.",
         )
-    return ("json" if as_json else "table") if dry_run else None
+    return (json_file or TABLE) if dry_run else None
 
 
 def _elsewhere(gpu: str | None, options: dict[str, Any]) -> Gpus | None:
@@ -308,7 +307,7 @@ def run_or_plan(
     config: RunConfig,
     said: str | None,
     *,
-    plan_as: PlanAs | None = None,
+    plan_as: str | None = None,
     gpus: int = 0,
     cpu_processes: int = 0,
     pilot: bool = False,
@@ -319,7 +318,7 @@ def run_or_plan(
 
     Args:
         said: where the settings come from, for messages.
-        plan_as: as what the plan is printed; None: train.
+        plan_as: TABLE, or where its JSON goes; None: train.
         elsewhere: GPUs of `--gpu`.
         exact: simulate the memory of a step in any case.
     """
@@ -333,7 +332,10 @@ def run_or_plan(
         from ...trainers.from_config import plan_training
 
         plan = plan_training(config, device, source, pilot=pilot, exact=exact, elsewhere=elsewhere)
-        (_print_json if plan_as == "json" else _show_plan)(plan)
+        if plan_as == TABLE:
+            _show_plan(plan)
+        else:
+            write_text(plan_as, _json_of(plan))
         return
     from ...runs.folder import beside
     from ...trainers.from_config import run_training
@@ -401,12 +403,14 @@ def check_settings(config: RunConfig, path: str | None) -> ModelSource:
     return find_base(config)
 
 
-def _print_json(plan: RunPlan) -> None:
+def _json_of(plan: RunPlan) -> str:
+    import json
+
     from ...trainers.from_config import where_it_goes_on
 
     start = where_it_goes_on(plan)
     goes_on = None if start is None else {"ja": start.ja, "en": start.en}
-    print(json.dumps(plan.summary.fields() | {"goes_on": goes_on}, ensure_ascii=False, indent=1, default=str))
+    return json.dumps(plan.summary.fields() | {"goes_on": goes_on}, ensure_ascii=False, indent=1, default=str) + "\n"
 
 
 def _show_plan(plan: RunPlan) -> None:

@@ -51,6 +51,7 @@ async def run(
     seconds: float = 120,
     most_bytes: int = 32 << 20,
     given: bytes = b"",
+    also: Sequence[int] = (),
 ) -> Any:
     """The JSON that `aift ARGUMENTS` prints, which goes with the request that asks for it. One child at a time a verb.
 
@@ -59,6 +60,7 @@ async def run(
         seconds: after which it is ended.
         most_bytes: that it may print.
         given: to its standard input.
+        also: exit codes with which it may end beside 0, where it has printed JSON all the same.
 
     Raises:
         ToolkitError: what the command refused, in the language of whoever asks; or it took too long, or printed no JSON.
@@ -68,7 +70,7 @@ async def run(
         code, out, said = await while_there(
             request, partial(_run, arguments, language_of(request), seconds, most_bytes, given)
         )
-    if code == 0:
+    if code == 0 or code in also:
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(out)
     raise _refusal(name, code, said.decode("utf-8", "replace"))

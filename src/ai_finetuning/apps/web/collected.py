@@ -48,7 +48,8 @@ def row_of(kind: str, conversation: Sequence[Mapping[str, str]], values: Mapping
     if not isinstance(answer, str) or not answer.strip() or not prompt or prompt[-1]["role"] != "user":
         raise UsageError("保存する回答がありません。", "there is no answer to save.")
     if kind == "rating" and isinstance(values.get("good"), bool):
-        return {"prompt": prompt, "completion": answer, "label": values["good"]}
+        # Beside a prompt of messages the answer is one too.
+        return {"prompt": prompt, "completion": [{"role": "assistant", "content": answer}], "label": values["good"]}
     if kind == "pair":
         edited = values.get("edited")
         if not isinstance(edited, str) or not edited.strip() or edited.strip() == answer.strip():

@@ -204,7 +204,8 @@ def near_pairs(pairs: Sequence[Pair], side: NDArray[np.bool_] | None = None) -> 
         list(grams_of([item.question for item in pairs])),
     )
     materials: dict[int, _Codes] = {}
-    digits: dict[int, tuple[str, ...]] = {}
+    digits = [item.digits for item in pairs]
+    sets = [frozenset(own) for own in digits]
 
     def material(index: int) -> _Codes:
         if index not in materials:
@@ -212,6 +213,10 @@ def near_pairs(pairs: Sequence[Pair], side: NDArray[np.bool_] | None = None) -> 
         return materials[index]
 
     def is_near(first: int, second: int) -> bool:
+        # Cheap, and of rows made by a template (商品1, 商品2 ...) the answer for nearly all candidates.
+        own, other = sets[first], sets[second]
+        if own is not other and not (own <= other or other <= own):
+            return False
         sizes = sorted((len(answers[first]), len(answers[second])))
         if not sizes[0] or sizes[0] < 0.5 * sizes[1]:
             return False
@@ -222,8 +227,7 @@ def near_pairs(pairs: Sequence[Pair], side: NDArray[np.bool_] | None = None) -> 
         least = QUESTIONS if near and sizes[0] > SHORT else CONTAINED_QUESTIONS
         if jaccard(questions[first], questions[second]) < least:
             return False
-        own, other = (digits.setdefault(index, pairs[index].digits) for index in (first, second))
-        if own != other and (near or not (set(own) <= set(other) or set(other) <= set(own))):
+        if near and digits[first] != digits[second]:
             return False
         return jaccard(material(first), material(second)) >= ANSWERS
 

@@ -62,6 +62,7 @@ class Examination:
         gauges: numbers about the whole, by name; nothing in them is text of a row.
         common: the most frequent answers, with how often they stand there.
         columns: roles of columns, as the file was read with.
+        refused: of the samples that cannot be used for training, by their number, the reason (Japanese, English).
     """
 
     report: FileReport
@@ -75,6 +76,7 @@ class Examination:
     gauges: dict[str, Any] = field(default_factory=dict)
     common: list[tuple[str, int]] = field(default_factory=list)
     columns: Mapping[str, str] | None = None
+    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def rows(self, key: str) -> int:
         """How many rows a rule found."""
@@ -105,13 +107,22 @@ def read_samples(path: str | Path, columns: Mapping[str, str] | None = None, she
     found = Examination(report, [], bad, len(bad), columns=columns)
     for number, row in enumerate(rows, start=1):
         found.samples.append(sample_of(row, number, columns))
-        try:
-            _check(row, columns)
-        except BadRow as error:
+        error = refusal_of(row, columns)
+        if error is not None:
             bad.add(error, row.source)
-        except DataError as error:
-            bad.add(BadRow(error.for_files.ja.rstrip("。"), error.for_files.en.rstrip(".")), row.source)
+            found.refused[number] = (error.ja, error.en)
     return found
+
+
+def refusal_of(row: Row, columns: Mapping[str, str] | None) -> BadRow | None:
+    """Why a row cannot be used for training; None where it can."""
+    try:
+        _check(row, columns)
+    except BadRow as error:
+        return error
+    except DataError as error:
+        return BadRow(error.for_files.ja.rstrip("。"), error.for_files.en.rstrip("."))
+    return None
 
 
 def _check(row: Row, columns: Mapping[str, str] | None) -> None:

@@ -17,7 +17,7 @@ from ...errors import DataError
 from ...japanese.style import Style, styles
 from ...system.files import read_bounded, replacing, write_in_place
 from ..rows import Row
-from .examination import near_groups, pair_of
+from .examination import near_groups, pair_of, refusal_of
 from .passages import Passage, Sample, replaced, sample_of, text_at
 from .personal import masked
 from .rules import DROP, RULES, Rule, find
@@ -141,6 +141,9 @@ def _leave_out(sample: Sample, wanted: Wanted) -> str | None:
             return rule.key
     if wanted.style is not None and any(_has_other_style(item, wanted.style) for item in sample.passages):
         return "style_mixed"
+    unreadable = next((rule for rule in wanted.rules if rule.key == "unreadable" and wanted.makes(rule)), None)
+    if unreadable is not None and refusal_of(Row(dict(sample.values), sample.source), wanted.columns) is not None:
+        return unreadable.key
     emptied = wanted.fix == "all" and any(item.role == "answer" and not item.text.strip() for item in sample.passages)
     return "template_token" if emptied else None
 

@@ -249,7 +249,7 @@ def as_json(found: Examination, done: Repaired | None = None) -> dict[str, Any]:
                     "spans": [list(span) for span in hit.spans],
                     "others": list(hit.others),
                 }
-                for hit in found.hits.get(rule.key, ())
+                for hit in _hits(found, rule.key)
             ],
         }
         for rule in RULES
@@ -274,6 +274,13 @@ def as_json(found: Examination, done: Repaired | None = None) -> dict[str, Any]:
     if done is not None:
         report["repaired"] = {"changed": dict(done.changed), "dropped": dict(done.dropped), "rows": len(done.rows)}
     return report
+
+
+def _hits(found: Examination, key: str) -> list[Hit]:
+    """What a rule found, by rows; of the rows that cannot be used those that could be read as rows."""
+    if key != "unreadable":
+        return found.hits.get(key, [])
+    return [Hit(number, found.samples[number - 1].source) for number in found.refused]
 
 
 def json_text(found: Examination, done: Repaired | None = None) -> str:

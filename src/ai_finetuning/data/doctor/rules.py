@@ -345,7 +345,7 @@ RULES: tuple[Rule, ...] = (
         "このモデルの特殊トークンと同じ文字列",
         "text that this model reads as a special token",
     ),
-    Rule("unreadable", "error", "学習に使えない行", "a row that cannot be trained on"),
+    Rule("unreadable", "error", "学習に使えない行", "a row that cannot be trained on", fix=DROP),
     Rule("loop", "check", "同じ語句の繰り返しで終わる", "ends in a loop", _by(language.find_loop), ANSWERS, DROP, True),
     Rule(
         "repeated",

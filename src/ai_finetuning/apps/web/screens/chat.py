@@ -20,10 +20,10 @@ from ....errors import Reason, ToolkitError, UsageError
 from ....models.sampling import validate_sampling
 from .. import collected
 from ..api import answer, blocking, body, text
-from ..chosen import choices, chosen
 from ..pages import shell
 from ..site import language_of, site_of
 from ..workers import Workers
+from .chosen import choices, chosen
 
 # Turns of a conversation, and tokens of an answer, that a request may have.
 _TURNS, _TOKENS = 400, 32_768

@@ -5,24 +5,22 @@ name.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...embedded import MODEL
-from ...errors import InputNotFoundError, ModelError, ToolkitError, UsageError
-from ...japanese.default_system import split_default_system
-from ...models.adapter_folder import base_name, recorded_config
-from ...models.local import local_models
-from ...models.named import Named, find_named
-from ...system.files import read_bounded
-from .site import Site
+from ....embedded import MODEL
+from ....errors import InputNotFoundError, ModelError, ToolkitError, UsageError
+from ....japanese.default_system import split_default_system
+from ....models.adapter_folder import base_name, recorded_config
+from ....models.local import local_models
+from ....models.named import Named, find_named
+from ....system.files import read_bounded
+from ..site import Site
+from .models import id_of
 
-_ID = 64
 # Bytes of a chat template, and runs that are looked at for a list.
 _TEMPLATE, _RUNS = 1 << 20, 100
 _USABLE = ("adapter", "model", "checkpoint", "hub")
@@ -55,15 +53,6 @@ class Choice:
         return {key: getattr(self, key) for key in ("by", "id", "label", "name", "kind", "base", "system")}
 
 
-def model_id(name: str) -> str:
-    """An id for a model's name: `embedded:kotoha-tiny` is embedded-kotoha-tiny."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if slug and len(slug) <= _ID:
-        return slug
-    mark = hashlib.sha256(name.encode()).hexdigest()[:10]
-    return f"{slug[: _ID - 11].strip('-')}-{mark}".strip("-")
-
-
 def choices(site: Site) -> list[Choice]:
     """Every run with a model, newest first, then the models of this PC, the one that ships last."""
     found = []
@@ -94,12 +83,12 @@ def _models(site: Site) -> Iterator[tuple[str, str, str]]:
     """(id, label, name) of the models of this PC."""
     seen = set()
     for model in local_models(site.models):
-        id, inside = model_id(model.name), model.name.startswith("./")
+        id, inside = id_of(model.name), model.name.startswith("./")
         name = str(site.models / model.name[2:]) if inside else model.name
         if id not in seen and (not inside or Path(name).resolve().is_relative_to(site.models.resolve())):
             seen.add(id)
             yield id, model.name.removeprefix("./"), name
-    yield model_id(MODEL), MODEL.partition(":")[2], MODEL
+    yield id_of(MODEL), MODEL.partition(":")[2], MODEL
 
 
 def _model(id: str, label: str, name: str) -> Choice:

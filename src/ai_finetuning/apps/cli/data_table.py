@@ -1,0 +1,88 @@
+"""aift data table: a file examined and written as a folder that the page reads, a page of rows at a time.
+
+A child of the page's server; a file of a stranger takes down nothing but this process.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import typer
+
+from ...errors import DataError, StorageError, localized
+from .json_out import json_option, write_json
+
+HELP = localized(
+    "ファイルを調べ、画面（aift web）が少しずつ読むフォルダーにします。",
+    "Examines a file and writes the folder that the page (aift web) reads.",
+)
+# What a workbook may unpack to: in all, how many times its size beyond what is free, and how many parts.
+_UNPACKED, _TIMES, _FREE, _PARTS = 512 << 20, 200, 32 << 20, 5000
+_MEMORY, _SECONDS = 4 << 30, 300
+
+
+def table(
+    context: typer.Context,
+    file: Path = typer.Argument(..., help=localized("データのファイル", "the data's file")),
+    out: Path = typer.Option(..., "--out", help=localized("新しいフォルダー", "a new folder")),
+    json_file: str | None = json_option("結果", "the result"),
+) -> None:
+    """Examines and writes, within limits of time and memory."""
+    _limit()
+    check_workbook(file)
+    from ...config.load import load_config
+    from ...data.doctor.table import write_table
+
+    data = load_config(None, list(context.args)).data
+    try:
+        out.mkdir(mode=0o700)
+        summary = write_table(file, out, columns=data.columns, sheet=data.sheet)
+    except MemoryError:
+        raise DataError(
+            f"{file} を読むのに {_MEMORY >> 30} GiB を超えるメモリーが要ります。ファイルを分けてください。",
+            f"{file} takes more than {_MEMORY >> 30} GiB of memory to read; divide it.",
+        ) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"{out} に書けません（{reason}）。", f"{out} cannot be written ({reason}).") from None
+    if json_file is not None:
+        write_json(json_file, summary)
+
+
+def _limit() -> None:
+    """Bounds this process, where the operating system can."""
+    if os.name == "nt":
+        return
+    import resource
+
+    for what, most in ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_CPU, _SECONDS)):
+        _, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def check_workbook(file: Path) -> None:
+    """Refuses a workbook that says of itself that it unpacks to far more than it is; nothing is unpacked for that.
+
+    Raises:
+        DataError: such a workbook, or none at all.
+    """
+    if file.suffix.lower() != ".xlsx":
+        return
+    try:
+        with zipfile.ZipFile(file) as parts:
+            sizes = [(item.file_size, item.compress_size) for item in parts.infolist()]
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        raise DataError(
+            f"{file} は Excel（.xlsx）のファイルではありません。Excel で .xlsx に保存し直してください。",
+            f"{file} is no Excel workbook (.xlsx); save it as .xlsx again.",
+        ) from None
+    whole = sum(size for size, _ in sizes)
+    packed = file.stat().st_size
+    if whole > min(_UNPACKED, _FREE + _TIMES * packed) or len(sizes) > _PARTS:
+        raise DataError(
+            f"{file} は展開すると {whole >> 20:,} MiB（{len(sizes):,} 個の部品）になります。{_UNPACKED >> 20} MiB までの、普通の Excel ファイルにしてください。",
+            f"{file} unpacks to {whole >> 20:,} MiB in {len(sizes):,} parts; at most {_UNPACKED >> 20} MiB of an ordinary workbook "
+            "are read.",
+        )
