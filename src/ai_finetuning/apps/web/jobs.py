@@ -219,10 +219,11 @@ def last_said(folder: Path) -> list[str]:
 
 def _refusal(folder: Path, step: Step, code: int) -> Reason:
     """Why a command ended, as it said it last, in the language in which it spoke."""
-    for line in reversed(last_said(folder) if code > 0 else []):
+    lines = last_said(folder) if code > 0 else []
+    for at in range(len(lines) - 1, -1, -1):
         for prefix in _REFUSED:
-            if line.startswith(prefix):
-                said = line.removeprefix(prefix)[:_REASON]
+            if lines[at].startswith(prefix):
+                said = "\n".join([lines[at].removeprefix(prefix), *lines[at + 1 :]])[:_REASON]
                 return Reason(said, said)
     verb = f"aift {step.argv[0]}"
     if code < 0:

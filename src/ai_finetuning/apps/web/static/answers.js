@@ -159,7 +159,7 @@ function build(id) {
         if (made) download(made.address);
       } }, t("save_with")),
       ["running", "waiting"].includes(status) && h("button", { type: "button", onclick: () => act("stop") }, t("stop")),
-      ["failed", "stopped"].includes(status) && h("button", { type: "button", class: "primary", onclick: async () => (await act("resume")) && follow(id) }, t("resume")),
+      ["failed", "stopped"].includes(status) && h("button", { type: "button", class: "primary", onclick: async () => (await act("resume")) && follow(id) }, t(status === "failed" ? "retry" : "resume")),
       h("button", { type: "button", class: "quiet", onclick: () => (location.href = "/answers") }, t("new_one")));
     if (status === "completed") actions.append(h("div", { class: "batch-save" },
       table ? h("label", { for: "spreadsheet" }, spreadsheet, t("spreadsheet")) : "", h("p", { class: "hint" }, t("kept", { column: about.answer_column }))));

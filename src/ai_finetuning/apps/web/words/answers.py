@@ -38,6 +38,7 @@ WORDS = {
     ),
     "stop": ("ここまでで止める", "Stop here"),
     "resume": ("続きから", "Go on"),
+    "retry": ("もう一度", "Try again"),
     "new_one": ("新しく始める", "Begin another"),
     "stopped_at": ("止まっています。答えた分は残っています。", "It has stopped; what was answered stays."),
     "failed_why": ("失敗しました: {why}", "It failed: {why}"),
