@@ -33,6 +33,11 @@ ARGUMENTS = (
 )
 # What the browser itself writes of an answer that is a refusal; the page's own errors are others.
 _EXPECTED = re.compile(r"^Failed to load resource: ")
+# Every screen, with a run that need not be there.
+PATHS = (
+    *("/", "/data", "/models", "/train", "/chat", "/answers", "/compare", "/export"),
+    *("/runs/none", "/runs/none/result"),
+)
 # Seconds in which a process ends that was told to.
 _END = 15.0
 
@@ -48,7 +53,7 @@ def absent(reason: str) -> None:
 def browser() -> Iterator[Any]:
     """Chromium of the system, for all tests."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ImportError:
         absent("playwright is not installed: pip install -e '.[web-test]'")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -59,6 +64,7 @@ def browser() -> Iterator[Any]:
     )
     if not fonts or not fonts.stdout.strip():
         absent("no Japanese font (fc-list :lang=ja): apt-get install fonts-noto-cjk")
+    expect.set_options(timeout=20_000)  # a busy machine is no failure
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield opened

@@ -1,17 +1,45 @@
-"""The gate: without the token there is nothing but empty pages; every screen opens, and obeys the policy."""
+"""The gate: without the token there is nothing but empty pages, and nothing is answered or started for others."""
 
 from __future__ import annotations
 
+import http.client
+import http.server
+import json
+import threading
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from tests.browser.conftest import Web
 
-# Every screen, with a run that need not be there.
-PATHS = (
-    *("/", "/data", "/models", "/train", "/chat", "/answers", "/compare", "/export"),
-    *("/runs/none", "/runs/none/result"),
-)
+from ai_finetuning.runs.phase import change_run
+from ai_finetuning.runs.process import identity
+from tests.browser.conftest import PATHS, Web
+
+
+def ask(web: Web, method: str, path: str, *, host: str | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers, body) of a request as any program can send it."""
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=30)
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    for name, value in {"host": f"127.0.0.1:{web.port}" if host is None else host, **headers}.items():
+        if value != "":
+            connection.putheader(name.replace("_", "-"), value)
+    content = b'{"how": "save"}' if method == "POST" else b""
+    connection.putheader("content-length", str(len(content)))
+    connection.endheaders(content)
+    response = connection.getresponse()
+    found = response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+    connection.close()
+    return found
+
+
+@pytest.fixture
+def run_at_work(tmp_path: Path) -> Path:
+    """A run that this very process is: what is asked of it lands in its folder."""
+    folder = tmp_path / "outputs" / "busy"
+    folder.mkdir(parents=True)
+    change_run(folder, status="running", **identity())
+    return folder
 
 
 def test_every_screen_opens(web: Web, page: Any):
@@ -22,6 +50,10 @@ def test_every_screen_opens(web: Web, page: Any):
         expect(page.locator("h1")).not_to_be_empty()
         expect(page.locator("#machine")).to_contain_text("空き")
         expect(page.locator("#command")).to_contain_text("aift")
+        assert "token" not in page.url
+    assert web.process is not None
+    libraries = [item.path for item in psutil.Process(web.process.pid).memory_maps()]
+    assert not [path for path in libraries if "/torch/" in path]
 
 
 @pytest.mark.parametrize("locale", ["ja-JP", "en-US"])
@@ -36,3 +68,120 @@ def test_without_the_token_a_page_has_labels_only(web: Web, new_context: Any, lo
     expect(page.locator("#notice")).to_contain_text(told)
     page.wait_for_timeout(1000)
     assert len(loads) == 1  # no page that loads itself again and again
+
+
+def test_what_others_send_is_refused_and_starts_nothing(web: Web, run_at_work: Path):
+    port = web.port
+    stop, token = "/api/runs/busy/stop", {"x_aift_token": web.token}
+    refused = [
+        (400, {"host": "evil.example", **token}),
+        (400, {"host": f"evil.example:{port}", **token}),
+        (400, {"host": f"127.0.0.1:{port + 1}", **token}),
+        (400, {"host": "127.0.0.1", **token}),
+        (403, {"origin": "http://evil.example", **token}),
+        (403, {"origin": f"http://127.0.0.1:{port + 1}", **token}),
+        (403, {"origin": f"https://127.0.0.1:{port}", **token}),
+        (403, {"origin": "null", **token}),
+        (403, {"sec_fetch_site": "cross-site", **token}),
+        (403, {"sec_fetch_site": "same-site", **token}),
+        (401, {}),
+        (401, {"x_aift_token": "wrong"}),
+        (401, {"x_aift_token": web.token[:-1]}),
+        (401, {"cookie": f"x-aift-token={web.token}"}),
+    ]
+    for status, headers in refused:
+        assert ask(web, "POST", stop, **headers)[0] == status, headers
+        assert ask(web, "GET", "/api/home", **headers)[0] == status, headers
+    assert ask(web, "POST", "/", **{})[0] == 401
+    assert ask(web, "OPTIONS", stop, origin="http://evil.example")[0] == 403
+    assert not (run_at_work / "stop.request").exists()
+    # The same with all that is asked for is answered: it is the gate that refused.
+    status, _, said = ask(web, "POST", stop, origin=web.url, sec_fetch_site="same-origin", **token)
+    assert (status, "止まります" in json.loads(said)["ja"]) == (200, True)
+    assert (run_at_work / "stop.request").exists()
+
+
+def test_a_page_of_another_port_reads_and_starts_nothing(web: Web, browser: Any, run_at_work: Path):
+    """In a browser, which sends such requests without asking: a page of another program of this PC."""
+    text = f"""<title>waiting</title><script>
+      const url = "{web.url}/api/runs/busy/stop", body = '{{"how": "now"}}';
+      Promise.allSettled([
+        fetch(url, {{method: "POST", mode: "no-cors", body, headers: {{"content-type": "text/plain"}}}}),
+        fetch(url, {{method: "POST", body, headers: {{"x-aift-token": "{web.token}"}}}}),
+        fetch("{web.url}/api/home", {{headers: {{"x-aift-token": "{web.token}"}}}}).then((answer) => answer.text()),
+      ]).then((all) => (document.title = all.map((one) => one.status).join()));
+    </script>"""
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    from playwright.sync_api import expect
+
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{other.server_port}/")
+        expect(page).to_have_title("rejected,rejected,rejected")
+    finally:
+        context.close()
+        other.shutdown()
+        other.server_close()
+    assert not (run_at_work / "stop.request").exists()
+
+
+def test_every_answer_carries_the_policy(web: Web):
+    for path, status in (("/", 200), ("/static/app.css", 200), ("/api/home", 401), ("/nowhere", 404), ("/../etc/passwd", 404)):
+        found, headers, _ = ask(web, "GET", path)
+        assert found == status, path
+        assert "require-trusted-types-for 'script'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert not {"server", "access-control-allow-origin", "set-cookie"} & set(headers)
+
+
+def test_ids_name_nothing_outside_of_the_roots(web: Web, tmp_path: Path):
+    token = {"x_aift_token": web.token}
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "run.json").write_text("{}")
+    for id in ("..", "%2e%2e", "..%2fsecret", "secret%00", "a" * 65, "%E3%81%82"):
+        for path in (f"/api/runs/{id}", f"/api/runs/{id}/metrics", f"/api/runs/{id}/log"):
+            assert ask(web, "GET", path, **token)[0] in (400, 404), path
+    for path in ("/static/../main.py", "/static/%2e%2e/main.py", "/static/vendor", "/download/none"):
+        assert ask(web, "GET", path)[0] == 404, path
+
+
+def test_a_body_that_is_too_large_is_not_read(web: Web, run_at_work: Path):
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=30)
+    body = b'{"how": "' + b"x" * (2 << 20) + b'"}'
+    connection.request("POST", "/api/runs/busy/stop", body, {"x-aift-token": web.token})
+    response = connection.getresponse()
+    assert response.status == 400
+    assert "大きすぎます" in json.loads(response.read())["error"]["ja"]
+    connection.close()
+    for body in (b"[]", b"{", b'{"how": 1}', b'{"how": "kill"}', b"[" * 200_000):
+        connection.request("POST", "/api/runs/busy/stop", body, {"x-aift-token": web.token})
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["error"]["kind"]) == (400, "UsageError"), body[:20]
+    connection.close()
+
+
+def test_a_taken_port_and_a_start_without_torch(start_web: Any, web: Web):
+    """The next free port is taken, and starting needs little: no library that takes seconds."""
+    second = start_web("--lang", "en")
+    assert second.port != web.port
+    assert second.process is not None
+    spent = psutil.Process(second.process.pid).cpu_times()
+    assert spent.user + spent.system < 1.0
+    libraries = [item.path for item in psutil.Process(second.process.pid).memory_maps()]
+    assert not [path for path in libraries if "/torch/" in path or "/numpy/" in path]

@@ -80,7 +80,7 @@ def serve(site: Site, *, port: int = 8050, listen: str = HERE, browser: bool = T
         loop="asyncio",
         http="h11",
         ws="none",
-        log_level="warning",
+        log_level="critical",  # api.refuse tells of errors, without secrets
         access_log=False,
         server_header=False,
         proxy_headers=False,

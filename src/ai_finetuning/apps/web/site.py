@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 from starlette.requests import Request
 
+from ...config.run_folder import RUN
 from ...errors import InputNotFoundError
 
 if TYPE_CHECKING:
     from ...runs.listing import RunEntry
 
 Language = Literal["ja", "en"]
-# Seconds for which a listing of the runs is taken for true.
-_LISTED = 1.0
+# Seconds for which a listing of the runs is taken for true, and for which its ids are.
+_LISTED, _NAMED = 1.0, 10.0
 
 
 @dataclass
@@ -72,8 +73,22 @@ class Site:
                 if entry.id == id:
                     return entry
         raise InputNotFoundError(
-            "この実行はありません（名前が変わったか、ごみ箱にあります）。", "there is no such run."
+            "この学習はありません（名前が変わったか、ごみ箱にあります）。",
+            "there is no such run (renamed, or in the trash).",
         )
+
+    def folder(self, id: str) -> Path:
+        """The folder of a run, for what is asked every second: runs are listed anew where it is not known, or is gone.
+
+        Raises:
+            InputNotFoundError: there is none.
+        """
+        made, entries = self._listing
+        if 0 <= time.monotonic() - made < _NAMED:
+            for entry in entries:
+                if entry.id == id and (entry.path / RUN).is_file():
+                    return entry.path
+        return self.run(id).path
 
 
 def site_of(request: Request) -> Site:

@@ -1,9 +1,178 @@
-"""実行中: a run as it goes, by its files; what is asked of it."""
+"""実行中: a run as its files tell it, whoever started it; and what is asked of it."""
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
+from ....config.run_folder import CONFIG, SAMPLES
+from ....errors import UsageError, without_secrets
+from ....messages import printable
+from ..api import answer, blocking, body, text
 from ..pages import shell
+from ..site import Site, site_of
 
-ROUTES = [Route("/runs/{id}", shell("runs"))]
+# Points of one answer: above, the lowest and the highest of each of so many parts of it.
+MOST_POINTS = 2000
+# What colours a terminal or moves its cursor.
+_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
+_CONFIG_BYTES, _TEXT = 1 << 18, 2000
+
+
+async def _facts(request: Request) -> Response:
+    """What does not change while it trains: names, settings, how it is started again."""
+    return answer(await blocking(_facts_of, site_of(request), request.path_params["id"]))
+
+
+def _facts_of(site: Site, id: str) -> dict[str, Any]:
+    from ....messages import argument
+    from ....system.files import read_bounded
+
+    entry = site.run(id)
+    try:
+        settings = read_bounded(entry.path / CONFIG, _CONFIG_BYTES).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        settings = ""
+    return {
+        "id": entry.id,
+        "name": entry.path.resolve().name,
+        "folder": argument(entry.path.resolve()),
+        "model": entry.model,
+        "method": entry.method,
+        "started": entry.started,
+        "settings": without_secrets(settings),
+    }
+
+
+async def _metrics(request: Request) -> Response:
+    """What is new since a cursor: points, state, phase, time left."""
+    site, id = site_of(request), request.path_params["id"]
+    return answer(await blocking(_new, site, id, request.query_params.get("after", "")))
+
+
+def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
+    from ....runs.devices import occupants
+    from ....runs.rows import loss_of, step_of, steps_of
+    from ....runs.watch import watch
+
+    folder = site.folder(id)
+    update = watch(folder, cursor)
+    steps = steps_of(update.rows)
+    evaluated = [
+        [step, loss]
+        for row in update.rows
+        if (step := step_of(row.get("step"))) is not None and (loss := loss_of(row.get("eval_loss"))) is not None
+    ]
+    last = steps[-1] if steps else {}
+    state = update.state
+    return {
+        "points": thinned([(row["step"], float(row["loss"])) for row in steps]),
+        "evaluations": evaluated,
+        "cursor": update.cursor,
+        "reset": update.reset,
+        "more": update.more,
+        "status": state.status,
+        "phase": state.phase,
+        "since": state.since,
+        "reason": None if state.reason is None else printable(without_secrets(state.reason)),
+        "elsewhere": state.elsewhere,
+        "seconds_left": update.seconds_left,
+        "last": {key: last.get(key) for key in ("step", "total_steps", "epoch", "learning_rate", "time")} if last else None,
+        "before": _before(site, folder, occupants()) if state.status == "waiting" else [],
+    }
+
+
+def _before(site: Site, folder: Path, queue: list[Any]) -> list[dict[str, Any]]:
+    """The runs for which a run waits, as the queue of devices has them."""
+    place = next((at for at, one in enumerate(queue) if one.folder and Path(one.folder).resolve() == folder.resolve()), None)
+    mine = set(queue[place].devices) if place is not None else set()
+    ids = {entry.path.resolve(): entry.id for entry in site.list_runs()}
+    found = []
+    for at, one in enumerate(queue):
+        if at != place and (not one.waits or (place is not None and at < place)) and (not mine or mine & set(one.devices)):
+            path = Path(one.folder)
+            found.append({"id": ids.get(path.resolve()), "name": path.name or "?", "waits": one.waits})
+    return found
+
+
+def thinned(points: list[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
+    """At most so many points, in order: of each part of the line its lowest and its highest, so that no peak is lost."""
+    if len(points) <= most:
+        return points
+    parts = most // 2
+    found = []
+    for at in range(parts):
+        part = points[at * len(points) // parts : (at + 1) * len(points) // parts]
+        ends = {min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}
+        found += sorted(ends)
+    return found
+
+
+async def _samples(request: Request) -> Response:
+    """Answers to the fixed questions, as they were given at evaluations."""
+    site, id = site_of(request), request.path_params["id"]
+    return answer(await blocking(_samples_of, site.folder(id)))
+
+
+def _samples_of(folder: Path) -> dict[str, Any]:
+    from ....runs.rows import rows_of, step_of
+    from ....runs.watch import read_whole_lines
+
+    content, *_ = read_whole_lines(folder / SAMPLES, "")
+    kept = ("question", "expected", "answer")
+    rows = [row for row in rows_of(content) if step_of(row.get("step")) is not None]
+    return {"rows": [{"step": row["step"]} | {key: _text(row.get(key)) for key in kept} for row in rows]}
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else (value if isinstance(value, str) else json.dumps(value))[:_TEXT]
+
+
+async def _log(request: Request) -> Response:
+    """What it has said since a cursor, without colours and secrets."""
+    from ....runs.watch import console
+
+    folder = site_of(request).folder(request.path_params["id"])
+    said, cursor = await blocking(console, folder, request.query_params.get("after", ""))
+    # A bar that is drawn over itself: only what it ended with.
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in _ANSI.sub("", said).split("\n")]
+    return answer({"text": printable(without_secrets("\n".join(lines))), "cursor": cursor})
+
+
+async def _stop(request: Request) -> Response:
+    """Asks it to stop: save, best, now."""
+    from ....runs.stop import HOWS, stop
+
+    asked = text(await body(request), "how")
+    how = next((known for known in HOWS if known == asked), None)
+    if how is None:
+        raise UsageError("how は save、best、now のどれかです。", "how is one of save, best, now.")
+    said = await blocking(stop, site_of(request).folder(request.path_params["id"]), how)
+    return answer({"ja": said.ja, "en": said.en})
+
+
+async def _resume(request: Request) -> Response:
+    """Goes on with it; it waits for its device."""
+    from ....runs.launch import resume
+
+    await body(request)
+    folder = site_of(request).folder(request.path_params["id"])
+    await blocking(resume, folder, wait=True)
+    return answer({})
+
+
+ROUTES = [
+    Route("/runs/{id}", shell("runs")),
+    Route("/api/runs/{id}", _facts),
+    Route("/api/runs/{id}/metrics", _metrics),
+    Route("/api/runs/{id}/samples", _samples),
+    Route("/api/runs/{id}/log", _log),
+    Route("/api/runs/{id}/stop", _stop, methods=["POST"]),
+    Route("/api/runs/{id}/resume", _resume, methods=["POST"]),
+]

@@ -11,13 +11,13 @@ let choices = [], shown = null, stopFollowing = () => {};
 async function prepare() {
   const found = await get("/api/answers/choices");
   choices = found.choices;
-  replace($("file"), found.files.length ? found.files.map((one) => h("option", { value: one.id }, one.shown)) : h("option", { value: "" }, t("no_file")));
+  replace($("questions"), found.files.length ? found.files.map((one) => h("option", { value: one.id }, one.shown)) : h("option", { value: "" }, t("no_file")));
   const group = (by, label) => choices.some((one) => one.by === by) && h("optgroup", { label },
     choices.filter((one) => one.by === by).map((one) => h("option", { value: `${one.by}=${one.id}` }, one.label)));
   replace($("model"), group("run", t("of_runs")), group("model", t("of_models")));
   const wanted = ["run", "model"].filter((by) => address.get(by)).map((by) => `${by}=${address.get(by)}`)[0];
   if (choices.some((one) => `${one.by}=${one.id}` === wanted)) $("model").value = wanted;
-  if (found.files.some((one) => one.id === address.get("file"))) $("file").value = address.get("file");
+  if (found.files.some((one) => one.id === address.get("file"))) $("questions").value = address.get("file");
   chooseModel();
   await chooseFile();
 }
@@ -32,7 +32,7 @@ function chooseModel() {
 async function chooseFile() {
   $("start").disabled = true;
   $("wrong").textContent = "";
-  const file = $("file").value;
+  const file = $("questions").value;
   if (!file) return tell();
   try {
     const known = await get(`/api/answers/columns?file=${file}`);
@@ -49,7 +49,7 @@ async function chooseFile() {
 
 function tell() {
   if (shown) return;
-  const one = chosen(), file = $("file").selectedOptions[0];
+  const one = chosen(), file = $("questions").selectedOptions[0];
   if (!one || !file?.value) return command(["aift", "answer"]);
   const words = ["aift", "answer", one.name, file.textContent, "--out", `answers${file.textContent.match(/\.\w+$/)?.[0] ?? ".csv"}`];
   if ($("column").value) words.push("--column", $("column").value);
@@ -59,7 +59,7 @@ function tell() {
   command(words);
 }
 
-$("file").addEventListener("change", () => chooseFile().catch(complain));
+$("questions").addEventListener("change", () => chooseFile().catch(complain));
 $("model").addEventListener("change", chooseModel);
 ["column", "greedy", "max_new_tokens", "system"].forEach((name) => $(name).addEventListener("input", tell));
 $("new").addEventListener("submit", async (event) => {
@@ -70,7 +70,7 @@ $("new").addEventListener("submit", async (event) => {
   const one = chosen();
   try {
     const { id } = await post("/api/answers", {
-      file: $("file").value, column: $("column").value, [one.by]: one.id, system: $("system").value,
+      file: $("questions").value, column: $("column").value, [one.by]: one.id, system: $("system").value,
       max_new_tokens: Number($("max_new_tokens").value), greedy: $("greedy").checked });
     open(id);
   } catch (error) {

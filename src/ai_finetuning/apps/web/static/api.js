@@ -59,28 +59,30 @@ export function complain(error) {
 }
 
 // Calls a function again and again, `ms` after it has ended; every 10 s while the page is hidden, up to every 5 s while
-// the server is away; at once when the page is seen again. It ends when the function returns false, or without a token.
-// Returns a function that ends it.
+// the server is away; at once when the page is seen again. It ends when the function returns false. Without a valid token
+// it stands still until another tab has brought one. Returns a function that ends it.
 export function poll(work, ms) {
-  let timer = null, away = 0, ended = false, busy = false;
+  let timer = null, away = 0, ended = false, busy = false, barred = false;
   const turn = async () => {
     clearTimeout(timer);
     if (ended || busy) return;
     busy = true;
     try {
       if ((await work()) === false) ended = true;
-      if (away) notice(null);
+      if (away || barred) notice(null);
       away = 0;
+      barred = false;
     } catch (error) {
-      if (error.status === 401) ended = true;
+      if (error.status === 401) barred = true;
       else if (error instanceof Refused) complain(error);
       else if (++away > 1) notice(t("no_server"));
     }
     busy = false;
     const next = away ? Math.min(5000, 500 * 2 ** away) : ms;
-    if (!ended) timer = setTimeout(turn, document.hidden ? 10000 : next);
+    if (!ended && !barred) timer = setTimeout(turn, document.hidden ? 10000 : next);
   };
-  document.addEventListener("visibilitychange", () => document.hidden || turn());
+  document.addEventListener("visibilitychange", () => document.hidden || barred || turn());
+  window.addEventListener("storage", (event) => event.key === TOKEN && turn());
   turn();
   return () => { ended = true; clearTimeout(timer); };
 }

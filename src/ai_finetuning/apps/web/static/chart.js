@@ -62,6 +62,11 @@ function drawPoint(self, { value, text, at }) {
   c.stroke();
   c.font = `${12 * scale}px system-ui`;
   c.textAlign = left > self.bbox.left + self.bbox.width / 2 ? "right" : "left";
-  c.fillText(text, left + (c.textAlign === "right" ? -9 : 9) * scale, Math.max(self.bbox.top + 12 * scale, top - 9 * scale));
+  const x = left + (c.textAlign === "right" ? -9 : 9) * scale, line = Math.max(self.bbox.top + 14 * scale, top - 14 * scale);
+  const wide = c.measureText(text).width;
+  c.fillStyle = colour("--card");
+  c.fillRect((c.textAlign === "right" ? x - wide : x) - 3 * scale, line - 13 * scale, wide + 6 * scale, 18 * scale);
+  c.fillStyle = colour("--text-1");
+  c.fillText(text, x, line);
   c.restore();
 }

@@ -22,10 +22,12 @@ function add(node, children) {
   }
 }
 
-// Gives a node other children.
+// Gives a node other children. Where the focus was on a link in it, it is on the same one again.
 export function replace(node, ...children) {
+  const focused = node.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
   node.replaceChildren();
   add(node, children);
+  if (focused) node.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
   return node;
 }
 

@@ -1,3 +1,117 @@
-import { command } from "./dom.js";
+// 実行中: one run, by what is new of it each second; its state is in its files, the address names it.
+import { complain, get, poll, post } from "./api.js";
+import { chart } from "./chart.js";
+import { $, announce, ask, badge, command, h, notice, replace } from "./dom.js";
+import { followLog, showSamples } from "./run_parts.js";
+import { ago, duration, language, moment, number, t } from "./words.js";
 
-command(["aift"]);
+const id = location.pathname.split("/")[2];
+const api = `/api/runs/${id}`;
+let cursor = "", points = [], evaluations = [], curve = null, facts = null, shown = "";
+
+command(["aift", "runs", "show", id]);
+get(api).then((told) => {
+  facts = told;
+  document.title = `${facts.name} – aift`;
+  $("name").textContent = facts.name;
+  replace($("about"), `${facts.method}: ${facts.model} · `, h("time", { title: moment(facts.started) }, t("began", { time: ago(facts.started) })));
+  $("settings").textContent = facts.settings;
+}).catch(complain);
+followLog(api);
+
+poll(async () => {
+  let update;
+  do {
+    update = await get(`${api}/metrics?after=${cursor}`);
+    if (update.reset) [points, evaluations] = [[], []];
+    points.push(...update.points);
+    evaluations.push(...update.evaluations);
+    cursor = update.cursor;
+    if (update.points.length || update.evaluations.length || update.reset) draw();
+  } while (update.more);
+  if (update.evaluations.length) showSamples(api);
+  showState(update);
+}, 1000);
+showSamples(api);
+
+// Both lines over the steps that either has.
+function draw() {
+  $("no-points").hidden = points.length > 0;
+  if (!points.length && !curve) return;
+  curve ??= chart($("curve"), { label: t("curve"), x: t("x_step"), series: [t("train_loss"), t("eval_loss")] });
+  const losses = new Map(points), tested = new Map(evaluations);
+  const steps = [...new Set([...losses.keys(), ...tested.keys()])].sort((a, b) => a - b);
+  curve.draw([steps, steps.map((step) => losses.get(step) ?? null), steps.map((step) => tested.get(step) ?? null)]);
+  const best = evaluations.reduce((low, one) => (low === null || one[1] < low[1] ? one : low), null);
+  if (best) curve.mark(best[0], t("best", { step: number(best[0]) }), 2);
+  $("best").textContent = best ? t("best_line", { step: number(best[0]), loss: number(best[1], 4) }) : "";
+}
+
+function showState(update) {
+  const { status, phase, last, seconds_left: left } = update;
+  const at_work = status === "running" || status === "waiting";
+  const step = last?.step ?? points.at(-1)?.[0] ?? null;
+  const total = last?.total_steps ?? showState.total ?? null;
+  showState.total = total;
+  const share = step !== null && total ? step / total : null;
+  const percent = share === null || !["training", "evaluation"].includes(phase) ? "" : t("percent", { percent: Math.floor(100 * share) });
+  $("phase").textContent = at_work ? [t(`phase_${phase}`), percent].filter(Boolean).join(" ") : t(`state_${status}`);
+  const steps = step === null ? "" : total ? t("step_of", { step: number(step), total: number(total) }) : t("step", { step: number(step) });
+  showState.time = last?.time ?? showState.time;
+  const quiet = status === "running" && phase === "training" && showState.time ? Date.now() / 1000 - showState.time : 0;
+  $("left").textContent = [at_work && left !== null ? t("left", { time: duration(left) }) : "", steps,
+    quiet > 60 ? t("quiet", { time: duration(quiet) }) : ""].filter(Boolean).join(" · ");
+  const bar = $("bar");
+  if (share === null && at_work) bar.removeAttribute("value");
+  else bar.value = status === "completed" ? 1 : share ?? 0;
+  if (at_work && last) announce(t("live", { step: number(step), loss: number(points.at(-1)?.[1], 3), time: duration(left) }));
+  const now = JSON.stringify([status, phase === "waiting" ? update.before : null, update.reason, update.elsewhere]);
+  if (now === shown) return;
+  shown = now;
+  replace($("state"), badge(status));
+  if (!at_work) announce(t(`state_${status}`));
+  replace($("told"), told(update));
+  replace($("actions"), actions(update));
+}
+
+function told({ status, reason, elsewhere, before }) {
+  if (status === "waiting") {
+    return before.length ? [h("p", {}, t("waits_for")), h("ul", {}, before.map((one) => h("li", {}, one.id ? h("a", { href: `/runs/${one.id}` }, one.name) : one.name)))]
+      : h("p", {}, t("waits_for_nobody"));
+  }
+  if (status === "failed") return h("p", { class: "notice bad" }, t("failed_text", { reason: reason ?? "" }));
+  if (status === "stopped") {
+    const asked = /^(PreemptedError|KeyboardInterrupt)/.test(reason ?? "");
+    return h("p", { class: "notice warn" }, elsewhere ? reason : [reason && !asked ? `${reason}\n` : "", t("stopped_text")]);
+  }
+  return status === "completed" ? h("p", { class: "notice good" }, t("completed_text")) : null;
+}
+
+function actions({ status, phase, elsewhere }) {
+  const button = (text, work, kind = "") => h("button", { type: "button", class: kind, onclick: work }, text);
+  const link = (text, href, kind = "") => h("a", { class: `button ${kind}`, href }, text);
+  const duplicate = link(t("duplicate"), `/train?copy=${id}`);
+  if (status === "running") {
+    return [button(t("stop_save"), () => act("stop", { how: "save" }), "primary"), button(t("stop_best"), () => act("stop", { how: "best" })),
+      button(t("stop_now"), stopNow, "danger"), duplicate];
+  }
+  if (status === "waiting") return [button(t("cancel"), () => act("stop", { how: "save" })), duplicate];
+  if (status === "completed") return [link(t("result"), `/runs/${id}/result`, "primary"), link(t("chat"), `/chat?run=${id}`), duplicate];
+  return [elsewhere ? null : button(t("resume"), () => act("resume"), "primary"), duplicate];
+}
+
+async function act(what, value = {}) {
+  for (const button of $("actions").querySelectorAll("button")) button.disabled = true;
+  command(["aift", "runs", what, id, ...({ best: ["--best"], now: ["--now"] }[value.how] ?? []), ...(what === "resume" ? ["--detach", "--wait"] : [])]);
+  try {
+    const said = await post(`${api}/${what}`, value);
+    notice(said[language] ? `${said[language]}` : null, "warn");
+  } catch (error) {
+    complain(error);
+  }
+  shown = ""; // whatever comes next, the buttons are made anew
+}
+
+async function stopNow() {
+  if (await ask({ title: t("stop_now"), body: h("p", {}, t("stop_now_sure")), button: t("stop_now"), kind: "danger" })) act("stop", { how: "now" });
+}
