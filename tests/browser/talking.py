@@ -29,6 +29,10 @@ def make_run(folder: Path, *, system: str = SYSTEM) -> Path:
     model.save_pretrained(folder)
     opened.tokenizer.chat_template = with_default_system(str(opened.tokenizer.chat_template), system)
     opened.tokenizer.save_pretrained(folder)
-    run = {"status": "completed", "fingerprint": {"model": BASE, "method": "lora"}, "started": "2026-11-01T09:00:00+09:00"}
+    run = {
+        "status": "completed",
+        "fingerprint": {"model": BASE, "method": "lora"},
+        "started": "2026-11-01T09:00:00+09:00",
+    }
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     return folder

@@ -22,6 +22,8 @@ from tests.support.patience import until
 from ai_finetuning.config.data import DataConfig
 
 QUESTION = "日本の首都はどこですか。"
+# What looks like markup is text, as a question and in an answer.
+LONG = "<img src=x onerror=\"document.title='x'\"> 長い話をしてください。"
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +120,21 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
     before = _talkers(web)
     assert len(before) == 1
 
+    # A tab that is closed ends its answer.
+    other = page.context.new_page()
+    web.open(other, "/chat?run=faq")
+    other.locator("#settings summary").click()
+    other.locator("#max_new_tokens").fill("900")
+    other.locator("#question").fill(LONG)
+    other.locator("#send").click()
+    expect(other.locator(".talk-column.tuned .talk-answer")).not_to_be_empty()
+    other.close()
+    until(lambda: not _computes(before[0]), 20, "the answer ends with its tab")
+
     # 停止 keeps what is there; 書き直す takes the question back.
     page.locator("#settings summary").click()
     page.locator("#max_new_tokens").fill("900")
-    page.locator("#question").fill("長い話をしてください。")
+    page.locator("#question").fill(LONG)
     page.locator("#send").click()
     second = page.locator(".talk-turn").nth(1)
     expect(second.locator(".talk-column.tuned .talk-answer")).not_to_be_empty(timeout=60_000)
@@ -130,8 +143,10 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
     stopped = second.locator(".talk-column.tuned .talk-answer").text_content()
     page.wait_for_timeout(600)
     assert second.locator(".talk-column.tuned .talk-answer").text_content() == stopped != ""
+    expect(second.locator(".talk-question")).to_contain_text("<img src=x")
+    assert page.locator("#turns img").count() == 0
     page.locator("#again").click()
-    expect(page.locator("#question")).to_have_value("長い話をしてください。")
+    expect(page.locator("#question")).to_have_value(LONG)
     expect(page.locator(".talk-turn")).to_have_count(1)
 
     # A training takes the device: the model goes at once, and the page says so.
@@ -140,35 +155,8 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
         assert _talkers(web) == []
         page.locator("#send").click()
         expect(page.locator("#notice")).to_contain_text("計算中のため")
-        expect(page.locator("#question")).to_have_value("長い話をしてください。")
+        expect(page.locator("#question")).to_have_value(LONG)
     assert before[0].pid not in psutil.pids()
-
-
-def test_a_closed_tab_ends_its_answer(web: Web, new_context: Callable[..., Any]) -> None:
-    from playwright.sync_api import expect
-
-    context = new_context()
-    page = context.new_page()
-    web.open(page, "/chat?model=embedded-kotoha-tiny")
-    page.locator("#settings summary").click()
-    page.locator("#max_new_tokens").fill("1000")
-    page.locator("#question").fill("長い話をしてください。")
-    page.locator("#send").click()
-    expect(page.locator(".talk-answer").nth(1)).not_to_be_empty(timeout=60_000)
-    (talker,) = _talkers(web)
-    page.close()
-    until(lambda: not _computes(talker), 20, "the answer ends with its tab")
-
-    # What a model says is text, whatever it looks like, and so is what is asked.
-    page = context.new_page()
-    web.open(page, "/chat?model=embedded-kotoha-tiny")
-    page.locator("#settings summary").click()
-    page.locator("#max_new_tokens").fill("4")
-    page.locator("#question").fill('<img src=x onerror="document.title=1">')
-    page.locator("#question").press("Control+Enter")
-    expect(page.locator("#state")).to_have_text("回答が終わりました。", timeout=60_000)
-    expect(page.locator(".talk-question")).to_contain_text("<img src=x")
-    assert page.locator("#turns img").count() == 0
 
 
 def _computes(process: psutil.Process) -> bool:

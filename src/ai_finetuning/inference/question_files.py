@@ -141,9 +141,7 @@ def headings_of(path: str | Path, *, sheet: str | None = None) -> list[str]:
     return [name for name in obtained.headings if name]
 
 
-def _read(
-    path: str | Path, column: str | None, sheet: str | None, begun: list[Questions] | None = None
-) -> Questions:
+def _read(path: str | Path, column: str | None, sheet: str | None, begun: list[Questions] | None = None) -> Questions:
     """The questions of a file, of which there may be none.
 
     Args:

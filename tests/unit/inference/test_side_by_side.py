@@ -65,7 +65,10 @@ def test_each_side_answers_as_it_does_alone(
     assert said["base"] == _alone(opened, base, adapter=False, seed=seed, options=options)
     assert said["tuned"] == _alone(opened, tuned, adapter=True, seed=seed, options=options)
     assert said["base"] != said["tuned"]
-    assert [(item.side, item.end, item.refused) for item in told] == [("base", "length", None), ("tuned", "length", None)]
+    assert [(item.side, item.end, item.refused) for item in told] == [
+        ("base", "length", None),
+        ("tuned", "length", None),
+    ]
     assert all(item.tokens and item.tokens > 24 for item in told)
     if seconds == 0.0:  # both columns grow at the same time
         changes = sum(first != second for first, second in zip(order, order[1:], strict=False))

@@ -346,7 +346,7 @@ def begin(
         if verb == "resume":
             resume_folder(Path(context.args[0]), context.args[1:])
         elif verb == "job":
-            from ..web.jobs import work
+            from ...runs.jobs import work
 
             work(folder)
         else:

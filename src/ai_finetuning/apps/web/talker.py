@@ -86,10 +86,10 @@ def load(name: str) -> tuple[list[Side], dict[str, str] | None]:
     from ...models.named import find_named
 
     find_named(name)  # refused before torch is imported
-    from ...inference.room import refuse_without_room
     from ...inference.session import open_model
     from ...inference.side_by_side import Side
     from ...runs.folder import read_run
+    from .room import refuse_without_room
 
     opened = open_model(name, place=refuse_without_room)
     if opened.has_adapter:

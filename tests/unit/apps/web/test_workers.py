@@ -14,9 +14,9 @@ import psutil
 import pytest
 import torch
 
+from ai_finetuning.apps.web.room import needed_bytes, refuse_without_room
 from ai_finetuning.apps.web.workers import IDLED, TRAINING, Worker, Workers
 from ai_finetuning.errors import ModelError, RunLockedError
-from ai_finetuning.inference.room import needed_bytes, refuse_without_room
 from ai_finetuning.inference.session import open_model
 from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.generation import generate_answers
@@ -134,6 +134,7 @@ def test_a_model_that_is_not_there_is_told_to_whoever_asks(tmp_path: Path) -> No
 SERVER = """
 import asyncio, sys
 from pathlib import Path
+from ai_finetuning.apps.web.room import needed_bytes, refuse_without_room
 from ai_finetuning.apps.web.workers import Worker
 async def main():
     worker = Worker("embedded:kotoha-tiny", Path(sys.argv[1]) / "log")

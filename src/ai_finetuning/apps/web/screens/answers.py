@@ -19,8 +19,9 @@ from ....evaluation.answers import best_of, metrics_for
 from ....inference.answer_files import with_formulas, without_formulas
 from ....inference.question_files import KINDS, Questions, headings_of, read_questions
 from ....models.sampling import validate_sampling
+from ....runs import jobs
 from ....system.files import write_in_place
-from .. import jobs, uploads
+from .. import uploads
 from ..api import answer, blocking, body, text
 from ..pages import shell
 from ..site import Site, language_of, site_of

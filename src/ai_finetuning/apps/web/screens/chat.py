@@ -125,7 +125,7 @@ async def _messages(workers: Workers, name: str, given: Mapping[str, Any]) -> As
                 yield {key: value for key, value in message.items() if key != "id"}
 
 
-def _asked(values: Mapping[str, Any]) -> dict[str, Any]:
+def _asked(values: dict[str, Any]) -> dict[str, Any]:
     """The question to each side, with the conversation that it has seen.
 
     Raises:
@@ -157,7 +157,9 @@ def _turns(values: object) -> list[dict[str, str]]:
     for place, turn in enumerate(turns):
         content = turn.get("content") if isinstance(turn, dict) else None
         if not isinstance(content, str) or turn.get("role") != _ROLES[place % 2]:
-            raise UsageError("会話が壊れています。会話を消してやり直してください。", "the conversation is damaged; clear it.")
+            raise UsageError(
+                "会話が壊れています。会話を消してやり直してください。", "the conversation is damaged; clear it."
+            )
         found.append({"role": _ROLES[place % 2], "content": content})
     return found
 

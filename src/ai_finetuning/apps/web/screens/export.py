@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from ....errors import StorageError, UsageError
+from ....runs import jobs
 from ....system.files import is_plain, read_bounded
-from .. import jobs
 from ..api import answer, blocking, body
 from ..pages import shell
 from ..site import Site, language_of, site_of
@@ -137,7 +137,9 @@ def _begin(site: Site, values: Mapping[str, Any], language: str) -> jobs.Job:
     try:
         site.models.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{site.models} を作れません（{error}）。", f"{site.models} cannot be made ({error}).") from error
+        raise StorageError(
+            f"{site.models} を作れません（{error}）。", f"{site.models} cannot be made ({error})."
+        ) from error
     folder = jobs.new_folder(site.data, KIND)
     found = plan(choice, site, folder, values)
     about = {

@@ -27,7 +27,10 @@ WORDS = {
     "temperature": ("ばらつき（temperature）", "Variation (temperature)"),
     "top_p": ("確率の上位（top_p）", "Share of the probability (top_p)"),
     "top_k": ("候補の数（top_k、0 は制限なし）", "Tokens to choose from (top_k; 0: all)"),
-    "greedy": ("毎回同じ回答にする（もっとも確率の高い語だけ）", "The same answer every time (the likeliest token only)"),
+    "greedy": (
+        "毎回同じ回答にする（もっとも確率の高い語だけ）",
+        "The same answer every time (the likeliest token only)",
+    ),
     "enter_sends": (
         "Enter で送信する（改行は Shift+Enter）",
         "Enter sends (Shift+Enter for a new line)",
@@ -50,7 +53,10 @@ WORDS = {
     "again": ("書き直す", "Rewrite"),
     "clear": ("会話を消す", "Clear"),
     "clear_sure": ("この会話を消しますか？", "Clear this conversation?"),
-    "clear_text": ("画面の質問と回答を消します。保存した評価は残ります。", "Questions and answers go; saved ratings stay."),
+    "clear_text": (
+        "画面の質問と回答を消します。保存した評価は残ります。",
+        "Questions and answers go; saved ratings stay.",
+    ),
     "side_base": ("元のモデル", "Original model"),
     "side_tuned": ("学習後", "After training"),
     "side_alone": ("回答", "Answer"),

@@ -1,4 +1,4 @@
-"""Jobs of the page that are no trainings: a folder with the commands to run, one after the other, and a process that nobody
+"""Jobs that are no trainings, such as those of the page: a folder with the commands to run, one after the other, and a process that nobody
 owns. It waits for the device as a training does, and whoever asks finds it again by its folder.
 
 A job's folder has the files of a run's (`run.json` with the process and its phase, `console.log`, `stop.request`) and what
@@ -19,14 +19,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ...config.run_folder import CONSOLE
-from ...errors import DataError, InputNotFoundError, Reason, StorageError
-from ...runs import launch, stop
-from ...runs.folder import read_run
-from ...runs.phase import change_run, tell_phase
-from ...runs.state import State, state_of
-from ...system.children import isolated_environment, isolated_python
-from ...system.files import subfolders
+from ..config.run_folder import CONSOLE
+from ..errors import DataError, InputNotFoundError, Reason, StorageError
+from ..system.children import isolated_environment, isolated_python
+from ..system.files import subfolders
+from . import launch, stop
+from .folder import read_run
+from .phase import change_run, tell_phase
+from .state import State, state_of
 
 # In the folder of the data, where no listing of uploads or runs looks.
 FOLDER = ".jobs"
@@ -92,7 +92,8 @@ def new_folder(data: Path, kind: str) -> Path:
         folder.mkdir(mode=0o700, parents=True)
     except OSError as error:
         raise StorageError(
-            f"{folder} を作れません（{error.strerror or error}）。", f"{folder} cannot be made ({error.strerror or error})."
+            f"{folder} を作れません（{error.strerror or error}）。",
+            f"{folder} cannot be made ({error.strerror or error}).",
         ) from error
     return folder
 
@@ -110,9 +111,13 @@ def start(folder: Path, steps: Sequence[Step], about: Mapping[str, Any], languag
     """
     commands = [{"argv": step.argv, "may": step.may} for step in steps]
     try:
-        change_run(folder, job={"steps": commands, "about": dict(about), "language": language, "codes": []}, made=time.time())
+        change_run(
+            folder, job={"steps": commands, "about": dict(about), "language": language, "codes": []}, made=time.time()
+        )
     except OSError as error:
-        raise StorageError(f"{folder} に書き込めません（{error}）。", f"{folder} cannot be written ({error}).") from error
+        raise StorageError(
+            f"{folder} に書き込めません（{error}）。", f"{folder} cannot be written ({error})."
+        ) from error
     return again(_read(folder))
 
 
@@ -152,7 +157,9 @@ def find(data: Path, id: str, kind: str) -> Job:
 
 def listed(data: Path, kind: str, most: int = 50) -> list[Job]:
     """The jobs of a kind, the newest first."""
-    names = sorted((place.name for place in subfolders(data / FOLDER) if place.name.startswith(f"{kind}-")), reverse=True)
+    names = sorted(
+        (place.name for place in subfolders(data / FOLDER) if place.name.startswith(f"{kind}-")), reverse=True
+    )
     found = []
     for name in names[:most]:
         with contextlib.suppress(InputNotFoundError):
@@ -232,5 +239,3 @@ def _refusal(folder: Path, step: Step, code: int) -> Reason:
             f"{verb} was killed (signal {-code}; short memory ends so as well)",
         )
     return Reason(f"{verb} が終了コード {code} で終わりました", f"{verb} ended with exit code {code}")
-
-

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from ..errors import ModelError
-from ..models.source import ModelSource, weight_file_bytes
-from ..planner.memory import KBIT_BYTES
-from ..system.gpu import free_memory_bytes, get_available_device
+from ...errors import ModelError
+from ...models.source import ModelSource, weight_file_bytes
+from ...planner.memory import KBIT_BYTES
+from ...system.gpu import free_memory_bytes, get_available_device
 
 # Beside the weights: the libraries, and the keys and values of a conversation.
 _BESIDE = 1 << 28

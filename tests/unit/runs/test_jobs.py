@@ -1,4 +1,4 @@
-"""Jobs of the page: real processes, with verbs that need no torch."""
+"""Jobs that are no trainings: real processes, with verbs that need no torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tests.support.patience import until
 
-from ai_finetuning.apps.web import jobs
-from ai_finetuning.apps.web.jobs import Step
 from ai_finetuning.errors import InputNotFoundError, RunLockedError, UsageError
+from ai_finetuning.runs import jobs
 from ai_finetuning.runs.devices import Place, occupants, visible_devices
+from ai_finetuning.runs.jobs import Step
 
 
 @pytest.fixture(autouse=True)
