@@ -7,19 +7,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from ....data.columns import plain, role_of
 from ....errors import UsageError
-from ....evaluation.answers import best_of, metrics_for
-from ....inference.answer_files import with_formulas, without_formulas
-from ....inference.question_files import KINDS, Questions, headings_of, read_questions
-from ....models.sampling import validate_sampling
-from ....runs import jobs
 from ....system.files import write_in_place
 from .. import uploads
 from ..api import answer, blocking, body, text
@@ -27,6 +21,10 @@ from ..pages import shell
 from ..site import Site, language_of, site_of
 from ..tickets import ticket
 from .chosen import choices, chosen
+
+if TYPE_CHECKING:
+    from ....inference.question_files import Questions
+    from ....runs.jobs import Job
 
 KIND = "answers"
 _QUESTIONS, _RESULT = "questions.jsonl", "result.jsonl"
@@ -55,6 +53,8 @@ class _Followed:
 
 
 async def _choices(request: Request) -> JSONResponse:
+    from ....inference.question_files import KINDS
+
     site = site_of(request)
     files = [
         {"id": one.id, "shown": one.shown}
@@ -71,6 +71,9 @@ async def _columns(request: Request) -> JSONResponse:
 
 
 def _known(site: Site, file: str) -> dict[str, Any]:
+    from ....data.columns import role_of
+    from ....inference.question_files import headings_of
+
     upload = uploads.find(site, file)
     names = headings_of(upload.file, sheet=upload.sheet)
     given = upload.columns or {}
@@ -81,6 +84,8 @@ def _known(site: Site, file: str) -> dict[str, Any]:
 
 def _expecting(names: list[str], given: Mapping[str, str], column: str | None) -> str | None:
     """The heading of the expected answers; None where none is, or several may be, of that meaning."""
+    from ....data.columns import role_of
+
     if given.get("output") in names:
         return given["output"]
     for certain in (False, True):
@@ -96,12 +101,16 @@ async def _start(request: Request) -> JSONResponse:
     return answer({"id": job.id})
 
 
-def _begin(site: Site, values: Mapping[str, Any], language: str) -> jobs.Job:
+def _begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
     """Reads the questions and starts the job.
 
     Raises:
         ToolkitError: there is no such file, column or model; a setting that cannot be.
     """
+    from ....inference.question_files import read_questions
+    from ....models.sampling import validate_sampling
+    from ....runs import jobs
+
     given = dict(values)
     upload = uploads.find(site, text(given, "file"))
     choice = chosen(site, given)
@@ -141,6 +150,8 @@ def _begin(site: Site, values: Mapping[str, Any], language: str) -> jobs.Job:
 
 def _free_heading(asked: Questions) -> str:
     """The heading of the answers: one that the file has not, or whose column is empty."""
+    from ....data.columns import plain
+
     for number in range(1, 100):
         for name in _ANSWER if number == 1 else (f"{_ANSWER[-1]} {number}",):
             same = [there for there in asked.headings if plain(there) == plain(name)]
@@ -165,11 +176,13 @@ def _write_questions(path: Path, asked: Questions, expected: str | None) -> int:
 
 
 async def _list(request: Request) -> JSONResponse:
+    from ....runs import jobs
+
     found = await blocking(jobs.listed, site_of(request).data, KIND)
     return answer({"jobs": [_told(job) for job in found]})
 
 
-def _told(job: jobs.Job) -> dict[str, Any]:
+def _told(job: Job) -> dict[str, Any]:
     status = job.state.status
     told = {"id": job.id, "status": status, "reason": job.state.reason, "made": job.made, "about": dict(job.about)}
     return told | {"commands": job.commands, "partly": 65 in job.codes}
@@ -179,11 +192,15 @@ async def _one(request: Request) -> JSONResponse:
     return answer(await blocking(_progress, request))
 
 
-def _job(request: Request) -> jobs.Job:
+def _job(request: Request) -> Job:
+    from ....runs import jobs
+
     return jobs.find(site_of(request).data, str(request.path_params["id"]), KIND)
 
 
 def _progress(request: Request) -> dict[str, Any]:
+    from ....runs import jobs
+
     job = _job(request)
     followed = _follow(request, job)
     done, total = sum(value is not None for value in followed.answers.values()), int(job.about["total"])
@@ -203,7 +220,7 @@ def _progress(request: Request) -> dict[str, Any]:
     }
 
 
-def _follow(request: Request, job: jobs.Job) -> _Followed:
+def _follow(request: Request, job: Job) -> _Followed:
     """The questions of a job with its answers so far."""
     state = request.app.state
     if not hasattr(state, "followed_answers"):
@@ -225,7 +242,7 @@ def _follow(request: Request, job: jobs.Job) -> _Followed:
     return followed
 
 
-def _of_partial(path: Path, job: jobs.Job, questions: list[dict[str, Any]]) -> dict[int, str | None]:
+def _of_partial(path: Path, job: Job, questions: list[dict[str, Any]]) -> dict[int, str | None]:
     """The answers of a job that is at work; the last line may be half written."""
     found: dict[int, str | None] = {}
     for line in path.read_bytes().split(b"\n")[:-1]:
@@ -235,8 +252,12 @@ def _of_partial(path: Path, job: jobs.Job, questions: list[dict[str, Any]]) -> d
     return found
 
 
-def _of_result(path: Path, job: jobs.Job, questions: list[dict[str, Any]]) -> dict[int, str | None]:
+def _of_result(path: Path, job: Job, questions: list[dict[str, Any]]) -> dict[int, str | None]:
     """The answers of a file that is written."""
+    from ....data.columns import plain
+    from ....inference.answer_files import with_formulas
+    from ....inference.question_files import read_questions
+
     about = job.about
     read = read_questions(path, column=about["column"], sheet=about["sheet"])
     same = [name for name in read.headings if plain(name) == plain(str(about["answer_column"]))]
@@ -253,6 +274,8 @@ def _of_result(path: Path, job: jobs.Job, questions: list[dict[str, Any]]) -> di
 
 def _score(followed: _Followed) -> dict[str, Any] | None:
     """How near the answers are to the expected ones; None where there are none, or no answers yet."""
+    from ....evaluation.answers import best_of, metrics_for
+
     judged = [
         (text, item["expected"])
         for place, text in followed.answers.items()
@@ -291,6 +314,8 @@ def _page(request: Request) -> dict[str, Any]:
 
 def _mark(item: Mapping[str, Any], told: str | None, *, asked: bool) -> str:
     """What is to be said of an answer: match, differ, done; or why there is none: open, empty, refused."""
+    from ....evaluation.answers import best_of
+
     if told is None:
         return "refused" if asked else "open" if item["question"] else "empty"
     if not item.get("expected"):
@@ -299,11 +324,15 @@ def _mark(item: Mapping[str, Any], told: str | None, *, asked: bool) -> str:
 
 
 async def _stop(request: Request) -> JSONResponse:
+    from ....runs import jobs
+
     job = await blocking(_job, request)
     return answer(_told(await blocking(jobs.end, job)))
 
 
 async def _resume(request: Request) -> JSONResponse:
+    from ....runs import jobs
+
     job = await blocking(_job, request)
     return answer(_told(await blocking(jobs.again, job)))
 
@@ -322,6 +351,9 @@ async def _download(request: Request) -> JSONResponse:
 
 
 def _for_spreadsheets(out: Path, column: str) -> Path:
+    from ....inference.answer_files import without_formulas
+    from ....inference.question_files import read_questions
+
     copy = out.with_name(f"spreadsheet{out.suffix}")
     write_in_place(copy, without_formulas(read_questions(out, column=column)))
     return copy

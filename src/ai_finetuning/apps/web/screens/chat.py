@@ -17,7 +17,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ....errors import Reason, ToolkitError, UsageError
-from ....models.sampling import validate_sampling
 from .. import collected
 from ..api import answer, blocking, body, text
 from ..pages import shell
@@ -170,6 +169,8 @@ def _options(values: object) -> dict[str, Any]:
     Raises:
         UsageError, ConfigError: an unknown one, or a value that cannot be.
     """
+    from ....models.sampling import validate_sampling
+
     given = values if isinstance(values, dict) else {}
     unknown = sorted(set(given) - set(_SETTINGS))
     if unknown:

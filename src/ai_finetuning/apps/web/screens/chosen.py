@@ -9,17 +9,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ....embedded import MODEL
 from ....errors import InputNotFoundError, ModelError, ToolkitError, UsageError
 from ....japanese.default_system import split_default_system
-from ....models.adapter_folder import base_name, recorded_config
-from ....models.local import local_models
-from ....models.named import Named, find_named
 from ....system.files import read_bounded
 from ..site import Site
 from .models import id_of
+
+if TYPE_CHECKING:
+    from ....models.named import Named
 
 # Bytes of a chat template, and runs that are looked at for a list.
 _TEMPLATE, _RUNS = 1 << 20, 100
@@ -81,6 +81,8 @@ def chosen(site: Site, values: Mapping[str, Any]) -> Choice:
 
 def _models(site: Site) -> Iterator[tuple[str, str, str]]:
     """(id, label, name) of the models of this PC."""
+    from ....models.local import local_models
+
     seen = set()
     for model in local_models(site.models):
         id, inside = id_of(model.name), model.name.startswith("./")
@@ -92,11 +94,15 @@ def _models(site: Site) -> Iterator[tuple[str, str, str]]:
 
 
 def _model(id: str, label: str, name: str) -> Choice:
+    from ....models.named import find_named
+
     named = find_named(name)
     return Choice("model", id, label, name, named.kind, system=_system(named))
 
 
 def _run(site: Site, id: str) -> Choice:
+    from ....models.named import find_named
+
     entry = site.run(id)
     folder = entry.path.absolute()
     named = find_named(folder)
@@ -109,6 +115,8 @@ def _run(site: Site, id: str) -> Choice:
 
 
 def _base(named: Named, recorded: str) -> str:
+    from ....models.adapter_folder import base_name, recorded_config
+
     if named.kind == "adapter" and named.folder is not None:
         return base_name(recorded_config(named.folder)) or recorded
     return recorded

@@ -8,19 +8,21 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from ....errors import StorageError, UsageError
-from ....runs import jobs
 from ....system.files import is_plain, read_bounded
 from ..api import answer, blocking, body
 from ..pages import shell
 from ..site import Site, language_of, site_of
 from .chosen import Choice, choices, chosen
+
+if TYPE_CHECKING:
+    from ....runs.jobs import Job, Step
 
 KIND = "export"
 _MERGED, _BENCH = "merge.json", "bench"
@@ -42,11 +44,13 @@ class _Plan:
         made: what they write, by what it is called on the page.
     """
 
-    steps: list[jobs.Step]
+    steps: list[Step]
     made: dict[str, Path]
 
 
 def _merge(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any]) -> _Plan:
+    from ....runs import jobs
+
     if choice.kind != "adapter":
         raise UsageError(
             f"{choice.label} はアダプターではないので、統合は要りません。そのまま使えます。",
@@ -66,6 +70,8 @@ def _whole(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any]) 
 
 
 def _quantize(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any]) -> _Plan:
+    from ....runs import jobs
+
     bits = values.get("bits", _BITS[0])
     if bits not in _BITS:
         raise UsageError("bits は 4 か 8 です。", "bits is 4 or 8.")
@@ -77,6 +83,8 @@ def _quantize(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any
 
 
 def _gguf(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any]) -> _Plan:
+    from ....runs import jobs
+
     kind = values.get("type", _TYPES[0])
     if kind not in _TYPES:
         raise UsageError(f"type は {'・'.join(_TYPES)} です。", f"type is one of {', '.join(_TYPES)}.")
@@ -85,6 +93,8 @@ def _gguf(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any]) -
 
 
 def _bundle(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any]) -> _Plan:
+    from ....runs import jobs
+
     name, before = _whole(choice, site, folder, values)
     out = _free(site, f"{_slug(choice)}-bundle")
     return _Plan([*before.steps, jobs.Step(("bundle", name, "--out", str(out)))], {**before.made, "bundle": out})
@@ -124,12 +134,14 @@ async def _start(request: Request) -> JSONResponse:
     return answer({"id": job.id})
 
 
-def _begin(site: Site, values: Mapping[str, Any], language: str) -> jobs.Job:
+def _begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
     """Starts an export.
 
     Raises:
         ToolkitError: there is no such kind or model, or the model is none that can be written so.
     """
+    from ....runs import jobs
+
     plan = _PLANS.get(str(values.get("kind")))
     if plan is None:
         raise UsageError("書き出しの種類を選んでください。", "choose what to write.")
@@ -155,10 +167,14 @@ async def _list(request: Request) -> JSONResponse:
 
 
 def _jobs(site: Site) -> list[dict[str, Any]]:
+    from ....runs import jobs
+
     return [_told(job) for job in jobs.listed(site.data, KIND)]
 
 
-def _told(job: jobs.Job) -> dict[str, Any]:
+def _told(job: Job) -> dict[str, Any]:
+    from ....runs import jobs
+
     made = []
     for what, path in dict(job.about["made"]).items():
         if os.path.lexists(path):
@@ -203,16 +219,22 @@ def _json(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
         return None
 
 
-def _job(request: Request) -> jobs.Job:
+def _job(request: Request) -> Job:
+    from ....runs import jobs
+
     return jobs.find(site_of(request).data, str(request.path_params["id"]), KIND)
 
 
 async def _stop(request: Request) -> JSONResponse:
+    from ....runs import jobs
+
     job = await blocking(_job, request)
     return answer(_told(await blocking(jobs.end, job)))
 
 
 async def _resume(request: Request) -> JSONResponse:
+    from ....runs import jobs
+
     job = await blocking(_job, request)
     return answer(_told(await blocking(jobs.again, job)))
 
