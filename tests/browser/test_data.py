@@ -103,9 +103,8 @@ def test_a_table_in_cp932_with_ten_thousand_rows(web: Web, page: Any):
     assert page.locator(".token-row .tok.live").count() == live_labels(rows[2][0], rows[2][1])
     assert "ありま" in "".join(page.locator(".token-row .tok.live").all_inner_texts())
     command = page.locator("#command").inner_text()
-    assert command.startswith("aift data show /") and command.endswith(
-        "--row 2"
-    )  # a row that is not used stands before
+    assert command.startswith("aift data show /")
+    assert command.endswith("--row 2")  # a row that is not used stands before
     page.get_by_role("button", name="入れ替え").click()
     expect(page.get_by_label("質問の列")).to_have_value("ご回答", timeout=60_000)
     expect(lines.nth(2)).to_contain_text(rows[2][0])
