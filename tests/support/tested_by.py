@@ -88,6 +88,7 @@ TESTED_BY = {
     "runs.rows": "unit/runs/test_watch.py",
     "apps.cli.runs": "integration/test_runs.py",
     **{f"apps.web.{name}": "browser/test_gate.py" for name in ("api", "gate", "main", "pages", "site", "tickets")},
+    "apps.web.talker": "unit/apps/web/test_workers.py",
     "apps.cli.web": "browser/test_gate.py",
     "apps.cli.json_out": "unit/apps/test_json_out.py",
     "apps.cli.data_table": "unit/data/test_paged.py",
