@@ -11,20 +11,18 @@ import re
 import time
 import zipfile
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.browser.conftest import Web
+from tests.browser.test_access import findings
 from tests.browser.test_gate import ask
 
 from ai_finetuning.apps.web.uploads import MOST, RECORD
 
 ROWS = 10_000
 MARKUP = '<img src=x onerror="document.title=1">'
-AXE = """axe.run({ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"] }).then((all) =>
-  JSON.stringify(all.violations.map((one) => [one.id, one.nodes.map((node) => node.html.slice(0, 200))])))"""
 DROP = """([name, text]) => {
   const data = new DataTransfer();
   data.items.add(new File([Uint8Array.from(atob(text), (one) => one.charCodeAt(0))], name));
@@ -320,9 +318,4 @@ def test_no_screen_scrolls_sideways_and_axe_finds_nothing(web: Web, new_context:
         web.open(page, path)
         expect(page.locator("#uploads p, #rows tbody tr, .model-card").first).to_be_visible(timeout=60_000)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        session = page.context.new_cdp_session(page)
-        session.send(
-            "Runtime.evaluate", {"expression": files("axe_playwright_python").joinpath("axe.min.js").read_text()}
-        )
-        told = session.send("Runtime.evaluate", {"expression": AXE, "awaitPromise": True, "returnByValue": True})
-        assert json.loads(told["result"]["value"]) == [], (scheme, width)
+        assert findings(page) == [], (scheme, width)

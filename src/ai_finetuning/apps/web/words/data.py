@@ -42,7 +42,7 @@ WORDS = {
     "to_trash": ("ごみ箱へ", "To the trash"),
     "trash_title": ("{name} をごみ箱へ移しますか", "Move {name} to the trash?"),
     "trash_body": (
-        "データのフォルダーの .trash に移ります。必要になったら、そこから取り出せます。",
+        "データのフォルダーの中のごみ箱に移ります。必要になったら、そこから取り出せます。",
         "It moves to .trash in the folder of the data, where you find it again.",
     ),
     "delete": ("完全に削除", "Delete for good"),
