@@ -83,19 +83,27 @@ def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
         "reason": None if state.reason is None else printable(without_secrets(state.reason)),
         "elsewhere": state.elsewhere,
         "seconds_left": update.seconds_left,
-        "last": {key: last.get(key) for key in ("step", "total_steps", "epoch", "learning_rate", "time")} if last else None,
+        "last": {key: last.get(key) for key in ("step", "total_steps", "epoch", "learning_rate", "time")}
+        if last
+        else None,
         "before": _before(site, folder, occupants()) if state.status == "waiting" else [],
     }
 
 
 def _before(site: Site, folder: Path, queue: list[Any]) -> list[dict[str, Any]]:
     """The runs for which a run waits, as the queue of devices has them."""
-    place = next((at for at, one in enumerate(queue) if one.folder and Path(one.folder).resolve() == folder.resolve()), None)
+    place = next(
+        (at for at, one in enumerate(queue) if one.folder and Path(one.folder).resolve() == folder.resolve()), None
+    )
     mine = set(queue[place].devices) if place is not None else set()
     ids = {entry.path.resolve(): entry.id for entry in site.list_runs()}
     found = []
     for at, one in enumerate(queue):
-        if at != place and (not one.waits or (place is not None and at < place)) and (not mine or mine & set(one.devices)):
+        if (
+            at != place
+            and (not one.waits or (place is not None and at < place))
+            and (not mine or mine & set(one.devices))
+        ):
             path = Path(one.folder)
             found.append({"id": ids.get(path.resolve()), "name": path.name or "?", "waits": one.waits})
     return found

@@ -9,13 +9,14 @@ const SMALL = 100e6; // parameters up to which three steps are tried without bei
 const address = new URLSearchParams(location.search);
 const draft = { data: null, model: null, from: null, values: {}, preset: "standard", key: crypto.randomUUID() };
 const inputs = new Map(); // setting -> { field, control, error, box }
-let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = null, planning = null;
+let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = null, planning = null, complained = false;
 
 const ids = () => Object.fromEntries(["data", "model", "from"].map((name) => [name, draft[name]]));
 const body = () => ({ ...ids(), values: draft.values });
 const remember = () => localStorage.setItem(DRAFT, JSON.stringify(draft));
 
 async function begin() {
+  if (address.get("copy")) return copy();
   const kept = JSON.parse(localStorage.getItem(DRAFT) ?? "null");
   const named = ["data", "model", "from"].filter((name) => address.get(name));
   const same = kept && named.every((name) => address.get(name) === kept[name]);
@@ -36,6 +37,21 @@ async function begin() {
   showChosen();
   showFields();
   changed(0);
+}
+
+// The settings of an earlier run.
+async function copy() {
+  try {
+    form = await get(`/api/settings?copy=${encodeURIComponent(address.get("copy"))}`);
+  } catch (error) {
+    return complain(error);
+  }
+  Object.assign(draft, form.ids, { values: form.values, preset: "" });
+  history.replaceState(null, "", `?${new URLSearchParams(Object.entries(ids()).filter(([, id]) => id))}`);
+  showChosen();
+  showFields();
+  changed(0);
+  if (form.left_out.length) notice(t("copy_left", { keys: form.left_out.join(", ") }), "warn");
 }
 
 // What is trained, on what.
@@ -171,7 +187,8 @@ async function check() {
       told = answer;
       if (document.activeElement !== $("yaml")) $("yaml").value = told.yaml;
       command(told.command);
-      notice(null);
+      if (complained) notice(null);
+      complained = false;
       if (draft.preset && told.presets[draft.preset]) follow();
       planTimer = told.figures || draft.data ? setTimeout(() => makePlan(false), PLAN) : null;
     }
@@ -179,6 +196,7 @@ async function check() {
     $("start").disabled = $("plan").disabled = !ready;
     show();
   } catch (error) {
+    complained = true;
     complain(error);
   }
 }

@@ -25,6 +25,10 @@ WORDS = {
     ),
     "practice": ("同梱の小さなモデル（練習用）", "a small model that ships, for practice"),
     "goes_on": ("学習済みの重みから続けます", "goes on from trained weights"),
+    "copy_left": (
+        "元の学習の次の設定は、この画面では引き継げません: {keys}",
+        "These settings of the earlier run cannot be taken over on this page: {keys}",
+    ),
     # Presets.
     "presets": ("学習の長さ", "Length"),
     "own": ("自分で決める", "Your own"),
