@@ -164,6 +164,12 @@ def test_chat_talks_compares_and_obeys_commands(adapter: Path, capsys, monkeypat
 def test_merge_reports_its_agreement_and_loads_plain(adapter: Path, tmp_path: Path, capsys):
     from transformers import AutoModelForCausalLM
 
+    assert call("merge", str(adapter), "--out", str(tmp_path / "told"), "--json", str(tmp_path / "told.json")) == 0
+    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
+    assert told["kl"] <= told["limits"]["kl"]
+    assert told["top1"] >= told["limits"]["top1"]
+    assert told["folder"] == str(tmp_path / "told")
+    capsys.readouterr()
     assert call("merge", str(adapter), "--out", str(tmp_path / "merged")) == 0
     text = capsys.readouterr().out
     assert "KL 0.0" in text

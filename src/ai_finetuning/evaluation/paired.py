@@ -5,6 +5,7 @@ Differences are after - before, one for each item, and positive where the second
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,9 +138,12 @@ def least_mean_difference(count: int, deviation: float) -> float:
 
 
 def items_for(difference: float, discordant: float = DISCORDANT) -> int:
-    """Items with which a difference of two shares would be seen."""
+    """Items with which a difference of two shares would be seen: no fewer than the exact test sees where all go one way."""
+    discordant = max(discordant, abs(difference))  # items that differ are at least those that the difference is made of
     spread = max(discordant - difference**2, 0.0)
-    return math.ceil(((_Z_LEVEL * math.sqrt(discordant) + _Z_POWER * math.sqrt(spread)) / difference) ** 2)
+    needed = ((_Z_LEVEL * math.sqrt(discordant) + _Z_POWER * math.sqrt(spread)) / difference) ** 2
+    least = next(count for count in itertools.count(1) if mcnemar_mid_p(count, 0) <= LEVEL)
+    return math.ceil(max(needed, least / abs(difference)))
 
 
 def above_chance(right: int, count: int, chance: float) -> bool:

@@ -176,6 +176,20 @@ def _no_formula_but_numbers(text: str) -> str:
     return text if _NUMBER.fullmatch(text) else no_formula(text)
 
 
+def without_formulas(questions: Questions) -> bytes:
+    """A CSV or TSV file for a spreadsheet program: its bytes with a ' in front of every cell that would become a formula."""
+    whole = [[_no_formula_but_numbers(cell) for cell in cells] for cells in (*_table(questions)[0], *questions.rows)]
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=questions.delimiter, lineterminator=questions.line_end).writerows(whole)
+    return _encoded(stream.getvalue(), questions.encoding or "utf-8-sig")
+
+
+def with_formulas(text: str) -> str:
+    """An answer as it was before no_formula()."""
+    bare = text.removeprefix("'")
+    return bare if no_formula(bare) == text else text
+
+
 def _table(questions: Questions) -> tuple[list[list[str]], list[list[str]]]:
     """(rows up to the heading, rows below it) as text."""
     if questions.kind != ".jsonl":

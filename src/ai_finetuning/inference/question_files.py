@@ -119,6 +119,34 @@ def read_questions(path: str | Path, *, column: str | None = None, sheet: str | 
         InputNotFoundError: no such file. DataError: a kind, encoding or shape that cannot be used, or no column that
             asks. ConfigError: a column or sheet that is not there.
     """
+    obtained = _read(path, column, sheet)
+    if not obtained.questions:
+        raise DataError(f"{path} に質問の行がありません。", f"{path} holds no row with a question.")
+    return obtained
+
+
+def headings_of(path: str | Path, *, sheet: str | None = None) -> list[str]:
+    """The headings of such a file, also where none of them, or several, may ask.
+
+    Raises:
+        InputNotFoundError, DataError, ConfigError: as read_questions().
+    """
+    unknown: list[Questions] = []
+    try:
+        obtained = _read(path, None, sheet, unknown)
+    except DataError:
+        if not unknown or not unknown[0].headings:
+            raise
+        obtained = unknown[0]
+    return [name for name in obtained.headings if name]
+
+
+def _read(path: str | Path, column: str | None, sheet: str | None, begun: list[Questions] | None = None) -> Questions:
+    """The questions of a file, of which there may be none.
+
+    Args:
+        begun: takes what is filled, so that as much is known as was read before it was refused.
+    """
     file = Path(path)
     if not file.is_file():
         near = near_files(file, KINDS)
@@ -138,10 +166,10 @@ def read_questions(path: str | Path, *, column: str | None = None, sheet: str | 
         )
     raw = file.read_bytes()
     obtained = Questions(str(path), kind, hashlib.sha256(raw).hexdigest())
+    if begun is not None:
+        begun.append(obtained)
     read = {".xlsx": _read_workbook, ".jsonl": _read_jsonl}.get(kind, _read_delimited)
     read(obtained, raw, column, sheet)
-    if not obtained.questions:
-        raise DataError(f"{path} に質問の行がありません。", f"{path} holds no row with a question.")
     return obtained
 
 

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -45,6 +46,27 @@ class Answer:
     end: End = "stop"
 
 
+class Turn(Protocol):
+    """An answer's share of a model that it takes in turns with others: entered by the thread that computes."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+
+    def goes_on(self) -> bool:
+        """Asked between two tokens, and may wait for the next turn; False ends the answer."""
+
+
+class _Whole(contextlib.nullcontext[None]):
+    """A model that one answer has for itself."""
+
+    def goes_on(self) -> bool:
+        """Always."""
+        return True
+
+
 class _Stops(StoppingCriteria):
     """Ends a row when its answer contains a stop string, runs in a loop, or when the caller gave up.
 
@@ -52,15 +74,23 @@ class _Stops(StoppingCriteria):
         looping: the rows that a loop ended.
     """
 
-    def __init__(self, tokenizer: Any, prompt_length: int, style: PromptStyle, given_up: threading.Event) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt_length: int,
+        style: PromptStyle,
+        given_up: threading.Event | None = None,
+        turn: Turn | None = None,
+    ) -> None:
         self.looping: set[int] = set()
         self._tokenizer = tokenizer
         self._prompt_length = prompt_length
         self._style = style
-        self._given_up = given_up
+        self._given_up = given_up or threading.Event()
+        self._turn = turn or _Whole()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if self._given_up.is_set():
+        if self._given_up.is_set() or not self._turn.goes_on():
             return torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         answers = input_ids[:, self._prompt_length :]
         done = [self._done(index, row) for index, row in enumerate(answers)]
@@ -179,6 +209,12 @@ def _room(model: Any, prompt: int, arguments: Mapping[str, Any]) -> int:
     """New tokens that a prompt of some tokens may get: what was asked for, or the positions that the model has left."""
     positions, asked = positions_of(model.config), int(arguments["max_new_tokens"])
     return asked if positions is None else min(asked, positions - prompt)
+
+
+def _min_p(model: Any, arguments: Mapping[str, Any]) -> float | None:
+    """The lowest share of the likeliest token's probability: of the options, else of the model's own settings."""
+    found: float | None = arguments.get("min_p", getattr(getattr(model, "generation_config", None), "min_p", None))
+    return found
 
 
 def say_ends(model: Any, answers: Sequence[Answer], asked: int) -> None:
@@ -314,7 +350,7 @@ def answer_prompts(
     own_seeds = seed if isinstance(seed, Sequence) and arguments["do_sample"] else None
     if seed is not None and not isinstance(seed, Sequence):
         torch.manual_seed(seed)
-    min_p = arguments.get("min_p", getattr(getattr(model, "generation_config", None), "min_p", None))
+    min_p = _min_p(model, arguments)
 
     def answer(size: int) -> int:
         first = order[len(answers)]
@@ -360,7 +396,7 @@ def _answers(
     """The answers to one batch of prompts."""
     inputs = _left_padded(rows, tokenizer.pad_token_id, model.device)
     length = inputs["input_ids"].shape[1]
-    stops = _Stops(tokenizer, length, style, threading.Event())
+    stops = _Stops(tokenizer, length, style)
     with _answering():
         output = model.generate(**inputs, stopping_criteria=StoppingCriteriaList([stops]), **arguments)
     return [
@@ -412,6 +448,8 @@ def stream_text(
     *,
     style: PromptStyle | None = None,
     ended: Callable[[End], None] | None = None,
+    seed: int | None = None,
+    turn: Turn | None = None,
     **options: Any,
 ) -> Iterator[str]:
     """The answer piece by piece; together the pieces are what generate_text returns for the same options.
@@ -420,6 +458,8 @@ def stream_text(
 
     Args:
         ended: is told why the answer ended, behind its last piece.
+        seed: of the sampling: the answer is then that of generate_answers with the same one in a list.
+        turn: the answer takes the model in turns with others.
     """
     style = style or prompt_style(tokenizer, getattr(model, "generation_config", None))
     arguments = _arguments(tokenizer, style, options)
@@ -428,14 +468,17 @@ def stream_text(
     given_up, failure = threading.Event(), []
     streamer = _Ids()
     length = inputs["input_ids"].shape[1]
-    stops = _Stops(tokenizer, length, style, given_up)
+    whose = turn or _Whole()
+    stops = _Stops(tokenizer, length, style, given_up, whose)
     room = _room(model, length, arguments)
     whole: list[Answer] = []
+    settings = arguments | {"max_new_tokens": room, "stopping_criteria": StoppingCriteriaList([stops])}
+    if seed is not None and arguments["do_sample"]:
+        settings |= drawing(arguments, [seed], _min_p(model, arguments))
 
     def work() -> None:
-        settings = arguments | {"max_new_tokens": room, "stopping_criteria": StoppingCriteriaList([stops])}
         try:
-            with _answering(), torch.no_grad():
+            with whose, _answering(), torch.no_grad():
                 output = model.generate(**inputs, streamer=streamer, **settings)
             whole.append(_ended(tokenizer, output[0, length:].tolist(), style, 0 in stops.looping, room))
         except Exception as error:  # handed to the reader below; a thread's exception would vanish

@@ -97,17 +97,32 @@ def resume(folder: Path, changes: Sequence[str] = (), *, wait: bool = False) -> 
     folder = folder.absolute()
     run = find_run(folder).folder
     refuse_links(run)
+    begin(run, ["resume", str(folder), *changes], here=Path.cwd(), wait=wait)
+    return run
+
+
+def begin(folder: Path, arguments: Sequence[str], *, here: Path, wait: bool) -> None:
+    """Starts the process that `aift runs begin FOLDER ARGUMENTS` is, unless one is at work in the folder.
+
+    Args:
+        folder: of a run, or of a job of the page.
+        arguments: what the process does.
+        here: its working folder.
+        wait: as launch() takes it.
+
+    Raises:
+        RunLockedError: it is at work. StorageError: its folder cannot be written.
+    """
     try:
-        with _held(run):
-            _start(run, ["resume", str(folder), *changes], here=Path.cwd(), wait=wait)
+        with _held(folder):
+            _start(folder, list(arguments), here=here, wait=wait)
     except OSError as error:
         if isinstance(error, RunLockedError):
             raise
         raise StorageError(
-            f"{run} に書き込めません（{error}）。空きと書き込み権限を確かめてください。",
-            f"{run} cannot be written ({error}); check free space and permissions.",
+            f"{folder} に書き込めません（{error}）。空きと書き込み権限を確かめてください。",
+            f"{folder} cannot be written ({error}); check free space and permissions.",
         ) from error
-    return run
 
 
 def _new_folder(root: Path, name: str | None) -> Path:

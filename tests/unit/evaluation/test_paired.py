@@ -105,6 +105,12 @@ def test_the_least_difference_that_can_be_seen(discordant: float):
     assert items_for(least_difference(500, discordant), discordant) == pytest.approx(500, abs=2)
 
 
+def test_no_difference_is_seen_with_fewer_items_than_the_exact_test_needs():
+    assert mcnemar_mid_p(5, 0) <= 0.05 < mcnemar_mid_p(4, 0)
+    assert items_for(1.0) == 5  # five that differ, all in one direction
+    assert items_for(0.5) >= 10
+
+
 def test_the_power_is_what_is_said():
     generator = np.random.default_rng(0)
     count, discordant = 200, 0.2

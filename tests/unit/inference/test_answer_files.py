@@ -11,7 +11,13 @@ import openpyxl
 import pytest
 
 from ai_finetuning.errors import ConfigError, InputNotFoundError
-from ai_finetuning.inference.answer_files import no_formula, validate_target, write_answers
+from ai_finetuning.inference.answer_files import (
+    no_formula,
+    validate_target,
+    with_formulas,
+    without_formulas,
+    write_answers,
+)
 from ai_finetuning.inference.question_files import Questions, read_questions
 
 HOSTILE = ['=HYPERLINK("http://evil.example")', "+1", "-1+1", "@SUM(A1)", "\tx", "\rx", "＝1+1", "普通の回答"]
@@ -113,3 +119,14 @@ def test_targets_that_cannot_be(tmp_path: Path):
     with pytest.raises(ConfigError, match="--overwrite"):
         validate_target(tmp_path / "a.csv", read, ["回答"], overwrite=False)
     assert validate_target(tmp_path / "a.csv", read, ["回答"], overwrite=True) == ".csv"
+
+
+def test_a_copy_for_spreadsheets_has_no_formula_and_is_else_the_same(tmp_path: Path):
+    file = tmp_path / "asked.tsv"
+    rows = ["表\t", "質問\t備考", "首都は？\t=1+1", "-5\t+81-3-1", '改行\t"a\n@b"', "人口は？\t＝合計"]
+    file.write_bytes("\r\n".join([*rows, ""]).encode("cp932"))
+    copy = without_formulas(read_questions(file)).decode("cp932")
+    assert copy == "\r\n".join(
+        ["表\t", "質問\t備考", "首都は？\t'=1+1", "-5\t'+81-3-1", '改行\t"a\n@b"', "人口は？\t'＝合計", ""]
+    )
+    assert [with_formulas(text) for text in ("'=1+1", "'引用'", "-5")] == ["=1+1", "'引用'", "-5"]

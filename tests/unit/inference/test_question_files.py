@@ -9,7 +9,7 @@ import openpyxl
 import pytest
 
 from ai_finetuning.errors import ConfigError, DataError, InputNotFoundError
-from ai_finetuning.inference.question_files import Questions, read_questions
+from ai_finetuning.inference.question_files import Questions, headings_of, read_questions
 
 
 def read(folder: Path, content: str | bytes, name: str = "q.csv", **more: str) -> Questions:
@@ -128,3 +128,15 @@ def test_what_is_no_file_of_questions_is_refused(content: bytes, name: str, said
         read(tmp_path, content, name)
     with pytest.raises(InputNotFoundError):
         read_questions(tmp_path / "none.csv")
+
+
+def test_headings_are_known_of_a_file_of_which_nobody_knows_what_asks(tmp_path: Path):
+    file = tmp_path / "list.csv"
+    file.write_text("番号,いち,に\n1,a,b\n", encoding="cp932")
+    with pytest.raises(DataError):
+        read_questions(file)
+    assert headings_of(file) == ["番号", "いち", "に"]
+    file.write_text("質問,question\na,b\n", encoding="cp932")
+    assert headings_of(file) == ["質問", "question"]
+    with pytest.raises(InputNotFoundError):
+        headings_of(tmp_path / "none.csv")

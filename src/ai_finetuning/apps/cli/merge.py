@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import typer
 
 from ...errors import localized
 from ...messages import argument
+from .json_out import WritesJson, json_option, write_json
 
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
-    app.command("merge", help=localized("アダプターをベースに統合します。", "Merges an adapter into its base."))(merge)
+    app.command(
+        "merge", cls=WritesJson, help=localized("アダプターをベースに統合します。", "Merges an adapter into its base.")
+    )(merge)
 
 
 def merge(
@@ -38,14 +43,19 @@ def merge(
         ),
     ),
     dtype: str = typer.Option("bfloat16", help="bfloat16 | float16 | float32"),
+    json_file: str | None = json_option("測った差", "what was measured"),
 ) -> None:
     """Writes one plain model and compares it, read back from disk, with base plus adapter."""
     from ...models.hub import validate_name
 
     validate_name(adapter, base)
-    from ...convert.merge import merge_adapter
+    from ...convert.merge import MAX_KL, MIN_TOP1, merge_adapter
 
     report = merge_adapter(adapter, out, base=base, bits=bits, dtype=dtype)
+    if json_file is not None:
+        told = asdict(report) | {"folder": str(report.folder), "limits": {"kl": MAX_KL, "top1": MIN_TOP1}}
+        write_json(json_file, told)
+        return
     for source, close in report.measured.items():
         print(f"  {source}: KL {close.kl:.6f}  top-1 {close.top1:.1%}")
     print(

@@ -330,7 +330,7 @@ def trash(id: str = ID, force: bool = FORCE, roots: list[Path] | None = ROOTS) -
 def begin(
     context: typer.Context,
     folder: Path = typer.Argument(..., help=localized("実行のフォルダー", "folder of the run")),
-    verb: str = typer.Argument(..., help=localized("train か resume", "train or resume")),
+    verb: str = typer.Argument(..., help=localized("train、resume、job のどれか", "train, resume or job")),
     wait: bool = WAIT,
 ) -> None:
     """The process of a run that was launched: waits for its device, then trains or resumes as the verbs do."""
@@ -345,6 +345,10 @@ def begin(
         _take_devices(folder, wait=wait)
         if verb == "resume":
             resume_folder(Path(context.args[0]), context.args[1:])
+        elif verb == "job":
+            from ...runs.jobs import work
+
+            work(folder)
         else:
             run_or_plan(load_config(folder / CONFIG), str(folder / CONFIG))
     except BaseException as error:

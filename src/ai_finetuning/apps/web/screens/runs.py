@@ -59,6 +59,7 @@ async def _metrics(request: Request) -> Response:
 def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
     from ....runs.devices import occupants
     from ....runs.rows import loss_of, step_of, steps_of
+    from ....runs.state import GONE
     from ....runs.watch import watch
 
     folder = site.folder(id)
@@ -81,6 +82,7 @@ def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
         "phase": state.phase,
         "since": state.since,
         "reason": None if state.reason is None else printable(without_secrets(state.reason)),
+        "gone": state.reason == str(GONE),
         "elsewhere": state.elsewhere,
         "seconds_left": update.seconds_left,
         "last": {key: last.get(key) for key in ("step", "total_steps", "epoch", "learning_rate", "time")}

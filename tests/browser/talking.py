@@ -1,0 +1,38 @@
+"""A run with an adapter on the embedded model, as the page's tests need it: made at once, not trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+BASE = "embedded:kotoha-tiny"
+SYSTEM = "あなたは親切な案内係です。"
+
+
+def make_run(folder: Path, *, system: str = SYSTEM) -> Path:
+    """A finished run: an adapter that changes the model's answers, its tokenizer with a stored system prompt, run.json."""
+    import torch
+
+    from ai_finetuning.inference.session import open_model
+    from ai_finetuning.japanese.default_system import with_default_system
+    from ai_finetuning.models.adapters import add_lora
+
+    opened = open_model(BASE)
+    torch.manual_seed(1)
+    model = add_lora(opened.model, r=4, alpha=64)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+    model.peft_config["default"].base_model_name_or_path = BASE
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder)
+    opened.tokenizer.chat_template = with_default_system(str(opened.tokenizer.chat_template), system)
+    opened.tokenizer.save_pretrained(folder)
+    run = {
+        "status": "completed",
+        "fingerprint": {"model": BASE, "method": "lora"},
+        "started": "2026-11-01T09:00:00+09:00",
+    }
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    return folder
