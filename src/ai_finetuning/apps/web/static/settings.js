@@ -6,8 +6,10 @@ import { bytes, duration, language, number, t } from "./words.js";
 const DRAFT = "aift-draft";
 const WAIT = 250, PLAN = 700; // ms after the last change
 const SMALL = 100e6; // parameters up to which three steps are tried without being asked
+const freshKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
 const address = new URLSearchParams(location.search);
-const draft = { data: null, model: null, from: null, values: {}, preset: "standard", key: crypto.randomUUID() };
+const draft = { data: null, model: null, from: null, values: {}, preset: "standard" };
+let key = freshKey(); // of a start: of these settings, in this tab
 const inputs = new Map(); // setting -> { field, control, error, box }
 let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = null, planning = null, complained = false;
 
@@ -168,6 +170,7 @@ function showPresets() {
 
 // What was changed goes to the server, which answers with problems, or figures, YAML and command.
 function changed(wait = WAIT) {
+  key = freshKey();
   plan = null;
   planning?.abort();
   planning = null;
@@ -316,16 +319,14 @@ $("yaml-file").addEventListener("change", async () => {
   await takeYaml();
 });
 
-// A start is one start, however often it is asked for: the key is the same until it has been answered.
+// A start is one start, however often it is asked for: the key is the same until something changes.
 $("form").addEventListener("submit", (event) => event.preventDefault());
 $("start").addEventListener("click", async () => {
   $("start").disabled = true;
   $("start").textContent = t("starting");
   planning?.abort();
   try {
-    const { id } = await post("/api/settings/start", { ...body(), key: draft.key });
-    draft.key = crypto.randomUUID();
-    remember();
+    const { id } = await post("/api/settings/start", { ...body(), key });
     location.assign(`/runs/${id}`);
   } catch (error) {
     $("start").disabled = false;

@@ -60,7 +60,7 @@ WORDS = {
     "f_data.eval": ("評価に使う割合", "Share for evaluation"),
     "f_data.system_prompt": ("システム指示", "System prompt"),
     "f_lora.r": ("LoRA のランク", "LoRA rank"),
-    "f_lora.lora_alpha": ("LoRA の倍率（alpha）", "LoRA scale (alpha)"),
+    "f_lora.lora_alpha": ("LoRA の倍率", "LoRA scale (alpha)"),
     "f_training.checkpoint.load_best": ("最良の重みを結果にする", "Best weights as the result"),
     "c_sft": ("質問への回答", "answers to questions"),
     "c_preference": ("良い回答と悪い回答の組", "pairs of a better and a worse answer"),
@@ -77,6 +77,7 @@ WORDS = {
     "problems": ("{count} 個の設定に問題があります。", "{count} settings have a problem."),
     # YAML.
     "yaml": ("YAML で見る・読み込む", "As YAML"),
+    "yaml_text": ("YAML", "YAML"),
     "yaml_hint": (
         "書き換えるとフォームに反映されます。ほかの YAML を貼り付けるか、ファイルを選んでも読み込めます。",
         "What you write here goes into the form. Paste another YAML, or choose a file.",
