@@ -23,8 +23,9 @@ from . import memory
 from .numbers import ModelShape
 from .speed import last_speed, place_of
 
-# Model types whose layers have two matrices beside attention and no gate.
+# Model types whose layers have two matrices beside attention and no gate, and those with a table of positions.
 _UNGATED = ("gpt2", "gpt_neox", "opt", "bloom", "gpt_bigcode", "falcon", "phi")
+_LEARNED = ("gpt2", "opt", "gpt_bigcode")
 # Characters of a token where neither the catalog nor anybody else says, and tokens of a row that no text has.
 _CHARACTERS, _TEMPLATE = 1.4, 8
 _OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 8}
@@ -184,16 +185,17 @@ def rough_shape(config: Mapping[str, Any]) -> ModelShape | None:
     features = tuple((f"layers.{n}.{name}", a, b) for n in range(layers) for name, a, b in matrices)
     tied = bool(part.get("tie_word_embeddings", True))
     embedding = vocabulary * hidden * (1 if tied else 2)
-    norms = 2 * hidden * layers + hidden
+    positions = sizes.positions_in(config)
+    others = 2 * hidden * layers + hidden + (hidden * (positions or 0) if part.get("model_type") in _LEARNED else 0)
     return ModelShape(
-        parameters=embedding + norms + layers * of_experts + sum(a * b for _, a, b in features),
+        parameters=embedding + others + layers * of_experts + sum(a * b for _, a, b in features),
         embedding_parameters=embedding,
         linear_features=features,
         layers=layers,
         hidden=hidden,
         intermediate=inner,
         vocabulary=vocabulary,
-        positions=sizes.positions_in(config),
+        positions=positions,
         heads=heads,
         head_dim=head,
         softcap=bool(part.get("attn_logit_softcapping")),

@@ -29,8 +29,8 @@ _EPOCHS = 10_000
 
 
 async def _result(request: Request) -> Response:
-    entry = site_of(request).run(request.path_params["id"])
-    return api.answer(await api.blocking(result_of, entry))
+    site, id = site_of(request), request.path_params["id"]
+    return api.answer(await api.blocking(lambda: result_of(site.run(id))))
 
 
 def result_of(entry: RunEntry) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _facts(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 async def _answers(request: Request) -> Response:
     """A page of the answers: `?from=N&failed=1`."""
-    entry = site_of(request).run(request.path_params["id"])
+    entry = await api.blocking(site_of(request).run, request.path_params["id"])
     start = _natural(request.query_params.get("from", "0"))
     every = await api.blocking(answers_of, entry.path)
     chosen = [one for one in every if one.failed] if request.query_params.get("failed") == "1" else every
@@ -151,7 +151,7 @@ async def _answers(request: Request) -> Response:
 
 async def _report(request: Request) -> Response:
     """A one-time address for the report: it is a page of a stranger's words, so that it is stored, never shown here."""
-    entry = site_of(request).run(request.path_params["id"])
+    entry = await api.blocking(site_of(request).run, request.path_params["id"])
     file = entry.path / REPORT
     if file.is_symlink() or not file.is_file():
         raise InputNotFoundError("この学習には報告書がありません。", "this run has no report.")
@@ -161,7 +161,7 @@ async def _report(request: Request) -> Response:
 async def _more(request: Request) -> Response:
     """Goes on with a run that has ended, for more epochs."""
     site = site_of(request)
-    entry = site.run(request.path_params["id"])
+    entry = await api.blocking(site.run, request.path_params["id"])
     epochs = (await api.body(request)).get("epochs")
     if type(epochs) is not int or not 0 < epochs <= _EPOCHS:
         raise UsageError(

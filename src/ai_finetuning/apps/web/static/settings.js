@@ -6,16 +6,19 @@ import { bytes, duration, language, number, t } from "./words.js";
 const DRAFT = "aift-draft";
 const WAIT = 250, PLAN = 700; // ms after the last change
 const SMALL = 100e6; // parameters up to which three steps are tried without being asked
+const freshKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
 const address = new URLSearchParams(location.search);
-const draft = { data: null, model: null, from: null, values: {}, preset: "standard", key: crypto.randomUUID() };
+const draft = { data: null, model: null, from: null, values: {}, preset: "standard" };
+let key = freshKey(); // of a start: of these settings, in this tab
 const inputs = new Map(); // setting -> { field, control, error, box }
-let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = null, planning = null;
+let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = null, planning = null, complained = false;
 
 const ids = () => Object.fromEntries(["data", "model", "from"].map((name) => [name, draft[name]]));
 const body = () => ({ ...ids(), values: draft.values });
 const remember = () => localStorage.setItem(DRAFT, JSON.stringify(draft));
 
 async function begin() {
+  if (address.get("copy")) return copy();
   const kept = JSON.parse(localStorage.getItem(DRAFT) ?? "null");
   const named = ["data", "model", "from"].filter((name) => address.get(name));
   const same = kept && named.every((name) => address.get(name) === kept[name]);
@@ -36,6 +39,21 @@ async function begin() {
   showChosen();
   showFields();
   changed(0);
+}
+
+// The settings of an earlier run.
+async function copy() {
+  try {
+    form = await get(`/api/settings?copy=${encodeURIComponent(address.get("copy"))}`);
+  } catch (error) {
+    return complain(error);
+  }
+  Object.assign(draft, form.ids, { values: form.values, preset: "" });
+  history.replaceState(null, "", `?${new URLSearchParams(Object.entries(ids()).filter(([, id]) => id))}`);
+  showChosen();
+  showFields();
+  changed(0);
+  if (form.left_out.length) notice(t("copy_left", { keys: form.left_out.join(", ") }), "warn");
 }
 
 // What is trained, on what.
@@ -152,6 +170,7 @@ function showPresets() {
 
 // What was changed goes to the server, which answers with problems, or figures, YAML and command.
 function changed(wait = WAIT) {
+  key = freshKey();
   plan = null;
   planning?.abort();
   planning = null;
@@ -171,7 +190,8 @@ async function check() {
       told = answer;
       if (document.activeElement !== $("yaml")) $("yaml").value = told.yaml;
       command(told.command);
-      notice(null);
+      if (complained) notice(null);
+      complained = false;
       if (draft.preset && told.presets[draft.preset]) follow();
       planTimer = told.figures || draft.data ? setTimeout(() => makePlan(false), PLAN) : null;
     }
@@ -179,6 +199,7 @@ async function check() {
     $("start").disabled = $("plan").disabled = !ready;
     show();
   } catch (error) {
+    complained = true;
     complain(error);
   }
 }
@@ -298,16 +319,14 @@ $("yaml-file").addEventListener("change", async () => {
   await takeYaml();
 });
 
-// A start is one start, however often it is asked for: the key is the same until it has been answered.
+// A start is one start, however often it is asked for: the key is the same until something changes.
 $("form").addEventListener("submit", (event) => event.preventDefault());
 $("start").addEventListener("click", async () => {
   $("start").disabled = true;
   $("start").textContent = t("starting");
   planning?.abort();
   try {
-    const { id } = await post("/api/settings/start", { ...body(), key: draft.key });
-    draft.key = crypto.randomUUID();
-    remember();
+    const { id } = await post("/api/settings/start", { ...body(), key });
     location.assign(`/runs/${id}`);
   } catch (error) {
     $("start").disabled = false;
