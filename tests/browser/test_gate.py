@@ -11,13 +11,15 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.browser.conftest import PATHS, Web
 
 from ai_finetuning.runs.phase import change_run
 from ai_finetuning.runs.process import identity
-from tests.browser.conftest import PATHS, Web
 
 
-def ask(web: Web, method: str, path: str, *, host: str | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    web: Web, method: str, path: str, *, host: str | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """(status, headers, body) of a request as any program can send it."""
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=30)
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -139,7 +141,13 @@ def test_a_page_of_another_port_reads_and_starts_nothing(web: Web, browser: Any,
 
 
 def test_every_answer_carries_the_policy(web: Web):
-    for path, status in (("/", 200), ("/static/app.css", 200), ("/api/home", 401), ("/nowhere", 404), ("/../etc/passwd", 404)):
+    for path, status in (
+        ("/", 200),
+        ("/static/app.css", 200),
+        ("/api/home", 401),
+        ("/nowhere", 404),
+        ("/../etc/passwd", 404),
+    ):
         found, headers, _ = ask(web, "GET", path)
         assert found == status, path
         assert "require-trusted-types-for 'script'" in headers["content-security-policy"]

@@ -85,6 +85,18 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         raise _with_full_width(error, Path(path)) from error
 
 
+def load_text(text: str, name: str) -> RunConfig:
+    """The configuration of a YAML text, as load_config reads a file.
+
+    Args:
+        name: what messages call it.
+
+    Raises:
+        ConfigError: as load_config's.
+    """
+    return _home(_load(_of_text(text, name), ()))
+
+
 def _load(file: _File, overrides: Sequence[str]) -> RunConfig:
     """The configuration of a file's values and of the overrides."""
     values, problems = file.values, file.problems
@@ -224,17 +236,21 @@ def _read(path: Path) -> _File:
             f"設定ファイル {path} を開けません（{type(error).__name__}）。ファイルの名前と権限を確認してください。",
             f"configuration file {path} cannot be opened ({error}); check its name and permissions.",
         ) from None
-    values = parse_yaml(text, str(path))
+    return _of_text(text, str(path))
+
+
+def _of_text(text: str, name: str) -> _File:
+    values = parse_yaml(text, name)
     if values is None:
-        return _File(str(path), {}, {}, [])
+        return _File(name, {}, {}, [])
     if not isinstance(values, dict):
-        shown = argument(path)
+        shown = argument(name)
         raise ConfigError(
-            f"{path} の一番外側はキーと値の組にしてください（model:, data:, training: など）。学習データなら data.train={shown} のことですか。",
-            f"{path}: the outermost level must be keys and values (model:, data:, training:, ...). If it is training data: "
+            f"{name} の一番外側はキーと値の組にしてください（model:, data:, training: など）。学習データなら data.train={shown} のことですか。",
+            f"{name}: the outermost level must be keys and values (model:, data:, training:, ...). If it is training data: "
             f"data.train={shown}.",
         )
-    return _in_sections(_with_model_section(values), key_lines(text), str(path))
+    return _in_sections(_with_model_section(values), key_lines(text), name)
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -70,10 +70,13 @@ class Paged:
             KeyError: there is no such filter.
         """
         last = max(first, min(first + count, self.matching(key)))
-        if key is None:
-            return self._lines(range(first + 1, last + 1))
-        begin = self._filters[key].first
-        return self._lines(_numbers(self._folder / FOUND, "I", _NARROW, begin + first, last - first))
+        return self._lines(range(first + 1, last + 1) if key is None else self.numbers(key, first, last - first))
+
+    def numbers(self, key: str, first: int = 0, count: int | None = None) -> Sequence[int]:
+        """The numbers of the rows of a filter, from the `first`-th on; none where there is no such filter."""
+        chosen = self._filters.get(key, Filter(key, 0, 0))
+        some = chosen.rows - first if count is None else count
+        return _numbers(self._folder / FOUND, "I", _NARROW, chosen.first + first, some)
 
     def _lines(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         if not numbers:

@@ -19,11 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.loss import LinearCrossEntropy, LinearDivergence
 from ..labels import FROM_BASE, IGNORED
 from ..parallel.batch import Documents, LossFunction, Rows
+from ..parallel.limits import LOGIT_CHUNK_BYTES
 from ..parallel.weights.gathered import gathers_for_work, while_gathered
 from .predictions import Collects, RowLogits
 
 # Most bytes of fp32 logits that exist at a time; larger batches recompute them in the backward pass.
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES = LOGIT_CHUNK_BYTES
 
 
 def _sum_of_chunk(logits: Tensor, targets: Tensor) -> Tensor:

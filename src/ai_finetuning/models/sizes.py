@@ -37,13 +37,14 @@ _SIZES = (
         re.compile("_size$|_dim$|_rank$|_width$|^d_|^dim$|n_embd|n_inner|expand|kernel|^r$|queries|latents"), MOST_WIDTH
     ),
 )
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
-_WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
-_HEADS = ("num_attention_heads", "n_head", "num_heads")
-_INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", "moe_intermediate_size")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# What families call them.
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
+WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
+HEADS = ("num_attention_heads", "n_head", "num_heads")
+INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", "moe_intermediate_size")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx")
-_WHOLE = (*_LAYERS, *_WIDTH, *_HEADS, *_INNER, "vocab_size", "head_dim", "num_key_value_heads")
+_WHOLE = (*LAYERS, *WIDTH, *HEADS, *INNER, "vocab_size", "head_dim", "num_key_value_heads")
 # Elements of one matrix kind, over all layers, of a model of which no weights are there to compare with; and what the
 # weights that are there allow for each of their bytes and in any case.
 _MOST_ELEMENTS, _PER_BYTE, _FREE = 1 << 44, 16, 1 << 25
@@ -90,7 +91,7 @@ def validate_sizes(name: str, config: Mapping[str, Any], weight_bytes: int = 0) 
                     f"{name}: the sizes in its config.json ({sizes}) make a model that cannot be{with_files}; check "
                     "config.json.",
                 )
-        counted = (_first(part, _LAYERS), _first(part, _EXPERTS))
+        counted = (first_key(part, LAYERS), first_key(part, EXPERTS))
         modules = math.prod(part[key] for key in counted if key is not None)
         if modules > _MOST_MODULES:
             raise ModelError(
@@ -128,35 +129,36 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
             yield key, value
 
 
-def _first(part: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+def first_key(part: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    """The first of these keys that has a whole number above 0."""
     return next((key for key in keys if type(part.get(key)) is int and part[key] > 0), None)
 
 
 def _products(part: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Keys of one configuration whose product is the elements of a kind of matrix."""
-    width = _first(part, _WIDTH)
+    width = first_key(part, WIDTH)
     if width is None:
         return
-    layers, experts = _first(part, _LAYERS), _first(part, _EXPERTS)
+    layers, experts = first_key(part, LAYERS), first_key(part, EXPERTS)
     # Rotary positions have no matrix.
     rotary = any(key.startswith("rope_") for key in part)
-    for other in (_first(part, ("vocab_size",)), None if rotary else _first(part, _POSITIONS)):
+    for other in (first_key(part, ("vocab_size",)), None if rotary else first_key(part, _POSITIONS)):
         if other is not None:
             yield width, other
     if layers is None:
         return
-    for inner in _INNER:
-        if _first(part, (inner,)) is not None:
+    for inner in INNER:
+        if first_key(part, (inner,)) is not None:
             yield layers, width, inner
-            if experts is not None and (inner == _INNER[-1] or _first(part, _INNER[-1:]) is None):
+            if experts is not None and (inner == INNER[-1] or first_key(part, INNER[-1:]) is None):
                 yield layers, width, inner, experts
-    heads = _first(part, _HEADS)
+    heads = first_key(part, HEADS)
     if heads is not None:
-        yield (layers, width, heads, "head_dim") if _first(part, ("head_dim",)) else (layers, width, width)
+        yield (layers, width, heads, "head_dim") if first_key(part, ("head_dim",)) else (layers, width, width)
 
 
 def positions_in(config: Mapping[str, Any]) -> int | None:
     """Tokens that the model of a config.json was made for, before anything is loaded; None where it does not say."""
     part = config.get("text_config") or config
-    key = _first(part, _POSITIONS)
+    key = first_key(part, _POSITIONS)
     return None if key is None else int(part[key])

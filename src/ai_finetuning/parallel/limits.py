@@ -6,6 +6,8 @@ from ..errors import ConfigError
 
 # Libraries, allocator and buffers (CUDA: its context) that a process has on every device beside the model.
 BASE_BYTES = 600 * 2**20
+# Most bytes of fp32 logits that a loss over documents makes at a time (engine/loss.py).
+LOGIT_CHUNK_BYTES = 256 * 2**20
 # Of training.runtime.offload: storages that are on their way to the host, or fetched ahead of their use, at a time; and
 # optimizer state that is on the device at a time, three times over: one part in use, one coming, one going.
 OFFLOAD_AHEAD, OFFLOAD_CHUNK_BYTES = 2, 256 * 2**20

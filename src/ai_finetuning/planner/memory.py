@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..engine.loss import CHUNK_BYTES
 from ..errors import localized
-from ..parallel.limits import BASE_BYTES, OFFLOAD_AHEAD, OFFLOAD_CHUNK_BYTES
-from .shape import ModelShape
+from ..parallel.limits import BASE_BYTES, LOGIT_CHUNK_BYTES, OFFLOAD_AHEAD, OFFLOAD_CHUNK_BYTES
+from .numbers import ModelShape
 
 # Bytes of a quantized weight with its scales.
 KBIT_BYTES = {4: 0.53, 8: 1.04}
@@ -210,7 +209,7 @@ def logit_bytes(shape: ModelShape, work: Workload) -> int:
     """
     if not work.documents:
         return 3 * work.tokens * shape.vocabulary * 4
-    numbers = min(work.tokens * shape.vocabulary, CHUNK_BYTES // 4)
+    numbers = min(work.tokens * shape.vocabulary, LOGIT_CHUNK_BYTES // 4)
     head = shape.vocabulary * shape.hidden
     weights = 2 * 4 * head if work.full else head * work.compute_bytes if work.frozen_bytes != work.compute_bytes else 0
     hidden = 3 * work.tokens * shape.hidden * max(work.compute_bytes, work.stream_bytes)

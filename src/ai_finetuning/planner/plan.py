@@ -11,13 +11,12 @@ from ..errors import Reason, localized
 from .cuts import Choice
 from .memory import MemoryEstimate
 from .phases import Timeline, size_text
+from .presets import few_steps
 from .speed import Speed, duration
 
 _GB = 1e9
 # Characters of the longest bar.
 _BAR = 40
-# Fewer optimizer steps than this teach next to nothing.
-_FEW_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -124,20 +123,8 @@ class Plan:
 
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
-        if self.total_steps >= _FEW_STEPS:
-            return None
-        epochs = -(-_FEW_STEPS // self.steps_per_epoch)
-        longer = Reason(f"training.num_epochs を {epochs} 以上にする", f"training.num_epochs to {epochs} or more")
-        if self.max_steps is not None:
-            longer = Reason(
-                f"training.schedule.max_steps を {_FEW_STEPS} 以上にする",
-                f"training.schedule.max_steps to {_FEW_STEPS} or more",
-            )
-        return Reason(
-            f"{self.total_steps} ステップでは、あまり学習が進まない見込みです（目安は {_FEW_STEPS} 以上）。{longer.ja}か、1 ステップの行数"
-            f"（batch_size と gradient_accumulation_steps の積。いまは {self.rows_per_step}）を減らすか、学習データを増やしてください。",
-            f"{self.total_steps} steps teach little ({_FEW_STEPS} or more are usual). Raise {longer.en}, lower the rows of a "
-            f"step (batch_size times gradient_accumulation_steps, {self.rows_per_step} now), or give more training data.",
+        return few_steps(
+            self.total_steps, self.steps_per_epoch, self.rows_per_step, by_steps=self.max_steps is not None
         )
 
     def _few_steps_row(self) -> list[tuple[str, str]]:
@@ -296,7 +283,10 @@ class Plan:
         own["choice"] = None if self.choice is None else self.choice.fields()
         if self.timeline is not None:
             own["timeline"]["peak"] = self.timeline.peak
-        return own | {"needed_bytes": self.needed_bytes, "fits": self.fits, "seconds": self.seconds}
+        few = self.few_steps()
+        findings = [] if few is None else [{"ja": few.ja, "en": few.en}]
+        computed = {"needed_bytes": self.needed_bytes, "fits": self.fits, "seconds": self.seconds}
+        return own | computed | {"findings": findings}
 
     def table(self) -> list[tuple[str, str]]:
         """(label, value) lines for people, in the locale's language."""

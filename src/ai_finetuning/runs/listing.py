@@ -27,6 +27,8 @@ from .state import State, Status, state_of
 OUTPUTS = "outputs"
 # Runs that are moved out of the way, beside those that stay.
 TRASH = ".trash"
+_STAMP = "%Y%m%d-%H%M%S-%f"
+_TRASHED = re.compile(r"(.+)\.(\d{8}-\d{6}-\d{6})")
 # Bytes of run.json in all, runs whose metrics are read:
 # a folder of a stranger takes no more time than others.
 _BYTES, _FOLLOWED = 8 << 20, 20
@@ -145,8 +147,50 @@ def trash(path: Path, *, force: bool = False) -> Path:
         (whole.parent / TRASH).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise _not_moved(path, error) from error
-    stamp = datetime.fromtimestamp(time.time()).strftime("%Y%m%d-%H%M%S-%f")
+    stamp = datetime.fromtimestamp(time.time()).strftime(_STAMP)
     return _moved(path, whole.parent / TRASH / f"{whole.name}.{stamp}", force=force)
+
+
+@dataclass(frozen=True)
+class Trashed:
+    """A run in the trash.
+
+    Attributes:
+        id: its folder's name there, in letters that any address holds.
+        path: of the folder.
+        name: that it had.
+        moved: when it was moved, in seconds since 1970.
+    """
+
+    id: str
+    path: Path
+    name: str
+    moved: float
+
+
+def list_trash(*roots: Path) -> list[Trashed]:
+    """The runs in the trash of folders, and of their `outputs`; those moved last first."""
+    places = {(root / name / TRASH).resolve() for root in roots for name in (".", OUTPUTS)}
+    found = []
+    for place in sorted(places):
+        for path in subfolders(place):
+            match = _TRASHED.fullmatch(path.name)
+            if match and (path / RUN).is_file():
+                moved = datetime.strptime(match[2], _STAMP).timestamp()
+                found.append(Trashed(_marked(match[1], path), path, match[1], moved))
+    return sorted(found, key=lambda one: -one.moved)
+
+
+def restore(path: Path) -> Path:
+    """Moves a run out of the trash, to where it was; returns the folder.
+
+    Raises:
+        ConfigError: its name is taken by now, or it is not in a trash. StorageError: the disk refuses.
+    """
+    match = _TRASHED.fullmatch(path.name)
+    if path.parent.name != TRASH or match is None:
+        raise ConfigError(f"{path} はごみ箱の中の実行ではありません。", f"{path} is no run in a trash.")
+    return _moved(path, path.resolve().parent.parent / match[1], force=True)
 
 
 def validate_name(name: str) -> None:

@@ -20,7 +20,7 @@ STATUSES: dict[Status, Reason] = {
 }
 # Kinds of errors by which run.json tells that somebody has asked for the end.
 _ASKED = ("PreemptedError", "KeyboardInterrupt")
-_GONE = Reason(
+GONE = Reason(
     "プロセスがなくなっています（強制終了されたか、PC が止まりました）",
     "its process is gone (killed, or the PC stopped)",
 )
@@ -78,7 +78,7 @@ def state_of(run: Mapping[str, Any]) -> State:
         return State("stopped")
     told_by = child if isinstance(child, dict) else run
     elsewhere = not is_here(told_by)
-    return State("stopped", reason=str(_ELSEWHERE if elsewhere else _GONE), elsewhere=elsewhere)
+    return State("stopped", reason=str(_ELSEWHERE if elsewhere else GONE), elsewhere=elsewhere)
 
 
 def _phase(values: Mapping[str, Any]) -> tuple[str | None, float | None]:

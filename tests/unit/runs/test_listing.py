@@ -11,7 +11,7 @@ import pytest
 
 from ai_finetuning.errors import ConfigError, InputNotFoundError, RunLockedError
 from ai_finetuning.runs import listing
-from ai_finetuning.runs.listing import find_id, list_runs, rename, trash
+from ai_finetuning.runs.listing import find_id, list_runs, list_trash, rename, restore, trash
 from ai_finetuning.runs.process import identity
 from ai_finetuning.system import files
 
@@ -75,6 +75,25 @@ def test_renaming(tmp_path: Path):
         with pytest.raises(ConfigError):
             rename(moved, name)
     assert moved.is_dir()
+
+
+def test_what_is_in_the_trash_is_listed_and_comes_back(tmp_path: Path):
+    folder = run(tmp_path / "outputs" / "問い合わせ.v2")
+    trash(folder)
+    (found,) = list_trash(tmp_path)
+    assert found.name == "問い合わせ.v2"
+    assert re.fullmatch(r"[a-z0-9-]{1,64}", found.id)
+    assert list_trash(tmp_path / "outputs")[0].id == found.id
+    run(folder)
+    with pytest.raises(ConfigError, match="exists already"):
+        restore(found.path)
+    trash(folder)
+    newest = list_trash(tmp_path)[0]
+    assert restore(newest.path) == folder
+    assert ids(tmp_path).values()
+    assert [one.path for one in list_trash(tmp_path)] == [found.path]
+    with pytest.raises(ConfigError):
+        restore(folder)
 
 
 def test_the_trash_keeps_everything(tmp_path: Path):

@@ -12,9 +12,6 @@ import typer
 from ...errors import localized
 from ...messages import argument
 
-# A small model learns at a higher rate than the papers' models do (recipes/kotoha-tiny).
-PRACTICE_RATE, USUAL_RATE = 3e-3, 2e-4
-
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
@@ -49,6 +46,7 @@ def init(
     from ...data.files import find_data
     from ...embedded import MODEL
     from ...models.named import find_named
+    from ...planner.presets import PRACTICE_RATE, USUAL_RATE
 
     if file is not None:
         find_data(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,43 +15,17 @@ import typer
 from ...errors import ToolkitError, localized
 from ...messages import argument, excerpt, notice, printable
 from .asking import Questions
-from .init import PRACTICE_RATE, USUAL_RATE, write_run_file
+from .init import write_run_file
 
 if TYPE_CHECKING:
     from ...config.run import RunConfig
     from ...execution.resolve import RunPlan
     from ...planner.plan import Plan
+    from ...planner.presets import Preset
 
 _GIB = 2**30
 # Rows that are shown, and characters of a cell.
 _FIRST_ROWS, _CELL = 3, 120
-# Rows from which a tenth is kept for evaluation, and from which a step takes sixteen rows instead of four.
-_WITH_EVALUATION, _LARGE = 20, 400
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How long a run trains: at least so many epochs, and where these are few steps, so many steps; and how many fixed
-    questions it answers at each evaluation.
-    """
-
-    ja: str
-    en: str
-    epochs: int
-    steps: int
-    keeps_best: bool = False
-    questions: int = 0
-
-    def epochs_for(self, steps_per_epoch: int) -> int:
-        """Epochs of a run: a few dozen steps teach nothing, however often the rows come."""
-        return max(self.epochs, math.ceil(self.steps / max(1, steps_per_epoch)))
-
-
-PRESETS = {
-    "quick": Preset("速い", "quick", 1, 30),
-    "standard": Preset("標準", "standard", 3, 60, questions=10),
-    "careful": Preset("ていねい", "careful", 6, 150, keeps_best=True, questions=10),
-}
 
 
 @dataclass
@@ -143,6 +116,7 @@ def start(
 ) -> None:
     """From a table to a run."""
     from ...errors import UsageError
+    from ...planner.presets import PRESETS
 
     answers = Answers()
     asks = Questions.of(yes)
@@ -394,6 +368,7 @@ def _fitting() -> list[_Candidate]:
     """Models that LoRA can train on this PC: those that are here first, then the recommended ones of the catalog."""
     from ...models import catalog
     from ...models.local import local_models, need_bytes
+    from ...planner.presets import method_that_fits
     from ...system.machine import machine
 
     pc = machine()
@@ -403,7 +378,7 @@ def _fitting() -> list[_Candidate]:
         names = [*sorted(local, key=lambda name: local[name].size_bytes), *reversed(catalog.RECOMMENDED)]
     obtained = []
     for name in dict.fromkeys(names):
-        need = need_bytes(name, _method_that_fits(name)) or _computed_need(name)
+        need = need_bytes(name, method_that_fits(name)) or _computed_need(name)
         if need is None or need > pc.room:
             continue
         where = str(local[name].place) if name in local else localized("ダウンロードが必要", "needs a download")
@@ -413,17 +388,6 @@ def _fitting() -> list[_Candidate]:
     return sorted(first_of_each.values(), key=lambda item: not item.here) + [
         item for item in obtained if item not in first_of_each.values()
     ]
-
-
-def _method_that_fits(name: str) -> str:
-    """LoRA; on a GPU that is too small for it and not for QLoRA, that."""
-    from ...models.local import need_bytes
-    from ...system.machine import machine
-
-    pc = machine()
-    needs = {method: need_bytes(name, method) for method in ("lora", "qlora")}
-    too_large = needs["lora"] is not None and needs["lora"] > pc.room
-    return "qlora" if pc.gpus and too_large and (needs["qlora"] or pc.room + 1) <= pc.room else "lora"
 
 
 def _computed_need(name: str) -> int | None:
@@ -443,17 +407,9 @@ def _computed_need(name: str) -> int | None:
 
 def _settings(values: dict[str, Any], rows: int, out: str) -> None:
     """What follows from model and data."""
-    from ...embedded import MODEL
+    from ...planner.presets import suggested
 
-    values["method"] = _method_that_fits(values["model.name"])
-    values["data.eval"] = 0.1 if rows >= _WITH_EVALUATION else None
-    values["data.max_length"] = 512
-    values["training.learning_rate"] = PRACTICE_RATE if values["model.name"] == MODEL else USUAL_RATE
-    values["training.schedule.warmup_ratio"] = 0.1
-    if rows < _LARGE:  # else 4 x 4, the default, which a plan may cut otherwise on a GPU
-        values["training.batch_size"], values["training.gradient_accumulation_steps"] = 4, 1
-    values["training.output_dir"] = out
-    values["lora.r"], values["lora.lora_alpha"] = 16, 32
+    values |= suggested(values["model.name"], rows) | {"training.output_dir": out}
 
 
 def _free_folder(name: str) -> str:
@@ -495,6 +451,8 @@ def _config_of(values: dict[str, Any]) -> RunConfig:
 
 def _ask_preset(values: dict[str, Any], plan: RunPlan, asks: Questions, given: str | None) -> None:
     """How long to train, each with time, memory and steps; puts it into the values."""
+    from ...planner.presets import PRESETS
+
     summary = plan.summary
     names = list(PRESETS)
     if not summary.fits:
@@ -504,14 +462,7 @@ def _ask_preset(values: dict[str, Any], plan: RunPlan, asks: Questions, given: s
         given = names[int(asks.choose(localized("学習の長さ", "length"), lines, names.index("standard")))]
     else:
         print(_preset_line(PRESETS[given], summary))
-    chosen = PRESETS[given]
-    values["training.num_epochs"] = chosen.epochs_for(summary.steps_per_epoch)
-    if chosen.questions and values["data.eval"] is not None:
-        values["training.evaluation.generate"] = chosen.questions
-    if chosen.keeps_best and values["data.eval"] is not None:
-        values["training.evals_per_epoch"] = 1
-        values["training.checkpoint.load_best"] = True
-        values["training.runtime.early_stopping_patience"] = 3
+    values |= PRESETS[given].settings(summary.steps_per_epoch, evaluates=values["data.eval"] is not None)
 
 
 def _preset_line(preset: Preset, summary: Plan) -> str:

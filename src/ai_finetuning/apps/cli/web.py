@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import typer
@@ -71,6 +72,8 @@ def web(
         )
     from ..web.main import serve, site_in
 
+    if lang:
+        os.environ["AIFT_LANG"] = lang  # for what it starts, too
     site = site_in(Path.cwd(), runs=runs, models=models, data=data)
     site.language, site.demo = ("ja" if lang == "ja" else "en") if lang else None, demo
     return serve(site, port=port, listen=listen, browser=not no_open)

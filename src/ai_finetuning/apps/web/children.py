@@ -82,7 +82,8 @@ async def while_there(request: Request, work: Callable[[], Awaitable[T]]) -> T:
     Raises:
         ClientDisconnect: nobody waits any more. What `work` raises.
     """
-    await request.body()
+    with contextlib.suppress(RuntimeError):  # api.body() has read it already
+        await request.body()
     done: list[T] = []
     failed: list[Exception] = []
     async with anyio.create_task_group() as group:

@@ -25,7 +25,7 @@ import anyio.to_thread
 
 from ...config.run_folder import CONFIG
 from ...embedded import PREFIX, data_file
-from ...errors import InputNotFoundError, RunLockedError, StorageError, UsageError
+from ...errors import InputNotFoundError, RunLockedError, StorageError, ToolkitError, UsageError
 from ...messages import on_one_line
 from ...system.files import is_plain, read_bounded, replacing, subfolders
 from .api import valid_id
@@ -174,6 +174,8 @@ async def receive(
             raise UsageError(f"{shown} は空です。", f"{shown} is empty.")
         record = {"shown": shown, "kind": kind, "size": size, "sha256": digest.hexdigest(), "made": time.time()}
         return await anyio.to_thread.run_sync(_keep, site, part, record)
+    except ToolkitError:  # some of them are OSErrors as well
+        raise
     except OSError as error:
         raise _no_room(site.data, error) from None
     finally:
@@ -198,6 +200,8 @@ def adopt(site: Site, file: Path, shown: str, *, columns: dict[str, str] | None 
         os.replace(file, part / f"data{file.suffix.lower()}")
         record = {"shown": shown[:_LONGEST], "kind": file.suffix.lower(), "size": size, "made": time.time()}
         return _keep(site, part, record | ({"columns": columns} if columns else {}))
+    except ToolkitError:  # some of them are OSErrors as well
+        raise
     except OSError as error:
         raise _no_room(site.data, error) from None
     finally:

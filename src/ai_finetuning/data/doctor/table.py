@@ -15,9 +15,9 @@ from ..formats import find_format
 from ..judgements import is_marked_bad
 from ..paged import FORMAT, FOUND, ROWS, STARTS, SUMMARY
 from ..row_format import blank
-from .examination import Examination, examine
+from .examination import Examination, Hit, examine
 from .passages import JUDGED, Sample
-from .rules import RULES
+from .rules import BY_KEY
 
 # A row longer than this many characters is likely cut at the default data.max_length of 512 tokens: one token is about 1.5
 # characters of Japanese. Only an estimate for a filter; the tokens of a row are counted by the model's own tokenizer.
@@ -74,9 +74,18 @@ def _found_by_row(found: Examination) -> dict[int, _Hits]:
     """Of each row what was found: by the rule's key (place of the text, spans in it)."""
     rows: dict[int, _Hits] = defaultdict(lambda: defaultdict(list))
     for key, hits in found.hits.items():
+        mask = BY_KEY[key].mask
         for hit in hits:
-            rows[hit.number][key].append((hit.place, hit.spans[:_SPANS]))
+            spans = hit.spans if not mask else _unmasked(found.samples[hit.number - 1], hit, mask)
+            if spans or not hit.spans:
+                rows[hit.number][key].append((hit.place, spans[:_SPANS]))
     return rows
+
+
+def _unmasked(sample: Sample, hit: Hit, mask: str) -> tuple[tuple[int, int], ...]:
+    """The spans of a hit without those that hold what `--mask` puts there, which looks like the number that it hides."""
+    text = next((item.text for item in sample.passages if item.place == hit.place), "")
+    return tuple((start, stop) for start, stop in hit.spans if text[start:stop] != mask)
 
 
 def _filters_of(sample: Sample, hits: _Hits, found: Examination) -> Iterator[str]:
@@ -143,7 +152,7 @@ def _summary(found: Examination, groups: Mapping[str, list[int]], marks: Mapping
     names = list(dict.fromkeys(str(key) for sample in found.samples[:100] for key in sample.values))
     first, filters = 0, []
     for key, numbers in groups.items():
-        rule = next((item for item in RULES if item.key == key), None)
+        rule = BY_KEY.get(key)
         filters.append(
             {
                 "key": key,
@@ -164,7 +173,10 @@ def _summary(found: Examination, groups: Mapping[str, list[int]], marks: Mapping
         "kind": report.kind,
         "encoding": report.encoding if report.sheet is None else None,
         "sheet": report.sheet,
-        "sheets": [list(item) for item in report.sheets],
+        "sheets": [
+            [name, len(found.samples) if name == report.sheet else count - fits, fits]
+            for name, count, fits in report.sheets
+        ],
         "notes": [list(note) for note in report.notes],
         "columns": names[:_COLUMNS],
         "roles": _roles(found),

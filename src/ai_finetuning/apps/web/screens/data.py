@@ -221,7 +221,10 @@ async def _tokens(request: Request) -> Response:
             kept.popitem(last=False)
     parts = kept[key].get(number, [])
     [row] = await blocking(table.rows, number - 1, 1)
-    return answer({"number": number, "rows": parts, "refused": row["refused"], "line": row["line"]})
+    # The command counts the rows that can be used.
+    unused = sum(1 for key in ("empty", "unreadable") for other in table.numbers(key) if other < number)
+    told = {"number": number, "usable": number - unused, "refused": row["refused"], "line": row["line"]}
+    return answer(told | {"rows": parts})
 
 
 def _remembered(request: Request) -> OrderedDict[Any, dict[int, list[Any]]]:

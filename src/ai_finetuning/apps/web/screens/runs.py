@@ -59,6 +59,7 @@ async def _metrics(request: Request) -> Response:
 def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
     from ....runs.devices import occupants
     from ....runs.rows import loss_of, step_of, steps_of
+    from ....runs.state import GONE
     from ....runs.watch import watch
 
     folder = site.folder(id)
@@ -81,21 +82,30 @@ def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
         "phase": state.phase,
         "since": state.since,
         "reason": None if state.reason is None else printable(without_secrets(state.reason)),
+        "gone": state.reason == str(GONE),
         "elsewhere": state.elsewhere,
         "seconds_left": update.seconds_left,
-        "last": {key: last.get(key) for key in ("step", "total_steps", "epoch", "learning_rate", "time")} if last else None,
+        "last": {key: last.get(key) for key in ("step", "total_steps", "epoch", "learning_rate", "time")}
+        if last
+        else None,
         "before": _before(site, folder, occupants()) if state.status == "waiting" else [],
     }
 
 
 def _before(site: Site, folder: Path, queue: list[Any]) -> list[dict[str, Any]]:
     """The runs for which a run waits, as the queue of devices has them."""
-    place = next((at for at, one in enumerate(queue) if one.folder and Path(one.folder).resolve() == folder.resolve()), None)
+    place = next(
+        (at for at, one in enumerate(queue) if one.folder and Path(one.folder).resolve() == folder.resolve()), None
+    )
     mine = set(queue[place].devices) if place is not None else set()
     ids = {entry.path.resolve(): entry.id for entry in site.list_runs()}
     found = []
     for at, one in enumerate(queue):
-        if at != place and (not one.waits or (place is not None and at < place)) and (not mine or mine & set(one.devices)):
+        if (
+            at != place
+            and (not one.waits or (place is not None and at < place))
+            and (not mine or mine & set(one.devices))
+        ):
             path = Path(one.folder)
             found.append({"id": ids.get(path.resolve()), "name": path.name or "?", "waits": one.waits})
     return found

@@ -1,9 +1,326 @@
-"""設定: a training's settings, and its start."""
+"""設定: a training's settings, what they will take, and its start."""
 
 from __future__ import annotations
 
+import functools
+import re
+import tempfile
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
+from ....config.run import RunConfig
+from ....config.run_folder import CONFIG
+from ....config.section import with_values
+from ....embedded import MODEL, PREFIX, is_embedded
+from ....errors import ConfigError, Problem, ToolkitError, UsageError
+from ....execution.adapter_start import going_on_from
+from ....execution.sources import config_source
+from ....execution.validate import validate_config, validate_data, validate_evaluation
+from ....models.hub import cached, on_disk
+from ....models.source import find_model
+from ....planner.presets import PRESETS, few_steps, suggested
+from ....planner.rough import rough
+from ....runs.launch import launch
+from ....system.machine import machine
+from .. import api, children, uploads
+from ..data_facts import Facts, facts_of
+from ..draft import Chosen, arguments_of, config_of, described, text_of, values_of_yaml, yaml_of
 from ..pages import shell
+from ..site import Site, site_of
+from . import models
 
-ROUTES = [Route("/train", shell("settings"))]
+# Seconds in which a plan has to be there, names that are tried, starts that are remembered, settings of a request.
+_PLAN, _TRIES, _STARTS, _VALUES = 600.0, 100, 200, 200
+_KEY = re.compile(r"[A-Za-z0-9-]{8,64}")
+# What a name of a run cannot hold (runs/listing.py), and characters that it takes of a file's.
+_ODD, _NAME = re.compile(r'[/\\:*?"<>|\s.]+'), 40
+# Rows that are taken for many where they have not been counted.
+_MANY = 10_000
+# What the ids of data begin with that ships with the package: `embedded-kotoha-qa`.
+_SHIPPED = "embedded-"
+_started: dict[tuple[str, str], Path] = {}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a request describes.
+
+    Attributes:
+        values: settings as texts, by dotted name.
+        chosen: model and data, found by their ids.
+        start: the run from whose weights it goes on.
+        facts: of the data; None while none is chosen.
+        shown: what the data is called.
+    """
+
+    values: dict[str, Any]
+    chosen: Chosen
+    start: Path | None = None
+    facts: Facts | None = None
+    shown: str = ""
+
+    def config(self, **changes: str) -> RunConfig:
+        """The configuration.
+
+        Args:
+            changes: settings in place of those of the request.
+
+        Raises:
+            ConfigError: settings that cannot be.
+        """
+        config = config_of(self.values | changes, self.chosen)
+        return config if self.start is None else going_on_from(config, self.start)
+
+
+def draft_of(site: Site, request: Mapping[str, Any]) -> Draft:
+    """A request's draft: `{"data": ID, "model": ID, "from": RUN, "values": {key: text}}`.
+
+    Raises:
+        InputNotFoundError: an id names nothing. UsageError: it is no draft. DataError: no row can be used.
+    """
+    values = request.get("values") or {}
+    ids = {name: request.get(name) or None for name in ("data", "model", "from")}
+    if (
+        not isinstance(values, dict)
+        or len(values) > _VALUES
+        or any(not isinstance(id or "", str) for id in ids.values())
+    ):
+        raise UsageError("設定の形が正しくありません。", "this is no draft of settings.")
+    given = {name: api.valid_id(str(id)) for name, id in ids.items() if id is not None}
+    start = site.run(given["from"]).path.absolute() if "from" in given else None
+    model = None
+    if start is None:
+        model = models.find(site, given["model"]) if "model" in given else MODEL
+    if "data" not in given:
+        return Draft(values, Chosen(model, None), start)
+    upload = uploads.find(site, given["data"])
+    shipped = upload.path == upload.file and upload.id.startswith(_SHIPPED)
+    train = PREFIX + upload.id.removeprefix(_SHIPPED) if shipped else str(upload.path.absolute())
+    tested = None if upload.evaluated is None else str(upload.evaluated.absolute())
+    chosen = Chosen(model, train, upload.columns, upload.sheet, tested)
+    return Draft(values, chosen, start, facts_of(train, upload.columns, upload.sheet), upload.shown)
+
+
+async def _form(request: Request) -> Response:
+    """The fields, and what is suggested for a model and data: `?data=ID&model=ID&from=RUN`."""
+    draft = await api.blocking(draft_of, site_of(request), dict(request.query_params))
+    return api.answer(await api.blocking(form_of, draft))
+
+
+def form_of(draft: Draft) -> dict[str, Any]:
+    """The fields of the form, the suggested values and presets, and what data and model are."""
+    facts = draft.facts
+    rows = _MANY if facts is None or facts.rows is None else facts.rows.count
+    values = suggested(draft.chosen.model or "", rows)
+    if draft.chosen.eval is not None:
+        values["data.eval"] = None
+    if draft.start is not None:  # what its adapter has holds, and the rate that it was trained with
+        values = {
+            key: value
+            for key, value in values.items()
+            if not key.startswith(("lora.", "method", "training.learning_rate"))
+        }
+    if facts is not None and facts.bad:
+        values["data.skip_bad_rows"] = True
+    if facts is not None and facts.objective != "sft":
+        values["objective"] = facts.objective
+    config = draft.config(**_texts(values))
+    counted = None if facts is None or facts.rows is None else rough(config, facts.rows, None)
+    evaluates = config.data.eval is not None
+    return {
+        "fields": described(),
+        "values": _texts(values),
+        "presets": {
+            name: {
+                "ja": preset.ja,
+                "en": preset.en,
+                "values": _texts(
+                    preset.settings(0 if counted is None else counted.steps_per_epoch, evaluates=evaluates)
+                ),
+            }
+            for name, preset in PRESETS.items()
+        },
+        "objectives": ["sft"] if facts is None or facts.objective == "sft" else ["sft", facts.objective],
+        "data": None if facts is None else {"name": draft.shown, "bad": facts.bad} | _counted(facts),
+        "model": config.model.name,
+    }
+
+
+def _counted(facts: Facts) -> dict[str, Any]:
+    return {"rows": None if facts.rows is None else facts.rows.count, "whole": facts.read_whole}
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: text_of(value) for key, value in values.items() if value is not None}
+
+
+async def _check(request: Request) -> Response:
+    """What is wrong with a draft, else what it will take by formulas, as YAML and as a command."""
+    site, values = site_of(request), await api.body(request)
+    draft = await api.blocking(draft_of, site, values)
+    try:
+        return api.answer(await api.blocking(checked, draft))
+    except ConfigError as error:
+        return api.answer({"problems": [{"key": one.key, "ja": one.ja, "en": one.en} for one in error.problems]})
+
+
+def checked(draft: Draft) -> dict[str, Any]:
+    """A draft that can be: figures by formulas, those of the presets too, YAML and command.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    config = draft.config()
+    if draft.facts is not None:
+        validate_evaluation(config, config.data.eval)
+    model, rows = _config_json(config.model.name), None if draft.facts is None else draft.facts.rows
+    own = {key for preset in PRESETS.values() for key in preset.settings(1, evaluates=True)}
+    figures, presets = None, {}
+    if rows is not None:
+        found = rough(config, rows, model)
+        figures = asdict(found) | {
+            "rows_per_step": _a_step(config),
+            "findings": _findings(config, found.total_steps, found.steps_per_epoch),
+        }
+        base = Draft({key: value for key, value in draft.values.items() if key not in own}, draft.chosen, draft.start)
+        for name, preset in PRESETS.items():
+            changes = preset.settings(found.steps_per_epoch, evaluates=config.data.eval is not None)
+            presets[name] = asdict(rough(base.config(**_texts(changes)), rows, model)) | {
+                "epochs": changes["training.num_epochs"],
+                "values": _texts(changes),
+            }
+    return {
+        "problems": [],
+        "figures": figures,
+        "presets": presets,
+        "room": machine().room,
+        "yaml": yaml_of(config),
+        "command": ["aift", "train", *arguments_of(config)],
+    }
+
+
+def _a_step(config: RunConfig) -> int:
+    return config.training.batch_size * config.training.gradient_accumulation_steps
+
+
+def _findings(config: RunConfig, total: int, per_epoch: int) -> list[dict[str, str]]:
+    few = few_steps(total, per_epoch, _a_step(config), by_steps=config.training.schedule.max_steps is not None)
+    return [] if few is None else [{"ja": few.ja, "en": few.en}]
+
+
+@functools.lru_cache(maxsize=32)
+def _config_json(name: str) -> Mapping[str, Any] | None:
+    """The configuration of a model that is on this PC; None of others: nobody is asked for it."""
+    if not (is_embedded(name) or on_disk(name) is not None or cached(name)):
+        return None
+    try:
+        return find_model(name).config
+    except ToolkitError:
+        return None
+
+
+async def _yaml(request: Request) -> Response:
+    """The settings in a YAML text, as the form has them."""
+    values = await api.body(request)
+    draft = await api.blocking(draft_of, site_of(request), values)
+    taken, left = await api.blocking(values_of_yaml, api.text(values, "text", most=api.MOST), draft.chosen)
+    return api.answer({"values": taken, "left_out": left})
+
+
+async def _plan(request: Request) -> Response:
+    """What `aift plan` says of a draft, by a child; with `"pilot": true` after three real steps. One at a time."""
+    site, values = site_of(request), await api.body(request)
+    draft = await api.blocking(draft_of, site, values)
+    config = _whole(draft)
+    with tempfile.TemporaryDirectory(prefix="aift-web-") as folder:
+        file = Path(folder) / CONFIG
+        file.write_text(yaml_of(config), encoding="utf-8")
+        pilot = ["--pilot"] if values.get("pilot") is True else []
+        output = f"training.output_dir={site.runs / run_name(draft.shown)}"
+        plan = await children.run(request, ["plan", str(file), output, *pilot, "--json", "-"], seconds=_PLAN)
+    return api.answer(plan | {"presets": planned(plan)})
+
+
+def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Steps and time of the presets by a plan: as Plan.seconds counts, with the plan's own evaluations."""
+    speed, per_epoch = (plan.get("speed") or {}).get("tokens_per_second"), max(1, int(plan["steps_per_epoch"]))
+    replayed = (plan.get("replay") or {}).get("tokens", 0)
+    sources = plan.get("sources") or []
+    an_epoch = replayed + (sum(of["tokens"] for of in sources) if sources else plan["tokens"])
+    forward = (plan["evaluations"] + 1) * plan["eval_tokens"] if plan["evaluations"] else 0
+    forward += plan["reference_passes"] * (plan["tokens"] + plan["eval_tokens"])
+    found = {}
+    for name, preset in PRESETS.items():
+        epochs = preset.epochs_for(per_epoch)
+        seconds = None if not speed else (an_epoch * epochs + forward / 3) / speed
+        found[name] = {"epochs": epochs, "total_steps": epochs * per_epoch, "seconds": seconds}
+    return found
+
+
+def _whole(draft: Draft) -> RunConfig:
+    """The configuration of a draft with data.
+
+    Raises:
+        ConfigError: settings that cannot be, or no data.
+    """
+    if draft.chosen.train is None:
+        raise ConfigError.of([Problem("学習データを選んでください。", "choose the training data.", "data")])
+    config = draft.config()
+    tested = config_source(config.data.eval)
+    validate_data(config_source(config.data.train), tested, config.data.replay)
+    validate_evaluation(config, tested)
+    return config
+
+
+async def _start(request: Request) -> Response:
+    """Starts a draft, once for each `key`, whoever asks again; answers with the run's id."""
+    site, values = site_of(request), await api.body(request)
+    key = api.text(values, "key")
+    if not _KEY.fullmatch(key):
+        raise UsageError("key が正しくありません。", "the key is none.")
+    draft = await api.blocking(draft_of, site, values)
+    async with site.locks["start"]:
+        folder = _started.get((site.token, key))
+        if folder is None:
+            folder = await api.blocking(_launched, site, draft)
+            _started[site.token, key] = folder
+            for old in list(_started)[:-_STARTS]:
+                del _started[old]
+    entries = await api.blocking(site.list_runs, fresh=True)
+    id = next((entry.id for entry in entries if entry.path.resolve() == folder.resolve()), None)
+    return api.answer({"id": id})
+
+
+def _launched(site: Site, draft: Draft) -> Path:
+    """Starts a draft as a run that waits for its device; the folder."""
+    config, name = _whole(draft), run_name(draft.shown)
+    training = with_values(config.training, output_dir=str(site.runs / f"{name}-new"))
+    validate_config(with_values(config, training=training))
+    for number in range(1, _TRIES):
+        tried = name if number == 1 else f"{name}-{number}"
+        if not (site.runs / tried).exists():
+            return launch(config, site.runs, tried, wait=True)
+    return launch(config, site.runs, wait=True)
+
+
+def run_name(shown: str) -> str:
+    """A run's name by its data's: letters of a-z, digits and hyphens where there are any, so that it is its id."""
+    stem = unicodedata.normalize("NFKC", Path(shown.removeprefix(PREFIX)).stem)
+    return _ODD.sub("-", stem).strip("-")[:_NAME].strip("-").lower() or "run"
+
+
+ROUTES = [
+    Route("/train", shell("settings")),
+    Route("/api/settings", _form, methods=["GET"]),
+    Route("/api/settings/check", _check, methods=["POST"]),
+    Route("/api/settings/yaml", _yaml, methods=["POST"]),
+    Route("/api/settings/plan", _plan, methods=["POST"]),
+    Route("/api/settings/start", _start, methods=["POST"]),
+]

@@ -140,7 +140,7 @@ function card() {
     read.form === "unknown" ? h("p", { class: "notice warn" }, t("choose_columns")) : null,
     h("div", { class: "fields" }, sheets(read), ...selects(read)),
     read.notes.length ? h("details", {}, h("summary", {}, t("notes", { n: read.notes.length })), h("ul", {}, read.notes.map((note) => h("li", {}, note[language === "ja" ? 0 : 1])))) : null,
-    shown.shipped ? null : removing(shown));
+    shown.shipped ? null : h("div", { class: "card-end" }, removing(shown)));
 }
 
 function sheets(read) {
@@ -275,7 +275,7 @@ async function tokens(row) {
     if (mine !== asked) return;
     $("tokens-title").textContent = t("tokens", { line: found.line || number(found.number) });
     $("tokens-title").focus({ preventScroll: true });
-    command(["aift", "data", "show", shown.path, "--model", $("model").selectedOptions[0]?.text ?? "", "--row", row, ...shown.settings]);
+    if (found.rows.length) command(["aift", "data", "show", shown.path, "--model", $("model").selectedOptions[0]?.text ?? "", "--row", found.usable, ...shown.settings]);
     replace($("tokens"), found.rows.length ? found.rows.map(drawn) : h("p", { class: "notice warn" }, t("no_tokens"), found.refused ? ` ${found.refused[language === "ja" ? 0 : 1]}` : ""));
     announce($("tokens-title").textContent);
   } catch (error) {

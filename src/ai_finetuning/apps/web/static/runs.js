@@ -74,7 +74,7 @@ function showState(update) {
   replace($("actions"), actions(update));
 }
 
-function told({ status, reason, elsewhere, before }) {
+function told({ status, reason, gone, elsewhere, before }) {
   if (status === "waiting") {
     return before.length ? [h("p", {}, t("waits_for")), h("ul", {}, before.map((one) => h("li", {}, one.id ? h("a", { href: `/runs/${one.id}` }, one.name) : one.name)))]
       : h("p", {}, t("waits_for_nobody"));
@@ -82,7 +82,8 @@ function told({ status, reason, elsewhere, before }) {
   if (status === "failed") return h("p", { class: "notice bad" }, t("failed_text", { reason: reason ?? "" }));
   if (status === "stopped") {
     const asked = /^(PreemptedError|KeyboardInterrupt)/.test(reason ?? "");
-    return h("p", { class: "notice warn" }, elsewhere ? reason : [reason && !asked ? `${reason}\n` : "", t("stopped_text")]);
+    const why = gone ? t("gone") : elsewhere ? t("elsewhere") : asked ? null : reason;
+    return h("p", { class: "notice warn" }, why ? `${why}\n` : null, elsewhere ? null : t("stopped_text"));
   }
   return status === "completed" ? h("p", { class: "notice good" }, t("completed_text")) : null;
 }

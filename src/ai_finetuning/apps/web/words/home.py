@@ -22,7 +22,10 @@ WORDS = {
     "disk": ("ディスク", "Disk"),
     "free_of": ("空き {free} / {total}", "{free} free of {total}"),
     "details": ("くわしく調べる", "Look closer"),
-    "details_hint": ("バージョンと計算に使うデバイスです（数秒かかります）", "Versions and devices (takes a few seconds)"),
+    "details_hint": (
+        "バージョンと計算に使うデバイスです（数秒かかります）",
+        "Versions and devices (takes a few seconds)",
+    ),
     "looking": ("調べています…", "Looking…"),
     "device": ("計算に使うデバイス", "Computes on"),
     "hub": ("モデルの入手先", "Model hub"),
@@ -46,9 +49,15 @@ WORDS = {
     "left": ("残り {time}", "{time} left"),
     "empty": ("はじめての学習", "Your first training"),
     "step_1": ("データを置く", "Bring data"),
-    "step_1_text": ("質問と回答の表（CSV・Excel など）を置くと、問題のある行を調べます。", "A table of questions and answers (CSV, Excel); rows with problems are found."),
+    "step_1_text": (
+        "質問と回答の表（CSV・Excel など）を置くと、問題のある行を調べます。",
+        "A table of questions and answers (CSV, Excel); rows with problems are found.",
+    ),
     "step_2": ("モデルを選ぶ", "Choose a model"),
     "step_2_text": ("この PC のメモリーで学習できるものが分かります。", "You see which of them this PC can train."),
     "step_3": ("学習して比べる", "Train and compare"),
-    "step_3_text": ("学習の前と後の答えを並べて、使えるかどうかを判定します。", "Answers before and after, and a verdict."),
+    "step_3_text": (
+        "学習の前と後の答えを並べて、使えるかどうかを判定します。",
+        "Answers before and after, and a verdict.",
+    ),
 }

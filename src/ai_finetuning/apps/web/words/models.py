@@ -53,7 +53,10 @@ WORDS = {
         "On a PC with a network, put the model into one folder.",
     ),
     "bring_2": ("そのフォルダーを、この PC の次の場所へコピーします。", "Copy the folder to this place on this PC."),
-    "bring_3": ("この PC で、欠けや改変がないことを確かめます。", "On this PC, check that nothing is missing or changed."),
+    "bring_3": (
+        "この PC で、欠けや改変がないことを確かめます。",
+        "On this PC, check that nothing is missing or changed.",
+    ),
     "bring_4": ("この画面を開き直すと、モデルが一覧に出ます。", "Open this page again: the model is in the list."),
     "copy_command": ("コピー", "Copy"),
     "more": ("ほか {n} のモデルも表示", "Show {n} more models"),

@@ -19,7 +19,14 @@ WORDS = {
     "progress": ("進み具合", "Progress"),
     "waits_for": ("次の学習が終わるのを待っています", "Waiting for"),
     "waits_for_nobody": ("まもなく始まります。", "It begins in a moment."),
-    "elsewhere": ("別の PC で始めた学習です。", "It began on another PC."),
+    "elsewhere": (
+        "別の PC で始めた学習です。動いているかどうかは、その PC でしか分かりません。",
+        "It began on another PC; only there is seen whether it is at work.",
+    ),
+    "gone": (
+        "学習のプロセスがなくなっています（強制終了されたか、PC が止まりました）。",
+        "Its process is gone (killed, or the PC stopped).",
+    ),
     "stopped_text": ("途中で止まっています。続きから再開できます。", "It stopped half-way and can go on from there."),
     "failed_text": ("失敗しました: {reason}", "It failed: {reason}"),
     "completed_text": ("学習が終わりました。", "The training is done."),

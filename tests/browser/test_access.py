@@ -1,0 +1,146 @@
+"""Every screen for everybody: axe without a finding in light and dark, on a phone and enlarged; both languages whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.browser.conftest import PATHS, Web
+from tests.browser.test_runs import finished
+
+from ai_finetuning.apps.web import words
+
+PAGES = Path(words.__file__).resolve().parents[1]
+# What is English in Japanese texts: names, and what people write in Latin letters.
+ALLOWED = re.compile(
+    r"aift|PC|CPU|GPU|CSV|Excel|YAML|JSONL?|TSV|TXT|XLSX|LoRA|QLoRA|DoRA|GGUF|API|Ctrl|Enter|English|OK|GB|MB|kB|TB|B|URL|ID|DPO|SFT|KTO|ORPO|"
+    r"vLLM|Ollama|Hugging Face|token|UTF-8|Shift_JIS|CP932|bit|bf16|fp16|fp32|Apache-2\.0|MIT|Python|Markdown|HTML"
+)
+VIEWS = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "phone": {"viewport": {"width": 400, "height": 800}},
+    # 200 % of a window of 1280: so wide in its own pixels.
+    "zoomed": {"viewport": {"width": 640, "height": 400}, "device_scale_factor": 2},
+}
+
+
+def findings(page: Any) -> list[str]:
+    """What axe finds by the rules of WCAG 2.1 A and AA; put in by the debugger, since the page lets no script in."""
+    import axe_playwright_python
+
+    script = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    session = page.context.new_cdp_session(page)
+    session.send("Runtime.evaluate", {"expression": script})
+    asked = """axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}).then((found) => JSON.stringify(
+      found.violations.map((one) => [one.id, one.nodes.map((node) => node.target.join(" ") + " " + node.failureSummary)])))"""
+    told = session.send("Runtime.evaluate", {"expression": asked, "awaitPromise": True, "returnByValue": True})
+    session.detach()
+    return [f"{rule}: {node}" for rule, nodes in json.loads(told["result"]["value"]) for node in nodes]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_axe_finds_nothing_on_any_screen(web: Web, new_context: Any, view: str):
+    finished(web.folder / "outputs" / "faq", 30)
+    page = new_context(**VIEWS[view]).new_page()
+    problems = []
+    for path in PATHS:
+        web.open(page, path.replace("none", "faq"))
+        page.wait_for_load_state("networkidle")
+        problems += [f"{path} {problem}" for problem in findings(page)]
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        if wide > 0:
+            problems.append(f"{path} is {wide} pixels too wide")
+    assert not problems, "\n".join(problems)
+
+
+def test_a_keyboard_alone_reaches_everything_in_sight(web: Web, page: Any):
+    """From the home screen the link to the content, the navigation and a run, each with a visible focus."""
+    from playwright.sync_api import expect
+
+    finished(web.folder / "outputs" / "faq", 5)
+    web.open(page, "/")
+    expect(page.locator("#last-list a").first).to_be_visible()
+    focused: list[str] = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        name = page.evaluate("document.activeElement.textContent.trim()")
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        if name == "aift" and "aift" in focused:
+            break
+        focused.append(name)
+        assert outline != "none", name
+        if name == "faq":
+            break
+    assert focused[0] == "本文へ"
+    assert {"ホーム", "データ", "モデル", "学習", "会話", "一括回答", "比較", "書き出し", "新しく学習"} <= set(focused)
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("faq")
+
+
+def test_japanese_texts_have_no_english_but_names():
+    for screen, table in words.TABLE.items():
+        for key, (ja, en) in (words.shell.WORDS | table).items():
+            if ja == "" and en == "":
+                continue
+            assert re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", en) is None or key == "language", f"{screen}: {key}: {en}"
+            rest = ALLOWED.sub("", re.sub(r"\{\w+\}|`[^`]*`|aift [\w -]+|[\w.]+\.(csv|jsonl|yaml|xlsx)", "", ja))
+            found = re.findall(r"[A-Za-z]{3,}", rest)
+            assert not found, f"{screen}: {key}: {found} in {ja}"
+            assert set(re.findall(r"\{\w+\}", ja)) == set(re.findall(r"\{\w+\}", en)), f"{screen}: {key}"
+
+
+def scripts_of(screen: str) -> str:
+    """A screen's JavaScript, with the modules that it imports, directly or not."""
+    seen: dict[str, str] = {}
+    left = [f"{screen}.js", "shell.js"]
+    while left:
+        name = left.pop()
+        if name not in seen:
+            seen[name] = (PAGES / "static" / name).read_text(encoding="utf-8")
+            left += re.findall(r'from "\./([\w-]+\.js)"', seen[name])
+    return "\n".join(seen.values())
+
+
+@pytest.mark.parametrize("screen", words.TABLE)
+def test_every_text_is_in_the_table_of_words(screen: str):
+    """No Japanese in pages and scripts, no text in pages, and each key that they name is there."""
+    page = (PAGES / "pages" / "base.html").read_text(encoding="utf-8")
+    page += (PAGES / "pages" / f"{screen}.html").read_text(encoding="utf-8")
+    scripts = scripts_of(screen)
+    code = re.sub(r"^\s*//.*$|\s// .*$", "", scripts, flags=re.MULTILINE)
+    for text in (page, code):
+        assert re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", text) is None
+    bare = re.sub(r"\{%.*?%\}|\{\{.*?\}\}|<!doctype html>", "", page)
+    texts = [text.strip() for text in re.findall(r">([^<]+)<", bare)]
+    assert not [text for text in texts if re.search(r"[A-Za-z]{2,}", text) and text not in ("aift", "– aift")]
+    assert not re.findall(r'(?:aria-label|title|placeholder|alt)="[A-Za-z]', bare)
+    known = words.of("ja", screen)
+    named = set(re.findall(r'\bt\(["\']([\w.]+)["\']\s*[,)]', page + code))
+    assert not named - set(known), named - set(known)
+    # Nor markup, nor code out of texts, nor what the content policy refuses.
+    assert not re.findall(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|setAttribute\(\"style", code
+    )
+    assert "<style" not in page
+    assert not re.findall(r"\son\w+=|\sstyle=", bare)
+
+
+def test_vendored_files_are_those_of_the_release():
+    """uPlot 1.6.32 of the npm registry, with its licence, and without a link to a source map, which browsers request."""
+    import hashlib
+
+    hashes = {
+        "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+        "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+        "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
+    }
+    folder = PAGES / "static" / "vendor" / "uPlot"
+    assert {file.name for file in folder.iterdir()} == set(hashes)
+    for name, expected in hashes.items():
+        content = (folder / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == expected, name
+        assert b"sourceMappingURL" not in content

@@ -1,0 +1,156 @@
+"""結果 and 比較: the verdict and answers of a run, runs side by side, names and the trash."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ai_finetuning.runs.process import identity
+
+playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def write_run(
+    folder: Path, *, rate: float = 0.003, result: str = "adopt", answer: str = "京都です。", **more: Any
+) -> Path:
+    """A run as it leaves its folder: 20 steps with evaluations, a verdict and its answers."""
+    folder.mkdir(parents=True)
+    rows = [{"step": step, "loss": 3.0 - step / 10, "seconds": float(step)} for step in range(1, 21)]
+    evaluations = [{"step": step, "eval_loss": 4.0 - step / 10} for step in (0, 10, 20)]
+    lines(folder / "metrics.jsonl", sorted([*rows, *evaluations], key=lambda row: row["step"]))
+    sides = [
+        {
+            "side": side,
+            "task": "data",
+            "item": f"{item}",
+            "score": score,
+            "answer": text,
+            "question": question,
+            "accepted": ["東京です。"],
+            "faults": faults,
+        }
+        for side, item, question, text, score, faults in (
+            ("before", 1, "日本の首都は？", "わかりません", 0.0, []),
+            ("after", 1, "日本の首都は？", "東京です。", 1.0, []),
+            ("before", 2, f"次は？{HOSTILE}", "東京です。", 1.0, []),
+            ("after", 2, f"次は？{HOSTILE}", answer, 0.0, ["loop"]),
+        )
+    ]
+    lines(folder / "eval.jsonl", sides)
+    config = f"model: {{name: 'embedded:kotoha-tiny'}}\nmethod: lora\ndata: {{train: 'embedded:kotoha-qa', eval: 0.1}}\ntraining: {{learning_rate: {rate}, num_epochs: 2}}\n"
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    (folder / "report.html").write_text(f"<h1>{HOSTILE}</h1>", encoding="utf-8")
+    task = {"items": 2, "metric": "exact", "primary": True, "finding": "improved", "before": 0.1, "after": 0.9}
+    verdict = {
+        "result": result,
+        "why": {"ja": "評価データが改善しました。", "en": "evaluation data improved."},
+        "advice": None,
+        "tasks": {"data": task},
+        "differences": {},
+        "language": [{"task": "data", "fault": "loop", "before": 0.0, "after": 0.5, "veto": False}],
+        "not_measured": [],
+    }
+    held = {
+        name: {"step": step, "eval_loss": loss}
+        for name, step, loss in (("held_out_before", 0, 4.0), ("held_out_after", 20, 2.0))
+    }
+    outcome = {"steps": 20, "epochs": 2.0, "seconds": 125.0, "saved_step": 20, **held}
+    run = {
+        "status": "completed",
+        "fingerprint": {"model": "embedded:kotoha-tiny", "method": "lora"},
+        "result": outcome,
+        "verdict": verdict,
+    }
+    (folder / "run.json").write_text(json.dumps(run | more, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_result_says_what_has_changed(web: Any, page: Any, tmp_path: Path):
+    write_run(tmp_path / "outputs" / "faq")
+    web.open(page, "/runs/faq/result")
+    verdict = page.locator("#verdict")
+    expect(verdict).to_contain_text("改善しました")
+    expect(verdict).to_contain_text("判定: 採用")
+    expect(verdict).to_contain_text("評価損失は 4.00 → 2.00")
+
+    # What was answered better before comes first, with what differs from the expected answer; text is only ever text.
+    answers = page.locator(".answer")
+    expect(answers).to_have_count(1)
+    expect(answers.first).to_contain_text(HOSTILE)
+    expect(answers.first).to_contain_text("学習前のほうが良い")
+    expect(answers.first).to_contain_text("同じ言葉の繰り返し")
+    expect(answers.first.locator("mark")).to_have_text(["京都"])
+    page.get_by_role("button", name="すべて（2）").click()
+    expect(answers).to_have_count(2)
+    expect(page.locator("img")).to_have_count(0)
+
+    expect(page.get_by_role("row", name="評価データ")).to_contain_text("90.0 %")
+    expect(page.locator("#numbers")).to_contain_text("約 2 分")
+    assert page.get_by_role("link", name="追加データで続ける").get_attribute("href") == "/train?from=faq"
+    expect(page.locator("#command")).to_have_text(f"aift chat {tmp_path / 'outputs' / 'faq'} --compare")
+
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="報告書を保存").click()
+    assert saved.value.suggested_filename == "faq-report.html"
+    assert HOSTILE in Path(saved.value.path()).read_text(encoding="utf-8")
+
+
+def test_runs_are_compared_renamed_trashed_and_restored(web: Any, page: Any, tmp_path: Path):
+    root = tmp_path / "outputs"
+    write_run(root / "first")
+    write_run(root / "second", rate=0.001, result="reject", answer="大阪です。")
+    busy = identity() | {"status": "running", "phase": {"name": "training", "since": 0}}
+    write_run(root / "busy", **busy)
+    web.open(page, "/compare")
+    expect(page.get_by_role("button", name="busy をごみ箱へ移す")).to_be_disabled()
+    page.get_by_label("first を比べる").check()
+    expect(page.locator("#hint")).to_have_text("もう 1 つ選ぶと比べられます。")
+    page.get_by_label("second を比べる").check()
+    settings = page.locator("#settings")
+    expect(settings.get_by_role("row")).to_have_count(3)  # heading, verdict, and the one setting that differs
+    expect(settings.get_by_role("row", name="training.learning_rate")).to_contain_text("0.003")
+    expect(settings).to_contain_text("悪化しました")
+    expect(page.locator("#eval .curve canvas")).to_be_visible()
+    page.locator("#eval summary").click()
+    expect(page.locator("#eval tbody tr")).to_have_count(3)
+    expect(page.locator("#questions")).to_contain_text("京都です。")
+    expect(page.locator("#questions")).to_contain_text("大阪です。")
+    expect(page.locator("#command")).to_have_text("aift runs compare first second")
+    page.reload()  # the address names what is compared
+    expect(settings.get_by_role("row")).to_have_count(3)
+
+    page.get_by_role("button", name="second の名前を変える").click()
+    page.get_by_label("新しい名前").fill("二番目")
+    page.get_by_role("dialog").get_by_role("button", name="名前を変える").click()
+    expect(page.locator("#notice")).to_have_text("名前を 二番目 に変えました。")
+    assert (root / "二番目" / "run.json").is_file()
+
+    page.get_by_role("button", name="二番目 をごみ箱へ移す").click()
+    page.get_by_role("dialog").get_by_label("名前").fill("ちがう")
+    page.get_by_role("dialog").get_by_role("button", name="ごみ箱へ").click()
+    expect(page.locator("#notice")).to_contain_text("「二番目」と入力してください")
+    page.get_by_role("button", name="二番目 をごみ箱へ移す").click()
+    page.get_by_role("dialog").get_by_label("名前").fill("二番目")
+    page.get_by_role("dialog").get_by_role("button", name="ごみ箱へ").click()
+    expect(page.locator("#notice")).to_have_text("二番目 をごみ箱へ移しました。")
+    assert not (root / "二番目").exists()
+    page.get_by_text("ごみ箱（1）").click()
+    page.get_by_role("button", name="二番目 を元に戻す").click()
+    expect(page.locator("#notice")).to_have_text("二番目 を元に戻しました。")
+    assert (root / "二番目" / "run.json").is_file()
+
+    headers = {"x-aift-token": web.token}
+    refused = page.request.post(
+        f"{web.url}/api/compare/trash", headers=headers, data=json.dumps({"id": "busy", "name": "busy"})
+    )
+    assert refused.status == 409
+    (root / "busy" / "run.json").unlink()

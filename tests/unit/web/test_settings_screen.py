@@ -1,0 +1,105 @@
+"""設定 without a browser: suggestions, figures by formulas, plans told again, names of runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ai_finetuning.apps.web.screens.settings import checked, draft_of, form_of, planned, run_name
+from ai_finetuning.apps.web.site import Site
+from ai_finetuning.errors import ConfigError, InputNotFoundError, UsageError
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "outputs", (tmp_path,), tmp_path / "models", tmp_path / "data")
+
+
+def test_what_ships_is_suggested_and_counted(site: Site):
+    draft = draft_of(site, {"data": "embedded-kotoha-qa", "values": {}})
+    form = form_of(draft)
+    assert form["data"] == {"name": "kotoha-qa", "bad": 0, "rows": 2417, "whole": True}
+    assert form["values"]["training.learning_rate"] == "0.003"
+    assert form["values"]["data.eval"] == "0.1"
+    assert form["objectives"] == ["sft"]
+    values = form["values"] | form["presets"]["standard"]["values"]
+    found = checked(draft_of(site, {"data": "embedded-kotoha-qa", "values": values}))
+    assert found["figures"]["total_steps"] == 3 * found["figures"]["steps_per_epoch"] == 408
+    steps = [found["presets"][name]["total_steps"] for name in ("quick", "standard", "careful")]
+    assert steps == [136, 408, 816]
+    assert found["command"][:2] == ["aift", "train"]
+    assert "training.num_epochs=3" in found["command"]
+    assert "num_epochs: 3" in found["yaml"]
+
+
+def test_few_rows_get_more_epochs_and_too_few_steps_are_named(site: Site):
+    few = draft_of(
+        site, {"data": "embedded-kotoha-qa", "values": {"data.max_samples": "10", "training.num_epochs": "2"}}
+    )
+    found = checked(few)
+    assert found["figures"]["total_steps"] < 50
+    assert "学習が進まない" in found["figures"]["findings"][0]["ja"]
+    assert found["presets"]["quick"]["total_steps"] >= 30
+
+
+def test_ids_name_what_is_there_and_nothing_else(site: Site):
+    for ids in ({"data": "u-000000000000"}, {"model": "no-such-model"}, {"from": "no-such-run"}):
+        with pytest.raises(InputNotFoundError):
+            draft_of(site, ids)
+    for ids in (
+        {"data": "../etc"},
+        {"data": 3},
+        {"values": []},
+        {"model": "/etc"},
+        {"values": {str(n): "" for n in range(300)}},
+    ):
+        with pytest.raises(UsageError):
+            draft_of(site, ids)
+
+
+def test_an_evaluation_loss_needs_evaluation_data(site: Site):
+    draft = draft_of(site, {"data": "embedded-kotoha-qa", "values": {"training.checkpoint.load_best": "true"}})
+    with pytest.raises(ConfigError):
+        checked(draft)
+
+
+def test_a_plan_tells_the_presets_again():
+    plan = {
+        "steps_per_epoch": 10,
+        "speed": {"tokens_per_second": 100.0},
+        "tokens": 1000,
+        "eval_tokens": 90,
+        "evaluations": 9,
+        "reference_passes": 0,
+        "replay": None,
+        "sources": [],
+    }
+    found = planned(plan)
+    assert found["standard"] == {"epochs": 6, "total_steps": 60, "seconds": (6000 + 300) / 100}
+    assert planned(plan | {"speed": None})["quick"]["seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "name"),
+    [
+        ("FAQ 2026.csv", "faq-2026"),
+        ("問い合わせ.xlsx", "問い合わせ"),
+        ("../../etc/passwd", "passwd"),
+        ("...", "run"),
+        ("x" * 90, "x" * 40),
+    ],
+)
+def test_a_run_is_called_after_its_data(shown: str, name: str):
+    assert run_name(shown) == name
+
+
+def test_nothing_of_it_needs_torch():
+    code = (
+        "import sys; from ai_finetuning.apps.web.screens import settings, results, compare; "
+        "from ai_finetuning.planner import presets, rough; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["False", "False"]
