@@ -90,7 +90,7 @@ function card(job) {
   const busy = ["running", "waiting"].includes(status);
   const step = commands[Math.min(done, commands.length - 1)];
   return h("article", { class: "card", "aria-label": `${t(`kind_${about.kind}`)} ${about.of.label}` },
-    h("div", { class: "row apart" }, h("h3", {}, `${about.of.label} ・ ${t(`kind_${about.kind}`)}`),
+    h("div", { class: "row apart" }, h("h3", {}, about.of.label + t("dot") + t(`kind_${about.kind}`)),
       h("span", { class: "row" }, h("span", { class: "small soft" }, ago(job.made_at)), badge(status))),
     busy && h("progress", { max: commands.length, value: status === "running" ? done + 0.5 : 0, "aria-label": t(`kind_${about.kind}`) }),
     busy && h("p", { class: "small soft" }, status === "waiting" ? t("waits") : t("step_of", { step: done + 1, total: commands.length, command: `aift ${step[1]}` })),
@@ -110,7 +110,7 @@ function card(job) {
 }
 
 const measured = ({ kl, top1, limits }) => [h("dt", {}, t("difference")), h("dd", {}, h("span", { class: "badge good" }, t("merge_good")), " ",
-  t("same_token", { share: number(100 * top1, 1) }), " ・ ", t("kl", { kl: number(kl, 4), limit: number(limits.kl, 2) }))];
+  t("same_token", { share: number(100 * top1, 1) }), t("dot"), t("kl", { kl: number(kl, 4), limit: number(limits.kl, 2) }))];
 
 const GRADES = { close: "good", usable: "warn", poor: "bad", "not quantized": "bad" };
 const ratio = (name, value) => value !== null && [h("dt", {}, t(`ratio_${name}`)), h("dd", {}, t("of_before", { share: number(100 * value, 1) }))];
