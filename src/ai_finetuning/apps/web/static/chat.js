@@ -103,7 +103,7 @@ function closed(turn, stopped) {
     if (turn.ends[side] === "stopped") marks.push(t("mark_stopped"));
     if (["length", "positions", "loop"].includes(end)) marks.push(t(`end_${end}`));
     if (turn.forgotten?.[side]) marks.push(t("forgotten", { n: turn.forgotten[side] }));
-    if (end !== "refused") replace(ends, marks.join(" ・ "));
+    if (end !== "refused") replace(ends, marks.join(t("dot")));
   }
   const last = sides.at(-1);
   if (turn.text[last]) tools(turn, last);
@@ -224,7 +224,7 @@ function tools(turn, side) {
     const history = Object.fromEntries(sides.map((one) => [one, turn.history[one]]));
     const { file, shown } = await post("/api/chat/keep", {
       kind, question: turn.question, system: $("system").value, history: { tuned: history[side] }, answer: turn.text[side], ...more });
-    replace(said, `${t(`saved_${kind}`)} ・ `, h("a", { href: `/data?file=${file}` }, t("see_data", { file: shown })));
+    replace(said, t(`saved_${kind}`), t("dot"), h("a", { href: `/data?file=${file}` }, t("see_data", { file: shown })));
     after();
   };
   const tried = (work) => () => work().catch(complain);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 WORDS = {
+    "dot": (" ・ ", " · "),
     "title": ("会話", "Chat"),
     "lead": (
         "同じ質問に、元のモデルと学習後のモデルが並んで答えます。",
