@@ -87,10 +87,20 @@ class PreferenceLoss:
         return losses.sum()
 
     def take(self, strategy: Strategy) -> dict[str, float]:
-        """The metrics since begin(), over all ranks; every process has to call it."""
-        mine = [0.0] * len(self._names) if self._sums is None else self._sums.tolist()
+        """The metrics since begin(), over all ranks, in a message of their own; every process has to call it."""
+        summed, _ = strategy.agree(self.sums(torch.device("cpu")).tolist())
+        return self.metrics(summed)
+
+    def sums(self, device: torch.device) -> Tensor:
+        """[n] fp64: what this rank has summed since begin(), to be summed over the data ranks for metrics(); it is not
+        waited for.
+        """
+        mine = torch.zeros(len(self._names), dtype=torch.float64) if self._sums is None else self._sums
         self.begin()
-        summed, _ = strategy.agree(mine)
+        return mine.to(device)
+
+    def metrics(self, summed: Sequence[float]) -> dict[str, float]:
+        """The metrics, of sums() over all data ranks."""
         sums = dict(zip(self._names, summed, strict=True))
         if self.facts.objective == "kto":
             counted = {"chosen": sums.pop("good"), "rejected": sums.pop("bad")}
