@@ -1,6 +1,7 @@
 """Speed and memory of preference training (DPO) against TRL's DPOTrainer (protocol: docs/performance.md).
 
-python benchmarks/preference.py --model small --method lora --kind dolly --plot
+python benchmarks/preference.py --model small --method lora --kind dolly
+python benchmarks/preference.py --publish benchmarks/results/RESULT.json        # its table in docs/performance.md
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.inputs import save_model  # noqa: E402
 from benchmarks.pairs import KINDS, Pair, pairs, save_pairs  # noqa: E402
 from benchmarks.preference_gate import PAIRS, gate_pairs  # noqa: E402
 from benchmarks.rounds import Worker, WorkerError, machine, open_gate, run_rounds  # noqa: E402
-from benchmarks.shapes import SHAPES  # noqa: E402
+from benchmarks.shapes import SHAPES, Shape  # noqa: E402
 from benchmarks.variants import OWN, PAIR_VARIANTS, PEERS, Variant  # noqa: E402
 from benchmarks.workers.channel import Spec  # noqa: E402
 
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
         default="now",
         help="only: measure nothing; kept: by --gate only before",
     )
-    parser.add_argument("--plot", action="store_true", help="also write the table of docs/performance.md")
+    parser.add_argument("--publish", type=Path, metavar="RESULT", help="measure nothing; write a result's table")
     given = parser.parse_args()
     if given.variants[0] != "ours":
         parser.error("--variants begins with `ours`: the others take its order of the pairs, and are compared with it")
@@ -113,12 +114,13 @@ def open_gates(given: argparse.Namespace, spec: Spec, made: Sequence[Pair], fold
     return found
 
 
-def gate_of(given: argparse.Namespace, spec: Spec, made: Sequence[Pair], folder: Path) -> dict[str, Any]:
-    """What open_gates() finds, or has found: a quiet machine need not wait for it.
+def gate_of(given: argparse.Namespace, shape: Shape) -> dict[str, Any]:
+    """What open_gates() finds on dolly pairs, or has found: a quiet machine need not wait for it.
 
     Raises:
         WorkerError: the gate is to be kept, and what it was opened for is not this commit's, or another variant is asked for.
     """
+    folder = given.work / f"preference-{given.model}-{given.method}-gate"
     path, commit = folder / "gate.json", plot.commit()
     if given.gate == "kept":
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -126,6 +128,9 @@ def gate_of(given: argparse.Namespace, spec: Spec, made: Sequence[Pair], folder:
         if kept.get("commit") != commit or not {*own, "trl"} <= kept["findings"].keys():
             raise WorkerError(f"{path} has no gate of {commit} for {' '.join(own)}: open it with --gate only")
         return dict(kept["findings"])
+    made = pairs("dolly", PER_STEP, vocabulary=shape.vocabulary)
+    save_pairs(folder / "pairs", made)
+    spec = build_spec(given, folder, save_model(given.work / "models" / given.model, shape))
     found = open_gates(given, spec, made, folder)
     path.write_text(json.dumps({"commit": commit, "findings": found}), encoding="utf-8")
     return found
@@ -261,7 +266,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     os.environ["AIFT_CACHE"] = str(folder / f"cache-{os.getpid()}")
     spec = build_spec(given, folder, save_model(given.work / "models" / given.model, shape))
     load = os.getloadavg()
-    gates = gate_of(given, spec, made, folder)
+    gates = gate_of(given, shape)
     if given.gate == "only":
         raise SystemExit(0)
     steps, versions, references = measure(given, spec, folder)
@@ -294,6 +299,9 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Runs, prints the table, writes the JSON."""
     given = arguments()
+    if given.publish:
+        print(publish(json.loads(given.publish.read_text(encoding="utf-8"))))
+        return
     given.until = time.monotonic() + given.seconds
     if not Path(f"{given.peers}/bin/python").is_file():
         raise SystemExit(
@@ -308,8 +316,6 @@ def main() -> None:
     path.write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(table(result))
     say(f"wrote {path}")
-    if given.plot:
-        say(f"wrote {publish(result)}")
 
 
 if __name__ == "__main__":
