@@ -142,7 +142,7 @@ def neighbour_batches(corpus: Sequence[Document], vocabulary: int) -> list[Any]:
     ]
 
 
-def _reference_model(spec: Spec, trained: nn.Module) -> nn.Module:
+def reference_model(spec: Spec, trained: nn.Module) -> nn.Module:
     """The same weights in fp32 with eager attention, adapters included."""
     from transformers import AutoModelForCausalLM
 
@@ -164,7 +164,7 @@ def _examine(run: Any, spec: Spec, corpus: Sequence[Document], precision: str) -
         if "lora_B" in name:  # zero at first, and then no gradient reaches lora_A
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     run.model.train()
-    wanted_loss, expected = reference(_reference_model(spec, run.model), corpus)
+    wanted_loss, expected = reference(reference_model(spec, run.model), corpus)
     batches = run.loader.micro_batches(0, 0, run.state.micro_batch_size)
     live = sum(batch.num_label_tokens for batch in batches)
     if live != sum(len(item) - item.prompt for item in corpus):

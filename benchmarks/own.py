@@ -45,6 +45,14 @@ def settings_of(spec: Spec) -> dict[str, Any]:
             "runtime": {"progress": False},
         },
     }
+    if spec.pairs:
+        config["objective"] = "preference"
+        # The order of the other variants, who pad their rows, is not grouped by length either.
+        config["data"] |= {"packing": False, "group_by_length": False}
+        config["training"] |= {
+            "batch_size": spec.micro_batch,
+            "gradient_accumulation_steps": spec.per_step // spec.micro_batch,
+        }
     if spec.method != "full":
         config["lora"] = {"r": LORA_RANK, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0}
     return config

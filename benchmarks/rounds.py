@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -118,9 +119,17 @@ class Worker:
 
 
 def open_gate(
-    spec: Spec, settings: Sequence[str], folder: Path, threads: int, timeout: float | None = None
+    spec: Spec,
+    settings: Sequence[str],
+    folder: Path,
+    threads: int,
+    timeout: float | None = None,
+    module: str = "benchmarks.gate",
 ) -> dict[str, Any]:
     """The gate's findings.
+
+    Args:
+        module: the gate.
 
     Raises:
         WorkerError: the gate stays shut; no speed is a result.
@@ -130,7 +139,7 @@ def open_gate(
     path.write_text(json.dumps(asdict(spec) | {"settings": list(settings)}), encoding="utf-8")
     with path.with_suffix(".log").open("w", encoding="utf-8") as log:
         ended = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gate", str(path)],
+            [sys.executable, "-m", module, str(path)],
             cwd=ROOT,
             env=environment(threads, spec.device),
             check=False,
@@ -178,11 +187,18 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def run_rounds(
-    workers: Mapping[str, Worker], *, warmup: int, counted: int, say: Any
+    workers: Mapping[str, Worker], *, warmup: int, counted: int, say: Any, until: float | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """All steps of all workers, one at a time and in turn; the first `warmup` steps of each are marked."""
+    """All steps of all workers, one at a time and in turn; the first `warmup` steps of each are marked.
+
+    Args:
+        until: of time.monotonic(); once there is a counted round, none begins that would likely end later.
+    """
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     for turn in range(warmup + counted):
+        spent = sum(obtained[-1]["wall"] for obtained in steps.values()) if turn else 0.0
+        if until is not None and turn > warmup and time.monotonic() + spent > until:
+            break
         for name, worker in workers.items():
             steps[name].append(worker.step() | {"round": turn, "warmup": turn < warmup})
         last = "  ".join(f"{name} {obtained[-1]['wall']:.1f}s" for name, obtained in steps.items())

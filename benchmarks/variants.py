@@ -20,9 +20,10 @@ class Variant:
         environment: OWN, PEERS or FACTORY.
         label: for the table.
         best: the peer's best documented settings instead of its defaults.
-        settings: the project's own `key=value` settings.
+        settings: the project's own `key=value` settings; of a peer those of its configuration.
         needs: distributions that its interpreter must have, where those installed are taken (benchmarks/gpu_cells.py).
         kernels: distributions whose kernels it is told to use where they are installed.
+        micro_batch: rows of a micro-batch, where the variant has its own number of them.
     """
 
     worker: str
@@ -32,6 +33,7 @@ class Variant:
     settings: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
+    micro_batch: int | None = None
 
 
 # The order decides who waits beside whom (groups): the two HF Trainers, which take most memory, are apart.
@@ -79,6 +81,31 @@ STUDIES = ("ours-mallopt", "ours-portable-mallopt")
 # Against whom a GPU is measured: ours first, then every peer at its best. The plain TRL stands in where Liger is not.
 ON_GPU = ("ours", "trl-liger", "trl-packing", "lf-packing", "unsloth")
 GPU_ONLY = ("trl-liger", "unsloth")
+
+# Preference training (benchmarks/preference.py): pairs of a micro-batch in the place of rows.
+PAIR_VARIANTS = {
+    "ours": Variant("ours", OWN, "this toolkit, micro-batches of 2", micro_batch=2),
+    "ours-8": Variant("ours", OWN, "this toolkit, micro-batches of 8", micro_batch=8),
+    "ours-portable": Variant(
+        "ours", OWN, "this toolkit, portable", settings=("training.runtime.kernels=portable",), micro_batch=2
+    ),
+    "ours-fp32": Variant(
+        "ours", OWN, "this toolkit, fp32", settings=("training.runtime.precision=fp32",), micro_batch=2
+    ),
+    "trl": Variant("trl_dpo", PEERS, "TRL DPOTrainer, defaults", micro_batch=8),
+    **{
+        f"trl-{precision}-{size}": Variant(
+            "trl_dpo",
+            PEERS,
+            f"TRL, {precision}, precomputed, no checkpointing, micro-batches of {size}",
+            best=True,
+            settings=(f"bf16={precision == 'bf16'}",),
+            micro_batch=size,
+        )
+        for precision in ("bf16", "fp32")
+        for size in (1, 2, 4, 8)
+    },
+}
 
 
 def groups(names: Sequence[str], *, together: int) -> list[list[str]]:

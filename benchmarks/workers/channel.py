@@ -43,9 +43,12 @@ class Spec:
         rows_per_step, pack_tokens: the same as packed rows: how many, and of how many tokens.
         steps: which of the epoch's steps to run, in this order.
         best: the peer's best documented settings instead of its defaults.
-        settings: the project's own `key=value` settings (variant `ours` only).
+        settings: `key=value` settings of the project or of the peer.
         checkpointing: activations are computed again, in ours and in peers at their best.
         kernels: distributions whose kernels a peer takes beside torch's.
+        pairs: the documents are pairs of answers (benchmarks/pairs.py), and `micro_batch` counts pairs.
+        order: of pairs: which of them each step has, for workers that are told; ours tells.
+        weights: of pairs: a file of trained weights and their gradients that a worker is compared with instead of being timed.
     """
 
     model: str
@@ -62,6 +65,9 @@ class Spec:
     settings: Sequence[str] = ()
     checkpointing: bool = False
     kernels: Sequence[str] = ()
+    pairs: bool = False
+    order: Sequence[Sequence[int]] = ()
+    weights: str | None = None
 
 
 def read_spec() -> Spec:

@@ -122,13 +122,13 @@ class Stepper(TrainerCallback):
     included.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, ready: dict[str, Any] | None = None) -> None:
+        self._channel, self._ready = channel, ready or {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Everything is built: says so."""
         self._counter = TokenCounter(model, PAD)
-        self._channel.ready()
+        self._channel.ready(**self._ready)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the step and waits."""

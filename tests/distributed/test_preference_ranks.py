@@ -73,8 +73,11 @@ def take(case: tuple[Any, ...], strategy: Any) -> Told:
         loss.find_rest(strategy, lambda: strategy.score(loader.other_answers(0, 0, 2)))
     (units,), _ = strategy.agree([sum(batch.num_units for batch in group)])
     assert units == count
-    outcome = updated(strategy, trained, strategy.forward_backward(group, units))
-    return Told(outcome, loss.take(strategy), evaluation, scores)
+    total = strategy.forward_backward(group, units)
+    before = strategy.exchanges
+    outcome = updated(strategy, trained, total, loss.sums(total.device))
+    assert strategy.exchanges - before <= 1  # metrics go with the loss and the norm, in no message of their own
+    return Told(outcome, loss.metrics(outcome.also), evaluation, scores)
 
 
 def _rank(rank: int, build: Callable[[], Any], cases: list[tuple[Any, ...]]) -> list[Told]:

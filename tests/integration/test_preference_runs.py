@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.unit.engine.test_preference_loss import marked, pairs
 from ai_finetuning import DataConfig, JapaneseModel, LoRAConfig, ScheduleConfig
 from ai_finetuning.config.preference import PreferenceConfig
 from ai_finetuning.config.run import RunConfig
-from ai_finetuning.config.run_folder import CHECKPOINTS, METRICS
+from ai_finetuning.config.run_folder import BEST, BEST_NOTE, CHECKPOINTS, METRICS
 from ai_finetuning.data.text_dataset import TextDataset
 from ai_finetuning.engine import references
 from ai_finetuning.engine.metrics import read_metrics
@@ -163,3 +164,27 @@ def test_a_pilot_and_a_loss_without_a_reference_compute_none(tiny_model_dir: Pat
     settings = {"objective": "preference", "preference": PreferenceConfig("simpo")}
     execute(request_of(tiny_model_dir, tmp_path / "out", pairs(12), settings=settings))
     assert not (tmp_path / "out" / KEPT).exists()
+
+
+def test_the_best_weights_are_those_that_tell_the_answers_apart(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The likelihood that `sft_weight` adds to a step is no part of the evaluation loss, which says what is best, when to stop
+    and how the run went: it is many times as large as what the pairs are compared by.
+    """
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
+    rows, evaluated = pairs(16), pairs(4, seed=9)
+    settings = {"preference": PreferenceConfig("sigmoid", sft_weight=2.0)}
+    execute(request_of(tiny_model_dir, tmp_path / "run", rows, evaluated, settings=settings))
+    written = read_metrics(tmp_path / "run" / METRICS)
+    evaluations, steps = (
+        [row for row in written if ("eval_loss" in row) == evaluating] for evaluating in (True, False)
+    )
+    assert evaluations[0]["eval_loss"] == pytest.approx(0.693147, rel=1e-5)
+    assert all(row["eval_nll_loss"] > 2 for row in evaluations)
+    for row in steps:
+        assert row["loss"] > 2 * row["nll_loss"] > 4
+    best = min(evaluations, key=lambda row: row["eval_loss"])
+    if best["step"]:
+        kept = json.loads((tmp_path / "run" / CHECKPOINTS / BEST / BEST_NOTE).read_text(encoding="utf-8"))
+        assert (kept["step"], kept["eval_loss"]) == (best["step"], best["eval_loss"])

@@ -50,6 +50,7 @@ class Outcome:
     loss: float
     norm: float
     parts: dict[str, tuple[np.ndarray, np.ndarray, tuple[slice, ...]]]
+    also: tuple[float, ...] = ()
 
 
 def documents(count: int) -> list[Example]:
@@ -136,10 +137,14 @@ def take_step(case: Case, strategy: Any, micro_batch_size: int = 2) -> Outcome:
     return updated(strategy, trained, loss)
 
 
-def updated(strategy: Any, trained: list[tuple[str, torch.Tensor]], loss: torch.Tensor) -> Outcome:
-    """The optimizer's step after a backward pass, with this process's parts of gradients and new weights."""
+def updated(
+    strategy: Any, trained: list[tuple[str, torch.Tensor]], loss: torch.Tensor, also: torch.Tensor | None = None
+) -> Outcome:
+    """The optimizer's step after a backward pass, with this process's parts of gradients and new weights; `also` is summed
+    with the loss.
+    """
     gradients = {name: p.grad.clone().cpu().numpy() for name, p in trained if p.grad is not None}
-    update = strategy.update(loss, 1.0)
+    update = strategy.update(loss, 1.0, also)
     assert update.applied
     layouts = getattr(strategy, "layouts", None)
     parts = {}
@@ -149,7 +154,7 @@ def updated(strategy: Any, trained: list[tuple[str, torch.Tensor]], loss: torch.
             if layouts is not None:
                 index = tuple(slice(o, o + s) for o, s in zip(layouts[name].offset, layouts[name].size, strict=True))
             parts[name] = (gradients[name], p.detach().cpu().numpy().copy(), index)
-    return Outcome(update.loss, update.grad_norm, parts)
+    return Outcome(update.loss, update.grad_norm, parts, update.also)
 
 
 def _rank(rank: int, cases: Sequence[Case], build: Callable[[Case], Any]) -> list[Outcome]:

@@ -283,7 +283,7 @@ def _evaluate_in_memory(run: Run, evaluation: Evaluation) -> tuple[float, int, i
 
 def _begin_preference(run: Run, preference: PreferenceLoss, evaluation: Evaluation, size: int) -> None:
     """The metrics of answers begin anew; KTO's reference point is one number for the whole evaluation."""
-    preference.begin()
+    preference.begin(evaluating=True)
     if preference.has_rest and evaluation.others is not None:
         others = evaluation.others(size)
         preference.find_rest(run.strategy, lambda: run.strategy.evaluate(others))

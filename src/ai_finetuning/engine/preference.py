@@ -136,7 +136,9 @@ def metric_names(settings: PreferenceConfig) -> tuple[str, ...]:
     """What pair_metrics, or for objective kto marked_metrics, sums up."""
     if LOSSES[settings.loss or "sigmoid"].objective == "kto":
         return _MARKED_METRICS
-    return (*_PAIR_METRICS, "nll_loss", "log_odds_ratio") if settings.loss == "orpo" else _PAIR_METRICS
+    if settings.loss == "orpo":
+        return (*_PAIR_METRICS, "nll_loss", "log_odds_ratio")
+    return (*_PAIR_METRICS, "nll_loss") if settings.sft_weight else _PAIR_METRICS
 
 
 @torch.no_grad()
@@ -159,8 +161,10 @@ def pair_metrics(scores: PairScores, settings: PreferenceConfig) -> dict[str, Te
         "logps/chosen": scores.policy[:, CHOSEN].sum(dim=1),
         "logps/rejected": scores.policy[:, REJECTED].sum(dim=1),
     }
+    if settings.loss == "orpo" or settings.sft_weight:
+        rows["nll_loss"] = -of.chosen_mean
     if settings.loss == "orpo":
-        rows |= {"nll_loss": -of.chosen_mean, "log_odds_ratio": _lead(_log_odds(of.mean))}
+        rows["log_odds_ratio"] = _lead(_log_odds(of.mean))
     return {name: torch.where(live, values, torch.zeros_like(values)).sum() for name, values in rows.items()}
 
 

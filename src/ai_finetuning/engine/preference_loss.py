@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,15 @@ class PreferenceLoss:
         """Whether every step needs KTO's reference point."""
         return self.settings.loss == "kto"
 
-    def begin(self) -> None:
-        """Metrics begin anew: of a step, or of an evaluation."""
+    def begin(self, *, evaluating: bool = False) -> None:
+        """Metrics begin anew: of a step, or of an evaluation.
+
+        Args:
+            evaluating: the loss is the named one alone. `sft_weight` holds training back, and would decide which weights are
+                the best ones: it outweighs what the pairs are compared by (docs/decisions/0176).
+        """
         self._sums: Tensor | None = None
+        self._counted = replace(self.settings, sft_weight=0.0) if evaluating else self.settings
 
     def __call__(self, model: nn.Module, batch: Rows) -> Tensor:
         """The sum of the losses of a micro-batch's pairs or marked answers."""
@@ -67,7 +74,7 @@ class PreferenceLoss:
             raise ValueError(f"the loss {self.settings.loss} compares with a reference, and the batch has none")
         if answers.good is None:
             scores = PairScores(policy, answers.counts, answers.reference if self.facts.reference else None)
-            losses, live = pair_losses(scores, self.settings), scores.live
+            losses, live = pair_losses(scores, self._counted), scores.live
             metrics = pair_metrics(scores, self.settings) | {"pairs": live.sum()}
         else:
             assert answers.reference is not None
@@ -87,10 +94,20 @@ class PreferenceLoss:
         return losses.sum()
 
     def take(self, strategy: Strategy) -> dict[str, float]:
-        """The metrics since begin(), over all ranks; every process has to call it."""
-        mine = [0.0] * len(self._names) if self._sums is None else self._sums.tolist()
+        """The metrics since begin(), over all ranks, in a message of their own; every process has to call it."""
+        summed, _ = strategy.agree(self.sums(torch.device("cpu")).tolist())
+        return self.metrics(summed)
+
+    def sums(self, device: torch.device) -> Tensor:
+        """[n] fp64: what this rank has summed since begin(), to be summed over the data ranks for metrics(); it is not
+        waited for.
+        """
+        mine = torch.zeros(len(self._names), dtype=torch.float64) if self._sums is None else self._sums
         self.begin()
-        summed, _ = strategy.agree(mine)
+        return mine.to(device)
+
+    def metrics(self, summed: Sequence[float]) -> dict[str, float]:
+        """The metrics, of sums() over all data ranks."""
         sums = dict(zip(self._names, summed, strict=True))
         if self.facts.objective == "kto":
             counted = {"chosen": sums.pop("good"), "rejected": sums.pop("bad")}

@@ -90,7 +90,8 @@ def train_step(run: Run, data: StepData) -> StepOutcome:
     loss = strategy.forward_backward(data.group, max(1.0, data.units))
     if fault is not None:
         loss = _spoil(run, fault, loss)
-    update = _update(run, loss)
+    preference = run.preference
+    update = _update(run, loss, None if preference is None else preference.sums(loss.device))
     optimizer.zero_grad(set_to_none=True)
     return StepOutcome(
         loss=update.loss,
@@ -100,7 +101,7 @@ def train_step(run: Run, data: StepData) -> StepOutcome:
         learning_rate=optimizer.param_groups[0]["lr"],
         updated=update.applied,
         finite=math.isfinite(update.loss) and (update.scaled or math.isfinite(update.grad_norm)),
-        extra={} if run.preference is None else run.preference.take(strategy),
+        extra={} if preference is None else preference.metrics(update.also),
     )
 
 
@@ -142,14 +143,14 @@ def make_optimizer_state(run: Run) -> None:
     )
 
 
-def _update(run: Run, loss: Tensor) -> Update:
-    """The strategy's update. Where memory runs out in it the step is not done again: some weights may have moved.
+def _update(run: Run, loss: Tensor, also: Tensor | None) -> Update:
+    """The strategy's update, which also sums and reads what is to be logged (`also`). Where memory runs out in it the step is not done again: some weights may have moved.
 
     Raises:
         OutOfMemoryError: memory ran out.
     """
     try:
-        return run.strategy.update(loss, run.max_grad_norm)
+        return run.strategy.update(loss, run.max_grad_norm, also)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -157,7 +157,7 @@ def verdict(history: Sequence[dict[str, Any]], saved_step: int | None = None) ->
 
     Better, unchanged and worse compare the first evaluation with that of the saved weights. A run has overfitted where its
     best evaluation differs from the first one, and the last one has risen from the best by as much (`differ`). A lower loss
-    over pairs, which has the likelihood of the better answers in it too (preference.sft_weight, orpo), is no gain where the
+    over pairs, which may have the likelihood of the better answers in it too (orpo), is no gain where the
     worse answers have come to lead.
 
     Args:

@@ -26,12 +26,14 @@ class Update:
         grad_norm: global, before clipping.
         applied: whether the weights changed; never where loss or norm is not finite.
         scaled: an overflow is part of fp16's search for a scale, and not the model's fault.
+        also: what was to be summed with the loss, over all data ranks.
     """
 
     loss: float
     grad_norm: float
     applied: bool
     scaled: bool = False
+    also: tuple[float, ...] = ()
 
 
 class Strategy(Protocol):
@@ -92,7 +94,7 @@ class Strategy(Protocol):
             this process's share of that loss, a scalar that stays on the device.
         """
 
-    def update(self, loss: Tensor, max_norm: float) -> Update:
+    def update(self, loss: Tensor, max_norm: float, also: Tensor | None = None) -> Update:
         """Clips the gradients to max_norm (0: not clipped) and lets the optimizer step.
 
         Nothing is updated where loss or norm is not finite on any rank. The ranks' losses are summed with their
@@ -100,6 +102,7 @@ class Strategy(Protocol):
 
         Args:
             loss: what forward_backward() has returned.
+            also: [n] fp64 on its device, summed over the data ranks and read with it.
         """
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:

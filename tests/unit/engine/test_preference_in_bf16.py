@@ -26,12 +26,17 @@ REASON = why_unavailable(CPU)
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels here: {REASON}")
 
 
+CASES = [("llama", name) for name in SETTINGS]
+CASES += [(kind, "rpo") for kind in ("qwen2", "qwen3_tied", "gemma2", "stablelm")]
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3_tied", "gemma2", "stablelm"])
-def test_forks_err_no_more_than_bf16(kind: str, method: str):
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_forks_err_no_more_than_bf16(kind: str, name: str, method: str):
+    """Within what supervised training has there (tests/unit/models/test_documents.py)."""
     wrapped, inner = model_of(kind, method)
     examples = pairs(9)
-    settings = SETTINGS["rpo"]
+    settings = SETTINGS[name]
     reference = noisy_reference(wrapped, examples)
     expected = plain_step(wrapped, examples, settings, reference)
     path, reason = select_forward_path(inner, CPU, autocast=torch.bfloat16, kernels="fused")

@@ -176,15 +176,16 @@ class Zero(DataParallel):
         self._engine.backward(loss * (self.data_size + 0 * loss.detach()))
 
     @torch.no_grad()
-    def update(self, loss: Tensor, max_norm: float) -> Update:
+    def update(self, loss: Tensor, max_norm: float, also: Tensor | None = None) -> Update:
         """DeepSpeed clips and steps in one, and skips both where gradients are not finite; the norm is nan then."""
         assert max_norm == self._max_norm, (max_norm, self._max_norm)
         self.exchanges += 1
         self._engine.step()
         norm = math.nan if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
-        total = loss.double()
-        dist.all_reduce(total)
-        return Update(float(total), norm, applied=bool(self._engine.was_step_applied()))
+        sums = loss.double()[None] if also is None else torch.cat([loss.double()[None], also])
+        dist.all_reduce(sums)
+        total, *rest = sums.tolist()
+        return Update(total, norm, applied=bool(self._engine.was_step_applied()), also=tuple(rest))
 
     @torch.no_grad()
     def tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:

@@ -196,26 +196,26 @@ class DataParallel(SingleDevice):
     def _with_gradients(self) -> list[nn.Parameter]:
         return [part for part in self._parts.values() if part.grad is not None]
 
-    def update(self, loss: Tensor, max_norm: float) -> Update:
+    def update(self, loss: Tensor, max_norm: float, also: Tensor | None = None) -> Update:
         """One update of this rank's parts; the whole weights' gradients are dropped with them."""
         self.exchanges += 1
-        update = super().update(loss, max_norm)
+        update = super().update(loss, max_norm, also)
         for parameter in self._whole.values():
             parameter.grad = None
         return update
 
-    def _measure(self, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _measure(self, mine: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The norm over every weight once, whoever holds it: owners' squares, summed over all processes. The loss
-        travels with them, so that every rank knows of one that is not finite.
+        travels with them, so that every rank knows of one that is not finite, and so does what is to be summed with it.
         """
         assert self.layouts is not None
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for name, part in self._parts.items():
             if part.grad is not None and self.layouts[name].owner:
                 square += part.grad.double().square().sum()
-        sums = torch.stack([square, loss.double() if self._counts else torch.zeros_like(square)])
+        sums = torch.cat([square[None], mine.to(square.device) if self._counts else torch.zeros_like(mine)])
         dist.all_reduce(sums)
-        return sums[1], sums[0].sqrt()
+        return sums[1:], sums[0].sqrt()
 
     def _clip(self, parameters: list[nn.Parameter], norm: Tensor, size: float, max_norm: float) -> None:
         if size > max_norm:

@@ -134,24 +134,25 @@ class SingleDevice:
         return [parameter for parameter in self._model.parameters() if parameter.grad is not None]
 
     @torch.no_grad()
-    def update(self, loss: Tensor, max_norm: float) -> Update:
-        """Reads loss and norm once; an overflow under fp16 lowers the scale."""
+    def update(self, loss: Tensor, max_norm: float, also: Tensor | None = None) -> Update:
+        """Reads loss and norm, and what goes with them, once; an overflow under fp16 lowers the scale."""
         parameters = self._with_gradients()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self._scale.unscale(gradients)
-        total, norm = self._measure(loss, gradients)
-        lost, size = torch.stack([total.double(), norm.to(total.device).double()]).tolist()
+        mine = loss.double()[None] if also is None else torch.cat([loss.double()[None], also])
+        sums, norm = self._measure(mine, gradients)
+        size, lost, *rest = torch.cat([norm.to(sums.device).double()[None], sums]).tolist()
         finite = math.isfinite(lost) and math.isfinite(size)
         if finite and max_norm > 0:
             self._clip(parameters, norm, size, max_norm)
         if finite:
             (self.host_states or self._optimizer).step()
         self._scale.update(overflow=not math.isfinite(size))
-        return Update(lost, size, applied=finite, scaled=self._scale.enabled)
+        return Update(lost, size, applied=finite, scaled=self._scale.enabled, also=tuple(rest))
 
-    def _measure(self, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and gradient norm over all ranks, on the device."""
-        return loss, torch.nn.utils.get_total_norm(gradients)
+    def _measure(self, mine: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """[n] sums over the data ranks (the first one is the loss), and the gradient norm over all ranks, on the device."""
+        return mine, torch.nn.utils.get_total_norm(gradients)
 
     def _clip(self, parameters: list[nn.Parameter], norm: Tensor, size: float, max_norm: float) -> None:
         """Scales gradients of the norm `size` (on the device: `norm`) down to max_norm."""
