@@ -46,6 +46,7 @@ class Spec:
         settings: the project's own `key=value` settings (variant `ours` only).
         checkpointing: activations are computed again, in ours and in peers at their best.
         kernels: distributions whose kernels a peer takes beside torch's.
+        precision: what everybody computes in, bf16 or fp32.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Spec:
     settings: Sequence[str] = ()
     checkpointing: bool = False
     kernels: Sequence[str] = ()
+    precision: str = "bf16"
 
 
 def read_spec() -> Spec:
