@@ -17,8 +17,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_model(folder: Path, shape: Shape, *, device: str = "cpu") -> Path:
-    """Random bf16 weights (hub models are bf16) and a tokenizer of one word a token; made once."""
+def save_model(folder: Path, shape: Shape, *, device: str = "cpu", precision: str = "bf16") -> Path:
+    """Random weights, in bf16 as hub models have them or the same numbers in fp32, and a tokenizer of one word a token;
+    made once.
+    """
     if (folder / "tokenizer.json").is_file():
         return folder
     import torch
@@ -27,7 +29,7 @@ def save_model(folder: Path, shape: Shape, *, device: str = "cpu") -> Path:
     torch.manual_seed(SEED)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+    (model.float() if precision == "fp32" else model).save_pretrained(folder)
     _tokenizer(shape.vocabulary).save_pretrained(folder)
     return folder
 

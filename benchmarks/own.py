@@ -14,6 +14,12 @@ from benchmarks.workers.channel import Spec
 # (run, the loop's own step function of run and rows) -> what the loop's own step function returns.
 StepFunction = Callable[[Any, Callable[[Any, Any], Any]], Any]
 
+# What is asked for beside the settings; bf16 is what a run takes by itself.
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "bf16": (),
+    "fp32": ("training.runtime.precision=fp32", "model.dtype=float32"),
+}
+
 
 class Finished(BaseException):
     """Raised by a step function to leave the run; no `except Exception` on the way takes it for an error."""
@@ -74,6 +80,6 @@ def train(spec: Spec, step: StepFunction, overrides: Sequence[str] = ()) -> int:
 
     loop.step_with_retry = stepped
     try:
-        return run(["train", str(path), *spec.settings, *overrides])
+        return run(["train", str(path), *PRECISIONS[spec.precision], *spec.settings, *overrides])
     finally:
         loop.step_with_retry = original

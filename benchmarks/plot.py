@@ -45,7 +45,7 @@ def _caption(result: dict[str, Any]) -> str:
     rows = min(row["steps"] for row in result["summary"].values())
     hardware = result["hardware"]
     return (
-        f"{result['model']} model, {result['method']}, {result['threads']} threads, "
+        f"{result['model']} model, {result['method']}, {result.get('precision', 'bf16')}, {result['threads']} threads, "
         f"{hardware.get('gpu', hardware['cpu'])}; "
         f"{rows} counted rounds of {result['documents']['per_step']} documents a step, medians; FLOP limit "
         f"{result['limit_tokens_per_second']:.0f} tokens/s at {result['ceiling_gflops']['used']:.0f} GFLOP/s measured; "
@@ -91,7 +91,8 @@ def publish(result_path: Path, page: Path = PAGE) -> list[Path]:
         SystemExit: the page has no such marks.
     """
     result = json.loads(result_path.read_text(encoding="utf-8"))
-    key = f"{result['model']}-{result['method']}-{result['device']}"
+    kind = "" if result.get("precision", "bf16") == "bf16" else f"-{result['precision']}"
+    key = f"{result['model']}-{result['method']}-{result['device']}{kind}"
     image = picture(result, page.parent / "images" / f"training-step-{key}.png")
     put(page, key, f"{table(result)}\n\n![Speed and memory, {key}](images/{image.name})")
     return [image, page]

@@ -23,8 +23,8 @@ class WorkerError(Exception):
     """A variant's process ended or wrote something else than its protocol."""
 
 
-def environment(threads: int, device: str) -> dict[str, str]:
-    """A worker's environment: its threads, no network, the device and no other."""
+def environment(threads: int, device: str, root: Path = ROOT) -> dict[str, str]:
+    """A worker's environment: its threads, no network, the device and no other; code from `root`."""
     settings = {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
@@ -34,7 +34,7 @@ def environment(threads: int, device: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "DISABLE_VERSION_CHECK": "1",
         "AIFT_LANG": "en",
-        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONPATH": str(root / "src"),
         "PYTHONUTF8": "1",
         "PYTHONWARNINGS": "ignore",
     }
@@ -50,9 +50,20 @@ class Worker:
     Args:
         python: the interpreter of the variant's environment.
         folder: for the spec and the log.
+        root: the repository whose code runs.
     """
 
-    def __init__(self, name: str, variant: Variant, spec: Spec, *, python: str, folder: Path, threads: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        variant: Variant,
+        spec: Spec,
+        *,
+        python: str,
+        folder: Path,
+        threads: int,
+        root: Path = ROOT,
+    ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
         path = folder / f"{name}.json"
@@ -60,13 +71,13 @@ class Worker:
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 [python, "-m", f"benchmarks.workers.{variant.worker}", str(path)],
-                cwd=ROOT,
+                cwd=root,
                 stderr=log,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env=environment(threads, spec.device),
+                env=environment(threads, spec.device, root),
             )
 
     def ready(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,29 +97,50 @@ def flops_per_token(shape: Shape, method: str, *, label_share: float, mean_lengt
     return per_weight * shape.linear_parameters + head + adapters + attention
 
 
-def matmul_ceiling(shape: Shape, *, tokens: int, device: str, label_share: float, repeats: int = 7) -> dict[str, float]:
-    """GFLOP/s of bf16 matrix products at the shapes of a step, medians of `repeats`; all threads of this process."""
+def matmul_ceiling(
+    shape: Shape, *, tokens: int, device: str, label_share: float, precision: str = "bf16", repeats: int = 7
+) -> dict[str, float]:
+    """GFLOP/s of matrix products at the shapes of a step by every library that is there, medians of `repeats`; all threads
+    of this process.
+    """
     import torch
 
-    place = torch.device(device)
+    place, dtype = torch.device(device), torch.float32 if precision == "fp32" else torch.bfloat16
     rows = {"hidden-hidden": (tokens, shape.hidden, shape.hidden), "hidden-ffn": (tokens, shape.hidden, shape.ffn)}
     rows["ffn-hidden"] = (tokens, shape.ffn, shape.hidden)
     rows["head"] = (max(1, round(tokens * label_share)), shape.hidden, shape.vocabulary)
     obtained = {}
     for name, (count, inputs, outputs) in rows.items():
-        left = torch.randn(count, inputs, device=place).bfloat16()
-        right = torch.randn(outputs, inputs, device=place).bfloat16().t()
+        left = torch.randn(count, inputs, device=place).to(dtype)
+        right = torch.randn(outputs, inputs, device=place).to(dtype)
         # Into memory that is there already: fresh pages would be timed, not the product.
-        out = torch.empty(count, outputs, device=place, dtype=torch.bfloat16)
-        seconds = []
-        for repeat in range(repeats + 1):
-            _wait(device)
-            began = time.perf_counter()
-            torch.mm(left, right, out=out)
-            _wait(device)
-            if repeat:  # the first one sets the library up
-                seconds.append(time.perf_counter() - began)
-        obtained[name] = 2 * count * inputs * outputs / statistics.median(seconds) / 1e9
+        out = torch.empty(count, outputs, device=place, dtype=dtype)
+        for library, multiply in _libraries(device, precision).items():
+            seconds = []
+            for repeat in range(repeats + 1):
+                _wait(device)
+                began = time.perf_counter()
+                multiply(left, right, out)
+                _wait(device)
+                if repeat:  # the first one sets the library up
+                    seconds.append(time.perf_counter() - began)
+            obtained[f"{name} {library}"] = 2 * count * inputs * outputs / statistics.median(seconds) / 1e9
+    return obtained
+
+
+def _libraries(device: str, precision: str) -> dict[str, Callable[[Any, Any, Any], Any]]:
+    """Who can multiply x by the transpose of w into out, by the name of its library."""
+    import torch
+
+    from ai_finetuning.kernels.products import OPENBLAS, Products, why_not_openblas
+
+    obtained: dict[str, Callable[[Any, Any, Any], Any]] = {"torch": lambda x, w, out: torch.mm(x, w.t(), out=out)}
+    if device == "cpu" and precision == "fp32":
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        obtained["oneDNN"] = lambda x, w, out: pointwise(x, w, None, "none", [], "")
+        if why_not_openblas() is None:
+            products = Products(OPENBLAS)
+            obtained["OpenBLAS"] = lambda x, w, out: products.add(out, x, w.t())
     return obtained
 
 

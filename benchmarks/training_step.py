@@ -25,6 +25,7 @@ sys.path[0] = str(ROOT)
 
 from benchmarks import corpus, plot, ratios  # noqa: E402
 from benchmarks.inputs import save_documents, save_model  # noqa: E402
+from benchmarks.own import PRECISIONS  # noqa: E402
 from benchmarks.rounds import Worker, WorkerError, environment, machine, open_gate, run_rounds  # noqa: E402
 from benchmarks.shapes import SHAPES, flops_per_token  # noqa: E402
 from benchmarks.variants import FACTORY, GPU_ONLY, ON_GPU, OWN, PEERS, QUICK, STUDIES, VARIANTS  # noqa: E402
@@ -50,6 +51,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=SHAPES, help="default: small; with --device cuda 1b and 8b")
     parser.add_argument("--method", choices=METHODS, help="default: lora; with --device cuda all three")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="what everybody computes in on a CPU")
+    parser.add_argument(
+        "--former", type=Path, metavar="DIR", help="a checkout of an earlier commit, for variant `former`"
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=None)
     parser.add_argument("--steps", type=int, default=10, help="counted steps of each variant")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each variant that are not counted")
@@ -87,6 +92,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--together {given.together} leaves no room for a peer beside ours")
     if "ours" not in given.variants:
         parser.error("--variants needs `ours`: everything is compared with it")
+    if ("former" in given.variants) != (given.former is not None):
+        parser.error("--former DIR and the variant `former` belong together")
     return given
 
 
@@ -122,6 +129,7 @@ def build_spec(given: argparse.Namespace, folder: Path, model: Path, documents: 
         rows_per_step=per_step // DOCUMENTS_A_ROW,
         pack_tokens=tokens,
         steps=corpus.picked_steps(len(documents) // per_step, warmup=given.warmup, counted=given.steps),
+        precision=given.precision,
     )
 
 
@@ -144,12 +152,13 @@ def ceiling(given: argparse.Namespace, spec: Spec, share: float) -> dict[str, fl
     """GFLOP/s at the shapes of a step, measured in a process of its own with the run's threads."""
     code = (
         "import json, sys; from benchmarks.shapes import SHAPES, matmul_ceiling; "
-        "model, tokens, device, share = sys.argv[1:]; "
-        "print(json.dumps(matmul_ceiling(SHAPES[model], tokens=int(tokens), device=device, label_share=float(share))))"
+        "model, tokens, device, share, precision = sys.argv[1:]; "
+        "print(json.dumps(matmul_ceiling(SHAPES[model], tokens=int(tokens), device=device, label_share=float(share), "
+        "precision=precision)))"
     )
     tokens = str(spec.pack_tokens * spec.rows_per_step)
     ended = subprocess.run(
-        [sys.executable, "-c", code, given.model, tokens, given.device, str(share)],
+        [sys.executable, "-c", code, given.model, tokens, given.device, str(share), given.precision],
         cwd=ROOT,
         check=True,
         env=environment(given.threads, given.device),
@@ -172,9 +181,17 @@ def measure(
     try:
         for name in names:
             variant = VARIANTS[name]
-            own = replace(spec, scratch=f"{spec.scratch}-{name}", best=variant.best, settings=variant.settings)
+            # An earlier commit may not know `precision`; the settings that it stands for are as old as the benchmark.
+            settings = (*PRECISIONS[given.precision], *variant.settings) if variant.former else variant.settings
+            own = replace(spec, scratch=f"{spec.scratch}-{name}", best=variant.best, settings=settings)
             workers[name] = Worker(
-                name, variant, own, python=python[variant.environment], folder=folder, threads=given.threads
+                name,
+                variant,
+                own,
+                python=python[variant.environment],
+                folder=folder,
+                threads=given.threads,
+                root=given.former.resolve() if variant.former else ROOT,
             )
             versions[name] = workers[name].ready()["versions"]
             say(f"ready: {name} ({variant.label})")
@@ -193,7 +210,8 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     """The whole run: inputs, gate, ceiling, rounds, ceiling."""
     python = interpreters(given)
     shape = SHAPES[given.model]
-    folder = given.work / f"{given.model}-{given.method}-{given.device}"
+    kind = "" if given.precision == "bf16" else f"-{given.precision}"
+    folder = given.work / f"{given.model}-{given.method}-{given.device}{kind}"
     count = max(corpus.MIN_DOCUMENTS, given.documents_per_step * (given.warmup + given.steps))
     count = -(-count // given.documents_per_step) * given.documents_per_step
     documents = corpus.shuffled(
@@ -203,13 +221,15 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         warmup=given.warmup,
     )
     save_documents(folder / "documents", documents)
-    model = save_model(given.work / "models" / given.model, shape, device=given.device)
+    model = save_model(
+        given.work / "models" / f"{given.model}{kind}", shape, device=given.device, precision=given.precision
+    )
     spec = build_spec(given, folder, model, documents)
     share, mean_length = corpus.label_share(documents), corpus.token_mean_length(documents)
     load = os.getloadavg()
     gates = {}
     for name in given.variants:
-        if VARIANTS[name].worker == "ours":
+        if VARIANTS[name].worker == "ours" and not VARIANTS[name].former:
             gates[name] = open_gate(spec, VARIANTS[name].settings, folder, given.threads)["findings"]
             say(
                 f"gate open: {name}: "
@@ -235,6 +255,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": given.model,
         "method": given.method,
+        "precision": given.precision,
         "device": given.device,
         "threads": given.threads,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -278,7 +299,8 @@ def main() -> None:
         result = benchmark(given)
     except WorkerError as error:
         raise SystemExit(str(error)) from error
-    name = f"{result['date'][:10]}_{given.model}-{given.method}-{given.device}-{given.threads}t" + (
+    kind = "" if given.precision == "bf16" else f"-{given.precision}"
+    name = f"{result['date'][:10]}_{given.model}-{given.method}-{given.device}{kind}-{given.threads}t" + (
         "_quick" if given.quick else ""
     )
     path = given.json or given.out / f"{name}.json"

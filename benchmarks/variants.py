@@ -24,6 +24,7 @@ class Variant:
         needs: distributions that its interpreter must have, where those installed are taken (benchmarks/gpu_cells.py).
         kernels: distributions whose kernels it is told to use where they are installed.
         micro_batch: rows of a micro-batch, where the variant has its own number of them.
+        former: the code of an earlier commit, which the command line names.
     """
 
     worker: str
@@ -34,15 +35,17 @@ class Variant:
     needs: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
     micro_batch: int | None = None
+    former: bool = False
 
 
 # The order decides who waits beside whom (groups): the two HF Trainers, which take most memory, are apart.
 VARIANTS = {
     "ours": Variant("ours", OWN, "this toolkit, packing"),
     "ours-portable": Variant("ours", OWN, "this toolkit, portable", settings=("training.runtime.kernels=portable",)),
+    "former": Variant("ours", OWN, "an earlier commit of this toolkit, packing", former=True),
     "naive": Variant("naive", OWN, "the documented way: padded to 512, fp32"),
-    "hf": Variant("hf_trainer", PEERS, "HF Trainer, dynamic padding, bf16"),
-    "hf-best": Variant("hf_trainer", PEERS, "HF Trainer, grouped by length, bf16", best=True),
+    "hf": Variant("hf_trainer", PEERS, "HF Trainer, dynamic padding"),
+    "hf-best": Variant("hf_trainer", PEERS, "HF Trainer, grouped by length", best=True),
     "trl": Variant("trl_sft", PEERS, "TRL SFTTrainer, defaults"),
     "trl-packing": Variant(
         "trl_sft",
@@ -61,10 +64,6 @@ VARIANTS = {
         needs=("llamafactory",),
         kernels=(LIGER, FLASH),
     ),
-    "ours-mallopt": Variant("ours_mallopt", OWN, "this toolkit, packing, mallopt"),
-    "ours-portable-mallopt": Variant(
-        "ours_mallopt", OWN, "this toolkit, portable, mallopt", settings=("training.runtime.kernels=portable",)
-    ),
     "trl-liger": Variant(
         "trl_sft",
         PEERS,
@@ -77,7 +76,7 @@ VARIANTS = {
 }
 QUICK = ("ours", "naive")
 # Measured where they are asked for by name.
-STUDIES = ("ours-mallopt", "ours-portable-mallopt")
+STUDIES = ("former",)
 # Against whom a GPU is measured: ours first, then every peer at its best. The plain TRL stands in where Liger is not.
 ON_GPU = ("ours", "trl-liger", "trl-packing", "lf-packing", "unsloth")
 GPU_ONLY = ("trl-liger", "unsloth")

@@ -49,6 +49,7 @@ class Spec:
         pairs: the documents are pairs of answers (benchmarks/pairs.py), and `micro_batch` counts pairs.
         order: of pairs: which of them each step has, for workers that are told; ours tells.
         weights: of pairs: a file of trained weights and their gradients that a worker is compared with instead of being timed.
+        precision: what everybody computes in, bf16 or fp32.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Spec:
     pairs: bool = False
     order: Sequence[Sequence[int]] = ()
     weights: str | None = None
+    precision: str = "bf16"
 
 
 def read_spec() -> Spec:

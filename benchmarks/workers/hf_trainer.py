@@ -1,4 +1,4 @@
-"""transformers' Trainer with dynamic padding in bf16; at its best with batches of similar length."""
+"""transformers' Trainer with dynamic padding in bf16 or fp32; at its best with batches of similar length."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def main() -> None:
     pick_steps(spec, spec.per_step)
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
     order = "group_by_length" if spec.best else "sequential"  # the corpus is shuffled already
+    options = {"bf16": spec.precision == "bf16", "train_sampling_strategy": order}
     Trainer(
         model=with_adapter(load(spec), spec),
-        args=TrainingArguments(**arguments(spec, spec.per_step), bf16=True, train_sampling_strategy=order),
+        args=TrainingArguments(**arguments(spec, spec.per_step), **options),
         train_dataset=dataset(spec),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=[Stepper(channel)],

@@ -50,7 +50,7 @@ def _settings(spec: Spec, shared: dict[str, Any]) -> dict[str, Any]:
         "dataset": "rows",
         "dataset_dir": str(_data(spec)),
         "cutoff_len": LONGEST,
-        "bf16": True,
+        "bf16": spec.precision == "bf16",
         "finetuning_type": "full" if spec.method == "full" else "lora",
         "overwrite_cache": True,
     }

@@ -22,7 +22,7 @@ def main() -> None:
             "max_length": spec.pack_tokens,
             "gradient_checkpointing": spec.checkpointing,
             "use_liger_kernel": LIGER in spec.kernels,
-            "bf16": True,
+            "bf16": spec.precision == "bf16",
         }
     SFTTrainer(
         # A path, as its documentation writes it, is loaded in fp32; a model keeps the dtype that it was saved in.

@@ -310,3 +310,34 @@ def test_two_nodes_start_anew_when_a_process_of_one_is_killed(
     assert any("exitcode: -9" in output for output in outputs), outputs
     assert weights_digest(tmp_path / "out") == weights_digest(uninterrupted)
     assert losses(tmp_path / "out") == losses(uninterrupted)
+
+
+def test_machines_that_differ_compute_a_step_in_one_way(tmp_path: Path, tiny_model_dir: Path):
+    """Rank 0 has a compiler and two threads, rank 1 no compiler and one thread: both take the portable path and one thread,
+    and the run's folder and its checkpoint say so.
+    """
+    config = str(write_run(tmp_path, tiny_model_dir, num_epochs=1))
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": str(free_port()), "PYTHONPATH": path()}
+    nowhere = {"PATH": str(tmp_path / "no programs"), "AIFT_CACHE": str(tmp_path / "cache")}
+    nodes = [
+        start("train", config, **common, RANK=rank, **machine)
+        for rank, machine in (("0", {"OMP_NUM_THREADS": "2"}), ("1", {"OMP_NUM_THREADS": "1", **nowhere}))
+    ]
+    try:
+        outputs = [node.communicate(timeout=patience(280))[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert "training step: portable" in outputs[0]
+    folder = tmp_path / "out"
+    states = sorted((folder / "checkpoints").glob("checkpoint-*/state.json"))
+    assert states
+    for written in (folder / "run.json", *states):
+        derived = json.loads(written.read_text(encoding="utf-8"))["derived"]
+        assert {name: derived[name] for name in ("kernels", "products", "threads")} == {
+            "kernels": "portable",
+            "products": "torch",
+            "threads": 1,
+        }

@@ -15,6 +15,7 @@ from ai_finetuning.execution import build, derived
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.products import OPENBLAS, TORCH, why_not_openblas
 from ai_finetuning.models import fused
+from ai_finetuning.system import cores
 
 AUTO = "training.resume_from_checkpoint=auto"
 REASON = why_unavailable(torch.device("cpu"), torch.float32)
@@ -77,3 +78,38 @@ def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
         assert "began with OpenBLAS's matrix products, which cannot be had here (not there)" in logged()
     assert call("train", config, AUTO) == 0
     assert recorded(tmp_path, "products") == began
+
+
+def test_threads_stay_those_of_the_run_and_are_refused_where_cores_are_missing(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Any
+):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def computer(number: int) -> None:
+        """One with so many cores."""
+        monkeypatch.setattr(build, "physical_cores", lambda: number)
+        monkeypatch.setattr(cores, "physical_cores", lambda: number)
+        torch.set_num_threads(number)
+
+    before = torch.get_num_threads()
+    try:
+        computer(2)
+        config = interrupted(tmp_path, tiny_model_dir, monkeypatch)
+        assert int(recorded(tmp_path, "threads")) == 2
+        computer(1)
+        assert call("train", config, AUTO) == 78
+        assert "this run began with 2 threads, and 1 cores can be used here" in logged()
+        computer(3)
+        with monkeypatch.context() as patch:
+            patch.setenv("AIFT_FAULT", "step:term@5")
+            assert call("train", config, AUTO) == 75
+        assert int(recorded(tmp_path, "threads")) == 2
+        assert torch.get_num_threads() == 3  # as the program had it
+        computer(1)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert call("train", config, AUTO) == 0
+        assert "began with 2 threads and goes on with 1, as asked" in logged()
+        assert int(recorded(tmp_path, "threads")) == 1
+    finally:
+        torch.set_num_threads(before)

@@ -51,9 +51,10 @@ from ..parallel.strategy import Strategy
 from ..planner import memory
 from ..planner.phases import Phases, mark_phases, marked
 from ..system.collector import as_usual
+from ..system.cores import physical_cores, threads_are_chosen
 from ..system.gpu import dtype_name, free_memory_bytes
 from .base_weights import load_base
-from .derived import Derived, kernels_of, validate_kernels, validate_products
+from .derived import Derived, kernels_of, threads_of, validate_kernels, validate_products
 from .fingerprint import validate_same_weights, weights_mark
 from .packing_check import validate_packing
 from .predicting import predictions_for
@@ -96,6 +97,7 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
     """
     as_usual()
     strategy = _strategy(plan)
+    threads = _threads(plan, strategy)
     model, fingerprint, dtype = _load(plan, strategy)
     if not plan.request.full:
         validate_same_weights(strategy.gather(fingerprint))
@@ -124,7 +126,7 @@ def build(plan: RunPlan, store: CheckpointStore, metrics_path: Path | None, phas
         run.optimizer.register_step_pre_hook(lambda *_: phases.at("optimizer"))
     run.preference = preference
     run.fingerprint = plan.fingerprint | {"weights": fingerprint}
-    derived = _derived(plan, model, path, attention)
+    derived = replace(_derived(plan, model, path, attention), threads=threads)
     run.derived = asdict(derived)
     return Built(run, model, path, dtype, derived, slot, answers)
 
@@ -381,6 +383,22 @@ def _products(plan: RunPlan, model: nn.Module, strategy: Strategy, kernels: str)
     serves = fused.why_not(inner, plan.device, compute=fused.computed_in(inner, None)) is None
     found = strategy.gather(chosen_products(fused.linear_shapes(inner)) if serves else TORCH)
     return str(found[0]) if len(set(found)) == 1 else TORCH
+
+
+def _threads(plan: RunPlan, strategy: Strategy) -> int | None:
+    """Sets the threads that a CPU computes with, before anything is computed; the same in all processes. None on other
+    devices.
+
+    Raises:
+        ConfigError: the resumed run had more than there are cores.
+    """
+    if plan.device.type != "cpu":
+        return None
+    had = plan.taken.get("threads")
+    mine = threads_of(had, torch.get_num_threads(), physical_cores(), chosen=threads_are_chosen())
+    threads = int(min(strategy.gather(mine)))
+    torch.set_num_threads(threads)
+    return threads
 
 
 def _path(plan: RunPlan, model: nn.Module, kernels: str, products: str) -> tuple[VarlenForward | None, Reason | None]:

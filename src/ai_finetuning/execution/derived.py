@@ -13,6 +13,7 @@ from ..data.prepare import SPLIT, SPLITS
 from ..errors import ConfigError, Reason
 from ..kernels.products import NAMES as PRODUCTS
 from ..kernels.products import OPENBLAS, why_not_openblas
+from ..messages import notice
 from ..models.loading import DTYPES
 from .resume import ResumePoint, readable
 
@@ -35,6 +36,7 @@ class Derived:
         eval_steps: steps between evaluations; None where they are counted by epochs.
         target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
         strategy, devices: what `auto` took, and of how many devices; None where another strategy was asked for.
+        threads: of each process, which share out the sums of a product on a CPU; None on other devices.
     """
 
     precision: str
@@ -54,6 +56,7 @@ class Derived:
     strategy: str | None = None
     devices: int | None = None
     products: str | None = None
+    threads: int | None = None
 
 
 # Values of those that are texts, where only some are known.
@@ -65,7 +68,7 @@ _KNOWN = {
     "strategy": ("ddp", "fsdp", "model_parallel"),
 }
 # Numbers that count something.
-_AT_LEAST_ONE = ("batch_size", "gradient_accumulation_steps", "devices")
+_AT_LEAST_ONE = ("batch_size", "gradient_accumulation_steps", "devices", "threads")
 
 
 @cache
@@ -152,3 +155,34 @@ def validate_products(had: str) -> None:
             f"this run began with OpenBLAS's matrix products, which cannot be had here ({reason.en}). Resume it where it "
             "began, or, if numbers may be rounded in another way from here on, with training.runtime.kernels=portable.",
         )
+
+
+def threads_of(had: int | None, now: int, cores: int, *, chosen: bool) -> int:
+    """With how many threads a process of a run on a CPU computes: as the resumed run did, unless the user has said otherwise.
+
+    Args:
+        had: of the resumed run; None for a new one, and where an older version did not write it down.
+        now: torch's threads.
+        cores: that this process may use.
+        chosen: whether somebody has chosen `now`.
+
+    Raises:
+        ConfigError: the run had more threads than there are cores, and nobody has chosen another number.
+    """
+    if had is None or had == now:
+        return now
+    if chosen:
+        notice(
+            f"この学習は {had} スレッドで始まりました。指定に従い {now} スレッドで続けます。数値の丸めがここから変わることがあります（OMP_NUM_THREADS={had} なら同じです）。",
+            f"this run began with {had} threads and goes on with {now}, as asked: numbers may be rounded in another way from "
+            f"here on (OMP_NUM_THREADS={had} keeps them).",
+        )
+        return now
+    if had <= cores:
+        return had
+    raise ConfigError(
+        f"この学習は {had} スレッドで始まりましたが、ここで使えるコアは {cores} 個です。OMP_NUM_THREADS={had} を付けて再開すると同じ数値のまま（遅く）続き、"
+        f"OMP_NUM_THREADS={cores} を付けると、丸めが変わって速く続きます。",
+        f"this run began with {had} threads, and {cores} cores can be used here. With OMP_NUM_THREADS={had} it goes on with the "
+        f"same numbers, slowly; with OMP_NUM_THREADS={cores} fast, with numbers that may be rounded in another way.",
+    )

@@ -57,7 +57,15 @@ def private_file(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-def launch(command: list[str], processes: int, logs: Path, *, max_restarts: int, watch: Callable[[], None]) -> Ended:
+def launch(
+    command: list[str],
+    processes: int,
+    logs: Path,
+    *,
+    max_restarts: int,
+    watch: Callable[[], None],
+    threads: int | None = None,
+) -> Ended:
     """Runs `command` in every process until all have ended, and again, all of them, when one failed.
 
     SIGTERM and the first Ctrl-C are passed on once; the processes then have the grace time to end. A second Ctrl-C
@@ -69,13 +77,15 @@ def launch(command: list[str], processes: int, logs: Path, *, max_restarts: int,
         logs: a folder; what they write goes to `run/attempt_N/RANK/std*.log` in it.
         max_restarts: how often they are started anew.
         watch: called about ten times a second.
+        threads: of each process in the run that is resumed, taken where there are cores for them.
     """
     # On a local disk: FileStore locks its file, which not every network file system can do. mkdtemp makes it 0700.
     remove_left_stores()
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as place, SignalFlags() as signals:
         for attempt in range(max_restarts + 1):
             folder = logs / "run" / f"attempt_{attempt}"
-            with _started(command, processes, folder, Path(place) / f"store-{attempt}") as children:
+            given = _environment(processes, threads) | {STORE: str(Path(place) / f"store-{attempt}")}
+            with _started(command, processes, folder, given) as children:
                 ended = _follow(children, signals, watch)
             watch()
             if ended.rank is None or signals.stop:
@@ -96,9 +106,11 @@ def remove_left_stores() -> None:
 
 
 @contextlib.contextmanager
-def _started(command: list[str], processes: int, logs: Path, store: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _started(
+    command: list[str], processes: int, logs: Path, environment: dict[str, str]
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     children: list[subprocess.Popen[bytes]] = []
-    common = _environment(processes) | {STORE: str(store), LAUNCHER: str(os.getpid())}
+    common = environment | {LAUNCHER: str(os.getpid())}
     try:
         for rank in range(processes):
             folder = logs / str(rank)
@@ -120,7 +132,9 @@ def _started(command: list[str], processes: int, logs: Path, store: Path) -> Ite
             _kill(child)
 
 
-def _environment(processes: int) -> dict[str, str]:
+def _environment(processes: int, threads: int | None) -> dict[str, str]:
+    cores = physical_cores()
+    each = threads if threads is not None and threads * processes <= cores else max(1, cores // processes)
     given = {key: value for key, value in isolated_environment().items() if not key.startswith(_OF_OTHER_LAUNCHERS)}
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     return (
@@ -128,7 +142,7 @@ def _environment(processes: int) -> dict[str, str]:
         | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
         | {name: loopback[0] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if loopback}
         | {
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, physical_cores() // processes))),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(each)),
             "PYTHONUTF8": "1",
         }
     )

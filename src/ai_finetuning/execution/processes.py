@@ -64,7 +64,12 @@ def run_processes(plan: RunPlan, second_step: Timeline | None = None) -> None:
         command = [*isolated_python("ai_finetuning.execution.worker"), str(folder)]
         read: dict[Path, int] = {}
         ended = launch(
-            command, processes, folder / LOGS, max_restarts=restarts, watch=lambda: _show(folder / LOGS, read)
+            command,
+            processes,
+            folder / LOGS,
+            max_restarts=restarts,
+            watch=lambda: _show(folder / LOGS, read),
+            threads=plan.taken.get("threads"),
         )
     finally:
         remove_rows(folder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..messages import notice
@@ -66,6 +68,26 @@ def use_physical_cores() -> None:
         f"スレッド数を {threads} から物理コア数の {cores} にします（変えるには OMP_NUM_THREADS）。",
         f"using {cores} threads, one per physical core, instead of {threads} (OMP_NUM_THREADS changes this).",
     )
+
+
+def threads_are_chosen() -> bool:
+    """Whether the user, or whoever started this process, has said with how many threads it computes (as above)."""
+    import torch
+
+    told = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS")
+    return bool(told) or torch.get_num_threads() < physical_cores()
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """Behind the block torch computes with as many threads as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # Any of these says how OpenMP's threads wait: OpenMP's own variable, GNU's and LLVM's.

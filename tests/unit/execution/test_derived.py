@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ai_finetuning.errors import CheckpointError, ConfigError, Reason
-from ai_finetuning.execution.derived import Derived, kernels_of, taken_over, validate_kernels
+from ai_finetuning.execution.derived import Derived, kernels_of, taken_over, threads_of, validate_kernels
 from ai_finetuning.execution.resume import ResumePoint
 
 GOOD = asdict(Derived("fp32", False, 3, True, 4, 2, dtype="float32", target_modules=["q_proj"], warmup_ratio=0.1))
@@ -41,6 +41,8 @@ def test_values_come_back_as_they_were():
         ("batch_size", "4"),
         ("gradient_accumulation_steps", -8),
         ("strategy", "tensor"),
+        ("threads", 0),
+        ("threads", "2"),
     ],
 )
 def test_values_of_another_kind_are_refused(name: str, value: Any):
@@ -73,3 +75,22 @@ def test_a_run_that_cannot_go_on_with_its_fused_blocks_is_refused_with_the_way_o
     validate_kernels("portable", {"kernels": "fused"}, "portable", None)
     validate_kernels("auto", {"kernels": "fused"}, "fused", None)
     validate_kernels("auto", {}, "portable", None)
+
+
+@pytest.mark.parametrize(
+    ("had", "now", "chosen", "expected"),
+    [
+        (None, 4, False, 4),  # a new run, or one of a version that did not write it down
+        (2, 4, False, 2),
+        (4, 2, False, 4),
+        (2, 1, True, 1),
+        (8, 8, True, 8),
+    ],
+)
+def test_a_resumed_run_has_its_threads(had: int | None, now: int, chosen: bool, expected: int):
+    assert threads_of(had, now, 4, chosen=chosen) == expected
+
+
+def test_threads_without_cores_are_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match=r"began with 8 threads, and 4 cores .*OMP_NUM_THREADS=8 .*OMP_NUM_THREADS=4"):
+        threads_of(8, 4, 4, chosen=False)

@@ -1,32 +1,7 @@
 // kernels/cpu.cpp against the same formulas in double, as a program: for processors that run here in an emulator only.
 // tests/unit/kernels/test_other_processors.py compiles it; it prints the largest relative L2 distance and its name.
-#include <cstdio>
-#include <functional>
-#include <random>
+#include "check.h"
 
-#include "cpu.cpp"
-
-typedef std::vector<double> numbers;
-static std::mt19937 generator(7);
-static double worst = 0.0;
-static const char* name_of_worst = "none";
-
-static numbers drawn(size_t count, double scale = 1.0) {
-  std::normal_distribution<double> normal(0.0, scale);
-  numbers out(count);
-  for (double& value : out) value = load(store(static_cast<float>(normal(generator))));
-  return out;
-}
-static std::vector<real> narrow(const numbers& x) {
-  std::vector<real> out(x.size());
-  for (size_t i = 0; i < x.size(); ++i) out[i] = store(static_cast<float>(x[i]));
-  return out;
-}
-static std::vector<float> floats(const numbers& x) { return std::vector<float>(x.begin(), x.end()); }
-static double wide(real value) { return load(value); }
-#ifndef AIFT_FLOAT
-static double wide(float value) { return value; }
-#endif
 template <typename T>
 static void compare(const char* name, const std::vector<T>& obtained, const numbers& expected) {
   double off = 0.0, size = 0.0;

@@ -70,6 +70,26 @@ def test_a_choice_is_made_once(first: str, tmp_path: Path, monkeypatch: pytest.M
 
 
 @needs_openblas
+def test_a_choice_is_that_of_a_processor_and_of_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A disk that goes to another computer, or gets another torch, is tried again; back home the first answer holds."""
+    monkeypatch.setenv("AIFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(products, "_times_faster", lambda shapes: 1.3)
+    assert chosen_products([(768, 768)]) == OPENBLAS
+    monkeypatch.setattr(products, "_times_faster", lambda shapes: 1.0)
+    others = (
+        (products, "processor", lambda: "another"),
+        (torch, "__version__", "9.9"),
+        (products.np, "__version__", "9"),
+    )
+    for owner, name, value in others:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            assert chosen_products([(768, 768)]) == TORCH
+    assert chosen_products([(768, 768)]) == OPENBLAS
+    assert len(list((tmp_path / "products").glob("*.json"))) == 4
+
+
+@needs_openblas
 def test_without_a_place_to_keep_it_nothing_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An answer that is found anew in every run would let the bits follow the machine's load."""
 
