@@ -154,12 +154,14 @@ async def _samples(request: Request) -> Response:
 
 
 def _samples_of(folder: Path) -> dict[str, Any]:
-    from ....runs.rows import rows_of, step_of
-    from ....runs.watch import read_whole_lines
+    from ....runs.rows import last_rows, rows_of, step_of
+    from ....runs.watch import MOST, read_whole_lines
 
-    content, *_ = read_whole_lines(folder / SAMPLES, "")
+    content, _, _, _, more = read_whole_lines(folder / SAMPLES, "")
     kept = ("question", "expected", "answer")
-    rows = [row for row in rows_of(content) if step_of(row.get("step")) is not None]
+    # Of many evaluations the first ones and the last ones.
+    found = rows_of(content) + (last_rows(folder / SAMPLES, MOST) if more else [])
+    rows = [row for row in found if step_of(row.get("step")) is not None]
     return {"rows": [{"step": row["step"]} | {key: _text(row.get(key)) for key in kept} for row in rows]}
 
 
