@@ -24,6 +24,11 @@ SHIPPED = (
     "models/catalog.yaml",
     "embedded/kotoha-tiny/model.safetensors",
     "embedded/kotoha-text/train.jsonl",
+    "apps/web/pages/base.html",
+    "apps/web/static/app.css",
+    "apps/web/static/api.js",
+    "apps/web/static/vendor/uPlot/uPlot.iife.min.js",
+    "apps/web/static/vendor/uPlot/LICENSE",
 )
 
 

@@ -46,8 +46,10 @@ def recipes() -> dict[str, list[str]]:
 def test_the_job_test_does_what_ci_run_does():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     own = [line.strip() for line in lines if line.strip() and not line.startswith(("#", "set ", "cd "))]
-    assert steps("test") == own
-    assert own == ["make check", "make docs", "make test"]
+    assert own == ["if .ci/browser; then export AIFT_NEED_BROWSER=1; fi", "make check", "make docs", "make test"]
+    browser = 'if .ci/browser; then echo AIFT_NEED_BROWSER=1 >> "$GITHUB_ENV"; fi'
+    assert steps("test") == [browser, *own[1:]]
+    assert os.access(ROOT / ".ci" / "browser", os.X_OK)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 

@@ -58,28 +58,44 @@ def test_axe_finds_nothing_on_any_screen(web: Web, new_context: Any, view: str):
     assert not problems, "\n".join(problems)
 
 
-def test_a_keyboard_alone_reaches_everything_in_sight(web: Web, page: Any):
-    """From the home screen the link to the content, the navigation and a run, each with a visible focus."""
+def tab_to(page: Any, name: str, most: int = 150) -> list[str]:
+    """Presses Tab until something of that name has the focus, which has to be seen; the names on the way."""
+    passed: list[str] = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        text, outline = page.evaluate(
+            "[document.activeElement.textContent.trim(), getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        assert outline != "none", text
+        passed.append(text)
+        if text == name:
+            return passed
+    raise AssertionError(f"{name} is not reached: {passed}")
+
+
+def test_a_keyboard_alone_leads_from_home_to_a_training_that_has_started(web: Web, page: Any):
+    """By the sample that ships; stopped by the keyboard as well."""
     from playwright.sync_api import expect
 
-    finished(web.folder / "outputs" / "faq", 5)
     web.open(page, "/")
-    expect(page.locator("#last-list a").first).to_be_visible()
-    focused: list[str] = []
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        name = page.evaluate("document.activeElement.textContent.trim()")
-        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        if name == "aift" and "aift" in focused:
-            break
-        focused.append(name)
-        assert outline != "none", name
-        if name == "faq":
-            break
-    assert focused[0] == "本文へ"
-    assert {"ホーム", "データ", "モデル", "学習", "会話", "一括回答", "比較", "書き出し", "新しく学習"} <= set(focused)
+    expect(page.locator("#pc dd").first).to_be_visible()
+    passed = tab_to(page, "デモを試す")
+    assert passed[0] == "本文へ"
+    assert {"ホーム", "データ", "モデル", "学習", "会話", "一括回答", "比較", "書き出し", "新しく学習"} <= set(passed)
     page.keyboard.press("Enter")
-    expect(page.locator("h1")).to_have_text("faq")
+    expect(page.get_by_role("link", name="このデータで学習")).to_be_visible()
+    tab_to(page, "このデータで学習")
+    page.keyboard.press("Enter")
+    expect(page.locator("#start")).to_be_enabled()
+    tab_to(page, page.locator("#start").text_content().strip())
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/runs/[a-z0-9-]+$"))
+    expect(page.get_by_role("button", name="すぐに止める")).to_be_visible()
+    tab_to(page, "すぐに止める")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator("#state")).to_have_text("中断")
 
 
 def test_japanese_texts_have_no_english_but_names():

@@ -1,7 +1,10 @@
 // What stands around every screen: this PC in the head, the other language, copying the command.
 import { get, poll, post } from "./api.js";
 import { $, replace, h } from "./dom.js";
+import { guide } from "./demo.js";
 import { bytes, t } from "./words.js";
+
+guide();
 
 poll(async () => {
   const head = await get("/api/head");

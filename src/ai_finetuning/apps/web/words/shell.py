@@ -23,6 +23,26 @@ WORDS = {
     "same_command": ("同じことをするコマンド", "The same as a command"),
     "copy": ("コピー", "Copy"),
     "copied": ("コピーしました", "Copied"),
+    # The demo's guide, on the screens that it leads through.
+    "demo_title": ("デモ {step} / 5", "Demo {step} of 5"),
+    "demo_home": ("「デモを試す」を押してください。", "Choose “Try the demo”."),
+    "demo_data": (
+        "質問と回答の表です。問題のある行が数えられています。「このデータで学習」を押してください。",
+        "A table of questions and answers, with its problems counted. Choose “Train on this data”.",
+    ),
+    "demo_settings": (
+        "同梱の小さなモデルを学習します。「速い」を選び、時間を確かめて「開始」を押してください。",
+        "A small model that ships will be trained. Choose “quick”, look at the time, and start.",
+    ),
+    "demo_runs": (
+        "学習が進んでいます。画面を閉じても続きます。終わったら「結果を見る」を押してください。",
+        "It trains, and goes on when this page is closed. When it is done, look at the result.",
+    ),
+    "demo_results": (
+        "これが判定です。学習前と学習後の回答も比べてください。デモはここまでです。",
+        "This is the verdict. Compare the answers before and after; here the demo ends.",
+    ),
+    "demo_end": ("案内を閉じる", "Close the guide"),
     # What anything may say.
     "loading": ("読み込んでいます…", "Loading…"),
     "failed_to_load": ("読み込めませんでした", "It could not be loaded"),
