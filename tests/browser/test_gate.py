@@ -201,7 +201,9 @@ def test_without_the_extra_the_command_names_it(monkeypatch: pytest.MonkeyPatch,
     from ai_finetuning.apps.cli.main import run
 
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else found(name, *more))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else found(name, *more)
+    )
     assert run(["web", "--no-open"]) == 78
     assert "uvicorn: `pip install 'ai-finetuning-toolkit[web]'`" in capsys.readouterr().err
     monkeypatch.undo()

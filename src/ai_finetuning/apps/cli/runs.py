@@ -381,7 +381,7 @@ def begin(
         else:
             run_or_plan(load_config(folder / CONFIG), str(folder / CONFIG))
     except BaseException as error:
-        end(folder, identity(), described(error, for_files=True)[:300])
+        end(folder, identity(), described(error, for_files=True)[:1000])
         raise
 
 

@@ -198,6 +198,9 @@ class Workers:
                 f"{folder} が計算中のため、会話のモデルを読み込みません。終わってから質問してください。",
                 f"{folder} is computing, so no model is loaded for a conversation. Ask again once it has ended.",
             )
+        known = self._workers.get(name)
+        if known is not None and known.ended is None:
+            return known
         self._loading = self._loading or asyncio.Lock()
         async with self._loading:  # one at a time, so that each sees the memory that the others have taken
             worker = self._workers.get(name)

@@ -30,6 +30,12 @@ ASKED = {"history": [], "question": QUESTION, "system": None}
 GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
 
 
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes with one thread each, which is what tests that share a machine have."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter on the embedded model that changes its answers."""

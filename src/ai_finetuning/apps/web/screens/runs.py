@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ....config.run_folder import CONFIG, SAMPLES
-from ....embedded import PREFIX, is_embedded
 from ....errors import UsageError, without_secrets
 from ....messages import printable
 from ..api import answer, blocking, body, text
 from ..pages import shell
 from ..site import Site, site_of
-from .models import id_of as model_id
 
 # Points of one answer: above, the lowest and the highest of each of so many parts of it.
 MOST_POINTS = 2000
@@ -35,7 +32,6 @@ async def _facts(request: Request) -> Response:
 
 def _facts_of(site: Site, id: str) -> dict[str, Any]:
     from ....messages import argument
-    from ....runs.folder import recorded_settings
     from ....system.files import read_bounded
 
     entry = site.run(id)
@@ -51,26 +47,7 @@ def _facts_of(site: Site, id: str) -> dict[str, Any]:
         "method": entry.method,
         "started": entry.started,
         "settings": without_secrets(settings),
-        **_ids(site, recorded_settings(entry.path)),
     }
-
-
-def _ids(site: Site, settings: Mapping[str, Any]) -> dict[str, str | None]:
-    """What the page calls a run's model and data, for another run like it; None for what lies elsewhere."""
-    names = {"model": ("model", "name"), "data": ("data", "train")}
-    found: dict[str, str | None] = {}
-    for kind, (section, key) in names.items():
-        given = settings.get(section)
-        name = str(given.get(key) or "") if isinstance(given, Mapping) else ""
-        root = (site.models if kind == "model" else site.data).resolve()
-        inside = Path(name).is_absolute() and Path(name).is_relative_to(root)
-        if is_embedded(name):
-            found[f"{kind}_id"] = f"embedded-{name.removeprefix(PREFIX)}"
-        elif kind == "model":
-            found["model_id"] = model_id(f"./{Path(name).relative_to(root)}" if inside else name) if name else None
-        else:
-            found["data_id"] = Path(name).relative_to(root).parts[0] if inside else None
-    return found
 
 
 async def _metrics(request: Request) -> Response:
