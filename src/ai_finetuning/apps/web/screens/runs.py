@@ -11,11 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ....config.run_folder import CONFIG, SAMPLES
 from ....errors import UsageError, without_secrets
 from ....messages import printable
 from ..api import answer, blocking, body, text
-from ..pages import shell
 from ..site import Site, site_of
 
 # Points of one answer: above, the lowest and the highest of each of so many parts of it.
@@ -31,6 +29,7 @@ async def _facts(request: Request) -> Response:
 
 
 def _facts_of(site: Site, id: str) -> dict[str, Any]:
+    from ....config.run_folder import CONFIG
     from ....messages import argument
     from ....system.files import read_bounded
 
@@ -131,6 +130,7 @@ async def _samples(request: Request) -> Response:
 
 
 def _samples_of(folder: Path) -> dict[str, Any]:
+    from ....config.run_folder import SAMPLES
     from ....runs.rows import last_rows, rows_of, step_of
     from ....runs.watch import MOST, read_whole_lines
 
@@ -180,7 +180,6 @@ async def _resume(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/runs/{id}", shell("runs")),
     Route("/api/runs/{id}", _facts),
     Route("/api/runs/{id}/metrics", _metrics),
     Route("/api/runs/{id}/samples", _samples),
