@@ -220,3 +220,18 @@ def test_other_addresses_are_asked_by_their_numbers_only():
     everything = names_of(".".join("0000"))
     assert "localhost" in everything
     assert all(name == "localhost" or name.replace(".", "").isdigit() for name in everything)
+
+
+def test_a_download_has_an_address_that_works_once(web: Web):
+    """Asked for with the token; then without it, whole, once, and as a file, whatever it holds."""
+    folder = web.folder / "outputs" / "faq"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "completed"}')
+    (folder / "report.html").write_text("<script>alert(1)</script>")
+    assert ask(web, "POST", "/api/results/faq/report")[0] == 401
+    address = json.loads(ask(web, "POST", "/api/results/faq/report", x_aift_token=web.token)[2])["address"]
+    status, headers, content = ask(web, "GET", address, range="bytes=0-2")
+    assert (status, content) == (200, b"<script>alert(1)</script>")
+    assert headers["content-disposition"].startswith("attachment;")
+    assert headers["content-type"] == "application/octet-stream"
+    assert ask(web, "GET", address)[0] == 404
