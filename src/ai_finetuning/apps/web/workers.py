@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -161,9 +163,11 @@ def _died(code: int, log: Path) -> Reason:
     except OSError:
         lines = []
     last = on_one_line(lines[-1])[:_SAID] if lines else ""
+    killed = code == -signal.SIGKILL if os.name != "nt" else False
+    ja, en = ("メモリーが足りなかったのかもしれません。", "Memory may have run out. ") if killed else ("", "")
     return Reason(
-        f"会話のモデルのプロセスが終わりました（終了コード {code}）。{last}",
-        f"The process of this conversation's model has ended (exit code {code}). {last}".rstrip(),
+        f"会話のモデルのプロセスが終わりました（終了コード {code}）。{ja}{last}",
+        f"The process of this conversation's model has ended (exit code {code}). {en}{last}".rstrip(),
     )
 
 
