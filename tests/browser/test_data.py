@@ -97,7 +97,7 @@ def test_a_table_in_cp932_with_ten_thousand_rows(web: Web, page: Any):
     page.locator(".filter", has_text="すべての行").click()
     expect(lines).to_have_count(100)
     lines.nth(2).locator("button").click()
-    expect(page.locator(".tok.live").first).to_be_visible(timeout=60_000)
+    expect(page.locator(".token-row .tok.live").first).to_be_visible(timeout=60_000)
     assert page.locator(".token-row .tok.live").count() == live_labels(rows[2][0], rows[2][1])
     assert "ありま" in "".join(page.locator(".token-row .tok.live").all_inner_texts())
     command = page.locator("#command").inner_text()

@@ -68,7 +68,7 @@ def rough(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> Rou
     training, share = config.training, config.data.eval
     eval_rows = round(share * rows.count) if isinstance(share, float) else 0
     count = min(rows.count, config.data.max_samples or rows.count) - eval_rows
-    row = _row_tokens(config, rows, model)
+    row = _row_tokens(config, rows)
     a_step = training.batch_size * training.gradient_accumulation_steps
     packed = max(1, config.data.max_length // row) if config.data.packing else 1
     per_epoch = max(1, math.ceil(count / packed / a_step))
@@ -87,7 +87,7 @@ def rough(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> Rou
     )
 
 
-def _row_tokens(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> int:
+def _row_tokens(config: RunConfig, rows: Rows) -> int:
     """Tokens of a usual row."""
     known = lookup(config.model.name)
     each = (known.chars_per_token_ja if known is not None else None) or _CHARACTERS

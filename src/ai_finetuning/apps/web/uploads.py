@@ -80,7 +80,7 @@ class Upload:
         if self.columns:
             given.append(f"data.columns={json.dumps(self.columns, ensure_ascii=False)}")
         if self.file_sheet is not None:
-            given.append(f"data.sheet={json.dumps(self.file_sheet, ensure_ascii=False)}")
+            given.append(f"data.sheet={self.file_sheet}")
         return given
 
     @property

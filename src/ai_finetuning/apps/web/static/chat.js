@@ -56,6 +56,7 @@ function headings() {
   const two = sides.length > 1;
   replace($("sides"), sides.map((side) => h("p", { class: "talk-side" }, t(two ? `side_${side}` : "side_alone"))));
   $("sides").hidden = !two;
+  $("lead").textContent = t(two ? "lead" : "lead_one");
   document.body.classList.toggle("talk-two", two);
 }
 
@@ -188,7 +189,8 @@ function heard(turn, line) {
     if (below) window.scrollTo(0, end.scrollHeight);
   } else if (line.state === "answering") {
     told = true;
-    $("state").textContent = line.model.alone ? t("only_tuned", { why: line.model.alone[language] }) : t("thinking");
+    $("state").textContent = t("thinking");
+    if (line.model.alone) $("lead").textContent = t("only_tuned", { why: line.model.alone[language] });
     turn.all = line.model.positions;
     if (line.model.sides.join() !== sides.join()) rearrange(turn, line.model.sides);
   } else if (line.side && "end" in line) {
