@@ -64,6 +64,10 @@ VARIANTS = {
         needs=("llamafactory",),
         kernels=(LIGER, FLASH),
     ),
+    "ours-mallopt": Variant("ours_mallopt", OWN, "this toolkit, packing, mallopt"),
+    "ours-portable-mallopt": Variant(
+        "ours_mallopt", OWN, "this toolkit, portable, mallopt", settings=("training.runtime.kernels=portable",)
+    ),
     "trl-liger": Variant(
         "trl_sft",
         PEERS,
@@ -76,7 +80,7 @@ VARIANTS = {
 }
 QUICK = ("ours", "naive")
 # Measured where they are asked for by name.
-STUDIES = ("former",)
+STUDIES = ("ours-mallopt", "ours-portable-mallopt", "former")
 # Against whom a GPU is measured: ours first, then every peer at its best. The plain TRL stands in where Liger is not.
 ON_GPU = ("ours", "trl-liger", "trl-packing", "lf-packing", "unsloth")
 GPU_ONLY = ("trl-liger", "unsloth")

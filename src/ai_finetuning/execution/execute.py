@@ -31,7 +31,6 @@ from ..planner.speed import remember, speed_of
 from ..runs.devices import CPU, occupying
 from ..runs.folder import TRACKERS
 from ..runs.phase import tell_phase
-from ..system.allocator import freed_memory_kept
 from ..system.cores import tell_load, threads_kept, use_physical_cores
 from ..system.gpu import computing_on, get_available_device, let_segments_grow, peak_bytes
 from . import artifacts as saving
@@ -194,9 +193,8 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
     """One process's part of a run."""
     options = plan.request.config.training.checkpoint
     keep = options.save_total_limit
-    computing = freed_memory_kept() if plan.device.type == "cpu" else contextlib.nullcontext()
     output = OutputFolder(plan.summary.output_dir, keep=keep, peers=peers, faults=faults)
-    with threads_kept(), computing, output as folder:
+    with threads_kept(), output as folder:
         if peers.size == 1:  # what a run of several processes left here when the machine stopped
             remove_rows(folder.path / LAUNCH)
         start = resume.find(folder, options)
