@@ -59,7 +59,6 @@ WORDS = {
     "made_gguf": ("GGUF ファイル", "GGUF file"),
     "made_bundle": ("持ち運び用フォルダー", "Folder to carry"),
     "copy_path": ("保存先をコピー", "Copy the path"),
-    "copied": ("コピーしました", "Copied"),
     "step_of": ("{total} 段階中 {step} 段階目: {command}", "Step {step} of {total}: {command}"),
     "waits": (
         "ほかの学習や作業が終わるのを待っています。",

@@ -65,7 +65,6 @@ WORDS = {
     "w_lost": ("悪化", "lost"),
     "w_unclear": ("不明", "unclear"),
     "w_measured": ("測定のみ", "measured"),
-    "language": ("回答の言葉", "Language of the answers"),
     "share_of_answers": ("回答に占める割合", "Share of the answers"),
     "not_measured": ("測っていないもの", "Not measured"),
     "training": ("学習", "Training"),
