@@ -28,7 +28,7 @@ async function begin() {
   try {
     form = await get(`/api/settings?${query}`);
   } catch (error) {
-    if (error.status !== 404 || named) return complain(error);
+    if (error.status !== 404 || named) return showNothing(error);
     localStorage.removeItem(DRAFT); // what was chosen the last time is gone
     return location.replace(location.pathname);
   }
@@ -54,6 +54,13 @@ async function copy() {
   showFields();
   changed(0);
   if (form.left_out.length) notice(t("copy_left", { keys: form.left_out.join(", ") }), "warn");
+}
+
+// Data that cannot be trained on, or that is gone: another can be chosen.
+function showNothing(error) {
+  complain(error);
+  replace($("data"), h("p", { class: "error" }, error.message), h("a", { class: "button", href: "/data" }, t("choose_data")));
+  replace($("model"), h("a", { href: "/models" }, t("choose_model")));
 }
 
 // What is trained, on what.
