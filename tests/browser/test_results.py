@@ -16,7 +16,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def write_run(
-    folder: Path, *, rate: float = 0.003, result: str = "adopt", answer: str = "京都です。", **more: Any
+    folder: Path, *, rate: float = 0.003, result: str = "adopt", answer: str = "奈良です。", **more: Any
 ) -> Path:
     """A run as it leaves its folder: 20 steps with evaluations, a verdict and its answers."""
     folder.mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_a_result_says_what_has_changed(web: Any, page: Any, tmp_path: Path):
     expect(answers.first).to_contain_text(HOSTILE)
     expect(answers.first).to_contain_text("学習前のほうが良い")
     expect(answers.first).to_contain_text("同じ言葉の繰り返し")
-    expect(answers.first.locator("mark")).to_have_text(["京都"])
+    expect(answers.first.locator("mark")).to_have_text(["奈良"])
     page.get_by_role("button", name="すべて（2）").click()
     expect(answers).to_have_count(2)
     expect(page.locator("img")).to_have_count(0)
@@ -121,8 +121,8 @@ def test_runs_are_compared_renamed_trashed_and_restored(web: Any, page: Any, tmp
     expect(settings).to_contain_text("悪化しました")
     expect(page.locator("#eval .curve canvas")).to_be_visible()
     page.locator("#eval summary").click()
-    expect(page.locator("#eval tbody tr")).to_have_count(3)
-    expect(page.locator("#questions")).to_contain_text("京都です。")
+    expect(page.locator("#eval .numbers tbody tr")).to_have_count(3)
+    expect(page.locator("#questions")).to_contain_text("奈良です。")
     expect(page.locator("#questions")).to_contain_text("大阪です。")
     expect(page.locator("#command")).to_have_text("aift runs compare first second")
     page.reload()  # the address names what is compared

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ai_finetuning.config.load import load_config
+from ai_finetuning.planner.speed import place_of, remember
 from ai_finetuning.runs.devices import occupying
 from ai_finetuning.runs.folder import read_run
 from ai_finetuning.runs.listing import list_runs
@@ -19,6 +20,12 @@ from ai_finetuning.runs.stop import stop
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 SHIPPED = "/train?data=embedded-kotoha-qa"
+
+
+@pytest.fixture(autouse=True)
+def known_speed() -> None:
+    """Else the page tries three steps to learn it."""
+    remember("embedded:kotoha-tiny", "lora", place_of("cpu", None, "ddp", 1), 1000.0)
 
 
 def figure(page: Any, name: str) -> Any:
@@ -32,10 +39,13 @@ def test_presets_fields_and_yaml_go_together(web: Any, page: Any):
     expect(page.locator('[data-preset="standard"]')).to_have_attribute("aria-pressed", "true")
     expect(figure(page, "length")).to_contain_text("408")
     expect(figure(page, "memory")).to_contain_text("MB")
+    standard = figure(page, "time").text_content()
+    expect(figure(page, "time")).to_contain_text("約")
     expect(page.locator("#command")).to_contain_text("training.num_epochs=3")
 
     page.get_by_role("button", name="ていねい").click()
     expect(figure(page, "length")).to_contain_text("816")
+    expect(figure(page, "time")).not_to_have_text(standard or "")
     expect(page.get_by_label("エポック数")).to_have_value("6")
     expect(page.get_by_label("最良の重みを結果にする")).to_have_value("true")
     page.get_by_role("button", name="速い").click()
@@ -80,9 +90,9 @@ def test_few_steps_are_said_and_the_plan_replaces_the_formulas(web: Any, page: A
     page.get_by_label("data.max_samples").fill("40")
     page.get_by_label("エポック数").fill("1")
     expect(page.locator("#findings")).to_contain_text("学習が少なすぎます（3 ステップ）")
-    expect(page.locator("#source")).to_contain_text("式による概算")
     expect(page.locator("#source")).to_contain_text("データとモデルを読んで計算しました", timeout=60_000)
-    expect(page.locator("#findings")).to_contain_text("学習が少なすぎます")
+    expect(page.locator("#findings")).to_contain_text("学習が少なすぎます（3 ステップ）")
+    expect(figure(page, "length")).to_have_text("31 エポック 3")
     page.get_by_role("button", name="計画だけ").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("学習 36、評価 4")
@@ -118,15 +128,15 @@ def test_a_double_click_starts_one_run(web: Any, page: Any, monkeypatch: pytest.
             assert read_run(one.path)["child"]["reason"].startswith("KeyboardInterrupt")
 
 
-@pytest.mark.parametrize(
-    "values",
-    [{"training.output_dir": "/tmp/x"}, {"model.trust_remote_code": "true"}, {"training.runtime.report_to": "wandb"}],
-)
-def test_a_request_beside_the_form_is_held_to_the_list(web: Any, page: Any, values: dict[str, str]):
-    body = {"data": "embedded-kotoha-qa", "values": values, "key": "0123456789abcdef"}
-    answer = page.request.post(
-        f"{web.url}/api/settings/start", headers={"x-aift-token": web.token}, data=json.dumps(body)
-    )
-    assert answer.status == 422
-    assert [one["key"] for one in answer.json()["error"]["problems"]] == list(values)
+def test_a_request_beside_the_form_is_held_to_the_list(web: Any, page: Any):
+    for key, text in (
+        ("training.output_dir", "/tmp/x"),
+        ("model.trust_remote_code", "true"),
+        ("training.runtime.report_to", "wandb"),
+        ("lora.adapter", "/etc"),
+    ):
+        body = json.dumps({"data": "embedded-kotoha-qa", "values": {key: text}, "key": "0123456789abcdef"})
+        answer = page.request.post(f"{web.url}/api/settings/start", headers={"x-aift-token": web.token}, data=body)
+        assert answer.status == 422
+        assert [one["key"] for one in answer.json()["error"]["problems"]] == [key]
     assert not list(Path(web.folder).glob("outputs/*"))

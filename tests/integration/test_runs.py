@@ -303,6 +303,10 @@ def test_the_verbs_read_any_run(whole: Path, tmp_path: Path, capsys: pytest.Capt
     assert call("runs", "rename", "two", "a/b", *place) == 78
     assert call("runs", "trash", "two", *place) == 0
     assert not (tmp_path / "outputs" / "two").exists()
+    assert call("runs", "restore", *place) == 0
+    assert call("runs", "restore", "three", *place) == 66
+    assert call("runs", "restore", "two", *place) == 0
+    assert (tmp_path / "outputs" / "two").is_dir()
     assert call("runs", "resume", listed["二つ目"]["id"], "--dry-run", "--detach", *place) == 64
 
 

@@ -84,6 +84,7 @@ TESTED_BY = {
     "parallel._upstream": "distributed/test_data_parallel.py",
     "parallel.batch": "unit/engine/test_step.py",
     "parallel.limits": "unit/execution/test_resolve.py",
+    "planner.numbers": "unit/planner/test_plan.py",
     "runs.folder": _RESUME,
     "runs.rows": "unit/runs/test_watch.py",
     "apps.cli.runs": "integration/test_runs.py",

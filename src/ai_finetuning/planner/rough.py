@@ -23,8 +23,9 @@ from . import memory
 from .numbers import ModelShape
 from .speed import last_speed, place_of
 
-# Model types whose layers have two matrices beside attention and no gate.
+# Model types whose layers have two matrices beside attention and no gate, and those with a table of positions.
 _UNGATED = ("gpt2", "gpt_neox", "opt", "bloom", "gpt_bigcode", "falcon", "phi")
+_LEARNED = ("gpt2", "opt", "gpt_bigcode")
 # Characters of a token where neither the catalog nor anybody else says, and tokens of a row that no text has.
 _CHARACTERS, _TEMPLATE = 1.4, 8
 _OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "muon": 8}
@@ -67,7 +68,7 @@ def rough(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> Rou
     training, share = config.training, config.data.eval
     eval_rows = round(share * rows.count) if isinstance(share, float) else 0
     count = min(rows.count, config.data.max_samples or rows.count) - eval_rows
-    row = _row_tokens(config, rows, model)
+    row = _row_tokens(config, rows)
     a_step = training.batch_size * training.gradient_accumulation_steps
     packed = max(1, config.data.max_length // row) if config.data.packing else 1
     per_epoch = max(1, math.ceil(count / packed / a_step))
@@ -86,7 +87,7 @@ def rough(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> Rou
     )
 
 
-def _row_tokens(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> int:
+def _row_tokens(config: RunConfig, rows: Rows) -> int:
     """Tokens of a usual row."""
     known = lookup(config.model.name)
     each = (known.chars_per_token_ja if known is not None else None) or _CHARACTERS
@@ -184,16 +185,17 @@ def rough_shape(config: Mapping[str, Any]) -> ModelShape | None:
     features = tuple((f"layers.{n}.{name}", a, b) for n in range(layers) for name, a, b in matrices)
     tied = bool(part.get("tie_word_embeddings", True))
     embedding = vocabulary * hidden * (1 if tied else 2)
-    norms = 2 * hidden * layers + hidden
+    positions = sizes.positions_in(config)
+    others = 2 * hidden * layers + hidden + (hidden * (positions or 0) if part.get("model_type") in _LEARNED else 0)
     return ModelShape(
-        parameters=embedding + norms + layers * of_experts + sum(a * b for _, a, b in features),
+        parameters=embedding + others + layers * of_experts + sum(a * b for _, a, b in features),
         embedding_parameters=embedding,
         linear_features=features,
         layers=layers,
         hidden=hidden,
         intermediate=inner,
         vocabulary=vocabulary,
-        positions=sizes.positions_in(config),
+        positions=positions,
         heads=heads,
         head_dim=head,
         softcap=bool(part.get("attn_logit_softcapping")),

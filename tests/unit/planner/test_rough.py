@@ -10,6 +10,7 @@ import pytest
 from tests.support.models import CONFIGS, build_experts, build_model
 
 from ai_finetuning.config.load import load_config
+from ai_finetuning.models.local import need_bytes
 from ai_finetuning.models.source import find_model
 from ai_finetuning.planner.rough import Rows, rough, rough_shape
 from ai_finetuning.planner.shape import shape_of
@@ -19,7 +20,10 @@ from ai_finetuning.trainers.from_config import plan_training
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_sizes_by_config_json_are_those_of_the_model(kind: str):
     model = build_model(kind, vocab_size=1000, hidden_size=128, layers=3)
-    obtained, expected = rough_shape(json.loads(model.config.to_json_string())), shape_of(model)
+    config = json.loads(model.config.to_json_string())
+    if kind == "gpt2":  # which reads another key, and has none of this name
+        del config["intermediate_size"]
+    obtained, expected = rough_shape(config), shape_of(model)
     assert obtained is not None
     assert obtained.parameters == pytest.approx(expected.parameters, rel=0.2)
     assert obtained.lora_parameters(16, None) == pytest.approx(expected.lora_parameters(16, None), rel=0.25)
@@ -61,4 +65,5 @@ def test_figures_are_near_the_plan(tmp_path: Path):
     assert found.memory_bytes is not None
     assert full.memory_bytes > found.memory_bytes
     elsewhere = rough(config, Rows(400, 400 * 31, 130), None)
-    assert (elsewhere.memory_bytes, elsewhere.disk_bytes) == (None, None)
+    assert elsewhere.disk_bytes is None
+    assert elsewhere.memory_bytes == need_bytes(config.model.name, "lora")  # by the catalog

@@ -314,9 +314,38 @@ def trash(id: str = ID, force: bool = FORCE, roots: list[Path] | None = ROOTS) -
 
     folder = move(_entry(id, roots).path, force=force)
     notice(
-        f"{folder} に移しました。戻すにはフォルダーを元の場所へ移し、消すにはそのフォルダーを削除してください。",
-        f"moved to {folder}. Move the folder back to undo that; delete it to be rid of it.",
+        f"{folder} に移しました。戻すには aift runs restore、消すにはそのフォルダーを削除してください。",
+        f"moved to {folder}. aift runs restore brings it back; delete the folder to be rid of it.",
     )
+
+
+@app.command(
+    help=localized(
+        "ごみ箱の実行を元に戻します。名前を書かなければ一覧を表示します。",
+        "Brings a run back from the trash; without a name it lists what is there.",
+    )
+)
+def restore(
+    name: str | None = typer.Argument(None, help=localized("実行の名前か ID", "the run's name or id")),
+    roots: list[Path] | None = ROOTS,
+) -> None:
+    """The newest run in the trash that had this name."""
+    from ...errors import InputNotFoundError
+    from ...runs.listing import list_trash
+    from ...runs.listing import restore as move
+
+    found = list_trash(*_places(roots))
+    if name is None:
+        for item in found:
+            print(on_one_line(f"{item.name}  {item.id}  {item.path}"))
+        return
+    chosen = next((item for item in found if name in (item.id, item.name)), None)
+    if chosen is None:
+        raise InputNotFoundError(
+            f"ごみ箱に {name} という実行はありません。aift runs restore で一覧を表示します。",
+            f"there is no run {name} in the trash; aift runs restore lists what is there.",
+        )
+    print(printable(str(move(chosen.path))))
 
 
 @app.command(

@@ -7,11 +7,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from ...config.preference import Objective
 from ...data.bad_rows import BadRows
 from ...data.messages import Comparison, Conversation, Judged, Message, PlainText, Sample
-from ...data.sources import load_samples
+from ...data.sources import RowReading, read_source
 from ...embedded import is_embedded
+from ...errors import DataError
 from ...planner.rough import Rows
 
 # Bytes of a file that are read; of a longer one its beginning tells of the rest, where its rows stand on lines.
@@ -70,12 +73,20 @@ def _facts(source: str, columns: tuple[tuple[str, str], ...], sheet: str | None,
 
 
 def _read(source: Path | str, columns: dict[str, str], sheet: str | None) -> Facts:
-    bad = BadRows(True)
-    samples, _ = load_samples(source, columns=columns or None, sheet=sheet, bad=bad)
-    lengths = [_characters(sample) for sample in samples]
-    kinds = {type(sample) for sample in samples}
-    objective = "preference" if kinds == {Comparison} else "kto" if kinds == {Judged} else "sft"
-    return Facts(Rows(len(samples), sum(lengths), max(lengths, default=0)), len(bad), objective)
+    """By the first objective of which rows are, in the order of the settings."""
+    refused: DataError | None = None
+    for objective in get_args(Objective):
+        bad = BadRows(True)
+        how = RowReading(columns or None, objective=objective, sheet=sheet)
+        try:
+            samples, _ = read_source(source, how, bad, shared=True)
+        except DataError as error:
+            refused = refused or error
+            continue
+        lengths = [_characters(sample) for sample in samples]
+        return Facts(Rows(len(samples), sum(lengths), max(lengths, default=0)), len(bad), objective)
+    assert refused is not None
+    raise refused
 
 
 def _characters(sample: Sample) -> int:

@@ -20,7 +20,7 @@ from ...config.section import explicitly_set, with_values
 from ...errors import ConfigError, Problem, Reason, UsageError
 from ...japanese.templates import TEMPLATES
 
-# Names what a request may set; every other setting is refused (tests/unit/web/test_draft.py holds the whole list of both).
+# Names what a request may set; every other setting is refused (tests/unit/apps/web/test_draft.py holds the whole list of both).
 ALLOWED = frozenset(
     [
         "method",

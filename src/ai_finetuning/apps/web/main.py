@@ -67,8 +67,8 @@ def serve(site: Site, *, port: int = 8050, listen: str = HERE, browser: bool = T
         notice(
             f"ポート {port} は使われているため、{taken} を使います。", f"port {port} is taken; this is port {taken}."
         )
-    names = _names(listen)
-    if listen != HERE:
+    names = names_of(listen)
+    if not ipaddress.ip_address(listen).is_loopback:
         _warn_of_others(listen)
     address = f"http://{names[0]}:{taken}/#token={site.token}"
     print(localized(f"ブラウザーで開いてください: {address}", f"open this in your browser: {address}"), flush=True)
@@ -119,11 +119,11 @@ def _bind(listen: str, port: int) -> socket.socket:
     )
 
 
-def _names(listen: str) -> list[str]:
+def names_of(listen: str) -> list[str]:
     """Names under which the server is asked; the first is for the address that is printed."""
     here = [HERE, "localhost"]
     address = ipaddress.ip_address(listen)
-    if address.is_loopback:
+    if listen == HERE:
         return here
     if not address.is_unspecified:
         return [f"[{listen}]" if address.version == 6 else listen]

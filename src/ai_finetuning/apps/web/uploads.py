@@ -80,7 +80,7 @@ class Upload:
         if self.columns:
             given.append(f"data.columns={json.dumps(self.columns, ensure_ascii=False)}")
         if self.file_sheet is not None:
-            given.append(f"data.sheet={json.dumps(self.file_sheet, ensure_ascii=False)}")
+            given.append(f"data.sheet={self.file_sheet}")
         return given
 
     @property
@@ -231,7 +231,11 @@ def _used(folder: Path) -> int:
         for part in folder.glob(f"{_PART}*"):
             if time.time() - part.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(part, ignore_errors=True)
-    return sum(file.stat().st_size for file in folder.rglob("*") if is_plain(file))
+    used = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it has gone meanwhile
+            used += file.stat().st_size if is_plain(file) else 0
+    return used
 
 
 def find(site: Site, id: str) -> Upload:

@@ -18,7 +18,6 @@ from ....errors import ConfigError, DataError, UsageError
 from ....system.files import write_in_place
 from .. import uploads
 from ..api import answer, blocking, body, text
-from ..pages import shell
 from ..site import Site, language_of, site_of
 from ..tickets import ticket
 from .chosen import choices, chosen
@@ -377,7 +376,6 @@ def _for_spreadsheets(out: Path, column: str) -> Path:
 
 
 ROUTES = [
-    Route("/answers", shell("answers")),
     Route("/api/answers/choices", _choices),
     Route("/api/answers/columns", _columns),
     Route("/api/answers", _start, methods=["POST"]),

@@ -15,7 +15,6 @@ from ....runs.compare import compare
 from ....runs.listing import RunEntry, list_trash, rename, restore, trash
 from .. import api
 from ..draft import text_of
-from ..pages import shell
 from ..run_answers import last_answers
 from ..site import site_of
 from .results import result_of
@@ -49,8 +48,8 @@ async def _compared(request: Request) -> Response:
     ids = [id for id in request.query_params.get("ids", "").split(",") if id][:_MOST]
     if len(set(ids)) < 2:
         raise UsageError("比べる学習を 2 つ以上選んでください。", "choose two runs or more.")
-    entries = [site_of(request).run(api.valid_id(id)) for id in dict.fromkeys(ids)]
-    return api.answer(await api.blocking(_beside, entries))
+    site, named = site_of(request), [api.valid_id(id) for id in dict.fromkeys(ids)]
+    return api.answer(await api.blocking(lambda: _beside([site.run(id) for id in named])))
 
 
 def _beside(entries: list[RunEntry]) -> dict[str, Any]:
@@ -76,7 +75,8 @@ def _shown(value: Any) -> str:
 
 async def _rename(request: Request) -> Response:
     site, values = site_of(request), await api.body(request)
-    folder = await api.blocking(rename, site.run(api.text(values, "id")).path, api.text(values, "name", most=200))
+    entry = await api.blocking(site.run, api.text(values, "id"))
+    folder = await api.blocking(rename, entry.path, api.text(values, "name", most=200))
     return api.answer({"id": _id_of(await api.blocking(site.list_runs, fresh=True), folder), "name": folder.name})
 
 
@@ -87,7 +87,7 @@ def _id_of(entries: list[RunEntry], folder: Path) -> str | None:
 async def _trash(request: Request) -> Response:
     """Moves a run into the trash, where its name was typed."""
     site, values = site_of(request), await api.body(request)
-    entry, typed = site.run(api.text(values, "id")), api.text(values, "name", most=200)
+    entry, typed = await api.blocking(site.run, api.text(values, "id")), api.text(values, "name", most=200)
     name = entry.path.resolve().name
     if typed.strip() != name:
         raise ConfigError(
@@ -115,7 +115,6 @@ async def _restore(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/compare", shell("compare")),
     Route("/api/compare/runs", _runs, methods=["GET"]),
     Route("/api/compare", _compared, methods=["GET"]),
     Route("/api/compare/rename", _rename, methods=["POST"]),

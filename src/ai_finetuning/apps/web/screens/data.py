@@ -21,7 +21,6 @@ from ....data.paged import PAGE, Paged
 from ....errors import ConfigError, DataError, ToolkitError, UsageError
 from .. import children, uploads
 from ..api import answer, blocking, body, text
-from ..pages import shell
 from ..site import site_of
 from ..uploads import Upload
 from . import models
@@ -320,7 +319,6 @@ async def _own(request: Request) -> Upload:
 
 
 ROUTES = [
-    Route("/data", shell("data")),
     Route("/api/data", _list),
     Route("/api/data/upload", _upload, methods=["POST"]),
     Route("/api/data/{id}", _show),

@@ -19,7 +19,6 @@ from ....runs.launch import resume
 from ....runs.listing import RunEntry
 from ....runs.rows import loss_of, step_of
 from .. import api, tickets
-from ..pages import shell
 from ..run_answers import PAGE, answers_of, read_rows, shown
 from ..site import site_of
 
@@ -29,8 +28,8 @@ _EPOCHS = 10_000
 
 
 async def _result(request: Request) -> Response:
-    entry = site_of(request).run(request.path_params["id"])
-    return api.answer(await api.blocking(result_of, entry))
+    site, id = site_of(request), request.path_params["id"]
+    return api.answer(await api.blocking(lambda: result_of(site.run(id))))
 
 
 def result_of(entry: RunEntry) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def _facts(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 async def _answers(request: Request) -> Response:
     """A page of the answers: `?from=N&failed=1`."""
-    entry = site_of(request).run(request.path_params["id"])
+    entry = await api.blocking(site_of(request).run, request.path_params["id"])
     start = _natural(request.query_params.get("from", "0"))
     every = await api.blocking(answers_of, entry.path)
     chosen = [one for one in every if one.failed] if request.query_params.get("failed") == "1" else every
@@ -151,7 +150,7 @@ async def _answers(request: Request) -> Response:
 
 async def _report(request: Request) -> Response:
     """A one-time address for the report: it is a page of a stranger's words, so that it is stored, never shown here."""
-    entry = site_of(request).run(request.path_params["id"])
+    entry = await api.blocking(site_of(request).run, request.path_params["id"])
     file = entry.path / REPORT
     if file.is_symlink() or not file.is_file():
         raise InputNotFoundError("この学習には報告書がありません。", "this run has no report.")
@@ -161,7 +160,7 @@ async def _report(request: Request) -> Response:
 async def _more(request: Request) -> Response:
     """Goes on with a run that has ended, for more epochs."""
     site = site_of(request)
-    entry = site.run(request.path_params["id"])
+    entry = await api.blocking(site.run, request.path_params["id"])
     epochs = (await api.body(request)).get("epochs")
     if type(epochs) is not int or not 0 < epochs <= _EPOCHS:
         raise UsageError(
@@ -197,7 +196,6 @@ def _natural(text: str) -> int:
 
 
 ROUTES = [
-    Route("/runs/{id}/result", shell("results")),
     Route("/api/results/{id}", _result, methods=["GET"]),
     Route("/api/results/{id}/answers", _answers, methods=["GET"]),
     Route("/api/results/{id}/report", _report, methods=["POST"]),

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ....config.load import load_config
 from ....config.run import RunConfig
 from ....config.run_folder import CONFIG
 from ....config.section import with_values
@@ -32,7 +33,6 @@ from ....system.machine import machine
 from .. import api, children, uploads
 from ..data_facts import Facts, facts_of
 from ..draft import Chosen, arguments_of, config_of, described, text_of, values_of_yaml, yaml_of
-from ..pages import shell
 from ..site import Site, site_of
 from . import models
 
@@ -85,7 +85,7 @@ def draft_of(site: Site, request: Mapping[str, Any]) -> Draft:
     Raises:
         InputNotFoundError: an id names nothing. UsageError: it is no draft. DataError: no row can be used.
     """
-    values = request.get("values") or {}
+    values = {} if request.get("values") is None else request["values"]
     ids = {name: request.get(name) or None for name in ("data", "model", "from")}
     if (
         not isinstance(values, dict)
@@ -109,9 +109,33 @@ def draft_of(site: Site, request: Mapping[str, Any]) -> Draft:
 
 
 async def _form(request: Request) -> Response:
-    """The fields, and what is suggested for a model and data: `?data=ID&model=ID&from=RUN`."""
-    draft = await api.blocking(draft_of, site_of(request), dict(request.query_params))
-    return api.answer(await api.blocking(form_of, draft))
+    """The fields, and what is suggested for a model and data: `?data=ID&model=ID&from=RUN`; of `?copy=RUN` its settings."""
+    site, asked = site_of(request), dict(request.query_params)
+    if "copy" not in asked:
+        return api.answer(await api.blocking(lambda: form_of(draft_of(site, asked))))
+    return api.answer(await api.blocking(copied, site, api.valid_id(asked["copy"])))
+
+
+def copied(site: Site, id: str) -> dict[str, Any]:
+    """The form with the settings of an earlier run, as far as the page takes them, and the ids of its data and model."""
+    config = load_config(site.run(id).path / CONFIG)
+    train = config.data.train
+    shipped = isinstance(train, str) and is_embedded(train)
+    found = [upload for upload in uploads.list_uploads(site) if str(upload.path.absolute()) == train]
+    data = _SHIPPED + str(train).removeprefix(PREFIX) if shipped else found[0].id if found else None
+    model: str | None = models.id_of(config.model.name)
+    try:
+        models.find(site, str(model))
+    except ToolkitError:
+        model = None
+    draft = draft_of(site, {"data": data, "model": model})
+    values, left = values_of_yaml(yaml_of(config), draft.chosen)
+    own = {"training.output_dir", "lora.adapter"}
+    return form_of(draft) | {
+        "ids": {"data": data, "model": model},
+        "values": values,
+        "left_out": [key for key in left if key not in own],
+    }
 
 
 def form_of(draft: Draft) -> dict[str, Any]:
@@ -317,7 +341,6 @@ def run_name(shown: str) -> str:
 
 
 ROUTES = [
-    Route("/train", shell("settings")),
     Route("/api/settings", _form, methods=["GET"]),
     Route("/api/settings/check", _check, methods=["POST"]),
     Route("/api/settings/yaml", _yaml, methods=["POST"]),

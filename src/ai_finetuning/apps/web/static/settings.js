@@ -6,19 +6,21 @@ import { bytes, duration, language, number, t } from "./words.js";
 const DRAFT = "aift-draft";
 const WAIT = 250, PLAN = 700; // ms after the last change
 const SMALL = 100e6; // parameters up to which three steps are tried without being asked
+const freshKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
 const address = new URLSearchParams(location.search);
-const draft = { data: null, model: null, from: null, values: {}, preset: "standard", key: crypto.randomUUID() };
+const draft = { data: null, model: null, from: null, values: {}, preset: "standard" };
+let key = freshKey(); // of a start: of these settings, in this tab
 const inputs = new Map(); // setting -> { field, control, error, box }
-let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = null, planning = null;
+let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = null, planning = null, failure = null, complained = false;
 
 const ids = () => Object.fromEntries(["data", "model", "from"].map((name) => [name, draft[name]]));
 const body = () => ({ ...ids(), values: draft.values });
 const remember = () => localStorage.setItem(DRAFT, JSON.stringify(draft));
 
 async function begin() {
+  if (address.get("copy")) return copy();
   const kept = JSON.parse(localStorage.getItem(DRAFT) ?? "null");
-  const named = ["data", "model", "from"].filter((name) => address.get(name));
-  const same = kept && named.every((name) => address.get(name) === kept[name]);
+  const named = ["data", "model", "from"].some((name) => address.get(name));
   for (const name of ["data", "model", "from"]) draft[name] = address.get(name) ?? (kept && name !== "from" ? kept[name] : null);
   if (draft.from) draft.model = null;
   const query = new URLSearchParams(Object.entries(ids()).filter(([, id]) => id));
@@ -26,16 +28,32 @@ async function begin() {
   try {
     form = await get(`/api/settings?${query}`);
   } catch (error) {
-    if (error.status !== 404 || !kept || same === false) return complain(error);
+    if (error.status !== 404 || named) return complain(error);
     localStorage.removeItem(DRAFT); // what was chosen the last time is gone
     return location.replace(location.pathname);
   }
-  if (same && Object.keys(kept.values).length) Object.assign(draft, kept);
+  const same = kept && Object.entries(ids()).every(([name, id]) => (kept[name] ?? null) === id) && Object.keys(kept.values).length;
+  if (same) Object.assign(draft, { values: kept.values, preset: kept.preset });
   else choose("standard", form.values);
   if (!form.objectives.includes(draft.values.objective ?? "sft")) delete draft.values.objective;
   showChosen();
   showFields();
   changed(0);
+}
+
+// The settings of an earlier run.
+async function copy() {
+  try {
+    form = await get(`/api/settings?copy=${encodeURIComponent(address.get("copy"))}`);
+  } catch (error) {
+    return complain(error);
+  }
+  Object.assign(draft, form.ids, { values: form.values, preset: "" });
+  history.replaceState(null, "", `?${new URLSearchParams(Object.entries(ids()).filter(([, id]) => id))}`);
+  showChosen();
+  showFields();
+  changed(0);
+  if (form.left_out.length) notice(t("copy_left", { keys: form.left_out.join(", ") }), "warn");
 }
 
 // What is trained, on what.
@@ -136,7 +154,7 @@ function showPresets() {
   replace($("presets"), Object.entries(form.presets).map(([name, preset]) => {
     const figures = { ...told?.presets?.[name], ...plan?.presets?.[name] };
     const seconds = plan ? plan.presets[name].seconds : figures.seconds;
-    const size = plan ? plan.needed_bytes : figures.memory_bytes;
+    const size = plan ? needed() : figures.memory_bytes;
     const lines = figures.total_steps === undefined ? [] : [
       [t("steps", { count: number(figures.total_steps) }), t("epochs", { count: number(figures.epochs) })].join(" · "),
       [size ? t("memory_of", { size: rough ? t("about", { value: bytes(size) }) : bytes(size) }) : null,
@@ -152,6 +170,7 @@ function showPresets() {
 
 // What was changed goes to the server, which answers with problems, or figures, YAML and command.
 function changed(wait = WAIT) {
+  key = freshKey();
   plan = null;
   planning?.abort();
   planning = null;
@@ -171,7 +190,8 @@ async function check() {
       told = answer;
       if (document.activeElement !== $("yaml")) $("yaml").value = told.yaml;
       command(told.command);
-      notice(null);
+      if (complained) notice(null);
+      complained = false;
       if (draft.preset && told.presets[draft.preset]) follow();
       planTimer = told.figures || draft.data ? setTimeout(() => makePlan(false), PLAN) : null;
     }
@@ -179,6 +199,7 @@ async function check() {
     $("start").disabled = $("plan").disabled = !ready;
     show();
   } catch (error) {
+    complained = true;
     complain(error);
   }
 }
@@ -204,11 +225,14 @@ function showProblems(problems) {
     others.map((one) => h("div", {}, one[language]))) : null);
 }
 
+// Bytes that a plan needs: of a few real steps, with what libraries take, where they were more.
+const needed = () => Math.max((plan.measured_memory ?? 0) + plan.memory.base, plan.needed_bytes);
+
 // Figures: of the formulas at once, of the plan when it is there.
 function show() {
   showPresets();
   const rough = told?.figures;
-  const figures = plan ? { seconds: plan.seconds, memory: plan.measured_memory ?? plan.needed_bytes, room: plan.limit_bytes ?? plan.free_memory_bytes,
+  const figures = plan ? { seconds: plan.seconds, memory: needed(), room: plan.limit_bytes ?? plan.free_memory_bytes,
     disk: plan.disk_bytes, steps: plan.total_steps, epoch: plan.steps_per_epoch, findings: plan.findings }
     : rough ? { seconds: rough.seconds, memory: rough.memory_bytes, room: told.room, disk: rough.disk_bytes, steps: rough.total_steps,
       epoch: rough.steps_per_epoch, findings: rough.findings } : null;
@@ -229,7 +253,8 @@ function show() {
 }
 
 async function makePlan(pilot) {
-  planTimer = null;
+  clearTimeout(planTimer);
+  planTimer = failure = null;
   planning?.abort();
   const mine = (planning = new AbortController());
   if (pilot) $("source").textContent = t("trying");
@@ -243,18 +268,23 @@ async function makePlan(pilot) {
   } catch (error) {
     if (mine !== planning) return;
     planning = null;
+    failure = error.message;
     show();
-    if (error.name !== "AbortError") replace($("findings"), h("div", { class: "notice bad" }, error.message));
+    replace($("findings"), h("div", { class: "notice bad" }, failure));
   }
 }
 
 // The plan in full.
 $("plan").addEventListener("click", () => {
   const place = h("div", {}, t("plan_waits"));
-  const fill = () => plan ? replace(place, planFacts()) : setTimeout(fill, 200);
   if (!plan && !planning) makePlan(false);
-  fill();
   ask({ title: t("plan"), body: [h("p", { class: "hint" }, t("plan_nothing")), place], button: t("close") });
+  const fill = () => {
+    if (plan) replace(place, planFacts());
+    else if (failure) replace(place, h("p", { class: "notice bad" }, failure));
+    else if (place.isConnected) setTimeout(fill, 200);
+  };
+  fill();
 });
 
 function planFacts() {
@@ -268,7 +298,7 @@ function planFacts() {
     ["p_evaluations", t("p_times", { count: number(plan.evaluations) })],
     ["time", plan.seconds === null ? t("time_unknown") : duration(plan.seconds)],
     plan.speed ? ["p_speed", t("p_speed_value", { rate: number(plan.speed.tokens_per_second), source: plan.speed.source[language] })] : null,
-    ["memory", `${bytes(plan.needed_bytes)} (${t("of_free", { size: bytes(plan.free_memory_bytes) })})`],
+    ["memory", `${bytes(needed())} (${t("of_free", { size: bytes(plan.free_memory_bytes) })})`],
     ["p_checkpointing", t(plan.gradient_checkpointing ? "yes" : "no")],
     ["disk", `${bytes(plan.disk_bytes)} (${t("of_free", { size: bytes(plan.free_disk_bytes) })})`],
   ];
@@ -298,16 +328,15 @@ $("yaml-file").addEventListener("change", async () => {
   await takeYaml();
 });
 
-// A start is one start, however often it is asked for: the key is the same until it has been answered.
+// A start is one start, however often it is asked for: the key is the same until something changes.
 $("form").addEventListener("submit", (event) => event.preventDefault());
 $("start").addEventListener("click", async () => {
   $("start").disabled = true;
   $("start").textContent = t("starting");
   planning?.abort();
+  planning = null;
   try {
-    const { id } = await post("/api/settings/start", { ...body(), key: draft.key });
-    draft.key = crypto.randomUUID();
-    remember();
+    const { id } = await post("/api/settings/start", { ...body(), key });
     location.assign(`/runs/${id}`);
   } catch (error) {
     $("start").disabled = false;

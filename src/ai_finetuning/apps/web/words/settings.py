@@ -25,6 +25,10 @@ WORDS = {
     ),
     "practice": ("同梱の小さなモデル（練習用）", "a small model that ships, for practice"),
     "goes_on": ("学習済みの重みから続けます", "goes on from trained weights"),
+    "copy_left": (
+        "元の学習の次の設定は、この画面では引き継げません: {keys}",
+        "These settings of the earlier run cannot be taken over on this page: {keys}",
+    ),
     # Presets.
     "presets": ("学習の長さ", "Length"),
     "own": ("自分で決める", "Your own"),
@@ -56,7 +60,7 @@ WORDS = {
     "f_data.eval": ("評価に使う割合", "Share for evaluation"),
     "f_data.system_prompt": ("システム指示", "System prompt"),
     "f_lora.r": ("LoRA のランク", "LoRA rank"),
-    "f_lora.lora_alpha": ("LoRA の倍率（alpha）", "LoRA scale (alpha)"),
+    "f_lora.lora_alpha": ("LoRA の倍率", "LoRA scale (alpha)"),
     "f_training.checkpoint.load_best": ("最良の重みを結果にする", "Best weights as the result"),
     "c_sft": ("質問への回答", "answers to questions"),
     "c_preference": ("良い回答と悪い回答の組", "pairs of a better and a worse answer"),
@@ -73,6 +77,7 @@ WORDS = {
     "problems": ("{count} 個の設定に問題があります。", "{count} settings have a problem."),
     # YAML.
     "yaml": ("YAML で見る・読み込む", "As YAML"),
+    "yaml_text": ("YAML", "YAML"),
     "yaml_hint": (
         "書き換えるとフォームに反映されます。ほかの YAML を貼り付けるか、ファイルを選んでも読み込めます。",
         "What you write here goes into the form. Paste another YAML, or choose a file.",

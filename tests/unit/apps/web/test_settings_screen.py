@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_finetuning.apps.web.screens.settings import checked, draft_of, form_of, planned, run_name
+from ai_finetuning.apps.web.screens.settings import checked, copied, draft_of, form_of, planned, run_name
 from ai_finetuning.apps.web.site import Site
 from ai_finetuning.errors import ConfigError, InputNotFoundError, UsageError
 
@@ -64,6 +64,20 @@ def test_an_evaluation_loss_needs_evaluation_data(site: Site):
     draft = draft_of(site, {"data": "embedded-kotoha-qa", "values": {"training.checkpoint.load_best": "true"}})
     with pytest.raises(ConfigError):
         checked(draft)
+
+
+def test_a_copy_has_the_settings_of_its_run(site: Site, tmp_path: Path):
+    folder = tmp_path / "outputs" / "faq"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "completed"}', encoding="utf-8")
+    text = "model: embedded:kotoha-tiny\ndata: {train: 'embedded:kotoha-qa', eval: 0.1}\nlearning_rate: 1e-4\noutput_dir: /x\n"
+    (folder / "config.yaml").write_text(text + "parallel: {processes: 2}\n", encoding="utf-8")
+    found = copied(site, "faq")
+    assert found["ids"] == {"data": "embedded-kotoha-qa", "model": "embedded-kotoha-tiny"}
+    assert found["values"] == {"method": "lora", "data.eval": "0.1", "training.learning_rate": "0.0001"}
+    assert found["left_out"] == ["parallel.processes"]
+    (folder / "config.yaml").write_text(text.replace("embedded:kotoha-qa", "/gone/data.csv"), encoding="utf-8")
+    assert copied(site, "faq")["ids"]["data"] is None
 
 
 def test_a_plan_tells_the_presets_again():
