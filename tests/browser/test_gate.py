@@ -193,3 +193,45 @@ def test_a_taken_port_and_a_start_without_torch(start_web: Any, web: Web):
     assert spent.user + spent.system < 1.0
     libraries = [item.path for item in psutil.Process(second.process.pid).memory_maps()]
     assert not [path for path in libraries if "/torch/" in path or "/numpy/" in path]
+
+
+def test_without_the_extra_the_command_names_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    import importlib.util
+
+    from ai_finetuning.apps.cli.main import run
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else found(name, *more)
+    )
+    assert run(["web", "--no-open"]) == 78
+    assert "uvicorn: `pip install 'ai-finetuning-toolkit[web]'`" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(["web", "--lang", "fr"]) == 64
+    assert run(["web", "--listen", "example.com"]) == 78
+
+
+def test_other_addresses_are_asked_by_their_numbers_only():
+    from ai_finetuning.apps.web.main import names_of
+
+    assert names_of("127.0.0.1") == ["127.0.0.1", "localhost"]
+    assert names_of("192.168.7.9") == ["192.168.7.9"]
+    assert names_of("::1") == ["[::1]"]
+    everything = names_of(".".join("0000"))
+    assert "localhost" in everything
+    assert all(name == "localhost" or name.replace(".", "").isdigit() for name in everything)
+
+
+def test_a_download_has_an_address_that_works_once(web: Web):
+    """Asked for with the token; then without it, whole, once, and as a file, whatever it holds."""
+    folder = web.folder / "outputs" / "faq"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "completed"}')
+    (folder / "report.html").write_text("<script>alert(1)</script>")
+    assert ask(web, "POST", "/api/results/faq/report")[0] == 401
+    address = json.loads(ask(web, "POST", "/api/results/faq/report", x_aift_token=web.token)[2])["address"]
+    status, headers, content = ask(web, "GET", address, range="bytes=0-2")
+    assert (status, content) == (200, b"<script>alert(1)</script>")
+    assert headers["content-disposition"].startswith("attachment;")
+    assert headers["content-type"] == "application/octet-stream"
+    assert ask(web, "GET", address)[0] == 404

@@ -177,7 +177,7 @@ def test_columns_sheet_and_division_are_in_the_folder(site: Site):
     now = uploads.find(site, made.id)
     assert now.columns == {"instruction": "回答", "output": "質問"}
     assert now.sheet == "FAQ"
-    assert now.settings == ['data.columns={"instruction": "回答", "output": "質問"}', 'data.sheet="FAQ"']
+    assert now.settings == ['data.columns={"instruction": "回答", "output": "質問"}', "data.sheet=FAQ"]
     assert now.table != made.table
     folder = uploads.divided_folder(now, 0.1)
     folder.mkdir()

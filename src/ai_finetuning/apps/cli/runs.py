@@ -244,8 +244,8 @@ def launch(
     """Begins a child that nobody owns."""
     from ...config.load import load_config
     from ...config.section import explicitly_set
+    from ...runs import OUTPUTS
     from ...runs.launch import launch as start
-    from ...runs.listing import OUTPUTS
 
     arguments = list(context.args)
     path = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
@@ -381,7 +381,7 @@ def begin(
         else:
             run_or_plan(load_config(folder / CONFIG), str(folder / CONFIG))
     except BaseException as error:
-        end(folder, identity(), described(error, for_files=True)[:300])
+        end(folder, identity(), described(error, for_files=True)[:1000])
         raise
 
 

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from ...errors import ConfigError, ToolkitError, localized
 from ...messages import notice, warn
+from ...runs import OUTPUTS
 from . import pages, tickets
 from .api import refuse
 from .gate import App, Gate
@@ -67,8 +68,8 @@ def serve(site: Site, *, port: int = 8050, listen: str = HERE, browser: bool = T
         notice(
             f"ポート {port} は使われているため、{taken} を使います。", f"port {port} is taken; this is port {taken}."
         )
-    names = _names(listen)
-    if listen != HERE:
+    names = names_of(listen)
+    if not ipaddress.ip_address(listen).is_loopback:
         _warn_of_others(listen)
     address = f"http://{names[0]}:{taken}/#token={site.token}"
     print(localized(f"ブラウザーで開いてください: {address}", f"open this in your browser: {address}"), flush=True)
@@ -119,11 +120,11 @@ def _bind(listen: str, port: int) -> socket.socket:
     )
 
 
-def _names(listen: str) -> list[str]:
+def names_of(listen: str) -> list[str]:
     """Names under which the server is asked; the first is for the address that is printed."""
     here = [HERE, "localhost"]
     address = ipaddress.ip_address(listen)
-    if address.is_loopback:
+    if listen == HERE:
         return here
     if not address.is_unspecified:
         return [f"[{listen}]" if address.version == 6 else listen]
@@ -153,8 +154,6 @@ def site_in(here: Path, *, runs: Path | None = None, models: Path | None = None,
         models: of models.
         data: of uploads.
     """
-    from ...runs.listing import OUTPUTS
-
     chosen = None if runs is None else runs.absolute()
     return Site(
         runs=chosen or here / OUTPUTS,

@@ -26,7 +26,7 @@ _TEMPLATES = Environment(
     loader=FileSystemLoader(_HERE / "pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
 # The navigation: the screen, where it is, and the screens that are steps of it.
-NAVIGATION = (
+NAVIGATION: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("home", "/", ()),
     ("data", "/data", ()),
     ("models", "/models", ()),

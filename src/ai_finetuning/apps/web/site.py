@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 from starlette.requests import Request
 
-from ...config.run_folder import RUN
 from ...errors import InputNotFoundError
 
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ class Site:
         Raises:
             InputNotFoundError: there is none.
         """
+        from ...config.run_folder import RUN
+
         made, entries = self._listing
         if 0 <= time.monotonic() - made < _NAMED:
             for entry in entries:

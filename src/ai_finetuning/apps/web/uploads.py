@@ -80,7 +80,7 @@ class Upload:
         if self.columns:
             given.append(f"data.columns={json.dumps(self.columns, ensure_ascii=False)}")
         if self.file_sheet is not None:
-            given.append(f"data.sheet={json.dumps(self.file_sheet, ensure_ascii=False)}")
+            given.append(f"data.sheet={self.file_sheet}")
         return given
 
     @property
@@ -231,7 +231,11 @@ def _used(folder: Path) -> int:
         for part in folder.glob(f"{_PART}*"):
             if time.time() - part.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(part, ignore_errors=True)
-    return sum(file.stat().st_size for file in folder.rglob("*") if is_plain(file))
+    used = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it has gone meanwhile
+            used += file.stat().st_size if is_plain(file) else 0
+    return used
 
 
 def find(site: Site, id: str) -> Upload:
@@ -324,12 +328,11 @@ def list_uploads(site: Site) -> list[Upload]:
 
 def users(site: Site, upload: Upload) -> list[str]:
     """The names of the runs at work, or waiting, that read an upload."""
-    place = str(upload.folder)
     found = []
     for entry in site.list_runs(fresh=True):
         if entry.status in ("running", "waiting"):
             with contextlib.suppress(OSError, ValueError):
-                if place in read_bounded(entry.path / CONFIG, _CONFIG_BYTES).decode("utf-8", "replace"):
+                if upload.id.encode() in read_bounded(entry.path / CONFIG, _CONFIG_BYTES):
                     found.append(entry.folder.name)
     return found
 

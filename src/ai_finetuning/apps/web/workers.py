@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -161,9 +163,11 @@ def _died(code: int, log: Path) -> Reason:
     except OSError:
         lines = []
     last = on_one_line(lines[-1])[:_SAID] if lines else ""
+    killed = code == -signal.SIGKILL if os.name != "nt" else False
+    ja, en = ("メモリーが足りなかったのかもしれません。", "Memory may have run out. ") if killed else ("", "")
     return Reason(
-        f"会話のモデルのプロセスが終わりました（終了コード {code}）。{last}",
-        f"The process of this conversation's model has ended (exit code {code}). {last}".rstrip(),
+        f"会話のモデルのプロセスが終わりました（終了コード {code}）。{ja}{last}",
+        f"The process of this conversation's model has ended (exit code {code}). {en}{last}".rstrip(),
     )
 
 
@@ -198,6 +202,9 @@ class Workers:
                 f"{folder} が計算中のため、会話のモデルを読み込みません。終わってから質問してください。",
                 f"{folder} is computing, so no model is loaded for a conversation. Ask again once it has ended.",
             )
+        known = self._workers.get(name)
+        if known is not None and known.ended is None:
+            return known
         self._loading = self._loading or asyncio.Lock()
         async with self._loading:  # one at a time, so that each sees the memory that the others have taken
             worker = self._workers.get(name)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,12 @@ BASE = "embedded:kotoha-tiny"
 QUESTION = "日本の首都はどこですか。"
 ASKED = {"history": [], "question": QUESTION, "system": None}
 GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes with one thread each, which is what tests that share a machine have."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +63,12 @@ async def _texts(worker: Worker, request: dict[str, Any]) -> tuple[dict[str, str
         else:
             others.append(message)
     return said, others
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs it in a loop of its own, in a thread: the browser's tests leave one running in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, work).result()
 
 
 def _request(**options: Any) -> dict[str, Any]:
@@ -105,7 +119,7 @@ def test_one_process_answers_as_both_models_stops_when_asked_and_is_killed(adapt
             await workers.take(str(adapter))
         assert list(tmp_path.iterdir()) == []
 
-    asyncio.run(talk())
+    _run(talk())
 
 
 def test_a_model_that_nobody_asks_is_closed_and_says_so(tmp_path: Path) -> None:
@@ -119,7 +133,7 @@ def test_a_model_that_nobody_asks_is_closed_and_says_so(tmp_path: Path) -> None:
         said, others = await _texts(worker, {"asked": {"tuned": ASKED}, "seed": 1, "options": {}})
         assert (said, others) == ({}, [{"ended": IDLED}])
 
-    asyncio.run(wait())
+    _run(wait())
 
 
 def test_a_model_that_is_not_there_is_told_to_whoever_asks(tmp_path: Path) -> None:
@@ -128,7 +142,7 @@ def test_a_model_that_is_not_there_is_told_to_whoever_asks(tmp_path: Path) -> No
         with pytest.raises(ModelError, match="nowhere"):
             await worker.ready()
 
-    asyncio.run(ask())
+    _run(ask())
 
 
 SERVER = """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from ....errors import UsageError
+from ....errors import ConfigError, DataError, UsageError
 from ....system.files import write_in_place
 from .. import uploads
 from ..api import answer, blocking, body, text
-from ..pages import shell
 from ..site import Site, language_of, site_of
 from ..tickets import ticket
 from .chosen import choices, chosen
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ....runs.jobs import Job
 
 KIND = "answers"
-_QUESTIONS, _RESULT = "questions.jsonl", "result.jsonl"
+_QUESTIONS = "questions.jsonl"
 _ANSWER = ("回答", "モデルの回答")
 _TABLES = (".csv", ".tsv")
 # Rows of a page, and answers after which a time is estimated.
@@ -44,12 +44,25 @@ class _Followed:
         answers: by the place of the question; None where it could not be asked.
         seen: of the file that they come from.
         began: when somebody looked first, and how many were answered then.
+        measured: by place the answer that was compared with the expected ones, and how near it is by each metric.
     """
 
     questions: list[dict[str, Any]]
     answers: dict[int, str | None] = field(default_factory=dict)
     seen: tuple[str, int, int] = ("", 0, 0)
     began: tuple[float, int] = (0.0, -1)
+    measured: dict[int, tuple[str | None, dict[str, float]]] = field(default_factory=dict)
+
+    def compare(self) -> None:
+        """Measures the answers that are new."""
+        from ....evaluation.answers import best_of, metrics_for
+
+        every = [item["expected"][0] for item in self.questions if item.get("expected")]
+        metrics = dict.fromkeys(("exact", *metrics_for(every)))
+        for place, told in self.answers.items():
+            expected = self.questions[place].get("expected")
+            if told is not None and expected and self.measured.get(place, (None, {}))[0] != told:
+                self.measured[place] = (told, {name: best_of(name, told, expected) for name in metrics})
 
 
 async def _choices(request: Request) -> JSONResponse:
@@ -75,11 +88,22 @@ def _known(site: Site, file: str) -> dict[str, Any]:
     from ....inference.question_files import headings_of
 
     upload = uploads.find(site, file)
-    names = headings_of(upload.file, sheet=upload.sheet)
+    with _as_shown(upload):
+        names = headings_of(upload.file, sheet=upload.sheet)
     given = upload.columns or {}
     asking = [name for name in names if role_of(name) == ("instruction", False)]
     column = given.get("instruction") or (asking[0] if len(asking) == 1 else None)
     return {"columns": names, "column": column, "expected": _expecting(names, given, column), "sheet": upload.sheet}
+
+
+@contextlib.contextmanager
+def _as_shown(upload: uploads.Upload) -> Iterator[None]:
+    """Refusals call a file what people call it."""
+    try:
+        yield
+    except (DataError, ConfigError) as error:
+        place = str(upload.file)
+        raise type(error)(error.ja.replace(place, upload.shown), error.en.replace(place, upload.shown)) from error
 
 
 def _expecting(names: list[str], given: Mapping[str, str], column: str | None) -> str | None:
@@ -115,7 +139,8 @@ def _begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
     upload = uploads.find(site, text(given, "file"))
     choice = chosen(site, given)
     column = text(given, "column", "") or (upload.columns or {}).get("instruction")
-    asked = read_questions(upload.file, column=column, sheet=upload.sheet)
+    with _as_shown(upload):
+        asked = read_questions(upload.file, column=column, sheet=upload.sheet)
     tokens, greedy = given.get("max_new_tokens", 512), given.get("greedy", True)
     validate_sampling(max_new_tokens=tokens)
     if greedy not in (True, False):
@@ -239,6 +264,7 @@ def _follow(request: Request, job: Job) -> _Followed:
         if seen != followed.seen:
             read = _of_result if source == out else _of_partial
             followed.answers, followed.seen = read(source, job, followed.questions), seen
+            followed.compare()
     return followed
 
 
@@ -274,20 +300,11 @@ def _of_result(path: Path, job: Job, questions: list[dict[str, Any]]) -> dict[in
 
 def _score(followed: _Followed) -> dict[str, Any] | None:
     """How near the answers are to the expected ones; None where there are none, or no answers yet."""
-    from ....evaluation.answers import best_of, metrics_for
-
-    judged = [
-        (text, item["expected"])
-        for place, text in followed.answers.items()
-        if text is not None and (item := followed.questions[place]).get("expected")
-    ]
-    if not judged:
+    measured = [scores for _, scores in followed.measured.values()]
+    if not measured:
         return None
-    every = [item["expected"][0] for item in followed.questions if item.get("expected")]
-    metrics = dict.fromkeys(("exact", *metrics_for(every)))
-    means = {name: sum(best_of(name, text, expected) for text, expected in judged) / len(judged) for name in metrics}
-    right = sum(best_of("exact", text, expected) == 1.0 for text, expected in judged)
-    return {"judged": len(judged), "right": right, "means": means}
+    means = {name: sum(scores[name] for scores in measured) / len(measured) for name in measured[0]}
+    return {"judged": len(measured), "right": sum(scores["exact"] == 1.0 for scores in measured), "means": means}
 
 
 async def _rows(request: Request) -> JSONResponse:
@@ -305,22 +322,21 @@ def _page(request: Request) -> dict[str, Any]:
     rows = []
     for place, item in enumerate(followed.questions):
         told = followed.answers.get(place)
-        mark = _mark(item, told, asked=place in followed.answers)
+        mark = _mark(followed, place)
         found = not find or find in item["question"].lower() or find in (told or "").lower()
         if found and (show == "all" or mark == show or (show == "without" and mark in ("refused", "open", "empty"))):
             rows.append([item["number"], item["question"], item.get("expected", []), told, mark])
     return {"total": len(rows), "rows": rows[page * _PAGE : (page + 1) * _PAGE]}
 
 
-def _mark(item: Mapping[str, Any], told: str | None, *, asked: bool) -> str:
+def _mark(followed: _Followed, place: int) -> str:
     """What is to be said of an answer: match, differ, done; or why there is none: open, empty, refused."""
-    from ....evaluation.answers import best_of
-
-    if told is None:
-        return "refused" if asked else "open" if item["question"] else "empty"
-    if not item.get("expected"):
+    if followed.answers.get(place) is None:
+        asked = place in followed.answers
+        return "refused" if asked else "open" if followed.questions[place]["question"] else "empty"
+    if place not in followed.measured:
         return "done"
-    return "match" if best_of("exact", told, item["expected"]) == 1.0 else "differ"
+    return "match" if followed.measured[place][1]["exact"] == 1.0 else "differ"
 
 
 async def _stop(request: Request) -> JSONResponse:
@@ -360,7 +376,6 @@ def _for_spreadsheets(out: Path, column: str) -> Path:
 
 
 ROUTES = [
-    Route("/answers", shell("answers")),
     Route("/api/answers/choices", _choices),
     Route("/api/answers/columns", _columns),
     Route("/api/answers", _start, methods=["POST"]),

@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 from ....errors import Reason, ToolkitError, UsageError
 from .. import collected
 from ..api import answer, blocking, body, text
-from ..pages import shell
 from ..site import language_of, site_of
 from ..workers import Workers
 from .chosen import choices, chosen
@@ -198,7 +197,6 @@ async def _keep(request: Request) -> JSONResponse:
 
 
 ROUTES = [
-    Route("/chat", shell("chat")),
     Route("/api/chat/choices", _choices),
     Route("/api/chat/state", _state),
     Route("/api/chat/answer", _answer, methods=["POST"]),

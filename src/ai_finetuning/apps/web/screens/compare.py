@@ -15,7 +15,6 @@ from ....runs.compare import compare
 from ....runs.listing import RunEntry, list_trash, rename, restore, trash
 from .. import api
 from ..draft import text_of
-from ..pages import shell
 from ..run_answers import last_answers
 from ..site import site_of
 from .results import result_of
@@ -116,7 +115,6 @@ async def _restore(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/compare", shell("compare")),
     Route("/api/compare/runs", _runs, methods=["GET"]),
     Route("/api/compare", _compared, methods=["GET"]),
     Route("/api/compare/rename", _rename, methods=["POST"]),

@@ -21,7 +21,6 @@ from ....data.paged import PAGE, Paged
 from ....errors import ConfigError, DataError, ToolkitError, UsageError
 from .. import children, uploads
 from ..api import answer, blocking, body, text
-from ..pages import shell
 from ..site import site_of
 from ..uploads import Upload
 from . import models
@@ -214,7 +213,7 @@ async def _tokens(request: Request) -> Response:
     model = await blocking(models.find, site_of(request), id)
     first = (number - 1) // _BLOCK * _BLOCK
     kept = _remembered(request)
-    key = (upload.id, upload.reading, model, first)
+    key = (upload.id, upload.reading, upload.size, model, first)
     if key not in kept:
         kept[key] = await _block(request, upload, table, model, first)
         while len(kept) > _REMEMBERED:
@@ -320,7 +319,6 @@ async def _own(request: Request) -> Upload:
 
 
 ROUTES = [
-    Route("/data", shell("data")),
     Route("/api/data", _list),
     Route("/api/data/upload", _upload, methods=["POST"]),
     Route("/api/data/{id}", _show),

@@ -17,7 +17,6 @@ from starlette.routing import Route
 from ....errors import StorageError, UsageError
 from ....system.files import is_plain, read_bounded
 from ..api import answer, blocking, body
-from ..pages import shell
 from ..site import Site, language_of, site_of
 from .chosen import Choice, choices, chosen
 
@@ -240,7 +239,6 @@ async def _resume(request: Request) -> JSONResponse:
 
 
 ROUTES = [
-    Route("/export", shell("export")),
     Route("/api/export/choices", _choices),
     Route("/api/export", _start, methods=["POST"]),
     Route("/api/export", _list),

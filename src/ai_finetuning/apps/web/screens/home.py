@@ -12,7 +12,6 @@ from starlette.routing import Route
 
 from ..api import answer, blocking, body, text
 from ..children import run as run_child
-from ..pages import shell
 from ..site import Site, site_of
 
 if TYPE_CHECKING:
@@ -116,7 +115,6 @@ async def _language(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/", shell("home")),
     Route("/api/head", _head),
     Route("/api/home", _home),
     Route("/api/home/details", _details, methods=["POST"]),

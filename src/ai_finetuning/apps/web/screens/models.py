@@ -15,7 +15,6 @@ from ....embedded import MODEL, PREFIX
 from ....errors import InputNotFoundError, UsageError
 from .. import children
 from ..api import answer, blocking, body, text, valid_id
-from ..pages import shell
 from ..site import Site, site_of
 
 _SHIPPED = "embedded-"
@@ -97,7 +96,6 @@ async def _asked(request: Request, arguments: list[str]) -> dict[str, Any]:
 
 
 ROUTES = [
-    Route("/models", shell("models")),
     Route("/api/models", _list),
     Route("/api/models/fit", _fit, methods=["POST"]),
 ]

@@ -19,7 +19,6 @@ from ....runs.launch import resume
 from ....runs.listing import RunEntry
 from ....runs.rows import loss_of, step_of
 from .. import api, tickets
-from ..pages import shell
 from ..run_answers import PAGE, answers_of, read_rows, shown
 from ..site import site_of
 
@@ -197,7 +196,6 @@ def _natural(text: str) -> int:
 
 
 ROUTES = [
-    Route("/runs/{id}/result", shell("results")),
     Route("/api/results/{id}", _result, methods=["GET"]),
     Route("/api/results/{id}/answers", _answers, methods=["GET"]),
     Route("/api/results/{id}/report", _report, methods=["POST"]),

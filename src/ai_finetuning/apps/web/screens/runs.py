@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ....config.run_folder import CONFIG, SAMPLES
-from ....embedded import PREFIX, is_embedded
 from ....errors import UsageError, without_secrets
 from ....messages import printable
 from ..api import answer, blocking, body, text
-from ..pages import shell
 from ..site import Site, site_of
-from .models import id_of as model_id
 
 # Points of one answer: above, the lowest and the highest of each of so many parts of it.
 MOST_POINTS = 2000
@@ -34,8 +29,8 @@ async def _facts(request: Request) -> Response:
 
 
 def _facts_of(site: Site, id: str) -> dict[str, Any]:
+    from ....config.run_folder import CONFIG
     from ....messages import argument
-    from ....runs.folder import recorded_settings
     from ....system.files import read_bounded
 
     entry = site.run(id)
@@ -51,26 +46,7 @@ def _facts_of(site: Site, id: str) -> dict[str, Any]:
         "method": entry.method,
         "started": entry.started,
         "settings": without_secrets(settings),
-        **_ids(site, recorded_settings(entry.path)),
     }
-
-
-def _ids(site: Site, settings: Mapping[str, Any]) -> dict[str, str | None]:
-    """What the page calls a run's model and data, for another run like it; None for what lies elsewhere."""
-    names = {"model": ("model", "name"), "data": ("data", "train")}
-    found: dict[str, str | None] = {}
-    for kind, (section, key) in names.items():
-        given = settings.get(section)
-        name = str(given.get(key) or "") if isinstance(given, Mapping) else ""
-        root = (site.models if kind == "model" else site.data).resolve()
-        inside = Path(name).is_absolute() and Path(name).is_relative_to(root)
-        if is_embedded(name):
-            found[f"{kind}_id"] = f"embedded-{name.removeprefix(PREFIX)}"
-        elif kind == "model":
-            found["model_id"] = model_id(f"./{Path(name).relative_to(root)}" if inside else name) if name else None
-        else:
-            found["data_id"] = Path(name).relative_to(root).parts[0] if inside else None
-    return found
 
 
 async def _metrics(request: Request) -> Response:
@@ -154,12 +130,15 @@ async def _samples(request: Request) -> Response:
 
 
 def _samples_of(folder: Path) -> dict[str, Any]:
-    from ....runs.rows import rows_of, step_of
-    from ....runs.watch import read_whole_lines
+    from ....config.run_folder import SAMPLES
+    from ....runs.rows import last_rows, rows_of, step_of
+    from ....runs.watch import MOST, read_whole_lines
 
-    content, *_ = read_whole_lines(folder / SAMPLES, "")
+    content, _, _, _, more = read_whole_lines(folder / SAMPLES, "")
     kept = ("question", "expected", "answer")
-    rows = [row for row in rows_of(content) if step_of(row.get("step")) is not None]
+    # Of many evaluations the first ones and the last ones.
+    found = rows_of(content) + (last_rows(folder / SAMPLES, MOST) if more else [])
+    rows = [row for row in found if step_of(row.get("step")) is not None]
     return {"rows": [{"step": row["step"]} | {key: _text(row.get(key)) for key in kept} for row in rows]}
 
 
@@ -201,7 +180,6 @@ async def _resume(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/runs/{id}", shell("runs")),
     Route("/api/runs/{id}", _facts),
     Route("/api/runs/{id}/metrics", _metrics),
     Route("/api/runs/{id}/samples", _samples),

@@ -33,7 +33,6 @@ from ....system.machine import machine
 from .. import api, children, uploads
 from ..data_facts import Facts, facts_of
 from ..draft import Chosen, arguments_of, config_of, described, text_of, values_of_yaml, yaml_of
-from ..pages import shell
 from ..site import Site, site_of
 from . import models
 
@@ -357,7 +356,6 @@ def run_name(shown: str) -> str:
 
 
 ROUTES = [
-    Route("/train", shell("settings")),
     Route("/api/settings", _form, methods=["GET"]),
     Route("/api/settings/check", _check, methods=["POST"]),
     Route("/api/settings/yaml", _yaml, methods=["POST"]),

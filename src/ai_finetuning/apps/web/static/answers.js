@@ -132,7 +132,7 @@ function build(id) {
   function draw(job) {
     command(job.commands[0]);
     const { about, status } = job;
-    title.textContent = `${about.shown} ・ ${about.of.label}`;
+    title.textContent = about.shown + t("dot") + about.of.label;
     replace(state, badge(status));
     bar.max = job.total || 1;
     bar.value = job.done + job.refused;
@@ -175,7 +175,7 @@ async function list() {
   const { jobs } = await get("/api/answers");
   $("earlier").hidden = !jobs.length;
   replace($("jobs"), jobs.map((job) => h("li", { class: "row apart" },
-    h("a", { href: `/answers?job=${job.id}` }, `${job.about.shown} ・ ${job.about.of.label}`),
+    h("a", { href: `/answers?job=${job.id}` }, job.about.shown + t("dot") + job.about.of.label),
     h("span", { class: "row" }, h("span", { class: "small soft" }, ago(job.made)), badge(job.status)))));
 }
 

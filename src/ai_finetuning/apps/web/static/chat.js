@@ -56,6 +56,7 @@ function headings() {
   const two = sides.length > 1;
   replace($("sides"), sides.map((side) => h("p", { class: "talk-side" }, t(two ? `side_${side}` : "side_alone"))));
   $("sides").hidden = !two;
+  $("lead").textContent = t(two ? "lead" : "lead_one");
   document.body.classList.toggle("talk-two", two);
 }
 
@@ -103,7 +104,7 @@ function closed(turn, stopped) {
     if (turn.ends[side] === "stopped") marks.push(t("mark_stopped"));
     if (["length", "positions", "loop"].includes(end)) marks.push(t(`end_${end}`));
     if (turn.forgotten?.[side]) marks.push(t("forgotten", { n: turn.forgotten[side] }));
-    if (end !== "refused") replace(ends, marks.join(" ・ "));
+    if (end !== "refused") replace(ends, marks.join(t("dot")));
   }
   const last = sides.at(-1);
   if (turn.text[last]) tools(turn, last);
@@ -188,7 +189,8 @@ function heard(turn, line) {
     if (below) window.scrollTo(0, end.scrollHeight);
   } else if (line.state === "answering") {
     told = true;
-    $("state").textContent = line.model.alone ? t("only_tuned", { why: line.model.alone[language] }) : t("thinking");
+    $("state").textContent = t("thinking");
+    if (line.model.alone) $("lead").textContent = t("only_tuned", { why: line.model.alone[language] });
     turn.all = line.model.positions;
     if (line.model.sides.join() !== sides.join()) rearrange(turn, line.model.sides);
   } else if (line.side && "end" in line) {
@@ -224,7 +226,7 @@ function tools(turn, side) {
     const history = Object.fromEntries(sides.map((one) => [one, turn.history[one]]));
     const { file, shown } = await post("/api/chat/keep", {
       kind, question: turn.question, system: $("system").value, history: { tuned: history[side] }, answer: turn.text[side], ...more });
-    replace(said, `${t(`saved_${kind}`)} ・ `, h("a", { href: `/data?file=${file}` }, t("see_data", { file: shown })));
+    replace(said, t(`saved_${kind}`), t("dot"), h("a", { href: `/data?file=${file}` }, t("see_data", { file: shown })));
     after();
   };
   const tried = (work) => () => work().catch(complain);

@@ -28,7 +28,8 @@ async function during(text, work) {
   try {
     return await work(control.signal);
   } catch (error) {
-    complain(error);
+    if (error.name === "AbortError") notice(t("stopped_work"), "warn");
+    else complain(error);
     return null;
   } finally {
     replace($("work"));
@@ -287,6 +288,7 @@ async function tokens(row) {
 function drawn(row) {
   return h("div", { class: "token-row" },
     h("p", { class: "small" }, t("token_count", { tokens: number(row.tokens), live: number(row.label_tokens) })),
+    row.parts.length === 1 && row.tokens >= 512 ? h("p", { class: "hint" }, t("token_cut")) : null,
     row.parts.map((part) => [t(`part_${part.name}`) ? h("h3", {}, t(`part_${part.name}`)) : null,
       h("p", { class: "tokens" }, part.tokens.map(([token, text, live, special]) => {
         const written = (special ? `⟨${text}⟩` : text).replaceAll("\n", "⏎\n");

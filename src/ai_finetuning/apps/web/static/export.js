@@ -90,7 +90,7 @@ function card(job) {
   const busy = ["running", "waiting"].includes(status);
   const step = commands[Math.min(done, commands.length - 1)];
   return h("article", { class: "card", "aria-label": `${t(`kind_${about.kind}`)} ${about.of.label}` },
-    h("div", { class: "row apart" }, h("h3", {}, `${about.of.label} ・ ${t(`kind_${about.kind}`)}`),
+    h("div", { class: "row apart" }, h("h3", {}, about.of.label + t("dot") + t(`kind_${about.kind}`)),
       h("span", { class: "row" }, h("span", { class: "small soft" }, ago(job.made_at)), badge(status))),
     busy && h("progress", { max: commands.length, value: status === "running" ? done + 0.5 : 0, "aria-label": t(`kind_${about.kind}`) }),
     busy && h("p", { class: "small soft" }, status === "waiting" ? t("waits") : t("step_of", { step: done + 1, total: commands.length, command: `aift ${step[1]}` })),
@@ -100,8 +100,8 @@ function card(job) {
       h("div", { class: "row apart" }, h("span", {}, h("strong", {}, t(`made_${one.what}`)), " ", h("span", { class: "small soft" }, bytes(one.size))),
         copier(t("copy_path"), one.path)),
       h("code", { class: "export-path" }, one.path)))),
-    job.merged && measured(job.merged),
-    job.verdict && verdict(job),
+    (job.merged || job.verdict) && h("dl", { class: "facts export-facts" }, job.merged && measured(job.merged), job.verdict && verdict(job.verdict)),
+    job.verdict && checks(job),
     job.log.length > 0 && h("details", { "data-of": `${job.id}-log` }, h("summary", {}, t("log")), h("pre", { class: "log", tabindex: "0" }, job.log.join("\n"))),
     h("div", { class: "actions" },
       busy && h("button", { type: "button", onclick: act("stop") }, t("stop")),
@@ -109,23 +109,20 @@ function card(job) {
       h("button", { type: "button", class: "quiet", onclick: () => ($("command").textContent = commands.map(line).join(" && ")) }, t("same_command"))));
 }
 
-const measured = ({ kl, top1, limits }) => h("dl", { class: "facts export-facts" },
-  h("dt", {}, t("difference")), h("dd", {}, h("span", { class: "badge good" }, t("merge_good")), " ",
-    t("same_token", { share: number(100 * top1, 1) }), " ・ ", t("kl", { kl: number(kl, 4), limit: number(limits.kl, 2) })));
+const measured = ({ kl, top1, limits }) => [h("dt", {}, t("difference")), h("dd", {}, h("span", { class: "badge good" }, t("merge_good")), " ",
+  t("same_token", { share: number(100 * top1, 1) }), t("dot"), t("kl", { kl: number(kl, 4), limit: number(limits.kl, 2) }))];
 
 const GRADES = { close: "good", usable: "warn", poor: "bad", "not quantized": "bad" };
-function verdict({ id, verdict: told }) {
-  const ratio = (name, value) => value !== null && [h("dt", {}, t(`ratio_${name}`)), h("dd", {}, t("of_before", { share: number(100 * value, 1) }))];
-  return [
-    h("dl", { class: "facts export-facts" },
-      h("dt", {}, t("verdict")), h("dd", {}, h("span", { class: `badge ${GRADES[told.grade]}` }, t(`grade_${told.grade}`))),
-      ratio("disk", told.disk_ratio), ratio("memory", told.memory_ratio), ratio("perplexity", told.perplexity_ratio)),
-    h("details", { "data-of": `${id}-checks` }, h("summary", {}, t("checks")), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("checks") }, h("table", {},
+const ratio = (name, value) => value !== null && [h("dt", {}, t(`ratio_${name}`)), h("dd", {}, t("of_before", { share: number(100 * value, 1) }))];
+const verdict = (told) => [
+  h("dt", {}, t("verdict")), h("dd", {}, h("span", { class: `badge ${GRADES[told.grade]}` }, t(`grade_${told.grade}`))),
+  ratio("disk", told.disk_ratio), ratio("memory", told.memory_ratio), ratio("perplexity", told.perplexity_ratio)];
+
+const checks = ({ id, verdict: told }) =>
+  h("details", { "data-of": `${id}-checks` }, h("summary", {}, t("checks")), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("checks") }, h("table", {},
       h("thead", {}, h("tr", {}, ["check", "value", "limit", "holds"].map((name) => h("th", { scope: "col" }, t(name))))),
       h("tbody", {}, told.checks.map((one) => h("tr", {}, h("th", { scope: "row" }, t(`check_${one.name}`)), h("td", {}, number(one.value, Number.isInteger(one.value) ? 0 : 4)),
-        h("td", {}, one.limit), h("td", {}, h("span", { class: `badge ${one.holds ? "good" : "bad"}` }, t(one.holds ? "yes" : "no"))))))))),
-  ];
-}
+        h("td", {}, one.limit), h("td", {}, h("span", { class: `badge ${one.holds ? "good" : "bad"}` }, t(one.holds ? "yes" : "no")))))))));
 
 command(["aift", "export"]);
 prepare().catch(complain);

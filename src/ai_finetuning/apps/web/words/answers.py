@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 WORDS = {
+    "dot": (" ・ ", " · "),
     "title": ("一括回答", "Batch answers"),
     "lead": (
         "質問の並んだファイルに、モデルの回答を 1 列加えます。画面を閉じても続きます。",
@@ -60,9 +61,8 @@ WORDS = {
     "score_right": ("{right} / {judged} 件が一致（{share} %）", "{right} of {judged} match ({share} %)"),
     "metric_exact": ("完全一致", "Exact match"),
     "metric_char_f1_jglue": ("文字の F1", "Character F1"),
-    "metric_char_bigram_f1": ("文字 2-gram の F1", "Character bigram F1"),
+    "metric_char_bigram_f1": ("隣り合う 2 文字の F1", "Character bigram F1"),
     "metric_char_rouge_l": ("文字の ROUGE-L", "Character ROUGE-L"),
-    "metric_char_f1_llm_jp": ("llm-jp-eval の char_f1", "char_f1 of llm-jp-eval"),
     "normalized_how": (
         "全角・半角、前後の空白、文末の「。」の違いは無視します。",
         "Differences of width, blanks around and 。 at the end do not count.",

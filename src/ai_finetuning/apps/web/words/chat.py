@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 WORDS = {
+    "dot": (" ・ ", " · "),
     "title": ("会話", "Chat"),
     "lead": (
         "同じ質問に、元のモデルと学習後のモデルが並んで答えます。",
         "The original model and the trained one answer the same question side by side.",
     ),
+    "lead_one": ("モデルに質問します。", "Ask the model."),
     "model": ("学習結果・モデル", "Run or model"),
     "choose": ("選んでください", "Choose one"),
     "of_runs": ("学習結果", "Runs"),

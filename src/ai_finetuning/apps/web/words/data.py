@@ -16,6 +16,7 @@ WORDS = {
     "reading": ("{name} を読んで調べています…", "Reading and examining {name}…"),
     "stop": ("中止", "Stop"),
     "stopped": ("中止しました。ファイルは残していません。", "Stopped; nothing of the file was kept."),
+    "stopped_work": ("中止しました。", "Stopped."),
     "too_large": (
         "{name} は {most} を超えています。分けてから置いてください。",
         "{name} is larger than {most}; divide it first.",
@@ -42,7 +43,7 @@ WORDS = {
     "to_trash": ("ごみ箱へ", "To the trash"),
     "trash_title": ("{name} をごみ箱へ移しますか", "Move {name} to the trash?"),
     "trash_body": (
-        "データのフォルダーの .trash に移ります。必要になったら、そこから取り出せます。",
+        "データのフォルダーの中のごみ箱に移ります。必要になったら、そこから取り出せます。",
         "It moves to .trash in the folder of the data, where you find it again.",
     ),
     "delete": ("完全に削除", "Delete for good"),
@@ -156,8 +157,8 @@ WORDS = {
     "legend_special": ("⟨ ⟩ 特殊トークン", "⟨ ⟩ special token"),
     "token_count": ("{tokens} トークン、うち学習対象 {live}", "{tokens} tokens, {live} of them learnt"),
     "token_cut": (
-        "512 トークンを超えるため、この先は切り取られます。",
-        "Longer than 512 tokens: what follows is cut.",
+        "ここまでの 512 トークンを学習し、続きは切り取られます（学習の設定で変えられます）。",
+        "So far go the 512 tokens of data.max_length; what follows is cut unless it is set higher.",
     ),
     "no_tokens": ("この行は学習に使えません。", "This row cannot be trained on."),
     "part_row": ("", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 WORDS = {
+    "dot": (" ・ ", " · "),
     "title": ("書き出し", "Export"),
     "lead": (
         "学習結果を、ほかのプログラムやほかの PC で使える形にします。",
@@ -29,8 +30,8 @@ WORDS = {
     "bits_8": ("8 bit（差が少ない）", "8 bit (closer)"),
     "kind_gguf": ("GGUF", "GGUF"),
     "about_gguf": (
-        "llama.cpp や Ollama で使う 1 ファイルにします。llama.cpp のチェックアウトが必要です。",
-        "One file for llama.cpp and Ollama. It needs a checkout of llama.cpp.",
+        "llama.cpp や Ollama で使う 1 ファイルにします。llama.cpp のチェックアウト（~/llama.cpp など）が必要です。",
+        "One file for llama.cpp and Ollama. It needs a checkout of llama.cpp, such as ~/llama.cpp.",
     ),
     "type": ("精度", "Precision"),
     "type_q8_0": ("q8_0（8 bit）", "q8_0 (8 bit)"),
