@@ -172,6 +172,9 @@ def redraw(browser: Any, web: Web) -> float:
 def launches(web: Web) -> dict[str, float]:
     """From 開始 to the run's id, and until a stop is answered: a real training of what ships."""
     values = {"data": "embedded-kotoha-qa", "model": "embedded-kotoha-tiny", "key": "benchmark-of-the-page"}
+    request(
+        web, f"/api/settings?data={values['data']}&model={values['model']}"
+    )  # the form, which stands before the button
     began = time.perf_counter()
     id = request(web, "/api/settings/start", values)["id"]
     launched = time.perf_counter() - began

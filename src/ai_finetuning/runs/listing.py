@@ -19,12 +19,11 @@ from ..config.run_folder import LOCK, METRICS, RUN
 from ..errors import ConfigError, InputNotFoundError, RunLockedError, StorageError
 from ..messages import notice, on_one_line
 from ..system.files import subfolders
+from . import OUTPUTS
 from .folder import read_run
 from .rows import last_rows, loss_of, step_of, steps_of
 from .state import State, Status, state_of
 
-# Where runs go by default, beside those in the folder itself.
-OUTPUTS = "outputs"
 # Runs that are moved out of the way, beside those that stay.
 TRASH = ".trash"
 _STAMP = "%Y%m%d-%H%M%S-%f"

@@ -244,8 +244,8 @@ def launch(
     """Begins a child that nobody owns."""
     from ...config.load import load_config
     from ...config.section import explicitly_set
+    from ...runs import OUTPUTS
     from ...runs.launch import launch as start
-    from ...runs.listing import OUTPUTS
 
     arguments = list(context.args)
     path = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None

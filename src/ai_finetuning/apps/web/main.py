@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from ...errors import ConfigError, ToolkitError, localized
 from ...messages import notice, warn
+from ...runs import OUTPUTS
 from . import pages, tickets
 from .api import refuse
 from .gate import App, Gate
@@ -153,8 +154,6 @@ def site_in(here: Path, *, runs: Path | None = None, models: Path | None = None,
         models: of models.
         data: of uploads.
     """
-    from ...runs.listing import OUTPUTS
-
     chosen = None if runs is None else runs.absolute()
     return Site(
         runs=chosen or here / OUTPUTS,

@@ -328,12 +328,11 @@ def list_uploads(site: Site) -> list[Upload]:
 
 def users(site: Site, upload: Upload) -> list[str]:
     """The names of the runs at work, or waiting, that read an upload."""
-    place = str(upload.folder)
     found = []
     for entry in site.list_runs(fresh=True):
         if entry.status in ("running", "waiting"):
             with contextlib.suppress(OSError, ValueError):
-                if place in read_bounded(entry.path / CONFIG, _CONFIG_BYTES).decode("utf-8", "replace"):
+                if upload.id.encode() in read_bounded(entry.path / CONFIG, _CONFIG_BYTES):
                     found.append(entry.folder.name)
     return found
 

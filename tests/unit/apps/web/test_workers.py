@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,12 @@ async def _texts(worker: Worker, request: dict[str, Any]) -> tuple[dict[str, str
     return said, others
 
 
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs it in a loop of its own, in a thread: the browser's tests leave one running in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, work).result()
+
+
 def _request(**options: Any) -> dict[str, Any]:
     return {"asked": {"base": ASKED, "tuned": ASKED}, "seed": None, "options": GREEDY | options}
 
@@ -111,7 +119,7 @@ def test_one_process_answers_as_both_models_stops_when_asked_and_is_killed(adapt
             await workers.take(str(adapter))
         assert list(tmp_path.iterdir()) == []
 
-    asyncio.run(talk())
+    _run(talk())
 
 
 def test_a_model_that_nobody_asks_is_closed_and_says_so(tmp_path: Path) -> None:
@@ -125,7 +133,7 @@ def test_a_model_that_nobody_asks_is_closed_and_says_so(tmp_path: Path) -> None:
         said, others = await _texts(worker, {"asked": {"tuned": ASKED}, "seed": 1, "options": {}})
         assert (said, others) == ({}, [{"ended": IDLED}])
 
-    asyncio.run(wait())
+    _run(wait())
 
 
 def test_a_model_that_is_not_there_is_told_to_whoever_asks(tmp_path: Path) -> None:
@@ -134,7 +142,7 @@ def test_a_model_that_is_not_there_is_told_to_whoever_asks(tmp_path: Path) -> No
         with pytest.raises(ModelError, match="nowhere"):
             await worker.ready()
 
-    asyncio.run(ask())
+    _run(ask())
 
 
 SERVER = """

@@ -51,7 +51,7 @@ class _Followed:
     answers: dict[int, str | None] = field(default_factory=dict)
     seen: tuple[str, int, int] = ("", 0, 0)
     began: tuple[float, int] = (0.0, -1)
-    measured: dict[int, tuple[str, dict[str, float]]] = field(default_factory=dict)
+    measured: dict[int, tuple[str | None, dict[str, float]]] = field(default_factory=dict)
 
     def compare(self) -> None:
         """Measures the answers that are new."""
@@ -61,7 +61,7 @@ class _Followed:
         metrics = dict.fromkeys(("exact", *metrics_for(every)))
         for place, told in self.answers.items():
             expected = self.questions[place].get("expected")
-            if told is not None and expected and self.measured.get(place, ("", {}))[0] != told:
+            if told is not None and expected and self.measured.get(place, (None, {}))[0] != told:
                 self.measured[place] = (told, {name: best_of(name, told, expected) for name in metrics})
 
 

@@ -213,7 +213,7 @@ async def _tokens(request: Request) -> Response:
     model = await blocking(models.find, site_of(request), id)
     first = (number - 1) // _BLOCK * _BLOCK
     kept = _remembered(request)
-    key = (upload.id, upload.reading, model, first)
+    key = (upload.id, upload.reading, upload.size, model, first)
     if key not in kept:
         kept[key] = await _block(request, upload, table, model, first)
         while len(kept) > _REMEMBERED:

@@ -64,7 +64,7 @@ function showLast(runs) {
     h("td", { class: "figure" }, run.after === null ? "–" : `${run.before === null ? "" : `${number(run.before, 3)} → `}${number(run.after, 3)}`),
     h("td", { title: moment(run.started) }, ago(run.started)),
     h("td", {}, next(run)));
-  replace($("last-list"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("last") }, h("table", {},
+  replace($("last-list"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("last_runs") }, h("table", {},
     h("thead", {}, h("tr", {}, ["run", "state", "verdict", "loss", "started"].map((name) => h("th", { scope: "col" }, t(name))), h("td", {}))),
     h("tbody", {}, runs.map(line)))));
 }

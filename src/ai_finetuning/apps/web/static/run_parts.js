@@ -14,7 +14,7 @@ export async function showSamples(api) {
   }
   const steps = [...new Set(rows.map((row) => row.step))].sort((a, b) => a - b);
   if (!steps.length) return replace($("samples"), h("p", { class: "soft" }, t("samples_none")));
-  const name = (step) => (step === 0 ? t("first") : t("at_step", { step: number(step) }));
+  const name = (step) => (step === 0 ? t("before") : t("at_step", { step: number(step) }));
   const body = h("tbody"), heads = h("tr");
   const select = h("select", { id: "samples-at", onchange: () => { chosen = select.value; fill(); } }, steps.map((step) => h("option", { value: String(step) }, name(step))));
   const fill = () => {

@@ -12,7 +12,7 @@ WORDS = {
         "Five clicks from a table to the verdict, with a small model and data that ship. Nothing is downloaded.",
     ),
     "at_work": ("いま動いている学習", "At work now"),
-    "last": ("最近の学習", "Last runs"),
+    "last_runs": ("最近の学習", "Last runs"),
     "pc": ("この PC", "This PC"),
     "cpu": ("CPU", "CPU"),
     "cpu_is": ("{name}（{cores} コア）", "{name} ({cores} cores)"),

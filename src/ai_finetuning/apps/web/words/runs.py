@@ -56,7 +56,7 @@ WORDS = {
     "samples_at": ("どの時点の回答", "Answers at"),
     "question": ("質問", "Question"),
     "expected": ("正解", "Expected"),
-    "first": ("学習前", "Before"),
+    "before": ("学習前", "Before"),
     "at_step": ("ステップ {step}", "Step {step}"),
     "no_answer": ("（時間切れ）", "(out of time)"),
     "log": ("記録（ログ）", "Log"),
