@@ -297,10 +297,9 @@ function drawn(row) {
 }
 
 command(["aift", "data", "doctor", "FILE"]);
-const told = sessionStorage.getItem(SAID);
-if (told) {
-  sessionStorage.removeItem(SAID);
-  notice(told, "good");
-}
 dropping();
-(id ? show() : list()).catch(complain);
+(id ? show() : list()).then(() => {
+  const told = sessionStorage.getItem(SAID);
+  sessionStorage.removeItem(SAID);
+  if (told) notice(told, "good");
+}).catch(complain);
