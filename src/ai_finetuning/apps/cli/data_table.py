@@ -65,6 +65,7 @@ def limit(memory: int, seconds: int) -> None:
     import signal
 
     def end(*_: object) -> None:
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # once is enough
         raise DataError(
             f"調べるのに {seconds} 秒を超える計算が要るため、やめました。ファイルを分けてください（似た行が何千もあると長くかかります）。",
             f"examining it takes more than {seconds} seconds of computing; divide the file (thousands of similar rows take "
