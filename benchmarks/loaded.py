@@ -1,6 +1,7 @@
 """Training beside other processes: what is left of its speed, as a share of what the system gives it.
 
-python benchmarks/loaded.py              # a minute a row on a quiet machine; prints and writes the result
+python benchmarks/loaded.py              # seven minutes on two quiet cores; prints and writes the result
+python benchmarks/loaded.py --waiting passive --steps 10        # two minutes: only what has the limit
 
 Ten processes that never rest run beside a LoRA run of embedded:kotoha-tiny with packing. Its fair share of its quiet
 speed is what the scheduler gives its threads: processors / (threads + busy processes). With OpenMP's threads that sleep
@@ -18,12 +19,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 0.8
 STEPS, WARM_UP = 14, 4
+WAITING = ("passive", "active")
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -39,7 +41,7 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-def speed(policy: str, threads: int, steps: int = STEPS) -> float:
+def speed(policy: str, threads: int, steps: int) -> float:
     """Tokens a second of the steps after the warm-up, from the run's own record."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
     environment["OMP_WAIT_POLICY"] = policy
@@ -58,14 +60,14 @@ def speed(policy: str, threads: int, steps: int = STEPS) -> float:
     return statistics.median(rates[WARM_UP - 1 :])
 
 
-def measure(busy: int, threads: int, policies: tuple[str, ...]) -> dict[str, object]:
+def measure(busy: int, threads: int, policies: Sequence[str], steps: int) -> dict[str, object]:
     """Quiet and loaded speeds of each way of waiting, which take turns."""
     fair = min(1.0, (os.cpu_count() or 1) / (threads + busy))
     rows = {}
     for policy in policies:
-        quiet = speed(policy, threads)
+        quiet = speed(policy, threads, steps)
         with busy_processes(busy):
-            beside = speed(policy, threads)
+            beside = speed(policy, threads, steps)
         rows[policy] = {
             "quiet_tokens_per_second": round(quiet),
             "loaded_tokens_per_second": round(beside),
@@ -87,12 +89,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of a run, of which {WARM_UP} are not counted")
+    parser.add_argument(
+        "--waiting", nargs="+", choices=WAITING, default=WAITING, help="how threads wait for each other"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "loaded.json")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     if load > 1:
         print(f"load {load:.1f} before the first run: the figures are not those of a quiet machine", file=sys.stderr)
-    found = measure(options.busy, options.threads, ("passive", "active"))
+    if options.steps <= WARM_UP or "passive" not in options.waiting:
+        parser.error(f"--steps has to be above {WARM_UP}, and `passive` among --waiting: it has the limit")
+    found = measure(options.busy, options.threads, options.waiting, options.steps)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
     waiting = found["waiting"]
