@@ -19,8 +19,8 @@ from ai_finetuning.config.data import DataConfig
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.encoding import UNREADABLE, find_first_encoding
 from ai_finetuning.data.files import open_data
-from ai_finetuning.data.prepare import load_examples, prepare
 from ai_finetuning.data.pieces import Account
+from ai_finetuning.data.prepare import load_examples, prepare
 from ai_finetuning.data.streamed import Piece, RowStream
 from ai_finetuning.data.streamed_loader import UNKNOWN, StreamedLoader
 from ai_finetuning.errors import DataError, ModelError
