@@ -79,6 +79,27 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_refuses_another_mixture(
     assert [source["name"] for source in noted["result"]["plan"]["sources"]] == ["a.jsonl", "b.jsonl"]
 
 
+def test_old_rows_beside_entries_are_the_bits_of_one_more_entry(
+    tiny_model_dir: Path, files: dict[str, Path], tmp_path: Path
+):
+    entries = ["[{{path: {a}, epochs: 2, max_samples: 9}}, {{path: {b}, weight: 0.4, by: tokens}}]"]
+    entries += ["[{{path: {a}, epochs: 2, max_samples: 9}}]"]
+    for name, of, more in (
+        ("entry", entries[0], ()),
+        ("replay", entries[1], (f"data.replay={{path: {files['b']}, share: 0.4}}",)),
+    ):
+        run = settings(tiny_model_dir, files, of)
+        assert call("train", *run, *more, f"output_dir={tmp_path / name}", "training.schedule.max_steps=6") == 0
+    assert losses(tmp_path / "replay") == losses(tmp_path / "entry")
+    assert weights_digest(tmp_path / "replay") == weights_digest(tmp_path / "entry")
+    notes = [json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8")) for name in ("replay", "entry")]
+    plans = [note["result"]["plan"]["sources"] for note in notes]
+    assert plans[0] == plans[1]
+    assert plans[0][1]["share"] == pytest.approx(0.4, abs=0.05)
+    marks = [note["fingerprint"]["mixture"] for note in notes]
+    assert marks[0] == marks[1]
+
+
 def train(rank: int, model: Path, files: dict[str, Path], folder: Path, alone: bool = False) -> None:
     data = DataConfig(
         train=[{"path": str(files["a"]), "epochs": 1}, {"path": str(files["b"]), "weight": 0.3, "by": "tokens"}],

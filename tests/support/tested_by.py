@@ -34,6 +34,7 @@ TESTED_BY = {
     **dict.fromkeys(
         ("engine.references", "execution.objective", "execution.preference"), "integration/test_preference_runs.py"
     ),
+    "config.streaming": "integration/test_streaming_runs.py",
     "data.cache": "unit/data/test_store.py",
     "execution.one_model": "unit/planner/test_fits.py",
     "execution.planned_model": "unit/execution/test_choosing.py",

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..errors import ConfigError
 from .limits import AtLeastOne, Fraction, PositiveFloat
-from .mixture import sources_of
+from .mixture import ROWS, Sources, sources_of
 from .section import section
 
 
@@ -150,6 +150,12 @@ class DataConfig:
     taken out. `eval` is read whole.
     ja: `train` のファイル、フォルダー、データセットそれぞれから使う行数の上限。先頭から使い、評価用に分けるのはその後です。`eval` は全部使います。
     """
+    streaming: bool = dataclasses.field(default=False, kw_only=True)
+    """Read, encode and train rows as they come, in the order of the files, without preparing them: for a first look at
+    large data. It needs schedule.max_steps; packing, grouping by length, shares as `eval`, replay and entries with shares
+    need all rows first (docs/scale.md).
+    ja: データを用意せずに、行をファイルの順に読みながら学習します。大きなデータを最初に試すための設定です。schedule.max_steps が必要です。packing、長さによるグループ分け、割合での評価データ、replay、割合のある項目には全部の行が要るので使えません（docs/scale.ja.md）。
+    """
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig, kw_only=True)
     """Rows of an earlier training among the new ones.
     ja: 新しい行に混ぜる、以前の学習のデータ。
@@ -169,9 +175,27 @@ class DataConfig:
                 "data.train が空のリストです。学習データのファイルを 1 つ以上指定してください。",
                 "data.train is an empty list; name at least one file of training data.",
             )
-        if sources_of(self.train) is not None and self.replay.path is not None:
-            raise ConfigError(
-                "data.train に割合や回数のある項目があるときは、data.replay は使えません。以前のデータも data.train の項目にしてください（例: {path: old.jsonl, weight: 0.1, by: tokens}）。",
-                "data.replay does not go with a data.train whose entries have shares or passes: add the old rows there as an "
-                "entry ({path: old.jsonl, weight: 0.1, by: tokens}).",
-            )
+        sources = sources_of(self.train)
+        if sources is not None and self.replay.path is not None and self.replay.share is not None:
+            _refuse_beside_replay(sources, self.replay.share)
+
+
+def _refuse_beside_replay(sources: Sources, share: float) -> None:
+    """Refuses entries of `train` whose weights and the share of replayed rows do not go together.
+
+    Raises:
+        ConfigError: weights that count rows, or that leave nothing to entries that are passed whole.
+    """
+    weights = [entry.weight for entry in sources.entries if entry.weight is not None]
+    if any(entry.weight is not None and entry.by == ROWS for entry in sources.entries):
+        raise ConfigError(
+            "data.train の weight は行を数え、data.replay.share は学習対象トークンを数えます。weight のある項目に by: tokens を付けてください。",
+            "the weights of data.train count rows, and data.replay.share counts label tokens: give the entries with a weight "
+            "by: tokens.",
+        )
+    if len(weights) < len(sources.entries) and sum(weights) + share >= 1:
+        raise ConfigError(
+            f"data.train の weight と data.replay.share の合計が {sum(weights) + share:g} です。回数で使う項目の分が残りません。1 未満にしてください。",
+            f"the weights of data.train and data.replay.share sum to {sum(weights) + share:g}, which leaves nothing to the entries "
+            "that are passed whole; it must be less than 1.",
+        )

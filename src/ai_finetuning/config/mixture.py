@@ -76,6 +76,21 @@ class Sources:
         return [Path(item) for entry in self.entries for item in entry.path]
 
 
+def with_replay(sources: Sources, path: str | Sequence[str], share: float) -> Sources:
+    """The sources with rows of an earlier training as one more: a share of the run's label tokens, which the weights of the
+    other entries count too.
+
+    Args:
+        path: of the old rows.
+        share: of the label tokens, above 0 and below 1.
+    """
+    entries = sources.entries
+    # Beside whole passes weights are shares of the run; among themselves they are what they are of each other.
+    alone = all(entry.weight is not None for entry in entries)
+    weight = share / (1 - share) * sum(entry.weight or 0.0 for entry in entries) if alone else share
+    return Sources((*entries, Entry((path,) if isinstance(path, str) else tuple(path), weight, by=TOKENS)))
+
+
 def paths_of(value: Any) -> list[str]:
     """The paths of `data.train` in any of its forms."""
     items = value if isinstance(value, list) else [value] if isinstance(value, str) else []

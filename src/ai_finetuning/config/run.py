@@ -13,6 +13,7 @@ from .model import ModelConfig
 from .parallel import ParallelConfig
 from .preference import LOSSES, Objective, PreferenceConfig, loss_of
 from .section import explicitly_set, require, section, with_values
+from .streaming import refuse_beside_streaming
 from .training import MultiGPUTrainingConfig, TrainingConfig
 
 
@@ -156,6 +157,8 @@ class RunConfig:
         )
         self._refuse_a_strategy_of_training()
         self._refuse_for_objective()
+        if self.data.streaming:
+            refuse_beside_streaming(self.data, self.training, self.objective)
 
     def _refuse_for_objective(self) -> None:
         """What pairs of answers, or marked ones, do not go together with; and their settings where nobody reads them."""

@@ -17,6 +17,8 @@ _ORDINARY = re.compile("[\u3040-\u30ff\u4e00-\u9fff\u3000-\u303f\uff00-\uff5e\x2
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
 _SAMPLE = 200_000
 _BLOCK = 2**20
+# Bytes by which the encoding of a file is told that is not read before its rows are used.
+_FIRST = 2**25
 # A byte that the encoding does not have, as `surrogateescape` keeps it.
 UNREADABLE = re.compile("[\udc80-\udcff]")
 
@@ -75,6 +77,23 @@ def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
     if wrong_bytes * 1000 > size:
         raise _undecodable(first, not_utf8, name)
     return encoding, "surrogateescape"
+
+
+def find_first_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
+    """find_encoding() by the first bytes of a file, up to a line end, so that a large one is not read for it. Bytes behind
+    them that the encoding does not have become lone surrogates.
+
+    Raises:
+        DataError: see find_encoding.
+    """
+    with opened() as stream:
+        first = stream.read(_FIRST)
+    if len(first) < _FIRST or b"\n" not in first:
+        return find_encoding(opened, name)
+    first = first[: first.rindex(b"\n") + 1]
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x1b$" in first:
+        return find_encoding(opened, name)  # UTF-16 and ISO-2022-JP have no surrogates for wrong bytes
+    return find_encoding(lambda: io.BytesIO(first), name)[0], "surrogateescape"
 
 
 def _decoded(opened: Callable[[], BinaryIO], encoding: str, errors: str) -> Iterator[str]:

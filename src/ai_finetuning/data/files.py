@@ -138,6 +138,7 @@ def open_data(
     columns: Mapping[str, str] | None = None,
     sheet: str | None = None,
     hashed: bool = False,
+    beginning: bool = False,
 ) -> tuple[FileReport, Iterator[RowBatch]]:
     """What read_rows reads, some rows at a time: (report, batches). The report is complete, but for the number of rows,
     when the last batch is read.
@@ -145,6 +146,7 @@ def open_data(
     Args:
         bad: receives the rows that cannot be used.
         hashed: whether the files' hashes are wanted (Content.sha256).
+        beginning: whether the beginning of a file alone tells its encoding (File.beginning).
         path, columns, sheet: see read_rows.
 
     Raises:
@@ -154,7 +156,7 @@ def open_data(
     if folder is None:
         return _batches_of(*_read_hub(str(path)), bad)
     if not folder.is_dir():
-        return _open_file(folder, str(path), bad, columns, sheet, hashed=hashed)
+        return _open_file(folder, str(path), bad, columns, sheet, hashed=hashed, beginning=beginning)
     if any((folder / marker).is_file() for marker in _SAVED):
         return _batches_of(*read_saved(folder), bad)
     if (folder / TOKENS).is_file():
@@ -164,7 +166,7 @@ def open_data(
             "it was made from.",
         )
     report = FileReport(str(path), "folder")
-    return report, _open_folder(folder, report, bad, columns, sheet, hashed=hashed)
+    return report, _open_folder(folder, report, bad, columns, sheet, hashed=hashed, beginning=beginning)
 
 
 def _batches_of(rows: Iterator[Row], report: FileReport, bad: BadRows) -> tuple[FileReport, Iterator[RowBatch]]:
@@ -202,11 +204,12 @@ def _open_file(
     sheet: str | None,
     *,
     hashed: bool = False,
+    beginning: bool = False,
 ) -> tuple[FileReport, Iterator[RowBatch]]:
     content, kind, notes = unpacked(path, set(READERS), hashed=hashed)
     # Rows are named by the whole path, as files in two folders may share a name.
     report = FileReport(name, kind.removeprefix("."), notes=notes)
-    file = File(path, content, report, bad, columns, sheet)
+    file = File(path, content, report, bad, columns, sheet, beginning)
     return report, _batches_of_lines(file) if kind in _LINES else _in_batches(READERS[kind](file), file)
 
 
@@ -227,6 +230,7 @@ def _open_folder(
     sheet: str | None,
     *,
     hashed: bool = False,
+    beginning: bool = False,
 ) -> Iterator[RowBatch]:
     """Batches of all data files of a folder; files of other splits are named, not read."""
     entries, files = _entries(folder)
@@ -251,7 +255,7 @@ def _open_folder(
                 )
             )
             continue
-        part, batches = _open_file(entry, str(entry), bad, columns, sheet, hashed=hashed)
+        part, batches = _open_file(entry, str(entry), bad, columns, sheet, hashed=hashed, beginning=beginning)
         yield from batches
         report.notes += [(f"{entry.name}: {ja}", f"{entry.name}: {en}") for ja, en in part.notes]
     others = [entry.name for entry in entries if entry not in files]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from .streams import WHOLE
 
 # Rows of this many steps are sorted by length together: enough for narrow batches, few enough to stay random.
 _WINDOW_STEPS = 16
+_Row = TypeVar("_Row")
 
 
 class Loader:
@@ -161,10 +163,7 @@ class Loader:
 
     def micro_batches(self, epoch: int, index: int, micro_batch_size: int) -> list[Batch]:
         """This rank's micro-batches of step `index` of `epoch`; the rows of all ranks do not depend on
-        micro_batch_size.
-
-        Every rank gets the same number of micro-batches: one that has fewer rows computes some without labels, since
-        sharded weights are gathered by all ranks together.
+        micro_batch_size, and every rank gets the same number of micro-batches (dealt).
         """
         return self._micro_batches(epoch, index, micro_batch_size, other=False)
 
@@ -175,14 +174,21 @@ class Loader:
     def _micro_batches(self, epoch: int, index: int, micro_batch_size: int, *, other: bool) -> list[Batch]:
         first = index * self._rows_per_step
         rows = self._documents(epoch, first)
-        mine = rows[self._data_rank :: self._data_size]
-        most = -(-len(rows) // self._data_size)
-        batches = [
-            self._collate(mine[start : start + micro_batch_size], other)
-            for start in range(0, len(mine), micro_batch_size)
-        ]
-        missing = -(-most // micro_batch_size) - len(batches)
-        return batches + [self._collate(rows[:1], other).without_labels()] * missing
+        share = (self._data_rank, self._data_size)
+        return dealt(rows, share, micro_batch_size, lambda some: self._collate(some, other))
+
+    def position(self, epoch: int, index: int) -> None:
+        """Nothing that a checkpoint has to hold: epoch and step say it all."""
+
+    def go_to(self, epoch: int, index: int, position: Mapping[str, Any] | None) -> None:
+        """Nothing to do: every step can be asked for."""
+
+    def behind(self, steps: int) -> tuple[int, int]:
+        """(epoch, step of it) behind so many steps of a run."""
+        epoch = 0
+        while steps >= self.steps(epoch):  # with old rows among the new ones, epochs differ in length
+            epoch, steps = epoch + 1, steps - self.steps(epoch)
+        return epoch, steps
 
     def _documents(self, epoch: int, first: int) -> list[list[int]]:
         """The documents of each row of the step that begins with row `first` of an epoch."""
@@ -201,6 +207,23 @@ class Loader:
             pad_token_id=self._pad_token_id,
             packed=self._packed,
         )
+
+
+def dealt(
+    rows: list[_Row], share: tuple[int, int], micro_batch_size: int, collated: Callable[[list[_Row]], Batch]
+) -> list[Batch]:
+    """The micro-batches of one of several ranks out of the rows of a step. Every rank gets as many: one that has fewer
+    rows computes some without labels, since sharded weights are gathered by all ranks together.
+
+    Args:
+        share: (rank, ranks).
+        collated: makes a micro-batch of some rows.
+    """
+    rank, ranks = share
+    mine, most = rows[rank::ranks], -(-len(rows) // ranks)
+    batches = [collated(mine[start : start + micro_batch_size]) for start in range(0, len(mine), micro_batch_size)]
+    missing = -(-most // micro_batch_size) - len(batches)
+    return batches + [collated(rows[:1]).without_labels()] * missing
 
 
 def answer_batch(

@@ -30,6 +30,7 @@ from .prepared import open_prepared, prepared_folder
 from .sources import RowReading, read_source
 from .store.folder import cached_store
 from .store.preparing import Encoder, Preparation, left_aside, lines_of, sources_of
+from .streamed import RowStream, lines_of_look, report_of
 from .text_dataset import TextDataset
 from .tokenize import count_label_tokens, encode
 from .vocabulary import vocabulary_loss
@@ -48,6 +49,7 @@ class PreparedData:
         digest: SHA-256 over the training tokens and labels, in order.
         old: rows of an earlier training to take a share from (`data.replay`).
         sizes: training rows of each entry of `data.train`, one behind another; empty where it has no entries.
+        stream: what gives the training rows where they are streamed; `train` and `report` are those of its first piece.
     """
 
     train: Sequence[Example]
@@ -58,6 +60,7 @@ class PreparedData:
     old: Sequence[Example] = ()
     objective: Objective = "sft"
     sizes: tuple[int, ...] = ()
+    stream: RowStream | None = None
 
     @property
     def every(self) -> Sequence[Example]:
@@ -66,8 +69,9 @@ class PreparedData:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
-        return int(lengths_of(self.every).max())
+        """Tokens of the longest row; of streamed rows that none exceeds."""
+        there = int(lengths_of(self.every).max())
+        return there if self.stream is None else max(there, self.stream.max_length)
 
     @property
     def eval_characters(self) -> int | None:
@@ -103,6 +107,8 @@ def prepare(
     """
     entries = train.entries if isinstance(train, Sources) else ()
     examples: Sequence[Example]
+    if config.streaming:
+        return _streamed(train, eval_data, tokenizer, config, encoders)
     if entries:
         examples, report, lines = _load_entries(entries, tokenizer, config, encoders, objective)
     else:
@@ -113,8 +119,8 @@ def prepare(
         examples, scored = SPLITS[split](examples, eval_data, seed)
         lines.append(localized(f"評価用に分けた行: {len(scored)}", f"rows for evaluation: {len(scored)}"))
     elif eval_data is not None:
-        scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None), encoders, objective)
-        lines += [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
+        scored, more = _scored(eval_data, tokenizer, config, encoders, objective)
+        lines += more
         both = shared_rows(examples, scored)
         if both:
             lines.append(
@@ -129,6 +135,33 @@ def prepare(
     old = _old_rows(tokenizer, config, scored, lines, encoders) if objective == "sft" else []
     sizes = _sizes(entries, whole, examples)
     return PreparedData(examples, scored, lines, report, digest_of(Joined(examples, old)), old, objective, sizes)
+
+
+def _scored(
+    eval_data: Any, tokenizer: Any, config: DataConfig, encoders: Encoders | None, objective: Objective
+) -> tuple[Sequence[Example], list[str]]:
+    """The rows of evaluation data that is no share, and what is said of them."""
+    scored, _, more = load_examples(eval_data, tokenizer, replace(config, max_samples=None), encoders, objective)
+    return scored, [localized(f"評価: {line}", f"evaluation: {line}") for line in more]
+
+
+def _streamed(
+    train: Any, eval_data: Any, tokenizer: Any, config: DataConfig, encoders: Encoders | None
+) -> PreparedData:
+    """Training rows that are read while they are trained on, of which the first are looked at; evaluation data as ever."""
+    items = train if isinstance(train, list) else [train]
+    stream = RowStream([str(item) for item in items], tokenizer, config)
+    examples, account = stream.look()
+    lines = lines_of_look(account)
+    scored: Sequence[Example] = []
+    if eval_data is not None:
+        scored, more = _scored(eval_data, tokenizer, config, encoders, "sft")
+        told = localized(
+            "ストリーミングでは、評価データが学習データにも含まれるかどうかは調べません（`aift data doctor 学習データ --eval 評価データ` で調べられます）",
+            "streamed training data is not searched for the evaluation data (`aift data doctor TRAIN --eval EVAL` does that)",
+        )
+        lines += [*more, told]
+    return PreparedData(examples, scored, lines, report_of(account), stream.digest(), stream=stream)
 
 
 def _check_marks(examples: Sequence[Example]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from ..errors import DataError, Reason, ToolkitError, localized
 from ..messages import excerpt
 from .bad_rows import BadRows
-from .encoding import find_encoding
+from .encoding import find_encoding, find_first_encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ class File:
         bad: receives the rows that cannot be used.
         columns: roles of columns, given by the user; they tell which row of a table is its heading.
         sheet: which sheet of a workbook, by name; None chooses the one whose heading fits.
+        beginning: whether its beginning alone tells the encoding; bytes further on that it does not have make bad rows.
     """
 
     path: Path
@@ -99,6 +100,7 @@ class File:
     bad: BadRows
     columns: Mapping[str, str] | None = None
     sheet: str | None = None
+    beginning: bool = False
 
     @property
     def raw(self) -> bytes:
@@ -107,7 +109,8 @@ class File:
 
     @cached_property
     def _encoding(self) -> tuple[str, str]:
-        encoding, errors = find_encoding(self.content.open, self.report.path)
+        find = find_first_encoding if self.beginning else find_encoding
+        encoding, errors = find(self.content.open, self.report.path)
         self.report.encoding = encoding
         return encoding, errors
 

@@ -28,6 +28,8 @@ from .train_state import TrainState
 MAX_BAD_STEPS = 3
 _PROGRESS = frozenset(field.name for field in fields(TrainState))
 SPIKE_SIGMAS = 8.0
+# Where the rows of the next step stand, in the state of a checkpoint; only streamed data has it.
+POSITION = "data_position"
 
 
 def fit(run: Run) -> TrainState:
@@ -310,6 +312,9 @@ def snapshot(run: Run, *, whole: bool = False) -> Snapshot:
         "fingerprint": run.fingerprint,
         "derived": run.derived,
     }
+    position = run.loader.position(state.epoch, state.index)
+    if position is not None:
+        content[POSITION] = position
     tensors, layouts = owned_tensors(run)
     if run.save_only_model and not whole:
         tensors, content[WEIGHTS_ONLY] = {"model": tensors["model"]}, True
@@ -366,5 +371,6 @@ def load(run: Run, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any
         if name not in _PROGRESS:
             raise ValueError(f"a progress called {name[:40]} is not known")
         setattr(run.state, name, value)
+    run.loader.go_to(run.state.epoch, run.state.index, content.get(POSITION))
     run.strategy.load_state_dict(content["strategy"])
     rng.restore(rng.state_of_rank(content["rng"], run.strategy.rank))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -55,6 +56,18 @@ class Prefetched:
     def other_answers(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
         """The same questions, each with the answer to another one; made when asked for."""
         return self._thread.submit(self._loader.other_answers, epoch, index, micro_batch_size).result()
+
+    def position(self, epoch: int, index: int) -> dict[str, Any] | None:
+        """See LoaderLike."""
+        return self._loader.position(epoch, index)
+
+    def go_to(self, epoch: int, index: int, position: Mapping[str, Any] | None) -> None:
+        """See LoaderLike."""
+        self._thread.submit(self._loader.go_to, epoch, index, position).result()
+
+    def behind(self, steps: int) -> tuple[int, int]:
+        """See LoaderLike."""
+        return self._thread.submit(self._loader.behind, steps).result()
 
     def _made(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
         group = self._loader.micro_batches(epoch, index, micro_batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,15 @@ class LoaderLike(Protocol):
 
     def other_answers(self, epoch: int, index: int, micro_batch_size: int) -> Sequence[Batch]:
         """The same questions, each with the answer to another one."""
+
+    def position(self, epoch: int, index: int) -> dict[str, Any] | None:
+        """What a checkpoint has to hold of the data beside the numbers of the next step, as JSON; None for nothing."""
+
+    def go_to(self, epoch: int, index: int, position: Mapping[str, Any] | None) -> None:
+        """Goes on with a step whose position is known; ValueError or KeyError where it is none."""
+
+    def behind(self, steps: int) -> tuple[int, int]:
+        """(epoch, step of it) behind so many steps of a run."""
 
 
 @dataclass

@@ -68,14 +68,14 @@ class DataSummary:
 
     Attributes:
         train, evaluation: names of the files without their folders, or what else the data is.
-        rows, eval_rows: after what was left out.
+        rows, eval_rows: after what was left out; rows is None where they are streamed, and not counted.
         tokens, label_tokens: of the training rows, in one epoch.
         left_out: rows by reason (Japanese, English).
     """
 
     train: Sequence[str]
     evaluation: Sequence[str]
-    rows: int
+    rows: int | None
     eval_rows: int
     tokens: int
     label_tokens: int
@@ -324,18 +324,22 @@ def _data(data: DataSummary) -> list[tuple[Reason, str]]:
         (
             Reason("行", "rows"),
             localized(
-                f"学習 {data.rows:,}、評価 {data.eval_rows:,}",
-                f"{data.rows:,} for training, {data.eval_rows:,} for evaluation",
-            ),
-        ),
-        (
-            Reason("学習対象トークン", "label tokens"),
-            localized(
-                f"{data.label_tokens:,}（1 エポック、全 {data.tokens:,} トークン中）",
-                f"{data.label_tokens:,} of {data.tokens:,} tokens, in one epoch",
+                f"学習 {'ストリーミング（数えません）' if data.rows is None else f'{data.rows:,}'}、評価 {data.eval_rows:,}",
+                f"{'streamed' if data.rows is None else f'{data.rows:,}'} for training{' (not counted)' * (data.rows is None)}, "
+                f"{data.eval_rows:,} for evaluation",
             ),
         ),
     ]
+    if data.rows is not None:
+        rows.append(
+            (
+                Reason("学習対象トークン", "label tokens"),
+                localized(
+                    f"{data.label_tokens:,}（1 エポック、全 {data.tokens:,} トークン中）",
+                    f"{data.label_tokens:,} of {data.tokens:,} tokens, in one epoch",
+                ),
+            )
+        )
     if left:
         rows.append((Reason("除いた行", "rows left out"), f"{left:,}"))
         rows += [(Reason("", ""), reason) for reason in reasons]

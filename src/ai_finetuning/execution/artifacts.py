@@ -45,7 +45,7 @@ from .derived import Derived
 from .fingerprint import weights_mark
 from .model_card import Base, model_card
 from .output_folder import OutputFolder, new_folder, not_written, validate_new_folder
-from .reporting import RunReport, data_names
+from .reporting import RunReport, data_names, report_of
 from .request import TrainRequest
 from .resolve import RunPlan
 from .result import Result
@@ -334,9 +334,10 @@ def summarize(result: Result, plan: RunPlan) -> dict[str, Any]:
         "tokens_per_second": round(state.tokens / result.seconds, 1) if result.seconds > 0 else None,
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
         "estimated_memory_gb": round(plan.summary.memory.total / 1e9, 2),
-        "characters_per_token": round(plan.data.report.characters_per_token, 3),
-        "vocabulary": vocabulary_line(plan.data.report.vocabulary),
+        "characters_per_token": round(report_of(plan).characters_per_token, 3),
+        "vocabulary": vocabulary_line(report_of(plan).vocabulary),
         "plan": {key: value for key, value in asdict(plan.summary).items() if key not in _OF_THE_MOMENT}
+        | plan.summary.uncounted()
         | {name: getattr(plan.derived, name) for name in _CUT},
     }
 

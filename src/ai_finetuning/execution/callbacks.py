@@ -118,9 +118,9 @@ def arguments_of(plan: RunPlan) -> CallbackArguments:
         lr_scheduler_type=training.schedule.name,
         logging_steps=training.logging_steps,
         eval_steps=_interval(
-            plan.derived.eval_steps or training.eval_steps, training.evals_per_epoch, len(plan.loader)
+            plan.derived.eval_steps or training.eval_steps, training.evals_per_epoch, plan.loader.steps(0)
         ),
-        save_steps=_interval(training.save_steps, training.saves_per_epoch, len(plan.loader)),
+        save_steps=_interval(training.save_steps, training.saves_per_epoch, plan.loader.steps(0)),
         save_total_limit=training.checkpoint.save_total_limit,
         eval_strategy=IntervalStrategy.STEPS if evaluates else IntervalStrategy.NO,
         load_best_model_at_end=training.checkpoint.load_best and evaluates,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.mixture import Sources
+from ..config.mixture import Sources, with_replay
 from ..config.section import explicitly_set
 from ..config.training import TrainingConfig
 from ..data.answers import AnswerRows
+from ..data.examples import Joined, learnt_of, lengths_of
 from ..data.loader import Loader
 from ..data.mixed import Mixed, SourceShare
 from ..data.mixture import Mixture, Taken
 from ..data.prepare import PreparedData, prepare
+from ..data.streamed_loader import Check, StreamedLoader
 from ..engine.schedule import resolve_warmup, warmup_of_ratio
 from ..errors import ConfigError, localized
 from ..parallel.plan import ParallelPlan
@@ -51,7 +53,11 @@ def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | Mixed | N
     """Rows of several sources, each with its share: new rows with those of an earlier training (`data.replay`), or the
     entries of `data.train`; None where all rows are taken once an epoch.
     """
-    share, seed = request.config.data.replay.share, request.config.training.runtime.seed
+    replay, seed = request.config.data.replay, request.config.training.runtime.seed
+    share = replay.share
+    if isinstance(request.train, Sources) and share is not None and replay.path is not None:
+        entries = with_replay(request.train, replay.path, share).entries
+        return Mixed(Joined(data.train, data.old), (*data.sizes, len(data.old)), entries, seed)
     if isinstance(request.train, Sources):
         return Mixed(data.train, data.sizes, request.train.entries, seed)
     if share is None:
@@ -83,9 +89,18 @@ def validate_base(request: TrainRequest, parallel: ParallelPlan) -> None:
         )
 
 
-def loader_of(request: TrainRequest, data: PreparedData, mixture: Mixture | Mixed | None, tokenizer: Any) -> Loader:
-    """All rows, in order; see Loader.of_rank for the share of a process."""
+def loader_of(
+    request: TrainRequest, data: PreparedData, mixture: Mixture | Mixed | None, tokenizer: Any, check: Check
+) -> Loader | StreamedLoader:
+    """All rows, in order; see Loader.of_rank for the share of a process.
+
+    Args:
+        check: refuses rows that the model cannot take; streamed ones come later.
+    """
     config, training = request.config, request.config.training
+    if data.stream is not None:
+        rows = training.batch_size * training.gradient_accumulation_steps
+        return StreamedLoader(data.stream, rows_per_step=rows, pad_token_id=tokenizer.pad_token_id, check=check)
     loader = Loader(
         data.train if mixture is None else mixture,
         rows_per_step=training.batch_size * training.gradient_accumulation_steps,
@@ -98,6 +113,21 @@ def loader_of(request: TrainRequest, data: PreparedData, mixture: Mixture | Mixe
     if config.objective != "sft":
         loader.answers = AnswerRows()
     return loader
+
+
+def steps_of(training: TrainingConfig, loader: Loader | StreamedLoader) -> tuple[int, int]:
+    """(steps of the run, of an epoch); of streamed rows, whose end nobody knows, both are the run's."""
+    if isinstance(loader, StreamedLoader):
+        total = training.schedule.max_steps or 1  # which is refused where it is not given
+        return total, total
+    return training.schedule.max_steps or loader.steps_of(training.num_epochs), len(loader)
+
+
+def tokens_of(data: PreparedData, rows_of_run: int) -> tuple[int, int]:
+    """(tokens, label tokens) of the training rows; of streamed ones those of so many rows of a run, by the first ones."""
+    times = 1.0 if data.stream is None else rows_of_run / len(data.train)
+    tokens, learnt = int(lengths_of(data.train).sum()), int(learnt_of(data.train).sum())
+    return round(times * tokens), round(times * learnt)
 
 
 def warmup_of(training: TrainingConfig, taken: dict[str, Any], total: int) -> int:

@@ -17,7 +17,7 @@ from ..engine.checkpoint.store import LoadedCheckpoint
 from ..engine.checkpoint.store import load as load_checkpoint
 from ..engine.faults import Faults
 from ..engine.hooks import SignalFlags
-from ..engine.loop import fit, last_checkpoint, load
+from ..engine.loop import POSITION, fit, last_checkpoint, load
 from ..engine.metrics import read_metrics
 from ..engine.state import Run
 from ..errors import DivergedError, PreemptedError, StorageError
@@ -472,7 +472,8 @@ def _restore(run: Run, loaded: LoadedCheckpoint | None, start: resume.ResumePoin
         with resume.readable(start.checkpoint if start is not None and start.checkpoint is not None else "checkpoint"):
             load(run, loaded.tensors, loaded.state)
             steps = run.loader.steps(run.state.epoch)
-            resume.rescale_data_position(run.state, loaded.state["fingerprint"], run.fingerprint, steps)
+            saved, streams = loaded.state["fingerprint"], loaded.state.get(POSITION) is not None
+            resume.rescale_data_position(run.state, saved, run.fingerprint, steps, streams=streams)
         notice(f"ステップ {run.state.step} から再開します。", f"resuming from step {run.state.step}.")
     elif start is not None and start.foreign is not None:
         resume.load_foreign(run, start.foreign)

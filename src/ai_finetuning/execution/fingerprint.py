@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..config.fields import fields_of, section_class
-from ..config.mixture import sources_of
+from ..config.mixture import sources_of, with_replay
 from ..config.plain import to_plain
 from ..config.run import RunConfig
 from ..errors import ModelError
@@ -173,6 +173,9 @@ def fingerprint_of(request: TrainRequest, digest: str, summary: Plan, cut: Cut) 
         "extra_tokens": config.model.extra_tokens,
     }
     sources = sources_of(config.data.train)
+    replay = config.data.replay
+    if sources is not None and replay.path is not None and replay.share is not None:
+        sources = with_replay(sources, replay.path, replay.share)
     if sources is not None:  # the digest holds the rows, not how often each is taken
         same["mixture"] = [
             {"rows": taken.there, "weight": entry.weight, "epochs": entry.passes, "by": entry.by}

@@ -35,6 +35,8 @@ def warn_of_leakage(train: Any, eval_data: Any, data: PreparedData, config: Data
         config: how they are read.
     """
     train = train.paths if isinstance(train, Sources) else train
+    if data.stream is not None:  # it says so itself
+        return
     if not _is_file(eval_data) or not isinstance(train, str | Path | Sized) or isinstance(train, TextDataset):
         return
     digest = hashlib.sha256(f"{data.digest} {digest_of(data.eval_data)} {code_version()}".encode())

@@ -199,12 +199,13 @@ def verdict_of(summary: Mapping[str, Any]) -> Verdict:
 def _data(summary: Mapping[str, Any]) -> list[Reason]:
     plan, data = summary["plan"], summary["data"]
     train, scored = (_joined([Reason(*name) for name in data[key]]) for key in ("train", "eval"))
+    size = Reason("ストリーミング、行数は数えていません", "streamed, rows not counted")
+    if plan["rows"] is not None:
+        rows, tokens = plan["rows"], plan["label_tokens"]
+        size = Reason(f"{rows:,} 行、学習対象 {tokens:,} トークン", f"{rows:,} rows, {tokens:,} label tokens")
     return [
         *_heading("学習データ", "Data"),
-        Reason(
-            f"- 学習: {train.ja}（{plan['rows']:,} 行、学習対象 {plan['label_tokens']:,} トークン）",
-            f"- training: {train.en} ({plan['rows']:,} rows, {plan['label_tokens']:,} label tokens)",
-        ),
+        Reason(f"- 学習: {train.ja}（{size.ja}）", f"- training: {train.en} ({size.en})"),
         Reason(
             f"- 評価: {scored.ja or 'なし'}（{plan['eval_rows']:,} 行）",
             f"- evaluation: {scored.en or 'none'} ({plan['eval_rows']:,} rows)",

@@ -14,7 +14,9 @@ from typing import Any
 from ..config.mixture import Sources
 from ..config.plain import plain_run
 from ..config.run_folder import CONFIG, METRICS, REPORT
+from ..data.encode_report import EncodeReport
 from ..data.examples import Joined
+from ..data.streamed_loader import StreamedLoader
 from ..embedded import is_embedded
 from ..engine.hooks import Callback, Control
 from ..engine.metrics import read_metrics
@@ -60,17 +62,23 @@ def samples_line(plan: RunPlan) -> Reason:
     )
 
 
+def report_of(plan: RunPlan) -> EncodeReport:
+    """What became of the training rows; of streamed ones, of those that are used up, or else of the first ones."""
+    streamed = plan.loader.steps_made.report() if isinstance(plan.loader, StreamedLoader) else None
+    return streamed or plan.data.report
+
+
 def data_summary(plan: RunPlan) -> DataSummary:
     """What a run was trained on, without a word of it and without folders."""
-    request, data = plan.request, plan.data
+    request, data, streams = plan.request, plan.data, plan.data.stream is not None
     return DataSummary(
         train=[str(name) for name in _names(request.train)],
         evaluation=[str(name) for name in _names(request.eval_data)],
-        rows=len(data.train),
+        rows=None if streams else len(data.train),
         eval_rows=len(data.eval_data),
         tokens=plan.summary.epoch_tokens[0],
         label_tokens=plan.summary.epoch_tokens[1],
-        left_out=[(Reason(ja, en), count) for ja, en, count in data.report.left_out_reasons],
+        left_out=[(Reason(ja, en), count) for ja, en, count in report_of(plan).left_out_reasons],
     )
 
 
@@ -80,7 +88,7 @@ def data_names(plan: RunPlan) -> dict[str, Any]:
     """
     names = {"train": _names(plan.request.train), "eval": _names(plan.request.eval_data)}
     plain = {key: [[name.ja, name.en] for name in of_key] for key, of_key in names.items()}
-    return plain | {"left_out": plan.data.report.left_out}
+    return plain | {"left_out": report_of(plan).left_out}
 
 
 def _names(source: Any) -> list[Reason]:
@@ -176,6 +184,7 @@ class RunReport(Callback):
 
     def completed(self, history: Sequence[dict[str, Any]], summary: dict[str, Any], saved_step: int | None) -> bytes:
         """The last page, as bytes of a file."""
+        self.data = data_summary(self._plan)  # of streamed rows more is known by now
         self._history = [_kept(row) for row in history]
         return self._page("completed", _facts(summary), saved_step)
 

@@ -17,11 +17,12 @@ from torch import nn
 from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
 from ..data.answers import longest_conversation
-from ..data.examples import largest_id, learnt_of, lengths_of
+from ..data.examples import largest_id, lengths_of
 from ..data.loader import Loader
 from ..data.mixed import Mixed, SourceShare
 from ..data.mixture import Mixture, Taken
 from ..data.prepare import FIRST_SPLIT, SPLIT, PreparedData
+from ..data.streamed_loader import StreamedLoader
 from ..engine.precision import Precision, precision_for
 from ..engine.schedule import Schedule
 from ..errors import ConfigError, Reason
@@ -71,6 +72,8 @@ from .data_order import (
     mixture_of,
     replayed_of,
     sources_taken,
+    steps_of,
+    tokens_of,
     validate_base,
     warmup_of,
 )
@@ -85,7 +88,7 @@ from .request import ResolvedStrategy, TrainRequest
 from .resume import ResumePoint, peek
 from .system_prompt import with_agreed_system
 from .trainer_hooks import validate_hooks
-from .validate import validate_config, validate_data, validate_evaluation
+from .validate import validate_config, validate_data, validate_evaluation, validate_streaming
 
 # Rates that LoRA papers and recipes use; the documented default of 2e-5 suits full fine-tuning.
 USUAL_LORA_RATES = "1e-4 - 3e-4"
@@ -121,7 +124,7 @@ class RunPlan:
     source: ModelSource
     tokenizer: Any
     data: PreparedData
-    loader: Loader
+    loader: Loader | StreamedLoader
     shape: ModelShape
     device: torch.device
     precision: Precision
@@ -159,6 +162,7 @@ def resolve(request: TrainRequest, resume: ResumePoint | None = None) -> RunPlan
     validate_config(config)
     validate_data(request.train, request.eval_data, config.data.replay)
     validate_evaluation(config, request.eval_data)
+    validate_streaming(config, request.train, request.eval_data)
     validate_strategy(request)
     source = request.model.find()
     base_facts.validate_method(request, source)
@@ -302,7 +306,7 @@ class _Prepared:
         packing_tokens: of a packed row, or None without packing.
         split: the rule by which a share of the rows became evaluation data.
         loader: of all rows.
-        total, an_epoch: steps of the run and of an epoch.
+        total, an_epoch: steps of the run and of an epoch; of streamed rows both are the run's.
         warmup: its steps.
         replayed: old rows of the first epoch.
         sources: what the first epoch takes of each entry of `data.train`.
@@ -316,7 +320,7 @@ class _Prepared:
     packing_tokens: int | None
     split: str
     total: int
-    loader: Loader
+    loader: Loader | StreamedLoader
     an_epoch: int
     warmup: int
     replayed: Taken | None
@@ -341,8 +345,8 @@ def _prepared(model: PlannedModel, resume: ResumePoint | None) -> _Prepared:
     split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
     data = data_of(request, tokenizer, split)
     mixture = mixture_of(request, data)
-    loader = loader_of(request, data, mixture, tokenizer)
-    total = training.schedule.max_steps or loader.steps_of(training.num_epochs)
+    loader = loader_of(request, data, mixture, tokenizer, model.shape.validate_fit)
+    total, an_epoch = steps_of(training, loader)
     return _Prepared(
         model=model,
         resume=resume,
@@ -353,9 +357,9 @@ def _prepared(model: PlannedModel, resume: ResumePoint | None) -> _Prepared:
         split=split,
         total=total,
         loader=loader,
-        an_epoch=len(loader),
+        an_epoch=an_epoch,
         warmup=warmup_of(training, taken, total),
-        replayed=replayed_of(request, data, mixture, epochs=total / len(loader)),
+        replayed=replayed_of(request, data, mixture, epochs=total / an_epoch),
         sources=sources_taken(mixture),
     )
 
@@ -500,7 +504,7 @@ def _validate_model(model: PlannedModel, parallel: ParallelPlan, data: PreparedD
         _validate_experts(model.targets, parallel)
     if parallel.sizes.tp > 1:
         tensor_plan(model.module)  # refused here where it cannot be cut
-    longest = data.longest if config.objective == "sft" else longest_conversation(data.every)
+    longest = int(lengths_of(data.every).max()) if config.objective == "sft" else longest_conversation(data.every)
     model.shape.validate_fit(max_token_id=largest_id(data.every), max_length=longest)
 
 
@@ -543,6 +547,8 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
     training = request.config.training
     model_bytes = shape.parameters * work.compute_bytes if request.full else 4 * work.trainable
     disk = disk_of(training, work, model_bytes=model_bytes, evaluates=bool(data.eval_data))
+    rows_per_step = derived.batch_size * derived.gradient_accumulation_steps
+    tokens, label_tokens = tokens_of(data, prepared.total * rows_per_step)
     return Plan(
         model=request.model.model_name,
         method=request.config.effective_method,
@@ -550,11 +556,11 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
         precision=derived.precision,
         parameters=shape.parameters,
         trainable=work.trainable,
-        rows=len(data.train),
+        rows=len(data.train) if data.stream is None else 0,
         eval_rows=len(data.eval_data),
-        tokens=int(lengths_of(data.train).sum()),
-        label_tokens=int(learnt_of(data.train).sum()),
-        rows_per_step=derived.batch_size * derived.gradient_accumulation_steps,
+        tokens=tokens,
+        label_tokens=label_tokens,
+        rows_per_step=rows_per_step,
         steps_per_epoch=prepared.an_epoch,
         total_steps=prepared.total,
         warmup_steps=derived.warmup_steps,
@@ -571,6 +577,7 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
         keeps_best=disk.keeps_best,
         replay=prepared.replayed,
         sources=prepared.sources,
+        looked_at=None if data.stream is None else len(data.train),
         objective=request.config.objective_text,
         reference_passes=reference_passes(request.config),
     )

@@ -337,16 +337,16 @@ def describe(start: ResumePoint, *, done: bool, total_steps: int) -> Reason:
 
 
 def rescale_data_position(
-    state: TrainState, saved: dict[str, Any], current: dict[str, Any], steps_per_epoch: int
+    state: TrainState, saved: dict[str, Any], current: dict[str, Any], steps_per_epoch: int, *, streams: bool = False
 ) -> None:
-    """Moves the position to the same rows where the batch size was changed on purpose."""
+    """Moves the position to the same rows where the batch size was changed on purpose; streamed data stands there already."""
 
     def rows(fingerprint: dict[str, Any]) -> int:
         return int(fingerprint["batch_size"]) * int(fingerprint["gradient_accumulation_steps"])
 
     if saved["batch_size"] != current["batch_size"]:
         state.micro_batch_size = int(current["batch_size"])
-    if rows(saved) != rows(current):
+    if rows(saved) != rows(current) and not streams:
         state.index = state.index * rows(saved) // rows(current)
     if state.index >= steps_per_epoch:
         state.epoch, state.index = state.epoch + 1, 0
@@ -386,10 +386,7 @@ def load_finished(run: Run, finished: Finished) -> None:
 
 
 def _move_to(run: Run, step: int) -> None:
-    epoch, index = 0, step
-    while index >= run.loader.steps(epoch):  # with old rows among the new ones, epochs differ in length
-        epoch, index = epoch + 1, index - run.loader.steps(epoch)
-    run.state.step, run.state.epoch, run.state.index = step, epoch, index
+    run.state.step, (run.state.epoch, run.state.index) = step, run.loader.behind(step)
 
 
 def _load_weights(run: Run, folder: Path) -> None:

@@ -143,7 +143,7 @@ def of_second_step(plan: RunPlan) -> Timeline | None:
     """
     if plan.summary.total_steps < _MEASURED or plan.summary.timeline is None:
         return None
-    epoch, index = divmod(_MEASURED - 1, len(plan.loader))
+    epoch, index = plan.loader.behind(_MEASURED - 1)
     group = plan.loader.micro_batches(epoch, index, plan.derived.batch_size)
     told = _told(plan, replace(_job(plan, _module(plan)), evaluation=(), rank=_own_rank(plan) or 0), group)
     return None if told is None or len(told) > 1 else told[0]
@@ -244,12 +244,19 @@ def worst_group(plan: RunPlan) -> list[Batch]:
     its own on the way.
     """
     derived, parallel = plan.derived, plan.parallel
-    documents = Chosen(plan.data.train, np.argsort(-lengths_of(plan.data.train), kind="stable"))
+    train = plan.data.train if plan.data.stream is None else [_of_length(plan.data.longest)] * derived.batch_size
+    documents = Chosen(train, np.argsort(-lengths_of(train), kind="stable"))
     rows = _packed(documents, plan.packing_tokens, derived.batch_size)
     micro_batches = -(-derived.gradient_accumulation_steps // parallel.sizes.dp)
     count = micro_batches if parallel.sizes.pp > 1 else min(2, micro_batches)
     batch = collate(rows, pad_token_id=plan.tokenizer.pad_token_id, packed=plan.packing_tokens is not None)
     return [batch] * count
+
+
+def _of_length(tokens: int) -> Example:
+    """A row of so many tokens, all of them label tokens."""
+    ids = np.zeros(tokens, dtype=np.int32)
+    return Example(ids, ids)
 
 
 def _packed(documents: Sequence[Example], capacity: int | None, rows: int) -> list[list[Example]]:

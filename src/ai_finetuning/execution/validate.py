@@ -116,6 +116,34 @@ def validate_evaluation(config: RunConfig, eval_data: Any) -> None:
         )
 
 
+def validate_streaming(config: RunConfig, train: Any, eval_data: Any) -> None:
+    """Refuses data of a script that cannot be streamed; settings are refused with the configuration.
+
+    Args:
+        train, eval_data: what the trainers take.
+
+    Raises:
+        ConfigError: data.streaming with rows in memory, or with a share as evaluation data.
+    """
+    if not config.data.streaming:
+        return
+    files = train if isinstance(train, list) else [train]
+    require(
+        bool(files) and all(isinstance(item, Path) or (isinstance(item, str) and item is train) for item in files),
+        "data.streaming",
+        True,
+        "ストリーミングで読めるのはファイルです。ファイルのパス（Path か、そのリスト）を渡すか、data.streaming を消してください。",
+        "only files are streamed: give their paths (a Path, or a list of them), or remove data.streaming.",
+    )
+    require(
+        not isinstance(eval_data, float),
+        "data.eval",
+        eval_data,
+        "data.streaming: true では割合を使えません。評価用のファイルを指定するか、data.streaming を消してください。",
+        "a share of rows does not go with data.streaming: name a file of evaluation data, or remove data.streaming.",
+    )
+
+
 def find_base(config: RunConfig) -> ModelSource:
     """Where the base of a configuration is; refuses one that the settings do not fit.
 

@@ -36,6 +36,8 @@ class Plan:
         libraries_bytes: that libraries take of a GPU beside tensors, where a self-check has measured it.
         simulated_devices: what each device of a map takes, where it was simulated.
         choice: what was chosen for GPUs, and the runners-up; None on a CPU.
+        looked_at: rows by which lengths are estimated, where data is streamed: then rows are not counted, and tokens,
+            label_tokens and steps_per_epoch are the run's.
         calibration: by which self-check it is known what libraries take of such a GPU; None where it is not.
     """
 
@@ -120,6 +122,7 @@ class Plan:
     libraries_bytes: int = 0
     choice: Choice | None = None
     calibration: Reason | None = None
+    looked_at: int | None = None
 
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
@@ -278,7 +281,7 @@ class Plan:
 
     def fields(self) -> dict[str, Any]:
         """Everything, for `--json`; sizes in bytes, times in seconds."""
-        own = asdict(self)
+        own = asdict(self) | self.uncounted()
         own["memory"]["total"] = self.memory.total
         own["choice"] = None if self.choice is None else self.choice.fields()
         if self.timeline is not None:
@@ -287,6 +290,62 @@ class Plan:
         findings = [] if few is None else [{"ja": few.ja, "en": few.en}]
         computed = {"needed_bytes": self.needed_bytes, "fits": self.fits, "seconds": self.seconds}
         return own | computed | {"findings": findings}
+
+    def uncounted(self) -> dict[str, Any]:
+        """What nobody knows of streamed data, as None in the place of its estimate, which has a name of its own."""
+        if self.looked_at is None:
+            return {}
+        unknown = dict.fromkeys(("rows", "tokens", "label_tokens", "steps_per_epoch"))
+        return unknown | {"estimated_run_tokens": self.tokens}
+
+    def _data_rows(self) -> list[tuple[str, str]]:
+        if self.looked_at is not None:
+            return [
+                (
+                    localized("行", "rows"),
+                    localized(
+                        f"学習 ストリーミング（数えません）、評価 {self.eval_rows:,}",
+                        f"streamed for training (not counted), {self.eval_rows:,} for evaluation",
+                    ),
+                ),
+                (
+                    localized("トークン", "tokens"),
+                    localized(
+                        f"実行全体で約 {self.tokens:,}（先頭の {self.looked_at:,} 行からの見積もり）",
+                        f"about {self.tokens:,} in the whole run (by the first {self.looked_at:,} rows)",
+                    ),
+                ),
+            ]
+        return [
+            (
+                localized("行", "rows"),
+                localized(
+                    f"学習 {self.rows:,}、評価 {self.eval_rows:,}",
+                    f"{self.rows:,} for training, {self.eval_rows:,} for evaluation",
+                ),
+            ),
+            (
+                localized("トークン", "tokens"),
+                localized(
+                    "1 エポック {:,}（学習対象 {:,} トークン）".format(*self.epoch_tokens),
+                    "{:,} per epoch ({:,} label tokens)".format(*self.epoch_tokens),
+                ),
+            ),
+        ]
+
+    def _steps_text(self) -> str:
+        if self.looked_at is not None:
+            return localized(
+                f"{self.total_steps:,}（1 ステップ {self.rows_per_step} 行、ウォームアップ {self.warmup_steps}。データが先に終われば、最初から読み直します）",
+                f"{self.total_steps:,} ({self.rows_per_step} rows a step, warm-up {self.warmup_steps}; data that ends before is "
+                "read again)",
+            )
+        return localized(
+            f"{self.total_steps:,}（1 エポック {self.steps_per_epoch:,}、1 ステップ {self.rows_per_step} 行、ウォームアップ "
+            f"{self.warmup_steps}）",
+            f"{self.total_steps:,} ({self.steps_per_epoch:,} per epoch, {self.rows_per_step} rows a step, "
+            f"warm-up {self.warmup_steps})",
+        )
 
     def table(self) -> list[tuple[str, str]]:
         """(label, value) lines for people, in the locale's language."""
@@ -303,31 +362,10 @@ class Plan:
             *([(localized("目的", "objective"), self.objective)] if self.objective else []),
             (localized("デバイスと精度", "device, precision"), f"{self.device}, {self.precision}"),
             self._processes_row(),
-            (
-                localized("行", "rows"),
-                localized(
-                    f"学習 {self.rows:,}、評価 {self.eval_rows:,}",
-                    f"{self.rows:,} for training, {self.eval_rows:,} for evaluation",
-                ),
-            ),
-            (
-                localized("トークン", "tokens"),
-                localized(
-                    "1 エポック {:,}（学習対象 {:,} トークン）".format(*self.epoch_tokens),
-                    "{:,} per epoch ({:,} label tokens)".format(*self.epoch_tokens),
-                ),
-            ),
+            *self._data_rows(),
             *self._replay_row(),
             *self._source_rows(),
-            (
-                localized("ステップ", "steps"),
-                localized(
-                    f"{self.total_steps:,}（1 エポック {self.steps_per_epoch:,}、1 ステップ {self.rows_per_step} 行、ウォームアップ "
-                    f"{self.warmup_steps}）",
-                    f"{self.total_steps:,} ({self.steps_per_epoch:,} per epoch, {self.rows_per_step} rows a step, "
-                    f"warm-up {self.warmup_steps})",
-                ),
-            ),
+            (localized("ステップ", "steps"), self._steps_text()),
             (localized("時間（見積もり）", "time (estimate)"), self.time_text()),
             *self._few_steps_row(),
             *self._evaluation_row(),

@@ -8,7 +8,7 @@ import pytest
 
 from ai_finetuning.config.data import DataConfig, ReplayConfig
 from ai_finetuning.config.load import load_config
-from ai_finetuning.config.mixture import Entry, paths_of, sources_of
+from ai_finetuning.config.mixture import Entry, Sources, paths_of, sources_of, with_replay
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.config.run_yaml import absolute_paths, describe_run
 from ai_finetuning.config.section import with_values
@@ -54,9 +54,25 @@ def test_all_problems_of_the_entries_are_said_at_once():
     assert [text in refused.value.en for text in ("[1].weight", "[2].epochs", "no key weights")] == [True] * 3
 
 
-def test_old_rows_beside_a_mixture_become_an_entry():
-    with pytest.raises(ConfigError, match=r"add the old rows there"):
-        RunConfig(data=DataConfig(train=TWO, replay=ReplayConfig("old.jsonl", 0.1)))
+def test_old_rows_beside_a_mixture_are_one_more_entry():
+    passes, weights = Entry(("a",), epochs=2), [Entry((name,), weight=0.5, by="tokens") for name in "ab"]
+    beside = with_replay(Sources((passes, weights[0])), "old.jsonl", 0.1).entries
+    assert beside == (passes, weights[0], Entry(("old.jsonl",), weight=0.1, by="tokens"))
+    among = with_replay(Sources(tuple(weights)), ["old.jsonl", "more.jsonl"], 0.2).entries
+    assert among[2].path == ("old.jsonl", "more.jsonl")
+    assert among[2].weight == pytest.approx(0.25)  # a fifth of 1.25
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ([{"path": "a", "weight": 1}, {"path": "b", "weight": 1}], "by: tokens"),
+        ([{"path": "a", "weight": 0.9, "by": "tokens"}, "b"], "sum to 1, which leaves nothing"),
+    ],
+)
+def test_weights_that_do_not_go_with_the_share_of_old_rows_are_refused(train: list, said: str):
+    with pytest.raises(ConfigError, match=said):
+        DataConfig(train=train, replay=ReplayConfig("old.jsonl", 0.1))
 
 
 def test_a_path_and_a_list_of_paths_are_what_they_were():

@@ -32,7 +32,7 @@ _COMMIT = 2**23
 # Bytes of files that are many characters (tokenize.Segmenter), compressed or not.
 _MANY = 2**21
 # Settings of `data` that decide nothing of tokens and labels, or whose data is prepared by itself.
-_ELSEWHERE = ("train", "eval", "replay", "packing", "group_by_length", "cache")
+_ELSEWHERE = ("train", "eval", "replay", "packing", "group_by_length", "cache", "streaming")
 
 Encoded = tuple[Documents, Account]
 
