@@ -266,9 +266,7 @@ def yaml_of(config: RunConfig) -> str:
 
 def arguments_of(config: RunConfig) -> list[str]:
     """The same as `aift train` takes it on the command line."""
-    given = dict(_given(config))
-    name = {} if "model.name" in given else {"model.name": config.model.name}
-    return [f"{key}={text_of(value)}" for key, value in (name | given).items()]
+    return [f"{key}={text_of(value)}" for key, value in _given(config)]
 
 
 def values_of_yaml(text: str, chosen: Chosen) -> tuple[dict[str, str], list[str]]:

@@ -21,7 +21,7 @@ from ....config.run_folder import CONFIG
 from ....config.section import with_values
 from ....embedded import MODEL, PREFIX, is_embedded
 from ....errors import ConfigError, Problem, ToolkitError, UsageError
-from ....execution.adapter_start import going_on_from
+from ....execution.adapter_start import going_on_from, with_adapter_settings
 from ....execution.sources import config_source
 from ....execution.validate import validate_config, validate_data, validate_evaluation
 from ....models.hub import cached, on_disk
@@ -166,7 +166,7 @@ def form_of(draft: Draft) -> dict[str, Any]:
                 "ja": preset.ja,
                 "en": preset.en,
                 "values": _texts(
-                    preset.settings(0 if counted is None else counted.steps_per_epoch, evaluates=evaluates)
+                    preset.settings(_MANY if counted is None else counted.steps_per_epoch, evaluates=evaluates)
                 ),
             }
             for name, preset in PRESETS.items()
@@ -174,6 +174,17 @@ def form_of(draft: Draft) -> dict[str, Any]:
         "objectives": ["sft"] if facts is None or facts.objective == "sft" else ["sft", facts.objective],
         "data": None if facts is None else {"name": draft.shown, "bad": facts.bad} | _counted(facts),
         "model": config.model.name,
+        "inherited": {} if draft.start is None else _inherited(config),
+    }
+
+
+def _inherited(config: RunConfig) -> dict[str, str]:
+    """What a run that goes on from another one has from it, in place of the defaults."""
+    lora = with_adapter_settings(config).lora
+    return {
+        "training.learning_rate": text_of(config.training.learning_rate),
+        "data.system_prompt": text_of(config.data.system_prompt),
+        **{f"lora.{name}": text_of(getattr(lora, name)) for name in ("r", "lora_alpha", "lora_dropout", "bias")},
     }
 
 
@@ -226,8 +237,12 @@ def checked(draft: Draft) -> dict[str, Any]:
         "presets": presets,
         "room": machine().room,
         "yaml": yaml_of(config),
-        "command": ["aift", "train", *arguments_of(config)],
+        "command": ["aift", "train", *_from(draft), *arguments_of(config_of(draft.values, draft.chosen))],
     }
+
+
+def _from(draft: Draft) -> list[str]:
+    return [] if draft.start is None else ["--from", str(draft.start)]
 
 
 def _a_step(config: RunConfig) -> int:

@@ -39,7 +39,7 @@ function showVerdict() {
     h("div", { class: "row" }, h("p", { class: `headline ${MARKS[run.kind]}` }, t(`k_${run.kind}`)),
       run.decision ? badge(DECISIONS[run.decision], t("decision", { word: t(`d_${run.decision}`) })) : null),
     why ? h("p", { class: "why" }, why, run.advice ? h("span", { class: "soft block" }, run.advice[language]) : null) : null,
-    h("p", { class: why ? "soft small" : "why" }, run.sentence[language]),
+    h("p", { class: why ? "soft small" : "why" }, why ? t("losses_say", { text: run.sentence[language] }) : run.sentence[language]),
     h("dl", { class: "facts points" }, ["before", "best", "last"].map(point)));
 }
 

@@ -1,6 +1,6 @@
 // 設定: the form, its YAML and what a training will take; kept in step by the server, which alone knows what can be.
 import { complain, get, post } from "./api.js";
-import { $, ask, command, h, notice, replace } from "./dom.js";
+import { $, command, h, notice, replace } from "./dom.js";
 import { bytes, duration, language, number, t } from "./words.js";
 
 const DRAFT = "aift-draft";
@@ -95,11 +95,12 @@ function fieldBox(field, label) {
   const id = `f-${field.key.replaceAll(".", "-")}`;
   const error = h("p", { class: "error", id: `${id}-error`, role: "status" });
   const range = field.values[language];
-  const hint = [field[language], field.kind === "choice" ? "" : range].filter(Boolean).join(" ");
+  const hint = field[language] + (range && field.kind !== "choice" ? t("range", { values: range }) : "");
+  const usual = form.inherited[field.key] ?? field.default;
   const described = { id, name: field.key, "aria-describedby": `${id}-hint ${id}-error` };
   const control = field.kind === "choice" || field.kind === "bool" ? h("select", described, options(field))
     : field.key === "data.system_prompt" ? h("textarea", { ...described, rows: 2 })
-      : h("input", { ...described, type: "text", inputmode: field.kind === "number" ? "decimal" : null, placeholder: t("default", { value: field.default }), autocomplete: "off" });
+      : h("input", { ...described, type: "text", inputmode: field.kind === "number" ? "decimal" : null, placeholder: t("default", { value: usual }), autocomplete: "off" });
   control.addEventListener("input", () => {
     if (control.value === "") delete draft.values[field.key];
     else draft.values[field.key] = control.value;
@@ -163,7 +164,7 @@ function showPresets() {
     const seconds = plan ? plan.presets[name].seconds : figures.seconds;
     const size = plan ? needed() : figures.memory_bytes;
     const lines = figures.total_steps === undefined ? [] : [
-      [t("steps", { count: number(figures.total_steps) }), t("epochs", { count: number(figures.epochs) })].join(" · "),
+      [t("steps", { count: number(figures.total_steps) }), t(figures.epochs === 1 ? "epoch" : "epochs", { count: number(figures.epochs) })].join(" · "),
       [size ? t("memory_of", { size: rough ? t("about", { value: bytes(size) }) : bytes(size) }) : null,
         figures.disk_bytes ? t("disk_of", { size: bytes(plan?.disk_bytes ?? figures.disk_bytes) }) : null].filter(Boolean).join(" · "),
       preset.values["training.checkpoint.load_best"] === "true" ? t("best_kept") : null];
@@ -285,7 +286,10 @@ async function makePlan(pilot) {
 $("plan").addEventListener("click", () => {
   const place = h("div", {}, t("plan_waits"));
   if (!plan && !planning) makePlan(false);
-  ask({ title: t("plan"), body: [h("p", { class: "hint" }, t("plan_nothing")), place], button: t("close") });
+  const dialog = h("dialog", { "aria-label": t("plan"), onclose: () => dialog.remove() }, h("h2", {}, t("plan")), h("p", { class: "hint" }, t("plan_nothing")), place,
+    h("div", { class: "actions" }, h("button", { type: "button", class: "primary", onclick: () => dialog.close() }, t("close"))));
+  document.body.append(dialog);
+  dialog.showModal();
   const fill = () => {
     if (plan) replace(place, planFacts());
     else if (failure) replace(place, h("p", { class: "notice bad" }, failure));

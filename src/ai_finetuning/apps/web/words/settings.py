@@ -33,6 +33,8 @@ WORDS = {
     "presets": ("学習の長さ", "Length"),
     "own": ("自分で決める", "Your own"),
     "epochs": ("{count} エポック", "{count} epochs"),
+    "epoch": ("{count} エポック", "{count} epoch"),
+    "range": ("（{values}）", " ({values})"),
     "steps": ("{count} ステップ", "{count} steps"),
     "best_kept": ("最良の重みを残します", "keeps the best weights"),
     "time_unknown": ("時間は未計測", "time not measured yet"),
