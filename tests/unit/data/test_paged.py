@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -153,11 +156,21 @@ def test_what_is_damaged_is_no_table(faq: Path, tmp_path: Path):
         Paged(tmp_path / "none")
 
 
-def test_the_command_writes_the_folder_and_json_alone(faq: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out = tmp_path / "t"
-    assert call("data", "table", str(faq), "--out", str(out), "--json", "-") == 0
-    assert json.loads(capsys.readouterr().out) == Paged(out).summary
-    assert call("data", "table", str(faq), "--out", str(out)) == 74  # it is there already
+def test_the_command_writes_the_folder_and_json_alone(faq: Path, tmp_path: Path):
+    out = tmp_path / "t"  # in a process of its own: it bounds itself
+    command = [sys.executable, "-m", "ai_finetuning", "data", "table", str(faq), "--out", str(out)]
+    done = subprocess.run([*command, "--json", "-"], capture_output=True, check=True)
+    assert json.loads(done.stdout) == Paged(out).summary
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 74  # it is there already
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
+@pytest.mark.parametrize(("work", "error"), [("while True: pass", "DataError"), ("bytearray(3 << 30)", "MemoryError")])
+def test_a_file_that_takes_too_much_is_refused(work: str, error: str):
+    code = f"from ai_finetuning.apps.cli.data_table import limit\nlimit(2 << 30, 2)\n{work}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert error in done.stderr.splitlines()[-1]
 
 
 def test_the_repair_leaves_out_rows_that_cannot_be_trained_on(faq: Path, tmp_path: Path):

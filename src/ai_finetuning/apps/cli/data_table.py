@@ -30,7 +30,7 @@ def table(
     json_file: str | None = json_option("結果", "the result"),
 ) -> None:
     """Examines and writes, within limits of time and memory."""
-    _limit()
+    limit(_MEMORY, _SECONDS)
     check_workbook(file)
     from ...config.load import load_config
     from ...data.doctor.table import write_table
@@ -51,13 +51,29 @@ def table(
         write_json(json_file, summary)
 
 
-def _limit() -> None:
-    """Bounds this process, where the operating system can."""
+def limit(memory: int, seconds: int) -> None:
+    """Bounds this process, where the operating system can: beyond the memory Python raises MemoryError, beyond the seconds
+    of computing a DataError comes out of whatever is at work.
+
+    Args:
+        memory: bytes of addresses.
+        seconds: of CPU time.
+    """
     if os.name == "nt":
         return
     import resource
+    import signal
 
-    for what, most in ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_CPU, _SECONDS)):
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # once is enough
+        raise DataError(
+            f"調べるのに {seconds} 秒を超える計算が要るため、やめました。ファイルを分けてください（似た行が何千もあると長くかかります）。",
+            f"examining it takes more than {seconds} seconds of computing; divide the file (thousands of similar rows take "
+            "long).",
+        )
+
+    signal.signal(signal.SIGXCPU, end)
+    for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds)):
         _, hard = resource.getrlimit(what)
         resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 

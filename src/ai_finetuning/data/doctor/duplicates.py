@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ SHORT = 20
 _ALL_PAIRS, _NEIGHBOURS = 64, 16
 _NUMBER = re.compile(r"\d+|[〇一二三四五六七八九十百千万億兆]+")
 _CHUNK_CHARACTERS = 1 << 20
+_HELD = 1 << 20  # pairs that are held before equal ones are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +156,23 @@ def _candidates(
                     if inner.tobytes() not in divided:
                         divided.add(inner.tobytes())
                         found.append(_pairs(inner, count, side))
-        if len(found) > 1:
-            found = [np.unique(np.concatenate(found))]
-    pairs = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        if found and sum(map(len, found[1:])) > _HELD + len(found[0]):
+            found = [_different(found)]
+    pairs = _different(found) if found else np.zeros(0, np.int64)
     return pairs // count if count else pairs, pairs % count if count else pairs
+
+
+@cache
+def _every_two(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The indices of every two of some things; `count` is at most _ALL_PAIRS."""
+    first, second = np.triu_indices(count, 1)
+    return first, second
+
+
+def _different(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The different numbers of several arrays, in order; `np.unique` finds them by a hash table, many times as slowly."""
+    values = np.sort(np.concatenate(parts))
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _pairs(bucket: NDArray[np.int64], count: int, side: NDArray[np.bool_] | None) -> NDArray[np.int64]:
@@ -168,7 +183,7 @@ def _pairs(bucket: NDArray[np.int64], count: int, side: NDArray[np.bool_] | None
             left = left[:_ALL_PAIRS]
         first, second = np.repeat(left, len(right)), np.tile(right, len(left))
     elif len(bucket) <= _ALL_PAIRS:
-        a, b = np.triu_indices(len(bucket), 1)
+        a, b = _every_two(len(bucket))
         first, second = bucket[a], bucket[b]
     else:
         steps = [(bucket[:-step], bucket[step:]) for step in range(1, _NEIGHBOURS + 1)]

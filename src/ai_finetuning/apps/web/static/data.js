@@ -5,7 +5,7 @@ import { table } from "./table.js";
 import { bytes, language, moment, number, t } from "./words.js";
 
 const id = new URLSearchParams(location.search).get("file");
-const MODEL = "aift-tokens-model", SAID = "aift-data-said";
+const SHIPPED = "embedded-kotoha-tiny", MODEL = "aift-tokens-model", SAID = "aift-data-said";
 let limits = null, shown = null, rows = null, chosen = null, last = null;
 
 const known = (key, other) => (t(key) === key ? other : t(key));
@@ -257,10 +257,11 @@ function marked(text, spans) {
 
 // A row as tokens.
 async function models() {
-  const chosenModel = localStorage.getItem(MODEL) ?? "embedded-kotoha-tiny";
+  const chosenModel = localStorage.getItem(MODEL) ?? SHIPPED;
   const select = $("model");
   select.onchange = () => (localStorage.setItem(MODEL, select.value), last !== null && tokens(last));
   if (select.options.length) return;
+  replace(select, h("option", { value: SHIPPED }, t("shipped_model")));  // until the others are known
   const found = await get("/api/models");
   replace(select, found.models.filter((model) => model.here).map((model) => h("option", { value: model.key, selected: model.key === chosenModel }, model.id)));
 }
@@ -272,11 +273,11 @@ async function tokens(row) {
   $("tokens-title").textContent = t("tokenizing");
   $("tokens-card").scrollIntoView({ block: "nearest" });
   try {
-    const found = await post(`/api/data/${id}/tokens`, { row, model: $("model").value || "embedded-kotoha-tiny" });
+    const found = await post(`/api/data/${id}/tokens`, { row, model: $("model").value || SHIPPED });
     if (mine !== asked) return;
     $("tokens-title").textContent = t("tokens", { line: found.line || number(found.number) });
     $("tokens-title").focus({ preventScroll: true });
-    if (found.rows.length) command(["aift", "data", "show", shown.path, "--model", $("model").selectedOptions[0]?.text ?? "", "--row", found.usable, ...shown.settings]);
+    if (found.rows.length) command(["aift", "data", "show", shown.path, "--model", $("model").selectedOptions[0]?.text ?? t("shipped_model"), "--row", found.usable, ...shown.settings]);
     replace($("tokens"), found.rows.length ? found.rows.map(drawn) : h("p", { class: "notice warn" }, t("no_tokens"), found.refused ? ` ${found.refused[language === "ja" ? 0 : 1]}` : ""));
     announce($("tokens-title").textContent);
   } catch (error) {
@@ -297,10 +298,9 @@ function drawn(row) {
 }
 
 command(["aift", "data", "doctor", "FILE"]);
-const told = sessionStorage.getItem(SAID);
-if (told) {
-  sessionStorage.removeItem(SAID);
-  notice(told, "good");
-}
 dropping();
-(id ? show() : list()).catch(complain);
+(id ? show() : list()).then(() => {
+  const told = sessionStorage.getItem(SAID);
+  sessionStorage.removeItem(SAID);
+  if (told) notice(told, "good");
+}).catch(complain);

@@ -26,9 +26,11 @@ function light(model, use) {
     h("span", { class: "figure soft" }, size === null ? "–" : checked.has(model.key) ? size : t("about", { size })));
 }
 
+const parameters = (billions) => (billions < 1 ? t("million", { n: number(billions * 1000) }) : t("billion", { n: number(billions, billions < 10 ? 1 : 0) }));
+
 function card(model) {
   const facts = [
-    [t("parameters"), [model.parameters_billion ? t("billion", { n: number(model.parameters_billion, model.parameters_billion < 10 ? 2 : 0) }) : null, model.here?.size_bytes ? bytes(model.here.size_bytes) : null].filter(Boolean).join(" · ") || "–"],
+    [t("parameters"), [model.parameters_billion ? parameters(model.parameters_billion) : null, model.here?.size_bytes ? bytes(model.here.size_bytes) : null].filter(Boolean).join(" · ") || "–"],
     [t("licence"), model.licence ? [model.licence, " ", h("b", { class: `commercial ${model.commercial}` }, t(`commercial_${model.commercial}`))] : t("unlisted")],
     model.characters_per_token ? [t("characters"), number(model.characters_per_token, 2)] : null,
     model.context_length ? [t("context"), t("tokens", { n: number(model.context_length) })] : null,

@@ -151,6 +151,7 @@ WORDS = {
         "Press a row's number to see here how a model reads it, and what it learns of it.",
     ),
     "tokens_model": ("どのモデルで読むか", "Read by the model"),
+    "shipped_model": ("embedded:kotoha-tiny", "embedded:kotoha-tiny"),
     "tokenizing": ("モデルの語彙で分けています…", "Dividing by the model's vocabulary…"),
     "legend_live": ("学習対象", "Learnt"),
     "legend_read": ("読むだけ", "Only read"),
