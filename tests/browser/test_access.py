@@ -102,7 +102,9 @@ def test_japanese_texts_have_no_english_but_names():
     for screen, table in words.TABLE.items():
         for key, (ja, en) in (words.shell.WORDS | table).items():
             # Names of settings and files, and commands, are the same in both.
-            plain = re.sub(r"\{\w+\}|`[^`]*`|embedded:[\w-]+|aift( [\w.-]+)+|\.?\w+(\.\w+)+|\.\w+|\w+=\w+|--\w+", "", ja)
+            plain = re.sub(
+                r"\{\w+\}|`[^`]*`|aift( [\w.-]+)+|\.?\w+(\.\w+)+|\.\w+|\w+=\w+|--\w+|embedded:[\w-]+", "", ja
+            )
             found = re.findall(r"[A-Za-z]{3,}", ALLOWED.sub("", plain))
             if found:
                 problems.append(f"{screen}: {key}: {found} in {ja}")

@@ -30,4 +30,5 @@ def test_five_clicks_lead_from_the_table_to_the_verdict(start_web: Any, new_cont
     expect(guide).to_contain_text("デモ 4 / 5")
     page.get_by_role("link", name="結果を見る").click(timeout=3_000_000)
     expect(guide).to_contain_text("デモ 5 / 5")
-    expect(page.locator("main")).to_contain_text(re.compile("改善しました|変わりません|悪化しました"))
+    expect(page.locator("#verdict")).to_contain_text(re.compile("判定: (採用|保留|不採用)"), timeout=600_000)
+    expect(page.locator("#verdict")).to_contain_text(re.compile("改善しました|変わりません|悪化しました"))

@@ -81,6 +81,16 @@ def state_of(run: Mapping[str, Any]) -> State:
     return State("stopped", reason=str(_ELSEWHERE if elsewhere else GONE), elsewhere=elsewhere)
 
 
+def is_being_judged(run: Mapping[str, Any]) -> bool:
+    """Whether the model of a run is saved, and its process still compares it with its base.
+
+    Args:
+        run: its run.json.
+    """
+    verdict = run.get("verdict")
+    return isinstance(verdict, dict) and verdict.get("pending") is True and is_alive(run)
+
+
 def _phase(values: Mapping[str, Any]) -> tuple[str | None, float | None]:
     told = values.get("phase")
     told = told if isinstance(told, dict) else {}

@@ -141,3 +141,13 @@ def test_now_ends_a_process_with_what_it_has_started(tmp_path: Path):
     state = state_of(json.loads((tmp_path / RUN).read_text()))
     assert state.status == "stopped"
     assert not (tmp_path / STOP).exists()
+
+
+def test_a_saved_run_is_being_judged_while_its_process_lives():
+    from ai_finetuning.runs.state import is_being_judged
+
+    pending = {"status": "completed", "verdict": {"result": None, "pending": True}}
+    assert is_being_judged(pending | identity())
+    assert not is_being_judged(pending | identity() | {"created": 1.0})
+    assert not is_being_judged({"status": "completed", "verdict": {"result": "adopt"}} | identity())
+    assert not is_being_judged({"status": "completed", "verdict": "pending"} | identity())

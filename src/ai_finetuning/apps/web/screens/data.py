@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from ....config.data import DataConfig
 from ....data.paged import PAGE, Paged
+from ....embedded import PREFIX
 from ....errors import ConfigError, DataError, ToolkitError, UsageError
 from .. import children, uploads
 from ..api import answer, blocking, body, text
@@ -81,11 +82,17 @@ async def _show(request: Request) -> Response:
     """An upload and, where it was read, what was found."""
     upload = await _found(request)
     table = await blocking(_opened, upload)
-    told = {"table": None if table is None else _named(table.summary, upload), "path": str(upload.file)}
+    told = {"table": None if table is None else _named(table.summary, upload), "path": _typed(upload)}
     divided = None
     if upload.evaluated is not None:
         divided = {"train": await blocking(_count, upload.path), "eval": await blocking(_count, upload.evaluated)}
     return answer(_told(upload) | told | {"divided": divided, "settings": upload.settings})
+
+
+def _typed(upload: Upload) -> str:
+    """What a command names an upload by."""
+    own = upload.id.startswith("u-")
+    return str(upload.file) if own else PREFIX + upload.shown
 
 
 def _count(path: Path) -> int:

@@ -18,6 +18,7 @@ from ....runs.folder import read_run, recorded_settings
 from ....runs.launch import resume
 from ....runs.listing import RunEntry
 from ....runs.rows import loss_of, step_of
+from ....runs.state import is_being_judged
 from .. import api, tickets
 from ..run_answers import PAGE, answers_of, read_rows, shown
 from ..site import site_of
@@ -44,6 +45,7 @@ def result_of(entry: RunEntry) -> dict[str, Any]:
         "name": entry.path.name,
         "folder": str(entry.path.absolute()),
         "status": entry.status,
+        "judged": is_being_judged(run),
         "model": entry.model,
         "method": entry.method,
         "reason": entry.state.reason,

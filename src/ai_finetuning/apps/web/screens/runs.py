@@ -57,8 +57,9 @@ async def _metrics(request: Request) -> Response:
 
 def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
     from ....runs.devices import occupants
+    from ....runs.folder import read_run
     from ....runs.rows import loss_of, step_of, steps_of
-    from ....runs.state import GONE
+    from ....runs.state import GONE, is_being_judged
     from ....runs.watch import watch
 
     folder = site.folder(id)
@@ -83,6 +84,7 @@ def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
         "reason": None if state.reason is None else printable(without_secrets(state.reason)),
         "gone": state.reason == str(GONE),
         "elsewhere": state.elsewhere,
+        "judged": state.status == "completed" and is_being_judged(read_run(folder)),
         "seconds_left": update.seconds_left,
         "last": {key: last.get(key) for key in ("step", "total_steps", "epoch", "learning_rate", "time")}
         if last

@@ -22,6 +22,7 @@ async function begin() {
   showNext();
   showNumbers();
   await showAnswers(true);
+  if (run.judged) setTimeout(begin, 3000); // until its process has told the verdict
   command(["aift", "chat", run.folder, "--compare"]);
 }
 
@@ -34,6 +35,7 @@ function showVerdict() {
   replace($("verdict"),
     run.status === "completed" ? null : h("p", { class: "notice warn" }, t("not_finished", { state: t(`state_${run.status}`) }), " ",
       h("a", { href: `/runs/${id}` }, t("to_run"))),
+    run.judged ? h("p", { class: "notice warn", role: "status" }, t("judged")) : null,
     h("div", { class: "row" }, h("p", { class: `headline ${MARKS[run.kind]}` }, t(`k_${run.kind}`)),
       run.decision ? badge(DECISIONS[run.decision], t("decision", { word: t(`d_${run.decision}`) })) : null),
     why ? h("p", { class: "why" }, why, run.advice ? h("span", { class: "soft block" }, run.advice[language]) : null) : null,

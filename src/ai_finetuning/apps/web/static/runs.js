@@ -65,7 +65,7 @@ function showState(update) {
   if (share === null && at_work) bar.removeAttribute("value");
   else bar.value = status === "completed" ? 1 : share ?? 0;
   if (at_work && last) announce(t("live", { step: number(step), loss: number(points.at(-1)?.[1], 3), time: duration(left) }));
-  const now = JSON.stringify([status, phase === "waiting" ? update.before : null, update.reason, update.elsewhere]);
+  const now = JSON.stringify([status, phase === "waiting" ? update.before : null, update.reason, update.elsewhere, update.judged]);
   if (now === shown) return;
   shown = now;
   replace($("state"), badge(status));
@@ -74,7 +74,7 @@ function showState(update) {
   replace($("actions"), actions(update));
 }
 
-function told({ status, reason, gone, elsewhere, before }) {
+function told({ status, reason, gone, elsewhere, before, judged }) {
   if (status === "waiting") {
     return before.length ? [h("p", {}, t("waits_for")), h("ul", {}, before.map((one) => h("li", {}, one.id ? h("a", { href: `/runs/${one.id}` }, one.name) : one.name)))]
       : h("p", {}, t("waits_for_nobody"));
@@ -85,7 +85,7 @@ function told({ status, reason, gone, elsewhere, before }) {
     const why = gone ? t("gone") : elsewhere ? t("elsewhere") : asked ? null : reason;
     return h("p", { class: "notice warn" }, why ? `${why}\n` : null, elsewhere ? null : t("stopped_text"));
   }
-  return status === "completed" ? h("p", { class: "notice good" }, t("completed_text")) : null;
+  return status === "completed" ? h("p", { class: "notice good" }, t(judged ? "judged_text" : "completed_text")) : null;
 }
 
 function actions({ status, phase, elsewhere }) {

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 WORDS = {
+    "judged": (
+        "いま学習前と比べて判定しています。終わると、ここに表示されます。",
+        "It is being compared with its base; the verdict will stand here.",
+    ),
     "title": ("結果", "Result"),
     "lead": ("学習の前と後を比べて、使うかどうかを決めます。", "Compare before and after, and decide."),
     # The verdict.

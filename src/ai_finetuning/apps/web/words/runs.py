@@ -30,6 +30,10 @@ WORDS = {
     "stopped_text": ("途中で止まっています。続きから再開できます。", "It stopped half-way and can go on from there."),
     "failed_text": ("失敗しました: {reason}", "It failed: {reason}"),
     "completed_text": ("学習が終わりました。", "The training is done."),
+    "judged_text": (
+        "学習が終わり、保存しました。いま学習前と比べて判定しています。結果を見ながら待てます。",
+        "The training is done and saved. It is being compared with its base; look at the result meanwhile.",
+    ),
     "stop_save": ("ここまでで止めて保存", "Stop and save"),
     "stop_best": ("最良で終了", "End with the best"),
     "stop_now": ("すぐに止める", "Stop at once"),
