@@ -1,7 +1,7 @@
 // A whole training step by kernels/cpu.cpp, as a program: a Llama block with adapters, packed documents, head and loss,
 // forward and backward, with the calls of kernels/blocks.py and kernels/loss.py. For processors that run here in an
-// emulator only; tests/unit/kernels/test_other_processors.py compiles it. It prints the largest relative distance and its name: of the
-// loss to the same formulas in double, and of every gradient to their slope along random directions.
+// emulator only; tests/unit/kernels/test_other_processors.py compiles it. It prints the largest relative distance and its
+// name: of the loss to the same formulas in double, and of every gradient to their slope along random directions.
 #include <map>
 #include <string>
 
