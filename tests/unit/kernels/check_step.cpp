@@ -1,7 +1,7 @@
 // A whole training step by kernels/cpu.cpp, as a program: a Llama block with adapters, packed documents, head and loss,
-// forward and backward, with the calls of kernels/blocks.py and kernels/loss.py. For processors that run here in an emulator
-// only; tests/unit/kernels/test_other_processors.py compiles it. It prints the largest relative distance and its name: of the
-// loss to the same formulas in double, and of every gradient to their slope along random directions.
+// forward and backward, with the calls of kernels/blocks.py and kernels/loss.py. For processors that run here in an
+// emulator only; tests/unit/kernels/test_other_processors.py compiles it. It prints the largest relative distance and its
+// name: of the loss to the same formulas in double, and of every gradient to their slope along random directions.
 #include <map>
 #include <string>
 
@@ -136,7 +136,8 @@ static void multiply(const real* a, bool across_a, const real* b, bool across_b,
                      float alpha = 1.0f, bool add = false) {
   int64_t lda = across_a ? m : k, ldb = across_b ? k : n;
 #ifdef AIFT_FLOAT
-  product(reinterpret_cast<void*>(&plain_sgemm), a, b, c, m, n, k, lda, ldb, n, across_a, across_b, alpha, add ? 1.0f : 0.0f, 3);
+  product(reinterpret_cast<void*>(&plain_sgemm), a, b, c, m, n, k, lda, ldb, n, across_a, across_b, alpha,
+          add ? 1.0f : 0.0f, 3);
 #else
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < n; ++j) {
@@ -159,7 +160,10 @@ struct Step {
     for (const auto& [name, values] : given) weights[name] = narrow(values), scales[name] = floats(values);
     for (int64_t length : LENGTHS)
       for (int64_t place = 0; place < length; ++place)
-        for (int64_t i = 0; i < HALF; ++i) cosine.push_back(std::cos(angle(place, i))), sine.push_back(std::sin(angle(place, i)));
+        for (int64_t i = 0; i < HALF; ++i) {
+          cosine.push_back(std::cos(angle(place, i)));
+          sine.push_back(std::sin(angle(place, i)));
+        }
   }
   const real* at(const std::string& name) { return weights.at(name).data(); }
   void keep(const std::string& name, const Matrix& gradient) {
@@ -200,8 +204,8 @@ struct Step {
   Matrix norm_back(const char* name, const Matrix& dy, const Matrix& x, const std::vector<float>& stats) {
     Matrix dx(x.size());
     gradients[name].assign(WIDTH, 0.0f);
-    norm_backward(dy.data(), x.data(), scales.at(name).data(), stats.data(), dx.data(), gradients[name].data(), nullptr, TOKENS,
-                  WIDTH, 0.0f, 0);
+    norm_backward(dy.data(), x.data(), scales.at(name).data(), stats.data(), dx.data(), gradients[name].data(), nullptr,
+                  TOKENS, WIDTH, 0.0f, 0);
     return dx;
   }
   Matrix heads_of(const Matrix& x, int64_t heads, int64_t start, int64_t length, bool turned) {
