@@ -145,12 +145,6 @@ def test_every_text_is_in_the_table_of_words(screen: str):
     known = words.of("ja", screen)
     named = set(re.findall(r'\bt\(["\']([\w.]+)["\']\s*[,)]', page + code))
     assert not named - set(known), named - set(known)
-    # What stands around every screen says the same on each of them.
-    around = (PAGES / "pages" / "base.html").read_text(encoding="utf-8") + (PAGES / "static" / "shell.js").read_text(
-        "utf-8"
-    )
-    taken = set(re.findall(r'\bt\(["\']([\w.]+)["\']\s*[,)]', around)) - {"title"}
-    assert not taken & set(words.TABLE[screen])
     # Nor markup, nor code out of texts, nor what the content policy refuses.
     assert not re.findall(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|setAttribute\(\"style", code
