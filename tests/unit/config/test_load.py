@@ -279,7 +279,7 @@ def test_another_tools_key_gets_no_wrong_hint_but_the_command_that_reads_its_fil
 
 
 def test_a_name_that_only_looks_alike_is_no_hint():
-    for key in ("remodel_it", "methodology", "streams"):
+    for key in ("remodel_it", "methodology", "strategist"):
         with pytest.raises(ConfigError) as refusal:
             load_config(None, [f"{key}=1"])
         assert "did you mean" not in refusal.value.en, refusal.value.en
