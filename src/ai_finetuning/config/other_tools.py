@@ -18,7 +18,7 @@ _LLAMA_FACTORY = """
     pissa_init pissa_iter plot_loss ppo_epochs pref_beta pref_bco_weight pref_ftx pref_loss preprocessing_batch_size
     preprocessing_num_workers print_param_status pure_bf16 quantization_bit quantization_device_map quantization_method
     quantization_type ray_num_workers ray_run_name ray_storage_path ref_model resize_vocab reward_model rope_scaling
-    sequence_parallel shift_attn simpo_gamma split_special_tokens stage streaming swanlab_project swanlab_run_name
+    sequence_parallel shift_attn simpo_gamma split_special_tokens stage swanlab_project swanlab_run_name
     template tokenized_path tool_format train_on_prompt upcast_layernorm upcast_lmhead_output use_badam use_fast_tokenizer
     use_galore use_apollo use_llama_pro use_muon use_swanlab use_unsloth use_unsloth_gc val_size video_max_pixels
     visual_inputs

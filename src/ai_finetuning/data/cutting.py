@@ -16,6 +16,8 @@ from .example import Example
 from .forks import forked
 from .rendering import Rendered
 
+_IGNORED = np.int32(IGNORED)  # so that labels are made in 32 bits
+
 
 class Coded(NamedTuple):
     """A text with its tokens.
@@ -48,8 +50,8 @@ def rows_of(report: EncodeReport, coded: Coded, on_long: str) -> list[Example]:
         report.dropped += 1
         return []
     starts = range(0, max(1, len(ids) - 1), max_length - 1) if on_long == "split" else (0,)
-    made = [_example(coded, slice(start, start + max_length)) for start in starts]
-    kept = [example for example in made if (example.labels != IGNORED).any()]
+    cuts = [slice(start, start + max_length) for start in starts]
+    kept = [_example(coded, cut) for cut in cuts if loss_mask[cut][1:].any()]
     if not kept:
         raise _no_labels(max_length)
     if too_long and on_long == "truncate":
@@ -114,12 +116,13 @@ def _no_labels(max_length: int) -> BadRow:
 def _example(coded: Coded, kept: slice) -> Example:
     """The row of a text's tokens `kept`, and the characters of its label tokens."""
     item, ids, loss_mask, ends = coded
-    labels = np.where(loss_mask[kept], ids[kept], IGNORED).astype(np.int32)
+    tokens = ids[kept].astype(np.int32)
+    labels = np.where(loss_mask[kept], tokens, _IGNORED)
     labels[:1] = IGNORED  # nothing predicts the first token
     first = int(ends[kept.start]) if kept.start else 0
     last = int(ends[min(len(ids), kept.stop) - 1])
     characters = sum(max(0, min(end, last) - max(start, first)) for start, end in item.written)
-    return Example(ids[kept].astype(np.int32), labels, characters, item.source)
+    return Example(tokens, labels, characters, item.source)
 
 
 def _check_over_long(report: EncodeReport, item: Rendered, on_long: str, length: int) -> None:

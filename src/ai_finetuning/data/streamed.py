@@ -24,7 +24,7 @@ from .encode_report import EncodeReport
 from .example import Example
 from .files import RowBatch, data_files, open_data
 from .pieces import Account, Headless, PieceMaker, Problems, Reading
-from .sources import certain_mojibake, heading_of, nothing_left, refuse_half_marked
+from .sources import certain_mojibake, heading_of, refuse_half_marked
 from .store.preparing import settings_of
 from .tokenize import check_encoded
 
@@ -107,17 +107,17 @@ class RowStream:
         if before is not None:
             marks.marked.update(before.data.marked)
             marks.unmarked.update(before.data.unmarked)
-        usable, left = 0, BadRows(True)
+        encoded, left = EncodeReport(), BadRows(True)
         for number, part in enumerate(self._parts()):
             if number < first:
                 continue
             examples, account = ([], Account()) if part.batch is None else self._made(maker, part)
             piece = self._judged(Piece(examples, account), part.unread, marks)
-            usable += len(examples)
+            encoded.merge(account.encoded)
             left.merge(_bad_of(account))
             yield piece
-        if not usable and not first:
-            raise nothing_left(left, 0)
+        if not encoded.rows and not first:
+            check_encoded(encoded, left)
 
     def _parts(self) -> Iterator[_Part]:
         for path in self._paths:

@@ -318,8 +318,8 @@ def _with_eos(
         if len(array) and array[-1] == eos:
             loss_mask[-1] = True
         else:
-            array, loss_mask = np.append(array, eos), np.append(loss_mask, True)
-            ends = np.append(ends, len(item.text))
+            array, loss_mask = np.concatenate([array, [eos]]), np.concatenate([loss_mask, [True]])
+            ends = np.concatenate([ends, [len(item.text)]])
     return array, loss_mask, ends
 
 

@@ -268,7 +268,7 @@ def test_rules_between_settings_come_once_each_setting_is_right(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "key", ["do_train", "model_type", "sequence_parallel", "streaming", "ref_model", "plugins", "dataset_text_field"]
+    "key", ["do_train", "model_type", "sequence_parallel", "ref_model", "plugins", "dataset_text_field"]
 )
 def test_another_tools_key_gets_no_wrong_hint_but_the_command_that_reads_its_file(tmp_path: Path, key: str):
     refusal = refused(tmp_path, f"{key}: 1\n")
@@ -279,7 +279,7 @@ def test_another_tools_key_gets_no_wrong_hint_but_the_command_that_reads_its_fil
 
 
 def test_a_name_that_only_looks_alike_is_no_hint():
-    for key in ("remodel_it", "methodology", "streams"):
+    for key in ("remodel_it", "methodology", "streets"):
         with pytest.raises(ConfigError) as refusal:
             load_config(None, [f"{key}=1"])
         assert "did you mean" not in refusal.value.en, refusal.value.en

@@ -261,6 +261,9 @@ def test_files_without_a_row_are_refused_before_the_first_step(tiny_tokenizer: A
     path.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="no usable row"):
         prepare(path, None, tiny_tokenizer, config(), seed=0)
+    write(path, [row(number, "") for number in range(3)])
+    with pytest.raises(DataError, match="no row fits max_length 8"):
+        prepare(path, None, tiny_tokenizer, DataConfig(max_length=8, streaming=True, on_long="drop"), seed=0)
 
 
 def test_a_row_that_the_model_cannot_take_is_refused_where_it_comes(files: list[Path], tiny_tokenizer: Any):

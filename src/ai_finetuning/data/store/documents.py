@@ -96,8 +96,10 @@ def documents_of(examples: Sequence[Example]) -> Documents:
     files, numbers = [], []
     pairs = any(item.fork for item in examples)
     judged = any(item.mark for item in examples)
+    last, name, number = "", *parted("")
     for item in examples:
-        name, number = parted(item.source)
+        if item.source != last:  # a text in several rows has one place
+            last, (name, number) = item.source, parted(item.source)
         files.append(names.setdefault(name, len(names)))
         numbers.append(number)
     return Documents(
