@@ -171,7 +171,7 @@ function showPresets() {
     return h("button", { type: "button", class: "preset", "data-preset": name, "aria-pressed": String(draft.preset === name),
       onclick: () => { choose(name); fill(); changed(0); } },
     h("span", { class: "name" }, preset[language]),
-    figures.total_steps === undefined ? null : h("span", { class: "time" }, seconds === null || seconds === undefined ? t("time_unknown") : duration(seconds)),
+    figures.total_steps === undefined ? null : seconds === null || seconds === undefined ? h("span", { class: "hint" }, t("time_unknown")) : h("span", { class: "time" }, duration(seconds)),
     lines.filter(Boolean).map((line) => h("span", { class: "hint" }, line)));
   }));
 }
