@@ -42,7 +42,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=("tiny", "small"), default="small")
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--kind", choices=KINDS, default="dolly", help="lengths of the pairs")
-    parser.add_argument("--variants", nargs="+", choices=PAIR_VARIANTS, default=["ours", "trl", "trl-fp32-1"])
+    parser.add_argument(
+        "--variants", nargs="+", choices=PAIR_VARIANTS, default=["ours", "trl", "trl-bf16-1", "trl-fp32-1"]
+    )
     parser.add_argument("--steps", type=int, default=4, help="counted steps of each variant")
     parser.add_argument("--warmup", type=int, default=1, help="steps of each variant that are not counted")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
