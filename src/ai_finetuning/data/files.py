@@ -245,6 +245,11 @@ def _open_folder(
     else:
         aside = []
     for entry in files:
+        if entry in aside and beginning:  # nobody counts the rows of streamed data
+            report.notes.append(
+                (f"読まないファイル（別の分割）: {entry.name}", f"file of another split, not read: {entry.name}")
+            )
+            continue
         if entry in aside:
             _, batches = _open_file(entry, str(entry), BadRows(True), columns, sheet)
             count = sum(len(batch.rows()) for batch in batches)

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
-from ..errors import DataError, localized
+from ..errors import DataError, Reason, localized
+from ..messages import notice
 from .bad_rows import BadRows
 from .cache import tokenizer_digest
 from .columns import check_columns
 from .data_report import DataReport
 from .encode_report import EncodeReport
 from .example import Example
-from .files import RowBatch, data_files, open_data
+from .files import FileReport, RowBatch, data_files, open_data
 from .pieces import Account, Headless, PieceMaker, Problems, Reading
 from .sources import certain_mojibake, heading_of, refuse_half_marked
 from .store.preparing import settings_of
@@ -32,6 +33,10 @@ from .tokenize import check_encoded
 _NOT_OF_THE_ROWS = ("skip_bad_rows",)
 # Bytes of a file that are compared at each of four places, from the first to the last.
 _COMPARED = 2**16
+_MENDED = Reason(
+    "\n直したファイルは別のデータとみなされます。直して再開するときは training.checkpoint.allow_changed=true を付けてください。",
+    "\nA file that is mended is other data to a run that has begun: go on with training.checkpoint.allow_changed=true.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +80,7 @@ class RowStream:
     def __init__(self, paths: Sequence[str], tokenizer: Any, config: DataConfig) -> None:
         self._paths, self._tokenizer, self._config = tuple(paths), tokenizer, config
         self._reading = Reading.of(config)
+        self._told: set[tuple[str, str]] = set()
 
     @property
     def max_length(self) -> int:
@@ -112,7 +118,7 @@ class RowStream:
             if number < first:
                 continue
             examples, account = ([], Account()) if part.batch is None else self._made(maker, part)
-            piece = self._judged(Piece(examples, account), part.unread, marks)
+            piece = self._judged(Piece(examples, account), part.unread, marks, begun=number > 0)
             encoded.merge(account.encoded)
             left.merge(_bad_of(account))
             yield piece
@@ -123,18 +129,28 @@ class RowStream:
         for path in self._paths:
             bad = BadRows()
             begins = True
-            for batch in self._batches(path, bad):
+            report, batches = self._opened(path, bad)
+            for batch in batches:
+                self._tell(report)
                 yield _Part(path, batch, _taken(bad), begins=begins)
                 begins = False
+            self._tell(report)
             unread = _taken(bad)
             if len(unread):
                 yield _Part(path, None, unread)
             elif begins:
                 raise BadRows().empty(path)
 
-    def _batches(self, path: str, bad: BadRows) -> Iterator[RowBatch]:
+    def _opened(self, path: str, bad: BadRows) -> tuple[FileReport, Iterator[RowBatch]]:
         config = self._config
-        return open_data(path, bad, columns=config.columns, sheet=config.sheet, beginning=True)[1]
+        return open_data(path, bad, columns=config.columns, sheet=config.sheet, beginning=True)
+
+    def _tell(self, report: FileReport) -> None:
+        """Says once what a reader has noted, such as a file that it leaves aside."""
+        for ja, en in report.notes:
+            if (ja, en) not in self._told:
+                self._told.add((ja, en))
+                notice(ja, en)
 
     def look(self) -> tuple[Sequence[Example], Account]:
         """The first piece that has rows to train on, and what became of the rows up to there.
@@ -166,17 +182,26 @@ class RowStream:
         try:
             return maker.make(part.batch, None)
         except Headless:
-            rows = (row for batch in self._batches(part.path, BadRows(True)) for row in batch.rows())
+            rows = (row for batch in self._opened(part.path, BadRows(True))[1] for row in batch.rows())
             return maker.make(part.batch, heading_of(rows, self._config.columns))
 
-    def _judged(self, piece: Piece, unread: BadRows, marks: DataReport) -> Piece:
+    def _judged(self, piece: Piece, unread: BadRows, marks: DataReport, *, begun: bool) -> Piece:
         """The piece, where it may be trained on."""
         account = piece.account
         unread.merge(account.problems.read)
         account.problems.read = unread
         found = _bad_of(account)
         found.skip = self._config.skip_bad_rows
-        found.refuse()
+        try:
+            found.refuse()
+        except DataError as error:
+            if not begun:
+                raise
+            # A run that has begun with these files takes a file of another size for other data.
+            written = error.for_files
+            raise DataError(
+                error.ja + _MENDED.ja, error.en + _MENDED.en, Reason(written.ja + _MENDED.ja, written.en + _MENDED.en)
+            ) from None
         marks.marked.update(account.data.marked)
         marks.unmarked.update(account.data.unmarked)
         refuse_half_marked(marks)

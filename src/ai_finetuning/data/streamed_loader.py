@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,6 +78,15 @@ class Steps:
         self._plain_account = plain["account"]
         self._made: dict[Step, list[Example]] = {}
         self._places = {step: dict(plain)}
+        if step[1] and not place.source:  # what came next was refused when this was saved; there may be nothing else
+            with contextlib.suppress(ToolkitError):  # it is told by the step that needs the rows
+                if self._current() is None:
+                    self._end(*step)
+                    self._step = (step[0] + 1, 0)
+                    self._places[self._step] = _BEGINNING | {
+                        "steps": self.ends.get(0),
+                        "account": self._plain_account,
+                    }
 
     def rows(self, step: Step) -> list[Example]:
         """The rows of a step.
@@ -106,7 +116,8 @@ class Steps:
 
     def report(self) -> EncodeReport | None:
         """What became of the rows of the first pass that are used up; None where there are none."""
-        return report_of(self._account) if self._account.encoded.rows else None
+        account = from_plain(Account, self._plain_account)  # whole, also while a thread reads on
+        return report_of(account) if account.encoded.rows else None
 
     @property
     def step(self) -> Step:
@@ -165,16 +176,21 @@ class Steps:
             if self._piece is not None:
                 self._retire(self._piece)
             if self._ahead is None:
-                self._ahead = Ahead(self._stream.pieces(self._behind, self._account))
+                self._ahead = Ahead(self._checked(self._stream.pieces(self._behind, self._account)))
             piece = self._ahead.take()
             if piece is None:
                 if self._expected.source:
                     raise changed(self._expected)
                 return None
-            if piece.examples and self._check is not None:
-                self._check(max_token_id=largest_id(piece.examples), max_length=max(map(len, piece.examples)))
             self._piece, self._used = piece, self._begin_in(piece)
         return self._piece
+
+    def _checked(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """The pieces; one that the model cannot take is refused as often as it is asked for, never left out."""
+        for piece in pieces:
+            if piece.examples and self._check is not None:
+                self._check(max_token_id=largest_id(piece.examples), max_length=max(map(len, piece.examples)))
+            yield piece
 
     def _begin_in(self, piece: Piece) -> int:
         """Rows of a piece that were used before the run was interrupted.

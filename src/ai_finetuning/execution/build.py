@@ -395,8 +395,10 @@ def _threads(plan: RunPlan, strategy: Strategy) -> int | None:
     if plan.device.type != "cpu":
         return None
     had = plan.taken.get("threads")
-    mine = threads_of(had, torch.get_num_threads(), physical_cores(), chosen=threads_are_chosen())
-    threads = int(min(strategy.gather(mine)))
+    # What each of them has is judged in each of them, so that all go on, or none.
+    mine = (torch.get_num_threads(), physical_cores(), threads_are_chosen())
+    facts = dict.fromkeys(map(tuple, strategy.gather(mine)))
+    threads = min(threads_of(had, now, cores, chosen=chosen) for now, cores, chosen in facts)
     torch.set_num_threads(threads)
     return threads
 

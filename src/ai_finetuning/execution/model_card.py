@@ -232,6 +232,10 @@ def _settings(config: RunConfig, summary: Mapping[str, Any], machine: Mapping[st
     plan, training, versions = summary["plan"], config.training, machine["versions"]
     device = machine["gpu"]["devices"][0]["name"] if machine["gpu"]["available"] else machine["cpu"]["name"]
     speed, epochs = _number(summary["tokens_per_second"], 1), _number(summary["epochs"], 2)
+    passes = Reason(f"{epochs} エポック", f"{epochs} epochs")
+    if plan["rows"] is None:  # streamed: nobody knows which part of a pass it was
+        whole = int(summary["epochs"])
+        passes = Reason(f"終わりまで読んだ回数 {whole}", f"data read to its end {whole} times")
     used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
     rates = (
         f"- learning_rate {training.learning_rate:g}, batch_size {plan['batch_size']} x "
@@ -245,8 +249,8 @@ def _settings(config: RunConfig, summary: Mapping[str, Any], machine: Mapping[st
         ),
         *_objective(config),
         Reason(
-            f"- ステップ: {summary['steps']:,}（{epochs} エポック、{summary['tokens']:,} トークン、見送り {summary['skipped_steps']}）",
-            f"- steps: {summary['steps']:,} ({epochs} epochs, {summary['tokens']:,} tokens, {summary['skipped_steps']} "
+            f"- ステップ: {summary['steps']:,}（{passes.ja}、{summary['tokens']:,} トークン、見送り {summary['skipped_steps']}）",
+            f"- steps: {summary['steps']:,} ({passes.en}, {summary['tokens']:,} tokens, {summary['skipped_steps']} "
             "skipped)",
         ),
         Reason(rates, rates),

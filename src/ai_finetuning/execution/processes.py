@@ -32,7 +32,9 @@ from ..planner.cuts import Cut
 from ..planner.phases import Timeline
 from ..runs.recorded import saved_step
 from ..system.children import isolated_python
+from ..system.cores import physical_cores, threads_are_chosen
 from ..system.gpu import get_available_device
+from .derived import threads_of
 from .launcher import Ended, launch, private_file
 from .output_folder import OutputFolder
 from .request import ResolvedStrategy, TrainRequest
@@ -53,6 +55,12 @@ def run_processes(plan: RunPlan, second_step: Timeline | None = None) -> None:
         ToolkitError: what a process raised. ProcessesError: one died. RunLockedError: another run is at work there.
     """
     processes, restarts = plan.processes_to_start, plan.request.config.parallel.max_restarts
+    threads = plan.taken.get("threads")
+    if plan.device.type == "cpu" and not threads_are_chosen():
+        each = max(1, physical_cores() // processes)
+        threads_of(
+            threads, each, each, chosen=False
+        )  # refuses more than there are, which the processes would take as asked
     folder = Path(plan.summary.output_dir) / LAUNCH
     OutputFolder(folder.parent, keep=2).validate_free()
     shutil.rmtree(folder, ignore_errors=True)
@@ -69,7 +77,7 @@ def run_processes(plan: RunPlan, second_step: Timeline | None = None) -> None:
             folder / LOGS,
             max_restarts=restarts,
             watch=lambda: _show(folder / LOGS, read),
-            threads=plan.taken.get("threads"),
+            threads=threads,
         )
     finally:
         remove_rows(folder)

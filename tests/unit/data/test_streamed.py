@@ -19,7 +19,7 @@ from ai_finetuning.config.data import DataConfig
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.encoding import UNREADABLE, find_first_encoding
 from ai_finetuning.data.files import open_data
-from ai_finetuning.data.pieces import Account
+from ai_finetuning.data.pieces import Account, PieceMaker
 from ai_finetuning.data.prepare import load_examples, prepare
 from ai_finetuning.data.streamed import Piece, RowStream
 from ai_finetuning.data.streamed_loader import UNKNOWN, StreamedLoader
@@ -113,9 +113,7 @@ def test_every_row_is_on_one_rank_and_all_ranks_have_as_many_batches(
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 6, 7, 9])
-def test_a_run_goes_on_at_its_row_without_encoding_the_rows_before(
-    files: list[Path], tiny_tokenizer: Any, steps: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_goes_on_at_its_row_without_encoding_the_rows_before(files: list[Path], tiny_tokenizer: Any, steps: int):
     whole = loader_of(files, tiny_tokenizer)
     epoch = index = 0
     for _ in range(steps):
@@ -138,9 +136,15 @@ def test_a_run_goes_on_at_its_row_without_encoding_the_rows_before(
     assert whole.behind(9) == (1, 2)
 
 
-def test_pieces_before_the_place_are_not_encoded(files: list[Path], tiny_tokenizer: Any):
+def test_pieces_before_the_place_are_not_encoded(
+    files: list[Path], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
     stream = RowStream([str(path) for path in files], tiny_tokenizer, config())
-    whole, later = list(stream.pieces()), list(stream.pieces(3))
+    whole = list(stream.pieces())
+    made, usual = list[int](), PieceMaker.make
+    monkeypatch.setattr(PieceMaker, "make", lambda self, *given: (made.append(1), usual(self, *given))[1])
+    later = list(stream.pieces(3))
+    assert len(made) == 4
     assert len(whole) == 7
     assert [piece.account.rows for piece in whole[3:]] == [piece.account.rows for piece in later]
     assert sum(piece.account.rows for piece in later) < 26
@@ -230,6 +234,28 @@ def test_a_bad_row_is_named_by_the_step_that_needs_its_piece(tiny_tokenizer: Any
     assert len(tokens(mended.micro_batches(0, 2, 2))) == 4
 
 
+def test_a_run_that_leaves_out_the_bad_rows_at_the_end_goes_on_with_the_next_pass(tiny_tokenizer: Any, tmp_path: Path):
+    good, bad = write(tmp_path / "a.jsonl", map(row, range(4))), tmp_path / "b.jsonl"
+    bad.write_text(BROKEN * 3, encoding="utf-8")
+    loader = loader_of([good, bad], tiny_tokenizer)
+    loader.micro_batches(0, 0, 2)
+    with pytest.raises(DataError, match="allow_changed=true"):
+        loader.micro_batches(0, 1, 2)
+    going_on = loader_of([good, bad], tiny_tokenizer, skip_bad_rows=True)
+    going_on.go_to(0, 1, loader.position(0, 1))
+    assert going_on.steps(0) == 1
+    assert tokens(going_on.micro_batches(1, 0, 2)) == tokens(loader_of([good], tiny_tokenizer).micro_batches(0, 0, 2))
+
+
+def test_a_file_of_another_split_is_named_and_not_read(
+    tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write(tmp_path / "train.jsonl", map(row, range(4)))
+    (tmp_path / "test.jsonl").write_bytes(b"\xff" * 100)
+    assert len(passed(loader_of([tmp_path], tiny_tokenizer))) == 4
+    assert caplog.text.count("test.jsonl") == 1
+
+
 def test_skipped_rows_are_counted_once_also_by_a_run_that_goes_on(tiny_tokenizer: Any, tmp_path: Path):
     path = broken(tmp_path / "faq.jsonl", 6)
     loader = loader_of([path], tiny_tokenizer, skip_bad_rows=True)
@@ -274,6 +300,24 @@ def test_a_row_that_the_model_cannot_take_is_refused_where_it_comes(files: list[
     loader = StreamedLoader(stream, rows_per_step=4, pad_token_id=0, check=check)
     with pytest.raises(ModelError):
         loader.micro_batches(0, 0, 2)
+
+
+def test_a_row_that_is_refused_while_the_next_step_is_looked_for_is_not_left_out(
+    files: list[Path], tiny_tokenizer: Any
+):
+    asked = iter(range(100))
+
+    def check(*, max_token_id: int, max_length: int) -> None:
+        if next(asked) == 1:
+            raise ModelError("長すぎる行", "too long a row")
+
+    stream = RowStream([str(path) for path in files], tiny_tokenizer, config())
+    first = next(iter(stream.pieces()))
+    loader = StreamedLoader(stream, rows_per_step=len(first.examples), pad_token_id=0, check=check)
+    loader.micro_batches(0, 0, 2)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="too long a row"):
+            loader.micro_batches(0, 1, 2)
 
 
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet", "txt", "jsonl.zst"])
