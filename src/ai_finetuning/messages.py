@@ -19,6 +19,9 @@ from .errors import ToolkitError, localized, without_secrets
 # and of Japanese are no part of it.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
+# What colours a terminal or moves its cursor: CSI, OSC and two-character sequences (ECMA-48).
+ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
+
 LOGGER = logging.getLogger("ai_finetuning")
 
 
@@ -63,6 +66,11 @@ def warn(ja: str, en: str) -> None:
 def printable(text: str) -> str:
     """A text from outside as a terminal may get it: controls as `\\x1b` and `\\u202e`; newlines and tabs stay."""
     return _CONTROLS.sub(lambda found: _escaped(found.group()), text)
+
+
+def displayable(text: str) -> str:
+    """What another program has said, for a page: without colours and secrets, other controls as printable() has them."""
+    return printable(without_secrets(ANSI.sub("", text)))
 
 
 # Characters of a row, or of a heading, that a message shows.

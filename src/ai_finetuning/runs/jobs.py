@@ -14,13 +14,14 @@ import secrets
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..config.run_folder import CONSOLE
 from ..errors import DataError, InputNotFoundError, Reason, StorageError
+from ..messages import ANSI, displayable
 from ..system.children import isolated_environment, isolated_python
 from ..system.files import subfolders
 from . import launch, stop
@@ -176,6 +177,7 @@ def _read(folder: Path) -> Job:
     job = values.get("job")
     try:
         assert isinstance(job, dict)
+        state = state_of(values)
         steps = tuple(Step(tuple(map(str, one["argv"])), tuple(map(int, one["may"]))) for one in job["steps"])
         codes = tuple(map(int, job["codes"]))
         return Job(
@@ -186,7 +188,7 @@ def _read(folder: Path) -> Job:
             steps,
             len(codes),
             codes,
-            state_of(values),
+            replace(state, reason=None if state.reason is None else displayable(state.reason)),
             float(values["made"]),
         )
     except (AssertionError, KeyError, TypeError, ValueError):
@@ -215,11 +217,12 @@ def work(folder: Path) -> None:
 
 
 def last_said(folder: Path) -> list[str]:
-    """The last lines of what a job has said, at most 16 kB."""
+    """The last lines of what a job has said, at most 16 kB, as a page may show them."""
     try:
         with (folder / CONSOLE).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            return file.read().decode("utf-8", "replace").splitlines()
+            said = file.read().decode("utf-8", "replace")
+            return [displayable(line) for line in ANSI.sub("", said).splitlines()]
     except OSError:
         return []
 

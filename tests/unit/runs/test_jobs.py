@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,21 @@ def test_a_job_waits_for_the_device_and_can_be_taken_out_of_the_queue(tmp_path: 
     finally:
         other.leave()
     assert _ended(job).state.status == "completed"
+
+
+def test_what_a_job_said_is_told_without_colours_and_secrets(tmp_path: Path) -> None:
+    folder, token = jobs.new_folder(tmp_path, "export"), "hf_" + "a" * 34
+    text = f"\x1b[2Kreading\r\x1b[31mred {token}\x1b[0m\n\x1b]0;title\x07safe \u202etxt\n"
+    (folder / "console.log").write_text(text, encoding="utf-8")
+    told = {"steps": [{"argv": ["version"], "may": []}], "about": {}, "codes": []}
+    run = {"job": told, "made": 1.0, "status": "failed", "reason": f"DataError: \x1b[1m{token}\x07"}
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    lines = jobs.last_said(folder)
+    assert [line.split()[0] for line in lines] == ["reading", "red", "safe"]
+    assert lines[2] == "safe \\u202etxt"
+    reason = str(jobs.find(tmp_path, folder.name, "export").state.reason)
+    assert reason.startswith("DataError: ")
+    assert not any("\x1b" in said or "\x07" in said or token in said for said in (*lines, reason))
 
 
 @pytest.mark.parametrize("id", ["../x", "answers-20260101-000000-abcdef", "export-1", ""])

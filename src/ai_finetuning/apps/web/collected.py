@@ -28,8 +28,8 @@ SHOWN = {
 }
 # What a row is about: a later one about the same takes its place.
 _ABOUT = {"rating": ("prompt", "completion"), "pair": ("prompt", "rejected"), "row": ("messages",)}
-# What was made of an earlier state of a file.
-_MADE = ("table-*", "split-*")
+# What was made of an earlier state of a file, and nobody but its page reads. A division stays: a run may be reading it.
+_MADE = "table-*"
 
 
 def row_of(kind: str, conversation: Sequence[Mapping[str, str]], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,10 +79,9 @@ def add(site: Site, kind: str, row: Mapping[str, Any], language: Language) -> up
                 return upload
             content = "".join(_others(upload.file, kind, row)) + line
             write_in_place(upload.file, content.encode())
-            for pattern in _MADE:
-                for folder in upload.folder.glob(pattern):
-                    shutil.rmtree(folder, ignore_errors=True)
-            uploads.change(upload, size=len(content.encode()))
+            for folder in upload.folder.glob(_MADE):
+                shutil.rmtree(folder, ignore_errors=True)
+            uploads.change(upload, size=len(content.encode()), share=None, grown=upload.grown + 1)
             return uploads.find(site, upload.id)
     except OSError as error:
         raise StorageError(

@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ToolkitError
+from ...errors import HubError, ToolkitError
 from ...messages import described
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ class _Requests:
 
 def reason(error: Exception) -> dict[str, str]:
     """An error in both languages."""
+    if isinstance(error, HubError):  # as workers.py starts this process
+        return {
+            "ja": f"会話のためにモデルをダウンロードすることはありません。{error.ja}",
+            "en": f"A conversation downloads no model. {error.en}",
+        }
     if isinstance(error, ToolkitError):
         return {"ja": error.ja, "en": error.en}
     said = described(error, for_files=True)

@@ -58,6 +58,8 @@ class Upload:
         file: as it was uploaded; `file_sheet` is what it is read by.
         share: the part of the rows that is the evaluation side.
         made: seconds since 1970.
+        received: whether somebody sent it, so that the original is elsewhere; answers kept in a conversation are here only.
+        grown: how many times rows have been added since it was made.
     """
 
     path: Path
@@ -72,6 +74,8 @@ class Upload:
     share: float | None = None
     size: int = 0
     made: float = 0.0
+    received: bool = False
+    grown: int = 0
 
     @property
     def settings(self) -> list[str]:
@@ -273,6 +277,8 @@ def _upload(id: str, folder: Path, file: Path, record: dict[str, Any]) -> Upload
         file_sheet=record.get("sheet"),
         size=int(record.get("size", 0)),
         made=float(record.get("made", 0.0)),
+        received="sha256" in record,
+        grown=int(record.get("grown", 0)),
     )
     share = record.get("share")
     divided = divided_folder(upload, share) if isinstance(share, float) else None
@@ -283,8 +289,9 @@ def _upload(id: str, folder: Path, file: Path, record: dict[str, Any]) -> Upload
 
 
 def divided_folder(upload: Upload, share: float) -> Path:
-    """Where the two sides of a division lie."""
-    return upload.folder / f"split-{upload.reading}-{round(1000 * share)}"
+    """Where the two sides of a division lie: of a file that has grown elsewhere than before, since a run may read those."""
+    state = f"-{upload.grown}" if upload.grown else ""
+    return upload.folder / f"split-{upload.reading}-{round(1000 * share)}{state}"
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class Worker:
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [*isolated_python(MODULE), name, "--idle", str(idle)],
-                env=isolated_environment() | {"PYTHONUTF8": "1", "TQDM_DISABLE": "1"},
+                # An adapter's base that is not here is no reason to download it: nobody has asked for that.
+                env=isolated_environment() | {"PYTHONUTF8": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

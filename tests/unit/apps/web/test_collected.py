@@ -47,6 +47,21 @@ def test_ratings_grow_in_one_upload_and_the_last_word_on_an_answer_counts(site: 
     assert _rate(site, "東京です。", True).id != first.id
 
 
+def test_a_division_that_a_run_may_read_stays_as_it_is(site: Site) -> None:
+    first = _rate(site, "東京です。", True)
+    sides = uploads.divided_folder(first, 0.1)
+    sides.mkdir()
+    for name in (uploads.TRAIN, uploads.EVAL):
+        (sides / name).write_text("{}\n", encoding="utf-8")
+    uploads.change(first, share=0.1)
+    assert uploads.find(site, first.id).path == sides / uploads.TRAIN
+
+    grown = _rate(site, "大阪です。", False)
+    assert (grown.path, grown.evaluated, grown.share) == (grown.file, None, None)
+    assert (sides / uploads.TRAIN).read_text(encoding="utf-8") == "{}\n"
+    assert uploads.divided_folder(grown, 0.1) != sides  # and the next division does not replace it
+
+
 def test_each_kind_has_the_columns_that_its_objective_reads() -> None:
     answer = {"answer": "大阪です。"}
     assert collected.row_of("pair", ASKED, answer | {"edited": " 東京です。"}) == {

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.testclient import TestClient
 
-from ai_finetuning.apps.web.screens.settings import checked, copied, draft_of, form_of, planned, run_name
+from ai_finetuning.apps.web import api, children
+from ai_finetuning.apps.web.screens.models import find, id_of
+from ai_finetuning.apps.web.screens.settings import ROUTES, checked, copied, draft_of, form_of, planned, run_name
 from ai_finetuning.apps.web.site import Site
-from ai_finetuning.errors import ConfigError, InputNotFoundError, UsageError
+from ai_finetuning.embedded import model_folder
+from ai_finetuning.errors import ConfigError, InputNotFoundError, ToolkitError, UsageError
 
 
 @pytest.fixture
@@ -78,6 +85,57 @@ def test_a_copy_has_the_settings_of_its_run(site: Site, tmp_path: Path):
     assert found["left_out"] == ["parallel.processes"]
     (folder / "config.yaml").write_text(text.replace("embedded:kotoha-qa", "/gone/data.csv"), encoding="utf-8")
     assert copied(site, "faq")["ids"]["data"] is None
+
+
+def _model(site: Site, place: Path) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(model_folder("embedded:kotoha-tiny"), place)
+    return place
+
+
+def test_a_copy_has_a_model_of_the_models_folder(site: Site, tmp_path: Path):
+    own = _model(site, site.models / "own")
+    folder = tmp_path / "outputs" / "faq"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "completed"}', encoding="utf-8")
+    text = f"model: '{own.absolute()}'\ndata: {{train: 'embedded:kotoha-qa'}}\n"
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    found = copied(site, "faq")
+    assert found["ids"]["model"] == id_of("./own")
+    assert found["model"] == str(own.absolute())
+
+
+def test_a_link_out_of_the_models_folder_is_no_model(site: Site, tmp_path: Path):
+    _model(site, site.models / "own")
+    (site.models / "link").symlink_to(_model(site, tmp_path / "elsewhere"))
+    assert find(site, id_of("./own")) == str(site.models.absolute() / "own")
+    with pytest.raises(InputNotFoundError, match="leads out of"):
+        find(site, id_of("./link"))
+
+
+def test_no_plan_asks_for_a_model_that_is_not_here_until_it_is(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    async def plan(request: Request, arguments: list[str], **_: object) -> None:
+        asked.append(arguments[0])
+        raise UsageError("計画", "planned")
+
+    monkeypatch.setattr(children, "run", plan)
+    monkeypatch.setattr("ai_finetuning.apps.web.screens.settings.cached", lambda name: here)
+    app = Starlette(routes=ROUTES, exception_handlers={ToolkitError: api.refuse})
+    app.state.site = site
+    client, here = TestClient(app), False
+    request = {"data": "embedded-kotoha-qa", "model": id_of("Qwen/Qwen3-0.6B"), "values": {"data.eval": "0.1"}}
+    answered = client.post("/api/settings/plan", json=request)
+    assert answered.status_code == 422
+    assert "Qwen/Qwen3-0.6B is not on this PC, so there is no plan" in answered.json()["error"]["en"]
+    assert asked == []
+    assert client.post("/api/settings/check", json=request).json()["figures"]["total_steps"] > 0
+    here = True  # it was brought meanwhile
+    client.post("/api/settings/plan", json=request)
+    assert asked == ["plan"]
 
 
 def test_a_plan_tells_the_presets_again():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -140,6 +141,23 @@ def test_a_model_that_is_not_there_is_told_to_whoever_asks(tmp_path: Path) -> No
     async def ask() -> None:
         worker = await Workers(tmp_path, busy=list).take(str(tmp_path / "nowhere"))
         with pytest.raises(ModelError, match="nowhere"):
+            await worker.ready()
+
+    _run(ask())
+
+
+def test_a_base_that_is_not_here_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    values = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "org/not-here"}
+    (adapter / "adapter_config.json").write_text(json.dumps(values), encoding="utf-8")
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+
+    async def ask() -> None:
+        worker = await Workers(tmp_path, busy=list).take(str(adapter))
+        with pytest.raises(ModelError, match=r"downloads no model.*org/not-here.*HF_HUB_OFFLINE"):
             await worker.ready()
 
     _run(ask())

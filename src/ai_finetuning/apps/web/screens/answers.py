@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ _TABLES = (".csv", ".tsv")
 # Rows of a page, and answers after which a time is estimated.
 _PAGE, _ENOUGH = 100, 4
 _SHOWN = ("all", "match", "differ", "without")
+# Bytes of a file of questions, which the server itself reads whole, and jobs that it remembers.
+_MOST, _REMEMBERED = 20_000_000, 8
+_REMEMBERING = threading.Lock()
 
 
 @dataclass
@@ -45,6 +49,7 @@ class _Followed:
         seen: of the file that they come from.
         began: when somebody looked first, and how many were answered then.
         measured: by place the answer that was compared with the expected ones, and how near it is by each metric.
+        lock: of whoever reads or changes the rest: a page asks for progress and rows at once.
     """
 
     questions: list[dict[str, Any]]
@@ -52,6 +57,7 @@ class _Followed:
     seen: tuple[str, int, int] = ("", 0, 0)
     began: tuple[float, int] = (0.0, -1)
     measured: dict[int, tuple[str | None, dict[str, float]]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def compare(self) -> None:
         """Measures the answers that are new."""
@@ -87,13 +93,29 @@ def _known(site: Site, file: str) -> dict[str, Any]:
     from ....data.columns import role_of
     from ....inference.question_files import headings_of
 
-    upload = uploads.find(site, file)
+    upload = _small(site, file)
     with _as_shown(upload):
         names = headings_of(upload.file, sheet=upload.sheet)
     given = upload.columns or {}
     asking = [name for name in names if role_of(name) == ("instruction", False)]
     column = given.get("instruction") or (asking[0] if len(asking) == 1 else None)
     return {"columns": names, "column": column, "expected": _expecting(names, given, column), "sheet": upload.sheet}
+
+
+def _small(site: Site, file: str) -> uploads.Upload:
+    """The upload of an id.
+
+    Raises:
+        InputNotFoundError: there is none. UsageError: it is too large for this page.
+    """
+    upload = uploads.find(site, file)
+    if upload.file.stat().st_size > _MOST:
+        most = _MOST // 1_000_000
+        raise UsageError(
+            f"この画面で使えるのは {most} MB までです。{upload.shown} には aift answer を使ってください。",
+            f"this page takes files of at most {most} MB; use aift answer for {upload.shown}.",
+        )
+    return upload
 
 
 @contextlib.contextmanager
@@ -136,7 +158,7 @@ def _begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
     from ....runs import jobs
 
     given = dict(values)
-    upload = uploads.find(site, text(given, "file"))
+    upload = _small(site, text(given, "file"))
     choice = chosen(site, given)
     column = text(given, "column", "") or (upload.columns or {}).get("instruction")
     with _as_shown(upload):
@@ -227,7 +249,16 @@ def _progress(request: Request) -> dict[str, Any]:
     from ....runs import jobs
 
     job = _job(request)
-    followed = _follow(request, job)
+    with _follow(request, job) as followed:
+        return (
+            _told(job)
+            | _counted(job, followed)
+            | {"log": jobs.last_said(job.folder)[-20:] if job.state.status in ("failed", "stopped") else []}
+        )
+
+
+def _counted(job: Job, followed: _Followed) -> dict[str, Any]:
+    """How far a job has come, and how near its answers are."""
     done, total = sum(value is not None for value in followed.answers.values()), int(job.about["total"])
     now = time.monotonic()
     if job.state.status != "running" or followed.began[1] < 0 or done < followed.began[1]:
@@ -235,26 +266,43 @@ def _progress(request: Request) -> dict[str, Any]:
     more, left = done - followed.began[1], None
     if job.state.status == "running" and more >= _ENOUGH and done < total:
         left = (now - followed.began[0]) / more * (total - done)
-    return _told(job) | {
+    return {
         "done": done,
         "total": total,
         "refused": sum(value is None for value in followed.answers.values()),
         "seconds_left": left,
         "score": _score(followed),
-        "log": jobs.last_said(job.folder)[-20:] if job.state.status in ("failed", "stopped") else [],
     }
 
 
-def _follow(request: Request, job: Job) -> _Followed:
-    """The questions of a job with its answers so far."""
+@contextlib.contextmanager
+def _follow(request: Request, job: Job) -> Iterator[_Followed]:
+    """The questions of a job with its answers so far, which nobody else changes meanwhile."""
+    followed = _remembered(request, job)
+    with followed.lock:
+        _update(job, followed)
+        yield followed
+
+
+def _remembered(request: Request, job: Job) -> _Followed:
+    """What is remembered of a job; of those that were looked at longest ago nothing is."""
     state = request.app.state
-    if not hasattr(state, "followed_answers"):
-        state.followed_answers = {}
-    known: dict[str, _Followed] = state.followed_answers
-    followed = known.get(job.id)
-    if followed is None:
-        lines = (job.folder / _QUESTIONS).read_text(encoding="utf-8").splitlines()
-        followed = known[job.id] = _Followed([json.loads(line) for line in lines])
+    with _REMEMBERING:
+        if not hasattr(state, "followed_answers"):
+            state.followed_answers = {}
+        known: dict[str, _Followed] = state.followed_answers
+        followed = known.pop(job.id, None)
+        if followed is None:
+            lines = (job.folder / _QUESTIONS).read_text(encoding="utf-8").splitlines()
+            followed = _Followed([json.loads(line) for line in lines])
+        known[job.id] = followed
+        for old in list(known)[:-_REMEMBERED]:
+            del known[old]
+        return followed
+
+
+def _update(job: Job, followed: _Followed) -> None:
+    """Reads the answers that are new."""
     out = job.folder / str(job.about["out"])
     partial = out.with_name(f"{out.name}.partial.jsonl")
     source = out if job.state.status == "completed" else partial
@@ -265,7 +313,6 @@ def _follow(request: Request, job: Job) -> _Followed:
             read = _of_result if source == out else _of_partial
             followed.answers, followed.seen = read(source, job, followed.questions), seen
             followed.compare()
-    return followed
 
 
 def _of_partial(path: Path, job: Job, questions: list[dict[str, Any]]) -> dict[int, str | None]:
@@ -318,7 +365,13 @@ def _page(request: Request) -> dict[str, Any]:
     page = int(asked["page"]) if asked.get("page", "").isdecimal() else 0
     if show not in _SHOWN:
         raise UsageError(f"show は {'・'.join(_SHOWN)} です。", f"show is one of {', '.join(_SHOWN)}.")
-    followed = _follow(request, _job(request))
+    with _follow(request, _job(request)) as followed:
+        rows = _matching(followed, show, find)
+    return {"total": len(rows), "rows": rows[page * _PAGE : (page + 1) * _PAGE]}
+
+
+def _matching(followed: _Followed, show: str, find: str) -> list[list[Any]]:
+    """The rows of the table that a filter and a text leave."""
     rows = []
     for place, item in enumerate(followed.questions):
         told = followed.answers.get(place)
@@ -326,7 +379,7 @@ def _page(request: Request) -> dict[str, Any]:
         found = not find or find in item["question"].lower() or find in (told or "").lower()
         if found and (show == "all" or mark == show or (show == "without" and mark in ("refused", "open", "empty"))):
             rows.append([item["number"], item["question"], item.get("expected", []), told, mark])
-    return {"total": len(rows), "rows": rows[page * _PAGE : (page + 1) * _PAGE]}
+    return rows
 
 
 def _mark(followed: _Followed, place: int) -> str:

@@ -112,7 +112,8 @@ def _named(value: Any, upload: Upload) -> Any:
 async def _read(request: Request) -> Response:
     """Reads an upload, examines it and keeps the result; with columns or a sheet in the body, by those.
 
-    A file that cannot be read at all is not kept.
+    A file that was sent and holds no data that can be read is not kept. What the server has made itself stays whatever
+    happens, and so does everything where the disk, the memory or the time is what failed.
     """
     upload, asked = await _found(request), await body(request)
     changed = {key: _chosen(asked[key], key) for key in ("columns", "sheet") if key in asked}
@@ -124,8 +125,8 @@ async def _read(request: Request) -> Response:
         return answer({})
     try:
         await _make_table(request, upload)
-    except ToolkitError:
-        if upload.id.startswith("u-") and not list(upload.folder.glob("table-*")):
+    except DataError:
+        if upload.received and not list(upload.folder.glob("table-*")):
             await blocking(shutil.rmtree, upload.folder, True)
         raise
     return answer({})

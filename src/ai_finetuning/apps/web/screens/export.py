@@ -112,13 +112,22 @@ def _slug(choice: Choice) -> str:
 
 
 def _free(site: Site, name: str) -> Path:
-    """A name in the models' folder that nothing has."""
+    """A name in the models' folder that nothing has, and that no export which has not ended will write."""
+    claimed = _claimed(site)
     stem, dot, kind = name.partition(".gguf")
     for number in range(1, _TRIES):
         path = site.models / (f"{stem}{dot}{kind}" if number == 1 else f"{stem}-{number}{dot}{kind}")
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) and str(path) not in claimed:
             return path
     raise UsageError(f"{name} という名前が残っていません。", f"no name like {name} is left.")
+
+
+def _claimed(site: Site) -> set[str]:
+    """What exports will write that wait, are at work, or can go on."""
+    from ....runs import jobs
+
+    open_ones = [job for job in jobs.listed(site.data, KIND, _TRIES) if job.state.status != "completed"]
+    return {str(path) for job in open_ones for path in dict(job.about["made"]).values()}
 
 
 async def _choices(request: Request) -> JSONResponse:
@@ -128,8 +137,9 @@ async def _choices(request: Request) -> JSONResponse:
 
 
 async def _start(request: Request) -> JSONResponse:
-    values = await body(request)
-    job = await blocking(_begin, site_of(request), values, language_of(request))
+    site, values = site_of(request), await body(request)
+    async with site.locks["export"]:  # the next one sees which names this one takes
+        job = await blocking(_begin, site, values, language_of(request))
     return answer({"id": job.id})
 
 

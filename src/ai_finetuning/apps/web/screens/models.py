@@ -43,7 +43,7 @@ def find(site: Site, id: str) -> str:
     """What `model.name` takes, of an id: of the catalog, of the models' folder, of the hub's cache, or of what ships.
 
     Raises:
-        UsageError: it is no id. InputNotFoundError: it is of no model.
+        UsageError: it is no id. InputNotFoundError: it is of no model, or of a link that leads out of the models' folder.
     """
     from ....models import catalog
     from ....models.local import local_models
@@ -54,11 +54,25 @@ def find(site: Site, id: str) -> str:
         return name
     for model in local_models(site.models):
         if id_of(model.name) == id:
-            return str((site.models / model.name).absolute()) if model.name.startswith("./") else model.name
+            if not model.name.startswith("./"):
+                return model.name
+            folder = (site.models / model.name).absolute()
+            if not folder.resolve().is_relative_to(site.models.resolve()):
+                raise InputNotFoundError(
+                    f"{folder} は {site.models} の外へのリンクです。モデルをこのフォルダーへ移すか、--models で元のフォルダーを指定してください。",
+                    f"{folder} is a link that leads out of {site.models}; move the model there, or name its folder with --models.",
+                )
+            return str(folder)
     raise InputNotFoundError(
         "このモデルはありません（フォルダーの名前が変わったかもしれません）。",
         "there is no such model; its folder may have another name now.",
     )
+
+
+def listed_name(site: Site, name: str) -> str:
+    """A model as `models.local` names it, of what `model.name` takes: the other way round as find()."""
+    root = f"{site.models.absolute()}/"
+    return f"./{name.removeprefix(root)}" if name.startswith(root) else name
 
 
 async def _list(request: Request) -> Response:
@@ -80,9 +94,7 @@ async def _fit(request: Request) -> Response:
     """What training one model takes here; where its configuration is on this PC, told by a simulation of a step."""
     id = text(await body(request), "model")
     name = await blocking(find, site_of(request), id)
-    folder = str(site_of(request).models.absolute())
-    query = f"./{name.removeprefix(folder)[1:]}" if name.startswith(folder) else name
-    found = await _asked(request, [query, "--fits"])
+    found = await _asked(request, [listed_name(site_of(request), name), "--fits"])
     return answer({"room": found["room"], "model": next(item for item in found["models"] if item["model"] == name)})
 
 

@@ -14,6 +14,7 @@ from ....config.run_folder import METRICS, REPORT
 from ....errors import InputNotFoundError, UsageError
 from ....evaluation.figures import figures_of
 from ....evaluation.verdict import Verdict, verdict
+from ....messages import displayable
 from ....runs.folder import read_run, recorded_settings
 from ....runs.launch import resume
 from ....runs.listing import RunEntry
@@ -48,7 +49,7 @@ def result_of(entry: RunEntry) -> dict[str, Any]:
         "judged": is_being_judged(run),
         "model": entry.model,
         "method": entry.method,
-        "reason": entry.state.reason,
+        "reason": None if entry.state.reason is None else displayable(entry.state.reason),
         "kind": kind_of(found, losses),
         "decision": found.get("result") if found.get("result") in ("adopt", "hold", "reject") else None,
         "why": _both(found.get("why")),

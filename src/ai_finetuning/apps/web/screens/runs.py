@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ....errors import UsageError, without_secrets
-from ....messages import printable
+from ....messages import ANSI, displayable
 from ..api import answer, blocking, body, text
 from ..site import Site, site_of
 
 # Points of one answer: above, the lowest and the highest of each of so many parts of it.
 MOST_POINTS = 2000
-# What colours a terminal or moves its cursor.
-_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
 _CONFIG_BYTES, _TEXT = 1 << 18, 2000
 
 
@@ -81,7 +78,7 @@ def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
         "status": state.status,
         "phase": state.phase,
         "since": state.since,
-        "reason": None if state.reason is None else printable(without_secrets(state.reason)),
+        "reason": None if state.reason is None else displayable(state.reason),
         "gone": state.reason == str(GONE),
         "elsewhere": state.elsewhere,
         "judged": state.status == "completed" and is_being_judged(read_run(folder)),
@@ -127,8 +124,12 @@ def thinned(points: list[tuple[int, float]], most: int = MOST_POINTS) -> list[tu
 
 async def _samples(request: Request) -> Response:
     """Answers to the fixed questions, as they were given at evaluations."""
-    site, id = site_of(request), request.path_params["id"]
-    return answer(await blocking(_samples_of, site.folder(id)))
+    return answer(await blocking(_samples_of, await _folder(request)))
+
+
+async def _folder(request: Request) -> Path:
+    """The run's folder; where it is not known, all runs are read."""
+    return await blocking(site_of(request).folder, request.path_params["id"])
 
 
 def _samples_of(folder: Path) -> dict[str, Any]:
@@ -152,11 +153,10 @@ async def _log(request: Request) -> Response:
     """What it has said since a cursor, without colours and secrets."""
     from ....runs.watch import console
 
-    folder = site_of(request).folder(request.path_params["id"])
-    said, cursor = await blocking(console, folder, request.query_params.get("after", ""))
+    said, cursor = await blocking(console, await _folder(request), request.query_params.get("after", ""))
     # A bar that is drawn over itself: only what it ended with.
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in _ANSI.sub("", said).split("\n")]
-    return answer({"text": printable(without_secrets("\n".join(lines))), "cursor": cursor})
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in ANSI.sub("", said).split("\n")]
+    return answer({"text": displayable("\n".join(lines)), "cursor": cursor})
 
 
 async def _stop(request: Request) -> Response:
@@ -167,7 +167,7 @@ async def _stop(request: Request) -> Response:
     how = next((known for known in HOWS if known == asked), None)
     if how is None:
         raise UsageError("how は save、best、now のどれかです。", "how is one of save, best, now.")
-    said = await blocking(stop, site_of(request).folder(request.path_params["id"]), how)
+    said = await blocking(stop, await _folder(request), how)
     return answer({"ja": said.ja, "en": said.en})
 
 
@@ -176,8 +176,7 @@ async def _resume(request: Request) -> Response:
     from ....runs.launch import resume
 
     await body(request)
-    folder = site_of(request).folder(request.path_params["id"])
-    await blocking(resume, folder, wait=True)
+    await blocking(resume, await _folder(request), wait=True)
     return answer({})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import tempfile
 import unicodedata
@@ -20,10 +19,11 @@ from ....config.run import RunConfig
 from ....config.run_folder import CONFIG
 from ....config.section import with_values
 from ....embedded import MODEL, PREFIX, is_embedded
-from ....errors import ConfigError, Problem, ToolkitError, UsageError
+from ....errors import ConfigError, ModelError, Problem, ToolkitError, UsageError
 from ....execution.adapter_start import going_on_from, with_adapter_settings
 from ....execution.sources import config_source
 from ....execution.validate import validate_config, validate_data, validate_evaluation
+from ....models import catalog
 from ....models.hub import cached, on_disk
 from ....models.source import find_model
 from ....planner.presets import PRESETS, few_steps, suggested
@@ -123,7 +123,7 @@ def copied(site: Site, id: str) -> dict[str, Any]:
     shipped = isinstance(train, str) and is_embedded(train)
     found = [upload for upload in uploads.list_uploads(site) if str(upload.path.absolute()) == train]
     data = _SHIPPED + str(train).removeprefix(PREFIX) if shipped else found[0].id if found else None
-    model: str | None = models.id_of(config.model.name)
+    model: str | None = models.id_of(models.listed_name(site, config.model.name))
     try:
         models.find(site, str(model))
     except ToolkitError:
@@ -254,13 +254,17 @@ def _findings(config: RunConfig, total: int, per_epoch: int) -> list[dict[str, s
     return [] if few is None else [{"ja": few.ja, "en": few.en}]
 
 
-@functools.lru_cache(maxsize=32)
+def _is_here(name: str) -> bool:
+    """Whether a model is on this PC, so that nobody has to be asked for it."""
+    row = catalog.rows().get(name)
+    published = name if row is None or row.alias_of is None else row.alias_of
+    return is_embedded(name) or on_disk(name) is not None or cached(published)
+
+
 def _config_json(name: str) -> Mapping[str, Any] | None:
-    """The configuration of a model that is on this PC; None of others: nobody is asked for it."""
-    if not (is_embedded(name) or on_disk(name) is not None or cached(name)):
-        return None
+    """The configuration of a model that is on this PC; None of others."""
     try:
-        return find_model(name).config
+        return find_model(name).config if _is_here(name) else None
     except ToolkitError:
         return None
 
@@ -278,6 +282,11 @@ async def _plan(request: Request) -> Response:
     site, values = site_of(request), await api.body(request)
     draft = await api.blocking(draft_of, site, values)
     config = _whole(draft)
+    if not await api.blocking(_is_here, config.model.name):  # a page that is opened asks no hub
+        raise ModelError(
+            f"モデル {config.model.name} がこの PC にないため、計画できません（数字は概算です）。",
+            f"the model {config.model.name} is not on this PC, so there is no plan; the figures are rough.",
+        )
     with tempfile.TemporaryDirectory(prefix="aift-web-") as folder:
         file = Path(folder) / CONFIG
         file.write_text(yaml_of(config), encoding="utf-8")

@@ -17,7 +17,7 @@ WORDS = {
     "began": ("{time}に開始", "Started {time}"),
     "quiet": ("最後のステップから {time}", "{time} since the last step"),
     "progress": ("進み具合", "Progress"),
-    "waits_for": ("次の学習が終わるのを待っています", "Waiting for"),
+    "waits_for": ("以下の学習が終わるのを待っています", "Waiting for"),
     "waits_for_nobody": ("まもなく始まります。", "It begins in a moment."),
     "elsewhere": (
         "別の PC で始めた学習です。動いているかどうかは、その PC でしか分かりません。",
@@ -54,8 +54,8 @@ WORDS = {
     "no_points": ("最初のステップを待っています。", "Waiting for the first step."),
     "samples": ("お試しの質問", "Sample questions"),
     "samples_none": (
-        "お試しの質問はありません（検証データと、設定の「お試しの質問の数」が必要です）。",
-        "No sample questions (they need evaluation data and training.evaluation.generate).",
+        "お試しの質問はありません（検証データと、くわしい設定の training.evaluation.generate が必要です）。",
+        "No sample questions (they need evaluation data, and training.evaluation.generate among the more settings).",
     ),
     "samples_at": ("どの時点の回答", "Answers at"),
     "question": ("質問", "Question"),

@@ -1,0 +1,90 @@
+"""一括回答 without a browser: what a server takes, remembers and computes while several ask."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from ai_finetuning.apps.web import api, uploads
+from ai_finetuning.apps.web.screens import answers
+from ai_finetuning.apps.web.site import Site
+from ai_finetuning.errors import ToolkitError
+from ai_finetuning.runs import jobs
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    (tmp_path / "data").mkdir()
+    return Site(tmp_path / "outputs", (tmp_path,), tmp_path / "models", tmp_path / "data")
+
+
+@pytest.fixture
+def client(site: Site) -> TestClient:
+    app = Starlette(routes=answers.ROUTES, exception_handlers={ToolkitError: api.refuse})
+    app.state.site = site
+    return TestClient(app)
+
+
+def _job(site: Site, questions: int = 2) -> Path:
+    """A job that was stopped before its first answer."""
+    folder = jobs.new_folder(site.data, answers.KIND)
+    lines = [{"number": n + 1, "question": f"{n} の次は？", "expected": [str(n + 1)]} for n in range(questions)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    about = {"out": "answers.csv", "total": questions}
+    told = {"steps": [{"argv": ["answer"], "may": [65]}], "about": about, "codes": []}
+    (folder / "run.json").write_text(json.dumps({"job": told, "made": 1.0, "status": "stopped"}), encoding="utf-8")
+    return folder
+
+
+def _answer(folder: Path, place: int, said: str) -> None:
+    with (folder / "answers.csv.partial.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"question": place, "answers": [said]}) + "\n")
+
+
+def test_a_large_file_is_refused_before_it_is_read(site: Site, client: TestClient) -> None:
+    header = "質問,回答\n"
+    part = site.data / "large.csv"
+    part.write_text(header, encoding="utf-8")
+    with part.open("r+b") as file:
+        file.truncate(20_000_001)
+    large = uploads.adopt(site, part, "large.csv").id
+    part.write_text(header + "首都は？,東京です。\n", encoding="utf-8")
+    small = uploads.adopt(site, part, "small.csv").id
+    assert client.get(f"/api/answers/columns?file={small}").json()["column"] == "質問"
+    asked = {"file": large, "model": "embedded-kotoha-tiny"}
+    for answered in (client.get(f"/api/answers/columns?file={large}"), client.post("/api/answers", json=asked)):
+        assert answered.status_code == 400
+        assert "at most 20 MB; use aift answer for large.csv" in answered.json()["error"]["en"]
+    assert not (site.data / jobs.FOLDER).exists()
+
+
+def test_what_is_remembered_of_jobs_is_bounded(site: Site, client: TestClient) -> None:
+    folders = [_job(site) for _ in range(11)]
+    for folder in (*folders, folders[-8]):
+        assert client.get(f"/api/answers/{folder.name}").json()["total"] == 2
+    kept = client.app.state.followed_answers  # type: ignore[attr-defined]
+    assert list(kept) == [folder.name for folder in (*folders[-7:], folders[-8])]
+    _answer(folders[0], 0, "1")
+    assert client.get(f"/api/answers/{folders[0].name}").json()["done"] == 1  # forgotten, and read again
+
+
+def test_progress_and_rows_may_be_asked_at_once(site: Site, client: TestClient) -> None:
+    folder = _job(site, questions=200)
+
+    def ask(way: str) -> int:
+        return client.get(f"/api/answers/{folder.name}{way}").status_code
+
+    with ThreadPoolExecutor(4) as threads:
+        asked = []
+        for place in range(100):
+            _answer(folder, place, str(place + 1))
+            asked += [threads.submit(ask, way) for way in ("", "/rows?show=match")]
+        assert {one.result() for one in asked} == {200}
+    told = client.get(f"/api/answers/{folder.name}").json()
+    assert (told["done"], told["score"]["judged"], told["score"]["right"]) == (100, 100, 100)
+    assert client.get(f"/api/answers/{folder.name}/rows?show=match").json()["total"] == 100
