@@ -97,10 +97,10 @@ function follow(id) {
     if (shown !== id) return false;
     parts.draw(job);
     const now = `${job.status} ${job.done}`;
-    if (now !== last && last) parts.rows.reload();
+    if (now !== last && last) await parts.rows.reload();
     last = now;
     const ended = !["running", "waiting"].includes(job.status);
-    if (ended) list();
+    if (ended) list().catch(complain);
     return ended ? false : undefined;
   }, 1000);
 }
