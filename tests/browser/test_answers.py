@@ -53,7 +53,7 @@ def test_answers_go_on_through_a_reload_and_a_killed_server(web: Web, page: Any,
     expect(page.locator(".batch-count")).to_contain_text("/25 件")
     page.reload()
     expect(page.locator("#job h2")).to_have_text("faq.csv ・ kotoha-tiny")
-    expect(page.locator(".batch-count")).to_have_text(_some_of(25), timeout=60_000)
+    expect(page.locator(".batch-count")).to_have_text(_some_of(25), timeout=120_000)
 
     assert web.process is not None
     web.process.send_signal(signal.SIGKILL)
@@ -63,7 +63,7 @@ def test_answers_go_on_through_a_reload_and_a_killed_server(web: Web, page: Any,
     page.goto("about:blank")
     web.open(page, job)
     save = page.get_by_role("button", name="回答を付けて保存")
-    expect(save).to_be_visible(timeout=90_000)
+    expect(save).to_be_visible(timeout=120_000)
     expect(page.locator(".batch-count")).to_have_text("25/25 件")
     expect(page.locator(".batch-score")).to_contain_text("/ 25 件が一致")
     assert len(list((tmp_path / "aift-data" / ".jobs").iterdir())) == 1  # a double click is one job
@@ -113,7 +113,7 @@ def test_an_export_is_written_into_the_folder_of_models(web: Web, page: Any, tmp
     expect(page.locator("#serve")).to_have_text("aift serve embedded:kotoha-tiny --alias kotoha-tiny")
     page.locator("[data-kind=bundle] button").click()
     made = page.get_by_role("article", name="持ち運び kotoha-tiny")
-    expect(made).to_contain_text("完了", timeout=60_000)
+    expect(made).to_contain_text("完了", timeout=120_000)
     made.get_by_role("button", name="保存先をコピー").click()
     out = tmp_path / "models" / "kotoha-tiny-bundle"
     assert page.evaluate("navigator.clipboard.readText()") == str(out)

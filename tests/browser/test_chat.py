@@ -88,12 +88,14 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
     expect(page.locator(".talk-turn")).to_have_count(0)
     page.locator("#question").fill(QUESTION)
     page.locator("#question").press("Enter")
-    expect(page.locator(".talk-column.base .talk-answer")).not_to_be_empty(timeout=60_000)
-    expect(page.locator("#state")).to_have_text("回答が終わりました。", timeout=60_000)
+    expect(page.locator(".talk-column.base .talk-answer")).not_to_be_empty(timeout=120_000)
+    expect(page.locator("#state")).to_have_text("回答が終わりました。", timeout=120_000)
     tuned = page.locator(".talk-column.tuned .talk-answer").text_content()
     assert tuned != page.locator(".talk-column.base .talk-answer").text_content()
     expect(page.locator("#room")).to_contain_text("/ 1,024 トークン")
 
+    # What is kept is what the answer was made of, whatever the field says by now.
+    page.locator("#system").fill("別の指示です。")
     page.get_by_role("button", name="よい", exact=True).click()
     expect(page.get_by_role("button", name="よい", exact=True)).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="よくない").click()  # whoever changes their mind has said one thing
@@ -117,17 +119,29 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
     # A reload loses nothing, and the conversation goes on with the same process.
     page.reload()
     expect(page.locator(".talk-column.tuned .talk-answer")).to_have_text(str(tuned))
+    expect(page.locator("#system")).to_have_value("別の指示です。")
+    page.get_by_role("button", name="この回答を学習データに追加").click()
+    expect(page.get_by_role("link", name="会話から追加した回答.jsonl")).to_be_visible()
+    assert _rows(web, "会話から追加した回答.jsonl") == (kept, rows)
     before = _talkers(web)
     assert len(before) == 1
 
-    # A tab that is closed ends its answer.
+    # A reload in the middle of an answer keeps what there is of it; a tab that is closed ends its answer.
     other = page.context.new_page()
     web.open(other, "/chat?run=faq")
     other.locator("#settings summary").click()
     other.locator("#max_new_tokens").fill("900")
     other.locator("#question").fill(LONG)
     other.locator("#send").click()
-    expect(other.locator(".talk-column.tuned .talk-answer")).not_to_be_empty()
+    answer = other.locator(".talk-column.tuned .talk-answer")
+    expect(answer).not_to_be_empty(timeout=120_000)
+    part = str(answer.text_content())
+    other.reload()
+    expect(other.locator(".talk-column.tuned .talk-end")).to_have_text("停止")
+    assert str(answer.text_content()).startswith(part)
+    other.locator("#question").fill(LONG)
+    other.locator("#send").click()
+    expect(answer.nth(1)).not_to_be_empty(timeout=120_000)
     other.close()
     until(lambda: not _computes(before[0]), 20, "the answer ends with its tab")
 
@@ -137,7 +151,7 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
     page.locator("#question").fill(LONG)
     page.locator("#send").click()
     second = page.locator(".talk-turn").nth(1)
-    expect(second.locator(".talk-column.tuned .talk-answer")).not_to_be_empty(timeout=60_000)
+    expect(second.locator(".talk-column.tuned .talk-answer")).not_to_be_empty(timeout=120_000)
     page.locator("#stop").click()
     expect(page.locator("#state")).to_contain_text("停止しました")
     stopped = second.locator(".talk-column.tuned .talk-answer").text_content()
@@ -151,7 +165,7 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
 
     # A training takes the device: the model goes at once, and the page says so.
     with _training(web):
-        expect(page.locator("#state")).to_contain_text("学習が始まったため", timeout=30_000)
+        expect(page.locator("#state")).to_contain_text("学習が始まったため", timeout=120_000)
         assert _talkers(web) == []
         page.locator("#send").click()
         expect(page.locator("#notice")).to_contain_text("計算中のため")

@@ -21,7 +21,7 @@ def ask(
     web: Web, method: str, path: str, *, host: str | None = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """(status, headers, body) of a request as any program can send it."""
-    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=120)
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
     for name, value in {"host": f"127.0.0.1:{web.port}" if host is None else host, **headers}.items():
         if value != "":
@@ -170,7 +170,7 @@ def test_ids_name_nothing_outside_of_the_roots(web: Web, tmp_path: Path):
 
 
 def test_a_body_that_is_too_large_is_not_read(web: Web, run_at_work: Path):
-    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=120)
     body = b'{"how": "' + b"x" * (2 << 20) + b'"}'
     connection.request("POST", "/api/runs/busy/stop", body, {"x-aift-token": web.token})
     response = connection.getresponse()

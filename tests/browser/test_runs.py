@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.browser.conftest import Web
 from tests.support.fake_run import begin, rows_to
+from tests.support.patience import patience
 
 from ai_finetuning.apps.web.screens.runs import MOST_POINTS, thinned
 from ai_finetuning.runs.phase import change_run
@@ -58,7 +59,7 @@ def test_a_curve_grows_in_two_tabs_alike_and_a_tab_that_was_closed_has_no_gap(
 ):
     from playwright.sync_api import expect
 
-    trainer = train("faq", "--steps", "40", "--pace", "0.15")
+    trainer = train("faq", "--steps", "40", "--pace", "0.05", "--hold", "25")
     context = new_context()
     pages = [context.new_page() for _ in range(2)]
     for page in pages:
@@ -69,7 +70,8 @@ def test_a_curve_grows_in_two_tabs_alike_and_a_tab_that_was_closed_has_no_gap(
         open_numbers(page)
     expect(pages[0].locator("#curve canvas")).to_be_visible()
     pages[0].close()
-    assert trainer.wait(60) == 0
+    (web.folder / "outputs" / "faq" / "go").touch()
+    assert trainer.wait(patience(60)) == 0
     again = context.new_page()
     web.open(again, "/runs/faq")
     open_numbers(again)
@@ -89,14 +91,14 @@ def test_a_curve_grows_in_two_tabs_alike_and_a_tab_that_was_closed_has_no_gap(
 def test_eight_tabs_of_one_run_follow_it(web: Web, new_context: Any, train: Started):
     from playwright.sync_api import expect
 
-    train("faq", "--steps", "1000", "--pace", "0.05")
+    train("faq", "--steps", "4000", "--pace", "0.05")
     context = new_context()
     pages = [context.new_page() for _ in range(8)]
     for page in pages:
         web.open(page, "/runs/faq")
     for page in pages:
         page.bring_to_front()
-        expect(page.locator("#left")).to_contain_text(re.compile(r"ステップ \d+ / 1,000"))
+        expect(page.locator("#left")).to_contain_text(re.compile(r"ステップ [\d,]+ / 4,000"))
 
 
 def test_stop_saves_and_resume_is_offered(web: Web, page: Any, train: Started):
@@ -135,6 +137,7 @@ def test_what_a_run_says_is_text_without_colours_and_secrets(web: Web, page: Any
 
     folder = web.folder / "outputs" / "faq"
     finished(folder, 5)
+    change_run(folder, child={"reason": "DataError: <b>rows</b>"})  # a training that was to go on from here
     said = (
         "\x1b[31m赤\x1b[0m <img src=x onerror=alert(1)>\n10%\r50%\r100%\nhttps://me:geheim@example.com hf_" + "a" * 30
     )
@@ -145,6 +148,8 @@ def test_what_a_run_says_is_text_without_colours_and_secrets(web: Web, page: Any
         "赤 <img src=x onerror=alert(1)>\n100%\nhttps://***@example.com ***"
     )
     assert page.locator("#log img").count() == 0
+    expect(page.locator("#state")).to_have_text("完了")
+    expect(page.locator("#told .bad")).to_contain_text("DataError: <b>rows</b>")
 
 
 def test_home_shows_what_is_going_on_and_what_has_been(web: Web, page: Any, train: Started):
@@ -157,7 +162,7 @@ def test_home_shows_what_is_going_on_and_what_has_been(web: Web, page: Any, trai
         finished(web.folder / "outputs" / f"old-{number}", 5)
     train("faq", "--steps", "2000", "--pace", "0.1")
     expect(page.locator("#at-work-list a")).to_have_text("faq")
-    expect(page.locator("#at-work-list")).to_contain_text(re.compile(r"ステップ \d+ / 2,000.*残り 約"))
+    expect(page.locator("#at-work-list")).to_contain_text(re.compile(r"ステップ [\d,]+ / 2,000.*残り 約"))
     expect(page.locator("#last-list tbody tr")).to_have_count(5)
     expect(page.locator("#last-list tbody tr").first).to_contain_text("改善")
     expect(page.locator("#machine")).to_contain_text("実行中 1")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.browser.conftest import Web
+from tests.support.patience import until
 
 from ai_finetuning.config.load import load_config
 from ai_finetuning.config.run_folder import CHECKPOINTS, CONFIG, METRICS
@@ -43,7 +43,7 @@ def stopped_run(folder: Path, model: Path) -> None:
 
 def resume(web: Web) -> int:
     """The status of a request to go on, as the page sends it."""
-    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=120)
     connection.request("POST", "/api/runs/faq/resume", b"{}", {"x-aift-token": web.token})
     status = connection.getresponse().status
     connection.close()
@@ -56,13 +56,10 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def wait_until(condition: Any, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(condition, seconds, "the next steps")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_run_outlives_its_server_and_two_servers_start_it_once(
     start_web: Any, new_context: Any, tiny_model_dir: Path, tmp_path: Path
 ):
@@ -108,7 +105,7 @@ def test_a_run_outlives_its_server_and_two_servers_start_it_once(
     expect(page.locator("#left")).to_contain_text("残り 約")
     page.get_by_role("button", name="すぐに止める").click()
     page.get_by_role("dialog").get_by_role("button", name="すぐに止める").click()
-    expect(page.locator("#state")).to_have_text("中断", timeout=60_000)
+    expect(page.locator("#state")).to_have_text("中断", timeout=120_000)
     assert not state_of(read_run(folder)).at_work
     again = steps_in(folder)
     assert again == list(range(1, len(again) + 1))

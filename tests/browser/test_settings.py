@@ -90,7 +90,7 @@ def test_few_steps_are_said_and_the_plan_replaces_the_formulas(web: Any, page: A
     page.get_by_label("data.max_samples").fill("40")
     page.get_by_label("エポック数").fill("1")
     expect(page.locator("#findings")).to_contain_text("学習が少なすぎます（3 ステップ）")
-    expect(page.locator("#source")).to_contain_text("データとモデルを読んで計算しました", timeout=60_000)
+    expect(page.locator("#source")).to_contain_text("データとモデルを読んで計算しました", timeout=120_000)
     expect(page.locator("#findings")).to_contain_text("学習が少なすぎます（3 ステップ）")
     expect(figure(page, "length")).to_have_text("31 エポック 3")
     page.get_by_role("button", name="計画だけ").click()

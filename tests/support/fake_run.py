@@ -59,6 +59,9 @@ def main() -> None:
     parser.add_argument("--evaluate", type=int, default=10)
     parser.add_argument("--crash", type=int, default=0, help="the step at which it fails")
     parser.add_argument("--kill", type=int, default=0, help="the step at which it is killed")
+    parser.add_argument(
+        "--hold", type=int, default=0, help="the step after which it waits for a file `go` in its folder"
+    )
     given = parser.parse_args()
     begin(given.folder, given.steps)
     tell_phase(given.folder, "training")
@@ -70,6 +73,8 @@ def main() -> None:
             write(given.folder, {"step": step, "total_steps": given.steps, "eval_loss": 2 / step + 0.3})
             answer = {"step": step, "question": QUESTION, "expected": "はい。", "answer": f"{QUESTION} {step}"}
             write(given.folder, answer, SAMPLES)
+        while step == given.hold and not (given.folder / "go").exists():
+            time.sleep(0.05)
         if step == given.kill:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == given.crash:

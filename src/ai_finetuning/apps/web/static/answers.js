@@ -97,10 +97,10 @@ function follow(id) {
     if (shown !== id) return false;
     parts.draw(job);
     const now = `${job.status} ${job.done}`;
-    if (now !== last && last) parts.rows.reload();
+    if (now !== last && last) await parts.rows.reload();
     last = now;
     const ended = !["running", "waiting"].includes(job.status);
-    if (ended) list();
+    if (ended) list().catch(complain);
     return ended ? false : undefined;
   }, 1000);
 }
@@ -112,7 +112,7 @@ function build(id) {
   const spreadsheet = h("input", { type: "checkbox", id: "spreadsheet", checked: true });
   const show = h("select", { id: "show", onchange: () => rows.show(0) },
     ["all", "match", "differ", "without"].map((name) => h("option", { value: name }, t(`show_${name}`))));
-  let timer = null;
+  let timer = null, said = "", offered = "";
   const find = h("input", { id: "find", type: "search", oninput: () => (clearTimeout(timer), (timer = setTimeout(() => rows.show(0), 250))) });
   const place = h("div", {});
   replace($("job"),
@@ -140,7 +140,8 @@ function build(id) {
     line.textContent = status === "waiting" ? t("waits")
       : status === "running" ? (job.done ? (job.seconds_left === null ? "" : t("time_left", { time: duration(job.seconds_left) })) : t("preparing")) : "";
     if (status === "completed") announce(t("state_completed"));
-    replace(told,
+    const says = JSON.stringify([status, job.reason, job.refused, job.log]);
+    if (says !== said) replace(told,
       status === "failed" && h("p", { class: "notice bad" }, t("failed_why", { why: (job.reason ?? "").replace(/^\w+Error: /, "") })),
       status === "stopped" && h("p", { class: "notice warn" }, t("stopped_at")),
       job.refused > 0 && h("p", { class: "notice warn" }, t("partly", { n: number(job.refused) })),
@@ -152,6 +153,9 @@ function build(id) {
     show.disabled = !about.expected && show.value === "all";
     for (const option of show.options) option.disabled = !about.expected && ["match", "differ"].includes(option.value);
     show.disabled = false;
+    said = says;
+    if (status === offered) return; // buttons that are made anew lose the focus, and a click that has begun
+    offered = status;
     const table = /\.(csv|tsv)$/.test(about.out);
     replace(actions,
       status === "completed" && h("button", { type: "button", class: "primary", onclick: async () => {

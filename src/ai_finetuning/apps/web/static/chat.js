@@ -26,6 +26,7 @@ async function choose() {
   $("model").addEventListener("change", () => {
     const one = choices.find((found) => `${found.by}=${found.id}` === $("model").value);
     if (!one) return;
+    keepPart();
     running?.abort();
     history.replaceState(null, "", `/chat?${one.by}=${one.id}`);
     show(one);
@@ -41,6 +42,7 @@ function show(one) {
   sides = one.kind === "adapter" ? ["base", "tuned"] : ["tuned"];
   turns = [];
   replace($("turns"));
+  $("state").textContent = "";
   const kept = JSON.parse(sessionStorage.getItem(place()) ?? "null");
   if (kept) {
     sides = kept.sides;
@@ -71,12 +73,14 @@ function column(turn, side) {
   return h("article", { class: `talk-column ${side}`, "aria-label": name }, h("p", { class: "talk-name" }, name), answer, ends, tools);
 }
 
-function begin(question) {
-  const turn = { question, text: {}, history: {}, columns: {}, ends: {}, rated: null };
+// `system`: what this question is asked under, whatever the field says later.
+function begin(question, system = $("system").value) {
+  const turn = { question, system, text: {}, history: {}, columns: {}, ends: {}, rated: null };
   for (const side of sides) {
     turn.text[side] = "";
-    turn.history[side] = turns.flatMap((one) => [
-      { role: "user", content: one.question }, { role: "assistant", content: one.text[side] ?? "" }]);
+    // What a side has not answered it has not heard.
+    turn.history[side] = turns.filter((one) => one.text[side]).flatMap((one) => [
+      { role: "user", content: one.question }, { role: "assistant", content: one.text[side] }]);
   }
   turn.node = h("div", { class: "talk-turn" },
     h("div", { class: "talk-question" }, h("p", { class: "talk-name" }, t("you")), h("p", { class: "talk-answer" }, question)),
@@ -111,11 +115,15 @@ function closed(turn, stopped) {
 }
 
 function restore(kept) {
-  const turn = begin(kept.question);
+  if (unanswered(kept)) return ($("question").value ||= kept.question);
+  const turn = begin(kept.question, kept.system);
   Object.assign(turn, { ends: kept.ends, rated: kept.rated, forgotten: kept.forgotten });
   for (const side of sides) put(turn, side, kept.text[side] ?? "");
   closed(turn, false);
 }
+
+// Whether a question was given up before any answer to it began: it is taken back.
+const unanswered = ({ text, ends }) => !Object.values(text).some(Boolean) && Object.values(ends).every((end) => end === "stopped");
 
 function after() {
   const some = turns.length > 0;
@@ -124,12 +132,22 @@ function after() {
   $("send").hidden = Boolean(running);
   $("stop").hidden = !running;
   tell();
-  if (!choice) return;
-  if (!some) return sessionStorage.removeItem(place());
-  const kept = turns.map(({ question, text, ends, rated, forgotten }) => ({ question, text, ends, rated, forgotten }));
+  if (choice) store();
+}
+
+function store() {
+  if (!turns.length) return sessionStorage.removeItem(place());
+  const kept = turns.map(({ question, system, text, ends, rated, forgotten }) => ({ question, system, text, ends, rated, forgotten }));
   try {
     sessionStorage.setItem(place(), JSON.stringify({ sides, system: $("system").value, turns: kept, used: $("meter").dataset.used, all: $("meter").dataset.all }));
   } catch { /* full: the conversation goes on without being kept */ }
+}
+
+// The page or the model goes in the middle of an answer: what there is of it stays.
+function keepPart() {
+  if (!running) return;
+  for (const side of sides) turns.at(-1).ends[side] ??= "stopped";
+  store();
 }
 
 function meter(used, all) {
@@ -159,7 +177,7 @@ async function send() {
   after();
   $("state").textContent = t("loading_model");
   turn.node.scrollIntoView({ block: "nearest" });
-  const asked = { ...where(), question, system: $("system").value, history: turn.history, options: settings() };
+  const asked = { ...where(), question, system: turn.system, history: turn.history, options: settings() };
   let failed = null, stopped = false;
   try {
     await stream("/api/chat/answer", asked, (line) => (failed = heard(turn, line) ?? failed), mine.signal);
@@ -169,12 +187,12 @@ async function send() {
   }
   if (running === mine) running = null;
   if (!turns.includes(turn)) return after();
-  if (failed && !Object.values(turn.text).some(Boolean)) {
+  if (failed ? !Object.values(turn.text).some(Boolean) : stopped && unanswered(turn)) {
     drop(turn);
-    $("question").value = question;
+    $("question").value ||= question;
   } else closed(turn, stopped || Boolean(failed));
   if (typeof failed === "string") notice(failed);
-  $("state").textContent = failed ? "" : t(stopped ? "stopped" : "answered");
+  $("state").textContent = failed || !turns.includes(turn) ? "" : t(stopped ? "stopped" : "answered");
   if (!failed) announce($("state").textContent);
   after();
   $("question").focus({ preventScroll: true });
@@ -207,7 +225,7 @@ function rearrange(turn, found) {
   sides = found;
   turns.splice(turns.indexOf(turn), 1);
   turn.node.remove();
-  const again = begin(turn.question);
+  const again = begin(turn.question, turn.system);
   Object.assign(turn, again);
   turns[turns.length - 1] = turn;
   headings();
@@ -225,7 +243,7 @@ function tools(turn, side) {
   const keep = async (kind, more) => {
     const history = Object.fromEntries(sides.map((one) => [one, turn.history[one]]));
     const { file, shown } = await post("/api/chat/keep", {
-      kind, question: turn.question, system: $("system").value, history: { tuned: history[side] }, answer: turn.text[side], ...more });
+      kind, question: turn.question, system: turn.system, history: { tuned: history[side] }, answer: turn.text[side], ...more });
     replace(said, t(`saved_${kind}`), t("dot"), h("a", { href: `/data?file=${file}` }, t("see_data", { file: shown })));
     after();
   };
@@ -299,6 +317,7 @@ $("clear").addEventListener("click", async () => {
   after();
 });
 
+addEventListener("pagehide", keepPart);
 tell();
 choose().catch(complain);
 // A model that was closed meanwhile says so, once.

@@ -58,7 +58,7 @@ async function bring(files) {
   }
   replace($("work"));
   $("file").value = "";
-  await list();
+  await list().catch(complain);
 }
 
 function dropping() {
@@ -126,7 +126,7 @@ async function show() {
 async function again(text, path, value) {
   if (await during(text, (signal) => post(`/api/data/${id}/${path}`, value, signal))) {
     chosen = null;
-    await show();
+    await show().catch(complain);
     if (last !== null) await tokens(last);
   }
 }

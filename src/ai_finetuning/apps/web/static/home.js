@@ -7,8 +7,7 @@ command(["aift"]);
 poll(async () => {
   const here = await get("/api/home");
   showMachine(here);
-  $("at-work").hidden = here.at_work.length === 0;
-  replace($("at-work-list"), here.at_work.map(atWork));
+  showAtWork(here.at_work);
   $("last").hidden = here.last.length === 0;
   $("steps").hidden = here.last.length + here.at_work.length > 0;
   showLast(here.last);
@@ -44,25 +43,49 @@ $("details").addEventListener("click", async () => {
   }
 });
 
-function atWork(run) {
-  const said = run.total && run.step !== null ? t("step_of", { step: number(run.step), total: number(run.total) }) : "";
+// Links and buttons stay the same nodes from one time to the next: one made anew loses the focus, and a click that has begun.
+let drawn = {}, working = [], ages = [];
+function isNew(name, value) {
+  const now = JSON.stringify(value);
+  return now !== drawn[name] && ((drawn[name] = now), true);
+}
+
+function showAtWork(runs) {
+  $("at-work").hidden = runs.length === 0;
+  if (isNew("at_work", runs.map(({ id, name, status }) => [id, name, status]))) {
+    working = runs.map((run) => ({ far: h("span", { class: "soft" }), bar: h("progress", { "aria-label": run.name }) }));
+    replace($("at-work-list"), runs.map((run, at) => h("div", { class: "at-work" },
+      h("div", { class: "row apart" }, h("a", { href: `/runs/${run.id}` }, run.name), badge(run.status), working[at].far), working[at].bar)));
+  }
+  runs.forEach((run, at) => tellHowFar(run, working[at]));
+}
+
+function tellHowFar(run, { far, bar }) {
+  const known = run.total && run.step !== null;
+  const said = known ? t("step_of", { step: number(run.step), total: number(run.total) }) : "";
   const left = run.seconds_left === null ? "" : t("left", { time: duration(run.seconds_left) });
   announce([run.name, t(`state_${run.status}`), said, left].filter(Boolean).join(" "));
-  return h("div", { class: "at-work" },
-    h("div", { class: "row apart" }, h("a", { href: `/runs/${run.id}` }, run.name), badge(run.status), h("span", { class: "soft" }, said, " ", left)),
-    run.total && run.step !== null
-      ? h("progress", { max: run.total, value: run.step, "aria-label": run.name }) : h("progress", { "aria-label": run.name }));
+  far.textContent = `${said} ${left}`;
+  if (!known) return bar.removeAttribute("value");
+  bar.max = run.total;
+  bar.value = run.step;
 }
 
 const KINDS = { adopt: "good", better: "good", hold: "warn", unchanged: "warn", overfitted: "warn" };
 function showLast(runs) {
   if (!runs.length) return;
-  const line = (run) => h("tr", {},
+  if (isNew("last", runs)) drawLast(runs);
+  runs.forEach((run, at) => (ages[at].textContent = ago(run.started)));
+}
+
+function drawLast(runs) {
+  ages = runs.map((run) => h("td", { title: moment(run.started) }));
+  const line = (run, at) => h("tr", {},
     h("th", { scope: "row" }, h("a", { href: `/runs/${run.id}` }, run.name), h("div", { class: "soft small" }, `${run.method}: ${run.model}`)),
     h("td", {}, badge(run.status)),
     h("td", {}, run.verdict ? badge(KINDS[run.verdict] ?? "bad", t(`verdict_${run.verdict}`)) : "–"),
     h("td", { class: "figure" }, run.after === null ? "–" : `${run.before === null ? "" : `${number(run.before, 3)} → `}${number(run.after, 3)}`),
-    h("td", { title: moment(run.started) }, ago(run.started)),
+    ages[at],
     h("td", {}, next(run)));
   replace($("last-list"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("last_runs") }, h("table", {},
     h("thead", {}, h("tr", {}, ["run", "state", "verdict", "loss", "started"].map((name) => h("th", { scope: "col" }, t(name))), h("td", {}))),

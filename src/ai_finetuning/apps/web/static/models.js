@@ -68,7 +68,7 @@ function bring(model) {
 
 function draw() {
   const text = $("search").value.trim().toLowerCase();
-  replace($("methods"), METHODS.map((use) => h("button", { type: "button", "aria-pressed": String(use === method), onclick: () => { method = use; localStorage.setItem(METHOD, use); load(); } }, t(`method_${use}`))));
+  replace($("methods"), METHODS.map((use) => h("button", { type: "button", "aria-pressed": String(use === method), onclick: () => { method = use; localStorage.setItem(METHOD, use); load().catch(complain); } }, t(`method_${use}`))));
   $("method-hint").textContent = t(`hint_${method}`);
   const size = bytes(found.room.gib * 2 ** 30);
   $("room").textContent = t(found.room.gpus ? "free_gpu" : "free_memory", { size });

@@ -21,7 +21,7 @@ async function begin() {
   showVerdict();
   showNext();
   showNumbers();
-  await showAnswers(true);
+  await showAnswers(true).catch(complain);
   if (run.judged) setTimeout(begin, 3000); // until its process has told the verdict
   command(["aift", "chat", run.folder, "--compare"]);
 }
@@ -90,7 +90,7 @@ async function showAnswers(anew) {
   if (anew) {
     shown = 0;
     replace($("answers"), answer.all ? null : h("p", { class: "soft" }, t("no_answers")));
-    const button = (on, key, count) => h("button", { type: "button", "aria-pressed": String(failed === on), onclick: () => { failed = on; showAnswers(true); } }, t(key, { count }));
+    const button = (on, key, count) => h("button", { type: "button", "aria-pressed": String(failed === on), onclick: () => { failed = on; showAnswers(true).catch(complain); } }, t(key, { count }));
     replace($("filter"), answer.all && answer.failed ? [button(true, "only_failures", answer.failed), button(false, "all_answers", answer.all)] : null);
   }
   $("answers").append(...answer.answers.map(card));

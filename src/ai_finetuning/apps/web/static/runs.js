@@ -74,6 +74,8 @@ function showState(update) {
   replace($("actions"), actions(update));
 }
 
+const asked = (reason) => /^(PreemptedError|KeyboardInterrupt)/.test(reason ?? "");
+
 function told({ status, reason, gone, elsewhere, before, judged }) {
   if (status === "waiting") {
     return before.length ? [h("p", {}, t("waits_for")), h("ul", {}, before.map((one) => h("li", {}, one.id ? h("a", { href: `/runs/${one.id}` }, one.name) : one.name)))]
@@ -81,11 +83,13 @@ function told({ status, reason, gone, elsewhere, before, judged }) {
   }
   if (status === "failed") return h("p", { class: "notice bad" }, t("failed_text", { reason: reason ?? "" }));
   if (status === "stopped") {
-    const asked = /^(PreemptedError|KeyboardInterrupt)/.test(reason ?? "");
-    const why = gone ? t("gone") : elsewhere ? t("elsewhere") : asked ? null : reason;
+    const why = gone ? t("gone") : elsewhere ? t("elsewhere") : asked(reason) ? null : reason;
     return h("p", { class: "notice warn" }, why ? `${why}\n` : null, elsewhere ? null : t("stopped_text"));
   }
-  return status === "completed" ? h("p", { class: "notice good" }, t(judged ? "judged_text" : "completed_text")) : null;
+  if (status !== "completed") return null;
+  // A reason is that of a later training, which was to go on from here and has failed before its first step.
+  return [reason && !asked(reason) ? h("p", { class: "notice bad" }, t("failed_text", { reason })) : null,
+    h("p", { class: "notice good" }, t(judged ? "judged_text" : "completed_text"))];
 }
 
 function actions({ status, phase, elsewhere }) {

@@ -15,11 +15,14 @@ let form = null, told = null, plan = null, asked = 0, timer = null, planTimer = 
 
 const ids = () => Object.fromEntries(["data", "model", "from"].map((name) => [name, draft[name]]));
 const body = () => ({ ...ids(), values: draft.values });
-const remember = () => localStorage.setItem(DRAFT, JSON.stringify(draft));
+// Each tab has its own draft; the last one of all is what a new tab begins with.
+const drafts = [sessionStorage, localStorage];
+const remember = () => drafts.forEach((store) => store.setItem(DRAFT, JSON.stringify(draft)));
+const forget = () => drafts.forEach((store) => store.removeItem(DRAFT));
 
 async function begin() {
   if (address.get("copy")) return copy();
-  const kept = JSON.parse(localStorage.getItem(DRAFT) ?? "null");
+  const kept = JSON.parse(sessionStorage.getItem(DRAFT) ?? localStorage.getItem(DRAFT) ?? "null");
   const named = ["data", "model", "from"].some((name) => address.get(name));
   for (const name of ["data", "model", "from"]) draft[name] = address.get(name) ?? (kept && name !== "from" ? kept[name] : null);
   if (draft.from) draft.model = null;
@@ -29,7 +32,7 @@ async function begin() {
     form = await get(`/api/settings?${query}`);
   } catch (error) {
     if (error.status !== 404 || named) return showNothing(error);
-    localStorage.removeItem(DRAFT); // what was chosen the last time is gone
+    forget(); // what was chosen the last time is gone
     return location.replace(location.pathname);
   }
   const same = kept && Object.entries(ids()).every(([name, id]) => (kept[name] ?? null) === id) && Object.keys(kept.values).length;
@@ -348,6 +351,7 @@ $("start").addEventListener("click", async () => {
   planning = null;
   try {
     const { id } = await post("/api/settings/start", { ...body(), key });
+    forget();
     location.assign(`/runs/${id}`);
   } catch (error) {
     $("start").disabled = false;

@@ -1,9 +1,10 @@
 // Rows from the server, 100 at a time.
+import { complain } from "./api.js";
 import { h, replace } from "./dom.js";
 import { t, number } from "./words.js";
 
 // table(place, { columns: [names], load: async (page) -> { total, rows: [[texts or nodes]] }, size, label, onrow }): shows
-// the first page; `.show(page)` another one, `.reload()` the same again. A row becomes a button's line where `onrow` is given.
+// the first page; `.show(page)` another one; a load that fails is said. `.reload()` loads the same again, and rejects. A row becomes a button's line where `onrow` is given.
 export function table(place, { columns, load, size = 100, label, onrow }) {
   const body = h("tbody");
   const where = h("span", { class: "where" });
@@ -14,7 +15,7 @@ export function table(place, { columns, load, size = 100, label, onrow }) {
   replace(place, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, h("table", {},
     h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))), body)), pager);
 
-  async function show(wanted) {
+  async function turn(wanted) {
     const mine = ++asked;
     const { total, rows } = await load(Math.max(0, wanted));
     if (mine !== asked) return;
@@ -26,6 +27,7 @@ export function table(place, { columns, load, size = 100, label, onrow }) {
     buttons.forEach((button, at) => (button.disabled = at < 2 ? page === 0 : page >= pages - 1));
     pager.hidden = pages === 1;
   }
+  const show = (wanted) => turn(wanted).catch(complain);
   show(0);
-  return { show, reload: () => show(page) };
+  return { show, reload: () => turn(page) };
 }
