@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -71,8 +72,8 @@ def find(site: Site, id: str) -> str:
 
 def listed_name(site: Site, name: str) -> str:
     """A model as `models.local` names it, of what `model.name` takes: the other way round as find()."""
-    root = f"{site.models.absolute()}/"
-    return f"./{name.removeprefix(root)}" if name.startswith(root) else name
+    root, path = site.models.absolute(), Path(name)
+    return f"./{path.relative_to(root).as_posix()}" if root in path.parents else name
 
 
 async def _list(request: Request) -> Response:
