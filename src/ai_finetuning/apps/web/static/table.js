@@ -4,7 +4,8 @@ import { h, replace } from "./dom.js";
 import { t, number } from "./words.js";
 
 // table(place, { columns: [names], load: async (page) -> { total, rows: [[texts or nodes]] }, size, label, onrow }): shows
-// the first page; `.show(page)` another one; a load that fails is said. `.reload()` loads the same again, and rejects. A row becomes a button's line where `onrow` is given.
+// the first page; `.show(page)` another one, and says where that fails; `.reload()` the same again, and rejects. A row becomes
+// a button's line where `onrow` is given.
 export function table(place, { columns, load, size = 100, label, onrow }) {
   const body = h("tbody");
   const where = h("span", { class: "where" });
