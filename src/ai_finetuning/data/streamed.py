@@ -23,8 +23,9 @@ from .columns import check_columns
 from .data_report import DataReport
 from .encode_report import EncodeReport
 from .example import Example
-from .files import FileReport, RowBatch, data_files, open_data
+from .files import RowBatch, data_files, open_data
 from .pieces import Account, Headless, PieceMaker, Problems, Reading
+from .rows import FileReport
 from .sources import certain_mojibake, heading_of, refuse_half_marked
 from .store.preparing import settings_of
 from .tokenize import check_encoded
