@@ -33,6 +33,7 @@ REFUSED = {
     "data.train": "found by an id",
     "data.columns": "chosen with the data",
     "data.sheet": "chosen with the data",
+    "data.streaming": "for data that is too large for the page",
     "training.output_dir": "a place on the disk",
     "training.ddp": "of a launcher",
     "training.local_rank": "of a launcher",
