@@ -217,7 +217,19 @@ def test_the_cpu_benchmark_is_what_it_was(monkeypatch: pytest.MonkeyPatch):
 
 def test_neither_the_command_nor_the_tests_of_gpus_read_the_shared_folder():
     """Everything that it imports or starts, and tests/gpu: no AIFT_SHARED, no path to it, no fixture that gives it."""
-    own = ["training_step", "corpus", "gate", "gpu_cells", "gpu_run", "inputs", "own", "pairs", "plot", "ratios", "rounds"]
+    own = [
+        "training_step",
+        "corpus",
+        "gate",
+        "gpu_cells",
+        "gpu_run",
+        "inputs",
+        "own",
+        "pairs",
+        "plot",
+        "ratios",
+        "rounds",
+    ]
     files = [ROOT / "benchmarks" / f"{name}.py" for name in (*own, "shapes", "variants")]
     files += [*(ROOT / "benchmarks" / "workers").glob("*.py"), *(ROOT / "tests" / "gpu").glob("*.py")]
     assert len(files) > 20
