@@ -72,6 +72,27 @@ def test_without_the_token_a_page_has_labels_only(web: Web, new_context: Any, lo
     assert len(loads) == 1  # no page that loads itself again and again
 
 
+def test_a_new_address_put_into_the_open_tab_is_taken(web: Web, page: Any):
+    """A server that was started again prints another token; to the browser its address is the page that is open."""
+    from playwright.sync_api import expect
+
+    page.goto(f"{web.url}/#token=old")
+    expect(page.locator("#notice")).to_contain_text("このページを開く許可がありません")
+    web.open(page, "/")
+    expect(page.locator("#machine")).to_contain_text("空き")
+    expect(page.locator("#notice")).to_be_empty()
+    assert "token" not in page.url
+
+
+def test_what_is_not_there_shows_no_cards_that_wait(web: Web, page: Any):
+    from playwright.sync_api import expect
+
+    for path in ("/runs/none", "/runs/none/result"):
+        web.open(page, path)
+        expect(page.locator("#notice")).to_contain_text("この学習はありません")
+        expect(page.locator("main .card").filter(visible=True)).to_have_count(0)
+
+
 def test_what_others_send_is_refused_and_starts_nothing(web: Web, run_at_work: Path):
     port = web.port
     stop, token = "/api/runs/busy/stop", {"x_aift_token": web.token}

@@ -17,6 +17,7 @@ from tests.support.patience import patience
 
 from ai_finetuning.apps.web.screens.runs import MOST_POINTS, thinned
 from ai_finetuning.runs.phase import change_run
+from ai_finetuning.runs.process import identity
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -109,8 +110,21 @@ def test_stop_saves_and_resume_is_offered(web: Web, page: Any, train: Started):
     expect(page.locator("#phase")).to_contain_text("学習中")
     page.get_by_role("button", name="ここまでで止めて保存").click()
     expect(page.locator("#state")).to_have_text("中断")
+    expect(page.locator("#notice")).to_be_empty()  # it no longer says that it will stop
     expect(page.get_by_role("button", name="続きから")).to_be_visible()
     expect(page.locator("#command")).to_have_text("aift runs stop faq")
+
+
+def test_sample_questions_are_awaited_while_it_works_and_missed_when_it_has_ended(web: Web, page: Any):
+    from playwright.sync_api import expect
+
+    folder = web.folder / "outputs" / "faq"
+    folder.mkdir(parents=True)
+    change_run(folder, status="running", **identity())
+    web.open(page, "/runs/faq")
+    expect(page.locator("#samples")).to_have_text(re.compile("^評価のたびに"))
+    change_run(folder, status="completed")
+    expect(page.locator("#samples")).to_have_text(re.compile("^お試しの質問はありません"))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def test_presets_fields_and_yaml_go_together(web: Any, page: Any):
     standard = figure(page, "time").text_content()
     expect(figure(page, "time")).to_contain_text("約")
     expect(page.locator("#command")).to_contain_text("training.num_epochs=3")
+    assert page.locator('input[placeholder*="null"]').count() == 0
 
     page.get_by_role("button", name="ていねい").click()
     expect(figure(page, "length")).to_contain_text("816")

@@ -3,10 +3,15 @@ import { notice } from "./dom.js";
 import { language, t } from "./words.js";
 
 const TOKEN = "aift-token";
-if (location.hash.startsWith("#token=")) {
+function takeToken() {
+  if (!location.hash.startsWith("#token=")) return false;
   localStorage.setItem(TOKEN, location.hash.slice(7));
   history.replaceState(null, "", location.pathname + location.search);
+  return true;
 }
+takeToken();
+// The new address of a server, put into the tab that is open: to the browser it is the same page.
+window.addEventListener("hashchange", () => takeToken() && location.reload());
 const headers = (more) => ({ "x-aift-token": localStorage.getItem(TOKEN) ?? "", ...more });
 
 // A request that was refused: its message is for people, `kind` and `problems` are for the screen.

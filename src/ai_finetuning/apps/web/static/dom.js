@@ -51,6 +51,11 @@ export function notice(text, kind = "bad") {
   if (text) place.scrollIntoView({ block: "nearest" });
 }
 
+// What the address names is not there: no cards that wait for it, only what is said above them.
+export function emptied(yes) {
+  for (const card of document.querySelectorAll("main .card")) card.hidden = yes;
+}
+
 let spoken = 0;
 // For screen readers: what has changed, at most every 30 seconds.
 export function announce(text) {

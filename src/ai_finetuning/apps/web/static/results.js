@@ -1,6 +1,6 @@
 // 結果: what a run has come to.
 import { complain, get, post } from "./api.js";
-import { $, ask, badge, command, download, h, replace } from "./dom.js";
+import { $, ask, badge, command, download, emptied, h, replace } from "./dom.js";
 import { bytes, duration, language, number, t } from "./words.js";
 
 const id = location.pathname.split("/")[2];
@@ -13,6 +13,7 @@ async function begin() {
     run = await get(`/api/results/${id}`);
   } catch (error) {
     replace($("verdict"), t("failed_to_load"));
+    if (error.status === 404) emptied(true);
     return complain(error);
   }
   document.title = `${run.name} – ${t("title")} – aift`;

@@ -5,7 +5,7 @@ import { number, t } from "./words.js";
 
 // The answers of one evaluation beside those before training; the last one, until another is chosen.
 let chosen = null;
-export async function showSamples(api) {
+export async function showSamples(api, at_work) {
   let rows;
   try {
     ({ rows } = await get(`${api}/samples`));
@@ -13,7 +13,7 @@ export async function showSamples(api) {
     return complain(error);
   }
   const steps = [...new Set(rows.map((row) => row.step))].sort((a, b) => a - b);
-  if (!steps.length) return replace($("samples"), h("p", { class: "soft" }, t("samples_none")));
+  if (!steps.length) return replace($("samples"), h("p", { class: "soft" }, t(at_work ? "samples_wait" : "samples_none")));
   const name = (step) => (step === 0 ? t("before") : t("at_step", { step: number(step) }));
   const body = h("tbody"), heads = h("tr");
   const select = h("select", { id: "samples-at", onchange: () => { chosen = select.value; fill(); } }, steps.map((step) => h("option", { value: String(step) }, name(step))));

@@ -1,38 +1,53 @@
 // 実行中: one run, by what is new of it each second; its state is in its files, the address names it.
 import { complain, get, poll, post } from "./api.js";
 import { chart } from "./chart.js";
-import { $, announce, ask, badge, command, h, notice, replace } from "./dom.js";
+import { $, announce, ask, badge, command, emptied, h, notice, replace } from "./dom.js";
 import { followLog, showSamples } from "./run_parts.js";
 import { ago, duration, language, moment, number, t } from "./words.js";
 
 const id = location.pathname.split("/")[2];
 const api = `/api/runs/${id}`;
-let cursor = "", points = [], evaluations = [], curve = null, facts = null, shown = "";
+let cursor = "", points = [], evaluations = [], curve = null, facts = null, shown = "", sampled = "", stopping = false;
+const atWork = (status) => status === "running" || status === "waiting";
 
 command(["aift", "runs", "show", id]);
-get(api).then((told) => {
-  facts = told;
+async function begin() {
+  facts = await get(api);
+  emptied(false);
+  notice(null);
   document.title = `${facts.name} – aift`;
   $("name").textContent = facts.name;
   replace($("about"), `${facts.method}: ${facts.model} · `, h("time", { title: moment(facts.started) }, t("began", { time: ago(facts.started) })));
   $("settings").textContent = facts.settings;
-}).catch(complain);
+}
 followLog(api);
 
 poll(async () => {
   let update;
   do {
-    update = await get(`${api}/metrics?after=${cursor}`);
+    try {
+      if (!facts) await begin();
+      update = await get(`${api}/metrics?after=${cursor}`);
+    } catch (error) {
+      // Gone, or not yet there: its cards come with it.
+      if (error.status === 404) {
+        facts = null;
+        emptied(true);
+      }
+      throw error;
+    }
     if (update.reset) [points, evaluations] = [[], []];
     points.push(...update.points);
     evaluations.push(...update.evaluations);
     cursor = update.cursor;
     if (update.points.length || update.evaluations.length || update.reset) draw();
   } while (update.more);
-  if (update.evaluations.length) showSamples(api);
+  const now = `${update.status} ${update.phase}`;
+  // Answers are written after the loss of their evaluation, before the next phase.
+  if (update.evaluations.length || now !== sampled) showSamples(api, atWork(update.status));
+  sampled = now;
   showState(update);
 }, 1000);
-showSamples(api);
 
 // Both lines over the steps that either has.
 function draw() {
@@ -49,7 +64,9 @@ function draw() {
 
 function showState(update) {
   const { status, phase, last, seconds_left: left } = update;
-  const at_work = status === "running" || status === "waiting";
+  const at_work = atWork(status);
+  if (stopping && !at_work) notice(null); // it said that it will stop
+  if (!at_work) stopping = false;
   const step = last?.step ?? points.at(-1)?.[0] ?? null;
   const total = last?.total_steps ?? showState.total ?? null;
   showState.total = total;
@@ -111,6 +128,7 @@ async function act(what, value = {}) {
   try {
     const said = await post(`${api}/${what}`, value);
     notice(said[language] ? `${said[language]}` : null, "warn");
+    stopping = what === "stop";
   } catch (error) {
     complain(error);
   }

@@ -103,7 +103,7 @@ function fieldBox(field, label) {
   const described = { id, name: field.key, "aria-describedby": `${id}-hint ${id}-error` };
   const control = field.kind === "choice" || field.kind === "bool" ? h("select", described, options(field))
     : field.key === "data.system_prompt" ? h("textarea", { ...described, rows: 2 })
-      : h("input", { ...described, type: "text", inputmode: field.kind === "number" ? "decimal" : null, placeholder: t("default", { value: usual }), autocomplete: "off" });
+      : h("input", { ...described, type: "text", inputmode: field.kind === "number" ? "decimal" : null, placeholder: t("default", { value: usual === "null" ? t("none") : usual }), autocomplete: "off" });
   control.addEventListener("input", () => {
     if (control.value === "") delete draft.values[field.key];
     else draft.values[field.key] = control.value;

@@ -57,6 +57,7 @@ WORDS = {
     "encoding": ("文字コード", "Encoding"),
     "encoding_utf-8": ("UTF-8", "UTF-8"),
     "encoding_cp932": ("CP932（Shift_JIS）", "CP932 (Shift_JIS)"),
+    "encoding_utf-16": ("UTF-16", "UTF-16"),
     "encoding_euc_jp": ("EUC-JP", "EUC-JP"),
     "sheet": ("シート", "Sheet"),
     "sheet_rows": ("{name}（{rows} 行）", "{name} ({rows} rows)"),

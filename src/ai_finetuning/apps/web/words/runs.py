@@ -14,7 +14,7 @@ WORDS = {
     "phase_saving": ("保存と判定", "Saving and judging"),
     "percent": ("{percent} %", "{percent} %"),
     "left": ("残り {time}", "{time} left"),
-    "began": ("{time}に開始", "Started {time}"),
+    "began": ("開始: {time}", "Started {time}"),
     "quiet": ("最後のステップから {time}", "{time} since the last step"),
     "progress": ("進み具合", "Progress"),
     "waits_for": ("以下の学習が終わるのを待っています", "Waiting for"),
@@ -56,6 +56,10 @@ WORDS = {
     "samples_none": (
         "お試しの質問はありません（検証データと、くわしい設定の training.evaluation.generate が必要です）。",
         "No sample questions (they need evaluation data, and training.evaluation.generate among the more settings).",
+    ),
+    "samples_wait": (
+        "評価のたびに、お試しの質問への回答がここに加わります。",
+        "Answers to the sample questions come here with each evaluation.",
     ),
     "samples_at": ("どの時点の回答", "Answers at"),
     "question": ("質問", "Question"),
