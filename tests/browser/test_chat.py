@@ -123,6 +123,18 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
     page.get_by_role("button", name="この回答を学習データに追加").click()
     expect(page.get_by_role("link", name="会話から追加した回答.jsonl")).to_be_visible()
     assert _rows(web, "会話から追加した回答.jsonl") == (kept, rows)
+
+    # Training on what was said of its answers goes on from the run that gave them.
+    aside = page.context.new_page()
+    web.open(aside, str(page.get_by_role("link", name="会話から追加した回答.jsonl").get_attribute("href")))
+    aside.get_by_role("link", name="ほかのデータ").click()
+    aside.get_by_role("link", name="会話の評価.jsonl").click()
+    aside.get_by_role("link", name="このデータで続ける").click(timeout=120_000)
+    expect(aside.locator("#model")).to_contain_text("faq の学習後の重みから続けます")
+    expect(aside.locator("#command")).to_contain_text(f"aift train --from {run_folder}")
+    aside.get_by_role("link", name="続けずに、元のモデルから学習する").click()
+    expect(aside.locator("#command")).to_contain_text("model.name=embedded:kotoha-tiny")
+    aside.close()
     before = _talkers(web)
     assert len(before) == 1
 

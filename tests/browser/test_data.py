@@ -155,10 +155,15 @@ def test_the_sheet_the_repair_and_the_division(web: Web, page: Any, tmp_path: Pa
     page.wait_for_url(lambda url: first not in url, timeout=120_000)
     expect(page.locator("#notice")).to_contain_text("除いた行 1。残りは 40 行", timeout=120_000)
     expect(page.locator("#rows tbody tr")).to_have_count(40)
-    page.get_by_label("検証用に 10 %").check()
-    expect(page.locator("#findings")).to_contain_text("学習 36 行・検証 4 行", timeout=120_000)
+    page.get_by_label("評価用に 10 %").check()
+    expect(page.locator("#findings")).to_contain_text("学習 36 行・評価 4 行", timeout=120_000)
+    page.get_by_role("link", name="このデータで学習").click()
+    expect(page.locator("#data")).to_contain_text("36 行 · 評価 4 行")
+    expect(page.get_by_label("評価に使う割合")).to_have_attribute("placeholder", "データの画面で分けた 4 行")
+    page.go_back()
+    expect(page.locator("#rows tbody tr")).to_have_count(40)
     page.reload()
-    expect(page.get_by_label("検証用に 10 %")).to_be_checked()
+    expect(page.get_by_label("評価用に 10 %")).to_be_checked()
     expect(page.get_by_role("link", name="このデータで学習")).to_have_attribute("href", re.compile("/train\\?data=u-"))
 
     page.get_by_role("button", name="完全に削除").click()
@@ -169,6 +174,23 @@ def test_the_sheet_the_repair_and_the_division(web: Web, page: Any, tmp_path: Pa
     page.locator("dialog").get_by_role("button", name="ごみ箱へ").click()
     expect(page.locator("#uploads tbody tr")).to_have_count(1)
     assert kept(web) == [".trash", first]
+
+
+def test_what_no_repair_changes_makes_no_data(web: Web, page: Any):
+    """Findings that a person must look at, in a row that has one of them twice."""
+    from playwright.sync_api import expect
+
+    rows = [["担当者を教えてください。", "田中（080-5512-3478、tanaka@example.co.jp）です。", "本店"], *faq(4)]
+    web.open(page, "/data")
+    drop(page, "faq.csv", table(rows))
+    id = uploaded(page)
+    expect(page.locator(".filter", has_text="個人情報らしきもの")).to_contain_text("1")
+    expect(page.locator("#rows tbody tr").first.locator(".found li")).to_have_text(["個人情報らしきもの"])
+    page.get_by_role("button", name="問題の行を除く").click()
+    page.get_by_label("個人情報と秘密を伏せ字にする").uncheck()
+    page.get_by_role("button", name="作る").click()
+    expect(page.locator("#notice")).to_contain_text("新しいデータは作りませんでした", timeout=120_000)
+    assert kept(web) == [id]
 
 
 def test_pairs_stand_in_two_columns(web: Web, page: Any):

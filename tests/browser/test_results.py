@@ -97,11 +97,21 @@ def test_a_result_says_what_has_changed(web: Any, page: Any, tmp_path: Path):
     expect(page.locator("#numbers")).to_contain_text("約 2 分")
     assert page.get_by_role("link", name="追加データで続ける").get_attribute("href") == "/train?from=faq"
     expect(page.locator("#command")).to_have_text(f"aift chat {tmp_path / 'outputs' / 'faq'} --compare")
+    expect(page.locator("#next .primary")).to_have_text("会話して確かめる")
+    assert page.get_by_role("link", name="設定を変えてやり直す").get_attribute("href") == "/train?copy=faq"
 
     with page.expect_download() as saved:
         page.get_by_role("button", name="報告書を保存").click()
     assert saved.value.suggested_filename == "faq-report.html"
     assert HOSTILE in Path(saved.value.path()).read_text(encoding="utf-8")
+
+
+def test_a_rejected_model_is_to_be_trained_anew_and_an_empty_answer_is_wrong(web: Any, page: Any, tmp_path: Path):
+    write_run(tmp_path / "outputs" / "faq", result="reject", answer="")
+    web.open(page, "/runs/faq/result")
+    expect(page.locator("#next .primary")).to_have_text("設定を変えてやり直す")
+    expect(page.locator(".answer")).to_contain_text("（空）")
+    expect(page.get_by_role("row", name="評価データ（一致率）")).to_be_visible()
 
 
 def test_runs_are_compared_renamed_trashed_and_restored(web: Any, page: Any, tmp_path: Path):

@@ -288,6 +288,12 @@ def _upload(id: str, folder: Path, file: Path, record: dict[str, Any]) -> Upload
     return replace(upload, path=divided / TRAIN, sheet=None, evaluated=divided / EVAL, share=share)
 
 
+def count_rows(path: Path) -> int:
+    """Rows of a side of divided data, one a line."""
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
 def divided_folder(upload: Upload, share: float) -> Path:
     """Where the two sides of a division lie: of a file that has grown elsewhere than before, since a run may read those."""
     state = f"-{upload.grown}" if upload.grown else ""

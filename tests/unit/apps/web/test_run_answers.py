@@ -50,6 +50,16 @@ def test_what_got_worse_comes_first_then_failures_then_the_rest(tmp_path: Path):
     assert last_answers(tmp_path)["質問 a"] == "正解です。"
 
 
+def test_an_empty_answer_is_an_answer(tmp_path: Path):
+    """A model that says nothing has answered, wrongly."""
+    rows = [side("before", "a", "いいえ", 0.0), side("after", "a", "", 0.0, faults=["empty"])]
+    write(tmp_path / "eval.jsonl", rows)
+    [found] = answers_of(tmp_path)
+    assert found.after == ""
+    assert found.failed
+    assert shown(found)["faults"]
+
+
 def test_without_a_verdict_the_fixed_questions_are_shown(tmp_path: Path):
     write(
         tmp_path / "samples.jsonl",

@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Site:
 def test_what_ships_is_suggested_and_counted(site: Site):
     draft = draft_of(site, {"data": "embedded-kotoha-qa", "values": {}})
     form = form_of(draft)
-    assert form["data"] == {"name": "kotoha-qa", "bad": 0, "rows": 2417, "whole": True}
+    assert form["data"] == {"name": "kotoha-qa", "bad": 0, "rows": 2417, "whole": True, "divided": None}
     assert form["values"]["training.learning_rate"] == "0.003"
     assert form["values"]["data.eval"] == "0.1"
     assert form["objectives"] == ["sft"]

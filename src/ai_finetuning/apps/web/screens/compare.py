@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from ....config.describe import settings
 from ....errors import ConfigError, InputNotFoundError, UsageError
 from ....runs.compare import compare
 from ....runs.listing import RunEntry, list_trash, rename, restore, trash
-from .. import api
+from .. import api, uploads
 from ..draft import text_of
 from ..run_answers import last_answers
-from ..site import site_of
+from ..site import Site, site_of
 from .results import result_of
 
 # Runs beside each other, and questions that are shown.
@@ -49,23 +50,37 @@ async def _compared(request: Request) -> Response:
     if len(set(ids)) < 2:
         raise UsageError("比べる学習を 2 つ以上選んでください。", "choose two runs or more.")
     site, named = site_of(request), [api.valid_id(id) for id in dict.fromkeys(ids)]
-    return api.answer(await api.blocking(lambda: _beside([site.run(id) for id in named])))
+    return api.answer(await api.blocking(lambda: _beside(site, [site.run(id) for id in named])))
 
 
-def _beside(entries: list[RunEntry]) -> dict[str, Any]:
-    found = compare([entry.path for entry in entries])
+def _beside(site: Site, entries: list[RunEntry]) -> dict[str, Any]:
+    found, names = compare([entry.path for entry in entries]), _data_names(site)
     about = {item.key: {"ja": item.ja, "en": item.en} for item in settings()}
     answers = [last_answers(entry.path) for entry in entries]
     asked = [question for question in answers[0] if sum(question in one for one in answers) > 1][:_QUESTIONS]
     return {
         "runs": [_entry(entry) | {"kind": result_of(entry)["kind"]} for entry in entries],
         "settings": [
-            {"key": key, "about": about.get(key), "values": [_shown(value) for value in values]}
+            {"key": key, "about": about.get(key), "values": [names.get(value, value) for value in map(_shown, values)]}
             for key, values in found.settings.items()
         ],
         "loss": found.loss,
         "eval_loss": found.eval_loss,
         "answers": [{"question": question, "answers": [one.get(question) for one in answers]} for question in asked],
+    }
+
+
+def _data_names(site: Site) -> dict[str, str]:
+    """What data that was brought is called, by the files of it that settings name; by its id too where a name is not one's
+    alone.
+    """
+    found = uploads.list_uploads(site)
+    often = Counter(upload.shown for upload in found)
+    return {
+        str(file.absolute()): upload.shown if often[upload.shown] == 1 else f"{upload.shown} ({upload.id})"
+        for upload in found
+        for file in (upload.file, upload.path, upload.evaluated)
+        if file is not None
     }
 
 

@@ -85,7 +85,8 @@ async def _show(request: Request) -> Response:
     told = {"table": None if table is None else _named(table.summary, upload), "path": _typed(upload)}
     divided = None
     if upload.evaluated is not None:
-        divided = {"train": await blocking(_count, upload.path), "eval": await blocking(_count, upload.evaluated)}
+        sides = {"train": upload.path, "eval": upload.evaluated}
+        divided = {side: await blocking(uploads.count_rows, path) for side, path in sides.items()}
     return answer(_told(upload) | told | {"divided": divided, "settings": upload.settings})
 
 
@@ -93,11 +94,6 @@ def _typed(upload: Upload) -> str:
     """What a command names an upload by."""
     own = upload.id.startswith("u-")
     return str(upload.file) if own else PREFIX + upload.shown
-
-
-def _count(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 def _named(value: Any, upload: Upload) -> Any:
@@ -281,12 +277,15 @@ async def _repair(request: Request) -> Response:
         report = await _child(request, [*command, *upload.settings, "--json", "-"], upload, _REPAIRING)
         if not out.stat().st_size:
             raise DataError("残る行がありません。", "no row would be left.")
+        done = report["repaired"]
+        if not done["changed"] and not done["dropped"]:  # a copy would be the same data once more
+            return answer({"id": None, "repaired": done})
         columns = upload.columns
         shown = f"{Path(upload.shown).stem}_repaired.jsonl"
         made = await blocking(lambda: uploads.adopt(site_of(request), out, shown, columns=columns))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return answer(_told(made) | {"repaired": report["repaired"]})
+    return answer(_told(made) | {"repaired": done})
 
 
 async def _divide(request: Request) -> Response:

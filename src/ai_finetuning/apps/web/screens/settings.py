@@ -172,7 +172,7 @@ def form_of(draft: Draft) -> dict[str, Any]:
             for name, preset in PRESETS.items()
         },
         "objectives": ["sft"] if facts is None or facts.objective == "sft" else ["sft", facts.objective],
-        "data": None if facts is None else {"name": draft.shown, "bad": facts.bad} | _counted(facts),
+        "data": None if facts is None else {"name": draft.shown, "bad": facts.bad} | _counted(facts) | _divided(draft.chosen),
         "model": config.model.name,
         "inherited": {} if draft.start is None else _inherited(config),
     }
@@ -190,6 +190,11 @@ def _inherited(config: RunConfig) -> dict[str, str]:
 
 def _counted(facts: Facts) -> dict[str, Any]:
     return {"rows": None if facts.rows is None else facts.rows.count, "whole": facts.read_whole}
+
+
+def _divided(chosen: Chosen) -> dict[str, Any]:
+    """Rows of the evaluation data that was divided from the training data."""
+    return {"divided": None if chosen.eval is None else uploads.count_rows(Path(chosen.eval))}
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -244,7 +244,7 @@ function tools(turn, side) {
     const history = Object.fromEntries(sides.map((one) => [one, turn.history[one]]));
     const { file, shown } = await post("/api/chat/keep", {
       kind, question: turn.question, system: turn.system, history: { tuned: history[side] }, answer: turn.text[side], ...more });
-    replace(said, t(`saved_${kind}`), t("dot"), h("a", { href: `/data?file=${file}` }, t("see_data", { file: shown })));
+    replace(said, t(`saved_${kind}`), t("dot"), h("a", { href: `/data?${new URLSearchParams({ file, ...(choice.by === "run" ? { from: choice.id } : {}) })}` }, t("see_data", { file: shown })));
     after();
   };
   const tried = (work) => () => work().catch(complain);

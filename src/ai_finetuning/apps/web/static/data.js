@@ -4,7 +4,12 @@ import { $, announce, ask, command, h, notice, replace } from "./dom.js";
 import { table } from "./table.js";
 import { bytes, language, moment, number, t } from "./words.js";
 
-const id = new URLSearchParams(location.search).get("file");
+const address = new URLSearchParams(location.search), id = address.get("file"), from = address.get("from");
+// An address with the run that is to go on with the data, which is named from screen to screen.
+const to = (path, more = {}) => {
+  const query = new URLSearchParams({ ...more, ...(from ? { from } : {}) });
+  return query.size ? `${path}?${query}` : path;
+};
 const SHIPPED = "embedded-kotoha-tiny", MODEL = "aift-tokens-model", SAID = "aift-data-said";
 let limits = null, shown = null, rows = null, chosen = null, last = null;
 
@@ -51,7 +56,7 @@ async function bring(files) {
   try {
     const made = await upload("/api/data/upload", file, (part) => (progress.value = part), control.signal);
     if (await during(t("reading", { name: made.shown }), (signal) => post(`/api/data/${made.id}/read`, {}, signal)))
-      return location.assign(`/data?file=${made.id}`);
+      return location.assign(to("/data", { file: made.id }));
   } catch (error) {
     if (error.name === "AbortError") notice(t("stopped"), "warn");
     else complain(error);
@@ -77,37 +82,39 @@ async function list() {
   limits = await get("/api/data");
   replace($("drop-hint"), t("drop_hint", { kinds: limits.kinds.join(" "), most: bytes(limits.most), folder: limits.folder }));
   const heads = ["column_name", "column_rows", "column_size", "column_made", "column_does"];
+  $("sample").querySelector("a").href = to("/data", { file: "embedded-kotoha-qa" });
   $("bring").hidden = $("list").hidden = $("sample").hidden = false;
   replace($("uploads"), limits.uploads.length === 0 ? h("p", { class: "soft" }, t("nothing")) : h("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "list-title" }, h("table", {},
     h("thead", {}, h("tr", {}, heads.map((key) => h("th", { scope: "col" }, t(key))))),
     h("tbody", {}, limits.uploads.map((one) => h("tr", {},
-      h("th", { scope: "row" }, h("a", { href: `/data?file=${one.id}` }, one.shown)),
+      h("th", { scope: "row" }, h("a", { href: to("/data", { file: one.id }) }, one.shown)),
       h("td", { class: "figure" }, one.rows === null ? t("not_read") : number(one.rows)), h("td", { class: "figure" }, bytes(one.size)),
       h("td", {}, moment(one.made)), h("td", {}, removing(one))))))));
 }
 
 function removing(one) {
-  const to = async (path, value) => {
+  const send = async (path, value) => {
     try {
       await post(`/api/data/${one.id}/${path}`, value);
-      if (id) location.assign("/data");
+      if (id) location.assign(to("/data"));
       else await list();
     } catch (error) { complain(error); }
   };
   const typed = h("input", { id: "typed", autocomplete: "off" });
   return h("div", { class: "row" },
     h("button", { type: "button", class: "quiet", onclick: async () =>
-      (await ask({ title: t("trash_title", { name: one.shown }), body: h("p", {}, t("trash_body")), button: t("to_trash") })) && to("trash", {}) }, t("to_trash")),
+      (await ask({ title: t("trash_title", { name: one.shown }), body: h("p", {}, t("trash_body")), button: t("to_trash") })) && send("trash", {}) }, t("to_trash")),
     h("button", { type: "button", class: "quiet", onclick: async () => {
       const name = await ask({ title: t("delete_title", { name: one.shown }), kind: "danger", button: t("delete"), value: () => typed.value,
         body: h("div", {}, h("p", {}, t("delete_body")), h("label", { for: "typed" }, t("name")), typed) });
-      if (name !== null) to("delete", { name });
+      if (name !== null) send("delete", { name });
     } }, t("delete")));
 }
 
 // One upload.
 async function show() {
   $("others").hidden = false;
+  $("others").querySelector("a").href = to("/data");
   shown = await get(`/api/data/${id}`);
   $("name").textContent = shown.shown;
   document.title = `${shown.shown} – aift`;
@@ -188,8 +195,9 @@ function findings() {
   h("div", { class: "then" },
     h("div", {}, h("label", { class: "inline", for: "split" }, box, t("split")), h("p", { class: "hint" }, shown.divided ? t("split_done", { train: number(shown.divided.train), eval: number(shown.divided.eval) }) : t("split_hint"))),
     h("div", { class: "actions" },
-      h("a", { class: "button primary", href: `/train?data=${id}` }, t("train")),
-      found.length ? h("button", { type: "button", onclick: repair }, t("repair")) : null)));
+      h("a", { class: "button primary", href: to("/train", { data: id }) }, t(from ? "train_on" : "train")),
+      found.length ? h("button", { type: "button", onclick: repair }, t("repair")) : null),
+    from ? h("p", { class: "hint" }, t("train_on_hint", { run: from })) : null));
 }
 
 async function repair() {
@@ -200,9 +208,10 @@ async function repair() {
   if (!wanted) return;
   const made = await during(t("repairing"), (signal) => post(`/api/data/${id}/repair`, wanted, signal));
   if (!made) return;
+  if (!made.id) return notice(t("repaired_nothing"), "warn");
   const sum = (counts) => number(Object.values(counts).reduce((total, count) => total + count, 0));
   say(t("repaired", { changed: sum(made.repaired.changed), dropped: sum(made.repaired.dropped), rows: number(made.repaired.rows) }));
-  location.assign(`/data?file=${made.id}`);
+  location.assign(to("/data", { file: made.id }));
 }
 
 // The rows.
@@ -226,7 +235,7 @@ function grid() {
 
 function cells(row, form) {
   const names = Object.fromEntries(shown.table.filters.map((item) => [item.key, nameOf(item)]));
-  const found = row.found.map((key) => h("li", {}, names[key] ?? known(`f_${key}`, names.personal ?? key)));
+  const found = [...new Set(row.found.map((key) => names[key] ?? known(`f_${key}`, names.personal ?? key)))].map((name) => h("li", {}, name));
   if (row.refused) found.unshift(h("li", { class: "error" }, row.refused[language === "ja" ? 0 : 1]));
   const notes = h("ul", { class: "found" }, found);
   const number_ = h("span", {}, row.line || number(row.number));

@@ -17,4 +17,5 @@ export function guide() {
     h("p", {}, h("strong", {}, t("demo_title", { step: step + 1 })), " ", t(`demo_${STEPS[step]}`)),
     h("button", { type: "button", class: "quiet", onclick: close }, t("demo_end")));
   $("main").prepend(place);
+  if (step === STEPS.length - 1) localStorage.setItem(KEY, "off"); // it has led to its end; what follows is the user's own
 }

@@ -48,12 +48,15 @@ function showVerdict() {
 function showNext() {
   const link = (href, key, primary) => h("a", { class: primary ? "button primary" : "button", href }, t(key));
   const done = run.status === "completed";
+  const rejected = run.decision === "reject";
   replace($("next"),
-    link(`/chat?run=${id}`, "chat", true),
+    rejected ? link(`/train?copy=${id}`, "again", true) : null,
+    link(`/chat?run=${id}`, "chat", !rejected),
     link(`/answers?run=${id}`, "batch"),
     link(`/export?run=${id}`, "export"),
     link(`/train?from=${id}`, "more_data"),
     done ? h("button", { type: "button", onclick: trainOn }, t("more_epochs")) : null,
+    rejected ? null : link(`/train?copy=${id}`, "again"),
     link(`/compare?ids=${id}`, "compare"),
     run.report ? h("button", { type: "button", onclick: saveReport }, t("report")) : null);
 }
@@ -90,6 +93,7 @@ async function showAnswers(anew) {
   }
   if (anew) {
     shown = 0;
+    $("answers-hint").hidden = !answer.all;
     replace($("answers"), answer.all ? null : h("p", { class: "soft" }, t("no_answers")));
     const button = (on, key, count) => h("button", { type: "button", "aria-pressed": String(failed === on), onclick: () => { failed = on; showAnswers(true).catch(complain); } }, t(key, { count }));
     replace($("filter"), answer.all && answer.failed ? [button(true, "only_failures", answer.failed), button(false, "all_answers", answer.all)] : null);

@@ -15,6 +15,7 @@ export async function showSamples(api, at_work) {
   const steps = [...new Set(rows.map((row) => row.step))].sort((a, b) => a - b);
   if (!steps.length) return replace($("samples"), h("p", { class: "soft" }, t(at_work ? "samples_wait" : "samples_none")));
   const name = (step) => (step === 0 ? t("before") : t("at_step", { step: number(step) }));
+  const said = (answer) => answer ? answer : h("span", { class: "soft" }, t(answer === "" ? "empty_answer" : "no_answer"));
   const body = h("tbody"), heads = h("tr");
   const select = h("select", { id: "samples-at", onchange: () => { chosen = select.value; fill(); } }, steps.map((step) => h("option", { value: String(step) }, name(step))));
   const fill = () => {
@@ -23,7 +24,7 @@ export async function showSamples(api, at_work) {
     const of = (step, question) => rows.find((row) => row.step === step && row.question === question);
     replace(heads, [t("question"), t("expected"), ...sides.map(name)].map((text) => h("th", { scope: "col" }, text)));
     replace(body, rows.filter((row) => row.step === at).map((row) => h("tr", {}, h("th", { scope: "row" }, row.question), h("td", {}, row.expected ?? "–"),
-      sides.map((step) => h("td", {}, of(step, row.question)?.answer ?? t("no_answer"))))));
+      sides.map((step) => h("td", {}, said(of(step, row.question)?.answer))))));
   };
   select.value = chosen !== null && steps.includes(Number(chosen)) ? chosen : String(steps.at(-1));
   replace($("samples"), h("div", { class: "row" }, h("label", { for: "samples-at" }, t("samples_at")), h("div", {}, select)),

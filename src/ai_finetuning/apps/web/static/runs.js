@@ -17,7 +17,7 @@ async function begin() {
   notice(null);
   document.title = `${facts.name} – aift`;
   $("name").textContent = facts.name;
-  replace($("about"), `${facts.method}: ${facts.model} · `, h("time", { title: moment(facts.started) }, t("began", { time: ago(facts.started) })));
+  replace($("about"), `${facts.method}: ${facts.model} · `, h("time", { id: "began", title: moment(facts.started) }));
   $("settings").textContent = facts.settings;
 }
 followLog(api);
@@ -64,6 +64,7 @@ function draw() {
 
 function showState(update) {
   const { status, phase, last, seconds_left: left } = update;
+  $("began").textContent = t("began", { time: ago(facts.started) });
   const at_work = atWork(status);
   if (stopping && !at_work) notice(null); // it said that it will stop
   if (!at_work) stopping = false;

@@ -62,7 +62,7 @@ async function copy() {
 // Data that cannot be trained on, or that is gone: another can be chosen.
 function showNothing(error) {
   complain(error);
-  replace($("data"), h("p", { class: "error" }, error.message), h("a", { class: "button", href: "/data" }, t("choose_data")));
+  replace($("data"), h("p", { class: "error" }, error.message), h("a", { class: "button", href: draft.from ? `/data?from=${draft.from}` : "/data" }, t("choose_data")));
   replace($("model"), h("a", { href: "/models" }, t("choose_model")));
 }
 
@@ -72,13 +72,14 @@ function showChosen() {
   const others = new URLSearchParams(Object.entries(ids()).filter(([, id]) => id));
   replace($("data"), data ? [
     h("p", {}, h("strong", {}, data.name), " ", h("span", { class: "soft" }, data.rows === null ? t("rows_unknown")
-      : t(data.whole ? "rows" : "rows_about", { count: number(data.rows) }))),
+      : t(data.whole ? "rows" : "rows_about", { count: number(data.rows) })),
+    data.divided ? h("span", { class: "soft" }, " · ", t("rows_eval", { count: number(data.divided) })) : null),
     data.bad ? h("p", { class: "hint" }, t("bad_rows", { count: number(data.bad) })) : null,
     h("a", { href: `/data?${others}` }, t("change_data"))]
-    : [h("p", {}, t("no_data")), h("div", { class: "actions" }, h("a", { class: "button primary", href: "/data" }, t("choose_data")),
-      h("a", { class: "button", href: "/train?data=embedded-kotoha-qa" }, t("try_shipped")))]);
+    : [h("p", {}, t("no_data")), h("div", { class: "actions" }, h("a", { class: "button primary", href: `/data?${others}` }, t("choose_data")),
+      h("a", { class: "button", href: `/train?${new URLSearchParams({ data: "embedded-kotoha-qa", ...Object.fromEntries(others) })}` }, t("try_shipped")))]);
   replace($("model"), h("p", {}, h("strong", {}, model)),
-    draft.from ? h("p", { class: "hint" }, t("goes_on"))
+    draft.from ? [h("p", { class: "hint" }, t("goes_on", { run: draft.from })), draft.data ? h("a", { href: `/train?data=${draft.data}` }, t("from_base")) : null]
       : [model === "embedded:kotoha-tiny" ? h("p", { class: "hint" }, t("practice")) : null, h("a", { href: `/models?${others}` }, t("choose_model"))]);
 }
 
@@ -99,11 +100,10 @@ function fieldBox(field, label) {
   const error = h("p", { class: "error", id: `${id}-error`, role: "status" });
   const range = field.values[language];
   const hint = field[language] + (range && field.kind !== "choice" ? t("range", { values: range }) : "");
-  const usual = form.inherited[field.key] ?? field.default;
   const described = { id, name: field.key, "aria-describedby": `${id}-hint ${id}-error` };
   const control = field.kind === "choice" || field.kind === "bool" ? h("select", described, options(field))
     : field.key === "data.system_prompt" ? h("textarea", { ...described, rows: 2 })
-      : h("input", { ...described, type: "text", inputmode: field.kind === "number" ? "decimal" : null, placeholder: t("default", { value: usual === "null" ? t("none") : usual }), autocomplete: "off" });
+      : h("input", { ...described, type: "text", inputmode: field.kind === "number" ? "decimal" : null, placeholder: placeholder(field), autocomplete: "off" });
   control.addEventListener("input", () => {
     if (control.value === "") delete draft.values[field.key];
     else draft.values[field.key] = control.value;
@@ -115,6 +115,13 @@ function fieldBox(field, label) {
     h("p", { class: "hint", id: `${id}-hint` }, hint), error);
   inputs.set(field.key, { field, control, error, box });
   return box;
+}
+
+// What holds where a field is empty.
+function placeholder(field) {
+  if (field.key === "data.eval" && form.data?.divided) return t("divided", { count: number(form.data.divided) });
+  const usual = form.inherited[field.key] ?? field.default;
+  return t("default", { value: usual === "null" ? t("none") : usual });
 }
 
 function options(field) {
@@ -251,7 +258,7 @@ function show() {
   const small = (text) => h("span", { class: "hint block" }, text);
   const line = (name, value, more) => [h("dt", {}, t(name)), h("dd", { "data-figure": name }, value, more)];
   replace($("figures"), figures ? [
-    line("time", figures.seconds === null ? t("time_unknown") : duration(figures.seconds)),
+    line("time", figures.seconds === null ? t("unmeasured") : duration(figures.seconds)),
     line("length", about(number(figures.steps)), small(t("per_epoch", { count: number(figures.epoch) }))),
     line("memory", about(bytes(figures.memory)), small(t("of_free", { size: bytes(figures.room) }))),
     line("disk", about(bytes(figures.disk)), plan ? small(t("of_free", { size: bytes(plan.free_disk_bytes) })) : null)] : null);
@@ -310,7 +317,7 @@ function planFacts() {
     ["length", `${number(plan.total_steps)} (${t("per_epoch", { count: number(plan.steps_per_epoch) })})`],
     ["p_warmup", t("steps", { count: number(plan.warmup_steps) })],
     ["p_evaluations", t("p_times", { count: number(plan.evaluations) })],
-    ["time", plan.seconds === null ? t("time_unknown") : duration(plan.seconds)],
+    ["time", plan.seconds === null ? t("unmeasured") : duration(plan.seconds)],
     plan.speed ? ["p_speed", t("p_speed_value", { rate: number(plan.speed.tokens_per_second), source: plan.speed.source[language] })] : null,
     ["memory", `${bytes(needed())} (${t("of_free", { size: bytes(plan.free_memory_bytes) })})`],
     ["p_checkpointing", t(plan.gradient_checkpointing ? "yes" : "no")],

@@ -87,7 +87,7 @@ WORDS = {
     "rate_label": ("この回答の評価", "Rating of this answer"),
     "edited": ("直した回答", "The corrected answer"),
     "edit_text": (
-        "直した回答を「よい方」、元の回答を「よくない方」として保存し、好みの学習に使えます。",
+        "直した回答を「よい方」、元の回答を「よくない方」として保存し、良い回答と悪い回答の組として学習に使えます。",
         "The corrected answer is saved as the better one and the model's as the worse, for preference training.",
     ),
     "saved_rating": ("評価を保存しました", "Rating saved"),

@@ -32,7 +32,7 @@ WORDS = {
     "k_worse": ("悪化しました", "Worse"),
     "k_overfitted": ("過学習しています", "Overfitted"),
     "k_unknown": ("判定できません", "No verdict"),
-    "eval_curve": ("検証の損失", "Evaluation loss"),
+    "eval_curve": ("評価損失", "Evaluation loss"),
     "train_curve": ("学習の損失", "Training loss"),
     "step_axis": ("ステップ", "Step"),
     "no_curve": ("損失の記録がありません。", "No losses are recorded."),

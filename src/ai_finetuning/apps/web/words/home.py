@@ -42,7 +42,7 @@ WORDS = {
     "verdict_overfitted": ("過学習", "Overfitted"),
     "verdict_worse": ("悪化", "Worse"),
     "verdict_diverged": ("発散", "Diverged"),
-    "loss": ("検証の損失", "Evaluation loss"),
+    "loss": ("評価損失", "Evaluation loss"),
     "started": ("開始", "Started"),
     "resume": ("続きから", "Resume"),
     "result": ("結果を見る", "See the result"),

@@ -62,6 +62,7 @@ WORDS = {
     "t_data": ("評価データ（{metric}）", "evaluation data ({metric})"),
     "t_prose": ("日本語の文章（文字あたりビット数）", "Japanese prose (bits per character)"),
     "m_exact": ("一致率", "exact match"),
+    "m_char_bigram_f1": ("2 文字ずつの一致度", "overlap of pairs of characters"),
     "w_improved": ("改善", "improved"),
     "w_worse": ("悪化", "worse"),
     "w_no difference": ("差は見えません", "no difference seen"),
@@ -87,6 +88,7 @@ WORDS = {
     "export": ("書き出し", "Export"),
     "more_data": ("追加データで続ける", "Go on with more data"),
     "compare": ("ほかの学習と比べる", "Compare with others"),
+    "again": ("設定を変えてやり直す", "Train anew with other settings"),
     "more_epochs": ("続きから", "Train on"),
     "more_epochs_title": ("同じデータで続きから学習", "Train on with the same data"),
     "more_epochs_body": (

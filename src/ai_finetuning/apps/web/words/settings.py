@@ -19,12 +19,15 @@ WORDS = {
     "rows": ("{count} 行", "{count} rows"),
     "rows_unknown": ("行数は計画で数えます", "the plan counts the rows"),
     "rows_about": ("約 {count} 行", "about {count} rows"),
+    "rows_eval": ("評価 {count} 行", "{count} for evaluation"),
+    "divided": ("データの画面で分けた {count} 行", "the {count} rows divided on the data screen"),
     "bad_rows": (
         "使えない {count} 行は除いて学習します",
         "{count} rows that cannot be used are left out",
     ),
     "practice": ("同梱の小さなモデル（練習用）", "a small model that ships, for practice"),
-    "goes_on": ("学習済みの重みから続けます", "goes on from trained weights"),
+    "goes_on": ("{run} の学習後の重みから続けます", "goes on from the weights of {run}"),
+    "from_base": ("続けずに、元のモデルから学習する", "Do not go on; train the base"),
     "copy_left": (
         "元の学習の次の設定は、この画面では引き継げません: {keys}",
         "These settings of the earlier run cannot be taken over on this page: {keys}",
@@ -38,6 +41,7 @@ WORDS = {
     "steps": ("{count} ステップ", "{count} steps"),
     "best_kept": ("最良の重みを残します", "keeps the best weights"),
     "time_unknown": ("時間は未計測", "time not measured yet"),
+    "unmeasured": ("未計測", "not measured yet"),
     "memory_of": ("メモリー {size}", "{size} of memory"),
     "disk_of": ("ディスク {size}", "{size} of disk"),
     # Fields.
