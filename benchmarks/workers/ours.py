@@ -34,7 +34,7 @@ def main() -> None:
         data, _ = next_step(run)
         outcome = original(run, data)
         pending.update(
-            tokens=worth.get(index, outcome.tokens),
+            tokens=worth[index] if spec.pairs else outcome.tokens,
             slots=sum(batch.input_ids.numel() for batch in data.group),
             loss=outcome.loss,
         )
