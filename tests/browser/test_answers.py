@@ -38,7 +38,7 @@ def _read(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_answers_go_on_through_a_reload_and_a_killed_server(web: Web, page: Any, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
