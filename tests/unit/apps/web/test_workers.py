@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.support.adapters import with_changing_adapter
+from tests.support.systems import needs_sigkill
 
 from ai_finetuning.apps.web.room import needed_bytes, refuse_without_room
 from ai_finetuning.apps.web.workers import IDLED, TRAINING, Worker, Workers
@@ -169,7 +169,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@needs_sigkill
 def test_the_process_ends_with_a_server_that_is_killed(tmp_path: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, env=isolated_environment(), text=True
