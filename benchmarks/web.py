@@ -137,6 +137,8 @@ def follow(browser: Any, web: Web) -> dict[str, float]:
         written = time.perf_counter()
         page = pages[-1]
         while f"ステップ {step} /" not in (page.locator("#left").text_content() or ""):
+            if time.perf_counter() - written > 60:
+                raise SystemExit(f"the page has not shown step {step} within a minute")
             time.sleep(0.01)
         late.append(time.perf_counter() - written)
         page.wait_for_timeout(max(0.0, 1000 * (written + 1 - time.perf_counter())))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmarks import preference, preference_gate
 from benchmarks.corpus import EOS
-from benchmarks.inputs import _tokenizer
+from benchmarks.inputs import word_tokenizer
 from benchmarks.pairs import KINDS, LENGTHS, Pair, lengths_of, pairs, read_pairs, save_pairs
 from benchmarks.rounds import WorkerError
 from benchmarks.shapes import SHAPES
@@ -25,7 +25,7 @@ def test_text_and_ids_are_the_same_pairs(kind: str, tmp_path: Path):
     made = pairs(kind, 6, vocabulary=200)
     assert made == pairs(kind, 6, vocabulary=200) != pairs(kind, 6, vocabulary=200, seed=1)
     assert read_pairs(save_pairs(tmp_path, made)) == made
-    tokenizer = _tokenizer(200)
+    tokenizer = word_tokenizer(200)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     for row, pair in zip(rows, made, strict=True):
         for name, whole in zip(("chosen", "rejected"), pair.sides(), strict=True):
