@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -177,7 +178,7 @@ class Workers:
     """All of a server.
 
     Attributes:
-        logs: a folder of this server's own.
+        logs: a folder of this server's own, which close() removes.
         idle: seconds without a question after which a model is closed.
         busy: who computes on the devices that a model would take.
     """
@@ -226,6 +227,7 @@ class Workers:
         """Ends all."""
         for worker in self._workers.values():
             worker.end()
+        shutil.rmtree(self.logs, ignore_errors=True)
 
     async def _watch(self) -> None:
         """Ends all as soon as a training takes the device."""

@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 from ai_finetuning.apps.web import api, uploads
 from ai_finetuning.apps.web.screens import answers
 from ai_finetuning.apps.web.site import Site
-from ai_finetuning.errors import ToolkitError
+from ai_finetuning.errors import RunLockedError, ToolkitError
 from ai_finetuning.runs import jobs
+from ai_finetuning.runs.process import identity
 
 
 @pytest.fixture
@@ -63,12 +64,27 @@ def test_a_large_file_is_refused_before_it_is_read(site: Site, client: TestClien
     assert not (site.data / jobs.FOLDER).exists()
 
 
+def test_a_file_that_a_batch_of_answers_reads_is_not_deleted(site: Site) -> None:
+    part = site.data / "faq.csv"
+    part.write_text("質問\n首都は？\n", encoding="utf-8")
+    upload, folder = uploads.adopt(site, part, "faq.csv"), _job(site)
+    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    told["job"]["about"]["file"] = upload.id
+    at_work = {**told, "status": "running", **identity()}
+    (folder / "run.json").write_text(json.dumps(at_work), encoding="utf-8")
+    for remove in (lambda: uploads.trash(site, upload), lambda: uploads.delete(site, upload, "faq.csv")):
+        with pytest.raises(RunLockedError, match="batch of answers"):
+            remove()
+    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    uploads.delete(site, upload, "faq.csv")
+    assert not upload.folder.exists()
+
+
 def test_what_is_remembered_of_jobs_is_bounded(site: Site, client: TestClient) -> None:
     folders = [_job(site) for _ in range(11)]
     for folder in (*folders, folders[-8]):
         assert client.get(f"/api/answers/{folder.name}").json()["total"] == 2
-    kept = client.app.state.followed_answers  # type: ignore[attr-defined]
-    assert list(kept) == [folder.name for folder in (*folders[-7:], folders[-8])]
+    assert list(site.followed) == [folder.name for folder in (*folders[-7:], folders[-8])]
     _answer(folders[0], 0, "1")
     assert client.get(f"/api/answers/{folders[0].name}").json()["done"] == 1  # forgotten, and read again
 

@@ -59,19 +59,10 @@ class _Lines(Response):
 
 def _workers(request: Request) -> Workers:
     """The models of this server's conversations, which end with it."""
-    state = request.app.state
-    if not hasattr(state, "workers"):
-        logs = tempfile.TemporaryDirectory(prefix="aift-web-")
-        workers = Workers(Path(logs.name))
-        state.workers = workers
-
-        def end() -> None:
-            workers.close()
-            logs.cleanup()
-
-        state.at_end.append(end)
-    found: Workers = state.workers
-    return found
+    site = site_of(request)
+    if site.workers is None:
+        site.workers = Workers(Path(tempfile.mkdtemp(prefix="aift-web-")))
+    return site.workers
 
 
 async def _choices(request: Request) -> JSONResponse:
