@@ -33,7 +33,7 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "name": entry.path.resolve().name,
-        "status": entry.status,
+        "status": api.status_of(entry.state),
         "model": entry.model,
         "method": entry.method,
         "started": entry.started,
