@@ -11,19 +11,13 @@ SYSTEM = "あなたは親切な案内係です。"
 
 def make_run(folder: Path, *, system: str = SYSTEM) -> Path:
     """A finished run: an adapter that changes the model's answers, its tokenizer with a stored system prompt, run.json."""
-    import torch
+    from tests.support.adapters import with_changing_adapter
 
     from ai_finetuning.inference.session import open_model
     from ai_finetuning.japanese.default_system import with_default_system
-    from ai_finetuning.models.adapters import add_lora
 
     opened = open_model(BASE)
-    torch.manual_seed(1)
-    model = add_lora(opened.model, r=4, alpha=64)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(0, 0.1)
+    model = with_changing_adapter(opened.model)
     model.peft_config["default"].base_model_name_or_path = BASE
     folder.mkdir(parents=True)
     model.save_pretrained(folder)

@@ -114,6 +114,53 @@ def test_a_rejected_model_is_to_be_trained_anew_and_an_empty_answer_is_wrong(web
     expect(page.get_by_role("row", name="評価データ（一致率）")).to_be_visible()
 
 
+def test_a_verdict_arrives_and_nothing_that_was_paged_through_is_lost(web: Any, page: Any, tmp_path: Path):
+    """While it is waited for, answers stay as they are, and a request that fails is asked again."""
+    folder = write_run(tmp_path / "outputs" / "faq", **identity())
+    final = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps(final | {"verdict": {"pending": True}}), encoding="utf-8")
+    rows = [
+        {
+            "side": "after",
+            "task": "data",
+            "item": f"{item}",
+            "score": 0.0,
+            "answer": "あ",
+            "question": f"{item} の次は？",
+        }
+        for item in range(25)
+    ]
+    lines(folder / "eval.jsonl", rows)
+    asked: list[int] = []
+
+    def counted(route: Any) -> None:
+        asked.append(0)
+        if len(asked) == 2:
+            return route.abort()
+        route.continue_()
+
+    page.route("**/api/results/faq", counted)
+    web.open(page, "/runs/faq/result")
+    expect(page.locator("#verdict")).to_contain_text("いま学習前と比べて判定しています")
+    more, answers = page.get_by_role("button", name="さらに表示"), page.locator(".answer")
+    expect(answers).to_have_count(10)
+    more.dblclick()  # twice for the same rows
+    expect(answers.nth(19)).to_be_visible()
+    many = answers.count()
+    assert len(set(answers.locator("h3").all_text_contents())) == many
+    first = answers.first.element_handle()
+    seen = len(asked)
+    with page.expect_response("**/api/results/faq"):
+        pass
+    assert len(asked) > max(1, seen)
+    assert first.evaluate("one => one.isConnected")
+    (folder / "run.json").write_text(json.dumps(final), encoding="utf-8")
+    expect(page.locator("#verdict")).to_contain_text("判定: 採用")
+    expect(page.locator("#verdict")).not_to_contain_text("いま学習前と")
+    expect(answers.nth(many - 1)).to_be_visible()
+    assert len(set(answers.locator("h3").all_text_contents())) == answers.count()
+
+
 def test_runs_are_compared_renamed_trashed_and_restored(web: Any, page: Any, tmp_path: Path):
     root = tmp_path / "outputs"
     write_run(root / "first")

@@ -128,22 +128,22 @@ def test_sample_questions_are_awaited_while_it_works_and_missed_when_it_has_ende
 
 
 @pytest.mark.parametrize(
-    ("how", "state", "reason"),
-    [("--crash", "失敗", "メモリーが足りません"), ("--kill", "中断", "プロセスがなくなっています（強制終了")],
+    ("how", "reason"), [("--crash", "メモリーが足りません"), ("--kill", "プロセスがなくなっています（強制終了")]
 )
-def test_a_trainer_that_dies_is_told_with_its_reason(
-    web: Web, page: Any, train: Started, how: str, state: str, reason: str
-):
+def test_a_trainer_that_dies_is_told_with_its_reason(web: Web, page: Any, train: Started, how: str, reason: str):
     """Out of memory as the trainer tells it, and a process that is killed without a word; it can go on from there."""
     from playwright.sync_api import expect
 
     web.open(page, "/runs/faq")
     train("faq", "--steps", "500", "--pace", "0.05", how, "20")
-    expect(page.locator("#state")).to_have_text(state)
+    expect(page.locator("#state")).to_have_text("失敗")
     expect(page.locator("#told")).to_contain_text(reason)
     expect(page.get_by_role("button", name="続きから")).to_be_visible()
     web.open(page, "/")
-    expect(page.locator("#last-list")).to_contain_text(state)
+    expect(page.locator("#last-list")).to_contain_text("失敗")
+    expect(page.get_by_role("button", name="続きから")).to_be_visible()
+    web.open(page, "/compare")
+    expect(page.locator("#runs")).to_contain_text("失敗")
 
 
 def test_what_a_run_says_is_text_without_colours_and_secrets(web: Web, page: Any):
@@ -163,7 +163,7 @@ def test_what_a_run_says_is_text_without_colours_and_secrets(web: Web, page: Any
     )
     assert page.locator("#log img").count() == 0
     expect(page.locator("#state")).to_have_text("完了")
-    expect(page.locator("#told .bad")).to_contain_text("DataError: <b>rows</b>")
+    expect(page.locator("#told .bad")).to_have_text("続きからの学習は始まる前に失敗しました: DataError: <b>rows</b>")
 
 
 def test_home_shows_what_is_going_on_and_what_has_been(web: Web, page: Any, train: Started):
@@ -214,6 +214,16 @@ def _identity() -> dict[str, Any]:
     from ai_finetuning.runs.process import identity
 
     return identity()
+
+
+def test_a_browser_that_refuses_to_copy_is_no_error(web: Web, page: Any):
+    """As it does of a page that comes unencrypted from another PC: there it has no clipboard at all."""
+    from playwright.sync_api import expect
+
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    web.open(page, "/")
+    page.get_by_role("button", name="コピー").click()
+    expect(page.locator("#notice")).to_contain_text("コピーを許可していません")
 
 
 def test_english_and_back(web: Web, page: Any):

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio.to_thread
 from starlette.exceptions import HTTPException
@@ -27,6 +27,9 @@ from ...errors import (
     UsageError,
 )
 from ...messages import printable, trace
+
+if TYPE_CHECKING:
+    from ...runs.state import State, Status
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,6 +136,15 @@ def valid_id(id: str) -> str:
     if not ID.fullmatch(id):
         raise UsageError("ID は a-z、0-9、ハイフンだけです。", "an id has only a-z, 0-9 and hyphens.")
     return id
+
+
+def status_of(state: State) -> Status:
+    """What the page calls a run: one whose process is gone without that anybody asked for it has failed, though it
+    can go on as one that was stopped, which `aift runs` calls it.
+    """
+    from ...runs.state import GONE
+
+    return "failed" if state.reason == str(GONE) else state.status
 
 
 async def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -84,26 +85,20 @@ async def while_there(request: Request, work: Callable[[], Awaitable[T]]) -> T:
     """
     with contextlib.suppress(RuntimeError):  # api.body() has read it already
         await request.body()
-    done: list[T] = []
-    failed: list[Exception] = []
-    async with anyio.create_task_group() as group:
+    with anyio.CancelScope() as scope:
 
         async def watch() -> None:
             while not await request.is_disconnected():
-                await anyio.sleep(0.2)
-            group.cancel_scope.cancel()
+                await asyncio.sleep(0.2)
+            scope.cancel()
 
-        group.start_soon(watch)
+        # No group of tasks: that would wrap what `work` raises.
+        watching = asyncio.create_task(watch())
         try:
-            done.append(await work())
-        except Exception as error:  # a group of tasks would wrap it
-            failed.append(error)
-        group.cancel_scope.cancel()
-    if failed:
-        raise failed[0]
-    if not done:
-        raise ClientDisconnect
-    return done[0]
+            return await work()
+        finally:
+            watching.cancel()
+    raise ClientDisconnect
 
 
 async def _run(

@@ -35,8 +35,8 @@ def application(site: Site, hosts: frozenset[str]) -> App:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        for end in app.state.at_end:
-            end()
+        if site.workers is not None:
+            site.workers.close()
 
     app = Starlette(
         routes=[*pages.ROUTES, *tickets.ROUTES, *ROUTES],
@@ -45,8 +45,6 @@ def application(site: Site, hosts: frozenset[str]) -> App:
     )
     app.state.site = site
     app.state.tickets = {}
-    # Called when the server ends: what has processes of its own ends them.
-    app.state.at_end = []
     return Gate(app, hosts, site.token)
 
 

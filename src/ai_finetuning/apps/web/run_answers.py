@@ -77,7 +77,12 @@ def _of_verdict(rows: Iterable[Mapping[str, Any]]) -> list[Answers]:
     sides: dict[str, dict[str, Mapping[str, Any]]] = {"before": {}, "after": {}}
     for row in rows:
         side, item = row.get("side"), row.get("item")
-        if row.get("task") == "data" and isinstance(item, str) and side in sides and _text(row.get("answer")) is not None:
+        if (
+            row.get("task") == "data"
+            and isinstance(item, str)
+            and side in sides
+            and _text(row.get("answer")) is not None
+        ):
             sides[str(side)][item] = row
     found = []
     for item in dict.fromkeys([*sides["after"], *sides["before"]]):

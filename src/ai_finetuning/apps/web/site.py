@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from starlette.requests import Request
@@ -16,6 +17,8 @@ from ...errors import InputNotFoundError
 
 if TYPE_CHECKING:
     from ...runs.listing import RunEntry
+    from .followed import Followed
+    from .workers import Workers
 
 Language = Literal["ja", "en"]
 # Seconds for which a listing of the runs is taken for true, and for which its ids are.
@@ -35,6 +38,12 @@ class Site:
         demo: whether a newcomer is led through it.
         token: what every request but those for empty pages has to bring.
         locks: one for each kind of work that is done once at a time.
+        workers: the models of conversations, once there was one.
+        followed: the batches of answers that were looked at last, by the job's id; `following` is held to change it.
+        token_rows: the blocks of rows that were shown as tokens last, by the upload as it was, model and first row: by a
+            row's number what `aift data show` says of it.
+        listed_models: by method when the models were listed (time.monotonic()), and the answer.
+        starts: the folders of the last starts, by the key that each tab makes for one start.
     """
 
     runs: Path
@@ -45,6 +54,12 @@ class Site:
     demo: bool = False
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     locks: dict[str, anyio.Lock] = field(default_factory=lambda: defaultdict(anyio.Lock), repr=False)
+    workers: Workers | None = field(default=None, repr=False)
+    followed: dict[str, Followed] = field(default_factory=dict, repr=False)
+    following: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    token_rows: dict[tuple[str | int, ...], dict[int, list[Any]]] = field(default_factory=dict, repr=False)
+    listed_models: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    starts: dict[str, Path] = field(default_factory=dict, repr=False)
     _listing: tuple[float, list[RunEntry]] = field(default=(0.0, []), repr=False)
 
     def list_runs(self, *, fresh: bool = False) -> list[RunEntry]:

@@ -145,9 +145,11 @@ def main() -> None:
     wait_passively()
     try:
         sides, alone = load(options.name)
-    except Exception as error:  # whatever it is, the page has to say it
+    # The outermost frame of this process: loading runs code of several libraries, which raise what they like, and the page
+    # has to say it. Without os._exit the thread that waits for input would make the interpreter abort.
+    except Exception as error:
         pipe.say(failed=reason(error))
-        os._exit(getattr(error, "exit_code", 70))
+        os._exit(1)
     from ...inference.side_by_side import positions
 
     last = sides[-1]
@@ -170,7 +172,9 @@ def main() -> None:
         number = request["id"]
         try:
             _answer(sides, request, requests.given_up[number], pipe)
-        except Exception as error:  # of one question; the next one may do
+        # Of one question, such as memory that ran out in the middle of it: said where the answer would stand, and the model
+        # stays for the next one.
+        except Exception as error:
             pipe.say(id=number, refused=reason(error))
         pipe.say(id=number, done=True)
         requests.given_up.pop(number, None)

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ...errors import InputNotFoundError, RunLockedError, StorageError, ToolkitE
 from ...messages import on_one_line
 from ...system.files import is_plain, read_bounded, replacing, subfolders
 from .api import valid_id
+from .job_routes import refuse_used
 from .site import Site
 
 KINDS = (".csv", ".tsv", ".xlsx", ".jsonl", ".json", ".txt")
@@ -153,10 +154,8 @@ async def receive(
     if length is not None and length > most:
         raise too_large(shown, most)
     left = quota - await anyio.to_thread.run_sync(_used, site.data)
-    part = site.data / f"{_PART}{secrets.token_hex(8)}"
     digest, size, waiting = hashlib.sha256(), 0, bytearray()
-    try:
-        part.mkdir(mode=0o700, parents=True)
+    with _part(site.data) as part:
         with os.fdopen(os.open(part / f"data{kind}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", 0) as file:
             async for some in parts:
                 size += len(some)
@@ -178,12 +177,6 @@ async def receive(
             raise UsageError(f"{shown} は空です。", f"{shown} is empty.")
         record = {"shown": shown, "kind": kind, "size": size, "sha256": digest.hexdigest(), "made": time.time()}
         return await anyio.to_thread.run_sync(_keep, site, part, record)
-    except ToolkitError:  # some of them are OSErrors as well
-        raise
-    except OSError as error:
-        raise _no_room(site.data, error) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def adopt(site: Site, file: Path, shown: str, *, columns: dict[str, str] | None = None) -> Upload:
@@ -197,17 +190,28 @@ def adopt(site: Site, file: Path, shown: str, *, columns: dict[str, str] | None 
     Raises:
         StorageError: it cannot be written.
     """
-    part = site.data / f"{_PART}{secrets.token_hex(8)}"
-    try:
-        part.mkdir(mode=0o700, parents=True)
+    with _part(site.data) as part:
         size = file.stat().st_size
         os.replace(file, part / f"data{file.suffix.lower()}")
         record = {"shown": shown[:_LONGEST], "kind": file.suffix.lower(), "size": size, "made": time.time()}
         return _keep(site, part, record | ({"columns": columns} if columns else {}))
+
+
+@contextlib.contextmanager
+def _part(data: Path) -> Iterator[Path]:
+    """A new folder for what is no upload yet; what has not become one by then is removed.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    part = data / f"{_PART}{secrets.token_hex(8)}"
+    try:
+        part.mkdir(mode=0o700, parents=True)
+        yield part
     except ToolkitError:  # some of them are OSErrors as well
         raise
     except OSError as error:
-        raise _no_room(site.data, error) from None
+        raise _no_room(data, error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -354,7 +358,7 @@ def trash(site: Site, upload: Upload) -> None:
     """Moves an upload to the trash of the data folder, where a person finds it again.
 
     Raises:
-        RunLockedError: a run reads it. StorageError: it cannot be moved.
+        RunLockedError: a run or a job reads it. StorageError: it cannot be moved.
     """
     _refuse_users(site, upload)
     try:
@@ -371,12 +375,15 @@ def delete(site: Site, upload: Upload, name: str) -> None:
         name: what the person typed: what the upload is called.
 
     Raises:
-        UsageError: another name. RunLockedError: a run reads it.
+        UsageError: another name. RunLockedError: a run or a job reads it. StorageError: it cannot be deleted.
     """
     if name.strip() != upload.shown:
         raise UsageError(f"名前が違います。{upload.shown} と入力してください。", f"type the name: {upload.shown}.")
     _refuse_users(site, upload)
-    shutil.rmtree(upload.folder)
+    try:
+        shutil.rmtree(upload.folder)
+    except OSError as error:
+        raise _no_room(upload.folder, error) from None
 
 
 def _refuse_users(site: Site, upload: Upload) -> None:
@@ -386,3 +393,4 @@ def _refuse_users(site: Site, upload: Upload) -> None:
             f"{upload.shown} は学習 {'、'.join(names)} が使っています。終わってから削除してください。",
             f"{upload.shown} is used by {', '.join(names)}; delete it when that has ended.",
         )
+    refuse_used(site, upload.shown, lambda about: about.get("file") == upload.id)

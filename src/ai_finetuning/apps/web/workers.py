@@ -9,10 +9,11 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class Worker:
         """
         return await asyncio.shield(self._ready)
 
-    async def answer(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def answer(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The messages of an answer, as talker.py sends them; the last one has `done`, or `ended` where the process is no
         more. Closing the iterator ends the answer.
 
@@ -177,7 +178,7 @@ class Workers:
     """All of a server.
 
     Attributes:
-        logs: a folder of this server's own.
+        logs: a folder of this server's own, which close() removes.
         idle: seconds without a question after which a model is closed.
         busy: who computes on the devices that a model would take.
     """
@@ -226,6 +227,7 @@ class Workers:
         """Ends all."""
         for worker in self._workers.values():
             worker.end()
+        shutil.rmtree(self.logs, ignore_errors=True)
 
     async def _watch(self) -> None:
         """Ends all as soon as a training takes the device."""

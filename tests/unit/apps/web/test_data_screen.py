@@ -51,3 +51,17 @@ def test_a_failed_reading_keeps_answers_that_are_nowhere_else(
     left = {upload.id for upload in uploads.list_uploads(site)}
     assert id in left
     assert (other in left) == (error is not DataError)
+
+
+def test_tokens_are_of_the_rows_as_they_are_now(site: Site) -> None:
+    """An answer that is corrected once more takes the former one's place, and the file stays as long."""
+    asked, client = [{"role": "user", "content": "首都は？"}], _client(site)
+    shown = []
+    for better in ("東京です。", "京都です。"):
+        row = collected.row_of("pair", asked, {"answer": "大阪です。", "edited": better})
+        id = collected.add(site, "pair", row, "ja").id
+        assert client.post(f"/api/data/{id}/read", json={}).status_code == 200
+        told = client.post(f"/api/data/{id}/tokens", json={"row": 1}).json()
+        shown.append("".join(token[1] for part in told["rows"][0]["parts"] for token in part["tokens"]))
+    assert "東京" in shown[0]
+    assert "京都" in shown[1]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +15,9 @@ from starlette.routing import Route
 
 from ....errors import ConfigError, DataError, UsageError
 from ....system.files import write_in_place
-from .. import uploads
+from .. import job_routes, uploads
 from ..api import answer, blocking, body, text
+from ..followed import Followed
 from ..site import Site, language_of, site_of
 from ..tickets import ticket
 from .chosen import choices, chosen
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ....inference.question_files import Questions
     from ....runs.jobs import Job
 
-KIND = "answers"
+KIND = job_routes.ANSWERS
 _QUESTIONS = "questions.jsonl"
 _ANSWER = ("回答", "モデルの回答")
 _TABLES = (".csv", ".tsv")
@@ -36,39 +35,6 @@ _PAGE, _ENOUGH = 100, 4
 _SHOWN = ("all", "match", "differ", "without")
 # Bytes of a file of questions, which the server itself reads whole, and jobs that it remembers.
 _MOST, _REMEMBERED = 20_000_000, 8
-_REMEMBERING = threading.Lock()
-
-
-@dataclass
-class _Followed:
-    """What a server remembers of a job while it is followed: nothing that its folder does not tell.
-
-    Attributes:
-        questions: rows of questions.jsonl.
-        answers: by the place of the question; None where it could not be asked.
-        seen: of the file that they come from.
-        began: when somebody looked first, and how many were answered then.
-        measured: by place the answer that was compared with the expected ones, and how near it is by each metric.
-        lock: of whoever reads or changes the rest: a page asks for progress and rows at once.
-    """
-
-    questions: list[dict[str, Any]]
-    answers: dict[int, str | None] = field(default_factory=dict)
-    seen: tuple[str, int, int] = ("", 0, 0)
-    began: tuple[float, int] = (0.0, -1)
-    measured: dict[int, tuple[str | None, dict[str, float]]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def compare(self) -> None:
-        """Measures the answers that are new."""
-        from ....evaluation.answers import best_of, metrics_for
-
-        every = [item["expected"][0] for item in self.questions if item.get("expected")]
-        metrics = dict.fromkeys(("exact", *metrics_for(every)))
-        for place, told in self.answers.items():
-            expected = self.questions[place].get("expected")
-            if told is not None and expected and self.measured.get(place, (None, {}))[0] != told:
-                self.measured[place] = (told, {name: best_of(name, told, expected) for name in metrics})
 
 
 async def _choices(request: Request) -> JSONResponse:
@@ -230,8 +196,13 @@ async def _list(request: Request) -> JSONResponse:
 
 
 def _told(job: Job) -> dict[str, Any]:
-    status = job.state.status
-    told = {"id": job.id, "status": status, "reason": job.state.reason, "made": job.made, "about": dict(job.about)}
+    told = {
+        "id": job.id,
+        "status": job.state.status,
+        "reason": job.state.reason,
+        "made": job.made,
+        "about": dict(job.about),
+    }
     return told | {"commands": job.commands, "partly": 65 in job.codes}
 
 
@@ -239,16 +210,10 @@ async def _one(request: Request) -> JSONResponse:
     return answer(await blocking(_progress, request))
 
 
-def _job(request: Request) -> Job:
-    from ....runs import jobs
-
-    return jobs.find(site_of(request).data, str(request.path_params["id"]), KIND)
-
-
 def _progress(request: Request) -> dict[str, Any]:
     from ....runs import jobs
 
-    job = _job(request)
+    job = job_routes.job_of(request, KIND)
     with _follow(request, job) as followed:
         return (
             _told(job)
@@ -257,7 +222,7 @@ def _progress(request: Request) -> dict[str, Any]:
         )
 
 
-def _counted(job: Job, followed: _Followed) -> dict[str, Any]:
+def _counted(job: Job, followed: Followed) -> dict[str, Any]:
     """How far a job has come, and how near its answers are."""
     done, total = sum(value is not None for value in followed.answers.values()), int(job.about["total"])
     now = time.monotonic()
@@ -276,7 +241,7 @@ def _counted(job: Job, followed: _Followed) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _follow(request: Request, job: Job) -> Iterator[_Followed]:
+def _follow(request: Request, job: Job) -> Iterator[Followed]:
     """The questions of a job with its answers so far, which nobody else changes meanwhile."""
     followed = _remembered(request, job)
     with followed.lock:
@@ -284,24 +249,22 @@ def _follow(request: Request, job: Job) -> Iterator[_Followed]:
         yield followed
 
 
-def _remembered(request: Request, job: Job) -> _Followed:
+def _remembered(request: Request, job: Job) -> Followed:
     """What is remembered of a job; of those that were looked at longest ago nothing is."""
-    state = request.app.state
-    with _REMEMBERING:
-        if not hasattr(state, "followed_answers"):
-            state.followed_answers = {}
-        known: dict[str, _Followed] = state.followed_answers
+    site = site_of(request)
+    with site.following:
+        known = site.followed
         followed = known.pop(job.id, None)
         if followed is None:
             lines = (job.folder / _QUESTIONS).read_text(encoding="utf-8").splitlines()
-            followed = _Followed([json.loads(line) for line in lines])
+            followed = Followed([json.loads(line) for line in lines])
         known[job.id] = followed
         for old in list(known)[:-_REMEMBERED]:
             del known[old]
         return followed
 
 
-def _update(job: Job, followed: _Followed) -> None:
+def _update(job: Job, followed: Followed) -> None:
     """Reads the answers that are new."""
     out = job.folder / str(job.about["out"])
     partial = out.with_name(f"{out.name}.partial.jsonl")
@@ -345,7 +308,7 @@ def _of_result(path: Path, job: Job, questions: list[dict[str, Any]]) -> dict[in
     return found
 
 
-def _score(followed: _Followed) -> dict[str, Any] | None:
+def _score(followed: Followed) -> dict[str, Any] | None:
     """How near the answers are to the expected ones; None where there are none, or no answers yet."""
     measured = [scores for _, scores in followed.measured.values()]
     if not measured:
@@ -365,12 +328,12 @@ def _page(request: Request) -> dict[str, Any]:
     page = int(asked["page"]) if asked.get("page", "").isdecimal() else 0
     if show not in _SHOWN:
         raise UsageError(f"show は {'・'.join(_SHOWN)} です。", f"show is one of {', '.join(_SHOWN)}.")
-    with _follow(request, _job(request)) as followed:
+    with _follow(request, job_routes.job_of(request, KIND)) as followed:
         rows = _matching(followed, show, find)
     return {"total": len(rows), "rows": rows[page * _PAGE : (page + 1) * _PAGE]}
 
 
-def _matching(followed: _Followed, show: str, find: str) -> list[list[Any]]:
+def _matching(followed: Followed, show: str, find: str) -> list[list[Any]]:
     """The rows of the table that a filter and a text leave."""
     rows = []
     for place, item in enumerate(followed.questions):
@@ -382,7 +345,7 @@ def _matching(followed: _Followed, show: str, find: str) -> list[list[Any]]:
     return rows
 
 
-def _mark(followed: _Followed, place: int) -> str:
+def _mark(followed: Followed, place: int) -> str:
     """What is to be said of an answer: match, differ, done; or why there is none: open, empty, refused."""
     if followed.answers.get(place) is None:
         asked = place in followed.answers
@@ -392,24 +355,10 @@ def _mark(followed: _Followed, place: int) -> str:
     return "match" if followed.measured[place][1]["exact"] == 1.0 else "differ"
 
 
-async def _stop(request: Request) -> JSONResponse:
-    from ....runs import jobs
-
-    job = await blocking(_job, request)
-    return answer(_told(await blocking(jobs.end, job)))
-
-
-async def _resume(request: Request) -> JSONResponse:
-    from ....runs import jobs
-
-    job = await blocking(_job, request)
-    return answer(_told(await blocking(jobs.again, job)))
-
-
 async def _download(request: Request) -> JSONResponse:
     """The address of the file with its answers; of a CSV, for a spreadsheet program, without formulas."""
     values = await body(request)
-    job = await blocking(_job, request)
+    job = await blocking(job_routes.job_of, request, KIND)
     if job.state.status != "completed":
         raise UsageError("回答が終わってから保存できます。", "it can be saved once all is answered.")
     out = job.folder / str(job.about["out"])
@@ -435,7 +384,6 @@ ROUTES = [
     Route("/api/answers", _list),
     Route("/api/answers/{id}", _one),
     Route("/api/answers/{id}/rows", _rows),
-    Route("/api/answers/{id}/stop", _stop, methods=["POST"]),
-    Route("/api/answers/{id}/resume", _resume, methods=["POST"]),
+    *job_routes.routes(KIND, _told),
     Route("/api/answers/{id}/download", _download, methods=["POST"]),
 ]

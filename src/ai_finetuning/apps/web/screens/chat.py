@@ -6,7 +6,7 @@ import contextlib
 import json
 import random
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _SETTINGS: dict[str, Any] = {"max_new_tokens": 512, "temperature": 0.7, "top_p":
 class _Lines(Response):
     """Lines of JSON, each sent as it is made. Whoever stops reading ends what makes them."""
 
-    def __init__(self, messages: AsyncIterator[Mapping[str, Any]]) -> None:
+    def __init__(self, messages: AsyncGenerator[Mapping[str, Any], None]) -> None:
         super().__init__(media_type="application/x-ndjson")
         del self.headers["content-length"]
         self._messages = messages
@@ -49,7 +49,7 @@ class _Lines(Response):
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
-            async with contextlib.aclosing(self._messages) as messages:  # type: ignore[type-var]
+            async with contextlib.aclosing(self._messages) as messages:
                 async for message in messages:
                     line = json.dumps(message, ensure_ascii=False).encode() + b"\n"
                     await send({"type": "http.response.body", "body": line, "more_body": True})
@@ -59,19 +59,10 @@ class _Lines(Response):
 
 def _workers(request: Request) -> Workers:
     """The models of this server's conversations, which end with it."""
-    state = request.app.state
-    if not hasattr(state, "workers"):
-        logs = tempfile.TemporaryDirectory(prefix="aift-web-")
-        workers = Workers(Path(logs.name))
-        state.workers = workers
-
-        def end() -> None:
-            workers.close()
-            logs.cleanup()
-
-        state.at_end.append(end)
-    found: Workers = state.workers
-    return found
+    site = site_of(request)
+    if site.workers is None:
+        site.workers = Workers(Path(tempfile.mkdtemp(prefix="aift-web-")))
+    return site.workers
 
 
 async def _choices(request: Request) -> JSONResponse:
@@ -104,7 +95,7 @@ async def _answer(request: Request) -> Response:
     return _Lines(_messages(_workers(request), choice.name, given))
 
 
-async def _messages(workers: Workers, name: str, given: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _messages(workers: Workers, name: str, given: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     """What the page is told: loading, the model, pieces of both answers, and how they ended."""
     try:
         yield {"state": "loading"}
@@ -115,7 +106,7 @@ async def _messages(workers: Workers, name: str, given: Mapping[str, Any]) -> As
         return
     yield {"state": "answering", "model": ready, "seed": given["seed"]}
     request = {**given, "asked": {side: given["asked"][side] for side in ready["sides"]}}
-    async with contextlib.aclosing(worker.answer(request)) as messages:  # type: ignore[type-var]
+    async with contextlib.aclosing(worker.answer(request)) as messages:
         async for message in messages:
             if "ended" in message:
                 yield {"ended": _both(message["ended"])}

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,26 +215,19 @@ async def _tokens(request: Request) -> Response:
         raise UsageError("row は行の番号です。", "row is the number of a row.")
     model = await blocking(models.find, site_of(request), id)
     first = (number - 1) // _BLOCK * _BLOCK
-    kept = _remembered(request)
-    key = (upload.id, upload.reading, upload.size, model, first)
+    kept = site_of(request).token_rows
+    # A file that has grown may be as long as before: an answer that was corrected once more took a row's place.
+    key = (upload.id, upload.reading, upload.grown, model, first)
     if key not in kept:
         kept[key] = await _block(request, upload, table, model, first)
-        while len(kept) > _REMEMBERED:
-            kept.popitem(last=False)
+        for old in list(kept)[:-_REMEMBERED]:
+            del kept[old]
     parts = kept[key].get(number, [])
     [row] = await blocking(table.rows, number - 1, 1)
     # The command counts the rows that can be used.
     unused = sum(1 for key in ("empty", "unreadable") for other in table.numbers(key) if other < number)
     told = {"number": number, "usable": number - unused, "refused": row["refused"], "line": row["line"]}
     return answer(told | {"rows": parts})
-
-
-def _remembered(request: Request) -> OrderedDict[Any, dict[int, list[Any]]]:
-    state = request.app.state
-    if not hasattr(state, "token_rows"):
-        state.token_rows = OrderedDict()
-    kept: OrderedDict[Any, dict[int, list[Any]]] = state.token_rows
-    return kept
 
 
 async def _block(request: Request, upload: Upload, table: Paged, model: str, first: int) -> dict[int, list[Any]]:

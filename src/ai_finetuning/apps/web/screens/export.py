@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from ....errors import StorageError, UsageError
 from ....system.files import is_plain, read_bounded
+from .. import job_routes
 from ..api import answer, blocking, body
 from ..site import Site, language_of, site_of
 from .chosen import Choice, choices, chosen
@@ -23,7 +24,7 @@ from .chosen import Choice, choices, chosen
 if TYPE_CHECKING:
     from ....runs.jobs import Job, Step
 
-KIND = "export"
+KIND = job_routes.EXPORT
 _MERGED, _BENCH = "merge.json", "bench"
 _LARGEST = 4 << 20
 _TYPES = ("q8_0", "f16", "bf16", "f32")
@@ -228,30 +229,9 @@ def _json(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
         return None
 
 
-def _job(request: Request) -> Job:
-    from ....runs import jobs
-
-    return jobs.find(site_of(request).data, str(request.path_params["id"]), KIND)
-
-
-async def _stop(request: Request) -> JSONResponse:
-    from ....runs import jobs
-
-    job = await blocking(_job, request)
-    return answer(_told(await blocking(jobs.end, job)))
-
-
-async def _resume(request: Request) -> JSONResponse:
-    from ....runs import jobs
-
-    job = await blocking(_job, request)
-    return answer(_told(await blocking(jobs.again, job)))
-
-
 ROUTES = [
     Route("/api/export/choices", _choices),
     Route("/api/export", _start, methods=["POST"]),
     Route("/api/export", _list),
-    Route("/api/export/{id}/stop", _stop, methods=["POST"]),
-    Route("/api/export/{id}/resume", _resume, methods=["POST"]),
+    *job_routes.routes(KIND, _told),
 ]

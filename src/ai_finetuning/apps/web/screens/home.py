@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..api import answer, blocking, body, text
+from ..api import answer, blocking, body, status_of, text
 from ..children import run as run_child
 from ..site import Site, site_of
 
@@ -72,7 +72,7 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "name": entry.path.resolve().name,
-        "status": entry.status,
+        "status": status_of(entry.state),
         "phase": entry.state.phase,
         "model": entry.model,
         "method": entry.method,

@@ -81,14 +81,12 @@ async def _list(request: Request) -> Response:
     method = request.query_params.get("method", _METHODS[0])
     if method not in _METHODS:
         raise UsageError(f"method は {', '.join(_METHODS)} です。", f"method is one of {', '.join(_METHODS)}.")
-    state = request.app.state
-    if not hasattr(state, "listed_models"):
-        state.listed_models = {}
-    made, found = state.listed_models.get(method, (0.0, None))
+    site = site_of(request)
+    made, found = site.listed_models.get(method, (0.0, None))
     if found is None or not 0 <= time.monotonic() - made < _LISTED:
         found = await _asked(request, ["--method", method])
-        state.listed_models[method] = (time.monotonic(), found)
-    return answer(found | {"folder": str(site_of(request).models)})
+        site.listed_models[method] = (time.monotonic(), found)
+    return answer(found | {"folder": str(site.models)})
 
 
 async def _fit(request: Request) -> Response:

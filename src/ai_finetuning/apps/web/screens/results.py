@@ -45,7 +45,7 @@ def result_of(entry: RunEntry) -> dict[str, Any]:
         "id": entry.id,
         "name": entry.path.name,
         "folder": str(entry.path.absolute()),
-        "status": entry.status,
+        "status": api.status_of(entry.state),
         "judged": is_being_judged(run),
         "model": entry.model,
         "method": entry.method,

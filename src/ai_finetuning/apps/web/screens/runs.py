@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from ....errors import UsageError, without_secrets
 from ....messages import ANSI, displayable
-from ..api import answer, blocking, body, text
+from ..api import answer, blocking, body, status_of, text
 from ..site import Site, site_of
 
 # Points of one answer: above, the lowest and the highest of each of so many parts of it.
@@ -75,7 +75,7 @@ def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
         "cursor": update.cursor,
         "reset": update.reset,
         "more": update.more,
-        "status": state.status,
+        "status": status_of(state),
         "phase": state.phase,
         "since": state.since,
         "reason": None if state.reason is None else displayable(state.reason),

@@ -45,7 +45,6 @@ _ODD, _NAME = re.compile(r'[/\\:*?"<>|\s.]+'), 40
 _MANY = 10_000
 # What the ids of data begin with that ships with the package: `embedded-kotoha-qa`.
 _SHIPPED = "embedded-"
-_started: dict[tuple[str, str], Path] = {}
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,9 @@ def form_of(draft: Draft) -> dict[str, Any]:
             for name, preset in PRESETS.items()
         },
         "objectives": ["sft"] if facts is None or facts.objective == "sft" else ["sft", facts.objective],
-        "data": None if facts is None else {"name": draft.shown, "bad": facts.bad} | _counted(facts) | _divided(draft.chosen),
+        "data": None
+        if facts is None
+        else {"name": draft.shown, "bad": facts.bad} | _counted(facts) | _divided(draft.chosen),
         "model": config.model.name,
         "inherited": {} if draft.start is None else _inherited(config),
     }
@@ -340,12 +341,12 @@ async def _start(request: Request) -> Response:
         raise UsageError("key が正しくありません。", "the key is none.")
     draft = await api.blocking(draft_of, site, values)
     async with site.locks["start"]:
-        folder = _started.get((site.token, key))
+        folder = site.starts.get(key)
         if folder is None:
             folder = await api.blocking(_launched, site, draft)
-            _started[site.token, key] = folder
-            for old in list(_started)[:-_STARTS]:
-                del _started[old]
+            site.starts[key] = folder
+            for old in list(site.starts)[:-_STARTS]:
+                del site.starts[old]
     entries = await api.blocking(site.list_runs, fresh=True)
     id = next((entry.id for entry in entries if entry.path.resolve() == folder.resolve()), None)
     return api.answer({"id": id})

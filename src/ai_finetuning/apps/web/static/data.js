@@ -290,6 +290,7 @@ async function tokens(row) {
     replace($("tokens"), found.rows.length ? found.rows.map(drawn) : h("p", { class: "notice warn" }, t("no_tokens"), found.refused ? ` ${found.refused[language === "ja" ? 0 : 1]}` : ""));
     announce($("tokens-title").textContent);
   } catch (error) {
+    if (mine !== asked) return;
     $("tokens-title").textContent = t("tokens_hint");
     complain(error);
   }

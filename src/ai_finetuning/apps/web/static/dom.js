@@ -89,6 +89,21 @@ export function ask({ title, body, button, kind = "primary", value = () => true 
   });
 }
 
+// A click on the button copies what `text()` gives. A browser lets no page do so that came unencrypted from another PC.
+export function copying(button, text) {
+  const label = button.textContent;
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+    } catch {
+      return notice(t("not_copied"), "warn");
+    }
+    button.textContent = t("copied");
+    setTimeout(() => (button.textContent = label), 2000);
+  });
+  return button;
+}
+
 // Starts a download by the address of a ticket.
 export function download(address) {
   const link = h("a", { href: address, download: true });

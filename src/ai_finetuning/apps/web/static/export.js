@@ -1,10 +1,11 @@
 // 書き出し: each kind is a job; what it wrote and measured stands below, found again by its folder.
 import { complain, get, poll, post } from "./api.js";
-import { $, badge, command, h, notice, replace } from "./dom.js";
+import { $, badge, command, copying, h, notice, replace } from "./dom.js";
 import { ago, bytes, number, t } from "./words.js";
 
 const address = new URLSearchParams(location.search);
-let choices = [], drawn = "";
+let choices = [];
+const cards = new Map(); // id -> { told, node }
 
 const chosen = () => choices.find((one) => `${one.by}=${one.id}` === $("model").value);
 
@@ -37,25 +38,14 @@ function line(words) {
   return words.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`)).join(" ");
 }
 
-const copier = (label, text) => {
-  const button = h("button", { type: "button", onclick: async () => {
-    await navigator.clipboard.writeText(text);
-    button.textContent = t("copied");
-    setTimeout(() => (button.textContent = label), 2000);
-  } }, label);
-  return button;
-};
+const copier = (label, text) => copying(h("button", { type: "button" }, label), () => text);
 
 $("model").addEventListener("change", () => {
   const one = chosen();
   if (one) history.replaceState(null, "", `/export?${one.by}=${one.id}`);
   show();
 });
-$("copy_serve").addEventListener("click", async () => {
-  await navigator.clipboard.writeText($("serve").textContent);
-  $("copy_serve").textContent = t("copied");
-  setTimeout(() => ($("copy_serve").textContent = t("copy_command")), 2000);
-});
+copying($("copy_serve"), () => $("serve").textContent);
 for (const card of document.querySelectorAll("[data-kind]")) {
   const button = card.querySelector("button");
   button.addEventListener("click", async () => {
@@ -75,13 +65,18 @@ for (const card of document.querySelectorAll("[data-kind]")) {
 
 async function list() {
   const { jobs } = await get("/api/export");
-  const now = JSON.stringify(jobs);
-  if (now === drawn) return;
-  drawn = now;
   $("none").hidden = jobs.length > 0;
-  const open = new Set([...document.querySelectorAll("#jobs details[open]")].map((one) => one.dataset.of));
-  replace($("jobs"), jobs.map(card));
-  for (const one of document.querySelectorAll("#jobs details")) one.open = open.has(one.dataset.of);
+  for (const job of [...jobs].reverse()) showJob(job); // the newest comes first
+}
+
+// A card is made anew only when its job has something new to tell: its folds stay as they are, and so do the others.
+function showJob(job) {
+  const told = JSON.stringify(job), before = cards.get(job.id);
+  if (before?.told === told) return;
+  const node = card(job);
+  for (const one of node.querySelectorAll("details")) one.open = before?.node.querySelector(`[data-of="${one.dataset.of}"]`)?.open ?? false;
+  before ? before.node.replaceWith(node) : $("jobs").prepend(node);
+  cards.set(job.id, { told, node });
 }
 
 function card(job) {

@@ -1,30 +1,49 @@
 // 結果: what a run has come to.
-import { complain, get, post } from "./api.js";
+import { complain, get, poll, post } from "./api.js";
 import { $, ask, badge, command, download, emptied, h, replace } from "./dom.js";
 import { bytes, duration, language, number, t } from "./words.js";
 
 const id = location.pathname.split("/")[2];
 const MARKS = { better: "good", worse: "bad", overfitted: "bad", unchanged: "stopped", unknown: "stopped" };
 const DECISIONS = { adopt: "good", hold: "stopped", reject: "bad" };
-let run = null, failed = true, shown = 0;
+let run = null, failed = true, shown = 0, asked = 0, drawn = "", answered = null, gone = false;
 
-async function begin() {
+// Until its process has told the verdict; what has not changed is not drawn anew.
+async function look() {
+  let told;
   try {
-    run = await get(`/api/results/${id}`);
+    told = await get(`/api/results/${id}`);
   } catch (error) {
-    replace($("verdict"), t("failed_to_load"));
-    if (error.status === 404) emptied(true);
-    return complain(error);
+    if (!run) replace($("verdict"), t("failed_to_load"));
+    if (error.status === 404) emptied((gone = true));
+    throw error;
   }
+  if (gone) emptied((gone = false));
+  if (drawn !== (drawn = JSON.stringify(told))) draw(told);
+  if (answered !== run.judged) {
+    await showAnew();
+    answered = run.judged;
+  }
+  return run.judged;
+}
+
+function draw(told) {
+  run = told;
   document.title = `${run.name} – ${t("title")} – aift`;
   $("name").textContent = run.name;
   $("about").textContent = `${run.model} · ${run.method}`;
   showVerdict();
   showNext();
   showNumbers();
-  await showAnswers(true).catch(complain);
-  if (run.judged) setTimeout(begin, 3000); // until its process has told the verdict
   command(["aift", "chat", run.folder, "--compare"]);
+}
+
+// The answers from the first on, as many as were shown; the wrong ones, where nobody has chosen.
+async function showAnew() {
+  const before = shown;
+  if (!$("filter").childElementCount) failed = true;
+  await showAnswers(true);
+  while (shown < before && !$("more").hidden) await showAnswers(false);
 }
 
 const loss = (value) => number(value, value !== null && Math.abs(value) < 10 ? 3 : 2);
@@ -86,7 +105,9 @@ async function saveReport() {
 
 // Answers, failures first.
 async function showAnswers(anew) {
+  const mine = ++asked;
   const answer = await get(`/api/results/${id}/answers?from=${anew ? 0 : shown}${failed ? "&failed=1" : ""}`);
+  if (mine !== asked) return; // asked for twice, or for others meanwhile
   if (anew && failed && !answer.failed) {
     failed = false;
     if (answer.all) return showAnswers(true);
@@ -144,4 +165,4 @@ function showNumbers() {
 }
 
 command(["aift", "runs", "show", id]);
-begin();
+poll(look, 3000);

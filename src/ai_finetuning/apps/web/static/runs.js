@@ -99,14 +99,14 @@ function told({ status, reason, gone, elsewhere, before, judged }) {
     return before.length ? [h("p", {}, t("waits_for")), h("ul", {}, before.map((one) => h("li", {}, one.id ? h("a", { href: `/runs/${one.id}` }, one.name) : one.name)))]
       : h("p", {}, t("waits_for_nobody"));
   }
-  if (status === "failed") return h("p", { class: "notice bad" }, t("failed_text", { reason: reason ?? "" }));
+  if (status === "failed") return h("p", { class: "notice bad" }, t("failed_text", { reason: gone ? t("gone") : reason ?? "" }), "\n", t("can_go_on"));
   if (status === "stopped") {
-    const why = gone ? t("gone") : elsewhere ? t("elsewhere") : asked(reason) ? null : reason;
+    const why = elsewhere ? t("elsewhere") : asked(reason) ? null : reason;
     return h("p", { class: "notice warn" }, why ? `${why}\n` : null, elsewhere ? null : t("stopped_text"));
   }
   if (status !== "completed") return null;
   // A reason is that of a later training, which was to go on from here and has failed before its first step.
-  return [reason && !asked(reason) ? h("p", { class: "notice bad" }, t("failed_text", { reason })) : null,
+  return [reason && !asked(reason) ? h("p", { class: "notice bad" }, t("going_on_failed", { reason })) : null,
     h("p", { class: "notice good" }, t(judged ? "judged_text" : "completed_text"))];
 }
 

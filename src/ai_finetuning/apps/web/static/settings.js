@@ -345,7 +345,11 @@ $("yaml").addEventListener("blur", () => { if (told && !$("yaml-error").textCont
 $("yaml-file").addEventListener("change", async () => {
   const [file] = $("yaml-file").files;
   if (!file) return;
-  $("yaml").value = (await file.text()).slice(0, 200000);
+  try {
+    $("yaml").value = (await file.text()).slice(0, 200000);
+  } catch { // moved, or not readable
+    return ($("yaml-error").textContent = t("yaml_unreadable", { name: file.name }));
+  }
   await takeYaml();
 });
 
@@ -369,4 +373,4 @@ $("start").addEventListener("click", async () => {
 });
 
 command(["aift", "start", "FILE"]);
-begin();
+begin().catch(complain);

@@ -23,12 +23,18 @@ WORDS = {
         "別の PC で始めた学習です。動いているかどうかは、その PC でしか分かりません。",
         "It began on another PC; only there is seen whether it is at work.",
     ),
+    # In the language of the page: the state's own reason is in the server's.
     "gone": (
         "学習のプロセスがなくなっています（強制終了されたか、PC が止まりました）。",
-        "Its process is gone (killed, or the PC stopped).",
+        "its process is gone (killed, or the PC stopped).",
     ),
     "stopped_text": ("途中で止まっています。続きから再開できます。", "It stopped half-way and can go on from there."),
     "failed_text": ("失敗しました: {reason}", "It failed: {reason}"),
+    "can_go_on": ("続きから再開できます。", "It can go on from where it last saved."),
+    "going_on_failed": (
+        "続きからの学習は始まる前に失敗しました: {reason}",
+        "Going on from here failed before it began: {reason}",
+    ),
     "completed_text": ("学習が終わりました。", "The training is done."),
     "judged_text": (
         "学習が終わり、保存しました。いま学習前と比べて判定しています。結果を見ながら待てます。",

@@ -93,6 +93,7 @@ WORDS = {
         "この画面では使わない設定がありました（データとモデルは上で選びます）: {keys}",
         "Settings that this page does not take (choose data and model above): {keys}",
     ),
+    "yaml_unreadable": ("{name} を読めません。", "{name} cannot be read."),
     "yaml_same": ("フォームと同じ内容です", "The same as the form"),
     # Figures.
     "estimate": ("見積もり", "Estimate"),

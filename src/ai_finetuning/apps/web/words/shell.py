@@ -23,6 +23,10 @@ WORDS = {
     "same_command": ("同じことをするコマンド", "The same as a command"),
     "copy": ("コピー", "Copy"),
     "copied": ("コピーしました", "Copied"),
+    "not_copied": (
+        "ブラウザーがコピーを許可していません。表示されている文字を選んでコピーしてください。",
+        "The browser does not let this page copy; select the text and copy it.",
+    ),
     # The demo's guide, on the screens that it leads through.
     "demo_title": ("デモ {step} / 5", "Demo {step} of 5"),
     "demo_home": ("「デモを試す」を押してください。", "Choose “Try the demo”."),
