@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 from tests.browser.conftest import Web
 from tests.support.systems import needs_sigkill
+
+from ai_finetuning.embedded import MODEL, model_folder
 
 ROWS = [
     ["番号", "お問い合わせ", "正解", "備考"],
@@ -96,14 +100,16 @@ def test_answers_go_on_through_a_reload_and_a_killed_server(web: Web, page: Any,
 
 def _some_of(total: int) -> Any:
     """A count of some that are answered, and of all."""
-    import re
-
     return re.compile(rf"^[1-9]\d*/{total} 件$")
 
 
 def test_an_export_is_written_into_the_folder_of_models(web: Web, page: Any, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
+    shutil.copytree(model_folder(MODEL), tmp_path / "models" / "学習済み")
+    web.open(page, "/export")
+    page.locator("#model").select_option(label="学習済み")
+    expect(page.locator("#serve")).to_have_text(re.compile(r"^aift serve \S+ --alias [a-z0-9][\w.-]*$"))
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     web.open(page, "/export?model=embedded-kotoha-tiny")
     expect(page.locator("#folder")).to_contain_text(str(tmp_path / "models"))

@@ -193,6 +193,26 @@ def test_what_no_repair_changes_makes_no_data(web: Web, page: Any):
     assert kept(web) == [id]
 
 
+def test_columns_without_a_meaning_are_chosen_before_anything_else(web: Web, page: Any):
+    """A table without headings says how it is mended; one column is not enough, and neither is trained on."""
+    from playwright.sync_api import expect
+
+    web.open(page, "/data")
+    drop(page, "お知らせ.csv", "お知らせ\n本日は休業です。\n".encode("cp932"))
+    uploaded(page)
+    expect(page.locator("#card .notice")).to_contain_text("列が 1 つしかありません")
+    expect(page.get_by_role("link", name="このデータで学習")).to_have_count(0)
+    web.open(page, "/data")
+    drop(page, "表.csv", "colA,colB\n定休日は？,水曜日です。\n".encode("cp932"))
+    uploaded(page)
+    expect(page.locator("#card .notice")).to_contain_text("1 行目を見出しとして読みました")
+    expect(page.get_by_role("link", name="このデータで学習")).to_have_count(0)
+    page.get_by_label("質問の列").select_option("colA")
+    page.get_by_label("回答の列").select_option("colB")
+    expect(page.get_by_role("link", name="このデータで学習")).to_be_visible(timeout=120_000)
+    expect(page.locator("#card .notice")).to_have_count(0)
+
+
 def test_pairs_stand_in_two_columns(web: Web, page: Any):
     from playwright.sync_api import expect
 

@@ -290,8 +290,8 @@ async def _plan(request: Request) -> Response:
     config = _whole(draft)
     if not await api.blocking(_is_here, config.model.name):  # a page that is opened asks no hub
         raise ModelError(
-            f"モデル {config.model.name} がこの PC にないため、計画できません（数字は概算です）。",
-            f"the model {config.model.name} is not on this PC, so there is no plan; the figures are rough.",
+            f"モデル {config.model.name} がこの PC にないため、計画できません（数字は概算です）。開始すると、先にダウンロードします。",
+            f"the model {config.model.name} is not on this PC, so there is no plan; the figures are rough. A start downloads it first.",
         )
     with tempfile.TemporaryDirectory(prefix="aift-web-") as folder:
         file = Path(folder) / CONFIG

@@ -10,7 +10,7 @@ const to = (path, more = {}) => {
   const query = new URLSearchParams({ ...more, ...(from ? { from } : {}) });
   return query.size ? `${path}?${query}` : path;
 };
-const SHIPPED = "embedded-kotoha-tiny", MODEL = "aift-tokens-model", SAID = "aift-data-said";
+const SHIPPED = "embedded-kotoha-tiny", MODEL = "aift-tokens-model", SAID = "aift-data-said", TABLE = /\.(csv|tsv|xlsx)$/i;
 let limits = null, shown = null, rows = null, chosen = null, last = null;
 
 const known = (key, other) => (t(key) === key ? other : t(key));
@@ -145,7 +145,7 @@ function card() {
   if (read.encoding) facts.push([t("encoding"), known(`encoding_${read.encoding}`, read.encoding)]);
   if (read.sheet !== null && read.sheets.length < 2) facts.push([t("sheet"), read.sheet]);
   replace($("card"), h("dl", { class: "facts" }, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-    read.form === "unknown" ? h("p", { class: "notice warn" }, t("choose_columns")) : null,
+    read.form === "unknown" ? h("div", { class: "notice warn" }, h("p", {}, t(read.columns.length < 2 ? "one_column" : "choose_columns")), TABLE.test(shown.shown) ? h("p", {}, t("no_heading")) : null) : null,
     h("div", { class: "fields" }, sheets(read), ...selects(read)),
     read.notes.length ? h("details", {}, h("summary", {}, t("notes", { n: read.notes.length })), h("ul", {}, read.notes.map((note) => h("li", {}, note[language === "ja" ? 0 : 1])))) : null,
     shown.shipped ? null : h("div", { class: "card-end" }, removing(shown)));
@@ -192,7 +192,7 @@ function findings() {
     button(null, h("span", {}, t("all"), " ", h("b", {}, number(shown.table.rows)))), found.map((item) => button(item.key, h("span", {}, nameOf(item), " ", h("b", {}, number(item.rows))), item.severity)))]
     : h("p", {}, h("span", { class: "badge good" }, t("clean"))),
   reasons.length ? h("details", {}, h("summary", {}, t("reasons")), h("ul", { class: "small" }, reasons)) : null,
-  h("div", { class: "then" },
+  shown.table.form === "unknown" ? null : h("div", { class: "then" },
     h("div", {}, h("label", { class: "inline", for: "split" }, box, t("split")), h("p", { class: "hint" }, shown.divided ? t("split_done", { train: number(shown.divided.train), eval: number(shown.divided.eval) }) : t("split_hint"))),
     h("div", { class: "actions" },
       h("a", { class: "button primary", href: to("/train", { data: id }) }, t(from ? "train_on" : "train")),

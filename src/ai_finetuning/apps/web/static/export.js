@@ -29,7 +29,7 @@ function show() {
     card.querySelector("button").disabled = !one || not;
     card.querySelector(".reason").textContent = not ? t("only_adapters") : "";
   }
-  $("serve").textContent = one ? line(["aift", "serve", one.name, "--alias", one.label.replace(/[^\w.-]+/g, "-")]) : "";
+  $("serve").textContent = one ? line(["aift", "serve", one.name, "--alias", alias(one)]) : "";
   if (one) command(["aift", ...(one.kind === "adapter" ? ["merge", one.name, "--out", `models/${one.label}-merged`] : ["bundle", one.name, "--out", `models/${one.label}-bundle`])]);
 }
 
@@ -37,6 +37,9 @@ function show() {
 function line(words) {
   return words.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`)).join(" ");
 }
+
+// What programs call it: of its name what a name of theirs may have, else its id.
+const alias = (one) => one.label.replace(/[^\w.-]+/g, "-").replace(/^[-_.]+|[-_.]+$/g, "") || one.id;
 
 const copier = (label, text) => copying(h("button", { type: "button" }, label), () => text);
 

@@ -87,11 +87,14 @@ function showState(update) {
   if (now === shown) return;
   shown = now;
   replace($("state"), badge(status));
+  $("no-points").textContent = t(at_work ? "no_points" : "no_points_ended");
   if (!at_work) announce(t(`state_${status}`));
   replace($("told"), told(update));
   replace($("actions"), actions(update));
 }
 
+// A reason without the name of its kind, where that is the toolkit's own: its text says it for people.
+const plain = (reason) => (reason ?? "").replace(/^(Usage|Data|InputNotFound|Hub|Diverged|OutOfMemory|Storage|RunLocked|Config|Model|Processes|Checkpoint)Error: /, "");
 const asked = (reason) => /^(PreemptedError|KeyboardInterrupt)/.test(reason ?? "");
 
 function told({ status, reason, gone, elsewhere, before, judged }) {
@@ -99,14 +102,14 @@ function told({ status, reason, gone, elsewhere, before, judged }) {
     return before.length ? [h("p", {}, t("waits_for")), h("ul", {}, before.map((one) => h("li", {}, one.id ? h("a", { href: `/runs/${one.id}` }, one.name) : one.name)))]
       : h("p", {}, t("waits_for_nobody"));
   }
-  if (status === "failed") return h("p", { class: "notice bad" }, t("failed_text", { reason: gone ? t("gone") : reason ?? "" }), "\n", t("can_go_on"));
+  if (status === "failed") return h("p", { class: "notice bad" }, t("failed_text", { reason: gone ? t("gone") : plain(reason) }), "\n", t("can_go_on"));
   if (status === "stopped") {
-    const why = elsewhere ? t("elsewhere") : asked(reason) ? null : reason;
+    const why = elsewhere ? t("elsewhere") : asked(reason) ? null : plain(reason);
     return h("p", { class: "notice warn" }, why ? `${why}\n` : null, elsewhere ? null : t("stopped_text"));
   }
   if (status !== "completed") return null;
   // A reason is that of a later training, which was to go on from here and has failed before its first step.
-  return [reason && !asked(reason) ? h("p", { class: "notice bad" }, t("going_on_failed", { reason })) : null,
+  return [reason && !asked(reason) ? h("p", { class: "notice bad" }, t("going_on_failed", { reason: plain(reason) })) : null,
     h("p", { class: "notice good" }, t(judged ? "judged_text" : "completed_text"))];
 }
 

@@ -73,6 +73,14 @@ WORDS = {
         "どの列が質問で、どの列が回答かを選んでください。",
         "Choose which column is the question and which the answer.",
     ),
+    "one_column": (
+        "列が 1 つしかありません。質問の列と回答の列が必要です。",
+        "There is only one column; questions and answers take one each.",
+    ),
+    "no_heading": (
+        "1 行目を見出しとして読みました。見出しのない表は、1 行目に「質問」「回答」のような見出しを加えて、もう一度置いてください。",
+        "The first row was read as headings. Where there are none, add a first row with headings such as question and answer, and bring the file again.",
+    ),
     "role_instruction": ("質問の列", "Column of questions"),
     "role_output": ("回答の列", "Column of answers"),
     "role_chosen": ("良い回答の列", "Column of chosen answers"),

@@ -62,7 +62,7 @@ WORDS = {
     "t_data": ("評価データ（{metric}）", "evaluation data ({metric})"),
     "t_prose": ("日本語の文章（文字あたりビット数）", "Japanese prose (bits per character)"),
     "m_exact": ("一致率", "exact match"),
-    "m_char_bigram_f1": ("2 文字ずつの一致度", "overlap of pairs of characters"),
+    "m_char_bigram_f1": ("隣り合う 2 文字の F1", "character bigram F1"),
     "w_improved": ("改善", "improved"),
     "w_worse": ("悪化", "worse"),
     "w_no difference": ("差は見えません", "no difference seen"),

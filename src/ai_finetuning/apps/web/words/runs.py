@@ -30,7 +30,10 @@ WORDS = {
     ),
     "stopped_text": ("途中で止まっています。続きから再開できます。", "It stopped half-way and can go on from there."),
     "failed_text": ("失敗しました: {reason}", "It failed: {reason}"),
-    "can_go_on": ("続きから再開できます。", "It can go on from where it last saved."),
+    "can_go_on": (
+        "原因を取り除けば、続きから再開できます。",
+        "Once the cause is gone, it can go on from where it last saved.",
+    ),
     "going_on_failed": (
         "続きからの学習は始まる前に失敗しました: {reason}",
         "Going on from here failed before it began: {reason}",
@@ -58,6 +61,7 @@ WORDS = {
     "best": ("最良 ステップ {step}", "Best: step {step}"),
     "best_line": ("最良 ステップ {step}（評価損失 {loss}）", "Best: step {step} (evaluation loss {loss})"),
     "no_points": ("最初のステップを待っています。", "Waiting for the first step."),
+    "no_points_ended": ("1 ステップも記録されていません。", "No step is recorded."),
     "samples": ("お試しの質問", "Sample questions"),
     "samples_none": (
         "お試しの質問はありません（評価データと、くわしい設定の training.evaluation.generate が必要です）。",
