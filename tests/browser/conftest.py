@@ -49,9 +49,9 @@ def absent(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    """Chromium of the system, for all tests."""
+    """Chromium of the system, for the tests of this folder: while it is there, playwright's event loop runs in this thread."""
     try:
         from playwright.sync_api import expect, sync_playwright
     except ImportError:

@@ -1,0 +1,1 @@
+"""The page in a real browser: its own package, so that the browser and its event loop end with these tests."""
