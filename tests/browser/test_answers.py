@@ -110,7 +110,6 @@ def test_an_export_is_written_into_the_folder_of_models(web: Web, page: Any, tmp
     expect(page.locator("#folder")).to_contain_text(str(tmp_path / "models"))
     expect(page.locator("[data-kind=merge] button")).to_be_disabled()
     expect(page.locator("[data-kind=merge]")).to_contain_text("統合は要りません")
-    expect(page.locator("#serve")).to_have_text("aift serve embedded:kotoha-tiny --alias kotoha-tiny")
     page.locator("[data-kind=bundle] button").click()
     made = page.get_by_role("article", name="持ち運び kotoha-tiny")
     expect(made).to_contain_text("完了", timeout=120_000)

@@ -171,7 +171,7 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
 
     # A training takes the device: the model goes at once, and the page says so.
     with _training(web):
-        expect(page.locator("#state")).to_contain_text("学習が始まったため", timeout=120_000)
+        expect(page.locator("#state")).to_contain_text("学習や作業が始まったため", timeout=120_000)
         assert _talkers(web) == []
         page.locator("#send").click()
         expect(page.locator("#notice")).to_contain_text("計算中のため")

@@ -20,7 +20,7 @@ from ..config.section import with_values
 from ..errors import PreemptedError, ProcessesError, ToolkitError
 from ..messages import described, trace
 from ..parallel.processes import STORE, launched, lost_a_peer
-from ..system.children import LAUNCHER
+from ..system.children import LAUNCHER, starter_lives
 
 # Between two looks at whether the process that started us is there.
 _PAUSE_SECONDS = 1.0
@@ -53,7 +53,7 @@ def main(folder: Path) -> NoReturn:
     else:
         code = 0
         atexit._run_exitfuncs()  # what trackers of the run still have to write
-    if not _lives(int(os.environ[LAUNCHER])):
+    if not starter_lives(int(os.environ[LAUNCHER])):
         _clean(folder)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -62,21 +62,12 @@ def main(folder: Path) -> NoReturn:
     os._exit(code)
 
 
-def _lives(launcher: int) -> bool:
-    """Whether the process that started this one is there."""
-    if os.name == "posix":
-        return os.getppid() == launcher
-    import psutil  # on Windows a process keeps its parent's number
-
-    return bool(psutil.pid_exists(launcher))
-
-
 def _end_with(launcher: int, folder: Path) -> None:
     """Ends this process some time after the one that started it: nobody would show what it says, or clean up."""
     from .launcher import GRACE, GRACE_SECONDS
     from .processes import remove_rows
 
-    while _lives(launcher):
+    while starter_lives(launcher):
         time.sleep(_PAUSE_SECONDS)
     remove_rows(folder)
     if callable(signal.getsignal(signal.SIGTERM)):  # a run that can take it saves and goes

@@ -22,7 +22,7 @@ from typing import Any
 from ..config.run_folder import CONSOLE
 from ..errors import DataError, InputNotFoundError, Reason, StorageError
 from ..messages import ANSI, displayable
-from ..system.children import isolated_environment, isolated_python
+from ..system.children import OWNER, isolated_environment, isolated_python
 from ..system.files import subfolders
 from . import launch, stop
 from .folder import read_run
@@ -203,7 +203,8 @@ def work(folder: Path) -> None:
     """
     job = _read(folder)
     said = dict(read_run(folder)["job"])
-    environment = isolated_environment() | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "AIFT_LANG": said["language"]}
+    told = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "AIFT_LANG": said["language"], OWNER: str(os.getpid())}
+    environment = isolated_environment() | told
     tell_phase(folder, "training")
     for step in job.steps[job.done :]:
         command = [*isolated_python("ai_finetuning"), *step.argv]

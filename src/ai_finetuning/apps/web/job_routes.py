@@ -27,6 +27,23 @@ def job_of(request: Request, kind: str) -> Job:
     return jobs.find(site_of(request).data, str(request.path_params["id"]), kind)
 
 
+def stop_route(kind: str, told: Callable[[Job], dict[str, Any]], at: str) -> Route:
+    """The route that ends a job.
+
+    Args:
+        kind: of the jobs.
+        told: a job as the screen's JSON.
+        at: the address below which it is.
+    """
+
+    async def stop(request: Request) -> JSONResponse:
+        from ...runs import jobs
+
+        return answer(told(await blocking(jobs.end, await blocking(job_of, request, kind))))
+
+    return Route(f"{at}/{{id}}/stop", stop, methods=["POST"])
+
+
 def routes(kind: str, told: Callable[[Job], dict[str, Any]]) -> list[Route]:
     """The routes that end a job and go on with it, below /api/KIND.
 
@@ -35,15 +52,10 @@ def routes(kind: str, told: Callable[[Job], dict[str, Any]]) -> list[Route]:
         told: a job as the screen's JSON.
     """
 
-    async def stop(request: Request) -> JSONResponse:
-        from ...runs import jobs
-
-        return answer(told(await blocking(jobs.end, await blocking(job_of, request, kind))))
-
     async def resume(request: Request) -> JSONResponse:
         from ...runs import jobs
 
         return answer(told(await blocking(jobs.again, await blocking(job_of, request, kind))))
 
-    at = f"/api/{kind}/{{id}}"
-    return [Route(f"{at}/stop", stop, methods=["POST"]), Route(f"{at}/resume", resume, methods=["POST"])]
+    at = f"/api/{kind}"
+    return [stop_route(kind, told, at), Route(f"{at}/{{id}}/resume", resume, methods=["POST"])]

@@ -22,6 +22,7 @@ from typing import Any
 from ...errors import ModelError, Reason, RunLockedError
 from ...messages import on_one_line
 from ...runs import devices
+from ...runs.jobs import FOLDER
 from ...system.children import isolated_environment, isolated_python
 
 MODULE = "ai_finetuning.apps.web.talker"
@@ -34,8 +35,8 @@ IDLED = Reason(
     "The model was closed because nobody asked for a while; the next question loads it again.",
 )
 TRAINING = Reason(
-    "学習が始まったため、会話のモデルを閉じました。学習が終わってから質問してください。",
-    "A training has started, so the model of this conversation was closed. Ask again once the training has ended.",
+    "学習や作業が始まったため、モデルを閉じました。終わってから質問してください。",
+    "A training or a job has started, so the model was closed. Ask again once it has ended.",
 )
 GAVE_WAY = Reason(
     "ほかのモデルのためにメモリーを空けたので、モデルを閉じました。次の質問で読み込み直します。",
@@ -182,6 +183,20 @@ def _seen(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
+def _busy(other: devices.Occupant) -> RunLockedError:
+    """Why no model is loaded beside somebody who computes."""
+    folder = Path(other.folder or "?")
+    if folder.parent.name == FOLDER and folder.name.startswith("serve-"):
+        return RunLockedError(
+            "API が動いているか、順番を待っているため、モデルを読み込みません。書き出しの画面で止めてから質問してください。",
+            "An API is at work or waits for its turn, so no model is loaded. Stop it on the screen Export, then ask again.",
+        )
+    return RunLockedError(
+        f"{folder} が計算中のため、モデルを読み込みません。終わってから質問してください。",
+        f"{folder} is computing, so no model is loaded. Ask again once it has ended.",
+    )
+
+
 def _died(code: int, log: Path) -> Reason:
     """Why a process ended that said nothing about it."""
     try:
@@ -227,11 +242,7 @@ class Workers:
         """
         found = await asyncio.to_thread(self.busy)
         if found:
-            folder = found[0].folder or "?"
-            raise RunLockedError(
-                f"{folder} が計算中のため、会話のモデルを読み込みません。終わってから質問してください。",
-                f"{folder} is computing, so no model is loaded for a conversation. Ask again once it has ended.",
-            )
+            raise _busy(found[0])
         known = self._workers.get(names)
         if known is not None and known.ended is None:
             return known
