@@ -31,6 +31,8 @@ from .state import State, state_of
 
 # In the folder of the data, where no listing of uploads or runs looks.
 FOLDER = ".jobs"
+# The kind of those that never end by themselves.
+API = "serve"
 _ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 # Characters at the end of a log among which a refusal is looked for, and of a reason.
 _TAIL, _REASON = 16_384, 1000
@@ -154,6 +156,11 @@ def find(data: Path, id: str, kind: str) -> Job:
     if not _ID.fullmatch(id) or not id.startswith(f"{kind}-") or folder.is_symlink() or not folder.is_dir():
         raise _none()
     return _read(folder)
+
+
+def kind_of(folder: Path) -> str | None:
+    """The kind of the job that has a folder; None for a folder of anything else."""
+    return folder.name.partition("-")[0] if folder.parent.name == FOLDER and _ID.fullmatch(folder.name) else None
 
 
 def listed(data: Path, kind: str, most: int = 50) -> list[Job]:

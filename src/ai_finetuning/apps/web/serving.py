@@ -9,23 +9,21 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from ...errors import RunLockedError, StorageError
+from ...runs import jobs
 from ...system.files import read_bounded
 from . import job_routes
 from .api import answer, blocking, body, status_of
 from .screens.chosen import chosen, slug
 from .site import Site, language_of, site_of
 
-if TYPE_CHECKING:
-    from ...runs.jobs import Job
-
-KIND = "serve"
+KIND = jobs.API
 _KEY, _TOLD, _LARGEST = "key", "ready.json", 65_536
 # Lines of what it has said that the page shows, and the newest jobs that are looked at.
 _LINES, _MOST = 40, 100
@@ -33,22 +31,18 @@ _LINES, _MOST = 40, 100
 
 def running(site: Site) -> list[dict[str, Any]]:
     """The APIs as the page shows them: of each model the newest one, unless somebody has stopped it."""
-    from ...runs import jobs
-
-    newest: dict[tuple[str, str], Job] = {}
+    newest: dict[tuple[str, str], jobs.Job] = {}
     for job in jobs.listed(site.data, KIND, _MOST):
         newest.setdefault(_model_of(job), job)
     return [told for told in map(_told, newest.values()) if told["status"] != "stopped"]
 
 
-def _model_of(job: Job) -> tuple[str, str]:
+def _model_of(job: jobs.Job) -> tuple[str, str]:
     of = dict(job.about["of"])
     return str(of["by"]), str(of["id"])
 
 
-def _told(job: Job) -> dict[str, Any]:
-    from ...runs import jobs
-
+def _told(job: jobs.Job) -> dict[str, Any]:
     status = status_of(job.state)
     ready = _ready(job.folder) if status == "running" else None
     return {
@@ -73,7 +67,7 @@ def _ready(folder: Path) -> dict[str, str] | None:
         return None
 
 
-def begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
+def begin(site: Site, values: Mapping[str, Any], language: str) -> jobs.Job:
     """Starts an API.
 
     Args:
@@ -83,7 +77,6 @@ def begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
         RunLockedError: this one has an API. ToolkitError: there is no such model, or a package is missing.
     """
     from ...export.serve_needs import validate_server
-    from ...runs import jobs
 
     choice = chosen(site, values)
     validate_server()

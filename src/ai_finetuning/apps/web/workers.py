@@ -21,8 +21,7 @@ from typing import Any
 
 from ...errors import ModelError, Reason, RunLockedError
 from ...messages import on_one_line
-from ...runs import devices
-from ...runs.jobs import FOLDER
+from ...runs import devices, jobs
 from ...system.children import isolated_environment, isolated_python
 
 MODULE = "ai_finetuning.apps.web.talker"
@@ -186,7 +185,7 @@ def _seen(future: asyncio.Future[Any]) -> None:
 def _busy(other: devices.Occupant) -> RunLockedError:
     """Why no model is loaded beside somebody who computes."""
     folder = Path(other.folder or "?")
-    if folder.parent.name == FOLDER and folder.name.startswith("serve-"):
+    if jobs.kind_of(folder) == jobs.API:
         return RunLockedError(
             "API が動いているか、順番を待っているため、モデルを読み込みません。書き出しの画面で止めてから質問してください。",
             "An API is at work or waits for its turn, so no model is loaded. Stop it on the screen Export, then ask again.",

@@ -5,7 +5,7 @@ import { language, t } from "./words.js";
 
 const NUMBERS = ["max_new_tokens", "temperature", "top_p", "top_k"];
 const KEPT = 20; // questions that a reload finds again
-let ids = [], runs = [], names = {}, turns = [], running = null;
+let ids = [], runs = [], names = {}, turns = [], running = null, asked = "";
 
 const place = () => `aift-compare-${ids.join()}`;
 const system = (run) => $(`system-${run.id}`).value;
@@ -22,10 +22,12 @@ export function showAsking({ runs: compared, ask }) {
     ids = now;
     turns = [];
     replace($("asked"));
-    replace($("ask-systems"), runs.map((run) => h("p", {}, h("label", { for: `system-${run.id}` }, t("system_of", { name: names[run.id] })),
-      h("textarea", { id: `system-${run.id}`, rows: "2", value: run.system ?? "" }))));
     JSON.parse(sessionStorage.getItem(place()) ?? "[]").forEach(restore);
   }
+  const these = JSON.stringify(runs);
+  if (these !== asked) replace($("ask-systems"), runs.map((run) => h("p", {}, h("label", { for: `system-${run.id}` }, t("system_of", { name: names[run.id] })),
+    h("textarea", { id: `system-${run.id}`, rows: "2", value: run.system ?? "" }))));
+  asked = these;
   after();
 }
 

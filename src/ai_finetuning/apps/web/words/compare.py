@@ -5,8 +5,8 @@ from __future__ import annotations
 WORDS = {
     "title": ("比較", "Compare"),
     "lead": (
-        "学習を 2 つ以上選ぶと、違う設定と損失を並べて比べます。",
-        "Choose two runs or more: their settings that differ, and their losses, side by side.",
+        "学習を 2 つ以上選ぶと、違う設定と損失を並べて比べ、同じ質問をできます。",
+        "Choose two runs or more: their settings that differ and their losses side by side, and one question to all.",
     ),
     "runs": ("学習", "Runs"),
     "no_runs": ("まだ学習がありません。", "There are no runs yet."),
