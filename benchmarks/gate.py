@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,10 +222,19 @@ def _examined(spec: Spec) -> Sequence[str]:
 def main() -> None:
     """Both precisions, or fp32 where that is measured; what the driver reads is the last line."""
     spec = read_spec()
+    tell(examine(spec, precision) for precision in _examined(spec))
+
+
+def tell(examined: Iterable[Any]) -> None:
+    """Examines, and tells the driver the findings, or why the gate stays shut (exit code 1).
+
+    Args:
+        examined: dataclasses with a refuse() that raises GateError; what making one raises shuts the gate too.
+    """
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # notices of the run go to the log
-    findings = [examine(spec, precision) for precision in _examined(spec)]
     try:
+        findings = list(examined)
         for obtained in findings:
             obtained.refuse()
     except GateError as error:

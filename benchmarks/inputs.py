@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.corpus import FIRST_WORD, SPECIALS, Document
 from benchmarks.shapes import Shape
@@ -30,7 +31,7 @@ def save_model(folder: Path, shape: Shape, *, device: str = "cpu", precision: st
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16)
     (model.float() if precision == "fp32" else model).save_pretrained(folder)
-    _tokenizer(shape.vocabulary).save_pretrained(folder)
+    word_tokenizer(shape.vocabulary).save_pretrained(folder)
     return folder
 
 
@@ -73,11 +74,12 @@ def save_random_shards(folder: Path, shape: Shape, *, device: str) -> Path:
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
     GenerationConfig.from_model_config(config).save_pretrained(folder)
-    _tokenizer(shape.vocabulary).save_pretrained(folder)  # last: where it lies, everything does
+    word_tokenizer(shape.vocabulary).save_pretrained(folder)  # last: where it lies, everything does
     return folder
 
 
-def _tokenizer(vocabulary: int):
+def word_tokenizer(vocabulary: int) -> Any:
+    """The tokenizer of the ids of corpus.py: one word a token, `w17` of 17, special tokens by their names."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,17 @@ def table(result: dict[str, Any]) -> str:
             f"{row['limit_share']:.0%} | {row['useful_slots']:.0%} | {row['peak_bytes'] / 2**20:.0f} MiB | "
             f"{row['ours_memory_ratio']:.2f} |"
         )
-    if any(row["contaminated_steps"] for row in result["summary"].values()):
-        lines += [
-            "",
-            "\\* other processes took more than 5 % of the machine in some of these steps: not a quiet measurement.",
-        ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *contamination(result)])
+
+
+def contamination(result: Mapping[str, Any]) -> list[str]:
+    """What a table says below it where a row has a star."""
+    if not any(row["contaminated_steps"] for row in result["summary"].values()):
+        return []
+    return [
+        "",
+        "\\* other processes took more than 5 % of the machine in some of these steps: not a quiet measurement.",
+    ]
 
 
 def _caption(result: dict[str, Any]) -> str:

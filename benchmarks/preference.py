@@ -25,9 +25,9 @@ from benchmarks import plot, ratios  # noqa: E402
 from benchmarks.inputs import save_model  # noqa: E402
 from benchmarks.pairs import KINDS, Pair, pairs, save_pairs  # noqa: E402
 from benchmarks.preference_gate import PAIRS, gate_pairs  # noqa: E402
-from benchmarks.rounds import Worker, WorkerError, machine, open_gate, run_rounds  # noqa: E402
+from benchmarks.rounds import Worker, WorkerError, circumstances, interpreters, open_gate, run_rounds  # noqa: E402
 from benchmarks.shapes import SHAPES, Shape  # noqa: E402
-from benchmarks.variants import OWN, PAIR_VARIANTS, PEERS, Variant  # noqa: E402
+from benchmarks.variants import PAIR_VARIANTS, PEERS, Variant  # noqa: E402
 from benchmarks.workers.channel import Spec  # noqa: E402
 
 PER_STEP = 8
@@ -90,23 +90,26 @@ def open_gates(given: argparse.Namespace, spec: Spec, made: Sequence[Pair], fold
     """
     found: dict[str, Any] = {}
     weights = folder / "gate.safetensors"
-    for name in given.variants:
-        variant = PAIR_VARIANTS[name]
-        if variant.worker == "ours":
-            own = replace(spec, micro_batch=2, weights=str(weights))
-            found[name] = open_gate(own, variant.settings, folder, given.threads, module="benchmarks.preference_gate")[
-                "findings"
-            ]
-            say(f"gate open: {name}: " + "; ".join(_told(finding) for finding in found[name]))
-    wanted = float(json.loads(_metadata(weights))["loss"])
-    few = replace(spec, documents=str(gate_pairs(spec, made[:PAIRS])), per_step=PAIRS, weights=str(weights), best=True)
-    few = replace(few, settings=("bf16=False",))
-    if any(PAIR_VARIANTS[name].worker == "trl_dpo" for name in given.variants):
+    own = replace(spec, micro_batch=2, weights=str(weights))
+    for name in _by(given, "ours"):
+        settings = PAIR_VARIANTS[name].settings
+        found[name] = open_gate(own, settings, folder, given.threads, module="benchmarks.preference_gate")["findings"]
+        say(f"gate open: {name}: " + "; ".join(_told(finding) for finding in found[name]))
+    if _by(given, "trl_dpo"):
+        few = replace(
+            spec,
+            documents=str(gate_pairs(spec, made[:PAIRS])),
+            per_step=PAIRS,
+            weights=str(weights),
+            best=True,
+            settings=("bf16=False",),
+        )
         peer = _worker("trl-gate", Variant("trl_dpo", PEERS, ""), few, given, folder)
         try:
             told = peer.ready()
         finally:
             peer.stop()
+        wanted = float(_metadata(weights)["loss"])
         off = {"loss": abs(told["loss"] - wanted) / wanted, "gradient": told["gradient"]}
         say(f"gate: TRL in fp32: loss {off['loss']:.1e}, gradient {off['gradient']:.1e}")
         if not all(value <= PEER_LIMIT for value in off.values()):
@@ -120,15 +123,16 @@ def gate_of(given: argparse.Namespace, shape: Shape) -> dict[str, Any]:
     """What open_gates() finds on dolly pairs, or has found: a quiet machine need not wait for it.
 
     Raises:
-        WorkerError: the gate is to be kept, and what it was opened for is not this commit's, or another variant is asked for.
+        WorkerError: the gate is to be kept, and what it was opened for is not this commit's, or another variant is asked for,
+            or the tree has changes that nobody can tell from others.
     """
     folder = given.work / f"preference-{given.model}-{given.method}-gate"
     path, commit = folder / "gate.json", plot.commit()
     if given.gate == "kept":
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        own = [name for name in given.variants if PAIR_VARIANTS[name].worker == "ours"]
-        if kept.get("commit") != commit or not {*own, "trl"} <= kept["findings"].keys():
-            raise WorkerError(f"{path} has no gate of {commit} for {' '.join(own)}: open it with --gate only")
+        needed = [*_by(given, "ours"), *(["trl"] if _by(given, "trl_dpo") else [])]
+        if "+" in commit or kept.get("commit") != commit or not kept["findings"].keys() >= {*needed}:
+            raise WorkerError(f"{path} has no gate of {commit} for {' '.join(needed)}: open it with --gate only")
         return dict(kept["findings"])
     made = pairs("dolly", PER_STEP, vocabulary=shape.vocabulary)
     save_pairs(folder / "pairs", made)
@@ -145,15 +149,20 @@ def _told(finding: Mapping[str, Any]) -> str:
     )
 
 
-def _metadata(path: Path) -> str:
+def _by(given: argparse.Namespace, worker: str) -> list[str]:
+    """The variants of a worker."""
+    return [name for name in given.variants if PAIR_VARIANTS[name].worker == worker]
+
+
+def _metadata(path: Path) -> dict[str, str]:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        return json.dumps(file.metadata())
+        return dict(file.metadata())
 
 
 def _worker(name: str, variant: Variant, spec: Spec, given: argparse.Namespace, folder: Path) -> Worker:
-    python = {OWN: sys.executable, PEERS: f"{given.peers}/bin/python"}[variant.environment]
+    python = interpreters([variant], {PEERS: given.peers})[variant.environment]
     return Worker(name, variant, spec, python=python, folder=folder, threads=given.threads)
 
 
@@ -240,21 +249,12 @@ def table(result: Mapping[str, Any]) -> str:
             f"| {result['labels'][name]} | {speed['median']:.0f} ({speed['min']:.0f} - {speed['max']:.0f}){mark} | {compared} "
             f"| {row['slots_per_token']:.2f} | {row['peak_bytes'] / 2**20:.0f} MiB | {row['ours_memory_ratio']:.2f} | {once} |"
         )
-    if any(row["contaminated_steps"] for row in result["summary"].values()):
-        lines += [
-            "",
-            "\\* other processes took more than 5 % of the machine in some of these steps: not a quiet measurement.",
-        ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *plot.contamination(result)])
 
 
 def publish(result: Mapping[str, Any]) -> Path:
     """Writes the table between its marks in docs/performance.md."""
-    name = f"preference-{result['model']}-{result['method']}-{result['kind']}"
-    begin, end = f"<!-- bench {name} -->", f"<!-- end {name} -->"
-    page = plot.PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(begin)
-    plot.PAGE.write_text(f"{before}{begin}\n\n{table(result)}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    plot.put(plot.PAGE, f"preference-{result['model']}-{result['method']}-{result['kind']}", table(result))
     return plot.PAGE
 
 
@@ -272,17 +272,14 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     if given.gate == "only":
         raise SystemExit(0)
     steps, versions, references = measure(given, spec, folder)
-    hardware = machine("cpu")
+    where = circumstances("cpu", load)
     tokens = sum(pair.tokens for pair in made)
     return {
         "model": given.model,
         "method": given.method,
         "kind": given.kind,
         "threads": given.threads,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": plot.commit(),
-        "hardware": hardware,
-        "load": {"before": load, "after": os.getloadavg()},
+        **where,
         "versions": versions,
         "pairs": {
             "count": len(made),
@@ -292,7 +289,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         },
         "gate": gates,
         "references": references,
-        "summary": summarise(steps, threads=given.threads, cores=hardware["cores"]),
+        "summary": summarise(steps, threads=given.threads, cores=where["hardware"]["cores"]),
         "labels": {name: PAIR_VARIANTS[name].label for name in given.variants},
         "steps": steps,
     }
@@ -305,10 +302,7 @@ def main() -> None:
         print(publish(json.loads(given.publish.read_text(encoding="utf-8"))))
         return
     given.until = time.monotonic() + given.seconds
-    if not Path(f"{given.peers}/bin/python").is_file():
-        raise SystemExit(
-            f"{given.peers}/bin/python does not exist; `make bench-peers-setup` makes the peers' environments."
-        )
+    interpreters((PAIR_VARIANTS[name] for name in given.variants), {PEERS: given.peers})
     try:
         result = benchmark(given)
     except WorkerError as error:

@@ -5,18 +5,15 @@ python -m benchmarks.preference_gate SPEC.json      # prints one JSON line, exit
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gate import GateError, Gradients, distance, gradients, reference_model
+from benchmarks.gate import GateError, Gradients, distance, gradients, reference_model, tell
 from benchmarks.pairs import Pair, read_pairs, save_pairs
 from benchmarks.workers.channel import Spec, read_spec
 
@@ -132,7 +129,12 @@ def examine(spec: Spec, precision: str, keep: Path | None = None) -> Findings:
 
     pairs = read_pairs(Path(spec.documents))[:PAIRS]
     small = replace(
-        spec, scratch=f"{spec.scratch}-gate", documents=str(gate_pairs(spec, pairs)), per_step=PAIRS, steps=[0]
+        spec,
+        scratch=f"{spec.scratch}-gate",
+        documents=str(gate_pairs(spec, pairs)),
+        per_step=PAIRS,
+        steps=[0],
+        precision=precision,
     )
     obtained: list[Findings] = []
 
@@ -140,9 +142,8 @@ def examine(spec: Spec, precision: str, keep: Path | None = None) -> Findings:
         obtained.append(_examine(run, small, pairs, precision, keep))
         raise Finished
 
-    overrides = [f"training.runtime.precision={precision}"] + (["model.dtype=float32"] if precision == "fp32" else [])
     try:
-        code = train(small, step, overrides)
+        code = train(small, step, [f"training.runtime.precision={precision}"])
     except Finished:
         return obtained[0]
     raise GateError(f"aift train ended with exit code {code} before its first step")
@@ -157,18 +158,8 @@ def main() -> None:
     """Both precisions; what the driver reads is the last line. The spec's `weights` names the file that fp32 leaves."""
     spec = read_spec()
     assert spec.weights is not None
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # notices of the run go to the log
-    try:
-        findings = [
-            examine(spec, precision, Path(spec.weights) if precision == "fp32" else None) for precision in LOSS_LIMITS
-        ]
-        for obtained in findings:
-            obtained.refuse()
-    except GateError as error:
-        print(json.dumps({"error": str(error)}), file=out, flush=True)
-        sys.exit(1)
-    print(json.dumps({"findings": [asdict(obtained) for obtained in findings]}), file=out, flush=True)
+    kept = {"fp32": Path(spec.weights)}
+    tell(examine(spec, precision, kept.get(precision)) for precision in LOSS_LIMITS)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.variants import Variant
+from benchmarks import plot
+from benchmarks.variants import OWN, Variant
 from benchmarks.workers.channel import Spec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,6 +196,34 @@ def machine(device: str) -> dict[str, Any]:
 
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def circumstances(device: str, load: Sequence[float]) -> dict[str, Any]:
+    """When a result was made, of which commit, on what, and beside how much else; `load` is the one before."""
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": plot.commit(),
+        "hardware": machine(device),
+        "load": {"before": load, "after": os.getloadavg()},
+    }
+
+
+def interpreters(variants: Iterable[Variant], folders: Mapping[str, str]) -> dict[str, str]:
+    """The Python of every environment.
+
+    Args:
+        folders: of the peers' environments, by their names.
+
+    Raises:
+        SystemExit: one that the variants need is not there, saying how to make it.
+    """
+    obtained = {OWN: sys.executable} | {name: f"{folder}/bin/python" for name, folder in folders.items()}
+    for name in {variant.environment for variant in variants}:
+        if not Path(obtained[name]).is_file():
+            raise SystemExit(
+                f"{obtained[name]} does not exist; `make bench-peers-setup` makes the peers' environments."
+            )
+    return obtained
 
 
 def run_rounds(

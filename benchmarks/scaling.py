@@ -24,7 +24,7 @@ if not __package__:  # as a script this file's folder would stand where the repo
     sys.path[0] = str(ROOT)
 
 from benchmarks import corpus, plot, ratios  # noqa: E402
-from benchmarks.rounds import WorkerError, machine  # noqa: E402
+from benchmarks.rounds import WorkerError, circumstances  # noqa: E402
 from benchmarks.shapes import SHAPES  # noqa: E402
 from benchmarks.workers.channel import versions  # noqa: E402
 
@@ -210,7 +210,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     documents = corpus.documents(vocabulary=SHAPES[given.model].vocabulary)
     load = os.getloadavg()
     raw = {method: measure(given, method, processes, documents) for method in given.methods}
-    hardware = machine(given.device)  # only now: on GPUs it starts CUDA
+    made = circumstances(given.device, load)  # only now: on GPUs it starts CUDA
     return {
         "model": given.model,
         "device": given.device,
@@ -220,13 +220,10 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         "micro_batch_tokens": given.tokens,
         "micro_batches": MICRO_BATCHES,
         "rounds": given.rounds,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": plot.commit(),
-        "hardware": hardware,
-        "load": {"before": load, "after": os.getloadavg()},
+        **made,
         "versions": versions(),
         "summary": {
-            method: summarise(part["turns"], processes=processes, cores=hardware["cores"])
+            method: summarise(part["turns"], processes=processes, cores=made["hardware"]["cores"])
             for method, part in raw.items()
         },
         "raw": raw,

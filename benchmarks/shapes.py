@@ -136,8 +136,9 @@ def _libraries(device: str, precision: str) -> dict[str, Callable[[Any, Any, Any
 
     obtained: dict[str, Callable[[Any, Any, Any], Any]] = {"torch": lambda x, w, out: torch.mm(x, w.t(), out=out)}
     if device == "cpu" and precision == "fp32":
-        pointwise = torch.ops.mkldnn._linear_pointwise
-        obtained["oneDNN"] = lambda x, w, out: pointwise(x, w, None, "none", [], "")
+        if torch.backends.mkldnn.is_available():
+            pointwise = torch.ops.mkldnn._linear_pointwise
+            obtained["oneDNN"] = lambda x, w, out: pointwise(x, w, None, "none", [], "")
         if why_not_openblas() is None:
             products = Products(OPENBLAS)
             obtained["OpenBLAS"] = lambda x, w, out: products.add(out, x, w.t())

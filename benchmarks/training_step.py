@@ -26,9 +26,17 @@ sys.path[0] = str(ROOT)
 from benchmarks import corpus, plot, ratios  # noqa: E402
 from benchmarks.inputs import save_documents, save_model  # noqa: E402
 from benchmarks.own import PRECISIONS  # noqa: E402
-from benchmarks.rounds import Worker, WorkerError, environment, machine, open_gate, run_rounds  # noqa: E402
+from benchmarks.rounds import (  # noqa: E402
+    Worker,
+    WorkerError,
+    circumstances,
+    environment,
+    interpreters,
+    open_gate,
+    run_rounds,
+)
 from benchmarks.shapes import SHAPES, flops_per_token  # noqa: E402
-from benchmarks.variants import FACTORY, GPU_ONLY, ON_GPU, OWN, PEERS, QUICK, STUDIES, VARIANTS  # noqa: E402
+from benchmarks.variants import FACTORY, GPU_ONLY, ON_GPU, PEERS, QUICK, STUDIES, VARIANTS  # noqa: E402
 from benchmarks.variants import groups as variant_groups  # noqa: E402
 from benchmarks.workers.channel import Spec  # noqa: E402
 
@@ -101,6 +109,8 @@ def _on_gpu(parser: argparse.ArgumentParser, given: argparse.Namespace) -> argpa
     """The command line with a GPU: models and methods, of which each may be narrowed to one."""
     if given.quick or given.plot:
         parser.error("--quick and --plot are for --device cpu; --device cuda takes under ten minutes and writes a JSON")
+    if given.precision != "bf16" or given.former is not None:
+        parser.error("--precision and --former are for --device cpu; --device cuda measures this commit in bf16")
     given.models = [given.model] if given.model else ["1b", "8b"]
     given.methods = [given.method] if given.method else list(METHODS)
     given.variants = given.variants or list(ON_GPU)
@@ -131,21 +141,6 @@ def build_spec(given: argparse.Namespace, folder: Path, model: Path, documents: 
         steps=corpus.picked_steps(len(documents) // per_step, warmup=given.warmup, counted=given.steps),
         precision=given.precision,
     )
-
-
-def interpreters(given: argparse.Namespace) -> dict[str, str]:
-    """The Python of every environment that the variants need.
-
-    Raises:
-        SystemExit: one that is not there, saying how to make it.
-    """
-    obtained = {OWN: sys.executable, PEERS: f"{given.peers}/bin/python", FACTORY: f"{given.peers_lf}/bin/python"}
-    for name in {VARIANTS[variant].environment for variant in given.variants}:
-        if not Path(obtained[name]).is_file():
-            raise SystemExit(
-                f"{obtained[name]} does not exist; `make bench-peers-setup` makes the peers' environments."
-            )
-    return obtained
 
 
 def ceiling(given: argparse.Namespace, spec: Spec, share: float) -> dict[str, float]:
@@ -208,7 +203,7 @@ def say(text: str) -> None:
 
 def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     """The whole run: inputs, gate, ceiling, rounds, ceiling."""
-    python = interpreters(given)
+    python = interpreters((VARIANTS[name] for name in given.variants), {PEERS: given.peers, FACTORY: given.peers_lf})
     shape = SHAPES[given.model]
     kind = "" if given.precision == "bf16" else f"-{given.precision}"
     folder = given.work / f"{given.model}-{given.method}-{given.device}{kind}"
@@ -251,17 +246,14 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         {name: [step for step in obtained if not step["warmup"]] for name, obtained in steps.items()}
         for steps in groups
     ]
-    hardware = machine(given.device)
+    made = circumstances(given.device, load)
     return {
         "model": given.model,
         "method": given.method,
         "precision": given.precision,
         "device": given.device,
         "threads": given.threads,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": plot.commit(),
-        "hardware": hardware,
-        "load": {"before": load, "after": os.getloadavg()},
+        **made,
         "versions": versions,
         "documents": {
             "count": count,
@@ -280,7 +272,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             flops=flops,
             ceiling=best * 1e9,
             threads=given.threads,
-            cores=hardware["cores"],
+            cores=made["hardware"]["cores"],
             device=given.device,
         ),
         "labels": {name: VARIANTS[name].label for name in given.variants},

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,8 @@ from typing import Any
 import psutil
 from tests.browser.conftest import ARGUMENTS, Web
 from tests.support.fake_run import begin, row, write
+
+from benchmarks.plot import commit
 
 RESULTS = Path(__file__).resolve().parent / "results" / "web.json"
 MIB = 1 << 20
@@ -60,13 +61,14 @@ def request(web: Web, path: str, body: Any = None, **headers: str) -> Any:
 
 
 def timed(work: Callable[[], Any]) -> float:
+    """Seconds of it."""
     begin_ = time.perf_counter()
     work()
     return time.perf_counter() - begin_
 
 
 def parts(size: int) -> Iterator[bytes]:
-    """A table of so many bytes."""
+    """A table of so many bytes, to a MiB."""
     yield "質問,回答\n".encode()
     line = "送料はいくらですか？,全国一律 500 円です。\n".encode()
     block = line * (MIB // len(line))
@@ -75,11 +77,13 @@ def parts(size: int) -> Iterator[bytes]:
 
 
 def memory(web: Web) -> float:
+    """MiB that the server has resident."""
     assert web.process is not None
     return round(psutil.Process(web.process.pid).memory_info().rss / MIB, 1)
 
 
 def spent(web: Web) -> float:
+    """CPU seconds of the server so far."""
     assert web.process is not None
     times = psutil.Process(web.process.pid).cpu_times()
     return times.user + times.system
@@ -133,6 +137,8 @@ def follow(browser: Any, web: Web) -> dict[str, float]:
         written = time.perf_counter()
         page = pages[-1]
         while f"ステップ {step} /" not in (page.locator("#left").text_content() or ""):
+            if time.perf_counter() - written > 60:
+                raise SystemExit(f"the page has not shown step {step} within a minute")
             time.sleep(0.01)
         late.append(time.perf_counter() - written)
         page.wait_for_timeout(max(0.0, 1000 * (written + 1 - time.perf_counter())))
@@ -224,9 +230,8 @@ def main() -> int:
     torch = any("/torch/" in path for path in libraries)
     web.end()
     shutil.rmtree(folder, ignore_errors=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     rounded = {name: float(f"{value:.3g}") for name, value in found.items()}
-    told = {"commit": commit.stdout.strip(), "load": os.getloadavg()[0], "torch_in_the_server": torch, **rounded}
+    told = {"commit": commit(), "load": os.getloadavg()[0], "torch_in_the_server": torch, **rounded}
     text = json.dumps(told, indent=1)
     RESULTS.write_text(text + "\n", encoding="utf-8")
     print(text)

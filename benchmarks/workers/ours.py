@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.corpus import PAD
 from benchmarks.own import train
-from benchmarks.workers.channel import Channel, Spec, read_spec
+from benchmarks.workers.channel import Channel, Spec, TokenCounter, read_spec
 
 
 def main() -> None:
@@ -20,10 +21,12 @@ def main() -> None:
     waiting = list(spec.steps)
     reference = time_references() if spec.pairs else {}
     worth: dict[int, int] = {}
+    counted: list[TokenCounter] = []
 
     def step(run: Any, original: Callable[[Any, Any], Any]) -> Any:
         # What the loop does between two steps (records, the next batch) belongs to the step's time, as with the peers.
         if len(waiting) == len(spec.steps):
+            counted.append(TokenCounter(run.model, PAD))
             facts: dict[str, Any] = {"device_name": str(run.strategy.device)}
             if spec.pairs:
                 facts |= {"order": pairs_of_steps(run, spec, worth), "reference": reference}
@@ -34,8 +37,8 @@ def main() -> None:
         data, _ = next_step(run)
         outcome = original(run, data)
         pending.update(
-            tokens=worth.get(index, outcome.tokens),
-            slots=sum(batch.input_ids.numel() for batch in data.group),
+            tokens=worth[index] if spec.pairs else outcome.tokens,
+            slots=counted[0].take()["slots"],  # not the batches' own: their padding is not computed
             loss=outcome.loss,
         )
         if not waiting:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.variants import LIGER
@@ -15,19 +17,18 @@ def main() -> None:
     channel = Channel(spec.device)
     rows = spec.rows_per_step if spec.best else spec.per_step
     pick_steps(spec, rows)
-    best = {}
+    settings: dict[str, Any] = {"bf16": spec.precision == "bf16"}  # its own default is bf16
     if spec.best:
-        best = {
+        settings |= {
             "packing": True,
             "max_length": spec.pack_tokens,
             "gradient_checkpointing": spec.checkpointing,
             "use_liger_kernel": LIGER in spec.kernels,
-            "bf16": spec.precision == "bf16",
         }
     SFTTrainer(
         # A path, as its documentation writes it, is loaded in fp32; a model keeps the dtype that it was saved in.
         model=load(spec) if spec.best or spec.method == "qlora" else spec.model,
-        args=SFTConfig(**arguments(spec, rows), **in_order(), **best),
+        args=SFTConfig(**arguments(spec, rows), **in_order(), **settings),
         train_dataset=dataset(spec),
         peft_config=lora(spec),
         callbacks=[Stepper(channel)],

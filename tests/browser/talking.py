@@ -16,19 +16,13 @@ def make_run(folder: Path, *, system: str = SYSTEM, seed: int = 1, base: str = B
         seed: of its weights.
         base: a model like the embedded one.
     """
-    import torch
+    from tests.support.adapters import with_changing_adapter
 
     from ai_finetuning.inference.session import open_model
     from ai_finetuning.japanese.default_system import with_default_system
-    from ai_finetuning.models.adapters import add_lora
 
     opened = open_model(base)
-    torch.manual_seed(seed)
-    model = add_lora(opened.model, r=4, alpha=64)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(0, 0.1)
+    model = with_changing_adapter(opened.model, seed=seed)
     model.peft_config["default"].base_model_name_or_path = base
     folder.mkdir(parents=True)
     model.save_pretrained(folder)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.browser.conftest import Web
+from tests.support.systems import needs_sigkill
 
 ROWS = [
     ["番号", "お問い合わせ", "正解", "備考"],
@@ -38,7 +37,7 @@ def _read(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@needs_sigkill
 def test_answers_go_on_through_a_reload_and_a_killed_server(web: Web, page: Any, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import urllib.error
@@ -14,6 +13,7 @@ import pytest
 from tests.browser.conftest import Web
 from tests.browser.test_access import findings
 from tests.support.servers import needs_server
+from tests.support.systems import needs_sigkill
 
 from ai_finetuning.inference.session import open_model
 from ai_finetuning.models.generation import generate_answers
@@ -31,7 +31,7 @@ def _asked(words: list[str], key: str, **more: Any) -> str:
 
 
 @needs_server
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@needs_sigkill
 def test_an_api_starts_by_a_button_outlives_its_page_and_is_stopped(web: Web, page: Any) -> None:
     from playwright.sync_api import expect
 

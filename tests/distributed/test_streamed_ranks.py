@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -37,8 +38,7 @@ def train(rank: int, model: Path, folder: Path, ranks: int) -> list[list[list[in
         taken.append(rows)
         return batches
 
-    StreamedLoader.micro_batches = noted  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(StreamedLoader, "micro_batches", noted):
         extra: dict[str, Any] = {} if ranks == 1 else {"parallel": ParallelConfig(strategy="ddp")}
         train_lora(
             model,
@@ -49,8 +49,6 @@ def train(rank: int, model: Path, folder: Path, ranks: int) -> list[list[list[in
             schedule={"max_steps": STEPS},
             **extra,
         )
-    finally:
-        StreamedLoader.micro_batches = usual  # type: ignore[method-assign]
     return taken
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.support.commands import call, environment, spawn, write_run
 from tests.support.models import build_tokenizer
+from tests.support.systems import needs_terminal
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +378,7 @@ def test_a_cp932_console_never_crashes(tmp_path: Path, tiny_model_dir: Path):
             done.stdout.decode("cp932")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@needs_terminal
 def test_a_terminal_shows_a_bar_and_messages_stand_above_it(tmp_path: Path, tiny_model_dir: Path):
     import os
     import pty

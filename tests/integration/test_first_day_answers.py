@@ -19,6 +19,7 @@ from tests.support.batches import batches
 from tests.support.commands import call, environment, start
 from tests.support.patience import patience, until
 from tests.support.runs import train_lora
+from tests.support.systems import needs_terminal
 
 from ai_finetuning import DataConfig, JapaneseModel, LoRAFinetuningTrainer
 from ai_finetuning.apps.cli.answers import print_comparison
@@ -436,7 +437,7 @@ def test_a_record_that_others_may_have_put_there_is_not_read(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+@needs_terminal
 def test_ctrl_c_in_a_terminal(kotoha: str):
     """The first ends the answer, the one at the prompt the program."""
     import pty

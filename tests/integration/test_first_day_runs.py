@@ -18,6 +18,7 @@ from tests.support.commands import call, environment, spawn, write_run
 from tests.support.models import save_tiny_model
 from tests.support.patience import until
 from tests.support.runs import losses, train_lora, weights_digest
+from tests.support.systems import needs_terminal
 
 from ai_finetuning.config.fields import fields_of, section_class
 from ai_finetuning.config.plain import to_plain
@@ -361,7 +362,7 @@ def test_a24_ctrl_c_is_answered_at_once_and_called_an_interruption(
     assert run_json(tmp_path / "my outputs")["status"] == "stopped"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a terminal of this kind")
+@needs_terminal
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a24_ctrl_c_typed_into_a_terminal(tmp_path: Path, tiny_model_dir: Path, processes: int):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.commands import call, environment, write_run
 from tests.support.patience import patience
+from tests.support.systems import needs_terminal
 
 from ai_finetuning.apps.cli import start as start_verb
 from ai_finetuning.config.load import load_config
@@ -119,7 +120,7 @@ WORDS = {
 }
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@needs_terminal
 @pytest.mark.parametrize("language", ["ja", pytest.param("en", marks=pytest.mark.slow)])
 def test_start_asks_sheet_columns_model_and_length_in_a_terminal(tmp_path: Path, language: str):
     """Enter takes what is recommended; nothing is overwritten without a yes; 80 columns are enough."""
@@ -169,7 +170,7 @@ def test_start_asks_sheet_columns_model_and_length_in_a_terminal(tmp_path: Path,
     assert not (tmp_path / "outputs").exists()  # the steps that were tried left nothing
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@needs_terminal
 def test_start_is_left_by_the_end_of_input_without_a_trace(tmp_path: Path):
     import pexpect
 
@@ -336,7 +337,7 @@ def test_a28_the_first_word_comes_at_once_and_a_mistyped_name_is_refused_before_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@needs_terminal
 def test_no_bar_of_a_library_stands_between_our_lines_in_a_terminal(tmp_path: Path, kotoha: str):
     import pexpect
 

@@ -185,6 +185,6 @@ def test_the_best_weights_are_those_that_tell_the_answers_apart(
     for row in steps:
         assert row["loss"] > 2 * row["nll_loss"] > 4
     best = min(evaluations, key=lambda row: row["eval_loss"])
-    if best["step"]:
-        kept = json.loads((tmp_path / "run" / CHECKPOINTS / BEST / BEST_NOTE).read_text(encoding="utf-8"))
-        assert (kept["step"], kept["eval_loss"]) == (best["step"], best["eval_loss"])
+    assert best["step"] > 0
+    kept = json.loads((tmp_path / "run" / CHECKPOINTS / BEST / BEST_NOTE).read_text(encoding="utf-8"))
+    assert (kept["step"], kept["eval_loss"]) == (best["step"], best["eval_loss"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 from tests.support.commands import call, write_run
 
+from ai_finetuning.config.run_folder import LAUNCH
 from ai_finetuning.errors import Reason
-from ai_finetuning.execution import build, derived
+from ai_finetuning.execution import build, derived, processes
+from ai_finetuning.execution.launcher import Ended
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.products import OPENBLAS, TORCH, why_not_openblas
 from ai_finetuning.models import fused
@@ -34,6 +38,21 @@ def interrupted(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, *ove
 def recorded(folder: Path, name: str = "kernels") -> str:
     run: dict[str, Any] = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
     return str(run["derived"][name])
+
+
+@contextlib.contextmanager
+def computers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """What makes this computer one with so many cores, where nobody has asked for a number of threads."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def computer(number: int) -> None:
+        for module in (build, cores, processes):
+            monkeypatch.setattr(module, "physical_cores", lambda: number)
+        torch.set_num_threads(number)
+
+    with cores.threads_kept():
+        yield computer
 
 
 def test_a_new_run_in_fp32_takes_the_fused_blocks_to_its_end(
@@ -83,17 +102,7 @@ def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
 def test_threads_stay_those_of_the_run_and_are_refused_where_cores_are_missing(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Any
 ):
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def computer(number: int) -> None:
-        """One with so many cores."""
-        monkeypatch.setattr(build, "physical_cores", lambda: number)
-        monkeypatch.setattr(cores, "physical_cores", lambda: number)
-        torch.set_num_threads(number)
-
-    before = torch.get_num_threads()
-    try:
+    with computers(monkeypatch) as computer:
         computer(2)
         config = interrupted(tmp_path, tiny_model_dir, monkeypatch)
         assert int(recorded(tmp_path, "threads")) == 2
@@ -101,6 +110,8 @@ def test_threads_stay_those_of_the_run_and_are_refused_where_cores_are_missing(
         assert call("train", config, AUTO) == 78
         assert "this run began with 2 threads, and 1 cores can be used here" in logged()
         computer(3)
+        assert call("plan", config, AUTO, "--pilot") == 0
+        assert torch.get_num_threads() == 3  # as the program had it
         with monkeypatch.context() as patch:
             patch.setenv("AIFT_FAULT", "step:term@5")
             assert call("train", config, AUTO) == 75
@@ -111,5 +122,32 @@ def test_threads_stay_those_of_the_run_and_are_refused_where_cores_are_missing(
         assert call("train", config, AUTO) == 0
         assert "began with 2 threads and goes on with 1, as asked" in logged()
         assert int(recorded(tmp_path, "threads")) == 1
-    finally:
-        torch.set_num_threads(before)
+
+
+def test_threads_that_the_processes_cannot_have_are_refused_before_any_starts(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Any
+):
+    """Started, each would take its share of the cores for a number that somebody has asked for, and go on with it."""
+    started: list[int | None] = []
+
+    def launch(*_: Any, threads: int | None, **__: Any) -> Ended:
+        """In place of the processes, which this test does not need."""
+        started.append(threads)
+        return Ended(0, -15, stopped=True)
+
+    monkeypatch.setattr(processes, "launch", launch)
+    with computers(monkeypatch) as computer:
+        computer(2)
+        config = interrupted(tmp_path, tiny_model_dir, monkeypatch)
+        resumed = ("train", config, AUTO, "--cpu-processes", "2")
+        computer(3)  # one a process
+        assert call(*resumed) == 78
+        assert "this run began with 2 threads, and 1 cores can be used here" in logged()
+        assert not started
+        assert not (tmp_path / "out" / LAUNCH).exists()
+        computer(4)
+        assert call(*resumed) == 75
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # somebody's own number is not refused
+        computer(2)
+        assert call(*resumed) == 75
+        assert started == [2, 2]

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.support.systems import needs_terminal
 from tests.support.terminal import Terminal, assert_tables_fit
 
-pytestmark = [pytest.mark.skipif(os.name == "nt", reason="a pseudo-terminal of POSIX")]
+pytestmark = needs_terminal
 TERMINALS = [
     pytest.param(("ja", 80), id="ja-80"),
     pytest.param(("en", 120), id="en-120", marks=pytest.mark.slow),

@@ -21,6 +21,7 @@ from ai_finetuning.system.children import isolated_environment, isolated_python
 from tests.support.commands import call, environment, start, write_run
 from tests.support.patience import patience, until
 from tests.support.runs import losses
+from tests.support.systems import needs_sigkill
 
 SHORT = ("--cpu-processes", "2", "training.num_epochs=1", "training.save_steps=100")
 LINUX = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc/net/tcp")
@@ -172,7 +173,7 @@ def of_a_run(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+@needs_sigkill
 def test_a_killed_start_leaves_no_process_no_row_and_no_store(tmp_path: Path, tiny_model_dir: Path):
     """The processes notice it, save and go; the run can be continued."""
     script, out, temporary = tmp_path / "script.py", tmp_path / "out", tmp_path / "tmp"

@@ -98,7 +98,6 @@ TESTED_BY = {
     "apps.cli.json_out": "unit/apps/test_json_out.py",
     "apps.cli.data_table": "unit/data/test_paged.py",
     "data.doctor.table": "unit/data/test_paged.py",
-    "apps.web.children": "browser/test_gate.py",
     **{f"apps.web.screens.{name}": "browser/test_gate.py" for name in _SCREENS},
     **{f"apps.web.words.{name}": "browser/test_gate.py" for name in (*_SCREENS, "shell")},
     "runs.recorded": "integration/test_first_day_runs.py",

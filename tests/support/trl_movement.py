@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.corpus import BOS, EOS, FIRST_WORD, PAD, SPECIALS
+from benchmarks.corpus import BOS, EOS, FIRST_WORD, SPECIALS
 from torch import Tensor, nn
+
+from tests.support.models import build_model
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "trl_movement.json"
 STEPS, PER_STEP, SIGNS = 3, 4, 32
@@ -126,24 +128,8 @@ def mismatched(name: str) -> list[tuple[list[int], list[int]]]:
 
 def plain_model() -> Any:
     """A Llama whose weights numpy has drawn: the same everywhere."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=PAD,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
-    ).float()
+    model = build_model("llama", vocab_size=VOCABULARY, hidden_size=32).float()
+    model.set_attn_implementation("eager")
     draw(model, seed=1, spread=0.15)
     return model
 
@@ -210,7 +196,7 @@ class Recorded:
 
 def train(name: str, method: str, folder: Path) -> Recorded:
     """TRL's trainer on a case."""
-    from benchmarks.inputs import _tokenizer
+    from benchmarks.inputs import word_tokenizer
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -259,7 +245,7 @@ def train(name: str, method: str, folder: Path) -> Recorded:
         model=plain_model(),
         args=config,
         train_dataset=Dataset.from_list(_texts(rows, marked=case.trainer == "kto")),
-        processing_class=_tokenizer(VOCABULARY),
+        processing_class=word_tokenizer(VOCABULARY),
         callbacks=[Record()],
         **given,
     )

@@ -12,7 +12,7 @@ from ..engine.loop import advance
 from ..engine.step import next_step, step_with_retry
 from ..messages import notice, speak
 from ..planner.speed import PILOT, Speed
-from ..system.cores import use_physical_cores
+from ..system.cores import threads_kept, use_physical_cores
 from ..system.gpu import clear_gpu_memory, memory_growth
 from .build import build
 from .preference import pretend_references
@@ -41,7 +41,7 @@ def try_steps(plan: RunPlan) -> RunPlan:
     notice(f"{STEPS} ステップだけ試しています（何も保存しません）。", f"trying {STEPS} steps (nothing is kept).")
     use_physical_cores()
     measured: list[tuple[float, int]] = []
-    with saying_that_it_prepares():
+    with threads_kept(), saying_that_it_prepares():  # a resumed run's number is not the next run's
         held = memory_growth(plan.device, lambda: measured.extend(_steps(plan)))
     clear_gpu_memory()
     counted = measured[1:] or measured

@@ -58,9 +58,8 @@ def run_processes(plan: RunPlan, second_step: Timeline | None = None) -> None:
     threads = plan.taken.get("threads")
     if plan.device.type == "cpu" and not threads_are_chosen():
         each = max(1, physical_cores() // processes)
-        threads_of(
-            threads, each, each, chosen=False
-        )  # refuses more than there are, which the processes would take as asked
+        # Refuses more than there are: each process takes the launcher's number for one that somebody has asked for.
+        threads_of(threads, each, each, chosen=False)
     folder = Path(plan.summary.output_dir) / LAUNCH
     OutputFolder(folder.parent, keep=2).validate_free()
     shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,6 @@ rank in the environment.
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from ..errors import PreemptedError, ProcessesError, ToolkitError
 from ..messages import described, trace
 from ..parallel.processes import STORE, launched, lost_a_peer
 from ..system.children import LAUNCHER, starter_lives
+from ..system.leaving import leave
 
 # Between two looks at whether the process that started us is there.
 _PAUSE_SECONDS = 1.0
@@ -52,14 +52,10 @@ def main(folder: Path) -> NoReturn:
         code = tell(folder / launch.ERROR, error)
     else:
         code = 0
-        atexit._run_exitfuncs()  # what trackers of the run still have to write
     if not starter_lives(int(os.environ[LAUNCHER])):
         _clean(folder)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # At once. After an error neither threads nor the process group may wait for processes that wait for this one; and
-    # an interpreter that ends beside native threads can abort ("terminate called without an active exception").
-    os._exit(code)
+    # After an error neither threads nor the process group may wait for processes that wait for this one.
+    leave(code, orderly=code == 0)
 
 
 def _end_with(launcher: int, folder: Path) -> None:

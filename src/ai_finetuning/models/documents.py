@@ -534,9 +534,8 @@ def why_no_forks(path: VarlenForward, *, autocast: torch.dtype | None, longest: 
                     apart = watched.worst_gradient()
     except Unsuited as error:
         return error.reason
-    except (
-        Exception
-    ) as error:  # FlexAttention's compiler, or a model's own code; tests hold that our own ways take forks
+    # FlexAttention's compiler, or a model's own code, however it says so; tests hold that our own ways take forks.
+    except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         text = f"{type(error).__name__}: {str(error)[:100]}"

@@ -66,8 +66,9 @@ def rough(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> Rou
         model: its config.json; None where the model is not on this PC.
     """
     training, share = config.training, config.data.eval
-    eval_rows = round(share * rows.count) if isinstance(share, float) else 0
-    count = min(rows.count, config.data.max_samples or rows.count) - eval_rows
+    used = min(rows.count, config.data.max_samples or rows.count)
+    eval_rows = round(share * used) if isinstance(share, float) else 0  # of the rows that max_samples leaves
+    count = used - eval_rows
     row = _row_tokens(config, rows)
     a_step = training.batch_size * training.gradient_accumulation_steps
     packed = max(1, config.data.max_length // row) if config.data.packing else 1

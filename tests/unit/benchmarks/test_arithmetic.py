@@ -43,12 +43,12 @@ def test_documents_are_seeded_and_inside_the_vocabulary():
 
 def test_text_and_ids_are_the_same_documents(tmp_path):
     """A variant that tokenizes the text gets the ids that the other variants are given."""
-    from benchmarks.inputs import _tokenizer
+    from benchmarks.inputs import word_tokenizer
 
     corpus = documents(16, vocabulary=200)
     save_documents(tmp_path, corpus)
     assert read_documents(tmp_path) == corpus
-    tokenizer = _tokenizer(200)
+    tokenizer = word_tokenizer(200)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     for row, item in zip(rows, corpus, strict=True):
         messages = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]

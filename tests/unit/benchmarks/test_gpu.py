@@ -189,6 +189,8 @@ def test_without_a_gpu_the_command_ends_with_69_and_a_sentence(tmp_path: Path, m
     [
         (["--device", "cuda", "--model", "small"], "measures 1b and 8b"),
         (["--device", "cuda", "--quick"], "for --device cpu"),
+        (["--device", "cuda", "--precision", "fp32"], "for --device cpu"),
+        (["--device", "cuda", "--former", "."], "for --device cpu"),
         (["--device", "cuda", "--variants", "ours", "naive"], "naive is for --device cpu"),
         (["--device", "cuda", "--variants", "unsloth"], "needs `ours`"),
         (["--variants", "ours", "unsloth"], "needs --device cuda"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from benchmarks import preference, preference_gate
 from benchmarks.corpus import EOS
-from benchmarks.inputs import _tokenizer
+from benchmarks.inputs import word_tokenizer
 from benchmarks.pairs import KINDS, LENGTHS, Pair, lengths_of, pairs, read_pairs, save_pairs
+from benchmarks.rounds import WorkerError
+from benchmarks.shapes import SHAPES
 from benchmarks.variants import PAIR_VARIANTS
 from tests.support.models import build_model
 
@@ -22,7 +25,7 @@ def test_text_and_ids_are_the_same_pairs(kind: str, tmp_path: Path):
     made = pairs(kind, 6, vocabulary=200)
     assert made == pairs(kind, 6, vocabulary=200) != pairs(kind, 6, vocabulary=200, seed=1)
     assert read_pairs(save_pairs(tmp_path, made)) == made
-    tokenizer = _tokenizer(200)
+    tokenizer = word_tokenizer(200)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     for row, pair in zip(rows, made, strict=True):
         for name, whole in zip(("chosen", "rejected"), pair.sides(), strict=True):
@@ -85,3 +88,39 @@ def test_a_loss_that_is_another_one_keeps_the_gate_shut():
     found = preference_gate.Findings("fp32", 2e-5, 1e-6, 1e-6, "w", 0.0)
     with pytest.raises(preference_gate.GateError, match="loss 2"):
         found.refuse()
+
+
+def test_a_kept_gate_is_that_of_a_commit_and_of_the_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The gate of our own variants needs no TRL; one of changes that nobody has committed says nothing."""
+    folder = tmp_path / "preference-tiny-lora-gate"
+    folder.mkdir()
+    given = Namespace(gate="kept", work=tmp_path, model="tiny", method="lora", variants=["ours"])
+    for of, now, variants, kept in (
+        ("abc", "abc", ["ours"], True),
+        ("abc", "abc", ["ours", "trl"], False),
+        ("abc", "abd", ["ours"], False),
+        ("abc+changes", "abc+changes", ["ours"], False),
+    ):
+        (folder / "gate.json").write_text(json.dumps({"commit": of, "findings": {"ours": []}}), encoding="utf-8")
+        monkeypatch.setattr(preference.plot, "commit", lambda now=now: now)
+        given.variants = variants
+        if kept:
+            assert preference.gate_of(given, SHAPES["tiny"]) == {"ours": []}
+        else:
+            with pytest.raises(WorkerError, match="open it with --gate only"):
+                preference.gate_of(given, SHAPES["tiny"])
+
+
+def test_a_table_without_a_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = tmp_path / "page.md"
+    page.write_text("text\n", encoding="utf-8")
+    monkeypatch.setattr(preference.plot, "PAGE", page)
+    monkeypatch.setattr(preference, "table", lambda result: "a table")
+    result = {"model": "tiny", "method": "lora", "kind": "dolly"}
+    with pytest.raises(SystemExit, match="no place for this result"):
+        preference.publish(result)
+    page.write_text(
+        "<!-- bench preference-tiny-lora-dolly -->\n<!-- end preference-tiny-lora-dolly -->\n", encoding="utf-8"
+    )
+    preference.publish(result)
+    assert "a table" in page.read_text(encoding="utf-8")

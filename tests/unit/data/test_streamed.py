@@ -183,8 +183,9 @@ def test_other_files_at_the_place_are_refused(files: list[Path], tiny_tokenizer:
     assert resumed.micro_batches(0, 2, 2)
     fewer = loader_of([write(tmp_path / "fewer.jsonl", map(row, range(15)))], tiny_tokenizer)
     fewer.go_to(0, 2, position)
-    with pytest.raises(DataError, match=r"a\.jsonl:9, is not where it was"):
-        fewer.micro_batches(0, 2, 2)
+    for _ in range(2):  # also where somebody asks again
+        with pytest.raises(DataError, match=r"a\.jsonl:9, is not where it was"):
+            fewer.micro_batches(0, 2, 2)
 
 
 @pytest.mark.parametrize(

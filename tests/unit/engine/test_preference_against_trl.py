@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,7 @@ def train(name: str, method: str, way: str) -> Trained:
             wrapped.zero_grad()
             loss.begin()
             if loss.has_rest:
-                others_of_step = loader.other_answers(0, 0, 3)
-                loss.find_rest(strategy, lambda batches=others_of_step: strategy.score(batches))  # type: ignore[misc]
+                loss.find_rest(strategy, partial(strategy.score, loader.other_answers(0, 0, 3)))
             result.losses.append(float(strategy.forward_backward(loader.micro_batches(0, 0, 3), trl.PER_STEP)))
             with torch.no_grad():
                 for weight in trl.trained(wrapped).values():

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-import torch
+from tests.support.adapters import with_changing_adapter
 
 from ai_finetuning.inference.session import OpenModel, open_model
 from ai_finetuning.inference.side_by_side import Asked, Side, answer_side_by_side
-from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.generation import generate_answers
 
 QUESTION = "日本の首都はどこですか。"
@@ -21,12 +20,7 @@ LONG = {"max_new_tokens": 24, "min_new_tokens": 24}
 def opened() -> OpenModel:
     """The embedded model with an adapter that changes its answers, biases among what it changes."""
     found = open_model("embedded:kotoha-tiny", dtype="float32")
-    torch.manual_seed(3)
-    model = add_lora(found.model, r=4, alpha=32)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(0, 0.05)
+    model = with_changing_adapter(found.model, alpha=32, spread=0.05, seed=3)
     return OpenModel(model.eval(), found.tokenizer, found.base_name, has_adapter=True)
 
 

@@ -3,7 +3,6 @@
 // emulator only; tests/unit/kernels/test_other_processors.py compiles it. It prints the largest relative distance and its
 // name: of the loss to the same formulas in double, and of every gradient to their slope along random directions.
 #include <map>
-#include <string>
 
 #include "check.h"
 
@@ -297,11 +296,6 @@ struct Step {
   }
 };
 
-static void note(double relative, const std::string& name) {
-  static std::string kept;
-  if (!(relative <= worst)) worst = relative, kept = name, name_of_worst = kept.c_str();
-}
-
 int main() {
   Weights weights;
   weights["x"] = drawn(TOKENS * WIDTH);
@@ -334,7 +328,7 @@ int main() {
       note(std::abs(slope - exact) / std::sqrt(size), "gradient of " + name);
     }
   }
-  if (step.gradients.size() != 7 * 3 + 3 + 2) worst = INFINITY, name_of_worst = "number of gradients";
-  std::printf("%.3g %s\n", worst, name_of_worst);
+  if (step.gradients.size() != 7 * 3 + 3 + 2) note(INFINITY, "number of gradients");
+  std::printf("%.3g %s\n", worst, name_of_worst.c_str());
   return 0;
 }

@@ -59,6 +59,9 @@ def test_figures_are_near_the_plan(tmp_path: Path):
     assert abs(found.total_steps - plan.total_steps) <= 2
     assert found.memory_bytes == pytest.approx(plan.needed_bytes, rel=0.3)
     assert found.disk_bytes == pytest.approx(plan.disk_bytes, rel=0.1)
+    # Of a larger file max_samples takes as many rows, and the share of evaluation is one of those.
+    larger = rough(config, Rows(9000, 9000 * 31, 130), find_model(config.model.name).config)
+    assert (larger.rows, larger.eval_rows, larger.total_steps) == (found.rows, found.eval_rows, found.total_steps)
     # What changes them changes these too.
     full = rough(replace(config, method="full"), Rows(400, 400 * 31, 130), find_model(config.model.name).config)
     assert full.memory_bytes is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.support.commands import environment
 from tests.support.patience import until
+from tests.support.systems import needs_sigkill
 
 from ai_finetuning.errors import PreemptedError
 from ai_finetuning.runs.devices import Place, occupants, occupying
@@ -68,7 +69,7 @@ def test_a_job_begins_when_the_device_is_free(queue: Path):
     assert list(queue.iterdir()) == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+@needs_sigkill
 def test_a_job_begins_when_the_holder_dies(queue: Path):
     held = environment(PYTHONPATH=isolated_environment()["PYTHONPATH"])
     command = [sys.executable, "-c", HOLDER]

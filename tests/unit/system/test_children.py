@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 
 import psutil
-import pytest
+from tests.support.systems import needs_sigkill
 
 from ai_finetuning.system.children import OWNER, isolated_environment
 
@@ -22,7 +21,7 @@ child.wait()
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@needs_sigkill
 def test_what_a_job_has_started_ends_with_a_job_that_is_killed() -> None:
     job = subprocess.Popen([sys.executable, "-c", JOB], stdout=subprocess.PIPE, env=isolated_environment(), text=True)
     assert job.stdout is not None

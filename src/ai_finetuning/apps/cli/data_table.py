@@ -11,8 +11,8 @@ from pathlib import Path
 
 import typer
 
-from ...errors import DataError, StorageError, localized
-from .json_out import json_option, write_json
+from ...errors import DataError, ToolkitError, localized
+from .json_out import json_option, not_written, write_json
 
 HELP = localized(
     "ファイルを調べ、画面（aift web）が少しずつ読むフォルダーにします。",
@@ -23,6 +23,10 @@ _UNPACKED, _TIMES, _FREE, _PARTS = 512 << 20, 200, 32 << 20, 5000
 _MEMORY, _SECONDS = 4 << 30, 300
 
 
+class OutOfTime(BaseException):
+    """The seconds are over. No error of a row or of a file: what collects those does not take it for one and go on."""
+
+
 def table(
     context: typer.Context,
     file: Path = typer.Argument(..., help=localized("データのファイル", "the data's file")),
@@ -30,30 +34,37 @@ def table(
     json_file: str | None = json_option("結果", "the result"),
 ) -> None:
     """Examines and writes, within limits of time and memory."""
-    limit(_MEMORY, _SECONDS)
-    check_workbook(file)
-    from ...config.load import load_config
-    from ...data.doctor.table import write_table
-
-    data = load_config(None, list(context.args)).data
     try:
+        limit(_MEMORY, _SECONDS)
+        check_workbook(file)
+        from ...config.load import load_config
+        from ...data.doctor.table import write_table
+
+        data = load_config(None, list(context.args)).data
         out.mkdir(mode=0o700)
         summary = write_table(file, out, columns=data.columns, sheet=data.sheet)
+    except OutOfTime:
+        raise DataError(
+            f"調べるのに {_SECONDS} 秒を超える計算が要るため、やめました。ファイルを分けてください（似た行が何千もあると長くかかります）。",
+            f"examining it takes more than {_SECONDS} seconds of computing; divide the file (thousands of similar rows take "
+            "long).",
+        ) from None
     except MemoryError:
         raise DataError(
             f"{file} を読むのに {_MEMORY >> 30} GiB を超えるメモリーが要ります。ファイルを分けてください。",
             f"{file} takes more than {_MEMORY >> 30} GiB of memory to read; divide it.",
         ) from None
+    except ToolkitError:  # some are OSErrors too
+        raise
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StorageError(f"{out} に書けません（{reason}）。", f"{out} cannot be written ({reason}).") from None
+        raise not_written(out, error) from None
     if json_file is not None:
         write_json(json_file, summary)
 
 
 def limit(memory: int, seconds: int) -> None:
     """Bounds this process, where the operating system can: beyond the memory Python raises MemoryError, beyond the seconds
-    of computing a DataError comes out of whatever is at work.
+    of computing OutOfTime comes out of whatever is at work.
 
     Args:
         memory: bytes of addresses.
@@ -66,11 +77,7 @@ def limit(memory: int, seconds: int) -> None:
 
     def end(*_: object) -> None:
         signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # once is enough
-        raise DataError(
-            f"調べるのに {seconds} 秒を超える計算が要るため、やめました。ファイルを分けてください（似た行が何千もあると長くかかります）。",
-            f"examining it takes more than {seconds} seconds of computing; divide the file (thousands of similar rows take "
-            "long).",
-        )
+        raise OutOfTime
 
     signal.signal(signal.SIGXCPU, end)
     for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds)):
@@ -86,14 +93,15 @@ def check_workbook(file: Path) -> None:
     """
     if file.suffix.lower() != ".xlsx":
         return
+    from ...data.rows import parsing
+
     try:
-        with zipfile.ZipFile(file) as parts:
-            sizes = [(item.file_size, item.compress_size) for item in parts.infolist()]
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
-        raise DataError(
-            f"{file} は Excel（.xlsx）のファイルではありません。Excel で .xlsx に保存し直してください。",
-            f"{file} is no Excel workbook (.xlsx); save it as .xlsx again.",
-        ) from None
+        stream = file.open("rb")
+    except OSError:  # why it cannot be read is said where it is read
+        return
+    hint = ("Excel で .xlsx に保存し直してください。", " Save it as .xlsx again.")
+    with stream, parsing(str(file), "Excel (.xlsx)", hint), zipfile.ZipFile(stream) as parts:
+        sizes = [(item.file_size, item.compress_size) for item in parts.infolist()]
     whole = sum(size for size, _ in sizes)
     packed = file.stat().st_size
     if whole > min(_UNPACKED, _FREE + _TIMES * packed) or len(sizes) > _PARTS:

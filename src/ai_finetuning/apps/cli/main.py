@@ -168,5 +168,11 @@ def main() -> None:
     if _says_first(sys.argv[1:]):
         notice("準備しています…", "getting ready…")
     code = run(sys.argv[1:])
+    if "torch" in sys.modules:
+        from ...parallel.processes import launched
+        from ...system.leaving import leave
+
+        if launched().size > 1:  # by torchrun, accelerate launch or SLURM; ours end likewise (execution/worker.py)
+            leave(code)
     collector.leave()
     sys.exit(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ def turns_of(choices: Sequence[Choice]) -> list[Turn]:
 
 async def answers(
     workers: Workers, turns: Sequence[Turn], asked: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """What the page is told, by the ids of the models: {"state": "loading" or "answering", "ids"}; {"id", "t"};
     {"id", "end", "tokens", "forgotten"} or {"id", "refused"} once for each; {"done": true}.
 
@@ -58,7 +58,7 @@ async def answers(
         yield {"state": "answering", "ids": ids}
         left = dict(enumerate(ids))
         request = {**given, "asked": {str(at): asked[id] for at, id in left.items()}}
-        async with contextlib.aclosing(worker.answer(request)) as messages:  # type: ignore[type-var]
+        async with contextlib.aclosing(worker.answer(request)) as messages:
             async for message in messages:
                 why = both(message["ended"]) if "ended" in message else message.get("refused")
                 if "side" not in message and why is not None:  # of all that have not ended yet

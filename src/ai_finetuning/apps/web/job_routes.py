@@ -1,19 +1,42 @@
-"""What every screen of jobs has in common: how a job is found, ended, and gone on with."""
+"""What every screen of jobs has in common: how a job is found, ended, and gone on with; and what jobs read stays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from ...errors import RunLockedError
 from .api import answer, blocking
-from .site import site_of
+from .site import Site, site_of
 
 if TYPE_CHECKING:
     from ...runs.jobs import Job
+
+ANSWERS, EXPORT = "answers", "export"
+
+
+def refuse_used(site: Site, shown: str, uses: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Refuses what would take something from under a job that is at work, or waits.
+
+    Args:
+        shown: what people call it.
+        uses: whether a job reads it, by what its screen wrote down of it.
+
+    Raises:
+        RunLockedError: one does.
+    """
+    from ...runs import jobs
+
+    kinds = (ANSWERS, EXPORT, jobs.API)
+    if any(job.state.at_work and uses(job.about) for kind in kinds for job in jobs.listed(site.data, kind)):
+        raise RunLockedError(
+            f"{shown} は一括回答か、書き出しの画面の作業か API が使っています。終わってからにしてください。",
+            f"{shown} is used by a batch of answers, an export or an API; do it when that has ended.",
+        )
 
 
 def job_of(request: Request, kind: str) -> Job:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import random
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _SETTINGS: dict[str, Any] = {"max_new_tokens": 512, "temperature": 0.7, "top_p":
 class Lines(Response):
     """Lines of JSON, each sent as it is made. Whoever stops reading ends what makes them."""
 
-    def __init__(self, messages: AsyncIterator[Mapping[str, Any]]) -> None:
+    def __init__(self, messages: AsyncGenerator[Mapping[str, Any], None]) -> None:
         super().__init__(media_type="application/x-ndjson")
         del self.headers["content-length"]
         self._messages = messages
@@ -44,7 +44,7 @@ class Lines(Response):
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
-            async with contextlib.aclosing(self._messages) as messages:  # type: ignore[type-var]
+            async with contextlib.aclosing(self._messages) as messages:
                 async for message in messages:
                     line = json.dumps(message, ensure_ascii=False).encode() + b"\n"
                     await send({"type": "http.response.body", "body": line, "more_body": True})

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 # Seconds for which an address works, and how many there may be.
 _VALID, _MOST = 60.0, 100
@@ -51,9 +52,9 @@ async def _download(request: Request) -> Response:
 class _Whole(FileResponse):
     """A file in one piece: parts of it are not handed out."""
 
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         plain = [(name, value) for name, value in scope["headers"] if name.lower() not in (b"range", b"if-range")]
-        await super().__call__(scope | {"headers": plain}, receive, send)
+        await super().__call__({**scope, "headers": plain}, receive, send)
 
 
 ROUTES = [Route("/download/{ticket}", _download, methods=["GET"])]

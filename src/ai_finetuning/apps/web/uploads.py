@@ -27,16 +27,14 @@ from ...config.run_folder import CONFIG
 from ...embedded import PREFIX, data_file
 from ...errors import InputNotFoundError, RunLockedError, StorageError, ToolkitError, UsageError
 from ...messages import on_one_line
-from ...runs import jobs
 from ...system.files import is_plain, read_bounded, replacing, subfolders
 from .api import valid_id
+from .job_routes import refuse_used
 from .site import Site
 
 KINDS = (".csv", ".tsv", ".xlsx", ".jsonl", ".json", ".txt")
 # Bytes of one file, and of everything in the folder of the data.
 MOST, QUOTA = 200_000_000, 2_000_000_000
-# Of the jobs that answer the questions of an upload.
-ANSWERS = "answers"
 RECORD, TRASH, TRAIN, EVAL = "upload.json", ".trash", "train.jsonl", "eval.jsonl"
 _NAME = re.compile(r"u-[0-9a-f]{12}")
 _PART = ".part-"
@@ -389,9 +387,4 @@ def _refuse_users(site: Site, upload: Upload) -> None:
             f"{upload.shown} は学習 {'、'.join(names)} が使っています。終わってから削除してください。",
             f"{upload.shown} is used by {', '.join(names)}; delete it when that has ended.",
         )
-    at_work = (job for job in jobs.listed(site.data, ANSWERS) if job.state.at_work)
-    if any(job.about.get("file") == upload.id for job in at_work):
-        raise RunLockedError(
-            f"{upload.shown} は一括回答が使っています。終わってから削除してください。",
-            f"{upload.shown} is used by a batch of answers; delete it when that has ended.",
-        )
+    refuse_used(site, upload.shown, lambda about: about.get("file") == upload.id)

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class Worker:
         """
         return await asyncio.shield(self._ready)
 
-    async def answer(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def answer(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The messages of an answer, as talker.py sends them; the last one has `done`, or `ended` where the process is no
         more. Closing the iterator ends the answer.
 

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from ai_finetuning.apps.web import api, uploads
-from ai_finetuning.apps.web.screens import answers
+from ai_finetuning.apps.web.screens import answers, compare, export
 from ai_finetuning.apps.web.site import Site
 from ai_finetuning.errors import RunLockedError, ToolkitError
 from ai_finetuning.runs import jobs
@@ -31,9 +31,9 @@ def client(site: Site) -> TestClient:
     return TestClient(app)
 
 
-def _job(site: Site, questions: int = 2) -> Path:
+def _job(site: Site, questions: int = 2, kind: str = answers.KIND) -> Path:
     """A job that was stopped before its first answer."""
-    folder = jobs.new_folder(site.data, answers.KIND)
+    folder = jobs.new_folder(site.data, kind)
     lines = [{"number": n + 1, "question": f"{n} の次は？", "expected": [str(n + 1)]} for n in range(questions)]
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     about = {"out": "answers.csv", "total": questions}
@@ -78,6 +78,25 @@ def test_a_file_that_a_batch_of_answers_reads_is_not_deleted(site: Site) -> None
     (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
     uploads.delete(site, upload, "faq.csv")
     assert not upload.folder.exists()
+
+
+@pytest.mark.parametrize("kind", [answers.KIND, export.KIND])
+def test_a_run_whose_model_a_job_reads_stays_where_it_is(site: Site, tmp_path: Path, kind: str) -> None:
+    run, folder = tmp_path / "outputs" / "faq", _job(site, kind=kind)
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"status": "completed"}', encoding="utf-8")
+    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    told["job"]["about"]["of"] = {"by": "run", "id": "faq", "label": "faq"}
+    at_work = {**told, "status": "running", **identity()}
+    (folder / "run.json").write_text(json.dumps(at_work), encoding="utf-8")
+    app = Starlette(routes=compare.ROUTES, exception_handlers={ToolkitError: api.refuse})
+    app.state.site = site
+    client, asked = TestClient(app), {"id": "faq", "name": "faq-2"}
+    assert client.post("/api/compare/rename", json=asked).status_code == 409
+    assert client.post("/api/compare/trash", json=asked | {"name": "faq"}).status_code == 409
+    assert run.is_dir()
+    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    assert client.post("/api/compare/rename", json=asked).json()["name"] == "faq-2"
 
 
 def test_what_is_remembered_of_jobs_is_bounded(site: Site, client: TestClient) -> None:

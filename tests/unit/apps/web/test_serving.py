@@ -16,10 +16,11 @@ from tests.support.patience import until
 from tests.support.servers import needs_server
 
 from ai_finetuning.apps.web import api, serving
+from ai_finetuning.apps.web.job_routes import refuse_used
 from ai_finetuning.apps.web.screens import export
 from ai_finetuning.apps.web.site import Site
 from ai_finetuning.embedded import model_folder
-from ai_finetuning.errors import ConfigError, ToolkitError
+from ai_finetuning.errors import ConfigError, RunLockedError, ToolkitError
 from ai_finetuning.export import serve
 from ai_finetuning.runs import jobs
 from ai_finetuning.runs.devices import Place, visible_devices
@@ -70,6 +71,8 @@ def test_each_model_has_one_that_waits_for_its_device_and_can_be_stopped(
         assert len(key) >= 32
         assert stat.S_IMODE((job.folder / "key").stat().st_mode) == 0o600
         assert key not in json.dumps([job.commands, told])
+        with pytest.raises(RunLockedError, match="an API"):  # what it serves is neither renamed nor moved to the trash
+            refuse_used(site, "faq", lambda about: bool(about["of"]["id"] == KOTOHA["model"]))
         argv = job.steps[0].argv
         assert argv[argv.index("--port") + 1] == "0"
         assert client.post(f"/api/export/serve/{id}/stop").status_code == 200

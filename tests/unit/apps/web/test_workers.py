@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,14 +15,14 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
+from tests.support.adapters import with_changing_adapter
+from tests.support.systems import needs_sigkill
 
 from ai_finetuning.apps.web.room import needed_bytes, refuse_without_room
 from ai_finetuning.apps.web.workers import GAVE_WAY, IDLED, TRAINING, Worker, Workers
 from ai_finetuning.embedded import model_folder
 from ai_finetuning.errors import ModelError, RunLockedError
 from ai_finetuning.inference.session import open_model
-from ai_finetuning.models.adapters import add_lora
 from ai_finetuning.models.generation import generate_answers
 from ai_finetuning.models.source import find_model
 from ai_finetuning.runs.devices import Occupant
@@ -45,13 +44,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter on the embedded model that changes its answers."""
     folder = tmp_path_factory.mktemp("adapter")
-    opened = open_model(BASE)
-    torch.manual_seed(1)
-    model = add_lora(opened.model, r=4, alpha=64)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(0, 0.1)
+    model = with_changing_adapter(open_model(BASE).model)
     model.peft_config["default"].base_model_name_or_path = BASE
     model.save_pretrained(folder)
     return folder
@@ -198,7 +191,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@needs_sigkill
 def test_the_process_ends_with_a_server_that_is_killed(tmp_path: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, env=isolated_environment(), text=True

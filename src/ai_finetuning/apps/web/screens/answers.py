@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ....inference.question_files import Questions
     from ....runs.jobs import Job
 
-KIND = uploads.ANSWERS
+KIND = job_routes.ANSWERS
 _QUESTIONS = "questions.jsonl"
 _ANSWER = ("回答", "モデルの回答")
 _TABLES = (".csv", ".tsv")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -44,7 +44,7 @@ async def _answer(request: Request) -> Response:
     return Lines(_messages(workers_of(request), choice.name, given))
 
 
-async def _messages(workers: Workers, name: str, given: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _messages(workers: Workers, name: str, given: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     """What the page is told: loading, the model, pieces of both answers, and how they ended."""
     try:
         yield {"state": "loading"}
@@ -55,7 +55,7 @@ async def _messages(workers: Workers, name: str, given: Mapping[str, Any]) -> As
         return
     yield {"state": "answering", "model": ready, "seed": given["seed"]}
     request = {**given, "asked": {side: given["asked"][side] for side in ready["sides"]}}
-    async with contextlib.aclosing(worker.answer(request)) as messages:  # type: ignore[type-var]
+    async with contextlib.aclosing(worker.answer(request)) as messages:
         async for message in messages:
             if "ended" in message:
                 yield {"ended": both(message["ended"])}

@@ -8,7 +8,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +51,7 @@ class Choice:
 
     def plain(self) -> dict[str, Any]:
         """As JSON tells it; the folder is shown in the command."""
-        return {key: getattr(self, key) for key in ("by", "id", "label", "name", "kind", "base", "system")}
+        return asdict(self)
 
 
 def slug(choice: Choice) -> str:

@@ -16,6 +16,7 @@ from ....runs.listing import RunEntry, list_trash, rename, restore, trash
 from .. import api
 from ..beside import answers, turns_of
 from ..draft import text_of
+from ..job_routes import refuse_used
 from ..run_answers import last_answers
 from ..site import Site, site_of
 from ..talking import MOST_TEXT, Lines, options_of, question_of, seed_of, workers_of
@@ -129,8 +130,18 @@ def _shown(value: Any) -> str:
 async def _rename(request: Request) -> Response:
     site, values = site_of(request), await api.body(request)
     entry = await api.blocking(site.run, api.text(values, "id"))
+    await api.blocking(_refuse_used, site, entry)
     folder = await api.blocking(rename, entry.path, api.text(values, "name", most=200))
     return api.answer({"id": _id_of(await api.blocking(site.list_runs, fresh=True), folder), "name": folder.name})
+
+
+def _refuse_used(site: Site, entry: RunEntry) -> None:
+    """Refuses to move a run whose model a job reads."""
+    refuse_used(
+        site,
+        entry.path.resolve().name,
+        lambda about: {"by": "run", "id": entry.id}.items() <= dict(about.get("of") or {}).items(),
+    )
 
 
 def _id_of(entries: list[RunEntry], folder: Path) -> str | None:
@@ -147,6 +158,7 @@ async def _trash(request: Request) -> Response:
             f"名前が違います。ごみ箱へ移すには「{name}」と入力してください。",
             f"that is another name; to move it into the trash, type {name}.",
         )
+    await api.blocking(_refuse_used, site, entry)
     await api.blocking(trash, entry.path)
     await api.blocking(site.list_runs, fresh=True)
     return api.answer({"name": name})

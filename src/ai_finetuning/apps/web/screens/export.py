@@ -23,7 +23,7 @@ from .chosen import Choice, choices, chosen, slug
 if TYPE_CHECKING:
     from ....runs.jobs import Job, Step
 
-KIND = "export"
+KIND = job_routes.EXPORT
 _MERGED, _BENCH = "merge.json", "bench"
 _LARGEST = 4 << 20
 _TYPES = ("q8_0", "f16", "bf16", "f32")
