@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+
 from tests.browser.conftest import ARGUMENTS, Web
 from tests.browser.test_runs import finished
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.conftest import PATHS, Web
-from tests.browser.test_runs import finished
 
 from ai_finetuning.apps.web import words
+from tests.browser.conftest import PATHS, Web
+from tests.browser.test_runs import finished
 
 PAGES = Path(words.__file__).resolve().parents[1]
 # What is English in Japanese texts: names, and what people write in Latin letters.
 ALLOWED = re.compile(
     r"aift|PC|CPU|GPU|CSV|Excel|YAML|JSONL?|TSV|TXT|XLSX|LoRA|QLoRA|DoRA|GGUF|API|Ctrl|Enter|English|OK|GB|MB|kB|TB|B|URL|ID|DPO|SFT|KTO|ORPO|"
     r"vLLM|Ollama|Hugging Face|token|UTF-(?:8|16)|Shift_JIS|CP932|bit|bf16|fp16|fp32|Apache-2\.0|MIT|Python|Markdown|HTML|"
-    r"EUC-JP|temperature|top_[pk]|Shift|\d-gram|ROUGE-L|llm-jp-eval|char_f1|OpenAI|llama\.cpp"
+    r"EUC-JP|temperature|top_[pk]|Shift|\d-gram|ROUGE-L|llm-jp-eval|char_f1|OpenAI|openai|curl|llama\.cpp"
 )
 JAPANESE = r"[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff]"
 # A window of 1280 pixels enlarged to 200 % has 640 of its own.

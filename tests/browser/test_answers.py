@@ -6,15 +6,12 @@ import csv
 import io
 import json
 import re
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 from tests.browser.conftest import Web
 from tests.support.systems import needs_sigkill
-
-from ai_finetuning.embedded import MODEL, model_folder
 
 ROWS = [
     ["番号", "お問い合わせ", "正解", "備考"],
@@ -106,16 +103,11 @@ def _some_of(total: int) -> Any:
 def test_an_export_is_written_into_the_folder_of_models(web: Web, page: Any, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
-    shutil.copytree(model_folder(MODEL), tmp_path / "models" / "学習済み")
-    web.open(page, "/export")
-    page.locator("#model").select_option(label="学習済み")
-    expect(page.locator("#serve")).to_have_text(re.compile(r"^aift serve \S+ --alias [a-z0-9][\w.-]*$"))
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     web.open(page, "/export?model=embedded-kotoha-tiny")
     expect(page.locator("#folder")).to_contain_text(str(tmp_path / "models"))
     expect(page.locator("[data-kind=merge] button")).to_be_disabled()
     expect(page.locator("[data-kind=merge]")).to_contain_text("統合は要りません")
-    expect(page.locator("#serve")).to_have_text("aift serve embedded:kotoha-tiny --alias kotoha-tiny")
     page.locator("[data-kind=bundle] button").click()
     made = page.get_by_role("article", name="持ち運び kotoha-tiny")
     expect(made).to_contain_text("完了", timeout=120_000)

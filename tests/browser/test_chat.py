@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
+
+from ai_finetuning.config.data import DataConfig
 from tests.browser.conftest import Web
 from tests.browser.talking import SYSTEM, make_run
 from tests.support.patience import until
-
-from ai_finetuning.config.data import DataConfig
 
 QUESTION = "日本の首都はどこですか。"
 # What looks like markup is text, as a question and in an answer.
@@ -183,7 +183,7 @@ def test_both_columns_answer_and_are_kept(start_web: Callable[..., Web], page: A
 
     # A training takes the device: the model goes at once, and the page says so.
     with _training(web):
-        expect(page.locator("#state")).to_contain_text("学習が始まったため", timeout=120_000)
+        expect(page.locator("#state")).to_contain_text("学習や作業が始まったため", timeout=120_000)
         assert _talkers(web) == []
         page.locator("#send").click()
         expect(page.locator("#notice")).to_contain_text("計算中のため")

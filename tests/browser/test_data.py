@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ai_finetuning.apps.web.uploads import MOST, RECORD
 from tests.browser.conftest import Web
 from tests.browser.test_access import findings
 from tests.browser.test_gate import ask
 from tests.support.patience import until
-
-from ai_finetuning.apps.web.uploads import MOST, RECORD
 
 ROWS = 10_000
 MARKUP = '<img src=x onerror="document.title=1">'

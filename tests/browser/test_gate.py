@@ -11,10 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.browser.conftest import PATHS, Web
 
 from ai_finetuning.runs.phase import change_run
 from ai_finetuning.runs.process import identity
+from tests.browser.conftest import PATHS, Web
 
 
 def ask(

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.conftest import Web
-from tests.support.fake_run import begin, rows_to
-from tests.support.patience import patience
 
 from ai_finetuning.apps.web.screens.runs import MOST_POINTS, thinned
 from ai_finetuning.runs.phase import change_run
 from ai_finetuning.runs.process import identity
+from tests.browser.conftest import Web
+from tests.support.fake_run import begin, rows_to
+from tests.support.patience import patience
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -188,7 +188,7 @@ def test_home_shows_what_is_going_on_and_what_has_been(web: Web, page: Any, trai
 
 
 def test_a_run_that_waits_names_what_it_waits_for(web: Web, page: Any, monkeypatch: pytest.MonkeyPatch):
-    """By the queue of the devices, in which two runs of this process stand."""
+    """By the queue of the devices, in which an API and two runs of this process stand."""
     from playwright.sync_api import expect
 
     from ai_finetuning.runs.devices import Place
@@ -199,14 +199,16 @@ def test_a_run_that_waits_names_what_it_waits_for(web: Web, page: Any, monkeypat
     for folder in folders:
         begin(folder, 10)
     change_run(folders[1], child={**_identity(), "phase": phase("waiting")})
-    places = [Place(("cpu",), folder) for folder in folders]
+    api = web.folder / "aift-data" / ".jobs" / "serve-20260101-000000-abcdef"
+    places = [Place(("cpu",), folder) for folder in (api, *folders)]
     places[0].take()
-    places[1]._lock.acquire()
-    places[1]._write(waits=True)
+    places[1].take()
+    places[2]._lock.acquire()
+    places[2]._write(waits=True)
     try:
         web.open(page, "/runs/second")
         expect(page.locator("#state")).to_have_text("順番待ち")
-        expect(page.locator("#told a")).to_have_text("first")
+        expect(page.locator("#told a")).to_have_text(["API（書き出しの画面で止められます）", "first"])
         expect(page.get_by_role("button", name="やめる")).to_be_visible()
     finally:
         for place in places:

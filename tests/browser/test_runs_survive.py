@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.conftest import Web
-from tests.support.patience import until
 
 from ai_finetuning.config.load import load_config
 from ai_finetuning.config.run_folder import CHECKPOINTS, CONFIG, METRICS
@@ -18,6 +16,8 @@ from ai_finetuning.config.run_yaml import describe_run
 from ai_finetuning.runs.folder import read_run
 from ai_finetuning.runs.phase import change_run
 from ai_finetuning.runs.state import state_of
+from tests.browser.conftest import Web
+from tests.support.patience import until
 
 
 def stopped_run(folder: Path, model: Path) -> None:

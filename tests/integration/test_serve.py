@@ -14,7 +14,7 @@ from tests.support.ports import free_port
 from tests.support.runs import train_lora
 from tests.support.servers import needs_server, until_it_answers
 
-from ai_finetuning.export import serve
+from ai_finetuning.export import serve, serve_needs
 from ai_finetuning.export.source import model_folder
 
 
@@ -99,7 +99,7 @@ def test_the_command_is_pinned_and_local(tmp_path: Path):
 def test_missing_packages_are_named_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(serve, "_NEEDED", ("a_server_nobody_has",))
+    monkeypatch.setattr(serve_needs, "NEEDED", ("a_server_nobody_has",))
     assert call("serve", "embedded:kotoha-tiny") == 78
     logged = capsys.readouterr().err
     assert "a_server_nobody_has" in logged
@@ -109,7 +109,7 @@ def test_missing_packages_are_named_with_the_way_out(
 def test_bad_input_is_refused_before_a_server_starts(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(serve, "_NEEDED", ())
+    monkeypatch.setattr(serve_needs, "NEEDED", ())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -91,6 +91,7 @@ TESTED_BY = {
     "apps.cli.runs": "integration/test_runs.py",
     **{f"apps.web.{name}": "browser/test_gate.py" for name in ("api", "gate", "main", "pages", "site", "tickets")},
     "apps.web.talker": "unit/apps/web/test_workers.py",
+    "apps.web.talking": "unit/apps/web/test_beside.py",
     "apps.web.followed": "unit/apps/web/test_answers_screen.py",
     "apps.web.job_routes": "browser/test_answers.py",
     "apps.cli.web": "browser/test_gate.py",

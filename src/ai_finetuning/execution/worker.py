@@ -19,7 +19,7 @@ from ..config.section import with_values
 from ..errors import PreemptedError, ProcessesError, ToolkitError
 from ..messages import described, trace
 from ..parallel.processes import STORE, launched, lost_a_peer
-from ..system.children import LAUNCHER
+from ..system.children import LAUNCHER, starter_lives
 from ..system.leaving import leave
 
 # Between two looks at whether the process that started us is there.
@@ -52,19 +52,10 @@ def main(folder: Path) -> NoReturn:
         code = tell(folder / launch.ERROR, error)
     else:
         code = 0
-    if not _lives(int(os.environ[LAUNCHER])):
+    if not starter_lives(int(os.environ[LAUNCHER])):
         _clean(folder)
     # After an error neither threads nor the process group may wait for processes that wait for this one.
     leave(code, orderly=code == 0)
-
-
-def _lives(launcher: int) -> bool:
-    """Whether the process that started this one is there."""
-    if os.name == "posix":
-        return os.getppid() == launcher
-    import psutil  # on Windows a process keeps its parent's number
-
-    return bool(psutil.pid_exists(launcher))
 
 
 def _end_with(launcher: int, folder: Path) -> None:
@@ -72,7 +63,7 @@ def _end_with(launcher: int, folder: Path) -> None:
     from .launcher import GRACE, GRACE_SECONDS
     from .processes import remove_rows
 
-    while _lives(launcher):
+    while starter_lives(launcher):
         time.sleep(_PAUSE_SECONDS)
     remove_rows(folder)
     if callable(signal.getsignal(signal.SIGTERM)):  # a run that can take it saves and goes

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, ToolkitError
-from ..messages import notice
 from ..models.generation import prompt_tokens
 from .gate import App, Receive, Scope, Send, again
 
@@ -93,7 +92,7 @@ class Named:
         names: what clients may say; the first is what they are told.
         max_tokens: most tokens of an answer.
         room: from room_of.
-        ready: a line for the user, once the server answers (Japanese, English).
+        ready: called once the server answers.
     """
 
     app: App
@@ -101,7 +100,7 @@ class Named:
     names: tuple[str, ...]
     max_tokens: int
     room: Callable[[str, dict[str, Any]], int | None]
-    ready: tuple[str, str]
+    ready: Callable[[], object]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -121,7 +120,7 @@ class Named:
         async def said(message: MutableMapping[str, Any]) -> None:
             await send(message)
             if message["type"] == "lifespan.startup.complete":
-                notice(*self.ready)
+                self.ready()
 
         return said
 

@@ -22,7 +22,7 @@ from typing import Any
 from ..config.run_folder import CONSOLE
 from ..errors import DataError, InputNotFoundError, Reason, StorageError
 from ..messages import ANSI, displayable
-from ..system.children import isolated_environment, isolated_python
+from ..system.children import OWNER, isolated_environment, isolated_python
 from ..system.files import subfolders
 from . import launch, stop
 from .folder import read_run
@@ -31,6 +31,8 @@ from .state import State, state_of
 
 # In the folder of the data, where no listing of uploads or runs looks.
 FOLDER = ".jobs"
+# The kind of those that never end by themselves.
+API = "serve"
 _ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 # Characters at the end of a log among which a refusal is looked for, and of a reason.
 _TAIL, _REASON = 16_384, 1000
@@ -156,6 +158,11 @@ def find(data: Path, id: str, kind: str) -> Job:
     return _read(folder)
 
 
+def kind_of(folder: Path) -> str | None:
+    """The kind of the job that has a folder; None for a folder of anything else."""
+    return folder.name.partition("-")[0] if folder.parent.name == FOLDER and _ID.fullmatch(folder.name) else None
+
+
 def listed(data: Path, kind: str, most: int = 50) -> list[Job]:
     """The jobs of a kind, the newest first."""
     names = sorted(
@@ -203,7 +210,8 @@ def work(folder: Path) -> None:
     """
     job = _read(folder)
     said = dict(read_run(folder)["job"])
-    environment = isolated_environment() | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "AIFT_LANG": said["language"]}
+    told = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "AIFT_LANG": said["language"], OWNER: str(os.getpid())}
+    environment = isolated_environment() | told
     tell_phase(folder, "training")
     for step in job.steps[job.done :]:
         command = [*isolated_python("ai_finetuning"), *step.argv]

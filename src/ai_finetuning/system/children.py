@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 # The environment variable in which whoever starts the ranks of a run on this machine tells them its process id.
 LAUNCHER = "AIFT_LAUNCHER"
+# The one in which a job tells its commands the same: those that never end by themselves end with it.
+OWNER = "AIFT_OWNER"
+# Seconds between two looks at whether the process that started us is there.
+_PAUSE_SECONDS = 1.0
 _START = Path(__file__).with_name("start.py")
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 
@@ -25,3 +31,29 @@ def isolated_environment() -> dict[str, str]:
     """
     given = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGE, *given]), "PYTHONSAFEPATH": "1"}
+
+
+def starter_lives(starter: int) -> bool:
+    """Whether the process that started this one is there.
+
+    Args:
+        starter: its number.
+    """
+    if os.name == "posix":
+        return os.getppid() == starter
+    import psutil  # on Windows a process keeps its parent's number
+
+    return bool(psutil.pid_exists(starter))
+
+
+def end_with_owner() -> None:
+    """Lets this process end within a second or so of the job that started it, however that ends; nothing without one."""
+    owner = os.environ.pop(OWNER, "")
+
+    def watch() -> None:
+        while starter_lives(int(owner)):
+            time.sleep(_PAUSE_SECONDS)
+        os._exit(1)
+
+    if owner.isdecimal():
+        threading.Thread(target=watch, name="aift-owner", daemon=True).start()

@@ -48,7 +48,7 @@ def ask(
         sent.append(message)
 
     room = room_of(build_tokenizer(), positions)
-    named = Named(app, FOLDER, ("faq", "my-faq"), 4096, room, ("", ""))
+    named = Named(app, FOLDER, ("faq", "my-faq"), 4096, room, lambda: None)
     asyncio.run(named({"type": "http", "method": "POST", "path": route}, receive, send))
     body = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], dict(sent[0]["headers"]), body

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from ...errors import localized
@@ -26,7 +28,7 @@ def serve(
             "model id, or folder of a model, an adapter, a run or a checkpoint",
         ),
     ),
-    port: int = typer.Option(8000, help=localized("ポート番号", "port")),
+    port: int = typer.Option(8000, help=localized("ポート番号（0 なら空いている番号）", "port; 0 takes a free one")),
     device: str = typer.Option("auto", help="auto | cpu | cuda:0 ..."),
     bits: int | None = typer.Option(
         None, help=localized("4 か 8: 量子化して読み込みます", "4 or 8: load the model quantized")
@@ -48,11 +50,27 @@ def serve(
             "the model's name for clients (default: its folder's)",
         ),
     ),
+    key_file: Path | None = typer.Option(
+        None,
+        help=localized(
+            "鍵を書いたファイル（AIFT_SERVE_KEY の代わり）", "file with the key, in place of AIFT_SERVE_KEY"
+        ),
+    ),
+    told: Path | None = typer.Option(
+        None,
+        "--json",
+        help=localized(
+            "準備ができたとき、アドレスとモデル名を JSON で書くファイル",
+            "file for the address and the model's name as JSON, once it answers",
+        ),
+    ),
 ) -> int:
     """Merges an adapter into a cache folder, then runs `transformers serve` pinned to the model."""
     from ...models.hub import validate_name
 
     validate_name(model, base)
+    from ...export.serve import Clients
     from ...export.serve import serve as run_server
 
-    return run_server(model, port=port, device=device, bits=bits, base=base, max_tokens=max_tokens, alias=alias)
+    clients = Clients(alias, max_tokens, key_file, told)
+    return run_server(model, port=port, device=device, bits=bits, base=base, clients=clients)

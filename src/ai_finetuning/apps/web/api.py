@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio.to_thread
@@ -113,7 +113,7 @@ async def body(request: Request, most: int = MOST) -> dict[str, Any]:
     return value
 
 
-def text(values: dict[str, Any], name: str, default: str | None = None, most: int = 10_000) -> str:
+def text(values: Mapping[str, Any], name: str, default: str | None = None, most: int = 10_000) -> str:
     """A text of a request's JSON.
 
     Raises:

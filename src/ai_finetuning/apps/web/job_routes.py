@@ -31,10 +31,11 @@ def refuse_used(site: Site, shown: str, uses: Callable[[Mapping[str, Any]], bool
     """
     from ...runs import jobs
 
-    if any(job.state.at_work and uses(job.about) for kind in (ANSWERS, EXPORT) for job in jobs.listed(site.data, kind)):
+    kinds = (ANSWERS, EXPORT, jobs.API)
+    if any(job.state.at_work and uses(job.about) for kind in kinds for job in jobs.listed(site.data, kind)):
         raise RunLockedError(
-            f"{shown} は一括回答か書き出しが使っています。終わってからにしてください。",
-            f"{shown} is used by a batch of answers or an export; do it when that has ended.",
+            f"{shown} は一括回答か、書き出しの画面の作業か API が使っています。終わってからにしてください。",
+            f"{shown} is used by a batch of answers, an export or an API; do it when that has ended.",
         )
 
 
@@ -49,6 +50,23 @@ def job_of(request: Request, kind: str) -> Job:
     return jobs.find(site_of(request).data, str(request.path_params["id"]), kind)
 
 
+def stop_route(kind: str, told: Callable[[Job], dict[str, Any]], at: str) -> Route:
+    """The route that ends a job.
+
+    Args:
+        kind: of the jobs.
+        told: a job as the screen's JSON.
+        at: the address below which it is.
+    """
+
+    async def stop(request: Request) -> JSONResponse:
+        from ...runs import jobs
+
+        return answer(told(await blocking(jobs.end, await blocking(job_of, request, kind))))
+
+    return Route(f"{at}/{{id}}/stop", stop, methods=["POST"])
+
+
 def routes(kind: str, told: Callable[[Job], dict[str, Any]]) -> list[Route]:
     """The routes that end a job and go on with it, below /api/KIND.
 
@@ -57,15 +75,10 @@ def routes(kind: str, told: Callable[[Job], dict[str, Any]]) -> list[Route]:
         told: a job as the screen's JSON.
     """
 
-    async def stop(request: Request) -> JSONResponse:
-        from ...runs import jobs
-
-        return answer(told(await blocking(jobs.end, await blocking(job_of, request, kind))))
-
     async def resume(request: Request) -> JSONResponse:
         from ...runs import jobs
 
         return answer(told(await blocking(jobs.again, await blocking(job_of, request, kind))))
 
-    at = f"/api/{kind}/{{id}}"
-    return [Route(f"{at}/stop", stop, methods=["POST"]), Route(f"{at}/resume", resume, methods=["POST"])]
+    at = f"/api/{kind}"
+    return [stop_route(kind, told, at), Route(f"{at}/{{id}}/resume", resume, methods=["POST"])]

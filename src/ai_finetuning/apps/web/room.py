@@ -15,6 +15,10 @@ _GIB = 2**30
 _WIDE = ("float32", "float64")
 
 
+class NoRoomError(ModelError):
+    """A model does not fit beside what is in memory now."""
+
+
 def needed_bytes(source: ModelSource, bits: int | None) -> int:
     """Memory that a model takes while it answers; 0 where its files are not on this PC.
 
@@ -37,14 +41,14 @@ def refuse_without_room(source: ModelSource, bits: int | None, dtype: str, *, fr
         free: bytes; None asks the device that models are loaded on.
 
     Raises:
-        ModelError: with both numbers.
+        NoRoomError: with both numbers.
     """
     device = get_available_device()
     free = free_memory_bytes(device) if free is None else free
     needed = needed_bytes(source, bits)
     if needed > free:
         where = "GPU" if device.type != "cpu" else "RAM"
-        raise ModelError(
+        raise NoRoomError(
             f"メモリーが足りないため {source.name} を読み込みません（必要 約 {needed / _GIB:.1f} GiB、{where} の空き {free / _GIB:.1f} GiB）。ほかのモデルや学習を終えるか、小さいモデルを選んでください。",
             f"not loading {source.name}: it needs about {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} GiB of the {where} are "
             "free. End other models or trainings, or choose a smaller model.",

@@ -1,10 +1,11 @@
-"""The process of one loaded model: a conversation's questions come in and its answers go out, as lines of JSON.
+"""The process of one loaded model, or of several adapters over one base: questions come in and answers go out, as lines
+of JSON.
 
 Run by workers.py as a module. It ends with whoever started it (the end of its input), when nobody has asked for a
 while, and when it cannot load.
 
 In: {"do": "answer", "id": N, "asked": {SIDE: {"history", "question", "system"}}, "seed", "options"}, {"do": "stop", "id": N}.
-Out: {"ready": {...}}, {"failed": ...}, {"idle": true}; of an answer {"id", "side", "t"}, {"id", "side", "end", ...}, and at
+Out: {"ready": {...}}, {"failed": ..., "room": whether it lacked room}, {"idle": true}; of an answer {"id", "side", "t"}, {"id", "side", "end", ...}, and at
 last {"id", "done": true}.
 """
 
@@ -111,6 +112,26 @@ def load(name: str) -> tuple[list[Side], dict[str, str] | None]:
         return [Side(TUNED, opened)], reason(error)
 
 
+def load_each(names: list[str]) -> list[Side]:
+    """A side for each name, called by its place among them: a model alone, or adapters that share their base's weights.
+
+    Raises:
+        ToolkitError: it cannot be loaded.
+    """
+    from ...models.named import find_named
+
+    for name in names:
+        find_named(name)
+    from ...inference.one_base import open_adapters
+    from ...inference.session import open_model
+    from ...inference.side_by_side import Side
+    from .room import refuse_without_room
+
+    if len(names) == 1:
+        return [Side("0", open_model(names[0], place=refuse_without_room))]
+    return [Side(str(at), one) for at, one in enumerate(open_adapters(names, place=refuse_without_room))]
+
+
 def _answer(sides: list[Side], request: dict[str, Any], given_up: threading.Event, pipe: _Pipe) -> None:
     from ...inference.side_by_side import Asked, answer_side_by_side
 
@@ -136,7 +157,8 @@ def main() -> None:
     """The process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
     given = argparse.ArgumentParser()
-    given.add_argument("name")
+    given.add_argument("names", nargs="+")
+    given.add_argument("--each", action="store_true", help="a side for each name, none for their base")
     given.add_argument("--idle", type=float, default=300.0)
     options = given.parse_args()
     pipe, requests = _Pipe(), _Requests()
@@ -144,11 +166,13 @@ def main() -> None:
 
     wait_passively()
     try:
-        sides, alone = load(options.name)
+        sides, alone = (load_each(options.names), None) if options.each else load(options.names[0])
     # The outermost frame of this process: loading runs code of several libraries, which raise what they like, and the page
     # has to say it. Without os._exit the thread that waits for input would make the interpreter abort.
     except Exception as error:
-        pipe.say(failed=reason(error))
+        from .room import NoRoomError
+
+        pipe.say(failed=reason(error), room=isinstance(error, NoRoomError))
         os._exit(1)
     from ...inference.side_by_side import positions
 

@@ -1,5 +1,6 @@
-"""The processes that hold the models of conversations: one a loaded model. They end when nobody has asked for five
-minutes, at once when a training takes their device, and with the server, however it ends.
+"""The processes that hold the models of conversations and of questions to several runs: one a loaded model, or one for
+adapters over one base. They end when nobody has asked for five minutes, when a model that is asked for has no room beside
+them, at once when a training takes their device, and with the server, however it ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from ...errors import ModelError, Reason, RunLockedError
 from ...messages import on_one_line
-from ...runs import devices
+from ...runs import devices, jobs
 from ...system.children import isolated_environment, isolated_python
 
 MODULE = "ai_finetuning.apps.web.talker"
@@ -33,8 +34,12 @@ IDLED = Reason(
     "The model was closed because nobody asked for a while; the next question loads it again.",
 )
 TRAINING = Reason(
-    "学習が始まったため、会話のモデルを閉じました。学習が終わってから質問してください。",
-    "A training has started, so the model of this conversation was closed. Ask again once the training has ended.",
+    "学習や作業が始まったため、モデルを閉じました。終わってから質問してください。",
+    "A training or a job has started, so the model was closed. Ask again once it has ended.",
+)
+GAVE_WAY = Reason(
+    "ほかのモデルのためにメモリーを空けたので、モデルを閉じました。次の質問で読み込み直します。",
+    "The model was closed to make room for another one; the next question loads it again.",
 )
 _CLOSED = Reason("会話を終えました。", "The conversation was ended.")
 
@@ -43,13 +48,22 @@ class Worker:
     """One process with a loaded model. All methods are called from the loop in which it was made.
 
     Attributes:
-        name: of the model, as open_model takes it.
         ended: why it is no more; None while it lives.
+        lacked_room: whether it could not be loaded because memory was taken.
     """
 
-    def __init__(self, name: str, log: Path, idle: float = IDLE) -> None:
-        self.name = name
+    def __init__(self, names: str | tuple[str, ...], log: Path, idle: float = IDLE) -> None:
+        """Starts it.
+
+        Args:
+            names: a model, as open_model takes it, which its base answers beside; or several that answer, each for itself.
+            log: a file for what it says.
+            idle: seconds without a question after which it ends.
+        """
+        words = [names] if isinstance(names, str) else ["--each", *names]
         self.ended: Reason | None = None
+        self.lacked_room = False
+        self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._log = log
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -58,7 +72,7 @@ class Worker:
         self._asked: dict[int, asyncio.Queue[dict[str, Any]]] = {}
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [*isolated_python(MODULE), name, "--idle", str(idle)],
+                [*isolated_python(MODULE), "--idle", str(idle), *words],
                 # An adapter's base that is not here is no reason to download it: nobody has asked for that.
                 env=isolated_environment() | {"PYTHONUTF8": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"},
                 stdin=subprocess.PIPE,
@@ -101,6 +115,15 @@ class Worker:
             if not finished:
                 self._send({"do": "stop", "id": number})
 
+    @property
+    def rests(self) -> bool:
+        """Whether it is loaded and nobody asks it."""
+        return self.ended is None and self._ready.done() and not self._asked
+
+    async def over(self) -> None:
+        """Returns once the process is no more."""
+        await self._over.wait()
+
     def end(self, reason: Reason = _CLOSED) -> None:
         """Kills the process, which holds nothing that is not elsewhere."""
         if self.ended is None:
@@ -135,7 +158,7 @@ class Worker:
         elif "ready" in message and not self._ready.done():
             self._ready.set_result(message["ready"])
         elif "failed" in message:
-            self.ended = Reason(**message["failed"])
+            self.ended, self.lacked_room = Reason(**message["failed"]), bool(message.get("room"))
         elif "idle" in message:
             self.ended = IDLED
 
@@ -150,12 +173,27 @@ class Worker:
             assert self._process.stdin is not None
             self._process.stdin.close()
         self._log.unlink(missing_ok=True)
+        self._over.set()
 
 
 def _seen(future: asyncio.Future[Any]) -> None:
     """A failure that nobody waits for is told by `ended`."""
     if not future.cancelled():
         future.exception()
+
+
+def _busy(other: devices.Occupant) -> RunLockedError:
+    """Why no model is loaded beside somebody who computes."""
+    folder = Path(other.folder or "?")
+    if jobs.kind_of(folder) == jobs.API:
+        return RunLockedError(
+            "API が動いているか、順番を待っているため、モデルを読み込みません。書き出しの画面で止めてから質問してください。",
+            "An API is at work or waits for its turn, so no model is loaded. Stop it on the screen Export, then ask again.",
+        )
+    return RunLockedError(
+        f"{folder} が計算中のため、モデルを読み込みません。終わってから質問してください。",
+        f"{folder} is computing, so no model is loaded. Ask again once it has ended.",
+    )
 
 
 def _died(code: int, log: Path) -> Reason:
@@ -186,42 +224,53 @@ class Workers:
     logs: Path
     idle: float = IDLE
     busy: Callable[[], Sequence[devices.Occupant]] = field(default=lambda: at_work())
-    _workers: dict[str, Worker] = field(default_factory=dict)
+    _workers: dict[str | tuple[str, ...], Worker] = field(default_factory=dict)
     _loading: asyncio.Lock | None = None
     _watching: asyncio.Task[None] | None = None
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    async def take(self, name: str) -> Worker:
-        """The process of a model, started where there is none; it is not loaded yet.
+    async def take(self, names: str | tuple[str, ...]) -> Worker:
+        """The process of a model, or of several over one base, started where there is none. Whether it could be loaded is
+        told by its ready(). Models that nobody asks give way to it where it has no room beside them.
+
+        Args:
+            names: as Worker takes them.
 
         Raises:
             RunLockedError: a training is at work on the device, or about to be.
         """
         found = await asyncio.to_thread(self.busy)
         if found:
-            folder = found[0].folder or "?"
-            raise RunLockedError(
-                f"{folder} が計算中のため、会話のモデルを読み込みません。終わってから質問してください。",
-                f"{folder} is computing, so no model is loaded for a conversation. Ask again once it has ended.",
-            )
-        known = self._workers.get(name)
+            raise _busy(found[0])
+        known = self._workers.get(names)
         if known is not None and known.ended is None:
             return known
         self._loading = self._loading or asyncio.Lock()
         async with self._loading:  # one at a time, so that each sees the memory that the others have taken
-            worker = self._workers.get(name)
-            if worker is None or worker.ended is not None:
-                worker = Worker(name, self.logs / f"talker-{next(self._numbers)}.log", self.idle)
-                self._workers[name] = worker
-                if self._watching is None or self._watching.done():
-                    self._watching = asyncio.get_running_loop().create_task(self._watch())
-                with contextlib.suppress(ModelError):  # who asks is told by ready()
-                    await worker.ready()
+            worker = self._workers.get(names)
+            while worker is None or worker.ended is not None:
+                worker = await self._load(names)
+                resting = [one for one in self._workers.values() if one.rests] if worker.lacked_room else []
+                if not resting:
+                    break
+                for one in resting:
+                    one.end(GAVE_WAY)
+                for one in resting:
+                    await one.over()
             return worker
 
-    def of(self, name: str) -> Worker | None:
+    async def _load(self, names: str | tuple[str, ...]) -> Worker:
+        worker = Worker(names, self.logs / f"talker-{next(self._numbers)}.log", self.idle)
+        self._workers[names] = worker
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+        with contextlib.suppress(ModelError):  # who asks is told by ready()
+            await worker.ready()
+        return worker
+
+    def of(self, names: str | tuple[str, ...]) -> Worker | None:
         """The process of a model, or of the one that there was last."""
-        return self._workers.get(name)
+        return self._workers.get(names)
 
     def close(self) -> None:
         """Ends all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from tests.support.adapters import with_changing_adapter
 from tests.support.systems import needs_sigkill
 
 from ai_finetuning.apps.web.room import needed_bytes, refuse_without_room
-from ai_finetuning.apps.web.workers import IDLED, TRAINING, Worker, Workers
+from ai_finetuning.apps.web.workers import GAVE_WAY, IDLED, TRAINING, Worker, Workers
+from ai_finetuning.embedded import model_folder
 from ai_finetuning.errors import ModelError, RunLockedError
 from ai_finetuning.inference.session import open_model
 from ai_finetuning.models.generation import generate_answers
@@ -128,6 +130,26 @@ def test_a_model_that_nobody_asks_is_closed_and_says_so(tmp_path: Path) -> None:
         assert (said, others) == ({}, [{"ended": IDLED}])
 
     _run(wait())
+
+
+def test_a_model_that_nobody_asks_gives_way_to_one_without_room(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    shutil.copytree(model_folder(BASE), large)
+    with (large / "model-more.safetensors").open("wb") as file:
+        file.truncate(2**43)  # 8 TiB, of which none is on the disk
+
+    async def ask() -> None:
+        workers = Workers(tmp_path / "logs", busy=list)
+        workers.logs.mkdir()
+        first = await workers.take(BASE)
+        assert first.rests
+        second = await workers.take((str(large),))
+        with pytest.raises(ModelError, match="GiB"):
+            await second.ready()
+        assert first.ended == GAVE_WAY
+        assert not psutil.pid_exists(first.pid)
+
+    _run(ask())
 
 
 def test_a_model_that_is_not_there_is_told_to_whoever_asks(tmp_path: Path) -> None:

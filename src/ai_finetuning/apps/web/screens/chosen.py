@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from .models import id_of
 if TYPE_CHECKING:
     from ....models.named import Named
 
-# Bytes of a chat template, and runs that are looked at for a list.
-_TEMPLATE, _RUNS = 1 << 20, 100
+# Bytes of a chat template, runs that are looked at for a list, and characters of a name for files.
+_TEMPLATE, _RUNS, _NAME = 1 << 20, 100, 60
 _USABLE = ("adapter", "model", "checkpoint", "hub")
 
 
@@ -51,6 +52,11 @@ class Choice:
     def plain(self) -> dict[str, Any]:
         """As JSON tells it; the folder is shown in the command."""
         return asdict(self)
+
+
+def slug(choice: Choice) -> str:
+    """What files that are made of it are called, and the API that serves it."""
+    return re.sub(r"[^\w.-]+", "-", choice.label).strip("-. ")[:_NAME] or "model"
 
 
 def choices(site: Site) -> list[Choice]:

@@ -1,4 +1,4 @@
-"""比較: runs beside each other; their names, and the trash."""
+"""比較: runs beside each other; the same question to all of them; their names, and the trash."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ....config.describe import settings
-from ....errors import ConfigError, InputNotFoundError, UsageError
+from ....errors import ConfigError, InputNotFoundError, ToolkitError, UsageError
 from ....runs.compare import compare
 from ....runs.listing import RunEntry, list_trash, rename, restore, trash
 from .. import api, uploads
+from ..beside import answers, turns_of
 from ..draft import text_of
 from ..job_routes import refuse_used
 from ..run_answers import last_answers
 from ..site import Site, site_of
+from ..talking import MOST_TEXT, Lines, options_of, question_of, seed_of, workers_of
+from .chosen import Choice, chosen
 from .results import result_of
 
 # Runs beside each other, and questions that are shown.
@@ -47,18 +50,28 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
 
 async def _compared(request: Request) -> Response:
     """Runs beside each other: `?ids=A,B`."""
-    ids = [id for id in request.query_params.get("ids", "").split(",") if id][:_MOST]
-    if len(set(ids)) < 2:
-        raise UsageError("比べる学習を 2 つ以上選んでください。", "choose two runs or more.")
-    site, named = site_of(request), [api.valid_id(id) for id in dict.fromkeys(ids)]
+    site, named = site_of(request), _ids(request.query_params.get("ids", "").split(","))
     return api.answer(await api.blocking(lambda: _beside(site, [site.run(id) for id in named])))
+
+
+def _ids(given: object) -> list[str]:
+    """The runs that a request names, each once.
+
+    Raises:
+        UsageError: one that is no id, or fewer than two.
+    """
+    ids = [api.valid_id(str(id)) for id in given if id] if isinstance(given, list) else []
+    ids = list(dict.fromkeys(ids))[:_MOST]
+    if len(ids) < 2:
+        raise UsageError("比べる学習を 2 つ以上選んでください。", "choose two runs or more.")
+    return ids
 
 
 def _beside(site: Site, entries: list[RunEntry]) -> dict[str, Any]:
     found, names = compare([entry.path for entry in entries]), _data_names(site)
     about = {item.key: {"ja": item.ja, "en": item.en} for item in settings()}
-    answers = [last_answers(entry.path) for entry in entries]
-    asked = [question for question in answers[0] if sum(question in one for one in answers) > 1][:_QUESTIONS]
+    saved = [last_answers(entry.path) for entry in entries]
+    asked = [question for question in saved[0] if sum(question in one for one in saved) > 1][:_QUESTIONS]
     return {
         "runs": [_entry(entry) | {"kind": result_of(entry)["kind"]} for entry in entries],
         "settings": [
@@ -67,7 +80,8 @@ def _beside(site: Site, entries: list[RunEntry]) -> dict[str, Any]:
         ],
         "loss": found.loss,
         "eval_loss": found.eval_loss,
-        "answers": [{"question": question, "answers": [one.get(question) for one in answers]} for question in asked],
+        "answers": [{"question": question, "answers": [one.get(question) for one in saved]} for question in asked],
+        "ask": _askable(site, [entry.id for entry in entries]),
     }
 
 
@@ -83,6 +97,45 @@ def _data_names(site: Site) -> dict[str, str]:
         for file in (upload.file, upload.path, upload.evaluated)
         if file is not None
     }
+
+
+def _askable(site: Site, ids: list[str]) -> dict[str, Any]:
+    """What can be asked now, in which turns the models are loaded for it, and why others cannot be asked."""
+    found, not_these = _answering(site, ids)
+    return {
+        "runs": [one.plain() for one in found],
+        "turns": [[one.id for one in turn] for turn in turns_of(found)],
+        "not": not_these,
+    }
+
+
+def _answering(site: Site, ids: list[str]) -> tuple[list[Choice], dict[str, dict[str, str]]]:
+    """The runs that have a model, and of the others by id why they have none."""
+    found, others = [], {}
+    for id in ids:
+        try:
+            found.append(chosen(site, {"run": id}))
+        except ToolkitError as error:
+            others[id] = {"ja": error.ja, "en": error.en}
+    return found, others
+
+
+async def _answer(request: Request) -> Response:
+    """One question to all of the runs that can answer; the same seed for each, and greedy where nobody says otherwise."""
+    site, values = site_of(request), await api.body(request)
+    ids, question = _ids(values.get("ids")), question_of(values)
+    given = {"seed": seed_of(values), "options": options_of(values, do_sample=False)}
+    named = values.get("systems")
+    systems = named if isinstance(named, dict) else {}
+    asked: dict[str, dict[str, Any]] = {id: {"history": [], "question": question, "system": None} for id in ids}
+    for id in ids:
+        if id in systems:
+            asked[id]["system"] = api.text(systems, id, most=MOST_TEXT)
+    found, _ = await api.blocking(_answering, site, ids)
+    if not found:
+        raise UsageError("質問できる学習がありません。", "none of these runs can be asked.")
+    turns = await api.blocking(turns_of, found)
+    return Lines(answers(workers_of(request), turns, asked, given))
 
 
 def _shown(value: Any) -> str:
@@ -144,6 +197,7 @@ async def _restore(request: Request) -> Response:
 ROUTES = [
     Route("/api/compare/runs", _runs, methods=["GET"]),
     Route("/api/compare", _compared, methods=["GET"]),
+    Route("/api/compare/answer", _answer, methods=["POST"]),
     Route("/api/compare/rename", _rename, methods=["POST"]),
     Route("/api/compare/trash", _trash, methods=["POST"]),
     Route("/api/compare/trash", _trashed, methods=["GET"]),

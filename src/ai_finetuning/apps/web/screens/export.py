@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from starlette.routing import Route
 
 from ....errors import StorageError, UsageError
 from ....system.files import is_plain, read_bounded
-from .. import job_routes
+from .. import job_routes, serving
 from ..api import answer, blocking, body
 from ..site import Site, language_of, site_of
-from .chosen import Choice, choices, chosen
+from .chosen import Choice, choices, chosen, slug
 
 if TYPE_CHECKING:
     from ....runs.jobs import Job, Step
@@ -31,8 +30,8 @@ _TYPES = ("q8_0", "f16", "bf16", "f32")
 _BITS = (4, 8)
 # Timed passes of a comparison: its quality is what counts here.
 _PASSES = "5"
-# Characters of a file's name, and tries for a free one.
-_NAME, _TRIES = 60, 1000
+# Tries for a free name.
+_TRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def _merge(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any]) 
             f"{choice.label} はアダプターではないので、統合は要りません。そのまま使えます。",
             f"{choice.label} is no adapter: there is nothing to merge, and it can be used as it is.",
         )
-    out = _free(site, f"{_slug(choice)}-merged")
+    out = _free(site, f"{slug(choice)}-merged")
     step = jobs.Step(("merge", choice.name, "--out", str(out), "--json", str(folder / _MERGED)))
     return _Plan([step], {"merged": out})
 
@@ -76,7 +75,7 @@ def _quantize(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any
     if bits not in _BITS:
         raise UsageError("bits は 4 か 8 です。", "bits is 4 or 8.")
     name, before = _whole(choice, site, folder, values)
-    out = _free(site, f"{_slug(choice)}-{bits}bit")
+    out = _free(site, f"{slug(choice)}-{bits}bit")
     quantize = jobs.Step(("quantize", name, "--bits", str(bits), "--out", str(out)))
     bench = jobs.Step(("bench", name, str(out), "--runs", _PASSES, "--out", str(folder / _BENCH)))
     return _Plan([*before.steps, quantize, bench], {**before.made, "quantized": out})
@@ -88,7 +87,7 @@ def _gguf(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any]) -
     kind = values.get("type", _TYPES[0])
     if kind not in _TYPES:
         raise UsageError(f"type は {'・'.join(_TYPES)} です。", f"type is one of {', '.join(_TYPES)}.")
-    out = _free(site, f"{_slug(choice)}-{kind}.gguf")
+    out = _free(site, f"{slug(choice)}-{kind}.gguf")
     return _Plan([jobs.Step(("export", "gguf", choice.name, "--out", str(out), "--type", str(kind)))], {"gguf": out})
 
 
@@ -96,7 +95,7 @@ def _bundle(choice: Choice, site: Site, folder: Path, values: Mapping[str, Any])
     from ....runs import jobs
 
     name, before = _whole(choice, site, folder, values)
-    out = _free(site, f"{_slug(choice)}-bundle")
+    out = _free(site, f"{slug(choice)}-bundle")
     return _Plan([*before.steps, jobs.Step(("bundle", name, "--out", str(out)))], {**before.made, "bundle": out})
 
 
@@ -106,10 +105,6 @@ _PLANS: dict[str, Callable[[Choice, Site, Path, Mapping[str, Any]], _Plan]] = {
     "gguf": _gguf,
     "bundle": _bundle,
 }
-
-
-def _slug(choice: Choice) -> str:
-    return re.sub(r"[^\w.-]+", "-", choice.label).strip("-. ")[:_NAME] or "model"
 
 
 def _free(site: Site, name: str) -> Path:
@@ -173,7 +168,8 @@ def _begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
 
 
 async def _list(request: Request) -> JSONResponse:
-    return answer({"jobs": await blocking(_jobs, site_of(request))})
+    site = site_of(request)
+    return answer({"jobs": await blocking(_jobs, site), "apis": await blocking(serving.running, site)})
 
 
 def _jobs(site: Site) -> list[dict[str, Any]]:
@@ -233,5 +229,6 @@ ROUTES = [
     Route("/api/export/choices", _choices),
     Route("/api/export", _start, methods=["POST"]),
     Route("/api/export", _list),
+    *serving.ROUTES,
     *job_routes.routes(KIND, _told),
 ]

@@ -91,7 +91,9 @@ def _new(site: Site, id: str, cursor: str) -> dict[str, Any]:
 
 
 def _before(site: Site, folder: Path, queue: list[Any]) -> list[dict[str, Any]]:
-    """The runs for which a run waits, as the queue of devices has them."""
+    """The runs, jobs and APIs for which a run waits, as the queue of devices has them."""
+    from ....runs import jobs
+
     place = next(
         (at for at, one in enumerate(queue) if one.folder and Path(one.folder).resolve() == folder.resolve()), None
     )
@@ -105,7 +107,8 @@ def _before(site: Site, folder: Path, queue: list[Any]) -> list[dict[str, Any]]:
             and (not mine or mine & set(one.devices))
         ):
             path = Path(one.folder)
-            found.append({"id": ids.get(path.resolve()), "name": path.name or "?", "waits": one.waits})
+            api = jobs.kind_of(path) == jobs.API
+            found.append({"id": ids.get(path.resolve()), "name": path.name or "?", "api": api})
     return found
 
 

@@ -1,7 +1,8 @@
-// 比較: runs beside each other; their names, and the trash.
+// 比較: runs beside each other, the same question to them; their names, and the trash.
 import { complain, get, post } from "./api.js";
 import { chart } from "./chart.js";
 import { $, ask, badge, command, h, notice, replace } from "./dom.js";
+import { showAsking } from "./same_question.js";
 import { language, moment, number, t } from "./words.js";
 
 const MOST = 6;
@@ -60,6 +61,7 @@ async function showBeside() {
   showSettings(found);
   curve($("eval"), found.runs, found.eval_loss, t("eval_curve"));
   curve($("train"), found.runs, found.loss, t("train_curve"));
+  showAsking(found);
   showQuestions(found);
 }
 

@@ -35,8 +35,10 @@ export const $ = (id) => document.getElementById(id);
 
 // What the foot shows as "the same as a command".
 export function command(words) {
-  $("command").textContent = words.map(quoted).join(" ");
+  $("command").textContent = line(words);
 }
+
+export const line = (words) => words.map(quoted).join(" ");
 
 function quoted(word) {
   const text = String(word);

@@ -1,10 +1,10 @@
-// 書き出し: each kind is a job; what it wrote and measured stands below, found again by its folder.
+// 書き出し: each kind is a job; what it wrote and measured stands below, found again by its folder. So is an API.
 import { complain, get, poll, post } from "./api.js";
-import { $, badge, command, copying, h, notice, replace } from "./dom.js";
+import { $, badge, command, copying, h, line, notice, replace } from "./dom.js";
 import { ago, bytes, number, t } from "./words.js";
 
 const address = new URLSearchParams(location.search);
-let choices = [];
+let choices = [], apis = [];
 const cards = new Map(); // id -> { told, node }
 
 const chosen = () => choices.find((one) => `${one.by}=${one.id}` === $("model").value);
@@ -29,26 +29,27 @@ function show() {
     card.querySelector("button").disabled = !one || not;
     card.querySelector(".reason").textContent = not ? t("only_adapters") : "";
   }
-  $("serve").textContent = one ? line(["aift", "serve", one.name, "--alias", alias(one)]) : "";
+  showServe();
   if (one) command(["aift", ...(one.kind === "adapter" ? ["merge", one.name, "--out", `models/${one.label}-merged`] : ["bundle", one.name, "--out", `models/${one.label}-bundle`])]);
 }
 
-// As the foot shows a command.
-function line(words) {
-  return words.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`)).join(" ");
+const atWork = (job) => ["running", "waiting"].includes(job.status);
+
+function showServe() {
+  const one = chosen();
+  const taken = one && apis.some((api) => atWork(api) && api.of.by === one.by && api.of.id === one.id);
+  $("serve").disabled = !one || taken;
+  $("serve_reason").textContent = taken ? t("serve_taken") : "";
 }
 
-// What programs call it: of its name what a name of theirs may have, else its id.
-const alias = (one) => one.label.replace(/[^\w.-]+/g, "-").replace(/^[-_.]+|[-_.]+$/g, "") || one.id;
-
-const copier = (label, text) => copying(h("button", { type: "button" }, label), () => text);
+const copier = (label, text, kind = null) => copying(h("button", { type: "button", class: kind }, label), () => text);
 
 $("model").addEventListener("change", () => {
   const one = chosen();
   if (one) history.replaceState(null, "", `/export?${one.by}=${one.id}`);
   show();
 });
-copying($("copy_serve"), () => $("serve").textContent);
+$("serve").addEventListener("click", () => serve(chosen()));
 for (const card of document.querySelectorAll("[data-kind]")) {
   const button = card.querySelector("button");
   button.addEventListener("click", async () => {
@@ -66,26 +67,75 @@ for (const card of document.querySelectorAll("[data-kind]")) {
   });
 }
 
+async function serve(one) {
+  $("serve").disabled = true;
+  notice(null);
+  try {
+    await post("/api/export/serve", { [one.by]: one.id });
+    await list();
+    $("h_apis").scrollIntoView({ block: "start" });
+  } catch (error) {
+    complain(error);
+  }
+  showServe();
+}
+
 async function list() {
-  const { jobs } = await get("/api/export");
+  const { jobs, apis: served } = await get("/api/export");
+  apis = served;
   $("none").hidden = jobs.length > 0;
-  for (const job of [...jobs].reverse()) showJob(job); // the newest comes first
+  for (const job of [...jobs].reverse()) showJob(job, $("jobs"), card); // the newest comes first
+  for (const api of [...apis].reverse()) showJob(api, $("apis"), apiCard);
+  const known = new Set([...jobs, ...apis].map((one) => one.id));
+  for (const [id, { node }] of cards) if (!known.has(id)) (node.remove(), cards.delete(id));
+  $("apis_part").hidden = !apis.length;
+  showServe();
 }
 
 // A card is made anew only when its job has something new to tell: its folds stay as they are, and so do the others.
-function showJob(job) {
+function showJob(job, place, make) {
   const told = JSON.stringify(job), before = cards.get(job.id);
   if (before?.told === told) return;
-  const node = card(job);
+  const node = make(job);
   for (const one of node.querySelectorAll("details")) one.open = before?.node.querySelector(`[data-of="${one.dataset.of}"]`)?.open ?? false;
-  before ? before.node.replaceWith(node) : $("jobs").prepend(node);
+  before ? before.node.replaceWith(node) : place.prepend(node);
   cards.set(job.id, { told, node });
+}
+
+function apiCard(api) {
+  const { id, of, status, ready, reason, log } = api;
+  const state = ready ? ["good", t("api_ready")] : status === "running" ? ["running", t("api_preparing")] : status === "completed" ? ["stopped", t("api_ended")] : [status];
+  const stop = () => post(`/api/export/serve/${id}/stop`).then(list).catch(complain);
+  return h("article", { class: "card", "aria-label": `${t("kind_serve")} ${of.label}` },
+    h("div", { class: "row apart" }, h("h3", {}, of.label), h("span", { class: "row" }, h("span", { class: "small soft" }, ago(api.made_at)), badge(...state))),
+    status === "waiting" && h("p", { class: "small soft" }, t("waits")),
+    status === "running" && !ready && h("p", { class: "small soft" }, t("api_loads")),
+    status === "failed" && h("p", { class: "notice bad" }, t("failed_why", { why: (reason ?? "").replace(/^\w+Error: /, "") })),
+    status === "completed" && h("p", { class: "notice warn" }, t("api_ended_why")),
+    ready && reached(id, ready),
+    log.length > 0 && h("details", { "data-of": `${id}-log` }, h("summary", {}, t("log")), h("pre", { class: "log", tabindex: "0", "aria-label": t("log") }, log.join("\n"))),
+    h("div", { class: "actions" },
+      atWork(api) ? h("button", { type: "button", onclick: stop }, t("stop")) : h("button", { type: "button", class: "primary", onclick: () => serve(of) }, t("retry")),
+      h("button", { type: "button", class: "quiet", onclick: () => command(api.command) }, t("same_command"))));
+}
+
+// Where it answers, and the same question by curl and by OpenAI's library.
+function reached(id, { base_url: url, model, key }) {
+  const messages = [{ role: "user", content: t("api_question") }];
+  const curl = line(["curl", `${url}/chat/completions`, "-H", `Authorization: Bearer ${key}`, "-H", "Content-Type: application/json", "-d", JSON.stringify({ model, messages })]);
+  const python = [`from openai import OpenAI`, ``, `client = OpenAI(base_url=${JSON.stringify(url)}, api_key=${JSON.stringify(key)})`,
+    `answer = client.chat.completions.create(model=${JSON.stringify(model)}, messages=${JSON.stringify(messages)})`, `print(answer.choices[0].message.content)`].join("\n");
+  const fact = (name, value) => [h("dt", {}, t(name)), h("dd", {}, h("code", {}, value), " ", copier(t("copy"), value, "quiet"))];
+  const example = (name, text) => h("details", { "data-of": `${id}-${name}` }, h("summary", {}, t(name)),
+    h("pre", { class: "log", tabindex: "0", "aria-label": t(name) }, text), h("p", {}, copier(t("copy"), text)));
+  return [h("dl", { class: "facts export-facts" }, fact("api_address", url), fact("api_model", model), fact("api_key", key)),
+    h("p", { class: "small soft" }, t("api_holds")), example("api_curl", curl), example("api_python", python)];
 }
 
 function card(job) {
   const { status, about, commands, done } = job;
   const act = (path) => () => post(`/api/export/${job.id}/${path}`).then(list).catch(complain);
-  const busy = ["running", "waiting"].includes(status);
+  const busy = atWork(job);
   const step = commands[Math.min(done, commands.length - 1)];
   return h("article", { class: "card", "aria-label": `${t(`kind_${about.kind}`)} ${about.of.label}` },
     h("div", { class: "row apart" }, h("h3", {}, about.of.label + t("dot") + t(`kind_${about.kind}`)),

@@ -99,7 +99,8 @@ const asked = (reason) => /^(PreemptedError|KeyboardInterrupt)/.test(reason ?? "
 
 function told({ status, reason, gone, elsewhere, before, judged }) {
   if (status === "waiting") {
-    return before.length ? [h("p", {}, t("waits_for")), h("ul", {}, before.map((one) => h("li", {}, one.id ? h("a", { href: `/runs/${one.id}` }, one.name) : one.name)))]
+    return before.length ? [h("p", {}, t("waits_for")), h("ul", {}, before.map((one) => h("li", {}, one.id ? h("a", { href: `/runs/${one.id}` }, one.name)
+      : one.api ? h("a", { href: "/export" }, t("an_api")) : one.name)))]
       : h("p", {}, t("waits_for_nobody"));
   }
   if (status === "failed") return h("p", { class: "notice bad" }, t("failed_text", { reason: gone ? t("gone") : plain(reason) }), "\n", t("can_go_on"));

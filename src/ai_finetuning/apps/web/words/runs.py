@@ -17,7 +17,8 @@ WORDS = {
     "began": ("開始: {time}", "Started {time}"),
     "quiet": ("最後のステップから {time}", "{time} since the last step"),
     "progress": ("進み具合", "Progress"),
-    "waits_for": ("以下の学習が終わるのを待っています", "Waiting for"),
+    "waits_for": ("以下が終わるのを待っています", "Waiting for"),
+    "an_api": ("API（書き出しの画面で止められます）", "an API (stop it on the screen Export)"),
     "waits_for_nobody": ("まもなく始まります。", "It begins in a moment."),
     "elsewhere": (
         "別の PC で始めた学習です。動いているかどうかは、その PC でしか分かりません。",
