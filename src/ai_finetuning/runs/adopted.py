@@ -75,8 +75,8 @@ def refuse_adopted(path: Path) -> None:
     if adopted_since(read_run(path)) is not None:
         shown = argument(path)
         raise ConfigError(
-            f"{path} は採用中です。ごみ箱へ移すには、先に採用をやめてください: aift runs adopt {shown} --undo",
-            f"{path} is in use. To move it into the trash, first take it out of use: aift runs adopt {shown} --undo",
+            f"{path} は採用中です。ごみ箱へ移すには、先に採用をやめてください: aift runs adopt {shown} --undo（aift web では結果の画面の「採用をやめる」）",
+            f"{path} is in use. To move it into the trash, first take it out of use: aift runs adopt {shown} --undo (in aift web: on its result)",
         )
 
 

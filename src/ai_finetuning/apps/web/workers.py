@@ -21,6 +21,7 @@ from typing import Any
 from ...errors import ModelError, Reason, RunLockedError
 from ...messages import on_one_line
 from ...runs import devices
+from ...runs.weights import weight_names
 from ...system.children import isolated_environment, isolated_python
 
 MODULE = "ai_finetuning.apps.web.talker"
@@ -36,7 +37,19 @@ TRAINING = Reason(
     "学習が始まったため、会話のモデルを閉じました。学習が終わってから質問してください。",
     "A training has started, so the model of this conversation was closed. Ask again once the training has ended.",
 )
+CHANGED = Reason(
+    "モデルの重みが入れ替わったため、読み込み直します。",
+    "The model has other weights by now and is loaded again.",
+)
 _CLOSED = Reason("会話を終えました。", "The conversation was ended.")
+
+
+def stamp_of(name: str) -> list[tuple[str, int, int]]:
+    """What tells a folder's weights from others that take their place: names, sizes and times; empty of other names."""
+    with contextlib.suppress(OSError, ValueError):
+        states = [(file, (Path(name) / file).stat()) for file in weight_names(Path(name))]
+        return [(file, state.st_size, state.st_mtime_ns) for file, state in states]
+    return []
 
 
 class Worker:
@@ -45,10 +58,11 @@ class Worker:
     Attributes:
         name: of the model, as open_model takes it.
         ended: why it is no more; None while it lives.
+        stamp: of the weights that it loads.
     """
 
     def __init__(self, name: str, log: Path, idle: float = IDLE) -> None:
-        self.name = name
+        self.name, self.stamp = name, stamp_of(name)
         self.ended: Reason | None = None
         self._loop = asyncio.get_running_loop()
         self._log = log
@@ -205,6 +219,8 @@ class Workers:
                 f"{folder} is computing, so no model is loaded for a conversation. Ask again once it has ended.",
             )
         known = self._workers.get(name)
+        if known is not None and known.ended is None and known.stamp != await asyncio.to_thread(stamp_of, name):
+            known.end(CHANGED)  # by `aift runs best`, say
         if known is not None and known.ended is None:
             return known
         self._loading = self._loading or asyncio.Lock()
