@@ -209,7 +209,8 @@ def test_runs_are_compared_renamed_trashed_and_restored(web: Any, page: Any, tmp
 
 def test_a_run_is_adopted_and_comes_first_where_one_chooses(web: Any, page: Any, tmp_path: Path):
     root = tmp_path / "outputs"
-    run = kept_run(root / "faq")
+    run = kept_run(root / "faq", started="2026-01-01T00:00:00+00:00")
+    kept_run(root / "newer")
     web.open(page, "/runs/faq/result")
     verdict = page.locator("#verdict")
     adopt = verdict.get_by_role("button", name="採用", exact=True)
@@ -222,7 +223,6 @@ def test_a_run_is_adopted_and_comes_first_where_one_chooses(web: Any, page: Any,
     expect(release).to_be_focused()
     assert read_run(run)["adopted"]["step"] == 8
 
-    kept_run(root / "newer")
     page.goto(f"{web.url}/compare")
     expect(page.locator("#runs tbody tr").first).to_contain_text("faq 採用中")
     page.get_by_role("button", name="faq をごみ箱へ移す").click()

@@ -68,7 +68,7 @@ def test_a_run_that_has_saved_nothing_says_so(site: Site) -> None:
 
 
 def test_runs_in_use_come_first(site: Site) -> None:
-    kept_run(site.runs / "older")
+    kept_run(site.runs / "older", started="2026-01-01T00:00:00+00:00")
     kept_run(site.runs / "newest")
     adopt(site.runs / "older")
     found = [(one.label, one.adopted) for one in choices(site) if one.by == "run"]

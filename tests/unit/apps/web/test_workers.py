@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from ai_finetuning.apps.web.room import needed_bytes, refuse_without_room
-from ai_finetuning.apps.web.workers import IDLED, TRAINING, Worker, Workers
+from ai_finetuning.apps.web.workers import CHANGED, IDLED, TRAINING, Worker, Workers
 from ai_finetuning.errors import ModelError, RunLockedError
 from ai_finetuning.inference.session import open_model
 from ai_finetuning.models.adapters import add_lora
@@ -97,6 +97,12 @@ def test_one_process_answers_as_both_models_stops_when_asked_and_is_killed(adapt
         assert [item["end"] for item in others[:2]] == ["length", "length"]
         assert others[-1] == {"id": 1, "done": True}
         assert await workers.take(str(adapter)) is worker
+
+        # Other weights under the name of a model that is loaded, as `aift runs best` puts them there.
+        os.utime(adapter / "adapter_model.safetensors", (1, 1))
+        former, worker = worker, await workers.take(str(adapter))
+        assert former.ended == CHANGED
+        assert (await _texts(worker, _request()))[0] == alone
 
         # Whoever stops reading ends the answer, and the next one is not held up by it.
         answer = worker.answer(_request(max_new_tokens=500, min_new_tokens=500))
