@@ -24,6 +24,7 @@ from ..runs.held import held_result
 from ..runs.phase import write_run
 from ..runs.rows import loss_of, step_of
 from ..runs.weights import (
+    ADAPTER,
     RETURNED,
     drop_last,
     keep_last,
@@ -31,9 +32,11 @@ from ..runs.weights import (
     problems_of,
     put,
     read_note,
-    room_for_last,
+    room_to_take,
     validate_room,
     weight_bytes,
+    weight_names,
+    wrong_digest,
 )
 from ..system.files import write_in_place
 from .figures import figures_of
@@ -140,17 +143,17 @@ def take_best(path: Path) -> Best:
     """
     with held_result(path) as run:
         before = returned_of(run)
-        kept = read_note(last_of(path) / LAST_NOTE).get("run") if before is not None else None
-        original = dict(kept) if isinstance(kept, dict) else {name: run[name] for name in _OF_RESULT if name in run}
+        kept = _noted(path) if before is not None else {}
+        original = kept or {name: run[name] for name in _OF_RESULT if name in run}
         finishing = before is not None and before.unfinished
         found = best_of(path, {**run, **original} if finishing else run)
         if isinstance(found, Reason):
-            undo = f" --undo: aift runs best {argument(path)} --undo"
-            hint = Reason(f" 最後の重みに戻す{undo}", f" Back to the last weights with{undo}")
+            undo = f"aift runs best {argument(path)} --undo"
+            hint = Reason(f" 最後の重みに戻すには {undo}", f" Back to the last weights: {undo}")
             raise ConfigError(found.ja + (hint.ja if before else ""), found.en + (hint.en if before else ""))
         place = path / CHECKPOINTS / BEST
         _validate(place, BEST_NOTE, found.step)
-        validate_room(path, weight_bytes(place) + (0 if finishing else room_for_last(path)))
+        validate_room(path, weight_bytes(place) + (0 if finishing else room_to_take(path, path)))
         judged = original.get("verdict")
         measured = isinstance(judged, dict) and judged.get("result") is not None
         told = {
@@ -184,10 +187,9 @@ def take_last(path: Path) -> Returned:
                 f"the result of {path} is what its training left; there is nothing to undo.",
             )
         place = last_of(path)
-        _validate(place, LAST_NOTE, before.last_step)
-        original = read_note(place / LAST_NOTE).get("run")
-        original = original if isinstance(original, dict) else {}
-        validate_room(path, room_for_last(path))
+        original = _noted(path)
+        _validate(place, LAST_NOTE, before.last_step, () if original else (wrong_digest(LAST_NOTE),))
+        validate_room(path, room_to_take(place, path))
         write_run(path, run | {RETURNED: dict(run[RETURNED]) | {"to": LAST}})
         put(place, path, linked=True)
         for name in (_CARD, REPORT):
@@ -251,8 +253,17 @@ def measuring(path: Path) -> str:
     return f"aift eval {argument(path)} --data {file}"
 
 
-def _validate(folder: Path, note: str, step: int) -> None:
-    problems = problems_of(folder, note, step)
+def _noted(path: Path) -> dict[str, Any]:
+    """What run.json said of the weights of the last step; empty where that is not there."""
+    told = read_note(last_of(path) / LAST_NOTE).get("run")
+    return dict(told) if isinstance(told, dict) and isinstance(told.get("result"), dict) else {}
+
+
+def _validate(folder: Path, note: str, step: int, more: Sequence[Reason] = ()) -> None:
+    problems = problems_of(folder, note, step) or list(more)
+    obtained, expected = weight_names(folder), weight_names(folder.parent.parent)
+    if not problems and (not obtained or (ADAPTER in obtained) != (ADAPTER in expected)):
+        problems = [Reason("この実行の重みがありません", "no weights of this run are there")]
     if problems:
         why = Reason.joined(problems)
         raise CheckpointError(

@@ -135,14 +135,14 @@ def validate_room(run: Path, needed: int) -> None:
         )
 
 
-def room_for_last(run: Path) -> int:
-    """Bytes that keeping the weights of a run's result takes: next to none where a file can have a second name."""
+def room_to_take(source: Path, run: Path) -> int:
+    """Bytes that the weights of a folder take at a second place of a run: next to none where a file can have two names."""
     (run / CHECKPOINTS).mkdir(exist_ok=True)
     probe = run / CHECKPOINTS / f"{_STAGING}-probe"
     probe.unlink(missing_ok=True)
-    linked = _link(run / weight_names(run)[0], probe)
+    linked = _link(source / weight_names(source)[0], probe)
     probe.unlink(missing_ok=True)
-    return _BESIDE_BYTES + (0 if linked else weight_bytes(run))
+    return _BESIDE_BYTES + (0 if linked else weight_bytes(source))
 
 
 def keep_last(run: Path, step: int, values: dict[str, Any]) -> None:

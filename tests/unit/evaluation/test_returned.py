@@ -137,6 +137,15 @@ def test_weights_that_are_not_what_was_kept_are_not_taken(tmp_path: Path):
     with pytest.raises(CheckpointError):
         take_best(run)
     stray.unlink()
+    for kinds in (("adapter", "single"), ("single", "adapter")):  # a folder of something else
+        other = kept_run(tmp_path / "-".join(kinds), *kinds)
+        with pytest.raises(CheckpointError, match="no weights of this run"):
+            take_best(other)
+    empty = kept_run(tmp_path / "empty")
+    (empty / "checkpoints" / "best" / "adapter_model.safetensors").unlink()
+    (empty / "checkpoints" / "best" / "best.json").write_text('{"step": 4, "sha256": {}}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="no weights of this run"):
+        take_best(empty)
     take_best(run)
     kept = run / "checkpoints" / "last" / "model-00001-of-00002.safetensors"
     os.replace(kept, tmp_path / "gone")
@@ -201,6 +210,10 @@ def dies_at(number, work, run):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 kind, best, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+if sys.argv[5] == "False":
+    def link(*_):
+        raise OSError("no links here")
+    os.link = link
 old = {"w0": 80, "w1": 81} if kind == "shards" else {"weight": 80}
 new = {"w0": 40, "w1": 41} if best == "shards" else {"weight": 40}
 kills, seen = 0, set()
@@ -238,12 +251,12 @@ print("kills", kills)
 """
 
 
-def swept(place: Path, last: str, best: str, *, stride: int) -> int:
+def swept(place: Path, last: str, best: str, *, stride: int, links: bool = True) -> int:
     """Kills at every so many steps of the file system, as many as there are."""
     root = Path(__file__).resolve().parents[3]
     paths = os.pathsep.join([str(root / "src"), str(root)])
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, last, best, str(place), str(stride)],
+        [sys.executable, "-c", KILLED, last, best, str(place), str(stride), str(links)],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -262,7 +275,8 @@ def test_a_kill_leaves_one_whole_result(tmp_path: Path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize(("last", "best"), KINDS)
 def test_a_kill_between_any_two_steps_leaves_one_whole_result(tmp_path: Path, last: str, best: str):
-    assert swept(tmp_path, last, best, stride=1) > 60
+    assert swept(tmp_path / "links", last, best, stride=1) > 60
+    assert swept(tmp_path / "copies", last, best, stride=3, links=False) > 20
 
 
 def test_whatever_run_json_holds_is_refused_by_a_toolkit_error(tmp_path: Path):
@@ -271,3 +285,15 @@ def test_whatever_run_json_holds_is_refused_by_a_toolkit_error(tmp_path: Path):
         with pytest.raises(ToolkitError):
             take_last(run)
         assert loaded(run) == {"weight": 80}
+
+
+def test_without_the_note_of_the_last_weights_nothing_is_undone(tmp_path: Path):
+    run = kept_run(tmp_path / "run")
+    take_best(run)
+    note = run / "checkpoints" / "last" / "last.json"
+    told = json.loads(note.read_text(encoding="utf-8"))
+    note.write_text(json.dumps(told | {"run": {}}), encoding="utf-8")
+    before = contents(run)
+    with pytest.raises(CheckpointError, match="last.json"):
+        take_last(run)
+    assert contents(run) == before
