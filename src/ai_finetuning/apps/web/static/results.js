@@ -59,7 +59,7 @@ function showVerdict() {
     why ? h("p", { class: "why" }, why, run.advice ? h("span", { class: "soft block" }, run.advice[language]) : null) : null,
     h("p", { class: why ? "soft small" : "why" }, why ? t("losses_say", { text: run.sentence[language] }) : run.sentence[language]),
     h("dl", { class: "facts points" }, ["before", "best", "last"].map(point)),
-    before ? h("div", { class: "notice warn" }, h("p", {}, t(before.unfinished ? "unfinished" : "returned", { step: number(before.step), last: number(before.last_step) })),
+    before ? h("div", { class: "notice warn spaced" }, h("p", {}, t(before.unfinished ? "unfinished" : "returned", { step: number(before.step), last: number(before.last_step) })),
       before.decision ? h("p", {}, t("verdict_of_last", { word: t(`d_${before.decision}`), why: before.why?.[language] ?? "" })) : null,
       h("p", {}, t("answers_of_last")),
       h("p", {}, t("measure_again"), " ", h("code", {}, before.measure), " ", copying(h("button", { type: "button", class: "quiet" }, t("copy")), () => before.measure))) : null,
@@ -69,7 +69,7 @@ function showVerdict() {
 // Whether its model is in use, and which of its weights it is.
 function choice() {
   const button = (name, key, path, undo, words) => h("button", { type: "button", id: name, onclick: (event) => change(event.target, path, undo, words) }, t(key));
-  const beside = (...parts) => h("div", { class: "row" }, parts);
+  const beside = (...parts) => h("div", { class: "row spaced" }, parts);
   const line = (text) => h("span", { class: "soft small" }, text);
   const runs = ["aift", "runs"];
   return [
