@@ -25,7 +25,7 @@ OWNERS = (
     ("whether a folder holds an adapter", r'(/|=) "adapter_config\.json"', {"models/adapter_folder.py"}),
     ("an adapter's base", r"base_model_name_or_path", {"models/adapter_folder.py"}),
     ("size of a folder's weight files", r'st_size for \w+ in [\w.]+\.glob\("\*\.safetensors"', {"models/source.py"}),
-    ("files that an index of weights names", r'\["weight_map"\]\.values', {"models/hub.py"}),
+    ("files that an index of weights names", r'\["weight_map"\]\.values', {"runs/weights.py"}),
     ("the layers of a decoder", r"model\.model\.layers|isinstance\(\w+, nn\.ModuleList\)", {"models/parts.py"}),
     ("bits are 4 or 8", r"not in \(None, 4, 8\)", {"models/options.py"}),
     ("stop tokens in generation_config.json", r"config\.eos_token_id =", {"models/tokenizers.py"}),

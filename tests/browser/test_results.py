@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from ai_finetuning.evaluation.returned import take_best
+from ai_finetuning.runs.folder import read_run
+from ai_finetuning.runs.phase import change_run
 from ai_finetuning.runs.process import identity
+from tests.support.kept_runs import contents, kept_run, loaded, write_weights
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
@@ -211,3 +215,87 @@ def test_runs_are_compared_renamed_trashed_and_restored(web: Any, page: Any, tmp
     )
     assert refused.status == 409
     (root / "busy" / "run.json").unlink()
+
+
+def test_a_run_is_adopted_and_comes_first_where_one_chooses(web: Any, page: Any, tmp_path: Path):
+    root = tmp_path / "outputs"
+    run = kept_run(root / "faq", started="2026-01-01T00:00:00+00:00")
+    kept_run(root / "newer")
+    web.open(page, "/runs/faq/result")
+    verdict = page.locator("#verdict")
+    adopt = verdict.get_by_role("button", name="採用", exact=True)
+    beside = page.get_by_role("button", name="採用", exact=True)
+    expect(verdict.locator(".row", has=beside)).to_contain_text("判定は保留です。差は見えません。")
+    adopt.click()  # asks nothing
+    expect(verdict.locator(".badge.good", has_text="採用中")).to_be_visible()
+    expect(page.locator("#command")).to_have_text("aift runs adopt faq")
+    release = verdict.get_by_role("button", name="採用をやめる")
+    expect(release).to_be_focused()
+    assert read_run(run)["adopted"]["step"] == 8
+
+    page.goto(f"{web.url}/compare")
+    expect(page.locator("#runs tbody tr").first).to_contain_text("faq 採用中")
+    page.get_by_role("button", name="faq をごみ箱へ移す").click()
+    page.get_by_role("dialog").get_by_label("名前").fill("faq")
+    page.get_by_role("dialog").get_by_role("button", name="ごみ箱へ").click()
+    expect(page.locator("#notice")).to_contain_text("faq --undo")
+    assert run.is_dir()
+    page.goto(f"{web.url}/")
+    expect(page.locator("#last-list tr", has_text="faq")).to_contain_text("採用中")
+    for path in ("/chat", "/answers", "/export"):
+        page.goto(f"{web.url}{path}")
+        of_runs = page.locator("#model optgroup").first.locator("option")
+        expect(of_runs.first).to_have_text("faq（採用中）")
+        expect(of_runs.nth(1)).to_have_text("newer")
+
+    page.goto(f"{web.url}/runs/faq/result")
+    release.click()
+    expect(adopt).to_be_visible()
+    expect(page.locator("#command")).to_have_text("aift runs adopt faq --undo")
+    assert "adopted" not in read_run(run)
+
+
+def test_the_verdict_of_a_model_that_is_to_be_adopted_is_not_said_twice(web: Any, page: Any, tmp_path: Path):
+    write_weights(write_run(tmp_path / "outputs" / "faq"), "adapter", 1)
+    web.open(page, "/runs/faq/result")
+    adopt = page.get_by_role("button", name="採用", exact=True)
+    expect(page.locator("#verdict .row", has=adopt)).to_have_text("採用")
+
+
+def test_the_best_weights_become_the_result_and_the_last_ones_come_back(web: Any, page: Any, tmp_path: Path):
+    run = kept_run(tmp_path / "outputs" / "faq")
+    before = contents(run)
+    web.open(page, "/runs/faq/result")
+    verdict = page.locator("#verdict")
+    expect(verdict).to_contain_text("最良はステップ 4（評価損失 1.000）、いまの結果は最後のステップ 8（2.000）です。")
+    best, last = (verdict.get_by_role("button", name=name) for name in ("最良に戻す", "最後の重みに戻す"))
+    expect(last).to_have_count(0)
+    best.click()
+    expect(verdict).to_contain_text("結果は最良のステップ 4 の重みです")
+    expect(verdict).to_contain_text("この判定は最後の重みのものです: 保留。差は見えません。")
+    expect(verdict).to_contain_text(f"aift eval {run} --data FILE")
+    expect(page.locator("#command")).to_have_text("aift runs best faq")
+    expect(best).to_have_count(0)
+    assert loaded(run) == {"weight": 40}
+    last.click()
+    expect(best).to_be_visible()
+    expect(verdict).not_to_contain_text("結果は最良の")
+    assert contents(run) == before
+
+    (run / "checkpoints" / "best" / "adapter_model.safetensors").write_bytes(b"damaged")
+    best.click()
+    expect(page.locator("#notice")).to_contain_text("SHA-256 が一致しません")
+    expect(best).to_be_enabled()
+    assert loaded(run) == {"weight": 80}
+    # Half done by a process that was killed: the page offers both ways.
+    told = read_run(run)
+    (run / "checkpoints" / "best" / "adapter_model.safetensors").write_bytes(
+        before["checkpoints/best/adapter_model.safetensors"]
+    )
+    take_best(run)
+    change_run(run, returned=read_run(run)["returned"] | {"to": "best"}, result=told["result"])
+    page.reload()
+    expect(verdict).to_contain_text("結果の入れ替えが途中で止まっています")
+    best.click()
+    expect(verdict).to_contain_text("結果は最良のステップ 4 の重みです")
+    assert loaded(run) == {"weight": 40}

@@ -334,7 +334,8 @@ from ai_finetuning import runs
 from ai_finetuning.apps.cli.main import run
 for module in pkgutil.iter_modules(runs.__path__):
     importlib.import_module(f"ai_finetuning.runs.{module.name}")
-for arguments in (["list"], ["show", "one"], ["compare", "one", "two"], ["stop", "one"], ["trash", "two"]):
+for arguments in (["list"], ["show", "one"], ["compare", "one", "two"], ["stop", "one"], ["best", "one"],
+                  ["adopt", "one"], ["trash", "two"]):
     run(["runs", *arguments])
 print([name for name in ("torch", "transformers", "datasets", "numpy") if name in sys.modules])
 """

@@ -25,6 +25,8 @@ _FORMATS, _TABLES = "unit/data/test_formats.py", "unit/data/test_tables.py"
 
 # Modules that no test file is named after and none imports.
 TESTED_BY = {
+    "apps.cli.run_ids": "integration/test_run_results.py",
+    "runs.held": "unit/runs/test_adopted.py",
     "convert._upstream": _QUANTIZED,
     "execution.launcher": _LAUNCH,
     **{f"apps.cli.{name}": _SAMPLING for name in ("file_work", "sample", "score")},

@@ -14,6 +14,8 @@ CHECKPOINTS = "checkpoints"
 REFERENCES = "references.safetensors"
 BEST = "best"  # in CHECKPOINTS: the weights of the best evaluation, as a model's or an adapter's folder
 BEST_NOTE = "best.json"
+# In CHECKPOINTS, where the best weights have become the result: those of the last step, in the same form.
+LAST, LAST_NOTE = "last", "last.json"
 # Beside the checkpoints: all of their model but its weights, so that any of them becomes a model or an adapter.
 WITHOUT_WEIGHTS = "without-weights"
 # In an adapter's folder: what it was trained on, in words of ours.

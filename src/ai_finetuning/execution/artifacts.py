@@ -187,7 +187,7 @@ def finish(
             _try_to_write(name, write)
 
     names = folder.place_model(save)
-    folder.write_run(status="completed", files=names, base_bits=quantized_bits(model), result=summary, verdict=pending)
+    folder.complete(files=names, base_bits=quantized_bits(model), result=summary, verdict=pending)
     what = ("モデル", "the model") if plan.request.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
     for line in closing_lines(verdict(history, result.saved_step), folder.path / REPORT):

@@ -107,9 +107,9 @@ def tell(best: dict[str, Any] | None, plan: RunPlan, run: Run, *, returned: bool
     ja = f"最良はステップ {step}（評価損失 {low:.2f}）、最後のステップ {state.step} は {last:.2f} で悪化しています。"
     en = f"best: step {step}, {low:.2f}; last: step {state.step}, {last:.2f}, which is worse."
     if best["folder"] is not None:
-        command = f"aift chat {argument(run.store.best)}"
-        ja += f"最良の重みを使う: {command} ／ 次の学習から最良の重みを返す: training.checkpoint.load_best=true"
-        en += f" To use the best weights: {command}; to get them from the next run: training.checkpoint.load_best=true."
+        command, result = f"aift chat {argument(run.store.best)}", f"aift runs best {argument(run.store.folder.parent)}"
+        ja += f"最良の重みを使う: {command} ／ 最良の重みを結果にする: {result} ／ 次の学習から最良の重みを返す: training.checkpoint.load_best=true"
+        en += f" To use the best weights: {command}; to make them the result: {result}; to get them from the next run: training.checkpoint.load_best=true."
     elif step == 0:
         ja += "学習で良くなっていません。learning_rate を下げるか、評価データが学習データと同じ種類か確かめてください。"
         en += " Training made it worse: lower learning_rate, or see whether the evaluation data is of the same kind."

@@ -23,9 +23,10 @@ from ..errors import ConfigError, Reason, RunLockedError, StorageError, ToolkitE
 from ..messages import argument, notice, warn
 from ..parallel.processes import Peers, wait_for
 from ..runs.folder import OWNER, STAGING, beside, files_of_run, read_run, refuse_links, validate_folder
-from ..runs.phase import CHILD, phase
+from ..runs.phase import CHILD, phase, write_run
 from ..runs.process import identity
 from ..runs.stop import drop_earlier_stop
+from ..runs.weights import RETURNED, drop_last, drop_other_weights
 from ..system.children import LAUNCHER
 from ..system.files import TEMPORARY, fsync_folder, staging_folder, write_in_place
 
@@ -145,9 +146,19 @@ class OutputFolder:
         """Changes run.json in one step; the main process does."""
         if not self._peers.is_main:
             return
-        content = self.run() | values
-        write_in_place(self.path / RUN, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
+        write_run(self.path, self.run() | values)
         fsync_folder(self.path)
+
+    def complete(self, *, files: list[str], **values: Any) -> None:
+        """Says in run.json that the model which is in place now is the result, and forgets what a former one had left."""
+        if not self._peers.is_main:
+            return
+        if RETURNED in self.run():  # else nothing lies here that this run has not written
+            drop_other_weights(self.path, files)
+        content = {name: value for name, value in self.run().items() if name != RETURNED}
+        write_run(self.path, content | values | {"status": "completed", "files": files})
+        fsync_folder(self.path)
+        drop_last(self.path)
 
     def begin(self, *, resuming: bool, files: dict[str, str], **values: Any) -> None:
         """Makes the folder this run's: moves an earlier run away, writes the run's description."""

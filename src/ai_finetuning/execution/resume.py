@@ -19,6 +19,7 @@ from ..errors import CheckpointError, ConfigError, Reason, refusing
 from ..messages import argument, notice, warn
 from ..models.adapters import saved_name
 from ..runs.folder import read_run
+from ..runs.weights import INDEX, RETURNED, last_of, weight_names
 from .fingerprint import differences
 from .output_folder import OutputFolder
 
@@ -30,11 +31,13 @@ class Finished:
     Attributes:
         folder: of the run; the model's files lie in it.
         steps, tokens: that it was trained for.
+        weights: where those of its last step are, if the result are its best ones; None: in the folder.
     """
 
     folder: Path
     steps: int
     tokens: int
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ def _finished(folder: Path, run: dict[str, Any]) -> Finished | None:
     result = run.get("result")
     if not isinstance(result, dict) or "fingerprint" not in run or not any(folder.glob("*.safetensors")):
         return None
-    return Finished(folder, int(result["steps"]), int(result.get("tokens") or 0))
+    last = last_of(folder) if run.get(RETURNED) is not None and weight_names(last_of(folder)) else None
+    return Finished(folder, int(result["steps"]), int(result.get("tokens") or 0), last)
 
 
 def readable(checkpoint: Path | str) -> contextlib.AbstractContextManager[None]:
@@ -380,7 +384,7 @@ def load_finished(run: Run, finished: Finished) -> None:
             f"{finished.folder} has no checkpoint to resume from, and a strategy that divides the weights cannot go on "
             "from the saved model; use strategy: ddp.",
         )
-    _load_weights(run, finished.folder)
+    _load_weights(run, finished.weights or finished.folder)
     _move_to(run, finished.steps)
     run.state.tokens = finished.tokens
 
@@ -391,9 +395,7 @@ def _move_to(run: Run, step: int) -> None:
 
 def _load_weights(run: Run, folder: Path) -> None:
     """The weights that train, from a folder of an adapter or a model."""
-    files = [
-        path for path in (folder / "adapter_model.safetensors", *folder.glob("model*.safetensors")) if path.is_file()
-    ]
+    files = [folder / name for name in weight_names(folder) if name != INDEX]
     if not files:
         raise CheckpointError(
             f"{folder} に safetensors の重みがありません。安全のため .bin と .pt は読み込みません。",

@@ -25,6 +25,7 @@ from ..models.adapter_folder import base_name, is_adapter, recorded_config
 from ..models.bundle import MANIFEST, Bundle, BundledFile, read_bundle
 from ..models.source import find_model, not_loaded, validate_safetensors, validate_weight_files
 from ..models.tokenizers import load_tokenizer
+from ..runs.weights import indexed_files
 from ..system.files import refuse_links_outside, replacing, sha256_of, write_in_place
 from . import llama_cpp
 
@@ -286,7 +287,7 @@ def _index_of(origin: _Origin, out: Path) -> Path | None:
 
 def _weights(origin: _Origin, index: Path | None, out: Path) -> list[str]:
     """Names of the weight files, index first; none of them but the index is here yet."""
-    names = [hub.INDEX, *hub.indexed_files(index)] if index is not None else [hub.WEIGHTS]
+    names = [hub.INDEX, *indexed_files(index)] if index is not None else [hub.WEIGHTS]
     missing = [name for name in names if name not in origin.sizes]
     if missing:
         with contextlib.suppress(OSError):

@@ -6,7 +6,6 @@ more than 200 s where it accepts and stays silent), and every refusal names the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ from pathlib import Path
 from .. import embedded
 from ..errors import HubError, InputNotFoundError, ModelError, Reason, ToolkitError
 from ..messages import argument, notice
+from ..runs import weights
 from ..system.network import LIMIT_SECONDS, carries_tokens, endpoint, head, offline, withhold_tokens
 from . import catalog
 from .adapter_folder import AUTO, DEQUANTIZED, ORIGINAL, adapter_config, base_name, places_of_base, was_folder
 from .named import Named, find_named, is_tokenizer, refusal, what_is_here
 
 # What transformers loads: one file, or those that an index names.
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = weights.MODEL, weights.INDEX
 _LONGEST = 255  # bytes of a part of a path, beyond which file systems refuse to look
-_WEIGHT_FILE = re.compile(r"[^/\\:\x00]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -58,34 +57,8 @@ def missing_weights(folder: Path) -> list[str]:
         ModelError: the index names anything but safetensors files beside it.
     """
     index = folder / INDEX
-    names = indexed_files(index) if index.is_file() else [WEIGHTS]
+    names = weights.indexed_files(index) if index.is_file() else [WEIGHTS]
     return [name for name in names if not (folder / name).is_file()]
-
-
-def indexed_files(index: Path) -> list[str]:
-    """The files that an index of weights names, each once.
-
-    Raises:
-        ModelError: it is damaged, or names anything but safetensors files beside it: a `.bin` is a pickle, and whoever
-            loads the index opens it, whatever it asked for.
-    """
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(
-            f"{index} を読めません（{type(error).__name__}）。モデルをダウンロードまたは保存し直してください。",
-            f"{index} cannot be read ({type(error).__name__}); download or save the model again.",
-        ) from error
-    for name in names:
-        if not isinstance(name, str) or not _WEIGHT_FILE.fullmatch(name):
-            shown = repr(name)[:100]
-            raise ModelError(
-                f"{index} が重みのファイルとして {shown} を挙げています。読み込むのは同じフォルダーの *.safetensors だけです（.bin などは開くだけで危険です）。"
-                "信頼できる環境で save_pretrained し直したモデルを使ってください。",
-                f"{index} names {shown} as a weight file. Only *.safetensors beside it are read: opening a pickle can run "
-                "code. Use a model that was saved again by save_pretrained in an environment that you trust.",
-            )
-    return sorted(set(names))
 
 
 def on_disk(name: str) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 from .. import embedded
 from ..errors import HubError, ModelError, ToolkitError, refusing
 from ..messages import warn
+from ..runs.weights import indexed_files
 from . import catalog, hub
 from .catalog import CatalogRow
 from .named import find_named, is_tokenizer
@@ -216,7 +217,7 @@ def validate_safetensors(source: ModelSource) -> None:
     if not folder.is_dir():
         index = _hub_index(source)
         if index is not None:
-            hub.indexed_files(index)
+            indexed_files(index)
         return
     validate_weight_files(folder, str(source.config.get(_NAMED_WEIGHTS) or hub.WEIGHTS))
 
@@ -229,7 +230,7 @@ def validate_weight_files(folder: Path, single: str = hub.WEIGHTS) -> None:
     """
     for index in folder.glob("*.index.json"):
         if not index.name.startswith("pytorch_model."):  # of pickles, which nothing reads
-            hub.indexed_files(index)
+            indexed_files(index)
     if (folder / single).is_file() or (folder / hub.INDEX).is_file():
         return
     others = sorted(path.name for pattern in (*_PICKLES, "*.safetensors") for path in folder.glob(pattern))

@@ -18,6 +18,7 @@ from ..config.run_folder import (
     CURVE,
     ENVIRONMENT,
     EVAL,
+    LAST,
     LAUNCH,
     LOCK,
     METRICS,
@@ -38,6 +39,21 @@ _LARGEST = 4 << 20
 STAGING = ".staging-model"
 TRACKERS = "trackers"
 OWNER = ".lock-owner.json"
+# What makes a model of its weights, an adapter or a whole one, and tells of it.
+BESIDE_WEIGHTS = (
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    BASE,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+)
 # Everything that a run writes directly into its folder. Folders of others may hold any other name.
 OURS = (
     CONFIG,
@@ -52,27 +68,16 @@ OURS = (
     CHECKPOINTS,
     TRACKERS,
     STAGING,
-    "README.md",
-    "config.json",
-    "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "adapter_config.json",
-    BASE,
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
+    *BESIDE_WEIGHTS,
     "stacks-rank-*.txt",
     CONSOLE,
     RUN,
 )
 # What else is written while a run is at work, or was by earlier versions.
 _AT_WORK = (LOCK, OWNER, LAUNCH, STOP, RUN + ".tmp")
-_OF_CHECKPOINTS = ("checkpoint-[0-9]*", BEST, ".staging-*", ".trash-*", WITHOUT_WEIGHTS, REFERENCES)
+_OF_CHECKPOINTS = ("checkpoint-[0-9]*", BEST, LAST, ".staging-*", ".trash-*", WITHOUT_WEIGHTS, REFERENCES)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

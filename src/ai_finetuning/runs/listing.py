@@ -15,12 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..config.run_folder import LOCK, METRICS, RUN
+from ..config.run_folder import METRICS, RUN
 from ..errors import ConfigError, InputNotFoundError, RunLockedError, StorageError
 from ..messages import notice, on_one_line
 from ..system.files import subfolders
 from . import OUTPUTS
+from .adopted import adopted_since, refuse_adopted
 from .folder import read_run
+from .held import held
 from .rows import last_rows, loss_of, step_of, steps_of
 from .state import State, Status, state_of
 
@@ -49,6 +51,7 @@ class RunEntry:
         started: seconds since 1970; the time of run.json where it does not say.
         state: whether it waits, is at work, and why it is not.
         id: what names it among those that were looked for, in letters that any address holds.
+        adopted: since when its model is the one in use, in seconds since 1970; None where it is not.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class RunEntry:
     started: float
     state: State
     id: str = ""
+    adopted: float | None = None
 
 
 def list_runs(*roots: Path) -> list[RunEntry]:
@@ -83,6 +87,11 @@ def list_runs(*roots: Path) -> list[RunEntry]:
     found.sort(key=lambda item: -_started(item[2], item[1] / RUN))
     entries = [_entry(path, values, root, followed=at < _FOLLOWED) for at, (root, path, values) in enumerate(found)]
     return _with_ids(entries)
+
+
+def adopted_first(entries: Sequence[RunEntry]) -> list[RunEntry]:
+    """Runs as one chooses among them: those in use, adopted last first, then the others in their order."""
+    return sorted(entries, key=lambda entry: -(entry.adopted or 0.0))
 
 
 def find_id(id: str, roots: Sequence[Path]) -> RunEntry:
@@ -139,8 +148,10 @@ def trash(path: Path, *, force: bool = False) -> Path:
         force: also a run that may be at work on another PC.
 
     Raises:
-        ConfigError: other runs lie in this one. RunLockedError: it is at work. StorageError: the disk refuses.
+        ConfigError: other runs lie in this one, or its model is in use. RunLockedError: it is at work. StorageError: the
+            disk refuses.
     """
+    refuse_adopted(path)
     whole = path.resolve()
     try:
         (whole.parent / TRASH).mkdir(mode=0o700, exist_ok=True)
@@ -206,8 +217,6 @@ def validate_name(name: str) -> None:
 
 def _moved(path: Path, target: Path, *, force: bool) -> Path:
     """Moves a run that nobody works on."""
-    from filelock import FileLock, Timeout  # what lists runs has no use for it, and it takes 50 ms
-
     whole = path.resolve()
     inside = [entry.path.name for entry in list_runs(whole) if entry.path.resolve() != whole]
     if inside:
@@ -220,14 +229,9 @@ def _moved(path: Path, target: Path, *, force: bool) -> Path:
         raise ConfigError(
             f"{target} はもうあります。別の名前にしてください。", f"{target} exists already; choose another name."
         )
-    lock = FileLock(str(whole / LOCK), timeout=0)
     try:
-        lock.acquire()
-        try:
-            state = state_of(read_run(whole))
-            if state.at_work:
-                raise Timeout(str(whole / LOCK))
-            if state.elsewhere and not force:
+        with held(path) as run:
+            if state_of(run).elsewhere and not force:
                 raise RunLockedError(
                     f"{path} は別の PC で始めた実行で、学習中かどうかはここからは分かりません。その PC で止めるか、学習中でないと分かっていれば --force を付けてください。",
                     f"{path} began on another PC, and whether it is at work is not seen from here. Stop it there, or add "
@@ -235,15 +239,8 @@ def _moved(path: Path, target: Path, *, force: bool) -> Path:
                 )
             if os.name != "nt":
                 os.replace(whole, target)
-        finally:
-            lock.release()
         if os.name == "nt":  # which moves no folder with an open file
             os.replace(whole, target)
-    except Timeout:
-        raise RunLockedError(
-            f"{path} は学習中か順番待ちです。止めてから（aift runs stop）もう一度実行してください。",
-            f"{path} is at work or waiting; stop it first (aift runs stop).",
-        ) from None
     except RunLockedError:  # an OSError too
         raise
     except OSError as error:
@@ -302,6 +299,7 @@ def _entry(path: Path, values: dict[str, Any], root: Path, *, followed: bool) ->
         loss_after=after if after is not None else (losses[-1] if losses else None),
         started=_started(values, path / RUN),
         state=state,
+        adopted=adopted_since(values),
     )
 
 

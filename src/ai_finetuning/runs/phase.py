@@ -41,7 +41,15 @@ def change_run(folder: Path, **values: Any) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    content = read_run(folder) | values
+    write_run(folder, read_run(folder) | values)
+
+
+def write_run(folder: Path, content: dict[str, Any]) -> None:
+    """Replaces a run.json in one step.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     write_in_place(folder / RUN, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -15,6 +14,8 @@ import typer
 from ...errors import InputNotFoundError, PreemptedError, UsageError, localized
 from ...messages import argument, described, notice, on_one_line, printable
 from .japanese import App
+from .run_ids import ID, ROOTS, entry_of, places_of
+from .run_results import register
 from .train import (
     ALLOW_CHANGED,
     RESTART,
@@ -34,18 +35,6 @@ if TYPE_CHECKING:
 app = App()
 # Seconds between two looks at a log that is followed, and characters of a value in a table.
 _LOOK, _WIDE = 0.5, 40
-ID = typer.Argument(
-    ..., metavar="ID", help=localized("aift runs list の ID か、フォルダー", "id of aift runs list, or folder")
-)
-ROOTS = typer.Option(
-    None,
-    "--in",
-    metavar="FOLDER",
-    help=localized(
-        "実行を探すフォルダーです（既定はここ。何回でも指定できます）。",
-        "where runs are looked for (default: here; may be repeated)",
-    ),
-)
 AS_JSON = typer.Option(False, "--json", help=localized("JSON で出力します。", "print JSON"))
 WAIT = typer.Option(
     False,
@@ -75,7 +64,7 @@ def list_(roots: list[Path] | None = ROOTS, as_json: bool = AS_JSON) -> None:
     """One line a run."""
     from ...runs.listing import list_runs
 
-    entries = list_runs(*_places(roots))
+    entries = list_runs(*places_of(roots))
     if as_json:
         _print_json([_plain(entry) for entry in entries])
         return
@@ -98,12 +87,22 @@ def list_(roots: list[Path] | None = ROOTS, as_json: bool = AS_JSON) -> None:
 )
 def show(id: str = ID, roots: list[Path] | None = ROOTS, as_json: bool = AS_JSON) -> None:
     """What its files say now."""
+    from ...evaluation.returned import Best, best_of, returned_of
+    from ...runs.adopted import result_step
+    from ...runs.folder import read_run
     from ...runs.watch import watch
 
-    entry = _entry(id, roots)
+    entry = entry_of(id, roots)
     update = watch(entry.path)
     if as_json:
-        _print_json(_plain(entry) | {"seconds_left": update.seconds_left})
+        run = read_run(entry.path)
+        found, before = best_of(entry.path, run), returned_of(run)
+        weights = {
+            "result_step": result_step(run),
+            "best": asdict(found) if isinstance(found, Best) else None,
+            "returned": asdict(before) if before is not None else None,
+        }
+        _print_json(_plain(entry) | {"seconds_left": update.seconds_left} | weights)
         return
     for line in _details(entry, update):
         print(on_one_line(line))
@@ -127,7 +126,7 @@ def logs(
     from ...runs.watch import console
     from ...system.files import is_plain
 
-    folder = _entry(id, roots).path
+    folder = entry_of(id, roots).path
     if not is_plain(folder / CONSOLE):
         raise InputNotFoundError(
             f"{folder} の出力は、始めたターミナルに表示されました。状態は aift runs show {argument(folder)} で見られます。",
@@ -176,7 +175,7 @@ def stop(
 
     if best and now:
         raise UsageError("--best と --now は同時に使えません。", "--best and --now cannot be used together.")
-    folder = _entry(id, roots).path
+    folder = entry_of(id, roots).path
     said = ask(folder, "best" if best else "now" if now else "save")
     notice(f"{folder}: {said.ja}。", f"{folder}: {said.en}.")
 
@@ -202,7 +201,7 @@ def resume(
     roots: list[Path] | None = ROOTS,
 ) -> None:
     """Goes on with a run."""
-    folder = _entry(id, roots).path
+    folder = entry_of(id, roots).path
     changes = [*context.args, *with_flags(restart=restart, allow_changed=allow_changed)]
     if not detach:
         if wait:
@@ -279,7 +278,7 @@ def compare(
     """A table; with --json the curves too."""
     from ...runs.compare import compare as beside
 
-    entries = [_entry(id, roots) for id in ids]
+    entries = [entry_of(id, roots) for id in ids]
     if len(entries) < 2:
         raise UsageError("比べる実行を 2 つ以上指定してください。", "name two runs or more.")
     found = beside([entry.path for entry in entries])
@@ -288,6 +287,9 @@ def compare(
         return
     for row in _table(entries, found):
         print(on_one_line(row))
+
+
+register(app)
 
 
 @app.command(help=localized("実行のフォルダーの名前を変えます。", "Gives a run's folder another name."))
@@ -300,7 +302,7 @@ def rename(
     """Renames it, unless it is at work."""
     from ...runs.listing import rename as move
 
-    print(printable(str(move(_entry(id, roots).path, name, force=force))))
+    print(printable(str(move(entry_of(id, roots).path, name, force=force))))
 
 
 @app.command(
@@ -312,7 +314,7 @@ def trash(id: str = ID, force: bool = FORCE, roots: list[Path] | None = ROOTS) -
     """Moves it, unless it is at work."""
     from ...runs.listing import trash as move
 
-    folder = move(_entry(id, roots).path, force=force)
+    folder = move(entry_of(id, roots).path, force=force)
     notice(
         f"{folder} に移しました。戻すには aift runs restore、消すにはそのフォルダーを削除してください。",
         f"moved to {folder}. aift runs restore brings it back; delete the folder to be rid of it.",
@@ -334,7 +336,7 @@ def restore(
     from ...runs.listing import list_trash
     from ...runs.listing import restore as move
 
-    found = list_trash(*_places(roots))
+    found = list_trash(*places_of(roots))
     if name is None:
         for item in found:
             print(on_one_line(f"{item.name}  {item.id}  {item.path}"))
@@ -420,39 +422,6 @@ def _give_up() -> NoReturn:
     )
 
 
-def _places(roots: list[Path] | None) -> list[Path]:
-    """Where runs are looked for."""
-    for folder in roots or ():
-        if not folder.is_dir():
-            raise InputNotFoundError(
-                f"--in の {folder} というフォルダーはありません。", f"--in is {folder}, which is no folder."
-            )
-    return roots or [Path()]
-
-
-def _entry(id: str, roots: list[Path] | None) -> RunEntry:
-    """The run that an id or the name of a folder names, or that is in a folder."""
-    from ...config.run_folder import RUN
-    from ...runs.listing import find_id, list_runs
-    from ...runs.recorded import find_run
-
-    places = _places(roots)
-    entries = list_runs(*places)
-    named = [entry for entry in entries if entry.id == id] or [entry for entry in entries if entry.path.name == id]
-    if len(named) == 1:
-        return named[0]
-    if not os.path.exists(id):  # which knows of no error: a name may be too long for one
-        return find_id(id, places)
-    folder = find_run(Path(id)).folder
-    for entry in list_runs(folder):
-        if entry.path == folder:
-            return entry
-    raise InputNotFoundError(
-        f"{folder / RUN} を読めないため、実行が分かりません。",
-        f"{folder / RUN} cannot be read, so that nothing is known of a run there.",
-    )
-
-
 def _plain(entry: RunEntry) -> dict[str, Any]:
     """A run as JSON holds it."""
     plain = asdict(entry) | {"folder": str(entry.path.absolute())}
@@ -475,7 +444,7 @@ def _status(entry: RunEntry) -> str:
 
 
 def _line(entry: RunEntry) -> str:
-    parts = [_status(entry)]
+    parts = [_status(entry), *([localized("採用中", "in use")] if entry.adopted is not None else [])]
     if entry.step is not None:
         done = f"{entry.step}/{entry.total_steps}" if entry.total_steps else str(entry.step)
         parts.append(localized(f"ステップ {done}", f"step {done}"))
@@ -486,7 +455,10 @@ def _line(entry: RunEntry) -> str:
 
 
 def _details(entry: RunEntry, update: Update) -> list[str]:
+    from ...evaluation.returned import told_of
     from ...planner.speed import duration
+    from ...runs.adopted import adopted_before
+    from ...runs.folder import read_run
 
     lines = [f"{entry.id}  {_line(entry)}", f"{localized('フォルダー', 'folder')}: {entry.path.absolute()}"]
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.started))
@@ -495,6 +467,13 @@ def _details(entry: RunEntry, update: Update) -> list[str]:
         lines.append(f"{localized('残り 約', 'time left: about')} {duration(update.seconds_left)}")
     if entry.state.reason:
         lines.append(f"{localized('理由', 'reason')}: {entry.state.reason}")
+    run = read_run(entry.path)
+    marked = adopted_before(run)
+    if marked is not None:
+        lines.append(
+            localized(f"採用していたのはステップ {marked:,} の重みです", f"the weights of step {marked:,} were in use")
+        )
+    lines += [str(told) for told in told_of(entry.path, run)]
     shown = argument(entry.path)
     commands = {"completed": f"aift chat {shown}", "stopped": f"aift runs resume {shown}"}
     commands |= dict.fromkeys(("running", "waiting"), f"aift runs stop {shown}")

@@ -22,6 +22,7 @@ from typing import Any
 from ...errors import ModelError, Reason, RunLockedError
 from ...messages import on_one_line
 from ...runs import devices, jobs
+from ...runs.weights import weight_names
 from ...system.children import isolated_environment, isolated_python
 
 MODULE = "ai_finetuning.apps.web.talker"
@@ -41,7 +42,21 @@ GAVE_WAY = Reason(
     "ほかのモデルのためにメモリーを空けたので、モデルを閉じました。次の質問で読み込み直します。",
     "The model was closed to make room for another one; the next question loads it again.",
 )
+CHANGED = Reason(
+    "モデルの重みが入れ替わったため、読み込み直します。",
+    "The model has other weights by now and is loaded again.",
+)
 _CLOSED = Reason("会話を終えました。", "The conversation was ended.")
+
+
+def stamp_of(names: str | tuple[str, ...]) -> list[tuple[str, int, int]]:
+    """What tells the weights in folders from others that take their place: names, sizes and times; empty of what is none."""
+    found = []
+    for name in [names] if isinstance(names, str) else names:
+        with contextlib.suppress(OSError, ValueError):
+            states = [(file, (Path(name) / file).stat()) for file in weight_names(Path(name))]
+            found += [(file, state.st_size, state.st_mtime_ns) for file, state in states]
+    return found
 
 
 class Worker:
@@ -49,6 +64,7 @@ class Worker:
 
     Attributes:
         ended: why it is no more; None while it lives.
+        stamp: of the weights that it loads.
         lacked_room: whether it could not be loaded because memory was taken.
     """
 
@@ -60,6 +76,7 @@ class Worker:
             log: a file for what it says.
             idle: seconds without a question after which it ends.
         """
+        self.stamp = stamp_of(names)
         words = [names] if isinstance(names, str) else ["--each", *names]
         self.ended: Reason | None = None
         self.lacked_room = False
@@ -243,6 +260,8 @@ class Workers:
         if found:
             raise _busy(found[0])
         known = self._workers.get(names)
+        if known is not None and known.ended is None and known.stamp != await asyncio.to_thread(stamp_of, names):
+            known.end(CHANGED)  # by `aift runs best`, say
         if known is not None and known.ended is None:
             return known
         self._loading = self._loading or asyncio.Lock()

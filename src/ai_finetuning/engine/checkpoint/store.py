@@ -22,6 +22,7 @@ from ...errors import CheckpointError, InputNotFoundError, Reason
 from ...messages import notice, warn
 from ...parallel.processes import Peers, gather
 from ...parallel.weights.layout import Layout
+from ...runs.weights import problems_of, wrong_digest
 from ...system.files import fsync_folder, sha256_of
 from ..faults import Faults
 from .read import read_tensors
@@ -65,7 +66,7 @@ def verify(folder: Path) -> list[Reason]:
             )
         ]
     if manifest.pop("sha256", None) != _digest_of(manifest):
-        return [_wrong_digest(MANIFEST)]
+        return [wrong_digest(MANIFEST)]
     if version != FORMAT_VERSION:
         return [
             Reason(
@@ -87,21 +88,13 @@ def verify(folder: Path) -> list[Reason]:
                 )
             )
         elif sha256_of(path) != entry["sha256"]:
-            problems.append(_wrong_digest(name))
+            problems.append(wrong_digest(name))
     return problems
-
-
-def _has_digest(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256_of(path) == digest
 
 
 def _is_entry(name: str, entry: Any) -> bool:
     """Whether a manifest's entry is that of a file beside it."""
     return Path(name).name == name and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
-
-
-def _wrong_digest(name: str) -> Reason:
-    return Reason(f"{name} の SHA-256 が一致しません", f"{name} does not match its SHA-256")
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
@@ -252,22 +245,7 @@ class CheckpointStore:
 
     def best_of(self, step: int) -> list[Reason]:
         """What is wrong with the kept best weights, which should be those of a step; an empty list means nothing."""
-        try:
-            note = json.loads((self.best / BEST_NOTE).read_text(encoding="utf-8"))
-            there, files = note["step"], dict(note["sha256"])
-            every = sorted(self.best.iterdir())
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return [Reason(f"{self.best} にありません", f"they are not in {self.best}")]
-        if there != step:
-            return [Reason(f"{self.best} にあるのはステップ {there} です", f"{self.best} holds those of step {there}")]
-        # A link, or weights that nothing vouches for, may be anything of this user's, and would be copied into the model.
-        wrong = [
-            path.name
-            for path in every
-            if path.is_symlink() or not path.is_file() or (path.suffix == ".safetensors" and path.name not in files)
-        ]
-        wrong += [name for name, digest in files.items() if not _has_digest(self.best / name, digest)]
-        return [_wrong_digest(name) for name in dict.fromkeys(wrong)]
+        return problems_of(self.best, BEST_NOTE, step)
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """What every rank's work gave; the first error of any rank is raised on all."""

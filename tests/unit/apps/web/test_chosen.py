@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.support.kept_runs import kept_run
 
 from ai_finetuning.apps.web.screens.chosen import choices, chosen
 from ai_finetuning.apps.web.site import Site
 from ai_finetuning.embedded import model_folder
 from ai_finetuning.errors import ModelError, ToolkitError
 from ai_finetuning.japanese.default_system import with_default_system
+from ai_finetuning.runs.adopted import adopt
 
 KOTOHA = model_folder("embedded:kotoha-tiny")
 
@@ -63,3 +65,12 @@ def test_nothing_else_is_one(site: Site, values: dict[str, object]) -> None:
 def test_a_run_that_has_saved_nothing_says_so(site: Site) -> None:
     with pytest.raises(ModelError, match="saved nothing"):
         chosen(site, {"run": "begun"})
+
+
+def test_runs_in_use_come_first(site: Site) -> None:
+    kept_run(site.runs / "older", started="2026-01-01T00:00:00+00:00")
+    kept_run(site.runs / "newest")
+    adopt(site.runs / "older")
+    found = [(one.label, one.adopted) for one in choices(site) if one.by == "run"]
+    assert found[0] == ("older", True)
+    assert ("newest", False) in found[1:]

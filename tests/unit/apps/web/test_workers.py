@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tests.support.adapters import with_changing_adapter
 from tests.support.systems import needs_sigkill
 
 from ai_finetuning.apps.web.room import needed_bytes, refuse_without_room
-from ai_finetuning.apps.web.workers import GAVE_WAY, IDLED, TRAINING, Worker, Workers
+from ai_finetuning.apps.web.workers import CHANGED, GAVE_WAY, IDLED, TRAINING, Worker, Workers
 from ai_finetuning.embedded import model_folder
 from ai_finetuning.errors import ModelError, RunLockedError
 from ai_finetuning.inference.session import open_model
@@ -92,6 +93,12 @@ def test_one_process_answers_as_both_models_stops_when_asked_and_is_killed(adapt
         assert [item["end"] for item in others[:2]] == ["length", "length"]
         assert others[-1] == {"id": 1, "done": True}
         assert await workers.take(str(adapter)) is worker
+
+        # Other weights under the name of a model that is loaded, as `aift runs best` puts them there.
+        os.utime(adapter / "adapter_model.safetensors", (1, 1))
+        former, worker = worker, await workers.take(str(adapter))
+        assert former.ended == CHANGED
+        assert (await _texts(worker, _request()))[0] == alone
 
         # Whoever stops reading ends the answer, and the next one is not held up by it.
         answer = worker.answer(_request(max_new_tokens=500, min_new_tokens=500))

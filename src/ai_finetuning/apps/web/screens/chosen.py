@@ -39,6 +39,7 @@ class Choice:
         kind: as models.named tells it.
         base: the model below an adapter; empty where there is none.
         system: the system text that it was trained with.
+        adopted: whether it is a run's that is in use.
     """
 
     by: Literal["run", "model"]
@@ -48,6 +49,7 @@ class Choice:
     kind: str
     base: str = ""
     system: str | None = None
+    adopted: bool = False
 
     def plain(self) -> dict[str, Any]:
         """As JSON tells it; the folder is shown in the command."""
@@ -60,9 +62,11 @@ def slug(choice: Choice) -> str:
 
 
 def choices(site: Site) -> list[Choice]:
-    """Every run with a model, newest first, then the models of this PC, the one that ships last."""
+    """Every run with a model, those in use first, then the newest, then the models of this PC, the one that ships last."""
+    from ....runs.listing import adopted_first
+
     found = []
-    for entry in site.list_runs()[:_RUNS]:
+    for entry in adopted_first(site.list_runs())[:_RUNS]:
         with contextlib.suppress(ToolkitError, OSError):
             found.append(_run(site, entry.id))
     return found + [_model(id, label, name) for id, label, name in _models(site)]
@@ -117,7 +121,8 @@ def _run(site: Site, id: str) -> Choice:
             f"{id} の学習はまだ何も保存していません。チェックポイントができてから試してください。",
             f"the run {id} has saved nothing yet; try again once it has a checkpoint.",
         )
-    return Choice("run", id, folder.name, str(folder), named.kind, _base(named, entry.model), _system(named))
+    base, system, adopted = _base(named, entry.model), _system(named), entry.adopted is not None
+    return Choice("run", id, folder.name, str(folder), named.kind, base, system, adopted)
 
 
 def _base(named: Named, recorded: str) -> str:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from ....config.describe import settings
 from ....errors import ConfigError, InputNotFoundError, ToolkitError, UsageError
 from ....runs.compare import compare
-from ....runs.listing import RunEntry, list_trash, rename, restore, trash
+from ....runs.listing import RunEntry, adopted_first, list_trash, rename, restore, trash
 from .. import api, uploads
 from ..beside import answers, turns_of
 from ..draft import text_of
@@ -29,9 +29,9 @@ _MOST, _QUESTIONS = 6, 10
 
 
 async def _runs(request: Request) -> Response:
-    """What can be compared."""
+    """What can be compared, what is in use first."""
     entries = await api.blocking(site_of(request).list_runs)
-    return api.answer({"runs": [_entry(entry) for entry in entries]})
+    return api.answer({"runs": [_entry(entry) for entry in adopted_first(entries)]})
 
 
 def _entry(entry: RunEntry) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
         "started": entry.started,
         "before": entry.loss_before,
         "after": entry.loss_after,
+        "adopted": entry.adopted is not None,
         "at_work": entry.state.at_work or entry.state.elsewhere,
     }
 

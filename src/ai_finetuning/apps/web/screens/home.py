@@ -81,6 +81,7 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
         "total": entry.total_steps,
         "before": entry.loss_before,
         "after": entry.loss_after,
+        "adopted": entry.adopted is not None,
         "verdict": _verdict(read_run(entry.path)) if entry.status == "completed" else None,
     }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -13,19 +15,23 @@ from starlette.routing import Route
 from ....config.run_folder import METRICS, REPORT
 from ....errors import InputNotFoundError, UsageError
 from ....evaluation.figures import figures_of
+from ....evaluation.returned import Best, best_of, measuring, returned_of, take_best, take_last
 from ....evaluation.verdict import Verdict, verdict
 from ....messages import displayable
+from ....runs.adopted import adopt, adopted_before, adopted_since, doubt_of, release
 from ....runs.folder import read_run, recorded_settings
 from ....runs.launch import resume
 from ....runs.listing import RunEntry
 from ....runs.rows import loss_of, step_of
 from ....runs.state import is_being_judged
+from ....runs.weights import weight_names
 from .. import api, tickets
 from ..run_answers import PAGE, answers_of, read_rows, shown
 from ..site import site_of
 
 # How the verdict of a run is called on the page; of a run without one how its losses ended.
 _DECIDED = {"adopt": "better", "reject": "worse"}
+_DECISIONS = ("adopt", "hold", "reject")
 _EPOCHS = 10_000
 
 
@@ -51,7 +57,7 @@ def result_of(entry: RunEntry) -> dict[str, Any]:
         "method": entry.method,
         "reason": None if entry.state.reason is None else displayable(entry.state.reason),
         "kind": kind_of(found, losses),
-        "decision": found.get("result") if found.get("result") in ("adopt", "hold", "reject") else None,
+        "decision": found.get("result") if found.get("result") in _DECISIONS else None,
         "why": _both(found.get("why")),
         "advice": _both(found.get("advice")),
         "sentence": {"ja": losses.sentence.ja, "en": losses.sentence.en},
@@ -64,6 +70,31 @@ def result_of(entry: RunEntry) -> dict[str, Any]:
         "epochs": _mapping(settings.get("training")).get("num_epochs") or 3,
         "trains_all": entry.method in ("full", "pretrain"),
         "report": (entry.path / REPORT).is_file(),
+        **_choice(entry, run),
+    }
+
+
+def _choice(entry: RunEntry, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be chosen of the run's weights: whether they are in use, and which of them are the result."""
+    free = not entry.state.at_work and not is_being_judged(run)
+    best, before, doubt = best_of(entry.path, run), returned_of(run), doubt_of(run)
+    told = before.verdict if before is not None else {}
+    return {
+        "adoptable": free and isinstance(run.get("result"), dict) and bool(weight_names(entry.path)),
+        "adopted": adopted_since(run) is not None,
+        "adopted_before": adopted_before(run),
+        "doubt": None if doubt is None else {"ja": doubt.ja, "en": doubt.en},
+        "best": asdict(best) if free and isinstance(best, Best) else None,
+        "returned": None
+        if before is None
+        else {
+            "step": before.step,
+            "last_step": before.last_step,
+            "unfinished": before.unfinished,
+            "decision": told.get("result") if told.get("result") in _DECISIONS else None,
+            "why": _both(told.get("why")),
+            "measure": measuring(entry.path),
+        },
     }
 
 
@@ -174,6 +205,26 @@ async def _more(request: Request) -> Response:
     return api.answer({"id": entry.id})
 
 
+async def _adopt(request: Request) -> Response:
+    """Marks its model as the one in use, or no longer."""
+    return await _changed(request, adopt, release)
+
+
+async def _best(request: Request) -> Response:
+    """Makes its best weights the result, or the last ones again."""
+    return await _changed(request, take_best, take_last)
+
+
+async def _changed(request: Request, work: Callable[[Path], Any], undo: Callable[[Path], Any]) -> Response:
+    """Does what is asked with a run, and tells how it is then."""
+    site, values = site_of(request), await api.body(request)
+    entry = await api.blocking(site.run, request.path_params["id"])
+    async with site.locks[f"run {entry.id}"]:
+        await api.blocking(undo if values.get("undo") is True else work, entry.path)
+        await api.blocking(lambda: site.list_runs(fresh=True))
+        return api.answer(await api.blocking(lambda: result_of(site.run(entry.id))))
+
+
 def _both(value: Any) -> dict[str, str] | None:
     """A text in both languages from a file of anybody's."""
     told = _mapping(value)
@@ -203,4 +254,6 @@ ROUTES = [
     Route("/api/results/{id}/answers", _answers, methods=["GET"]),
     Route("/api/results/{id}/report", _report, methods=["POST"]),
     Route("/api/results/{id}/more", _more, methods=["POST"]),
+    Route("/api/results/{id}/adopt", _adopt, methods=["POST"]),
+    Route("/api/results/{id}/best", _best, methods=["POST"]),
 ]

@@ -1,6 +1,6 @@
 // 一括回答: a file, a column and a model become a job; the address names it, so that a reload goes on where it was.
 import { complain, get, poll, post } from "./api.js";
-import { $, announce, badge, command, download, h, notice, replace } from "./dom.js";
+import { $, announce, badge, command, download, h, labelled, notice, replace } from "./dom.js";
 import { table } from "./table.js";
 import { ago, duration, number, t } from "./words.js";
 
@@ -13,7 +13,7 @@ async function prepare() {
   choices = found.choices;
   replace($("questions"), found.files.length ? found.files.map((one) => h("option", { value: one.id }, one.shown)) : h("option", { value: "" }, t("no_file")));
   const group = (by, label) => choices.some((one) => one.by === by) && h("optgroup", { label },
-    choices.filter((one) => one.by === by).map((one) => h("option", { value: `${one.by}=${one.id}` }, one.label)));
+    choices.filter((one) => one.by === by).map((one) => h("option", { value: `${one.by}=${one.id}` }, labelled(one))));
   replace($("model"), group("run", t("of_runs")), group("model", t("of_models")));
   const wanted = ["run", "model"].filter((by) => address.get(by)).map((by) => `${by}=${address.get(by)}`)[0];
   if (choices.some((one) => `${one.by}=${one.id}` === wanted)) $("model").value = wanted;

@@ -1,6 +1,6 @@
 // 会話: one POST brings both columns; pieces are appended to what stands there, and nothing is drawn anew.
 import { complain, get, poll, post, stream } from "./api.js";
-import { $, announce, ask, command, h, notice, replace } from "./dom.js";
+import { $, announce, ask, command, h, labelled, notice, replace } from "./dom.js";
 import { language, number, t } from "./words.js";
 
 const address = new URLSearchParams(location.search);
@@ -15,7 +15,7 @@ const place = () => `aift-chat-${choice.by}-${choice.id}`;
 async function choose() {
   const { choices } = await get("/api/chat/choices");
   if (!choices.length) return notice(t("nothing"), "warn");
-  const option = (one) => h("option", { value: `${one.by}=${one.id}` }, one.label);
+  const option = (one) => h("option", { value: `${one.by}=${one.id}` }, labelled(one));
   const group = (by, label) => choices.some((one) => one.by === by) &&
     h("optgroup", { label }, choices.filter((one) => one.by === by).map(option));
   replace($("model"), h("option", { value: "" }, t("choose")), group("run", t("of_runs")), group("model", t("of_models")));

@@ -40,7 +40,7 @@ function line(run) {
   const act = (key, work, kind) => h("button", { type: "button", class: kind, disabled: run.at_work, title: run.at_work ? t("at_work") : null,
     "aria-label": t(`${key}_run`, { name: run.name }), onclick: () => work(run) }, t(key));
   return h("tr", {}, h("td", {}, box),
-    h("th", { scope: "row" }, h("a", { href: run.status === "completed" ? `/runs/${run.id}/result` : `/runs/${run.id}` }, run.name)),
+    h("th", { scope: "row" }, h("a", { href: run.status === "completed" ? `/runs/${run.id}/result` : `/runs/${run.id}` }, run.name), run.adopted ? [" ", badge("good", t("in_use"))] : null),
     h("td", {}, badge(run.status)), h("td", {}, `${run.model} · ${run.method}`),
     h("td", {}, run.after === null ? "–" : run.before === null ? loss(run.after) : `${loss(run.before)} → ${loss(run.after)}`),
     h("td", {}, moment(run.started)),

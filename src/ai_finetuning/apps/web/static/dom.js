@@ -71,6 +71,9 @@ export function badge(status, text) {
   return h("span", { class: `badge ${status}` }, text ?? t(`state_${status}`));
 }
 
+// What a list calls something that answers.
+export const labelled = (one) => (one.adopted ? t("in_use_name", { name: one.label }) : one.label);
+
 // Asks in a dialog; resolves to what `value()` gives when its button was chosen, and to null else.
 export function ask({ title, body, button, kind = "primary", value = () => true }) {
   return new Promise((resolve) => {

@@ -1,6 +1,6 @@
 // 書き出し: each kind is a job; what it wrote and measured stands below, found again by its folder. So is an API.
 import { complain, get, poll, post } from "./api.js";
-import { $, badge, command, copying, h, line, notice, replace } from "./dom.js";
+import { $, badge, command, copying, h, labelled, line, notice, replace } from "./dom.js";
 import { ago, bytes, number, t } from "./words.js";
 
 const address = new URLSearchParams(location.search);
@@ -15,7 +15,7 @@ async function prepare() {
   $("folder").textContent = t("into", { folder: found.folder });
   if (!choices.length) notice(t("no_model"), "warn");
   const group = (by, label) => choices.some((one) => one.by === by) && h("optgroup", { label },
-    choices.filter((one) => one.by === by).map((one) => h("option", { value: `${one.by}=${one.id}` }, one.label)));
+    choices.filter((one) => one.by === by).map((one) => h("option", { value: `${one.by}=${one.id}` }, labelled(one))));
   replace($("model"), group("run", t("of_runs")), group("model", t("of_models")));
   const wanted = ["run", "model"].filter((by) => address.get(by)).map((by) => `${by}=${address.get(by)}`)[0];
   if (choices.some((one) => `${one.by}=${one.id}` === wanted)) $("model").value = wanted;

@@ -81,7 +81,7 @@ function showLast(runs) {
 function drawLast(runs) {
   ages = runs.map((run) => h("td", { title: moment(run.started) }));
   const line = (run, at) => h("tr", {},
-    h("th", { scope: "row" }, h("a", { href: `/runs/${run.id}` }, run.name), h("div", { class: "soft small" }, `${run.method}: ${run.model}`)),
+    h("th", { scope: "row" }, h("a", { href: `/runs/${run.id}` }, run.name), run.adopted ? [" ", badge("good", t("in_use"))] : null, h("div", { class: "soft small" }, `${run.method}: ${run.model}`)),
     h("td", {}, badge(run.status)),
     h("td", {}, run.verdict ? badge(KINDS[run.verdict] ?? "bad", t(`verdict_${run.verdict}`)) : "–"),
     h("td", { class: "figure" }, run.after === null ? "–" : `${run.before === null ? "" : `${number(run.before, 3)} → `}${number(run.after, 3)}`),

@@ -1,6 +1,6 @@
 // 結果: what a run has come to.
 import { complain, get, poll, post } from "./api.js";
-import { $, ask, badge, command, download, emptied, h, replace } from "./dom.js";
+import { $, ask, badge, command, copying, download, emptied, h, notice, replace } from "./dom.js";
 import { bytes, duration, language, number, t } from "./words.js";
 
 const id = location.pathname.split("/")[2];
@@ -51,7 +51,7 @@ const loss = (value) => number(value, value !== null && Math.abs(value) < 10 ? 3
 function showVerdict() {
   const point = (name) => run.points[name] ? [h("dt", {}, t(`point_${name}`)),
     h("dd", {}, t("loss", { value: loss(run.points[name].loss) }), " ", h("span", { class: "soft small" }, t("at_step", { step: number(run.points[name].step) })))] : null;
-  const why = run.why?.[language];
+  const why = run.why?.[language], before = run.returned;
   replace($("verdict"),
     run.status === "completed" ? null : h("p", { class: "notice warn" }, t("not_finished", { state: t(`state_${run.status}`) }), " ",
       h("a", { href: `/runs/${id}` }, t("to_run"))),
@@ -60,7 +60,43 @@ function showVerdict() {
       run.decision ? badge(DECISIONS[run.decision], t("decision", { word: t(`d_${run.decision}`) })) : null),
     why ? h("p", { class: "why" }, why, run.advice ? h("span", { class: "soft block" }, run.advice[language]) : null) : null,
     h("p", { class: why ? "soft small" : "why" }, why ? t("losses_say", { text: run.sentence[language] }) : run.sentence[language]),
-    h("dl", { class: "facts points" }, ["before", "best", "last"].map(point)));
+    h("dl", { class: "facts points" }, ["before", "best", "last"].map(point)),
+    before ? h("div", { class: "notice warn spaced" }, h("p", {}, t(before.unfinished ? "unfinished" : "returned", { step: number(before.step), last: number(before.last_step) })),
+      before.decision ? h("p", {}, t("verdict_of_last", { word: t(`d_${before.decision}`), why: before.why?.[language] ?? "" })) : null,
+      h("p", {}, t("answers_of_last")),
+      h("p", {}, t("measure_again"), " ", h("code", {}, before.measure), " ", copying(h("button", { type: "button", class: "quiet" }, t("copy")), () => before.measure))) : null,
+    choice());
+}
+
+// Whether its model is in use, and which of its weights it is.
+function choice() {
+  const button = (name, key, path, undo, words) => h("button", { type: "button", id: name, onclick: (event) => change(event.target, path, undo, words) }, t(key));
+  const beside = (...parts) => h("div", { class: "row spaced" }, parts);
+  const line = (text) => h("span", { class: "soft small" }, text);
+  const runs = ["aift", "runs"];
+  return [
+    run.adopted && !run.judged ? beside(badge("good", t("in_use")), button("adopt", "release", "adopt", true, [...runs, "adopt", id, "--undo"]))
+      : run.adoptable ? beside(button("adopt", "adopt", "adopt", false, [...runs, "adopt", id]), run.doubt ? line(run.doubt[language]) : null) : null,
+    run.adopted_before === null ? null : h("p", { class: "soft small" }, t("adopted_before", { step: number(run.adopted_before) })),
+    run.best || run.returned?.unfinished ? beside(button("best", "take_best", "best", false, [...runs, "best", id]),
+      run.best ? line(t("best_is", { step: number(run.best.step), loss: loss(run.best.loss), last: number(run.best.last_step), last_loss: loss(run.best.last_loss) })) : null) : null,
+    run.returned && run.adoptable ? beside(button("last", "take_last", "best", true, [...runs, "best", id, "--undo"])) : null,
+  ];
+}
+
+async function change(button, path, undo, words) {
+  for (const other of $("verdict").querySelectorAll("button")) other.disabled = true;
+  if (path === "best") button.textContent = t("changing");
+  try {
+    drawn = JSON.stringify(await post(`/api/results/${id}/${path}`, { undo }));
+    notice(null);
+    draw(JSON.parse(drawn));
+    command(words);
+    ($(button.id) ?? $("adopt") ?? $("verdict").querySelector("button"))?.focus();
+  } catch (error) {
+    draw(run);
+    complain(error);
+  }
 }
 
 // What can be done with the model.

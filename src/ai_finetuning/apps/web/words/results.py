@@ -31,6 +31,34 @@ WORDS = {
     "point_saved": ("保存した重み", "Saved weights"),
     "at_step": ("ステップ {step}", "step {step}"),
     "loss": ("評価損失 {value}", "evaluation loss {value}"),
+    # What becomes of it.
+    "adopt": ("採用", "Adopt"),
+    "release": ("採用をやめる", "Take out of use"),
+    "adopted_before": (
+        "採用していたのはステップ {step} の重みです。いまの結果を使うなら、もう一度「採用」を押してください。",
+        "The weights of step {step} were in use. To use the result as it is now, adopt it again.",
+    ),
+    "take_best": ("最良に戻す", "Back to the best"),
+    "take_last": ("最後の重みに戻す", "Back to the last weights"),
+    "best_is": (
+        "最良はステップ {step}（評価損失 {loss}）、いまの結果は最後のステップ {last}（{last_loss}）です。最後の重みも残ります。",
+        "Best: step {step} (evaluation loss {loss}); the result is the last step, {last} ({last_loss}), which is kept too.",
+    ),
+    "changing": ("入れ替えています…", "Changing it…"),
+    "returned": (
+        "結果は最良のステップ {step} の重みです（最後のステップ {last} の重みも残っています）。",
+        "The result are the weights of the best step, {step} (those of the last step, {last}, are kept).",
+    ),
+    "unfinished": (
+        "結果の入れ替えが途中で止まっています。モデルは壊れていません。下のどちらかで終わらせてください。",
+        "A change of the result was broken off. The model is whole; finish it by one of the buttons below.",
+    ),
+    "verdict_of_last": (
+        "この判定は最後の重みのものです: {word}。{why}",
+        "This verdict is that of the last weights: {word}. {why}",
+    ),
+    "answers_of_last": ("下の回答は最後の重みのものです。", "The answers below are those of the last weights."),
+    "measure_again": ("測り直すコマンド:", "To measure again:"),
     # Answers.
     "answers": ("回答の比較", "Answers"),
     "answers_hint": (

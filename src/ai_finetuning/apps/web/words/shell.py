@@ -70,6 +70,9 @@ WORDS = {
     "state_waiting": ("順番待ち", "Waiting"),
     "state_failed": ("失敗", "Failed"),
     "state_stopped": ("中断", "Stopped"),
+    # Of a run whose model is in use.
+    "in_use": ("採用中", "In use"),
+    "in_use_name": ("{name}（採用中）", "{name} (in use)"),
     # Numbers and times.
     "about_seconds": ("約 {n} 秒", "about {n} s"),
     "about_minutes": ("約 {n} 分", "about {n} min"),
