@@ -62,6 +62,7 @@ class Site:
     listed_models: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict, repr=False)
     facts: dict[tuple[str | int, ...], dict[str, Any]] = field(default_factory=dict, repr=False)
     starts: dict[str, Path] = field(default_factory=dict, repr=False)
+    _working: tuple[float, dict[str, int]] = field(default=(0.0, {}), repr=False)
     _listing: tuple[float, list[RunEntry]] = field(default=(0.0, []), repr=False)
 
     def list_runs(self, *, fresh: bool = False) -> list[RunEntry]:
@@ -77,6 +78,16 @@ class Site:
             entries = list_runs(*self.roots)
             self._listing = (time.monotonic(), entries)
         return entries
+
+    def jobs_at_work(self) -> dict[str, int]:
+        """How many jobs compute or wait, by kind, as it was at most a second ago."""
+        from ...runs.jobs import at_work
+
+        made, found = self._working
+        if not 0 <= time.monotonic() - made < _LISTED:
+            found = at_work(self.data)
+            self._working = (time.monotonic(), found)
+        return found
 
     def run(self, id: str) -> RunEntry:
         """The run of an id.
