@@ -181,6 +181,7 @@ def chat(browser: Any, web: Web) -> float:
         if turn:  # the first one loads the model
             shown.append(between(page.evaluate("window.pieces")))
         page.locator("#clear").click()
+        page.locator("dialog button.danger").click()
     context.close()
     return min(shown) - min(alone())
 
