@@ -45,7 +45,34 @@ LIMITS = {
     "upload_100_mb_seconds": 1.0,
     "doctor_10000_rows_seconds": 3.0,
     "redraw_10000_points_ms": 30,
+    "chat_added_ms": 10,
 }
+# Milliseconds from a click until the frame after the first change that it makes, in the milliseconds of the page.
+FROM_CLICK = """() => {
+  window.changed = new Promise((done) => document.addEventListener("click", () => {
+    const start = performance.now();
+    const seen = new MutationObserver(() => {
+      seen.disconnect();
+      requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
+    });
+    seen.observe(document, { childList: true, characterData: true, attributes: true, subtree: true });
+  }, { once: true, capture: true }));
+}"""
+# What people press, by the screen: a screen's own answer, and some that ask the server for it.
+CLICKS = {
+    "/": ["#copy"],
+    "/runs/followed": [".numbers summary"],
+    "/train?data=embedded-kotoha-qa": ['[data-preset="careful"]', "#more summary"],
+    "/models": ["main button >> nth=1"],
+    "/data?file=embedded-kotoha-qa": ["#rows tbody button >> nth=2"],
+}
+# When each piece of an answer has been put into the page.
+PIECES = """
+window.pieces = [];
+const append = CharacterData.prototype.appendData;
+CharacterData.prototype.appendData = function (piece) { append.call(this, piece); window.pieces.push(performance.now()); };
+"""
+QUESTION, TOKENS = "日本の四季について、長く説明してください。", 200
 
 
 def request(web: Web, path: str, body: Any = None, **headers: str) -> Any:
@@ -110,17 +137,82 @@ def load(browser: Any, web: Web) -> dict[str, float]:
     page.goto(f"{web.url}/#token={web.token}")
     page.wait_for_timeout(1500)
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    click = page.evaluate("""() => new Promise((done) => {
-      const button = document.querySelector("#copy"), start = performance.now();
-      new MutationObserver(() => done(performance.now() - start)).observe(button, { childList: true, characterData: true, subtree: true });
-      navigator.clipboard.writeText = async () => {};
-      button.click();
-    })""")
     context.close()
-    return {
-        **{"first_paint_ms": paint, "page_kb": sum(sizes) / 1000, "page_requests": len(sizes)},
-        "click_to_change_ms": click,
-    }
+    return {"first_paint_ms": paint, "page_kb": sum(sizes) / 1000, "page_requests": len(sizes)}
+
+
+def clicks(browser: Any, web: Web) -> float:
+    """The longest of CLICKS, each the median of three pages."""
+    found = []
+    context = browser.new_context(locale="ja-JP")
+    page = context.new_page()
+    page.add_init_script("navigator.clipboard.writeText = async () => {};")
+    for path, places in CLICKS.items():
+        for place in places:
+            times = []
+            for _ in range(3):
+                page.goto(f"{web.url}{path}#token={web.token}")
+                page.reload()
+                page.locator(place).wait_for()
+                page.wait_for_timeout(1000)  # what arrives later is no answer to the click
+                page.evaluate(FROM_CLICK)
+                page.locator(place).click()
+                times.append(page.evaluate("window.changed"))
+            found.append(statistics.median(times))
+            print(f"{path} {place}: {found[-1]:.1f} ms", file=sys.stderr)
+    context.close()
+    return max(found)
+
+
+def chat(browser: Any, web: Web) -> float:
+    """Milliseconds that a piece of an answer needs in the page beyond those of the model, which answers alone as well: the
+    least of three of each, with one thread.
+    """
+    context = browser.new_context(locale="ja-JP")
+    page = context.new_page()
+    page.add_init_script(PIECES)
+    page.goto(f"{web.url}/chat?model=embedded-kotoha-tiny#token={web.token}")
+    page.locator("#settings summary").click()
+    page.locator("#max_new_tokens").fill(str(TOKENS))
+    page.locator("#greedy").check()
+    shown = []
+    for turn in range(4):
+        page.evaluate("window.pieces.length = 0")
+        page.locator("#question").fill(QUESTION)
+        page.locator("#send").click()
+        page.locator("#stop").wait_for()
+        page.locator("#stop").wait_for(state="hidden", timeout=120_000)
+        if turn:  # the first one loads the model
+            shown.append(between(page.evaluate("window.pieces")))
+        page.locator("#clear").click()
+        page.locator("dialog button.danger").click()
+    context.close()
+    return min(shown) - min(alone())
+
+
+def between(times: list[float]) -> float:
+    """The mean of what lies between two of them."""
+    return (times[-1] - times[0]) / max(1, len(times) - 1)
+
+
+def alone() -> list[float]:
+    """Milliseconds of the model for a piece, by the way in which a conversation asks it."""
+    import threading
+
+    import torch
+
+    from ai_finetuning.inference.session import open_model
+    from ai_finetuning.inference.side_by_side import Asked, Side, answer_side_by_side
+
+    torch.set_num_threads(1)
+    side, found = Side("tuned", open_model("embedded:kotoha-tiny")), []
+    options = {"max_new_tokens": TOKENS, "do_sample": False}
+    for _ in range(4):
+        times: list[float] = []
+        say: Callable[[str, str], None] = lambda _side, _piece: times.append(1000 * time.perf_counter())  # noqa: B023, E731
+        answer_side_by_side([(side, Asked([], QUESTION, None))], say, threading.Event(), seed=1, options=options)
+        found.append(between(times))
+    return found[1:]
 
 
 def follow(browser: Any, web: Web) -> dict[str, float]:
@@ -166,7 +258,7 @@ def redraw(browser: Any, web: Web) -> float:
       for (let turn = 0; turn < 20; turn++) {
         const start = performance.now();
         plot.batch(() => plot.setData([xs, ys]));
-        plot.redraw(true);
+        plot.ctx.getImageData(0, 0, 1, 1);  // waits until all is drawn
         times.push(performance.now() - start);
       }
       return times.sort((a, b) => a - b)[10];
@@ -222,6 +314,8 @@ def main() -> int:
         found |= load(browser, web)
         found |= follow(browser, web)
         found["redraw_10000_points_ms"] = redraw(browser, web)
+        found["click_to_change_ms"] = clicks(browser, web)
+        found["chat_added_ms"] = chat(browser, web)
         browser.close()
     found |= launches(web)
     found |= uploads(web)

@@ -54,6 +54,16 @@ def test_answers_go_on_through_a_reload_and_a_killed_server(web: Web, page: Any,
     page.reload()
     expect(page.locator("#job h2")).to_have_text("faq.csv ・ kotoha-tiny")
     expect(page.locator(".batch-count")).to_have_text(_some_of(25), timeout=120_000)
+    # The head of every screen counts it, with a link to where it is shown.
+    other = page.context.new_page()
+    web.open(other, "/models")
+    at_work = other.locator("#machine").get_by_role("link", name="一括回答 1")
+    expect(at_work).to_have_attribute("href", "/answers")
+    other.locator("#language").click()
+    expect(other.locator("#machine")).to_contain_text("Batch answers 1")
+    other.locator("#language").click()
+    expect(at_work).to_be_visible()
+    other.close()
 
     assert web.process is not None
     web.process.send_signal(signal.SIGKILL)

@@ -14,11 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from ai_finetuning.apps.web.uploads import MOST, RECORD
 from tests.browser.conftest import Web
-from tests.browser.test_access import findings
 from tests.browser.test_gate import ask
 from tests.support.patience import until
 
@@ -67,7 +64,7 @@ def kept(web: Web) -> list[str]:
 
 
 def test_a_table_in_cp932_with_ten_thousand_rows(web: Web, page: Any):
-    """Behaviours 4, 6, 10, 11 and 12: from the drop to coloured tokens."""
+    """Behaviours 4, 6 and 10: from the drop to the last page."""
     from playwright.sync_api import expect
 
     rows = faq(ROWS)
@@ -76,7 +73,7 @@ def test_a_table_in_cp932_with_ten_thousand_rows(web: Web, page: Any):
     rows[4][1] = f"{MARKUP}担当の携帯は 080-5512-3478 です。"
     web.open(page, "/data")
     drop(page, f"{MARKUP}.csv", table(rows))
-    id = uploaded(page)
+    uploaded(page)
     expect(page.locator("h1")).to_have_text(f"{MARKUP}.csv")
     expect(page.locator("#card")).to_contain_text("CP932")
     expect(page.locator("#card")).to_contain_text("10,000")
@@ -94,9 +91,20 @@ def test_a_table_in_cp932_with_ten_thousand_rows(web: Web, page: Any):
         page.locator(".filter", has_text=name).click()
         expect(lines).to_have_count(count)
     expect(page.locator(".hit")).to_have_text("080-5512-3478")
-
     page.locator(".filter", has_text="すべての行").click()
     expect(lines).to_have_count(100)
+
+
+def test_the_tokens_of_a_row_are_the_trainers_and_change_with_the_columns(web: Web, page: Any):
+    """Behaviours 11 and 12: coloured tokens of a row, and what an exchange of the columns makes of them."""
+    from playwright.sync_api import expect
+
+    rows = faq(5)
+    rows[1][1] = ""
+    web.open(page, "/data")
+    drop(page, "faq.csv", table(rows))
+    id = uploaded(page)
+    lines = page.locator("#rows tbody tr")
     lines.nth(2).locator("button").click()
     expect(page.locator(".token-row .tok.live").first).to_be_visible(timeout=120_000)
     assert page.locator(".token-row .tok.live").count() == live_labels(rows[2][0], rows[2][1])
@@ -352,15 +360,3 @@ def test_a_model_card_says_what_fits_by_method(web: Web, page: Any):
         expect(page.locator("#command")).to_have_text(f"aift models {model['id'].lower()} --method {use}")
     card.get_by_role("button", name="持ち込み手順").click()
     expect(page.locator("dialog")).to_contain_text(f"aift bundle {model['id']} --out")
-
-
-@pytest.mark.parametrize("path", ["/data?file=embedded-kotoha-qa", "/models"])
-def test_no_screen_scrolls_sideways_and_axe_finds_nothing(web: Web, new_context: Callable[..., Any], path: str):
-    from playwright.sync_api import expect
-
-    for scheme, width in (("light", 1280), ("dark", 400)):
-        page = new_context(color_scheme=scheme, viewport={"width": width, "height": 800}).new_page()
-        web.open(page, path)
-        expect(page.locator("#uploads p, #rows tbody tr, .model-card").first).to_be_visible(timeout=120_000)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert findings(page) == [], (scheme, width)

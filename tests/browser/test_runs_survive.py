@@ -34,6 +34,7 @@ def stopped_run(folder: Path, model: Path) -> None:
             "training.save_steps": 100_000,
         },
         **{"training.evaluation.verdict": "false", "training.gradient_accumulation_steps": 1},
+        **{"training.runtime.kernels": "portable"},  # nothing to be compiled first
     }
     config = load_config(None, [f"{key}={value}" for key, value in settings.items()])
     folder.mkdir(parents=True)

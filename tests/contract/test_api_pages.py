@@ -135,10 +135,10 @@ def commands(group: Any, path: str = "aift") -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_on_the_page(page: str):
-    from ai_finetuning.apps.cli.main import app
+    from ai_finetuning.apps.cli.main import app_of
 
     listed = re.findall(r"^\| `(aift [^`]*)` \|", text_of(page), flags=re.M)
-    obtained = {next((line for line in listed if f"{line} ".startswith(f"{name} ")), None) for name in every(app)}
+    obtained = {next((line for line in listed if f"{line} ".startswith(f"{name} ")), None) for name in every(app_of())}
     assert None not in obtained
     assert obtained == set(listed)
 

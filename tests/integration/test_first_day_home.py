@@ -196,13 +196,13 @@ def verbs() -> list[list[str]]:
     """Every verb, those of groups too."""
     import typer
 
-    from ai_finetuning.apps.cli.main import app
+    from ai_finetuning.apps.cli.main import app_of
 
     def below(command: object, name: list[str]) -> list[list[str]]:
         inner = getattr(command, "commands", {})
         return [name] + [found for key, part in inner.items() for found in below(part, [*name, key])]
 
-    return below(typer.main.get_command(app), [])
+    return below(typer.main.get_command(app_of()), [])
 
 
 @pytest.mark.parametrize("language", ["ja", "en"])

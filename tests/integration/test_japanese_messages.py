@@ -14,7 +14,7 @@ import pytest
 import typer
 from tests.support.patience import patience
 
-from ai_finetuning.apps.cli.main import app
+from ai_finetuning.apps.cli.main import app_of
 
 # Three or more words of letters in a row that belong to no path, key, value or option.
 SENTENCE = re.compile(r"(?<![\w./=:\[-])[A-Za-z][A-Za-z']+(?: [A-Za-z']+){2,}(?![\w/=-])")
@@ -93,7 +93,7 @@ def verbs(command: object, name: tuple[str, ...] = ()) -> Iterator[list[str]]:
 
 
 def test_help_of_every_verb(tmp_path: Path):
-    every = list(verbs(typer.main.get_command(app)))
+    every = list(verbs(typer.main.get_command(app_of())))
     assert ["gpu", "self-check"] in every
     check([[*verb, "--help"] for verb in every], tmp_path, {0})
 

@@ -26,11 +26,11 @@ def rows_to(steps: int, total: int) -> list[dict[str, float]]:
     return [row(step, total, step / 10) for step in range(1, steps + 1)]
 
 
-def row(step: int, total: int, seconds: float) -> dict[str, float]:
+def row(step: int, total: int, seconds: float, now: float | None = None) -> dict[str, float]:
     loss = 2.0 * math.exp(-step / 30) + 0.2 + 0.05 * math.sin(step)
     return {
         **{"step": step, "total_steps": total, "epoch": step / total, "loss": loss, "learning_rate": 1e-3},
-        **{"seconds": seconds, "time": time.time()},
+        **{"seconds": seconds, "time": time.time() if now is None else now},
     }
 
 
@@ -62,13 +62,17 @@ def main() -> None:
     parser.add_argument(
         "--hold", type=int, default=0, help="the step after which it waits for a file `go` in its folder"
     )
+    parser.add_argument("--step-seconds", type=float, help="what a row says of a step, whatever the pace is")
     given = parser.parse_args()
     begin(given.folder, given.steps)
     tell_phase(given.folder, "training")
     started = time.monotonic()
     for step in range(given.from_step + 1, given.steps + 1):
         time.sleep(given.pace)
-        write(given.folder, row(step, given.steps, time.monotonic() - started))
+        seconds, now = time.monotonic() - started, None
+        if given.step_seconds is not None:
+            seconds, now = step * given.step_seconds, time.time() - (given.steps - step) * given.step_seconds
+        write(given.folder, row(step, given.steps, seconds, now))
         if step % given.evaluate == 0:
             write(given.folder, {"step": step, "total_steps": given.steps, "eval_loss": 2 / step + 0.3})
             answer = {"step": step, "question": QUESTION, "expected": "はい。", "answer": f"{QUESTION} {step}"}

@@ -13,6 +13,7 @@ import re
 import secrets
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -173,6 +174,17 @@ def listed(data: Path, kind: str, most: int = 50) -> list[Job]:
         with contextlib.suppress(InputNotFoundError):
             found.append(find(data, name, kind))
     return found
+
+
+def at_work(data: Path, most: int = 100) -> dict[str, int]:
+    """How many jobs compute or wait, by kind, among the newest ones."""
+    names = [place.name for place in subfolders(data / FOLDER) if _ID.fullmatch(place.name)]
+    found: Counter[str] = Counter()
+    for name in sorted(names, key=lambda name: name.split("-", 1)[1], reverse=True)[:most]:
+        values = read_run(data / FOLDER / name)
+        if "job" in values and state_of(values).at_work:
+            found[name.partition("-")[0]] += 1
+    return dict(found)
 
 
 def _none() -> InputNotFoundError:

@@ -5,7 +5,9 @@ Where there is no driver, no NVIDIA GPU or no `nvidia-ml-py`, there are none.
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,8 @@ def gpus(nvml: Any = None, visible: str | None = None) -> list[Gpu]:
     if visible is None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if nvml is None:
+        if not _has_library():  # a PC without a GPU imports no bindings of 2 MiB
+            return []
         try:
             import pynvml
         except ImportError:
@@ -54,6 +58,20 @@ def gpus(nvml: Any = None, visible: str | None = None) -> list[Gpu]:
         return []
     finally:
         nvml.nvmlShutdown()
+
+
+@functools.cache
+def _has_library() -> bool:
+    """Whether the driver's library is here, by the name under which pynvml looks for it on Linux."""
+    if not sys.platform.startswith("linux"):
+        return True
+    import ctypes
+
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def driver() -> str | None:

@@ -52,11 +52,11 @@ def test_help_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_train_help_ends_with_japanese_settings(monkeypatch: pytest.MonkeyPatch):
-    from ai_finetuning.apps.cli.main import app
+    from ai_finetuning.apps.cli.main import app_of
 
     monkeypatch.setenv("AIFT_LANG", "ja")
     monkeypatch.setenv("COLUMNS", "200")
-    shown = CliRunner().invoke(app, ["train", "--help"]).output
+    shown = CliRunner().invoke(app_of(), ["train", "--help"]).output
     assert "training.warmup_steps [100]" in shown
     settings_part = shown.split("method [lora]")[-1]
     assert "学習" in settings_part

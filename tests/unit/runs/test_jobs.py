@@ -60,10 +60,12 @@ def test_a_job_waits_for_the_device_and_can_be_taken_out_of_the_queue(tmp_path: 
         job = jobs.start(folder, [Step(("version",))], {}, "ja")
         until(lambda: [item.folder for item in occupants() if item.waits] == [str(folder)], 60, "the job waits")
         assert jobs.find(tmp_path, job.id, "answers").state.status == "waiting"
+        assert jobs.at_work(tmp_path) == {"answers": 1}
         with pytest.raises(RunLockedError):
             jobs.again(job)
         job = jobs.end(job)
         assert (job.state.status, job.done) == ("stopped", 0)
+        assert jobs.at_work(tmp_path) == {}
         with pytest.raises(UsageError):
             jobs.end(job)
         job = jobs.again(job)

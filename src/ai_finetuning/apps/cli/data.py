@@ -9,7 +9,7 @@ import typer
 from ...errors import localized
 from ...labels import IGNORED
 from ...messages import printable
-from . import data_doctor, data_prepare, data_split, data_table
+from . import data_doctor, data_glance, data_prepare, data_questions, data_split, data_table
 from .data_loading import load
 from .japanese import App
 from .json_out import WritesJson, json_option, write_json
@@ -42,6 +42,8 @@ app.command(context_settings=_SETTINGS, help=data_doctor.HELP)(data_doctor.docto
 app.command(cls=WritesJson, context_settings=_SETTINGS, help=data_split.HELP)(data_split.split)
 app.command(help=data_prepare.HELP)(data_prepare.prepare)
 app.command(cls=WritesJson, context_settings=_SETTINGS, hidden=True, help=data_table.HELP)(data_table.table)
+app.command("glance", cls=WritesJson, context_settings=_SETTINGS, hidden=True, help=data_glance.HELP)(data_glance.look)
+app.command(cls=WritesJson, hidden=True, help=data_questions.HELP)(data_questions.questions)
 
 
 def _row_number(row: str, rows: int) -> int:

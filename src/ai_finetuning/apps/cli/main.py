@@ -2,67 +2,64 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 
 from ...errors import PreemptedError, ToolkitError, localized, prefers_japanese, without_secrets
 from ...messages import notice, printable, trace
-from . import (
-    answer,
-    bench,
-    bundle,
-    chat,
-    data,
-    demo,
-    env,
-    evaluate,
-    export,
-    generate,
-    gpu,
-    home,
-    import_,
-    init,
-    merge,
-    models,
-    plan,
-    quantize,
-    resume,
-    runs,
-    sample,
-    schema,
-    score,
-    serve,
-    start,
-    tokenizer,
-    train,
-    version,
-    web,
-)
 from .japanese import App, usage_error
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 
-app = App(
-    name="aift",
-    help=localized("日本語 LLM をファインチューニングします。", "Fine-tunes Japanese language models."),
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    no_args_is_help=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+VERBS = (
+    *("start", "init", "plan", "train", "resume", "generate", "chat", "answer", "sample", "score"),
+    *("merge", "serve", "quantize", "bench", "eval"),
+    *("models", "bundle", "import", "env", "schema", "demo", "version", "web"),
 )
-for verb in (
-    *(start, init, plan, train, resume, generate, chat, answer, sample, score),
-    *(merge, serve, quantize, bench, evaluate),
-    *(models, bundle, import_, env, schema, demo, version, web),
-):
-    verb.register(app)
+# Verbs that have verbs of their own, with their help.
+GROUPS = {
+    "export": ("GGUF・Ollama・vLLM 用に書き出します。", "Exports for GGUF, Ollama, vLLM."),
+    "gpu": ("この PC の GPU を確かめます。", "Checks this machine's GPUs."),
+    "runs": ("実行の一覧、状態、停止、再開、比較です。", "Lists, follows, stops, resumes, compares runs."),
+    "tokenizer": ("トークナイザーを作ります。", "Makes a tokenizer."),
+    "data": ("データを確かめます。", "Inspects data."),
+}
+# The files of verbs whose names are other ones: a word of Python, and a function of it.
+_FILES = {"eval": "evaluate", "import": "import_"}
 
 
-@app.callback(invoke_without_command=True)
+def app_of(arguments: Sequence[str] = ()) -> App:
+    """The command line: of arguments that begin with a verb that verb alone, since the others take a tenth of a second to
+    set up; of others, as of help and of a name that is mistyped, all of it.
+    """
+    named = arguments[0] if arguments else None
+    app = App(
+        name="aift",
+        help=localized("日本語 LLM をファインチューニングします。", "Fine-tunes Japanese language models."),
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        no_args_is_help=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_alone)
+    known = named in VERBS or named in GROUPS
+    for verb in (*VERBS, *GROUPS):
+        if known and verb != named:
+            continue
+        module: Any = importlib.import_module(f".{_FILES.get(verb, verb)}", __package__)
+        if verb in GROUPS:
+            app.add_typer(module.app, name=verb, help=localized(*GROUPS[verb]))
+        else:
+            module.register(app)
+    return app
+
+
 def _alone(
     context: typer.Context,
     show_version: bool = typer.Option(
@@ -71,25 +68,14 @@ def _alone(
 ) -> None:
     """Without a verb: what is here, and what to do next."""
     if show_version:
+        from . import version
+
         version.version()
         raise typer.Exit
     if context.invoked_subcommand is None:
+        from . import home
+
         home.home()
-
-
-app.add_typer(
-    export.app,
-    name="export",
-    help=localized("GGUF・Ollama・vLLM 用に書き出します。", "Exports for GGUF, Ollama, vLLM."),
-)
-app.add_typer(gpu.app, name="gpu", help=localized("この PC の GPU を確かめます。", "Checks this machine's GPUs."))
-app.add_typer(
-    runs.app,
-    name="runs",
-    help=localized("実行の一覧、状態、停止、再開、比較です。", "Lists, follows, stops, resumes, compares runs."),
-)
-app.add_typer(tokenizer.app, name="tokenizer", help=localized("トークナイザーを作ります。", "Makes a tokenizer."))
-app.add_typer(data.app, name="data", help=localized("データを確かめます。", "Inspects data."))
 
 
 def _safe_streams() -> None:
@@ -103,7 +89,9 @@ def _safe_streams() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command; returns its exit code (sysexits)."""
     try:
-        result: Any = typer.main.get_command(app).main(args=arguments, prog_name="aift", standalone_mode=False)
+        result: Any = typer.main.get_command(app_of(arguments)).main(
+            args=arguments, prog_name="aift", standalone_mode=False
+        )
         sys.stdout.flush()  # here a pipe that nobody reads any more is no failure of the interpreter
     except PreemptedError as error:  # as it was asked to: no error
         print(printable(str(error)), file=sys.stderr)

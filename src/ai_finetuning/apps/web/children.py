@@ -53,8 +53,9 @@ async def run(
     most_bytes: int = 32 << 20,
     given: bytes = b"",
     also: Sequence[int] = (),
+    alone: str | None = None,
 ) -> Any:
-    """The JSON that `aift ARGUMENTS` prints, which goes with the request that asks for it. One child at a time a verb.
+    """The JSON that `aift ARGUMENTS` prints, which goes with the request that asks for it.
 
     Args:
         arguments: the verb and what follows, with `--json -` where it takes one; a path among them is absolute.
@@ -62,12 +63,13 @@ async def run(
         most_bytes: that it may print.
         given: to its standard input.
         also: exit codes with which it may end beside 0, where it has printed JSON all the same.
+        alone: one child of this name is at work at a time; None takes the verb.
 
     Raises:
         ToolkitError: what the command refused, in the language of whoever asks; or it took too long, or printed no JSON.
     """
     name = arguments[0]
-    async with site_of(request).locks[f"child {name}"]:
+    async with site_of(request).locks[f"child {alone or name}"]:
         code, out, said = await while_there(
             request, partial(_run, arguments, language_of(request), seconds, most_bytes, given)
         )
@@ -75,6 +77,47 @@ async def run(
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(out)
     raise _refusal(name, code, said.decode("utf-8", "replace"))
+
+
+def wait(arguments: Sequence[str], language: str, seconds: float) -> Any:
+    """The JSON that `aift ARGUMENTS` prints, for functions that run beside the event loop and end what they have begun.
+
+    Args:
+        arguments: as for run().
+        language: of what it refuses.
+        seconds: after which it is ended.
+
+    Raises:
+        ToolkitError: as run().
+    """
+    command = [*isolated_python("ai_finetuning"), *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            env=_environment(language),
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _too_long(arguments[0], seconds) from None
+    if done.returncode == 0:
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(done.stdout)
+    raise _refusal(arguments[0], done.returncode, done.stderr[-_SAID:].decode("utf-8", "replace"))
+
+
+def _environment(language: str) -> dict[str, str]:
+    # A page that is looked at asks no hub: only a training or a job that somebody starts does.
+    return isolated_environment() | {"PYTHONUTF8": "1", "AIFT_LANG": language, "HF_HUB_OFFLINE": "1"}
+
+
+def _too_long(verb: str, seconds: float) -> UsageError:
+    return UsageError(
+        f"aift {verb} が {seconds:.0f} 秒で終わりませんでした。",
+        f"aift {verb} did not end within {seconds:.0f} seconds.",
+    )
 
 
 async def while_there(request: Request, work: Callable[[], Awaitable[T]]) -> T:
@@ -105,20 +148,15 @@ async def _run(
     arguments: Sequence[str], language: str, seconds: float, most: int, given: bytes
 ) -> tuple[int, bytes, bytes]:
     """(exit code, what it printed, the end of what it said) of one command."""
-    # A page that is looked at asks no hub: only a training or a job that somebody starts does.
-    environment = isolated_environment() | {"PYTHONUTF8": "1", "AIFT_LANG": language, "HF_HUB_OFFLINE": "1"}
     command = [*isolated_python("ai_finetuning"), *arguments]
     process = await anyio.open_process(
-        command, stdin=subprocess.PIPE, env=environment, start_new_session=os.name != "nt"
+        command, stdin=subprocess.PIPE, env=_environment(language), start_new_session=os.name != "nt"
     )
     try:
         with anyio.fail_after(seconds):
             return await _talk(process, given, most)
     except TimeoutError:
-        raise UsageError(
-            f"aift {arguments[0]} が {seconds:.0f} 秒で終わりませんでした。",
-            f"aift {arguments[0]} did not end within {seconds:.0f} seconds.",
-        ) from None
+        raise _too_long(arguments[0], seconds) from None
     finally:
         _end(process)
         with anyio.CancelScope(shield=True):

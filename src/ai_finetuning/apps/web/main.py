@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from ...errors import ConfigError, ToolkitError, localized
 from ...messages import notice, warn
 from ...runs import OUTPUTS
+from ...system import collector, heap
 from . import pages, tickets
 from .api import refuse
 from .gate import App, Gate
@@ -72,8 +73,6 @@ def serve(site: Site, *, port: int = 8050, listen: str = HERE, browser: bool = T
     address = f"http://{names[0]}:{taken}/#token={site.token}"
     print(localized(f"ブラウザーで開いてください: {address}", f"open this in your browser: {address}"), flush=True)
     print(localized("終わるには Ctrl+C（学習は続きます）", "Ctrl+C ends it; trainings go on"), flush=True)
-    if browser:
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     config = uvicorn.Config(
         application(site, frozenset(f"{name}:{taken}" for name in names)),
         loop="asyncio",
@@ -85,6 +84,10 @@ def serve(site: Site, *, port: int = 8050, listen: str = HERE, browser: bool = T
         proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
+    collector.as_usual()  # it serves for days
+    heap.give_back()
+    if browser:
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[bound])
     return 0

@@ -43,6 +43,7 @@ class Site:
         token_rows: the blocks of rows that were shown as tokens last, by the upload as it was, model and first row: by a
             row's number what `aift data show` says of it.
         listed_models: by method when the models were listed (time.monotonic()), and the answer.
+        facts: what `aift data glance` says of training data that was looked at last, by what it is read as and its state.
         starts: the folders of the last starts, by the key that each tab makes for one start.
     """
 
@@ -59,7 +60,9 @@ class Site:
     following: threading.Lock = field(default_factory=threading.Lock, repr=False)
     token_rows: dict[tuple[str | int, ...], dict[int, list[Any]]] = field(default_factory=dict, repr=False)
     listed_models: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    facts: dict[tuple[str | int, ...], dict[str, Any]] = field(default_factory=dict, repr=False)
     starts: dict[str, Path] = field(default_factory=dict, repr=False)
+    _working: tuple[float, dict[str, int]] = field(default=(0.0, {}), repr=False)
     _listing: tuple[float, list[RunEntry]] = field(default=(0.0, []), repr=False)
 
     def list_runs(self, *, fresh: bool = False) -> list[RunEntry]:
@@ -75,6 +78,16 @@ class Site:
             entries = list_runs(*self.roots)
             self._listing = (time.monotonic(), entries)
         return entries
+
+    def jobs_at_work(self) -> dict[str, int]:
+        """How many jobs compute or wait, by kind, as it was at most a second ago."""
+        from ...runs.jobs import at_work
+
+        made, found = self._working
+        if not 0 <= time.monotonic() - made < _LISTED:
+            found = at_work(self.data)
+            self._working = (time.monotonic(), found)
+        return found
 
     def run(self, id: str) -> RunEntry:
         """The run of an id.

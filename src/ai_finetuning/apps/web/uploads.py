@@ -40,7 +40,7 @@ _NAME = re.compile(r"u-[0-9a-f]{12}")
 _PART = ".part-"
 _SHIPPED = "embedded-"
 _RECORD_BYTES, _CONFIG_BYTES = 1 << 20, 1 << 22
-_WRITTEN = 1 << 20  # bytes that are written at once
+_WRITTEN = 1 << 18  # bytes that are written at once
 _LONGEST = 200  # characters of a name
 _ABANDONED = 3600.0  # seconds after which a half file belongs to a server that is gone
 

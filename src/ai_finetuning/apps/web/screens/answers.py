@@ -52,16 +52,17 @@ async def _choices(request: Request) -> JSONResponse:
 
 async def _columns(request: Request) -> JSONResponse:
     """What is known of a file: its columns, and those that ask and that hold the expected answers, where that is clear."""
-    return answer(await blocking(_known, site_of(request), request.query_params.get("file", "")))
+    file = request.query_params.get("file", "")
+    return answer(await blocking(_known, site_of(request), file, language_of(request)))
 
 
-def _known(site: Site, file: str) -> dict[str, Any]:
+def _known(site: Site, file: str, language: str) -> dict[str, Any]:
     from ....data.columns import role_of
-    from ....inference.question_files import headings_of
+    from ..asked import headings_of
 
     upload = _small(site, file)
     with _as_shown(upload):
-        names = headings_of(upload.file, sheet=upload.sheet)
+        names = headings_of(upload.file, language, sheet=upload.sheet)
     given = upload.columns or {}
     asking = [name for name in names if role_of(name) == ("instruction", False)]
     column = given.get("instruction") or (asking[0] if len(asking) == 1 else None)
@@ -119,16 +120,16 @@ def _begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
     Raises:
         ToolkitError: there is no such file, column or model; a setting that cannot be.
     """
-    from ....inference.question_files import read_questions
     from ....models.sampling import validate_sampling
     from ....runs import jobs
+    from ..asked import read_questions
 
     given = dict(values)
     upload = _small(site, text(given, "file"))
     choice = chosen(site, given)
     column = text(given, "column", "") or (upload.columns or {}).get("instruction")
     with _as_shown(upload):
-        asked = read_questions(upload.file, column=column, sheet=upload.sheet)
+        asked = read_questions(upload.file, language, column=column, sheet=upload.sheet)
     tokens, greedy = given.get("max_new_tokens", 512), given.get("greedy", True)
     validate_sampling(max_new_tokens=tokens)
     if greedy not in (True, False):
@@ -292,10 +293,10 @@ def _of_result(path: Path, job: Job, questions: list[dict[str, Any]]) -> dict[in
     """The answers of a file that is written."""
     from ....data.columns import plain
     from ....inference.answer_files import with_formulas
-    from ....inference.question_files import read_questions
+    from ..asked import read_questions
 
     about = job.about
-    read = read_questions(path, column=about["column"], sheet=about["sheet"])
+    read = read_questions(path, "ja", column=about["column"], sheet=about["sheet"])
     same = [name for name in read.headings if plain(name) == plain(str(about["answer_column"]))]
     table = path.suffix in _TABLES
     found: dict[int, str | None] = {}

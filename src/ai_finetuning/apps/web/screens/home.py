@@ -37,6 +37,7 @@ def _summary(site: Site) -> dict[str, Any]:
         "memory_free": found.free_memory_bytes,
         "running": states.count("running"),
         "waiting": states.count("waiting"),
+        "jobs": site.jobs_at_work(),
     }
 
 

@@ -6,7 +6,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,15 @@ class Draft:
         values: settings as texts, by dotted name.
         chosen: model and data, found by their ids.
         start: the run from whose weights it goes on.
-        facts: of the data; None while none is chosen.
         shown: what the data is called.
+        facts: of the data; None while none is chosen, and of draft_of().
     """
 
     values: dict[str, Any]
     chosen: Chosen
     start: Path | None = None
-    facts: Facts | None = None
     shown: str = ""
+    facts: Facts | None = None
 
     def config(self, **changes: str) -> RunConfig:
         """The configuration.
@@ -79,10 +79,10 @@ class Draft:
 
 
 def draft_of(site: Site, request: Mapping[str, Any]) -> Draft:
-    """A request's draft: `{"data": ID, "model": ID, "from": RUN, "values": {key: text}}`.
+    """A request's draft without the facts of its data: `{"data": ID, "model": ID, "from": RUN, "values": {key: text}}`.
 
     Raises:
-        InputNotFoundError: an id names nothing. UsageError: it is no draft. DataError: no row can be used.
+        InputNotFoundError: an id names nothing. UsageError: it is no draft.
     """
     values = {} if request.get("values") is None else request["values"]
     ids = {name: request.get(name) or None for name in ("data", "model", "from")}
@@ -104,19 +104,36 @@ def draft_of(site: Site, request: Mapping[str, Any]) -> Draft:
     train = PREFIX + upload.id.removeprefix(_SHIPPED) if shipped else str(upload.path.absolute())
     tested = None if upload.evaluated is None else str(upload.evaluated.absolute())
     chosen = Chosen(model, train, upload.columns, upload.sheet, tested)
-    return Draft(values, chosen, start, facts_of(train, upload.columns, upload.sheet), upload.shown)
+    return Draft(values, chosen, start, upload.shown)
+
+
+async def _drafted(request: Request, values: Mapping[str, Any]) -> Draft:
+    """A request's draft with the facts of its data.
+
+    Raises:
+        As draft_of(). DataError: no row can be used.
+    """
+    return await _counted_by(request, await api.blocking(draft_of, site_of(request), values))
+
+
+async def _counted_by(request: Request, draft: Draft) -> Draft:
+    chosen = draft.chosen
+    if chosen.train is None:
+        return draft
+    return replace(draft, facts=await facts_of(request, chosen.train, chosen.columns, chosen.sheet))
 
 
 async def _form(request: Request) -> Response:
     """The fields, and what is suggested for a model and data: `?data=ID&model=ID&from=RUN`; of `?copy=RUN` its settings."""
-    site, asked = site_of(request), dict(request.query_params)
+    asked = dict(request.query_params)
     if "copy" not in asked:
-        return api.answer(await api.blocking(lambda: form_of(draft_of(site, asked))))
-    return api.answer(await api.blocking(copied, site, api.valid_id(asked["copy"])))
+        return api.answer(await api.blocking(form_of, await _drafted(request, asked)))
+    draft, more = await api.blocking(copied, site_of(request), api.valid_id(asked["copy"]))
+    return api.answer(await api.blocking(form_of, await _counted_by(request, draft)) | more)
 
 
-def copied(site: Site, id: str) -> dict[str, Any]:
-    """The form with the settings of an earlier run, as far as the page takes them, and the ids of its data and model."""
+def copied(site: Site, id: str) -> tuple[Draft, dict[str, Any]]:
+    """A draft of an earlier run's data and model; its settings, as far as the page takes them, and the ids of the two."""
     config = load_config(site.run(id).path / CONFIG)
     train = config.data.train
     shipped = isinstance(train, str) and is_embedded(train)
@@ -130,11 +147,8 @@ def copied(site: Site, id: str) -> dict[str, Any]:
     draft = draft_of(site, {"data": data, "model": model})
     values, left = values_of_yaml(yaml_of(config), draft.chosen)
     own = {"training.output_dir", "lora.adapter"}
-    return form_of(draft) | {
-        "ids": {"data": data, "model": model},
-        "values": values,
-        "left_out": [key for key in left if key not in own],
-    }
+    left = [key for key in left if key not in own]
+    return draft, {"ids": {"data": data, "model": model}, "values": values, "left_out": left}
 
 
 def form_of(draft: Draft) -> dict[str, Any]:
@@ -204,8 +218,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 async def _check(request: Request) -> Response:
     """What is wrong with a draft, else what it will take by formulas, as YAML and as a command."""
-    site, values = site_of(request), await api.body(request)
-    draft = await api.blocking(draft_of, site, values)
+    draft = await _drafted(request, await api.body(request))
     try:
         return api.answer(await api.blocking(checked, draft))
     except ConfigError as error:
@@ -230,7 +243,7 @@ def checked(draft: Draft) -> dict[str, Any]:
             "rows_per_step": _a_step(config),
             "findings": _findings(config, found.total_steps, found.steps_per_epoch),
         }
-        base = Draft({key: value for key, value in draft.values.items() if key not in own}, draft.chosen, draft.start)
+        base = replace(draft, values={key: value for key, value in draft.values.items() if key not in own})
         for name, preset in PRESETS.items():
             changes = preset.settings(found.steps_per_epoch, evaluates=config.data.eval is not None)
             presets[name] = asdict(rough(base.config(**_texts(changes)), rows, model)) | {
@@ -278,7 +291,7 @@ def _config_json(name: str) -> Mapping[str, Any] | None:
 async def _yaml(request: Request) -> Response:
     """The settings in a YAML text, as the form has them."""
     values = await api.body(request)
-    draft = await api.blocking(draft_of, site_of(request), values)
+    draft = await api.blocking(draft_of, site_of(request), values)  # the facts do not matter
     taken, left = await api.blocking(values_of_yaml, api.text(values, "text", most=api.MOST), draft.chosen)
     return api.answer({"values": taken, "left_out": left})
 
@@ -339,7 +352,7 @@ async def _start(request: Request) -> Response:
     key = api.text(values, "key")
     if not _KEY.fullmatch(key):
         raise UsageError("key が正しくありません。", "the key is none.")
-    draft = await api.blocking(draft_of, site, values)
+    draft = await _drafted(request, values)
     async with site.locks["start"]:
         folder = site.starts.get(key)
         if folder is None:

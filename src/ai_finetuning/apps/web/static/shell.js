@@ -13,10 +13,12 @@ replace($("machine"), pc, links);
 poll(async () => {
   const head = await get("/api/head");
   const free = head.gpu_free === null ? t("memory_free", { size: bytes(head.memory_free) }) : t("gpu_free", { size: bytes(head.gpu_free) });
-  const counts = [["running_now", head.running], ["waiting_now", head.waiting]].filter(([, count]) => count);
+  // A job's kind is the screen that shows it.
+  const jobs = Object.entries(head.jobs).map(([kind, count]) => ["job_now", count, `/${kind}`, t(`nav_${kind}`)]);
+  const counts = [["running_now", head.running, "/"], ["waiting_now", head.waiting, "/"], ...jobs].filter(([, count]) => count);
   pc.textContent = `${t("this_pc")}: ${free}`;
   if (said === (said = JSON.stringify(counts))) return;
-  replace(links, counts.map(([key, count]) => h("a", { href: "/", class: "count" }, t(key, { count }))));
+  replace(links, counts.map(([key, count, href, what]) => h("a", { href, class: "count" }, t(key, { count, what }))));
 }, 5000);
 
 $("language").addEventListener("click", async () => {

@@ -19,6 +19,7 @@ WORDS = {
     "memory_free": ("メモリー空き {size}", "Memory {size} free"),
     "running_now": ("実行中 {count}", "Running {count}"),
     "waiting_now": ("順番待ち {count}", "Waiting {count}"),
+    "job_now": ("{what} {count}", "{what} {count}"),
     "other_language": ("English で表示", "日本語で表示"),
     "same_command": ("同じことをするコマンド", "The same as a command"),
     "copy": ("コピー", "Copy"),

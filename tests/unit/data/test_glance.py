@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_finetuning.apps.web.data_facts import facts_of
+from ai_finetuning.data.glance import glance
 from ai_finetuning.errors import DataError
 
 
@@ -19,14 +19,14 @@ def lines(path: Path, rows: list[dict[str, object]]) -> str:
 def test_rows_characters_and_bad_rows_are_counted(tmp_path: Path):
     file = tmp_path / "faq.csv"
     file.write_text("質問,回答\n営業時間は？,9時からです。\n休みは？,日曜です。\n場所は？,\n", encoding="cp932")
-    found = facts_of(str(file))
+    found = glance(str(file))
     assert found.rows is not None
-    assert (found.rows.count, found.bad, found.objective, found.read_whole) == (2, 1, "sft", True)
-    assert found.rows.characters == len("営業時間は？9時からです。休みは？日曜です。")
+    assert (found.rows[0], found.bad, found.objective, found.read_whole) == (2, 1, "sft", True)
+    assert found.rows[1] == len("営業時間は？9時からです。休みは？日曜です。")
     file.write_text("質問,回答\n営業時間は？,9時からです。\n", encoding="utf-8")
-    again = facts_of(str(file))
+    again = glance(str(file))
     assert again.rows is not None
-    assert again.rows.count == 1  # a changed file is read again
+    assert again.rows[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -39,21 +39,21 @@ def test_rows_characters_and_bad_rows_are_counted(tmp_path: Path):
     ],
 )
 def test_the_objective_is_offered_that_the_rows_fit(tmp_path: Path, row: dict[str, object], objective: str):
-    assert facts_of(lines(tmp_path / "data.jsonl", [row] * 3)).objective == objective
+    assert glance(lines(tmp_path / "data.jsonl", [row] * 3)).objective == objective
 
 
 def test_a_large_file_is_told_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ai_finetuning.apps.web.data_facts._MOST", 4096)
+    monkeypatch.setattr("ai_finetuning.data.glance._MOST", 4096)
     rows = [{"instruction": f"質問 {number:04}", "output": "回答です。"} for number in range(1000)]
-    found = facts_of(lines(tmp_path / "large.jsonl", rows))
+    found = glance(lines(tmp_path / "large.jsonl", rows))
     assert not found.read_whole
     assert found.rows is not None
-    assert abs(found.rows.count - 1000) < 50
+    assert abs(found.rows[0] - 1000) < 50
     (tmp_path / "large.xlsx").write_bytes(b"x" * 5000)
-    assert facts_of(str(tmp_path / "large.xlsx")).rows is None
+    assert glance(str(tmp_path / "large.xlsx")).rows is None
 
 
 def test_what_ships_needs_no_file_and_nonsense_is_refused(tmp_path: Path):
-    assert facts_of("embedded:kotoha-qa").rows is not None
+    assert glance("embedded:kotoha-qa").rows is not None
     with pytest.raises(DataError):
-        facts_of(lines(tmp_path / "odd.jsonl", [{"foo": 1, "bar": 2}]))
+        glance(lines(tmp_path / "odd.jsonl", [{"foo": 1, "bar": 2}]))
