@@ -174,8 +174,10 @@ def _check_marks(examples: Sequence[Example]) -> None:
     for mark, ja, en in ((1, "良い", "good"), (-1, "悪い", "bad")):
         if not (marks == mark).any():
             raise DataError(
-                f"学習データの {len(marks)} 行に{ja}回答がありません。objective: kto には良い回答と悪い回答の両方が要ります。",
-                f"none of the {len(marks)} training rows has a {en} answer; objective: kto needs good and bad ones.",
+                f"学習データの {len(marks)} 行に{ja}回答がありません。objective: kto には良い回答と悪い回答の両方が要ります。{ja}回答の行を加えてください"
+                "（良い回答だけを学習するなら、印の列を除いて objective: sft にします）。",
+                f"none of the {len(marks)} training rows has a {en} answer; objective: kto needs good and bad ones: add rows with "
+                f"{en} answers (to learn good answers alone, remove the column of marks and use objective: sft).",
             )
 
 
