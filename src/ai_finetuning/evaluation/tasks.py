@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from .. import embedded
 from ..data.bad_rows import BadRows
+from ..data.doctor.examination import objective_of
+from ..data.files import open_data
 from ..data.messages import Comparison, Conversation
 from ..data.sources import RowReading, load_samples, read_source
 from ..errors import ConfigError, DataError, InputNotFoundError, Reason
@@ -276,11 +278,18 @@ def own_data(path: str, columns: Mapping[str, str] | None = None) -> Task:
 
 
 def _own_pairs(path: str, columns: Mapping[str, str] | None) -> Task | None:
-    """The pairs of a file; None where it is none of pairs. Answers of several turns are left out, which is said."""
+    """The pairs of a file; None where its first row is none. Answers of several turns are left out, which is said.
+
+    Raises:
+        DataError: rows that are no pairs, behind one.
+    """
     how = RowReading(columns or None, objective="preference")
     try:
         rows, _ = read_source(path, how, BadRows(), shared=False)
     except DataError:
+        _, batches = open_data(path, BadRows(True), columns=columns or None)
+        if objective_of((row for batch in batches for row in batch.rows()), columns or None) == "preference":
+            raise
         return None
     items = []
     for number, row in enumerate(rows, start=1):
@@ -288,13 +297,19 @@ def _own_pairs(path: str, columns: Mapping[str, str] | None) -> Task | None:
             asked = tuple(row.sides[0].as_dicts()[:-1])
             choices = (row.chosen[0].content, row.rejected[0].content)
             items.append(Item(f"data-{number}", str(asked[-1]["content"]), choices=choices, messages=asked))
-    if items and len(items) < len(rows):
+    if not items:
+        raise DataError(
+            f"{path} の組はどれも、回答が 1 つの発言ではないので測れません。最後の発言だけが違う組にしてください。",
+            f"{path}: the answers of every pair are more than one message, which is not measured; give pairs that differ in "
+            "their last message.",
+        )
+    if len(items) < len(rows):
         left = len(rows) - len(items)
         notice(
             f"{path}: 回答が 1 つの発言ではない {left:,} 組は測りません。",
             f"{path}: {left:,} pairs are not measured, since their answers are more than one message.",
         )
-    return pairs_task(Path(str(path)).name, items) if items else None
+    return pairs_task(Path(str(path)).name, items)
 
 
 def pairs_task(title: str, items: Sequence[Item]) -> Task:
