@@ -180,19 +180,20 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "preference",
-        "選好データ（chosen と rejected など、良い回答と悪い回答の組）です。組から学ぶなら objective: preference にしてください。片方の列だけを学習するなら "
+        "選好データ（chosen と rejected など、良い回答と悪い回答の組）です。組から学ぶなら objective: preference（Python では PreferenceTrainer）にしてください。片方の列だけを学習するなら "
         "data.columns={instruction: prompt, output: chosen} と指定してください",
         "preference data (pairs of a better and a worse answer, such as chosen and rejected), which is not trained as plain "
-        "answers: use objective: preference; to learn one column of it say data.columns={instruction: prompt, output: chosen}",
+        "answers: use objective: preference (PreferenceTrainer in Python); to learn one column of it say data.columns={instruction: prompt, output: chosen}",
         '{"prompt": "首都は？", "chosen": "東京です。", "rejected": "知りません。"}',
         is_pair,
         names=CHOSEN + REJECTED + WINNERS,
     ),
     Format(
         "feedback",
-        "良し悪しの印（label など）が付いた回答です。ほかの目的では悪い回答も学習してしまいます。印から学ぶなら objective: kto にするか、良い行だけを残してその列を除いてください",
+        "良し悪しの印（label など）が付いた回答です。ほかの目的では悪い回答も学習してしまいます。印から学ぶなら objective: kto（Python では PreferenceConfig(loss='kto')）"
+        "にするか、良い行だけを残してその列を除いてください",
         "answers marked as good or bad (label and the like), whose bad ones would be learnt under another objective: use "
-        "objective: kto, or keep the good rows only and remove that column",
+        "objective: kto (PreferenceConfig(loss='kto') in Python), or keep the good rows only and remove that column",
         '{"prompt": "首都は？", "completion": "知りません。", "label": false}',
         is_marked,
         names=VERDICTS + OPINIONS,

@@ -207,7 +207,11 @@ def test_pairs_that_cannot_be_measured_are_refused_for_what_is_wrong_with_them(t
     assert "objective: preference needs pairs" in told(pair, {"prompt": "q", "completion": "a"})
     several = {side: [*turns, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     several["rejected"][0] = {"role": "assistant", "content": "b"}
-    assert "more than one message" in told(pair | several)
+    assert "answers of several messages" in told(pair | several)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    assert "tool calls" in told(pair | {"chosen": [call]})
+    thinking = {side: [{"role": "assistant", "content": "a", "thinking": side}] for side in ("chosen", "rejected")}
+    assert "the same text twice" in told(pair | thinking)
 
 
 def test_prose_comes_by_works():
