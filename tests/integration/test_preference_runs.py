@@ -77,8 +77,13 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     assert torch.equal(load_file(rest / KEPT)["train"], kept["train"])
 
     shutil.copy(whole / KEPT, tmp_path / "aside")
+    damaged = bytearray((whole / KEPT).read_bytes())
+    damaged[-2] ^= 0x40  # one number of the last pair, which stays a number
+    (whole / KEPT).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        execute(request_of(tiny_model_dir, tmp_path / "none", rows, evaluated, full=full, resume=checkpoint))
     (whole / KEPT).unlink()
-    with pytest.raises(CheckpointError, match="training.output_dir"):
+    with pytest.raises(CheckpointError, match=r"is not there.*training\.output_dir"):
         execute(request_of(tiny_model_dir, tmp_path / "none", rows, evaluated, full=full, resume=checkpoint))
     if full:
         return

@@ -378,6 +378,7 @@ def test_what_is_wrong_with_a_function_is_said(
         (["--by", "exact", "--pattern", "x"], 64, "belong together", "--pattern は"),
         (["--by", "regex", "--pattern", "x", "--expected", "回答"], 64, "--expected is for", "--expected は"),
         (["--by", "regex", "--pattern", "(a"], 78, "is no regular expression", "読めません"),
+        (["--by", "regex", "--pattern", ""], 78, "--pattern is empty", "--pattern が空です"),
         (["--by", "exact", "--expected", "正解"], 78, "columns: 質問, 回答", "列: 質問, 回答"),
         (["--by", "exact", "--sft", "a.csv"], 78, "--sft is a.csv; it must end in .jsonl", "--sft が a.csv"),
         (["--by", "exact", "--sft", "a.jsonl", "--pairs", "a.jsonl"], 78, "must be different files", "同じファイル"),
@@ -418,6 +419,7 @@ def test_a_line_that_is_no_question_with_samples_is_named(line: str, tmp_path: P
     ("row", "said"),
     [
         ({"質問": "q", "回答": ""}, "1 questions have no expected answer in the column 回答"),
+        ({"質問": "q", "回答": float("nan")}, "1 questions have no expected answer in the column 回答"),
         ({"質問": "q"}, "no column is known to hold the expected answers (質問)"),
         ({"回答": "a", "答え": "b"}, "several columns may hold the expected answers (回答, 答え)"),
     ],

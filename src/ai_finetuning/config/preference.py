@@ -114,13 +114,15 @@ class PreferenceConfig:
         facts = LOSSES[self.loss]
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
-            takers = ", ".join(loss for loss, other in LOSSES.items() if name in other.settings)
+            reading = [loss for loss, other in LOSSES.items() if name in other.settings]
+            takers, objective = ", ".join(reading), LOSSES[reading[0]].objective
+            other = "" if objective == facts.objective else f" (objective: {objective})"
             require(
                 value == default or name in facts.settings,
                 f"preference.{name}",
                 value,
-                f"preference.loss: {self.loss} では使われません。{takers} を選ぶか、この設定を消してください。",
-                f"preference.loss {self.loss} does not read it: choose {takers}, or remove it.",
+                f"preference.loss: {self.loss} では使われません。{takers}{other} を選ぶか、この設定を消してください。",
+                f"preference.loss {self.loss} does not read it: choose {takers}{other}, or remove it.",
             )
 
 

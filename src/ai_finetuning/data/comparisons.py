@@ -58,12 +58,12 @@ def comparison(shape: Shape) -> tuple[Comparison | None, set[str], set[str]]:
     used = {sides.first, sides.second} | ({sides.verdict} if sides.verdict is not None else set())
     verdict = better(shape, sides)
     if not verdict:
-        return None, used, set()
+        return None, set(shape.values), set()  # left out, whatever its columns say
     prompt, columns, keys = _prompt(shape)
     columns_of = (sides.first, sides.second)[::verdict]
     answers = []
     for column in columns_of:
-        answer, unused = _answer(shape.values.get(column), column, alone=not prompt)
+        answer, unused = _answer(shape.values.get(column), column, prompt)
         answers.append(answer)
         keys |= unused
     prompt, chosen, rejected = _together(prompt, answers[0], answers[1])
@@ -121,18 +121,19 @@ def _listed_messages(value: Any) -> list[Any] | None:
     return list(value) if parts else None
 
 
-def _answer(value: Any, column: str, *, alone: bool) -> tuple[list[Message], set[str]]:
+def _answer(value: Any, column: str, prompt: Sequence[Message]) -> tuple[list[Message], set[str]]:
     """(messages, keys that are not used) of an answer, or of a whole conversation that ends with it.
 
     Args:
-        alone: whether there is no prompt beside it.
+        prompt: what stands beside it. A text is a conversation only with all that the user says there: an answer may be a
+            dialogue itself.
     """
     items = _listed_messages(value)
     if items is not None:
         return parse_messages(items, column)
     text = cell_text(value, column)
-    whole = _transcript(text) if alone else None
-    if whole is not None:
+    whole = _transcript(text)
+    if whole is not None and all(_asks(whole, item.content + item.input) for item in prompt if item.role == "user"):
         return whole, set()
     return [Message("assistant", text)], set()
 
@@ -213,7 +214,7 @@ def _empty(shape: Shape, role: str) -> bool:
 
 
 def _asks(messages: Sequence[Message], text: str) -> bool:
-    """Whether a text is among what the user says."""
+    """Whether a text is among what is said."""
     said: Callable[[str], str] = lambda words: "".join(words.split())  # noqa: E731
     return any(said(text) in (said(item.content), said(item.content + item.input)) for item in messages)
 
@@ -235,7 +236,7 @@ def _together(
     if whole[0] != whole[1]:  # one brings its conversation: the other is another end of it
         longer, shorter = (chosen, rejected) if whole[0] else (rejected, chosen)
         cut = max(place for place, item in enumerate(longer) if item.role != "assistant") + 1
-        _check_prompt(prompt, longer[:cut])
+        _check_prompt(prompt, longer[:cut], [*chosen, *rejected])
         sides = (longer[cut:], shorter) if whole[0] else (shorter, longer[cut:])
         if not longer[cut:]:
             raise BadRow("会話が assistant で終わっていません", "the conversation does not end with the assistant")
@@ -250,7 +251,7 @@ def _together(
         raise _unequal_prompts()
     if any(rest[0].role != "assistant" for rest in rests):
         raise _unequal_prompts()
-    _check_prompt(prompt, chosen[:same])
+    _check_prompt(prompt, chosen[:same], [*chosen, *rejected])
     return _with_system(prompt, chosen[:same]), *rests
 
 
@@ -270,10 +271,18 @@ def _without_answer(prompt: list[Message], chosen: list[Message], rejected: list
     )
 
 
-def _check_prompt(prompt: list[Message], within: list[Message]) -> None:
-    """Refuses a prompt that is not what the conversations of the answers begin with."""
-    if any(item.role == "user" and not _asks(within, item.content + item.input) for item in prompt):
-        raise _unequal_prompts()
+def _check_prompt(prompt: list[Message], within: list[Message], both: list[Message]) -> None:
+    """Refuses a prompt that is not what the conversations of the answers begin with.
+
+    Args:
+        both: all that the two conversations say: a prompt may end with one of the answers.
+    """
+    asked = [item for item in within if item.role == "user"]
+    answered = [item for item in both if item.role == "assistant"]
+    for item in prompt:
+        said = {"user": asked, "assistant": answered}.get(item.role)
+        if said is not None and not _asks(said, item.content + item.input):
+            raise _unequal_prompts()
     system = next((item for item in prompt if item.role == "system"), None)
     if system is not None and within and within[0].role == "system" and within[0].content != system.content:
         raise _unequal_systems("system")

@@ -84,17 +84,31 @@ def _from_pair(question: str) -> Callable[[Shape], tuple[list[Message], set[str]
 
 
 def _from_prompt_and_completion(shape: Shape) -> tuple[list[Message], set[str], set[str]]:
-    """TRL's conversational prompt and completion: only the completion is learnt."""
-    columns = [shape.roles["instruction"], shape.roles["output"]]
-    prompt, unused = parse_messages(shape.values[columns[0]], columns[0])
-    completion, more = parse_messages(shape.values[columns[1]], columns[1])
-    context = [
-        Message(item.role, item.content, item.input, False, item.tool_calls, item.reasoning, item.extra)
-        if item.role == "assistant"
-        else item
-        for item in prompt
-    ]
-    return [*context, *completion], set(columns), unused | more
+    """TRL's conversational prompt and completion, one of which may be a text: only the completion is learnt."""
+    asked, answered = shape.roles["instruction"], shape.roles["output"]
+    prompt, unused = _messages_or_text(shape, asked, "user")
+    completion, more = _messages_or_text(shape, answered, "assistant")
+    if completion[0].role in ("system", "user") and any(item.role == "user" for item in prompt):
+        said = [[(item.role, item.content.strip()) for item in part] for part in (prompt, completion[: len(prompt)])]
+        if said[0] != said[1]:
+            raise BadRow(
+                f"{excerpt(answered)} が別の質問から始まっています（{excerpt(asked)} の続きだけにするか、{excerpt(asked)} の全体から始めてください）",
+                f"{excerpt(answered)} begins with another question: it has to go on from {excerpt(asked)}, or to begin with "
+                "all of it",
+            )
+        completion = completion[len(prompt) :]
+    context = [replace(item, learn=False) if item.role == "assistant" else item for item in prompt]
+    return [*context, *completion], {asked, answered}, unused | more
+
+
+def _messages_or_text(shape: Shape, column: str, speaker: str) -> tuple[list[Message], set[str]]:
+    """(messages, keys that are not used) of a cell with messages, or with what one person says."""
+    value = shape.values.get(column)
+    # An answer may be JSON itself.
+    as_json = speaker == "user" or _messages_in(shape.values.get(shape.roles["instruction"]))
+    if _messages_in(value, as_json=as_json):
+        return parse_messages(value, column)
+    return [Message(speaker, cell_text(value, column))], set()
 
 
 def _from_text(shape: Shape) -> tuple[str, set[str], set[str]]:
@@ -103,9 +117,21 @@ def _from_text(shape: Shape) -> tuple[str, set[str], set[str]]:
 
 
 def _is_conversational(shape: Shape) -> bool:
-    pair = [shape.values.get(shape.roles[role]) for role in ("instruction", "output") if role in shape.roles]
-    lists = [value for value in pair if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping)]
-    return len(lists) == 2 and all("role" in value[0] or "from" in value[0] for value in lists)
+    if not {"instruction", "output"} <= shape.roles.keys():
+        return False
+    asked, answered = (shape.values.get(shape.roles[role]) for role in ("instruction", "output"))
+    return _messages_in(asked) or _messages_in(answered, as_json=False)
+
+
+def _messages_in(value: Any, *, as_json: bool = True) -> bool:
+    """Whether a cell holds a list of messages, perhaps as JSON."""
+    if as_json and isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+    first = value[0] if isinstance(value, list | tuple) and value else None
+    return isinstance(first, Mapping) and ("role" in first or "from" in first)
 
 
 _CLASSES = ("label", "labels", "ラベル", "class", "sentiment", "感情", "カテゴリラベル")
@@ -154,19 +180,20 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "preference",
-        "選好データ（chosen と rejected など、良い回答と悪い回答の組）です。組から学ぶなら objective: preference にしてください。片方の列だけを学習するなら "
+        "選好データ（chosen と rejected など、良い回答と悪い回答の組）です。組から学ぶなら objective: preference（Python では PreferenceTrainer）にしてください。片方の列だけを学習するなら "
         "data.columns={instruction: prompt, output: chosen} と指定してください",
         "preference data (pairs of a better and a worse answer, such as chosen and rejected), which is not trained as plain "
-        "answers: use objective: preference; to learn one column of it say data.columns={instruction: prompt, output: chosen}",
+        "answers: use objective: preference (PreferenceTrainer in Python); to learn one column of it say data.columns={instruction: prompt, output: chosen}",
         '{"prompt": "首都は？", "chosen": "東京です。", "rejected": "知りません。"}',
         is_pair,
         names=CHOSEN + REJECTED + WINNERS,
     ),
     Format(
         "feedback",
-        "良し悪しの印（label など）が付いた回答です。ほかの目的では悪い回答も学習してしまいます。印から学ぶなら objective: kto にするか、良い行だけを残してその列を除いてください",
+        "良し悪しの印（label など）が付いた回答です。ほかの目的では悪い回答も学習してしまいます。印から学ぶなら objective: kto（Python では PreferenceConfig(loss='kto')）"
+        "にするか、良い行だけを残してその列を除いてください",
         "answers marked as good or bad (label and the like), whose bad ones would be learnt under another objective: use "
-        "objective: kto, or keep the good rows only and remove that column",
+        "objective: kto (PreferenceConfig(loss='kto') in Python), or keep the good rows only and remove that column",
         '{"prompt": "首都は？", "completion": "知りません。", "label": false}',
         is_marked,
         names=VERDICTS + OPINIONS,

@@ -171,11 +171,15 @@ def _check_marks(examples: Sequence[Example]) -> None:
         DataError: with the kind that is missing.
     """
     marks = marks_of(examples)
+    alone_ja = "（良い回答だけを学習するなら、印の列を除いて objective: sft にします）"
+    alone_en = " (to learn good answers alone, remove the column of marks and use objective: sft)"
     for mark, ja, en in ((1, "良い", "good"), (-1, "悪い", "bad")):
         if not (marks == mark).any():
+            also_ja, also_en = (alone_ja, alone_en) if mark < 0 else ("", "")
             raise DataError(
-                f"学習データの {len(marks)} 行に{ja}回答がありません。objective: kto には良い回答と悪い回答の両方が要ります。",
-                f"none of the {len(marks)} training rows has a {en} answer; objective: kto needs good and bad ones.",
+                f"学習データの {len(marks)} 行に{ja}回答がありません。objective: kto には良い回答と悪い回答の両方が要ります。{ja}回答の行を加えてください{also_ja}。",
+                f"none of the {len(marks)} training rows has a {en} answer; objective: kto needs good and bad ones: add rows with "
+                f"{en} answers{also_en}.",
             )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..config.hints import near_files
 from ..data.columns import listed, plain, role_of
+from ..data.row_format import NO_VALUES
 from ..errors import ConfigError, DataError, InputNotFoundError, UsageError
 from ..inference.sampled import Sampled
 from ..messages import excerpt, on_one_line
@@ -74,6 +75,11 @@ def judge_by(rule: Rule, rows: Sequence[Sampled]) -> Judge:
     if (rule.by == "regex") != (rule.pattern is not None):
         raise UsageError(
             "--pattern は --by regex と一緒に指定してください。", "--pattern and --by regex belong together."
+        )
+    if rule.pattern == "":
+        raise ConfigError(
+            "--pattern が空です。どの回答にも当てはまるので、正しい回答だけに当てはまる正規表現にしてください。",
+            "--pattern is empty, which every answer holds; write a regular expression that right answers alone hold.",
         )
     uses_expected = rule.by == "exact" or (rule.pattern is not None and EXPECTED in rule.pattern)
     if rule.expected is not None and not uses_expected:
@@ -141,7 +147,8 @@ def _accepted(rows: Sequence[Sampled], column: str | None) -> dict[str, tuple[st
 def _texts(cell: Any) -> tuple[str, ...]:
     cells = cell if isinstance(cell, list) else [cell]
     fitting = [str(item) for item in cells if isinstance(item, str | int | float) and not isinstance(item, bool)]
-    return tuple(text for text in fitting if text.strip()) if len(fitting) == len(cells) else ()
+    written = [text for text in fitting if text.strip() and text.strip() not in NO_VALUES]
+    return tuple(written) if len(fitting) == len(cells) else ()
 
 
 def _by_pattern(pattern: str, rows: Sequence[Sampled], accepted: Mapping[str, Sequence[str]]) -> Judge:
@@ -235,12 +242,11 @@ class _AsWritten(SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def _by_function(name: str) -> Judge:
-    """A function of a file of the user's own: NAME(answer, question) -> bool, where `question` is the sample's line
-    (question, row ...) without its answers.
+def function_of(name: str) -> tuple[Path, str]:
+    """(file, function) of FILE.py:NAME.
 
     Raises:
-        UsageError: no FILE.py:NAME. InputNotFoundError: no such file. ConfigError: it cannot be run, or has no such function.
+        UsageError: no FILE.py:NAME. InputNotFoundError: no such file.
     """
     file, _, function = name.rpartition(":")
     path = Path(file)
@@ -254,6 +260,17 @@ def _by_function(name: str) -> Judge:
         raise InputNotFoundError(
             f"--by のファイル {path} がありません。{near.ja}", f"the file {path} of --by does not exist.{near.en}"
         )
+    return path, function
+
+
+def _by_function(name: str) -> Judge:
+    """A function of a file of the user's own (function_of): NAME(answer, question) -> bool, where `question` is the sample's line
+    (question, row ...) without its answers.
+
+    Raises:
+        UsageError, InputNotFoundError: see function_of. ConfigError: it cannot be run, or has no such function.
+    """
+    path, function = function_of(name)
     module = ModuleType("aift_judge")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up

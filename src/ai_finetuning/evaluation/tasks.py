@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from .. import embedded
 from ..data.bad_rows import BadRows
+from ..data.doctor.examination import objective_of
+from ..data.files import open_data
 from ..data.messages import Comparison, Conversation
 from ..data.sources import RowReading, load_samples, read_source
 from ..errors import ConfigError, DataError, InputNotFoundError, Reason
@@ -276,25 +278,41 @@ def own_data(path: str, columns: Mapping[str, str] | None = None) -> Task:
 
 
 def _own_pairs(path: str, columns: Mapping[str, str] | None) -> Task | None:
-    """The pairs of a file; None where it is none of pairs. Answers of several turns are left out, which is said."""
+    """The pairs of a file; None where its first row is none. Answers that are not one text each are left out, which is said.
+
+    Raises:
+        DataError: rows that are no pairs, behind one.
+    """
     how = RowReading(columns or None, objective="preference")
     try:
         rows, _ = read_source(path, how, BadRows(), shared=False)
     except DataError:
+        _, batches = open_data(path, BadRows(True), columns=columns or None)
+        if objective_of((row for batch in batches for row in batch.rows()), columns or None) == "preference":
+            raise
         return None
     items = []
     for number, row in enumerate(rows, start=1):
-        if isinstance(row, Comparison) and len(row.chosen) == len(row.rejected) == 1:
+        if not isinstance(row, Comparison) or len(row.chosen) > 1 or len(row.rejected) > 1:
+            continue
+        choices = (row.chosen[0].content, row.rejected[0].content)
+        calls = row.chosen[0].tool_calls or row.rejected[0].tool_calls
+        if not calls and choices[0].strip() != choices[1].strip():  # thinking alone may differ
             asked = tuple(row.sides[0].as_dicts()[:-1])
-            choices = (row.chosen[0].content, row.rejected[0].content)
             items.append(Item(f"data-{number}", str(asked[-1]["content"]), choices=choices, messages=asked))
-    if items and len(items) < len(rows):
+    if not items:
+        raise DataError(
+            f"{path} の組は測れません（何回かのやり取りか、ツールの呼び出しか、文が同じです）。最後の発言の文だけが違う組にしてください。",
+            f"{path}: no pair can be measured (answers of several messages, tool calls, or the same text twice); give pairs that "
+            "differ in the text of their last message.",
+        )
+    if len(items) < len(rows):
         left = len(rows) - len(items)
         notice(
-            f"{path}: 回答が 1 つの発言ではない {left:,} 組は測りません。",
-            f"{path}: {left:,} pairs are not measured, since their answers are more than one message.",
+            f"{path}: {left:,} 組は測りません（何回かのやり取りか、ツールの呼び出しか、文が同じです）。",
+            f"{path}: {left:,} pairs are not measured (answers of several messages, tool calls, or the same text twice).",
         )
-    return pairs_task(Path(str(path)).name, items) if items else None
+    return pairs_task(Path(str(path)).name, items)
 
 
 def pairs_task(title: str, items: Sequence[Item]) -> Task:

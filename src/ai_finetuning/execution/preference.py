@@ -144,7 +144,7 @@ def give_references(plan: RunPlan, built: Any, folder: Path, start: ResumePoint 
         said, kept = about, _before_step_1(plan, built, about)
     if run.strategy.is_main:
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
-        write_in_place(folder / CHECKPOINTS / REFERENCES, save(kept, {"about": json.dumps(said)}))
+        write_in_place(folder / CHECKPOINTS / REFERENCES, _written(kept, said))
     for name, rows in zip(("train", "eval"), built.answers or (), strict=False):
         rows.reference = kept.get(name)
 
@@ -246,12 +246,16 @@ def _of_resumed(
             "have trained cannot tell them: give the data.eval that the run began with, or none, and evaluate on other data "
             "with aift eval afterwards.",
         )
-    there = path.is_file()
+    if not path.is_file():
+        ja, en = "がありません", "is not there"
+    elif said:
+        ja, en = "は別のデータか別のモデルのものです", "belongs to other data or another model"
+    else:
+        ja, en = "が壊れています", "is damaged"
     raise CheckpointError(
-        f"{path} {'は別のデータか別のモデルのものです' if there else 'がありません'}。学習前のモデルの対数確率は、途中まで学習した重みからは計算し直せません。実行のフォルダーごとコピーするか、別の training.output_dir で最初から学習してください。",
-        f"{path} {'belongs to other data or another model' if there else 'is not there'}. The log-probabilities before "
-        "step 1 cannot be computed from weights that have trained: copy the run's whole folder, or train from the "
-        "beginning in another training.output_dir.",
+        f"{path} {ja}。学習前のモデルの対数確率は、途中まで学習した重みからは計算し直せません。実行のフォルダーごとコピーするか、別の training.output_dir で最初から学習してください。",
+        f"{path} {en}. The log-probabilities before step 1 cannot be computed from weights that have trained: copy the "
+        "run's whole folder, or train from the beginning in another training.output_dir.",
     )
 
 
@@ -260,12 +264,27 @@ def _rows(about: dict[str, Any]) -> dict[str, Any]:
     return about | {"data": about.get("data", [None])[:1], "others": None}
 
 
+def _written(kept: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    return save(
+        kept, {"about": json.dumps(about | {"sha256": _checksum(kept)})}
+    )  # one key: several have no fixed order
+
+
+def _checksum(kept: dict[str, Tensor]) -> str:
+    parts = [
+        f"{name}{list(kept[name].shape)}".encode() + kept[name].contiguous().numpy().tobytes() for name in sorted(kept)
+    ]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What the references of a file are about, and they themselves; nothing where it is not there, or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {}).get("about", "{}"))
-            return dict(said), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+            said = dict(json.loads((file.metadata() or {}).get("about", "{}")))
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+            # Files of older versions have no checksum.
+            return (said, kept) if said.pop("sha256", None) in (None, _checksum(kept)) else ({}, {})
     except (OSError, TypeError, ValueError, SafetensorError):
         return {}, {}
 
@@ -289,4 +308,4 @@ def _from_cache(run: Any, key: str, about: dict[str, Any]) -> dict[str, Tensor] 
 
 def _into_cache(key: str, kept: dict[str, Tensor], about: dict[str, Any]) -> None:
     with contextlib.suppress(OSError), replacing(_cache_file(key), mode=0o600) as file:
-        file.write(save(kept, {"about": json.dumps(about)}))
+        file.write(_written(kept, about))

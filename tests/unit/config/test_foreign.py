@@ -268,6 +268,9 @@ SFT, MARGIN = "preference.sft_weight", "preference.margin"
             {"objective": "kto", LOSS: "kto", "preference.undesirable_weight": 1.3},
         ),
         ({"stage": "sft", "pref_beta": 0.3}, {"objective": None, BETA: None}),
+        # 0 is a number, and not our default.
+        ({"stage": "dpo", "pref_loss": "simpo", "simpo_gamma": 0}, {LOSS: "simpo", MARGIN: 0.0}),
+        ({"stage": "dpo", "ld_alpha": 0.0, "pref_ftx": 0.0}, {"preference.ld_alpha": 0.0, SFT: None}),
     ],
 )
 def test_preference_of_llamafactory(llamafactory, changes, expected):
@@ -275,6 +278,17 @@ def test_preference_of_llamafactory(llamafactory, changes, expected):
     conversion = llamafactory(dataset_dir={"faq": {"file_name": "faq.json"} | rows}, **changes)
     assert conversion.config is not None, refusal(conversion)
     assert {key: conversion.settings.get(key) for key in expected} == expected
+
+
+def test_a_number_of_0_is_not_replaced_by_our_default(llamafactory, trl, axolotl):
+    for converted in (
+        lambda: llamafactory(stage="dpo", pref_beta=0, dataset_dir={"faq": {"file_name": "p.json", "ranking": True}}),
+        lambda: trl(loss_type="apo_zero", beta=0.0),
+        lambda: trl(loss_type="kto", undesirable_weight=0),
+        lambda: axolotl(rl="ipo", trl={"beta": 0}),
+    ):
+        with pytest.raises(ConfigError, match="must be above 0"):
+            converted()
 
 
 def test_rows_and_stage_of_llamafactory_have_to_fit(llamafactory):
@@ -384,6 +398,10 @@ def test_where_trl_computes_something_else_is_marked(trl, changes, key, told):
         ({"loss_type": ["sigmoid", "bco_pair", "sft"]}, {"loss_type"}),
         ({"loss_type": "dapo", "beta": 0.0}, {"loss_type"}),
         ({"loss_type": ["orpo", "sft"]}, {"loss_type"}),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": 5}, {"loss_weights"}),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": ["a", 1]}, {"loss_weights"}),
+        ({"loss_type": "sigmoid", "cpo_alpha": 1.0}, {"cpo_alpha"}),  # CPO, which has no reference
+        ({"beta": 0.1, "cpo_alpha": 0.0}, {"cpo_alpha"}),
         ({"loss_type": "sigmoid", "f_divergence_type": "js_divergence"}, {"f_divergence_type"}),
         ({"loss_type": "sigmoid", "sync_ref_model": True}, {"sync_ref_model"}),
         ({"reward_model_path": "x", "num_generations": 4}, {"reward_model_path", "num_generations"}),

@@ -25,7 +25,7 @@ PAIRS: dict[str, Any] = {"objective": "preference"}
         ({"objective": "preference", "preference": {"loss": "kto"}}, "kto belongs to objective: kto"),
         ({"objective": "kto", "preference": {"loss": "ipo"}}, "ipo belongs to objective: preference"),
         (PAIRS | {"preference": {"margin": 1.0}}, "preference.loss sigmoid does not read it: choose simpo"),
-        ({"objective": "kto", "preference": {"sft_weight": 1.0}}, "preference.loss kto does not read it"),
+        ({"objective": "kto", "preference": {"sft_weight": 1.0}}, "simpo (objective: preference), or remove it"),
         (PAIRS | {"preference": {"loss": "hinge", "label_smoothing": 0.1}}, "choose sigmoid, robust, or remove it"),
         (PAIRS | {"method": "pretrain"}, "Use method: full, lora or qlora"),
         (PAIRS | {"data": {"packing": True}}, "data.packing is True; not with objective preference"),

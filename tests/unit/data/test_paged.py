@@ -199,7 +199,7 @@ from ai_finetuning.data.doctor import examination
 from ai_finetuning.data.rows import Row
 limit(4 << 30, 2)
 while True:
-    examination.refusal_of(Row({"instruction": "問い", "output": "答え"}, "a.jsonl:1"), None)
+    examination.refusal_of(Row({"instruction": "問い", "output": "答え"}, "a.jsonl:1"), None, "sft")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.stderr.splitlines()[-1].endswith("OutOfTime")

@@ -46,6 +46,7 @@ def said(row: Any, **settings: Any) -> tuple[list[tuple[str, str]], list[tuple[s
     return prompt, chosen, rejected
 
 
+BOTH = {"chosen": GOOD, "rejected": BAD}
 ONE = ([("user", Q)], [("assistant", GOOD)], [("assistant", BAD)])
 LATER = (
     [("user", "前"), ("assistant", "答"), ("user", Q)],
@@ -146,6 +147,21 @@ SHAPES: dict[str, tuple[dict[str, Any], Any]] = {
     "two answers and 優劣": ({"質問": Q, "回答1": BAD, "回答2": GOOD, "優劣": "回答2"}, ONE),
     "preferred and dispreferred": ({"question": Q, "preferred": GOOD, "dispreferred": BAD}, ONE),
     "winner_response": ({"question": Q, "winner_response": GOOD, "loser_response": BAD}, ONE),
+    "texts with names of speakers beside their question": (
+        {
+            "prompt": f"\n\nHuman: {Q}\n\nAssistant:",
+            **{side: f"\n\nHuman: {Q}\n\nAssistant: {text}" for side, text in BOTH.items()},
+        },
+        ONE,
+    ),
+    "the same beside the bare question": (
+        {"prompt": Q, "chosen": f"Human: {Q}\n\nAssistant: {GOOD}", "rejected": BAD},
+        ONE,
+    ),
+    "a dialogue as the answer": (
+        {"prompt": "対話を書いて。", "chosen": "Human: やあ\nAssistant: はい", "rejected": BAD},
+        ([("user", "対話を書いて。")], [("assistant", "Human: やあ\nAssistant: はい")], ONE[2]),
+    ),
     "another column that is an answer": ({"prompt": Q, "chosen": GOOD, "rejected": BAD, "answer": "別"}, ONE),
 }
 
@@ -243,6 +259,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "質問が違います",
     ),
     (
+        {
+            "prompt": [user("一"), assistant("別"), user(Q)],
+            **{side: [user("一"), assistant("二"), user(Q), assistant(text)] for side, text in BOTH.items()},
+        },
+        "prompts differ",
+        "質問が違います",
+    ),
+    (
         {"prompt": [user(Q), assistant("別")], "chosen": GOOD, "rejected": BAD},
         "neither of the two",
         "どちらでもありません",
@@ -299,6 +323,7 @@ def test_ties_are_left_out_and_counted_and_refused_where_there_is_nothing_else(w
     tie = {"prompt": Q, "response_a": GOOD, "response_b": BAD, "winner": winner}
     samples, lines = read([tie, {**tie, "winner": "model_a"}])
     assert len(samples) == 1
+    assert not any("not used" in line for line in lines)
     assert "ties between two answers, left out: 1" in lines
     with pytest.raises(DataError, match="all 2 pairs of answers are ties") as refusal:
         read([tie, tie])
@@ -314,6 +339,11 @@ MARKED: list[tuple[dict[str, Any], bool]] = [
     ({"prompt": Q, "completion": GOOD, "label": 1.0}, True),
     ({"prompt": Q, "completion": GOOD, "label": "👍"}, True),
     ({"prompt": Q, "completion": BAD, "label": "👎"}, False),
+    ({"prompt": Q, "completion": [assistant(GOOD)], "label": True}, True),
+    ({"prompt": [user(Q)], "completion": BAD, "label": False}, False),
+    ({"prompt": json.dumps([user(Q)]), "completion": BAD, "label": False}, False),
+    ({"prompt": json.dumps([user(Q)]), "completion": json.dumps([assistant(GOOD)]), "label": True}, True),
+    ({"prompt": [user(Q)], "completion": [user(Q), assistant(GOOD)], "label": True}, True),
     ({"messages": [*BEFORE, assistant(GOOD)], "kto_tag": True}, True),
     ({"instruction": Q, "input": "", "output": BAD, "kto_tag": "false"}, False),
     ({"質問": Q, "回答": BAD, "評価": "×"}, False),
@@ -334,6 +364,7 @@ def test_a_marked_answer_is_judged_and_nothing_else_of_its_row_is_learnt(row: di
     assert sample.good is good
     learnt = [item.content for item in sample.conversation.messages if item.role == "assistant" and item.learn]
     assert learnt == [GOOD if good else BAD]
+    assert sum(item.content == Q for item in sample.conversation.messages) == 1
     with pytest.raises(DataError, match="objective: kto") as refusal:
         load_samples([row])
     assert "good or bad" in refusal.value.en
@@ -360,6 +391,11 @@ def test_the_column_of_marks_can_be_named():
         ({"text": "本文"}, "plain data (text)", "ふつうの学習データ"),
         ({"prompt": Q, "chosen": GOOD, "rejected": BAD}, "objective: preference", "objective: preference"),
         ({"prompt": Q, "completion": "", "label": True}, "completion is empty", "completion が空です"),
+        (
+            {"prompt": [user(Q)], "completion": [user("別"), assistant(GOOD)], "label": True},
+            "completion begins with another question",
+            "別の質問から始まっています",
+        ),
         ({"image": "a.png", "prompt": Q, "completion": GOOD, "label": True}, "pictures", "画像"),
     ],
     ids=lambda value: str(value)[:40],

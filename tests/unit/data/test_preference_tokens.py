@@ -340,6 +340,7 @@ def test_a_runs_data_is_prepared_with_its_objective(cache: bool, tmp_path: Path)
     with pytest.raises(DataError, match="none of the 16 training rows has a bad answer") as refusal:
         prepare(only, None, tokenizer, config, seed=3, objective="kto")
     assert "悪い回答がありません" in refusal.value.ja
+    assert "use objective: sft" in refusal.value.en  # where the good ones are all there is
 
 
 @pytest.mark.parametrize(("name", "value"), [("loss_on", "all"), ("on_long", "split")])

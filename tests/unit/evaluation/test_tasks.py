@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.models import build_tokenizer
@@ -190,6 +191,27 @@ def test_own_questions_and_their_metric(tmp_path: Path):
     file.write_text('{"text": "ただの文章です。"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="no answer"):
         own_data(str(file))
+
+
+def test_pairs_that_cannot_be_measured_are_refused_for_what_is_wrong_with_them(tmp_path: Path):
+    def told(*rows: dict[str, Any]) -> str:
+        file = tmp_path / "pairs.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with pytest.raises(DataError) as refusal:
+            own_data(str(file))
+        return refusal.value.en
+
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    turns = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+    assert "no difference" in told({**pair, "rejected": "a"})
+    assert "objective: preference needs pairs" in told(pair, {"prompt": "q", "completion": "a"})
+    several = {side: [*turns, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    several["rejected"][0] = {"role": "assistant", "content": "b"}
+    assert "answers of several messages" in told(pair | several)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    assert "tool calls" in told(pair | {"chosen": [call]})
+    thinking = {side: [{"role": "assistant", "content": "a", "thinking": side}] for side in ("chosen", "rejected")}
+    assert "the same text twice" in told(pair | thinking)
 
 
 def test_prose_comes_by_works():

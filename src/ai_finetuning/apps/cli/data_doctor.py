@@ -187,12 +187,14 @@ def _examine(
     asked: tuple[list[str], list[str], str | None, str | None],
 ) -> int:
     from ...config.load import load_config
+    from ...config.section import explicitly_set
     from ...data.doctor import repair, report
     from ...data.doctor.examination import chosen_rules, examine
     from ...data.doctor.rules import validate_keys
 
     (evaluated, model, max_length), (fix, mask, out, style), (only, left, show, json_path) = beside, changes, asked
-    config = load_config(None, list(context.args)).data
+    settings = load_config(None, list(context.args))
+    config = settings.data
     validate_keys(config.doctor.ignore, "data.doctor.ignore")
     ignore = [*left, *config.doctor.ignore]
     tokenizer, more = _lengths(file, model, max_length, context) if model is not None else (None, [])
@@ -205,6 +207,7 @@ def _examine(
         tokenizer=tokenizer,
         only=keys,
         ignore=ignore,
+        objective=settings.objective if "objective" in explicitly_set(settings) else None,
     )
     done = None
     if out is not None:
@@ -214,7 +217,7 @@ def _examine(
                 f"{file} has {found.unread} rows that cannot be read and would be lost; --show unreadable names them. "
                 "Repair them first.",
             )
-        wanted = repair.Wanted(fix, mask, chosen_rules(keys, ignore), config.columns, style)
+        wanted = repair.Wanted(fix, mask, chosen_rules(keys, ignore), config.columns, style, found.objective)
         done = repair.repair(found.samples, wanted)
         try:
             journal = repair.write(done, found.samples, out)

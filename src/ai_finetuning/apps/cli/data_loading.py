@@ -54,17 +54,12 @@ def load(
 def objective_of(file: str, config: DataConfig) -> Objective:
     """The objective that learns from a file, by its first row that has a format."""
     from ...data.bad_rows import BadRows
-    from ...data.doctor.passages import JUDGED
+    from ...data.doctor import examination
     from ...data.files import open_data
-    from ...data.formats import find_format
 
     try:
         _, batches = open_data(file, BadRows(True), columns=config.columns, sheet=config.sheet)
-        for batch in batches:
-            for row in batch.rows():
-                found, _ = find_format(row.values, config.columns)
-                if found is not None:
-                    return JUDGED.get(found.key, "sft")
+        return examination.objective_of((row for batch in batches for row in batch.rows()), config.columns)
     except ToolkitError:  # which reading it says in full
         pass
     return "sft"

@@ -91,10 +91,11 @@ def score(
         raise ConfigError(
             f"{'・'.join(targets)} に同じファイルは指定できません。", f"{', '.join(targets)} must be different files."
         )
-    from ...evaluation.judging import Rule, judge_by, judged
+    from ...evaluation.judging import Rule, function_of, judge_by, judged
 
     rule = Rule(by, expected, pattern)
     if rule.is_code:
+        function_of(by)  # before it is told that anything runs
         warn(
             f"--by の {on_one_line(by)} を実行します。このファイルのコードは、あなたの権限で何でもできます。内容を知っているファイルだけを指定してください。",
             f"running {on_one_line(by)}: the code of this file can do whatever you can do here; name only files that you "

@@ -15,7 +15,7 @@ from ..preference import LOSSES
 from .draft import Draft
 from .rows import CACHE, EVALUATION, SPEED
 from .training_parts import NOT_USED
-from .values import names, number, shown, text, truth, word
+from .values import Unfit, names, number, shown, text, truth, word
 
 # Our settings -> their keys, the first one that is used.
 Keys = Mapping[str, tuple[str, ...]]
@@ -84,7 +84,7 @@ def _number(draft: Draft, loss: str, name: str, theirs: tuple[str, ...], usual: 
             else:
                 draft.drop(key, Reason(f"損失 {loss} では使われません", f"the loss {loss} does not read it"))
         return
-    used = next((key for key in present if draft.on(key)), None)
+    used = next((key for key in present if draft.on(key) or _is_zero(draft.values[key]) and _OURS.get(name) != 0), None)
     if used is not None:
         draft.take(used, path, draft.read(used, number))
     elif not present and usual is not None and usual != _OURS.get(name, LOSSES[loss].beta):
@@ -92,6 +92,14 @@ def _number(draft: Draft, loss: str, name: str, theirs: tuple[str, ...], usual: 
     for key in present:
         if key != used:
             draft.drop(key, NOT_USED)
+
+
+def _is_zero(value: object) -> bool:
+    """Whether a number is written out as 0, which is not `off` where the setting has another default."""
+    try:
+        return number(value) == 0
+    except Unfit:
+        return False
 
 
 def _differs(draft: Draft, key: str, reason: Reason, setting: str) -> None:
@@ -134,7 +142,7 @@ def llamafactory(draft: Draft) -> None:
     )
     if stage == "kto":
         draft.convert("stage", _KTO_DIFFERS, "objective", differs=True)
-        draft.drop("pref_loss", NOT_USED)
+        draft.drop("pref_loss", Reason("stage: kto では使われません", "stage: kto does not read it"))
     else:
         draft.convert("pref_loss", Reason(f"loss: {loss}", f"loss: {loss}"), "preference.loss")
     _differs(
@@ -267,6 +275,11 @@ _TRL: Keys = {
 _OF_KTO = ("desirable_weight", "undesirable_weight")
 _OF_DPO = ("loss_weights", "label_smoothing", "ld_alpha", "rpo_alpha", "f_divergence_type", "use_weighting")
 TRL_RATE = 1e-6  # of DPOConfig, KTOConfig, CPOConfig and ORPOConfig
+_CPO = Reason(
+    "CPOConfig の設定です。参照モデルのない CPO はありません（参照モデルと比べる DPO ではありません）。loss_type: simpo は読めます。DPO にするなら、この行を消してください",
+    "the file is a CPOConfig, and CPO, which has no reference, is not there (DPO compares with one); loss_type: simpo is. For "
+    "DPO remove this line",
+)
 _WHICH = Reason(
     "どのトレーナーの設定か、このファイルからは分かりません。DPO なら loss_type: sigmoid、KTO なら loss_type: kto、ORPO なら loss_type: orpo、SimPO なら loss_type: simpo の行を足してください",
     "the file does not say whose it is; add a line: loss_type: sigmoid (DPO), kto (KTO), orpo (ORPO) or simpo (SimPO)",
@@ -278,15 +291,9 @@ def trl(draft: Draft) -> bool:
 
     The command line says there which trainer reads the file (`trl dpo`), so that a file with `beta` alone may be any.
     """
-    kinds = draft.read("loss_type", names) if draft.on("loss_type") else []
+    kinds = _kinds(draft)
     if any(kind in ("nll", "chunked_nll") for kind in kinds):
         return False
-    if not kinds and draft.on("simpo_gamma"):
-        kinds = ["simpo"]
-    if not kinds and any(key in draft.values for key in _OF_KTO):
-        kinds = ["kto"]
-    if not kinds and any(key in draft.values for key in _OF_DPO):
-        kinds = ["sigmoid"]
     if not kinds:
         if draft.on("beta"):
             draft.refuse("beta", _WHICH)
@@ -303,6 +310,8 @@ def trl(draft: Draft) -> bool:
     keys = dict(_TRL)
     if loss == "simpo":
         keys["sft_weight"] = ("cpo_alpha",)
+    elif draft.get("cpo_alpha") is not None:
+        draft.refuse("cpo_alpha", _CPO)
     settle(draft, loss, keys, {"beta": 0.1, "margin": 0.5, **({"sft_weight": 1.0} if loss == "simpo" else {})})
     draft.convert("loss_type", Reason(f"loss: {loss}", f"loss: {loss}"), "objective", "preference.loss")
     if more:
@@ -315,9 +324,20 @@ def trl(draft: Draft) -> bool:
     return True
 
 
+def _kinds(draft: Draft) -> list[str]:
+    """The losses of a file, by name or by the keys of one trainer alone; empty where nothing says so."""
+    if draft.on("loss_type"):
+        return draft.read("loss_type", names)
+    if draft.on("simpo_gamma"):
+        return ["simpo"]
+    if any(key in draft.values for key in _OF_KTO):
+        return ["kto"]
+    return ["sigmoid"] if any(key in draft.values for key in (*_OF_DPO, "cpo_alpha")) else []
+
+
 def _with_sft(draft: Draft) -> None:
     """`loss_type: [LOSS, sft]` with `loss_weights`: RPO's term."""
-    weights = [number(item) for item in draft.get("loss_weights") or [1.0, 1.0]]
+    weights = draft.read("loss_weights", _numbers) if draft.on("loss_weights") else [1.0, 1.0]
     if len(weights) != 2 or weights[0] <= 0:
         draft.refuse("loss_weights", Reason("2 つの正の重みではありません", "they are not two positive weights"))
         return
@@ -331,6 +351,17 @@ def _with_sft(draft: Draft) -> None:
         draft.convert("loss_weights", Reason("sft の重み", "weight of sft"), "preference.sft_weight")
     else:
         draft.convert("loss_weights", scaled, "preference.sft_weight", differs=True)
+
+
+def _numbers(value: object) -> list[float]:
+    """A list of numbers.
+
+    Raises:
+        Unfit: it is none.
+    """
+    if not isinstance(value, list | tuple):
+        raise Unfit(f"数値のリストではありません（{shown(value)}）", f"it is {shown(value)}, no list of numbers")
+    return [number(item) for item in value]
 
 
 def _notes_of_trl(draft: Draft, key: str, loss: str, smoothing: str) -> None:

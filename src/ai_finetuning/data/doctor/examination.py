@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ...config.preference import Objective
 from ...errors import DataError
 from ...japanese.language import find_refusal, ja_share
 from ...japanese.style import styles
 from ..bad_rows import BadRow, BadRows
 from ..encode_report import LONG_CHOSEN
 from ..files import read_rows
-from ..formats import build, find_format
+from ..formats import build, find_format, is_unmarked
 from ..rendering import Prompts
 from ..rows import FileReport, Row
 from ..sources import LIKELY_ROWS, LIKELY_SHARE
@@ -63,6 +64,7 @@ class Examination:
         common: the most frequent answers, with how often they stand there.
         columns: roles of columns, as the file was read with.
         refused: of the samples that cannot be used for training, by their number, the reason (Japanese, English).
+        objective: what the rows are for.
     """
 
     report: FileReport
@@ -77,6 +79,7 @@ class Examination:
     common: list[tuple[str, int]] = field(default_factory=list)
     columns: Mapping[str, str] | None = None
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+    objective: Objective = "sft"
 
     def rows(self, key: str) -> int:
         """How many rows a rule found."""
@@ -96,28 +99,52 @@ class Examination:
         return any(self.rows(rule.key) and self.severity(rule) == "error" for rule in self.rules)
 
 
-def read_samples(path: str | Path, columns: Mapping[str, str] | None = None, sheet: str | None = None) -> Examination:
+def read_samples(
+    path: str | Path,
+    columns: Mapping[str, str] | None = None,
+    sheet: str | None = None,
+    objective: Objective | None = None,
+) -> Examination:
     """The rows of a file with their texts, and those that cannot be trained on; no rule was asked yet.
+
+    Args:
+        objective: what is learnt from them; None: see objective_of.
 
     Raises:
         InputNotFoundError, DataError: see files.read_rows.
     """
     bad = BadRows(skip=True)
     rows, report = read_rows(path, columns=columns, sheet=sheet, bad=bad)
-    found = Examination(report, [], bad, len(bad), columns=columns)
+    if objective is None:
+        objective = objective_of(rows, columns)
+    found = Examination(report, [], bad, len(bad), columns=columns, objective=objective)
     for number, row in enumerate(rows, start=1):
         found.samples.append(sample_of(row, number, columns))
-        error = refusal_of(row, columns)
+        error = refusal_of(row, columns, objective)
         if error is not None:
             bad.add(error, row.source)
             found.refused[number] = (error.ja, error.en)
     return found
 
 
-def refusal_of(row: Row, columns: Mapping[str, str] | None) -> BadRow | None:
+def objective_of(rows: Iterable[Row], columns: Mapping[str, str] | None) -> Objective:
+    """The objective that learns from rows, by the first one that has a format: a pair of answers, a marked answer, or plain
+    data. A row whose mark is empty, or not known, tells nothing.
+    """
+    for row in rows:
+        try:
+            found, shape = find_format(row.values, columns)
+        except DataError:  # which reading it says in full
+            continue
+        if found is not None and not is_unmarked(found, shape):
+            return JUDGED.get(found.key, "sft")
+    return "sft"
+
+
+def refusal_of(row: Row, columns: Mapping[str, str] | None, objective: Objective) -> BadRow | None:
     """Why a row cannot be used for training; None where it can."""
     try:
-        _check(row, columns)
+        _check(row, columns, objective)
     except BadRow as error:
         return error
     except DataError as error:
@@ -125,11 +152,9 @@ def refusal_of(row: Row, columns: Mapping[str, str] | None) -> BadRow | None:
     return None
 
 
-def _check(row: Row, columns: Mapping[str, str] | None) -> None:
-    """Builds a row as training would: pairs of answers and marked ones under the objective that learns from them."""
-    obtained, shape = find_format(row.values, columns)
-    if obtained is not None and obtained.key in JUDGED:
-        obtained, shape = find_format(row.values, columns, JUDGED[obtained.key])
+def _check(row: Row, columns: Mapping[str, str] | None, objective: Objective) -> None:
+    """Builds a row as training would."""
+    obtained, shape = find_format(row.values, columns, objective)
     if obtained is None:
         raise BadRow("列から学習データを作れません", "the columns make no training sample")
     build(shape.values, obtained, shape, row.source, None)
@@ -151,6 +176,7 @@ def examine(
     tokenizer: Any = None,
     only: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    objective: Objective | None = None,
 ) -> Examination:
     """Everything that the doctor has to say about a file; nothing is changed.
 
@@ -161,11 +187,12 @@ def examine(
         tokenizer: of the model to train, for text that it reads as special tokens.
         only: keys of rules; empty for all.
         ignore: keys of rules that are left out.
+        objective: see read_samples.
 
     Raises:
         InputNotFoundError, DataError: see files.read_rows.
     """
-    found = read_samples(path, columns, sheet)
+    found = read_samples(path, columns, sheet, objective)
     samples = found.samples
     found.rules = rules = chosen_rules(only, ignore)
     found.hits = hits_of(samples, rules)
@@ -182,7 +209,7 @@ def examine(
     if "pair_length" in keys:
         found.hits["pair_length"] = _long_chosen(samples)
     if evaluated is not None:
-        others = read_samples(evaluated, columns, sheet)
+        others = read_samples(evaluated, columns, sheet, found.objective)
         if not others.samples:
             raise others.bad.empty(others.report.path)
         found.leakage = find_leakage(pairs, [pair_of(item) for item in others.samples])

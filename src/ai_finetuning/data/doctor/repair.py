@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...config.preference import Objective
 from ...errors import DataError
 from ...japanese.style import Style, styles
 from ...system.files import read_bounded, replacing, write_in_place
@@ -55,6 +56,7 @@ class Wanted:
         style: the style that answers have to have; rows of another one, or of both, are left out.
         rules: the rules that may change anything.
         columns: roles of columns, as the file was read with.
+        objective: what is learnt from the rows.
     """
 
     fix: str | None = None
@@ -62,6 +64,7 @@ class Wanted:
     rules: tuple[Rule, ...] = RULES
     columns: Mapping[str, str] | None = None
     style: Style | None = None
+    objective: Objective = "sft"
 
     def makes(self, rule: Rule) -> bool:
         """Whether a rule's fix is made."""
@@ -142,10 +145,14 @@ def _leave_out(sample: Sample, wanted: Wanted) -> str | None:
     if wanted.style is not None and any(_has_other_style(item, wanted.style) for item in sample.passages):
         return "style_mixed"
     unreadable = next((rule for rule in wanted.rules if rule.key == "unreadable" and wanted.makes(rule)), None)
-    if unreadable is not None and refusal_of(Row(dict(sample.values), sample.source), wanted.columns) is not None:
+    if unreadable is not None and _is_refused(sample, wanted):
         return unreadable.key
     emptied = wanted.fix == "all" and any(item.role == "answer" and not item.text.strip() for item in sample.passages)
     return "template_token" if emptied else None
+
+
+def _is_refused(sample: Sample, wanted: Wanted) -> bool:
+    return refusal_of(Row(dict(sample.values), sample.source), wanted.columns, wanted.objective) is not None
 
 
 def _has_other_style(item: Passage, wanted: Style) -> bool:

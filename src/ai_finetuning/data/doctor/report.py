@@ -168,7 +168,7 @@ def _leakage_lines(found: Examination) -> list[str]:
 
 def _closing(found: Examination) -> list[str]:
     hit = {hit.number for rule in found.rules if rule.safe for hit in found.hits.get(rule.key, ())}
-    wanted = Wanted(fix="safe", rules=found.rules, columns=found.columns)
+    wanted = Wanted(fix="safe", rules=found.rules, columns=found.columns, objective=found.objective)
     tried = repair([sample for sample in found.samples if sample.number in hit], wanted)
     places, drops = sum(tried.changed.values()), sum(tried.dropped.values())
     checks = [

@@ -59,13 +59,29 @@ def test_a_pair_that_training_refuses_is_unreadable(tmp_path: Path):
     assert found.has_errors
 
 
+def test_rows_of_another_kind_than_the_first_are_unreadable(tmp_path: Path, capsys):
+    """As under the objective that the first row tells; a row whose mark is not known tells nothing."""
+    marked, plain = {"prompt": Q, "completion": BAD, "label": False}, {"prompt": Q, "completion": GOOD}
+    path = write(tmp_path, [pair(Q, GOOD, BAD), marked, plain])
+    found = examine(path)
+    assert found.objective == "preference"
+    assert sorted(found.refused) == [2, 3]
+    assert "objective: kto" in found.refused[2][1]
+    assert "objective: sft" in found.refused[3][0]
+    assert sorted(examine(path, objective="kto").refused) == [1, 3]
+    assert run(["data", "doctor", str(write(tmp_path, [pair(Q, GOOD, BAD)])), "objective=sft"]) == 65
+    assert "objective: preference" in capsys.readouterr().out
+    assert sorted(examine(write(tmp_path, [{**marked, "label": None}, marked, marked])).refused) == [1]
+    assert sorted(examine(write(tmp_path, [plain, pair(Q, GOOD, BAD)])).refused) == [2]
+
+
 def test_equal_sides_are_found_and_left_out(tmp_path: Path):
     talk = [{"role": "user", "content": Q}, {"role": "assistant", "content": GOOD}]
     rows = [pair(Q, GOOD, BAD), pair("人口は？", GOOD, f"{GOOD} "), {"chosen": talk, "rejected": talk}]
     found = examine(write(tmp_path, rows))
     assert [hit.number for hit in found.hits["pair_equal"]] == [2, 3]
     assert found.has_errors
-    done = repair(found.samples, Wanted("all"))
+    done = repair(found.samples, Wanted("all", objective="preference"))
     assert dict(done.dropped) == {"pair_equal": 2}
     assert [item.values for item in done.rows] == rows[:1]
 

@@ -98,7 +98,8 @@ def test_all_repairs_and_masks():
     rows = {sample.values["id"]: sample.values for sample in done.rows}
     assert rows[4]["messages"][1]["content"] == "山です。"
     assert rows[7]["output"] == "電話は090-0000-0000、メールは[メール]です。"
-    assert dict(done.dropped) == {"loop": 1, "replacement": 1, "near_duplicate": 2}
+    # The pair among plain rows is one that their objective cannot learn.
+    assert dict(done.dropped) == {"loop": 1, "replacement": 1, "near_duplicate": 1, "unreadable": 1}
     assert not {5, 8} & set(rows)
     assert 2 in rows
 
