@@ -358,6 +358,7 @@ def test_an_entry_of_which_no_row_is_taken_is_said(
     assert "no row of b.jsonl" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_is_a_pattern_goes_on(
     tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
