@@ -175,6 +175,12 @@ class DataConfig:
                 "data.train が空のリストです。学習データのファイルを 1 つ以上指定してください。",
                 "data.train is an empty list; name at least one file of training data.",
             )
+        for name, value in (("train", self.train), ("eval", self.eval), ("replay.path", self.replay.path)):
+            if isinstance(value, list) and any(isinstance(item, str) and not item.strip() for item in value):
+                raise ConfigError(
+                    f"data.{name} のリストに空の名前（''）があります。ファイル名を書くか、その項目を消してください。",
+                    f"a name in the list of data.{name} is empty (''); write the file's name, or remove it.",
+                )
         sources = sources_of(self.train)
         if sources is not None and self.replay.path is not None and self.replay.share is not None:
             _refuse_beside_replay(sources, self.replay.share)

@@ -49,8 +49,9 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """For people: its files without their folders."""
-        return ", ".join(item if item.startswith("embedded:") else Path(item).name or item for item in self.path)
+        """For people: its first files without their folders."""
+        names = [item if item.startswith("embedded:") else Path(item).name or item for item in self.path]
+        return ", ".join([*names[:3], *([f"… {len(names)}"] if len(names) > 3 else [])])
 
     def plain(self) -> dict[str, Any]:
         """As YAML writes it."""
@@ -166,7 +167,7 @@ def _wrong_values(where: str, item: Mapping[Any, Any]) -> list[Problem]:
     checks = (
         (
             "path",
-            bool(paths) and all(isinstance(part, str) and part for part in paths),
+            bool(paths) and all(isinstance(part, str) and part.strip() for part in paths),
             "ファイル、フォルダー、ハブの ID、またはそのリストを指定してください。",
             "give a file, folder or hub id, or a list of them.",
         ),

@@ -111,9 +111,19 @@ class BadRows:
     def empty(self, name: str) -> DataError:
         """The refusal of data none of whose rows can be used."""
         reasons = self.listed()
+        out = (
+            ("", "")
+            if reasons
+            else (
+                "行のあるファイルを指定するか、データから外してください。",
+                " Name a file with rows, or leave it out.",
+            )
+        )
         return DataError(
-            f"{name} に使える行がありません（読み飛ばし {len(self)} 行）。" + "".join(f"\n  {ja}" for ja, _ in reasons),
-            f"{name} contains no usable row ({len(self)} rows skipped)." + "".join(f"\n  {en}" for _, en in reasons),
+            f"{name} に使える行がありません（読み飛ばし {len(self)} 行）。{out[0]}"
+            + "".join(f"\n  {ja}" for ja, _ in reasons),
+            f"{name} contains no usable row ({len(self)} rows skipped).{out[1]}"
+            + "".join(f"\n  {en}" for _, en in reasons),
         )
 
     def lines(self) -> list[str]:

@@ -240,4 +240,4 @@ def _only_table(path: Path, archive: zipfile.ZipFile, kinds: set[str]) -> tuple[
 
 def _is_hidden(name: str) -> bool:
     parts = Path(name).parts
-    return any(part.startswith((".", "__MACOSX")) for part in parts)
+    return any(part.startswith((".", "~$", "__MACOSX")) for part in parts)

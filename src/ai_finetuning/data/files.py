@@ -6,18 +6,19 @@ import difflib
 import glob
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .. import embedded
-from ..errors import DataError, HubError, InputNotFoundError
+from ..errors import DataError, HubError, InputNotFoundError, localized
 from ..system.network import endpoint, head, offline
 from .bad_rows import BadRows
 from .columnar import dataset_rows, read_arrow, read_parquet, read_saved
 from .compression import UNPACK, kind_of, unpacked
-from .rows import Content, File, FileReport, Reader, Row
+from .rows import Content, File, FileReport, Reader, Row, reading
 from .spreadsheet import read_workbook
 from .tables import read_delimited
 from .texts import jsonl_lines, parse_lines, read_json, read_jsonl, read_text, read_whole
@@ -38,6 +39,8 @@ READERS: dict[str, Reader] = {
 }
 _SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of them one is in a folder of `datasets`
 TOKENS = "tokens.json"  # the manifest of prepared data
+_UNFINISHED = ("tokens.bin", "ends.bin")  # arrays of prepared data, which are there before the manifest
+_HIDDEN = (".", "~$")  # names that start so are nobody's data; the second is what Excel keeps beside an open workbook
 _LINES = (".jsonl", ".ndjson")  # kinds whose rows can be parsed apart from each other
 # What each ending means, for `aift data formats`.
 KINDS: dict[str, tuple[str, str]] = {
@@ -152,6 +155,60 @@ def open_data(
     Raises:
         InputNotFoundError, DataError, HubError: see read_rows.
     """
+    with reading(path):
+        report, batches = _opened(path, bad, columns, sheet, hashed=hashed, beginning=beginning)
+    return report, _guarded(path, batches)
+
+
+def _guarded(path: str | Path, batches: Iterator[RowBatch]) -> Iterator[RowBatch]:
+    with reading(path):
+        yield from batches
+
+
+def check_rows_there(path: str | Path) -> None:
+    """Refuses what has no rows at the first look, for those who come to read it much later.
+
+    Raises:
+        InputNotFoundError, DataError: see open_data.
+    """
+    with reading(path):
+        found = find_data(path)
+        if found is not None and found.is_dir():
+            _refuse_tokens(path, found)
+        elif found is not None and not found.stat().st_size:
+            raise BadRows().empty(str(path))
+
+
+def _refuse_tokens(path: str | Path, folder: Path) -> None:
+    """Refuses a folder of prepared data, finished or not.
+
+    Raises:
+        DataError: with the way out.
+    """
+    if (folder / TOKENS).is_file():
+        raise DataError(
+            f"{path} は `aift data prepare` で用意したトークンのフォルダーで、元の行はありません。元のファイルを指定してください。",
+            f"{path} is a folder of tokens that `aift data prepare` has made, without the rows themselves; name the files that "
+            "it was made from.",
+        )
+    if all((folder / name).is_file() for name in _UNFINISHED):
+        raise DataError(
+            f"{path} は、`aift data prepare` が終わっていないか、コピーが途中のフォルダーです（{TOKENS} がありません）。同じコマンドをもう一度実行して"
+            "続きから用意するか、全部コピーし直してください。",
+            f"{path} is prepared data that is not complete: {TOKENS} is missing. Run the same `aift data prepare` again, which goes "
+            "on from where it was, or copy all of the folder again.",
+        )
+
+
+def _opened(
+    path: str | Path,
+    bad: BadRows,
+    columns: Mapping[str, str] | None,
+    sheet: str | None,
+    *,
+    hashed: bool,
+    beginning: bool,
+) -> tuple[FileReport, Iterator[RowBatch]]:
     folder = find_data(path)
     if folder is None:
         return _batches_of(*_read_hub(str(path)), bad)
@@ -159,12 +216,7 @@ def open_data(
         return _open_file(folder, str(path), bad, columns, sheet, hashed=hashed, beginning=beginning)
     if any((folder / marker).is_file() for marker in _SAVED):
         return _batches_of(*read_saved(folder), bad)
-    if (folder / TOKENS).is_file():
-        raise DataError(
-            f"{path} は `aift data prepare` で用意したトークンのフォルダーで、元の行はありません。元のファイルを指定してください。",
-            f"{path} is a folder of tokens that `aift data prepare` has made, without the rows themselves; name the files that "
-            "it was made from.",
-        )
+    _refuse_tokens(path, folder)
     report = FileReport(str(path), "folder")
     return report, _open_folder(folder, report, bad, columns, sheet, hashed=hashed, beginning=beginning)
 
@@ -244,6 +296,7 @@ def _open_folder(
         aside = [entry for entry in files if _OTHER_SPLIT.search(entry.name.lower())]
     else:
         aside = []
+    empty: list[str] = []
     for entry in files:
         if entry in aside and beginning:  # nobody counts the rows of streamed data
             report.notes.append(
@@ -261,8 +314,17 @@ def _open_folder(
             )
             continue
         part, batches = _open_file(entry, str(entry), bad, columns, sheet, hashed=hashed, beginning=beginning)
-        yield from batches
+        refused, rows = len(bad), False
+        for batch in batches:
+            rows = True
+            yield batch
+        if not rows and len(bad) == refused:
+            empty.append(entry.name)
         report.notes += [(f"{entry.name}: {ja}", f"{entry.name}: {en}") for ja, en in part.notes]
+    if empty:
+        report.notes.append(
+            (f"行のないファイル: {', '.join(empty[:10])}", f"files without a row: {', '.join(empty[:10])}")
+        )
     others = [entry.name for entry in entries if entry not in files]
     if others:
         report.notes.append((f"読まないもの: {', '.join(others[:10])}", f"not read: {', '.join(others[:10])}"))
@@ -280,16 +342,45 @@ def data_files(path: str | Path) -> list[Path]:
         return []
     if not found.is_dir():
         return [found]
-    if any((found / marker).is_file() for marker in _SAVED):
-        return sorted(entry for entry in found.rglob("*") if entry.is_file())
-    return _entries(found)[1]
+    with reading(path):
+        if any((found / marker).is_file() for marker in _SAVED):
+            return sorted(entry for entry in found.rglob("*") if entry.is_file())
+        return _entries(found)[1]
+
+
+def lines_of_twice(source: object) -> list[str]:
+    """What is said of files that some paths name more than once, by links too, in the locale's language.
+
+    Args:
+        source: a path or a list of paths; nothing is said of anything else.
+    """
+    items: list[Any] = source if isinstance(source, list) else [source]
+    if not items or not all(isinstance(item, str | Path) for item in items):
+        return []
+    if isinstance(source, list) and not all(isinstance(item, Path) for item in items):
+        return []  # a list of texts
+    seen: dict[str, Path] = {}
+    again: list[str] = []
+    for file in (file for item in items for file in data_files(item)):
+        first = seen.setdefault(os.path.realpath(file), file)
+        if first is not file:
+            again.append(str(file) if file == first else f"{file} = {first}")
+    if not again:
+        return []
+    some = ", ".join(again[:3])
+    return [
+        localized(
+            f"同じファイルが 2 回以上指定されています（{some}）。その行は、指定した回数だけ使います",
+            f"a file is named more than once ({some}): its rows are taken for each of its names",
+        )
+    ]
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """(what is in a folder or its `data`, those of it that are data files)."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(_HIDDEN))
     if not any(_is_data(entry) for entry in entries) and (folder / "data").is_dir():
-        entries = sorted(entry for entry in (folder / "data").iterdir() if not entry.name.startswith("."))
+        entries = sorted(entry for entry in (folder / "data").iterdir() if not entry.name.startswith(_HIDDEN))
     return entries, [entry for entry in entries if _is_data(entry)]
 
 
@@ -346,6 +437,14 @@ def find_data(path: str | Path, *, other_than: Collection[object] = ()) -> Path 
     taken = {os.path.abspath(str(other)) for other in other_than}
     entries = folder.parent.iterdir() if folder.parent.is_dir() else ()
     names = [entry.name for entry in entries if os.path.abspath(entry) not in taken]
+    same = next((name for name in names if _composed(name) == _composed(folder.name)), None)
+    if same is not None:
+        raise InputNotFoundError(
+            f"データファイル {name} がありません。見た目の同じ名前のファイルはありますが、濁点などの文字コードが違います（macOS で作ったファイルに多い形です）。"
+            f"ファイルの名前を付け直すか、フォルダー {folder.parent} を指定してください。",
+            f"data file {name} does not exist. A file whose name looks the same is there, written with other Unicode characters "
+            f"(decomposed, as macOS does); rename it, or name its folder {folder.parent}.",
+        )
     near = [str(folder.parent / name) for name in difflib.get_close_matches(folder.name, names, n=3, cutoff=0.5)]
     raise InputNotFoundError(
         f"データファイル {name} がありません。"
@@ -353,6 +452,10 @@ def find_data(path: str | Path, *, other_than: Collection[object] = ()) -> Path 
         f"data file {name} does not exist"
         + (f"; did you mean {', '.join(near)}?" if near else f" (current folder: {Path.cwd()})."),
     )
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 # The way out for kinds that people have and that are not read.

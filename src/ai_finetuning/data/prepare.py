@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import random
 import re
@@ -18,12 +17,14 @@ from ..config.mixture import Entry, Sources
 from ..config.preference import Objective
 from ..errors import ConfigError, DataError, StorageError, localized
 from ..labels import FROM_BASE, IGNORED
+from ..messages import notice
 from .bad_rows import BadRows
 from .contradictions import note_contradictions_of
 from .conversations import common_system
 from .encode_report import EncodeReport
 from .example import Example
 from .examples import Chosen, Joined, characters_of, chosen, digest_of, learnt_of, lengths_of, marks_of, names_of
+from .files import lines_of_twice, matching
 from .messages import Sample
 from .pieces import Reading, validate_objective, with_questions
 from .prepared import open_prepared, prepared_folder
@@ -114,6 +115,7 @@ def prepare(
     else:
         examples, report, lines = load_examples(train, tokenizer, config, encoders, objective)
     whole = examples
+    lines += lines_of_twice(train.paths if isinstance(train, Sources) else train)
     scored: Sequence[Example] = []
     if isinstance(eval_data, float):
         examples, scored = SPLITS[split](examples, eval_data, seed)
@@ -263,7 +265,8 @@ def _old_rows(
     path = config.replay.path
     if path is None:
         return []
-    source = [Path(item) for item in path] if isinstance(path, list) else path
+    names = [found for item in (path if isinstance(path, list) else [path]) for found in matching(item)]
+    source = [Path(item) for item in names] if isinstance(path, list) or names != [path] else path
     read, _, more = load_examples(source, tokenizer, replace(config, max_samples=None), encoders)
     lines += [localized(f"以前のデータ: {line}", f"replay: {line}") for line in more]
     evaluated = {content for _, content, _ in names_of(scored)}
@@ -328,8 +331,14 @@ def load_examples(
         return examples, report, _left_aside(source.examples, config) + report.lines()
     files = _files(source)
     if files and config.cache:
-        with contextlib.suppress(StorageError):  # a disk without room is no error: the tokens are made in memory
+        try:
             return _from_cache(files, tokenizer, config, encoders, objective)
+        except StorageError:  # a disk without room is no error: the tokens are made in memory
+            notice(
+                "トークンをキャッシュ（AIFT_CACHE）に書けないので、メモリー上で作ります。空き容量と権限を確認してください。",
+                "the tokens cannot be written to the cache (AIFT_CACHE) and are made in memory; see that there is room and the "
+                "right to write.",
+            )
     # Every problem of the data in one list: those of the files, of the rows and of what they become for this model.
     bad = BadRows(config.skip_bad_rows)
     samples, lines = read_samples(source, config, bad, objective)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
 from ..config.preference import Objective
 from ..config.section import explicitly_set
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, localized
+from ..messages import argument
+from ..system.files import sha256_of
 from .cache import tokenizer_digest
 from .encode_report import EncodeReport
-from .store.mapped import Manifest, StoredExamples, is_store, open_store
+from .store.mapped import MANIFEST, Manifest, Source, StoredExamples, is_store, open_store
 from .store.preparing import lines_of, settings_of
 
 # Settings that the run itself goes by as well; the others are those of reading the files, which is done.
 _OF_THE_RUN = ("max_length", "on_long", "loss_on", "system_prompt")
+# Bytes of a file up to which it is hashed to know whether it has changed.
+_HASHED = 2**25
 
 
 def prepared_folder(source: Any) -> Path | None:
@@ -32,9 +38,10 @@ def prepared_folder(source: Any) -> Path | None:
         return None
     if len(items) > 1:
         raise DataError(
-            f"{found[0]} は用意したデータのフォルダーで、ほかのデータと並べられません。元のファイルをまとめて `aift data prepare` で用意してください。",
+            f"{found[0]} は用意したデータのフォルダーで、ほかのデータと並べられません。元のファイルをまとめて `aift data prepare` で用意してください。"
+            "data.train では、それぞれを別の項目（[{path: ...}, {path: ...}]）にしても使えます。",
             f"{found[0]} is a folder of prepared data, which cannot be listed with other data; prepare all the files together "
-            "with `aift data prepare`.",
+            "with `aift data prepare`. In data.train each may be an entry of its own too: [{path: ...}, {path: ...}].",
         )
     return found[0]
 
@@ -58,6 +65,28 @@ def open_prepared(
     examples, manifest = open_store(folder)
     _check_objective(folder, manifest, objective)
     _check_settings(folder, manifest, config)
+    _check_tokens(folder, manifest, tokenizer)
+    lines = lines_of(manifest, manifest.settings.get("max_samples"))
+    return examples, manifest.report, lines + _changed_sources(folder, manifest)
+
+
+def look_into(folder: Path, tokenizer: Any) -> tuple[StoredExamples, EncodeReport, list[str]]:
+    """The same for people who look at what is there, whatever it was prepared for and with.
+
+    Raises:
+        ConfigError: it was prepared for another tokenizer. DataError: it is damaged.
+    """
+    examples, manifest = open_store(folder)
+    _check_tokens(folder, manifest, tokenizer)
+    return examples, manifest.report, lines_of(manifest, manifest.settings.get("max_samples"))
+
+
+def _check_tokens(folder: Path, manifest: Manifest, tokenizer: Any) -> None:
+    """Refuses tokens of another tokenizer.
+
+    Raises:
+        ConfigError, DataError: see open_prepared.
+    """
     if manifest.tokenizer != tokenizer_digest(tokenizer):
         raise ConfigError(
             f"{folder} は別のトークナイザーかチャットテンプレートで用意したデータです。この実行の model と設定で `aift data prepare` をやり直してください。",
@@ -72,7 +101,36 @@ def open_prepared(
             f"tokens.json of {folder} names {manifest.largest} as its largest token id, and the tokenizer's largest is {most}; do "
             "not use this folder, and prepare the data anew with `aift data prepare`.",
         )
-    return examples, manifest.report, lines_of(manifest, manifest.settings.get("max_samples"))
+
+
+def _changed_sources(folder: Path, manifest: Manifest) -> list[str]:
+    """A line where files are not what they were when they were prepared, as far as that is told by their sizes, and by the
+    hashes of small ones that were written since. Files that are not there any more are nobody's concern.
+    """
+    changed = [source.path for source in manifest.sources if _has_changed(Path(source.path), source, folder)]
+    if not changed:
+        return []
+    some = ", ".join(changed[:3])
+    return [
+        localized(
+            f"{folder} を用意してから元のファイルが変わりました（{some}）。学習するのは用意したときの行です。変わった行を使うには `aift data prepare` をやり直してください",
+            f"files have changed since {folder} was prepared from them ({some}): the rows of then are trained; to use those of "
+            "now, run `aift data prepare` again",
+        )
+    ]
+
+
+def _has_changed(path: Path, source: Source, folder: Path) -> bool:
+    try:
+        now = path.stat()
+        if not stat.S_ISREG(now.st_mode):
+            return False
+        if now.st_size != source.bytes:
+            return True
+        newer = now.st_mtime > (folder / MANIFEST).stat().st_mtime
+        return newer and now.st_size <= _HASHED and bool(source.sha256) and sha256_of(path) != source.sha256
+    except OSError:
+        return False
 
 
 def _check_objective(folder: Path, manifest: Manifest, objective: Objective) -> None:
@@ -87,21 +145,31 @@ def _check_objective(folder: Path, manifest: Manifest, objective: Objective) -> 
 
 
 def _check_settings(folder: Path, manifest: Manifest, config: DataConfig) -> None:
-    own, given = settings_of(config), _given(config)
+    before, own, given = _whole(manifest.settings), _whole(settings_of(config)), _given(config)
     different = [
         name
         for name, value in own.items()
-        if manifest.settings.get(name) != value and (name in _OF_THE_RUN or name.partition(".")[0] in given)
+        if before.get(name) != value and (name in _OF_THE_RUN or name.partition(".")[0] in given)
     ]
     if different:
         name = different[0]
-        before = manifest.settings.get(name)
+        was, now = (f"data.{name}={_written(value)}" for value in (before.get(name), own[name]))
         raise ConfigError(
-            f"{folder} は data.{name}={before} で用意したデータですが、この実行は data.{name}={own[name]} です。data.{name}={before} を指定するか、"
-            "`aift data prepare` をやり直してください。",
-            f"{folder} was prepared with data.{name}={before}, and this run says data.{name}={own[name]}; set "
-            f"data.{name}={before}, or run `aift data prepare` again.",
+            f"{folder} は {was} で用意したデータですが、この実行は {now} です。{argument(was)} を指定するか、`aift data prepare` をやり直してください。",
+            f"{folder} was prepared with {was}, and this run says {now}; set {argument(was)}, or run `aift data prepare` again.",
         )
+
+
+def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the roles of columns as one of them."""
+    columns = {name.partition(".")[2]: role for name, role in settings.items() if name.startswith("columns.")}
+    rest = {name: value for name, value in settings.items() if not name.startswith("columns.")}
+    return rest | {"columns": columns or None}
+
+
+def _written(value: Any) -> str:
+    """A value as a setting on the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _given(config: DataConfig) -> Sequence[str]:

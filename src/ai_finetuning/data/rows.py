@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import DataError, Reason, ToolkitError, localized
+from ..errors import DataError, InputNotFoundError, Reason, ToolkitError, localized
 from ..messages import excerpt
 from .bad_rows import BadRows
 from .encoding import find_encoding, find_first_encoding
@@ -149,8 +150,34 @@ class File:
         return f"{self.report.path}[{number}]"
 
 
+_AGAIN = "コピーやダウンロードが途中なら、やり直してください。", " Copy or download it again."
+
+
 @contextlib.contextmanager
-def parsing(name: str, kind: str, hint: tuple[str, str] = ("", "")) -> Iterator[None]:
+def reading(path: str | Path) -> Iterator[None]:
+    """Reads data that was there when it was named: it may have gone since, or may not be read by this user.
+
+    Args:
+        path: for the message, where the error names no file.
+
+    Raises:
+        InputNotFoundError: in place of OSError.
+    """
+    try:
+        yield
+    except ToolkitError:  # some of them are OSErrors as well
+        raise
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str | Path) else path
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise InputNotFoundError(
+            f"データの {name} を読めません（{reason}）。ファイルがそこにあるか、読む権限があるかを確認してください。",
+            f"the data {name} cannot be read ({reason}); see that it is there, and that you may read it.",
+        ) from None
+
+
+@contextlib.contextmanager
+def parsing(name: str, kind: str, hint: tuple[str, str] = _AGAIN) -> Iterator[None]:
     """Runs a library's parser over bytes of a stranger; whatever it raises means that the bytes are damaged.
 
     zipfile, the decompressors, openpyxl with its XML parser, pyarrow and `datasets` raise a dozen kinds between them, none

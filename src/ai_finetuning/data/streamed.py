@@ -23,9 +23,9 @@ from .columns import check_columns
 from .data_report import DataReport
 from .encode_report import EncodeReport
 from .example import Example
-from .files import RowBatch, data_files, open_data
+from .files import RowBatch, check_rows_there, data_files, open_data
 from .pieces import Account, Headless, PieceMaker, Problems, Reading
-from .rows import FileReport
+from .rows import FileReport, reading
 from .sources import certain_mojibake, heading_of, refuse_half_marked
 from .store.preparing import settings_of
 from .tokenize import check_encoded
@@ -82,6 +82,7 @@ class RowStream:
         self._paths, self._tokenizer, self._config = tuple(paths), tokenizer, config
         self._reading = Reading.of(config)
         self._told: set[tuple[str, str]] = set()
+        self._begun: list[list[Any]] = []  # the marks of the files when the digest was made
 
     @property
     def max_length(self) -> int:
@@ -93,22 +94,51 @@ class RowStream:
         file that has changed elsewhere is not told.
         """
         settings = {name: value for name, value in settings_of(self._config).items() if name not in _NOT_OF_THE_ROWS}
-        files = [_mark_of(file) for path in self._paths for file in data_files(path)]
+        self._begun = self._marks()
+        files = [mark for _, *mark in self._begun]
         names = [path for path in self._paths if not data_files(path)]  # of the hub
         parts = [settings, tokenizer_digest(self._tokenizer), files, names]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def pieces(self, first: int = 0, before: Account | None = None) -> Iterator[Piece]:
+    def _marks(self) -> list[list[Any]]:
+        """[name, size, digest of four places] of each file."""
+        obtained: list[list[Any]] = []
+        for path in self._paths:
+            with reading(path):
+                obtained += [[str(file), *_mark_of(file)] for file in data_files(path)]
+        return obtained
+
+    def _check_unchanged(self) -> None:
+        """Compares the files with what they were when the digest was made, before they are read once more.
+
+        Raises:
+            DataError: others. InputNotFoundError: one is not there.
+        """
+        marks = self._marks()
+        if not self._begun or marks == self._begun:
+            return
+        other = next(name for name, *_ in [*marks, *self._begun] if _named(name, marks) != _named(name, self._begun))
+        raise DataError(
+            f"学習データのファイルが、この実行を始めてから変わりました（{other}）。元に戻してから再開するか、変わったデータで続けるなら training.checkpoint.allow_changed=true "
+            "を付けて再開してください。",
+            f"the files of the training data have changed since this run began ({other}); put them back and resume, or, to go on "
+            "with the changed data, resume with training.checkpoint.allow_changed=true.",
+        )
+
+    def pieces(self, first: int = 0, before: Account | None = None, *, again: bool = False) -> Iterator[Piece]:
         """The pieces of a pass.
 
         Args:
             first: the number of the first one; those before it are read, and not encoded.
             before: what became of their rows.
+            again: whether an earlier pass has read them.
 
         Raises:
             DataError: bad rows that are not to be left out, of a piece all together, with file and line; nothing to
-                train on. InputNotFoundError, HubError: no such data.
+                train on; files that have changed since an earlier pass. InputNotFoundError, HubError: no such data.
         """
+        if again:
+            self._check_unchanged()
         maker = PieceMaker(self._tokenizer, self._reading, many=True)
         marks = DataReport()
         if before is not None:
@@ -159,6 +189,8 @@ class RowStream:
         Raises:
             DataError: see pieces(); a cut that leaves too little of them.
         """
+        for path in self._paths:
+            check_rows_there(path)
         whole = Account()
         for piece in self.pieces():
             whole.merge(piece.account)
@@ -224,6 +256,10 @@ def _bad_of(account: Account) -> BadRows:
     for stage in (problems.read, problems.shaped, problems.cleaned, problems.likely, problems.encoded):
         bad.merge(stage)
     return bad
+
+
+def _named(name: str, marks: Sequence[Sequence[Any]]) -> Any:
+    return next((mark for mark in marks if mark[0] == name), None)
 
 
 def _mark_of(file: Path) -> list[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import ToolkitError
+from ..errors import Reason, ToolkitError
 from ..messages import notice
 from .answers import AnswerRows
 from .collate import Batch, collate
@@ -161,9 +161,12 @@ class Steps:
 
     def _end(self, number: int, steps: int) -> None:
         if number == 0 and number not in self.ends:
+            report = report_of(self._account)
+            left = Reason(f"、読み飛ばした行: {report.left_out:,}", f", rows skipped: {report.left_out:,}")
+            ja, en = (left.ja, left.en) if report.left_out else ("", "")
             notice(
-                f"学習データを終わりまで読みました（{steps:,} ステップ、{self._account.rows:,} 行）。続くステップでは最初から読み直します。",
-                f"the training data is read to its end ({steps:,} steps, {self._account.rows:,} rows); steps that follow take it "
+                f"学習データを終わりまで読みました（{steps:,} ステップ、{report.rows:,} 行{ja}）。続くステップでは最初から読み直します。",
+                f"the training data is read to its end ({steps:,} steps, {report.rows:,} rows{en}); steps that follow take it "
                 "from the beginning again.",
             )
         self.ends[number] = steps
@@ -176,7 +179,8 @@ class Steps:
             if self._piece is not None:
                 self._retire(self._piece)
             if self._ahead is None:
-                self._ahead = Ahead(self._checked(self._stream.pieces(self._behind, self._account)))
+                again = self._step[0] > 0
+                self._ahead = Ahead(self._checked(self._stream.pieces(self._behind, self._account, again=again)))
             piece = self._ahead.take()
             if piece is None:
                 if self._expected.source:

@@ -16,6 +16,7 @@ from ..data.prepare import PreparedData, prepare
 from ..data.streamed_loader import Check, StreamedLoader
 from ..engine.schedule import resolve_warmup, warmup_of_ratio
 from ..errors import ConfigError, localized
+from ..messages import notice
 from ..parallel.plan import ParallelPlan
 from .objective import validate_objective
 from .request import TrainRequest
@@ -66,8 +67,18 @@ def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | Mixed | N
 
 
 def sources_taken(mixture: Mixture | Mixed | None) -> tuple[SourceShare, ...]:
-    """What the first epoch takes of the entries of `data.train`; empty where it has none."""
-    return tuple(mixture.taken_first()) if isinstance(mixture, Mixed) else ()
+    """What the first epoch takes of the entries of `data.train`; empty where it has none. Those of which it takes no row are
+    said.
+    """
+    taken = tuple(mixture.taken_first()) if isinstance(mixture, Mixed) else ()
+    for source in taken:
+        if not source.rows:
+            notice(
+                f"data.train の {source.name} は weight が小さく、最初のエポックでは 1 行も使われません。weight を上げるか、項目を消してください。",
+                f"the first epoch takes no row of {source.name} in data.train, as its weight is too small: raise it, or remove "
+                "the entry.",
+            )
+    return taken
 
 
 def validate_base(request: TrainRequest, parallel: ParallelPlan) -> None:

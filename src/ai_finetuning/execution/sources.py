@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config.mixture import sources_of
+from ..config.mixture import Sources, sources_of
 from ..config.section import with_values
 from ..config.training import TrainingConfig
+from ..data.files import matching
 from ..errors import ConfigError
 
 
@@ -49,13 +52,24 @@ def _one(*named: Any) -> Any:
 
 
 def config_source(value: Any) -> Any:
-    """What DataConfig names: files are paths, never texts; entries with shares or passes are Sources."""
+    """What DataConfig names: files are paths, never texts; entries with shares or passes are Sources.
+
+    Raises:
+        InputNotFoundError: a pattern that no file matches.
+    """
     sources = sources_of(value)
     if sources is not None:
-        return sources
+        entries = (replace(entry, path=tuple(_found(entry.path))) for entry in sources.entries)
+        return Sources(tuple(entries))
     if isinstance(value, list):
-        return [Path(item) for item in value]
-    return value
+        return [Path(item) for item in _found(value)]
+    found = _found([value]) if isinstance(value, str) else [value]
+    return value if found == [value] else [Path(item) for item in found]
+
+
+def _found(paths: Iterable[str]) -> list[str]:
+    """The paths, with what patterns such as `corpus/*.jsonl` mean in their place."""
+    return [found for path in paths for found in matching(path)]
 
 
 def with_resume(config: TrainingConfig, resume_from_checkpoint: str | bool | None) -> TrainingConfig:

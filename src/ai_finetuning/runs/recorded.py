@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -144,8 +145,8 @@ class _Places:
         return with_values(config, **changed) if changed else config
 
     def _place(self, recorded: str, section: str, name: str) -> str | None:
-        if os.path.exists(os.path.expanduser(recorded)):
-            return recorded
+        if os.path.exists(os.path.expanduser(recorded)) or (section == "data" and glob.glob(recorded, recursive=True)):
+            return recorded  # files of data may be named by a pattern
         whole = os.path.isabs(recorded) or PureWindowsPath(recorded).is_absolute()
         for candidate in self._candidates(recorded, whole=whole):
             if candidate.exists():

@@ -154,8 +154,8 @@ def test_few_pieces_are_in_memory_at_a_time(tiny_tokenizer: Any, tmp_path: Path)
     alive: weakref.WeakSet[Piece] = weakref.WeakSet()
 
     class Watched(RowStream):
-        def pieces(self, first: int = 0, before: Account | None = None) -> Iterator[Piece]:
-            for piece in super().pieces(first, before):
+        def pieces(self, first: int = 0, before: Account | None = None, *, again: bool = False) -> Iterator[Piece]:
+            for piece in super().pieces(first, before, again=again):
                 alive.add(piece)
                 yield piece
                 del piece

@@ -27,6 +27,7 @@ def load(
     find_data(file)
     validate_name(model, weights=False)
     from ...data.prepare import load_examples
+    from ...data.prepared import look_into, prepared_folder
     from ...models.tokenizers import load_tokenizer
 
     config = load_config(None, list(context.args))
@@ -36,6 +37,8 @@ def load(
         chat_template=template or config.model.chat_template,
         trust_remote_code=config.model.trust_remote_code,
     )
+    if (folder := prepared_folder(file)) is not None:
+        return (tokenizer, *look_into(folder, tokenizer))
     config.data.max_length, config.data.cache, config.data.skip_bad_rows = max_length, False, True
     objective = config.objective if "objective" in explicitly_set(config) else objective_of(file, config.data)
     examples, report, lines = load_examples(file, tokenizer, config.data, objective=objective)

@@ -69,13 +69,19 @@ def prepare(
             "--out がありません。トークンを書くフォルダーを指定してください（見積もりだけなら --dry-run）。",
             "--out is missing; name the folder for the tokens (or --dry-run for an estimate).",
         )
+    if out.exists() and not out.is_dir():
+        raise UsageError(
+            f"--out が {out} です。ファイルなので、トークンを書くフォルダーにはできません。別の名前を指定してください。",
+            f"--out is {out}, which is a file; name a folder for the tokens.",
+        )
     manifest = _prepare(asked, out, processes, overwrite)
     if as_json:
         print(json.dumps(_result(manifest, out), ensure_ascii=False))
         return
+    from ...data.files import lines_of_twice
     from ...data.store.preparing import lines_of
 
-    for line in lines_of(manifest, config.data.max_samples):
+    for line in lines_of(manifest, config.data.max_samples) + lines_of_twice(list(map(Path, asked.paths))):
         print(printable(line))
     size = sum(entry.bytes for entry in manifest.arrays.values()) / 2**20
     print(
@@ -84,8 +90,9 @@ def prepare(
             f"written to {out} ({manifest.documents:,} rows, {size:,.1f} MiB).",
         )
     )
-    given = [item for item in settings if not item.startswith("data.train=")]
-    print(f"  aift train model={argument(model)} data.train={argument(out)} {' '.join(map(argument, given))}".rstrip())
+    print(
+        f"  aift train model={argument(model)} data.train={argument(out)} {' '.join(map(argument, settings))}".rstrip()
+    )
 
 
 def _asked(files: list[str], model: str, settings: list[str]) -> tuple[Preparation, RunConfig]:
@@ -98,6 +105,11 @@ def _asked(files: list[str], model: str, settings: list[str]) -> tuple[Preparati
     from ...data.files import find_data, matching
     from ...models.hub import validate_name
 
+    if (given := next((item for item in settings if item.startswith("data.train=")), None)) is not None:
+        raise UsageError(
+            f"{given} は使えません。用意するファイルは、設定の前に並べてください（aift data prepare FILE... --model M）。",
+            f"{given}: name the files to prepare as arguments, not as a setting (aift data prepare FILE... --model M).",
+        )
     if not files:
         raise UsageError("データのファイルがありません。", "there is no data file.")
     paths = [path for item in files for path in matching(item)]

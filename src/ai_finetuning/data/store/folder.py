@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ...errors import DataError, RunLockedError, UsageError
+from ...errors import DataError, RunLockedError, StorageError, UsageError
 from ...messages import notice
 from ...system.files import is_private, is_private_tree
 from ...system.folders import private_cache, temporary_cache
@@ -154,7 +154,11 @@ def cached_store(
             with storing(folder):
                 (folder / MANIFEST).unlink(missing_ok=True)
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            prepare_store(asked, folder, encoder=encoder)
+            try:
+                prepare_store(asked, folder, encoder=encoder)
+            except StorageError:  # what is there of it would keep the disk full
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             obtained = open_store(folder)
     finally:
         lock.release()

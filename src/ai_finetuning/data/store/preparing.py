@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ...config.data import DataConfig
 from ...config.preference import Objective
 from ...errors import localized
+from ...messages import notice
 from ...system.files import sha256_of
 from ..bad_rows import BadRows
 from ..cache import code_version, tokenizer_digest
@@ -22,10 +23,11 @@ from ..columns import check_columns
 from ..contradictions import note_contradictions
 from ..files import RowBatch, data_files, open_data
 from ..pieces import Account, Group, Headless, PieceMaker, Reading, judge
+from ..rows import reading
 from ..sources import certain_mojibake, heading_of
 from .documents import Documents, documents_of
 from .mapped import FURTHER, JUDGED, PLAIN, Manifest, Part, Source
-from .writer import Progress, StoreWriter, read_progress
+from .writer import Damaged, Progress, StoreWriter, read_progress
 
 # Tokens between two moments from which an interrupted preparation goes on: some ten seconds.
 _COMMIT = 2**23
@@ -143,8 +145,13 @@ def sources_of(paths: Sequence[str], *, hashed: bool = True) -> tuple[Source, ..
     Raises:
         InputNotFoundError, DataError: see files.find_data.
     """
-    files = [file for path in paths for file in data_files(path)]
-    return tuple(Source(str(file), file.stat().st_size, sha256_of(file) if hashed else "") for file in files)
+    obtained: list[Source] = []
+    for path in paths:
+        with reading(path):
+            obtained += [
+                Source(str(file), file.stat().st_size, sha256_of(file) if hashed else "") for file in data_files(path)
+            ]
+    return tuple(obtained)
 
 
 class Changed(Exception):
@@ -193,6 +200,12 @@ def prepare_store(
             return
         except _Restart as restart:
             progress = Progress(key, certain=progress.certain | restart.certain)
+        except Damaged:
+            notice(
+                f"{folder} にある途中の結果が壊れているので、最初から用意します。",
+                f"what an interrupted preparation left in {folder} is damaged; it begins anew.",
+            )
+            progress = Progress(key)
 
 
 def _token_kind(tokenizer: Any) -> str:
@@ -300,7 +313,8 @@ class _Run:
             Changed: it had another one before the preparation was interrupted.
         """
         if self._hashes.get(path) == "":
-            found = sha256() if sha256 is not None else sha256_of(Path(path))
+            with reading(path):
+                found = sha256() if sha256 is not None else sha256_of(Path(path))
             if self._writer.progress.hashes.setdefault(path, found) != found:
                 raise Changed
             self._hashes[path] = found

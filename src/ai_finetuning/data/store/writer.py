@@ -38,6 +38,7 @@ class Progress:
         names, largest: see Manifest.
         certain: files in which rows that are perhaps mojibake are.
         hashes: SHA-256 of the files that were read, by their paths.
+        digest: of the documents that are written, as in the manifest.
     """
 
     identity: str
@@ -48,6 +49,11 @@ class Progress:
     largest: int = 0
     certain: set[str] = field(default_factory=set)
     hashes: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+
+class Damaged(Exception):
+    """What an interrupted writing left is not what it has written."""
 
 
 def read_progress(folder: Path, identity: str) -> Progress | None:
@@ -72,7 +78,7 @@ class StoreWriter:
         objective: what is learnt from the documents.
 
     Raises:
-        StorageError: the disk refuses.
+        StorageError: the disk refuses. Damaged: the arrays that are there are not those of the progress.
     """
 
     def __init__(self, folder: Path, progress: Progress, token_kind: str, objective: str = "sft") -> None:
@@ -82,6 +88,8 @@ class StoreWriter:
             progress.arrays = {name: ArrayEntry(kind or token_kind, width) for name, (kind, width) in wanted.items()}
         with storing(folder):
             self._digest = _digest_of_written(folder, progress)
+            if progress.digest and self._digest.hexdigest() != progress.digest:
+                raise Damaged
             self._writers = {name: ArrayWriter(file_of(folder, name), item) for name, item in progress.arrays.items()}
         self._places = {name: place for place, name in enumerate(progress.names)}
         self._whole = False
@@ -125,6 +133,7 @@ class StoreWriter:
         with storing(self._folder):
             for writer in self._writers.values():
                 writer.sync()
+            self.progress.digest = self._digest.hexdigest()
             kept = [replace(item, problems=item.problems.without_excerpts()) for item in self.progress.accounts]
             content = json.dumps(to_plain(replace(self.progress, accounts=kept)), ensure_ascii=False)
             write_in_place(self._folder / PROGRESS, content.encode("utf-8", "surrogatepass"))
