@@ -45,7 +45,7 @@ def test_few_pairs_at_a_high_rate_are_told_in_the_plan(tmp_path: Path):
     rows = [{"prompt": f"{n} は？", "chosen": f"{n} です。", "rejected": "いいえ。"} for n in range(8)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = ["objective=preference", f"data.train={pairs}", "data.eval=null"]
-    plan = planned(tmp_path, *settings, "learning_rate=3e-3", "training.num_epochs=30")
+    plan = planned(tmp_path, *settings, "learning_rate=3e-3", "training.num_epochs=60")
     few, high = plan.findings
     assert "8" in few.en
     assert "0.003" in high.en
