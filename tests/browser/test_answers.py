@@ -105,6 +105,29 @@ def test_answers_go_on_through_a_reload_and_a_killed_server(web: Web, page: Any,
     assert [row[3] for row in rows[25:]] == ["-5", "'＠株式会社"]
 
 
+def test_what_a_stopped_batch_has_answered_is_saved(web: Web, page: Any, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    file = _upload(web, page)
+    web.open(page, f"/answers?file={file}&model=embedded-kotoha-tiny")
+    page.locator("#more summary").click()
+    page.locator("#max_new_tokens").fill("400")
+    page.locator("#start").click()
+    expect(page.locator(".batch-count")).to_have_text(_some_of(25), timeout=120_000)
+    page.get_by_role("button", name="ここまでで止める").click()
+    save = page.get_by_role("button", name="答えた分を保存")
+    expect(save).to_be_visible(timeout=60_000)
+    with page.expect_download() as partial:
+        save.click()
+    name = re.fullmatch(r"faq-回答-途中（25件中(\d+)件）\.csv", partial.value.suggested_filename)
+    assert name is not None
+    partial.value.save_as(tmp_path / "partial.csv")
+    rows = _read(tmp_path / "partial.csv")
+    assert len(rows) == len(ROWS)
+    assert 0 < sum(bool(row[4]) for row in rows[1:]) <= int(name[1]) < 25  # an answer may be empty
+    expect(page.get_by_role("button", name="続きから")).to_be_visible()
+
+
 def _some_of(total: int) -> Any:
     """A count of some that are answered, and of all."""
     return re.compile(rf"^[1-9]\d*/{total} 件$")

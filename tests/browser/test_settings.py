@@ -85,6 +85,26 @@ def test_presets_fields_and_yaml_go_together(web: Any, page: Any):
     expect(page.get_by_label("エポック数")).to_have_value("5")
 
 
+def test_another_objective_takes_its_own_rate_and_leaves_what_was_written(web: Any, page: Any):
+    rows = [{"prompt": f"{n} は？", "chosen": f"{n} です。", "rejected": "いいえ。"} for n in range(30)]
+    answer = page.request.post(
+        f"{web.url}/api/data/upload",
+        data="".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(),
+        headers={"x-aift-token": web.token, "x-aift-name": "pairs.jsonl"},
+    )
+    web.open(page, f"/train?data={answer.json()['id']}")
+    rate, objective = page.get_by_label("学習率"), page.get_by_label("何から学ぶか")
+    expect(rate).to_have_value("0.0001")
+    expect(page.get_by_label("エポック数")).to_have_value("2")
+    objective.select_option("")
+    expect(rate).to_have_value("0.003")
+    objective.select_option("preference")
+    expect(rate).to_have_value("0.0001")
+    rate.fill("0.0007")
+    objective.select_option("")
+    expect(rate).to_have_value("0.0007")
+
+
 def test_few_steps_are_said_and_the_plan_replaces_the_formulas(web: Any, page: Any):
     web.open(page, SHIPPED)
     page.locator("#more summary").click()
@@ -94,6 +114,8 @@ def test_few_steps_are_said_and_the_plan_replaces_the_formulas(web: Any, page: A
     expect(page.locator("#source")).to_contain_text("データとモデルを読んで計算しました", timeout=120_000)
     expect(page.locator("#findings")).to_contain_text("学習が少なすぎます（3 ステップ）")
     expect(figure(page, "length")).to_have_text("31 エポック 3")
+    expect(figure(page, "time")).to_contain_text("うち 回答の例 約")
+    expect(figure(page, "time")).to_contain_text("「速い」では、学習中の回答の例を作りません")
     page.get_by_role("button", name="計画だけ").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("学習 36、評価 4")

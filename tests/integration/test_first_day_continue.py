@@ -139,6 +139,10 @@ def test_a14_the_learning_rate_is_the_earlier_runs_unless_given(
     assert "low for LoRA" not in logged()
     given = load_config(None, [f"data.train={data['new']}", "learning_rate=1e-4"])
     assert going_on_from(given, first).training.learning_rate == 1e-4
+    pairs = [f"data.train={data['new']}", "objective=preference"]
+    assert going_on_from(load_config(None, pairs), first).training.learning_rate == 2e-5  # not what answers took
+    own = going_on_from(load_config(None, [*pairs, "learning_rate=1e-3"]), first)
+    assert own.training.learning_rate == 1e-3
     full = load_config(None, [f"data.train={data['new']}", "method=full", f"model={first}"])
     with pytest.raises(ConfigError, match="is a LoRA adapter"):
         going_on_from(full, first)

@@ -151,9 +151,10 @@ def test_the_plan_counts_a_fork_once_and_the_pass_of_the_reference(
     if objective == "preference":
         assert tokens == sum(sum(example.fork) for example in rows)
     assert (summary.tokens, summary.eval_tokens) == (tokens, scored)
-    told = replace(summary, speed=Speed(1.0, PILOT)).seconds
+    found = replace(summary, speed=Speed(1.0, PILOT)).parts
+    assert found is not None
     forward = (summary.evaluations + 1) * scored + passes * (tokens + scored)
-    assert told == pytest.approx(2 * tokens + forward / 3)
+    assert found.steps + found.evaluations == pytest.approx(2 * tokens + forward / 3)
 
 
 def test_what_does_not_go_with_pairs_is_refused(tiny_model_dir: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ from ..errors import Reason
 from ..messages import on_one_line
 from ..models.parts import positions_of
 from ..models.tokenizers import prompt_style
+from ..planner.length import MOST_JUDGED
 from .adoption import DECISIONS, WORDS, Adoption, Margins, decide, language_findings, task_findings
 from .before_after import Loaded, Plan, Side, measure
 from .before_after_report import Outcome, numbers
@@ -25,10 +26,6 @@ from .results import Results
 from .samples import last_question
 from .tasks import Item, Task, own_questions, pairs_task, prose
 
-# Most seconds of a verdict: a share of those of the training, or so many where that is less.
-SHARE, LEAST_SECONDS = 0.1, 120.0
-# Most rows of the user's that are asked: more would not change what is seen (an interval of 2 points).
-MOST_ROWS = 2000
 # Items that are measured first, to tell what one costs; and at a time behind them.
 PILOT = 2
 _TOGETHER = {"answers": 16, "pairs": 8, "prose": 4}
@@ -37,11 +34,6 @@ _TOGETHER = {"answers": 16, "pairs": 8, "prose": 4}
 TITLE = "data.eval"
 
 Tasks = tuple[Task, ...]
-
-
-def time_limit(seconds: float) -> float:
-    """Seconds that the verdict of a training of so many may take."""
-    return max(LEAST_SECONDS, SHARE * seconds)
 
 
 def run_tasks(rows: Sequence[Example], tokenizer: Any, config: Any, system: str | None = None) -> tuple[Tasks, int]:
@@ -58,7 +50,7 @@ def run_tasks(rows: Sequence[Example], tokenizer: Any, config: Any, system: str 
     """
     # By their places: rows out of a store are made anew each time that they are asked for.
     digests = [hashlib.sha256(row.input_ids.tobytes()).digest() for row in rows]
-    order = sorted(range(len(rows)), key=lambda place: digests[place])[:MOST_ROWS]
+    order = sorted(range(len(rows)), key=lambda place: digests[place])[:MOST_JUDGED]
     numbered = [(place + 1, rows[place]) for place in order if rows[place].mark >= 0]  # a bad answer is none to expect
     asked, plain = _asked(numbered, tokenizer, config, system)
     general = prose()

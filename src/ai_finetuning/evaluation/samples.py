@@ -27,9 +27,11 @@ from ..models.generation import continue_tokens, text_of
 from ..models.parts import positions_of
 from ..models.quantized import unchanged
 from ..models.tokenizers import PromptStyle, prompt_style
+from ..planner.length import ANSWER_TOKENS, ANSWERS_SECONDS
+from ..planner.speed import AnswerPace
 
 # Of an answer in tokens; of all answers of one moment in seconds; of a prompt in tokens.
-NEW_TOKENS, SECONDS, LONGEST_PROMPT = 128, 20.0, 512
+NEW_TOKENS, SECONDS, LONGEST_PROMPT = ANSWER_TOKENS, ANSWERS_SECONDS, 512
 # What every model card asks: questions of our own, so that a card shows no row of anybody's data.
 GENERAL_QUESTIONS = (
     "自己紹介をしてください。",
@@ -178,11 +180,21 @@ def _pieces(ids: NDArray[np.int64], width: int) -> NDArray[np.int64]:
     return numbers
 
 
-def answers(model: Any, tokenizer: Any, questions: Sequence[Question], seconds: float = SECONDS) -> list[str | None]:
+def answers(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    seconds: float = SECONDS,
+    *,
+    most: int = NEW_TOKENS,
+    pace: AnswerPace | None = None,
+) -> list[str | None]:
     """Greedy answers, one after the other; None from where the time is over, and where the model could not answer.
 
     Args:
         seconds: for all of them; an answer that is being written ends with them too.
+        most: tokens of an answer.
+        pace: is told how long their tokens took.
     """
     obtained: list[str | None] = []
     end = time.monotonic() + seconds
@@ -193,9 +205,10 @@ def answers(model: Any, tokenizer: Any, questions: Sequence[Question], seconds: 
                 left = end - time.monotonic()
                 if left <= 0:
                     break
-                tokens = min(NEW_TOKENS, (positions_of(model.config) or 2**31) - len(question.row))
+                tokens = min(most, (positions_of(model.config) or 2**31) - len(question.row))
                 options = {"max_new_tokens": tokens, "do_sample": False, "max_time": left}
-                obtained.append(continue_tokens(model, tokenizer, question.row, style=style, **options))
+                with (pace or AnswerPace()).timed(lambda: _written(tokenizer, obtained[-1])):
+                    obtained.append(continue_tokens(model, tokenizer, question.row, style=style, **options))
         except Exception as error:  # whatever a model's own code raises: no reason to lose a run
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             warn(
@@ -203,6 +216,11 @@ def answers(model: Any, tokenizer: Any, questions: Sequence[Question], seconds: 
                 f"the sample answers could not be made ({reason}); training is not affected.",
             )
     return [*obtained, *[None] * (len(questions) - len(obtained))]
+
+
+def _written(tokenizer: Any, answer: str | None) -> int:
+    """About how many tokens an answer took, its end included."""
+    return len(tokenizer.encode(answer or "", add_special_tokens=False)) + 1
 
 
 @contextlib.contextmanager

@@ -12,12 +12,14 @@ from ..config.lora import LoRAConfig
 from ..config.run import RunConfig
 from ..config.run_folder import CHECKPOINTS
 from ..config.section import explicitly_set, with_values
+from ..config.training import TrainingConfig
 from ..errors import ConfigError, InputNotFoundError, ModelError, Problem
 from ..japanese.default_system import default_system, split_default_system
 from ..messages import argument, notice, warn
 from ..models.adapter_folder import WEIGHTS, adapter_config, base_name, recorded_base, unreadable
 from ..models.hub import named_base, on_disk
 from ..models.named import find_named, refusal
+from ..planner.presets import rate_for
 from ..runs.folder import recorded_settings
 from ..system.files import read_bounded, sha256_of
 
@@ -236,6 +238,7 @@ class Start:
         system_prompt: that it was trained with, where its template does not hold it; else None.
         extra_tokens, special_tokens: that it was trained with; None where the run's settings have none.
         learning_rate: of its run, None where that is not known.
+        objective: of its run, as in its settings.
     """
 
     folder: Path
@@ -249,6 +252,7 @@ class Start:
     extra_tokens: list[str] | None = None
     special_tokens: dict[str, str] | None = None
     learning_rate: float | None = None
+    objective: str = "sft"
 
 
 def find_start(name: str | Path) -> Start:
@@ -285,6 +289,7 @@ def find_start(name: str | Path) -> Start:
         extra_tokens=model.get("extra_tokens") if adapter else None,
         special_tokens=model.get("special_tokens") if adapter else None,
         learning_rate=rate if isinstance(rate, float) and 0 < rate < 1 else None,
+        objective=str(settings.get("objective") or "sft"),
     )
 
 
@@ -370,13 +375,8 @@ def _carried_over(config: RunConfig, start: Start, lora: LoRAConfig) -> RunConfi
             f"システムプロンプトは元の学習のものです: {data.system_prompt}",
             f"the system prompt is the earlier run's: {data.system_prompt}",
         )
-    rate = start.learning_rate
-    if rate is not None and "learning_rate" not in explicitly_set(training) and start.full == config.trains_all:
-        training = with_values(training, learning_rate=rate)
-        notice(
-            f"学習率は元の学習と同じ {rate:g} です（training.learning_rate で変えられます）。",
-            f"the learning rate is the earlier run's, {rate:g} (training.learning_rate changes it).",
-        )
+    if "learning_rate" not in explicitly_set(training):
+        training = _with_rate(config, start, model.name)
     resuming = training.checkpoint.resume_from_checkpoint is not None
     if "output_dir" not in explicitly_set(training):
         training = with_values(training, output_dir=_folder_beside(start, resuming=resuming))
@@ -387,6 +387,28 @@ def _carried_over(config: RunConfig, start: Start, lora: LoRAConfig) -> RunConfi
         f"Output: {training.output_dir}",
     )
     return with_values(config, model=model, data=data, training=training, lora=lora)
+
+
+def _with_rate(config: RunConfig, start: Start, base: str) -> TrainingConfig:
+    """The training settings with the earlier run's learning rate; where that learnt from something else, with the one that
+    is suggested for this objective: a rate for answers spoils a model that learns from comparisons.
+    """
+    training, rate = config.training, start.learning_rate
+    if start.objective != config.objective and not config.trains_all:
+        rate = rate_for(base, config.objective)
+        notice(
+            f"元の学習は objective: {start.objective} なので、学習率は引き継がず、{config.objective} の目安 {rate:g} にします（training.learning_rate で変えられます）。",
+            f"the earlier run learnt by objective: {start.objective}, so that its learning rate is not taken; it is {rate:g}, as "
+            f"suggested for {config.objective} (training.learning_rate changes it).",
+        )
+    elif rate is None or start.full != config.trains_all or start.objective != config.objective:
+        return training
+    else:
+        notice(
+            f"学習率は元の学習と同じ {rate:g} です（training.learning_rate で変えられます）。",
+            f"the learning rate is the earlier run's, {rate:g} (training.learning_rate changes it).",
+        )
+    return with_values(training, learning_rate=rate)
 
 
 def _folder_beside(start: Start, *, resuming: bool) -> str:

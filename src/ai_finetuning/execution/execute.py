@@ -217,7 +217,8 @@ def _run_here(plan: RunPlan, peers: Peers, faults: Faults) -> Result:
             check_unknown_gpu(plan.device)
         if plan.request.resolved_strategy is None:  # else the process that started these knows it better
             _warn_of_memory(plan.summary)
-        _warn_of_few_steps(plan.summary)
+        for one in plan.summary.notes():
+            warn(one.ja, one.en)
         warn_of_idle_ranks(plan.parallel, plan.summary.rows_per_step)
         for line in plan.data.lines:
             notice(line, line)
@@ -358,18 +359,19 @@ def _fit(plan: RunPlan, built: Built, folder: OutputFolder, report: RunReport | 
         if not run.store.agree(problem is None):
             _not_saved(run, problem)
         if run.strategy.is_main:
-            _remember_speed(plan, folder)
+            _remember_speed(plan, folder, report)
             verdict.finish(result.model, result.saved_step or state.step, run_seconds(folder.path))
             if not verdict.improved and few_steps_unless_better(plan, result.history, result.saved_step) is not None:
                 _warn_of_few_steps(plan.summary)
     return result
 
 
-def _remember_speed(plan: RunPlan, folder: OutputFolder) -> None:
-    """Keeps how fast the run was, for the plans of the next ones."""
+def _remember_speed(plan: RunPlan, folder: OutputFolder, report: RunReport | None) -> None:
+    """Keeps how fast the run was, and its answers, for the plans of the next ones."""
     speed = speed_of(read_metrics(folder.path / METRICS))
     if speed is not None:
-        remember(*speed_key(plan.request, plan.device, plan.parallel), tokens_per_second=speed)
+        answering = None if report is None else report.pace.seconds
+        remember(*speed_key(plan.request, plan.device, plan.parallel), speed, answering)
 
 
 def _eval_every(run: Run) -> float | None:

@@ -43,7 +43,6 @@ from ..evaluation.run_verdict import (
     plain_verdict,
     run_tasks,
     scored_texts,
-    time_limit,
 )
 from ..evaluation.samples import untouched
 from ..evaluation.spread_likelihood import SpreadLikelihoods, why_no_answers
@@ -53,6 +52,7 @@ from ..messages import argument, described, notice, warn
 from ..models.adapters import without_adapter
 from ..models.parts import positions_of, unwrapped
 from ..parallel.processes import launched
+from ..planner.length import time_limit
 from ..planner.speed import duration
 from ..system.files import write_in_place
 from .build import Built
@@ -89,7 +89,7 @@ def verdict_line(plan: RunPlan) -> Reason | None:
     """What the plan says of the verdict; None where there is none."""
     if why_none(plan) is not None:
         return None
-    rows, most = len(plan.data.eval_data), duration(time_limit(plan.summary.seconds or 0.0))
+    rows, most = len(plan.data.eval_data), duration(time_limit(plan.summary.training_seconds))
     texts = Reason("", "")
     if plan.request.config.training.runtime.report_samples:
         texts = Reason(f"。問いと答えは {EVAL} に入ります", f"; questions and answers go into {EVAL}")
@@ -171,7 +171,7 @@ class RunVerdict:
         """Scores the base of a run that changes all weights, before its first step; every process has to call it."""
         if self.why_none is not None or not self._gone or built.run.state.step > 0:
             return
-        limit = self._limit(self._plan.summary.seconds or 0.0) / 2
+        limit = self._limit(self._plan.summary.training_seconds) / 2
         if self._in_parts:
             self._score_spread(built, limit)
         if self._in_parts or not launched().is_main:

@@ -10,16 +10,19 @@ from pathlib import Path
 from ..engine.checkpoint.store import CheckpointStore
 from ..engine.loop import advance
 from ..engine.step import next_step, step_with_retry
+from ..evaluation.samples import answers, choose
 from ..messages import notice, speak
-from ..planner.speed import PILOT, Speed
+from ..planner.speed import PILOT, AnswerPace, Speed
 from ..system.cores import threads_kept, use_physical_cores
 from ..system.gpu import clear_gpu_memory, memory_growth
-from .build import build
+from .build import Built, build
 from .preference import pretend_references
 from .progress import saying_that_it_prepares
 from .resolve import RunPlan
 
 STEPS = 3
+# Tokens that are generated before the clock counts, and while it does.
+_WARM, _TIMED = 2, 24
 
 
 def try_steps(plan: RunPlan) -> RunPlan:
@@ -41,17 +44,18 @@ def try_steps(plan: RunPlan) -> RunPlan:
     notice(f"{STEPS} ステップだけ試しています（何も保存しません）。", f"trying {STEPS} steps (nothing is kept).")
     use_physical_cores()
     measured: list[tuple[float, int]] = []
+    pace = AnswerPace()
     with threads_kept(), saying_that_it_prepares():  # a resumed run's number is not the next run's
-        held = memory_growth(plan.device, lambda: measured.extend(_steps(plan)))
+        held = memory_growth(plan.device, lambda: measured.extend(_steps(plan, pace)))
     clear_gpu_memory()
     counted = measured[1:] or measured
     seconds, tokens = (sum(values) for values in zip(*counted, strict=True))
-    speed = Speed(tokens / seconds, PILOT) if seconds > 0 and tokens > 0 else plan.summary.speed
+    speed = Speed(tokens / seconds, PILOT, pace.seconds) if seconds > 0 and tokens > 0 else plan.summary.speed
     return replace(plan, summary=replace(plan.summary, speed=speed, measured_memory=held))
 
 
-def _steps(plan: RunPlan) -> list[tuple[float, int]]:
-    """(seconds, tokens) of each step that was tried."""
+def _steps(plan: RunPlan, pace: AnswerPace) -> list[tuple[float, int]]:
+    """(seconds, tokens) of each step that was tried; the pace of an answer behind them, where the run will write some."""
     speak(only_errors=True)  # the run that follows says what it builds
     try:
         built = build(plan, CheckpointStore(Path(plan.summary.output_dir)), None)
@@ -68,7 +72,20 @@ def _steps(plan: RunPlan) -> list[tuple[float, int]]:
                 outcome = step_with_retry(run, data)
                 obtained.append((time.perf_counter() - began, outcome.tokens))
                 advance(run, outcome)
+            _answer(plan, built, pace)
     finally:
         if built.path is not None:
             built.path.close()
     return obtained
+
+
+def _answer(plan: RunPlan, built: Built, pace: AnswerPace) -> None:
+    """Times a short answer to an evaluation row."""
+    asked = plan.summary.asked
+    if not plan.data.eval_data or not (asked.questions or asked.samples or asked.judged):
+        return
+    system = plan.request.config.data.system_prompt or plan.data.report.system
+    questions = choose(plan.data.eval_data, plan.tokenizer, built.model.config, 1, system)
+    with contextlib.nullcontext() if built.path is None else built.path.paused():
+        answers(built.model, plan.tokenizer, questions, most=_WARM)
+        answers(built.model, plan.tokenizer, questions, most=_TIMED, pace=pace)

@@ -27,7 +27,7 @@ from ..evaluation.samples import SECONDS as SAMPLE_SECONDS
 from ..evaluation.samples import Sample, answers, choose, general_questions, repeats
 from ..evaluation.verdict import figure, verdict
 from ..messages import argument, notice, warn
-from ..planner.speed import duration
+from ..planner.speed import AnswerPace, duration
 from ..system.environment import environment
 from ..system.files import write_in_place
 from .build import Built
@@ -128,6 +128,9 @@ class RunReport(Callback):
         built: before anything of a checkpoint is in it.
         folder: of the run.
         clock: seconds that only grow.
+
+    Attributes:
+        pace: how long its answers' tokens take.
     """
 
     def __init__(
@@ -135,6 +138,7 @@ class RunReport(Callback):
     ) -> None:
         self._plan, self._folder, self._clock = plan, folder, clock
         self._history: list[dict[str, Any]] = []
+        self.pace = AnswerPace()
         self._written = -math.inf
         self._ended = self._warned = False
         self._state = built.run.state
@@ -148,7 +152,7 @@ class RunReport(Callback):
         if self._questions:
             _say_asking(Reason("学習前", "the model before training"))
             with contextlib.nullcontext() if built.path is None else built.path.paused():
-                before = answers(built.model, plan.tokenizer, self._questions)
+                before = answers(built.model, plan.tokenizer, self._questions, pace=self.pace)
         self._samples: list[Sample] | Reason = [
             Sample(question.text, question.expected, answer)
             for question, answer in zip(self._questions, before, strict=True)
@@ -164,7 +168,7 @@ class RunReport(Callback):
         plan = self._plan
         if isinstance(self._samples, list):
             _say_asking(Reason("学習後", "the trained model"))
-            after = answers(model, plan.tokenizer, self._questions)
+            after = answers(model, plan.tokenizer, self._questions, pace=self.pace)
             self._samples = [replace(sample, after=answer) for sample, answer in zip(self._samples, after, strict=True)]
         alone = plan.parallel.processes == 1
         if (
@@ -174,7 +178,7 @@ class RunReport(Callback):
         ):
             return []
         asked = general_questions(plan.tokenizer)
-        given = answers(model, plan.tokenizer, asked)
+        given = answers(model, plan.tokenizer, asked, pace=self.pace)
         rows = Joined(plan.data.train, plan.data.eval_data)
         return [
             (question.text, answer)

@@ -80,6 +80,7 @@ from .data_order import (
 from .derived import Derived, taken_over
 from .disk import disk_of
 from .fingerprint import fingerprint_of
+from .foreseen import foreseen
 from .objective import reference_passes
 from .offload import resolve_offload
 from .place import Place, place_for
@@ -420,6 +421,7 @@ def _plan(prepared: _Prepared, strategy: ResolvedStrategy | None, choice: Choice
         strategy=parallel.strategy,
         processes=spread.processes,
         speed=_speed(model, sizes, parallel, cut),
+        **foreseen(model, data, processes=spread.processes, epochs=prepared.total / max(1, prepared.an_epoch)),
         choice=choice,
         calibration=place.calibration(),
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..data.mixed import SourceShare
 from ..data.mixture import Taken
 from ..errors import Reason, localized
 from .cuts import Choice
+from .length import Asked, Beside, Parts, parts
 from .memory import MemoryEstimate
 from .phases import Timeline, size_text
-from .presets import few_steps
+from .presets import Preset, few_steps, plain_notes
 from .speed import Speed, duration
 
 _GB = 1e9
@@ -27,6 +28,8 @@ class Plan:
         speed: of the steps, by the last run of this model and method or by a pilot; None where neither is known.
         measured_memory: bytes that a pilot held at its peak.
         objective: with its loss, where answers are compared or marked; empty otherwise.
+        asked: what the model will be asked beside its training.
+        findings: what people should know of it beside few steps.
         reference_passes: how often all rows are scored before the first step (execution/preference.py).
         memory: of one process; of several devices, of the fullest one.
         free_memory_bytes: of that device.
@@ -76,29 +79,58 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """How long the run takes, old rows, evaluations and references included; None where no speed is known.
+        """How long the run takes until its verdict is there; None where no speed is known."""
+        return None if self.parts is None else self.parts.total
 
-        An evaluation, of which there is one before the first step too, and the references of all rows before it only go
-        forward: a third of a step's work for a token (arXiv:2001.08361, section 2.1).
-        """
+    @property
+    def parts(self) -> Parts | None:
+        """The same part by part: steps with old rows, evaluations and references, sample answers, the verdict."""
         if self.speed is None:
             return None
         an_epoch = self.epoch_tokens[0] + (self.replay.tokens if self.replay is not None else 0)
-        evaluated = (self.evaluations + 1) * self.eval_tokens if self.evaluations else 0
-        forward = evaluated + self.reference_passes * (self.tokens + self.eval_tokens)
-        return self.speed.seconds(an_epoch * self.total_steps / max(1, self.steps_per_epoch) + forward / 3)
+        return parts(self.beside, an_epoch * self.total_steps / max(1, self.steps_per_epoch), self.speed)
+
+    @property
+    def training_seconds(self) -> float:
+        """How long it takes until the model is saved; 0 where no speed is known."""
+        return 0.0 if self.parts is None else self.parts.training
+
+    @property
+    def beside(self) -> Beside:
+        """What it does beside its steps."""
+        rows = self.rows or self.total_steps * self.rows_per_step
+        return Beside(
+            evaluations=self.evaluations,
+            eval_tokens=self.eval_tokens,
+            references=self.reference_passes * (self.tokens + self.eval_tokens),
+            questions=self.asked.questions,
+            samples=self.asked.samples,
+            answer_tokens=self.label_tokens / max(1, rows) / self.asked.answers_a_row,
+            judged=self.asked.judged,
+            token_seconds=self.asked.token_seconds,
+        )
+
+    def under(self, preset: Preset) -> Plan:
+        """The plan of the same run by a preset."""
+        epochs = preset.epochs_for(self.steps_per_epoch)
+        total = epochs * self.steps_per_epoch
+        beside = self.beside.under(preset, epochs, total, by_steps=self.eval_steps is not None)
+        asked = replace(self.asked, questions=beside.questions)
+        return replace(self, total_steps=total, evaluations=beside.evaluations, asked=asked)
 
     def time_text(self) -> str:
         """How long it takes and by what that is told, or that it is not known, and how to learn it."""
-        if self.seconds is None or self.speed is None:
+        found = self.parts
+        if found is None or self.speed is None:
             return localized(
                 "不明（このモデルと方法で学習した記録がこの PC にありません。--pilot で 3 ステップ試すと分かります）",
                 "unknown (no run of this model and method on this PC yet; --pilot tries three steps)",
             )
         rate = f"{self.speed.tokens_per_second:,.0f}"
+        large, told = found.large() or Reason("", ""), duration(found.total)
         return localized(
-            f"約 {duration(self.seconds)}（{self.speed.source.ja}、{rate} トークン/秒）",
-            f"about {duration(self.seconds)} ({self.speed.source.en}, {rate} tokens/s)",
+            f"約 {told}（{large.ja}{'。' if large.ja else ''}{self.speed.source.ja}、{rate} トークン/秒）",
+            f"about {told} ({large.en}{'; ' if large.en else ''}{self.speed.source.en}, {rate} tokens/s)",
         )
 
     def _measured(self) -> list[tuple[str, str]]:
@@ -112,6 +144,8 @@ class Plan:
     evaluations: int = 0
     eval_tokens: int = 0
     reference_passes: int = 0
+    asked: Asked = Asked()
+    findings: tuple[Reason, ...] = ()
     keeps_best: bool = False
     replay: Taken | None = None  # old rows of the first epoch
     sources: tuple[SourceShare, ...] = ()  # what the first epoch takes of the entries of `data.train`
@@ -127,12 +161,20 @@ class Plan:
     def few_steps(self) -> Reason | None:
         """That a run is too short to learn much, and what to change; None where it is not."""
         return few_steps(
-            self.total_steps, self.steps_per_epoch, self.rows_per_step, by_steps=self.max_steps is not None
+            self.total_steps,
+            self.steps_per_epoch,
+            self.rows_per_step,
+            by_steps=self.max_steps is not None,
+            compared=bool(self.objective),
         )
 
-    def _few_steps_row(self) -> list[tuple[str, str]]:
-        advice = self.few_steps()
-        return [] if advice is None else [(localized("注意", "note"), localized(advice.ja, advice.en))]
+    def notes(self) -> list[Reason]:
+        """What people should know before they start: few steps, and what else was found."""
+        few = self.few_steps()
+        return [*([] if few is None else [few]), *self.findings]
+
+    def _note_rows(self) -> list[tuple[str, str]]:
+        return [(localized("注意", "note"), localized(one.ja, one.en)) for one in self.notes()]
 
     def _processes_row(self) -> tuple[str, str]:
         if self.processes == 1 and self.strategy == "ddp":  # of which one process has nothing
@@ -287,8 +329,9 @@ class Plan:
         if self.timeline is not None:
             own["timeline"]["peak"] = self.timeline.peak
         few = self.few_steps()
-        findings = [] if few is None else [{"ja": few.ja, "en": few.en}]
-        computed = {"needed_bytes": self.needed_bytes, "fits": self.fits, "seconds": self.seconds}
+        findings = plain_notes(few, self.findings)
+        computed: dict[str, Any] = {"needed_bytes": self.needed_bytes, "fits": self.fits, "seconds": self.seconds}
+        computed |= {"beside": asdict(self.beside), "parts": None if self.parts is None else self.parts.plain()}
         return own | computed | {"findings": findings}
 
     def uncounted(self) -> dict[str, Any]:
@@ -367,7 +410,7 @@ class Plan:
             *self._source_rows(),
             (localized("ステップ", "steps"), self._steps_text()),
             (localized("時間（見積もり）", "time (estimate)"), self.time_text()),
-            *self._few_steps_row(),
+            *self._note_rows(),
             *self._evaluation_row(),
             (localized("勾配チェックポイント", "gradient checkpointing"), on),
             *self._choice_rows(),

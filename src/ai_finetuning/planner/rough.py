@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from ..models.local import need_bytes
 from ..system import nvml
 from ..system.machine import machine
 from . import memory
+from .gpus import card_named
+from .length import MOST_JUDGED, USUAL_EVALUATIONS, Beside, parts, token_seconds
 from .numbers import ModelShape
 from .speed import last_speed, place_of
 
@@ -74,7 +76,6 @@ def rough(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> Rou
     packed = max(1, config.data.max_length // row) if config.data.packing else 1
     per_epoch = max(1, math.ceil(count / packed / a_step))
     total = training.schedule.max_steps or per_epoch * training.num_epochs
-    passes = total / per_epoch * count + eval_rows * (_evaluations(config, total, per_epoch) + 1) / 3
     shape = None if model is None else rough_shape(model)
     work = None if shape is None else _workload(config, shape, rows, row)
     return Rough(
@@ -82,7 +83,9 @@ def rough(config: RunConfig, rows: Rows, model: Mapping[str, Any] | None) -> Rou
         eval_rows=eval_rows,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        seconds=_seconds(config, passes * row),
+        seconds=_seconds(
+            config, total / per_epoch * count * row, _beside(config, eval_rows, row, total, per_epoch), shape
+        ),
         memory_bytes=_memory(config, shape, work),
         disk_bytes=None if shape is None or work is None else _disk(config, shape, work),
     )
@@ -100,17 +103,37 @@ def _evaluations(config: RunConfig, total: int, per_epoch: int) -> int:
     training = config.training
     if training.evals_per_epoch is not None:
         return math.ceil(total * training.evals_per_epoch / per_epoch)
-    return min(total, 10)
+    return min(total, USUAL_EVALUATIONS)
 
 
-def _seconds(config: RunConfig, tokens: float) -> float | None:
+def _beside(config: RunConfig, eval_rows: int, row: int, total: int, per_epoch: int) -> Beside:
+    """What it does beside its steps; half of a row is taken for its answer."""
+    training = config.training
+    return Beside(
+        evaluations=_evaluations(config, total, per_epoch) if eval_rows else 0,
+        eval_tokens=eval_rows * row,
+        questions=training.evaluation.generate if eval_rows else 0,
+        samples=min(training.runtime.report_samples, eval_rows),
+        answer_tokens=row / 2,
+        judged=min(MOST_JUDGED, eval_rows) if eval_rows and training.evaluation.verdict else None,
+    )
+
+
+def _seconds(config: RunConfig, tokens: float, beside: Beside, shape: ModelShape | None) -> float | None:
     """By the speed of the last run of this model and method here."""
-    device = "cuda" if nvml.gpus() else "cpu"
+    cards = nvml.gpus()
+    device = "cuda" if cards else "cpu"
     place = place_of(device, 0 if device == "cuda" else None, config.parallel.strategy, 1)
     folder = Path(config.model.name).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else config.model.name
     last = last_speed(name, config.effective_method, place)
-    return None if last is None else last.seconds(tokens)
+    if last is None:
+        return None
+    if shape is not None:
+        card = card_named(cards[0].name) if cards else None
+        each = token_seconds(shape.parameters, shape.layers, gpu=bool(cards), card=card)
+        beside = replace(beside, token_seconds=each)
+    return parts(beside, tokens, last).total
 
 
 def _workload(config: RunConfig, shape: ModelShape, rows: Rows, row: int) -> memory.Workload:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import Reason, localized
 from ..system import nvml
@@ -20,6 +21,8 @@ from ..system.folders import cache_folder, private_cache
 STEPS_BEFORE = 5
 # Steps whose pace counts.
 _WINDOW = 50
+# Generated tokens by whose pace others are told.
+_ENOUGH = 16
 _KIND = "speed"
 Clock = Callable[[], float]
 
@@ -103,10 +106,12 @@ class Speed:
     Attributes:
         tokens_per_second: that go through the model, of all processes.
         source: where the number is from.
+        token_seconds: of a generated token, of an answer by itself; None where none was timed.
     """
 
     tokens_per_second: float
     source: Reason
+    token_seconds: float | None = None
 
     def seconds(self, tokens: float) -> float:
         """How long so many tokens take."""
@@ -118,20 +123,61 @@ PILOT = Reason("いま試した 3 ステップの速さから", "by three steps 
 
 
 def speed_of(history: Sequence[Mapping[str, Any]]) -> float | None:
-    """Tokens a second of the last process that wrote rows of metrics, without its first step; None where too few."""
-    rows = [row for row in history if row.get("loss") is not None and "seconds" in row]
-    begin = next((at for at in range(len(rows) - 1, 0, -1) if rows[at]["seconds"] < rows[at - 1]["seconds"]), 0)
+    """Tokens a second of the last process that wrote rows of metrics, without its first step and without those behind an
+    evaluation, whose time is in their rows; None where too few.
+    """
+    rows = [row for row in history if "seconds" in row and row.get("loss") is not None or "eval_loss" in row]
+    steps = [at for at, row in enumerate(rows) if "seconds" in row]
+    begin = next((at for at in steps[:0:-1] if rows[at]["seconds"] < _before(rows, at)), 0)
     own = rows[begin:]
-    if len(own) < 2:
-        return None
-    seconds = own[-1]["seconds"] - own[0]["seconds"]
-    return (own[-1]["tokens"] - own[0]["tokens"]) / seconds if seconds > 0 else None
+    steps_alone = [pair for pair in itertools.pairwise(own) if all("seconds" in row for row in pair)]
+    pairs = steps_alone or list(itertools.pairwise([row for row in own if "seconds" in row]))
+    seconds = sum(after["seconds"] - before["seconds"] for before, after in pairs)
+    tokens = sum(after["tokens"] - before["tokens"] for before, after in pairs)
+    return tokens / seconds if seconds > 0 else None
 
 
-def remember(model: str, method: str, device: str, tokens_per_second: float) -> None:
+def _before(rows: Sequence[Mapping[str, Any]], at: int) -> float:
+    """Seconds of the step before one."""
+    return float(next((row["seconds"] for row in rows[at - 1 :: -1] if "seconds" in row), 0.0))
+
+
+class AnswerPace:
+    """How long a generated token takes, of answers that a run has written.
+
+    Args:
+        clock: seconds from anywhere.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds, self._tokens = 0.0, 0
+
+    @contextlib.contextmanager
+    def timed(self, count: Callable[[], int]) -> Iterator[None]:
+        """Times what is done in it.
+
+        Args:
+            count: tokens that were generated, asked at its end.
+        """
+        began = self._clock()
+        yield
+        self._seconds += self._clock() - began
+        self._tokens += count()
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a token; None before enough of them were seen to tell."""
+        return self._seconds / self._tokens if self._tokens >= _ENOUGH else None
+
+
+def remember(
+    model: str, method: str, device: str, tokens_per_second: float, token_seconds: float | None = None
+) -> None:
     """Keeps the speed of a run, in the user's cache folder, for the plans of the next ones; never a reason to fail."""
     key = {"model": model, "method": method, "device": device}
-    text = json.dumps(key | {"tokens_per_second": round(tokens_per_second, 3)}, ensure_ascii=False)
+    speed = {"tokens_per_second": round(tokens_per_second, 3), "token_seconds": token_seconds}
+    text = json.dumps(key | speed, ensure_ascii=False)
     with contextlib.suppress(OSError):
         write_in_place(private_cache(_KIND) / _file_name(**key), text.encode("utf-8"))
 
@@ -142,10 +188,15 @@ def last_speed(model: str, method: str, device: str) -> Speed | None:
         return None
     file = private_cache(_KIND) / _file_name(model, method, device)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))["tokens_per_second"] if is_private(file) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(file.read_text(encoding="utf-8")) if is_private(file) else {}
+        value, answering = kept.get("tokens_per_second"), kept.get("token_seconds")
+    except (OSError, ValueError, AttributeError):
         return None
-    return Speed(float(value), LAST_RUN) if isinstance(value, int | float) and 0 < value < math.inf else None
+    return Speed(float(value), LAST_RUN, answering if _is_rate(answering) else None) if _is_rate(value) else None
+
+
+def _is_rate(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def place_of(device: str, index: int | None, strategy: str, processes: int) -> str:

@@ -122,7 +122,7 @@ def seconds_of(config: RunConfig, rows: Any, questions: Sequence[tuple[str, str]
         plan = try_steps(resolve(TrainRequest(JapaneseModel(config.model.name), config, rows, eval_data)))
     finally:
         speak(only_errors=False)
-    return plan.summary.seconds or 0.0
+    return plan.summary.training_seconds
 
 
 def held_out_losses(result: Result) -> tuple[float, float]:

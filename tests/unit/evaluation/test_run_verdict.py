@@ -20,7 +20,6 @@ from ai_finetuning.evaluation.run_verdict import (
     measured_on,
     outcome_of,
     run_tasks,
-    time_limit,
 )
 from ai_finetuning.evaluation.tasks import Item, Task
 
@@ -42,12 +41,6 @@ def row(tokenizer: Any, text: str, answers: Sequence[str]) -> Example:
         ids += [*asked, *given]
         labels += [*[-100] * len(asked), *given]
     return Example(np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int32))
-
-
-def test_a_tenth_of_the_training_or_two_minutes():
-    assert time_limit(0) == 120
-    assert time_limit(1200) == 120
-    assert time_limit(7200) == 720
 
 
 def test_rows_are_asked_their_last_question_in_an_order_of_their_own(tokenizer: Any):

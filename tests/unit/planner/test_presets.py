@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ai_finetuning.planner.presets import PRESETS, few_steps, suggested
+import pytest
+
+from ai_finetuning.planner.presets import PRESETS, compared_notes, few_steps, presets_for, rate_for, suggested
 
 
 def test_longer_presets_train_longer_and_few_rows_more_often():
@@ -37,3 +39,23 @@ def test_a_short_run_is_told_what_to_change():
     assert by_steps is not None
     assert "max_steps" in by_steps.en
     assert few_steps(50, 4, 16, by_steps=False) is None
+
+
+@pytest.mark.parametrize("objective", ["preference", "kto"])
+def test_comparisons_take_lower_rates_and_no_more_epochs_for_being_few(objective: str):
+    for model in ("embedded:kotoha-tiny", "org/model"):
+        assert rate_for(model, objective) < rate_for(model, "sft") / 5
+        assert suggested(model, 100, objective)["training.learning_rate"] == rate_for(model, objective)
+        assert not compared_notes(objective, 100, epochs=2, rate=rate_for(model, objective))
+    assert [preset.epochs_for(1) for preset in presets_for(objective).values()] == [1, 2, 3]
+
+
+def test_few_comparisons_many_times_and_high_rates_are_told():
+    few, high = compared_notes("preference", 1, epochs=60, rate=3e-3)
+    assert "60 回" in few.ja
+    assert "0.003" in high.en
+    assert len(compared_notes("kto", 500, epochs=10, rate=1e-4)) == 1
+    assert not compared_notes("sft", 1, epochs=60, rate=3e-3)
+    told = few_steps(12, 4, 16, by_steps=False, compared=True)
+    assert told is not None
+    assert "epochs" not in told.en

@@ -11,7 +11,16 @@ from ai_finetuning.engine.hooks import Control
 from ai_finetuning.engine.train_state import TrainState
 from ai_finetuning.errors import Reason
 from ai_finetuning.execution.progress import QUIET_SECONDS, Heartbeat, Lines
-from ai_finetuning.planner.speed import STEPS_BEFORE, Remaining, duration, last_speed, place_of, remember, speed_of
+from ai_finetuning.planner.speed import (
+    STEPS_BEFORE,
+    AnswerPace,
+    Remaining,
+    duration,
+    last_speed,
+    place_of,
+    remember,
+    speed_of,
+)
 
 
 class Clock:
@@ -150,6 +159,24 @@ def test_the_speed_of_a_run_is_that_of_its_last_process_without_the_first_step()
     assert speed_of([{"eval_loss": 1.0, "step": 0}, *rows([(1.0, 10), (2.0, 30)])]) == 20
 
 
+def test_the_time_of_evaluations_is_none_of_the_steps():
+    one, two, three, four = rows([(1.0, 100), (2.0, 200), (33.0, 300), (34.0, 400)])
+    assert speed_of([one, two, {"eval_loss": 1.0}, three, four]) == 100
+    assert speed_of([one, {"eval_loss": 1.0}, two, {"eval_loss": 1.0}, three]) == pytest.approx(200 / 32)
+    again = rows([(0.5, 500), (1.5, 550)])
+    assert speed_of([one, two, {"eval_loss": 1.0}, *again]) == 50
+
+
+def test_the_pace_of_answers_is_told_once_enough_tokens_were_written():
+    clock = Clock()
+    pace = AnswerPace(clock)
+    for tokens in (10, 10):
+        assert pace.seconds is None
+        with pace.timed(lambda tokens=tokens: tokens):
+            clock.now += 0.5
+    assert pace.seconds == pytest.approx(0.05)
+
+
 def test_a_speed_is_kept_by_model_method_and_place_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setenv("AIFT_CACHE", str(tmp_path))
     place = place_of("cpu", None, "single", 1)
@@ -157,6 +184,9 @@ def test_a_speed_is_kept_by_model_method_and_place_and_read_back(tmp_path, monke
     assert not list(tmp_path.iterdir())  # to ask writes nothing
     remember("m", "lora", place, 123.4)
     assert last_speed("m", "lora", place).seconds(1234) == pytest.approx(10)
+    assert last_speed("m", "lora", place).token_seconds is None
+    remember("m", "lora", place, 123.4, 0.02)
+    assert last_speed("m", "lora", place).token_seconds == 0.02
     assert last_speed("m", "full", place) is None
     assert last_speed("n", "lora", place) is None
     assert last_speed("m", "lora", place_of("cpu", None, "ddp", 2)) is None

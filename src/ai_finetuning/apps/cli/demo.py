@@ -58,8 +58,8 @@ def demo(
 def _demo(out: Path, asked_for: dict[str, int | None], *, full: bool, resume: bool) -> None:
     from ...embedded import MODEL, questions
     from ...evaluation.answers import grade
-    from ...evaluation.run_verdict import time_limit
     from ...models.adapters import without_adapter
+    from ...planner.length import time_limit
     from ...planner.speed import duration
     from ...runs.folder import read_run
     from ...trainers.demo import EPOCHS, KEEPING_EPOCHS, answers_of, held_out_losses, lesson, seconds_of, teach

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -467,8 +466,8 @@ def _ask_preset(values: dict[str, Any], plan: RunPlan, asks: Questions, given: s
 
 def _preset_line(preset: Preset, summary: Plan) -> str:
     epochs = preset.epochs_for(summary.steps_per_epoch)
-    steps = epochs * summary.steps_per_epoch
-    seconds = dataclasses.replace(summary, total_steps=steps).seconds
+    planned = summary.under(preset)
+    steps, seconds = planned.total_steps, planned.seconds
     from ...planner.speed import duration
 
     time = localized("時間不明", "time unknown") if seconds is None else localized("約 ", "about ") + duration(seconds)

@@ -170,6 +170,23 @@ _RULES = {
 }
 
 
+# What the page says of settings that take less here than anywhere else: no place on the disk (_RULES).
+_HINTS = {
+    "data.eval": Reason(
+        "学習データから評価のために分けておく割合（0.1 なら 1 割）。空欄なら評価しません。",
+        "Share of the training rows that is kept for evaluation (0.1: a tenth). Without one nothing is evaluated.",
+    ),
+    "data.replay.path": Reason(
+        "一般の日本語を忘れないように混ぜる、同梱の文章（embedded:prose）。空欄なら混ぜません。",
+        "Text that ships with the toolkit (embedded:prose), mixed in so that general Japanese is not forgotten; empty for none.",
+    ),
+    "model.chat_template": Reason(
+        "チャットテンプレート。空欄ならモデルのもの、なければカタログのものです。",
+        "The chat template; empty takes the model's own, then the catalog's.",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Chosen:
     """Model and data of a run, as the server has found them by their ids.
@@ -318,8 +335,8 @@ def described() -> list[dict[str, Any]]:
     return [
         {
             "key": item.key,
-            "ja": item.ja,
-            "en": item.en,
+            "ja": _HINTS.get(item.key, item).ja,
+            "en": _HINTS.get(item.key, item).en,
             "values": {"ja": item.values_ja, "en": item.values_en},
             "default": item.default,
             "visible": item.key in VISIBLE,

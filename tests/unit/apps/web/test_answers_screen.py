@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openpyxl
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -14,6 +15,7 @@ from ai_finetuning.apps.web import api, uploads
 from ai_finetuning.apps.web.screens import answers, compare, export
 from ai_finetuning.apps.web.site import Site
 from ai_finetuning.errors import RunLockedError, ToolkitError
+from ai_finetuning.inference.question_files import read_questions
 from ai_finetuning.runs import jobs
 from ai_finetuning.runs.process import identity
 
@@ -27,7 +29,7 @@ def site(tmp_path: Path) -> Site:
 @pytest.fixture
 def client(site: Site) -> TestClient:
     app = Starlette(routes=answers.ROUTES, exception_handlers={ToolkitError: api.refuse})
-    app.state.site = site
+    app.state.site, app.state.tickets = site, {}
     return TestClient(app)
 
 
@@ -90,7 +92,7 @@ def test_a_run_whose_model_a_job_reads_stays_where_it_is(site: Site, tmp_path: P
     at_work = {**told, "status": "running", **identity()}
     (folder / "run.json").write_text(json.dumps(at_work), encoding="utf-8")
     app = Starlette(routes=compare.ROUTES, exception_handlers={ToolkitError: api.refuse})
-    app.state.site = site
+    app.state.site, app.state.tickets = site, {}
     client, asked = TestClient(app), {"id": "faq", "name": "faq-2"}
     assert client.post("/api/compare/rename", json=asked).status_code == 409
     assert client.post("/api/compare/trash", json=asked | {"name": "faq"}).status_code == 409
@@ -123,3 +125,47 @@ def test_progress_and_rows_may_be_asked_at_once(site: Site, client: TestClient) 
     told = client.get(f"/api/answers/{folder.name}").json()
     assert (told["done"], told["score"]["judged"], told["score"]["right"]) == (100, 100, 100)
     assert client.get(f"/api/answers/{folder.name}/rows?show=match").json()["total"] == 100
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".xlsx"])
+def test_what_a_stopped_batch_has_answered_can_be_downloaded(site: Site, client: TestClient, kind: str) -> None:
+    rows = [("1 の次は？", ""), ("2 の次は？", "x"), ("", ""), ("4 の次は？", "y")]
+    part = site.data / f"questions{kind}"
+    if kind == ".csv":
+        part.write_text("質問,備考\n" + "".join(f"{one},{more}\n" for one, more in rows), encoding="cp932")
+    elif kind == ".jsonl":
+        part.write_text("".join(json.dumps({"質問": one, "備考": more}) + "\n" for one, more in rows), encoding="utf-8")
+    else:
+        book = openpyxl.Workbook()
+        for row in [("質問", "備考"), *rows]:
+            book.active.append(row)
+        book.save(part)
+    upload = uploads.adopt(site, part, f"社内の質問{kind}")
+    folder = _job(site, 4)
+    asked = read_questions(upload.file, column="質問")
+    answers._write_questions(folder / "questions.jsonl", asked, None)
+    told = json.loads((folder / "run.json").read_text())
+    told["job"]["about"] = {
+        "file": upload.id,
+        "shown": upload.shown,
+        "out": f"answers{kind}",
+        "column": "質問",
+        "sheet": asked.sheet,
+        "answer_column": "回答",
+        "total": 3,
+    }
+    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    address = f"/api/answers/{folder.name}/download"
+    assert client.post(address, json={}).status_code == 400  # nothing is answered yet
+    with (folder / f"answers{kind}.partial.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"question": 1, "answers": ["=3"]}) + "\n")
+    made = client.post(address, json={"spreadsheet": False})
+    assert made.status_code == 200, made.text
+    (one,) = client.app.state.tickets.values()  # type: ignore[attr-defined]
+    assert one.name == f"社内の質問-回答-途中（3件中1件）{kind}"
+    read = read_questions(one.path, column="質問")
+    places = [place for place, item in enumerate(read.questions) if item.text]
+    texts = [str(read.values(place).get("回答") or "") for place in places]
+    assert texts == ["", "=3" if kind != ".csv" else "'=3", ""]
+    assert [read.values(place).get("備考") or "" for place in places] == ["", "x", "y"]
+    assert not (folder / f"answers{kind}").exists()  # going on writes it

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from ai_finetuning.apps.web import api, children
+from ai_finetuning.apps.web import api, children, uploads
 from ai_finetuning.apps.web.data_facts import Facts
 from ai_finetuning.apps.web.screens.models import find, id_of
 from ai_finetuning.apps.web.screens.settings import ROUTES, Draft, checked, copied, draft_of, form_of, planned, run_name
 from ai_finetuning.apps.web.site import Site
 from ai_finetuning.data.glance import glance
 from ai_finetuning.embedded import model_folder
-from ai_finetuning.errors import ConfigError, InputNotFoundError, ToolkitError, UsageError
+from ai_finetuning.errors import ConfigError, InputNotFoundError, Reason, ToolkitError, UsageError
+from ai_finetuning.planner.length import Beside, parts
 from ai_finetuning.planner.rough import Rows
+from ai_finetuning.planner.speed import Speed
 
 
 @pytest.fixture
@@ -153,20 +158,85 @@ def test_no_plan_asks_for_a_model_that_is_not_here_until_it_is(
     assert asked == ["plan"]
 
 
-def test_a_plan_tells_the_presets_again():
-    plan = {
+def _plan(**changes: object) -> dict[str, object]:
+    beside = Beside(9, 90, questions=10, samples=3, answer_tokens=20, judged=30, token_seconds=0.001)
+    return {
         "steps_per_epoch": 10,
-        "speed": {"tokens_per_second": 100.0},
+        "speed": {"tokens_per_second": 100.0, "token_seconds": 0.01},
         "tokens": 1000,
-        "eval_tokens": 90,
-        "evaluations": 9,
-        "reference_passes": 0,
+        "eval_steps": 6,
+        "objective": "",
         "replay": None,
         "sources": [],
-    }
-    found = planned(plan)
-    assert found["standard"] == {"epochs": 6, "total_steps": 60, "seconds": (6000 + 300) / 100}
-    assert planned(plan | {"speed": None})["quick"]["seconds"] is None
+        "beside": asdict(beside),
+    } | changes
+
+
+def test_a_plan_tells_the_presets_again():
+    found = planned(_plan())
+    beside = Beside.of(_plan()["beside"])
+    speed = Speed(100.0, Reason("", ""), 0.01)
+    assert found["standard"] == {"epochs": 6, "total_steps": 60, "seconds": parts(beside, 6000, speed).total}
+    without = parts(replace(beside, questions=0), 3000, speed)
+    assert found["quick"]["seconds"] == without.total  # asks nothing while it trains
+    assert found["standard"]["seconds"] - found["quick"]["seconds"] > 30 + 10
+    by_the_epoch = parts(replace(beside, evaluations=15), 15_000, speed)
+    assert found["careful"]["seconds"] == by_the_epoch.total
+    assert planned(_plan(speed=None))["quick"]["seconds"] is None
+    assert planned(_plan(objective="preference, sigmoid (beta 0.1)"))["standard"]["epochs"] == 2
+
+
+def _pairs(site: Site, count: int) -> str:
+    site.data.mkdir(exist_ok=True)
+    part = site.data / "pairs.jsonl"
+    rows = [{"prompt": f"{n} は？", "chosen": f"{n} です。", "rejected": "知りません。"} for n in range(count)]
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return uploads.adopt(site, part, "pairs.jsonl").id
+
+
+def _run(site: Site, more: str = "") -> None:
+    """An earlier run at 0.003."""
+    folder = site.runs / "first"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "completed"}', encoding="utf-8")
+    text = f"model: {{name: embedded:kotoha-tiny}}\ntraining: {{learning_rate: 0.003, output_dir: {folder}}}\n{more}"
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "embedded:kotoha-tiny"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    save_file({"x": torch.zeros(1)}, str(folder / "adapter_model.safetensors"))
+
+
+def test_pairs_after_answers_take_their_own_rate_and_length(site: Site):
+    _run(site)
+    asked = {"data": _pairs(site, 8), "from": "first"}
+    form = form_of(draft_of(site, asked | {"values": {}}))
+    assert form["values"]["training.learning_rate"] == "0.0001"
+    assert form["presets"]["standard"]["values"]["training.num_epochs"] == "2"
+    values = form["values"] | form["presets"]["standard"]["values"]
+    assert draft_of(site, asked | {"values": values}).config().training.learning_rate == 1e-4
+    emptied = {key: value for key, value in values.items() if key != "training.learning_rate"}
+    assert draft_of(site, asked | {"values": emptied}).config().training.learning_rate == 1e-4
+    own = draft_of(site, asked | {"values": values | {"training.learning_rate": "0.004"}})
+    assert own.config().training.learning_rate == 0.004
+    notes = checked(own)["figures"]["findings"]
+    assert [one["kind"] for one in notes] == ["few_steps", "comparisons", "comparisons"]
+    assert "学習率（training.learning_rate）" in notes[2]["ja"]
+    assert "エポック" not in notes[0]["ja"]  # more of the same pairs is no advice
+
+
+def test_what_goes_on_with_the_same_objective_keeps_the_rate_of_its_run(site: Site):
+    _run(site)
+    form = form_of(draft_of(site, {"data": "embedded-kotoha-qa", "from": "first"}))
+    assert "training.learning_rate" not in form["values"]
+    assert form["inherited"]["training.learning_rate"] == "0.003"
+    assert form["rates"] == {"sft": ""}
+
+
+def test_pairs_after_pairs_keep_the_rate_of_their_run(site: Site):
+    _run(site, "objective: preference\n")
+    form = form_of(draft_of(site, {"data": _pairs(site, 8), "from": "first"}))
+    assert form["inherited"]["training.learning_rate"] == "0.003"
+    assert form["rates"] == {"sft": "0.003", "preference": ""}
 
 
 @pytest.mark.parametrize(

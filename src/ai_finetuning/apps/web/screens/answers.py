@@ -30,6 +30,8 @@ KIND = job_routes.ANSWERS
 _QUESTIONS = "questions.jsonl"
 _ANSWER = ("回答", "モデルの回答")
 _TABLES = (".csv", ".tsv")
+# What a job is that has ended before all was answered.
+_ENDED = ("stopped", "failed")
 # Rows of a page, and answers after which a time is estimated.
 _PAGE, _ENOUGH = 100, 4
 _SHOWN = ("all", "match", "differ", "without")
@@ -360,13 +362,46 @@ async def _download(request: Request) -> JSONResponse:
     """The address of the file with its answers; of a CSV, for a spreadsheet program, without formulas."""
     values = await body(request)
     job = await blocking(job_routes.job_of, request, KIND)
+    out, mark = job.folder / str(job.about["out"]), ""
     if job.state.status != "completed":
-        raise UsageError("回答が終わってから保存できます。", "it can be saved once all is answered.")
-    out = job.folder / str(job.about["out"])
+        if job.state.status not in _ENDED:
+            raise UsageError(
+                "回答が終わるか、止めてから保存できます。", "it can be saved once all is answered, or it has stopped."
+            )
+        out, mark = await blocking(_so_far, request, job)
     if values.get("spreadsheet") and out.suffix in _TABLES:
         out = await blocking(_for_spreadsheets, out, str(job.about["column"]))
     shown = Path(str(job.about["shown"]))
-    return answer({"address": ticket(request, out, f"{shown.stem}-{_ANSWER[0]}{out.suffix}")})
+    return answer({"address": ticket(request, out, f"{shown.stem}-{_ANSWER[0]}{mark}{out.suffix}")})
+
+
+def _so_far(request: Request, job: Job) -> tuple[Path, str]:
+    """The questions with the answers that there are, the cells of the others empty; and what its name says of that.
+
+    Raises:
+        UsageError: there is no answer yet, or the questions are others now. InputNotFoundError: they are gone.
+    """
+    from ....inference.answer_files import write_answers
+    from ....inference.question_files import read_questions
+
+    about = job.about
+    with _follow(request, job) as followed:
+        asked, answers = list(followed.questions), dict(followed.answers)
+    count = sum(told is not None for told in answers.values())
+    if not count:
+        raise UsageError("まだ回答がありません。", "there is no answer yet.")
+    upload = _small(site_of(request), str(about["file"]))
+    with _as_shown(upload):
+        questions = read_questions(upload.file, column=str(about["column"]), sheet=about["sheet"])
+    if [item.text for item in questions.questions] != [item["question"] for item in asked]:
+        raise UsageError(
+            f"{upload.shown} の質問が、始めたときから変わっています。",
+            f"the questions of {upload.shown} are not those that were asked.",
+        )
+    out = job.folder / f"so-far{questions.kind}"
+    texts = [[answers.get(place) or ""] for place in range(len(asked))]
+    write_answers(out, questions.kind, questions, [str(about["answer_column"])], texts)
+    return out, f"-途中（{about['total']}件中{count}件）"
 
 
 def _for_spreadsheets(out: Path, column: str) -> Path:

@@ -27,6 +27,7 @@ from ....runs.state import is_being_judged
 from ....runs.weights import weight_names
 from .. import api, tickets
 from ..run_answers import PAGE, answers_of, read_rows, shown
+from ..setting_names import both_with_labels
 from ..site import site_of
 
 # How the verdict of a run is called on the page; of a run without one how its losses ended.
@@ -59,7 +60,7 @@ def result_of(entry: RunEntry) -> dict[str, Any]:
         "kind": kind_of(found, losses),
         "decision": found.get("result") if found.get("result") in _DECISIONS else None,
         "why": _both(found.get("why")),
-        "advice": _both(found.get("advice")),
+        "advice": None if (advice := _both(found.get("advice"))) is None else both_with_labels(advice),
         "sentence": {"ja": losses.sentence.ja, "en": losses.sentence.en},
         "points": {name: _point(getattr(losses, name)) for name in ("before", "best", "last", "saved")},
         "tasks": _tasks(found),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,23 @@ from ....config.run import RunConfig
 from ....config.run_folder import CONFIG
 from ....config.section import with_values
 from ....embedded import MODEL, PREFIX, is_embedded
-from ....errors import ConfigError, ModelError, Problem, ToolkitError, UsageError
-from ....execution.adapter_start import going_on_from, with_adapter_settings
+from ....errors import ConfigError, ModelError, Problem, Reason, ToolkitError, UsageError
+from ....execution.adapter_start import find_start, going_on_from, with_adapter_settings
 from ....execution.sources import config_source
 from ....execution.validate import validate_config, validate_data, validate_evaluation
 from ....models import catalog
 from ....models.hub import cached, on_disk
 from ....models.source import find_model
-from ....planner.presets import PRESETS, few_steps, suggested
-from ....planner.rough import rough
+from ....planner.length import Beside, parts
+from ....planner.presets import compared_notes, few_steps, plain_notes, presets_for, rate_for, suggested
+from ....planner.rough import Rough, rough
+from ....planner.speed import Speed
 from ....runs.launch import launch
 from ....system.machine import machine
 from .. import api, children, uploads
 from ..data_facts import Facts, facts_of
 from ..draft import Chosen, arguments_of, config_of, described, text_of, values_of_yaml, yaml_of
+from ..setting_names import both_with_labels
 from ..site import Site, site_of
 from . import models
 
@@ -45,6 +48,7 @@ _ODD, _NAME = re.compile(r'[/\\:*?"<>|\s.]+'), 40
 _MANY = 10_000
 # What the ids of data begin with that ships with the package: `embedded-kotoha-qa`.
 _SHIPPED = "embedded-"
+_RATE = "training.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -155,20 +159,22 @@ def form_of(draft: Draft) -> dict[str, Any]:
     """The fields of the form, the suggested values and presets, and what data and model are."""
     facts = draft.facts
     rows = _MANY if facts is None or facts.rows is None else facts.rows.count
-    values = suggested(draft.chosen.model or "", rows)
+    objective = "sft" if facts is None else facts.objective
+    values = suggested(draft.chosen.model or "", rows, objective)
     if draft.chosen.eval is not None:
         values["data.eval"] = None
-    if draft.start is not None:  # what its adapter has holds, and the rate that it was trained with
-        values = {
-            key: value
-            for key, value in values.items()
-            if not key.startswith(("lora.", "method", "training.learning_rate"))
-        }
+    if (
+        draft.start is not None
+    ):  # what its adapter has holds, and for the same objective the rate that it was trained with
+        values = {key: value for key, value in values.items() if not key.startswith(("lora.", "method", _RATE))}
     if facts is not None and facts.bad:
         values["data.skip_bad_rows"] = True
-    if facts is not None and facts.objective != "sft":
-        values["objective"] = facts.objective
+    if objective != "sft":
+        values["objective"] = objective
     config = draft.config(**_texts(values))
+    if draft.start is not None and find_start(draft.start).objective != objective:
+        values[_RATE] = rate_for(config.model.name, objective)
+    objectives = list(dict.fromkeys(("sft", objective)))
     counted = None if facts is None or facts.rows is None else rough(config, facts.rows, None)
     evaluates = config.data.eval is not None
     return {
@@ -182,9 +188,13 @@ def form_of(draft: Draft) -> dict[str, Any]:
                     preset.settings(_MANY if counted is None else counted.steps_per_epoch, evaluates=evaluates)
                 ),
             }
-            for name, preset in PRESETS.items()
+            for name, preset in presets_for(objective).items()
         },
-        "objectives": ["sft"] if facts is None or facts.objective == "sft" else ["sft", facts.objective],
+        "objectives": objectives,
+        "rates": {
+            one: text_of(values.get(_RATE, "") if one == objective else rate_for(config.model.name, one))
+            for one in objectives
+        },
         "data": None
         if facts is None
         else {"name": draft.shown, "bad": facts.bad} | _counted(facts) | _divided(draft.chosen),
@@ -235,16 +245,17 @@ def checked(draft: Draft) -> dict[str, Any]:
     if draft.facts is not None:
         validate_evaluation(config, config.data.eval)
     model, rows = _config_json(config.model.name), None if draft.facts is None else draft.facts.rows
-    own = {key for preset in PRESETS.values() for key in preset.settings(1, evaluates=True)}
+    lengths = presets_for(config.objective)
+    own = {key for preset in lengths.values() for key in preset.settings(1, evaluates=True)}
     figures, presets = None, {}
     if rows is not None:
         found = rough(config, rows, model)
         figures = asdict(found) | {
             "rows_per_step": _a_step(config),
-            "findings": _findings(config, found.total_steps, found.steps_per_epoch),
+            "findings": _findings(config, found),
         }
         base = replace(draft, values={key: value for key, value in draft.values.items() if key not in own})
-        for name, preset in PRESETS.items():
+        for name, preset in lengths.items():
             changes = preset.settings(found.steps_per_epoch, evaluates=config.data.eval is not None)
             presets[name] = asdict(rough(base.config(**_texts(changes)), rows, model)) | {
                 "epochs": changes["training.num_epochs"],
@@ -268,9 +279,18 @@ def _a_step(config: RunConfig) -> int:
     return config.training.batch_size * config.training.gradient_accumulation_steps
 
 
-def _findings(config: RunConfig, total: int, per_epoch: int) -> list[dict[str, str]]:
-    few = few_steps(total, per_epoch, _a_step(config), by_steps=config.training.schedule.max_steps is not None)
-    return [] if few is None else [{"ja": few.ja, "en": few.en}]
+def _findings(config: RunConfig, found: Rough) -> list[dict[str, str]]:
+    """As a plan has them (Plan.notes)."""
+    total, per_epoch = found.total_steps, found.steps_per_epoch
+    by_steps, compared = config.training.schedule.max_steps is not None, config.objective != "sft"
+    few = few_steps(total, per_epoch, _a_step(config), by_steps=by_steps, compared=compared)
+    rate = config.training.learning_rate
+    others = compared_notes(config.objective, found.rows, epochs=total / per_epoch, rate=rate)
+    return _with_labels(plain_notes(few, others))
+
+
+def _with_labels(notes: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    return [{"kind": one["kind"]} | both_with_labels({"ja": one["ja"], "en": one["en"]}) for one in notes]
 
 
 def _is_here(name: str) -> bool:
@@ -312,22 +332,25 @@ async def _plan(request: Request) -> Response:
         pilot = ["--pilot"] if values.get("pilot") is True else []
         output = f"training.output_dir={site.runs / run_name(draft.shown)}"
         plan = await children.run(request, ["plan", str(file), output, *pilot, "--json", "-"], seconds=_PLAN)
-    return api.answer(plan | {"presets": planned(plan)})
+    return api.answer(plan | {"presets": planned(plan), "findings": _with_labels(plan["findings"])})
 
 
 def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps and time of the presets by a plan: as Plan.seconds counts, with the plan's own evaluations."""
-    speed, per_epoch = (plan.get("speed") or {}).get("tokens_per_second"), max(1, int(plan["steps_per_epoch"]))
+    """Steps and time of the presets by a plan, as it counts its own."""
+    told, per_epoch = plan.get("speed"), max(1, int(plan["steps_per_epoch"]))
     replayed = (plan.get("replay") or {}).get("tokens", 0)
     sources = plan.get("sources") or []
     an_epoch = replayed + (sum(of["tokens"] for of in sources) if sources else plan["tokens"])
-    forward = (plan["evaluations"] + 1) * plan["eval_tokens"] if plan["evaluations"] else 0
-    forward += plan["reference_passes"] * (plan["tokens"] + plan["eval_tokens"])
+    beside, by_steps = Beside.of(plan["beside"]), plan.get("eval_steps") is not None
     found = {}
-    for name, preset in PRESETS.items():
+    for name, preset in presets_for(str(plan["objective"]).partition(",")[0] or "sft").items():
         epochs = preset.epochs_for(per_epoch)
-        seconds = None if not speed else (an_epoch * epochs + forward / 3) / speed
-        found[name] = {"epochs": epochs, "total_steps": epochs * per_epoch, "seconds": seconds}
+        took = None
+        if told:
+            speed = Speed(told["tokens_per_second"], Reason("", ""), told.get("token_seconds"))
+            other = beside.under(preset, epochs, epochs * per_epoch, by_steps=by_steps)
+            took = parts(other, an_epoch * epochs, speed).total
+        found[name] = {"epochs": epochs, "total_steps": epochs * per_epoch, "seconds": took}
     return found
 
 

@@ -154,19 +154,23 @@ function build(id) {
     for (const option of show.options) option.disabled = !about.expected && ["match", "differ"].includes(option.value);
     show.disabled = false;
     said = says;
-    if (status === offered) return; // buttons that are made anew lose the focus, and a click that has begun
-    offered = status;
+    const partial = ["failed", "stopped"].includes(status) && job.done > 0;
+    if (status + partial === offered) return; // buttons that are made anew lose the focus, and a click that has begun
+    offered = status + partial;
     const table = /\.(csv|tsv)$/.test(about.out);
+    const save = async () => {
+      const made = await act("download", { spreadsheet: table && spreadsheet.checked });
+      if (made) download(made.address);
+    };
     replace(actions,
-      status === "completed" && h("button", { type: "button", class: "primary", onclick: async () => {
-        const made = await act("download", { spreadsheet: table && spreadsheet.checked });
-        if (made) download(made.address);
-      } }, t("save_with")),
+      status === "completed" && h("button", { type: "button", class: "primary", onclick: save }, t("save_with")),
       ["running", "waiting"].includes(status) && h("button", { type: "button", onclick: () => act("stop") }, t("stop")),
       ["failed", "stopped"].includes(status) && h("button", { type: "button", class: "primary", onclick: async () => (await act("resume")) && follow(id) }, t(status === "failed" ? "retry" : "resume")),
+      partial && h("button", { type: "button", onclick: save }, t("save_so_far")),
       h("button", { type: "button", class: "quiet", onclick: () => (location.href = "/answers") }, t("new_one")));
-    if (status === "completed") actions.append(h("div", { class: "batch-save" },
-      table ? h("label", { for: "spreadsheet" }, spreadsheet, t("spreadsheet")) : "", h("p", { class: "hint" }, t("kept", { column: about.answer_column }))));
+    if (status === "completed" || partial) actions.append(h("div", { class: "batch-save" },
+      table ? h("label", { for: "spreadsheet" }, spreadsheet, t("spreadsheet")) : "",
+      h("p", { class: "hint" }, t(partial ? "kept_so_far" : "kept", { column: about.answer_column }))));
   }
   return { draw, rows };
 }

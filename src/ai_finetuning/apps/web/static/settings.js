@@ -39,6 +39,7 @@ async function begin() {
   if (same) Object.assign(draft, { values: kept.values, preset: kept.preset });
   else choose("standard", form.values);
   if (!form.objectives.includes(draft.values.objective ?? "sft")) delete draft.values.objective;
+  objective = draft.values.objective ?? "sft";
   showChosen();
   showFields();
   changed(0);
@@ -52,6 +53,7 @@ async function copy() {
     return complain(error);
   }
   Object.assign(draft, form.ids, { values: form.values, preset: "" });
+  objective = draft.values.objective ?? "sft";
   history.replaceState(null, "", `?${new URLSearchParams(Object.entries(ids()).filter(([, id]) => id))}`);
   showChosen();
   showFields();
@@ -109,12 +111,24 @@ function fieldBox(field, label) {
     else draft.values[field.key] = control.value;
     if (presetKeys().has(field.key)) draft.preset = "";
     if (field.key === "method") dropAdapter();
+    if (field.key === "objective") suggestRate();
     changed();
   });
   const box = h("div", { class: field.key === "data.system_prompt" ? "field wide" : "field" }, h("label", { for: id }, label), control,
     h("p", { class: "hint", id: `${id}-hint` }, hint), error);
   inputs.set(field.key, { field, control, error, box });
   return box;
+}
+
+// Another objective takes another learning rate; one that somebody has chosen stays.
+let objective = "sft";
+function suggestRate() {
+  const key = "training.learning_rate", before = form.rates[objective];
+  objective = draft.values.objective ?? "sft";
+  if ((draft.values[key] ?? "") !== before || form.rates[objective] === before) return;
+  if (form.rates[objective]) draft.values[key] = form.rates[objective];
+  else delete draft.values[key];
+  fill();
 }
 
 // What holds where a field is empty.
@@ -258,16 +272,29 @@ function show() {
   const small = (text) => h("span", { class: "hint block" }, text);
   const line = (name, value, more) => [h("dt", {}, t(name)), h("dd", { "data-figure": name }, value, more)];
   replace($("figures"), figures ? [
-    line("time", figures.seconds === null ? t("unmeasured") : duration(figures.seconds)),
+    line("time", figures.seconds === null ? t("unmeasured") : duration(figures.seconds), beside()),
     line("length", about(number(figures.steps)), small(t("per_epoch", { count: number(figures.epoch) }))),
     line("memory", about(bytes(figures.memory)), small(t("of_free", { size: bytes(figures.room) }))),
     line("disk", about(bytes(figures.disk)), plan ? small(t("of_free", { size: bytes(plan.free_disk_bytes) })) : null)] : null);
   $("source").textContent = plan ? t(plan.tried ? "by_pilot" : "by_plan") : rough ? t(planning || planTimer ? "by_formula" : "by_formula_only") : "";
   const fits = figures && figures.memory !== null && figures.room ? figures.memory / figures.room : 0;
   replace($("findings"),
-    figures?.findings.length ? h("div", { class: "notice warn" }, h("strong", {}, t("too_few", { count: number(figures.steps) })), h("br"), figures.findings[0][language]) : null,
+    figures?.findings.map((one) => h("div", { class: "notice warn" },
+      one.kind === "few_steps" ? [h("strong", {}, t("too_few", { count: number(figures.steps) })), h("br")] : null, one[language])),
     fits > 1 || plan?.fits === false ? h("div", { class: "notice bad" }, t("short")) : fits > 0.85 ? h("div", { class: "notice warn" }, t("tight")) : null,
     plan && plan.seconds === null ? h("button", { type: "button", onclick: () => makePlan(true) }, t("try_steps")) : null);
+}
+
+// What takes a large part of the time beside the steps, and how to do without it.
+const LARGE = 0.25;
+function beside() {
+  const parts = plan?.parts;
+  if (!parts) return null;
+  const named = [["t_answers", parts.answers], ["t_verdict", parts.verdict], ["t_evaluations", parts.evaluations]]
+    .filter(([, seconds]) => seconds >= Math.max(1, LARGE * parts.total)).map(([name, seconds]) => t(name, { time: duration(seconds) }));
+  if (!named.length) return null;
+  const off = parts.at_evaluations >= LARGE * parts.total ? t("quick_without", { quick: form.presets.quick[language] }) : "";
+  return h("span", { class: "hint block" }, t("of_which", { parts: named.join(t("and")) }), off);
 }
 
 async function makePlan(pilot) {

@@ -86,6 +86,11 @@ WORDS = {
     "mark_empty": ("質問が空", "No question"),
     "mark_refused": ("答えられません", "Not answerable"),
     "save_with": ("回答を付けて保存", "Save with the answers"),
+    "save_so_far": ("答えた分を保存", "Save what is answered"),
+    "kept_so_far": (
+        "列「{column}」に、答えた分だけが入ります。残りは空です。続きからにすると、残りに答えます。",
+        "The column {column} holds what is answered; the other cells are empty. Go on to answer them.",
+    ),
     "spreadsheet": (
         "表計算ソフトで開くため、= + - @ で始まるセルの先頭に ' を付ける（数式として動かなくなります）",
         "For a spreadsheet program: a ' in front of cells that begin with = + - @, so that they are no formulas",

@@ -113,6 +113,15 @@ WORDS = {
     "short": ("メモリーが足りない見込みです。", "Memory is probably insufficient."),
     "tight": ("メモリーがぎりぎりです。", "Memory is tight."),
     "too_few": ("学習が少なすぎます（{count} ステップ）", "Too little training ({count} steps)"),
+    "of_which": ("うち {parts}。", "of which {parts}."),
+    "and": ("、", ", "),
+    "t_answers": ("回答の例 {time}", "sample answers {time}"),
+    "t_verdict": ("判定 {time}", "the verdict {time}"),
+    "t_evaluations": ("評価 {time}", "evaluations {time}"),
+    "quick_without": (
+        "「{quick}」では、学習中の回答の例を作りません。",
+        " {quick} asks no sample answers while it trains.",
+    ),
     # Actions.
     "start": ("開始", "Start"),
     "starting": ("始めています…", "Starting…"),
