@@ -209,7 +209,7 @@ def _run(site: Site, more: str = "") -> None:
 def test_pairs_after_answers_take_their_own_rate_and_length(site: Site):
     _run(site)
     asked = {"data": _pairs(site, 8), "from": "first"}
-    form = form_of(draft_of(site, asked | {"values": {}}))
+    form = form_of(counted(draft_of(site, asked | {"values": {}})))
     assert form["values"]["training.learning_rate"] == "0.0001"
     assert form["presets"]["standard"]["values"]["training.num_epochs"] == "2"
     values = form["values"] | form["presets"]["standard"]["values"]
@@ -218,7 +218,7 @@ def test_pairs_after_answers_take_their_own_rate_and_length(site: Site):
     assert draft_of(site, asked | {"values": emptied}).config().training.learning_rate == 1e-4
     own = draft_of(site, asked | {"values": values | {"training.learning_rate": "0.004"}})
     assert own.config().training.learning_rate == 0.004
-    notes = checked(own)["figures"]["findings"]
+    notes = checked(counted(own))["figures"]["findings"]
     assert [one["kind"] for one in notes] == ["few_steps", "comparisons", "comparisons"]
     assert "学習率（training.learning_rate）" in notes[2]["ja"]
     assert "エポック" not in notes[0]["ja"]  # more of the same pairs is no advice
@@ -226,7 +226,7 @@ def test_pairs_after_answers_take_their_own_rate_and_length(site: Site):
 
 def test_what_goes_on_with_the_same_objective_keeps_the_rate_of_its_run(site: Site):
     _run(site)
-    form = form_of(draft_of(site, {"data": "embedded-kotoha-qa", "from": "first"}))
+    form = form_of(counted(draft_of(site, {"data": "embedded-kotoha-qa", "from": "first"})))
     assert "training.learning_rate" not in form["values"]
     assert form["inherited"]["training.learning_rate"] == "0.003"
     assert form["rates"] == {"sft": ""}
@@ -234,7 +234,7 @@ def test_what_goes_on_with_the_same_objective_keeps_the_rate_of_its_run(site: Si
 
 def test_pairs_after_pairs_keep_the_rate_of_their_run(site: Site):
     _run(site, "objective: preference\n")
-    form = form_of(draft_of(site, {"data": _pairs(site, 8), "from": "first"}))
+    form = form_of(counted(draft_of(site, {"data": _pairs(site, 8), "from": "first"})))
     assert form["inherited"]["training.learning_rate"] == "0.003"
     assert form["rates"] == {"sft": "0.003", "preference": ""}
 
