@@ -50,6 +50,16 @@ def pytest_runtest_call(item: pytest.Item):
         failed_verdicts.FOUND.clear()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def verbs() -> None:
+    """All verbs of the command: a part of their texts keeps the language in which a verb was first used, which a test's own
+    must not be.
+    """
+    from ai_finetuning.apps.cli.main import app_of
+
+    app_of()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real Japanese data (AIFT_SHARED, default ../shared beside the clone)."""
