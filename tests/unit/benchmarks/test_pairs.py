@@ -98,7 +98,7 @@ def test_a_kept_gate_is_that_of_a_commit_and_of_the_variants(tmp_path: Path, mon
     for of, now, variants, kept in (
         ("abc", "abc", ["ours"], True),
         ("abc", "abc", ["ours", "trl"], False),
-        ("abc", "abd", ["ours"], False),
+        ("abc", "a0c", ["ours"], False),
         ("abc+changes", "abc+changes", ["ours"], False),
     ):
         (folder / "gate.json").write_text(json.dumps({"commit": of, "findings": {"ours": []}}), encoding="utf-8")
