@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ..config.preference import Objective
 from ..embedded import is_embedded
 from ..errors import DataError
 from .bad_rows import BadRows
+from .encoding import find_first_encoding
 from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample
 from .sources import RowReading, read_source
 
@@ -53,18 +55,40 @@ def glance(source: str, columns: Mapping[str, str] | None = None, sheet: str | N
         return _read(path if size else source, columns, sheet)
     if path.suffix.lower() not in _LINES:
         return Glance(None, 0, "sft", read_whole=False)
-    with tempfile.TemporaryDirectory(prefix="aift-glance-") as folder, path.open("rb") as stream:
-        head = stream.read(_MOST)
+    text, more = _beginning(path, size)
+    with tempfile.TemporaryDirectory(prefix="aift-glance-") as folder:
         beginning = Path(folder) / path.name
-        whole = head[: head.rfind(b"\n") + 1]
-        beginning.write_bytes(whole)
-        found = _read(beginning, columns, sheet)
+        beginning.write_text(text, encoding="utf-8", newline="", errors="surrogateescape")
+        try:
+            found = _read(beginning, columns, sheet)
+        except DataError as error:  # of the file that was named, not of the copy
+            copy, named = str(beginning), str(path)
+            raise DataError(error.ja.replace(copy, named), error.en.replace(copy, named)) from error
     assert found.rows is not None
     count, characters, longest = found.rows
-    more = size / max(1, len(whole))
     return Glance(
         (round(count * more), round(characters * more), longest), found.bad, found.objective, read_whole=False
     )
+
+
+def _beginning(path: Path, size: int) -> tuple[str, float]:
+    """(whole lines of a file's beginning, how many times as long the file is).
+
+    Raises:
+        DataError: no encoding that is known.
+    """
+    encoding, errors = find_first_encoding(lambda: path.open("rb"), path.name)
+    with path.open("rb") as stream:
+        head = stream.read(_MOST)
+    text = codecs.getincrementaldecoder(encoding)(errors).decode(head)
+    end = last = text.rfind("\n") + 1
+    # Where a cell has several lines, the last row must not end inside of it.
+    inside = path.suffix.lower() in (".csv", ".tsv") and text.count('"', 0, end) % 2
+    while inside and end:
+        start = text.rfind("\n", 0, end - 1) + 1
+        inside, end = (inside + text.count('"', start, end)) % 2, start
+    whole = text[: end or last]
+    return whole, size / max(1, len(whole.encode(encoding, errors)))
 
 
 def _read(source: Path | str, columns: Mapping[str, str] | None, sheet: str | None) -> Glance:

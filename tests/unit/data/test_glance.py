@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,27 @@ def test_a_large_file_is_told_by_its_beginning(tmp_path: Path, monkeypatch: pyte
     assert not found.read_whole
     assert found.rows is not None
     assert abs(found.rows[0] - 1000) < 50
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'odd.jsonl'}")):
+        glance(lines(tmp_path / "odd.jsonl", [{"foo": number, "bar": 2} for number in range(1000)]))
     (tmp_path / "large.xlsx").write_bytes(b"x" * 5000)
     assert glance(str(tmp_path / "large.xlsx")).rows is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp932", "utf-16"])
+def test_the_beginning_ends_with_a_row_in_every_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+):
+    """Neither in a character, nor in a cell of several lines."""
+    row = '"{:04} 番の質問\r\nです","一行目。\r\n二行目。\r\n""三行目""。"\r\n'
+    text = "質問,回答\r\n" + "".join(map(row.format, range(1000)))
+    file = tmp_path / "large.csv"
+    file.write_bytes(text.encode(encoding))
+    for most in range(4096, 4096 + 2 * len(row.format(0).encode("utf-8")), 7):
+        monkeypatch.setattr("ai_finetuning.data.glance._MOST", most)
+        found = glance(str(file))
+        assert found.rows is not None
+        assert abs(found.rows[0] - 1000) < 50
+        assert found.bad == 0
 
 
 def test_what_ships_needs_no_file_and_nonsense_is_refused(tmp_path: Path):
