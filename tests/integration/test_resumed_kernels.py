@@ -17,7 +17,7 @@ from ai_finetuning.errors import Reason
 from ai_finetuning.execution import build, derived, processes
 from ai_finetuning.execution.launcher import Ended
 from ai_finetuning.kernels.build import why_unavailable
-from ai_finetuning.kernels.products import OPENBLAS, TORCH, why_not_openblas
+from ai_finetuning.kernels.products import OPENBLAS, PIECES, TORCH, why_no_pieces, why_not_openblas
 from ai_finetuning.models import fused
 from ai_finetuning.system import cores
 
@@ -81,20 +81,29 @@ def test_where_the_fused_blocks_are_missing_it_is_refused_with_the_way_out(
     assert recorded(tmp_path) == "portable"
 
 
-@pytest.mark.skipif(why_not_openblas() is not None, reason=f"no OpenBLAS here: {why_not_openblas()}")
-@pytest.mark.parametrize(("began", "now"), [(OPENBLAS, TORCH), (TORCH, OPENBLAS)])
+# Of each way: the function that says whether it is here, and what a refusal calls it.
+MISSING = {
+    OPENBLAS: ("why_not_openblas", "OpenBLAS's matrix products"),
+    PIECES: ("why_no_pieces", "matrix products in pieces"),
+}
+NOT_HERE = why_not_openblas() or why_no_pieces(torch.float32)
+
+
+@pytest.mark.skipif(NOT_HERE is not None, reason=f"not every way computes here: {NOT_HERE}")
+@pytest.mark.parametrize(("began", "now"), [(OPENBLAS, TORCH), (TORCH, OPENBLAS), (PIECES, TORCH), (TORCH, PIECES)])
 def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Any, began: str, now: str
 ):
-    monkeypatch.setattr(build, "chosen_products", lambda shapes: began)
+    monkeypatch.setattr(build, "chosen_products", lambda *_: began)
     config = interrupted(tmp_path, tiny_model_dir, monkeypatch)
     assert recorded(tmp_path, "products") == began
-    monkeypatch.setattr(build, "chosen_products", lambda shapes: now)
-    if began == OPENBLAS:
+    monkeypatch.setattr(build, "chosen_products", lambda *_: now)
+    if began in MISSING:
+        asked, called = MISSING[began]
         with monkeypatch.context() as patch:
-            patch.setattr(derived, "why_not_openblas", lambda: Reason("ありません", "not there"))
+            patch.setattr(derived, asked, lambda *_: Reason("ありません", "not there"))
             assert call("train", config, AUTO) == 78
-        assert "began with OpenBLAS's matrix products, which cannot be had here (not there)" in logged()
+        assert f"began with {called}, which cannot be had here (not there)" in logged()
     assert call("train", config, AUTO) == 0
     assert recorded(tmp_path, "products") == began
 

@@ -23,8 +23,9 @@ from ..engine.rng import seed_everything
 from ..engine.state import Evaluation, Run
 from ..engine.train_state import TrainState
 from ..errors import Reason
+from ..kernels.choice import chosen_products
 from ..kernels.lora import why_not_one_operation
-from ..kernels.products import TORCH, chosen_products, products_of
+from ..kernels.products import LABELS, TORCH, products_of
 from ..messages import notice
 from ..models import fused
 from ..models._upstream import attention_name
@@ -340,8 +341,8 @@ def _documents(plan: RunPlan, model: nn.Module, strategy: Strategy) -> tuple[Var
         name = path.name if path is not None else "plain"
     validate_kernels(kernels, plan.taken, name, reason)
     chosen = path.chosen if path is not None else None
-    if path is not None and products_of(path.cast).name != TORCH:
-        chosen = Reason("行列積は OpenBLAS", "products by OpenBLAS")
+    if path is not None and (own := LABELS[products_of(path.cast).name]) is not None:
+        chosen = own
     notice(
         f"計算方法: {name}" + (f", {chosen.ja}" if chosen else "") + (f"（{reason.ja}）" if reason else ""),
         f"training step: {name}" + (f", {chosen.en}" if chosen else "") + (f" ({reason.en})" if reason else ""),
@@ -373,15 +374,17 @@ def _products(plan: RunPlan, model: nn.Module, strategy: Strategy, kernels: str)
     Raises:
         ConfigError: those of the resumed run are not here.
     """
-    inner, cpu = unwrapped(model), plan.device.type == "cpu"
-    if kernels != "auto" or not cpu or plan.precision.autocast is not None:
+    inner = unwrapped(model)
+    compute = fused.computed_in(inner, plan.precision.autocast)
+    if kernels != "auto" or plan.device.type != "cpu" or compute is None:
         return TORCH
     had = plan.taken.get("products") or (TORCH if _goes_on(plan) else None)
     if had is not None:
-        validate_products(had)
+        validate_products(had, compute)
         return str(had)
-    serves = fused.why_not(inner, plan.device, compute=fused.computed_in(inner, None)) is None
-    found = strategy.gather(chosen_products(fused.linear_shapes(inner)) if serves else TORCH)
+    serves = fused.why_not(inner, plan.device, compute=compute) is None
+    obtained = chosen_products(fused.linear_shapes(inner), fused.first_attention(inner), compute) if serves else TORCH
+    found = strategy.gather(obtained)
     return str(found[0]) if len(set(found)) == 1 else TORCH
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
+import torch
 from pydantic import TypeAdapter
 
 from ..data.prepare import SPLIT, SPLITS
 from ..errors import ConfigError, Reason
 from ..kernels.products import NAMES as PRODUCTS
-from ..kernels.products import OPENBLAS, why_not_openblas
+from ..kernels.products import OPENBLAS, PIECES, why_no_pieces, why_not_openblas
 from ..messages import notice
 from ..models.loading import DTYPES
 from .resume import ResumePoint, readable
@@ -141,18 +142,23 @@ def validate_kernels(asked: str, taken: dict[str, Any], obtained: str, reason: R
     )
 
 
-def validate_products(had: str) -> None:
-    """Refuses to go on without the library that a run began with.
+def validate_products(had: str, compute: torch.dtype) -> None:
+    """Refuses to go on without the way of matrix products that a run began with.
 
     Raises:
         ConfigError: it is not here.
     """
-    reason = why_not_openblas() if had == OPENBLAS else None
+    if had == OPENBLAS:
+        began, reason = Reason("OpenBLAS", "OpenBLAS's matrix products"), why_not_openblas()
+    elif had == PIECES:
+        began, reason = Reason("スレッドごとの計算", "matrix products in pieces"), why_no_pieces(compute)
+    else:
+        return
     if reason is not None:
         raise ConfigError(
-            f"この学習は行列積に OpenBLAS を使って始まりましたが、ここでは使えません（{reason.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
+            f"この学習は行列積に {began.ja} を使って始まりましたが、ここでは使えません（{reason.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
             "training.runtime.kernels=portable を付けて再開してください。",
-            f"this run began with OpenBLAS's matrix products, which cannot be had here ({reason.en}). Resume it where it "
+            f"this run began with {began.en}, which cannot be had here ({reason.en}). Resume it where it "
             "began, or, if numbers may be rounded in another way from here on, with training.runtime.kernels=portable.",
         )
 

@@ -69,6 +69,74 @@ static inline float fast_tanh(float x) {
 
 static const int64_t ROWS_PER_BLOCK = 64;
 
+// A head of one token, its first 2 * half features rotated by the angles of cos, sin [half], or back (sign -1).
+static inline void rotate(const real* a, real* o, const float* c, const float* s, int64_t d, int64_t half, float sign) {
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    float first = load(a[i]), second = load(a[i + half]);
+    o[i] = store(first * c[i] - sign * second * s[i]);
+    o[i + half] = store(second * c[i] + sign * first * s[i]);
+  }
+  for (int64_t i = 2 * half; i < d; ++i) o[i] = a[i];
+}
+
+// Which of `keys` keys the query at a position sees: [begin, last).
+struct Seen {
+  int64_t begin, last;
+  Seen(int64_t position, int64_t window, int64_t keys)
+      : begin(window > 0 ? std::max<int64_t>(0, position - window + 1) : 0), last(std::min(position + 1, keys)) {}
+};
+
+// softmax_forward of one query; powers [keys] holds exponentials from their sum to their quotient.
+static inline void softmax_row(real* s, real* kept, float* powers, int64_t keys, int64_t position, int64_t window, float scale,
+                               float cap) {
+  const Seen seen(position, window, keys);
+  if (cap > 0.0f) {
+#pragma omp simd
+    for (int64_t i = seen.begin; i < seen.last; ++i) {
+      s[i] = store(cap * fast_tanh(load(s[i]) * scale / cap));
+      kept[i] = s[i];
+    }
+  }
+  float factor = cap > 0.0f ? 1.0f : scale;
+  float largest = -INFINITY;
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = seen.begin; i < seen.last; ++i) largest = std::max(largest, load(s[i]));
+  float shift = largest * factor;
+  float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = seen.begin; i < seen.last; ++i) {
+    powers[i] = fast_exp(load(s[i]) * factor - shift);
+    total += powers[i];
+  }
+  float inverse = 1.0f / total;
+#pragma omp simd
+  for (int64_t i = seen.begin; i < seen.last; ++i) s[i] = store(powers[i] * inverse);
+  for (int64_t i = 0; i < seen.begin; ++i) s[i] = 0;
+  for (int64_t i = seen.last; i < keys; ++i) s[i] = 0;
+}
+
+// softmax_backward of one query.
+static inline void softmax_row_backward(real* g, const real* p, const real* kept, int64_t keys, int64_t position,
+                                        int64_t window, float scale, float cap) {
+  const Seen seen(position, window, keys);
+  float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t i = seen.begin; i < seen.last; ++i) dot += load(g[i]) * load(p[i]);
+  if (cap > 0.0f) {
+#pragma omp simd
+    for (int64_t i = seen.begin; i < seen.last; ++i) {
+      float share = load(kept[i]) / cap;
+      g[i] = store(load(p[i]) * (load(g[i]) - dot) * scale * (1.0f - share * share));
+    }
+  } else {
+#pragma omp simd
+    for (int64_t i = seen.begin; i < seen.last; ++i) g[i] = store(load(p[i]) * (load(g[i]) - dot) * scale);
+  }
+  for (int64_t i = 0; i < seen.begin; ++i) g[i] = 0;
+  for (int64_t i = seen.last; i < keys; ++i) g[i] = 0;
+}
+
 extern "C" {
 
 // y = (x - mean) * rstd * (offset + w) + b; RMSNorm has no mean and no b. stats: [rows, 2] of mean, rstd.
@@ -158,18 +226,10 @@ void rope(const real* in, real* out, const float* cos, const float* sin, int64_t
           int64_t half, int64_t token_stride, int to_heads) {
 #pragma omp parallel for schedule(static)
   for (int64_t t = 0; t < tokens; ++t) {
-    const float *c = cos + t * half, *s = sin + t * half;
     for (int64_t h = 0; h < heads; ++h) {
       const real* a = to_heads ? in + t * token_stride + h * d : in + (h * tokens + t) * d;
       real* o = to_heads ? out + (h * tokens + t) * d : out + t * token_stride + h * d;
-      float sign = to_heads ? 1.0f : -1.0f;
-#pragma omp simd
-      for (int64_t i = 0; i < half; ++i) {
-        float first = load(a[i]), second = load(a[i + half]);
-        o[i] = store(first * c[i] - sign * second * s[i]);
-        o[i + half] = store(second * c[i] + sign * first * s[i]);
-      }
-      for (int64_t i = 2 * half; i < d; ++i) o[i] = a[i];
+      rotate(a, o, cos + t * half, sin + t * half, d, half, to_heads ? 1.0f : -1.0f);
     }
   }
 }
@@ -179,33 +239,13 @@ void rope(const real* in, real* out, const float* cos, const float* sin, int64_t
 // become cap * tanh(score / cap) and `capped` receives them for the gradient. Masked places become 0.
 void softmax_forward(real* scores, real* capped, int64_t matrices, int64_t queries, int64_t keys, int64_t first,
                      int64_t window, float scale, float cap) {
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < matrices * queries; ++row) {
-    real* s = scores + row * keys;
-    int64_t position = first + row % queries;
-    int64_t last = std::min(position + 1, keys);
-    int64_t begin = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
-    if (cap > 0.0f) {
-      real* kept = capped + row * keys;
-#pragma omp simd
-      for (int64_t i = begin; i < last; ++i) {
-        s[i] = store(cap * fast_tanh(load(s[i]) * scale / cap));
-        kept[i] = s[i];
-      }
-    }
-    float factor = cap > 0.0f ? 1.0f : scale;
-    float largest = -INFINITY;
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = begin; i < last; ++i) largest = std::max(largest, load(s[i]));
-    float shift = largest * factor;
-    float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = begin; i < last; ++i) total += fast_exp(load(s[i]) * factor - shift);
-    float inverse = 1.0f / total;
-#pragma omp simd
-    for (int64_t i = begin; i < last; ++i) s[i] = store(fast_exp(load(s[i]) * factor - shift) * inverse);
-    for (int64_t i = 0; i < begin; ++i) s[i] = 0;
-    for (int64_t i = last; i < keys; ++i) s[i] = 0;
+#pragma omp parallel
+  {
+    std::vector<float> powers(keys);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < matrices * queries; ++row)
+      softmax_row(scores + row * keys, capped + (cap > 0.0f ? row * keys : 0), powers.data(), keys, first + row % queries, window,
+                  scale, cap);
   }
 }
 
@@ -213,35 +253,18 @@ void softmax_forward(real* scores, real* capped, int64_t matrices, int64_t queri
 void softmax_backward(real* gradient, const real* probabilities, const real* capped, int64_t matrices, int64_t queries,
                       int64_t keys, int64_t first, int64_t window, float scale, float cap) {
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < matrices * queries; ++row) {
-    real* g = gradient + row * keys;
-    const real* p = probabilities + row * keys;
-    int64_t position = first + row % queries;
-    int64_t last = std::min(position + 1, keys);
-    int64_t begin = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
-    float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-    for (int64_t i = begin; i < last; ++i) dot += load(g[i]) * load(p[i]);
-    if (cap > 0.0f) {
-      const real* kept = capped + row * keys;
-#pragma omp simd
-      for (int64_t i = begin; i < last; ++i) {
-        float share = load(kept[i]) / cap;
-        g[i] = store(load(p[i]) * (load(g[i]) - dot) * scale * (1.0f - share * share));
-      }
-    } else {
-#pragma omp simd
-      for (int64_t i = begin; i < last; ++i) g[i] = store(load(p[i]) * (load(g[i]) - dot) * scale);
-    }
-    for (int64_t i = 0; i < begin; ++i) g[i] = 0;
-    for (int64_t i = last; i < keys; ++i) g[i] = 0;
-  }
+  for (int64_t row = 0; row < matrices * queries; ++row)
+    softmax_row_backward(gradient + row * keys, probabilities + row * keys, capped + (cap > 0.0f ? row * keys : 0), keys,
+                         first + row % queries, window, scale, cap);
+}
+
 }
 
 static const float GELU_A = 0.7978845608f, GELU_B = 0.044715f;
 
-// h = act(gate) * up; act 0: SiLU, 1: GELU by tanh. All [count].
-void gated_forward(const real* gate, const real* up, real* h, int64_t count, int act) {
+// One loop for each activation: a condition inside would have every row compute both.
+template <int act>
+static void gated_rows_forward(const real* gate, const real* up, real* h, int64_t count) {
 #pragma omp parallel for simd schedule(static)
   for (int64_t i = 0; i < count; ++i) {
     float g = load(gate[i]);
@@ -251,8 +274,8 @@ void gated_forward(const real* gate, const real* up, real* h, int64_t count, int
   }
 }
 
-// dgate and dup, and h once more where it is not null (the gradient of the next product's weight needs it).
-void gated_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, int64_t count, int act) {
+template <int act>
+static void gated_rows_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, int64_t count) {
 #pragma omp parallel for simd schedule(static)
   for (int64_t i = 0; i < count; ++i) {
     float d = load(dh[i]), g = load(gate[i]), u = load(up[i]);
@@ -272,39 +295,58 @@ void gated_backward(const real* dh, const real* gate, const real* up, real* dgat
   }
 }
 
+extern "C" {
+
+// h = act(gate) * up; act 0: SiLU, 1: GELU by tanh. All [count].
+void gated_forward(const real* gate, const real* up, real* h, int64_t count, int act) {
+  (act == 0 ? gated_rows_forward<0> : gated_rows_forward<1>)(gate, up, h, count);
+}
+
+// dgate and dup.
+void gated_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, int64_t count, int act) {
+  (act == 0 ? gated_rows_backward<0> : gated_rows_backward<1>)(dh, gate, up, dgate, dup, count);
+}
+
 // Cross entropy of each row of logits [rows, vocabulary], which become their own gradient. cap as in softmax_forward.
 void cross_entropy(real* logits, const int64_t* targets, float* losses, int64_t rows, int64_t vocabulary, float cap,
                    int with_gradient) {
-#pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < rows; ++r) {
-    real* z = logits + r * vocabulary;
-    float largest = -INFINITY;
-    if (cap > 0.0f) {
+#pragma omp parallel
+  {
+    std::vector<float> powers(vocabulary);  // kept from the sum to the gradient
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+      real* z = logits + r * vocabulary;
+      float largest = -INFINITY;
+      if (cap > 0.0f) {
 #pragma omp simd
-      for (int64_t i = 0; i < vocabulary; ++i) z[i] = store(cap * fast_tanh(load(z[i]) / cap));
-    }
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < vocabulary; ++i) largest = std::max(largest, load(z[i]));
-    float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < vocabulary; ++i) total += fast_exp(load(z[i]) - largest);
-    float wanted = load(z[targets[r]]);
-    losses[r] = std::log(total) + largest - wanted;
-    if (!with_gradient) continue;
-    float inverse = 1.0f / total;
-    float slope = 1.0f - (cap > 0.0f ? (wanted / cap) * (wanted / cap) : 0.0f);
-    float at_target = (fast_exp(wanted - largest) * inverse - 1.0f) * slope;
-    if (cap > 0.0f) {
-#pragma omp simd
-      for (int64_t i = 0; i < vocabulary; ++i) {
-        float share = load(z[i]) / cap;
-        z[i] = store(fast_exp(load(z[i]) - largest) * inverse * (1.0f - share * share));
+        for (int64_t i = 0; i < vocabulary; ++i) z[i] = store(cap * fast_tanh(load(z[i]) / cap));
       }
-    } else {
+#pragma omp simd reduction(max : largest)
+      for (int64_t i = 0; i < vocabulary; ++i) largest = std::max(largest, load(z[i]));
+      float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < vocabulary; ++i) {
+        powers[i] = fast_exp(load(z[i]) - largest);
+        total += powers[i];
+      }
+      float wanted = load(z[targets[r]]);
+      losses[r] = std::log(total) + largest - wanted;
+      if (!with_gradient) continue;
+      float inverse = 1.0f / total;
+      float slope = 1.0f - (cap > 0.0f ? (wanted / cap) * (wanted / cap) : 0.0f);
+      float at_target = (fast_exp(wanted - largest) * inverse - 1.0f) * slope;
+      if (cap > 0.0f) {
 #pragma omp simd
-      for (int64_t i = 0; i < vocabulary; ++i) z[i] = store(fast_exp(load(z[i]) - largest) * inverse);
+        for (int64_t i = 0; i < vocabulary; ++i) {
+          float share = load(z[i]) / cap;
+          z[i] = store(powers[i] * inverse * (1.0f - share * share));
+        }
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < vocabulary; ++i) z[i] = store(powers[i] * inverse);
+      }
+      z[targets[r]] = store(at_target);
     }
-    z[targets[r]] = store(at_target);
   }
 }
 
@@ -355,4 +397,196 @@ void product(void* sgemm, const float* a, const float* b, float* c, int64_t m, i
   }
 }
 #endif
+}
+
+// torch's own products in the thread that calls them, by its C interface (torch/csrc/inductor/aoti_torch/c/shim.h): tensors
+// over memory that is there, and a product into one of them. Each returns 0 where it succeeds.
+struct Torch {
+  int32_t (*tensor)(void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t dtype,
+                    int32_t device_type, int32_t device_index, void** made);
+  int32_t (*mm)(void* out, void* a, void* b);
+  int32_t (*addmm)(void* out, void* first, void* a, void* b, double beta, double alpha);
+  int32_t (*forget)(void* tensor);
+  int32_t dtype;
+};
+
+// A matrix in memory: its first number, and numbers from one row and from one column to the next.
+struct Matrix {
+  const real* first;
+  int64_t row, column;
+};
+
+// C [m, n] = alpha * A [m, k] B [k, n] + beta * C. Whether it failed.
+static int32_t multiply(const Torch* torch, Matrix a, Matrix b, Matrix c, int64_t m, int64_t n, int64_t k, float alpha,
+                        float beta) {
+  const Matrix matrices[3] = {a, b, c};
+  const int64_t sizes[3][2] = {{m, k}, {k, n}, {m, n}};
+  void* made[3] = {nullptr, nullptr, nullptr};
+  int32_t error = 0;
+  for (int i = 0; i < 3 && !error; ++i) {
+    const int64_t steps[2] = {matrices[i].row, matrices[i].column};
+    error = torch->tensor(const_cast<real*>(matrices[i].first), 2, sizes[i], steps, 0, torch->dtype, 0, 0, &made[i]);
+  }
+  if (!error && beta == 0.0f && alpha == 1.0f)
+    error = torch->mm(made[2], made[0], made[1]);
+  else if (!error)
+    error = torch->addmm(made[2], made[2], made[0], made[1], beta, alpha);
+  for (void* tensor : made)
+    if (tensor) torch->forget(tensor);
+  return error != 0;
+}
+
+// The documents of a row, for attention one by one: of each its first row, its tokens, its tokens with the padding that
+// gives documents of similar length the same shapes, and where its heads and its probabilities begin in what is kept.
+struct Document {
+  int64_t first, tokens, padded, before, kept;
+};
+
+// Sizes and options of attention as in blocks.py; `queries` of a block.
+struct AttentionPlan {
+  int64_t heads, kv_heads, d, half, queries, window;
+  float scale;
+  int64_t group() const { return heads / kv_heads; }
+};
+
+// Queries of a document that are computed together, and the keys that they see.
+struct Block {
+  int64_t start, rows, key, keys, kept;
+};
+
+// The blocks of a document; `kept` counts the probabilities of one head of keys.
+static std::vector<Block> blocks_of(const Document& document, const AttentionPlan& plan) {
+  std::vector<Block> blocks;
+  int64_t kept = 0;
+  for (int64_t start = 0; start < document.padded; start += plan.queries) {
+    int64_t rows = std::min(plan.queries, document.padded - start);
+    int64_t key = plan.window > 0 ? std::max<int64_t>(0, start - plan.window + 1) : 0;
+    blocks.push_back({start, rows, key, start + rows - key, kept});
+    kept += plan.group() * rows * (start + rows - key);
+  }
+  return blocks;
+}
+
+// Moves a block's rows of the heads that share keys from [tokens, heads * d] to [group, rows, d], rotated; zeros behind the
+// document.
+static void gather(const real* in, real* out, const float* cos, const float* sin, const Document& document, const Block& block,
+                   const AttentionPlan& plan, int64_t heads, int64_t head, int64_t group, int64_t half) {
+  for (int64_t g = 0; g < group; ++g)
+    for (int64_t r = 0; r < block.rows; ++r) {
+      real* o = out + (g * block.rows + r) * plan.d;
+      int64_t t = document.first + block.start + r;
+      if (block.start + r < document.tokens)
+        rotate(in + t * heads * plan.d + (head * group + g) * plan.d, o, cos + t * half, sin + t * half, plan.d, half, 1.0f);
+      else
+        std::memset(o, 0, plan.d * sizeof(real));
+    }
+}
+
+// The way back.
+static void scatter(const real* in, real* out, const float* cos, const float* sin, const Document& document, const Block& block,
+                    const AttentionPlan& plan, int64_t heads, int64_t head, int64_t group, int64_t half) {
+  int64_t rows = std::min(block.rows, document.tokens - block.start);
+  for (int64_t g = 0; g < group; ++g)
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t t = document.first + block.start + r;
+      rotate(in + (g * block.rows + r) * plan.d, out + t * heads * plan.d + (head * group + g) * plan.d, cos + t * half,
+             sin + t * half, plan.d, half, -1.0f);
+    }
+}
+
+extern "C" {
+
+// multiply() with C cut into `down` times `across` pieces among the threads of torch; steps: of A, B and C numbers from one row
+// and from one column to the next. Returns how many pieces failed.
+int32_t product_in_pieces(const Torch* torch, const real* a, const real* b, const real* c, int64_t m, int64_t n, int64_t k,
+                          const int64_t* steps, float alpha, float beta, int64_t down, int64_t across) {
+  const int64_t STEP = 32;  // rows or columns that a kernel of any library divides well
+  int64_t rows_each = ((m + down - 1) / down + STEP - 1) / STEP * STEP;
+  int64_t columns_each = ((n + across - 1) / across + STEP - 1) / STEP * STEP;
+  int32_t failed = 0;
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(down * across)) reduction(+ : failed)
+  for (int64_t piece = 0; piece < down * across; ++piece) {
+    int64_t row = std::min(m, piece / across * rows_each), column = std::min(n, piece % across * columns_each);
+    int64_t rows = std::min(m, row + rows_each) - row, columns = std::min(n, column + columns_each) - column;
+    if (rows <= 0 || columns <= 0) continue;
+    failed += multiply(torch, {a + row * steps[0], steps[0], steps[1]}, {b + column * steps[3], steps[2], steps[3]},
+                       {c + row * steps[4] + column * steps[5], steps[4], steps[5]}, rows, columns, k, alpha, beta);
+  }
+  return failed;
+}
+
+// Attention of documents, each head of keys of each document by one thread. q, out [rows, heads * d], k, v [rows, kv_heads * d];
+// kept for the gradient, document after document: qh with the blocks of a head of keys one after the other, kh, vh
+// [kv_heads, padded, d], probabilities. Documents come longest first. Returns how many products failed.
+int32_t attention_forward(const Torch* torch, const real* q, const real* k, const real* v, real* out, real* qh, real* kh,
+                          real* vh, real* probabilities, const float* cos, const float* sin, const Document* documents,
+                          int64_t count, const AttentionPlan* settings) {
+  const AttentionPlan plan = *settings;
+  const int64_t d = plan.d, group = plan.group();
+  int32_t failed = 0;
+#pragma omp parallel for schedule(dynamic, 1) reduction(+ : failed)
+  for (int64_t task = 0; task < count * plan.kv_heads; ++task) {
+    const Document& document = documents[task / plan.kv_heads];
+    const int64_t head = task % plan.kv_heads, begin = (document.before * plan.kv_heads + head * document.padded) * d;
+    const std::vector<Block> blocks = blocks_of(document, plan);
+    const Block whole = {0, document.padded, 0, document.padded, 0}, &last = blocks.back();
+    real* scores = probabilities + document.kept + head * (last.kept + group * last.rows * last.keys);
+    gather(k, kh + begin, cos, sin, document, whole, plan, plan.kv_heads, head, 1, plan.half);
+    gather(v, vh + begin, cos, sin, document, whole, plan, plan.kv_heads, head, 1, 0);
+    std::vector<float> powers(document.padded);
+    std::vector<real> result(group * std::min(plan.queries, document.padded) * d);
+    for (const Block& block : blocks) {
+      const int64_t rows = group * block.rows;
+      real *own = qh + (begin + block.start * d) * group, *s = scores + block.kept;
+      const real *keys = kh + begin + block.key * d, *values = vh + begin + block.key * d;
+      gather(q, own, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
+      failed += multiply(torch, {own, d, 1}, {keys, 1, d}, {s, block.keys, 1}, rows, block.keys, d, 1.0f, 0.0f);
+      for (int64_t row = 0; row < rows; ++row)
+        softmax_row(s + row * block.keys, nullptr, powers.data(), block.keys, block.start - block.key + row % block.rows,
+                    plan.window, plan.scale, 0.0f);
+      failed += multiply(torch, {s, block.keys, 1}, {values, d, 1}, {result.data(), d, 1}, rows, d, block.keys, 1.0f, 0.0f);
+      scatter(result.data(), out, cos, sin, document, block, plan, plan.heads, head, group, 0);
+    }
+  }
+  return failed;
+}
+
+// Gradients of q, k and v before rotation.
+int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, real* dk, real* dv, const real* qh,
+                           const real* kh, const real* vh, const real* probabilities, const float* cos, const float* sin,
+                           const Document* documents, int64_t count, const AttentionPlan* settings) {
+  const AttentionPlan plan = *settings;
+  const int64_t d = plan.d, group = plan.group();
+  int32_t failed = 0;
+#pragma omp parallel for schedule(dynamic, 1) reduction(+ : failed)
+  for (int64_t task = 0; task < count * plan.kv_heads; ++task) {
+    const Document& document = documents[task / plan.kv_heads];
+    const int64_t head = task % plan.kv_heads, begin = (document.before * plan.kv_heads + head * document.padded) * d;
+    const std::vector<Block> blocks = blocks_of(document, plan);
+    const Block whole = {0, document.padded, 0, document.padded, 0}, &last = blocks.back();
+    const real* scores = probabilities + document.kept + head * (last.kept + group * last.rows * last.keys);
+    const int64_t most = group * std::min(plan.queries, document.padded);
+    std::vector<real> g(most * d), ds(most * document.padded), dqh(most * d);
+    std::vector<real> dkh(document.padded * d, 0), dvh(document.padded * d, 0);
+    for (const Block& block : blocks) {
+      const int64_t rows = group * block.rows, keys = block.keys;
+      const real *own = qh + (begin + block.start * d) * group, *p = scores + block.kept;
+      const Matrix dkeys = {dkh.data() + block.key * d, d, 1}, dvalues = {dvh.data() + block.key * d, d, 1};
+      gather(gradient, g.data(), cos, sin, document, block, plan, plan.heads, head, group, 0);
+      failed += multiply(torch, {p, 1, keys}, {g.data(), d, 1}, dvalues, keys, d, rows, 1.0f, 1.0f);
+      failed += multiply(torch, {g.data(), d, 1}, {vh + begin + block.key * d, 1, d}, {ds.data(), keys, 1}, rows, keys, d, 1.0f,
+                         0.0f);
+      for (int64_t row = 0; row < rows; ++row)
+        softmax_row_backward(ds.data() + row * keys, p + row * keys, nullptr, keys, block.start - block.key + row % block.rows,
+                             plan.window, plan.scale, 0.0f);
+      failed += multiply(torch, {ds.data(), keys, 1}, {kh + begin + block.key * d, d, 1}, {dqh.data(), d, 1}, rows, d, keys, 1.0f,
+                         0.0f);
+      failed += multiply(torch, {ds.data(), 1, keys}, {own, d, 1}, dkeys, keys, d, rows, 1.0f, 1.0f);
+      scatter(dqh.data(), dq, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
+    }
+    scatter(dkh.data(), dk, cos, sin, document, whole, plan, plan.kv_heads, head, 1, plan.half);
+    scatter(dvh.data(), dv, cos, sin, document, whole, plan, plan.kv_heads, head, 1, 0);
+  }
+  return failed;
+}
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,14 +25,19 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cross_entropy": (_P, _P, _P, _I, _I, _F, _N),
     "dropout": (_P, _P, _I, _U, _F, _N),
     "product": (_P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _N, _N, _F, _F, _N),
+    "product_in_pieces": (_P, _P, _P, _P, _I, _I, _I, _P, _F, _F, _I, _I),
+    "attention_forward": (*[_P] * 12, _I, _P),
+    "attention_backward": (*[_P] * 12, _I, _P),
 }
+# Those that return how many products failed; the others return nothing.
+_COUNT_FAILURES = frozenset({"product_in_pieces", "attention_forward", "attention_backward"})
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 
 
 @lru_cache
 def _function(name: str, dtype: torch.dtype) -> Any:
     function = getattr(library(dtype), name)
-    function.argtypes, function.restype = _SIGNATURES[name], None
+    function.argtypes, function.restype = _SIGNATURES[name], ctypes.c_int32 if name in _COUNT_FAILURES else None
     return function
 
 
@@ -171,3 +177,82 @@ def _layout(x: Tensor) -> tuple[int, int]:
         return 0, max(x.stride(0), x.shape[1])
     assert x.stride(0) == 1
     return 1, max(x.stride(1), x.shape[0])
+
+
+class _Torch(ctypes.Structure):
+    """cpu.cpp's Torch: torch's products in a type, for the thread that calls them."""
+
+    _fields_ = (("tensor", _P), ("mm", _P), ("addmm", _P), ("forget", _P), ("dtype", ctypes.c_int32))
+
+
+@lru_cache
+def _torch(dtype: torch.dtype) -> _Torch | None:
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        functions = (
+            library.aoti_torch_create_tensor_from_blob,
+            library.aoti_torch_cpu_mm_out,
+            library.aoti_torch_cpu_addmm_out,
+            library.aoti_torch_delete_tensor_object,
+        )
+        number = getattr(library, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}")()
+    except (OSError, AttributeError):
+        return None
+    return _Torch(*(ctypes.cast(function, _P).value for function in functions), number)
+
+
+def calls_torch(dtype: torch.dtype) -> bool:
+    """Whether this torch lets the kernels call its products."""
+    return _torch(dtype) is not None
+
+
+def product_in_pieces(
+    a: Tensor, b: Tensor, out: Tensor, *, alpha: float, beta: float, pieces: tuple[int, int]
+) -> Tensor:
+    """out [m, n] = alpha a b + beta out by torch, each piece of out in a thread of its own.
+
+    Args:
+        a, b: [m, k] and [k, n].
+        pieces: down and across; as many as torch has threads, or fewer.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    assert b.shape[0] == k
+    assert out.shape == (m, n)
+    assert a.dtype is b.dtype is out.dtype
+    steps = (_I * 6)(*a.stride(), *b.stride(), *out.stride())
+    pointers = (a.data_ptr(), b.data_ptr(), out.data_ptr())
+    _failing("product_in_pieces", a.dtype, *pointers, m, n, k, ctypes.addressof(steps), alpha, beta, *pieces)
+    return out
+
+
+class AttentionPlan(ctypes.Structure):
+    """cpu.cpp's AttentionPlan."""
+
+    _fields_ = (
+        ("heads", _I),
+        ("kv_heads", _I),
+        ("d", _I),
+        ("half", _I),
+        ("queries", _I),
+        ("window", _I),
+        ("scale", _F),
+    )
+
+
+def attention(name: str, *tensors: Tensor, plan: AttentionPlan) -> None:
+    """cpu.cpp's attention_forward or attention_backward; the last tensor is the documents [count, 5]."""
+    if only_allocating():
+        return
+    for tensor in tensors:
+        assert tensor.device.type == "cpu", name
+        assert tensor.is_contiguous(), name
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    _failing(name, tensors[0].dtype, *pointers, tensors[-1].shape[0], ctypes.addressof(plan))
+
+
+def _failing(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Calls a function that computes by torch's products and returns how many of them failed."""
+    torchs = _torch(dtype)
+    assert torchs is not None, name
+    if failed := _function(name, dtype)(ctypes.addressof(torchs), *arguments):
+        raise RuntimeError(f"{name}: torch refused {failed} matrix products")

@@ -1,42 +1,38 @@
-"""Which library computes the fused blocks' matrix products in fp32: torch's own, or the OpenBLAS that numpy brings.
+"""Who computes the fused blocks' matrix products: torch, torch in pieces of which each thread has one, or, in fp32, the
+OpenBLAS that numpy brings.
 
-OpenBLAS computes in the thread that calls it, and kernels/cpu.cpp cuts a product among torch's threads: two libraries
-with threads of their own would wait for each other. A short trial on the shapes of a model says which is faster on this
-processor; its answer is kept, because a trial in every run would let the bits of a run depend on what else the machine
-was doing.
+Pieces and OpenBLAS are computed in the thread that calls them, and kernels/cpu.cpp cuts a product among torch's threads: two
+libraries with threads of their own would wait for each other. Which is the fastest here, choice.py finds out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import Reason
-from ..system.files import is_private, read_bounded, replacing
-from ..system.folders import private_cache
 from . import native
-from .build import processor, why_unavailable
+from .build import why_unavailable
 from .stand_in import only_allocating
 
-TORCH, OPENBLAS = "torch", "openblas"
-NAMES = (TORCH, OPENBLAS)
-# CPU time of torch's products over OpenBLAS's from which on these are taken.
-_WORTH = 1.03
-# Pairs of a trial, its rows, the longest side of a weight in it, and the side from which on a model is tried: the narrow
-# ones spend their time on calls.
-_PAIRS, _ROWS, _LONGEST, _WIDE = 5, 256, 2048, 512
+TORCH, OPENBLAS, PIECES = "torch", "openblas", "pieces"
+NAMES = (TORCH, OPENBLAS, PIECES)
+# What messages call them.
+LABELS = {
+    TORCH: None,
+    OPENBLAS: Reason("行列積は OpenBLAS", "products by OpenBLAS"),
+    PIECES: Reason("行列積はスレッドごと", "products in pieces, one a thread"),
+}
+# What rows are rounded up to where products are computed in pieces, and multiplications below which one piece is enough.
+_ROUNDED, _SMALL = 32, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,25 @@ def _openblas() -> _OpenBlas | None:
     return None
 
 
+def openblas_version() -> str | None:
+    """None where there is none."""
+    library = _openblas()
+    return None if library is None else library.version
+
+
 def why_not_openblas() -> Reason | None:
     """None where OpenBLAS can compute products here, else the reason in a few words."""
     if _openblas() is None:
         return Reason("numpy に OpenBLAS が入っていません", "numpy comes without OpenBLAS")
     return why_unavailable(torch.device("cpu"), torch.float32)
+
+
+def why_no_pieces(dtype: torch.dtype) -> Reason | None:
+    """None where torch's products can be computed in pieces here, else the reason in a few words."""
+    if not native.calls_torch(dtype):
+        version = str(torch.__version__)
+        return Reason(f"torch {version} に必要な関数がありません", f"torch {version} lacks the functions for it")
+    return why_unavailable(torch.device("cpu"), dtype)
 
 
 def release() -> None:
@@ -99,9 +109,14 @@ class Products:
         return self.add(first.clone(), a, b) if self._takes(a) else torch.addmm(first, a, b)
 
     def _takes(self, a: Tensor) -> bool:
-        return self.name == OPENBLAS and a.dtype is torch.float32 and not only_allocating()
+        if only_allocating():
+            return False
+        return self.name == PIECES or (self.name == OPENBLAS and a.dtype is torch.float32)
 
     def _into(self, out: Tensor, a: Tensor, b: Tensor, alpha: float, beta: float) -> Tensor:
+        if self.name == PIECES:
+            pieces = _pieces(out.shape[0], out.shape[1], a.shape[1], torch.get_num_threads())
+            return native.product_in_pieces(a, b, out, alpha=alpha, beta=beta, pieces=pieces)
         library = _openblas()
         assert library is not None
         if library.threads() != 1:  # the first product, or numpy's user has set another number since
@@ -115,49 +130,15 @@ def products_of(cast: object) -> Products:
     return obtained if isinstance(obtained, Products) else Products()
 
 
-def chosen_products(shapes: Sequence[tuple[int, int]]) -> str:
-    """The library that computes linear layers of these shapes (outputs, inputs) in less CPU time here, as it was found
-    once for this processor, these versions and this number of threads; torch where the answer cannot be kept.
-    """
-    library = _openblas()
-    if library is None or max(map(min, shapes), default=0) < _WIDE or why_not_openblas() is not None:
-        return TORCH
-    tried = sorted({(min(outputs, _LONGEST), min(inputs, _LONGEST)) for outputs, inputs in shapes})
-    known = [processor(), torch.__version__, np.__version__, library.version, torch.get_num_threads(), tried]
-    entry = private_cache("products") / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}.json"
-    if (kept := _kept(entry)) is not None:
-        return kept
-    faster = _times_faster(tried)
-    release()
-    if (kept := _kept(entry)) is not None:  # by a process that began beside this one
-        return kept
-    obtained = OPENBLAS if faster >= _WORTH else TORCH
-    with contextlib.suppress(OSError), replacing(entry, mode=0o600) as file:
-        file.write(json.dumps({"library": obtained, "faster": round(faster, 3)}).encode())
-    return _kept(entry) or TORCH
+def rounded(rows: int) -> int:
+    """Rows with the padding that gives similar numbers of them the same shapes."""
+    return -(-rows // _ROUNDED) * _ROUNDED
 
 
-def _kept(entry: Path) -> str | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if is_private(entry) and (kept := json.loads(read_bounded(entry, 10_000))["library"]) in NAMES:
-            return str(kept)
-    return None
-
-
-def _times_faster(shapes: Sequence[tuple[int, int]]) -> float:
-    """CPU time of torch over OpenBLAS on a pass forward and back through layers of these shapes: the median of pairs.
-    CPU time, because other processes take wall time from both.
-    """
-    generator = torch.Generator().manual_seed(0)
-    layers = [
-        (torch.randn(_ROWS, inputs, generator=generator), torch.randn(outputs, inputs, generator=generator))
-        for outputs, inputs in shapes
-    ]
-    times: dict[str, list[float]] = {name: [] for name in NAMES}
-    for _ in range(_PAIRS + 1):
-        for name in NAMES:
-            products, began = Products(name), time.process_time()
-            for x, weight in layers:
-                products.mm(products.mm(x, weight.t()), weight)
-            times[name].append(time.process_time() - began)
-    return median(one / max(other, 1e-9) for one, other in list(zip(times[TORCH], times[OPENBLAS], strict=True))[1:])
+@lru_cache(maxsize=1024)
+def _pieces(m: int, n: int, k: int, threads: int) -> tuple[int, int]:
+    """How many pieces a product [m, k] [k, n] has down and across: all threads work, and each reads as little as it can."""
+    if m * n * k < _SMALL:
+        return 1, 1
+    pairs = [(down, threads // down) for down in range(1, threads + 1) if threads % down == 0]
+    return min(pairs, key=lambda pair: m / pair[0] + n / pair[1])

@@ -16,10 +16,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import Reason
 from ..kernels.attention import Length
+from ..kernels.attention_pieces import AttentionInPieces, serves
 from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
 from ..kernels.native import ACTIVATIONS
-from ..kernels.products import TORCH, Products, release
+from ..kernels.products import PIECES, TORCH, Products, release
 from ..system.gpu import cpu_has_bf16
 from ._upstream import version_of
 from .parts import decoder_layers
@@ -242,6 +243,11 @@ def linear_shapes(model: Any) -> list[tuple[int, int]]:
     return sorted({(base.out_features, base.in_features) for base in bases})
 
 
+def first_attention(model: Any) -> AttentionShape:
+    """What the attention of the first layer computes; call why_not() first."""
+    return _attention_shape(_layers(model)[0].self_attn, model.config)
+
+
 def detach(model: Any) -> None:
     """The model as it was."""
     release()
@@ -296,7 +302,8 @@ def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], le
             for name, part in zip(family.head_norms, (q, k), strict=True)
         )
     cos, sin = (_half(table) for table in embeddings)
-    mixed: Tensor = Attention.apply(q, k, v, cos, sin, lengths, plan.attention)
+    pieces = plan.cast.products.name == PIECES and serves(lengths, plan.attention)
+    mixed: Tensor = (AttentionInPieces if pieces else Attention).apply(q, k, v, cos, sin, lengths, plan.attention)
     x = _add(plan, x, mixed, attention.o_proj, after)
     gate, up = _linear((mlp.gate_proj, mlp.up_proj), _norm_of(layer, before_mlp, x, family), plan)
     x = _add(plan, x, Gated.apply(gate, up, plan.activation), mlp.down_proj, after_mlp)

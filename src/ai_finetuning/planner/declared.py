@@ -48,6 +48,9 @@ NATIVE = frozenset(
         "cross_entropy",
         "dropout",
         "product",
+        "product_in_pieces",
+        "attention_forward",
+        "attention_backward",
     }
 )
 

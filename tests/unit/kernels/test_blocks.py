@@ -133,6 +133,44 @@ def test_fused_attention(case: dict, dtype: torch.dtype):
     )
 
 
+@compiled
+@in_both_types
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize(
+    "case", [{"lengths": (5, 1, 40)}, {"lengths": (300, 17, 600)}, {"lengths": (300, 17), "window": 64}]
+)
+def test_attention_in_pieces(case: dict, padding: int, threads: int, dtype: torch.dtype):
+    """Rotated as the other attention rotates, the same for any number of threads, zeros behind the documents."""
+    from ai_finetuning.kernels.attention_pieces import AttentionInPieces
+    from ai_finetuning.kernels.blocks import Attention, AttentionShape
+
+    lengths, used, before = case["lengths"], sum(case["lengths"]), torch.get_num_threads()
+    tokens = used + padding
+    shape = AttentionShape(4, 2, 16, 16**-0.5, case.get("window", 0))
+    angles = leaf(tokens, 6, seed=7).detach()
+    inputs = [leaf(tokens, width, seed=seed).detach().to(dtype) for seed, width in enumerate((64, 32, 32))]
+    seed = leaf(tokens, 64, seed=9).detach().to(dtype)
+
+    def of(way: type, dtype: torch.dtype) -> list[torch.Tensor]:
+        given = [part.to(dtype).requires_grad_() for part in inputs]
+        mixed = way.apply(*given, angles.cos(), angles.sin(), lengths, shape)
+        return [mixed, *torch.autograd.grad(mixed, given, seed.to(dtype))]
+
+    torch.set_num_threads(threads)
+    try:
+        got, again, expected = of(AttentionInPieces, dtype), of(AttentionInPieces, dtype), of(Attention, torch.float32)
+        torch.set_num_threads(2)
+        other = of(AttentionInPieces, dtype)
+    finally:
+        torch.set_num_threads(before)
+    for mine, repeated, elsewhere, theirs in zip(got, again, other, expected, strict=True):
+        assert torch.equal(mine, repeated)
+        assert torch.equal(mine, elsewhere)
+        assert apart(mine[:used], theirs[:used]) < ERROR[dtype]
+        assert not mine[used:].any()
+
+
 LONG = pytest.param({"lengths": (3, 128, 1100, 129)}, id="longer than probabilities are kept")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import pytest
@@ -16,7 +17,7 @@ from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.errors import ModelError
 from ai_finetuning.kernels import attention, native
 from ai_finetuning.kernels.build import why_unavailable
-from ai_finetuning.kernels.products import OPENBLAS, TORCH, why_not_openblas
+from ai_finetuning.kernels.products import OPENBLAS, PIECES, TORCH, why_no_pieces, why_not_openblas
 from ai_finetuning.models import documents
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
@@ -178,6 +179,34 @@ def test_products_by_openblas_are_exact(monkeypatch: pytest.MonkeyPatch, family:
     assert len(calls) > 20
     assert got == pytest.approx(loss, rel=1e-5)
     assert distance(mine, expected) < 1e-5
+
+
+@pytest.mark.skipif(
+    why_no_pieces(torch.bfloat16) is not None, reason=f"no pieces here: {why_no_pieces(torch.bfloat16)}"
+)
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FUSED)
+def test_products_in_pieces_are_exact(
+    monkeypatch: pytest.MonkeyPatch, family: str, lora: bool, autocast: torch.dtype | None
+):
+    """Attention by threads and rows rounded up included."""
+    wrapped, model = build(family, lora=lora)
+    wrapped.train()
+    loss, expected = reference(wrapped)
+    calls: list[str] = []
+    for name in ("product_in_pieces", "attention"):
+        original = getattr(native, name)
+        noted = functools.partial(
+            lambda call, name, *given, **options: calls.append(name) or call(*given, **options), original, name
+        )
+        monkeypatch.setattr(native, name, noted)
+    name, got, mine = step(wrapped, model, autocast=autocast, kernels="fused", products=PIECES)
+    assert name == "fused"
+    assert calls.count("product_in_pieces") > 20
+    assert ("attention" in calls) == (family != "Gemma2")  # which caps its scores
+    assert got == pytest.approx(loss, rel=1e-5 if autocast is None else 2e-3)
+    assert distance(mine, expected) < (1e-5 if autocast is None else 3e-2)
 
 
 @needs_kernels

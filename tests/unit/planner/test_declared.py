@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from ai_finetuning.kernels import native
+from ai_finetuning.kernels.attention_pieces import AttentionInPieces
+from ai_finetuning.kernels.blocks import AttentionShape
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.loss import LinearCrossEntropy
-from ai_finetuning.kernels.products import OPENBLAS, TORCH, Products, why_not_openblas
+from ai_finetuning.kernels.products import OPENBLAS, PIECES, TORCH, Products, why_no_pieces, why_not_openblas
 from ai_finetuning.kernels.stand_in import without_arithmetic
 from ai_finetuning.planner._upstream import tensors_without_data
 from ai_finetuning.planner.declared import NATIVE, OPERATIONS, is_declared
@@ -28,6 +30,15 @@ def half(*shape: int) -> torch.Tensor:
 
 
 ROWS = torch.ones(6, 2)
+
+
+def attention_in_pieces() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The output, an input, and a gradient of the output."""
+    q, k, v = (half(6, width).requires_grad_() for width in (8, 4, 4))
+    mixed = AttentionInPieces.apply(q, k, v, ROWS, ROWS, (2, 3), AttentionShape(2, 1, 4, 0.5))
+    return mixed, q, half(6, 8)
+
+
 CALLS = {
     "norm_forward": lambda: native.norm_forward(half(6, 8), torch.ones(8), None, eps=1e-6, offset=0.0, centered=False),
     "norm_backward": lambda: native.norm_backward(
@@ -49,6 +60,11 @@ CALLS = {
     "product": lambda: Products(OPENBLAS if why_not_openblas() is None else TORCH).mm(
         half(6, 8).float(), half(8, 6).float()
     ),
+    "product_in_pieces": lambda: Products(TORCH if why_no_pieces(torch.bfloat16) else PIECES).mm(
+        half(6, 8), half(8, 6)
+    ),
+    "attention_forward": lambda: attention_in_pieces(),
+    "attention_backward": lambda: torch.autograd.grad(*attention_in_pieces()),
 }
 
 
