@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.commands import call
@@ -98,6 +99,51 @@ def test_old_rows_beside_entries_are_the_bits_of_one_more_entry(
     assert plans[0][1]["share"] == pytest.approx(0.4, abs=0.05)
     marks = [note["fingerprint"]["mixture"] for note in notes]
     assert marks[0] == marks[1]
+
+
+def test_a_run_with_many_old_rows_keeps_the_order_that_it_began_with(
+    tiny_model_dir: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """One of a version that held the order whole holds it whole; one whose order is made by parts makes it by parts, on the
+    bits of the same entry, and says of the old rows what is said of few.
+    """
+    from ai_finetuning.data import mixture
+
+    run = settings(tiny_model_dir, files, "{a}")
+    old = [f"data.replay={{path: {files['b']}, share: 0.4}}"]
+
+    def stopped(name: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("AIFT_FAULT", "step:term@10")  # in the second epoch
+            assert call("train", *run, *old, f"output_dir={tmp_path / name}") == 75
+
+    def note(name: str) -> dict[str, Any]:
+        noted: dict[str, Any] = json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8"))
+        return noted
+
+    assert call("train", *run, *old, f"output_dir={tmp_path / 'held'}") == 0
+    stopped("held and stopped")
+    monkeypatch.setattr(mixture, "WHOLE", 25)  # 22 new rows and more than 3 old ones an epoch
+    stopped("parts and stopped")
+    assert call("train", *run, *old, f"output_dir={tmp_path / 'parts'}") == 0
+    entry = settings(tiny_model_dir, files, "[{{path: {a}}}, {{path: {b}, weight: 0.4, by: tokens}}]")
+    assert call("train", *entry, f"output_dir={tmp_path / 'entry'}") == 0
+    for name in ("held", "parts"):
+        assert call("train", *run, *old, f"output_dir={tmp_path / f'{name} and stopped'}", "--resume") == 0
+        assert losses(tmp_path / f"{name} and stopped") == losses(tmp_path / name)
+        assert weights_digest(tmp_path / f"{name} and stopped") == weights_digest(tmp_path / name)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "entry") != losses(tmp_path / "held")
+    derived = {
+        name: note(name)["derived"]["replay"] for name in ("held", "parts", "held and stopped", "parts and stopped")
+    }
+    assert derived == {"held": None, "held and stopped": None, "parts": "parts", "parts and stopped": "parts"}
+    parts, of_entry = (note(name)["result"]["plan"] for name in ("parts", "entry"))
+    assert parts["replay"]["rows"] == of_entry["sources"][1]["rows"]
+    assert parts["replay"]["share"] == pytest.approx(0.4, abs=0.05)
+    assert parts["sources"] == []
 
 
 def train(rank: int, model: Path, files: dict[str, Path], folder: Path, alone: bool = False) -> None:

@@ -7,8 +7,9 @@ that no row is made for it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,11 @@ from ..labels import IGNORED
 from .example import Example
 from .store.documents import content_of, further_of
 from .store.mapped import StoredExamples
+
+# Numbers that are read of some rows without those of all, by their names in a store, and what reads them.
+Name = Literal["lengths", "learnt"]
+Reader = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+_SOME = 2**20  # rows that are read together
 
 
 class Chosen(Sequence[Example]):
@@ -116,16 +122,51 @@ def lengths_at(examples: Sequence[Example], places: NDArray[np.int64]) -> NDArra
     if isinstance(examples, Chosen):
         return lengths_at(examples.base, examples.places[places])
     if isinstance(examples, Joined):
-        part_of = np.searchsorted(examples.ends, places, side="right")
-        obtained = np.empty(len(places), dtype=np.int64)
-        for number, part in enumerate(examples.parts):
-            own = part_of == number
-            begins = examples.ends[number - 1] if number else 0
-            obtained[own] = lengths_at(part, places[own] - begins)
-        return obtained
+        return _of_parts(examples, [partial(lengths_at, part) for part in examples.parts], places)
     if isinstance(examples, StoredExamples):
         return examples.lengths_at(places)
     return np.array([len(examples[place]) for place in places.tolist()], dtype=np.int64)
+
+
+def _of_parts(examples: Joined, readers: Sequence[Reader], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What each part's reader gives of its own rows among some."""
+    part_of = np.searchsorted(examples.ends, places, side="right")
+    obtained = np.empty(len(places), dtype=np.int64)
+    for number, read in enumerate(readers):
+        own = part_of == number
+        begins = examples.ends[number - 1] if number else 0
+        obtained[own] = read(places[own] - begins)
+    return obtained
+
+
+def reader_of(examples: Sequence[Example], name: Name) -> Reader:
+    """What reads a number of some rows. Those of a store are read when they are asked for; rows in memory are counted here,
+    once.
+    """
+    if isinstance(examples, Chosen):
+        read, chosen_places = reader_of(examples.base, name), examples.places
+        return lambda places: read(chosen_places[places])
+    if isinstance(examples, Joined):
+        return partial(_of_parts, examples, [reader_of(part, name) for part in examples.parts])
+    if isinstance(examples, StoredExamples):
+        return {"lengths": examples.lengths_at, "learnt": examples.learnt_at}[name]
+    return _numbers(examples, name).__getitem__
+
+
+def blocks_of(read: Reader, first: int, last: int) -> Iterator[NDArray[np.int64]]:
+    """A number of rows `first` to `last`, some of them at a time."""
+    for begin in range(first, last, _SOME):
+        yield read(np.arange(begin, min(begin + _SOME, last)))
+
+
+def total_of(examples: Sequence[Example], name: Name) -> int:
+    """The sum of a number over all rows, without those of a store in memory."""
+    return sum(int(some.sum()) for some in blocks_of(reader_of(examples, name), 0, len(examples)))
+
+
+def longest_of(examples: Sequence[Example]) -> int:
+    """The tokens of the longest row."""
+    return max(int(some.max()) for some in blocks_of(reader_of(examples, "lengths"), 0, len(examples)))
 
 
 def learnt_of(examples: Sequence[Example]) -> NDArray[np.int64]:

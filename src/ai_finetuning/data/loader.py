@@ -13,7 +13,7 @@ from .answers import AnswerRows
 from .blocks import BlockedOrder
 from .collate import Batch, collate, collate_answers
 from .example import Example
-from .examples import lengths_of
+from .examples import Reader, lengths_of, reader_of
 from .mixed import Mixed, alone
 from .mixture import Mixture
 from .packing import pack
@@ -77,10 +77,9 @@ class Loader:
                 by_length=self._by_length,
             )
         in_memory = self._mixture is None and self._blocks is None
-        if self._blocks is not None:
-            self._lengths = np.empty(0, dtype=np.int64)
-        else:
-            self._lengths = examples.lengths if isinstance(examples, Mixture) else lengths_of(examples)
+        if self._blocks is None:
+            documents = examples.examples if isinstance(examples, Mixture) else examples
+            self._lengths: Reader = reader_of(documents, "lengths")
         self._rows = self._rows_of(np.arange(len(examples))) if in_memory else None
         self._epoch = lru_cache(maxsize=2)(self._rows_in_order)
         self._count = lru_cache(maxsize=2)(self._count_rows)  # asked for in every step
@@ -121,7 +120,7 @@ class Loader:
         """Rows of documents, packed or one by one."""
         if not self._packed:
             return [[int(place)] for place in documents]
-        packed = pack(self._lengths[documents].tolist(), self._capacity)
+        packed = pack(self._lengths(documents).tolist(), self._capacity)
         return [[int(documents[number]) for number in row] for row in packed]
 
     def _rows_in_order(self, epoch: int) -> tuple[list[list[int]], np.ndarray]:
@@ -134,7 +133,7 @@ class Loader:
         if mixture is None:
             return rows, self._of_similar_length(rows, order, generator)
         # Old rows find their places last, so that no other order moves them away from there.
-        worth = np.array([mixture.worth[row].sum() for row in rows])
+        worth = mixture.worth(rows)
         parts = [
             self._of_similar_length(rows, order[side], generator) for side in (worth[order] > 0, worth[order] <= 0)
         ]
@@ -153,7 +152,8 @@ class Loader:
         parts = []
         for first in range(0, len(order), window):
             part = order[first : first + window]
-            part = part[np.argsort([-self._lengths[rows[row][0]] for row in part], kind="stable")]
+            lengths = self._lengths(np.array([rows[row][0] for row in part]))
+            part = part[np.argsort(-lengths, kind="stable")]
             whole = len(part) // self._rows_per_step
             steps = [part[step * self._rows_per_step : (step + 1) * self._rows_per_step] for step in range(whole)]
             parts += [steps[step] for step in generator.permutation(whole)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import random
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,18 @@ from .contradictions import note_contradictions_of
 from .conversations import common_system
 from .encode_report import EncodeReport
 from .example import Example
-from .examples import Chosen, Joined, characters_of, chosen, digest_of, learnt_of, lengths_of, marks_of, names_of
+from .examples import (
+    Chosen,
+    Joined,
+    blocks_of,
+    characters_of,
+    chosen,
+    digest_of,
+    longest_of,
+    marks_of,
+    names_of,
+    reader_of,
+)
 from .files import lines_of_twice, matching
 from .messages import Sample
 from .pieces import Reading, validate_objective, with_questions
@@ -71,7 +84,7 @@ class PreparedData:
     @property
     def longest(self) -> int:
         """Tokens of the longest row; of streamed rows that none exceeds."""
-        there = int(lengths_of(self.every).max())
+        there = longest_of(self.every)
         return there if self.stream is None else max(there, self.stream.max_length)
 
     @property
@@ -270,8 +283,11 @@ def _old_rows(
     read, _, more = load_examples(source, tokenizer, replace(config, max_samples=None), encoders)
     lines += [localized(f"以前のデータ: {line}", f"replay: {line}") for line in more]
     evaluated = {content for _, content, _ in names_of(scored)}
-    useful = zip(names_of(read), learnt_of(read).tolist(), strict=True)
-    kept = [place for place, ((_, content, _), learnt) in enumerate(useful) if learnt and content not in evaluated]
+    learnt = chain.from_iterable(some.tolist() for some in blocks_of(reader_of(read, "learnt"), 0, len(read)))
+    useful = zip(names_of(read), learnt, strict=True)
+    kept = array(
+        "q", (place for place, ((_, name, _), labels) in enumerate(useful) if labels and name not in evaluated)
+    )
     old = chosen(read, kept)
     if len(old) < len(read):
         left = len(read) - len(old)

@@ -26,7 +26,7 @@ class Segment:
     """A part of an epoch.
 
     Attributes:
-        first: its first row in the epoch.
+        first: its first row among those of the run.
         sources: [rows] uint16, of each row its source.
         before: of each source the rows of the run before this part.
     """
@@ -79,6 +79,13 @@ class ByRows:
     def begins(self, epoch: int) -> int:
         """Rows of the run before an epoch."""
         return ceil(epoch * self._epoch_rows)
+
+    def before(self, epoch: int) -> tuple[int, ...]:
+        """Of each source the rows of the run before an epoch."""
+        row = self.begins(epoch)
+        part = self.segment(max(0, row - 1))
+        counted = self._counted(part.sources[: row - part.first]).tolist()
+        return tuple(before + more for before, more in zip(part.before, counted, strict=True))
 
     def segment(self, row: int) -> Segment:
         """The part of the run that a row is in."""

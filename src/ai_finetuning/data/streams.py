@@ -28,9 +28,9 @@ class Stream:
     """
 
     def __init__(self, rows: int, *, first: int, seed: int, number: int = 0) -> None:
-        self.rows, self._first = rows, first
+        self.rows, self.first = rows, first
         self._key = seed + ((number + 1) << 32)
-        self._whole = lru_cache(maxsize=4)(self._permutation)
+        self._whole = lru_cache(maxsize=2)(self._permutation)
         self._pieces = lru_cache(maxsize=2)(self._piece_order)
         self._block = lru_cache(maxsize=2)(self._block_order)
 
@@ -44,29 +44,35 @@ class Stream:
 
     def _of_pass(self, number: int, begin: int, end: int) -> NDArray[np.int64]:
         if self.rows <= WHOLE:
-            return self._first + self._whole(number)[begin:end]
-        parts, size = [], _PIECE * _PIECES
+            return self.first + self._whole(number)[begin:end]
+        parts, size = [np.empty(0, dtype=np.int64)], _PIECE * _PIECES
         # The short piece of the source's end lies anywhere, so that a block may begin before its multiple.
         for block in range(max(0, begin // size - 1), -(-end // size) + 1):
-            start, order = self._block(number, block)
-            parts.append(order[max(0, begin - start) : max(0, end - start)])
-        return self._first + np.concatenate(parts)
+            start = self._begins(number, block)
+            if start < end and begin < self._begins(number, block + 1):
+                parts.append(self._block(number, block)[max(0, begin - start) : end - start])
+        return self.first + np.concatenate(parts)
 
     def _permutation(self, number: int) -> NDArray[np.int64]:
         return np.random.Generator(np.random.Philox(key=[self._key, number])).permutation(self.rows)
 
-    def _piece_order(self, number: int) -> NDArray[np.int64]:
-        return np.random.Generator(np.random.Philox(key=[self._key, number])).permutation(-(-self.rows // _PIECE))
+    def _piece_order(self, number: int) -> tuple[NDArray[np.int64], int]:
+        """(pieces of a pass in their order, where the source's last one stands among them)."""
+        pieces = -(-self.rows // _PIECE)
+        order = np.random.Generator(np.random.Philox(key=[self._key, number])).permutation(pieces)
+        return order, int(np.flatnonzero(order == pieces - 1)[0])
 
-    def _block_order(self, number: int, block: int) -> tuple[int, NDArray[np.int64]]:
-        """(row of the pass that the block begins with, [rows] int64 of it)."""
-        order = self._pieces(number)
-        chosen = order[block * _PIECES : (block + 1) * _PIECES]
-        starts = chosen * _PIECE
+    def _begins(self, number: int, block: int) -> int:
+        """The row of a pass that a block begins with."""
+        order, last = self._pieces(number)
+        missing = _PIECE * len(order) - self.rows  # of the short piece
+        return block * _PIECE * _PIECES - (missing if last < block * _PIECES else 0)
+
+    def _block_order(self, number: int, block: int) -> NDArray[np.int64]:
+        """[rows] int64 of a block."""
+        starts = self._pieces(number)[0][block * _PIECES : (block + 1) * _PIECES] * _PIECE
         rows = (starts[:, None] + np.arange(_PIECE)).ravel()
         rows = rows[rows < self.rows]
-        missing = _PIECE * len(order) - self.rows  # of the short piece
-        before = block * _PIECE * _PIECES - (missing if (order[: block * _PIECES] == len(order) - 1).any() else 0)
         # A pass has fewer than 2^31 blocks; the first counter of a pass is its pieces'.
         generator = np.random.Generator(np.random.Philox(key=[self._key, (block + 1 << 32) + number]))
-        return before, rows[generator.permutation(len(rows))]
+        return rows[generator.permutation(len(rows))]

@@ -13,7 +13,7 @@ import torch
 
 from ..config.run import RunConfig
 from ..config.section import explicitly_set
-from ..data.examples import lengths_of
+from ..data.examples import total_of
 from ..data.prepare import PreparedData
 from ..errors import ConfigError, ModelError
 from ..parallel.plan import ParallelPlan, resolve_parallel_plan, validate_model
@@ -49,7 +49,7 @@ class DataSizes:
 
 def sizes_of(data: PreparedData, packing_tokens: int | None) -> DataSizes:
     """The sizes of rows: documents as they are, or packed."""
-    tokens, documents = int(lengths_of(data.train).sum()), max(1, len(data.train))
+    tokens, documents = total_of(data.train, "lengths"), max(1, len(data.train))
     rows = documents if packing_tokens is None else max(1, round(tokens / packing_tokens))
     return DataSizes(packing_tokens or data.longest, data.longest, tokens / rows, tokens / documents)
 

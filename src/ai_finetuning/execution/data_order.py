@@ -8,16 +8,17 @@ from ..config.mixture import Sources, with_replay
 from ..config.section import explicitly_set
 from ..config.training import TrainingConfig
 from ..data.answers import AnswerRows
-from ..data.examples import Joined, learnt_of, lengths_of
+from ..data.examples import Joined, total_of
 from ..data.loader import Loader
 from ..data.mixed import Mixed, SourceShare
-from ..data.mixture import Mixture, Taken
+from ..data.mixture import Mixture, Replayed, Taken, replay
 from ..data.prepare import PreparedData, prepare
 from ..data.streamed_loader import Check, StreamedLoader
 from ..engine.schedule import resolve_warmup, warmup_of_ratio
 from ..errors import ConfigError, localized
 from ..messages import notice
 from ..parallel.plan import ParallelPlan
+from .derived import PARTS
 from .objective import validate_objective
 from .request import TrainRequest
 from .tokenizing import encoder_for
@@ -50,27 +51,35 @@ def data_of(request: TrainRequest, tokenizer: Any, split: str) -> PreparedData:
     )
 
 
-def mixture_of(request: TrainRequest, data: PreparedData) -> Mixture | Mixed | None:
+def mixture_of(request: TrainRequest, data: PreparedData, *, whole: bool) -> Mixture | Mixed | None:
     """Rows of several sources, each with its share: new rows with those of an earlier training (`data.replay`), or the
     entries of `data.train`; None where all rows are taken once an epoch.
+
+    Args:
+        whole: whether old rows have the order of earlier versions, however many they are (Derived.replay).
     """
-    replay, seed = request.config.data.replay, request.config.training.runtime.seed
-    share = replay.share
-    if isinstance(request.train, Sources) and share is not None and replay.path is not None:
-        entries = with_replay(request.train, replay.path, share).entries
+    asked, seed = request.config.data.replay, request.config.training.runtime.seed
+    share = asked.share
+    if isinstance(request.train, Sources) and share is not None and asked.path is not None:
+        entries = with_replay(request.train, asked.path, share).entries
         return Mixed(Joined(data.train, data.old), (*data.sizes, len(data.old)), entries, seed)
     if isinstance(request.train, Sources):
         return Mixed(data.train, data.sizes, request.train.entries, seed)
     if share is None:
         return None
-    return Mixture(data.train, data.old, share, seed)
+    return replay(data.train, data.old, share, seed, whole=whole)
+
+
+def replay_of(mixture: Mixture | Mixed | None) -> str | None:
+    """Derived.replay of a run."""
+    return PARTS if isinstance(mixture, Replayed) else None
 
 
 def sources_taken(mixture: Mixture | Mixed | None) -> tuple[SourceShare, ...]:
     """What the first epoch takes of the entries of `data.train`; empty where it has none. Those of which it takes no row are
     said.
     """
-    taken = tuple(mixture.taken_first()) if isinstance(mixture, Mixed) else ()
+    taken = tuple(mixture.taken_first()) if isinstance(mixture, Mixed) and not isinstance(mixture, Replayed) else ()
     for source in taken:
         if not source.rows:
             notice(
@@ -137,7 +146,7 @@ def steps_of(training: TrainingConfig, loader: Loader | StreamedLoader) -> tuple
 def tokens_of(data: PreparedData, rows_of_run: int) -> tuple[int, int]:
     """(tokens, label tokens) of the training rows; of streamed ones those of so many rows of a run, by the first ones."""
     times = 1.0 if data.stream is None else rows_of_run / len(data.train)
-    tokens, learnt = int(lengths_of(data.train).sum()), int(learnt_of(data.train).sum())
+    tokens, learnt = total_of(data.train, "lengths"), total_of(data.train, "learnt")
     return round(times * tokens), round(times * learnt)
 
 
@@ -185,7 +194,7 @@ def replayed_of(
     request: TrainRequest, data: PreparedData, mixture: Mixture | Mixed | None, *, epochs: float
 ) -> Taken | None:
     """What the first epoch takes of the old rows; what is to be said of them joins the lines about the data."""
-    if not isinstance(mixture, Mixture):
+    if not isinstance(mixture, Mixture | Replayed):
         return None
     first, run, share = mixture.taken(1), mixture.taken(max(1, round(epochs))), mixture.share
     data.lines.append(

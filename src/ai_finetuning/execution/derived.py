@@ -18,6 +18,9 @@ from ..messages import notice
 from ..models.loading import DTYPES
 from .resume import ResumePoint, readable
 
+# The order of old rows of which a part is held.
+PARTS = "parts"
+
 
 @dataclass(frozen=True)
 class Derived:
@@ -38,6 +41,8 @@ class Derived:
         target_modules: layers that carry an adapter; None until the model is built, and for full fine-tuning.
         strategy, devices: what `auto` took, and of how many devices; None where another strategy was asked for.
         threads: of each process, which share out the sums of a product on a CPU; None on other devices.
+        replay: PARTS where old rows come in an order of which a part is held; None where there are none, or few, and in
+            runs of versions that held the order whole.
     """
 
     precision: str
@@ -58,6 +63,7 @@ class Derived:
     devices: int | None = None
     products: str | None = None
     threads: int | None = None
+    replay: str | None = None
 
 
 # Values of those that are texts, where only some are known.
@@ -67,6 +73,7 @@ _KNOWN = {
     "precision": ("fp32", "bf16", "fp16"),
     "products": PRODUCTS,
     "strategy": ("ddp", "fsdp", "model_parallel"),
+    "replay": (PARTS,),
 }
 # Numbers that count something.
 _AT_LEAST_ONE = ("batch_size", "gradient_accumulation_steps", "devices", "threads")

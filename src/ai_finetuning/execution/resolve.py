@@ -17,7 +17,7 @@ from torch import nn
 from ..config.lora import LoRAConfig
 from ..config.section import explicitly_set
 from ..data.answers import longest_conversation
-from ..data.examples import largest_id, lengths_of
+from ..data.examples import largest_id, longest_of, total_of
 from ..data.loader import Loader
 from ..data.mixed import Mixed, SourceShare
 from ..data.mixture import Mixture, Taken
@@ -70,6 +70,7 @@ from .data_order import (
     evaluations_of,
     loader_of,
     mixture_of,
+    replay_of,
     replayed_of,
     sources_taken,
     steps_of,
@@ -345,7 +346,7 @@ def _prepared(model: PlannedModel, resume: ResumePoint | None) -> _Prepared:
     model = _with_rows(model, tokenizer)
     split = taken.get("split", SPLIT if resume is None else FIRST_SPLIT)
     data = data_of(request, tokenizer, split)
-    mixture = mixture_of(request, data)
+    mixture = mixture_of(request, data, whole=resume is not None and taken.get("replay") is None)
     loader = loader_of(request, data, mixture, tokenizer, model.shape.validate_fit)
     total, an_epoch = steps_of(training, loader)
     return _Prepared(
@@ -402,6 +403,7 @@ def _plan(prepared: _Prepared, strategy: ResolvedStrategy | None, choice: Choice
         eval_steps=eval_steps_of(training, model.taken, total) if data.eval_data else None,
         strategy=parallel.strategy if config.parallel.strategy == "auto" else None,
         devices=devices_of(prepared.model) if config.parallel.strategy == "auto" else None,
+        replay=replay_of(prepared.mixture),
     )
     needs = needs_of(model, sizes, spread, cut)
     asked = training.runtime.offload
@@ -506,7 +508,7 @@ def _validate_model(model: PlannedModel, parallel: ParallelPlan, data: PreparedD
         _validate_experts(model.targets, parallel)
     if parallel.sizes.tp > 1:
         tensor_plan(model.module)  # refused here where it cannot be cut
-    longest = int(lengths_of(data.every).max()) if config.objective == "sft" else longest_conversation(data.every)
+    longest = longest_of(data.every) if config.objective == "sft" else longest_conversation(data.every)
     model.shape.validate_fit(max_token_id=largest_id(data.every), max_length=longest)
 
 
@@ -575,7 +577,7 @@ def _summary(prepared: _Prepared, model: PlannedModel, derived: Derived, work: m
         max_steps=training.schedule.max_steps,
         eval_steps=derived.eval_steps,
         evaluations=evaluations_of(training, derived.eval_steps, prepared.total, prepared.an_epoch),
-        eval_tokens=int(lengths_of(data.eval_data).sum()),
+        eval_tokens=total_of(data.eval_data, "lengths"),
         keeps_best=disk.keeps_best,
         replay=prepared.replayed,
         sources=prepared.sources,

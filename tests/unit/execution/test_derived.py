@@ -43,6 +43,7 @@ def test_values_come_back_as_they_were():
         ("strategy", "tensor"),
         ("threads", 0),
         ("threads", "2"),
+        ("replay", "whole"),
     ],
 )
 def test_values_of_another_kind_are_refused(name: str, value: Any):

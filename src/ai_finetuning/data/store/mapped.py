@@ -269,6 +269,10 @@ class StoredExamples(Sequence[Example]):
         """[documents] int64: their label tokens."""
         return self._arrays["learnt"].astype(np.int64)
 
+    def learnt_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[places] int64: the label tokens of some documents."""
+        return self._arrays["learnt"][places].astype(np.int64)
+
     @property
     def characters(self) -> NDArray[np.int64]:
         """[documents] int64: characters of their label tokens."""
