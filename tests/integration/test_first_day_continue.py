@@ -295,7 +295,9 @@ def test_replay_without_a_usable_row_is_refused(
 # --- the best weights
 
 
-RUIN = {"learning_rate": 0.5, "eval_steps": 1, "num_epochs": 3, "schedule.name": "constant"}
+# A rate that rises to the end: its first steps help on every processor, and its last ones ruin.
+# A rate that rises to the end: the first steps help on every processor, and the last ones ruin.
+RUIN = {"learning_rate": 0.9, "eval_steps": 1, "num_epochs": 3, "schedule.name": "constant", "warmup_steps": 14}
 
 
 def test_a8_the_best_weights_are_kept_and_the_end_says_so(

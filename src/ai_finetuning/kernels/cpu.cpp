@@ -411,15 +411,15 @@ struct Torch {
 };
 
 // A matrix in memory: its first number, and numbers from one row and from one column to the next.
-struct Matrix {
+struct View {
   const real* first;
   int64_t row, column;
 };
 
 // C [m, n] = alpha * A [m, k] B [k, n] + beta * C. Whether it failed.
-static int32_t multiply(const Torch* torch, Matrix a, Matrix b, Matrix c, int64_t m, int64_t n, int64_t k, float alpha,
+static int32_t multiply(const Torch* torch, View a, View b, View c, int64_t m, int64_t n, int64_t k, float alpha,
                         float beta) {
-  const Matrix matrices[3] = {a, b, c};
+  const View matrices[3] = {a, b, c};
   const int64_t sizes[3][2] = {{m, k}, {k, n}, {m, n}};
   void* made[3] = {nullptr, nullptr, nullptr};
   int32_t error = 0;
@@ -571,7 +571,7 @@ int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, r
     for (const Block& block : blocks) {
       const int64_t rows = group * block.rows, keys = block.keys;
       const real *own = qh + (begin + block.start * d) * group, *p = scores + block.kept;
-      const Matrix dkeys = {dkh.data() + block.key * d, d, 1}, dvalues = {dvh.data() + block.key * d, d, 1};
+      const View dkeys = {dkh.data() + block.key * d, d, 1}, dvalues = {dvh.data() + block.key * d, d, 1};
       gather(gradient, g.data(), cos, sin, document, block, plan, plan.heads, head, group, 0);
       failed += multiply(torch, {p, 1, keys}, {g.data(), d, 1}, dvalues, keys, d, rows, 1.0f, 1.0f);
       failed += multiply(torch, {g.data(), d, 1}, {vh + begin + block.key * d, 1, d}, {ds.data(), keys, 1}, rows, keys, d, 1.0f,
