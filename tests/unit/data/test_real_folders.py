@@ -360,15 +360,19 @@ def test_an_entry_of_which_no_row_is_taken_is_said(
 
 @pytest.mark.slow
 def test_a_run_whose_data_is_a_pattern_goes_on(
-    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    """From any folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
     for name in ("a.jsonl", "b.jsonl"):
         write(tmp_path / name, rows(4, name))
     options = ("fp16=false", "progress=false", "batch_size=2", "gradient_accumulation_steps=1", "report_samples=0")
-    out, data = tmp_path / "out", f"data.train={tmp_path / '[ab].jsonl'}"
+    out, data = tmp_path / "out", "data.train=[ab].jsonl"
     stops = ("num_epochs=1", "training.evaluation.verdict=false", "save_steps=2", f"output_dir={out}")
     assert call("train", f"model={tiny_model_dir}", data, *options, *stops) == 0
     capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert call("resume", str(out), "num_epochs=2", "--allow-changed") == 0
     write(tmp_path / "b.jsonl", rows(5))
     assert call("resume", str(out), "num_epochs=3") == 78
