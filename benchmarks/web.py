@@ -209,7 +209,10 @@ def alone() -> list[float]:
     options = {"max_new_tokens": TOKENS, "do_sample": False}
     for _ in range(4):
         times: list[float] = []
-        say: Callable[[str, str], None] = lambda _side, _piece: times.append(1000 * time.perf_counter())  # noqa: B023, E731
+
+        def say(_side: str, _piece: str, times: list[float] = times) -> None:
+            times.append(1000 * time.perf_counter())
+
         answer_side_by_side([(side, Asked([], QUESTION, None))], say, threading.Event(), seed=1, options=options)
         found.append(between(times))
     return found[1:]

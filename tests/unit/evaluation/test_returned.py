@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from tests.support.kept_runs import BEST_STEP, LAST_STEP, VERDICT, contents, kept_run, loaded, tensors
+from tests.support.systems import needs_fork
 
 from ai_finetuning.errors import CheckpointError, ConfigError, RunLockedError, StorageError, ToolkitError
 from ai_finetuning.evaluation.returned import Best, Returned, best_of, returned_of, take_best, take_last, told_of
@@ -266,13 +267,13 @@ def swept(place: Path, last: str, best: str, *, stride: int, links: bool = True)
     return int(done.stdout.split()[-1])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@needs_fork
 def test_a_kill_leaves_one_whole_result(tmp_path: Path):
     assert swept(tmp_path, "shards", "shards", stride=9) > 10
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@needs_fork
 @pytest.mark.parametrize(("last", "best"), KINDS)
 def test_a_kill_between_any_two_steps_leaves_one_whole_result(tmp_path: Path, last: str, best: str):
     assert swept(tmp_path / "links", last, best, stride=1) > 60
