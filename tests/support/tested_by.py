@@ -105,7 +105,7 @@ TESTED_BY = {
     "apps.web.data_facts": "unit/apps/web/test_settings_screen.py",
     "data.doctor.table": "unit/data/test_paged.py",
     **{f"apps.web.screens.{name}": "browser/test_gate.py" for name in _SCREENS},
-    **{f"apps.web.words.{name}": "browser/test_gate.py" for name in (*_SCREENS, "shell")},
+    **{f"apps.web.words.{name}": "browser/test_gate.py" for name in (*_SCREENS, "shell", "talking")},
     "runs.recorded": "integration/test_first_day_runs.py",
     "trainers.from_config": _CLI,
     "__main__": _CLI,
