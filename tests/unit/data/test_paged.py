@@ -155,6 +155,13 @@ def test_what_is_damaged_is_no_table(faq: Path, tmp_path: Path):
         Paged(tmp_path / "none")
 
 
+def test_a_table_of_mail_is_examined_as_any_other(faq: Path, tmp_path: Path):
+    text = faq.read_bytes().decode("cp932")
+    faq.write_bytes(text.encode("iso2022_jp"))
+    told = table_of(tmp_path / "t", faq).summary
+    assert (told["encoding"], told["rows"], told["columns"][0]) == ("iso2022_jp", 7, "お問い合わせ")
+
+
 def test_the_command_writes_the_folder_and_json_alone(faq: Path, tmp_path: Path):
     out = tmp_path / "t"  # in a process of its own: it bounds itself
     command = [sys.executable, "-m", "ai_finetuning", "data", "table", str(faq), "--out", str(out)]
