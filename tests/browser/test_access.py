@@ -165,6 +165,8 @@ def test_every_text_is_in_the_table_of_words(screen: str):
     """No Japanese in pages and scripts, no text in pages, and each key that they name is there."""
     page = (PAGES / "pages" / "base.html").read_text(encoding="utf-8")
     page += (PAGES / "pages" / f"{screen}.html").read_text(encoding="utf-8")
+    parts = re.findall(r'\{% include "([\w.]+)" %\}', page)
+    page += "".join((PAGES / "pages" / part).read_text(encoding="utf-8") for part in parts)
     scripts = scripts_of(screen)
     code = re.sub(r"^\s*//.*$|\s// .*$", "", scripts, flags=re.MULTILINE)
     for text in (page, code):

@@ -165,6 +165,20 @@ def test_a_verdict_arrives_and_nothing_that_was_paged_through_is_lost(web: Any, 
     assert len(set(answers.locator("h3").all_text_contents())) == answers.count()
 
 
+def test_a_description_marks_what_one_types(web: Any, page: Any, tmp_path: Path):
+    """As code, and not by the backticks of its text: on 比較, and on 設定 as the form has it."""
+    for name, modules in (("first", "all-linear"), ("second", "[q_proj]")):
+        with (write_run(tmp_path / "outputs" / name) / "config.yaml").open("a", encoding="utf-8") as config:
+            config.write(f"lora: {{target_modules: {modules}}}\n")
+    web.open(page, "/compare?ids=first,second")
+    hint = page.locator("#settings").get_by_role("row", name="lora.target_modules").locator(".hint")
+    expect(hint).to_have_text("アダプターを付ける線形層の名前のリスト、または all-linear。")
+    expect(hint.locator("code")).to_have_text("all-linear")
+    web.open(page, "/train?data=embedded-kotoha-qa")
+    expect(page.locator("#f-lora-target_modules-hint code")).to_have_text("all-linear")
+    expect(page.locator("#folded")).not_to_contain_text("`")
+
+
 def test_runs_are_compared_renamed_trashed_and_restored(web: Any, page: Any, tmp_path: Path):
     root = tmp_path / "outputs"
     write_run(root / "first")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from tests.support.commands import call, spawn, write_run
 from tests.support.disks import mounted
 from tests.support.runs import losses, train_full, weights_digest
+from tests.support.systems import needs_limits
 
 from ai_finetuning.engine.checkpoint.store import verify
 from ai_finetuning.engine.metrics import read_metrics
@@ -201,7 +201,7 @@ def test_a_read_only_disk_exits_74_before_anything_loads(tmp_path: Path, tiny_mo
 
 
 @pytest.mark.faults
-@pytest.mark.skipif(os.name == "nt", reason="ulimit")
+@needs_limits
 def test_few_file_descriptors_and_a_read_only_cache(tmp_path: Path, tiny_model_dir: Path):
     """`ulimit -n 64`, no usable token cache, no usable /tmp: the run ends well or says what is wrong."""
     config = str(write_run(tmp_path, tiny_model_dir))

@@ -17,7 +17,7 @@ import pytest
 from tests.support.commands import call, environment, write_run
 from tests.support.patience import until
 from tests.support.runs import ROWS, losses, train_lora, weights_digest
-from tests.support.systems import needs_sigkill
+from tests.support.systems import needs_broken_pipe, needs_orphans, needs_sigkill
 
 from ai_finetuning.config.load import load_config
 from ai_finetuning.config.run_folder import CHECKPOINTS, STOP
@@ -156,7 +156,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a run that outlives its starter has not been tried on Windows")
+@needs_orphans
 def test_a_run_survives_its_starter_and_is_found_again(tiny_model_dir: Path, tmp_path: Path):
     """Its steps 9 to 18 take a second more each, so that it is still at work when it is asked to stop."""
     config = write_run(tmp_path, tiny_model_dir, runtime={"progress": False, "report_samples": 0, "precision": "fp32"})
@@ -311,7 +311,7 @@ def test_the_verbs_read_any_run(whole: Path, tmp_path: Path, capsys: pytest.Capt
     assert call("runs", "resume", listed["二つ目"]["id"], "--dry-run", "--detach", *place) == 64
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a pipe without a reader is another error on Windows")
+@needs_broken_pipe
 @pytest.mark.parametrize("arguments", [("list",), ("logs", "one")])
 def test_a_reader_that_has_seen_enough_is_no_error(arguments: tuple[str, ...], tmp_path: Path):
     """As `aift runs list | head -1` ends: with nothing but the end."""

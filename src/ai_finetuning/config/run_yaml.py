@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import json
 import os
 import re
@@ -93,4 +94,9 @@ def _absolute(value: Any, folder: Path, belongs: Callable[[str], bool]) -> Any:
     if not isinstance(value, str) or "\0" in value:
         return value
     path = os.path.abspath(folder / value)
-    return path if belongs(path) else value
+    if belongs(path):
+        return path
+    # Data may be a pattern (data/files.py); characters of one in the folder's own name are none.
+    pattern = os.path.join(glob.escape(os.path.abspath(folder)), value)
+    is_data = belongs is os.path.exists and glob.has_magic(value)
+    return pattern if is_data and any(glob.iglob(pattern, recursive=True)) else value

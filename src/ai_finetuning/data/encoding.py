@@ -11,6 +11,11 @@ from typing import BinaryIO
 
 from ..errors import DataError
 
+# ISO-2022-JP, which mail is in: the plainest form of it that has all characters of a file. It escapes from ASCII to Japanese
+# and back, so that its bytes are those of a UTF-8 file, too, and each of its lines looks like noise of Latin letters.
+_JIS = ("iso2022_jp", "iso2022_jp_ext", "iso2022_jp_2", "iso2022_jp_3", "iso2022_jp_2004")
+_TO_JAPANESE = re.compile(rb"\x1b\$(?:[@B]|\([DOPQ])")
+_LONGEST_ESCAPE = 4
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 # Characters that ordinary Japanese is made of.
 _ORDINARY = re.compile("[\u3040-\u30ff\u4e00-\u9fff\u3000-\u303f\uff00-\uff5e\x20-\x7e\n\r\t]")
@@ -45,7 +50,7 @@ def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
     """(encoding, what to do with bytes that it does not have: `strict` or `surrogateescape`) of a file, in a few passes
     over its bytes with a fixed memory.
 
-    The order: BOM, strict UTF-8, ISO-2022-JP where escapes are seen, then CP932 against EUC-JP by plausibility. Never
+    The order: BOM, ISO-2022-JP where its escapes are seen, strict UTF-8, then CP932 against EUC-JP by plausibility. Never
     `shift_jis`, which cannot read ①㈱髙 and reads ～ as another character; and no guesser's name is taken literally. At
     last the encoding in which hardly a byte is wrong: those bytes become lone surrogates, and their rows bad rows.
 
@@ -64,11 +69,11 @@ def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
             if wrong is not None:
                 raise _undecodable(first, wrong, name)
             return encoding, "strict"
+    if first.isascii() and _has_escapes(opened) and _first_wrong(opened, "ascii") is None:
+        return _jis(opened, name), "strict"
     not_utf8 = _first_wrong(opened, "utf-8")
     if not_utf8 is None:
         return "utf-8", "strict"
-    if _has_escapes(opened) and _first_wrong(opened, "iso2022_jp_2") is None:
-        return "iso2022_jp_2", "strict"
     fitting = [code for code in ("cp932", "euc_jp", "euc_jis_2004") if _first_wrong(opened, code) is None]
     if fitting:
         return max(fitting, key=lambda code: _plausibility(_beginning(opened, code))), "strict"
@@ -77,6 +82,25 @@ def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
     if wrong_bytes * 1000 > size:
         raise _undecodable(first, not_utf8, name)
     return encoding, "surrogateescape"
+
+
+def _jis(opened: Callable[[], BinaryIO], name: str) -> str:
+    """The form of ISO-2022-JP that a file is in.
+
+    Raises:
+        DataError: it is in none of them, as where Windows wrote ① and ㈱ into it.
+    """
+    wrong = 0
+    for encoding in _JIS:
+        line = _first_wrong(opened, encoding)
+        if line is None:
+            return encoding
+        wrong = max(wrong, line)
+    raise DataError(
+        f"{name} は ISO-2022-JP（JIS）ですが、{wrong} 行目付近に、JIS にない文字（Windows の ①、㈱、髙 など）か壊れたバイトがあります。UTF-8 で保存し直してください。",
+        f"{name} is ISO-2022-JP (JIS), and near line {wrong} are characters that JIS lacks (such as ①, ㈱ and 髙 of Windows), or "
+        "damaged bytes; save the file as UTF-8.",
+    )
 
 
 def find_first_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
@@ -91,7 +115,7 @@ def find_first_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str,
     if len(first) < _FIRST or b"\n" not in first:
         return find_encoding(opened, name)
     first = first[: first.rindex(b"\n") + 1]
-    if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x1b$" in first:
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")) or _TO_JAPANESE.search(first):
         return find_encoding(opened, name)  # UTF-16 and ISO-2022-JP have no surrogates for wrong bytes
     return find_encoding(lambda: io.BytesIO(first), name)[0], "surrogateescape"
 
@@ -127,9 +151,9 @@ def _has_escapes(opened: Callable[[], BinaryIO]) -> bool:
     before = b""
     with opened() as stream:
         while block := stream.read(_BLOCK):
-            if b"\x1b$" in before + block:
+            if _TO_JAPANESE.search(before + block):
                 return True
-            before = block[-1:]
+            before = block[1 - _LONGEST_ESCAPE :]
     return False
 
 

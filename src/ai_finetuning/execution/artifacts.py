@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +34,9 @@ from ..models.adapters import load_adapter, quiet_peft, tied_names, write_adapte
 from ..models.loading import load_causal_lm
 from ..models.quantized import quantized_bits
 from ..models.tokenizers import repair_generation_config, save_generation_config
-from ..runs.folder import STAGING
+from ..runs.folder import STAGING, read_run
+from ..runs.phase import write_run
+from ..runs.weights import place_saved
 from ..system.environment import environment
 from ..system.gpu import is_out_of_memory
 from .adapter_start import parent_of
@@ -186,7 +187,7 @@ def finish(
         ):
             _try_to_write(name, write)
 
-    names = folder.place_model(save)
+    names = folder.place_model(save, f"step{summary['saved_step']}")
     folder.complete(files=names, base_bits=quantized_bits(model), result=summary, verdict=pending)
     what = ("モデル", "the model") if plan.request.full else ("LoRA アダプター", "the LoRA adapter")
     notice(f"{what[0]}を {folder.path} に保存しました。", f"{what[1]} is in {folder.path}.")
@@ -280,9 +281,10 @@ def save_trained(result: Result, tokenizer: Any, place: Path) -> None:
     with new_folder(staging) as folder:
         _write_model(model.save_pretrained, model, tokenizer, folder, place)
     if own:
-        for path in staging.iterdir():
-            os.replace(path, place / path.name)
-        staging.rmdir()
+        names = place_saved(staging, place, "saved")
+        run = read_run(place)
+        others = [name for name in run.get("files", ()) if ".safetensors" not in name]
+        write_run(place, run | {"files": sorted({*others, *names})})
 
 
 def export_of(plan: RunPlan, model: Any, checkpoint: Path, dtype: torch.dtype) -> Callable[[Path], None]:

@@ -26,7 +26,7 @@ from ..runs.folder import OWNER, STAGING, beside, files_of_run, read_run, refuse
 from ..runs.phase import CHILD, phase, write_run
 from ..runs.process import identity
 from ..runs.stop import drop_earlier_stop
-from ..runs.weights import RETURNED, drop_last, drop_other_weights
+from ..runs.weights import RETURNED, drop_last, place_saved
 from ..system.children import LAUNCHER
 from ..system.files import TEMPORARY, fsync_folder, staging_folder, write_in_place
 
@@ -153,8 +153,6 @@ class OutputFolder:
         """Says in run.json that the model which is in place now is the result, and forgets what a former one had left."""
         if not self._peers.is_main:
             return
-        if RETURNED in self.run():  # else nothing lies here that this run has not written
-            drop_other_weights(self.path, files)
         content = {name: value for name, value in self.run().items() if name != RETURNED}
         write_run(self.path, content | values | {"status": "completed", "files": files})
         fsync_folder(self.path)
@@ -193,8 +191,12 @@ class OutputFolder:
             f"the earlier run in {self.path} was moved to {folder} (to go on with it: aift resume {argument(folder)}).",
         )
 
-    def place_model(self, save: Callable[[Path], None]) -> list[str]:
-        """Writes the model beside and moves it into place; returns the names of its files.
+    def place_model(self, save: Callable[[Path], None], mark: str) -> list[str]:
+        """Writes the model beside and moves it into place; returns the names of its files. Whenever the process is killed, the
+        folder's weights are one whole set: a former one, this one, or none.
+
+        Args:
+            mark: see weights.place_saved().
 
         Raises:
             OSError: it cannot be written; checkpoints and an earlier model are left as they were.
@@ -206,18 +208,10 @@ class OutputFolder:
             self.faults.inject("final", 0)
             with _refusals_of_the_disk():
                 save(staging)
-            names = sorted(path.name for path in staging.iterdir())
-            for name in names:
-                with (staging / name).open("rb") as file:
-                    os.fsync(file.fileno())
-            for name in names:
-                os.replace(staging / name, self.path / name)
-            staging.rmdir()
-            fsync_folder(self.path)
+            return sorted(place_saved(staging, self.path, mark))
         except Exception:  # what was trained is in memory still, and goes into a checkpoint
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        return names
 
     def rehearse(self, save: Callable[[Path], None]) -> None:
         """Lets `save` write what place_model() will write but for the weights, beside, and throws it away.

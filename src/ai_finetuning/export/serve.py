@@ -14,7 +14,7 @@ from ..errors import ConfigError, UsageError, refusing
 from ..japanese.default_system import split_default_system
 from ..messages import notice, on_one_line
 from ..models.options import validate_bits
-from ..system.children import isolated_environment, isolated_python
+from ..system.children import OWNER, isolated_environment, isolated_python
 from ..system.files import read_bounded
 from .serve_names import short_name, validate_alias
 from .serve_needs import validate_server
@@ -73,6 +73,7 @@ def server_environment(clients: Clients, name: str) -> dict[str, str]:
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
     own = {"AIFT_SERVE_KEY": _key(clients.key_file)} if clients.key_file is not None else {}
     told = {"AIFT_SERVE_TOLD": str(clients.told.absolute())} if clients.told is not None else {}
+    owner = {OWNER: os.environ[OWNER]} if OWNER in os.environ else {}  # the server takes this process over
     return isolated_environment() | {
         "HF_HUB_OFFLINE": "1",
         "AIFT_SERVE_MAX_TOKENS": str(clients.max_tokens),
@@ -80,6 +81,7 @@ def server_environment(clients: Clients, name: str) -> dict[str, str]:
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         **own,
         **told,
+        **owner,
     }
 
 

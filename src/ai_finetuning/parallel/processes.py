@@ -40,10 +40,9 @@ class Launched:
 
 
 def launched() -> Launched:
-    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set."""
-    return Launched(
-        int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    )
+    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set, or empty."""
+    rank, size, local_rank = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Launched(int(rank or 0), int(size or 1), int(local_rank or 0))
 
 
 def backend_for(device: torch.device) -> str:

@@ -174,11 +174,17 @@ class AnswerPace:
 def remember(
     model: str, method: str, device: str, tokens_per_second: float, token_seconds: float | None = None
 ) -> None:
-    """Keeps the speed of a run, in the user's cache folder, for the plans of the next ones; never a reason to fail."""
+    """Keeps the speed of a run, in the user's cache folder, for the plans of the next ones; never a reason to fail.
+
+    Args:
+        token_seconds: see Speed; of a run that timed no answers (None) what an earlier one has measured stays.
+    """
     key = {"model": model, "method": method, "device": device}
-    speed = {"tokens_per_second": round(tokens_per_second, 3), "token_seconds": token_seconds}
-    text = json.dumps(key | speed, ensure_ascii=False)
     with contextlib.suppress(OSError):
+        earlier = last_speed(**key) if token_seconds is None else None
+        answering = token_seconds if earlier is None else earlier.token_seconds
+        speed = {"tokens_per_second": round(tokens_per_second, 3), "token_seconds": answering}
+        text = json.dumps(key | speed, ensure_ascii=False)
         write_in_place(private_cache(_KIND) / _file_name(**key), text.encode("utf-8"))
 
 

@@ -6,8 +6,10 @@ request to the one that has resumed it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -130,6 +132,8 @@ def _kill(folder: Path, of: dict[str, Any]) -> None:
             family += process.children(recursive=True)
         except psutil.Error:
             continue
+    for process in filter(None, parents):
+        _kill_group(process.pid)
     for process in family:
         try:
             process.kill()
@@ -140,6 +144,16 @@ def _kill(folder: Path, of: dict[str, Any]) -> None:
         time.sleep(0.02)
     (folder / STOP).unlink(missing_ok=True)
     end(folder, of, "KeyboardInterrupt")
+
+
+def _kill_group(pid: int) -> None:
+    """Ends the group of a process that was launched with one of its own: in it are also those whose parents have ended."""
+    if os.name != "nt":
+        with contextlib.suppress(OSError):
+            if (
+                os.getsid(pid) == pid
+            ):  # a shell gives a group to a process, too, with others that are no concern of a run
+                os.killpg(pid, signal.SIGKILL)
 
 
 def end(folder: Path, of: dict[str, Any], reason: str) -> None:

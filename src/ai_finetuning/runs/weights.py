@@ -200,30 +200,60 @@ def put(source: Path, run: Path, *, mark: str = "", linked: bool = False) -> lis
     staging = run / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    *files, last = weight_names(source)
-    renamed = {name: name.replace("model-", f"model-{mark}-", 1) if mark else name for name in files}
+    for name in weight_names(source):
+        (_take if linked else _copy)(source / name, staging / name)
+    if mark:
+        _mark(staging, mark)
+    return _enter(staging, run)
+
+
+def place_saved(staging: Path, run: Path, mark: str) -> list[str]:
+    """Makes a model that was saved in a folder within a run the run's result, with all that lies beside its weights; returns
+    the names of its files.
+
+    Args:
+        staging: goes.
+        mark: in the names of shards, where they would take those of the run's former ones.
+    """
+    for path in staging.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    with contextlib.suppress(ModelError):  # there is none, or none that is loaded
+        if set(indexed_files(run / INDEX)).intersection(weight_names(staging)):
+            _mark(staging, mark)
+    return _enter(staging, run)
+
+
+def _mark(folder: Path, mark: str) -> None:
+    """Gives shards other names."""
+    *files, last = weight_names(folder)
+    if last != INDEX:
+        return
+    renamed = {name: name.replace("model-", f"model-{mark}-", 1) for name in files}
     for name, new in renamed.items():
-        (_take if linked else _copy)(source / name, staging / new)
-    if last == INDEX:
-        index = json.loads(read_bounded(source / INDEX, _LARGEST))
-        index["weight_map"] = {weight: renamed[file] for weight, file in index["weight_map"].items()}
-        text = json.dumps(index, indent=1).encode("utf-8")
-        write_in_place(staging / INDEX, (source / INDEX).read_bytes() if not mark else text)
-    else:
-        (_take if linked else _copy)(source / last, staging / last)
+        os.replace(folder / name, folder / new)
+    index = json.loads(read_bounded(folder / INDEX, _LARGEST))
+    index["weight_map"] = {weight: renamed[file] for weight, file in index["weight_map"].items()}
+    write_in_place(folder / INDEX, json.dumps(index, indent=1).encode("utf-8"))
+
+
+def _enter(staging: Path, run: Path) -> list[str]:
+    """Moves everything in a folder into its run, the step that makes other weights the run's last; the former ones go."""
+    weights = weight_names(staging)
+    beside = sorted(path.name for path in staging.iterdir() if path.name not in weights)
     fsync_folder(staging)
-    for name in renamed.values():
+    for name in (*weights[:-1], *beside):
         os.replace(staging / name, run / name)
     fsync_folder(run)
     # From one set to the other: a single file hides an index, so that of two steps one changes what is loaded.
-    os.replace(staging / last, run / last)
-    if last == INDEX:
-        (run / MODEL).unlink(missing_ok=True)
-    fsync_folder(run)
-    obtained = [*renamed.values(), last]
-    drop_other_weights(run, obtained)
+    for last in weights[-1:]:
+        os.replace(staging / last, run / last)
+        if last == INDEX:
+            (run / MODEL).unlink(missing_ok=True)
+        fsync_folder(run)
+        drop_other_weights(run, weights)
     shutil.rmtree(staging, ignore_errors=True)
-    return obtained
+    return [*weights, *beside]
 
 
 def drop_other_weights(run: Path, names: Collection[str]) -> None:

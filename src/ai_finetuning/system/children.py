@@ -10,7 +10,7 @@ from pathlib import Path
 
 # The environment variable in which whoever starts the ranks of a run on this machine tells them its process id.
 LAUNCHER = "AIFT_LAUNCHER"
-# The one in which a job tells its commands the same: those that never end by themselves end with it.
+# The one in which a job tells its commands the same: they end with it.
 OWNER = "AIFT_OWNER"
 # Seconds between two looks at whether the process that started us is there.
 _PAUSE_SECONDS = 1.0
@@ -27,10 +27,12 @@ def isolated_environment() -> dict[str, str]:
     """This process's environment, with this package on the path and no entry that stands for the current folder; relative
     entries mean what they mean here, wherever the child stands.
 
-    PYTHONSAFEPATH (Python 3.11) reaches the children of the child as well; Python 3.10 has the start file only.
+    PYTHONSAFEPATH (Python 3.11) reaches the children of the child as well; Python 3.10 has the start file only. A job that
+    started this process has not started the child.
     """
+    own = {name: value for name, value in os.environ.items() if name != OWNER}
     given = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGE, *given]), "PYTHONSAFEPATH": "1"}
+    return own | {"PYTHONPATH": os.pathsep.join([_PACKAGE, *given]), "PYTHONSAFEPATH": "1"}
 
 
 def starter_lives(starter: int) -> bool:
@@ -48,7 +50,7 @@ def starter_lives(starter: int) -> bool:
 
 def end_with_owner() -> None:
     """Lets this process end within a second or so of the job that started it, however that ends; nothing without one."""
-    owner = os.environ.pop(OWNER, "")
+    owner = os.environ.get(OWNER, "")
 
     def watch() -> None:
         while starter_lives(int(owner)):

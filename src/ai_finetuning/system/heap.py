@@ -20,6 +20,7 @@ def give_back() -> None:
     import ctypes
 
     library = ctypes.CDLL(None)
+    # ctypes looks a symbol up when its name is asked for, and has no other question for whether there is one.
     if hasattr(library, "mallopt"):
         library.mallopt(_ARENA_MAX, 1)
         library.mallopt(_MMAP_THRESHOLD, _OWN_MAPPING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ai_finetuning.config.plain import plain_run, to_plain
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.config.run_yaml import absolute_paths, describe_run
 from ai_finetuning.config.training import TrainingConfig
+from ai_finetuning.execution.sources import config_source
 
 EXPECTED = """\
 model:
@@ -126,6 +128,30 @@ def test_paths_that_were_given_become_absolute(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(os.sep)
     assert load_config(tmp_path / "config.yaml") == changed
     assert absolute_paths(changed, Path("/elsewhere")) == changed
+
+
+def test_patterns_of_data_mean_the_same_files_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where the folder's own name looks like a pattern."""
+    folder = tmp_path / "runs [1]"
+    (folder / "corpus" / "deep").mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl", "deep/c.jsonl", "old.jsonl"):
+        (folder / "corpus" / name).touch()
+    files = ("a.jsonl", "b.jsonl", "deep/c.jsonl")
+    train = ["corpus/[ab].jsonl", {"path": "corpus/**/c.jsonl", "epochs": 2}]
+    settings = {"train": train, "eval": "corpus/o*.jsonl", "replay.path": ["./corpus/o*.jsonl"], "replay.share": 0.1}
+    run = load_config(
+        None,
+        [f"data.{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()],
+    )
+    changed = absolute_paths(run, folder)
+    monkeypatch.chdir(os.sep)
+    read = config_source(changed.data.train)
+    assert [Path(path) for path in read.paths] == [folder / "corpus" / name for name in files]
+    for value in (changed.data.eval, changed.data.replay.path):
+        assert config_source(value) == [folder / "corpus" / "old.jsonl"]
+    assert absolute_paths(changed, Path("/elsewhere")) == changed
+    unmatched = load_config(None, ["data.train=none/*.jsonl"])
+    assert absolute_paths(unmatched, folder) == unmatched
 
 
 def test_what_is_no_path_stays(tmp_path: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ai_finetuning.data.encoding import decode
 from ai_finetuning.data.files import read_rows
 from ai_finetuning.data.messages import Conversation
 from ai_finetuning.data.sources import load_samples
@@ -46,6 +47,50 @@ def test_every_encoding_gives_the_same_rows(shared: Path, name: str, encoding: s
     assert [unix(row.values) for row in rows] == truth
     assert report.encoding == encoding
     assert report.rows == 60
+
+
+MAIL = '質問,回答\r\n営業時間は？,"9 時から\n18 時までです。"\r\n休みは？,日曜です。\r\n'
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".txt", ".jsonl", ".csv.gz"])
+@pytest.mark.parametrize("encoding", ["iso2022_jp", "iso2022_jp_ext", "iso2022_jp_2", "iso2022_jp_2004"])
+def test_what_was_exported_from_mail_is_read(tmp_path: Path, suffix: str, encoding: str):
+    """ISO-2022-JP, whose bytes UTF-8 has too, each form with what the plainer ones lack."""
+    more = {"iso2022_jp_ext": "ｶﾅ", "iso2022_jp_2": "한", "iso2022_jp_2004": "俱"}.get(encoding, "")
+    text = MAIL.replace("日曜", f"日曜{more}")
+    if suffix == ".tsv":
+        text = text.replace(",", "\t")
+    if suffix == ".jsonl":
+        text = "".join(
+            json.dumps({"質問": "休みは？", "回答": f"日曜{more}"}, ensure_ascii=False) + "\n" for _ in range(2)
+        )
+    raw = text.encode(encoding)
+    assert raw.isascii()
+    path = tmp_path / f"mail{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix.endswith(".gz") else raw)
+    rows, report = read_rows(path)
+    assert report.encoding == encoding
+    assert encoding in report.lines()[0]
+    assert f"日曜{more}" in str(rows[-1].values if suffix != ".txt" else [row.values for row in rows])
+    if suffix in (".csv", ".tsv", ".csv.gz"):
+        assert unix(rows[0].values) == {"質問": "営業時間は？", "回答": "9 時から\n18 時までです。"}
+
+
+def test_what_only_looks_like_mail_is_what_it_is(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    for text in (
+        "question,answer\nwhen?,at $B9\n",
+        "question,answer\n\x1b[1mwhen?\x1b$z,日曜\n",
+        "question,answer\n\x1b$B,é\n",
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert decode(path.read_bytes(), "a") == (text, "utf-8")
+    # ① as Windows writes it into JIS: no form of ISO-2022-JP has it, and as UTF-8 it would be read as noise.
+    path.write_bytes("質問,回答\n順番は？,まず".encode("iso2022_jp") + b"\x1b$B-!\x1b(B\n")
+    with pytest.raises(DataError) as refused:
+        read_rows(path)
+    assert "near line 2 are characters that JIS lacks" in refused.value.en
+    assert "2 行目付近に、JIS にない文字" in refused.value.ja
 
 
 def test_the_detected_encoding_is_said(shared: Path):

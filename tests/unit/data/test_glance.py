@@ -56,7 +56,7 @@ def test_a_large_file_is_told_by_its_beginning(tmp_path: Path, monkeypatch: pyte
     assert glance(str(tmp_path / "large.xlsx")).rows is None
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp932", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp932", "utf-16", "iso2022_jp"])
 def test_the_beginning_ends_with_a_row_in_every_encoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ):

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from tests.support.models import build_tokenizer
 from ai_finetuning import DataConfig
 from ai_finetuning.config.data import ReplayConfig
 from ai_finetuning.config.mixture import Sources
+from ai_finetuning.config.preference import Objective
 from ai_finetuning.data import files
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.compression import unpack
 from ai_finetuning.data.files import open_data, read_rows
 from ai_finetuning.data.prepare import prepare
 from ai_finetuning.data.prepared import look_into, open_prepared
-from ai_finetuning.data.store import preparing, writer
+from ai_finetuning.data.store import arrays, preparing, writer
 from ai_finetuning.data.store.folder import cached_store, prepare_folder
+from ai_finetuning.data.store.mapped import ARRAYS, FURTHER
 from ai_finetuning.data.store.preparing import Preparation, sources_of
 from ai_finetuning.data.streamed import RowStream
 from ai_finetuning.data.streamed_loader import StreamedLoader
@@ -38,7 +40,7 @@ def rows(count: int, of: str = "町") -> list[dict[str, str]]:
     return [{"instruction": f"第{number}の{of}は？", "output": f"{of}{number}です。"} for number in range(count)]
 
 
-def write(path: Path, content: list[dict[str, str]] | str) -> Path:
+def write(path: Path, content: Sequence[Mapping[str, object]] | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = (
         content if isinstance(content, str) else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
@@ -58,8 +60,8 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return str(request.param)
 
 
-def asked_for(path: Path, tokenizer: Any, **settings: Any) -> Preparation:
-    return Preparation((str(path),), DataConfig(**settings), tokenizer, sources_of([str(path)]))
+def asked_for(path: Path, tokenizer: Any, objective: Objective = "sft", **settings: Any) -> Preparation:
+    return Preparation((str(path),), DataConfig(**settings), tokenizer, sources_of([str(path)]), objective)
 
 
 def test_what_programs_leave_in_a_folder_is_no_data_and_files_without_a_row_are_named(tmp_path: Path, language: str):
@@ -198,13 +200,28 @@ def test_half_of_a_prepared_folder_is_no_data(tmp_path: Path, tokenizer: Any):
         prepare(out, None, tokenizer, DataConfig(), seed=0)
 
 
+@pytest.mark.parametrize(
+    ("objective", "samples"),
+    [
+        ("sft", rows(40)),
+        ("preference", [{"prompt": f"問{at}", "chosen": f"良い{at}。", "rejected": f"悪い{at}。"} for at in range(40)]),
+        ("kto", [{"prompt": f"問{at}", "completion": f"答え{at}。", "label": at % 2 == 0} for at in range(40)]),
+    ],
+)
 def test_what_was_written_before_an_interruption_is_compared_when_it_goes_on(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    objective: Objective,
+    samples: list[dict[str, object]],
+    tmp_path: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
+    """All of it, and not only what is trained."""
     caplog.set_level("INFO")
     monkeypatch.setattr(files, "_TOGETHER", 5)
     monkeypatch.setattr(preparing, "_COMMIT", 1)
-    asked = asked_for(write(tmp_path / "a.jsonl", rows(40)), tokenizer)
+    monkeypatch.setattr(arrays, "BLOCK", 64)  # arrays of several blocks, of which the last is not full
+    asked = asked_for(write(tmp_path / "a.jsonl", samples), tokenizer, objective=objective)
     whole, _ = prepare_folder(asked, tmp_path / "whole")
     commit, left = writer.StoreWriter.commit, [2]
 
@@ -222,15 +239,23 @@ def test_what_was_written_before_an_interruption_is_compared_when_it_goes_on(
             with pytest.raises(KeyboardInterrupt):
                 prepare_folder(asked, out)
     assert json.loads((out / "progress.json").read_text(encoding="utf-8"))["batches"] == 6
-    raw = bytearray((out / "tokens.bin").read_bytes())
-    raw[7] ^= 1
-    (out / "tokens.bin").write_bytes(raw)
-    again, _ = prepare_folder(asked, out)
-    assert again.digest == whole.digest
-    assert {path.name: path.read_bytes() for path in out.glob("*.bin")} == {
-        path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.bin")
-    }
-    assert "damaged; it begins anew" in caplog.text
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.bin")}
+    assert len(expected) == len(ARRAYS) + len(FURTHER[objective])
+    for name in expected:
+        for place in (7, -1):
+            again = tmp_path / f"{name} {place}"
+            shutil.copytree(out, again)
+            raw = bytearray((again / name).read_bytes())
+            raw[place] ^= 1
+            (again / name).write_bytes(raw)
+            caplog.clear()
+            assert prepare_folder(asked, again)[0].digest == whole.digest
+            assert {path.name: path.read_bytes() for path in again.glob("*.bin")} == expected
+            assert "damaged; it begins anew" in caplog.text
+    caplog.clear()
+    prepare_folder(asked, out)
+    assert {path.name: path.read_bytes() for path in out.glob("*.bin")} == expected
+    assert "anew" not in caplog.text
 
 
 def test_a_cache_without_room_keeps_nothing_of_it_and_the_run_goes_on(
@@ -360,15 +385,19 @@ def test_an_entry_of_which_no_row_is_taken_is_said(
 
 @pytest.mark.slow
 def test_a_run_whose_data_is_a_pattern_goes_on(
-    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    """From any folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
     for name in ("a.jsonl", "b.jsonl"):
         write(tmp_path / name, rows(4, name))
     options = ("fp16=false", "progress=false", "batch_size=2", "gradient_accumulation_steps=1", "report_samples=0")
-    out, data = tmp_path / "out", f"data.train={tmp_path / '[ab].jsonl'}"
+    out, data = tmp_path / "out", "data.train=[ab].jsonl"
     stops = ("num_epochs=1", "training.evaluation.verdict=false", "save_steps=2", f"output_dir={out}")
     assert call("train", f"model={tiny_model_dir}", data, *options, *stops) == 0
     capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert call("resume", str(out), "num_epochs=2", "--allow-changed") == 0
     write(tmp_path / "b.jsonl", rows(5))
     assert call("resume", str(out), "num_epochs=3") == 78

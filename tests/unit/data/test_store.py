@@ -120,6 +120,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "texts split": (lambda folder: write(folder / "a.jsonl", jsonl(TEXTS)), {"on_long": "split", "max_length": 16}),
     "texts cut": (lambda folder: write(folder / "a.jsonl", jsonl(TEXTS)), {"max_length": 100}),
     "csv cp932": (lambda folder: write(folder / "a.csv", csv_of(TALKS), "cp932"), {}),
+    "csv jis": (lambda folder: write(folder / "a.csv", csv_of(TALKS), "iso2022_jp"), {}),
     "csv utf-16": (lambda folder: write(folder / "a.csv", csv_of(TALKS), "utf-16"), {}),
     "json": (lambda folder: write(folder / "a.json", json.dumps(TALKS)), {}),
     "json as jsonl": (lambda folder: write(folder / "a.jsonl", json.dumps(TALKS, indent=1)), {}),
@@ -733,6 +734,7 @@ def test_a_store_that_was_moved_is_the_same(tmp_path: Path):
         ("東京都".encode("euc_jp") * 300_000 + "ひらがな".encode("euc_jp"), "euc_jp"),
         ("あ".encode() * 400_000, "utf-8"),
         ("\ufeffあい".encode("utf-16-le") * 300_000, "utf-16"),
+        (b"x" * 1_100_000 + "東京".encode("iso2022_jp"), "iso2022_jp"),
         ("あ".encode() * 400_000 + b"\xff" + "い".encode() * 10, "utf-8"),
     ],
 )

@@ -375,7 +375,7 @@ def test_the_encoding_is_told_by_the_beginning_and_a_wrong_byte_behind_it_stays_
     assert UNREADABLE.search(last)
 
 
-@pytest.mark.parametrize("encoding", ["cp932", "euc_jp", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["cp932", "euc_jp", "utf-8-sig", "utf-16", "iso2022_jp"])
 def test_the_beginning_tells_every_encoding(encoding: str):
     text = ("彼は昨日、東京の図書館で本を読みました。\n" * (2**25 // 20)).encode(encoding)
     assert find_first_encoding(lambda: io.BytesIO(text), "x")[0] == encoding

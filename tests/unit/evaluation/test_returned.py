@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from tests.support.kept_runs import BEST_STEP, LAST_STEP, VERDICT, contents, kept_run, loaded, tensors
+from tests.support.systems import needs_fork
 
 from ai_finetuning.errors import CheckpointError, ConfigError, RunLockedError, StorageError, ToolkitError
 from ai_finetuning.evaluation.returned import Best, Returned, best_of, returned_of, take_best, take_last, told_of
@@ -187,27 +188,12 @@ def test_a_run_that_could_be_better_says_so(tmp_path: Path):
     assert told_of(run, read_run(run)) == []
 
 
-# Ends itself by SIGKILL before the step of the file system whose number is given; "done" where there are not so many.
 KILLED = """
-import os, signal, sys
+import os, sys
 from pathlib import Path
 from ai_finetuning.evaluation.returned import take_best, take_last
 from tests.support.kept_runs import kept_run, contents, loaded
-
-STEPS = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
-def dies_at(number, work, run):
-    left = [number]
-    def hook(event, arguments):
-        if event in STEPS or (event == "open" and arguments[2] and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    child = os.fork()
-    if child == 0:
-        sys.addaudithook(hook)
-        work(run)
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+from tests.support.kills import dies_at
 
 kind, best, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 if sys.argv[5] == "False":
@@ -223,7 +209,7 @@ for first, then in ((take_best, "again"), (take_best, "undo"), (take_last, "agai
         before = contents(run)
         if first is take_last:
             take_best(run)
-        if not dies_at(number, first, run):
+        if not dies_at(number, lambda: first(run)):
             break
         kills += 1
         there = loaded(run)
@@ -266,13 +252,13 @@ def swept(place: Path, last: str, best: str, *, stride: int, links: bool = True)
     return int(done.stdout.split()[-1])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@needs_fork
 def test_a_kill_leaves_one_whole_result(tmp_path: Path):
     assert swept(tmp_path, "shards", "shards", stride=9) > 10
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@needs_fork
 @pytest.mark.parametrize(("last", "best"), KINDS)
 def test_a_kill_between_any_two_steps_leaves_one_whole_result(tmp_path: Path, last: str, best: str):
     assert swept(tmp_path / "links", last, best, stride=1) > 60

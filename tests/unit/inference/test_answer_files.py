@@ -70,7 +70,7 @@ def test_a_character_that_the_encoding_lacks_is_named(tmp_path: Path, logged):
     assert "(U+1F363) of an answer is not in cp932; writing UTF-8 with BOM" in logged()
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "euc_jp", "cp932"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "euc_jp", "cp932", "iso2022_jp"])
 def test_the_encoding_of_the_questions_is_kept(encoding: str, tmp_path: Path):
     path = tmp_path / "q.csv"
     path.write_bytes("質問,備考\nあいうえおは何行ですか,ひらがなです\n".encode(encoding))

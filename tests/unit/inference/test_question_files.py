@@ -51,6 +51,7 @@ def test_rows_above_the_heading_blank_rows_and_line_numbers(tmp_path: Path):
         ("質問;備考\na;x\n".encode(), "utf-8", ";", "\n"),
         ("質問\t備考\na\tx\n".encode("utf-16"), "utf-16", "\t", "\n"),
         ("質問,備考\na,x\n".encode("utf-8-sig"), "utf-8-sig", ",", "\n"),
+        ("質問,備考\r\nあ,x\r\n".encode("iso2022_jp"), "iso2022_jp", ",", "\r\n"),
         ("番号|質問\n1|こんにちは、お元気ですか\n".encode("euc_jp"), "euc_jp", "|", "\n"),
     ],
 )

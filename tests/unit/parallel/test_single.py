@@ -1,4 +1,4 @@
-"""One process on one device: the clip."""
+"""One process on one device: that it is one, and the clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ import pytest
 import torch
 from torch import nn
 
+from ai_finetuning.parallel.processes import Launched, launched
 from ai_finetuning.parallel.strategies.single import SingleDevice
+
+
+def test_a_process_is_alone_where_no_launcher_has_said_otherwise(monkeypatch: pytest.MonkeyPatch):
+    """Empty says as little as nothing: a shell's `RANK= aift train` and compose files that hand on what they lack."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert launched() == Launched(0, 1, 0)
+    for name in names:
+        monkeypatch.setenv(name, "")
+    assert launched() == Launched(0, 1, 0)
+    for name, value in zip(names, ("3", "4", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert launched() == Launched(3, 4, 1)
 
 
 @pytest.mark.parametrize("norm", [1e-8, 0.5, 0.9989, 0.99999, 0.9999995, 1.0, 1.0000005, 3.0])

@@ -12,9 +12,11 @@ from ai_finetuning.engine.train_state import TrainState
 from ai_finetuning.errors import Reason
 from ai_finetuning.execution.progress import QUIET_SECONDS, Heartbeat, Lines
 from ai_finetuning.planner.speed import (
+    LAST_RUN,
     STEPS_BEFORE,
     AnswerPace,
     Remaining,
+    Speed,
     duration,
     last_speed,
     place_of,
@@ -187,6 +189,8 @@ def test_a_speed_is_kept_by_model_method_and_place_and_read_back(tmp_path, monke
     assert last_speed("m", "lora", place).token_seconds is None
     remember("m", "lora", place, 123.4, 0.02)
     assert last_speed("m", "lora", place).token_seconds == 0.02
+    remember("m", "lora", place, 200.0)  # a run without answers says nothing of their pace
+    assert last_speed("m", "lora", place) == Speed(200.0, LAST_RUN, 0.02)
     assert last_speed("m", "full", place) is None
     assert last_speed("n", "lora", place) is None
     assert last_speed("m", "lora", place_of("cpu", None, "ddp", 2)) is None

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.support.patience import until
+from tests.support.systems import needs_sigkill
 
 from ai_finetuning.errors import InputNotFoundError, RunLockedError, UsageError
 from ai_finetuning.runs import jobs
 from ai_finetuning.runs.devices import Place, occupants, visible_devices
+from ai_finetuning.runs.folder import read_run
 from ai_finetuning.runs.jobs import Step
+from ai_finetuning.runs.phase import CHILD
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +76,19 @@ def test_a_job_waits_for_the_device_and_can_be_taken_out_of_the_queue(tmp_path: 
     finally:
         other.leave()
     assert _ended(job).state.status == "completed"
+
+
+@needs_sigkill
+def test_a_command_ends_with_a_job_that_is_killed(tmp_path: Path) -> None:
+    """Else it would write beside the same command when the job goes on."""
+    folder = jobs.new_folder(tmp_path, "answers")
+    job = jobs.start(folder, [Step(("web", "--no-open", "--port", "0"))], {}, "ja")  # one that does not end by itself
+    until(lambda: "http://127.0.0.1:" in "\n".join(jobs.last_said(folder)), 60, "its command is at work")
+    process = psutil.Process(read_run(folder)[CHILD]["pid"])
+    (command,) = process.children()
+    process.kill()
+    command.wait(60)
+    assert jobs.find(tmp_path, job.id, "answers").state.status == "stopped"
 
 
 def test_what_a_job_said_is_told_without_colours_and_secrets(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.support.patience import until
+from tests.support.systems import needs_sigkill
 
 from ai_finetuning.config.run_folder import RUN, STOP
 from ai_finetuning.errors import UsageError
@@ -141,6 +142,24 @@ def test_now_ends_a_process_with_what_it_has_started(tmp_path: Path):
     state = state_of(json.loads((tmp_path / RUN).read_text()))
     assert state.status == "stopped"
     assert not (tmp_path / STOP).exists()
+
+
+@needs_sigkill
+def test_now_ends_the_group_of_a_process_that_was_launched(tmp_path: Path):
+    """With what a child of it has started that has ended meanwhile."""
+    orphan = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {orphan!r}]); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        left = identity(int(parent.stdout.readline()))
+        import psutil
+
+        until(lambda: not psutil.Process(parent.pid).children(), 20, "its child ends")
+        assert is_alive(left)
+        stop(write(tmp_path, status="running", **identity(parent.pid)), "now")
+        until(lambda: not is_alive(left), 20, "what is left ends")
 
 
 def test_a_saved_run_is_being_judged_while_its_process_lives():

@@ -11,8 +11,9 @@ from pathlib import Path
 import typer
 
 from ...errors import localized
-from .data_table import check_workbook, limit
+from .data_table import check_workbook
 from .json_out import json_option, write_json
+from .limits import limited
 
 HELP = localized(
     "ファイルの行数と長さを、画面（aift web）の概算のために調べます。",
@@ -27,12 +28,12 @@ def look(
     json_file: str | None = json_option("結果", "the result"),
 ) -> None:
     """Looks, within limits of time and memory."""
-    limit(_MEMORY, _SECONDS)
-    check_workbook(Path(source))
-    from ...config.load import load_config
-    from ...data.glance import glance
+    with limited(source, _MEMORY, _SECONDS):
+        check_workbook(Path(source))
+        from ...config.load import load_config
+        from ...data.glance import glance
 
-    data = load_config(None, list(context.args)).data
-    found = glance(source, data.columns, data.sheet)
+        data = load_config(None, list(context.args)).data
+        found = glance(source, data.columns, data.sheet)
     if json_file is not None:
         write_json(json_file, asdict(found))

@@ -9,8 +9,9 @@ from typing import Any
 import typer
 
 from ...errors import localized
-from .data_table import check_workbook, limit
+from .data_table import check_workbook
 from .json_out import json_option, write_json
+from .limits import limited
 
 HELP = localized(
     "質問のファイルを、画面（aift web）のために JSON にします。",
@@ -27,14 +28,14 @@ def questions(
     json_file: str | None = json_option("質問", "the questions"),
 ) -> None:
     """Reads, within limits of time and memory."""
-    limit(_MEMORY, _SECONDS)
-    check_workbook(file)
-    from ...inference.question_files import headings_of, read_questions
+    with limited(file, _MEMORY, _SECONDS):
+        check_workbook(file)
+        from ...inference.question_files import headings_of, read_questions
 
-    if headings:
-        found: Any = headings_of(file, sheet=sheet)
-    else:
-        found = asdict(read_questions(file, column=column, sheet=sheet))
-        del found["raw"]
+        if headings:
+            found: Any = headings_of(file, sheet=sheet)
+        else:
+            found = asdict(read_questions(file, column=column, sheet=sheet))
+            del found["raw"]
     if json_file is not None:
         write_json(json_file, found)

@@ -148,8 +148,10 @@ def _says_first(arguments: list[str]) -> bool:
 def main() -> None:
     """The entry point of `aift`."""
     from ...system import collector
+    from ...system.children import end_with_owner
     from ...system.cores import wait_passively
 
+    end_with_owner()
     collector.hold_back()
     _safe_streams()
     wait_passively()

@@ -203,9 +203,13 @@ def _end(process: anyio.abc.Process) -> None:
 
 def _refusal(verb: str, code: int, said: str) -> ToolkitError:
     lines = said.strip().splitlines()
-    start = next(
-        (at for at in range(len(lines) - 1, -1, -1) if lines[at].startswith(_PREFIXES)), max(0, len(lines) - 1)
-    )
+    start = next((at for at in range(len(lines) - 1, -1, -1) if lines[at].startswith(_PREFIXES)), None)
+    if start is None and code < 0:  # what it said before was not about that
+        return UsageError(
+            f"aift {verb} が途中で終わらされました（シグナル {-code}）。この PC のメモリーが足りないときに起こります。",
+            f"aift {verb} was ended (signal {-code}), as happens where this PC's memory runs out.",
+        )
+    start = max(0, len(lines) - 1) if start is None else start
     text = "\n".join(lines[start:])[:4000]
     for prefix in _PREFIXES:
         text = text.removeprefix(prefix)

@@ -16,8 +16,8 @@ from . import children
 from .api import blocking
 from .site import site_of
 
-# Files whose facts are remembered.
-_REMEMBERED = 32
+# Files whose facts are remembered, and seconds for a glance, which bounds what it computes itself and says so.
+_REMEMBERED, _SECONDS = 32, 150.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ async def facts_of(
         async with site_of(request).locks["facts"]:  # several tabs, and a form that is checked while it is opened
             if key not in known:
                 command = ["data", "glance", source, *settings, "--json", "-"]
-                known[key] = await children.run(request, command, alone="data glance")
+                known[key] = await children.run(request, command, seconds=_SECONDS, alone="data glance")
                 for old in list(known)[:-_REMEMBERED]:
                     del known[old]
     found = known[key]

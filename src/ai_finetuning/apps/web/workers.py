@@ -133,9 +133,14 @@ class Worker:
                 self._send({"do": "stop", "id": number})
 
     @property
+    def loaded(self) -> bool:
+        """Whether it can be asked."""
+        return self.ended is None and self._ready.done()
+
+    @property
     def rests(self) -> bool:
         """Whether it is loaded and nobody asks it."""
-        return self.ended is None and self._ready.done() and not self._asked
+        return self.loaded and not self._asked
 
     async def over(self) -> None:
         """Returns once the process is no more."""
@@ -262,10 +267,11 @@ class Workers:
         known = self._workers.get(names)
         if known is not None and known.ended is None and known.stamp != await asyncio.to_thread(stamp_of, names):
             known.end(CHANGED)  # by `aift runs best`, say
-        if known is not None and known.ended is None:
+        if known is not None and known.loaded:
             return known
         self._loading = self._loading or asyncio.Lock()
         async with self._loading:  # one at a time, so that each sees the memory that the others have taken
+            await self._settled()
             worker = self._workers.get(names)
             while worker is None or worker.ended is not None:
                 worker = await self._load(names)
@@ -277,6 +283,14 @@ class Workers:
                 for one in resting:
                     await one.over()
             return worker
+
+    async def _settled(self) -> None:
+        """Returns once no process is loading for somebody who has gone meanwhile, and those that were ended are no more."""
+        for worker in list(self._workers.values()):
+            with contextlib.suppress(ModelError):
+                await worker.ready()
+            if worker.ended is not None:
+                await worker.over()
 
     async def _load(self, names: str | tuple[str, ...]) -> Worker:
         worker = Worker(names, self.logs / f"talker-{next(self._numbers)}.log", self.idle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ class ArrayWriter:
                 self.entry.hashes.append(self._hash.hexdigest())
                 self._hash, self._in_block = hashlib.sha256(), 0
 
+    def reached(self) -> ArrayEntry:
+        """The entry as it is now, with a hash of the block that is not full yet."""
+        begun = [self._hash.hexdigest()] if self._in_block else []
+        return replace(self.entry, hashes=self.entry.hashes + begun)
+
     def sync(self) -> None:
         """Makes what was added durable."""
         self._file.flush()
@@ -101,6 +106,22 @@ def mapped(path: Path, entry: ArrayEntry) -> NDArray[Any]:
     if not entry.items:
         return np.zeros(shape, dtype=entry.kind)
     return np.memmap(path, dtype=entry.kind, mode="r", shape=shape)
+
+
+def begins_with(path: Path, entry: ArrayEntry) -> bool:
+    """Whether a file begins with what an entry says: all of its blocks are read, and what stands behind them is not.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    left = entry.bytes
+    with path.open("rb") as file:
+        for expected in entry.hashes:
+            block = file.read(min(BLOCK, left))
+            left -= len(block)
+            if hashlib.sha256(block).hexdigest() != expected:
+                return False
+    return not left
 
 
 def check(path: Path, entry: ArrayEntry, *, every_block: bool) -> None:

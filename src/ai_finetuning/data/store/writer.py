@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...errors import StorageError, ToolkitError
 from ...system.files import fsync_folder, read_bounded, write_in_place
 from ..pieces import Account
-from .arrays import ArrayEntry, ArrayWriter, mapped
+from .arrays import ArrayEntry, ArrayWriter, begins_with, mapped
 from .documents import Documents, further_of, labels_of
 from .mapped import ARRAYS, EVERY, FURTHER, MANIFEST, MARKS, Manifest, file_of, write_manifest
 from .plain import from_plain, to_plain
@@ -34,11 +34,10 @@ class Progress:
         identity: of what is prepared, and how (Preparation.key).
         batches: of rows that are written, of the whole.
         accounts: what became of them, of each source.
-        arrays: what is written.
+        arrays: what is written; in the file each with the hash of its last block, full or not.
         names, largest: see Manifest.
         certain: files in which rows that are perhaps mojibake are.
         hashes: SHA-256 of the files that were read, by their paths.
-        digest: of the documents that are written, as in the manifest.
     """
 
     identity: str
@@ -49,7 +48,6 @@ class Progress:
     largest: int = 0
     certain: set[str] = field(default_factory=set)
     hashes: dict[str, str] = field(default_factory=dict)
-    digest: str = ""
 
 
 class Damaged(Exception):
@@ -87,9 +85,10 @@ class StoreWriter:
             wanted = {**ARRAYS, **FURTHER[objective]}
             progress.arrays = {name: ArrayEntry(kind or token_kind, width) for name, (kind, width) in wanted.items()}
         with storing(folder):
-            self._digest = _digest_of_written(folder, progress)
-            if progress.digest and self._digest.hexdigest() != progress.digest:
+            written = {file_of(folder, name): entry for name, entry in progress.arrays.items() if entry.items}
+            if not all(begins_with(path, entry) for path, entry in written.items()):
                 raise Damaged
+            self._digest = _digest_of_written(folder, progress)
             self._writers = {name: ArrayWriter(file_of(folder, name), item) for name, item in progress.arrays.items()}
         self._places = {name: place for place, name in enumerate(progress.names)}
         self._whole = False
@@ -133,9 +132,9 @@ class StoreWriter:
         with storing(self._folder):
             for writer in self._writers.values():
                 writer.sync()
-            self.progress.digest = self._digest.hexdigest()
             kept = [replace(item, problems=item.problems.without_excerpts()) for item in self.progress.accounts]
-            content = json.dumps(to_plain(replace(self.progress, accounts=kept)), ensure_ascii=False)
+            arrays = {name: writer.reached() for name, writer in self._writers.items()}
+            content = json.dumps(to_plain(replace(self.progress, accounts=kept, arrays=arrays)), ensure_ascii=False)
             write_in_place(self._folder / PROGRESS, content.encode("utf-8", "surrogatepass"))
 
     def finish(self, manifest: Manifest) -> None:

@@ -27,9 +27,14 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.fixture
-def client(site: Site) -> TestClient:
-    app = Starlette(routes=answers.ROUTES, exception_handlers={ToolkitError: api.refuse})
-    app.state.site, app.state.tickets = site, {}
+def app(site: Site) -> Starlette:
+    made = Starlette(routes=answers.ROUTES, exception_handlers={ToolkitError: api.refuse})
+    made.state.site, made.state.tickets = site, {}
+    return made
+
+
+@pytest.fixture
+def client(app: Starlette) -> TestClient:
     return TestClient(app)
 
 
@@ -128,7 +133,9 @@ def test_progress_and_rows_may_be_asked_at_once(site: Site, client: TestClient) 
 
 
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".xlsx"])
-def test_what_a_stopped_batch_has_answered_can_be_downloaded(site: Site, client: TestClient, kind: str) -> None:
+def test_what_a_stopped_batch_has_answered_can_be_downloaded(
+    site: Site, app: Starlette, client: TestClient, kind: str
+) -> None:
     rows = [("1 の次は？", ""), ("2 の次は？", "x"), ("", ""), ("4 の次は？", "y")]
     part = site.data / f"questions{kind}"
     if kind == ".csv":
@@ -161,7 +168,7 @@ def test_what_a_stopped_batch_has_answered_can_be_downloaded(site: Site, client:
         file.write(json.dumps({"question": 1, "answers": ["=3"]}) + "\n")
     made = client.post(address, json={"spreadsheet": False})
     assert made.status_code == 200, made.text
-    (one,) = client.app.state.tickets.values()  # type: ignore[attr-defined]
+    (one,) = app.state.tickets.values()
     assert one.name == f"社内の質問-回答-途中（3件中1件）{kind}"
     read = read_questions(one.path, column="質問")
     places = [place for place, item in enumerate(read.questions) if item.text]

@@ -1,13 +1,17 @@
-"""What goes with the request that asks for it."""
+"""What goes with the request that asks for it, and what children say that end otherwise than they should."""
 
 from __future__ import annotations
+
+import sys
 
 import anyio
 import pytest
 from starlette.requests import ClientDisconnect, Request
+from tests.support.systems import needs_sigkill
 
+from ai_finetuning.apps.web import children
 from ai_finetuning.apps.web.children import while_there
-from ai_finetuning.errors import DataError
+from ai_finetuning.errors import DataError, UsageError
 
 
 def _request(leaves: bool) -> Request:
@@ -57,3 +61,15 @@ def test_work_ends_when_nobody_waits_any_more() -> None:
 
     anyio.run(ask)
     assert ended == [True]
+
+
+@needs_sigkill
+def test_a_child_that_was_killed_is_told_as_that_and_not_by_what_it_said_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = "import os, sys; print('準備しています…', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(children, "isolated_python", lambda module: [sys.executable, "-c", code, module])
+    with pytest.raises(UsageError) as told:
+        children.wait(["data", "glance"], "ja", 60)
+    assert told.value.ja.startswith("aift data が途中で終わらされました（シグナル 9）。")
+    assert told.value.en.startswith("aift data was ended (signal 9), ")

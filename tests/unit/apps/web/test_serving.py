@@ -24,6 +24,7 @@ from ai_finetuning.errors import ConfigError, RunLockedError, ToolkitError
 from ai_finetuning.export import serve
 from ai_finetuning.runs import jobs
 from ai_finetuning.runs.devices import Place, visible_devices
+from ai_finetuning.system.children import OWNER, isolated_environment
 
 KOTOHA = {"model": "embedded-kotoha-tiny"}
 
@@ -118,3 +119,10 @@ def test_a_key_is_one_line_of_a_file(tmp_path: Path) -> None:
             serve.server_environment(clients, "embedded:kotoha-tiny")
     with pytest.raises(ConfigError, match="cannot be read"):
         serve.server_environment(serve.Clients(key_file=tmp_path / "none"), "embedded:kotoha-tiny")
+
+
+def test_the_server_has_the_job_of_the_command_that_it_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other child has it."""
+    monkeypatch.setenv(OWNER, "7")
+    assert serve.server_environment(serve.Clients(), "embedded:kotoha-tiny")[OWNER] == "7"
+    assert OWNER not in isolated_environment()

@@ -159,6 +159,36 @@ def test_a_model_that_nobody_asks_gives_way_to_one_without_room(tmp_path: Path) 
     _run(ask())
 
 
+def test_a_model_is_not_loaded_beside_one_that_is_still_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where whoever asked for that one has left the page."""
+    started: list[Worker] = []
+    beside: list[Worker] = []
+
+    class Watched(Worker):
+        def __init__(self, *given: Any) -> None:
+            beside.extend(one for one in started if one.ended is None and not one.loaded)
+            super().__init__(*given)
+            started.append(self)
+
+    monkeypatch.setattr("ai_finetuning.apps.web.workers.Worker", Watched)
+
+    async def ask() -> None:
+        workers = Workers(tmp_path, busy=list)
+        left = asyncio.create_task(workers.take(BASE))
+        while not started:
+            await asyncio.sleep(0.01)
+        left.cancel()
+        second, again = await asyncio.gather(workers.take((BASE,)), workers.take(BASE))
+        assert (await second.ready())["sides"] == ["0"]
+        assert again.loaded
+        assert (started, beside) == ([again, second], [])
+        workers.close()
+
+    _run(ask())
+
+
 def test_a_model_that_is_not_there_is_told_to_whoever_asks(tmp_path: Path) -> None:
     async def ask() -> None:
         worker = await Workers(tmp_path, busy=list).take(str(tmp_path / "nowhere"))

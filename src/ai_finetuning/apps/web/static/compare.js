@@ -1,7 +1,7 @@
 // 比較: runs beside each other, the same question to them; their names, and the trash.
 import { complain, get, post } from "./api.js";
 import { chart } from "./chart.js";
-import { $, ask, badge, command, h, notice, replace } from "./dom.js";
+import { $, ask, badge, command, h, marked, notice, replace } from "./dom.js";
 import { showAsking } from "./same_question.js";
 import { language, moment, number, t } from "./words.js";
 
@@ -69,7 +69,7 @@ function showSettings(found) {
   const names = found.runs.map((run) => h("th", { scope: "col" }, run.name));
   const verdicts = h("tr", {}, h("th", { scope: "row" }, t("verdict")), found.runs.map((run) => h("td", {}, badge(MARKS[run.kind], t(`k_${run.kind}`)))));
   const lines = found.settings.map((one) => h("tr", {}, h("th", { scope: "row" }, h("code", {}, one.key),
-    one.about ? h("span", { class: "hint block" }, one.about[language].split(/(?<=。)|(?<=\.) /)[0]) : null),
+    one.about ? h("span", { class: "hint block" }, marked(one.about[language].split(/(?<=。)|(?<=\.) /)[0])) : null),
   one.values.map((value) => h("td", {}, h("code", {}, value)))));
   replace($("settings"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("differing") }, h("table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("setting")), names)), h("tbody", {}, verdicts, lines))),

@@ -22,6 +22,9 @@ function add(node, children) {
   }
 }
 
+// A description of a setting: what stands between backticks is what one types.
+export const marked = (text) => text.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
+
 // Gives a node other children. Where the focus was on a link in it, it is on the same one again.
 export function replace(node, ...children) {
   const focused = node.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;

@@ -1,6 +1,6 @@
 // 設定: the form, its YAML and what a training will take; kept in step by the server, which alone knows what can be.
 import { complain, get, post } from "./api.js";
-import { $, command, h, notice, replace } from "./dom.js";
+import { $, command, h, marked, notice, replace } from "./dom.js";
 import { bytes, duration, language, number, t } from "./words.js";
 
 const DRAFT = "aift-draft";
@@ -115,7 +115,7 @@ function fieldBox(field, label) {
     changed();
   });
   const box = h("div", { class: field.key === "data.system_prompt" ? "field wide" : "field" }, h("label", { for: id }, label), control,
-    h("p", { class: "hint", id: `${id}-hint` }, hint), error);
+    h("p", { class: "hint", id: `${id}-hint` }, marked(hint)), error);
   inputs.set(field.key, { field, control, error, box });
   return box;
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from . import talking
+
 WORDS = {
+    **talking.WORDS,
     "dot": (" ・ ", " · "),
     "title": ("会話", "Chat"),
     "lead": (
@@ -25,14 +28,6 @@ WORDS = {
         "このモデルの学習にはシステム指示がありません。空のままで学習と同じになります。",
         "This model was trained without one; empty is as in training.",
     ),
-    "max_new_tokens": ("回答の最大トークン数", "Most tokens of an answer"),
-    "temperature": ("ばらつき（temperature）", "Variation (temperature)"),
-    "top_p": ("確率の上位（top_p）", "Share of the probability (top_p)"),
-    "top_k": ("候補の数（top_k、0 は制限なし）", "Tokens to choose from (top_k; 0: all)"),
-    "greedy": (
-        "毎回同じ回答にする（もっとも確率の高い語だけ）",
-        "The same answer every time (the likeliest token only)",
-    ),
     "enter_sends": (
         "Enter で送信する（改行は Shift+Enter）",
         "Enter sends (Shift+Enter for a new line)",
@@ -46,12 +41,10 @@ WORDS = {
         "会話できるモデルがまだありません。",
         "There is no model to talk with yet.",
     ),
-    "question": ("質問", "Question"),
     "send_ctrl": ("送信（Ctrl+Enter）", "Send (Ctrl+Enter)"),
     "send_enter": ("送信（Enter）", "Send (Enter)"),
     "keys_ctrl": ("Enter は改行です。", "Enter makes a new line."),
     "keys_enter": ("変換の確定の Enter では送信しません。", "Enter that ends a conversion does not send."),
-    "stop": ("停止", "Stop"),
     "again": ("書き直す", "Rewrite"),
     "clear": ("会話を消す", "Clear"),
     "clear_sure": ("この会話を消しますか？", "Clear this conversation?"),
@@ -63,18 +56,7 @@ WORDS = {
     "side_tuned": ("学習後", "After training"),
     "side_alone": ("回答", "Answer"),
     "you": ("あなた", "You"),
-    "loading_model": (
-        "モデルを読み込んでいます…",
-        "Loading the model…",
-    ),
-    "thinking": ("考えています…", "Thinking…"),
     "answered": ("回答が終わりました。", "The answer is complete."),
-    "stopped": ("停止しました。ここまでの回答は残ります。", "Stopped; what was answered so far stays."),
-    "mark_stopped": ("停止", "Stopped"),
-    "end_length": ("最大トークン数で終わりました", "Ended at the most tokens"),
-    "end_positions": ("モデルの上限で終わりました", "Ended at the model's last position"),
-    "end_loop": ("同じ言葉の繰り返しになったので終わりました", "Ended, because it repeated itself"),
-    "empty_answer": ("（空の回答）", "(empty answer)"),
     "forgotten": ("長いため、古いやり取り {n} 組を除いて答えました", "Too long: answered without the oldest {n} turns"),
     "room": ("会話の長さ", "Length of the conversation"),
     "room_used": ("会話の長さ {used} / {all} トークン", "Length of the conversation: {used} of {all} tokens"),

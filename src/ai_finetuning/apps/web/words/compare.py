@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from . import talking
+
 WORDS = {
+    **talking.WORDS,
     "title": ("比較", "Compare"),
     "lead": (
         "学習を 2 つ以上選ぶと、違う設定と損失を並べて比べ、同じ質問をできます。",
@@ -37,19 +40,9 @@ WORDS = {
     "step_axis": ("ステップ", "Step"),
     "no_curve": ("損失の記録がありません。", "No losses are recorded."),
     "same_question": ("同じ質問をする", "The same question"),
-    "question": ("質問", "Question"),
     "ask_send": ("質問する（Ctrl+Enter）", "Ask (Ctrl+Enter)"),
-    "stop": ("停止", "Stop"),
     "ask_settings": ("システム指示と回答の設定", "System prompts and settings of answers"),
     "system_of": ("{name} のシステム指示", "System prompt of {name}"),
-    "max_new_tokens": ("回答の最大トークン数", "Most tokens of an answer"),
-    "temperature": ("ばらつき（temperature）", "Variation (temperature)"),
-    "top_p": ("確率の上位（top_p）", "Share of the probability (top_p)"),
-    "top_k": ("候補の数（top_k、0 は制限なし）", "Tokens to choose from (top_k; 0: all)"),
-    "greedy": (
-        "毎回同じ回答にする（もっとも確率の高い語だけ）",
-        "The same answer every time (the likeliest token only)",
-    ),
     "in_one": (
         "選んだ学習に同じ質問をします。元のモデルが同じなので、1 組の重みを共有して同時に答えます。",
         "The chosen runs get the same question. They have one base model, share its weights, and answer at the same time.",
@@ -60,17 +53,9 @@ WORDS = {
         "answer at the same time.",
     ),
     "in_line": ("順番を待っています", "Waiting for its turn"),
-    "loading_model": ("モデルを読み込んでいます…", "Loading the model…"),
-    "thinking": ("考えています…", "Thinking…"),
     "asking": ("{names} が答えています…", "{names}: answering…"),
     "comma": ("、", ", "),
     "answered": ("回答が終わりました。", "The answers are complete."),
-    "stopped": ("停止しました。ここまでの回答は残ります。", "Stopped; what was answered so far stays."),
-    "mark_stopped": ("停止", "Stopped"),
-    "end_length": ("最大トークン数で終わりました", "Ended at the most tokens"),
-    "end_positions": ("モデルの上限で終わりました", "Ended at the model's last position"),
-    "end_loop": ("同じ言葉の繰り返しになったので終わりました", "Ended, because it repeated itself"),
-    "empty_answer": ("（空の回答）", "(empty answer)"),
     "saved_answers": ("学習のときの回答", "Answers of the trainings"),
     "no_question": (
         "学習のときに同じ質問へ答えた記録はありません。",
