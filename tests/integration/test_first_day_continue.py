@@ -295,7 +295,6 @@ def test_replay_without_a_usable_row_is_refused(
 # --- the best weights
 
 
-# A rate that rises to the end: its first steps help on every processor, and its last ones ruin.
 # A rate that rises to the end: the first steps help on every processor, and the last ones ruin.
 RUIN = {"learning_rate": 0.9, "eval_steps": 1, "num_epochs": 3, "schedule.name": "constant", "warmup_steps": 14}
 
