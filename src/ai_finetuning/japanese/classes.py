@@ -50,5 +50,5 @@ def distinct(texts: Iterable[str]) -> set[str]:
     """The characters of some texts, each once."""
     seen = np.zeros(0x110000, dtype=bool)
     for text in texts:
-        seen[codes_of(text)] = True
+        seen[codes_of(text).astype(np.int64)] = True  # numpy needs more for other kinds of places
     return set(map(chr, np.flatnonzero(seen).tolist()))
