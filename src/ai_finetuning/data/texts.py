@@ -74,7 +74,9 @@ def characters_of(line: Line) -> int:
     raw = line[1]
     if len(raw) < _FEW:
         return len(_text_of(line))
-    return len(raw) - int(np.count_nonzero(np.frombuffer(raw, dtype=np.int8) < -0x40))  # bytes that go on with a character
+    return len(raw) - int(
+        np.count_nonzero(np.frombuffer(raw, dtype=np.int8) < -0x40)
+    )  # bytes that go on with a character
 
 
 def read_jsonl(file: File) -> Iterator[Row]:

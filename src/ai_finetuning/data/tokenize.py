@@ -11,6 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -33,8 +34,8 @@ _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
 _MOST_CHARACTERS = 1 << 22
 # Characters of a data set behind which offsets by the lengths of pieces are worth their table.
 _MANY = 2**19
-# Characters of those on which the offsets by lengths are compared with the tokenizer's own.
-_COMPARED = 2**16
+# Characters on which the offsets by lengths are compared with the tokenizer's own, and of each text.
+_COMPARED, _BEGINNING = 2**15, 2**11
 _Tokens = tuple[Sequence[int] | NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -234,24 +235,23 @@ class Segmenter:
             self._seen += sum(len(item.text) for item in items)
             return segment(items, self.tokenizer)
         if self._lengths is None:
-            lengths = PieceLengths(self.tokenizer)
-            behind = np.cumsum([len(item.text) for item in items])
-            count = int(np.searchsorted(behind, _COMPARED)) + 1
-            obtained = segment(items[:count], self.tokenizer)
-            told = [
-                lengths.offsets(ids, item.text, special=item.add_special_tokens) if lengths.known else None
-                for item, (ids, _) in zip(items[:count], obtained, strict=True)
-            ]
-            alike = [
-                np.array_equal(mine, theirs)
-                for mine, (_, theirs) in zip(told, obtained, strict=True)
-                if mine is not None
-            ]
-            # Where most texts are not told, encoding them twice would take longer.
-            self._able = all(alike) and 2 * len(alike) >= len(obtained)
-            self._lengths = lengths
-            return obtained + (self.segment(items[count:]) if items[count:] else [])
-        return self._by_lengths(items, self._lengths)
+            self._lengths = PieceLengths(self.tokenizer)
+            self._able = self._lengths.known and self._tells(items, self._lengths)
+        return self._by_lengths(items, self._lengths) if self._able else segment(items, self.tokenizer)
+
+    def _tells(self, items: list[Rendered], lengths: PieceLengths) -> bool:
+        """Whether the offsets of the first texts' beginnings are the tokenizer's own, and are told for most of them: else
+        encoding the others twice would take longer.
+        """
+        beginnings = [replace(item, text=item.text[:_BEGINNING]) for item in items[: _COMPARED // _BEGINNING]]
+        told = [
+            None if mine is None else np.array_equal(mine, theirs)
+            for mine, theirs in (
+                (lengths.offsets(ids, item.text, special=item.add_special_tokens), theirs)
+                for item, (ids, theirs) in zip(beginnings, segment(beginnings, self.tokenizer), strict=True)
+            )
+        ]
+        return False not in told and 2 * told.count(None) <= len(told)
 
     def _by_lengths(self, items: list[Rendered], lengths: PieceLengths) -> list[_Tokens]:
         self.tokenizer("")  # sets the backend's switches as every call of it does
