@@ -6,8 +6,10 @@ python benchmarks/data_store.py --corpus aozora_large.jsonl.gz --megabytes 15 45
 The corpus is repeated until it has the size, with a running number in each work, so that no two works are equal. Speeds are
 in megabytes of UTF-8 text a CPU second, so that what else the machine does counts little; starting Python and its imports is
 left out on both sides. The bare tokenizer gets the texts in lists and gives ids: without offsets (`encode_batch_fast`), and
-with them (`encode_batch`), as labels need them. Speeds are of the smallest size, each the sum of some turns, in which what is compared
-runs one behind the other. Memory is the peak above what the process held with everything imported and the tokenizer loaded,
+with them (`encode_batch`), as labels need them. Speeds are of the smallest size, over some turns, in which what is compared runs one
+behind the other; two processes that prepare are compared with two bare tokenizers at the same time, of half the texts each, as two
+cores that share a cache or units are slower together. A ratio is the median of those of the turns. Seconds on the clock are told
+beside: of two processes without what starting them takes. Memory is the peak above what the process held with everything imported and the tokenizer loaded,
 and of it only what is the process's own (RssAnon in /proc/self/status, looked at 30 times a second): pages of files that are
 read, written or mapped are the system's to take back. Without /proc it is the peak of all.
 """
@@ -25,15 +27,18 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "data_store.json"
 MEMORY_LIMIT_MB, MEMORY_RATIO, SPEED_RATIO = 700, 1.2, 0.8
 _SETTINGS = {"on_long": "split", "max_length": 1024}
+_HALVES = (2, 3)  # what bare() is asked that takes half of the texts
 _TOGETHER = 2**18  # characters that the bare tokenizer gets at once
 
 
@@ -97,11 +102,12 @@ def prepare(path: Path, model: str, processes: int) -> dict[str, Any]:
 
     tokenizer = load_tokenizer(model)
     tokenizer("あ")
-    before = _cpu(resource.RUSAGE_SELF)
+    before, started = _cpu(resource.RUSAGE_SELF), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, _watched() as held:
         asked = Preparation((str(path),), DataConfig(**_SETTINGS), tokenizer, sources_of([str(path)]))  # type: ignore[arg-type]
         encoder = encoder_for(tokenizer, 0, processes)
         _, manifest = prepare_folder(asked, Path(folder), encoder=encoder)
+        seconds = time.perf_counter() - started
         own, children = _cpu(resource.RUSAGE_SELF) - before, _cpu(resource.RUSAGE_CHILDREN)
         peak = held[1] - held[0]
         began = time.perf_counter()
@@ -110,6 +116,7 @@ def prepare(path: Path, model: str, processes: int) -> dict[str, Any]:
         return {
             "cpu_seconds": own,
             "cpu_seconds_of_children": children,
+            "seconds": seconds,
             "megabytes_above_imports": peak,
             "tokens": manifest.report.tokens,
             "rows": len(examples),
@@ -125,61 +132,89 @@ def start(path: Path, model: str, processes: int) -> dict[str, Any]:
     return prepare(row, model, processes)
 
 
-def bare(path: Path, model: str, offsets: int) -> dict[str, Any]:
-    """What the tokenizer alone takes for the same texts."""
+def bare(path: Path, model: str, what: int) -> dict[str, Any]:
+    """What the tokenizer alone takes for the same texts: 0 without offsets, 1 with them, 2 and 3 without for either half."""
     from ai_finetuning.models.tokenizers import load_tokenizer
 
     core = load_tokenizer(model).backend_tokenizer
+    offsets = what == 1
     encode = core.encode_batch if offsets else core.encode_batch_fast
-    used, tokens, texts = 0.0, 0, []
+    used, tokens, seconds = 0.0, 0, 0.0
+    texts: list[str] = []
 
     def run() -> None:
-        nonlocal used, tokens
-        before = _cpu(resource.RUSAGE_SELF)
+        nonlocal used, tokens, seconds
+        before, started = _cpu(resource.RUSAGE_SELF), time.perf_counter()
         for encoding in encode(texts):
             tokens += len(encoding.ids)
             if offsets:
                 _ = encoding.offsets
         used += _cpu(resource.RUSAGE_SELF) - before
+        seconds += time.perf_counter() - started
         texts.clear()
 
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
+        for number, line in enumerate(lines):
+            if what in _HALVES and number % 2 != what % 2:
+                continue
             texts.append(json.loads(line)["text"])
             if sum(map(len, texts)) >= _TOGETHER:
                 run()
     run()
-    return {"cpu_seconds": used, "tokens": tokens}
+    return {"cpu_seconds": used, "tokens": tokens, "seconds": seconds}
 
 
-def child(what: str, path: Path, model: str, number: int) -> dict[str, Any]:
-    """One of the functions above in a process of its own, with one thread."""
+def child(what: str, path: Path, model: str, *numbers: int) -> dict[str, Any]:
+    """One of the functions above in a process of its own, with one thread; for several numbers at the same time, summed."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"),
         "RAYON_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, __file__, "--child", what, str(path), model, str(number)]
-    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    obtained: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return obtained
+    command = [sys.executable, __file__, "--child", what, str(path), model]
+    begun = [subprocess.Popen([*command, str(number)], env=environment, stdout=subprocess.PIPE) for number in numbers]
+    told = [json.loads(process.communicate()[0].splitlines()[-1]) for process in begun]
+    return {name: (max if name == "seconds" else sum)(item[name] for item in told) for name in told[0]}
 
 
-def speeds(path: Path, model: str, turns: int) -> dict[str, float]:
-    """Megabytes a CPU second of everything that is compared, over some turns."""
-    size = turns * path.stat().st_size / 10**6
-    used = dict.fromkeys(("bare", "bare_with_offsets", "one", "two", "start_of_two"), 0.0)
+def speeds(path: Path, model: str, turns: int) -> dict[str, Any]:
+    """CPU seconds and seconds of everything that is compared, by turns, and the medians of the ratios."""
+    size = path.stat().st_size / 10**6
+    cpu: dict[str, list[float]] = defaultdict(list)
+    clock: dict[str, list[float]] = defaultdict(list)
     for _ in range(turns):
-        used["bare"] += child("bare", path, model, 0)["cpu_seconds"]
-        used["one"] += child("prepare", path, model, 1)["cpu_seconds"]
+        for name, numbers in (("bare", (0,)), ("bare_with_offsets", (1,)), ("two_bare", _HALVES)):
+            obtained = child("bare", path, model, *numbers)
+            cpu[name].append(obtained["cpu_seconds"])
+            clock[name].append(obtained["seconds"])
+            if name == "bare":
+                one = child("prepare", path, model, 1)
+                cpu["one"].append(one["cpu_seconds"])
+                clock["one"].append(one["seconds"])
         two, begun = child("prepare", path, model, 2), child("start", path, model, 2)
-        used["start_of_two"] += begun["cpu_seconds_of_children"]
-        used["two"] += two["cpu_seconds"] + two["cpu_seconds_of_children"] - begun["cpu_seconds_of_children"]
-        used["bare_with_offsets"] += child("bare", path, model, 1)["cpu_seconds"]
-    told = {name: size / seconds for name, seconds in used.items() if name != "start_of_two"}
-    # Both processes together: of two bare ones as much as of one.
-    return {"megabytes": size / turns, **told, "start_of_two_seconds": used["start_of_two"] / turns}
+        cpu["first_of_two"].append(two["cpu_seconds"])
+        cpu["start_of_two"].append(begun["cpu_seconds_of_children"])
+        cpu["two"].append(two["cpu_seconds"] + two["cpu_seconds_of_children"] - begun["cpu_seconds_of_children"])
+        clock["two"].append(two["seconds"] - begun["seconds"])
+        print(json.dumps({name: round(values[-1], 2) for name, values in cpu.items()}), file=sys.stderr)
+    compared = (("one", "bare"), ("one", "bare_with_offsets"), ("two", "two_bare"), ("two", "bare"))
+    ratios = {
+        f"{name}_of_{of}": [theirs / mine for mine, theirs in zip(cpu[name], cpu[of], strict=True)]
+        for name, of in compared
+    }
+    by_clock = {
+        f"{name}_of_{of}": [theirs / mine for mine, theirs in zip(clock[name], clock[of], strict=True)]
+        for name, of in (("one", "bare"), ("two", "two_bare"))
+    }
+    return {
+        "megabytes": size,
+        "megabytes_a_cpu_second": {name: size / median(values) for name, values in cpu.items()},
+        "cpu_seconds": dict(cpu),
+        "seconds": dict(clock),
+        "of_the_bare_tokenizer": {name: median(values) for name, values in ratios.items()},
+        "of_the_bare_tokenizer_on_the_clock": {name: median(values) for name, values in by_clock.items()},
+    }
 
 
 def measure(corpus: Path, model: str, sizes: list[float], turns: int) -> dict[str, Any]:
@@ -200,12 +235,7 @@ def measure(corpus: Path, model: str, sizes: list[float], turns: int) -> dict[st
         "model": model,
         "memory": memory,
         "largest_peak_over_smallest": max(peaks) / min(peaks),
-        "speed_megabytes_a_cpu_second": speed,
-        "of_the_bare_tokenizer": {
-            f"{name}{offsets}": speed[name] / speed[f"bare{offsets}"]
-            for name in ("one", "two")
-            for offsets in ("", "_with_offsets")
-        },
+        "speed": speed,
     }
 
 
@@ -219,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="JSON Lines with a column text, compressed by gzip")
     parser.add_argument("--megabytes", type=float, nargs="+", default=[150, 1500])
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--model", default="embedded:kotoha-tiny")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()

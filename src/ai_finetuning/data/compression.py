@@ -18,6 +18,7 @@ from .rows import Content, parsing
 
 # Bytes that a file may become when it is unpacked or decoded: a stranger's file of a few kilobytes can name terabytes.
 _FREE, _TIMES = 32 * 2**20, 200
+_BUFFER = 2**17
 
 
 def limit_of(size: int) -> int:
@@ -51,9 +52,9 @@ class _Hashed:
     def open(self) -> BinaryIO:
         """Its bytes, from the beginning."""
         return (
-            self._path.open("rb")
+            self._path.open("rb", _BUFFER)
             if self._sha256 is not None
-            else io.BufferedReader(_HashedBytes(self._path, self), 2**17)
+            else io.BufferedReader(_HashedBytes(self._path, self), _BUFFER)
         )
 
     def tell(self, sha256: str) -> None:
@@ -179,7 +180,7 @@ def unpacked(path: Path, kinds: set[str], *, hashed: bool = False) -> tuple[Cont
     sha256 = whole.sha256 if whole is not None else None
 
     def reading() -> BinaryIO:
-        last[:] = [whole.open() if whole is not None else path.open("rb")]
+        last[:] = [whole.open() if whole is not None else path.open("rb", _BUFFER)]
         return last[0]
 
     def position() -> int:

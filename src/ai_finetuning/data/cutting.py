@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ def rows_of(report: EncodeReport, coded: Coded, on_long: str) -> list[Example]:
         return []
     starts = range(0, max(1, len(ids) - 1), max_length - 1) if on_long == "split" else (0,)
     cuts = [slice(start, start + max_length) for start in starts]
-    kept = [_example(coded, cut) for cut in cuts if loss_mask[cut][1:].any()]
+    kept = _examples(coded, cuts)
     if not kept:
         raise _no_labels(max_length)
     if too_long and on_long == "truncate":
@@ -80,9 +81,10 @@ def pair_of(report: EncodeReport, chosen: Coded, rejected: Coded, on_long: str) 
         if on_long == "drop":
             report.dropped += 1
             return []
-    first, second = made = [_example(side, slice(0, max_length)) for side in sides]
-    if not all((example.labels != IGNORED).any() for example in made):
+    made = [example for side in sides for example in _examples(side, [slice(0, max_length)])]
+    if len(made) < len(sides):
         raise _no_labels(max_length)
+    first, second = made
     if np.array_equal(first.input_ids, second.input_ids):
         report.cut_pairs += 1
         return []
@@ -113,16 +115,25 @@ def _no_labels(max_length: int) -> BadRow:
     )
 
 
-def _example(coded: Coded, kept: slice) -> Example:
-    """The row of a text's tokens `kept`, and the characters of its label tokens."""
+def _examples(coded: Coded, cuts: Sequence[slice]) -> list[Example]:
+    """The rows of a text's tokens in each cut that has a label token, with the characters of these."""
     item, ids, loss_mask, ends = coded
-    tokens = ids[kept].astype(np.int32)
-    labels = np.where(loss_mask[kept], tokens, _IGNORED)
-    labels[:1] = IGNORED  # nothing predicts the first token
-    first = int(ends[kept.start]) if kept.start else 0
-    last = int(ends[min(len(ids), kept.stop) - 1])
-    characters = sum(max(0, min(end, last) - max(start, first)) for start, end in item.written)
-    return Example(tokens, labels, characters, item.source)
+    all_tokens = ids.astype(np.int32)
+    all_labels = all_tokens if loss_mask.all() else np.where(loss_mask, all_tokens, _IGNORED)
+    made: list[Example] = []
+    for cut in cuts:
+        labels = all_labels[cut].copy()
+        labels[:1] = IGNORED  # nothing predicts the first token
+        if all_labels is all_tokens:
+            if len(labels) < 2:
+                continue
+        elif not loss_mask[cut][1:].any():
+            continue
+        first = int(ends[cut.start]) if cut.start else 0
+        last = int(ends[min(len(ids), cut.stop) - 1])
+        characters = sum(max(0, min(end, last) - max(start, first)) for start, end in item.written)
+        made.append(Example(all_tokens[cut].copy(), labels, characters, item.source))
+    return made
 
 
 def _check_over_long(report: EncodeReport, item: Rendered, on_long: str, length: int) -> None:

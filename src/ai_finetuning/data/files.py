@@ -21,7 +21,7 @@ from .compression import UNPACK, kind_of, unpacked
 from .rows import Content, File, FileReport, Reader, Row, reading
 from .spreadsheet import read_workbook
 from .tables import read_delimited
-from .texts import jsonl_lines, parse_lines, read_json, read_jsonl, read_text, read_whole
+from .texts import Line, characters_of, jsonl_lines, parse_lines, read_json, read_jsonl, read_text, read_whole
 
 _T = TypeVar("_T")
 READERS: dict[str, Reader] = {
@@ -82,12 +82,12 @@ class RowBatch:
     Attributes:
         file: which they are of; rows that cannot be used are noted there.
         read: the rows; empty where `lines` has them.
-        lines: (number, text) of JSON Lines, not parsed yet.
+        lines: of JSON Lines, not parsed yet.
     """
 
     file: File
     read: list[Row] = field(default_factory=list)
-    lines: list[tuple[int, str]] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.read) or len(self.lines)
@@ -95,7 +95,7 @@ class RowBatch:
     @property
     def characters(self) -> int:
         """Characters of the texts in them; of lines, all of theirs."""
-        return sum(map(_text_of, self.read)) + sum(len(line) for _, line in self.lines)
+        return sum(map(_text_of, self.read)) + sum(map(characters_of, self.lines))
 
     def rows(self) -> list[Row]:
         """The rows, parsed."""
@@ -270,7 +270,7 @@ def _batches_of_lines(file: File) -> Iterator[RowBatch]:
     if lines is None:
         yield from _in_batches(read_whole(file), file)
         return
-    for some in together(lines, lambda line: len(line[1])):
+    for some in together(lines, characters_of):
         yield RowBatch(file, lines=some)
 
 

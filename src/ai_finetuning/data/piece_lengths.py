@@ -79,18 +79,19 @@ class PieceLengths:
             return None  # characters that are taken away and added may come to the same length
         before, after = self._frame if special else (0, 0)
         inner = np.asarray(ids, dtype=np.int64)[before : len(ids) - after]
-        characters = self._characters[inner]
+        characters = self._characters.take(inner)
         ends = np.cumsum(characters)
-        if (characters < 0).any() or (int(ends[-1]) if len(ends) else 0) != len(text):
+        if (len(inner) and characters.min() < 0) or (int(ends[-1]) if len(ends) else 0) != len(text):
             return None
         # By columns, as they are used: one behind the other in memory.
-        offsets = np.zeros((2, len(ids)), dtype=np.int64).T
+        offsets = np.empty((2, len(ids)), dtype=np.int64).T
+        offsets[:before] = offsets[len(ids) - after :] = 0
         starts = offsets[before : len(ids) - after, 0]
         np.subtract(ends, characters, out=starts)
         if self.by_bytes:
-            starts -= self._continues[inner]
+            starts -= self._continues.take(inner)
         else:
-            _share_a_place(self._is_byte[inner], starts, ends)
+            _share_a_place(self._is_byte.take(inner), starts, ends)
         offsets[before : len(ids) - after, 1] = ends
         return offsets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -131,6 +132,23 @@ class File:
             if first:
                 yield first
             yield from text
+
+    def utf8_lines(self) -> Iterator[bytes]:
+        """lines("\n") as UTF-8, lone surrogates as `surrogatepass` writes them: a file that is UTF-8 is not decoded for it.
+
+        Raises:
+            DataError: no encoding that is known.
+        """
+        encoding, errors = self._encoding
+        if errors != "strict" or encoding not in ("utf-8", "utf-8-sig"):
+            for line in self.lines("\n"):
+                yield line.encode("utf-8", "surrogatepass")
+            return
+        with self.content.open() as stream:
+            first = next(stream, b"").removeprefix(codecs.BOM_UTF8).removeprefix(codecs.BOM_UTF8)
+            if first:
+                yield first
+            yield from stream
 
     def text(self) -> str:
         """All of its text, without a byte order mark.

@@ -19,6 +19,7 @@ from ..errors import DataError, Reason, localized
 from ..japanese.classes import LONG, kinds_in, table_of
 from ..japanese.language import find_loop, find_template_token
 from ..japanese.mojibake import find_mojibake
+from ..japanese.normalize import NEVER_COMPOSED
 from ..japanese.normalize import normalize as normalize_text
 from ..messages import excerpt
 from .bad_rows import BadRow, BadRows
@@ -40,7 +41,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Kinds of characters that a text is searched for where it holds any of them; normalizing adds none.
-_HALVES, _PRIVATE, _CONTROLS, _HALF_KANA, _ANY = 1, 2, 4, 8, 15
+_HALVES, _PRIVATE, _CONTROLS, _HALF_KANA, _COMPOSED, _ANY = 1, 2, 4, 8, 16, 31
 # Rows by whose columns a file without a format is explained.
 _EXPLAINED = 100
 # Where only the choice of characters speaks of mojibake, so many rows and this share of a file make it certain.
@@ -450,7 +451,11 @@ def note_what_is_odd(sample: Sample, report: DataReport, ignore: Collection[str]
 @functools.cache
 def _kinds() -> NDArray[np.uint8]:
     controls = [code for code in range(0xA0) if _CONTROL.match(chr(code)) or _C1.match(chr(code))]
-    return table_of(range(0xD800, 0xE000), range(0xE000, 0xF900), frozenset(controls), range(0xFF61, 0xFFA0))
+    searched = table_of(range(0xD800, 0xE000), range(0xE000, 0xF900), frozenset(controls), range(0xFF61, 0xFFA0))
+    table = searched | np.uint8(_COMPOSED)
+    for kept in NEVER_COMPOSED:
+        table[kept.start : kept.stop] &= ~_COMPOSED & 0xFF
+    return table
 
 
 def _refuse_unreadable(text: str) -> None:
@@ -506,7 +511,8 @@ def _clean(
             likely.append(sample)
         if kinds & _PRIVATE and _PRIVATE_USE.search(text):
             report.private_use_rows.note(sample.source)
-        text, counts = normalize_text(text, **(switches if kinds & _HALF_KANA else {**switches, "widen_kana": False}))
+        off = {name: False for name, kind in (("widen_kana", _HALF_KANA), ("compose", _COMPOSED)) if not kinds & kind}
+        text, counts = normalize_text(text, **{**switches, **off})
         control = _CONTROL.search(text) if kinds & _CONTROLS else None
         if control is not None:
             code = f"U+{ord(control.group()):04X}"

@@ -11,6 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -33,8 +34,8 @@ _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
 _MOST_CHARACTERS = 1 << 22
 # Characters of a data set behind which offsets by the lengths of pieces are worth their table.
 _MANY = 2**19
-# Characters of those on which the offsets by lengths are compared with the tokenizer's own.
-_COMPARED = 2**16
+# Characters on which the offsets by lengths are compared with the tokenizer's own, and of each text.
+_COMPARED, _BEGINNING = 2**15, 2**11
 _Tokens = tuple[Sequence[int] | NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -184,14 +185,14 @@ def _encoded(rendered: Iterable[Rendered], segmenter: Segmenter) -> Iterator[Cod
     for items in _batches(rendered):
         waiting.append((items, segmenter.worker.submit(segmenter.segment, items)))
         if len(waiting) > _AHEAD:
-            yield from _labelled(*waiting.popleft(), segmenter.tokenizer)
+            yield from _labelled(*waiting.popleft(), segmenter.tokenizer.eos_token_id)
     while waiting:
-        yield from _labelled(*waiting.popleft(), segmenter.tokenizer)
+        yield from _labelled(*waiting.popleft(), segmenter.tokenizer.eos_token_id)
 
 
-def _labelled(items: list[Rendered], tokens: Future[list[_Tokens]], tokenizer: Any) -> Iterator[Coded]:
+def _labelled(items: list[Rendered], tokens: Future[list[_Tokens]], eos: int | None) -> Iterator[Coded]:
     for item, (ids, offsets) in zip(items, tokens.result(), strict=True):
-        yield Coded(item, *_with_eos(item, ids, offsets, tokenizer))
+        yield Coded(item, *_with_eos(item, ids, offsets, eos))
 
 
 def _batches(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
@@ -234,24 +235,23 @@ class Segmenter:
             self._seen += sum(len(item.text) for item in items)
             return segment(items, self.tokenizer)
         if self._lengths is None:
-            lengths = PieceLengths(self.tokenizer)
-            behind = np.cumsum([len(item.text) for item in items])
-            count = int(np.searchsorted(behind, _COMPARED)) + 1
-            obtained = segment(items[:count], self.tokenizer)
-            told = [
-                lengths.offsets(ids, item.text, special=item.add_special_tokens) if lengths.known else None
-                for item, (ids, _) in zip(items[:count], obtained, strict=True)
-            ]
-            alike = [
-                np.array_equal(mine, theirs)
-                for mine, (_, theirs) in zip(told, obtained, strict=True)
-                if mine is not None
-            ]
-            # Where most texts are not told, encoding them twice would take longer.
-            self._able = all(alike) and 2 * len(alike) >= len(obtained)
-            self._lengths = lengths
-            return obtained + (self.segment(items[count:]) if items[count:] else [])
-        return self._by_lengths(items, self._lengths)
+            self._lengths = PieceLengths(self.tokenizer)
+            self._able = self._lengths.known and self._tells(items, self._lengths)
+        return self._by_lengths(items, self._lengths) if self._able else segment(items, self.tokenizer)
+
+    def _tells(self, items: list[Rendered], lengths: PieceLengths) -> bool:
+        """Whether the offsets of the first texts' beginnings are the tokenizer's own, and are told for most of them: else
+        encoding the others twice would take longer.
+        """
+        beginnings = [replace(item, text=item.text[:_BEGINNING]) for item in items[: _COMPARED // _BEGINNING]]
+        told = [
+            None if mine is None else np.array_equal(mine, theirs)
+            for mine, theirs in (
+                (lengths.offsets(ids, item.text, special=item.add_special_tokens), theirs)
+                for item, (ids, theirs) in zip(beginnings, segment(beginnings, self.tokenizer), strict=True)
+            )
+        ]
+        return False not in told and 2 * told.count(None) <= len(told)
 
     def _by_lengths(self, items: list[Rendered], lengths: PieceLengths) -> list[_Tokens]:
         self.tokenizer("")  # sets the backend's switches as every call of it does
@@ -297,7 +297,7 @@ def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
 
 
 def _with_eos(
-    item: Rendered, ids: Sequence[int] | NDArray[np.int64], offsets: NDArray[np.int64], tokenizer: Any
+    item: Rendered, ids: Sequence[int] | NDArray[np.int64], offsets: NDArray[np.int64], eos: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """Ids, label-token flags and ends; eos is appended where the text has no end of turn."""
     array = np.asarray(ids, dtype=np.int64)
@@ -305,21 +305,20 @@ def _with_eos(
     loss_mask = np.zeros(len(array), dtype=bool)
     for start, end in item.spans:
         if end - start == len(item.text):  # all of it, in fewer passes
-            loss_mask |= ends > starts
+            np.greater(ends, starts, out=loss_mask)  # which holds all that the other spans do
             continue
         loss_mask |= (starts >= start) & (ends <= end) & (ends > starts)
         # A token that begins in the blank before the answer (a sentencepiece "▁東京") belongs to the answer.
         for index in np.flatnonzero((starts < start) & (ends > start)):
             loss_mask[index] |= not item.text[starts[index] : start].strip()
-    eos = tokenizer.eos_token_id
     if item.add_special_tokens and len(array) and starts[0] == ends[0] == 0 and array[-1] != eos:
         loss_mask[0] = False  # the BOS that the tokenizer put in front
     if item.append_eos and eos is not None:
         if len(array) and array[-1] == eos:
             loss_mask[-1] = True
         else:
-            array, loss_mask = np.concatenate([array, [eos]]), np.concatenate([loss_mask, [True]])
-            ends = np.concatenate([ends, [len(item.text)]])
+            array, loss_mask = np.append(array, eos), np.append(loss_mask, True)
+            ends = np.append(ends, len(item.text))
     return array, loss_mask, ends
 
 
@@ -355,4 +354,4 @@ def _prefix_length(item: Rendered, right: int, ids: list[int], tokenizer: Any) -
 
 def count_label_tokens(examples: Sequence[Example]) -> int:
     """Labels that carry loss."""
-    return int((np.concatenate([item.labels for item in examples]) != IGNORED).sum()) if examples else 0
+    return sum(int(np.count_nonzero(item.labels != IGNORED)) for item in examples)

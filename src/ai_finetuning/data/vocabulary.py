@@ -127,7 +127,7 @@ class VocabularyMeter:
         """What is lost of the texts of some samples (of the messages, not of the template around them)."""
         talk = [_text(sample) for sample in samples if not isinstance(sample, PlainText)]
         plain = [sample.text for sample in samples if isinstance(sample, PlainText)]
-        run = {_RUN} if any(_RUN in text for text in (*talk, *plain)) else set()
+        run = {_RUN} if any(_RUN[0] in text and _RUN in text for text in (*talk, *plain)) else set()
         new = (distinct((*talk, *plain)) | run) - self._asked
         unknown, changed = _lost(sorted(new), self._tokenizer)
         self._asked |= new

@@ -4,6 +4,7 @@ each kind can be left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache, lru_cache
 
@@ -29,15 +30,25 @@ def table_of(*kinds: frozenset[int] | range) -> NDArray[np.uint8]:
     return table
 
 
+def matching(pattern: re.Pattern[str]) -> frozenset[int]:
+    """The characters of the basic plane that a pattern of one character matches."""
+    return frozenset(map(ord, pattern.findall(_basic_plane())))
+
+
+@cache
+def _basic_plane() -> str:
+    return "".join(map(chr, range(0x10000)))
+
+
 def kinds_in(text: str, table: NDArray[np.uint8]) -> int:
     """The bits of all kinds of a table that a text holds."""
     codes = codes_of(text)
-    return int(np.bitwise_or.reduce(table[codes])) if len(codes) else 0
+    return int(np.bitwise_or.reduce(table.take(codes))) if len(codes) else 0
 
 
 def distinct(texts: Iterable[str]) -> set[str]:
     """The characters of some texts, each once."""
     seen = np.zeros(0x110000, dtype=bool)
     for text in texts:
-        seen[codes_of(text)] = True
+        seen[codes_of(text).astype(np.int64)] = True  # numpy needs more for other kinds of places
     return set(map(chr, np.flatnonzero(seen).tolist()))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .classes import LONG, codes_of, table_of
+from .classes import LONG, codes_of, matching, table_of
 
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
 _JAPANESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
@@ -78,7 +79,7 @@ class Mojibake:
 
 def find_mojibake(text: str) -> Mojibake | None:
     """The mistake that broke a text, or a part of it; None for an intact text."""
-    kinds = _kinds()[codes_of(text)] if len(text) >= LONG else None
+    kinds = _kinds().take(codes_of(text)) if len(text) >= LONG else None
     present = _kinds_of_short(text) if kinds is None else int(np.bitwise_or.reduce(kinds))
     suspicious = bool(present & 1)
     if suspicious:
@@ -107,17 +108,16 @@ def _kinds() -> NDArray[np.uint8]:
     """Of each character whether the rules need it (1), whether it is of JIS level 2 (2), a kanji (4), of Latin-1 (8), one that
     a lead byte of UTF-8 becomes in CP932 (16), a half-width kana (32), a blank (64).
     """
-    suspicious = (code for code in range(0x10000) if _SUSPICIOUS.match(chr(code)))
     level_two = (ord(letter) for letter in _level_two().pattern[1:-1])
     leads = _UTF8_AS_CP932.pattern[1 : _UTF8_AS_CP932.pattern.index("]")]
     return table_of(
-        frozenset(suspicious),
+        matching(_SUSPICIOUS),
         frozenset(level_two),
         range(0x4E00, 0xA000),
         range(0x80, 0x100),
         frozenset(map(ord, leads)),
         range(0xFF61, 0xFFA0),
-        frozenset(code for code in range(0x10000) if _BLANK.match(chr(code))),
+        matching(_BLANK),
     )
 
 
@@ -235,6 +235,8 @@ def _utf8_as_cp932(text: str) -> Mojibake | None:
     if not _UTF8_AS_CP932.search(text):
         return None
     for run in _UTF8_RUN.finditer(text):
+        if not _may_hold_kana(run.group()):
+            continue
         raw = run.group().encode("cp932", "ignore")
         if len(_KANA_BYTES.findall(raw)) < 2:  # no two kana can come out
             continue
@@ -243,6 +245,20 @@ def _utf8_as_cp932(text: str) -> Mojibake | None:
         if kana >= 2 and kana > len(_KANA.findall(run.group())) and len(_JAPANESE.findall(obtained)) * 5 >= len(raw):
             return Mojibake("utf-8 as cp932", _from_cp932(text, "utf-8"))
     return None
+
+
+@functools.cache
+def _with_e3() -> re.Pattern[str]:
+    """The characters whose bytes in CP932 hold E3, with which every kana begins in UTF-8."""
+    trails = [*range(0x40, 0x7F), *range(0x80, 0xFD)]
+    pairs = [(0xE3, trail) for trail in trails] + [(lead, 0xE3) for lead in (*range(0x81, 0xA0), *range(0xE0, 0xFD))]
+    return re.compile(f"[{''.join(bytes(pair).decode('cp932', 'ignore') for pair in pairs)}]")
+
+
+def _may_hold_kana(run: str) -> bool:
+    """Whether the CP932 bytes of a run can be UTF-8 of more kana than it has: each of them takes a character with E3."""
+    most = len(_with_e3().findall(run))
+    return most >= 2 and sum(1 for _ in islice(_KANA.finditer(run), most)) < most
 
 
 def _from_cp932(text: str, encoding: str) -> str | None:

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 # Compatibility ideographs stay: NFC would turn the 﨑, 神 and 塚 of people's names into other characters.
 _KEPT = re.compile("[\uf900-\ufaff\U0002f800-\U0002fa1f]")
+# Characters that NFC neither changes nor joins to others: those of which most Japanese texts are made.
+NEVER_COMPOSED = (
+    *(range(0x00, 0x80), range(0xA1, 0xC0), range(0x2010, 0x2028), range(0x2030, 0x205F), range(0x2190, 0x2300)),
+    *(range(0x2500, 0x2700), range(0x3000, 0x302A), range(0x3030, 0x3099), range(0x309B, 0x3100)),
+    *(range(0x4E00, 0xA000), range(0xFF00, 0xFFF0)),
+)
 _HALF_KANA = re.compile("[\uff61-\uff9f]+")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060]")
 _FULL_ASCII = re.compile("[０-９Ａ-Ｚａ-ｚ]")

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.encoding import decode
 from ai_finetuning.data.files import read_rows
 from ai_finetuning.data.messages import Conversation
+from ai_finetuning.data.rows import Content, File, FileReport
 from ai_finetuning.data.sources import load_samples
+from ai_finetuning.data.texts import characters_of, jsonl_lines
 from ai_finetuning.errors import ConfigError, DataError, InputNotFoundError
 
 FAQ = ("質問", "回答", "カテゴリ")
@@ -368,3 +371,30 @@ def test_columns_that_could_be_two_things_are_refused():
 def test_wrong_types_are_refused(source: object):
     with pytest.raises(DataError):
         load_samples(source)
+
+
+_LINES = (
+    '{"text": "東京"}\n\n \t\n\u3000\n\u3000{"text": "\u2028京都"}\n\x1c\n{"text": "' + "大阪🗼é" * 400 + '"}\r\n[1]'
+)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        _LINES.encode(),
+        b"\xef\xbb\xbf" * 2 + _LINES.encode(),
+        _LINES.replace("🗼é", "").encode("cp932", "ignore"),
+        _LINES.encode("utf-16"),
+        (_LINES * 9).encode() + b"\xff\n",
+        b"\xef\xbb\xbf",
+        b"",
+    ],
+)
+def test_lines_are_the_same_whether_they_are_decoded_or_not(raw: bytes):
+    file = File(Path("a.jsonl"), Content.of(raw), FileReport("a.jsonl", "jsonl"), BadRows())
+    decoded = list(file.lines("\n"))
+    assert [line.decode("utf-8", "surrogatepass") for line in file.utf8_lines()] == decoded
+    held = [(number, line.removesuffix("\n")) for number, line in enumerate(decoded, start=1) if line.strip()]
+    lines = list(jsonl_lines(file) or ())
+    assert [(number, line.decode("utf-8", "surrogatepass")) for number, line in lines] == held
+    assert list(map(characters_of, lines)) == [len(line) for _, line in held]

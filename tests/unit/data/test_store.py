@@ -28,13 +28,14 @@ from ai_finetuning.config.mixture import Entry, Sources
 from ai_finetuning.data import compression, files
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.encoding import decode
+from ai_finetuning.data.example import Example
 from ai_finetuning.data.examples import Joined, chosen, digest_of, largest_id, learnt_of, lengths_of
 from ai_finetuning.data.files import matching, open_data, read_rows
 from ai_finetuning.data.pieces import Account, PieceMaker, Reading
 from ai_finetuning.data.prepare import SPLITS, hold_out, load_examples, prepare, shared_rows
 from ai_finetuning.data.prepared import open_prepared, prepared_folder
 from ai_finetuning.data.rows import Content
-from ai_finetuning.data.store import preparing
+from ai_finetuning.data.store import preparing, writer
 from ai_finetuning.data.store.arrays import BLOCK, ArrayEntry
 from ai_finetuning.data.store.documents import documents_of, joined, parted
 from ai_finetuning.data.store.folder import cached_store, prepare_folder
@@ -45,6 +46,7 @@ from ai_finetuning.data.store.survey import survey
 from ai_finetuning.data.store.wire import receive_answer, send_batch, serve
 from ai_finetuning.errors import ConfigError, DataError, InputNotFoundError, RunLockedError, UsageError
 from ai_finetuning.execution.tokenizing import encoder_for
+from ai_finetuning.labels import IGNORED
 
 TALKS = [
     {"instruction": f"第{number}の町の名物は？", "output": f"{SENTENCES[number % len(SENTENCES)]}です。", "memo": "x"}
@@ -762,3 +764,18 @@ def test_a_run_on_a_prepared_folder_has_the_losses_of_one_on_the_file(tmp_path: 
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     assert losses[0] == losses[1] != []
+
+
+def test_the_digest_of_documents_is_the_same_however_many_are_added_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    generator = np.random.default_rng(3)
+    rows = []
+    for length in (1, 2, 900, 3, 4000, 17):
+        ids = generator.integers(0, 50, length).astype(np.int32)
+        labels = np.where(generator.random(length) < 0.6, ids, IGNORED).astype(np.int32)
+        labels[0] = IGNORED
+        rows.append(Example(ids, labels, mark=-1 if length == 17 else 1))
+    for size in (1, 4096, 2**20):
+        monkeypatch.setattr(writer, "_HASHED", size)
+        digest = hashlib.sha256()
+        writer._add_to(digest, documents_of(rows))
+        assert digest.hexdigest() == digest_of(rows)

@@ -12,6 +12,7 @@ import pytest
 
 from ai_finetuning.data.sources import load_samples
 from ai_finetuning.errors import DataError
+from ai_finetuning.japanese import mojibake
 from ai_finetuning.japanese.mojibake import find_mojibake
 
 TEXT = "東京は日本の首都です。人口は約一千四百万人で、多くの企業や大学が集まっています。"
@@ -168,3 +169,11 @@ def test_recall_on_real_answers(shared: Path, mistake: str):
     assert seen > 1000
     assert found >= 0.99 * seen
     assert wrong <= 0.005 * seen
+
+
+def test_characters_whose_bytes_cannot_begin_a_kana_are_not_encoded():
+    basic = map(chr, range(0x10000))
+    with_e3 = {letter for letter in basic if b"\xe3" in letter.encode("cp932", "ignore")}
+    assert with_e3 <= set(mojibake._with_e3().findall("".join(with_e3)))
+    assert not mojibake._may_hold_kana("縺の間にあり")
+    assert mojibake._may_hold_kana("縺薙ｌ縺ｯ")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from ai_finetuning.japanese.normalize import normalize
+from ai_finetuning.japanese.normalize import NEVER_COMPOSED, normalize
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,17 @@ def test_special_characters_of_the_fixture_change_only_in_kana(shared: Path):
     lines = (shared / "data" / "encoding" / "special_chars_expected.jsonl").read_text(encoding="utf-8").splitlines()
     changed = [row for row in map(json.loads, lines) for value in row.values() if normalize(value)[0] != value]
     assert {row["質問"] for row in changed} == {"半角ｶﾅ"}
+
+
+def test_characters_that_are_never_composed_are_changed_by_nothing_and_joined_to_nothing():
+    kept = {chr(code) for codes in NEVER_COMPOSED for code in codes}
+    for code in range(sys.maxunicode + 1):
+        parts = unicodedata.decomposition(chr(code)).split()
+        if parts and not parts[0].startswith("<"):
+            assert chr(code) not in kept or unicodedata.is_normalized("NFC", chr(code))
+            assert len(parts) == 1 or chr(int(parts[1], 16)) not in kept or not _composes(code)
+    assert all(unicodedata.is_normalized("NFC", letter) and not unicodedata.combining(letter) for letter in kept)
+
+
+def _composes(code: int) -> bool:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", chr(code))) == chr(code)

@@ -62,13 +62,14 @@ class Documents:
 
 def digest_of_tokens(ids: NDArray[np.int32]) -> bytes:
     """16 bytes that are equal for equal documents and for no others."""
-    return hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=16).digest()
 
 
 def content_of(example: Example) -> bytes:
     """The digest of a row's tokens; of a pair with where it forks, of a judged answer without its mark."""
-    fork = np.array(example.fork, dtype=np.int32)
-    return digest_of_tokens(np.concatenate([example.input_ids, fork]) if example.fork else example.input_ids)
+    if not example.fork:
+        return digest_of_tokens(example.input_ids)
+    return digest_of_tokens(np.concatenate([example.input_ids, np.array(example.fork, dtype=np.int32)]))
 
 
 def further_of(fork: Sequence[int], mark: int) -> bytes:

@@ -63,10 +63,14 @@ class _Worker:
             return None
         return receive_answer(self._from)
 
-    def close(self) -> None:
-        """Ends the process."""
+    def end(self) -> None:
+        """Tells the process that nothing more comes."""
         with contextlib.suppress(OSError):
             self._to.close()
+
+    def close(self) -> None:
+        """Waits until the process has ended."""
+        self.end()
         try:
             self._process.wait(_SECONDS)
         except subprocess.TimeoutExpired:
@@ -132,6 +136,8 @@ class Pool:
     def close(self) -> None:
         """Ends the workers."""
         self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:  # so that all of them end at the same time
+            worker.end()
         for worker in self._workers:
             worker.close()
         shutil.rmtree(self._folder, ignore_errors=True)

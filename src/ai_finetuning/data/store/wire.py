@@ -57,8 +57,8 @@ def send_batch(file: BinaryIO, batch: RowBatch, heading: Sequence[str] | None) -
         "rows": [[row.values, row.source] for row in batch.read],
     }
     numbers = np.array([number for number, _ in batch.lines], dtype="<i8")
-    text = "\n".join(line for _, line in batch.lines)
-    send(file, header, [numbers.tobytes(), text.encode("utf-8", "surrogatepass")] if batch.lines else [])
+    text = b"\n".join(line for _, line in batch.lines)
+    send(file, header, [numbers.tobytes(), text] if batch.lines else [])
 
 
 def serve(maker: PieceMaker, incoming: BinaryIO, outgoing: BinaryIO) -> None:
@@ -84,8 +84,7 @@ def _batch(header: dict[str, Any], blobs: list[bytes]) -> RowBatch:
     if not blobs:
         return RowBatch(file, [Row(values, source) for values, source in header["rows"]])
     numbers = np.frombuffer(blobs[0], dtype="<i8").tolist()
-    lines = blobs[1].decode("utf-8", "surrogatepass").split("\n")
-    return RowBatch(file, lines=list(zip(numbers, lines, strict=True)))
+    return RowBatch(file, lines=list(zip(numbers, blobs[1].split(b"\n"), strict=True)))
 
 
 def _answer(file: BinaryIO, documents: Documents, account: Account) -> None:

@@ -24,6 +24,7 @@ from .plain import from_plain, to_plain
 
 PROGRESS = "progress.json"
 _MOST_BYTES = 2**28
+_HASHED = 2**17  # bytes of tokens that go to a digest at once
 
 
 @dataclass
@@ -173,17 +174,22 @@ def storing(folder: Path) -> Iterator[None]:
 
 def _add_to(digest: Any, some: Documents) -> None:
     """Adds documents to the digest of all (data.examples.digest_of)."""
-    ids = np.ascontiguousarray(some.tokens, dtype=np.int32)
-    forks = some.forks.tolist() if some.forks is not None else [()] * len(some.lengths)
-    marks = MARKS[some.marks].tolist() if some.marks is not None else [0] * len(some.lengths)
-    start = first = 0
-    for length, count, fork, mark in zip(some.lengths.tolist(), some.run_counts.tolist(), forks, marks, strict=True):
-        own = ids[start : start + length]
-        digest.update(length.to_bytes(8, "little"))
-        digest.update(own)
-        digest.update(labels_of(own, some.runs[first : first + count]))
-        digest.update(further_of(fork, mark))
-        start, first = start + length, first + count
+    ids = np.ascontiguousarray(some.tokens, dtype="<i4")
+    lengths = some.lengths.astype(np.int64)
+    ends = np.cumsum(lengths)
+    begins = np.repeat((ends - lengths).astype(np.uint32), some.run_counts.astype(np.int64))
+    labels = labels_of(ids, some.runs + begins[:, None]).astype("<i4", copy=False).data.cast("B")
+    forks = some.forks.tolist() if some.forks is not None else [()] * len(lengths)
+    marks = MARKS[some.marks].tolist() if some.marks is not None else [0] * len(lengths)
+    tokens, parts, size = ids.data.cast("B"), [], 0
+    for length, end, fork, mark in zip(lengths.tolist(), (4 * ends).tolist(), forks, marks, strict=True):
+        start = end - 4 * length
+        parts += [length.to_bytes(8, "little"), tokens[start:end], labels[start:end], further_of(fork, mark)]
+        size += end - start
+        if size >= _HASHED:  # in a few long parts: each takes Python's lock anew
+            digest.update(b"".join(parts))
+            parts, size = [], 0
+    digest.update(b"".join(parts))
 
 
 # Documents whose digest is computed at a time when a writing goes on.
