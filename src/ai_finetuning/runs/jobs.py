@@ -164,12 +164,20 @@ def kind_of(folder: Path) -> str | None:
     return folder.name.partition("-")[0] if folder.parent.name == FOLDER and _ID.fullmatch(folder.name) else None
 
 
-def listed(data: Path, kind: str, most: int = 50) -> list[Job]:
-    """The jobs of a kind, the newest first."""
-    names = sorted(
+def names_of(data: Path, kind: str) -> list[str]:
+    """The ids of the jobs of a kind, the newest first; of thousands not all."""
+    return sorted(
         (place.name for place in subfolders(data / FOLDER) if place.name.startswith(f"{kind}-")), reverse=True
     )
-    found = []
+
+
+def listed(data: Path, kind: str, most: int | None = None) -> list[Job]:
+    """The jobs of a kind, the newest first.
+
+    Args:
+        most: None takes all.
+    """
+    names, found = names_of(data, kind), []
     for name in names[:most]:
         with contextlib.suppress(InputNotFoundError):
             found.append(find(data, name, kind))

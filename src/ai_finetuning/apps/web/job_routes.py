@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ...runs.jobs import Job
 
 ANSWERS, EXPORT = "answers", "export"
+# The newest jobs of a kind, which a screen shows.
+_SHOWN = 50
 
 
 def refuse_used(site: Site, shown: str, uses: Callable[[Mapping[str, Any]], bool]) -> None:
@@ -37,6 +39,18 @@ def refuse_used(site: Site, shown: str, uses: Callable[[Mapping[str, Any]], bool
             f"{shown} は一括回答か、書き出しの画面の作業か API が使っています。終わってからにしてください。",
             f"{shown} is used by a batch of answers, an export or an API; do it when that has ended.",
         )
+
+
+def newest(site: Site, kind: str, told: Callable[[Job], dict[str, Any]]) -> dict[str, Any]:
+    """The newest jobs of a kind as the screen's JSON, how many older ones there are, and where.
+
+    Args:
+        told: a job as the screen's JSON.
+    """
+    from ...runs import jobs
+
+    older = {"count": max(0, len(jobs.names_of(site.data, kind)) - _SHOWN), "folder": str(site.data / jobs.FOLDER)}
+    return {"jobs": [told(job) for job in jobs.listed(site.data, kind, _SHOWN)], "older": older}
 
 
 def job_of(request: Request, kind: str) -> Job:

@@ -106,6 +106,27 @@ def test_a_run_whose_model_a_job_reads_stays_where_it_is(site: Site, tmp_path: P
     assert client.post("/api/compare/rename", json=asked).json()["name"] == "faq-2"
 
 
+def test_jobs_that_are_not_shown_are_counted_and_keep_what_they_read(
+    site: Site, client: TestClient, tmp_path: Path
+) -> None:
+    run = tmp_path / "outputs" / "faq"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"status": "completed"}', encoding="utf-8")
+    folders = [_job(site) for _ in range(53)]
+    found = client.get("/api/answers").json()
+    assert len(found["jobs"]) == 50
+    assert found["older"] == {"count": 3, "folder": str(site.data / ".jobs")}
+    old = min(folders).name
+    told = json.loads((site.data / ".jobs" / old / "run.json").read_text(encoding="utf-8"))
+    told["job"]["about"]["of"] = {"by": "run", "id": "faq"}
+    (site.data / ".jobs" / old / "run.json").write_text(
+        json.dumps({**told, "status": "running", **identity()}), encoding="utf-8"
+    )
+    assert old not in {job["id"] for job in found["jobs"]}
+    with pytest.raises(RunLockedError, match="faq is used"):
+        compare._refuse_used(site, site.run("faq"))
+
+
 def test_what_is_remembered_of_jobs_is_bounded(site: Site, client: TestClient) -> None:
     folders = [_job(site) for _ in range(11)]
     for folder in (*folders, folders[-8]):

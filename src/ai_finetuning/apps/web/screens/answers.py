@@ -192,10 +192,7 @@ def _write_questions(path: Path, asked: Questions, expected: str | None) -> int:
 
 
 async def _list(request: Request) -> JSONResponse:
-    from ....runs import jobs
-
-    found = await blocking(jobs.listed, site_of(request).data, KIND)
-    return answer({"jobs": [_told(job) for job in found]})
+    return answer(await blocking(job_routes.newest, site_of(request), KIND, _told))
 
 
 def _told(job: Job) -> dict[str, Any]:

@@ -169,13 +169,8 @@ def _begin(site: Site, values: Mapping[str, Any], language: str) -> Job:
 
 async def _list(request: Request) -> JSONResponse:
     site = site_of(request)
-    return answer({"jobs": await blocking(_jobs, site), "apis": await blocking(serving.running, site)})
-
-
-def _jobs(site: Site) -> list[dict[str, Any]]:
-    from ....runs import jobs
-
-    return [_told(job) for job in jobs.listed(site.data, KIND)]
+    found = await blocking(job_routes.newest, site, KIND, _told)
+    return answer(found | {"apis": await blocking(serving.running, site)})
 
 
 def _told(job: Job) -> dict[str, Any]:

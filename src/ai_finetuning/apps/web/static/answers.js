@@ -180,7 +180,8 @@ const SHAPES = { match: "good", differ: "bad", done: "good", open: "waiting", em
 const marked = (mark) => h("span", { class: `badge ${SHAPES[mark]}` }, t(`mark_${mark}`));
 
 async function list() {
-  const { jobs } = await get("/api/answers");
+  const { jobs, older } = await get("/api/answers");
+  $("older").textContent = older.count ? t("older_jobs", older) : "";
   $("earlier").hidden = !jobs.length;
   replace($("jobs"), jobs.map((job) => h("li", { class: "row apart" },
     h("a", { href: `/answers?job=${job.id}` }, job.about.shown + t("dot") + job.about.of.label),

@@ -81,7 +81,8 @@ async function serve(one) {
 }
 
 async function list() {
-  const { jobs, apis: served } = await get("/api/export");
+  const { jobs, older, apis: served } = await get("/api/export");
+  $("older").textContent = older.count ? t("older_jobs", older) : "";
   apis = served;
   $("none").hidden = jobs.length > 0;
   for (const job of [...jobs].reverse()) showJob(job, $("jobs"), card); // the newest comes first

@@ -49,6 +49,10 @@ WORDS = {
     ),
     "demo_end": ("案内を閉じる", "Close the guide"),
     # What anything may say.
+    "older_jobs": (
+        "これより古いものが、ほかに {count} 件あります（{folder}）。",
+        "There are {count} older ones as well, in {folder}.",
+    ),
     "loading": ("読み込んでいます…", "Loading…"),
     "failed_to_load": ("読み込めませんでした", "It could not be loaded"),
     "no_token": (
