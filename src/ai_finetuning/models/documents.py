@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -32,7 +31,7 @@ from ..kernels.attention import (
 )
 from ..kernels.build import why_unavailable
 from ..kernels.loss import why_not_one_kernel
-from ..kernels.products import PIECES, TORCH, rounded
+from ..kernels.products import TORCH
 from ..system.transfer import send
 from . import fused, liger
 from ._upstream import attention_name, attention_setting
@@ -140,8 +139,8 @@ class VarlenForward:
         """
         decoder = self.model.get_decoder()
         tokens = input_ids.shape[1]
-        if more := self._padding(tokens):
-            input_ids, position_ids = (F.pad(part, (0, more)) for part in (input_ids, position_ids))
+        if padding := fused.padding_of(self.cast, tokens):
+            input_ids, position_ids = (nn.functional.pad(part, (0, padding)) for part in (input_ids, position_ids))
         output = decoder(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -150,13 +149,9 @@ class VarlenForward:
             **self._arguments(lengths),
         )
         states: Tensor = output.last_hidden_state
-        rows = states.squeeze(0)[:tokens]  # [0] would be filled into zeros in the backward pass
+        # [0], and a slice of all rows, would be filled into zeros in the backward pass.
+        rows = states.squeeze(0)[:tokens] if padding else states.squeeze(0)
         return rows if self.scale == 1 else rows * self.scale
-
-    def _padding(self, tokens: int) -> int:
-        """Tokens behind the last document that give rows of similar length the same shapes, where that is faster."""
-        pieces = isinstance(self.cast, fused.MasterCasts) and self.cast.products.name == PIECES
-        return rounded(tokens) - tokens if pieces else 0
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets the optimizer report its updates to the path; otherwise fused steps would keep using the weights of

@@ -150,9 +150,8 @@ def _kill_group(pid: int) -> None:
     """Ends the group of a process that was launched with one of its own: in it are also those whose parents have ended."""
     if os.name != "nt":
         with contextlib.suppress(OSError):
-            if (
-                os.getsid(pid) == pid
-            ):  # a shell gives a group to a process, too, with others that are no concern of a run
+            # A shell gives a group to a process, too, with others that are no concern of a run.
+            if os.getsid(pid) == pid:
                 os.killpg(pid, signal.SIGKILL)
 
 
