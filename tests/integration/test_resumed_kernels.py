@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.commands import call, write_run
+from tests.support.runs import weights_digest
 
 from ai_finetuning.config.run_folder import LAUNCH
 from ai_finetuning.errors import Reason
@@ -106,6 +107,24 @@ def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
         assert f"began with {called}, which cannot be had here (not there)" in logged()
     assert call("train", config, AUTO) == 0
     assert recorded(tmp_path, "products") == began
+
+
+@pytest.mark.skipif(why_no_pieces(torch.bfloat16) is not None, reason="no pieces here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_in_pieces_resumes_bit_for_bit(
+    precision: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(build, "chosen_products", lambda *_: PIECES)
+    monkeypatch.setattr(fused, "why_not_worth", lambda *_: None)  # bf16 on a processor without it, too
+    settings = (f"training.runtime.precision={precision}", "data.packing=true")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    assert call("train", str(write_run(whole, tiny_model_dir, num_epochs=1)), *settings) == 0
+    config = interrupted(stopped, tiny_model_dir, monkeypatch, *settings)
+    assert call("train", config, AUTO, *settings) == 0
+    assert recorded(whole, "products") == recorded(stopped, "products") == PIECES
+    assert weights_digest(whole / "out") == weights_digest(stopped / "out")
 
 
 def test_threads_stay_those_of_the_run_and_are_refused_where_cores_are_missing(
