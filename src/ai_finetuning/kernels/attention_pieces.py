@@ -47,8 +47,8 @@ class AttentionInPieces(Function):
         kh, vh = (q.new_empty(shape.kv_heads * padded * shape.head_dim) for _ in range(2))
         probabilities = q.new_empty(kept)
         plan = _plan(shape, cos.shape[1])
-        inputs = (part.contiguous() for part in (q, k, v))
-        native.attention("attention_forward", *inputs, out, qh, kh, vh, probabilities, cos, sin, documents, plan=plan)
+        inputs = [part.contiguous() for part in (q, k, v)]
+        native.attention_forward(inputs, out, (qh, kh, vh, probabilities), (cos, sin), documents, plan)
         ctx.save_for_backward(cos, sin, qh, kh, vh, probabilities)
         ctx.documents, ctx.plan, ctx.used = documents, plan, used
         ctx.shapes = q.shape, k.shape, v.shape
@@ -56,21 +56,9 @@ class AttentionInPieces(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        cos, sin, qh, kh, vh, probabilities = ctx.saved_tensors
+        cos, sin, *kept = ctx.saved_tensors
         gradients = [_zero_behind(shape, ctx.used, gradient.dtype) for shape in ctx.shapes]
-        native.attention(
-            "attention_backward",
-            gradient.contiguous(),
-            *gradients,
-            qh,
-            kh,
-            vh,
-            probabilities,
-            cos,
-            sin,
-            ctx.documents,
-            plan=ctx.plan,
-        )
+        native.attention_backward(gradient.contiguous(), gradients, kept, (cos, sin), ctx.documents, ctx.plan)
         return *gradients, None, None, None, None
 
 

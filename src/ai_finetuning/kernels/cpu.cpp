@@ -467,6 +467,23 @@ static std::vector<Block> blocks_of(const Document& document, const AttentionPla
   return blocks;
 }
 
+// A head of keys of a document: where its numbers begin in kh and vh, where its probabilities do, and its blocks.
+struct Task {
+  const Document& document;
+  int64_t head, begin, kept;
+  std::vector<Block> blocks;
+  Block whole;
+  Task(const Document* documents, int64_t number, const AttentionPlan& plan)
+      : document(documents[number / plan.kv_heads]),
+        head(number % plan.kv_heads),
+        begin((document.before * plan.kv_heads + head * document.padded) * plan.d),
+        blocks(blocks_of(document, plan)),
+        whole({0, document.padded, 0, document.padded, 0}) {
+    const Block& last = blocks.back();
+    kept = document.kept + head * (last.kept + plan.group() * last.rows * last.keys);
+  }
+};
+
 // Moves a block's rows of the heads that share keys from [tokens, heads * d] to [group, rows, d], rotated; zeros behind the
 // document.
 static void gather(const real* in, real* out, const float* cos, const float* sin, const Document& document, const Block& block,
@@ -525,19 +542,17 @@ int32_t attention_forward(const Torch* torch, const real* q, const real* k, cons
   const int64_t d = plan.d, group = plan.group();
   int32_t failed = 0;
 #pragma omp parallel for schedule(dynamic, 1) reduction(+ : failed)
-  for (int64_t task = 0; task < count * plan.kv_heads; ++task) {
-    const Document& document = documents[task / plan.kv_heads];
-    const int64_t head = task % plan.kv_heads, begin = (document.before * plan.kv_heads + head * document.padded) * d;
-    const std::vector<Block> blocks = blocks_of(document, plan);
-    const Block whole = {0, document.padded, 0, document.padded, 0}, &last = blocks.back();
-    real* scores = probabilities + document.kept + head * (last.kept + group * last.rows * last.keys);
-    gather(k, kh + begin, cos, sin, document, whole, plan, plan.kv_heads, head, 1, plan.half);
-    gather(v, vh + begin, cos, sin, document, whole, plan, plan.kv_heads, head, 1, 0);
+  for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
+    const Task task(documents, number, plan);
+    const Document& document = task.document;
+    const int64_t head = task.head, begin = task.begin;
+    gather(k, kh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
+    gather(v, vh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
     std::vector<float> powers(document.padded);
     std::vector<real> result(group * std::min(plan.queries, document.padded) * d);
-    for (const Block& block : blocks) {
+    for (const Block& block : task.blocks) {
       const int64_t rows = group * block.rows;
-      real *own = qh + (begin + block.start * d) * group, *s = scores + block.kept;
+      real *own = qh + (begin + block.start * d) * group, *s = probabilities + task.kept + block.kept;
       const real *keys = kh + begin + block.key * d, *values = vh + begin + block.key * d;
       gather(q, own, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
       failed += multiply(torch, {own, d, 1}, {keys, 1, d}, {s, block.keys, 1}, rows, block.keys, d, 1.0f, 0.0f);
@@ -559,18 +574,16 @@ int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, r
   const int64_t d = plan.d, group = plan.group();
   int32_t failed = 0;
 #pragma omp parallel for schedule(dynamic, 1) reduction(+ : failed)
-  for (int64_t task = 0; task < count * plan.kv_heads; ++task) {
-    const Document& document = documents[task / plan.kv_heads];
-    const int64_t head = task % plan.kv_heads, begin = (document.before * plan.kv_heads + head * document.padded) * d;
-    const std::vector<Block> blocks = blocks_of(document, plan);
-    const Block whole = {0, document.padded, 0, document.padded, 0}, &last = blocks.back();
-    const real* scores = probabilities + document.kept + head * (last.kept + group * last.rows * last.keys);
+  for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
+    const Task task(documents, number, plan);
+    const Document& document = task.document;
+    const int64_t head = task.head, begin = task.begin;
     const int64_t most = group * std::min(plan.queries, document.padded);
     std::vector<real> g(most * d), ds(most * document.padded), dqh(most * d);
     std::vector<real> dkh(document.padded * d, 0), dvh(document.padded * d, 0);
-    for (const Block& block : blocks) {
+    for (const Block& block : task.blocks) {
       const int64_t rows = group * block.rows, keys = block.keys;
-      const real *own = qh + (begin + block.start * d) * group, *p = scores + block.kept;
+      const real *own = qh + (begin + block.start * d) * group, *p = probabilities + task.kept + block.kept;
       const View dkeys = {dkh.data() + block.key * d, d, 1}, dvalues = {dvh.data() + block.key * d, d, 1};
       gather(gradient, g.data(), cos, sin, document, block, plan, plan.heads, head, group, 0);
       failed += multiply(torch, {p, 1, keys}, {g.data(), d, 1}, dvalues, keys, d, rows, 1.0f, 1.0f);
@@ -584,8 +597,8 @@ int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, r
       failed += multiply(torch, {ds.data(), 1, keys}, {own, d, 1}, dkeys, keys, d, rows, 1.0f, 1.0f);
       scatter(dqh.data(), dq, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
     }
-    scatter(dkh.data(), dk, cos, sin, document, whole, plan, plan.kv_heads, head, 1, plan.half);
-    scatter(dvh.data(), dv, cos, sin, document, whole, plan, plan.kv_heads, head, 1, 0);
+    scatter(dkh.data(), dk, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
+    scatter(dvh.data(), dv, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
   }
   return failed;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -214,11 +215,15 @@ def product_in_pieces(
     Args:
         a, b: [m, k] and [k, n].
         pieces: down and across; as many as torch has threads, or fewer.
+
+    Raises:
+        RuntimeError: torch has refused a product.
     """
     (m, k), n = a.shape, b.shape[1]
     assert b.shape[0] == k
     assert out.shape == (m, n)
     assert a.dtype is b.dtype is out.dtype
+    assert all(tensor.device.type == "cpu" for tensor in (a, b, out))
     steps = (_I * 6)(*a.stride(), *b.stride(), *out.stride())
     pointers = (a.data_ptr(), b.data_ptr(), out.data_ptr())
     _failing("product_in_pieces", a.dtype, *pointers, m, n, k, ctypes.addressof(steps), alpha, beta, *pieces)
@@ -239,15 +244,63 @@ class AttentionPlan(ctypes.Structure):
     )
 
 
-def attention(name: str, *tensors: Tensor, plan: AttentionPlan) -> None:
-    """cpu.cpp's attention_forward or attention_backward; the last tensor is the documents [count, 5]."""
+def attention_forward(
+    inputs: Sequence[Tensor],
+    out: Tensor,
+    kept: Sequence[Tensor],
+    angles: Sequence[Tensor],
+    documents: Tensor,
+    plan: AttentionPlan,
+) -> None:
+    """Writes attention of documents into out, and what its gradient needs into kept.
+
+    Args:
+        inputs: q [rows, heads * d], k and v [rows, kv_heads * d] before rotation.
+        out: [rows, heads * d]; rows behind the documents are left as they are.
+        kept: qh [heads * padded * d], kh and vh [kv_heads * padded * d], probabilities, all flat; padded: the tokens of all
+            documents with their padding.
+        angles: cos and sin [rows, plan.half] fp32.
+        documents: [count, 5] int64, see cpu.cpp's Document.
+    """
+    _attention("attention_forward", [*inputs, out], kept, angles, documents, plan)
+
+
+def attention_backward(
+    gradient: Tensor,
+    gradients: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    angles: Sequence[Tensor],
+    documents: Tensor,
+    plan: AttentionPlan,
+) -> None:
+    """Writes the gradients of q, k and v, of the output's gradient [rows, heads * d]; the rest as in attention_forward()."""
+    _attention("attention_backward", [gradient, *gradients], kept, angles, documents, plan)
+
+
+def _attention(
+    name: str,
+    rows: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    angles: Sequence[Tensor],
+    documents: Tensor,
+    plan: AttentionPlan,
+) -> None:
     if only_allocating():
         return
-    for tensor in tensors:
-        assert tensor.device.type == "cpu", name
-        assert tensor.is_contiguous(), name
+    tensors = [*rows, *kept, *angles, documents]
+    assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors), name
+    assert {tensor.dtype for tensor in (*rows, *kept)} == {rows[0].dtype}, name
+    assert {tensor.dtype for tensor in angles} == {torch.float32}, name
+    assert documents.dtype is torch.int64, name
+    heads, keys = plan.heads * plan.d, plan.kv_heads * plan.d
+    widths = [heads, keys, keys, heads] if name == "attention_forward" else [heads, heads, keys, keys]
+    count = rows[0].shape[0]
+    assert [tuple(tensor.shape) for tensor in rows] == [(count, width) for width in widths], name
+    assert all(tuple(tensor.shape) == (count, plan.half) for tensor in angles), name
+    padded = sum(row[2] for row in documents.tolist())
+    assert [tensor.numel() for tensor in kept[:3]] == [heads * padded, keys * padded, keys * padded], name
     pointers = [tensor.data_ptr() for tensor in tensors]
-    _failing(name, tensors[0].dtype, *pointers, tensors[-1].shape[0], ctypes.addressof(plan))
+    _failing(name, rows[0].dtype, *pointers, documents.shape[0], ctypes.addressof(plan))
 
 
 def _failing(name: str, dtype: torch.dtype, *arguments: Any) -> None:

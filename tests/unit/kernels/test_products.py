@@ -10,6 +10,7 @@ import torch
 
 from ai_finetuning.kernels import choice, native, products
 from ai_finetuning.kernels.blocks import AttentionShape
+from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.choice import chosen_products
 from ai_finetuning.kernels.products import (
     OPENBLAS,
@@ -88,6 +89,12 @@ def test_a_product_that_torch_refuses_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(native, "_torch", lambda dtype: booleans)
     with pytest.raises(RuntimeError, match="torch refused 1 matrix products"):
         Products(PIECES).mm(matrix(4, 4, 0), matrix(4, 4, 1))
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_every_torch_that_is_tested_has_pieces(dtype: torch.dtype):
+    """Where the kernels are compiled. A torch that has dropped the functions would else skip all tests of them."""
+    assert str(REASONS[PIECES, dtype]) == str(why_unavailable(torch.device("cpu"), dtype))
 
 
 def test_rows_are_rounded_up():

@@ -195,7 +195,7 @@ def test_products_in_pieces_are_exact(
     wrapped.train()
     loss, expected = reference(wrapped)
     calls: list[str] = []
-    for name in ("product_in_pieces", "attention"):
+    for name in ("product_in_pieces", "attention_forward"):
         original = getattr(native, name)
         noted = functools.partial(
             lambda call, name, *given, **options: calls.append(name) or call(*given, **options), original, name
@@ -204,7 +204,7 @@ def test_products_in_pieces_are_exact(
     name, got, mine = step(wrapped, model, autocast=autocast, kernels="fused", products=PIECES)
     assert name == "fused"
     assert calls.count("product_in_pieces") > 20
-    assert ("attention" in calls) == (family != "Gemma2")  # which caps its scores
+    assert ("attention_forward" in calls) == (family != "Gemma2")  # which caps its scores
     assert got == pytest.approx(loss, rel=1e-5 if autocast is None else 2e-3)
     assert distance(mine, expected) < (1e-5 if autocast is None else 3e-2)
 
