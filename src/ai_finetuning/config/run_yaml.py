@@ -55,6 +55,10 @@ def _units(character: str) -> list[int]:
     return [int.from_bytes(data[start : start + 2], "big") for start in range(0, len(data), 2)]
 
 
+# A value as it was given, and what it is relative to -> the value with an absolute path, where it is one.
+_Finder = Callable[[str, Path], str]
+
+
 def absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     """The configuration with the paths that the user gave made absolute, so that it holds in any working folder.
 
@@ -65,22 +69,22 @@ def absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     """
     changed = copy.deepcopy(config)
     training = changed.training
-    for section, name, belongs in (
-        (changed.model, "name", os.path.isdir),
-        (changed.model, "chat_template", os.path.isfile),
-        (changed.data, "train", os.path.exists),
-        (changed.data, "eval", os.path.exists),
-        (changed.data.replay, "path", os.path.exists),
-        (changed.lora, "adapter", os.path.isdir),
-        (training, "output_dir", _always),
-        (training.checkpoint, "resume_from_checkpoint", _always),
+    for section, name, absolute in (
+        (changed.model, "name", _where(os.path.isdir)),
+        (changed.model, "chat_template", _where(os.path.isfile)),
+        (changed.data, "train", _data),
+        (changed.data, "eval", _data),
+        (changed.data.replay, "path", _data),
+        (changed.lora, "adapter", _where(os.path.isdir)),
+        (training, "output_dir", _where(_always)),
+        (training.checkpoint, "resume_from_checkpoint", _where(_always)),
     ):
         value = getattr(section, name)
         if name not in explicitly_set(section) or value == "auto":
             continue
         if section is changed.model and name == "name":
             value = os.path.expanduser(value)  # as it is for reading; other paths are taken as they are written
-        setattr(section, name, _absolute(value, folder, belongs))
+        setattr(section, name, _absolute(value, folder, absolute))
     return changed
 
 
@@ -88,15 +92,25 @@ def _always(_: str) -> bool:
     return True
 
 
-def _absolute(value: Any, folder: Path, belongs: Callable[[str], bool]) -> Any:
-    if isinstance(value, list):
-        return with_paths(value, lambda item: _absolute(item, folder, belongs))
-    if not isinstance(value, str) or "\0" in value:
-        return value
-    path = os.path.abspath(folder / value)
-    if belongs(path):
-        return path
-    # Data may be a pattern (data/files.py); characters of one in the folder's own name are none.
+def _where(belongs: Callable[[str], bool]) -> _Finder:
+    """What is there as a path; anything else is another kind of name."""
+
+    def absolute(value: str, folder: Path) -> str:
+        path = os.path.abspath(folder / value)
+        return path if belongs(path) else value
+
+    return absolute
+
+
+def _data(value: str, folder: Path) -> str:
+    """A path, or a pattern of paths (data/files.py); characters of one in the folder's own name are none."""
+    path = _where(os.path.exists)(value, folder)
     pattern = os.path.join(glob.escape(os.path.abspath(folder)), value)
-    is_data = belongs is os.path.exists and glob.has_magic(value)
-    return pattern if is_data and any(glob.iglob(pattern, recursive=True)) else value
+    is_pattern = path == value and glob.has_magic(value) and any(glob.iglob(pattern, recursive=True))
+    return pattern if is_pattern else path
+
+
+def _absolute(value: Any, folder: Path, absolute: _Finder) -> Any:
+    if isinstance(value, list):
+        return with_paths(value, lambda item: _absolute(item, folder, absolute))
+    return absolute(value, folder) if isinstance(value, str) and "\0" not in value else value
