@@ -156,14 +156,14 @@ def validate_products(had: str, compute: torch.dtype) -> None:
         ConfigError: it is not here.
     """
     if had == OPENBLAS:
-        began, reason = Reason("OpenBLAS", "OpenBLAS's matrix products"), why_not_openblas()
+        began, reason = Reason(" OpenBLAS ", "OpenBLAS's matrix products"), why_not_openblas()
     elif had == PIECES:
         began, reason = Reason("スレッドごとの計算", "matrix products in pieces"), why_no_pieces(compute)
     else:
         return
     if reason is not None:
         raise ConfigError(
-            f"この学習は行列積に {began.ja} を使って始まりましたが、ここでは使えません（{reason.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
+            f"この学習は行列積に{began.ja}を使って始まりましたが、ここでは使えません（{reason.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
             "training.runtime.kernels=portable を付けて再開してください。",
             f"this run began with {began.en}, which cannot be had here ({reason.en}). Resume it where it "
             "began, or, if numbers may be rounded in another way from here on, with training.runtime.kernels=portable.",
