@@ -16,6 +16,7 @@ from torch import Tensor
 from . import native
 from .attention import Length, total_of
 from .autograd import Function
+from .inputs import COUNTS, Input, Normed
 from .products import products_of
 
 # Queries of one product: a block sees only the keys before its end, which saves up to half of the work of long
@@ -24,35 +25,20 @@ QUERY_BLOCK = 256
 
 
 class Norm(Function):
-    """RMSNorm (arXiv:1910.07467), or LayerNorm where a bias is given: y = norm(x) * (offset + weight) + bias."""
+    """inputs.py's Normed of x, weight and bias (None allowed)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, offset: float, centered: bool
-    ) -> Tensor:
-        scale = weight.float()
-        y, stats = native.norm_forward(
-            x, scale, None if bias is None else bias.float(), eps=eps, offset=offset, centered=centered
-        )
-        ctx.save_for_backward(x, weight, stats)
-        ctx.offset, ctx.centered, ctx.with_bias = offset, centered, bias is not None
+    def forward(ctx: Any, norm: Normed, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y, kept = norm.make(x, weight, bias)
+        ctx.norm = norm
+        ctx.save_for_backward(x, weight, bias, *kept)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, weight, stats = ctx.saved_tensors
-        dx, dw, db = native.norm_backward(
-            dy.contiguous(),
-            x,
-            weight.float(),
-            stats,
-            offset=ctx.offset,
-            centered=ctx.centered,
-            dx=ctx.needs_input_grad[0],
-            dw=ctx.needs_input_grad[1] or ctx.needs_input_grad[2],
-        )
-        dw = None if dw is None else dw.to(weight.dtype)
-        return dx, dw, db.to(weight.dtype) if db is not None and ctx.with_bias else None, None, None, None
+        *origin, stats = ctx.saved_tensors
+        gradients, _ = ctx.norm.back(dy.contiguous(), (stats,), ctx.needs_input_grad[1:], False, *origin)
+        return None, *gradients
 
 
 @dataclass(frozen=True)
@@ -75,51 +61,62 @@ class Linears(Function):
     One product with all A, one with all dA; the gradient of x is summed inside the products. Weights that need no
     gradient get none, an input that needs none neither.
 
-    Inputs after the first four: n weights, n biases (None allowed), and with lora n pairs A [r, in], B [out, r].
-    `cast` gives weights in the type of x; where that is bf16, weights in fp32 are master weights, and it keeps their copies.
-    Its `products`, where it has them, say which library multiplies.
+    `source`, of inputs.py, says what x is made of. Inputs after the first five: what it takes, n weights, n biases (None
+    allowed), and with lora n pairs A [r, in], B [out, r]. `cast` gives weights in the type of x; where that is bf16,
+    weights in fp32 are master weights, and it keeps their copies. Its `products`, where it has them, say which library
+    multiplies.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, lora: LoRA | None, count: int, cast: Any, *weights: Any
+        ctx: Any, source: Input, residual: Tensor | None, lora: LoRA | None, count: int, cast: Any, *tensors: Any
     ) -> tuple[Tensor, ...]:
+        origin, weights = tensors[: COUNTS[type(source)]], tensors[COUNTS[type(source)] :]
         plain, biases, pairs = weights[:count], weights[count : 2 * count], weights[2 * count :]
+        x, kept = source.make(*origin)
         compute = [cast(weight) for weight in plain]
-        products, outputs = products_of(cast), []
+        products, outputs, hidden = products_of(cast), [], None
         for weight, bias in zip(compute, biases, strict=True):
             out = products.sum(residual, x, weight.t()) if residual is not None else products.mm(x, weight.t())
             outputs.append(out if bias is None else out.add_(bias))
-        ctx.seed, saved = 0, [x]
+        ctx.seed = 0
         if lora is not None:
             ctx.seed = _seed() if lora.dropout else 0
-            source = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
+            dropped = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
             down = torch.cat([a.to(x.dtype) for a in pairs[0::2]])
-            hidden = products.mm(source, down.t())
+            hidden = products.mm(dropped, down.t())
             start = 0
             for out, b, scale in zip(outputs, pairs[1::2], lora.scales, strict=True):
                 part = hidden[:, start : start + b.shape[1]]
                 products.add(out, part, b.to(x.dtype).t(), scale)
                 start += b.shape[1]
-            saved.append(hidden)
-        ctx.save_for_backward(*saved, *plain, *pairs)
-        ctx.lora, ctx.count, ctx.cast, ctx.biased = lora, count, cast, [bias is not None for bias in biases]
+        ctx.save_for_backward(*origin, *plain, *pairs, hidden, *kept)
+        ctx.source, ctx.lora, ctx.count, ctx.cast = source, lora, count, cast
+        ctx.biased = [bias is not None for bias in biases]
         ctx.with_residual = residual is not None
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        lora, count, products = ctx.lora, ctx.count, products_of(ctx.cast)
-        x, *rest = ctx.saved_tensors
-        hidden = rest.pop(0) if lora is not None else None
-        plain, pairs = rest[:count], rest[count:]
+        source, lora, count, products = ctx.source, ctx.lora, ctx.count, products_of(ctx.cast)
+        taken, saved = COUNTS[type(source)], ctx.saved_tensors
+        pairs_end = taken + count * (3 if lora is not None else 1)
+        origin, plain, pairs = saved[:taken], saved[taken : taken + count], saved[taken + count : pairs_end]
+        hidden, *kept = saved[pairs_end:]
         dys = [gradient.contiguous() for gradient in gradients]
-        need = ctx.needs_input_grad[5:]
+        needed, need = ctx.needs_input_grad[5 : 5 + taken], ctx.needs_input_grad[5 + taken :]
         dx: Tensor | None = None
-        if ctx.needs_input_grad[0]:
+        if any(needed):
             dx = products.mm(dys[0], ctx.cast(plain[0]))
             for dy, weight in zip(dys[1:], plain[1:], strict=True):
                 products.add(dx, dy, ctx.cast(weight))
+        dhidden, dups = (None, []) if lora is None else _through_adapters(ctx, dys, hidden, pairs, dx)
+        wanted, dorigin = lora is not None or any(need[:count]), (None,) * taken
+        x: Any = None
+        if dx is not None:
+            dorigin, x = source.back(dx, kept, needed, wanted, *origin)
+        elif wanted:
+            x, _ = source.make(*origin)
         dws = [
             products.mm(dy.t(), x).to(weight.dtype) if expected else None
             for dy, weight, expected in zip(dys, plain, need[:count], strict=True)
@@ -128,35 +125,34 @@ class Linears(Function):
             dy.sum(0, dtype=torch.float32) if biased and expected else None
             for dy, biased, expected in zip(dys, ctx.biased, need[count : 2 * count], strict=True)
         ]
-        dpairs: list[Tensor | None] = []
-        if lora is not None:
-            assert hidden is not None
-            dpairs = _lora_backward(ctx, dys, x, hidden, pairs, dx)
+        dpairs: list[Tensor] = []
+        if dhidden is not None:
+            dropped = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
+            ddown = products.mm(dhidden.t(), dropped).to(pairs[0].dtype)
+            ddowns = torch.split(ddown, [up.shape[1] for up in pairs[1::2]])
+            dpairs = [gradient for pair in zip(ddowns, dups, strict=True) for gradient in pair]
         residual = gradients[0] if ctx.with_residual else None
-        return dx, residual, None, None, None, *dws, *dbs, *dpairs
+        return None, residual, None, None, None, *dorigin, *dws, *dbs, *dpairs
 
 
-def _lora_backward(
-    ctx: Any, dys: Sequence[Tensor], x: Tensor, hidden: Tensor, pairs: Sequence[Tensor], dx: Tensor | None
-) -> list[Tensor | None]:
-    """Gradients of A and B in their dtype; adds the adapters' share to dx."""
+def _through_adapters(
+    ctx: Any, dys: Sequence[Tensor], hidden: Tensor, pairs: Sequence[Tensor], dx: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """(gradient of the product with all A, gradients of all B in their dtype); adds the adapters' share to dx."""
     lora, products = ctx.lora, products_of(ctx.cast)
-    dhidden, start, dbs = torch.empty_like(hidden), 0, []
+    dhidden, start, dups = torch.empty_like(hidden), 0, []
     for dy, b, scale in zip(dys, pairs[1::2], lora.scales, strict=True):
         part = slice(start, start + b.shape[1])
-        scaled = b.to(x.dtype) * scale
-        dhidden[:, part] = products.mm(dy, scaled)
-        dbs.append(products.mm(dy.t(), hidden[:, part]).to(b.dtype).mul_(scale))
+        dhidden[:, part] = products.mm(dy, b.to(hidden.dtype) * scale)
+        dups.append(products.mm(dy.t(), hidden[:, part]).to(b.dtype).mul_(scale))
         start = part.stop
-    source = native.dropout(x, ctx.seed, lora.dropout) if lora.dropout else x
-    das = torch.split(products.mm(dhidden.t(), source).to(pairs[0].dtype), [b.shape[1] for b in pairs[1::2]])
     if dx is not None:
-        down = torch.cat([a.to(x.dtype) for a in pairs[0::2]])
+        down = torch.cat([a.to(hidden.dtype) for a in pairs[0::2]])
         if lora.dropout:
             native.add_dropped(dx, products.mm(dhidden, down), ctx.seed, lora.dropout)
         else:
             products.add(dx, dhidden, down)
-    return [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
+    return dhidden, dups
 
 
 @dataclass(frozen=True)
@@ -216,7 +212,7 @@ class Attention(Function):
                 )
             saved += [qh, kh, vh]
             for block in _blocks(qh.shape[1], first or 0):
-                saved += _attend(qh, kh, vh, result, block, shape)
+                _attend(qh, kh, vh, result, block, shape)
             native.from_heads(result, out[rows], still[rows], still[rows], shape.head_dim)
         ctx.save_for_backward(cos, sin, *saved)
         ctx.lengths, ctx.shape, ctx.tokens = lengths, shape, q.shape[0]
@@ -232,17 +228,14 @@ class Attention(Function):
             make(ctx.tokens, heads * shape.head_dim, dtype=gradient.dtype)
             for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
         )
-        still, place = cos[:, :0].contiguous(), len(saved)
+        still = cos[:, :0].contiguous()
         later: list[Tensor] = []  # gradients of a prefix's keys and values from the branches behind the first
         for rows, first in reversed(_runs(ctx.lengths)):
-            blocks = _blocks(rows.stop - rows.start, first or 0)
-            place -= 3 + len(blocks) * (2 if shape.cap else 1)
-            qh, kh, vh, *kept = saved[place : place + 3 + len(blocks) * (2 if shape.cap else 1)]
+            *saved, qh, kh, vh = saved
             gh = _heads(gradient[rows], (still[rows], still[rows]), shape.heads, shape.head_dim)
             dqh, dkh, dvh = torch.empty_like(qh), torch.zeros_like(kh), torch.zeros_like(vh)
-            for number, block in enumerate(blocks):
-                probabilities, capped = (kept[2 * number], kept[2 * number + 1]) if shape.cap else (kept[number], None)
-                _attend_backward((qh, kh, vh), gh, (dqh, dkh, dvh), (probabilities, capped), block, shape)
+            for block in _blocks(rows.stop - rows.start, first or 0):
+                _attend_backward((qh, kh, vh), gh, (dqh, dkh, dvh), block, shape)
             if first is not None:
                 mine = [part[:, :first] for part in (dkh, dvh)]
                 later = [had + part for had, part in zip(later, mine, strict=True)] if later else mine
@@ -304,29 +297,33 @@ def _grouped(x: Tensor, block: slice, kv_heads: int) -> Tensor:
     return part.view(kv_heads, heads // kv_heads * (block.stop - block.start), width)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: AttentionShape) -> list[Tensor]:
-    """Writes a block of the output; returns probabilities, and the capped scores where there is a cap."""
-    keys, queries, rows = _keys(block, shape), block.stop - block.start, _own(q, k, block)
+def _probabilities(q: Tensor, k: Tensor, block: slice, shape: AttentionShape) -> tuple[Tensor, Tensor | None]:
+    """Of a block [kv_heads, group * queries, keys], and the capped scores where there is a cap."""
+    keys, rows = _keys(block, shape), _own(q, k, block)
     scores = torch.bmm(_grouped(q, rows, shape.kv_heads), k[:, keys].transpose(1, 2))
     capped = torch.empty_like(scores) if shape.cap else None
-    native.softmax_forward(
-        scores, capped, queries, first=block.start - keys.start, window=shape.window, scale=shape.scale, cap=shape.cap
-    )
-    result = torch.bmm(scores, v[:, keys])
-    out[:, rows] = result.view(shape.heads, queries, shape.head_dim)
-    return [scores] if capped is None else [scores, capped]
+    queries, first = block.stop - block.start, block.start - keys.start
+    native.softmax_forward(scores, capped, queries, first=first, window=shape.window, scale=shape.scale, cap=shape.cap)
+    return scores, capped
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: AttentionShape) -> None:
+    """Writes a block of the output."""
+    probabilities, _ = _probabilities(q, k, block, shape)
+    result = torch.bmm(probabilities, v[:, _keys(block, shape)])
+    out[:, _own(q, k, block)] = result.view(shape.heads, block.stop - block.start, shape.head_dim)
 
 
 def _attend_backward(
     inputs: tuple[Tensor, Tensor, Tensor],
     gradient: Tensor,
     outputs: tuple[Tensor, Tensor, Tensor],
-    kept: tuple[Tensor, Tensor | None],
     block: slice,
     shape: AttentionShape,
 ) -> None:
-    """Adds a block's gradients to outputs = (dq, dk, dv)."""
-    (q, k, v), (dq, dk, dv), (probabilities, capped) = inputs, outputs, kept
+    """Adds a block's gradients to outputs = (dq, dk, dv); its probabilities are computed again."""
+    (q, k, v), (dq, dk, dv) = inputs, outputs
+    probabilities, capped = _probabilities(q, k, block, shape)
     keys, queries, rows = _keys(block, shape), block.stop - block.start, _own(q, k, block)
     g = _grouped(gradient, rows, shape.kv_heads)
     dv[:, keys] += torch.bmm(probabilities.transpose(1, 2), g)
@@ -343,18 +340,3 @@ def _attend_backward(
     )
     dq[:, rows] = torch.bmm(scores, k[:, keys]).view(shape.heads, queries, shape.head_dim)
     dk[:, keys] += torch.bmm(scores.transpose(1, 2), _grouped(q, rows, shape.kv_heads))
-
-
-class Gated(Function):
-    """act(gate) * up (arXiv:2002.05202)."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        ctx.activation = activation
-        return native.gated_forward(gate, up, activation)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        return *native.gated_backward(gradient.contiguous(), gate, up, ctx.activation), None

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #ifdef AIFT_FLOAT
@@ -137,6 +138,17 @@ static inline void softmax_row_backward(real* g, const real* p, const real* kept
   for (int64_t i = seen.last; i < keys; ++i) g[i] = 0;
 }
 
+static inline void norm_row(const real* in, const float* w, const float* b, real* out, int64_t d, float mean, float rstd,
+                            float offset) {
+  if (b) {
+#pragma omp simd
+    for (int64_t i = 0; i < d; ++i) out[i] = store((load(in[i]) - mean) * rstd * (offset + w[i]) + b[i]);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < d; ++i) out[i] = store((load(in[i]) - mean) * rstd * (offset + w[i]));
+  }
+}
+
 extern "C" {
 
 // y = (x - mean) * rstd * (offset + w) + b; RMSNorm has no mean and no b. stats: [rows, 2] of mean, rstd.
@@ -162,19 +174,14 @@ void norm_forward(const real* x, const float* w, const float* b, real* y, float*
     float rstd = 1.0f / std::sqrt(squares / d + eps);
     stats[2 * r] = mean;
     stats[2 * r + 1] = rstd;
-    if (b) {
-#pragma omp simd
-      for (int64_t i = 0; i < d; ++i) out[i] = store((load(in[i]) - mean) * rstd * (offset + w[i]) + b[i]);
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < d; ++i) out[i] = store((load(in[i]) - mean) * rstd * (offset + w[i]));
-    }
+    norm_row(in, w, b, out, d, mean, rstd, offset);
   }
 }
 
-// dx; and, where dw is not null, dw and db ([d] floats) through partial sums of fixed blocks of rows.
-void norm_backward(const real* dy, const real* x, const float* w, const float* stats, real* dx, float* dw, float* db,
-                   int64_t rows, int64_t d, float offset, int centered) {
+// dx; and, where dw is not null, dw and db ([d] floats) through partial sums of fixed blocks of rows; and, where y is not null,
+// norm_forward's y again.
+void norm_backward(const real* dy, const real* x, const float* w, const float* b, const float* stats, real* dx, real* y,
+                   float* dw, float* db, int64_t rows, int64_t d, float offset, int centered) {
   int64_t blocks = (rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
   std::vector<float> partial(dw ? static_cast<size_t>(blocks * d * 2) : 0, 0.0f);
 #pragma omp parallel for schedule(static)
@@ -185,6 +192,7 @@ void norm_backward(const real* dy, const real* x, const float* w, const float* s
     for (int64_t r = block * ROWS_PER_BLOCK; r < last; ++r) {
       const real *g = dy + r * d, *in = x + r * d;
       float mean = stats[2 * r], rstd = stats[2 * r + 1];
+      if (y) norm_row(in, w, b, y + r * d, d, mean, rstd, offset);
       float dot = 0.0f, total = 0.0f;
 #pragma omp simd reduction(+ : dot, total)
       for (int64_t i = 0; i < d; ++i) {
@@ -274,24 +282,28 @@ static void gated_rows_forward(const real* gate, const real* up, real* h, int64_
   }
 }
 
-template <int act>
-static void gated_rows_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, int64_t count) {
+template <int act, bool again>
+static void gated_rows_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, real* h,
+                                int64_t count) {
 #pragma omp parallel for simd schedule(static)
   for (int64_t i = 0; i < count; ++i) {
     float d = load(dh[i]), g = load(gate[i]), u = load(up[i]);
-    float a, slope;
+    float a, slope, made;
     if (act == 0) {
-      float s = 1.0f / (1.0f + fast_exp(-g));
+      float e = 1.0f + fast_exp(-g), s = 1.0f / e;
       a = g * s;
       slope = s * (1.0f + g * (1.0f - s));
+      made = g / e;
     } else {
       float inner = GELU_A * (g + GELU_B * g * g * g);
       float t = fast_tanh(inner);
       a = 0.5f * g * (1.0f + t);
       slope = 0.5f * (1.0f + t) + 0.5f * g * (1.0f - t * t) * GELU_A * (1.0f + 3.0f * GELU_B * g * g);
+      made = a;
     }
     dgate[i] = store(d * u * slope);
     dup[i] = store(d * a);
+    if (again) h[i] = store(made * u);
   }
 }
 
@@ -302,9 +314,11 @@ void gated_forward(const real* gate, const real* up, real* h, int64_t count, int
   (act == 0 ? gated_rows_forward<0> : gated_rows_forward<1>)(gate, up, h, count);
 }
 
-// dgate and dup.
-void gated_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, int64_t count, int act) {
-  (act == 0 ? gated_rows_backward<0> : gated_rows_backward<1>)(dh, gate, up, dgate, dup, count);
+// dgate and dup; and, where h is not null, gated_forward's h again.
+void gated_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, real* h, int64_t count, int act) {
+  auto loop = act == 0 ? (h ? gated_rows_backward<0, true> : gated_rows_backward<0, false>)
+                       : (h ? gated_rows_backward<1, true> : gated_rows_backward<1, false>);
+  loop(dh, gate, up, dgate, dup, h, count);
 }
 
 // Cross entropy of each row of logits [rows, vocabulary], which become their own gradient. cap as in softmax_forward.
@@ -437,9 +451,9 @@ static int32_t multiply(const Torch* torch, View a, View b, View c, int64_t m, i
 }
 
 // The documents of a row, for attention one by one: of each its first row, its tokens, its tokens with the padding that
-// gives documents of similar length the same shapes, and where its heads and its probabilities begin in what is kept.
+// gives documents of similar length the same shapes, and where its heads begin in what is kept.
 struct Document {
-  int64_t first, tokens, padded, before, kept;
+  int64_t first, tokens, padded, before;
 };
 
 // Sizes and options of attention as in blocks.py; `queries` of a block.
@@ -451,26 +465,23 @@ struct AttentionPlan {
 
 // Queries of a document that are computed together, and the keys that they see.
 struct Block {
-  int64_t start, rows, key, keys, kept;
+  int64_t start, rows, key, keys;
 };
 
-// The blocks of a document; `kept` counts the probabilities of one head of keys.
 static std::vector<Block> blocks_of(const Document& document, const AttentionPlan& plan) {
   std::vector<Block> blocks;
-  int64_t kept = 0;
   for (int64_t start = 0; start < document.padded; start += plan.queries) {
     int64_t rows = std::min(plan.queries, document.padded - start);
     int64_t key = plan.window > 0 ? std::max<int64_t>(0, start - plan.window + 1) : 0;
-    blocks.push_back({start, rows, key, start + rows - key, kept});
-    kept += plan.group() * rows * (start + rows - key);
+    blocks.push_back({start, rows, key, start + rows - key});
   }
   return blocks;
 }
 
-// A head of keys of a document: where its numbers begin in kh and vh, where its probabilities do, and its blocks.
+// A head of keys of a document: where its numbers begin in kh and vh, and its blocks.
 struct Task {
   const Document& document;
-  int64_t head, begin, kept;
+  int64_t head, begin;
   std::vector<Block> blocks;
   Block whole;
   Task(const Document* documents, int64_t number, const AttentionPlan& plan)
@@ -478,11 +489,34 @@ struct Task {
         head(number % plan.kv_heads),
         begin((document.before * plan.kv_heads + head * document.padded) * plan.d),
         blocks(blocks_of(document, plan)),
-        whole({0, document.padded, 0, document.padded, 0}) {
-    const Block& last = blocks.back();
-    kept = document.kept + head * (last.kept + plan.group() * last.rows * last.keys);
+        whole({0, document.padded, 0, document.padded}) {}
+};
+
+// What a thread computes the attention of a block in; documents come longest first.
+struct Scratch {
+  std::unique_ptr<real[]> p, ds, rows, more;
+  std::unique_ptr<float[]> powers;
+  Scratch(const Document& longest, const AttentionPlan& plan, bool backward) {
+    const int64_t most = plan.group() * std::min(plan.queries, longest.padded);
+    p.reset(new real[most * longest.padded]);
+    rows.reset(new real[most * plan.d]);
+    powers.reset(new float[longest.padded]);
+    if (!backward) return;
+    ds.reset(new real[most * longest.padded]);
+    more.reset(new real[most * plan.d]);
   }
 };
+
+// Probabilities [rows, keys] of a block, of its queries `own` [rows, d] and its keys; whether a product failed.
+static int32_t attend(const Torch* torch, const real* own, const real* keys, real* p, float* powers, const Block& block,
+                      const AttentionPlan& plan) {
+  const int64_t rows = plan.group() * block.rows, d = plan.d;
+  int32_t failed = multiply(torch, {own, d, 1}, {keys, 1, d}, {p, block.keys, 1}, rows, block.keys, d, 1.0f, 0.0f);
+  for (int64_t row = 0; row < rows; ++row)
+    softmax_row(p + row * block.keys, nullptr, powers, block.keys, block.start - block.key + row % block.rows, plan.window,
+                plan.scale, 0.0f);
+  return failed;
+}
 
 // Moves a block's rows of the heads that share keys from [tokens, heads * d] to [group, rows, d], rotated; zeros behind the
 // document.
@@ -534,71 +568,72 @@ int32_t product_in_pieces(const Torch* torch, const real* a, const real* b, cons
 
 // Attention of documents, each head of keys of each document by one thread. q, out [rows, heads * d], k, v [rows, kv_heads * d];
 // kept for the gradient, document after document: qh with the blocks of a head of keys one after the other, kh, vh
-// [kv_heads, padded, d], probabilities. Documents come longest first. Returns how many products failed.
+// [kv_heads, padded, d]. Documents come longest first. Returns how many products failed.
 int32_t attention_forward(const Torch* torch, const real* q, const real* k, const real* v, real* out, real* qh, real* kh,
-                          real* vh, real* probabilities, const float* cos, const float* sin, const Document* documents,
-                          int64_t count, const AttentionPlan* settings) {
+                          real* vh, const float* cos, const float* sin, const Document* documents, int64_t count,
+                          const AttentionPlan* settings) {
   const AttentionPlan plan = *settings;
   const int64_t d = plan.d, group = plan.group();
   int32_t failed = 0;
-#pragma omp parallel for schedule(dynamic, 1) reduction(+ : failed)
-  for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
-    const Task task(documents, number, plan);
-    const Document& document = task.document;
-    const int64_t head = task.head, begin = task.begin;
-    gather(k, kh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
-    gather(v, vh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
-    std::vector<float> powers(document.padded);
-    std::vector<real> result(group * std::min(plan.queries, document.padded) * d);
-    for (const Block& block : task.blocks) {
-      const int64_t rows = group * block.rows;
-      real *own = qh + (begin + block.start * d) * group, *s = probabilities + task.kept + block.kept;
-      const real *keys = kh + begin + block.key * d, *values = vh + begin + block.key * d;
-      gather(q, own, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
-      failed += multiply(torch, {own, d, 1}, {keys, 1, d}, {s, block.keys, 1}, rows, block.keys, d, 1.0f, 0.0f);
-      for (int64_t row = 0; row < rows; ++row)
-        softmax_row(s + row * block.keys, nullptr, powers.data(), block.keys, block.start - block.key + row % block.rows,
-                    plan.window, plan.scale, 0.0f);
-      failed += multiply(torch, {s, block.keys, 1}, {values, d, 1}, {result.data(), d, 1}, rows, d, block.keys, 1.0f, 0.0f);
-      scatter(result.data(), out, cos, sin, document, block, plan, plan.heads, head, group, 0);
+#pragma omp parallel reduction(+ : failed)
+  {
+    Scratch at(documents[0], plan, false);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
+      const Task task(documents, number, plan);
+      const Document& document = task.document;
+      const int64_t head = task.head, begin = task.begin;
+      gather(k, kh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
+      gather(v, vh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
+      for (const Block& block : task.blocks) {
+        const int64_t rows = group * block.rows, keys = block.keys;
+        real* own = qh + (begin + block.start * d) * group;
+        gather(q, own, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
+        failed += attend(torch, own, kh + begin + block.key * d, at.p.get(), at.powers.get(), block, plan);
+        failed += multiply(torch, {at.p.get(), keys, 1}, {vh + begin + block.key * d, d, 1}, {at.rows.get(), d, 1}, rows, d,
+                           keys, 1.0f, 0.0f);
+        scatter(at.rows.get(), out, cos, sin, document, block, plan, plan.heads, head, group, 0);
+      }
     }
   }
   return failed;
 }
 
-// Gradients of q, k and v before rotation.
+// Gradients of q, k and v before rotation; the probabilities are computed again.
 int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, real* dk, real* dv, const real* qh,
-                           const real* kh, const real* vh, const real* probabilities, const float* cos, const float* sin,
-                           const Document* documents, int64_t count, const AttentionPlan* settings) {
+                           const real* kh, const real* vh, const float* cos, const float* sin, const Document* documents,
+                           int64_t count, const AttentionPlan* settings) {
   const AttentionPlan plan = *settings;
   const int64_t d = plan.d, group = plan.group();
   int32_t failed = 0;
-#pragma omp parallel for schedule(dynamic, 1) reduction(+ : failed)
-  for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
-    const Task task(documents, number, plan);
-    const Document& document = task.document;
-    const int64_t head = task.head, begin = task.begin;
-    const int64_t most = group * std::min(plan.queries, document.padded);
-    std::vector<real> g(most * d), ds(most * document.padded), dqh(most * d);
-    std::vector<real> dkh(document.padded * d, 0), dvh(document.padded * d, 0);
-    for (const Block& block : task.blocks) {
-      const int64_t rows = group * block.rows, keys = block.keys;
-      const real *own = qh + (begin + block.start * d) * group, *p = probabilities + task.kept + block.kept;
-      const View dkeys = {dkh.data() + block.key * d, d, 1}, dvalues = {dvh.data() + block.key * d, d, 1};
-      gather(gradient, g.data(), cos, sin, document, block, plan, plan.heads, head, group, 0);
-      failed += multiply(torch, {p, 1, keys}, {g.data(), d, 1}, dvalues, keys, d, rows, 1.0f, 1.0f);
-      failed += multiply(torch, {g.data(), d, 1}, {vh + begin + block.key * d, 1, d}, {ds.data(), keys, 1}, rows, keys, d, 1.0f,
-                         0.0f);
-      for (int64_t row = 0; row < rows; ++row)
-        softmax_row_backward(ds.data() + row * keys, p + row * keys, nullptr, keys, block.start - block.key + row % block.rows,
-                             plan.window, plan.scale, 0.0f);
-      failed += multiply(torch, {ds.data(), keys, 1}, {kh + begin + block.key * d, d, 1}, {dqh.data(), d, 1}, rows, d, keys, 1.0f,
-                         0.0f);
-      failed += multiply(torch, {ds.data(), 1, keys}, {own, d, 1}, dkeys, keys, d, rows, 1.0f, 1.0f);
-      scatter(dqh.data(), dq, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
+#pragma omp parallel reduction(+ : failed)
+  {
+    Scratch at(documents[0], plan, true);
+    real *g = at.rows.get(), *p = at.p.get(), *ds = at.ds.get(), *dqh = at.more.get();
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
+      const Task task(documents, number, plan);
+      const Document& document = task.document;
+      const int64_t head = task.head, begin = task.begin;
+      std::vector<real> dkh(document.padded * d, 0), dvh(document.padded * d, 0);
+      for (const Block& block : task.blocks) {
+        const int64_t rows = group * block.rows, keys = block.keys;
+        const real *own = qh + (begin + block.start * d) * group, *seen = kh + begin + block.key * d;
+        const View dkeys = {dkh.data() + block.key * d, d, 1}, dvalues = {dvh.data() + block.key * d, d, 1};
+        gather(gradient, g, cos, sin, document, block, plan, plan.heads, head, group, 0);
+        failed += attend(torch, own, seen, p, at.powers.get(), block, plan);
+        failed += multiply(torch, {p, 1, keys}, {g, d, 1}, dvalues, keys, d, rows, 1.0f, 1.0f);
+        failed += multiply(torch, {g, d, 1}, {vh + begin + block.key * d, 1, d}, {ds, keys, 1}, rows, keys, d, 1.0f, 0.0f);
+        for (int64_t row = 0; row < rows; ++row)
+          softmax_row_backward(ds + row * keys, p + row * keys, nullptr, keys, block.start - block.key + row % block.rows,
+                               plan.window, plan.scale, 0.0f);
+        failed += multiply(torch, {ds, keys, 1}, {seen, d, 1}, {dqh, d, 1}, rows, d, keys, 1.0f, 0.0f);
+        failed += multiply(torch, {ds, 1, keys}, {own, d, 1}, dkeys, keys, d, rows, 1.0f, 1.0f);
+        scatter(dqh, dq, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
+      }
+      scatter(dkh.data(), dk, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
+      scatter(dvh.data(), dv, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
     }
-    scatter(dkh.data(), dk, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
-    scatter(dvh.data(), dv, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
   }
   return failed;
 }

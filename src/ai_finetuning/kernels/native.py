@@ -17,18 +17,18 @@ from .stand_in import only_allocating
 _P, _I, _F, _N, _U = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_uint64
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "norm_forward": (_P, _P, _P, _P, _P, _I, _I, _F, _F, _N),
-    "norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _F, _N),
+    "norm_backward": (*[_P] * 9, _I, _I, _F, _N),
     "rope": (_P, _P, _P, _P, _I, _I, _I, _I, _I, _N),
     "softmax_forward": (_P, _P, _I, _I, _I, _I, _I, _F, _F),
     "softmax_backward": (_P, _P, _P, _I, _I, _I, _I, _I, _F, _F),
     "gated_forward": (_P, _P, _P, _I, _N),
-    "gated_backward": (_P, _P, _P, _P, _P, _I, _N),
+    "gated_backward": (_P, _P, _P, _P, _P, _P, _I, _N),
     "cross_entropy": (_P, _P, _P, _I, _I, _F, _N),
     "dropout": (_P, _P, _I, _U, _F, _N),
     "product": (_P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _N, _N, _F, _F, _N),
     "product_in_pieces": (_P, _P, _P, _P, _I, _I, _I, _P, _F, _F, _I, _I),
-    "attention_forward": (*[_P] * 12, _I, _P),
-    "attention_backward": (*[_P] * 12, _I, _P),
+    "attention_forward": (*[_P] * 11, _I, _P),
+    "attention_backward": (*[_P] * 11, _I, _P),
 }
 # Those that return how many products failed; the others return nothing.
 _COUNT_FAILURES = frozenset({"product_in_pieces", "attention_forward", "attention_backward"})
@@ -71,16 +71,26 @@ def norm_forward(
 
 
 def norm_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, stats: Tensor, *, offset: float, centered: bool, dx: bool, dw: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx [rows, d], dweight [d], dbias [d]); None where not asked for."""
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stats: Tensor,
+    *,
+    offset: float,
+    centered: bool,
+    dx: bool,
+    dw: bool,
+    again: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(dx [rows, d], dweight [d], dbias [d], and again: norm_forward's y); None where not asked for."""
     gradient = torch.empty_like(x) if dx else None
+    y = torch.empty_like(x) if again else None
     dweight = torch.zeros_like(weight) if dw else None
     dbias = torch.zeros_like(weight) if dw and centered else None
-    _call(
-        "norm_backward", dy, x, weight, stats, gradient, dweight, dbias, x.shape[0], x.shape[1], offset, int(centered)
-    )
-    return gradient, dweight, dbias
+    tensors = (dy, x, weight, bias, stats, gradient, y, dweight, dbias)
+    _call("norm_backward", *tensors, x.shape[0], x.shape[1], offset, int(centered))
+    return gradient, dweight, dbias, y
 
 
 def to_heads(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:
@@ -126,11 +136,13 @@ def gated_forward(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     return out
 
 
-def gated_backward(dh: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """(dgate, dup)."""
-    dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-    _call("gated_backward", dh, gate, up, dgate, dup, gate.numel(), ACTIVATIONS[activation])
-    return dgate, dup
+def gated_backward(
+    dh: Tensor, gate: Tensor, up: Tensor, activation: str, *, again: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(dgate, dup, and again: gated_forward's output; None where not asked for)."""
+    dgate, dup, h = torch.empty_like(gate), torch.empty_like(up), torch.empty_like(gate) if again else None
+    _call("gated_backward", dh, gate, up, dgate, dup, h, gate.numel(), ACTIVATIONS[activation])
+    return dgate, dup, h
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, cap: float, with_gradient: bool) -> Tensor:
@@ -257,10 +269,10 @@ def attention_forward(
     Args:
         inputs: q [rows, heads * d], k and v [rows, kv_heads * d] before rotation.
         out: [rows, heads * d]; rows behind the documents are left as they are.
-        kept: qh [heads * padded * d], kh and vh [kv_heads * padded * d], probabilities, all flat; padded: the tokens of all
-            documents with their padding.
+        kept: qh [heads * padded * d], kh and vh [kv_heads * padded * d], all flat; padded: the tokens of all documents with
+            their padding.
         angles: cos and sin [rows, plan.half] fp32.
-        documents: [count, 5] int64, see cpu.cpp's Document.
+        documents: [count, 4] int64, see cpu.cpp's Document.
     """
     _attention("attention_forward", [*inputs, out], kept, angles, documents, plan)
 
@@ -298,7 +310,7 @@ def _attention(
     assert [tuple(tensor.shape) for tensor in rows] == [(count, width) for width in widths], name
     assert all(tuple(tensor.shape) == (count, plan.half) for tensor in angles), name
     padded = sum(row[2] for row in documents.tolist())
-    assert [tensor.numel() for tensor in kept[:3]] == [heads * padded, keys * padded, keys * padded], name
+    assert [tensor.numel() for tensor in kept] == [heads * padded, keys * padded, keys * padded], name
     pointers = [tensor.data_ptr() for tensor in tensors]
     _failing(name, rows[0].dtype, *pointers, documents.shape[0], ctypes.addressof(plan))
 

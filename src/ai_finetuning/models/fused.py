@@ -17,8 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import Reason
 from ..kernels.attention import Length
 from ..kernels.attention_pieces import AttentionInPieces, serves
-from ..kernels.blocks import Attention, AttentionShape, Gated, Linears, LoRA, Norm
+from ..kernels.blocks import Attention, AttentionShape, Linears, LoRA, Norm
 from ..kernels.build import why_unavailable
+from ..kernels.inputs import Gated, Given, Normed
 from ..kernels.native import ACTIVATIONS
 from ..kernels.products import PIECES, TORCH, Products, release, rounded
 from ..system.gpu import cpu_has_bf16
@@ -71,14 +72,14 @@ class Family:
     Attributes:
         centered: LayerNorm instead of RMSNorm.
         offset: added to the norm's weight (Gemma multiplies by 1 + w).
-        norms: names of (before attention, after attention, before MLP, after MLP); None where there is none.
+        norms: names of (before attention, after attention, before MLP, after MLP); None where there is none after.
         head_norms: names of the norms on every head of q and k.
         rotary: attribute of the attention with the number of rotated features; None for all.
         window_in_config: the attention reads its sliding window from the configuration and keeps none of its own.
         supports: refuses configurations with a reason, or None.
     """
 
-    norms: tuple[str | None, str | None, str | None, str | None] = (
+    norms: tuple[str, str | None, str, str | None] = (
         "input_layernorm",
         None,
         "post_attention_layernorm",
@@ -301,7 +302,9 @@ def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], le
     before, after, before_mlp, after_mlp = family.norms
     shape = hidden.shape
     x = hidden.reshape(-1, shape[-1]).to(plan.cast.dtype)
-    q, k, v = _linear((attention.q_proj, attention.k_proj, attention.v_proj), _norm_of(layer, before, x, family), plan)
+    q, k, v = _linear(
+        (attention.q_proj, attention.k_proj, attention.v_proj), _normed(getattr(layer, before), x, family), plan
+    )
     if family.head_norms is not None:
         q, k = (
             _norm(getattr(attention, name), part.view(-1, plan.attention.head_dim), family).view_as(part)
@@ -310,9 +313,9 @@ def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], le
     cos, sin = (_half(table) for table in embeddings)
     pieces = plan.cast.products.name == PIECES and serves(lengths, plan.attention)
     mixed: Tensor = (AttentionInPieces if pieces else Attention).apply(q, k, v, cos, sin, lengths, plan.attention)
-    x = _add(plan, x, mixed, attention.o_proj, after)
-    gate, up = _linear((mlp.gate_proj, mlp.up_proj), _norm_of(layer, before_mlp, x, family), plan)
-    x = _add(plan, x, Gated.apply(gate, up, plan.activation), mlp.down_proj, after_mlp)
+    x = _add(plan, x, (Given(), mixed), attention.o_proj, after)
+    gate, up = _linear((mlp.gate_proj, mlp.up_proj), _normed(getattr(layer, before_mlp), x, family), plan)
+    x = _add(plan, x, (Gated(plan.activation), gate, up), mlp.down_proj, after_mlp)
     return x.view(shape)
 
 
@@ -321,38 +324,43 @@ def _half(table: Tensor) -> Tensor:
     return table[0, :, : table.shape[-1] // 2].float().contiguous()
 
 
-def _add(plan: _Layer, x: Tensor, inner: Tensor, module: nn.Module, norm: str | None) -> Tensor:
+def _add(plan: _Layer, x: Tensor, inner: tuple[Any, ...], module: nn.Module, norm: str | None) -> Tensor:
     """x + norm(linear(inner)); without a norm the addition happens inside the product."""
     if norm is None:
         return _linear((module,), inner, plan, residual=x)[0]
-    return x + _norm_of(plan.module, norm, _linear((module,), inner, plan)[0], plan.family)
+    return x + _norm(getattr(plan.module, norm), _linear((module,), inner, plan)[0], plan.family)
 
 
-def _norm_of(layer: Any, name: str | None, x: Tensor, family: Family) -> Tensor:
-    assert name is not None
-    return _norm(getattr(layer, name), x, family)
+def _normed(module: Any, x: Tensor, family: Family) -> tuple[Any, ...]:
+    """(the norm of a module, what it takes)."""
+    eps = getattr(module, "variance_epsilon", None) or module.eps
+    return Normed(eps, family.offset, family.centered), x, module.weight, getattr(module, "bias", None)
 
 
 def _norm(module: Any, x: Tensor, family: Family) -> Tensor:
-    eps = getattr(module, "variance_epsilon", None) or module.eps
-    normed: Tensor = Norm.apply(x, module.weight, getattr(module, "bias", None), eps, family.offset, family.centered)
+    normed: Tensor = Norm.apply(*_normed(module, x, family))
     return normed
 
 
-def _linear(modules: Sequence[Any], x: Tensor, plan: _Layer, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-    """The outputs of linear layers on one input, with their adapters."""
+def _linear(
+    modules: Sequence[Any], inner: tuple[Any, ...], plan: _Layer, *, residual: Tensor | None = None
+) -> Sequence[Tensor]:
+    """The outputs of linear layers, with their adapters, on one input: (what makes it, what that takes)."""
     bases = [getattr(module, "base_layer", module) for module in modules]
     adapted = [module for module in modules if hasattr(module, "base_layer")]
     if len(adapted) not in (0, len(modules)):
         assert residual is None
-        return [_linear((module,), x, plan)[0] for module in modules]
+        given = (Given(), Norm.apply(*inner))
+        return [_linear((module,), given, plan)[0] for module in modules]
     lora, pairs = _adapters(adapted)
+    source, *origin = inner
     outputs: tuple[Tensor, ...] = Linears.apply(
-        x,
+        source,
         residual,
         lora,
         len(modules),
         plan.cast,
+        *origin,
         *(base.weight for base in bases),
         *(base.bias for base in bases),
         *pairs,

@@ -35,7 +35,8 @@ OPERATIONS = frozenset(
         "bitsandbytes::quantize_blockwise",
     }
 )
-# Functions of kernels/cpu.cpp: kernels/native.py makes their outputs in Python, and they take nothing themselves.
+# Functions of kernels/cpu.cpp: kernels/native.py makes their outputs in Python, and they take no more than a thread's scratch
+# themselves.
 NATIVE = frozenset(
     {
         "norm_forward",

@@ -1,0 +1,93 @@
+"""What linear layers are given: a tensor as it is, or one that is cheap to make. The latter is made again in the backward pass
+instead of kept, by the same arithmetic, beside the gradients of what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from . import native
+
+Gradients = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input as it is."""
+
+    def make(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(the input, small tensors that its gradients need)."""
+        return x, ()
+
+    def back(
+        self, dy: Tensor, kept: Sequence[Tensor], needed: Sequence[bool], again: bool, x: Tensor
+    ) -> tuple[Gradients, Tensor | None]:
+        """(gradients of what make() takes, where needed; the input where it is asked for again), of its gradient dy."""
+        return (dy,), x
+
+
+@dataclass(frozen=True)
+class Normed:
+    """RMSNorm (arXiv:1910.07467), or LayerNorm where a bias is given: norm(x) * (offset + weight) + bias."""
+
+    eps: float
+    offset: float
+    centered: bool
+
+    def make(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, stats = native.norm_forward(
+            x, weight.float(), _wide(bias), eps=self.eps, offset=self.offset, centered=self.centered
+        )
+        return y, (stats,)
+
+    def back(
+        self,
+        dy: Tensor,
+        kept: Sequence[Tensor],
+        needed: Sequence[bool],
+        again: bool,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Gradients, Tensor | None]:
+        dx, dw, db, y = native.norm_backward(
+            dy,
+            x,
+            weight.float(),
+            _wide(bias),
+            kept[0],
+            offset=self.offset,
+            centered=self.centered,
+            dx=needed[0],
+            dw=needed[1] or needed[2],
+            again=again,
+        )
+        dw = None if dw is None else dw.to(weight.dtype)
+        return (dx, dw, db.to(weight.dtype) if db is not None and bias is not None else None), y
+
+
+def _wide(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
+
+
+@dataclass(frozen=True)
+class Gated:
+    """act(gate) * up (arXiv:2002.05202)."""
+
+    activation: str
+
+    def make(self, gate: Tensor, up: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return native.gated_forward(gate, up, self.activation), ()
+
+    def back(
+        self, dy: Tensor, kept: Sequence[Tensor], needed: Sequence[bool], again: bool, gate: Tensor, up: Tensor
+    ) -> tuple[Gradients, Tensor | None]:
+        dgate, dup, h = native.gated_backward(dy, gate, up, self.activation, again=again)
+        return (dgate, dup), h
+
+
+Input = Given | Normed | Gated
+# Tensors that make() takes.
+COUNTS: dict[type, int] = {Given: 1, Normed: 3, Gated: 2}
