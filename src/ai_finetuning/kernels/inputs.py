@@ -60,9 +60,7 @@ class Normed:
             kept[0],
             offset=self.offset,
             centered=self.centered,
-            dx=needed[0],
-            dw=needed[1] or needed[2],
-            again=again,
+            wanted=(needed[0], needed[1] or needed[2], again),
         )
         dw = None if dw is None else dw.to(weight.dtype)
         return (dx, dw, db.to(weight.dtype) if db is not None and bias is not None else None), y

@@ -79,11 +79,10 @@ def norm_backward(
     *,
     offset: float,
     centered: bool,
-    dx: bool,
-    dw: bool,
-    again: bool = False,
+    wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """(dx [rows, d], dweight [d], dbias [d], and again: norm_forward's y); None where not asked for."""
+    """(dx [rows, d], dweight [d], dbias [d], norm_forward's y again); None where not wanted: dx, both of the weights, y."""
+    dx, dw, again = wanted
     gradient = torch.empty_like(x) if dx else None
     y = torch.empty_like(x) if again else None
     dweight = torch.zeros_like(weight) if dw else None

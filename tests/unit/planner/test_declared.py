@@ -42,7 +42,7 @@ def attention_in_pieces() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 CALLS = {
     "norm_forward": lambda: native.norm_forward(half(6, 8), torch.ones(8), None, eps=1e-6, offset=0.0, centered=False),
     "norm_backward": lambda: native.norm_backward(
-        half(6, 8), half(6, 8), torch.ones(8), None, ROWS, offset=0.0, centered=True, dx=True, dw=True
+        half(6, 8), half(6, 8), torch.ones(8), None, ROWS, offset=0.0, centered=True, wanted=(True, True, True)
     ),
     "rope": lambda: native.to_heads(half(6, 8), half(2, 6, 4), ROWS, ROWS, 4),
     "softmax_forward": lambda: native.softmax_forward(
