@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,15 @@ class Coded(NamedTuple):
 
     Attributes:
         item: the text.
-        ids: [tokens] int64.
+        ids: [tokens] int32.
         loss_mask: [tokens] bool, whether a token is a label token.
-        ends: [tokens] int64, where a token ends, in characters.
+        ends: [tokens], where a token ends, in characters.
     """
 
     item: Rendered
-    ids: NDArray[np.int64]
+    ids: NDArray[np.int32]
     loss_mask: NDArray[np.bool_]
-    ends: NDArray[np.int64]
+    ends: NDArray[Any]
 
 
 def rows_of(report: EncodeReport, coded: Coded, on_long: str) -> list[Example]:
@@ -52,9 +52,10 @@ def rows_of(report: EncodeReport, coded: Coded, on_long: str) -> list[Example]:
         return []
     starts = range(0, max(1, len(ids) - 1), max_length - 1) if on_long == "split" else (0,)
     cuts = [slice(start, start + max_length) for start in starts]
-    kept = _examples(coded, cuts)
+    kept, label_tokens = _examples(coded, cuts)
     if not kept:
         raise _no_labels(max_length)
+    report.label_tokens += label_tokens
     if too_long and on_long == "truncate":
         report.lost_label_tokens += int(loss_mask[max_length:].sum())
         report.without_end += not _keeps_end(coded, max_length)
@@ -81,10 +82,10 @@ def pair_of(report: EncodeReport, chosen: Coded, rejected: Coded, on_long: str) 
         if on_long == "drop":
             report.dropped += 1
             return []
-    made = [example for side in sides for example in _examples(side, [slice(0, max_length)])]
-    if len(made) < len(sides):
+    made = [_examples(side, [slice(0, max_length)]) for side in sides]
+    if not all(examples for examples, _ in made):
         raise _no_labels(max_length)
-    first, second = made
+    ([first], learnt), ([second], others) = made
     if np.array_equal(first.input_ids, second.input_ids):
         report.cut_pairs += 1
         return []
@@ -92,14 +93,11 @@ def pair_of(report: EncodeReport, chosen: Coded, rejected: Coded, on_long: str) 
         report.lost_label_tokens += sum(int(side.loss_mask[max_length:].sum()) for side in sides)
         report.without_end += not all(_keeps_end(side, max_length) for side in sides)
     report.pairs += 1
-    ratio = round(RATIO_STEPS * math.log2(_label_tokens(first) / _label_tokens(second)))
+    ratio = round(RATIO_STEPS * math.log2(learnt / others))
     report.length_ratios[ratio] = report.length_ratios.get(ratio, 0) + 1
-    return [forked(first, second)]
-
-
-def _label_tokens(example: Example) -> int:
-    """Label tokens of a row."""
-    return int((example.labels != IGNORED).sum())
+    pair = forked(first, second)
+    report.label_tokens += int(np.count_nonzero(pair.labels != IGNORED))
+    return [pair]
 
 
 def _keeps_end(coded: Coded, max_length: int) -> bool:
@@ -115,25 +113,25 @@ def _no_labels(max_length: int) -> BadRow:
     )
 
 
-def _examples(coded: Coded, cuts: Sequence[slice]) -> list[Example]:
-    """The rows of a text's tokens in each cut that has a label token, with the characters of these."""
+def _examples(coded: Coded, cuts: Sequence[slice]) -> tuple[list[Example], int]:
+    """(the rows of a text's tokens in each cut that has a label token, with the characters of these, their label tokens)."""
     item, ids, loss_mask, ends = coded
-    all_tokens = ids.astype(np.int32)
-    all_labels = all_tokens if loss_mask.all() else np.where(loss_mask, all_tokens, _IGNORED)
+    all_labels = ids if loss_mask.all() else np.where(loss_mask, ids, _IGNORED)
     made: list[Example] = []
+    label_tokens = 0
     for cut in cuts:
-        labels = all_labels[cut].copy()
-        labels[:1] = IGNORED  # nothing predicts the first token
-        if all_labels is all_tokens:
-            if len(labels) < 2:
-                continue
-        elif not loss_mask[cut][1:].any():
+        # Nothing predicts the first token.
+        learnt = len(ids[cut]) - 1 if all_labels is ids else int(np.count_nonzero(loss_mask[cut][1:]))
+        if learnt < 1:
             continue
+        label_tokens += learnt
+        labels = all_labels[cut].copy()
+        labels[:1] = IGNORED
         first = int(ends[cut.start]) if cut.start else 0
         last = int(ends[min(len(ids), cut.stop) - 1])
         characters = sum(max(0, min(end, last) - max(start, first)) for start, end in item.written)
-        made.append(Example(all_tokens[cut].copy(), labels, characters, item.source))
-    return made
+        made.append(Example(ids[cut].copy(), labels, characters, item.source))
+    return made, label_tokens
 
 
 def _check_over_long(report: EncodeReport, item: Rendered, on_long: str, length: int) -> None:

@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+# Added to the characters of a piece that needs more than a sum: one that begins inside a character of a byte-level vocabulary,
+# one that is a byte of another.
+_MARKED = 1 << 24
 
 
 class PieceLengths:
@@ -47,30 +50,26 @@ class PieceLengths:
     def _measure(self, tokenizer: Any) -> None:
         vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
         size = max(vocabulary.values()) + 1
-        self._characters = np.full(size, -1, dtype=np.int64)
-        self._continues = np.zeros(size, dtype=np.int64)  # 1 where a piece begins inside a character
-        self._is_byte = np.zeros(size, dtype=bool)
+        self._characters = np.full(size, -1, dtype=np.int32)
         letters = _bytes_of_letters() if self.by_bytes else {}
         for piece, number in vocabulary.items():
             byte = None if self.by_bytes else _BYTE.fullmatch(piece)
             if byte is not None:
-                self._is_byte[number] = True
-                self._characters[number] = not _continues(int(byte[1], 16))
+                self._characters[number] = _MARKED + (not _continues(int(byte[1], 16)))
             elif not self.by_bytes:
                 self._characters[number] = len(piece)
             elif all(letter in letters for letter in piece):
                 values = [letters[letter] for letter in piece]
-                self._characters[number] = sum(not _continues(value) for value in values)
-                self._continues[number] = _continues(values[0])
+                characters = sum(not _continues(value) for value in values)
+                self._characters[number] = characters + _MARKED * _continues(values[0])
         for number, token in tokenizer.added_tokens_decoder.items():
             stripped = token.lstrip or token.rstrip or token.single_word
             self._characters[number] = -1 if stripped else len(token.content)
-            self._continues[number], self._is_byte[number] = 0, False
         if tokenizer.unk_token_id is not None:  # it stands for any number of characters
             self._characters[tokenizer.unk_token_id] = -1
 
-    def offsets(self, ids: Sequence[int] | NDArray[np.int64], text: str, *, special: bool) -> NDArray[np.int64] | None:
-        """[tokens, 2] int64: where the characters of each token begin and end; None where that cannot be told.
+    def offsets(self, ids: Sequence[int] | NDArray[np.int32], text: str, *, special: bool) -> NDArray[np.int32] | None:
+        """[tokens, 2] int32: where the characters of each token begin and end; None where that cannot be told.
 
         Args:
             special: whether the tokenizer put its own special tokens around the text.
@@ -78,28 +77,29 @@ class PieceLengths:
         if self._composes and not unicodedata.is_normalized("NFC", text):
             return None  # characters that are taken away and added may come to the same length
         before, after = self._frame if special else (0, 0)
-        inner = np.asarray(ids, dtype=np.int64)[before : len(ids) - after]
-        characters = self._characters.take(inner)
-        ends = np.cumsum(characters)
-        if (len(inner) and characters.min() < 0) or (int(ends[-1]) if len(ends) else 0) != len(text):
+        inner = slice(before, len(ids) - after)
+        characters = self._characters.take(ids[inner])
+        if characters.min(initial=0) < 0:
             return None
+        marked = characters >= _MARKED if characters.max(initial=0) >= _MARKED else None
+        if marked is not None:
+            characters &= _MARKED - 1
         # By columns, as they are used: one behind the other in memory.
-        offsets = np.empty((2, len(ids)), dtype=np.int64).T
-        offsets[:before] = offsets[len(ids) - after :] = 0
-        starts = offsets[before : len(ids) - after, 0]
+        offsets = np.zeros((2, len(ids)), dtype=np.int32)
+        starts, ends = offsets[:, inner]
+        np.cumsum(characters, out=ends)
+        if (int(ends[-1]) if len(ends) else 0) != len(text):
+            return None
         np.subtract(ends, characters, out=starts)
-        if self.by_bytes:
-            starts -= self._continues.take(inner)
-        else:
-            _share_a_place(self._is_byte.take(inner), starts, ends)
-        offsets[before : len(ids) - after, 1] = ends
-        return offsets
+        if marked is not None and self.by_bytes:
+            starts -= marked
+        elif marked is not None:
+            _share_a_place(marked, starts, ends)
+        return offsets.T
 
 
-def _share_a_place(is_byte: NDArray[np.bool_], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+def _share_a_place(is_byte: NDArray[np.bool_], starts: NDArray[np.int32], ends: NDArray[np.int32]) -> None:
     """Gives all bytes of what a vocabulary lacks the place of their whole run."""
-    if not is_byte.any():
-        return
     edges = np.flatnonzero(np.diff(is_byte, prepend=False, append=False)).reshape(-1, 2)
     for first, last in edges.tolist():
         starts[first:last] = starts[first]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..config.preference import Objective
 from ..errors import DataError, Reason, localized
-from ..japanese.classes import LONG, kinds_in, table_of
+from ..japanese.classes import LONG, all_kinds, kinds_of, table_of
 from ..japanese.language import find_loop, find_template_token
-from ..japanese.mojibake import find_mojibake
+from ..japanese.mojibake import find_mojibake, kinds_table
 from ..japanese.normalize import NEVER_COMPOSED
 from ..japanese.normalize import normalize as normalize_text
 from ..messages import excerpt
@@ -40,8 +40,10 @@ _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Kinds of characters that a text is searched for where it holds any of them; normalizing adds none.
-_HALVES, _PRIVATE, _CONTROLS, _HALF_KANA, _COMPOSED, _ANY = 1, 2, 4, 8, 16, 31
+# Kinds of characters that a text is searched for where it holds any of them; normalizing adds none. Below them stand those by
+# which mojibake is found.
+_HALVES, _PRIVATE, _CONTROLS, _HALF_KANA, _COMPOSED = 1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12
+_ANY = (1 << 13) - 1
 # Rows by whose columns a file without a format is explained.
 _EXPLAINED = 100
 # Where only the choice of characters speaks of mojibake, so many rows and this share of a file make it certain.
@@ -449,13 +451,13 @@ def note_what_is_odd(sample: Sample, report: DataReport, ignore: Collection[str]
 
 
 @functools.cache
-def _kinds() -> NDArray[np.uint8]:
+def _kinds() -> NDArray[np.uint16]:
     controls = [code for code in range(0xA0) if _CONTROL.match(chr(code)) or _C1.match(chr(code))]
     searched = table_of(range(0xD800, 0xE000), range(0xE000, 0xF900), frozenset(controls), range(0xFF61, 0xFFA0))
-    table = searched | np.uint8(_COMPOSED)
+    table = searched.astype(np.uint16) << 8 | _COMPOSED
     for kept in NEVER_COMPOSED:
-        table[kept.start : kept.stop] &= ~_COMPOSED & 0xFF
-    return table
+        table[kept.start : kept.stop] &= ~_COMPOSED & _ANY
+    return table | kinds_table()
 
 
 def _refuse_unreadable(text: str) -> None:
@@ -475,13 +477,16 @@ def _refuse_unreadable(text: str) -> None:
         )
 
 
-def _refuse_mojibake(text: str, ignore: Collection[str]) -> bool:
+def _refuse_mojibake(text: str, kinds: NDArray[Any] | None, ignore: Collection[str]) -> bool:
     """Whether a text's characters alone speak of mojibake.
+
+    Args:
+        kinds: see find_mojibake.
 
     Raises:
         BadRow: its bytes prove it, or it holds U+FFFD.
     """
-    broken = find_mojibake(text)
+    broken = find_mojibake(text, kinds)
     if broken is not None and broken.proven:
         key = "replacement" if broken.kind == "U+FFFD" else "mojibake"
         if key not in ignore:
@@ -504,10 +509,11 @@ def _clean(
     def clean(text: str) -> str:
         if not text:
             return text
-        kinds = kinds_in(text, _kinds()) if len(text) >= LONG else _ANY
+        by_character = kinds_of(text, _kinds()) if len(text) >= LONG else None
+        kinds = _ANY if by_character is None else all_kinds(by_character)
         if kinds & _HALVES:
             _refuse_unreadable(text)
-        if _refuse_mojibake(text, ignore) and (not likely or likely[-1] is not sample):
+        if _refuse_mojibake(text, by_character, ignore) and (not likely or likely[-1] is not sample):
             likely.append(sample)
         if kinds & _PRIVATE and _PRIVATE_USE.search(text):
             report.private_use_rows.note(sample.source)

@@ -7,7 +7,6 @@ on token sequences that the model never meets: unigram and BPE tokenizers merge 
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +35,7 @@ _MOST_CHARACTERS = 1 << 22
 _MANY = 2**19
 # Characters on which the offsets by lengths are compared with the tokenizer's own, and of each text.
 _COMPARED, _BEGINNING = 2**15, 2**11
-_Tokens = tuple[Sequence[int] | NDArray[np.int64], NDArray[np.int64]]
+_Tokens = tuple[Sequence[int] | NDArray[np.int32], NDArray[Any]]
 
 
 def encode(
@@ -109,7 +108,6 @@ def encode_some(
             bad.add(error, coded.item.source)
     report.rows = len(examples)
     report.tokens = sum(map(len, examples))
-    report.label_tokens = count_label_tokens(examples)
     report.characters = sum(item.characters for item in examples)
     report.special_tokens, report.not_in_prompt = prompts.take_counts()
     return examples, report
@@ -261,16 +259,11 @@ class Segmenter:
             texts = [items[place].text for place in places]
             coded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
             for place, text, encoding in zip(places, texts, coded, strict=True):
-                ids = _array_of(encoding.ids)
+                ids = np.fromiter(own := encoding.ids, dtype=np.int32, count=len(own))
                 offsets = lengths.offsets(ids, text, special=special)
                 # A rare text has lengths that do not add up.
                 obtained[place] = (ids, offsets) if offsets is not None else segment([items[place]], self.tokenizer)[0]
         return [obtained[place] for place in range(len(items))]
-
-
-def _array_of(ids: list[int]) -> NDArray[np.int64]:
-    """[tokens] int64; numpy needs more than twice as long for a list."""
-    return np.frombuffer(struct.pack(f"={len(ids)}q", *ids), dtype=np.int64)
 
 
 def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
@@ -297,12 +290,18 @@ def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:
 
 
 def _with_eos(
-    item: Rendered, ids: Sequence[int] | NDArray[np.int64], offsets: NDArray[np.int64], eos: int | None
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    item: Rendered, ids: Sequence[int] | NDArray[np.int32], offsets: NDArray[Any], eos: int | None
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[Any]]:
     """Ids, label-token flags and ends; eos is appended where the text has no end of turn."""
-    array = np.asarray(ids, dtype=np.int64)
+    count = len(ids)
+    ended = count > 0 and bool(ids[-1] == eos)
+    ends_row = item.append_eos and eos is not None
+    longer = ends_row and not ended
+    array = np.empty(count + longer, dtype=np.int32)
+    array[:count] = ids
+    flags = np.zeros(count + longer, dtype=bool)
+    loss_mask = flags[:count]
     starts, ends = offsets[:, 0], offsets[:, 1]
-    loss_mask = np.zeros(len(array), dtype=bool)
     for start, end in item.spans:
         if end - start == len(item.text):  # all of it, in fewer passes
             np.greater(ends, starts, out=loss_mask)  # which holds all that the other spans do
@@ -311,15 +310,13 @@ def _with_eos(
         # A token that begins in the blank before the answer (a sentencepiece "▁東京") belongs to the answer.
         for index in np.flatnonzero((starts < start) & (ends > start)):
             loss_mask[index] |= not item.text[starts[index] : start].strip()
-    if item.add_special_tokens and len(array) and starts[0] == ends[0] == 0 and array[-1] != eos:
+    if item.add_special_tokens and count and starts[0] == ends[0] == 0 and not ended:
         loss_mask[0] = False  # the BOS that the tokenizer put in front
-    if item.append_eos and eos is not None:
-        if len(array) and array[-1] == eos:
-            loss_mask[-1] = True
-        else:
-            array, loss_mask = np.append(array, eos), np.append(loss_mask, True)
-            ends = np.append(ends, len(item.text))
-    return array, loss_mask, ends
+    if ends_row:
+        array[-1], flags[-1] = eos, True
+    if longer:
+        ends = np.append(ends, ends.dtype.type(len(item.text)))
+    return array, flags, ends
 
 
 def _offsets_by_prefix(item: Rendered, ids: list[int], tokenizer: Any) -> NDArray[np.int64]:

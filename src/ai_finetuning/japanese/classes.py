@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Below so many characters a search is faster than a pass with numpy.
 LONG = 400
+# Characters of a long text that are looked at together, so that what is made of them stays in the processor's cache.
+_TOGETHER = 2**15
 
 
-@lru_cache(maxsize=1)
-def codes_of(text: str) -> NDArray[np.uint32]:
+def _codes_of(text: str) -> NDArray[np.uint32]:
     """[characters] uint32: the code points of a text, half ones too."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
@@ -26,7 +28,7 @@ def table_of(*kinds: frozenset[int] | range) -> NDArray[np.uint8]:
     """[code points] uint8: bit n is set for the characters of kind n."""
     table = np.zeros(0x110000, dtype=np.uint8)
     for bit, kind in enumerate(kinds):
-        table[np.fromiter(kind, dtype=np.int64)] |= 1 << bit
+        table[slice(kind.start, kind.stop) if isinstance(kind, range) else list(kind)] |= 1 << bit
     return table
 
 
@@ -40,15 +42,19 @@ def _basic_plane() -> str:
     return "".join(map(chr, range(0x10000)))
 
 
-def kinds_in(text: str, table: NDArray[np.uint8]) -> int:
-    """The bits of all kinds of a table that a text holds."""
-    codes = codes_of(text)
-    return int(np.bitwise_or.reduce(table.take(codes))) if len(codes) else 0
+def kinds_of(text: str, table: NDArray[Any]) -> NDArray[Any]:
+    """[characters]: the bits that a table has for each character of a text."""
+    return table.take(_codes_of(text))
+
+
+def all_kinds(kinds: NDArray[Any]) -> int:
+    """All bits that any character has."""
+    return int(np.bitwise_or.reduce(kinds))
 
 
 def distinct(texts: Iterable[str]) -> set[str]:
     """The characters of some texts, each once."""
     seen = np.zeros(0x110000, dtype=bool)
-    for text in texts:
-        seen[codes_of(text).astype(np.int64)] = True  # numpy needs more for other kinds of places
+    for part in (text[start : start + _TOGETHER] for text in texts for start in range(0, len(text), _TOGETHER)):
+        seen[_codes_of(part).astype(np.int64)] = True  # numpy needs more for other kinds of places
     return set(map(chr, np.flatnonzero(seen).tolist()))

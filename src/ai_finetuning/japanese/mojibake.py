@@ -10,19 +10,22 @@ import functools
 import re
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .classes import LONG, codes_of, matching, table_of
+from .classes import LONG, all_kinds, kinds_of, matching, table_of
 
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
 _JAPANESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
 _KANJI = re.compile("[\u4e00-\u9fff]")
 # What bytes of UTF-8 or CP932 become when they are read as Latin-1 or Windows-1252.
 _CP1252 = "".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0))
-_WESTERN = re.compile(f"[\u0080-\u00ff{re.escape(_CP1252)}]{{3,}}")
-_RUN = re.compile(_WESTERN.pattern.replace("{3,}", "{2,}"))
+_WESTERN_LETTER = f"[\u0080-\u00ff{re.escape(_CP1252)}]"
+# Searching skips to the first character of a pattern where that stands by itself.
+_WESTERN = re.compile(f"{_WESTERN_LETTER}{_WESTERN_LETTER}{{2,}}")
+_RUN = re.compile(f"{_WESTERN_LETTER}{_WESTERN_LETTER}+")
 _C1 = re.compile("[\u0080-\u009f]")
 # What short texts come out with where the encoding was another one: no repair has half-width kana or private characters.
 _ODD = re.compile("[\uff61-\uff9f\ue000-\uf8ff]")
@@ -77,10 +80,14 @@ class Mojibake:
     proven: bool = True
 
 
-def find_mojibake(text: str) -> Mojibake | None:
-    """The mistake that broke a text, or a part of it; None for an intact text."""
-    kinds = _kinds().take(codes_of(text)) if len(text) >= LONG else None
-    present = _kinds_of_short(text) if kinds is None else int(np.bitwise_or.reduce(kinds))
+def find_mojibake(text: str, kinds: NDArray[Any] | None = None) -> Mojibake | None:
+    """The mistake that broke a text, or a part of it; None for an intact text.
+
+    Args:
+        kinds: of each character of a long text the bits of kinds_table(), and perhaps others, where somebody has them.
+    """
+    kinds = kinds_of(text, kinds_table()) if kinds is None and len(text) >= LONG else kinds
+    present = _kinds_of_short(text) if kinds is None else all_kinds(kinds)
     suspicious = bool(present & 1)
     if suspicious:
         # None of the rules looks further where a text has none of their characters.
@@ -104,7 +111,7 @@ def _kinds_of_short(text: str) -> int:
 
 
 @functools.cache
-def _kinds() -> NDArray[np.uint8]:
+def kinds_table() -> NDArray[np.uint8]:
     """Of each character whether the rules need it (1), whether it is of JIS level 2 (2), a kanji (4), of Latin-1 (8), one that
     a lead byte of UTF-8 becomes in CP932 (16), a half-width kana (32), a blank (64).
     """
@@ -234,15 +241,15 @@ def _utf8_as_cp932(text: str) -> Mojibake | None:
     """UTF-8 read as CP932: the run's CP932 bytes decode, as far as they were kept, to kana."""
     if not _UTF8_AS_CP932.search(text):
         return None
-    for run in _UTF8_RUN.finditer(text):
-        if not _may_hold_kana(run.group()):
+    for run in _UTF8_RUN.findall(text):
+        if not _may_hold_kana(run):
             continue
-        raw = run.group().encode("cp932", "ignore")
+        raw = run.encode("cp932", "ignore")
         if len(_KANA_BYTES.findall(raw)) < 2:  # no two kana can come out
             continue
         obtained = raw.decode("utf-8", "ignore")
         kana = len(_KANA.findall(obtained))
-        if kana >= 2 and kana > len(_KANA.findall(run.group())) and len(_JAPANESE.findall(obtained)) * 5 >= len(raw):
+        if kana >= 2 and kana > len(_KANA.findall(run)) and len(_JAPANESE.findall(obtained)) * 5 >= len(raw):
             return Mojibake("utf-8 as cp932", _from_cp932(text, "utf-8"))
     return None
 
@@ -255,8 +262,16 @@ def _with_e3() -> re.Pattern[str]:
     return re.compile(f"[{''.join(bytes(pair).decode('cp932', 'ignore') for pair in pairs)}]")
 
 
+@functools.cache
+def _no_kana_with_e3() -> re.Pattern[str]:
+    """Those that are no kana themselves."""
+    return re.compile(_KANA.sub("", _with_e3().pattern))
+
+
 def _may_hold_kana(run: str) -> bool:
     """Whether the CP932 bytes of a run can be UTF-8 of more kana than it has: each of them takes a character with E3."""
+    if not _no_kana_with_e3().search(run):
+        return False  # every such character is a kana
     most = len(_with_e3().findall(run))
     return most >= 2 and sum(1 for _ in islice(_KANA.finditer(run), most)) < most
 
@@ -297,7 +312,7 @@ def _is_odd(text: str) -> bool:
     return _half_width(text) or _odd_characters(text)
 
 
-def _may_be_odd(kinds: NDArray[np.uint8]) -> bool:
+def _may_be_odd(kinds: NDArray[Any]) -> bool:
     """Whether a text has as many characters of those kinds as it needs to be odd; odd runs are made of suspicious ones."""
     visible = len(kinds) - np.count_nonzero(kinds & 64)
     half, suspicious = np.count_nonzero(kinds & 32), np.count_nonzero(kinds & 1)

@@ -14,7 +14,7 @@ from ai_finetuning.data.messages import PlainText
 from ai_finetuning.data.piece_lengths import PieceLengths
 from ai_finetuning.data.rendering import Prompts
 from ai_finetuning.data.tokenize import Segmenter, encode
-from ai_finetuning.japanese.classes import LONG, distinct, kinds_in, table_of
+from ai_finetuning.japanese.classes import LONG, all_kinds, distinct, kinds_of, table_of
 from ai_finetuning.japanese.mojibake import find_mojibake
 from ai_finetuning.models.tokenizers import load_tokenizer
 
@@ -157,5 +157,5 @@ def test_long_texts_are_judged_as_short_ones_are():
         whole = find_mojibake(text * (1 + LONG // len(text)))
         assert (whole is None) == (find_mojibake((text * (1 + LONG // len(text)))[: LONG - 1]) is None)
     table = table_of(range(0xD800, 0xE000), frozenset({0x3042}))
-    assert [kinds_in(text, table) for text in ("", "い", "あ", "\udc80", "いあ\ud800")] == [0, 0, 2, 1, 3]
+    assert [all_kinds(kinds_of(text, table)) for text in ("", "い", "あ", "\udc80", "いあ\ud800")] == [0, 0, 2, 1, 3]
     assert distinct(["あいあ", "", "𠮷\ud800"]) == {"あ", "い", "𠮷", "\ud800"}
