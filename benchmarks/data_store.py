@@ -104,7 +104,7 @@ def prepare(path: Path, model: str, processes: int) -> dict[str, Any]:
     tokenizer("あ")
     before, started = _cpu(resource.RUSAGE_SELF), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, _watched() as held:
-        asked = Preparation((str(path),), DataConfig(**_SETTINGS), tokenizer, sources_of([str(path)]))  # type: ignore[arg-type]
+        asked = Preparation((str(path),), DataConfig(**_SETTINGS), tokenizer, sources_of([str(path)], hashed=False))  # type: ignore[arg-type]
         encoder = encoder_for(tokenizer, 0, processes)
         _, manifest = prepare_folder(asked, Path(folder), encoder=encoder)
         seconds = time.perf_counter() - started

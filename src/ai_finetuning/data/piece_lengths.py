@@ -100,10 +100,11 @@ class PieceLengths:
 
 def _share_a_place(is_byte: NDArray[np.bool_], starts: NDArray[np.int32], ends: NDArray[np.int32]) -> None:
     """Gives all bytes of what a vocabulary lacks the place of their whole run."""
-    edges = np.flatnonzero(np.diff(is_byte, prepend=False, append=False)).reshape(-1, 2)
-    for first, last in edges.tolist():
-        starts[first:last] = starts[first]
-        ends[first:last] = ends[last - 1]
+    places = np.flatnonzero(is_byte)
+    begins = np.flatnonzero(np.diff(places, prepend=-2) > 1)  # of each run, its first among the places
+    lengths = np.diff(begins, append=len(places))
+    starts[places] = np.repeat(starts[places[begins]], lengths)
+    ends[places] = np.repeat(ends[places[begins + lengths - 1]], lengths)
 
 
 def _continues(byte: int) -> bool:

@@ -454,10 +454,12 @@ def note_what_is_odd(sample: Sample, report: DataReport, ignore: Collection[str]
 def _kinds() -> NDArray[np.uint16]:
     controls = [code for code in range(0xA0) if _CONTROL.match(chr(code)) or _C1.match(chr(code))]
     searched = table_of(range(0xD800, 0xE000), range(0xE000, 0xF900), frozenset(controls), range(0xFF61, 0xFFA0))
-    table = searched.astype(np.uint16) << 8 | _COMPOSED
+    table = kinds_table().astype(np.uint16)
+    table |= searched.astype(np.uint16) << np.uint16(8)
+    table |= np.uint16(_COMPOSED)
     for kept in NEVER_COMPOSED:
-        table[kept.start : kept.stop] &= ~_COMPOSED & _ANY
-    return table | kinds_table()
+        table[kept.start : kept.stop] &= np.uint16(_ANY & ~_COMPOSED)
+    return table
 
 
 def _refuse_unreadable(text: str) -> None:

@@ -177,20 +177,15 @@ def _encoded(rendered: Iterable[Rendered], segmenter: Segmenter) -> Iterator[Cod
     """Every text with its tokens, in order.
 
     A batch is segmented without Python's lock, by as many threads as the tokenizer takes, while this thread renders the
-    next one and labels the one before; few batches are in memory at a time.
+    next one and makes rows of the one before; few batches are in memory at a time.
     """
-    waiting: deque[tuple[list[Rendered], Future[list[_Tokens]]]] = deque()
+    waiting: deque[Future[list[Coded]]] = deque()
     for items in _batches(rendered):
-        waiting.append((items, segmenter.worker.submit(segmenter.segment, items)))
+        waiting.append(segmenter.worker.submit(segmenter.code, items))
         if len(waiting) > _AHEAD:
-            yield from _labelled(*waiting.popleft(), segmenter.tokenizer.eos_token_id)
+            yield from waiting.popleft().result()
     while waiting:
-        yield from _labelled(*waiting.popleft(), segmenter.tokenizer.eos_token_id)
-
-
-def _labelled(items: list[Rendered], tokens: Future[list[_Tokens]], eos: int | None) -> Iterator[Coded]:
-    for item, (ids, offsets) in zip(items, tokens.result(), strict=True):
-        yield Coded(item, *_with_eos(item, ids, offsets, eos))
+        yield from waiting.popleft().result()
 
 
 def _batches(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
@@ -226,6 +221,14 @@ class Segmenter:
         self._seen = _MANY if many else 0
         self._lengths: PieceLengths | None = None
         self._able = not isinstance(tokenizer, OffsetTokenizer) and bool(getattr(tokenizer, "is_fast", False))
+
+    def code(self, items: list[Rendered]) -> list[Coded]:
+        """Every text with its tokens. What is made of them here is made while they are in the processor's cache."""
+        eos = self.tokenizer.eos_token_id
+        return [
+            Coded(item, *_with_eos(item, ids, offsets, eos))
+            for item, (ids, offsets) in zip(items, self.segment(items), strict=True)
+        ]
 
     def segment(self, items: list[Rendered]) -> list[_Tokens]:
         """Ids and offsets [tokens, 2] of every text."""
@@ -295,8 +298,7 @@ def _with_eos(
     """Ids, label-token flags and ends; eos is appended where the text has no end of turn."""
     count = len(ids)
     ended = count > 0 and bool(ids[-1] == eos)
-    ends_row = item.append_eos and eos is not None
-    longer = ends_row and not ended
+    longer = item.append_eos and eos is not None and not ended
     array = np.empty(count + longer, dtype=np.int32)
     array[:count] = ids
     flags = np.zeros(count + longer, dtype=bool)
@@ -312,7 +314,7 @@ def _with_eos(
             loss_mask[index] |= not item.text[starts[index] : start].strip()
     if item.add_special_tokens and count and starts[0] == ends[0] == 0 and not ended:
         loss_mask[0] = False  # the BOS that the tokenizer put in front
-    if ends_row:
+    if item.append_eos and eos is not None:
         array[-1], flags[-1] = eos, True
     if longer:
         ends = np.append(ends, ends.dtype.type(len(item.text)))

@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -41,6 +42,7 @@ from ai_finetuning.data.store.documents import documents_of, joined, parted
 from ai_finetuning.data.store.folder import cached_store, prepare_folder
 from ai_finetuning.data.store.mapped import file_of, open_store, read_manifest, write_manifest
 from ai_finetuning.data.store.plain import from_plain, to_plain
+from ai_finetuning.data.store.pool import Pool
 from ai_finetuning.data.store.preparing import Preparation, lines_of, prepare_store, sources_of
 from ai_finetuning.data.store.survey import survey
 from ai_finetuning.data.store.wire import receive_answer, send_batch, serve
@@ -719,6 +721,17 @@ def test_several_processes_write_the_same_bytes(few, tmp_path: Path, kind: str):
         prepare_folder(asked, tmp_path / name, encoder=encoder_for(asked.tokenizer, 0, processes))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert threading.active_count() == threads
+
+
+def test_workers_ask_for_huge_pages_and_what_the_user_says_of_memory_stays(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
+    told = tmp_path / "environment"
+    tell = f"import json, os, sys; json.dump(dict(os.environ), open({str(told)!r}, 'w')); sys.stdin.buffer.read()"
+    Pool([sys.executable, "-c", tell], 1, build_tokenizer(), Reading.of(DataConfig())).close()
+    environment = json.loads(told.read_text())
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert environment["MALLOC_ARENA_MAX"] == "3"
 
 
 @pytest.mark.slow
