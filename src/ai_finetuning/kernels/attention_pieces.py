@@ -16,7 +16,7 @@ from torch import Tensor
 from . import native
 from .attention import Length, total_of
 from .autograd import Function
-from .blocks import QUERY_BLOCK, AttentionShape
+from .blocks import QUERY_BLOCK, AttentionShape, keeps_probabilities
 from .products import rounded
 
 
@@ -40,15 +40,16 @@ class AttentionInPieces(Function):
         lengths: tuple[int, ...],
         shape: AttentionShape,
     ) -> Tensor:
-        documents, padded = _documents(lengths)
+        documents, padded, kept = _documents(lengths, shape)
         used = total_of(lengths)
         out = _zero_behind(q.shape, used, q.dtype)
         qh = q.new_empty(shape.heads * padded * shape.head_dim)
         kh, vh = (q.new_empty(shape.kv_heads * padded * shape.head_dim) for _ in range(2))
+        probabilities = q.new_empty(kept if keeps_probabilities(q.dtype) else 0)
         plan = _plan(shape, cos.shape[1])
         inputs = [part.contiguous() for part in (q, k, v)]
-        native.attention_forward(inputs, out, (qh, kh, vh), (cos, sin), documents, plan)
-        ctx.save_for_backward(cos, sin, qh, kh, vh)
+        native.attention_forward(inputs, out, (qh, kh, vh, probabilities), (cos, sin), documents, plan)
+        ctx.save_for_backward(cos, sin, qh, kh, vh, probabilities)
         ctx.documents, ctx.plan, ctx.used = documents, plan, used
         ctx.shapes = q.shape, k.shape, v.shape
         return out
@@ -74,12 +75,16 @@ def _plan(shape: AttentionShape, half: int) -> native.AttentionPlan:
     )
 
 
-def _documents(lengths: tuple[int, ...]) -> tuple[Tensor, int]:
-    """(cpu.cpp's documents [count, 4] int64, longest first; their tokens with padding)."""
-    rows, first, padded = [], 0, 0
+def _documents(lengths: tuple[int, ...], shape: AttentionShape) -> tuple[Tensor, int, int]:
+    """(cpu.cpp's documents [count, 5] int64, longest first; their tokens with padding; numbers of all probabilities)."""
+    rows, first, padded, kept = [], 0, 0, 0
     for length in lengths:
         size = rounded(length)
-        rows.append((first, length, size, padded))
+        rows.append((first, length, size, padded, kept))
         first, padded = first + length, padded + size
+        for start in range(0, size, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, size)
+            keys = stop - (max(0, start - shape.window + 1) if shape.window else 0)
+            kept += shape.heads * (stop - start) * keys
     rows.sort(key=lambda row: -row[1])
-    return torch.tensor(rows, dtype=torch.int64), padded
+    return torch.tensor(rows, dtype=torch.int64), padded, kept

@@ -174,6 +174,13 @@ class AttentionShape:
     cap: float = 0.0
 
 
+def keeps_probabilities(dtype: torch.dtype) -> bool:
+    """Whether attention keeps them for its backward pass. In fp32 they are twice as large, and making them again is a hundredth
+    of a step; in bf16, whose products are fast, a twentieth.
+    """
+    return dtype is not torch.float32
+
+
 class Attention(Function):
     """Causal attention inside each document, rotary positions included. A document with a fork is its prefix with the first
     branch, and each later branch behind the same prefix.
@@ -197,7 +204,8 @@ class Attention(Function):
     ) -> Tensor:
         out = torch.zeros_like(q) if total_of(lengths) < q.shape[0] else torch.empty_like(q)
         still = cos[:, :0].contiguous()
-        saved, prefix = [], []
+        saved: list[Any] = []
+        prefix: list[Tensor] = []
         for rows, first in _runs(lengths):
             turned = (cos[rows], sin[rows])
             qh = _heads(q[rows], turned, shape.heads, shape.head_dim)
@@ -212,7 +220,8 @@ class Attention(Function):
                 )
             saved += [qh, kh, vh]
             for block in _blocks(qh.shape[1], first or 0):
-                _attend(qh, kh, vh, result, block, shape)
+                made = _attend(qh, kh, vh, result, block, shape)
+                saved += made if keeps_probabilities(q.dtype) else (None, None)
             native.from_heads(result, out[rows], still[rows], still[rows], shape.head_dim)
         ctx.save_for_backward(cos, sin, *saved)
         ctx.lengths, ctx.shape, ctx.tokens = lengths, shape, q.shape[0]
@@ -230,12 +239,15 @@ class Attention(Function):
         )
         still = cos[:, :0].contiguous()
         later: list[Tensor] = []  # gradients of a prefix's keys and values from the branches behind the first
+        place = len(saved)
         for rows, first in reversed(_runs(ctx.lengths)):
-            *saved, qh, kh, vh = saved
+            blocks = _blocks(rows.stop - rows.start, first or 0)
+            place -= 3 + 2 * len(blocks)
+            qh, kh, vh, *kept = saved[place : place + 3 + 2 * len(blocks)]
             gh = _heads(gradient[rows], (still[rows], still[rows]), shape.heads, shape.head_dim)
             dqh, dkh, dvh = torch.empty_like(qh), torch.zeros_like(kh), torch.zeros_like(vh)
-            for block in _blocks(rows.stop - rows.start, first or 0):
-                _attend_backward((qh, kh, vh), gh, (dqh, dkh, dvh), block, shape)
+            for block, made in zip(blocks, zip(kept[::2], kept[1::2], strict=True), strict=True):
+                _attend_backward((qh, kh, vh), gh, (dqh, dkh, dvh), made, block, shape)
             if first is not None:
                 mine = [part[:, :first] for part in (dkh, dvh)]
                 later = [had + part for had, part in zip(later, mine, strict=True)] if later else mine
@@ -307,23 +319,27 @@ def _probabilities(q: Tensor, k: Tensor, block: slice, shape: AttentionShape) ->
     return scores, capped
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: AttentionShape) -> None:
-    """Writes a block of the output."""
-    probabilities, _ = _probabilities(q, k, block, shape)
+def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block: slice, shape: AttentionShape) -> tuple[Any, Any]:
+    """Writes a block of the output; returns its _probabilities()."""
+    probabilities, capped = _probabilities(q, k, block, shape)
     result = torch.bmm(probabilities, v[:, _keys(block, shape)])
     out[:, _own(q, k, block)] = result.view(shape.heads, block.stop - block.start, shape.head_dim)
+    return probabilities, capped
 
 
 def _attend_backward(
     inputs: tuple[Tensor, Tensor, Tensor],
     gradient: Tensor,
     outputs: tuple[Tensor, Tensor, Tensor],
+    kept: tuple[Tensor | None, Tensor | None],
     block: slice,
     shape: AttentionShape,
 ) -> None:
-    """Adds a block's gradients to outputs = (dq, dk, dv); its probabilities are computed again."""
+    """Adds a block's gradients to outputs = (dq, dk, dv); probabilities that were not kept are computed again."""
     (q, k, v), (dq, dk, dv) = inputs, outputs
-    probabilities, capped = _probabilities(q, k, block, shape)
+    probabilities, capped = kept
+    if probabilities is None:
+        probabilities, capped = _probabilities(q, k, block, shape)
     keys, queries, rows = _keys(block, shape), block.stop - block.start, _own(q, k, block)
     g = _grouped(gradient, rows, shape.kv_heads)
     dv[:, keys] += torch.bmm(probabilities.transpose(1, 2), g)

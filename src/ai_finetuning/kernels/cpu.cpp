@@ -451,9 +451,9 @@ static int32_t multiply(const Torch* torch, View a, View b, View c, int64_t m, i
 }
 
 // The documents of a row, for attention one by one: of each its first row, its tokens, its tokens with the padding that
-// gives documents of similar length the same shapes, and where its heads begin in what is kept.
+// gives documents of similar length the same shapes, and where its heads and its probabilities begin in what is kept.
 struct Document {
-  int64_t first, tokens, padded, before;
+  int64_t first, tokens, padded, before, kept;
 };
 
 // Sizes and options of attention as in blocks.py; `queries` of a block.
@@ -465,23 +465,26 @@ struct AttentionPlan {
 
 // Queries of a document that are computed together, and the keys that they see.
 struct Block {
-  int64_t start, rows, key, keys;
+  int64_t start, rows, key, keys, kept;
 };
 
+// The blocks of a document; `kept` counts the probabilities of one head of keys.
 static std::vector<Block> blocks_of(const Document& document, const AttentionPlan& plan) {
   std::vector<Block> blocks;
+  int64_t kept = 0;
   for (int64_t start = 0; start < document.padded; start += plan.queries) {
     int64_t rows = std::min(plan.queries, document.padded - start);
     int64_t key = plan.window > 0 ? std::max<int64_t>(0, start - plan.window + 1) : 0;
-    blocks.push_back({start, rows, key, start + rows - key});
+    blocks.push_back({start, rows, key, start + rows - key, kept});
+    kept += plan.group() * rows * (start + rows - key);
   }
   return blocks;
 }
 
-// A head of keys of a document: where its numbers begin in kh and vh, and its blocks.
+// A head of keys of a document: where its numbers begin in kh and vh, where its probabilities do, and its blocks.
 struct Task {
   const Document& document;
-  int64_t head, begin;
+  int64_t head, begin, kept;
   std::vector<Block> blocks;
   Block whole;
   Task(const Document* documents, int64_t number, const AttentionPlan& plan)
@@ -489,16 +492,19 @@ struct Task {
         head(number % plan.kv_heads),
         begin((document.before * plan.kv_heads + head * document.padded) * plan.d),
         blocks(blocks_of(document, plan)),
-        whole({0, document.padded, 0, document.padded}) {}
+        whole({0, document.padded, 0, document.padded, 0}) {
+    const Block& last = blocks.back();
+    kept = document.kept + head * (last.kept + plan.group() * last.rows * last.keys);
+  }
 };
 
 // What a thread computes the attention of a block in; documents come longest first.
 struct Scratch {
   std::unique_ptr<real[]> p, ds, rows, more;
   std::unique_ptr<float[]> powers;
-  Scratch(const Document& longest, const AttentionPlan& plan, bool backward) {
+  Scratch(const Document& longest, const AttentionPlan& plan, bool kept, bool backward) {
     const int64_t most = plan.group() * std::min(plan.queries, longest.padded);
-    p.reset(new real[most * longest.padded]);
+    if (!kept) p.reset(new real[most * longest.padded]);
     rows.reset(new real[most * plan.d]);
     powers.reset(new float[longest.padded]);
     if (!backward) return;
@@ -568,16 +574,17 @@ int32_t product_in_pieces(const Torch* torch, const real* a, const real* b, cons
 
 // Attention of documents, each head of keys of each document by one thread. q, out [rows, heads * d], k, v [rows, kv_heads * d];
 // kept for the gradient, document after document: qh with the blocks of a head of keys one after the other, kh, vh
-// [kv_heads, padded, d]. Documents come longest first. Returns how many products failed.
+// [kv_heads, padded, d], and probabilities where they are not null. Documents come longest first. Returns how many products
+// failed.
 int32_t attention_forward(const Torch* torch, const real* q, const real* k, const real* v, real* out, real* qh, real* kh,
-                          real* vh, const float* cos, const float* sin, const Document* documents, int64_t count,
-                          const AttentionPlan* settings) {
+                          real* vh, real* probabilities, const float* cos, const float* sin, const Document* documents,
+                          int64_t count, const AttentionPlan* settings) {
   const AttentionPlan plan = *settings;
   const int64_t d = plan.d, group = plan.group();
   int32_t failed = 0;
 #pragma omp parallel reduction(+ : failed)
   {
-    Scratch at(documents[0], plan, false);
+    Scratch at(documents[0], plan, probabilities, false);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
       const Task task(documents, number, plan);
@@ -587,11 +594,11 @@ int32_t attention_forward(const Torch* torch, const real* q, const real* k, cons
       gather(v, vh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
       for (const Block& block : task.blocks) {
         const int64_t rows = group * block.rows, keys = block.keys;
-        real* own = qh + (begin + block.start * d) * group;
+        real *own = qh + (begin + block.start * d) * group, *p = probabilities ? probabilities + task.kept + block.kept : at.p.get();
         gather(q, own, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
-        failed += attend(torch, own, kh + begin + block.key * d, at.p.get(), at.powers.get(), block, plan);
-        failed += multiply(torch, {at.p.get(), keys, 1}, {vh + begin + block.key * d, d, 1}, {at.rows.get(), d, 1}, rows, d,
-                           keys, 1.0f, 0.0f);
+        failed += attend(torch, own, kh + begin + block.key * d, p, at.powers.get(), block, plan);
+        failed += multiply(torch, {p, keys, 1}, {vh + begin + block.key * d, d, 1}, {at.rows.get(), d, 1}, rows, d, keys, 1.0f,
+                           0.0f);
         scatter(at.rows.get(), out, cos, sin, document, block, plan, plan.heads, head, group, 0);
       }
     }
@@ -599,17 +606,17 @@ int32_t attention_forward(const Torch* torch, const real* q, const real* k, cons
   return failed;
 }
 
-// Gradients of q, k and v before rotation; the probabilities are computed again.
+// Gradients of q, k and v before rotation; probabilities that were not kept (null) are computed again.
 int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, real* dk, real* dv, const real* qh,
-                           const real* kh, const real* vh, const float* cos, const float* sin, const Document* documents,
-                           int64_t count, const AttentionPlan* settings) {
+                           const real* kh, const real* vh, const real* probabilities, const float* cos, const float* sin,
+                           const Document* documents, int64_t count, const AttentionPlan* settings) {
   const AttentionPlan plan = *settings;
   const int64_t d = plan.d, group = plan.group();
   int32_t failed = 0;
 #pragma omp parallel reduction(+ : failed)
   {
-    Scratch at(documents[0], plan, true);
-    real *g = at.rows.get(), *p = at.p.get(), *ds = at.ds.get(), *dqh = at.more.get();
+    Scratch at(documents[0], plan, probabilities, true);
+    real *g = at.rows.get(), *ds = at.ds.get(), *dqh = at.more.get();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
       const Task task(documents, number, plan);
@@ -621,7 +628,8 @@ int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, r
         const real *own = qh + (begin + block.start * d) * group, *seen = kh + begin + block.key * d;
         const View dkeys = {dkh.data() + block.key * d, d, 1}, dvalues = {dvh.data() + block.key * d, d, 1};
         gather(gradient, g, cos, sin, document, block, plan, plan.heads, head, group, 0);
-        failed += attend(torch, own, seen, p, at.powers.get(), block, plan);
+        const real* p = probabilities ? probabilities + task.kept + block.kept : at.p.get();
+        if (!probabilities) failed += attend(torch, own, seen, at.p.get(), at.powers.get(), block, plan);
         failed += multiply(torch, {p, 1, keys}, {g, d, 1}, dvalues, keys, d, rows, 1.0f, 1.0f);
         failed += multiply(torch, {g, d, 1}, {vh + begin + block.key * d, 1, d}, {ds, keys, 1}, rows, keys, d, 1.0f, 0.0f);
         for (int64_t row = 0; row < rows; ++row)

@@ -27,8 +27,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "dropout": (_P, _P, _I, _U, _F, _N),
     "product": (_P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _N, _N, _F, _F, _N),
     "product_in_pieces": (_P, _P, _P, _P, _I, _I, _I, _P, _F, _F, _I, _I),
-    "attention_forward": (*[_P] * 11, _I, _P),
-    "attention_backward": (*[_P] * 11, _I, _P),
+    "attention_forward": (*[_P] * 12, _I, _P),
+    "attention_backward": (*[_P] * 12, _I, _P),
 }
 # Those that return how many products failed; the others return nothing.
 _COUNT_FAILURES = frozenset({"product_in_pieces", "attention_forward", "attention_backward"})
@@ -268,10 +268,10 @@ def attention_forward(
     Args:
         inputs: q [rows, heads * d], k and v [rows, kv_heads * d] before rotation.
         out: [rows, heads * d]; rows behind the documents are left as they are.
-        kept: qh [heads * padded * d], kh and vh [kv_heads * padded * d], all flat; padded: the tokens of all documents with
-            their padding.
+        kept: qh [heads * padded * d], kh and vh [kv_heads * padded * d], probabilities, all flat; padded: the tokens of all
+            documents with their padding; probabilities that are empty are made again for the gradient.
         angles: cos and sin [rows, plan.half] fp32.
-        documents: [count, 4] int64, see cpu.cpp's Document.
+        documents: [count, 5] int64, see cpu.cpp's Document.
     """
     _attention("attention_forward", [*inputs, out], kept, angles, documents, plan)
 
@@ -309,8 +309,8 @@ def _attention(
     assert [tuple(tensor.shape) for tensor in rows] == [(count, width) for width in widths], name
     assert all(tuple(tensor.shape) == (count, plan.half) for tensor in angles), name
     padded = sum(row[2] for row in documents.tolist())
-    assert [tensor.numel() for tensor in kept] == [heads * padded, keys * padded, keys * padded], name
-    pointers = [tensor.data_ptr() for tensor in tensors]
+    assert [tensor.numel() for tensor in kept[:3]] == [heads * padded, keys * padded, keys * padded], name
+    pointers = [tensor.data_ptr() or None for tensor in tensors]  # an empty one has none
     _failing(name, rows[0].dtype, *pointers, documents.shape[0], ctypes.addressof(plan))
 
 

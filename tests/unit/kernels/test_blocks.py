@@ -145,8 +145,8 @@ def test_what_is_made_again_has_the_same_bits(dtype: torch.dtype):
 @compiled
 @in_both_types
 @pytest.mark.parametrize("products", ["torch", "pieces"])
-def test_a_layer_keeps_ten_activations_of_its_width(products: str, dtype: torch.dtype):
-    """Neither norms, probabilities nor the product with the gate are kept for the backward pass."""
+def test_what_a_layer_keeps(products: str, dtype: torch.dtype):
+    """Neither norms nor the product with the gate are kept for the backward pass; in fp32, no probabilities either."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from ai_finetuning.models.fused import attach
@@ -176,8 +176,10 @@ def test_a_layer_keeps_ten_activations_of_its_width(products: str, dtype: torch.
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.model.layers[0](hidden, position_embeddings=angles, seq_lens=(200, 56, 256))
     unit = tokens * 64 * dtype.itemsize
+    # Of blocks of up to 256 queries, and documents that are padded to 32 tokens in pieces.
+    probabilities = 4 * (224**2 + 64**2 + 256**2) * dtype.itemsize * (dtype is not torch.float32)
     # x, q, k, v, the mixed values, x again; gate and up, each 1.5 times as wide; and the angles.
-    assert sum(kept.values()) < 10 * unit, sum(kept.values()) / unit
+    assert sum(kept.values()) < 10 * unit + probabilities, sum(kept.values()) / unit
     assert cast is not None
 
 
