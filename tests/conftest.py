@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,10 +17,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AIFT_LANG", "en")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+
+def _own_folder(prefix: str) -> str:
+    """Removed when this process ends, not when one ends that it has forked."""
+    folder, own = tempfile.mkdtemp(prefix=prefix), os.getpid()
+    atexit.register(lambda: os.getpid() == own and shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
 # Tests neither read nor fill the user's cache of tokens.
-os.environ["AIFT_CACHE"] = tempfile.mkdtemp(prefix="aift-cache-")
+os.environ["AIFT_CACHE"] = _own_folder("aift-cache-")
 # Nor do they stand in the queue of the user's runs.
-os.environ["AIFT_STATE"] = tempfile.mkdtemp(prefix="aift-state-")
+os.environ["AIFT_STATE"] = _own_folder("aift-state-")
 
 # Of one test with its fixtures, on a quiet machine; `--timeout` and a `timeout` marker stand.
 LIMIT_SECONDS = 300
