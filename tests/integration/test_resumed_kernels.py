@@ -88,15 +88,17 @@ MISSING = {
     PIECES: ("why_no_pieces", "matrix products in pieces"),
 }
 NOT_HERE = {OPENBLAS: why_not_openblas(), PIECES: why_no_pieces(torch.float32)}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def needed(name: str, *ways: str) -> Any:
-    reason = NOT_HERE[name]
-    return pytest.param(*ways, marks=pytest.mark.skipif(reason is not None, reason=f"no {name} here: {reason}"))
+def unless(reason: Reason | None, *values: str) -> Any:
+    """A case that is skipped for a reason of its own (tests/unit/kernels/test_products.py refuses one that should not be)."""
+    return pytest.param(*values, marks=pytest.mark.skipif(reason is not None, reason=f"not here: {reason}"))
 
 
 @pytest.mark.parametrize(
-    ("began", "now"), [needed(name, *ways) for name in NOT_HERE for ways in ((name, TORCH), (TORCH, name))]
+    ("began", "now"),
+    [unless(NOT_HERE[name], *ways) for name in NOT_HERE for ways in ((name, TORCH), (TORCH, name))],
 )
 def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Any, began: str, now: str
@@ -115,10 +117,7 @@ def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
     assert recorded(tmp_path, "products") == began
 
 
-@pytest.mark.skipif(
-    why_no_pieces(torch.bfloat16) is not None, reason=f"no pieces here: {why_no_pieces(torch.bfloat16)}"
-)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [unless(why_no_pieces(dtype), name) for name, dtype in PRECISIONS.items()])
 def test_a_run_in_pieces_resumes_bit_for_bit(
     precision: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -175,8 +175,8 @@ class AttentionShape:
 
 
 def keeps_probabilities(dtype: torch.dtype) -> bool:
-    """Whether attention keeps them for its backward pass. In fp32 they are twice as large, and making them again is a hundredth
-    of a step; in bf16, whose products are fast, a twentieth.
+    """Whether attention keeps them for its backward pass: in bf16, whose products are so fast that making them again is seen
+    (docs/decisions/0191); in fp32 they are twice as large, and it is not.
     """
     return dtype is not torch.float32
 

@@ -15,7 +15,7 @@ Gradients = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True)
 class Given:
-    """An input as it is."""
+    """An input [rows, features] as it is."""
 
     def make(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(the input, small tensors that its gradients need)."""
@@ -24,13 +24,22 @@ class Given:
     def back(
         self, dy: Tensor, kept: Sequence[Tensor], needed: Sequence[bool], again: bool, x: Tensor
     ) -> tuple[Gradients, Tensor | None]:
-        """(gradients of what make() takes, where needed; the input where it is asked for again), of its gradient dy."""
+        """(gradients of what make() takes, None where not needed; the input, None where it is not asked for `again`).
+
+        Args:
+            dy: [rows, features], the gradient of the input.
+            kept: what make() gave beside the input.
+            needed: of each tensor that make() takes, whether its gradient is.
+        """
         return (dy,), x
 
 
 @dataclass(frozen=True)
 class Normed:
-    """RMSNorm (arXiv:1910.07467), or LayerNorm where a bias is given: norm(x) * (offset + weight) + bias."""
+    """RMSNorm (arXiv:1910.07467), or LayerNorm (arXiv:1607.06450) where it is centered: norm(x) * (offset + weight) + bias.
+
+    Of x [rows, d], weight and bias [d]; bias may be None.
+    """
 
     eps: float
     offset: float
@@ -72,7 +81,7 @@ def _wide(bias: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Gated:
-    """act(gate) * up (arXiv:2002.05202)."""
+    """act(gate) * up (arXiv:2002.05202), of gate and up [rows, features]."""
 
     activation: str
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +96,13 @@ def test_a_product_that_torch_refuses_is_an_error(monkeypatch: pytest.MonkeyPatc
 def test_every_torch_that_is_tested_has_pieces(dtype: torch.dtype):
     """Where the kernels are compiled. A torch that has dropped the functions would else skip all tests of them."""
     assert str(REASONS[PIECES, dtype]) == str(why_unavailable(torch.device("cpu"), dtype))
+
+
+def test_every_numpy_with_openblas_computes_by_it():
+    """Where the kernels are compiled. Functions that have another name would else skip all tests of them."""
+    if np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"] != "scipy-openblas":
+        pytest.skip("numpy is built with another library")
+    assert str(REASONS[OPENBLAS, FP32]) == str(why_unavailable(torch.device("cpu"), FP32))
 
 
 def test_rows_are_rounded_up():
