@@ -378,6 +378,16 @@ def test_a_cp932_console_never_crashes(tmp_path: Path, tiny_model_dir: Path):
             done.stdout.decode("cp932")
 
 
+def test_a_pipe_has_a_line_when_it_is_said():
+    """Not when the command ends: the demo tells how long it takes before it takes it."""
+    said = (
+        "import os; from ai_finetuning.apps.cli.main import _safe_streams; "
+        "_safe_streams(); print('takes 5 min'); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, env=environment(), check=True)
+    assert done.stdout.decode().strip() == "takes 5 min"
+
+
 @needs_terminal
 def test_a_terminal_shows_a_bar_and_messages_stand_above_it(tmp_path: Path, tiny_model_dir: Path):
     import os

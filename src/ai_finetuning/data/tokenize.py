@@ -7,7 +7,6 @@ on token sequences that the model never meets: unigram and BPE tokenizers merge 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,8 +30,6 @@ from .rendering import SIDES, Prompts, Rendered, render_sample
 
 MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
-# What tells a tokenizer to take one thread.
-_ONE_THREAD = {"RAYON_NUM_THREADS": ("1",), "TOKENIZERS_PARALLELISM": ("off", "false", "f", "no", "n", "0")}
 _MOST_CHARACTERS = 1 << 22
 # Characters of a data set behind which offsets by the lengths of pieces are worth their table.
 _MANY = 2**19
@@ -180,14 +177,12 @@ def _encoded(rendered: Iterable[Rendered], segmenter: Segmenter) -> Iterator[Cod
     """Every text with its tokens, in order.
 
     A batch is segmented without Python's lock, by as many threads as the tokenizer takes, while this thread renders the
-    next one and makes rows of the one before; few batches are in memory at a time. Where the tokenizer takes one thread,
-    nothing is done meanwhile: two threads that hand texts and tokens to each other need more time than one after the other.
+    next one and makes rows of the one before; few batches are in memory at a time.
     """
-    ahead = 0 if any(os.environ.get(name, "").lower() in values for name, values in _ONE_THREAD.items()) else _AHEAD
     waiting: deque[Future[list[Coded]]] = deque()
     for items in _batches(rendered):
         waiting.append(segmenter.worker.submit(segmenter.code, items))
-        if len(waiting) > ahead:
+        if len(waiting) > _AHEAD:
             yield from waiting.popleft().result()
     while waiting:
         yield from waiting.popleft().result()

@@ -79,11 +79,13 @@ def _alone(
 
 
 def _safe_streams() -> None:
-    """A console that cannot show a character (CP932) shows a substitute instead of stopping the program."""
+    """A console that cannot show a character (CP932) shows a substitute instead of stopping the program, and a pipe or a file
+    has every line when it is said: how long something takes, before it takes it.
+    """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="replace")
+            reconfigure(errors="replace", line_buffering=True)
 
 
 def run(arguments: list[str]) -> int:

@@ -25,7 +25,7 @@ from .wire import receive, receive_answer, send, send_batch
 # A worker has a core of its own: threads of its libraries would share it with the others.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # A tokenizer looks up its pieces all over its memory, and takes and gives back some for each of them: in huge pages and one
-# arena (of glibc 2.35 on, where the kernel has such pages on demand) it needs a seventh less. What the user has set stays.
+# arena (of glibc 2.35 on, where the kernel has such pages on demand) it needs less time (docs/scale.md). What the user has set stays.
 _HEAP = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "MALLOC_ARENA_MAX": "1"}
 _SECONDS = 10  # that a process gets to end
 
