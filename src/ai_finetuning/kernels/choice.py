@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from ..system.files import is_private, read_bounded, replacing
 from ..system.folders import private_cache
-from .attention_pieces import AttentionInPieces, serves
-from .blocks import Attention, AttentionShape
+from .attention_blocks import AttentionShape
+from .attention_pieces import attention_of
+from .blocks import Made
 from .build import processor
 from .products import (
     NAMES,
@@ -127,13 +127,11 @@ def _one_pass(
     lengths: tuple[int, ...],
     attention: AttentionShape,
 ) -> None:
-    pieces = products.name == PIECES
-    rows = rounded(sum(lengths)) if pieces else sum(lengths)
+    rows = rounded(sum(lengths)) if products.name == PIECES else sum(lengths)
     for x, weight in layers:
         y = products.mm(x[:rows], weight.t())
         products.add(products.mm(y, weight), y, weight)
     angles = torch.zeros(rows, attention.head_dim // 2)
     given = [part[:rows].detach().requires_grad_() for part in heads]
-    way: Any = AttentionInPieces if pieces and serves(lengths, attention) else Attention
-    mixed = way.apply(*given, angles, angles, lengths, attention)
+    mixed = Made.apply(attention_of(lengths, attention, products.name), *given, angles, angles)
     torch.autograd.grad(mixed, given, mixed.detach())

@@ -451,9 +451,9 @@ static int32_t multiply(const Torch* torch, View a, View b, View c, int64_t m, i
 }
 
 // The documents of a row, for attention one by one: of each its first row, its tokens, its tokens with the padding that
-// gives documents of similar length the same shapes, and where its heads and its probabilities begin in what is kept.
+// gives documents of similar length the same shapes, and where its probabilities begin in what is kept.
 struct Document {
-  int64_t first, tokens, padded, before, kept;
+  int64_t first, tokens, padded, kept;
 };
 
 // Sizes and options of attention as in blocks.py; `queries` of a block.
@@ -481,16 +481,15 @@ static std::vector<Block> blocks_of(const Document& document, const AttentionPla
   return blocks;
 }
 
-// A head of keys of a document: where its numbers begin in kh and vh, where its probabilities do, and its blocks.
+// A head of keys of a document: where its probabilities begin, and its blocks.
 struct Task {
   const Document& document;
-  int64_t head, begin, kept;
+  int64_t head, kept;
   std::vector<Block> blocks;
   Block whole;
   Task(const Document* documents, int64_t number, const AttentionPlan& plan)
       : document(documents[number / plan.kv_heads]),
         head(number % plan.kv_heads),
-        begin((document.before * plan.kv_heads + head * document.padded) * plan.d),
         blocks(blocks_of(document, plan)),
         whole({0, document.padded, 0, document.padded, 0}) {
     const Block& last = blocks.back();
@@ -500,12 +499,15 @@ struct Task {
 
 // What a thread computes the attention of a block in; documents come longest first.
 struct Scratch {
-  std::unique_ptr<real[]> p, ds, rows, more;
+  std::unique_ptr<real[]> p, ds, own, rows, more, keys, values;
   std::unique_ptr<float[]> powers;
   Scratch(const Document& longest, const AttentionPlan& plan, bool kept, bool backward) {
     const int64_t most = plan.group() * std::min(plan.queries, longest.padded);
     if (!kept) p.reset(new real[most * longest.padded]);
+    own.reset(new real[most * plan.d]);
     rows.reset(new real[most * plan.d]);
+    keys.reset(new real[longest.padded * plan.d]);
+    values.reset(new real[longest.padded * plan.d]);
     powers.reset(new float[longest.padded]);
     if (!backward) return;
     ds.reset(new real[most * longest.padded]);
@@ -573,42 +575,42 @@ int32_t product_in_pieces(const Torch* torch, const real* a, const real* b, cons
 }
 
 // Attention of documents, each head of keys of each document by one thread. q, out [rows, heads * d], k, v [rows, kv_heads * d];
-// kept for the gradient, document after document: qh with the blocks of a head of keys one after the other, kh, vh
-// [kv_heads, padded, d], and probabilities where they are not null. Documents come longest first. Returns how many products
+// probabilities are kept for the gradient where they are not null. Documents come longest first. Returns how many products
 // failed.
-int32_t attention_forward(const Torch* torch, const real* q, const real* k, const real* v, real* out, real* qh, real* kh,
-                          real* vh, real* probabilities, const float* cos, const float* sin, const Document* documents,
-                          int64_t count, const AttentionPlan* settings) {
+int32_t attention_forward(const Torch* torch, const real* q, const real* k, const real* v, real* out, real* probabilities,
+                          const float* cos, const float* sin, const Document* documents, int64_t count,
+                          const AttentionPlan* settings) {
   const AttentionPlan plan = *settings;
   const int64_t d = plan.d, group = plan.group();
   int32_t failed = 0;
 #pragma omp parallel reduction(+ : failed)
   {
     Scratch at(documents[0], plan, probabilities, false);
+    real *own = at.own.get(), *rows_out = at.rows.get(), *kh = at.keys.get(), *vh = at.values.get();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
       const Task task(documents, number, plan);
       const Document& document = task.document;
-      const int64_t head = task.head, begin = task.begin;
-      gather(k, kh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
-      gather(v, vh + begin, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
+      const int64_t head = task.head;
+      gather(k, kh, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
+      gather(v, vh, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
       for (const Block& block : task.blocks) {
         const int64_t rows = group * block.rows, keys = block.keys;
-        real *own = qh + (begin + block.start * d) * group, *p = probabilities ? probabilities + task.kept + block.kept : at.p.get();
+        real* p = probabilities ? probabilities + task.kept + block.kept : at.p.get();
         gather(q, own, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
-        failed += attend(torch, own, kh + begin + block.key * d, p, at.powers.get(), block, plan);
-        failed += multiply(torch, {p, keys, 1}, {vh + begin + block.key * d, d, 1}, {at.rows.get(), d, 1}, rows, d, keys, 1.0f,
-                           0.0f);
-        scatter(at.rows.get(), out, cos, sin, document, block, plan, plan.heads, head, group, 0);
+        failed += attend(torch, own, kh + block.key * d, p, at.powers.get(), block, plan);
+        failed += multiply(torch, {p, keys, 1}, {vh + block.key * d, d, 1}, {rows_out, d, 1}, rows, d, keys, 1.0f, 0.0f);
+        scatter(rows_out, out, cos, sin, document, block, plan, plan.heads, head, group, 0);
       }
     }
   }
   return failed;
 }
 
-// Gradients of q, k and v before rotation; probabilities that were not kept (null) are computed again.
-int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, real* dk, real* dv, const real* qh,
-                           const real* kh, const real* vh, const real* probabilities, const float* cos, const float* sin,
+// Gradients of q, k and v before rotation, and the output again where it is not null; probabilities that were not kept (null)
+// are computed again.
+int32_t attention_backward(const Torch* torch, const real* gradient, const real* q, const real* k, const real* v, real* dq,
+                           real* dk, real* dv, real* out, const real* probabilities, const float* cos, const float* sin,
                            const Document* documents, int64_t count, const AttentionPlan* settings) {
   const AttentionPlan plan = *settings;
   const int64_t d = plan.d, group = plan.group();
@@ -616,28 +618,36 @@ int32_t attention_backward(const Torch* torch, const real* gradient, real* dq, r
 #pragma omp parallel reduction(+ : failed)
   {
     Scratch at(documents[0], plan, probabilities, true);
-    real *g = at.rows.get(), *ds = at.ds.get(), *dqh = at.more.get();
+    real *own = at.own.get(), *g = at.rows.get(), *ds = at.ds.get(), *more = at.more.get();
+    real *kh = at.keys.get(), *vh = at.values.get();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t number = 0; number < count * plan.kv_heads; ++number) {
       const Task task(documents, number, plan);
       const Document& document = task.document;
-      const int64_t head = task.head, begin = task.begin;
+      const int64_t head = task.head;
       std::vector<real> dkh(document.padded * d, 0), dvh(document.padded * d, 0);
+      gather(k, kh, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
+      gather(v, vh, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);
       for (const Block& block : task.blocks) {
         const int64_t rows = group * block.rows, keys = block.keys;
-        const real *own = qh + (begin + block.start * d) * group, *seen = kh + begin + block.key * d;
+        const real *seen = kh + block.key * d, *values = vh + block.key * d;
         const View dkeys = {dkh.data() + block.key * d, d, 1}, dvalues = {dvh.data() + block.key * d, d, 1};
+        gather(q, own, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
         gather(gradient, g, cos, sin, document, block, plan, plan.heads, head, group, 0);
         const real* p = probabilities ? probabilities + task.kept + block.kept : at.p.get();
         if (!probabilities) failed += attend(torch, own, seen, at.p.get(), at.powers.get(), block, plan);
+        if (out) {
+          failed += multiply(torch, {p, keys, 1}, {values, d, 1}, {more, d, 1}, rows, d, keys, 1.0f, 0.0f);
+          scatter(more, out, cos, sin, document, block, plan, plan.heads, head, group, 0);
+        }
         failed += multiply(torch, {p, 1, keys}, {g, d, 1}, dvalues, keys, d, rows, 1.0f, 1.0f);
-        failed += multiply(torch, {g, d, 1}, {vh + begin + block.key * d, 1, d}, {ds, keys, 1}, rows, keys, d, 1.0f, 0.0f);
+        failed += multiply(torch, {g, d, 1}, {values, 1, d}, {ds, keys, 1}, rows, keys, d, 1.0f, 0.0f);
         for (int64_t row = 0; row < rows; ++row)
           softmax_row_backward(ds + row * keys, p + row * keys, nullptr, keys, block.start - block.key + row % block.rows,
                                plan.window, plan.scale, 0.0f);
-        failed += multiply(torch, {ds, keys, 1}, {seen, d, 1}, {dqh, d, 1}, rows, d, keys, 1.0f, 0.0f);
+        failed += multiply(torch, {ds, keys, 1}, {seen, d, 1}, {more, d, 1}, rows, d, keys, 1.0f, 0.0f);
         failed += multiply(torch, {ds, 1, keys}, {own, d, 1}, dkeys, keys, d, rows, 1.0f, 1.0f);
-        scatter(dqh, dq, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
+        scatter(more, dq, cos, sin, document, block, plan, plan.heads, head, group, plan.half);
       }
       scatter(dkh.data(), dk, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, plan.half);
       scatter(dvh.data(), dv, cos, sin, document, task.whole, plan, plan.kv_heads, head, 1, 0);

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -13,16 +14,20 @@ from . import native
 Gradients = tuple[Tensor | None, ...]
 
 
-@dataclass(frozen=True)
-class Given:
-    """An input [rows, features] as it is."""
+class Source(Protocol):
+    """What an input [rows, features] is made of: Given, Normed, Gated, or attention (attention_blocks.py, attention_pieces.py).
 
-    def make(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(the input, small tensors that its gradients need)."""
-        return x, ()
+    Attributes:
+        takes: tensors that make() takes.
+    """
+
+    takes: ClassVar[int]
+
+    def make(self, *origin: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(the input, what its gradients need and is not cheap to make again)."""
 
     def back(
-        self, dy: Tensor, kept: Sequence[Tensor], needed: Sequence[bool], again: bool, x: Tensor
+        self, dy: Tensor, kept: Sequence[Tensor], needed: Sequence[bool], again: bool, *origin: Any
     ) -> tuple[Gradients, Tensor | None]:
         """(gradients of what make() takes, None where not needed; the input, None where it is not asked for `again`).
 
@@ -31,6 +36,20 @@ class Given:
             kept: what make() gave beside the input.
             needed: of each tensor that make() takes, whether its gradient is.
         """
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input as it is."""
+
+    takes: ClassVar[int] = 1
+
+    def make(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return x, ()
+
+    def back(
+        self, dy: Tensor, kept: Sequence[Tensor], needed: Sequence[bool], again: bool, x: Tensor
+    ) -> tuple[Gradients, Tensor | None]:
         return (dy,), x
 
 
@@ -44,6 +63,7 @@ class Normed:
     eps: float
     offset: float
     centered: bool
+    takes: ClassVar[int] = 3
 
     def make(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         y, stats = native.norm_forward(
@@ -84,6 +104,7 @@ class Gated:
     """act(gate) * up (arXiv:2002.05202), of gate and up [rows, features]."""
 
     activation: str
+    takes: ClassVar[int] = 2
 
     def make(self, gate: Tensor, up: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         return native.gated_forward(gate, up, self.activation), ()
@@ -93,8 +114,3 @@ class Gated:
     ) -> tuple[Gradients, Tensor | None]:
         dgate, dup, h = native.gated_backward(dy, gate, up, self.activation, again=again)
         return (dgate, dup), h
-
-
-Input = Given | Normed | Gated
-# Tensors that make() takes.
-COUNTS: dict[type, int] = {Given: 1, Normed: 3, Gated: 2}

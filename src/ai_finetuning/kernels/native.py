@@ -27,8 +27,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "dropout": (_P, _P, _I, _U, _F, _N),
     "product": (_P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _N, _N, _F, _F, _N),
     "product_in_pieces": (_P, _P, _P, _P, _I, _I, _I, _P, _F, _F, _I, _I),
-    "attention_forward": (*[_P] * 12, _I, _P),
-    "attention_backward": (*[_P] * 12, _I, _P),
+    "attention_forward": (*[_P] * 9, _I, _P),
+    "attention_backward": (*[_P] * 13, _I, _P),
 }
 # Those that return how many products failed; the others return nothing.
 _COUNT_FAILURES = frozenset({"product_in_pieces", "attention_forward", "attention_backward"})
@@ -258,60 +258,61 @@ class AttentionPlan(ctypes.Structure):
 def attention_forward(
     inputs: Sequence[Tensor],
     out: Tensor,
-    kept: Sequence[Tensor],
+    probabilities: Tensor,
     angles: Sequence[Tensor],
     documents: Tensor,
     plan: AttentionPlan,
 ) -> None:
-    """Writes attention of documents into out, and what its gradient needs into kept.
+    """Writes attention of documents into out.
 
     Args:
         inputs: q [rows, heads * d], k and v [rows, kv_heads * d] before rotation.
         out: [rows, heads * d]; rows behind the documents are left as they are.
-        kept: qh [heads * padded * d], kh and vh [kv_heads * padded * d], probabilities, all flat; padded: the tokens of all
-            documents with their padding; probabilities that are empty are made again for the gradient.
+        probabilities: to be written for the gradient, flat; empty where it is to make them again.
         angles: cos and sin [rows, plan.half] fp32.
-        documents: [count, 5] int64, see cpu.cpp's Document.
+        documents: [count, 4] int64, see cpu.cpp's Document.
     """
-    _attention("attention_forward", [*inputs, out], kept, angles, documents, plan)
+    _attention("attention_forward", (*inputs, out), probabilities, angles, documents, plan)
 
 
 def attention_backward(
     gradient: Tensor,
+    inputs: Sequence[Tensor],
     gradients: Sequence[Tensor],
-    kept: Sequence[Tensor],
+    out: Tensor | None,
+    probabilities: Tensor,
     angles: Sequence[Tensor],
     documents: Tensor,
     plan: AttentionPlan,
 ) -> None:
-    """Writes the gradients of q, k and v, of the output's gradient [rows, heads * d]; the rest as in attention_forward()."""
-    _attention("attention_backward", [gradient, *gradients], kept, angles, documents, plan)
+    """Writes the gradients of q, k and v, of the output's gradient [rows, heads * d], and the output again where it is not
+    None; the rest as in attention_forward().
+    """
+    _attention("attention_backward", (gradient, *inputs, *gradients, out), probabilities, angles, documents, plan)
 
 
 def _attention(
     name: str,
-    rows: Sequence[Tensor],
-    kept: Sequence[Tensor],
+    rows: Sequence[Tensor | None],
+    probabilities: Tensor,
     angles: Sequence[Tensor],
     documents: Tensor,
     plan: AttentionPlan,
 ) -> None:
     if only_allocating():
         return
-    tensors = [*rows, *kept, *angles, documents]
-    assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors), name
-    assert {tensor.dtype for tensor in (*rows, *kept)} == {rows[0].dtype}, name
+    tensors = [*rows, probabilities, *angles, documents]
+    there = [tensor for tensor in tensors if tensor is not None]
+    assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in there), name
+    assert {tensor.dtype for tensor in there[:-3]} == {probabilities.dtype}, name
     assert {tensor.dtype for tensor in angles} == {torch.float32}, name
     assert documents.dtype is torch.int64, name
-    heads, keys = plan.heads * plan.d, plan.kv_heads * plan.d
-    widths = [heads, keys, keys, heads] if name == "attention_forward" else [heads, heads, keys, keys]
-    count = rows[0].shape[0]
-    assert [tuple(tensor.shape) for tensor in rows] == [(count, width) for width in widths], name
-    assert all(tuple(tensor.shape) == (count, plan.half) for tensor in angles), name
-    padded = sum(row[2] for row in documents.tolist())
-    assert [tensor.numel() for tensor in kept[:3]] == [heads * padded, keys * padded, keys * padded], name
-    pointers = [tensor.data_ptr() or None for tensor in tensors]  # an empty one has none
-    _failing(name, rows[0].dtype, *pointers, documents.shape[0], ctypes.addressof(plan))
+    three = [plan.heads * plan.d, plan.kv_heads * plan.d, plan.kv_heads * plan.d]
+    widths = [*three, three[0]] if name == "attention_forward" else [three[0], *three, *three, three[0]]
+    for tensor, width in zip((*rows, *angles), (*widths, plan.half, plan.half), strict=True):
+        assert tensor is None or tuple(tensor.shape) == (angles[0].shape[0], width), name
+    pointers = [None if tensor is None else tensor.data_ptr() or None for tensor in tensors]  # an empty one has none
+    _failing(name, probabilities.dtype, *pointers, documents.shape[0], ctypes.addressof(plan))
 
 
 def _failing(name: str, dtype: torch.dtype, *arguments: Any) -> None:

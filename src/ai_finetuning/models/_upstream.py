@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -112,14 +115,39 @@ def is_torchao_weight(weight: Any, bits: int) -> bool:
     return kind.__module__.startswith("torchao.") and kind.__name__.startswith(f"Int{bits}")
 
 
+@contextlib.contextmanager
+def without_bitsandbytes() -> Iterator[None]:
+    """peft may be imported here, and wrap layers, without bitsandbytes, where nothing has imported that: its layers cannot be
+    in the model then.
+
+    peft 0.19 to 0.21 imports it with itself and for every layer that it wraps, wherever it is installed, and with it torch's
+    compiler: seconds of a start, and 39 MiB. That is so only where this block has not been: None in `sys.modules` is a module
+    that is not there (Python's reference, the import system), and what peft remembers of it is forgotten at the end. Other
+    threads than the first one import as ever, as None would be there for all of them.
+    """
+    if "bitsandbytes" in sys.modules or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        from peft import import_utils
+
+        import_utils.is_bnb_available.cache_clear()
+        import_utils.is_bnb_4bit_available.cache_clear()
+
+
 def peft_refuses(model: Any, end: str) -> bool:
     """Whether PEFT refuses to wrap layers whose names end so in a model of this family.
 
     peft 0.19 to 0.21: a private function with the names of state-space models whose kernels read weights directly;
     nothing public asks it without wrapping the layer.
     """
-    from peft import LoraConfig
-    from peft.tuners import tuners_utils
+    with without_bitsandbytes():
+        from peft import LoraConfig
+        from peft.tuners import tuners_utils
 
     check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
     if check is None:
@@ -137,7 +165,8 @@ def peft_turns_into_experts(model: Any, target: str) -> bool:
     peft 0.19 to 0.21 does so where transformers 5 made tensors of what were layers of their own in transformers 4, in a
     module that is not in its documentation; what it does to a configuration is looked at here, not its tables.
     """
-    from peft import LoraConfig
+    with without_bitsandbytes():
+        from peft import LoraConfig
 
     try:
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers

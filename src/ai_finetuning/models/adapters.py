@@ -17,7 +17,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..errors import ModelError, refusing
-from ._upstream import leave_inputs_to_autocast, peft_turns_into_experts, tied_weight_names
+from ._upstream import leave_inputs_to_autocast, peft_turns_into_experts, tied_weight_names, without_bitsandbytes
 from .adapter_folder import CONFIG, WEIGHTS, adapter_config, base_name, note_base, unreadable
 from .lora_targets import ALL_LINEAR, resolve_modules_to_save, resolve_targets
 from .options import validate_options
@@ -79,7 +79,8 @@ def add_lora(
         ModelError: the model is spread over processes already; nobody would add up the adapter's gradients.
     """
     validate_options(variant, LoRAVariant, "add_lora")
-    from peft import LoraConfig, get_peft_model
+    with without_bitsandbytes():
+        from peft import LoraConfig, get_peft_model
     from torch.distributed.tensor import DTensor
     from transformers.pytorch_utils import Conv1D
 
@@ -106,7 +107,7 @@ def add_lora(
         modules_to_save=saved or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    with quiet_peft():
+    with quiet_peft(), without_bitsandbytes():
         wrapped = get_peft_model(model, config)
     if targets.parameters and dropout:
         _set_dropout(wrapped, dropout)
@@ -312,7 +313,8 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
         ModelError: the adapter was trained on another base: shapes that do not fit, which is seen before any weight is
             changed, layers that the model does not have, or layers of the model that it does not bring.
     """
-    from peft import PeftConfig, get_peft_model
+    with without_bitsandbytes():
+        from peft import PeftConfig, get_peft_model
 
     stored = adapter_config(folder)
     expected = base_name(stored)
@@ -330,7 +332,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
         config.inference_mode = not trainable
         if dropout is not None:
             config.lora_dropout = dropout
-        with refusing(ModelError, unfit.ja, unfit.en):
+        with refusing(ModelError, unfit.ja, unfit.en), without_bitsandbytes():
             wrapped = get_peft_model(model, config)
             apart = _fill(wrapped, folder, trainable=trainable)
     if apart:

@@ -16,8 +16,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import Reason
 from ..kernels.attention import Length
-from ..kernels.attention_pieces import AttentionInPieces, serves
-from ..kernels.blocks import Attention, AttentionShape, Linears, LoRA, Norm
+from ..kernels.attention_blocks import AttentionShape, keeps_attention
+from ..kernels.attention_pieces import attention_of
+from ..kernels.blocks import Linears, LoRA, Made
 from ..kernels.build import why_unavailable
 from ..kernels.inputs import Gated, Given, Normed
 from ..kernels.native import ACTIVATIONS
@@ -311,9 +312,11 @@ def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], le
             for name, part in zip(family.head_norms, (q, k), strict=True)
         )
     cos, sin = (_half(table) for table in embeddings)
-    pieces = plan.cast.products.name == PIECES and serves(lengths, plan.attention)
-    mixed: Tensor = (AttentionInPieces if pieces else Attention).apply(q, k, v, cos, sin, lengths, plan.attention)
-    x = _add(plan, x, (Given(), mixed), attention.o_proj, after)
+    attended = attention_of(lengths, plan.attention, plan.cast.products.name)
+    inner: tuple[Any, ...] = (attended, q, k, v, cos, sin)
+    if keeps_attention(plan.cast.dtype):
+        inner = (Given(), Made.apply(*inner))
+    x = _add(plan, x, inner, attention.o_proj, after)
     gate, up = _linear((mlp.gate_proj, mlp.up_proj), _normed(getattr(layer, before_mlp), x, family), plan)
     x = _add(plan, x, (Gated(plan.activation), gate, up), mlp.down_proj, after_mlp)
     return x.view(shape)
@@ -338,7 +341,7 @@ def _normed(module: Any, x: Tensor, family: Family) -> tuple[Any, ...]:
 
 
 def _norm(module: Any, x: Tensor, family: Family) -> Tensor:
-    normed: Tensor = Norm.apply(*_normed(module, x, family))
+    normed: Tensor = Made.apply(*_normed(module, x, family))
     return normed
 
 
@@ -350,7 +353,7 @@ def _linear(
     adapted = [module for module in modules if hasattr(module, "base_layer")]
     if len(adapted) not in (0, len(modules)):
         assert residual is None
-        given = (Given(), Norm.apply(*inner))
+        given = (Given(), Made.apply(*inner))
         return [_linear((module,), given, plan)[0] for module in modules]
     lora, pairs = _adapters(adapted)
     source, *origin = inner

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ai_finetuning.kernels import attention
 from ai_finetuning.kernels.attention import Length, document_attention, flex_document_attention
-from ai_finetuning.kernels.blocks import Attention, AttentionShape
+from ai_finetuning.kernels.attention_blocks import Attended, AttentionShape
+from ai_finetuning.kernels.blocks import Made
 from ai_finetuning.kernels.build import why_unavailable
 
 HEADS, SHARED, WIDTH = 4, 2, 8
@@ -122,7 +123,7 @@ def test_fused_attention_forks_too(window: int | None, cap: float | None):
         flat = [x.squeeze(0).transpose(0, 1).reshape(tokens, -1) for x in inputs]
         cos, sin = torch.ones(tokens, WIDTH // 2), torch.zeros(tokens, WIDTH // 2)
         shape = AttentionShape(HEADS, SHARED, WIDTH, WIDTH**-0.5, window or 0, cap or 0.0)
-        mixed = Attention.apply(*flat, cos, sin, lengths, shape).view(1, tokens, HEADS, WIDTH)
+        mixed = Made.apply(Attended(lengths, shape), *flat, cos, sin).view(1, tokens, HEADS, WIDTH)
         assert apart(mixed.detach(), expected) < 1e-6
         for obtained, gradient in zip(torch.autograd.grad((mixed * seed).sum(), inputs), gradients, strict=True):
             assert apart(obtained, gradient) < 2e-6

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ai_finetuning.kernels import choice, native, products
-from ai_finetuning.kernels.blocks import AttentionShape
+from ai_finetuning.kernels.attention_blocks import AttentionShape
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.choice import chosen_products
 from ai_finetuning.kernels.products import (

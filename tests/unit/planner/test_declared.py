@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ai_finetuning.kernels import native
-from ai_finetuning.kernels.attention_pieces import AttentionInPieces
-from ai_finetuning.kernels.blocks import AttentionShape
+from ai_finetuning.kernels.attention_blocks import AttentionShape
+from ai_finetuning.kernels.attention_pieces import AttendedInPieces
+from ai_finetuning.kernels.blocks import Made
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.loss import LinearCrossEntropy
 from ai_finetuning.kernels.products import OPENBLAS, PIECES, TORCH, Products, why_no_pieces, why_not_openblas
@@ -35,7 +36,7 @@ ROWS = torch.ones(6, 2)
 def attention_in_pieces() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The output, an input, and a gradient of the output."""
     q, k, v = (half(6, width).requires_grad_() for width in (8, 4, 4))
-    mixed = AttentionInPieces.apply(q, k, v, ROWS, ROWS, (2, 3), AttentionShape(2, 1, 4, 0.5))
+    mixed = Made.apply(AttendedInPieces((2, 3), AttentionShape(2, 1, 4, 0.5)), q, k, v, ROWS, ROWS)
     return mixed, q, half(6, 8)
 
 
