@@ -1,12 +1,12 @@
 """Training beside other processes: what is left of its speed, as a share of what the system gives it.
 
-python benchmarks/loaded.py              # ten minutes or more on two quiet cores; prints and writes the result
-python benchmarks/loaded.py --waiting passive         # three minutes: only what has the limit
+python benchmarks/loaded.py              # seven minutes on two cores; prints and writes the result
+python benchmarks/loaded.py --waiting passive         # a third of that: only what has the limit
 
 Ten processes that never rest begin in the middle of a LoRA run of embedded:kotoha-tiny with packing; its start is not
 counted. The fair share of its quiet speed is what the scheduler gives its threads: processors / (threads + busy processes).
-With OpenMP's threads that sleep while they wait, as `aift` has them on a busy machine, it keeps at least 80 % of that; with
-threads that spin, a fifth.
+With OpenMP's threads that sleep while they wait, as `aift` has them on a busy machine, it has to keep 80 % of that; with
+threads that spin it keeps a fifth to a quarter.
 """
 
 from __future__ import annotations

@@ -384,7 +384,8 @@ def test_a_pipe_has_a_line_when_it_is_said():
         "import os; from ai_finetuning.apps.cli.main import _safe_streams; "
         "_safe_streams(); print('takes 5 min'); os._exit(0)"
     )
-    done = subprocess.run([sys.executable, "-c", said], capture_output=True, env=environment(), check=True)
+    told = environment(PYTHONUNBUFFERED="")  # which would say it at once by itself
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, env=told, check=True)
     assert done.stdout.decode().strip() == "takes 5 min"
 
 

@@ -456,7 +456,7 @@ struct Document {
   int64_t first, tokens, padded, kept;
 };
 
-// Sizes and options of attention as in blocks.py; `queries` of a block.
+// Sizes and options of attention as in attention_blocks.py; `queries` of a block.
 struct AttentionPlan {
   int64_t heads, kv_heads, d, half, queries, window;
   float scale;

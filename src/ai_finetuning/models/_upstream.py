@@ -122,8 +122,9 @@ def without_bitsandbytes() -> Iterator[None]:
 
     peft 0.19 to 0.21 imports it with itself and for every layer that it wraps, wherever it is installed, and with it torch's
     compiler: seconds of a start, and 39 MiB. That is so only where this block has not been: None in `sys.modules` is a module
-    that is not there (Python's reference, the import system), and what peft remembers of it is forgotten at the end. Other
-    threads than the first one import as ever, as None would be there for all of them.
+    that is not there (Python's reference, the import system), and what peft remembers of it is forgotten at the end, but for
+    `peft.helpers`, whose search for layers by condition numbers (nothing here calls it) then reads packed weights as they are.
+    Other threads than the first one import as ever, as None would be there for all of them.
     """
     if "bitsandbytes" in sys.modules or threading.current_thread() is not threading.main_thread():
         yield
