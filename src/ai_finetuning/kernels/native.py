@@ -307,7 +307,7 @@ def _attention(
     assert {tensor.dtype for tensor in there[:-3]} == {probabilities.dtype}, name
     assert {tensor.dtype for tensor in angles} == {torch.float32}, name
     assert documents.dtype is torch.int64, name
-    assert int(documents[:, :2].sum(1).max()) <= angles[0].shape[0], name
+    assert max(first + length for first, length, *_ in documents.tolist()) <= angles[0].shape[0], name
     three = [plan.heads * plan.d, plan.kv_heads * plan.d, plan.kv_heads * plan.d]
     widths = [*three, three[0]] if name == "attention_forward" else [three[0], *three, *three, three[0]]
     for tensor, width in zip((*rows, *angles), (*widths, plan.half, plan.half), strict=True):
