@@ -3,6 +3,9 @@
 A tokenizer that keeps track of offsets needs half as long again as one that does not. Where its normalization keeps every
 character's place and its pieces are the text's own characters or bytes, the ends of the tokens are the sums of their
 lengths. Anything else is left to the tokenizer's own offsets; so is any text whose lengths do not add up.
+
+Such a tokenizer is asked for lines, where the tokens of a text are those of its lines: what it makes of a long text lies all
+over the memory.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,10 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # Added to the characters of a piece that needs more than a sum: one that begins inside a character of a byte-level vocabulary,
 # one that is a byte of another.
 _MARKED = 1 << 24
+# Characters from which a text is divided at its next line end, and the most that a text has (tokenize.py refuses longer ones).
+_PART, MOST_CHARACTERS = 1 << 10, 1 << 22
+# What a Unigram model takes from its worst score for a character that it lacks (tokenizers' K_UNK_PENALTY).
+_UNKNOWN = 10
 
 
 class PieceLengths:
@@ -37,15 +45,46 @@ class PieceLengths:
         self.known = (self.by_bytes or _is_unigram(core, *kinds)) and self._has_frame(core)
         if self.known:
             self._measure(tokenizer)
+            self._by_lines = not self.by_bytes and _divides_at_lines(core)
 
     def _has_frame(self, core: Any) -> bool:
-        """Whether special tokens stand around a text in the same number always; notes how many."""
+        """Whether the same special tokens stand around every text; notes them."""
         bare, framed = (core.encode("あ", add_special_tokens=special).ids for special in (False, True))
-        before = next((place for place in range(len(framed)) if framed[place : place + len(bare)] == bare), None)
+        count = len(bare)
+        before = next((place for place in range(len(framed)) if framed[place : place + count] == bare), None)
         if before is None:
             return False
-        self._frame = (before, len(framed) - before - len(bare))
+        self._frame = framed[:before], framed[before + count :]
         return True
+
+    def encode(self, core: Any, texts: Sequence[str], special: Sequence[bool]) -> list[NDArray[np.int32]]:
+        """Ids [tokens] of each text, those that the tokenizer gives for all of it.
+
+        Args:
+            core: the tokenizer's Rust object, whose switches are set.
+            texts: of at most MOST_CHARACTERS each.
+            special: of each text, whether the tokenizer puts its own special tokens around it.
+        """
+        parts = [self._parts_of(text) for text in texts]
+        coded = iter(core.encode_batch_fast(list(chain.from_iterable(parts)), add_special_tokens=False))
+        obtained = []
+        for own, framed in zip(parts, special, strict=True):
+            before, after = self._frame if framed else ([], [])
+            lists = [before, *(next(coded).ids for _ in own), after]
+            obtained.append(
+                np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=sum(len(ids) for ids in lists))
+            )
+        return obtained
+
+    def _parts_of(self, text: str) -> list[str]:
+        """Some lines each, or all of the text."""
+        if not self._by_lines:
+            return [text]
+        parts, start = [], 0
+        while end := text.find("\n", start + _PART) + 1:
+            parts.append(text[start:end])
+            start = end
+        return [*parts, text[start:]] if start < len(text) else parts or [text]
 
     def _measure(self, tokenizer: Any) -> None:
         vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
@@ -76,7 +115,7 @@ class PieceLengths:
         """
         if self._composes and not unicodedata.is_normalized("NFC", text):
             return None  # characters that are taken away and added may come to the same length
-        before, after = self._frame if special else (0, 0)
+        before, after = map(len, self._frame) if special else (0, 0)
         inner = slice(before, len(ids) - after)
         characters = self._characters.take(ids[inner])
         if characters.min(initial=0) < 0:
@@ -143,6 +182,29 @@ def _is_unigram(core: Any, normalizer: list[Any], pre_tokenizer: list[Any], post
         and all(item["type"] == "Replace" and _changes_blanks(item) for item in normalizer)
         and all(item["type"] == "TemplateProcessing" for item in post_processor)
     )
+
+
+def _divides_at_lines(core: Any) -> bool:
+    """Whether the tokens of a text are those of its lines: no piece goes on behind a line end, which is never unknown, and
+    which segmentation of a line has the best sum of scores does not depend on the sums before it.
+
+    A model that is `_is_unigram` is meant. Sums are 64 bit (Kudo 2018's lattice in the library tokenizers): they are exact where
+    the scores are multiples of one power of two that leaves room for the longest text. Rounded ones would decide between
+    segmentations that are equally good, such as the two of `ーーー` in pieces of one and two, by what stands before.
+    """
+    added = core.get_added_tokens_decoder().values()
+    if any(
+        token.lstrip or token.rstrip or token.single_word or "\n" in token.content.removesuffix("\n") for token in added
+    ):
+        return False
+    if any(token.content == "\n" for token in added):
+        return True
+    vocabulary = json.loads(core.model.__getstate__())["vocab"]
+    if not any(piece == "\n" for piece, _ in vocabulary) or any("\n" in piece[:-1] for piece, _ in vocabulary):
+        return False
+    finest = max(score.as_integer_ratio()[1] for _, score in vocabulary)
+    largest = max(abs(score) for _, score in vocabulary) + _UNKNOWN
+    return bool(largest * finest * MOST_CHARACTERS < 2**53)
 
 
 def _changes_blanks(item: dict[str, Any]) -> bool:

@@ -25,12 +25,11 @@ from .encode_report import EncodeReport
 from .example import Example as Example
 from .messages import Sample
 from .offset_tokenizer import OffsetTokenizer
-from .piece_lengths import PieceLengths
+from .piece_lengths import MOST_CHARACTERS, PieceLengths
 from .rendering import SIDES, Prompts, Rendered, render_sample
 
 MAX_LOST_SHARE = 0.2
 _BATCH, _BATCH_CHARACTERS, _AHEAD = 512, 2**18, 2
-_MOST_CHARACTERS = 1 << 22
 # Characters of a data set behind which offsets by the lengths of pieces are worth their table.
 _MANY = 2**19
 # Characters on which the offsets by lengths are compared with the tokenizer's own, and of each text.
@@ -129,10 +128,10 @@ def _rendered(samples: Iterable[Sample], prompts: Prompts, bad: BadRows, report:
 def _check_characters(items: Sequence[Rendered]) -> None:
     """Refuses a text that no tokenizer should get in one piece: tokenizers need some 200 bytes for each character."""
     longest = max((len(item.text) for item in items), default=0)
-    if longest > _MOST_CHARACTERS:
+    if longest > MOST_CHARACTERS:
         raise BadRow(
-            f"1 つの行が {longest:,} 文字あります。{_MOST_CHARACTERS:,} 文字以下に分けてください",
-            f"a row of {longest:,} characters; divide it into rows of at most {_MOST_CHARACTERS:,}",
+            f"1 つの行が {longest:,} 文字あります。{MOST_CHARACTERS:,} 文字以下に分けてください",
+            f"a row of {longest:,} characters; divide it into rows of at most {MOST_CHARACTERS:,}",
         )
 
 
@@ -246,27 +245,31 @@ class Segmenter:
         """
         beginnings = [replace(item, text=item.text[:_BEGINNING]) for item in items[: _COMPARED // _BEGINNING]]
         told = [
-            None if mine is None else np.array_equal(mine, theirs)
-            for mine, theirs in (
-                (lengths.offsets(ids, item.text, special=item.add_special_tokens), theirs)
-                for item, (ids, theirs) in zip(beginnings, segment(beginnings, self.tokenizer), strict=True)
+            None if mine is None else np.array_equal(ids, theirs) and np.array_equal(mine, offsets)
+            for (ids, mine), (theirs, offsets) in zip(
+                self._told(beginnings, lengths), segment(beginnings, self.tokenizer), strict=True
             )
         ]
         return False not in told and 2 * told.count(None) <= len(told)
 
     def _by_lengths(self, items: list[Rendered], lengths: PieceLengths) -> list[_Tokens]:
+        # A rare text has lengths that do not add up.
+        return [
+            (ids, offsets) if offsets is not None else segment([item], self.tokenizer)[0]
+            for item, (ids, offsets) in zip(items, self._told(items, lengths), strict=True)
+        ]
+
+    def _told(
+        self, items: list[Rendered], lengths: PieceLengths
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.int32] | None]]:
+        """Ids of every text, and its offsets where lengths tell them."""
         self.tokenizer("")  # sets the backend's switches as every call of it does
-        obtained: dict[int, _Tokens] = {}
-        for special in (False, True):
-            places = [place for place, item in enumerate(items) if item.add_special_tokens is special]
-            texts = [items[place].text for place in places]
-            coded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
-            for place, text, encoding in zip(places, texts, coded, strict=True):
-                ids = np.fromiter(own := encoding.ids, dtype=np.int32, count=len(own))
-                offsets = lengths.offsets(ids, text, special=special)
-                # A rare text has lengths that do not add up.
-                obtained[place] = (ids, offsets) if offsets is not None else segment([items[place]], self.tokenizer)[0]
-        return [obtained[place] for place in range(len(items))]
+        special = [item.add_special_tokens for item in items]
+        coded = lengths.encode(self.tokenizer.backend_tokenizer, [item.text for item in items], special)
+        return [
+            (ids, lengths.offsets(ids, item.text, special=item.add_special_tokens))
+            for item, ids in zip(items, coded, strict=True)
+        ]
 
 
 def segment(items: list[Rendered], tokenizer: Any) -> list[_Tokens]:

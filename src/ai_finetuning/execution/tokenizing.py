@@ -13,6 +13,7 @@ from ..data.pieces import PieceMaker, Reading
 from ..data.store.plain import from_plain
 from ..data.store.preparing import Encoder
 from ..data.store.wire import receive, send, serve
+from ..system import collector
 from ..system.children import isolated_python
 from ..system.cores import physical_cores
 
@@ -56,6 +57,7 @@ def training_tokenizer(model: str, config: RunConfig) -> Any:
 
 def main() -> None:
     """Opens the tokenizer that it is told, then encodes batches of rows from stdin to stdout."""
+    collector.hold_back()
     from ..models.tokenizers import load_tokenizer
 
     # What a library prints must not come between the answers.
@@ -63,8 +65,10 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     setup, _ = receive(sys.stdin.buffer)
     tokenizer = load_tokenizer(setup["tokenizer"])
+    collector.as_usual()
     send(outgoing, {"digest": tokenizer_digest(tokenizer)})
     serve(PieceMaker(tokenizer, from_plain(Reading, setup["reading"]), many=True), sys.stdin.buffer, outgoing)
+    collector.leave()
 
 
 if __name__ == "__main__":

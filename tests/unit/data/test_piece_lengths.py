@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.support.models import SENTENCES, build_tokenizer
-from tokenizers import normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 
 from ai_finetuning.data import tokenize
 from ai_finetuning.data.messages import PlainText
@@ -159,3 +162,113 @@ def test_long_texts_are_judged_as_short_ones_are():
     table = table_of(range(0xD800, 0xE000), frozenset({0x3042}))
     assert [all_kinds(kinds_of(text, table)) for text in ("", "い", "あ", "\udc80", "いあ\ud800")] == [0, 0, 2, 1, 3]
     assert distinct(["あいあ", "", "𠮷\ud800"]) == {"あ", "い", "𠮷", "\ud800"}
+
+
+def lines() -> list[str]:
+    """Long texts whose line ends stand beside everything, and runs that two segmentations fit equally well."""
+    chance = random.Random(2)
+    parts = [*ALPHABET, "\n", "\n\n", "ー" * 7, "――――", "東京は日本の首都です。", "</s>", "<unk>", "▁", "。\n　"]
+    odd = ["".join(chance.choice(parts) for _ in range(chance.choice((300, 2000)))) for _ in range(40)]
+    return [
+        *odd,
+        "あ" * 3000,
+        "あ\n" * 3000,
+        "\n" * 3000,
+        "あ" * 1023 + "\n",
+        "あ" * 1024 + "\n",
+        "あ" * 1024 + "\nい",
+        "",
+    ]
+
+
+def unigram(change: Callable[[dict[str, Any]], object]) -> Any:
+    """kotoha-tiny with its settings changed."""
+    tokenizer = load_tokenizer("embedded:kotoha-tiny")
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(settings)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(settings))
+    return tokenizer
+
+
+def line_end_is_a_piece(settings: dict[str, Any]) -> None:
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] != "\n"]
+    settings["model"]["vocab"][4] = ["\n", -5.5]
+
+
+def rounded(settings: dict[str, Any]) -> None:
+    """Sums of such scores depend on what stands before."""
+    line_end_is_a_piece(settings)
+    for piece in settings["model"]["vocab"]:
+        piece[1] = round(1.1 * piece[1], 4)
+
+
+def goes_on(settings: dict[str, Any]) -> None:
+    line_end_is_a_piece(settings)
+    settings["model"]["vocab"][200] = ["\n　", -2.0]
+
+
+def ends_lines(settings: dict[str, Any]) -> None:
+    line_end_is_a_piece(settings)
+    settings["model"]["vocab"][200] = ["。\n", -2.0]
+
+
+def has_no_line_end(settings: dict[str, Any]) -> None:
+    line_end_is_a_piece(settings)
+    settings["model"]["vocab"][4] = ["ｰ", -5.5]
+
+
+def takes_blanks(settings: dict[str, Any]) -> None:
+    line_end_is_a_piece(settings)
+    settings["added_tokens"][2]["rstrip"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "divided"),
+    [
+        (lambda _: None, True),
+        (line_end_is_a_piece, True),
+        (ends_lines, True),
+        (rounded, False),
+        (goes_on, False),
+        (has_no_line_end, False),
+        (takes_blanks, False),
+    ],
+    ids=["kotoha", "piece", "ends lines", "rounded", "goes on", "no line end", "takes blanks"],
+)
+def test_a_text_that_is_encoded_by_lines_has_the_tokens_that_it_has_as_a_whole(change, divided: bool):
+    tokenizer = unigram(change)
+    core, lengths, asked = tokenizer.backend_tokenizer, PieceLengths(tokenizer), lines()
+    assert lengths.known
+    assert any(len(lengths._parts_of(text)) > 1 for text in asked) is divided
+    assert all("".join(lengths._parts_of(text)) == text for text in asked)
+    whole = [encoding.ids for encoding in core.encode_batch_fast(asked, add_special_tokens=False)]
+    obtained = lengths.encode(core, asked, [False] * len(asked))
+    assert [ids.tolist() for ids in obtained] == whole
+
+
+def test_lines_of_tokenizers_that_must_not_be_divided_have_other_tokens(monkeypatch: pytest.MonkeyPatch):
+    """What keeps them whole is needed: a piece that goes on behind a line end, and a token that takes the blanks behind it."""
+    monkeypatch.setattr("ai_finetuning.data.piece_lengths._divides_at_lines", lambda core: True)
+    for change, line in ((goes_on, "\n　東京"), (takes_blanks, "</s>\n\n")):
+        tokenizer = unigram(change)
+        core, lengths, text = tokenizer.backend_tokenizer, PieceLengths(tokenizer), "あ" * 1024 + line
+        assert lengths.encode(core, [text], [False])[0].tolist() != core.encode(text).ids
+
+
+@pytest.mark.parametrize("make", [framed, build_tokenizer], ids=["framed", "bare"])
+def test_the_tokenizers_own_tokens_stand_around_the_texts_that_get_them(make):
+    core, lengths = (tokenizer := make()).backend_tokenizer, PieceLengths(tokenizer)
+    special = [number % 2 == 0 for number in range(len(texts()))]
+    wanted = [core.encode(text, add_special_tokens=own).ids for text, own in zip(texts(), special, strict=True)]
+    assert [ids.tolist() for ids in lengths.encode(core, texts(), special)] == wanted
+
+
+def test_other_ids_than_the_tokenizers_are_found_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenize, "_MANY", 0)
+    monkeypatch.setattr("ai_finetuning.data.piece_lengths._divides_at_lines", lambda core: True)
+    tokenizer = unigram(goes_on)
+    samples = [PlainText("あ" * 1024 + "\n　東京", f"[{number}]") for number in range(3)]
+    segmenter, prompts = Segmenter(tokenizer), Prompts(tokenizer, "auto")
+    rows, _ = tokenize.encode_some(samples, prompts, 4096, "truncate", tokenize.BadRows(), segmenter)
+    whole = tokenizer.backend_tokenizer.encode(samples[0].text).ids
+    assert all(row.input_ids.tolist()[: len(whole)] == whole for row in rows)
