@@ -185,8 +185,8 @@ def _is_unigram(core: Any, normalizer: list[Any], pre_tokenizer: list[Any], post
 
 
 def _divides_at_lines(core: Any) -> bool:
-    """Whether the tokens of a text are those of its lines: no piece goes on behind a line end, which is never unknown, and
-    which segmentation of a line has the best sum of scores does not depend on the sums before it.
+    """Whether the tokens of a text are those of its lines: no piece goes on behind a line end, which is never unknown, or told
+    in bytes, and which segmentation of a line has the best sum of scores does not depend on the sums before it.
 
     A model that is `_is_unigram` is meant. Sums are 64 bit (Kudo 2018's lattice in the library tokenizers): they are exact where
     the scores are multiples of one power of two that leaves room for the longest text. Rounded ones would decide between
@@ -199,8 +199,12 @@ def _divides_at_lines(core: Any) -> bool:
         return False
     if any(token.content == "\n" for token in added):
         return True
-    vocabulary = json.loads(core.model.__getstate__())["vocab"]
-    if not any(piece == "\n" for piece, _ in vocabulary) or any("\n" in piece[:-1] for piece, _ in vocabulary):
+    model = json.loads(core.model.__getstate__())
+    vocabulary = model["vocab"]
+    pieces = {piece for piece, _ in vocabulary}
+    # Unknown characters that follow each other are one unknown token, or the bytes of each.
+    in_bytes = model["byte_fallback"] and all(f"<0x{byte:02X}>" in pieces for byte in range(256))
+    if not ("\n" in pieces or in_bytes) or any("\n" in piece[:-1] for piece in pieces):
         return False
     finest = max(score.as_integer_ratio()[1] for _, score in vocabulary)
     largest = max(abs(score) for _, score in vocabulary) + _UNKNOWN

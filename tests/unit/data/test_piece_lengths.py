@@ -212,9 +212,14 @@ def ends_lines(settings: dict[str, Any]) -> None:
     settings["model"]["vocab"][200] = ["。\n", -2.0]
 
 
-def has_no_line_end(settings: dict[str, Any]) -> None:
+def line_end_is_a_byte(settings: dict[str, Any]) -> None:
     line_end_is_a_piece(settings)
     settings["model"]["vocab"][4] = ["ｰ", -5.5]
+
+
+def line_end_is_unknown(settings: dict[str, Any]) -> None:
+    line_end_is_a_byte(settings)
+    settings["model"]["byte_fallback"] = False
 
 
 def takes_blanks(settings: dict[str, Any]) -> None:
@@ -228,12 +233,13 @@ def takes_blanks(settings: dict[str, Any]) -> None:
         (lambda _: None, True),
         (line_end_is_a_piece, True),
         (ends_lines, True),
+        (line_end_is_a_byte, True),
         (rounded, False),
         (goes_on, False),
-        (has_no_line_end, False),
+        (line_end_is_unknown, False),
         (takes_blanks, False),
     ],
-    ids=["kotoha", "piece", "ends lines", "rounded", "goes on", "no line end", "takes blanks"],
+    ids=["kotoha", "piece", "ends lines", "byte", "rounded", "goes on", "unknown", "takes blanks"],
 )
 def test_a_text_that_is_encoded_by_lines_has_the_tokens_that_it_has_as_a_whole(change, divided: bool):
     tokenizer = unigram(change)
@@ -247,9 +253,11 @@ def test_a_text_that_is_encoded_by_lines_has_the_tokens_that_it_has_as_a_whole(c
 
 
 def test_lines_of_tokenizers_that_must_not_be_divided_have_other_tokens(monkeypatch: pytest.MonkeyPatch):
-    """What keeps them whole is needed: a piece that goes on behind a line end, and a token that takes the blanks behind it."""
+    """What keeps them whole is needed: a piece that goes on behind a line end, a token that takes the blanks behind
+    it, and line ends that are one unknown token together.
+    """
     monkeypatch.setattr("ai_finetuning.data.piece_lengths._divides_at_lines", lambda core: True)
-    for change, line in ((goes_on, "\n　東京"), (takes_blanks, "</s>\n\n")):
+    for change, line in ((goes_on, "\n　東京"), (takes_blanks, "</s>\n\n"), (line_end_is_unknown, "\n\n")):
         tokenizer = unigram(change)
         core, lengths, text = tokenizer.backend_tokenizer, PieceLengths(tokenizer), "あ" * 1024 + line
         assert lengths.encode(core, [text], [False])[0].tolist() != core.encode(text).ids
