@@ -185,12 +185,12 @@ def _is_unigram(core: Any, normalizer: list[Any], pre_tokenizer: list[Any], post
 
 
 def _divides_at_lines(core: Any) -> bool:
-    """Whether the tokens of a text are those of its lines: no piece goes on behind a line end, which is never unknown, or told
-    in bytes, and which segmentation of a line has the best sum of scores does not depend on the sums before it.
+    """Whether the tokens of a text are those of its lines: a line end is never an unknown token, no piece goes on behind it, and
+    which segmentation of a line has the best sum of scores does not depend on the sums before it.
 
     A model that is `_is_unigram` is meant. Sums are 64 bit (Kudo 2018's lattice in the library tokenizers): they are exact where
     the scores are multiples of one power of two that leaves room for the longest text. Rounded ones would decide between
-    segmentations that are equally good, such as the two of `ーーー` in pieces of one and two, by what stands before.
+    segmentations that are equally good, such as the two of `あああ` in pieces of one and two, by what stands before.
     """
     added = core.get_added_tokens_decoder().values()
     if any(

@@ -164,6 +164,10 @@ def test_long_texts_are_judged_as_short_ones_are():
     assert distinct(["あいあ", "", "𠮷\ud800"]) == {"あ", "い", "𠮷", "\ud800"}
 
 
+# A line that two segmentations fit equally well again and again.
+EQUAL = "\n" + 50 * (5 * "あ" + "。")
+
+
 def lines() -> list[str]:
     """Long texts whose line ends stand beside everything, and runs that two segmentations fit equally well."""
     chance = random.Random(2)
@@ -172,6 +176,7 @@ def lines() -> list[str]:
     return [
         *odd,
         "あ" * 3000,
+        200 * "東京は日本の首都です。" + EQUAL,
         "あ\n" * 3000,
         "\n" * 3000,
         "あ" * 1023 + "\n",
@@ -227,6 +232,27 @@ def takes_blanks(settings: dict[str, Any]) -> None:
     settings["added_tokens"][2]["rstrip"] = True
 
 
+def takes_blanks_before(settings: dict[str, Any]) -> None:
+    line_end_is_a_piece(settings)
+    settings["added_tokens"][2]["lstrip"] = True
+
+
+def stands_alone(settings: dict[str, Any]) -> None:
+    """A line end between letters is left to the model, in which a piece goes on behind it."""
+    goes_on_in_a_word(settings)
+    settings["added_tokens"].append({**settings["added_tokens"][0], "id": 4, "content": "\n", "single_word": True})
+
+
+def goes_on_in_a_word(settings: dict[str, Any]) -> None:
+    line_end_is_a_piece(settings)
+    settings["model"]["vocab"][200] = ["\nい", -2.0]
+
+
+def token_goes_on(settings: dict[str, Any]) -> None:
+    settings["added_tokens"][7]["content"] = "\n問："
+    settings["model"]["vocab"][7][0] = "\n問："
+
+
 @pytest.mark.parametrize(
     ("change", "divided"),
     [
@@ -238,8 +264,10 @@ def takes_blanks(settings: dict[str, Any]) -> None:
         (goes_on, False),
         (line_end_is_unknown, False),
         (takes_blanks, False),
+        (takes_blanks_before, False),
+        (stands_alone, False),
+        (token_goes_on, False),
     ],
-    ids=["kotoha", "piece", "ends lines", "byte", "rounded", "goes on", "unknown", "takes blanks"],
 )
 def test_a_text_that_is_encoded_by_lines_has_the_tokens_that_it_has_as_a_whole(change, divided: bool):
     tokenizer = unigram(change)
@@ -253,14 +281,22 @@ def test_a_text_that_is_encoded_by_lines_has_the_tokens_that_it_has_as_a_whole(c
 
 
 def test_lines_of_tokenizers_that_must_not_be_divided_have_other_tokens(monkeypatch: pytest.MonkeyPatch):
-    """What keeps them whole is needed: a piece that goes on behind a line end, a token that takes the blanks behind
-    it, and line ends that are one unknown token together.
+    """What keeps them whole is needed: a piece or a token that goes on behind a line end, tokens that take the blanks
+    around them or stand between words alone, scores whose sums are rounded, and line ends that are one unknown token together.
     """
     monkeypatch.setattr("ai_finetuning.data.piece_lengths._divides_at_lines", lambda core: True)
-    for change, line in ((goes_on, "\n　東京"), (takes_blanks, "</s>\n\n"), (line_end_is_unknown, "\n\n")):
+    for change, line in (
+        (goes_on, "\n　東京"),
+        (takes_blanks, "</s>\n\n"),
+        (takes_blanks_before, "\n</s>"),
+        (stands_alone, "\nい"),
+        (token_goes_on, "\n問：い"),
+        (rounded, EQUAL),
+        (line_end_is_unknown, "\n\n"),
+    ):
         tokenizer = unigram(change)
         core, lengths, text = tokenizer.backend_tokenizer, PieceLengths(tokenizer), "あ" * 1024 + line
-        assert lengths.encode(core, [text], [False])[0].tolist() != core.encode(text).ids
+        assert lengths.encode(core, [text], [False])[0].tolist() != core.encode(text).ids, change
 
 
 @pytest.mark.parametrize("make", [framed, build_tokenizer], ids=["framed", "bare"])
