@@ -15,10 +15,20 @@ from tests.support.runs import weights_digest
 
 from ai_finetuning.config.run_folder import LAUNCH
 from ai_finetuning.errors import Reason
-from ai_finetuning.execution import build, derived, processes
+from ai_finetuning.execution import build, processes
 from ai_finetuning.execution.launcher import Ended
+from ai_finetuning.kernels import products
 from ai_finetuning.kernels.build import why_unavailable
-from ai_finetuning.kernels.products import OPENBLAS, PIECES, TORCH, why_no_pieces, why_not_openblas
+from ai_finetuning.kernels.products import (
+    OPENBLAS,
+    OPENBLAS_HEADS,
+    PIECES,
+    PIECES_HEADS,
+    TORCH,
+    TORCH_HEADS,
+    why_no_pieces,
+    why_not_here,
+)
 from ai_finetuning.models import fused
 from ai_finetuning.system import cores
 
@@ -82,12 +92,14 @@ def test_where_the_fused_blocks_are_missing_it_is_refused_with_the_way_out(
     assert recorded(tmp_path) == "portable"
 
 
-# Of each way: the function that says whether it is here, and what a refusal calls it.
+# Of each way: the function that says whether a part of it is here, and what a refusal calls that.
 MISSING = {
     OPENBLAS: ("why_not_openblas", "OpenBLAS's matrix products"),
     PIECES: ("why_no_pieces", "matrix products in pieces"),
+    TORCH_HEADS: ("why_no_pieces", "attention by heads"),
+    OPENBLAS_HEADS: ("why_no_pieces", "attention by heads"),
 }
-NOT_HERE = {OPENBLAS: why_not_openblas(), PIECES: why_no_pieces(torch.float32)}
+NOT_HERE = {name: why_not_here(name, torch.float32) for name in MISSING}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -110,7 +122,7 @@ def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
     if began in MISSING:
         asked, called = MISSING[began]
         with monkeypatch.context() as patch:
-            patch.setattr(derived, asked, lambda *_: Reason("ありません", "not there"))
+            patch.setattr(products, asked, lambda *_: Reason("ありません", "not there"))
             assert call("train", config, AUTO) == 78
         assert f"began with {called}, which cannot be had here (not there)" in logged()
     assert call("train", config, AUTO) == 0
@@ -118,10 +130,11 @@ def test_products_stay_those_of_the_run_and_are_refused_where_they_are_missing(
 
 
 @pytest.mark.parametrize("precision", [unless(why_no_pieces(dtype), name) for name, dtype in PRECISIONS.items()])
+@pytest.mark.parametrize("way", [PIECES, PIECES_HEADS])
 def test_a_run_in_pieces_resumes_bit_for_bit(
-    precision: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: str, precision: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(build, "chosen_products", lambda *_: PIECES)
+    monkeypatch.setattr(build, "chosen_products", lambda *_: way)
     monkeypatch.setattr(fused, "why_not_worth", lambda *_: None)  # bf16 on a processor without it, too
     settings = (f"training.runtime.precision={precision}", "data.packing=true")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -130,7 +143,7 @@ def test_a_run_in_pieces_resumes_bit_for_bit(
     assert call("train", str(write_run(whole, tiny_model_dir, num_epochs=1)), *settings) == 0
     config = interrupted(stopped, tiny_model_dir, monkeypatch, *settings)
     assert call("train", config, AUTO, *settings) == 0
-    assert recorded(whole, "products") == recorded(stopped, "products") == PIECES
+    assert recorded(whole, "products") == recorded(stopped, "products") == way
     assert weights_digest(whole / "out") == weights_digest(stopped / "out")
 
 

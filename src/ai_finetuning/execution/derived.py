@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from ..data.prepare import SPLIT, SPLITS
 from ..errors import ConfigError, Reason
 from ..kernels.products import NAMES as PRODUCTS
-from ..kernels.products import OPENBLAS, PIECES, why_no_pieces, why_not_openblas
+from ..kernels.products import OPENBLAS, PIECES, TORCH, Products, why_not_here
 from ..messages import notice
 from ..models.loading import DTYPES
 from .resume import ResumePoint, readable
@@ -74,6 +74,12 @@ _KNOWN = {
     "products": PRODUCTS,
     "strategy": ("ddp", "fsdp", "model_parallel"),
     "replay": (PARTS,),
+}
+# What a refusal says that a run began with, by the library of its products.
+_BEGAN = {
+    TORCH: Reason("ヘッドごとのアテンション", "attention by heads"),
+    OPENBLAS: Reason("OpenBLAS の行列積", "OpenBLAS's matrix products"),
+    PIECES: Reason("スレッドごとの行列積", "matrix products in pieces"),
 }
 # Numbers that count something.
 _AT_LEAST_ONE = ("batch_size", "gradient_accumulation_steps", "devices", "threads")
@@ -155,19 +161,17 @@ def validate_products(had: str, compute: torch.dtype) -> None:
     Raises:
         ConfigError: it is not here.
     """
-    if had == OPENBLAS:
-        began, reason = Reason(" OpenBLAS ", "OpenBLAS's matrix products"), why_not_openblas()
-    elif had == PIECES:
-        began, reason = Reason("スレッドごとの計算", "matrix products in pieces"), why_no_pieces(compute)
-    else:
+    reason = why_not_here(had, compute)
+    if reason is None:
         return
-    if reason is not None:
-        raise ConfigError(
-            f"この学習は行列積に{began.ja}を使って始まりましたが、ここでは使えません（{reason.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
-            "training.runtime.kernels=portable を付けて再開してください。",
-            f"this run began with {began.en}, which cannot be had here ({reason.en}). Resume it where it "
-            "began, or, if numbers may be rounded in another way from here on, with training.runtime.kernels=portable.",
-        )
+    library = Products(had).library
+    began = _BEGAN[TORCH if why_not_here(library, compute) is None else library]
+    raise ConfigError(
+        f"この学習は{began.ja}で始まりましたが、ここでは使えません（{reason.ja}）。始めた環境で再開するか、数値の丸めが変わってよければ "
+        "training.runtime.kernels=portable を付けて再開してください。",
+        f"this run began with {began.en}, which cannot be had here ({reason.en}). Resume it where it "
+        "began, or, if numbers may be rounded in another way from here on, with training.runtime.kernels=portable.",
+    )
 
 
 def threads_of(had: int | None, now: int, cores: int, *, chosen: bool) -> int:

@@ -24,16 +24,18 @@ from .attention_pieces import attention_of
 from .blocks import Made
 from .build import processor
 from .products import (
-    NAMES,
     OPENBLAS,
+    OPENBLAS_HEADS,
     PIECES,
+    PIECES_HEADS,
     TORCH,
+    TORCH_HEADS,
     Products,
     openblas_version,
     release,
     rounded,
     why_no_pieces,
-    why_not_openblas,
+    why_not_here,
 )
 
 # Time of torch's products over another way's from which on that one is taken.
@@ -74,13 +76,11 @@ def chosen_products(shapes: Sequence[tuple[int, int]], attention: AttentionShape
 
 
 def _ways(dtype: torch.dtype) -> list[str]:
-    """Those that can compute here, torch first."""
-    missing = {
-        TORCH: False,
-        OPENBLAS: dtype is not torch.float32 or why_not_openblas() is not None,
-        PIECES: why_no_pieces(dtype) is not None,
-    }
-    return [name for name in NAMES if not missing[name]]
+    """Those to choose among that can compute here, torch first."""
+    if dtype is not torch.float32:
+        return [name for name in (TORCH, PIECES_HEADS) if why_not_here(name, dtype) is None]
+    others = (TORCH_HEADS, OPENBLAS_HEADS) if why_no_pieces(dtype) is None else (OPENBLAS,)
+    return [name for name in (TORCH, *others) if why_not_here(name, dtype) is None]
 
 
 def _kept(entry: Path, ways: Sequence[str]) -> str | None:
@@ -127,11 +127,11 @@ def _one_pass(
     lengths: tuple[int, ...],
     attention: AttentionShape,
 ) -> None:
-    rows = rounded(sum(lengths)) if products.name == PIECES else sum(lengths)
+    rows = rounded(sum(lengths)) if products.library == PIECES else sum(lengths)
     for x, weight in layers:
         y = products.mm(x[:rows], weight.t())
         products.add(products.mm(y, weight), y, weight)
     angles = torch.zeros(rows, attention.head_dim // 2)
     given = [part[:rows].detach().requires_grad_() for part in heads]
-    mixed = Made.apply(attention_of(lengths, attention, products.name), *given, angles, angles)
+    mixed = Made.apply(attention_of(lengths, attention, products, heads[0].dtype), *given, angles, angles)
     torch.autograd.grad(mixed, given, mixed.detach())

@@ -106,16 +106,18 @@ class LinearCrossEntropy(Function):
         dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for part in _chunks(hidden, compute, kernel, chunk_bytes):
-            logits = products.mm(hidden[part], compute.t())
-            total += kernel(logits, targets[part], cap=cap, with_gradient=wants_hidden or wants_weight).sum()
+            rows = products.same_shapes(hidden[part], part.stop - part.start)
+            logits = products.mm(rows, compute.t())
+            wanted, real = targets[part], logits[: len(targets[part])]
+            total += kernel(real, wanted, cap=cap, with_gradient=wants_hidden or wants_weight).sum()
             if dhidden is not None:
-                dhidden[part] = products.mm(logits, compute)
+                dhidden[part] = products.mm(logits, compute)[: len(wanted)]
             if dweight is not None:
                 if kernel is native.cross_entropy and compute.dtype is dweight.dtype:
-                    products.add(dweight, logits.t(), hidden[part])
+                    products.add(dweight, logits.t(), rows)
                 else:
-                    dweight += torch.mm(logits.t(), hidden[part])
-            del logits  # before the next ones are made
+                    dweight += torch.mm(logits.t(), rows)
+            del logits, real  # before the next ones are made
         ctx.gradients = dhidden, dweight, weight.dtype
         return total
 
@@ -184,12 +186,13 @@ class LinearLogProbabilities(Function):
         exact = torch.float32 if hidden.device.type == "mps" else torch.float64
         sums = torch.zeros(owners, dtype=exact, device=hidden.device)
         for part in _chunks(hidden, compute, kernel, head.chunk_bytes):
-            logits = products.mm(hidden[part], compute.t())
-            losses = kernel(logits, targets[part], cap=head.cap, with_gradient=beside)
+            logits = products.mm(products.same_shapes(hidden[part], part.stop - part.start), compute.t())
+            wanted, real = targets[part], logits[: len(targets[part])]
+            losses = kernel(real, wanted, cap=head.cap, with_gradient=beside)
             sums.index_add_(0, owner[part], losses.to(exact), alpha=-1)
             if dhidden is not None:
-                dhidden[part] = products.mm(logits, compute)
-            del logits  # before the next ones are made
+                dhidden[part] = products.mm(logits, compute)[: len(wanted)]
+            del logits, real  # before the next ones are made
         if wants_weight:
             ctx.save_for_backward(hidden, weight, targets, owner)
         else:
@@ -210,12 +213,14 @@ class LinearLogProbabilities(Function):
         dhidden = torch.empty_like(hidden)
         dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for part in _chunks(hidden, compute, kernel, head.chunk_bytes):
-            logits = products.mm(hidden[part], compute.t())
-            kernel(logits, targets[part], cap=head.cap, with_gradient=True)
-            logits *= _factors(gradient, owner[part])
-            dhidden[part] = products.mm(logits, compute)
-            dweight += torch.mm(logits.t(), hidden[part])
-            del logits
+            rows = products.same_shapes(hidden[part], part.stop - part.start)
+            logits = products.mm(rows, compute.t())
+            wanted, real = targets[part], logits[: len(targets[part])]
+            kernel(real, wanted, cap=head.cap, with_gradient=True)
+            real *= _factors(gradient, owner[part])
+            dhidden[part] = products.mm(logits, compute)[: len(wanted)]
+            dweight += torch.mm(logits.t(), rows)
+            del logits, real
         return (dhidden, dweight.to(weight.dtype), *none)
 
 

@@ -62,7 +62,7 @@ class MasterCasts:
 
 def padding_of(cast: Any, tokens: int) -> int:
     """Tokens behind the last document that give rows of similar length the same shapes, where that is faster."""
-    pieces = isinstance(cast, MasterCasts) and cast.products.name == PIECES
+    pieces = isinstance(cast, MasterCasts) and cast.products.library == PIECES
     return rounded(tokens) - tokens if pieces else 0
 
 
@@ -312,7 +312,7 @@ def _forward(plan: _Layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor], le
             for name, part in zip(family.head_norms, (q, k), strict=True)
         )
     cos, sin = (_half(table) for table in embeddings)
-    attended = attention_of(lengths, plan.attention, plan.cast.products.name)
+    attended = attention_of(lengths, plan.attention, plan.cast.products, plan.cast.dtype)
     inner: tuple[Any, ...] = (attended, q, k, v, cos, sin)
     if keeps_attention(plan.cast.dtype):
         inner = (Given(), Made.apply(*inner))

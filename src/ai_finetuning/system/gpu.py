@@ -17,7 +17,7 @@ import torch
 
 from ..errors import ConfigError
 from ..messages import notice
-from . import nvml
+from . import heap, nvml
 
 _GB = 1e9
 
@@ -175,10 +175,11 @@ def let_segments_grow() -> None:
 @contextlib.contextmanager
 def computing_on(device: torch.device, *, mixed_precision: bool) -> Iterator[None]:
     """Around a run: peaks of GPU memory count from its beginning, and the fp32 products that mixed precision leaves
-    take the fast units (TF32). Plain fp32 stays exact (docs/decisions/0110).
+    take the fast units (TF32). Plain fp32 stays exact (docs/decisions/0110). A CPU's heap keeps what bf16 steps free.
     """
     if device.type != "cuda":
-        yield
+        with heap.kept() if device.type == "cpu" and mixed_precision else contextlib.nullcontext():
+            yield
         return
     if own_gpu() is not None:
         for index in range(torch.cuda.device_count()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,9 @@ from ai_finetuning.kernels import native
 from ai_finetuning.kernels.attention import document_attention
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.inputs import Gated, Given, Normed, Source
-from ai_finetuning.kernels.loss import LinearCrossEntropy, LinearDivergence
-from ai_finetuning.kernels.products import why_no_pieces
+from ai_finetuning.kernels.loss import HeadSettings, LinearCrossEntropy, LinearDivergence, LinearLogProbabilities
+from ai_finetuning.kernels.products import PIECES_HEADS, Products, why_no_pieces
+from ai_finetuning.models.fused import MasterCasts
 
 REASON = why_unavailable(torch.device("cpu"))
 compiled = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels here: {REASON}")
@@ -152,24 +155,24 @@ def test_norms_and_gates_are_made_again_to_the_bit(dtype: torch.dtype):
 def test_attention_is_made_again_to_the_bit(lengths: tuple, window: int, cap: float, dtype: torch.dtype):
     from ai_finetuning.kernels.attention_blocks import Attended, AttentionShape
     from ai_finetuning.kernels.attention_pieces import attention_of
-    from ai_finetuning.kernels.products import PIECES
+    from ai_finetuning.kernels.products import PIECES, TORCH_HEADS, Products
 
     shape, cos = AttentionShape(4, 2, 16, 16**-0.5, window, cap), leaf(340, 6, seed=4).detach()
     widths = (64, 64, 32, 32)
     dy, *inputs = (leaf(340, width, seed=seed).detach().to(dtype) for seed, width in enumerate(widths))
     same_again(Attended(lengths, shape), dy, *inputs, cos, cos)
-    if why_no_pieces(dtype) is None:
-        same_again(attention_of(lengths, shape, PIECES), dy, *inputs, cos, cos)
+    for name in (PIECES, TORCH_HEADS) if why_no_pieces(dtype) is None else ():
+        same_again(attention_of(lengths, shape, Products(name), dtype), dy, *inputs, cos, cos)
 
 
 @compiled
 @in_both_types
-@pytest.mark.parametrize("products", ["torch", "pieces"])
+@pytest.mark.parametrize("products", ["torch", "pieces", "torch+heads", "pieces+heads"])
 def test_what_a_layer_keeps(products: str, dtype: torch.dtype):
     """Neither norms nor the product with the gate are kept for the backward pass; in fp32, nothing of attention either."""
     from ai_finetuning.models.fused import attach
 
-    if products == "pieces" and (reason := why_no_pieces(dtype)) is not None:
+    if products != "torch" and (reason := why_no_pieces(dtype)) is not None:
         pytest.skip(f"no products in pieces here: {reason}")
     model = build_model().to(dtype)
     attach(model, dtype, products)
@@ -186,8 +189,8 @@ def test_what_a_layer_keeps(products: str, dtype: torch.dtype):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.model.layers[0](hidden, position_embeddings=angles, seq_lens=(200, 56, 256))
     unit = tokens * 64 * dtype.itemsize
-    # Of blocks of up to 256 queries; in pieces documents are padded to 32 tokens.
-    sizes = (224, 64, 256) if products == "pieces" else (200, 56, 256)
+    # Of blocks of up to 256 queries; by heads documents are padded to 32 tokens.
+    sizes = (200, 56, 256) if products == "torch" else (224, 64, 256)
     attention = 0 if dtype is torch.float32 else unit + 4 * sum(size**2 for size in sizes) * dtype.itemsize
     # x, q, x again; k and v, each half as wide; gate and up, each twice as wide; the angles.
     assert sum(kept.values()) < 9 * unit + attention, sum(kept.values()) / unit
@@ -242,12 +245,13 @@ def test_fused_attention(case: dict, dtype: torch.dtype):
 
 @compiled
 @in_both_types
+@pytest.mark.parametrize("queries", [64, 256])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize(
     "case", [{"lengths": (5, 1, 40)}, {"lengths": (300, 17, 600)}, {"lengths": (300, 17), "window": 64}]
 )
-def test_attention_in_pieces(case: dict, padding: int, threads: int, dtype: torch.dtype):
+def test_attention_in_pieces(case: dict, padding: int, threads: int, queries: int, dtype: torch.dtype):
     """Rotated as the other attention rotates, the same for any number of threads, zeros behind the documents."""
     from ai_finetuning.kernels.attention_blocks import Attended, AttentionShape
     from ai_finetuning.kernels.attention_pieces import AttendedInPieces
@@ -260,23 +264,24 @@ def test_attention_in_pieces(case: dict, padding: int, threads: int, dtype: torc
     inputs = [leaf(tokens, width, seed=seed).detach().to(dtype) for seed, width in enumerate((64, 32, 32))]
     seed = leaf(tokens, 64, seed=9).detach().to(dtype)
 
-    def of(way: type, dtype: torch.dtype) -> list[torch.Tensor]:
+    def of(attended: Any, dtype: torch.dtype) -> list[torch.Tensor]:
         given = [part.to(dtype).requires_grad_() for part in inputs]
-        mixed = Made.apply(way(lengths, shape), *given, angles.cos(), angles.sin())
+        mixed = Made.apply(attended, *given, angles.cos(), angles.sin())
         return [mixed, *torch.autograd.grad(mixed, given, seed.to(dtype))]
 
+    mine = AttendedInPieces(lengths, shape, queries)
     torch.set_num_threads(threads)
     try:
-        got, again, expected = of(AttendedInPieces, dtype), of(AttendedInPieces, dtype), of(Attended, torch.float32)
+        got, again, expected = of(mine, dtype), of(mine, dtype), of(Attended(lengths, shape), torch.float32)
         torch.set_num_threads(2)
-        other = of(AttendedInPieces, dtype)
+        other = of(mine, dtype)
     finally:
         torch.set_num_threads(before)
-    for mine, repeated, elsewhere, theirs in zip(got, again, other, expected, strict=True):
-        assert torch.equal(mine, repeated)
-        assert torch.equal(mine, elsewhere)
-        assert apart(mine[:used], theirs[:used]) < ERROR[dtype]
-        assert not mine[used:].any()
+    for obtained, repeated, elsewhere, theirs in zip(got, again, other, expected, strict=True):
+        assert torch.equal(obtained, repeated)
+        assert torch.equal(obtained, elsewhere)
+        assert apart(obtained[:used], theirs[:used]) < ERROR[dtype]
+        assert not obtained[used:].any()
 
 
 LONG = pytest.param({"lengths": (3, 128, 1100, 129)}, id="longer than probabilities are kept")
@@ -370,6 +375,55 @@ def test_chunked_loss_is_the_plain_one(chunk_bytes: int, cap: float):
     assert float(got.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for a, b in zip(mine, exact, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+class InSameShapes(MasterCasts):
+    """Notes how many rows the products have that the head's weight is a factor of."""
+
+    def __init__(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(dtype, PIECES_HEADS)
+        self.rows: set[int] = set()
+        original = Products.mm
+        monkeypatch.setattr(Products, "mm", lambda own, a, b: self.rows.add(a.shape[0]) or original(own, a, b))
+
+
+@compiled
+@in_both_types
+@pytest.mark.parametrize(
+    ("rows", "at_a_time", "shapes"), [(1, 64, {32}), (23, 7, {7}), (70, 64, {32, 64}), (64, 64, {64})]
+)
+@pytest.mark.parametrize("cap", [0.0, 3.0])
+def test_a_head_has_few_shapes(
+    rows: int, at_a_time: int, shapes: set[int], cap: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """Rows are padded for the products, and the padding is in no loss and in no gradient."""
+    if (reason := why_no_pieces(dtype)) is not None:
+        pytest.skip(f"no products in pieces here: {reason}")
+    hidden, weight, targets = leaf(rows, 16, seed=0), leaf(50, 16, seed=1), torch.arange(rows) % 50
+    owner, cast = torch.arange(rows) % 3, InSameShapes(dtype, monkeypatch)
+
+    def logs(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        logits = h @ w.t()
+        logits = torch.tanh(logits / cap) * cap if cap else logits
+        return logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+
+    chunk = 4 * 50 * at_a_time
+    both(
+        lambda h, w: LinearCrossEntropy.apply(h, w, targets, cap, chunk, cast, True)[None],
+        lambda h, w: -logs(h, w).sum()[None],
+        hidden,
+        weight,
+        dtype=dtype,
+    )
+    settings = HeadSettings(cap, chunk, cast, compiled=True)
+    both(
+        lambda h, w: LinearLogProbabilities.apply(h, w, targets, owner, 3, settings),
+        lambda h, w: torch.zeros(3).index_add(0, owner, logs(h, w)),
+        hidden,
+        weight,
+        dtype=dtype,
+    )
+    assert cast.rows == shapes
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 16 * 50 * 7, 2**20])

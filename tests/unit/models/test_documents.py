@@ -17,7 +17,15 @@ from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.errors import ModelError
 from ai_finetuning.kernels import attention, native
 from ai_finetuning.kernels.build import why_unavailable
-from ai_finetuning.kernels.products import OPENBLAS, PIECES, TORCH, why_no_pieces, why_not_openblas
+from ai_finetuning.kernels.products import (
+    OPENBLAS,
+    PIECES,
+    PIECES_HEADS,
+    TORCH,
+    TORCH_HEADS,
+    why_no_pieces,
+    why_not_openblas,
+)
 from ai_finetuning.models import documents
 from ai_finetuning.models.activation_checkpointing import enable_activation_checkpointing
 from ai_finetuning.models.adapters import add_lora
@@ -187,10 +195,11 @@ def test_products_by_openblas_are_exact(monkeypatch: pytest.MonkeyPatch, family:
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("products", [PIECES, PIECES_HEADS, TORCH_HEADS])
 def test_products_in_pieces_are_exact(
-    monkeypatch: pytest.MonkeyPatch, family: str, lora: bool, autocast: torch.dtype | None
+    monkeypatch: pytest.MonkeyPatch, products: str, family: str, lora: bool, autocast: torch.dtype | None
 ):
-    """Attention by threads and rows rounded up included."""
+    """Attention by heads and rows rounded up included."""
     wrapped, model = build(family, lora=lora)
     wrapped.train()
     loss, expected = reference(wrapped)
@@ -201,9 +210,10 @@ def test_products_in_pieces_are_exact(
             lambda call, name, *given, **options: calls.append(name) or call(*given, **options), original, name
         )
         monkeypatch.setattr(native, name, noted)
-    name, got, mine = step(wrapped, model, autocast=autocast, kernels="fused", products=PIECES)
+    name, got, mine = step(wrapped, model, autocast=autocast, kernels="fused", products=products)
     assert name == "fused"
-    assert calls.count("product_in_pieces") > 20
+    # All products of these small models are thin.
+    assert calls.count("product_in_pieces") > 20 if products == PIECES else "product_in_pieces" not in calls
     assert ("attention_forward" in calls) == (family != "Gemma2")  # which caps its scores
     assert got == pytest.approx(loss, rel=1e-5 if autocast is None else 2e-3)
     assert distance(mine, expected) < (1e-5 if autocast is None else 3e-2)

@@ -1,7 +1,8 @@
-"""What a process has freed goes back to the operating system."""
+"""What a process has freed goes back to the operating system, or stays for its next steps."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -35,6 +36,57 @@ def left(given_back: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+
+@glibc
 def test_freed_blocks_go_back():
     assert left("yes") < 2 << 20 < left("no")
+
+
+# Steps as a training's: blocks of many sizes, written and freed. How many pages a step is given anew, and how much of what was
+# freed is left in the end.
+STEPS = """
+import resource, sys
+import psutil
+from ai_finetuning.system import heap
+def step():
+    blocks = [bytearray(size << 20) for size in (1, 3, 9, 40, 70, 2)]
+    del blocks
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def run():
+    for _ in range(3):
+        step()
+    before = faults()
+    for _ in range(4):
+        step()
+    return faults() - before
+size = lambda: psutil.Process().memory_info().rss
+start = size()
+with heap.kept():
+    inside, held = run(), size() - start
+print(inside, held, size() - start, run())
+"""
+
+
+def steps(**environment: str) -> list[int]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", STEPS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=inherited | environment)
+    return [int(part) for part in done.stdout.split()]
+
+
+@glibc
+def test_steps_are_given_no_new_pages_and_all_goes_back_behind_them():
+    faults, held, left, others = steps()
+    assert faults < 1000 < others  # a step writes 32,000 pages
+    assert left < 4 << 20 < held
+
+
+@glibc
+@pytest.mark.parametrize("setting", [{"MALLOC_MMAP_MAX_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}])
+def test_a_heap_that_the_user_has_set_up_stays_as_it_is(setting: dict[str, str]):
+    faults, held, *_ = steps(**setting)
+    assert faults > 1000
+    assert held < 70 << 20
