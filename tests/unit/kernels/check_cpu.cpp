@@ -31,11 +31,13 @@ static void norms(bool centered) {
       dx[r * d + i] = rstd * (g[r * d + i] * w[i] - total - (x[r * d + i] - mean) * rstd * dot);
   }
   std::vector<real> in = narrow(x), back = narrow(g), out(rows * d), gradient(rows * d);
+  std::vector<real> again(rows * d);
   std::vector<float> scale = floats(w), shift = floats(b), stats(2 * rows), ow(d), ob(d);
   norm_forward(in.data(), scale.data(), centered ? shift.data() : nullptr, out.data(), stats.data(), rows, d, 1e-5f, 0.0f,
                centered);
-  norm_backward(back.data(), in.data(), scale.data(), stats.data(), gradient.data(), ow.data(), ob.data(), rows, d, 0.0f,
-                centered);
+  norm_backward(back.data(), in.data(), scale.data(), centered ? shift.data() : nullptr, stats.data(), gradient.data(),
+                again.data(), ow.data(), ob.data(), rows, d, 0.0f, centered);
+  if (again != out) note(INFINITY, "norm made again");
   compare("norm", out, y), compare("norm dx", gradient, dx), compare("norm dw", ow, dw);
   if (centered) compare("norm db", ob, db);
 }
@@ -73,9 +75,10 @@ static void gated(int act) {
     h[i] = value(g[i]) * u[i], du[i] = d[i] * value(g[i]);
     dg[i] = d[i] * u[i] * (value(g[i] + 1e-5) - value(g[i] - 1e-5)) / 2e-5;
   }
-  std::vector<real> gate = narrow(g), up = narrow(u), back = narrow(d), out(count), dgate(count), dup(count);
+  std::vector<real> gate = narrow(g), up = narrow(u), back = narrow(d), out(count), dgate(count), dup(count), again(count);
   gated_forward(gate.data(), up.data(), out.data(), count, act);
-  gated_backward(back.data(), gate.data(), up.data(), dgate.data(), dup.data(), count, act);
+  gated_backward(back.data(), gate.data(), up.data(), dgate.data(), dup.data(), again.data(), count, act);
+  if (again != out) note(INFINITY, "gated made again");
   compare("gated", out, h), compare("gated dgate", dgate, dg), compare("gated dup", dup, du);
 }
 

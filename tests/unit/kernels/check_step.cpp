@@ -203,8 +203,8 @@ struct Step {
   Matrix norm_back(const char* name, const Matrix& dy, const Matrix& x, const std::vector<float>& stats) {
     Matrix dx(x.size());
     gradients[name].assign(WIDTH, 0.0f);
-    norm_backward(dy.data(), x.data(), scales.at(name).data(), stats.data(), dx.data(), gradients[name].data(), nullptr,
-                  TOKENS, WIDTH, 0.0f, 0);
+    norm_backward(dy.data(), x.data(), scales.at(name).data(), nullptr, stats.data(), dx.data(), nullptr,
+                  gradients[name].data(), nullptr, TOKENS, WIDTH, 0.0f, 0);
     return dx;
   }
   Matrix heads_of(const Matrix& x, int64_t heads, int64_t start, int64_t length, bool turned) {
@@ -260,7 +260,7 @@ struct Step {
 
     Matrix dx2 = norm_back("norm 3", dn3, x2, stats3), dh(h.size()), dgate(h.size()), dup(h.size()), dn2(n2.size());
     backward("down", dx2, h, dh);
-    gated_backward(dh.data(), gate.data(), up.data(), dgate.data(), dup.data(), h.size(), 0);
+    gated_backward(dh.data(), gate.data(), up.data(), dgate.data(), dup.data(), nullptr, h.size(), 0);
     backward("gate", dgate, n2, dn2), backward("up", dup, n2, dn2);
     Matrix dx1 = norm_back("norm 2", dn2, x1, stats2), dmixed(mixed.size());
     for (size_t i = 0; i < dx1.size(); ++i) dx1[i] = store(load(dx1[i]) + load(dx2[i]));

@@ -24,9 +24,12 @@ OPTIONS = {"bf16": [], "fp32": ["-DAIFT_FLOAT"]}
 LIMITS = {"check_cpu.cpp": {"bf16": 1e-2, "fp32": 1e-6}, "check_step.cpp": {"bf16": 8e-2, "fp32": 2e-5}}
 
 
-@pytest.mark.slow
+# On this processor in every run of the tests, so that the programs follow the kernels; the others are slow.
+EACH = [pytest.param(name, marks=() if name == "this one" else pytest.mark.slow) for name in PROCESSORS]
+
+
 @pytest.mark.parametrize("kind", OPTIONS)
-@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("processor", EACH)
 @pytest.mark.parametrize("check", LIMITS)
 def test_kernels_and_a_step_compute_their_formulas(check: str, processor: str, kind: str, tmp_path: Path):
     """`check_step.cpp` is a whole step: a Llama block with adapters on packed documents, head and loss, forward and backward."""
