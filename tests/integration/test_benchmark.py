@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.support.patience import patience
 
+from ai_finetuning.kernels.products import rounded
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,7 +44,8 @@ def test_the_quick_benchmark_measures_the_same_documents(tmp_path):
     # 64 steps, one counted: the middle one.
     assert counted["naive"]["tokens"] == sum(cut[8 * 32 : 8 * 33])
     assert counted["naive"]["slots"] == 8 * 512
-    assert counted["ours"]["tokens"] <= counted["ours"]["slots"] <= result["documents"]["pack_tokens"]
+    # Rows may be padded, so that similar ones have the same shapes.
+    assert counted["ours"]["tokens"] <= counted["ours"]["slots"] <= rounded(result["documents"]["pack_tokens"])
     assert {obtained["precision"] for obtained in result["gate"]["ours"]} == {"bf16", "fp32"}
     assert result["versions"]["ours"]["torch"] == result["versions"]["naive"]["torch"]
     assert set(result["summary"]) == {"ours", "naive"}
