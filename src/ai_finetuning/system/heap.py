@@ -14,7 +14,7 @@ from typing import Any
 _FAST_BLOCKS, _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = 1, -1, -3, -8
 _OWN_MAPPING = 128 << 10
 # The largest thresholds that mallopt takes, and those that glibc itself arrives at when large blocks are freed: of mappings, and
-# of free memory at the end of the heap, twice as much.
+# of free memory at the end of the heap, twice as much. Before 2.35 it refuses a larger one of mappings than that.
 _LARGEST = 2**31 - 1
 _ARRIVED = 32 << 20
 # Bytes up to which freed blocks wait unjoined, by default. Each free of a large block joins all that wait.
@@ -55,7 +55,9 @@ def kept() -> Iterator[None]:
         yield
         return
     mallopt: Callable[[int, int], int] = library.mallopt
-    mallopt(_MMAP_THRESHOLD, _LARGEST)
+    # Any threshold ends glibc's own way to it, so that a refused one would leave every large block a mapping.
+    if not mallopt(_MMAP_THRESHOLD, _LARGEST):
+        mallopt(_MMAP_THRESHOLD, _ARRIVED)
     mallopt(_TRIM_THRESHOLD, _LARGEST)
     mallopt(_FAST_BLOCKS, 0)
     try:

@@ -83,5 +83,5 @@ def test_the_recipe_writes_the_same_folder_again_without_text_of_held_out_works(
         assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
     with gzip.open(source, "rt", encoding="utf-8") as file:
         held_out = [row["text"] for row in map(json.loads, file) if RECIPE.held_out(row["id"])]
-    assert len({text[:200] for text in held_out}) == 37
+    assert len(held_out) == len(set(held_out)) == 37  # two of them are editions of one work
     assert shared_with(held_out) <= PHRASES

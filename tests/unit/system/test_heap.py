@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from ai_finetuning.system import heap
+
 # Blocks of a megabyte beside small ones that stay, by several threads: what uploads and requests leave behind.
 CODE = """
 import sys, threading
@@ -90,3 +92,30 @@ def test_a_heap_that_the_user_has_set_up_stays_as_it_is(setting: dict[str, str])
     faults, held, *_ = steps(**setting)
     assert faults > 1000
     assert held < 70 << 20
+
+
+class Older:
+    """mallopt of glibc before 2.35, which refuses mappings above 32 MiB; no such library is at hand."""
+
+    def __init__(self) -> None:
+        self.has: dict[int, int] = {}
+
+    def mallopt(self, number: int, value: int) -> int:
+        if number == heap._MMAP_THRESHOLD and value > 32 << 20:
+            return 0
+        self.has[number] = value
+        return 1
+
+    def malloc_trim(self, _: int) -> int:
+        return 1
+
+
+def test_an_older_library_gets_the_most_that_it_takes(monkeypatch: pytest.MonkeyPatch):
+    """Without, every block above 128 KiB would be a mapping from then on: more new pages than before, not fewer."""
+    for name in heap._SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    library = Older()
+    monkeypatch.setattr(heap, "_glibc", lambda: library)
+    with heap.kept():
+        assert library.has[heap._MMAP_THRESHOLD] == 32 << 20
+    assert library.has[heap._MMAP_THRESHOLD] == 32 << 20
