@@ -134,7 +134,8 @@ def test_larger_models_simulated_as_real(name: str):
     real = real_step(work, group)
     print(f"{name}: {told.peak / 2**20:.1f} / {real.peak / 2**20:.1f} MiB, formula {bound / 2**20:.1f}")
     assert told.peak == pytest.approx(real.peak, rel=LIMIT)
-    assert bound >= told.peak
+    # A checkpoint is copied only where the copy fits beside what the formula counts (execution/build.py, copy_fits).
+    assert bound >= max(held for phase, held in told.phases.items() if phase != "save")
 
 
 @pytest.mark.parametrize(
