@@ -121,7 +121,9 @@ def test_the_formula_is_near_what_two_ranks_hold(name: str, tmp_path: Path):
     ],
 )
 def test_the_formula_lies_above_a_simulated_rank_of_fsdp_on_gpus(kind: str, full: bool):
-    """Full fine-tuning gathers 16 bits, embedding and head come by themselves, and each in a buffer beside its weights."""
+    """Full fine-tuning gathers 16 bits, embedding and head come by themselves, and each in a buffer beside its weights. The
+    formula counts copies of the logits that a compiled loss never makes, most of a model as small as this.
+    """
     with torch.device("meta"):
         model = build_model(kind, layers=3, hidden_size=256, vocab_size=20000)
     plan, group, shape = ParallelPlan("fsdp", Sizes(dp=4), sharded=True), [batch(1, 256)], shape_of(model)
@@ -140,4 +142,5 @@ def test_the_formula_lies_above_a_simulated_rank_of_fsdp_on_gpus(kind: str, full
     blocks = blocks_of(model, work, checkpointing=True)
     whole = memory.estimate(shape, work, checkpointing=True)
     bound = on_fullest_device(whole, shape, work, blocks, plan, 1)
-    assert told.peak <= bound.total - bound.base < 2.3 * told.peak
+    assert told.peak <= bound.total - bound.base
+    assert bound.total - bound.base - bound.logits < 1.3 * told.peak
