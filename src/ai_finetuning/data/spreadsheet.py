@@ -12,23 +12,16 @@ from typing import Any
 
 from ..errors import DataError
 from .bad_rows import BadRows
+from .cell_formats import NUMBERED, shown_date, shown_number, shown_text
 from .compression import bounded, limit_of, too_big
 from .rows import Content, File, FileReport, Row, parsing
 from .tables import heading_row, table
 
-_LOCALE = re.compile(r"\[[^\]]*\]")
-_TOKENS = re.compile(
-    r'"[^"]*"|\\.|ggge?|yyyy|yy|mmmm|mmm|mm|m|dddd|ddd|dd|d|aaaa|aaa|hh|h|ss|s|am/pm|a/p|[^"\\]', re.IGNORECASE
-)
+# How a workbook writes control characters.
+_ESCAPED = re.compile(r"_x00([01][0-9A-Fa-f])_")
 _ENTITY = re.compile(b"<!(?:DOCTYPE|ENTITY)|<\0!\0(?:D\0O\0C|E\0N\0T)")
 # Rows of an Excel sheet, and cells that are read of one.
 _ROWS, _CELLS = 1_048_576, 20_000_000
-_WEEKDAYS = "月火水木金土日"
-_ERAS = (
-    (datetime.date(2019, 5, 1), "令和"),
-    (datetime.date(1989, 1, 8), "平成"),
-    (datetime.date(1926, 12, 25), "昭和"),
-)
 
 
 def read_workbook(file: File) -> Iterator[Row]:
@@ -150,111 +143,33 @@ def shown(cell: Any) -> str | None:
     value = cell.value
     if value is None:
         return None
-    if isinstance(value, str):
-        return value.replace("_x000D_", "")  # Excel writes a line end in a cell so now and then, before the LF
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
-    form = (cell.number_format or "General").split(";")[0]
-    if isinstance(value, datetime.date | datetime.time):
-        return _date(value, form)
-    if isinstance(value, datetime.timedelta):
-        return str(value)
-    return _number(value, form)
+    style = getattr(cell, "style_array", None)
+    form = NUMBERED.get(style.numFmtId if style is not None else 0) or cell.number_format or "General"
+    if isinstance(value, str):
+        return shown_text(_ESCAPED.sub(_unescaped, value) if "_x00" in value else value, form)
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        return shown_date(value, form, _serial(value) if ";" in form else None)
+    return shown_number(value, form, lambda number: _moment(number, cell))
 
 
-def _number(value: float, form: str) -> str:
-    """A number by its format: digits after the point, thousands, per cent, and text around it."""
-    bare = _LOCALE.sub("", form)
-    match = re.search(r"[#0?][#0?,]*(?:\.([0#?]+))?", bare.replace('"', "\0"))
-    if bare in ("General", "@", "") or match is None:
-        return (
-            str(int(value))
-            if isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-            else f"{value:.15g}"
-        )
-    digits = match.group(1) or ""
-    number = value * 100 if "%" in bare else value
-    written = f"{number:{',' if ',' in match.group() else ''}.{len(digits)}f}"
-    whole = match.group().split(".")[0]
-    if "," not in whole:
-        sign, figures = ("-", written[1:]) if written.startswith("-") else ("", written)
-        width = whole.count("0") + (len(figures) - len(figures.split(".")[0]))
-        written = sign + figures.zfill(width)
-    if digits.endswith("#") and "." in written:
-        written = written.rstrip("0").rstrip(".")
-    before, after = bare[: match.start()], bare[match.end() :]
-    return _literal(before) + written + _literal(after)
+def _unescaped(match: re.Match[str]) -> str:
+    """A control character; Excel writes a line end in a cell as two of them now and then, LF behind CR."""
+    return "" if match.group(1).upper() == "0D" else chr(int(match.group(1), 16))
 
 
-def _literal(form: str) -> str:
-    """The text that a number format writes around a number."""
-    return re.sub(r"[_*].", "", re.sub(r"\\(.)", r"\1", form)).replace('"', "")
+def _serial(value: datetime.date | datetime.time | datetime.timedelta) -> float:
+    from openpyxl.utils.datetime import to_excel
+
+    return float(to_excel(value) or 0)  # type: ignore[no-untyped-call]
 
 
-def _date(value: datetime.date | datetime.time, form: str) -> str:
-    """A date or time by its format; one that is only marked as General or by locale as 2024/4/1."""
-    bare = _LOCALE.sub("", form)
-    if bare in ("General", "@", "") or not re.search("[ymdhsge]", bare, re.IGNORECASE):
-        return str(value)
-    tokens = _TOKENS.findall(bare)
-    twelve = any(token.lower() in ("am/pm", "a/p") for token in tokens)
-    written, clock = [], False
-    for index, token in enumerate(tokens):
-        lower = token.lower()
-        # A month stands after an hour or before a second only where it means minutes.
-        if lower in ("m", "mm") and (clock or _before_seconds(tokens[index + 1 :])):
-            written.append(f"{getattr(value, 'minute', 0):0{len(lower)}d}")
-            clock = False
-            continue
-        if lower in ("h", "hh"):
-            clock = True
-        elif lower[0] in "ymdagse" and len(token) > 0 and lower not in ("am/pm", "a/p"):
-            clock = clock and lower in ("s", "ss")
-        written.append(_part(value, token, twelve))
-    return "".join(written)
+def _moment(number: float, cell: Any) -> datetime.date | datetime.time | None:
+    """The date that a number means; None where it means none."""
+    from openpyxl.utils.datetime import from_excel
 
-
-def _before_seconds(rest: list[str]) -> bool:
-    following = next((token.lower() for token in rest if token.lower()[0] in "ymdhs"), "")
-    return following in ("s", "ss")
-
-
-def _part(value: Any, token: str, twelve: bool) -> str:
-    lower = token.lower()
-    if token.startswith('"') and len(token) > 1:
-        return token[1:-1]
-    if token.startswith("\\"):
-        return token[1:]
-    hour = getattr(value, "hour", 0)
-    day = value if isinstance(value, datetime.date) else datetime.date(1899, 12, 31)
-    era = next(
-        ((name, day.year - start.year + 1) for start, name in _ERAS if _plain_date(day) >= start), ("", day.year)
-    )
-    parts = {
-        "yyyy": f"{day.year:04d}",
-        "yy": f"{day.year % 100:02d}",
-        "mmmm": f"{day:%B}",
-        "mmm": f"{day:%b}",
-        "mm": f"{day.month:02d}",
-        "m": str(day.month),
-        "dddd": f"{day:%A}",
-        "ddd": f"{day:%a}",
-        "dd": f"{day.day:02d}",
-        "d": str(day.day),
-        "aaaa": f"{_WEEKDAYS[day.weekday()]}曜日",
-        "aaa": _WEEKDAYS[day.weekday()],
-        "ggge": f"{era[0]}{era[1]}",
-        "ggg": era[0],
-        "e": str(era[1]),
-        "hh": f"{hour % 12 or 12 if twelve else hour:02d}",
-        "h": str(hour % 12 or 12 if twelve else hour),
-        "ss": f"{getattr(value, 'second', 0):02d}",
-        "s": str(getattr(value, "second", 0)),
-        "am/pm": "AM" if hour < 12 else "PM",
-        "a/p": "A" if hour < 12 else "P",
-    }
-    return parts.get(lower, "" if token in "_*" else token)
-
-
-def _plain_date(day: datetime.date) -> datetime.date:
-    return day.date() if isinstance(day, datetime.datetime) else day
+    try:
+        return from_excel(number, cell.parent.parent.epoch)  # type: ignore[no-any-return]
+    except (OverflowError, ValueError):
+        return None

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -178,10 +179,51 @@ def test_error_values_of_a_workbook_are_bad_rows(tmp_path: Path):
         (datetime.datetime(2024, 4, 1, 9, 5), "yyyy/mm/dd hh:mm", "2024/04/01 09:05"),
         (datetime.datetime(2024, 4, 1), "m/d(aaa)", "4/1(月)"),
         (datetime.time(13, 5, 9), "h:mm:ss", "13:05:09"), (datetime.time(13, 5), "h:mm AM/PM", "1:05 PM"),
+        (2.5, "0", "3"), (0.285, "0%", "29%"), (1.005, "0.00", "1.01"), (-1234.5, '"¥"#,##0', "-¥1,235"),
+        (1234567, '#,##0,"千円"', "1,235千円"), (1234567890, '0.0,,"百万円"', "1234.6百万円"), (5, 'General"円"', "5円"),
+        (600000, r"000\-0000", "060-0000"), (600000, r"[<=999]000;[<=9999]000\-00;000\-0000", "060-0000"),
+        (312345678, r"[<=99999999]####\-####;\(00\)\ ####\-####", "(03) 1234-5678"), (0, '#,##0;-#,##0;"なし"', "なし"),
+        (-5, '#,##0;"▲"#,##0', "▲5"), (-5, r"#,##0;[Red]\(#,##0\)", "(5)"), (1234.5, "0.00E+00", "1.23E+03"),
+        (0.5, "# ?/?", "1/2"), (1.25, "# ??/??", "1 1/4"), (1234567, "[$¥-411]#,##0", "¥1,234,567"), (1e16, "General", "1E+16"),
+        (datetime.datetime(2024, 4, 1), "[$-411]ge.m.d;@", "R6.4.1"), (45383, "aaaa", "月曜日"), (45383, '[$-411]gge"年"', "令6年"),
+        (datetime.datetime(2019, 6, 1), '[$-ja-JP-x-gannen]ggge"年"m"月"', "令和元年6月"),
+        (datetime.datetime(2019, 6, 1), '[<43586]ggge"年";[>=43831]ggge"年";ggg"元年"', "令和元年"),
+        (datetime.datetime(2024, 6, 1), '[<43586]ggge"年";[>=43831]ggge"年";ggg"元年"', "令和6年"),
+        (datetime.timedelta(hours=26, minutes=3), "[h]:mm", "26:03"), (datetime.timedelta(minutes=90), '[m]"分"', "90分"),
+        ("山田", '@"様"', "山田様"), ("一_x000B_二", "@", "一\x0b二"),
     ],
 )  # fmt: skip
 def test_cells_are_what_excel_shows(value: object, form: str, expected: str | None):
-    assert shown(SimpleNamespace(value=value, number_format=form)) == expected
+    book = SimpleNamespace(epoch=datetime.datetime(1899, 12, 30))
+    cell = SimpleNamespace(value=value, number_format=form, parent=SimpleNamespace(parent=book))
+    assert shown(cell) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (14, "2024/4/1"),
+        (22, "2024/4/1 0:00"),
+        (27, "R6.4.1"),
+        (31, "2024年4月1日"),
+        (55, "2024年4月"),
+        (58, "令和6年4月1日"),
+    ],
+)
+def test_formats_that_a_workbook_names_by_number_are_those_of_a_japanese_excel(
+    tmp_path: Path, number: int, expected: str
+):
+    book = book_of(FAQ=[["質問", "回答"], ["いつ？", datetime.datetime(2024, 4, 1)]])
+    book["FAQ"]["B2"].number_format = "yyyy-mm-dd"
+    book.save(tmp_path / "a.xlsx")
+    path = tmp_path / "b.xlsx"
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as old, zipfile.ZipFile(path, "w") as new:
+        for item in old.infolist():
+            raw = old.read(item)
+            if item.filename == "xl/styles.xml":
+                raw = re.sub(rb'(<xf numFmtId=)"1\d\d"', rb'\1"%d"' % number, raw)
+            new.writestr(item.filename, raw)
+    assert texts(path) == [["いつ？", expected]]
 
 
 JSONL = "".join(json.dumps({"質問": q, "回答": a}, ensure_ascii=False) + "\n" for q, a in ROWS).encode()
