@@ -166,6 +166,65 @@ def test_error_values_of_a_workbook_are_bad_rows(tmp_path: Path):
     assert texts(path, skip_bad_rows=True) == PAIRS
 
 
+def notes(path: Path) -> str:
+    return " ".join(en for _, en in read_rows(path)[1].notes)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_heading_that_comes_again_is_no_question(tmp_path: Path, mark: str):
+    path = csv_file(tmp_path, "質問,回答,", "首都は？,東京です。", f"{mark}質問,回答", "人口は？,一千四百万人です。,")
+    assert texts(path) == PAIRS
+    assert "repeat the heading, not read: 1 (line 3)" in notes(path)
+    book = tmp_path / "a.xlsx"
+    book_of(FAQ=[["質問", "回答"], PAIRS[0], ["質問", "回答"], PAIRS[1]]).save(book)
+    assert texts(book) == PAIRS
+    one = csv_file(tmp_path, "text", "text", "文", name="one.csv")
+    assert len(read_rows(one)[0]) == 2
+
+
+def test_a_row_of_merged_cells_above_the_heading_names_groups(tmp_path: Path):
+    path = tmp_path / "a.xlsx"
+    rows = [[question, "4/1", answer, "山田"] for question, answer in PAIRS]
+    book_of(FAQ=[["お問い合わせ", None, "対応", None], ["質問", "日付", "回答", "担当"], *rows]).save(path)
+    assert texts(path) == PAIRS
+    assert "rows above the heading (line 2)" in notes(path)
+
+
+def test_quotes_behind_a_blank_are_no_text(tmp_path: Path):
+    path = csv_file(tmp_path, "質問, 回答", '"送料は？", "五百円,です。"', '返品は？, "七日"')
+    assert texts(path) == [["送料は？", "五百円,です。"], ["返品は？", "七日"]]
+    assert "blanks behind a delimiter" in notes(path)
+    path = csv_file(tmp_path, "質問,回答", *["問,答"] * 25, '返品は？, "七日"', name="late.csv")
+    with pytest.raises(DataError, match=r"late.csv:27.*remove the blank"):
+        texts(path)
+    assert texts(csv_file(tmp_path, "質問,回答", '彼は？, "はい"と言う')) == [["彼は？", ' "はい"と言う']]
+
+
+def test_a_number_kept_as_text_by_a_formula_is_what_excel_shows(tmp_path: Path):
+    assert texts(csv_file(tmp_path, "質問,回答", '電話は？,"=""0120"""', '番号は？,="012"')) == [
+        ["電話は？", "0120"],
+        ["番号は？", "012"],
+    ]
+
+
+@pytest.mark.parametrize("mark", ["\t", ","])
+def test_a_text_that_begins_with_a_heading_is_a_table(tmp_path: Path, mark: str):
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(mark.join(row) for row in (["質問", "回答"], *PAIRS)), encoding="cp932")
+    assert texts(path) == PAIRS
+    assert "read as a table" in notes(path)
+
+
+def test_a_text_of_objects_is_json_lines_and_prose_stays_prose(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(JSONL)
+    assert texts(path) == PAIRS
+    assert "read as JSON Lines" in notes(path)
+    for prose in ("Text, images and sounds\n文", "本文、まとめ\n文", '{"a": 1}\n文', "質問\n回答"):
+        path.write_text(prose, encoding="utf-8")
+        assert [row.values["text"] for row in read_rows(path)[0]] == prose.split("\n")
+
+
 @pytest.mark.parametrize(
     ("value", "form", "expected"),
     [
