@@ -248,8 +248,9 @@ def _turns(item: object) -> list[Message] | None:
     return order or None
 
 
-def history(value: Any, column: str) -> list[Message]:
-    """The earlier turns of an instruction: pairs of question and answer, or messages; all answers are learnt.
+def history(value: Any, column: str) -> tuple[list[Message], set[str]]:
+    """The earlier turns of an instruction: pairs of question and answer, or messages, with the keys that are not used; all
+    answers are learnt.
 
     Raises:
         BadRow: another shape.
@@ -258,6 +259,7 @@ def history(value: Any, column: str) -> list[Message]:
     if isinstance(value, str) and value.strip():
         value = _parsed(value, column)
     messages: list[Message] = []
+    unused: set[str] = set()
     shape = BadRow(
         f"{column} は [[質問, 回答], ...] の形にしてください", f"{column} must be a list of [question, answer] pairs"
     )
@@ -265,12 +267,14 @@ def history(value: Any, column: str) -> list[Message]:
         raise shape
     for pair in value or ():
         if isinstance(pair, Mapping):
-            messages += parse_messages([pair], column)[0]
+            turns, keys = parse_messages([pair], column)
+            messages += turns
+            unused |= keys
             continue
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise shape
         messages += [Message("user", pair[0]), Message("assistant", pair[1])]
-    return messages
+    return messages, unused
 
 
 def conversation(

@@ -21,6 +21,9 @@ from .conversations import (
     IGNORE_KEYS,
     LEARN_KEYS,
     MEDIA,
+    ROLES,
+    SPEAKER_KEYS,
+    TEXT_KEYS,
     conversation,
     history,
     parse_messages,
@@ -74,11 +77,12 @@ def _from_pair(question: str) -> Callable[[Shape], tuple[list[Message], set[str]
         answer = Message("assistant", cell_text(shape.values.get(roles["output"]), roles["output"]))
         asked = Message("user", cell_text(shape.values.get(roles[question]), roles[question]), optional("input"))
         before: list[Message] = []
+        unused: set[str] = set()
         if "history" in roles:
             used.add(roles["history"])
-            before = history(shape.values.get(roles["history"]), roles["history"])
+            before, unused = history(shape.values.get(roles["history"]), roles["history"])
         system = optional("system")
-        return [*([Message("system", system)] if system else []), *before, asked, answer], used, set()
+        return [*([Message("system", system)] if system else []), *before, asked, answer], used, unused
 
     return build
 
@@ -147,6 +151,12 @@ def _is_tree(shape: Shape) -> bool:
     return bool(shape.filled("parent_id", "message_tree_id") and shape.filled("message_id", "role")) or bool(nested)
 
 
+def _is_one_message(shape: Shape) -> bool:
+    if not shape.filled(*TEXT_KEYS, "utterance", "message") or {"messages", "output"} & shape.roles.keys():
+        return False
+    return any(plain(shape.values[name]) in ROLES for name in shape.filled(*SPEAKER_KEYS))
+
+
 def _is_several_answers(shape: Shape) -> bool:
     several = [shape.values[name] for name in shape.filled(*_SEVERAL)]
     return any(isinstance(value, list | tuple) for value in several) and "output" not in shape.roles
@@ -204,6 +214,14 @@ FORMATS: tuple[Format, ...] = (
         "a message tree (message_id and parent_id), not one conversation a row; convert it to messages",
         '{"message_id": "2", "parent_id": "1", "role": "assistant", "text": "東京です。"}',
         _is_tree,
+    ),
+    Format(
+        "message",
+        "1 行に 1 つの発言（role と content など）です。会話ごとに 1 行にまとめ、messages の配列にしてください",
+        "one message a row (role and content and the like); write a conversation in each row, as a list in messages",
+        '{"role": "user", "content": "首都は？"}',
+        _is_one_message,
+        names=SPEAKER_KEYS,
     ),
     Format(
         "media",

@@ -32,6 +32,7 @@ TWO = (
 WINNERS = ("winner", "preference", "better_response_id", "勝者", "選好", "優劣")
 VERDICTS = (
     *("label", "labels", "kto_tag", "thumbs_up", "thumbs", "is_correct", "correct", "is_good", "accepted", "正誤"),
+    *("is_accepted", "approved", "is_approved", "採否", "合否", "可否"),
     "良し悪し",
 )
 # Of these columns a number is the name of an answer; elsewhere it may be how much better one is, whichever.
@@ -54,7 +55,7 @@ OPINIONS = (
     "良し悪し",
     "判定",
     "フィードバック",
-    "quality_label",
+    *("quality_label", "judge", "judgement", "judgment"),
 )
 _JUDGED = frozenset(
     (
@@ -89,6 +90,7 @@ _JUDGED = frozenset(
         "ok",
         "ng",
     )
+    + ("適切", "不適切", "採用", "不採用", "合格", "不合格", "可", "不可", "否")
     + ("○", "◯", "〇", "⭕", "×", "✕", "✖", "✗", "✘", "❌")
 )
 _BAD = frozenset(
@@ -106,10 +108,12 @@ _BAD = frozenset(
         "false",
     )
     + ("👎", "悪い", "悪", "わるい", "不正解", "誤り", "低評価", "ng", "×", "✕", "✖", "✗", "✘", "❌")
+    + ("不適切", "不採用", "不合格", "不可", "否")
 )
 # What a label beside an answer may as well be the class of.
 _CLASSES = frozenset(("positive", "negative", "up", "down", "like", "dislike"))
-_YES, _NO = ("true", "1", "1.0"), ("false", "0", "0.0")
+_YES = ("true", "1", "1.0", "yes", "y", "はい")
+_NO = ("false", "0", "0.0", "no", "n", "いいえ")
 _TIES = frozenset(
     ("tie", "tie(bothbad)", "bothbad", "both", "draw", "neither", "same", "equal", "none")
     + ("引き分け", "引分", "同等", "同じ", "どちらも", "どちらも良い", "どちらも悪い", "どちらでもない")

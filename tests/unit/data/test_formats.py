@@ -103,6 +103,8 @@ HEADINGS = [
     ("ご意見・ご要望", "市の回答"), ("質問例", "回答例"), ("利用者の質問", "担当の回答"), ("質問１", "回答１"), ("顧客", "オペレーター"),
     ("ユーザーの発話", "システムの応答"), ("問題文", "解答例"), ("user_message", "assistant_message"), ("ご質問の内容", "回答の内容"),
     ("ご相談", "ご返答"), ("ご意見", "考え方"), ("prompt", "response"), ("質問事項", "回答事項"),
+    ("①質問", "②回答"), ("1.質問", "2.回答"), ("Q：質問", "A：回答"), ("質問※必須", "回答*"), ("ご相談内容", "アドバイス"), ("質疑", "答弁"),
+    ("問い", "応え"), ("user_query", "model_response"), ("question", "correct_answer"), ("Human", "AI"), ("お題", "回答"),
 ]  # fmt: skip
 
 
@@ -135,6 +137,11 @@ REFUSED = [
     ({"question": Q, "answer": A, "feedback": "Bad"}, "good or bad"),
     ({"質問": Q, "回答": A, "評価": "×"}, "good or bad"),
     ({"message_id": "2", "parent_id": "1", "role": "assistant", "text": A}, "message tree"),
+    ({"role": "user", "content": Q}, "one message a row"),
+    ({"from": "gpt", "value": A}, "one message a row"),
+    ({"speaker": "ユーザー", "text": Q, "conversation_id": 1}, "one message a row"),
+    ({"question": Q, "answer": A, "is_correct": "いいえ"}, "good or bad"),
+    ({"質問": Q, "回答": A, "採否": "否"}, "good or bad"),
     ({"prompt": {"text": Q, "replies": [{"text": A}]}}, "message tree"),
     ({"image": "a.png", "question": Q, "answer": A}, "pictures"),
     ({"images": ["a.png"], "messages": [USER, ANSWER]}, "pictures"),
@@ -212,6 +219,17 @@ def test_what_is_not_used_is_named_with_its_rows():
     text = "\n".join(report.lines())
     for name in ("instruction", "カテゴリ", "title", "message keys not used: id", "formats of the rows"):
         assert name in text
+
+
+def test_keys_of_earlier_turns_are_named_as_those_of_messages():
+    earlier = [{**USER, "rating": 3}, ANSWER]
+    _, report = load_samples([{"instruction": Q, "output": A, "history": earlier}])
+    assert dict(report.unused_keys) == {"rating": 1}
+
+
+def test_data_that_says_of_every_row_not_to_learn_it_is_told_so():
+    with pytest.raises(DataError, match="all 2 rows say not to learn them"):
+        load_samples([{"instruction": Q, "output": A, "weight": 0}] * 2)
 
 
 def test_a_row_that_says_not_to_learn_it_is_counted_and_left_out():
