@@ -35,6 +35,8 @@ MEDIA = tuple(
 ) + ("画像", "音声", "動画", "pixel_values")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _PASSED = ("tool_calls", "function_call", *_REASONING, "name", "tool_call_id")
+# A list or dictionary as Python prints it, which a table of pandas is written with.
+_PYTHON = re.compile(r"[\[\s]*\{\s*'")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -116,6 +118,12 @@ def _parsed(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
+        if _PYTHON.match(text):
+            raise BadRow(
+                f"{name} が JSON ではなく、Python の表示（{{'role': …}}）です。json.dumps で書き出し直してください",
+                f"{name} is not JSON but what Python prints ({{'role': ...}}); write it with json.dumps",
+                text,
+            ) from None
         raise BadRow(
             f"{name} が JSON として読めません（{error}）",
             f"{name} is not valid JSON ({error})",

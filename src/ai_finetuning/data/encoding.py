@@ -17,6 +17,18 @@ _JIS = ("iso2022_jp", "iso2022_jp_ext", "iso2022_jp_2", "iso2022_jp_3", "iso2022
 _TO_JAPANESE = re.compile(rb"\x1b\$(?:[@B]|\([DOPQ])")
 _LONGEST_ESCAPE = 4
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+# What begins so is no text, whatever its name says.
+_OTHERS = (
+    (b"PK\x03\x04", "Excel (.xlsx) / zip"),
+    (b"\xd0\xcf\x11\xe0", "Excel (.xls) / Word (.doc)"),
+    (b"\x1f\x8b", "gzip (.gz)"),
+    *((b"BZh%d1AY&SY" % level, "bzip2 (.bz2)") for level in range(1, 10)),
+    (b"\xfd7zXZ", "xz (.xz)"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard (.zst)"),
+    (b"PAR1\x15", "Parquet (.parquet)"),
+    (b"ARROW1\0\0", "Arrow (.arrow)"),
+    (b"%PDF-1.", "PDF"),
+)
 # Characters that ordinary Japanese is made of.
 _ORDINARY = re.compile("[\u3040-\u30ff\u4e00-\u9fff\u3000-\u303f\uff00-\uff5e\x20-\x7e\n\r\t]")
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
@@ -59,10 +71,16 @@ def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
         name: of the file, for the message.
 
     Raises:
-        DataError: none of them decodes the bytes, but for one in a thousand.
+        DataError: none of them decodes the bytes, but for one in a thousand; or they are no text at all.
     """
     with opened() as stream:
         first = stream.read(_BLOCK)
+    kind = next((kind for mark, kind in _OTHERS if first.startswith(mark)), None)
+    if kind is not None:
+        raise DataError(
+            f"{name} の中身は文字ではなく {kind} です。名前の拡張子を中身に合わせてください。",
+            f"{name} does not hold text but {kind}; give it the extension of what it holds.",
+        )
     for mark, encoding in _BOMS:
         if first.startswith(mark):
             wrong = _first_wrong(opened, encoding)

@@ -68,6 +68,10 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
 }
 _TRAIN = re.compile(r"(?:^|[^a-z])train(?:ing)?(?:[^a-z]|$)")
+# Texts about the files of a folder.
+_ABOUT = re.compile(
+    r"(?:readme|licen[cs]e|notice|requirements|changelog)\b|(?:はじめに|最初に|必ず)?お読み", re.IGNORECASE
+)
 _OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|dev|valid|validation|val)(?:[^a-z]|$)")
 
 
@@ -404,7 +408,8 @@ def matching(path: str) -> list[str]:
 def _is_data(path: Path) -> bool:
     names = ("dataset_info.json", "dataset_infos.json", "state.json", "metadata.json", "config.json")
     kind = kind_of(path)
-    return path.is_file() and path.name not in names and (kind in READERS or kind == ".zip")
+    about = kind == ".txt" and _ABOUT.match(path.name) is not None
+    return path.is_file() and path.name not in names and not about and (kind in READERS or kind == ".zip")
 
 
 def find_data(path: str | Path, *, other_than: Collection[object] = ()) -> Path | None:
@@ -431,9 +436,19 @@ def find_data(path: str | Path, *, other_than: Collection[object] = ()) -> Path 
                 f"{path} の種類 {kind or '（拡張子なし）'} は読めません。使えるのは {known} です。{hint[0]}",
                 f"{path}: files of kind {kind or '(no extension)'} cannot be read; known: {known}.{hint[1]}",
             )
+        if not folder.is_file():
+            raise DataError(
+                f"{path} はふつうのファイルではありません（パイプや装置）。何度も読むため、ファイルに保存してから指定してください。",
+                f"{path} is no regular file but a pipe or a device. Data is read more than once: save it to a file first.",
+            )
         return folder
     if name.count("/") == 1 and not folder.suffix and not folder.parent.is_dir() and not name.startswith((".", "/")):
         return None
+    if folder.is_symlink():
+        raise InputNotFoundError(
+            f"データファイル {name} はリンクで、その先の {os.readlink(folder)} がありません。",
+            f"data file {name} is a link to {os.readlink(folder)}, which does not exist.",
+        )
     taken = {os.path.abspath(str(other)) for other in other_than}
     entries = folder.parent.iterdir() if folder.parent.is_dir() else ()
     names = [entry.name for entry in entries if os.path.abspath(entry) not in taken]

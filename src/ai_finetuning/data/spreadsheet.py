@@ -17,8 +17,13 @@ from .compression import bounded, limit_of, too_big
 from .rows import Content, File, FileReport, Row, parsing
 from .tables import heading_row, table
 
+_HIDDEN_ROW = re.compile(rb'<row\b[^>]*\bhidden="(?:1|true)"')
+# A formula that a program wrote; Excel puts its value beside it. An empty text is a value.
+_FORMULA = re.compile(rb'<c\b(?![^>]*\bt="str")[^>]*>\s*<f\b(?:[^>]*/>|[^>]*>[^<]*</f>)\s*(?:<v\s*/>|<v></v>)?\s*</c>')
 # How a workbook writes control characters.
 _ESCAPED = re.compile(r"_x00([01][0-9A-Fa-f])_")
+# With these bytes begin files of old versions of Office, and encrypted ones.
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENTITY = re.compile(b"<!(?:DOCTYPE|ENTITY)|<\0!\0(?:D\0O\0C|E\0N\0T)")
 # Rows of an Excel sheet, and cells that are read of one.
 _ROWS, _CELLS = 1_048_576, 20_000_000
@@ -51,6 +56,11 @@ def read_workbook(file: File) -> Iterator[Row]:
     candidates = (
         [file.sheet] if file.sheet is not None else fitting or [name for name in visible if filled[name]] or visible
     )
+    if not sheets:
+        raise DataError(
+            f"{path} に読めるシートがありません。Excel で、ふつうの「Excel ブック（.xlsx）」として保存し直してください（「Strict Open XML」ではなく）。",
+            f"{path} has no sheet that can be read. Save it again as an ordinary Excel workbook (.xlsx), not as Strict Open XML.",
+        )
     if not candidates:
         raise DataError(
             f"{path} のシートはすべて非表示です。使うシートを data.sheet で指定してください（{', '.join(sheets)}）。",
@@ -69,7 +79,32 @@ def read_workbook(file: File) -> Iterator[Row]:
                     f"sheet not read: {name} ({filled[name]} rows{', hidden' if hidden else ''}); data.sheet={name} reads it",
                 )
             )
+    file.report.notes += _unseen(file, sheets[chosen])
     yield from table(iter(tables[chosen]), file)
+
+
+def _unseen(file: File, sheet: Any) -> list[tuple[str, str]]:
+    """What is said of a sheet where the reader and Excel do not show the same: hidden rows, formulas without a value."""
+    with zipfile.ZipFile(io.BytesIO(file.raw)) as parts:
+        content = parts.read(sheet._worksheet_path)
+    hidden, formulas = len(_HIDDEN_ROW.findall(content)), len(_FORMULA.findall(content))
+    notes = []
+    if hidden:
+        notes.append(
+            (
+                f"非表示の行（フィルターで隠れた行も）も読みます: {hidden} 行",
+                f"rows that Excel hides, by a filter too, are read as well: {hidden}",
+            )
+        )
+    if formulas:
+        notes.append(
+            (
+                f"値が保存されていない数式のセルは空です: {formulas} 個。Excel で開いて保存し直すと、値が入ります",
+                f"cells with a formula whose value is not in the file are empty: {formulas}; open and save it in Excel to have the "
+                "values",
+            )
+        )
+    return notes
 
 
 def sheets_of(path: Path, columns: Mapping[str, str] | None = None) -> list[tuple[str, int, bool]]:
@@ -103,8 +138,14 @@ def check_parts(file: File) -> None:
     """Refuses a workbook whose parts become too big, or declare XML entities, which grow while they are read.
 
     Raises:
-        DataError: such a workbook.
+        DataError: such a workbook, and one that is encrypted.
     """
+    if file.raw.startswith(_OLE):
+        raise DataError(
+            f"{file.report.path} はパスワード付きか、古い形式（.xls）のブックです。Excel で開き、パスワードを外して .xlsx で保存し直してください。",
+            f"{file.report.path} is a workbook with a password, or in the old format (.xls). Open it in Excel, and save it as .xlsx "
+            "without a password.",
+        )
     limit, refusal = limit_of(len(file.raw)), too_big(file.report.path, len(file.raw))
     with zipfile.ZipFile(io.BytesIO(file.raw)) as parts:
         for item in parts.infolist():

@@ -104,8 +104,48 @@ def _is_whole(file: File, first: str) -> bool:
         return False
     try:
         return isinstance(json.loads(file.text()), list | dict)
+    except json.JSONDecodeError as error:
+        return error.msg == "Extra data" and _goes_on(stripped)
     except (ValueError, RecursionError):
         return False
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a line is the beginning of an object that other lines end, as programs write it for people."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return line[:1] == "{" and error.pos >= len(line)
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _one_after_another(text: str, file: File) -> Iterator[Row]:
+    """Rows of objects of several lines each, which no comma parts, as jq writes them.
+
+    Raises:
+        DataError: no JSON at some place.
+    """
+    decoder, at = json.JSONDecoder(object_pairs_hook=_unique), 0
+    line, counted = 1, 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            values, at = decoder.raw_decode(text, at)
+        except BadRow as bad:
+            raise DataError(f"{file.place(line)}: {bad.ja}。", f"{file.place(line)}: {bad.en}.") from None
+        except (ValueError, RecursionError) as error:
+            ja, en = _reason(error, text)
+            number = getattr(error, "lineno", line)
+            raise DataError(
+                f"{file.report.path} の {number} 行目が JSON として読めません（{ja}）。",
+                f"{file.report.path}, line {number}: not valid JSON ({en}).",
+            ) from None
+        yield from _object(values, file.place(line), file)
 
 
 def parse_lines(lines: Iterable[Line], file: File) -> Iterator[Row]:
@@ -146,7 +186,8 @@ def read_json(file: File) -> Iterator[Row]:
         raise DataError(f"{file.report.path}: {bad.ja}。", f"{file.report.path}: {bad.en}.") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            yield from parse_lines(_numbered(file), file)
+            whole = _goes_on(text.lstrip().partition("\n")[0].strip())
+            yield from _one_after_another(text, file) if whole else parse_lines(_numbered(file), file)
             return
         ja, en = _reason(error, text)
         line = getattr(error, "lineno", 1)

@@ -166,6 +166,23 @@ def test_error_values_of_a_workbook_are_bad_rows(tmp_path: Path):
     assert texts(path, skip_bad_rows=True) == PAIRS
 
 
+def test_what_excel_hides_or_alone_knows_of_a_sheet_is_said(tmp_path: Path):
+    path = tmp_path / "a.xlsx"
+    book = book_of(FAQ=[["質問", "回答", "数"], [*PAIRS[0], "=1+1"], PAIRS[1]])
+    book["FAQ"].row_dimensions[3].hidden = True
+    book.save(path)
+    assert texts(path) == PAIRS
+    assert "rows that Excel hides, by a filter too, are read as well: 1" in notes(path)
+    assert "whose value is not in the file are empty: 1" in notes(path)
+
+
+def test_a_workbook_with_a_password_is_named_as_that(tmp_path: Path):
+    path = tmp_path / "a.xlsx"
+    path.write_bytes(bytes.fromhex("D0CF11E0A1B11AE1") + bytes(600))
+    with pytest.raises(DataError, match="without a password"):
+        texts(path)
+
+
 def notes(path: Path) -> str:
     return " ".join(en for _, en in read_rows(path)[1].notes)
 
