@@ -317,7 +317,7 @@ def read_text(file: File) -> Iterator[Row]:
     text. A first line that heads a table, or is an object with columns, tells what the others are.
     """
     first = next((line for line in file.lines(None) if line.strip()), "")
-    if file.report.encoding == "utf-16" and "\t" in first:
+    if (file.report.encoding or "").startswith("utf-16") and "\t" in first:
         yield from read_delimited(file, ("\t",))
         return
     mark = next((mark for mark in "\t,;|" if _heads_table(first.split(mark), file)), None)

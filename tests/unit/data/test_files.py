@@ -12,7 +12,7 @@ import pytest
 
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.encoding import decode
-from ai_finetuning.data.files import read_rows
+from ai_finetuning.data.files import open_data, read_rows
 from ai_finetuning.data.messages import Conversation
 from ai_finetuning.data.rows import Content, File, FileReport
 from ai_finetuning.data.sources import load_samples
@@ -452,3 +452,14 @@ def test_texts_about_a_folder_are_named_and_not_read(tmp_path: Path):
     assert [row.values["text"] for row in rows] == ["文", "文"]
     (note,) = (en for _, en in report.notes if en.startswith("not read"))
     assert all(name in note for name in ("README.txt", "license.txt", "お読みください.txt"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-16"])
+@pytest.mark.parametrize("beginning", [False, True])
+def test_utf16_without_a_mark_and_utf32_are_read(tmp_path: Path, encoding: str, beginning: bool):
+    path = tmp_path / "a.csv"
+    path.write_bytes("質問,回答\r\n首都は？,東京です。\r\n".encode(encoding))
+    _, batches = open_data(path, BadRows(), beginning=beginning)
+    assert [row.values for batch in batches for row in batch.rows()] == [{"質問": "首都は？", "回答": "東京です。"}]
+    path.write_bytes("質問,回答\na,b\0\n".encode())
+    assert read_rows(path)[1].encoding == "utf-8"
