@@ -17,7 +17,7 @@ from ..errors import DataError, HubError, InputNotFoundError, localized
 from ..system.network import endpoint, head, offline
 from .bad_rows import BadRows
 from .columnar import dataset_rows, read_arrow, read_parquet, read_saved
-from .compression import UNPACK, kind_of, unpacked
+from .compression import UNPACK, kind_of, some_of, unpacked
 from .rows import Content, File, FileReport, Reader, Row, reading
 from .spreadsheet import read_workbook
 from .tables import read_delimited
@@ -326,12 +326,10 @@ def _open_folder(
             empty.append(entry.name)
         report.notes += [(f"{entry.name}: {ja}", f"{entry.name}: {en}") for ja, en in part.notes]
     if empty:
-        report.notes.append(
-            (f"行のないファイル: {', '.join(empty[:10])}", f"files without a row: {', '.join(empty[:10])}")
-        )
+        report.notes.append((f"行のないファイル: {some_of(empty)}", f"files without a row: {some_of(empty)}"))
     others = [entry.name for entry in entries if entry not in files]
     if others:
-        report.notes.append((f"読まないもの: {', '.join(others[:10])}", f"not read: {', '.join(others[:10])}"))
+        report.notes.append((f"読まないもの: {some_of(others)}", f"not read: {some_of(others)}"))
     report.encoding = f"{len(files) - len(aside)} files"
 
 

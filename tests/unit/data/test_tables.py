@@ -338,6 +338,21 @@ def test_zstandard_is_read(tmp_path: Path):
         texts(path)
 
 
+def test_names_in_an_archive_are_those_of_windows_and_stay_on_their_line(tmp_path: Path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("AAAAAAAAAA", "質問,回答\n一,二\n")
+        archive.writestr("b\nerror: \x1b[31m.bin", b"")
+        for number in range(12):
+            archive.writestr(f"{number:02}.bin", b"")
+    path.write_bytes(path.read_bytes().replace(b"AAAAAAAAAA", "質問集.csv".encode("cp932")))
+    _, report = read_rows(path)
+    lines = report.lines()
+    assert any("質問集.csv" in line for line in lines)
+    assert any("\\nerror: \\x1b" in line and line.endswith("(+3)") for line in lines)
+    assert not any("\n" in line for line in lines)
+
+
 def test_a_zip_with_one_table_is_read_and_its_other_files_are_named(tmp_path: Path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
