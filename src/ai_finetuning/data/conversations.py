@@ -32,7 +32,10 @@ _STEERS = re.compile(r"train|loss|learn|mask|weight")
 # Keys of rows and messages under which something lies that is no text.
 MEDIA = tuple(
     f"{name}{end}" for name in ("image", "audio", "video", "picture", "speech") for end in ("", "s", "_path", "_url")
-) + ("画像", "音声", "動画", "pixel_values")
+) + (
+    *("画像", "音声", "動画", "写真", "画像ファイル", "音声ファイル", "動画ファイル", "画像パス"),
+    *("pixel_values", "img", "img_path", "photo", "photos", "image_file", "audio_file", "image_base64"),
+)
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _PASSED = ("tool_calls", "function_call", *_REASONING, "name", "tool_call_id")
 # A list or dictionary as Python prints it, which a table of pandas is written with.

@@ -40,6 +40,7 @@ from .judgements import (
     is_marked,
     is_pair,
     mark_of,
+    refuse_bad_turn,
     sides_by_heading,
     sides_of,
 )
@@ -49,6 +50,7 @@ from .row_format import Built, Format, Shape, blank, cell_text
 
 def _from_messages(shape: Shape) -> tuple[list[Message], set[str], set[str]]:
     column = shape.roles["messages"]
+    refuse_bad_turn(shape.values[column])
     messages, unused = parse_messages(shape.values[column], column)
     used = {column}
     if "system" in shape.roles:
