@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from ..config.preference import Objective
-from ..messages import excerpt
+from ..messages import EXCERPT, excerpt
 from .bad_rows import BadRow
 from .columns import COLUMNS, by_plain_name, listed, map_columns, plain
 from .comparisons import comparison, judged_by
@@ -353,6 +355,9 @@ FORMATS: tuple[Format, ...] = (
         _from_text,
     ),
 )
+# Headings that YAML takes as they are, and words among them that it takes for something else.
+_PLAIN = re.compile(r"\w(?:[\w ()（）・／/-]*[\w)）])?")
+_NO_TEXT = re.compile(r"(?:[\d_.+-]+|true|false|null|yes|no|on|off|y|n|0[xob]\w+|\d.*)", re.IGNORECASE)
 # Where the user says that a column is plain text, the other columns have nothing to say about it.
 _TEXT_BY_HAND = Format("text", "", "", "", lambda shape: shape.has("text"), _from_text)
 
@@ -523,6 +528,17 @@ def _tools(value: Any, column: str) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def _named(column: str, instead: str) -> str:
+    """A column as YAML takes it in braces; of one that is as long as a text another word stands there."""
+    if len(column) > EXCERPT:
+        return instead
+    return (
+        column
+        if _PLAIN.fullmatch(column) and not _NO_TEXT.fullmatch(column)
+        else json.dumps(column, ensure_ascii=False)
+    )
+
+
 def no_format(rows: Sequence[Mapping[str, Any]], objective: Objective = "sft") -> tuple[str, str]:
     """Why rows fit no format (Japanese, English), with the likeliest columns as an example that a shell takes as it is."""
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
@@ -550,7 +566,9 @@ def no_format(rows: Sequence[Mapping[str, Any]], objective: Objective = "sft") -
         )
     likely = sorted(names, key=lambda name: -lengths[name])[:2]
     question, answer = sorted(likely, key=names.index) if len(likely) == 2 else (likely + ["QUESTION", "ANSWER"])[:2]
-    example = f"'data.columns={{instruction: {listed([question])}, output: {listed([answer])}}}'"
+    example = shlex.quote(
+        f"data.columns={{instruction: {_named(question, 'QUESTION')}, output: {_named(answer, 'ANSWER')}}}"
+    )
     heading = any(len(name) > 20 or name.rstrip().endswith(("。", "？", "?")) for name in names)
     ja = "表に見出しの行がないようです（1 行目が文です）。見出し（例: 質問,回答）を付けてください。" if heading else ""
     en = (

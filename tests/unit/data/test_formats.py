@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ai_finetuning.data.columns import map_columns, role_of
 from ai_finetuning.data.files import READERS
@@ -225,6 +227,20 @@ def test_what_is_not_used_is_named_with_its_rows():
     text = "\n".join(report.lines())
     for name in ("instruction", "カテゴリ", "title", "message keys not used: id", "formats of the rows"):
         assert name in text
+
+
+@pytest.mark.parametrize(
+    "names", [("件名: 詳細, 補足", "it's {x}"), ("true", "null"), ("1", "2"), ("見出", "内 訳"), ("a#b", "質問\n答")]
+)
+def test_the_example_of_a_refusal_is_one_that_a_shell_and_yaml_take(names: tuple[str, str]):
+    row = dict(zip(names, ("あああ", "いいい"), strict=True))
+    with pytest.raises(DataError) as refusal:
+        load_samples([row])
+    example = refusal.value.en.partition("for example ")[2].partition("; roles")[0]
+    (argument,) = shlex.split(example)
+    columns = yaml.safe_load(argument.removeprefix("data.columns="))
+    assert columns == {"instruction": names[0], "output": names[1]}
+    assert len(load_samples([row], columns=columns)[0]) == 1
 
 
 def test_keys_of_earlier_turns_are_named_as_those_of_messages():
