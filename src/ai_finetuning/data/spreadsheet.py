@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ._upstream import part_of
 from .bad_rows import BadRows
 from .cell_formats import NUMBERED, shown_date, shown_number, shown_text
 from .compression import bounded, limit_of, too_big
@@ -86,7 +87,7 @@ def read_workbook(file: File) -> Iterator[Row]:
 def _unseen(file: File, sheet: Any) -> list[tuple[str, str]]:
     """What is said of a sheet where the reader and Excel do not show the same: hidden rows, formulas without a value."""
     with zipfile.ZipFile(io.BytesIO(file.raw)) as parts:
-        content = parts.read(sheet._worksheet_path)
+        content = parts.read(part_of(sheet))
     hidden, formulas = len(_HIDDEN_ROW.findall(content)), len(_FORMULA.findall(content))
     notes = []
     if hidden:
@@ -201,9 +202,14 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def _serial(value: datetime.date | datetime.time | datetime.timedelta) -> float:
-    from openpyxl.utils.datetime import to_excel
-
-    return float(to_excel(value) or 0)  # type: ignore[no-untyped-call]
+    """Excel's number of a date, by which the conditions of formats choose."""
+    day = datetime.timedelta(days=1)
+    if isinstance(value, datetime.timedelta):
+        return value / day
+    if isinstance(value, datetime.time):
+        return datetime.timedelta(hours=value.hour, minutes=value.minute, seconds=value.second) / day
+    moment = value if isinstance(value, datetime.datetime) else datetime.datetime(value.year, value.month, value.day)
+    return (moment - datetime.datetime(1899, 12, 30)) / day
 
 
 def _moment(number: float, cell: Any) -> datetime.date | datetime.time | None:

@@ -18,6 +18,7 @@ import openpyxl
 import pyarrow
 import pytest
 
+from ai_finetuning.data.cell_formats import NUMBERED
 from ai_finetuning.data.columns import role_of
 from ai_finetuning.data.compression import UNPACK
 from ai_finetuning.data.files import read_rows
@@ -299,6 +300,7 @@ def test_formats_that_a_workbook_names_by_number_are_those_of_a_japanese_excel(
             if item.filename == "xl/styles.xml":
                 raw = re.sub(rb'(<xf numFmtId=)"1\d\d"', rb'\1"%d"' % number, raw)
             new.writestr(item.filename, raw)
+    assert number in NUMBERED
     assert texts(path) == [["いつ？", expected]]
 
 
