@@ -221,8 +221,8 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "message",
-        "1 行に 1 つの発言（role と content など）です。会話ごとに 1 行にまとめ、messages の配列にしてください",
-        "one message a row (role and content and the like); write a conversation in each row, as a list in messages",
+        "1 行に 1 つの発言（role と content など）です。会話ごとに 1 行にまとめ、messages の配列にしてください。ただの文章なら data.columns={text: 列} と指定してください",
+        "one message a row (role and content and the like); write a conversation in each row, as a list in messages; of plain texts say data.columns={text: COLUMN}",
         '{"role": "user", "content": "首都は？"}',
         _is_one_message,
         names=SPEAKER_KEYS,

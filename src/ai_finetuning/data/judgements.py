@@ -12,7 +12,7 @@ from typing import Any
 from ..messages import excerpt
 from .bad_rows import BadRow
 from .columns import by_plain_name, listed, plain
-from .conversations import wants_learning
+from .conversations import ROLES, SPEAKER_KEYS, wants_learning
 from .row_format import Shape, blank
 
 # Roles of columns beside those of a conversation, with headings as `plain` writes them.
@@ -337,6 +337,8 @@ def refuse_bad_turn(items: Any) -> None:
         items = items.get("messages")
     for item in items if isinstance(items, list | tuple) else ():
         if not isinstance(item, Mapping) or wants_learning(item) is False:
+            continue
+        if not any(plain(key) in SPEAKER_KEYS and ROLES.get(plain(said)) == "assistant" for key, said in item.items()):
             continue
         key = next((key for key, value in item.items() if _calls_bad(key, value)), None)
         if key is not None:

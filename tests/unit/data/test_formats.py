@@ -243,6 +243,14 @@ def test_the_example_of_a_refusal_is_one_that_a_shell_and_yaml_take(names: tuple
     assert len(load_samples([row], columns=columns)[0]) == 1
 
 
+def test_marks_of_questions_and_of_turns_that_are_not_learnt_refuse_nothing():
+    marked = [{**USER, "label": False}, {**ANSWER, "weight": 0, "rating": "bad"}, USER, ANSWER]
+    samples, _ = load_samples([{"messages": marked}])
+    assert [item.learn for item in samples[0].messages if item.role == "assistant"] == [False, True]
+    (text,), _ = load_samples([{"text": Q, "from": "gpt"}], columns={"text": "text"})
+    assert text.text == Q
+
+
 def test_keys_of_earlier_turns_are_named_as_those_of_messages():
     earlier = [{**USER, "rating": 3}, ANSWER]
     _, report = load_samples([{"instruction": Q, "output": A, "history": earlier}])
