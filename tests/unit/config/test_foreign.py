@@ -536,6 +536,7 @@ def test_everything_that_is_missing_is_named_at_once(llamafactory, changes, keys
         ({"rl": "dpo", "datasets": [{"path": "x", "type": "zephyr.nectar"}]}, {"datasets"}),
         ({"plugins": ["axolotl.integrations.liger.LigerPlugin", "axolotl.integrations.kd.KDPlugin"]}, {"plugins"}),
         ({"datasets": [{"path": "x", "type": "chat_template", "roles_to_train": ["user"]}]}, {"datasets"}),
+        ({"datasets": [{"path": "x", "type": "chat_template", "message_field_training": "learnt"}]}, {"datasets"}),
         ({"datasets": [{"path": "x", "type": "alpaca"}, {"path": "y", "type": "chat_template"}]}, {"datasets"}),
         ({"adapter": None, "unfrozen_parameters": ["^lm_head"]}, {"unfrozen_parameters"}),
         ({"peft": {"loftq_config": {"loftq_bits": 4}}}, {"peft"}),
@@ -547,6 +548,11 @@ def test_everything_that_is_missing_is_named_at_once(llamafactory, changes, keys
 )
 def test_axolotl_runs_out_of_scope(axolotl, changes, keys):
     assert refused(axolotl(**changes)) == keys
+
+
+def test_keys_of_turns_that_our_reader_obeys_are_taken(axolotl):
+    block = {"path": "x", "type": "chat_template", "message_field_training": "training"}
+    assert axolotl(datasets=[block]).settings["data.train"] == "x"
 
 
 def test_what_changes_speed_only_is_dropped(axolotl):
