@@ -174,7 +174,10 @@ def parse_message(item: object) -> tuple[Message, set[str]]:
         raise BadRow(f"{speaker} の content がありません", f"a message of {speaker} has no content")
     _check_keys({key: item[own] for key, own in keys.items()}, str(speaker))
     learn = wants_learning(item)
-    used = {*SPEAKER_KEYS, *TEXT_KEYS, *_PASSED, *(LEARN_KEYS + IGNORE_KEYS)}
+    used = {*_PASSED, *(LEARN_KEYS + IGNORE_KEYS)}
+    for names, value in ((SPEAKER_KEYS, speaker), (TEXT_KEYS, content)):
+        # A second one that says the same is no loss.
+        used |= {key for key in names if key in keys and item[keys[key]] == value}
     unused = {str(key) for key in item if plain(key) not in used and item[key] not in (None, "", [], {})}
     if learn and role != "assistant" and plain(speaker) not in ("tool",):
         unused |= {f"{key} ({role})" for key in item if plain(key) in ("train", "training", "loss", "learn")}

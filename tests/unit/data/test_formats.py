@@ -243,6 +243,13 @@ def test_the_example_of_a_refusal_is_one_that_a_shell_and_yaml_take(names: tuple
     assert len(load_samples([row], columns=columns)[0]) == 1
 
 
+def test_a_second_text_of_a_message_is_named():
+    row = [{**USER, "text": "別の文"}, {**ANSWER, "value": A, "from": "human"}]
+    samples, report = load_samples([{"messages": row}])
+    assert [item.content for item in samples[0].messages] == [Q, A]
+    assert dict(report.unused_keys) == {"text": 1, "from": 1}
+
+
 def test_marks_of_questions_and_of_turns_that_are_not_learnt_refuse_nothing():
     marked = [{**USER, "label": False}, {**ANSWER, "weight": 0, "rating": "bad"}, USER, ANSWER]
     samples, _ = load_samples([{"messages": marked}])
