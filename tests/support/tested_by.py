@@ -43,6 +43,7 @@ TESTED_BY = {
     **{f"execution.self_check.{name}": _SELF_CHECK for name in ("everything", "four_bit", "several")},
     "apps.cli.gpu": _SELF_CHECK,
     "planner._upstream": "unit/planner/test_simulate.py",
+    "data._upstream": "unit/data/test_tables.py",
     "planner.blank": "unit/planner/test_simulate.py",
     "planner.shallow": "unit/planner/test_simulated_devices.py",
     "system.start": "security/test_processes.py",

@@ -10,6 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..errors import ConfigError, DataError
 from ..messages import excerpt
 
+
+def _said_by(whose: tuple[str, ...], what: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{one}_{other}" for one in whose for other in what)
+
+
 # Headings by role, as `plain` writes them. Where two columns of a row have one role, those of `COLUMNS` go before those of
 # `SPEAKERS`, which name persons as often as what they say.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -58,8 +63,19 @@ SPEAKERS: dict[str, tuple[str, ...]] = {
         "お客様の声",
         "客様の声",
         "件名",
+        *("質疑", "照会", "苦情", "用件", "題", "クエリ", "リクエスト", "クエスチョン", "しつもん"),
+        *_said_by(("user", "customer", "human"), ("question", "query", "prompt", "input", "request")),
     ),
-    "output": ("assistant", "gpt", "bot", "アシスタント", "担当者", "オペレーター", "内容"),
+    "output": (
+        *("assistant", "gpt", "bot", "ai", "chatbot", "アシスタント", "担当者", "オペレーター", "内容"),
+        *("答弁", "応え", "こたえ", "アンサー", "返事", "レスポンス", "アドバイス", "助言", "見解"),
+        *("対処法", "対処方法", "対応方法", "解決策", "解決方法"),
+        *_said_by(
+            ("assistant", "model", "bot", "chatbot", "ai", "gpt", "chatgpt", "agent", "gold", "ideal", "reference")
+            + ("target", "correct", "best", "final"),
+            ("answer", "response", "reply", "output", "completion"),
+        ),
+    ),
 }
 _ROLE = {name: role for role, names in COLUMNS.items() for name in names}
 _SPEAKER = {name: role for role, names in SPEAKERS.items() for name in names}
@@ -71,6 +87,8 @@ _AFFIXES = (
     re.compile(r"の?(?:内容|本文|文章|文|事項|項目|テキスト|例)$"),
     re.compile(r"(?:_ja|_jp|_japanese|_text|_message|_content|_utterance)$"),
     re.compile(r"_?\d+$"),
+    re.compile(r"^(?:[qa]|\d+)(?=[^\x00-\x7f])"),
+    re.compile(r"(?:※.*|必須|任意)$"),
 )
 # 利用者の質問 is a question and 市の回答 an answer; of ユーザーの発話 only the speaker tells.
 _OF = re.compile(r"^(.+)の(.+)$")

@@ -162,7 +162,8 @@ def _prompt(shape: Shape) -> tuple[list[Message], set[str], set[str]]:
     messages, keys = _asked(shape, used)
     if messages and not _empty(shape, "history"):
         used.add(roles["history"])
-        messages = [*history(shape.values[roles["history"]], roles["history"]), *messages]
+        before, unused = history(shape.values[roles["history"]], roles["history"])
+        messages, keys = [*before, *messages], keys | unused
     system = _text(shape, "system", used)
     if system and messages and messages[0].role == "system" and messages[0].content != system:
         raise _unequal_systems(roles["system"])

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
+from ..messages import on_one_line
 from ..system.files import sha256_of
 from .rows import Content, parsing
 
 # Bytes that a file may become when it is unpacked or decoded: a stranger's file of a few kilobytes can name terabytes.
 _FREE, _TIMES = 32 * 2**20, 200
 _BUFFER = 2**17
+# Files that a message names.
+_NAMED = 10
 
 
 def limit_of(size: int) -> int:
@@ -225,18 +228,34 @@ def _only_table(path: Path, archive: zipfile.ZipFile, kinds: set[str]) -> tuple[
     """
     members = [item for item in archive.infolist() if not item.is_dir() and not _is_hidden(item.filename)]
     tables = [item for item in members if Path(item.filename).suffix.lower() in kinds]
-    names = ", ".join(item.filename for item in (tables or members)[:10])
+    names = some_of([_name(item) for item in tables or members])
     if len(tables) != 1:
         raise DataError(
             f"{path} の中の読めるファイルが {len(tables)} 個です（{names or '空'}）。展開して data.train に並べるか、1 つだけ入れてください。",
             f"{path} holds {len(tables)} files that can be read ({names or 'nothing'}); unpack it and list them in "
             "data.train, or leave one in it.",
         )
-    others = [item.filename for item in members if item is not tables[0]]
-    notes = [(f"{tables[0].filename} を読みました", f"read {tables[0].filename}")]
+    others = some_of([_name(item) for item in members if item is not tables[0]])
+    notes = [(f"{_name(tables[0])} を読みました", f"read {_name(tables[0])}")]
     if others:
-        notes.append((f"読まないファイル: {', '.join(others[:10])}", f"files not read: {', '.join(others[:10])}"))
+        notes.append((f"読まないファイル: {others}", f"files not read: {others}"))
     return tables[0], notes
+
+
+def _name(item: zipfile.ZipInfo) -> str:
+    """The name of a file in an archive; that of Windows in Japan is CP932, which zipfile reads as the PC's first code page."""
+    if item.flag_bits & 0x800:  # UTF-8, as the archive says
+        return on_one_line(item.filename)
+    try:
+        return on_one_line(item.filename.encode("cp437").decode("cp932"))
+    except UnicodeError:
+        return on_one_line(item.filename)
+
+
+def some_of(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f", … (+{len(names) - _NAMED})" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _is_hidden(name: str) -> bool:

@@ -32,9 +32,14 @@ _STEERS = re.compile(r"train|loss|learn|mask|weight")
 # Keys of rows and messages under which something lies that is no text.
 MEDIA = tuple(
     f"{name}{end}" for name in ("image", "audio", "video", "picture", "speech") for end in ("", "s", "_path", "_url")
-) + ("画像", "音声", "動画", "pixel_values")
+) + (
+    *("画像", "音声", "動画", "写真", "画像ファイル", "音声ファイル", "動画ファイル", "画像パス"),
+    *("pixel_values", "img", "img_path", "photo", "photos", "image_file", "audio_file", "image_base64"),
+)
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _PASSED = ("tool_calls", "function_call", *_REASONING, "name", "tool_call_id")
+# A list or dictionary as Python prints it, which a table of pandas is written with.
+_PYTHON = re.compile(r"[\[\s]*\{\s*'")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -116,6 +121,12 @@ def _parsed(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
+        if _PYTHON.match(text):
+            raise BadRow(
+                f"{name} が JSON ではなく、Python の表示（{{'role': …}}）です。json.dumps で書き出し直してください",
+                f"{name} is not JSON but what Python prints ({{'role': ...}}); write it with json.dumps",
+                text,
+            ) from None
         raise BadRow(
             f"{name} が JSON として読めません（{error}）",
             f"{name} is not valid JSON ({error})",
@@ -163,7 +174,10 @@ def parse_message(item: object) -> tuple[Message, set[str]]:
         raise BadRow(f"{speaker} の content がありません", f"a message of {speaker} has no content")
     _check_keys({key: item[own] for key, own in keys.items()}, str(speaker))
     learn = wants_learning(item)
-    used = {*SPEAKER_KEYS, *TEXT_KEYS, *_PASSED, *(LEARN_KEYS + IGNORE_KEYS)}
+    used = {*_PASSED, *(LEARN_KEYS + IGNORE_KEYS)}
+    for names, value in ((SPEAKER_KEYS, speaker), (TEXT_KEYS, content)):
+        # A second one that says the same is no loss.
+        used |= {key for key in names if key in keys and item[keys[key]] == value}
     unused = {str(key) for key in item if plain(key) not in used and item[key] not in (None, "", [], {})}
     if learn and role != "assistant" and plain(speaker) not in ("tool",):
         unused |= {f"{key} ({role})" for key in item if plain(key) in ("train", "training", "loss", "learn")}
@@ -248,8 +262,9 @@ def _turns(item: object) -> list[Message] | None:
     return order or None
 
 
-def history(value: Any, column: str) -> list[Message]:
-    """The earlier turns of an instruction: pairs of question and answer, or messages; all answers are learnt.
+def history(value: Any, column: str) -> tuple[list[Message], set[str]]:
+    """The earlier turns of an instruction: pairs of question and answer, or messages, with the keys that are not used; all
+    answers are learnt.
 
     Raises:
         BadRow: another shape.
@@ -258,6 +273,7 @@ def history(value: Any, column: str) -> list[Message]:
     if isinstance(value, str) and value.strip():
         value = _parsed(value, column)
     messages: list[Message] = []
+    unused: set[str] = set()
     shape = BadRow(
         f"{column} は [[質問, 回答], ...] の形にしてください", f"{column} must be a list of [question, answer] pairs"
     )
@@ -265,12 +281,14 @@ def history(value: Any, column: str) -> list[Message]:
         raise shape
     for pair in value or ():
         if isinstance(pair, Mapping):
-            messages += parse_messages([pair], column)[0]
+            turns, keys = parse_messages([pair], column)
+            messages += turns
+            unused |= keys
             continue
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise shape
         messages += [Message("user", pair[0]), Message("assistant", pair[1])]
-    return messages
+    return messages, unused
 
 
 def conversation(

@@ -16,7 +16,28 @@ from ..errors import DataError
 _JIS = ("iso2022_jp", "iso2022_jp_ext", "iso2022_jp_2", "iso2022_jp_3", "iso2022_jp_2004")
 _TO_JAPANESE = re.compile(rb"\x1b\$(?:[@B]|\([DOPQ])")
 _LONGEST_ESCAPE = 4
-_BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_BOMS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+# Line ends of UTF-16 without a mark, whose text looks at least so Japanese; no text has a NUL beside its line ends.
+_UTF16 = (("utf-16-le", b"\n\0"), ("utf-16-be", b"\0\n"))
+_PLAUSIBLE = 0.9
+# What begins so is no text, whatever its name says.
+_OTHERS = (
+    (b"PK\x03\x04", "Excel (.xlsx) / zip"),
+    (b"\xd0\xcf\x11\xe0", "Excel (.xls) / Word (.doc)"),
+    (b"\x1f\x8b", "gzip (.gz)"),
+    *((b"BZh%d1AY&SY" % level, "bzip2 (.bz2)") for level in range(1, 10)),
+    (b"\xfd7zXZ", "xz (.xz)"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard (.zst)"),
+    (b"PAR1\x15", "Parquet (.parquet)"),
+    (b"ARROW1\0\0", "Arrow (.arrow)"),
+    (b"%PDF-1.", "PDF"),
+)
 # Characters that ordinary Japanese is made of.
 _ORDINARY = re.compile("[\u3040-\u30ff\u4e00-\u9fff\u3000-\u303f\uff00-\uff5e\x20-\x7e\n\r\t]")
 _KANA = re.compile("[\u3041-\u3093\u30a1-\u30f6]")
@@ -50,7 +71,7 @@ def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
     """(encoding, what to do with bytes that it does not have: `strict` or `surrogateescape`) of a file, in a few passes
     over its bytes with a fixed memory.
 
-    The order: BOM, ISO-2022-JP where its escapes are seen, strict UTF-8, then CP932 against EUC-JP by plausibility. Never
+    The order: BOM, UTF-16 where its line ends are seen, ISO-2022-JP where its escapes are seen, strict UTF-8, then CP932 against EUC-JP by plausibility. Never
     `shift_jis`, which cannot read ①㈱髙 and reads ～ as another character; and no guesser's name is taken literally. At
     last the encoding in which hardly a byte is wrong: those bytes become lone surrogates, and their rows bad rows.
 
@@ -59,16 +80,13 @@ def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
         name: of the file, for the message.
 
     Raises:
-        DataError: none of them decodes the bytes, but for one in a thousand.
+        DataError: none of them decodes the bytes, but for one in a thousand; or they are no text at all.
     """
     with opened() as stream:
         first = stream.read(_BLOCK)
-    for mark, encoding in _BOMS:
-        if first.startswith(mark):
-            wrong = _first_wrong(opened, encoding)
-            if wrong is not None:
-                raise _undecodable(first, wrong, name)
-            return encoding, "strict"
+    marked = _by_mark(first, opened, name)
+    if marked is not None:
+        return marked, "strict"
     if first.isascii() and _has_escapes(opened) and _first_wrong(opened, "ascii") is None:
         return _jis(opened, name), "strict"
     not_utf8 = _first_wrong(opened, "utf-8")
@@ -82,6 +100,27 @@ def find_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str, str]:
     if wrong_bytes * 1000 > size:
         raise _undecodable(first, not_utf8, name)
     return encoding, "surrogateescape"
+
+
+def _by_mark(first: bytes, opened: Callable[[], BinaryIO], name: str) -> str | None:
+    """The encoding that a file's first bytes tell, or its line ends; None where they tell none.
+
+    Raises:
+        DataError: bytes that it does not have, or what is no text.
+    """
+    kind = next((kind for mark, kind in _OTHERS if first.startswith(mark)), None)
+    if kind is not None:
+        raise DataError(
+            f"{name} の中身は文字ではなく {kind} です。名前の拡張子を中身に合わせてください。",
+            f"{name} does not hold text but {kind}; give it the extension of what it holds.",
+        )
+    encoding = next((encoding for mark, encoding in _BOMS if first.startswith(mark)), None)
+    wrong = _first_wrong(opened, encoding) if encoding is not None else None
+    if wrong is not None:
+        raise _undecodable(first, wrong, name)
+    ends = [code for code, end in _UTF16 if end in first] if encoding is None else []
+    fitting = (code for code in ends if _first_wrong(opened, code) is None)
+    return encoding or next((code for code in fitting if _plausibility(_beginning(opened, code)) >= _PLAUSIBLE), None)
 
 
 def _jis(opened: Callable[[], BinaryIO], name: str) -> str:
@@ -115,7 +154,7 @@ def find_first_encoding(opened: Callable[[], BinaryIO], name: str) -> tuple[str,
     if len(first) < _FIRST or b"\n" not in first:
         return find_encoding(opened, name)
     first = first[: first.rindex(b"\n") + 1]
-    if first.startswith((b"\xff\xfe", b"\xfe\xff")) or _TO_JAPANESE.search(first):
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in first or _TO_JAPANESE.search(first):
         return find_encoding(opened, name)  # UTF-16 and ISO-2022-JP have no surrogates for wrong bytes
     return find_encoding(lambda: io.BytesIO(first), name)[0], "surrogateescape"
 

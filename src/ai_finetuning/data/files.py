@@ -17,7 +17,7 @@ from ..errors import DataError, HubError, InputNotFoundError, localized
 from ..system.network import endpoint, head, offline
 from .bad_rows import BadRows
 from .columnar import dataset_rows, read_arrow, read_parquet, read_saved
-from .compression import UNPACK, kind_of, unpacked
+from .compression import UNPACK, kind_of, some_of, unpacked
 from .rows import Content, File, FileReport, Reader, Row, reading
 from .spreadsheet import read_workbook
 from .tables import read_delimited
@@ -68,6 +68,10 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
 }
 _TRAIN = re.compile(r"(?:^|[^a-z])train(?:ing)?(?:[^a-z]|$)")
+# Texts about the files of a folder.
+_ABOUT = re.compile(
+    r"(?:readme|licen[cs]e|notice|requirements|changelog)\b|(?:はじめに|最初に|必ず)?お読み", re.IGNORECASE
+)
 _OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|dev|valid|validation|val)(?:[^a-z]|$)")
 
 
@@ -322,12 +326,10 @@ def _open_folder(
             empty.append(entry.name)
         report.notes += [(f"{entry.name}: {ja}", f"{entry.name}: {en}") for ja, en in part.notes]
     if empty:
-        report.notes.append(
-            (f"行のないファイル: {', '.join(empty[:10])}", f"files without a row: {', '.join(empty[:10])}")
-        )
+        report.notes.append((f"行のないファイル: {some_of(empty)}", f"files without a row: {some_of(empty)}"))
     others = [entry.name for entry in entries if entry not in files]
     if others:
-        report.notes.append((f"読まないもの: {', '.join(others[:10])}", f"not read: {', '.join(others[:10])}"))
+        report.notes.append((f"読まないもの: {some_of(others)}", f"not read: {some_of(others)}"))
     report.encoding = f"{len(files) - len(aside)} files"
 
 
@@ -404,7 +406,8 @@ def matching(path: str) -> list[str]:
 def _is_data(path: Path) -> bool:
     names = ("dataset_info.json", "dataset_infos.json", "state.json", "metadata.json", "config.json")
     kind = kind_of(path)
-    return path.is_file() and path.name not in names and (kind in READERS or kind == ".zip")
+    about = kind == ".txt" and _ABOUT.match(path.name) is not None
+    return path.is_file() and path.name not in names and not about and (kind in READERS or kind == ".zip")
 
 
 def find_data(path: str | Path, *, other_than: Collection[object] = ()) -> Path | None:
@@ -431,9 +434,19 @@ def find_data(path: str | Path, *, other_than: Collection[object] = ()) -> Path 
                 f"{path} の種類 {kind or '（拡張子なし）'} は読めません。使えるのは {known} です。{hint[0]}",
                 f"{path}: files of kind {kind or '(no extension)'} cannot be read; known: {known}.{hint[1]}",
             )
+        if not folder.is_file():
+            raise DataError(
+                f"{path} はふつうのファイルではありません（パイプや装置）。何度も読むため、ファイルに保存してから指定してください。",
+                f"{path} is no regular file but a pipe or a device. Data is read more than once: save it to a file first.",
+            )
         return folder
     if name.count("/") == 1 and not folder.suffix and not folder.parent.is_dir() and not name.startswith((".", "/")):
         return None
+    if folder.is_symlink():
+        raise InputNotFoundError(
+            f"データファイル {name} はリンクで、その先の {os.readlink(folder)} がありません。",
+            f"data file {name} is a link to {os.readlink(folder)}, which does not exist.",
+        )
     taken = {os.path.abspath(str(other)) for other in other_than}
     entries = folder.parent.iterdir() if folder.parent.is_dir() else ()
     names = [entry.name for entry in entries if os.path.abspath(entry) not in taken]

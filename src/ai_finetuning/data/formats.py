@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from ..config.preference import Objective
-from ..messages import excerpt
+from ..messages import EXCERPT, excerpt
 from .bad_rows import BadRow
 from .columns import COLUMNS, by_plain_name, listed, map_columns, plain
 from .comparisons import comparison, judged_by
@@ -21,6 +23,9 @@ from .conversations import (
     IGNORE_KEYS,
     LEARN_KEYS,
     MEDIA,
+    ROLES,
+    SPEAKER_KEYS,
+    TEXT_KEYS,
     conversation,
     history,
     parse_messages,
@@ -37,6 +42,7 @@ from .judgements import (
     is_marked,
     is_pair,
     mark_of,
+    refuse_bad_turn,
     sides_by_heading,
     sides_of,
 )
@@ -46,6 +52,7 @@ from .row_format import Built, Format, Shape, blank, cell_text
 
 def _from_messages(shape: Shape) -> tuple[list[Message], set[str], set[str]]:
     column = shape.roles["messages"]
+    refuse_bad_turn(shape.values[column])
     messages, unused = parse_messages(shape.values[column], column)
     used = {column}
     if "system" in shape.roles:
@@ -74,11 +81,12 @@ def _from_pair(question: str) -> Callable[[Shape], tuple[list[Message], set[str]
         answer = Message("assistant", cell_text(shape.values.get(roles["output"]), roles["output"]))
         asked = Message("user", cell_text(shape.values.get(roles[question]), roles[question]), optional("input"))
         before: list[Message] = []
+        unused: set[str] = set()
         if "history" in roles:
             used.add(roles["history"])
-            before = history(shape.values.get(roles["history"]), roles["history"])
+            before, unused = history(shape.values.get(roles["history"]), roles["history"])
         system = optional("system")
-        return [*([Message("system", system)] if system else []), *before, asked, answer], used, set()
+        return [*([Message("system", system)] if system else []), *before, asked, answer], used, unused
 
     return build
 
@@ -147,6 +155,12 @@ def _is_tree(shape: Shape) -> bool:
     return bool(shape.filled("parent_id", "message_tree_id") and shape.filled("message_id", "role")) or bool(nested)
 
 
+def _is_one_message(shape: Shape) -> bool:
+    if not shape.filled(*TEXT_KEYS, "utterance", "message") or {"messages", "output"} & shape.roles.keys():
+        return False
+    return any(plain(shape.values[name]) in ROLES for name in shape.filled(*SPEAKER_KEYS))
+
+
 def _is_several_answers(shape: Shape) -> bool:
     several = [shape.values[name] for name in shape.filled(*_SEVERAL)]
     return any(isinstance(value, list | tuple) for value in several) and "output" not in shape.roles
@@ -204,6 +218,14 @@ FORMATS: tuple[Format, ...] = (
         "a message tree (message_id and parent_id), not one conversation a row; convert it to messages",
         '{"message_id": "2", "parent_id": "1", "role": "assistant", "text": "東京です。"}',
         _is_tree,
+    ),
+    Format(
+        "message",
+        "1 行に 1 つの発言（role と content など）です。会話ごとに 1 行にまとめ、messages の配列にしてください。ただの文章なら data.columns={text: 列} と指定してください",
+        "one message a row (role and content and the like); write a conversation in each row, as a list in messages; of plain texts say data.columns={text: COLUMN}",
+        '{"role": "user", "content": "首都は？"}',
+        _is_one_message,
+        names=SPEAKER_KEYS,
     ),
     Format(
         "media",
@@ -333,6 +355,9 @@ FORMATS: tuple[Format, ...] = (
         _from_text,
     ),
 )
+# Headings that YAML takes as they are, and words among them that it takes for something else.
+_PLAIN = re.compile(r"\w(?:[\w ()（）・／/-]*[\w)）])?")
+_NO_TEXT = re.compile(r"(?:[\d_.+-]+|true|false|null|yes|no|on|off|y|n|0[xob]\w+|\d.*)", re.IGNORECASE)
 # Where the user says that a column is plain text, the other columns have nothing to say about it.
 _TEXT_BY_HAND = Format("text", "", "", "", lambda shape: shape.has("text"), _from_text)
 
@@ -503,6 +528,17 @@ def _tools(value: Any, column: str) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def _named(column: str, instead: str) -> str:
+    """A column as YAML takes it in braces; of one that is as long as a text another word stands there."""
+    if len(column) > EXCERPT:
+        return instead
+    return (
+        column
+        if _PLAIN.fullmatch(column) and not _NO_TEXT.fullmatch(column)
+        else json.dumps(column, ensure_ascii=False)
+    )
+
+
 def no_format(rows: Sequence[Mapping[str, Any]], objective: Objective = "sft") -> tuple[str, str]:
     """Why rows fit no format (Japanese, English), with the likeliest columns as an example that a shell takes as it is."""
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
@@ -530,7 +566,9 @@ def no_format(rows: Sequence[Mapping[str, Any]], objective: Objective = "sft") -
         )
     likely = sorted(names, key=lambda name: -lengths[name])[:2]
     question, answer = sorted(likely, key=names.index) if len(likely) == 2 else (likely + ["QUESTION", "ANSWER"])[:2]
-    example = f"'data.columns={{instruction: {listed([question])}, output: {listed([answer])}}}'"
+    example = shlex.quote(
+        f"data.columns={{instruction: {_named(question, 'QUESTION')}, output: {_named(answer, 'ANSWER')}}}"
+    )
     heading = any(len(name) > 20 or name.rstrip().endswith(("。", "？", "?")) for name in names)
     ja = "表に見出しの行がないようです（1 行目が文です）。見出し（例: 質問,回答）を付けてください。" if heading else ""
     en = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,17 +12,50 @@ from typing import Any
 from ..messages import excerpt
 from .bad_rows import BadRow
 from .columns import by_plain_name, listed, plain
+from .conversations import ROLES, SPEAKER_KEYS, wants_learning
 from .row_format import Shape, blank
 
 # Roles of columns beside those of a conversation, with headings as `plain` writes them.
 CHOSEN = (
     *("chosen", "preferred", "winner_response", "chosen_response", "response_j", "preferred_output", "accepted"),
-    *("良い回答", "好ましい応答", "好ましい回答", "採用"),
+    *(
+        "chosen_output",
+        "chosen_answer",
+        "good_answer",
+        "good_response",
+        "better",
+        "better_answer",
+        "better_response",
+        "win",
+    ),
+    *("良い回答", "好ましい応答", "好ましい回答", "採用", "良い回答例", "良い応答", "正しい回答", "適切な回答"),
 )
 REJECTED = (
     *("rejected", "dispreferred", "loser_response", "rejected_response", "response_k", "non_preferred_output"),
-    *("悪い回答", "好ましくない応答", "好ましくない回答", "不採用"),
+    *(
+        "rejected_output",
+        "rejected_answer",
+        "bad_answer",
+        "bad_response",
+        "worse",
+        "worse_answer",
+        "worse_response",
+        "lose",
+    ),
+    *(
+        "悪い回答",
+        "好ましくない応答",
+        "好ましくない回答",
+        "不採用",
+        "悪い回答例",
+        "悪い応答",
+        "誤った回答",
+        "間違った回答",
+    ),
+    *("不適切な回答", "ng回答"),
 )
+# Beside these the other answer is the better one, whatever its heading.
+_SURELY_REJECTED = ("rejected", "rejected_response", "rejected_output", "rejected_answer")
 # Two answers side by side, which a column of verdicts goes with.
 TWO = (
     *(("response1", "response2"), ("response_1", "response_2"), ("response_0", "response_1")),
@@ -32,6 +66,7 @@ TWO = (
 WINNERS = ("winner", "preference", "better_response_id", "勝者", "選好", "優劣")
 VERDICTS = (
     *("label", "labels", "kto_tag", "thumbs_up", "thumbs", "is_correct", "correct", "is_good", "accepted", "正誤"),
+    *("is_accepted", "approved", "is_approved", "採否", "合否", "可否"),
     "良し悪し",
 )
 # Of these columns a number is the name of an answer; elsewhere it may be how much better one is, whichever.
@@ -54,7 +89,7 @@ OPINIONS = (
     "良し悪し",
     "判定",
     "フィードバック",
-    "quality_label",
+    *("quality_label", "judge", "judgement", "judgment"),
 )
 _JUDGED = frozenset(
     (
@@ -89,6 +124,7 @@ _JUDGED = frozenset(
         "ok",
         "ng",
     )
+    + ("適切", "不適切", "採用", "不採用", "合格", "不合格", "可", "不可", "否")
     + ("○", "◯", "〇", "⭕", "×", "✕", "✖", "✗", "✘", "❌")
 )
 _BAD = frozenset(
@@ -106,10 +142,12 @@ _BAD = frozenset(
         "false",
     )
     + ("👎", "悪い", "悪", "わるい", "不正解", "誤り", "低評価", "ng", "×", "✕", "✖", "✗", "✘", "❌")
+    + ("不適切", "不採用", "不合格", "不可", "否")
 )
 # What a label beside an answer may as well be the class of.
 _CLASSES = frozenset(("positive", "negative", "up", "down", "like", "dislike"))
-_YES, _NO = ("true", "1", "1.0"), ("false", "0", "0.0")
+_YES = ("true", "1", "1.0", "yes", "y", "はい")
+_NO = ("false", "0", "0.0", "no", "n", "いいえ")
 _TIES = frozenset(
     ("tie", "tie(bothbad)", "bothbad", "both", "draw", "neither", "same", "equal", "none")
     + ("引き分け", "引分", "同等", "同じ", "どちらも", "どちらも良い", "どちらも悪い", "どちらでもない")
@@ -252,7 +290,7 @@ def is_pair(shape: Shape) -> bool:
         return True
     sides, filled = sides_of(shape), shape.filled(*CHOSEN, *REJECTED)
     # Beside a column of rejected answers the chosen one is a pair's also where the other cell is empty.
-    if len(filled) >= (2 if sides is None or sides.verdict is not None else 1) or shape.filled("rejected"):
+    if len(filled) >= (2 if sides is None or sides.verdict is not None else 1) or shape.filled(*_SURELY_REJECTED):
         return True
     return bool(shape.filled(*WINNERS) and shape.filled(*(first for first, _ in TWO)))
 
@@ -279,6 +317,40 @@ def is_marked(shape: Shape) -> bool:
     if "label" in shape.judged:
         return True
     return any(_verdict(shape.values[name], name) is not None for name in shape.filled(*VERDICTS, *OPINIONS))
+
+
+def refuse_bad_turn(items: Any) -> None:
+    """Refuses messages of which somebody called an answer bad: it would be learnt.
+
+    Args:
+        items: a conversation as it was read.
+
+    Raises:
+        BadRow: with the key that says so.
+    """
+    if isinstance(items, str):
+        try:
+            items = json.loads(items)
+        except (ValueError, RecursionError):  # which the row is refused with when it is read
+            return
+    if isinstance(items, Mapping):
+        items = items.get("messages")
+    for item in items if isinstance(items, list | tuple) else ():
+        if not isinstance(item, Mapping) or wants_learning(item) is False:
+            continue
+        if not any(plain(key) in SPEAKER_KEYS and ROLES.get(plain(said)) == "assistant" for key, said in item.items()):
+            continue
+        key = next((key for key, value in item.items() if _calls_bad(key, value)), None)
+        if key is not None:
+            raise BadRow(
+                f"{excerpt(key)} が悪い回答とする発言があります。学習しないなら weight: 0 を付け、学習するならこのキーを除いてください",
+                f"{excerpt(key)} calls a message a bad answer; give it weight: 0 where it is not to be learnt, or remove this key",
+                item[key],
+            )
+
+
+def _calls_bad(key: object, value: Any) -> bool:
+    return plain(key) in (*VERDICTS, *OPINIONS) and not blank(value) and _verdict(value, str(key)) is False
 
 
 def is_marked_bad(shape: Shape) -> bool:

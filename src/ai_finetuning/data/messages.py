@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,3 +117,24 @@ def messages_of(sample: Sample) -> tuple[Message, ...]:
     if isinstance(sample, Judged):
         return sample.conversation.messages
     return () if isinstance(sample, PlainText) else sample.messages
+
+
+def words_beside(sample: Sample) -> Iterator[str]:
+    """What a sample holds for the template besides the texts of its messages: calls, names, descriptions of tools."""
+    for message in messages_of(sample):
+        if message.tool_calls or message.extra:
+            yield from _words((message.tool_calls, message.extra))
+    whole = sample.conversation if isinstance(sample, Judged) else sample
+    if not isinstance(whole, PlainText) and whole.tools:
+        yield from _words(whole.tools)
+
+
+def _words(value: Any) -> Iterator[str]:
+    """The strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _words([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _words(item)

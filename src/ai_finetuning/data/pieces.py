@@ -288,7 +288,8 @@ def judge(parts: Sequence[Sequence[Group]], skip: bool) -> tuple[EncodeReport, B
             for group in part:
                 bad.merge(getattr(group.account.problems, name))
         if not sum(group.account.data.samples for group in part) and (skip or not len(bad)):
-            raise nothing_left(bad, sum(group.account.data.ties for group in part))
+            found = [group.account.data for group in part]
+            raise nothing_left(bad, sum(data.ties for data in found), sum(data.unlearnt for data in found))
     if skip:  # else the marked rows are refused
         refuse_half_marked(whole.data)
     bad.merge(whole.problems.encoded)

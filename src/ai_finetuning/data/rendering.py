@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import DataError
 from ..japanese.prompts import render
 from .bad_rows import BadRow
-from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample
+from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample, words_beside
 
 Span = tuple[int, int]
 SIDES = ("chosen", "rejected")
@@ -229,6 +229,19 @@ def _check_special(sample: Conversation, prompts: Prompts) -> None:
                 prompts.special_tokens[token] = prompts.special_tokens.get(token, 0) + 1
 
 
+def _check_beside(sample: Conversation, text: str, prompts: Prompts) -> None:
+    """The same for what the text shows of tools, calls and names."""
+    for words in words_beside(sample):
+        special = prompts.special_in(words)
+        if special is not None and _shows(words, text):
+            raise BadRow(
+                f"ツールの説明・呼び出しかメッセージの name に、特殊トークンと同じ文字列 {special[1]} があります。特殊トークンとして学習されてしまうため、"
+                "取り除くか別の文字にしてください",
+                f"a tool, a tool call or the name of a message contains {special[1]}, which this tokenizer reads as a special "
+                "token; remove it or write it in other characters",
+            )
+
+
 def _check_shown(sample: Conversation, text: str, prompts: Prompts) -> None:
     """Compares what a row holds with what its text shows: a call that is not shown would be learnt as its absence."""
     for message in sample.messages:
@@ -244,6 +257,7 @@ def _check_shown(sample: Conversation, text: str, prompts: Prompts) -> None:
                 "tool の発言がありますが、このモデルのチャットテンプレートはツールを扱えません",
                 "it holds a tool message, which the chat template of this model does not show",
             )
+    _check_beside(sample, text, prompts)
     if any(message.reasoning.strip() and message.reasoning.strip() not in text for message in sample.messages):
         prompts.note("reasoning_content")
     names = [tool.get("function", tool).get("name") for tool in sample.tools if isinstance(tool, Mapping)]

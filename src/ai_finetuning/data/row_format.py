@@ -124,7 +124,7 @@ def cell_text(value: Any, column: str, *, required: bool = True) -> str:
             raise BadRow(f"{column} に思考（reasoning）の部分があります", f"{column} has a part of type reasoning")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    if type(value).__name__ in ("date", "datetime", "time", "Decimal"):
+    if type(value).__name__ in ("date", "datetime", "time", "Decimal", "Timestamp"):
         value = str(value)
     if not isinstance(value, str):
         kind = type(value).__name__

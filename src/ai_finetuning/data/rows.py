@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError, InputNotFoundError, Reason, ToolkitError, localized
-from ..messages import excerpt
+from ..messages import excerpt, on_one_line
 from .bad_rows import BadRows
 from .encoding import find_encoding, find_first_encoding
 
@@ -51,7 +51,8 @@ class FileReport:
             f"{self.path}: {self.kind}{encoding}、{self.rows} 行",
             f"{self.path}: {self.kind}{encoding}, {self.rows} rows",
         )
-        return [head, *(localized(f"{self.path}: {ja}", f"{self.path}: {en}") for ja, en in self.notes)]
+        notes = (localized(f"{self.path}: {ja}", f"{self.path}: {en}") for ja, en in self.notes)
+        return [on_one_line(line) for line in (head, *notes)]  # names of files, sheets and keys are anybody's
 
 
 @dataclass(frozen=True)

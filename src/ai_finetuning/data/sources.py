@@ -24,7 +24,7 @@ from ..japanese.normalize import normalize as normalize_text
 from ..messages import excerpt
 from .bad_rows import BadRow, BadRows
 from .columnar import dataset_rows
-from .columns import check_columns
+from .columns import check_columns, listed
 from .conversations import conversation
 from .data_report import DataReport
 from .doctor.rules import validate_keys
@@ -32,7 +32,7 @@ from .encoding import UNREADABLE
 from .files import read_rows
 from .formats import build, find_format, is_refused_mark, is_unmarked, no_format
 from .judgements import winner_of
-from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample, messages_of
+from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample, messages_of, words_beside
 from .row_format import Format, Shape
 from .rows import Row
 
@@ -129,17 +129,24 @@ def read_source(source: Any, how: RowReading, bad: BadRows, *, shared: bool) -> 
     if bad.skip:  # else the marked rows are refused
         refuse_half_marked(report)
     if not cleaned and not (shared and len(bad) and not bad.skip):
-        raise nothing_left(report.bad, report.ties)
+        raise nothing_left(report.bad, report.ties, report.unlearnt)
     report.samples = len(cleaned)
     return cleaned, report
 
 
-def nothing_left(bad: BadRows, ties: int) -> DataError:
+def nothing_left(bad: BadRows, ties: int, unlearnt: int) -> DataError:
     """The refusal of data without a usable row.
 
     Args:
         ties: pairs of answers that were left out since neither is better.
+        unlearnt: rows that say of themselves that they are not to be learnt.
     """
+    if unlearnt and not ties and not len(bad):
+        return DataError(
+            f"{unlearnt} 行すべてに、学習しないこと（weight: 0、train: false など）が書かれています。学習する行の値を直すか、その列を除いてください。",
+            f"all {unlearnt} rows say not to learn them (weight: 0, train: false and the like); change that where they are to be "
+            "learnt, or remove it.",
+        )
     if not ties or len(bad):
         return bad.empty(localized("学習データ", "the data"))
     return DataError(
@@ -167,6 +174,24 @@ def _row_groups(
         yield [_item(item, number) for number, item in enumerate(source, start=1)]
 
 
+def _records(frame: Any) -> list[dict[str, Any]]:
+    """The rows of a pandas frame, None where nothing is.
+
+    Raises:
+        DataError: two columns of one name.
+    """
+    if not frame.columns.is_unique:
+        twice = listed(list(dict.fromkeys(frame.columns[frame.columns.duplicated()])))
+        raise DataError(
+            f"DataFrame に同じ名前の列が 2 つ以上あります（{twice}）。片方の名前を変えてください。",
+            f"two columns of the DataFrame have one name ({twice}); rename one of them.",
+        )
+    columns = [str(name) for name in frame.columns]
+    frame = frame.astype(object).where(frame.notna(), None)
+    frame.columns = columns
+    return frame.to_dict("records")  # type: ignore[no-any-return]
+
+
 def _container(source: Any, report: DataReport) -> Any:
     """What holds rows, as a path, a list of paths or an iterable of rows; frames and tables become rows.
 
@@ -176,10 +201,7 @@ def _container(source: Any, report: DataReport) -> Any:
     kind = type(source)
     library = kind.__module__.split(".")[0]
     if library == "pandas" and kind.__name__ == "DataFrame":
-        columns = [str(name) for name in source.columns]
-        source = source.astype(object).where(source.notna(), None)
-        source.columns = columns
-        return source.to_dict("records")
+        return _records(source)
     if library == "pandas" and kind.__name__ in ("Series", "Index"):
         return source.tolist()
     if library == "polars" and kind.__name__ == "DataFrame":
@@ -196,7 +218,11 @@ def _container(source: Any, report: DataReport) -> Any:
             report.files.append(obtained)
             return rows
         values = list(source.values())
-        if values and all(isinstance(value, list | tuple) for value in values) and len(set(map(len, values))) == 1:
+        if (
+            values
+            and all(isinstance(value, list | tuple | np.ndarray) for value in values)
+            and len(set(map(len, values))) == 1
+        ):
             return [dict(zip(source, row, strict=True)) for row in zip(*values, strict=True)]
     refused = isinstance(source, Mapping | set | frozenset | bytes | bytearray | io.IOBase) or hasattr(
         source, "readline"
@@ -209,14 +235,25 @@ def _container(source: Any, report: DataReport) -> Any:
     return source
 
 
+def _value(value: Any) -> Any:
+    """A value with Python's own types for those of numpy, which frames and Parquet files in pandas are made of."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    return {key: _value(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def _item(item: Any, number: int) -> _Item:
     source = f"[{number}]"
     if isinstance(item, Sample | Row):
         return item
     if isinstance(item, str):
-        return Row({"text": item}, source)
+        return Row({"text": str(item)}, source)
+    if isinstance(item, np.ndarray):
+        item = item.tolist()
     if isinstance(item, Mapping):
-        return Row(dict(item), source)
+        return Row({key: _value(value) for key, value in item.items()}, source)
     if isinstance(item, list | tuple):
         return Row({"messages": list(item)}, source)
     kind = type(item).__name__
@@ -535,6 +572,8 @@ def _clean(
 
     if isinstance(sample, PlainText):
         return PlainText(clean(sample.text), sample.source)
+    for words in words_beside(sample):
+        _refuse_unreadable(words)
     return _with_texts(sample, clean)
 
 

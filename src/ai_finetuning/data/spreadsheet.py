@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ._upstream import part_of
 from .bad_rows import BadRows
+from .cell_formats import NUMBERED, shown_date, shown_number, shown_text
 from .compression import bounded, limit_of, too_big
 from .rows import Content, File, FileReport, Row, parsing
 from .tables import heading_row, table
 
-_LOCALE = re.compile(r"\[[^\]]*\]")
-_TOKENS = re.compile(
-    r'"[^"]*"|\\.|ggge?|yyyy|yy|mmmm|mmm|mm|m|dddd|ddd|dd|d|aaaa|aaa|hh|h|ss|s|am/pm|a/p|[^"\\]', re.IGNORECASE
-)
+_HIDDEN_ROW = re.compile(rb'<row\b[^>]*\bhidden="(?:1|true)"')
+# A formula that a program wrote; Excel puts its value beside it. An empty text is a value.
+_FORMULA = re.compile(rb'<c\b(?![^>]*\bt="str")[^>]*>\s*<f\b(?:[^>]*/>|[^>]*>[^<]*</f>)\s*(?:<v\s*/>|<v></v>)?\s*</c>')
+# How a workbook writes control characters.
+_ESCAPED = re.compile(r"_x00([01][0-9A-Fa-f])_")
+# With these bytes begin files of old versions of Office, and encrypted ones.
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENTITY = re.compile(b"<!(?:DOCTYPE|ENTITY)|<\0!\0(?:D\0O\0C|E\0N\0T)")
 # Rows of an Excel sheet, and cells that are read of one.
 _ROWS, _CELLS = 1_048_576, 20_000_000
-_WEEKDAYS = "月火水木金土日"
-_ERAS = (
-    (datetime.date(2019, 5, 1), "令和"),
-    (datetime.date(1989, 1, 8), "平成"),
-    (datetime.date(1926, 12, 25), "昭和"),
-)
 
 
 def read_workbook(file: File) -> Iterator[Row]:
@@ -58,6 +57,11 @@ def read_workbook(file: File) -> Iterator[Row]:
     candidates = (
         [file.sheet] if file.sheet is not None else fitting or [name for name in visible if filled[name]] or visible
     )
+    if not sheets:
+        raise DataError(
+            f"{path} に読めるシートがありません。Excel で、ふつうの「Excel ブック（.xlsx）」として保存し直してください（「Strict Open XML」ではなく）。",
+            f"{path} has no sheet that can be read. Save it again as an ordinary Excel workbook (.xlsx), not as Strict Open XML.",
+        )
     if not candidates:
         raise DataError(
             f"{path} のシートはすべて非表示です。使うシートを data.sheet で指定してください（{', '.join(sheets)}）。",
@@ -76,7 +80,32 @@ def read_workbook(file: File) -> Iterator[Row]:
                     f"sheet not read: {name} ({filled[name]} rows{', hidden' if hidden else ''}); data.sheet={name} reads it",
                 )
             )
+    file.report.notes += _unseen(file, sheets[chosen])
     yield from table(iter(tables[chosen]), file)
+
+
+def _unseen(file: File, sheet: Any) -> list[tuple[str, str]]:
+    """What is said of a sheet where the reader and Excel do not show the same: hidden rows, formulas without a value."""
+    with zipfile.ZipFile(io.BytesIO(file.raw)) as parts:
+        content = parts.read(part_of(sheet))
+    hidden, formulas = len(_HIDDEN_ROW.findall(content)), len(_FORMULA.findall(content))
+    notes = []
+    if hidden:
+        notes.append(
+            (
+                f"非表示の行（フィルターで隠れた行も）も読みます: {hidden} 行",
+                f"rows that Excel hides, by a filter too, are read as well: {hidden}",
+            )
+        )
+    if formulas:
+        notes.append(
+            (
+                f"値が保存されていない数式のセルは空です: {formulas} 個。Excel で開いて保存し直すと、値が入ります",
+                f"cells with a formula whose value is not in the file are empty: {formulas}; open and save it in Excel to have the "
+                "values",
+            )
+        )
+    return notes
 
 
 def sheets_of(path: Path, columns: Mapping[str, str] | None = None) -> list[tuple[str, int, bool]]:
@@ -110,8 +139,14 @@ def check_parts(file: File) -> None:
     """Refuses a workbook whose parts become too big, or declare XML entities, which grow while they are read.
 
     Raises:
-        DataError: such a workbook.
+        DataError: such a workbook, and one that is encrypted.
     """
+    if file.raw.startswith(_OLE):
+        raise DataError(
+            f"{file.report.path} はパスワード付きか、古い形式（.xls）のブックです。Excel で開き、パスワードを外して .xlsx で保存し直してください。",
+            f"{file.report.path} is a workbook with a password, or in the old format (.xls). Open it in Excel, and save it as .xlsx "
+            "without a password.",
+        )
     limit, refusal = limit_of(len(file.raw)), too_big(file.report.path, len(file.raw))
     with zipfile.ZipFile(io.BytesIO(file.raw)) as parts:
         for item in parts.infolist():
@@ -150,111 +185,38 @@ def shown(cell: Any) -> str | None:
     value = cell.value
     if value is None:
         return None
-    if isinstance(value, str):
-        return value.replace("_x000D_", "")  # Excel writes a line end in a cell so now and then, before the LF
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
-    form = (cell.number_format or "General").split(";")[0]
-    if isinstance(value, datetime.date | datetime.time):
-        return _date(value, form)
+    style = getattr(cell, "style_array", None)
+    form = NUMBERED.get(style.numFmtId if style is not None else 0) or cell.number_format or "General"
+    if isinstance(value, str):
+        return shown_text(_ESCAPED.sub(_unescaped, value) if "_x00" in value else value, form)
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        return shown_date(value, form, _serial(value) if ";" in form else None)
+    return shown_number(value, form, lambda number: _moment(number, cell))
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """A control character; Excel writes a line end in a cell as two of them now and then, LF behind CR."""
+    return "" if match.group(1).upper() == "0D" else chr(int(match.group(1), 16))
+
+
+def _serial(value: datetime.date | datetime.time | datetime.timedelta) -> float:
+    """Excel's number of a date, by which the conditions of formats choose."""
+    day = datetime.timedelta(days=1)
     if isinstance(value, datetime.timedelta):
-        return str(value)
-    return _number(value, form)
+        return value / day
+    if isinstance(value, datetime.time):
+        return datetime.timedelta(hours=value.hour, minutes=value.minute, seconds=value.second) / day
+    moment = value if isinstance(value, datetime.datetime) else datetime.datetime(value.year, value.month, value.day)
+    return (moment - datetime.datetime(1899, 12, 30)) / day
 
 
-def _number(value: float, form: str) -> str:
-    """A number by its format: digits after the point, thousands, per cent, and text around it."""
-    bare = _LOCALE.sub("", form)
-    match = re.search(r"[#0?][#0?,]*(?:\.([0#?]+))?", bare.replace('"', "\0"))
-    if bare in ("General", "@", "") or match is None:
-        return (
-            str(int(value))
-            if isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-            else f"{value:.15g}"
-        )
-    digits = match.group(1) or ""
-    number = value * 100 if "%" in bare else value
-    written = f"{number:{',' if ',' in match.group() else ''}.{len(digits)}f}"
-    whole = match.group().split(".")[0]
-    if "," not in whole:
-        sign, figures = ("-", written[1:]) if written.startswith("-") else ("", written)
-        width = whole.count("0") + (len(figures) - len(figures.split(".")[0]))
-        written = sign + figures.zfill(width)
-    if digits.endswith("#") and "." in written:
-        written = written.rstrip("0").rstrip(".")
-    before, after = bare[: match.start()], bare[match.end() :]
-    return _literal(before) + written + _literal(after)
+def _moment(number: float, cell: Any) -> datetime.date | datetime.time | None:
+    """The date that a number means; None where it means none."""
+    from openpyxl.utils.datetime import from_excel
 
-
-def _literal(form: str) -> str:
-    """The text that a number format writes around a number."""
-    return re.sub(r"[_*].", "", re.sub(r"\\(.)", r"\1", form)).replace('"', "")
-
-
-def _date(value: datetime.date | datetime.time, form: str) -> str:
-    """A date or time by its format; one that is only marked as General or by locale as 2024/4/1."""
-    bare = _LOCALE.sub("", form)
-    if bare in ("General", "@", "") or not re.search("[ymdhsge]", bare, re.IGNORECASE):
-        return str(value)
-    tokens = _TOKENS.findall(bare)
-    twelve = any(token.lower() in ("am/pm", "a/p") for token in tokens)
-    written, clock = [], False
-    for index, token in enumerate(tokens):
-        lower = token.lower()
-        # A month stands after an hour or before a second only where it means minutes.
-        if lower in ("m", "mm") and (clock or _before_seconds(tokens[index + 1 :])):
-            written.append(f"{getattr(value, 'minute', 0):0{len(lower)}d}")
-            clock = False
-            continue
-        if lower in ("h", "hh"):
-            clock = True
-        elif lower[0] in "ymdagse" and len(token) > 0 and lower not in ("am/pm", "a/p"):
-            clock = clock and lower in ("s", "ss")
-        written.append(_part(value, token, twelve))
-    return "".join(written)
-
-
-def _before_seconds(rest: list[str]) -> bool:
-    following = next((token.lower() for token in rest if token.lower()[0] in "ymdhs"), "")
-    return following in ("s", "ss")
-
-
-def _part(value: Any, token: str, twelve: bool) -> str:
-    lower = token.lower()
-    if token.startswith('"') and len(token) > 1:
-        return token[1:-1]
-    if token.startswith("\\"):
-        return token[1:]
-    hour = getattr(value, "hour", 0)
-    day = value if isinstance(value, datetime.date) else datetime.date(1899, 12, 31)
-    era = next(
-        ((name, day.year - start.year + 1) for start, name in _ERAS if _plain_date(day) >= start), ("", day.year)
-    )
-    parts = {
-        "yyyy": f"{day.year:04d}",
-        "yy": f"{day.year % 100:02d}",
-        "mmmm": f"{day:%B}",
-        "mmm": f"{day:%b}",
-        "mm": f"{day.month:02d}",
-        "m": str(day.month),
-        "dddd": f"{day:%A}",
-        "ddd": f"{day:%a}",
-        "dd": f"{day.day:02d}",
-        "d": str(day.day),
-        "aaaa": f"{_WEEKDAYS[day.weekday()]}曜日",
-        "aaa": _WEEKDAYS[day.weekday()],
-        "ggge": f"{era[0]}{era[1]}",
-        "ggg": era[0],
-        "e": str(era[1]),
-        "hh": f"{hour % 12 or 12 if twelve else hour:02d}",
-        "h": str(hour % 12 or 12 if twelve else hour),
-        "ss": f"{getattr(value, 'second', 0):02d}",
-        "s": str(getattr(value, "second", 0)),
-        "am/pm": "AM" if hour < 12 else "PM",
-        "a/p": "A" if hour < 12 else "P",
-    }
-    return parts.get(lower, "" if token in "_*" else token)
-
-
-def _plain_date(day: datetime.date) -> datetime.date:
-    return day.date() if isinstance(day, datetime.datetime) else day
+    try:
+        return from_excel(number, cell.parent.parent.epoch)  # type: ignore[no-any-return]
+    except (OverflowError, ValueError):
+        return None

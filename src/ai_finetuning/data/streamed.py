@@ -16,7 +16,7 @@ from typing import Any
 
 from ..config.data import DataConfig
 from ..errors import DataError, Reason, localized
-from ..messages import notice
+from ..messages import notice, on_one_line
 from .bad_rows import BadRows
 from .cache import tokenizer_digest
 from .columns import check_columns
@@ -178,7 +178,8 @@ class RowStream:
 
     def _tell(self, report: FileReport) -> None:
         """Says once what a reader has noted, such as a file that it leaves aside."""
-        for ja, en in report.notes:
+        for note in report.notes:
+            ja, en = (on_one_line(f"{report.path}: {text}") for text in note)
             if (ja, en) not in self._told:
                 self._told.add((ja, en))
                 notice(ja, en)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from ..errors import DataError
@@ -16,6 +17,9 @@ from .rows import File, Row
 
 # Rows among which the heading is looked for: covers, titles, dates and notes stand above it.
 _ABOVE = 20
+# Lines that a note names.
+_NAMED = 3
+_AS_TEXT = re.compile('="[^"]*"')
 _DELIMITERS = {".csv": (",", "\t", ";", "|"), ".tsv": ("\t", ",", ";", "|")}
 
 
@@ -44,6 +48,8 @@ def table(rows: Iterable[tuple[int, Sequence[Any]]], file: File) -> Iterator[Row
     if start is None:
         # Nobody knows these headings: the first row with two cells, or the only column, so that a message can name them.
         start = next((index for index, (_, cells) in enumerate(first) if len(_filled(cells)) > 1 or len(cells) == 1), 0)
+    elif _names_groups(first[start : start + 2], file.columns):
+        start += 1
     if not first:
         return
     if start:
@@ -54,9 +60,14 @@ def table(rows: Iterable[tuple[int, Sequence[Any]]], file: File) -> Iterator[Row
                 f"rows above the heading (line {line}) that are not read: {start}",
             )
         )
-    header = _header(_names(first[start][1]), file)
-    for number, cells in (*first[start + 1 :], *source):
+    names = _names(first[start][1])
+    header = _header(names, file)
+    several, again = len(_filled(names)) > 1, []
+    for number, cells in chain(first[start + 1 :], source):
         if not _filled(cells):
+            continue
+        if several and _repeats(cells, names):
+            again.append(number)
             continue
         if len(cells) > len(header) and _filled(cells[len(header) :]):
             bad = BadRow(
@@ -69,6 +80,30 @@ def table(rows: Iterable[tuple[int, Sequence[Any]]], file: File) -> Iterator[Row
         yield Row(
             {key: "" if cell is None else cell for key, cell in zip(header, padded, strict=False)}, file.place(number)
         )
+    if again:
+        lines = ", ".join(map(str, again[:_NAMED])) + (", …" if len(again) > _NAMED else "")
+        file.report.notes.append(
+            (
+                f"見出しと同じ行は読みません: {len(again)} 行（{lines} 行目）",
+                f"rows that repeat the heading, not read: {len(again)} (line {lines})",
+            )
+        )
+
+
+def _names_groups(rows: Sequence[tuple[int, Sequence[Any]]], columns: Mapping[str, str] | None) -> bool:
+    """Whether the first of two rows names groups of the columns that the second one names, as merged cells do."""
+    if len(rows) < 2:
+        return False
+    above, below = (_names(cells) for _, cells in rows)
+    return len(_filled(below)) > len(_filled(above)) and is_heading(below, columns)
+
+
+def _repeats(cells: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether a row is the heading once more, as where tables were joined or printed."""
+    if str(cells[0] or "").strip().removeprefix("\ufeff") != names[0]:
+        return False
+    own = [name.removeprefix("\ufeff") for name in _names(cells)]
+    return [*own, *[""] * (len(names) - len(own))] == [*names, *[""] * (len(own) - len(names))]
 
 
 def _header(names: list[str], file: File) -> list[str]:
@@ -87,14 +122,19 @@ def _header(names: list[str], file: File) -> list[str]:
     return unique
 
 
-def records(delimiter: str, file: File) -> Iterator[tuple[int, list[str]]]:
+def records(delimiter: str, file: File, *, blanks: bool = False) -> Iterator[tuple[int, list[str]]]:
     """(line on which the record begins, cells) of a CSV file.
+
+    Args:
+        delimiter: what stands between cells.
+        file: the file.
+        blanks: whether blanks behind a delimiter are no part of a cell.
 
     Raises:
         DataError: broken quotes; it names the line on which the record begins.
     """
     csv.field_size_limit(2**27)
-    reader = csv.reader(file.lines(""), delimiter=delimiter, strict=True)
+    reader = csv.reader(file.lines(""), delimiter=delimiter, strict=True, skipinitialspace=blanks)
     before = 0
     try:
         for cells in reader:
@@ -133,4 +173,41 @@ def read_delimited(file: File, candidates: Sequence[str] | None = None) -> Itera
     if mark != marks[0]:
         name = {"\t": "TAB"}.get(mark, mark)
         file.report.notes.append((f"区切り文字は {name} です", f"the delimiter is {name}"))
-    yield from table(records(mark, file), file)
+    blanks = any(map(_is_quoted_behind_blank, chain.from_iterable(cells for _, cells in _first(mark, file))))
+    if blanks:
+        file.report.notes.append(
+            (
+                "区切り文字の後の空白は、引用符の前にあるためセルに含めません",
+                "blanks behind a delimiter stand before quotes and are no part of a cell",
+            )
+        )
+    yield from table(_as_written(records(mark, file, blanks=blanks), file), file)
+
+
+def _first(mark: str, file: File) -> list[tuple[int, list[str]]]:
+    """The first records; none where quotes are broken, which is said when they are read."""
+    try:
+        return list(islice(records(mark, file), _ABOVE))
+    except DataError:
+        return []
+
+
+def _is_quoted_behind_blank(cell: str) -> bool:
+    """Whether a cell is in quotes that are part of its text, since a blank stands before them (`a, "b"`)."""
+    return cell[:1] == " " and cell.endswith('"') and cell.lstrip(" ")[:1] == '"' and len(cell.strip()) > 1
+
+
+def _as_written(rows: Iterable[tuple[int, list[str]]], file: File) -> Iterator[tuple[int, list[str]]]:
+    """Records whose cells are what people wrote; those with quotes for a program are noted as bad rows.
+
+    Excel's `="0120"` keeps the zero of a number and shows 0120.
+    """
+    for number, cells in rows:
+        if any(map(_is_quoted_behind_blank, cells)):
+            bad = BadRow(
+                "引用符の前に空白があり、引用符が文の一部になります。空白を取り除いてください",
+                "a blank stands before a quote, which would make the quotes part of the text; remove the blank",
+            )
+            file.bad.add(bad, file.place(number))
+            continue
+        yield number, [cell[2:-1] if cell[:2] == '="' and _AS_TEXT.fullmatch(cell) else cell for cell in cells]

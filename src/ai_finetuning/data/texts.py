@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from ..errors import DataError
 from ..messages import excerpt
 from .bad_rows import BadRow
-from .columns import listed
+from .columns import listed, map_columns
 from .formats import is_heading
 from .rows import File, Row
 from .tables import read_delimited
@@ -19,6 +19,8 @@ from .tables import read_delimited
 Line = tuple[int, bytes]
 # Bytes that go on with a character.
 _GOES_ON = bytes(range(0x80, 0xC0))
+# Characters of a heading in a text, where it stands among marks that texts have as well.
+_HEADING = 20
 _ROW_KEYS = ("train", "data", "rows", "examples", "items", "records", "instances")
 
 
@@ -102,8 +104,48 @@ def _is_whole(file: File, first: str) -> bool:
         return False
     try:
         return isinstance(json.loads(file.text()), list | dict)
+    except json.JSONDecodeError as error:
+        return error.msg == "Extra data" and _goes_on(stripped)
     except (ValueError, RecursionError):
         return False
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a line is the beginning of an object that other lines end, as programs write it for people."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return line[:1] == "{" and error.pos >= len(line)
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _one_after_another(text: str, file: File) -> Iterator[Row]:
+    """Rows of objects of several lines each, which no comma parts, as jq writes them.
+
+    Raises:
+        DataError: no JSON at some place.
+    """
+    decoder, at = json.JSONDecoder(object_pairs_hook=_unique), 0
+    line, counted = 1, 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            values, at = decoder.raw_decode(text, at)
+        except BadRow as bad:
+            raise DataError(f"{file.place(line)}: {bad.ja}。", f"{file.place(line)}: {bad.en}.") from None
+        except (ValueError, RecursionError) as error:
+            ja, en = _reason(error, text)
+            number = getattr(error, "lineno", line)
+            raise DataError(
+                f"{file.report.path} の {number} 行目が JSON として読めません（{ja}）。",
+                f"{file.report.path}, line {number}: not valid JSON ({en}).",
+            ) from None
+        yield from _object(values, file.place(line), file)
 
 
 def parse_lines(lines: Iterable[Line], file: File) -> Iterator[Row]:
@@ -144,7 +186,8 @@ def read_json(file: File) -> Iterator[Row]:
         raise DataError(f"{file.report.path}: {bad.ja}。", f"{file.report.path}: {bad.en}.") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            yield from parse_lines(_numbered(file), file)
+            whole = _goes_on(text.lstrip().partition("\n")[0].strip())
+            yield from _one_after_another(text, file) if whole else parse_lines(_numbered(file), file)
             return
         ja, en = _reason(error, text)
         line = getattr(error, "lineno", 1)
@@ -204,7 +247,7 @@ def _split(content: dict[str, Any], file: File) -> list[Any] | None:
     columns, data = content.get("columns"), content.get("data")
     if not isinstance(columns, list) or not isinstance(data, list):
         return None
-    odd = next((number for number, row in enumerate(data, 1) if not _is_row(row, len(columns))), None)
+    odd = next((number for number, row in enumerate(data, 1) if not _has_length(row, len(columns))), None)
     if odd is not None:
         raise DataError(
             f"{file.item(odd)}: 値の数が columns の {len(columns)} 個と合いません。",
@@ -216,7 +259,7 @@ def _split(content: dict[str, Any], file: File) -> list[Any] | None:
     return [dict(zip(map(str, columns), row, strict=True)) for row in data]
 
 
-def _is_row(row: Any, length: int) -> bool:
+def _has_length(row: Any, length: int) -> bool:
     return isinstance(row, list) and len(row) == length
 
 
@@ -245,13 +288,46 @@ def _by_index(content: dict[str, Any], file: File) -> list[Any]:
     return [content]
 
 
+def _heads_table(cells: Sequence[str], file: File) -> bool:
+    """Whether a line's cells are headings of questions and answers, which no text begins with."""
+    names = [cell.strip().strip('"') for cell in cells]
+    if file.columns:
+        return len(names) > 1 and is_heading(names, file.columns)
+    if not all(len(name) <= _HEADING for name in names):
+        return False
+    try:
+        return {"instruction", "output"} <= map_columns(names).keys()
+    except DataError:  # two columns of one role
+        return False
+
+
+def _is_row(line: str, file: File) -> bool:
+    """Whether a line is an object whose keys are columns."""
+    if line.strip()[:1] != "{":
+        return False
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and is_heading([str(key) for key in values], file.columns)
+
+
 def read_text(file: File) -> Iterator[Row]:
     """Documents parted by blank lines; a file without blank lines holds one document a line. Tabs: Excel's Unicode
-    text.
+    text. A first line that heads a table, or is an object with columns, tells what the others are.
     """
-    first = next(file.lines("\n"), "")
-    if file.report.encoding == "utf-16" and "\t" in first:
+    first = next((line for line in file.lines(None) if line.strip()), "")
+    if (file.report.encoding or "").startswith("utf-16") and "\t" in first:
         yield from read_delimited(file, ("\t",))
+        return
+    mark = next((mark for mark in "\t,;|" if _heads_table(first.split(mark), file)), None)
+    if mark is not None:
+        file.report.notes.append(("1 行目が見出しなので、表として読みました", "read as a table: line 1 is a heading"))
+        yield from read_delimited(file, (mark,))
+        return
+    if _is_row(first, file):
+        file.report.notes.append(("JSON Lines として読みました", "read as JSON Lines"))
+        yield from read_jsonl(file)
         return
     # What stands behind the last line end is no blank line.
     blank = any(not line.strip() for line in file.lines(None) if line.endswith("\n"))

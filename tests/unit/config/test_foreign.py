@@ -465,6 +465,11 @@ def test_dataset_info_names_files_columns_and_tags(tmp_path):
         "b": {"file_name": "b.jsonl", "columns": {"prompt": "問題", "response": "答え"}},
         "chat": {"hf_hub_url": "org/chat", "formatting": "sharegpt", "columns": {"messages": "turns"}},
         "odd": {"file_name": "o.jsonl", "formatting": "sharegpt", "tags": {"role_tag": "speaker"}},
+        "led": {"file_name": "l.jsonl", "formatting": "sharegpt", "columns": {"messages": "turns", "system": "役"}},
+        "full": {
+            "file_name": "f.jsonl",
+            "columns": {"prompt": "問", "response": "答", "history": "前", "tools": "道具"},
+        },
         "pairs": {"file_name": "p.jsonl", "ranking": True},
         "pictures": {"file_name": "i.jsonl", "columns": {"images": "images"}},
     }
@@ -480,6 +485,9 @@ def test_dataset_info_names_files_columns_and_tags(tmp_path):
     assert two["data.columns"] == {"instruction": "問題", "output": "答え"}
     assert of("chat").settings["data.train"] == "org/chat"
     assert of("chat").settings["data.columns"] == {"messages": "turns"}
+    assert of("led").settings["data.columns"] == {"messages": "turns", "system": "役"}
+    full = {"instruction": "問", "output": "答", "history": "前", "tools": "道具"}
+    assert of("full").settings["data.columns"] == full
     assert of("a", stage="pt").settings["data.columns"] == {"text": "問題"}
     assert of("a", stage="pt").settings["data.on_long"] == "split"
     for name in ("odd", "pairs", "pictures"):
@@ -528,6 +536,7 @@ def test_everything_that_is_missing_is_named_at_once(llamafactory, changes, keys
         ({"rl": "dpo", "datasets": [{"path": "x", "type": "zephyr.nectar"}]}, {"datasets"}),
         ({"plugins": ["axolotl.integrations.liger.LigerPlugin", "axolotl.integrations.kd.KDPlugin"]}, {"plugins"}),
         ({"datasets": [{"path": "x", "type": "chat_template", "roles_to_train": ["user"]}]}, {"datasets"}),
+        ({"datasets": [{"path": "x", "type": "chat_template", "message_field_training": "learnt"}]}, {"datasets"}),
         ({"datasets": [{"path": "x", "type": "alpaca"}, {"path": "y", "type": "chat_template"}]}, {"datasets"}),
         ({"adapter": None, "unfrozen_parameters": ["^lm_head"]}, {"unfrozen_parameters"}),
         ({"peft": {"loftq_config": {"loftq_bits": 4}}}, {"peft"}),
@@ -539,6 +548,11 @@ def test_everything_that_is_missing_is_named_at_once(llamafactory, changes, keys
 )
 def test_axolotl_runs_out_of_scope(axolotl, changes, keys):
     assert refused(axolotl(**changes)) == keys
+
+
+def test_keys_of_turns_that_our_reader_obeys_are_taken(axolotl):
+    block = {"path": "x", "type": "chat_template", "message_field_training": "training"}
+    assert axolotl(datasets=[block]).settings["data.train"] == "x"
 
 
 def test_what_changes_speed_only_is_dropped(axolotl):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from ai_finetuning.data.bad_rows import BadRows
 from ai_finetuning.data.encoding import decode
-from ai_finetuning.data.files import read_rows
+from ai_finetuning.data.files import open_data, read_rows
 from ai_finetuning.data.messages import Conversation
 from ai_finetuning.data.rows import Content, File, FileReport
 from ai_finetuning.data.sources import load_samples
@@ -398,3 +399,67 @@ def test_lines_are_the_same_whether_they_are_decoded_or_not(raw: bytes):
     lines = list(jsonl_lines(file) or ())
     assert [(number, line.decode("utf-8", "surrogatepass")) for number, line in lines] == held
     assert list(map(characters_of, lines)) == [len(line) for _, line in held]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_objects_of_several_lines_that_follow_each_other_are_rows(tmp_path: Path, name: str):
+    path = tmp_path / name
+    rows = [{"question": f"問{number}", "answer": "答"} for number in range(3)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False, indent=1) for row in rows), encoding="utf-8")
+    read, _ = read_rows(path)
+    assert [row.values for row in read] == rows
+    assert [row.source.rpartition(":")[2] for row in read] == ["1", "5", "9"]
+    path.write_text(json.dumps(rows[0], indent=1) + '\n{\n"question": 1,}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 6: .*comma too many"):
+        read_rows(path)
+
+
+def test_a_python_list_in_a_cell_is_named_as_that(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("messages\n\"[{'role': 'user', 'content': '問'}]\"\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"a.csv:2.*json.dumps"):
+        load_samples(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [(b"PK\x03\x04\x14\xff\xfe", "Excel"), (gzip.compress(b"x"), "gzip"), (b"PAR1\x15\x04\xff\xff", "Parquet")],
+)
+def test_what_is_no_text_is_named_by_what_it_is(tmp_path: Path, raw: bytes, kind: str):
+    path = tmp_path / "a.csv"
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=f"{kind}.*extension"):
+        read_rows(path)
+
+
+def test_pipes_devices_and_broken_links_are_refused_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "c.jsonl").symlink_to("/nowhere/d.jsonl")
+    for name in ("a.jsonl", "b.jsonl"):
+        with pytest.raises(DataError, match="no regular file"):
+            read_rows(tmp_path / name)
+    with pytest.raises(InputNotFoundError, match="link to /nowhere/d.jsonl"):
+        read_rows(tmp_path / "c.jsonl")
+
+
+def test_texts_about_a_folder_are_named_and_not_read(tmp_path: Path):
+    for name in ("README.txt", "license.txt", "お読みください.txt"):
+        (tmp_path / name).write_text("この資料について\n", encoding="utf-8")
+    for name in ("本文.txt", "readme2.txt"):
+        (tmp_path / name).write_text("文\n", encoding="utf-8")
+    rows, report = read_rows(tmp_path)
+    assert [row.values["text"] for row in rows] == ["文", "文"]
+    (note,) = (en for _, en in report.notes if en.startswith("not read"))
+    assert all(name in note for name in ("README.txt", "license.txt", "お読みください.txt"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-16"])
+@pytest.mark.parametrize("beginning", [False, True])
+def test_utf16_without_a_mark_and_utf32_are_read(tmp_path: Path, encoding: str, beginning: bool):
+    path = tmp_path / "a.csv"
+    path.write_bytes("質問,回答\r\n首都は？,東京です。\r\n".encode(encoding))
+    _, batches = open_data(path, BadRows(), beginning=beginning)
+    assert [row.values for batch in batches for row in batch.rows()] == [{"質問": "首都は？", "回答": "東京です。"}]
+    path.write_bytes("質問,回答\na,b\0\n".encode())
+    assert read_rows(path)[1].encoding == "utf-8"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ai_finetuning.data.columns import map_columns, role_of
 from ai_finetuning.data.files import READERS
@@ -103,6 +105,8 @@ HEADINGS = [
     ("ご意見・ご要望", "市の回答"), ("質問例", "回答例"), ("利用者の質問", "担当の回答"), ("質問１", "回答１"), ("顧客", "オペレーター"),
     ("ユーザーの発話", "システムの応答"), ("問題文", "解答例"), ("user_message", "assistant_message"), ("ご質問の内容", "回答の内容"),
     ("ご相談", "ご返答"), ("ご意見", "考え方"), ("prompt", "response"), ("質問事項", "回答事項"),
+    ("①質問", "②回答"), ("1.質問", "2.回答"), ("Q：質問", "A：回答"), ("質問※必須", "回答*"), ("ご相談内容", "アドバイス"), ("質疑", "答弁"),
+    ("問い", "応え"), ("user_query", "model_response"), ("question", "correct_answer"), ("Human", "AI"), ("お題", "回答"),
 ]  # fmt: skip
 
 
@@ -135,6 +139,17 @@ REFUSED = [
     ({"question": Q, "answer": A, "feedback": "Bad"}, "good or bad"),
     ({"質問": Q, "回答": A, "評価": "×"}, "good or bad"),
     ({"message_id": "2", "parent_id": "1", "role": "assistant", "text": A}, "message tree"),
+    ({"role": "user", "content": Q}, "one message a row"),
+    ({"from": "gpt", "value": A}, "one message a row"),
+    ({"speaker": "ユーザー", "text": Q, "conversation_id": 1}, "one message a row"),
+    ({"question": Q, "answer": A, "is_correct": "いいえ"}, "good or bad"),
+    ({"質問": Q, "回答": A, "採否": "否"}, "good or bad"),
+    ({"messages": [USER, {**ANSWER, "feedback": "thumbs_down"}]}, "feedback calls a message a bad answer"),
+    ({"messages": json.dumps([USER, {**ANSWER, "is_correct": False}])}, "is_correct calls a message"),
+    ({"prompt": Q, "better": A, "worse": "知りません。"}, "preference"),
+    ({"質問": Q, "良い回答例": A, "悪い回答例": "知りません。"}, "preference"),
+    ({"prompt": Q, "response": A, "rejected_output": "知りません。"}, "preference"),
+    ({"question": Q, "answer": A, "img": "a.png"}, "pictures"),
     ({"prompt": {"text": Q, "replies": [{"text": A}]}}, "message tree"),
     ({"image": "a.png", "question": Q, "answer": A}, "pictures"),
     ({"images": ["a.png"], "messages": [USER, ANSWER]}, "pictures"),
@@ -212,6 +227,46 @@ def test_what_is_not_used_is_named_with_its_rows():
     text = "\n".join(report.lines())
     for name in ("instruction", "カテゴリ", "title", "message keys not used: id", "formats of the rows"):
         assert name in text
+
+
+@pytest.mark.parametrize(
+    "names", [("件名: 詳細, 補足", "it's {x}"), ("true", "null"), ("1", "2"), ("見出", "内 訳"), ("a#b", "質問\n答")]
+)
+def test_the_example_of_a_refusal_is_one_that_a_shell_and_yaml_take(names: tuple[str, str]):
+    row = dict(zip(names, ("あああ", "いいい"), strict=True))
+    with pytest.raises(DataError) as refusal:
+        load_samples([row])
+    example = refusal.value.en.partition("for example ")[2].partition("; roles")[0]
+    (argument,) = shlex.split(example)
+    columns = yaml.safe_load(argument.removeprefix("data.columns="))
+    assert columns == {"instruction": names[0], "output": names[1]}
+    assert len(load_samples([row], columns=columns)[0]) == 1
+
+
+def test_a_second_text_of_a_message_is_named():
+    row = [{**USER, "text": "別の文"}, {**ANSWER, "value": A, "from": "human"}]
+    samples, report = load_samples([{"messages": row}])
+    assert [item.content for item in samples[0].messages] == [Q, A]
+    assert dict(report.unused_keys) == {"text": 1, "from": 1}
+
+
+def test_marks_of_questions_and_of_turns_that_are_not_learnt_refuse_nothing():
+    marked = [{**USER, "label": False}, {**ANSWER, "weight": 0, "rating": "bad"}, USER, ANSWER]
+    samples, _ = load_samples([{"messages": marked}])
+    assert [item.learn for item in samples[0].messages if item.role == "assistant"] == [False, True]
+    (text,), _ = load_samples([{"text": Q, "from": "gpt"}], columns={"text": "text"})
+    assert text.text == Q
+
+
+def test_keys_of_earlier_turns_are_named_as_those_of_messages():
+    earlier = [{**USER, "rating": 3}, ANSWER]
+    _, report = load_samples([{"instruction": Q, "output": A, "history": earlier}])
+    assert dict(report.unused_keys) == {"rating": 1}
+
+
+def test_data_that_says_of_every_row_not_to_learn_it_is_told_so():
+    with pytest.raises(DataError, match="all 2 rows say not to learn them"):
+        load_samples([{"instruction": Q, "output": A, "weight": 0}] * 2)
 
 
 def test_a_row_that_says_not_to_learn_it_is_counted_and_left_out():

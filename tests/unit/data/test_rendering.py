@@ -119,6 +119,31 @@ def test_special_tokens_in_messages_are_refused_by_row_and_in_texts_counted(wher
     assert any("</s> 2" in line for line in report.lines())
 
 
+@pytest.mark.parametrize("where", ["tool", "name", "arguments", "speaker"])
+def test_what_stands_in_tools_and_calls_is_looked_at_as_messages_are(where: str):
+    tokenizer = with_template(TOOLS.replace("{{ m.content }}", "{{ m.name }}{{ m.content }}", 1))
+    assert "{{ m.name }}" in tokenizer.chat_template
+
+    def row(bad: str) -> dict:
+        name = f"get{bad}" if where == "name" else "get"
+        call = {"function": {"name": name, "arguments": {"city": f"東京{bad if where == 'arguments' else ''}"}}}
+        first, second, *rest = CALLED["messages"]
+        return {
+            "tools": [{"function": {"name": "get", "description": f"天気{bad if where == 'tool' else ''}"}}],
+            "messages": [
+                {**first, "name": f"花子{bad if where == 'speaker' else ''}"},
+                {**second, "tool_calls": [call]},
+                *rest,
+            ],
+        }
+
+    encode(load_samples([row("")])[0], tokenizer, max_length=512)
+    with pytest.raises(DataError, match=r"\[1\].*</s>.*special token"):
+        encode(load_samples([row("</s>")])[0], tokenizer, max_length=512)
+    with pytest.raises(DataError, match="lone surrogate"):
+        load_samples([row("\ud800")])
+
+
 def test_a_template_without_a_system_role_refuses_the_row_and_not_the_file(tmp_path: Path):
     tokenizer = with_template(NO_SYSTEM)
     path = tmp_path / "m.jsonl"

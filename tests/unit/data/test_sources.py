@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 
 from ai_finetuning.data.messages import PlainText
@@ -46,6 +47,20 @@ def test_a_series_is_a_list_of_texts_and_missing_values_of_a_frame_are_missing()
     assert load_samples(pandas.Series(["一", "二"]))[0] == [PlainText("一", "[1]"), PlainText("二", "[2]")]
     with pytest.raises(DataError, match="output is empty"):
         load_samples(pandas.DataFrame([ROWS[0], {"instruction": "人口は？", "output": None}]))
+
+
+def test_arrays_and_numbers_of_numpy_are_lists_and_numbers():
+    pandas = pytest.importorskip("pandas")
+    talk = [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京です。"}]
+    frame = pandas.DataFrame({"messages": [numpy.array(talk, dtype=object)]})  # as pandas.read_parquet gives it
+    assert contents(frame) == [["首都は？", "東京です。"]]
+    row = {"question": numpy.str_("一は？"), "answer": numpy.int64(1), "history": numpy.array([["零は？", "0"]])}
+    assert contents([row]) == [["零は？", "0", "一は？", "1"]]
+    assert contents({"question": numpy.array(["一は？"]), "answer": numpy.array(["1"])}) == [["一は？", "1"]]
+    dated = pandas.DataFrame({"question": ["いつ？"], "answer": [pandas.Timestamp("2024-04-01")]})
+    assert contents(dated) == [["いつ？", "2024-04-01 00:00:00"]]
+    with pytest.raises(DataError, match=r"one name \(question\)"):
+        load_samples(pandas.DataFrame([["一", "二"]], columns=["question", "question"]))
 
 
 def test_splits_of_a_dataset_dict_that_are_not_read_are_named():

@@ -257,6 +257,18 @@ def test_a_file_of_another_split_is_named_and_not_read(
     assert caplog.text.count("test.jsonl") == 1
 
 
+def test_what_is_noted_of_a_file_is_said_with_its_name(
+    tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    paths = [tmp_path / name for name in ("one.csv", "two.csv")]
+    for path in paths:
+        path.write_text("質問;回答\n首都は？;東京です。\n" * 2, encoding="utf-8")
+    passed(loader_of(paths, tiny_tokenizer, rows_per_step=1))
+    for path in paths:
+        assert caplog.text.count(f"{path}: the delimiter is ;") == 1
+        assert caplog.text.count(f"{path}: rows that repeat the heading") == 1
+
+
 def test_skipped_rows_are_counted_once_also_by_a_run_that_goes_on(tiny_tokenizer: Any, tmp_path: Path):
     path = broken(tmp_path / "faq.jsonl", 6)
     loader = loader_of([path], tiny_tokenizer, skip_bad_rows=True)

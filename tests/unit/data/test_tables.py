@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ import openpyxl
 import pyarrow
 import pytest
 
+from ai_finetuning.data.cell_formats import NUMBERED
 from ai_finetuning.data.columns import role_of
 from ai_finetuning.data.compression import UNPACK
 from ai_finetuning.data.files import read_rows
@@ -165,6 +167,82 @@ def test_error_values_of_a_workbook_are_bad_rows(tmp_path: Path):
     assert texts(path, skip_bad_rows=True) == PAIRS
 
 
+def test_what_excel_hides_or_alone_knows_of_a_sheet_is_said(tmp_path: Path):
+    path = tmp_path / "a.xlsx"
+    book = book_of(FAQ=[["質問", "回答", "数"], [*PAIRS[0], "=1+1"], PAIRS[1]])
+    book["FAQ"].row_dimensions[3].hidden = True
+    book.save(path)
+    assert texts(path) == PAIRS
+    assert "rows that Excel hides, by a filter too, are read as well: 1" in notes(path)
+    assert "whose value is not in the file are empty: 1" in notes(path)
+
+
+def test_a_workbook_with_a_password_is_named_as_that(tmp_path: Path):
+    path = tmp_path / "a.xlsx"
+    path.write_bytes(bytes.fromhex("D0CF11E0A1B11AE1") + bytes(600))
+    with pytest.raises(DataError, match="without a password"):
+        texts(path)
+
+
+def notes(path: Path) -> str:
+    return " ".join(en for _, en in read_rows(path)[1].notes)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_heading_that_comes_again_is_no_question(tmp_path: Path, mark: str):
+    path = csv_file(tmp_path, "質問,回答,", "首都は？,東京です。", f"{mark}質問,回答", "人口は？,一千四百万人です。,")
+    assert texts(path) == PAIRS
+    assert "repeat the heading, not read: 1 (line 3)" in notes(path)
+    book = tmp_path / "a.xlsx"
+    book_of(FAQ=[["質問", "回答"], PAIRS[0], ["質問", "回答"], PAIRS[1]]).save(book)
+    assert texts(book) == PAIRS
+    one = csv_file(tmp_path, "text", "text", "文", name="one.csv")
+    assert len(read_rows(one)[0]) == 2
+
+
+def test_a_row_of_merged_cells_above_the_heading_names_groups(tmp_path: Path):
+    path = tmp_path / "a.xlsx"
+    rows = [[question, "4/1", answer, "山田"] for question, answer in PAIRS]
+    book_of(FAQ=[["お問い合わせ", None, "対応", None], ["質問", "日付", "回答", "担当"], *rows]).save(path)
+    assert texts(path) == PAIRS
+    assert "rows above the heading (line 2)" in notes(path)
+
+
+def test_quotes_behind_a_blank_are_no_text(tmp_path: Path):
+    path = csv_file(tmp_path, "質問, 回答", '"送料は？", "五百円,です。"', '返品は？, "七日"')
+    assert texts(path) == [["送料は？", "五百円,です。"], ["返品は？", "七日"]]
+    assert "blanks behind a delimiter" in notes(path)
+    path = csv_file(tmp_path, "質問,回答", *["問,答"] * 25, '返品は？, "七日"', name="late.csv")
+    with pytest.raises(DataError, match=r"late.csv:27.*remove the blank"):
+        texts(path)
+    assert texts(csv_file(tmp_path, "質問,回答", '彼は？, "はい"と言う')) == [["彼は？", ' "はい"と言う']]
+
+
+def test_a_number_kept_as_text_by_a_formula_is_what_excel_shows(tmp_path: Path):
+    assert texts(csv_file(tmp_path, "質問,回答", '電話は？,"=""0120"""', '番号は？,="012"')) == [
+        ["電話は？", "0120"],
+        ["番号は？", "012"],
+    ]
+
+
+@pytest.mark.parametrize("mark", ["\t", ","])
+def test_a_text_that_begins_with_a_heading_is_a_table(tmp_path: Path, mark: str):
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(mark.join(row) for row in (["質問", "回答"], *PAIRS)), encoding="cp932")
+    assert texts(path) == PAIRS
+    assert "read as a table" in notes(path)
+
+
+def test_a_text_of_objects_is_json_lines_and_prose_stays_prose(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(JSONL)
+    assert texts(path) == PAIRS
+    assert "read as JSON Lines" in notes(path)
+    for prose in ("Text, images and sounds\n文", "本文、まとめ\n文", '{"a": 1}\n文', "質問\n回答"):
+        path.write_text(prose, encoding="utf-8")
+        assert [row.values["text"] for row in read_rows(path)[0]] == prose.split("\n")
+
+
 @pytest.mark.parametrize(
     ("value", "form", "expected"),
     [
@@ -178,10 +256,52 @@ def test_error_values_of_a_workbook_are_bad_rows(tmp_path: Path):
         (datetime.datetime(2024, 4, 1, 9, 5), "yyyy/mm/dd hh:mm", "2024/04/01 09:05"),
         (datetime.datetime(2024, 4, 1), "m/d(aaa)", "4/1(月)"),
         (datetime.time(13, 5, 9), "h:mm:ss", "13:05:09"), (datetime.time(13, 5), "h:mm AM/PM", "1:05 PM"),
+        (2.5, "0", "3"), (0.285, "0%", "29%"), (1.005, "0.00", "1.01"), (-1234.5, '"¥"#,##0', "-¥1,235"),
+        (1234567, '#,##0,"千円"', "1,235千円"), (1234567890, '0.0,,"百万円"', "1234.6百万円"), (5, 'General"円"', "5円"),
+        (600000, r"000\-0000", "060-0000"), (600000, r"[<=999]000;[<=9999]000\-00;000\-0000", "060-0000"),
+        (312345678, r"[<=99999999]####\-####;\(00\)\ ####\-####", "(03) 1234-5678"), (0, '#,##0;-#,##0;"なし"', "なし"),
+        (-5, '#,##0;"▲"#,##0', "▲5"), (-5, r"#,##0;[Red]\(#,##0\)", "(5)"), (1234.5, "0.00E+00", "1.23E+03"),
+        (0.5, "# ?/?", "1/2"), (1.25, "# ??/??", "1 1/4"), (1234567, "[$¥-411]#,##0", "¥1,234,567"), (1e16, "General", "1E+16"),
+        (datetime.datetime(2024, 4, 1), "[$-411]ge.m.d;@", "R6.4.1"), (45383, "aaaa", "月曜日"), (45383, '[$-411]gge"年"', "令6年"),
+        (datetime.datetime(2019, 6, 1), '[$-ja-JP-x-gannen]ggge"年"m"月"', "令和元年6月"),
+        (datetime.datetime(2019, 6, 1), '[<43586]ggge"年";[>=43831]ggge"年";ggg"元年"', "令和元年"),
+        (datetime.datetime(2024, 6, 1), '[<43586]ggge"年";[>=43831]ggge"年";ggg"元年"', "令和6年"),
+        (datetime.timedelta(hours=26, minutes=3), "[h]:mm", "26:03"), (datetime.timedelta(minutes=90), '[m]"分"', "90分"),
+        ("山田", '@"様"', "山田様"), ("一_x000B_二", "@", "一\x0b二"),
     ],
 )  # fmt: skip
 def test_cells_are_what_excel_shows(value: object, form: str, expected: str | None):
-    assert shown(SimpleNamespace(value=value, number_format=form)) == expected
+    book = SimpleNamespace(epoch=datetime.datetime(1899, 12, 30))
+    cell = SimpleNamespace(value=value, number_format=form, parent=SimpleNamespace(parent=book))
+    assert shown(cell) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (14, "2024/4/1"),
+        (22, "2024/4/1 0:00"),
+        (27, "R6.4.1"),
+        (31, "2024年4月1日"),
+        (55, "2024年4月"),
+        (58, "令和6年4月1日"),
+    ],
+)
+def test_formats_that_a_workbook_names_by_number_are_those_of_a_japanese_excel(
+    tmp_path: Path, number: int, expected: str
+):
+    book = book_of(FAQ=[["質問", "回答"], ["いつ？", datetime.datetime(2024, 4, 1)]])
+    book["FAQ"]["B2"].number_format = "yyyy-mm-dd"
+    book.save(tmp_path / "a.xlsx")
+    path = tmp_path / "b.xlsx"
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as old, zipfile.ZipFile(path, "w") as new:
+        for item in old.infolist():
+            raw = old.read(item)
+            if item.filename == "xl/styles.xml":
+                raw = re.sub(rb'(<xf numFmtId=)"1\d\d"', rb'\1"%d"' % number, raw)
+            new.writestr(item.filename, raw)
+    assert number in NUMBERED
+    assert texts(path) == [["いつ？", expected]]
 
 
 JSONL = "".join(json.dumps({"質問": q, "回答": a}, ensure_ascii=False) + "\n" for q, a in ROWS).encode()
@@ -218,6 +338,21 @@ def test_zstandard_is_read(tmp_path: Path):
     path.write_bytes(b"no frame")
     with pytest.raises(DataError, match="Zstandard"):
         texts(path)
+
+
+def test_names_in_an_archive_are_those_of_windows_and_stay_on_their_line(tmp_path: Path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("AAAAAAAAAA", "質問,回答\n一,二\n")
+        archive.writestr("b\nerror: \x1b[31m.bin", b"")
+        for number in range(12):
+            archive.writestr(f"{number:02}.bin", b"")
+    path.write_bytes(path.read_bytes().replace(b"AAAAAAAAAA", "質問集.csv".encode("cp932")))
+    _, report = read_rows(path)
+    lines = report.lines()
+    assert any("質問集.csv" in line for line in lines)
+    assert any("\\nerror: \\x1b" in line and line.endswith("(+3)") for line in lines)
+    assert not any("\n" in line for line in lines)
 
 
 def test_a_zip_with_one_table_is_read_and_its_other_files_are_named(tmp_path: Path):

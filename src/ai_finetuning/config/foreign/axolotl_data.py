@@ -36,6 +36,8 @@ _COUNT = re.compile(r"^train\[:(\d[\d_]*)\]$")
 _LEARNT = ("assistant", "gpt", "model", "bot")
 PLAIN, CHAT = "plain", "chat"
 # Columns and keys of reasoning and tools, which no row is read with.
+# Keys of messages by which our reader leaves a turn out of the loss as well.
+_OBEYED = (("message_field_training", "training"), ("message_field_training", "train"))
 _LEFT_OUT = ("field_thinking", "template_thinking_key", "field_tools", "split_thinking")
 _PARTS = ("name", "revision", "data_files")
 
@@ -207,7 +209,7 @@ def _learnt_turns(block: Mapping[str, Any], rows: Rows) -> None:
             )
         )
     for key in ("message_field_training", "message_field_training_detail"):
-        if block.get(key):
+        if block.get(key) and (key, block[key]) not in _OBEYED:
             rows.problems.append(
                 Reason(
                     f"発話ごとの学習の指定（{key}: {shown(block[key])}）は読めません",

@@ -17,6 +17,8 @@ KNOWN_COLUMNS = {
     "input": ("input", "context"),
     "output": ("output", "response", "answer", "completion"),
     "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "tools": ("tools", "functions"),
     "text": ("text",),
     "chosen": ("chosen",),
     "rejected": ("rejected",),

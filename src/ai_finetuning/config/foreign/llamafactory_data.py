@@ -179,14 +179,6 @@ def _one(name: str, block: Mapping[str, Any], folder: Path | None, objective: st
                 f"{name} has pictures, video or sound (text only here)",
             )
         )
-    for column, ja, en in (("tools", "ツール", "tools"), ("history", "履歴", "history")):
-        if column in columns:
-            rows.problems.append(
-                Reason(
-                    f"{name} の列 {columns[column]}（{ja}）は読めません",
-                    f"column {columns[column]} ({en}) of {name} is not read",
-                )
-            )
     _place(name, block, folder, rows)
     _columns(block, columns, objective, rows)
 
@@ -195,6 +187,9 @@ def _columns(block: Mapping[str, Any], columns: Mapping[str, Any], objective: st
     """The columns of an entry by our roles."""
     for theirs, role in _COMPARED.get(objective, ()):
         rows.column(role, columns.get(theirs, theirs))
+    for role in ("system", "tools", "history") if objective != "pt" else ():
+        if role in columns:
+            rows.column(role, columns[role])
     if str(block.get("formatting", "alpaca")).lower() != "alpaca":
         rows.column("messages", columns.get("messages", "conversations"))
         tags = mapping(block.get("tags") or {})
@@ -208,8 +203,6 @@ def _columns(block: Mapping[str, Any], columns: Mapping[str, Any], objective: st
             continue
         elif theirs in columns or "columns" not in block:
             rows.column(role, column)
-    if "system" in columns:
-        rows.column("system", columns["system"])
 
 
 def _place(name: str, block: Mapping[str, Any], folder: Path | None, rows: Rows) -> None:
