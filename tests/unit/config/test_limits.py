@@ -103,6 +103,11 @@ def test_every_kind_of_complaint_of_pydantic_was_met():
             "training.runtime.seed is 4294967296; it must be at least 0 and below 2^32.",
         ),
         (
+            lambda: TrainingConfig(max_grad_norm=float("inf")),
+            "training.max_grad_norm が inf です。0 以上の有限の数にしてください。",
+            "training.max_grad_norm is inf; it must be finite and at least 0.",
+        ),
+        (
             lambda: OptimizerConfig(betas=(0.9, 1.0)),
             "training.optimizer.betas が (0.9, 1.0) です。それぞれ 0 以上 1 未満にしてください。",
             "training.optimizer.betas is (0.9, 1.0); each must be at least 0 and below 1.",
