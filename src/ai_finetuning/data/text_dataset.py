@@ -47,7 +47,8 @@ class TextDataset(Dataset[dict[str, Tensor]]):
                         f"TextDataset: texts[{index}] is no string with text.",
                     ),
                 )
-        if isinstance(max_length, bool) or not isinstance(max_length, Integral) or max_length < 1:
+        length: Any = max_length  # whatever was given
+        if isinstance(length, bool) or not isinstance(length, Integral) or int(length) < 1:
             raise ConfigError(
                 f"TextDataset の max_length が {excerpt(repr(max_length))} です。1 以上の整数にしてください。",
                 f"TextDataset: max_length is {excerpt(repr(max_length))}; it must be a whole number of at least 1.",
