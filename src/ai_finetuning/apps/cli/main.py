@@ -78,6 +78,18 @@ def _alone(
         home.home()
 
 
+def _stand_in_streams() -> None:
+    """Started with a stream closed (`>&-`, some services), a command has one that goes nowhere: else its first words would
+    end it, and a file that it writes would get the stream's number, and what libraries print.
+    """
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(nowhere, True)
+    os.close(nowhere)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
 def _safe_streams() -> None:
     """A console that cannot show a character (CP932) shows a substitute instead of stopping the program, and a pipe or a file
     has every line when it is said: how long something takes, before it takes it.
@@ -153,6 +165,7 @@ def main() -> None:
     from ...system.children import end_with_owner
     from ...system.cores import wait_passively
 
+    _stand_in_streams()
     end_with_owner()
     collector.hold_back()
     _safe_streams()
