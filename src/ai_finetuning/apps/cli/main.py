@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -177,7 +178,8 @@ def main() -> None:
         from ...parallel.processes import launched
         from ...system.leaving import leave
 
-        if launched().size > 1:  # by torchrun, accelerate launch or SLURM; ours end likewise (execution/worker.py)
-            leave(code)
+        with contextlib.suppress(ToolkitError):  # numbers that cannot be: the command has said so
+            if launched().size > 1:  # by torchrun, accelerate launch or SLURM; ours end likewise (execution/worker.py)
+                leave(code)
     collector.leave()
     sys.exit(code)
