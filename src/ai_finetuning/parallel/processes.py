@@ -41,13 +41,16 @@ class Launched:
 
 
 def launched() -> Launched:
-    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set, or empty.
+    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set, or empty. One process is the first, whatever
+    RANK is left in its shell.
 
     Raises:
-        ConfigError: one of them is no whole number, or RANK is not below WORLD_SIZE.
+        ConfigError: one of them is no whole number, or RANK is not below a WORLD_SIZE of several.
     """
     size = _from_launcher("WORLD_SIZE", 1, 1)
     rank, local_rank = _from_launcher("RANK", 0, 0), _from_launcher("LOCAL_RANK", 0, 0)
+    if size == 1:
+        return Launched(0, 1, local_rank)
     if rank >= size:
         raise ConfigError(
             f"環境変数 RANK が {rank} ですが、WORLD_SIZE は {size} です。torchrun などのランチャーで起動するか、RANK を消してください（unset RANK）。",

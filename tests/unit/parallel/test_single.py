@@ -20,6 +20,8 @@ def test_a_process_is_alone_where_no_launcher_has_said_otherwise(monkeypatch: py
     for name in names:
         monkeypatch.setenv(name, "")
     assert launched() == Launched(0, 1, 0)
+    monkeypatch.setenv("RANK", "1")  # left in a shell: save_model() would write nothing
+    assert launched().is_main
     for name, value in zip(names, ("3", "4", "1"), strict=True):
         monkeypatch.setenv(name, value)
     assert launched() == Launched(3, 4, 1)
@@ -32,7 +34,7 @@ def test_a_process_is_alone_where_no_launcher_has_said_otherwise(monkeypatch: py
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0"),
         ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is -1"),
         ({"LOCAL_RANK": "1.5"}, "LOCAL_RANK is 1.5"),
-        ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE is 1"),  # it would train, and leave saving to rank 0
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
     ],
 )
 def test_numbers_that_no_launcher_writes_are_refused(
