@@ -391,6 +391,21 @@ def test_a_pipe_has_a_line_when_it_is_said():
     assert done.stdout.decode().strip() == "takes 5 min"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_that_is_started_with_a_stream_closed_ends_as_ever(closed: str, tmp_path: Path):
+    """Some services start commands so; the numbers of the streams are not given to files that the command opens."""
+    script = (
+        "import os, sys\nfrom ai_finetuning.apps.cli import main\nrun = main.run\n"
+        "def opened(arguments):\n    file = open(sys.argv.pop(), 'w')\n    file.write(str(file.fileno()))\n    file.close()\n"
+        "    return run(['version'])\nmain.run = opened\nmain.main()\n"
+    )
+    (tmp_path / "command.py").write_text(script, encoding="utf-8")
+    line = f'"{sys.executable}" "{tmp_path}/command.py" version "{tmp_path}/number" {closed}'
+    assert subprocess.run(["sh", "-c", line], env=environment()).returncode == 0
+    assert int((tmp_path / "number").read_text(encoding="utf-8")) > 2
+
+
 @needs_terminal
 def test_a_terminal_shows_a_bar_and_messages_stand_above_it(tmp_path: Path, tiny_model_dir: Path):
     import os

@@ -84,6 +84,7 @@ def test_quantized_copies_reload_with_plain_transformers_bit_for_bit(
     ("method", "options", "stored"),
     [
         ("quantize_to_8bit", {"llm_int8_threshold": 3.5}, {"load_in_8bit": True, "llm_int8_threshold": 3.5}),
+        ("quantize_to_8bit", {"llm_int8_threshold": 6}, {"load_in_8bit": True, "llm_int8_threshold": 6.0}),
         (
             "quantize_to_8bit",
             {"llm_int8_enable_fp32_cpu_offload": True},
@@ -116,7 +117,7 @@ def test_no_documented_parameter_is_lost(
         assert config["dtype"] == "float32"
         assert linear_modules(model, 4)[0].compute_dtype is torch.float32
     if options.get("llm_int8_threshold"):
-        assert linear_modules(model, 8)[0].state.threshold == 3.5
+        assert linear_modules(model, 8)[0].state.threshold == options["llm_int8_threshold"]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -215,6 +216,8 @@ def test_refusals_come_before_anything_is_written(tiny_model_dir: Path, tmp_path
     for ask, word in (
         (lambda: optimizer.quantize_to_8bit(str(out), llm_int8_has_fp16_weight=True), "llm_int8_has_fp16_weight"),
         (lambda: optimizer.quantize_to_8bit(str(out), llm_int8_threshold=-1.0), "llm_int8_threshold"),
+        (lambda: optimizer.quantize_to_8bit(str(out), llm_int8_threshold=float("nan")), "llm_int8_threshold"),
+        (lambda: optimizer.quantize_to_8bit(str(out), llm_int8_threshold="6"), "llm_int8_threshold"),  # type: ignore[arg-type]
         (
             lambda: optimizer.quantize_to_4bit(str(out), quant_type="int4"),
             "backend=bitsandbytes bits=4 quant_type=int4 is not a quantization method",

@@ -167,7 +167,8 @@ def kind_texts(hint: Any) -> Texts:
 
 
 # How pydantic names what is wrong; what is not in these lists is a wrong type.
-OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+_NOT_FINITE = "finite_number"
+OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", _NOT_FINITE)
 _WORDED = ("string_pattern_mismatch", "too_short")
 NO_CHOICE = "literal_error"
 
@@ -185,7 +186,9 @@ def requirement(hint: Any, problem: str, *, each: bool = False) -> Texts:
     if problem in _WORDED and rule is not None:
         return rule.ja, rule.en
     if problem in OUT_OF_RANGE:
-        ja, en = bounds or ("有限の数", "a finite number")
+        ja, en = bounds or ("", "")
+        if problem == _NOT_FINITE:
+            ja, en = f"{ja}{'の' if ja else ''}有限の数", " and ".join(filter(None, ("finite", en)))
         return subject_ja + _make_it(ja), f"{subject_en} must be {en}."
     if problem == NO_CHOICE and options and rule is None:
         text = ", ".join(options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -28,6 +29,20 @@ T = TypeVar("T")
 _SECTIONS: dict[str, type] = {}
 
 GIVEN = "_given"
+
+# Settings that name a place on the disk: a pathlib.Path will do for them as well.
+_PLACES = frozenset(
+    {
+        "model.name",
+        "model.chat_template",
+        "data.train",
+        "data.eval",
+        "data.replay.path",
+        "lora.adapter",
+        "training.output_dir",
+        "training.checkpoint.resume_from_checkpoint",
+    }
+)
 
 
 def carried(name: str) -> Any:
@@ -69,6 +84,8 @@ def section(cls: type[T]) -> type[T]:
             nested = section_class(hints[name])
             if nested is not None and isinstance(value, Mapping):
                 values[name] = build(nested, value)
+            elif field_path(cls, name) in _PLACES:
+                values[name] = _as_text(value)
         try:
             validate(self, **values)
         except ValidationError as error:
@@ -175,6 +192,15 @@ def require(holds: bool, name: str, value: object, ja: str, en: str) -> None:
     """Raises ConfigError `name is value; rule` where a rule between fields does not hold."""
     if not holds:
         raise ConfigError(f"{name} が {shortened(value)} です。{ja}", f"{name} is {shortened(value)}; {en}")
+
+
+def _as_text(value: Any) -> Any:
+    """A place on the disk as the text that names it, also in a list or an entry of data."""
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _as_text(item) for key, item in value.items()}
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _refuse_huge(cls: type, values: Mapping[str, Any]) -> None:

@@ -7,10 +7,27 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .limits import AtLeastOne, FractionOrOne, FractionOrZero, NotNegativeFloat, PositiveFloat, RatioFromOne, Share
+from .limits import (
+    AtLeastOne,
+    FractionOrOne,
+    FractionOrZero,
+    NotNegativeFloat,
+    PositiveFloat,
+    RatioFromOne,
+    Rule,
+    Share,
+)
 from .section import section
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "muon")
+
+_Start = Annotated[
+    Annotated[str, Field(pattern=r"\S")] | None,
+    Rule(
+        "auto、チェックポイントか実行のフォルダー、または null（None）にしてください。",
+        "it must be auto, the folder of a checkpoint or of a run, or null (None).",
+    ),
+]
 
 
 @section
@@ -78,7 +95,7 @@ class CheckpointConfig:
 
     SECTION: ClassVar[str] = "training.checkpoint"
 
-    resume_from_checkpoint: str | None = None
+    resume_from_checkpoint: _Start = None
     """`auto`, a checkpoint's folder or a run's folder; null starts from the beginning.
     ja: 再開元。`auto`、チェックポイントのフォルダー、または実行のフォルダー。null は最初から学習します。
     """

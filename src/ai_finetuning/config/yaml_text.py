@@ -15,8 +15,14 @@ _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _FLOAT = re.compile(
     r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
-_OWN = (("tag:yaml.org,2002:bool", _BOOL, "tTfF"), ("tag:yaml.org,2002:float", _FLOAT, "-+0123456789."))
-_DROPPED = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+# Without YAML 1.1's octal 0512, which is 330, and its sexagesimal 1:30, which is 90: both are texts here.
+_INT = re.compile(r"^[-+]?(?:0|[1-9][\d_]*|0x[\da-fA-F_]+|0b[01_]+)$")
+_OWN = (
+    ("tag:yaml.org,2002:bool", _BOOL, "tTfF"),
+    ("tag:yaml.org,2002:float", _FLOAT, "-+0123456789."),
+    ("tag:yaml.org,2002:int", _INT, "-+0123456789"),
+)
+_DROPPED = (*(tag for tag, _, _ in _OWN), "tag:yaml.org,2002:timestamp")
 
 # What one document may hold, with every alias counted as what it repeats; settings of any tool stay far below.
 MAX_NODES, MAX_DEPTH, MAX_BYTES = 10_000, 50, 1 << 20
@@ -76,6 +82,11 @@ _PROBLEMS: tuple[tuple[str, str, str], ...] = (
     ),
     ("found undefined alias", "「*」で始まる値は引用符で囲んでください", "a value that starts with * must be quoted"),
     ("found undefined tag", "「!」で始まる値は引用符で囲んでください", "a value that starts with ! must be quoted"),
+    (
+        "tag:yaml.org,2002:merge",
+        "「<<」（マージ）は使えません。キーと値を並べて書いてください",
+        "<< (merge) is not read; write the keys and values out",
+    ),
     (
         "could not determine a constructor",
         "タグ（!!）は使えません。値だけを書いてください",
@@ -157,7 +168,9 @@ class _Bounded(yaml.SafeLoader):
 
 
 class _Reader(_Bounded):
-    """YAML 1.2's core schema where it matters: 3e-4 is a float, yes/no/on/off are texts; a key twice is an error."""
+    """YAML 1.2's core schema where it matters: 3e-4 is a float, yes/no/on/off, 0512 and 1:30 are texts; a key twice is
+    an error.
+    """
 
 
 _Reader.yaml_implicit_resolvers = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +156,7 @@ class QuantizationOptimizer:
                     copy that computes different results
                 than it should. StorageError: it cannot be written.
         """
-        expected = Quantization(find_method(bits, backend, quant_type), settings or {})
-        _check_threshold(expected.settings)
+        expected = Quantization(find_method(bits, backend, quant_type), _with_threshold(settings or {}))
         folder = Path(output_dir)
         validate_new_folder(folder)
         self._model = whole_model(self.model_name_or_path).path
@@ -253,13 +254,17 @@ class QuantizationOptimizer:
         return obtained
 
 
-def _check_threshold(settings: Mapping[str, Any]) -> None:
-    threshold = settings.get("llm_int8_threshold", 0.0)
-    if threshold < 0:
+def _with_threshold(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the threshold as bitsandbytes takes it, which refuses 6 for 6.0."""
+    if (threshold := settings.get("llm_int8_threshold")) is None:
+        return dict(settings)
+    number = isinstance(threshold, Real) and not isinstance(threshold, bool) and math.isfinite(threshold)
+    if not number or threshold < 0:
         raise ConfigError(
-            f"llm_int8_threshold が {threshold} です。0 以上にしてください。",
-            f"llm_int8_threshold is {threshold}; it must be 0 or more.",
+            f"llm_int8_threshold が {threshold!r} です。0 以上の数にしてください。",
+            f"llm_int8_threshold is {threshold!r}; it must be a number, 0 or more.",
         )
+    return {**settings, "llm_int8_threshold": float(threshold)}
 
 
 def _require_same(in_memory: list[torch.Tensor], stored: list[torch.Tensor], name: str, method: Method) -> None:

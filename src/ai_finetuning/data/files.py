@@ -417,9 +417,15 @@ def find_data(path: str | Path, *, other_than: Collection[object] = ()) -> Path 
         other_than: files that are named already, as other data; they are not suggested.
 
     Raises:
-        InputNotFoundError: no such file, answered with near names. DataError: a kind of file that cannot be read.
+        InputNotFoundError: no such file, answered with near names; or an empty name, which is not the current folder.
+            DataError: a kind of file that cannot be read.
     """
     name = str(path)
+    if not name.strip():
+        raise InputNotFoundError(
+            f"データの名前が空（{name!r}）です。ファイルかフォルダーを指定してください（現在のフォルダーは「.」です）。",
+            f"the name of the data is empty ({name!r}); name a file or a folder (the current folder is .).",
+        )
     folder = embedded.data_file(name) if embedded.is_embedded(name) else Path(path)
     if name.startswith("~") and not folder.exists():
         folder = Path(os.path.expanduser(name))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DataError, Reason
+from ..errors import ConfigError, DataError, Reason
 from ..labels import IGNORED
 from ..messages import excerpt, warn
 from .collate import collate
@@ -26,7 +27,8 @@ class TextDataset(Dataset[dict[str, Tensor]]):
             that fit.
 
     Raises:
-        DataError: no text, or an item that is not a string or holds nothing.
+        DataError: no text, or an item that is not a string or holds nothing. ConfigError: max_length is no whole number
+            of at least 1.
     """
 
     def __init__(self, texts: list[str], tokenizer: Any, max_length: int = 512) -> None:
@@ -45,12 +47,18 @@ class TextDataset(Dataset[dict[str, Tensor]]):
                         f"TextDataset: texts[{index}] is no string with text.",
                     ),
                 )
-        self.max_length = max_length
+        length: Any = max_length  # whatever was given
+        if isinstance(length, bool) or not isinstance(length, Integral) or int(length) < 1:
+            raise ConfigError(
+                f"TextDataset の max_length が {excerpt(repr(max_length))} です。1 以上の整数にしてください。",
+                f"TextDataset: max_length is {excerpt(repr(max_length))}; it must be a whole number of at least 1.",
+            )
+        self.max_length = int(max_length)
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         samples = [PlainText(text, f"texts[{index}]") for index, text in enumerate(texts)]
         whole, report = encode(samples, tokenizer, max_length=2**30)
         self.examples = [self._cut(item) for item in whole]
-        cut = sum(len(item) > max_length for item in whole)
+        cut = sum(len(item) > self.max_length for item in whole)
         if cut:
             fit = round(report.characters_per_token * max_length)
             warn(

@@ -99,7 +99,8 @@ class Callback:
 
 
 class SignalFlags:
-    """SIGTERM and the first SIGINT ask for a stop at the step's end, SIGUSR1 for a checkpoint; a second SIGINT aborts.
+    """SIGTERM, SIGHUP and the first SIGINT ask for a stop at the step's end, SIGUSR1 for a checkpoint; a second SIGINT
+    aborts.
 
     A request to stop is answered at once, since a step may take long; of several processes one answers.
     Handlers exist only inside the `with` block, and only in the main thread (Python allows them nowhere else).
@@ -112,11 +113,17 @@ class SignalFlags:
 
     def __enter__(self) -> SignalFlags:
         if threading.current_thread() is threading.main_thread():
-            handlers = {"SIGTERM": self._ask_stop, "SIGINT": self._ask_stop, "SIGUSR1": self._ask_save}
+            handlers = {
+                "SIGTERM": self._ask_stop,
+                "SIGINT": self._ask_stop,
+                "SIGHUP": self._ask_stop,  # the terminal is closed, or the connection to it lost
+                "SIGUSR1": self._ask_save,
+            }
             for name, handler in handlers.items():
                 number = getattr(signal, name, None)
-                if number is not None:
-                    self._previous[number] = signal.signal(number, handler)
+                if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                    continue  # under nohup a run goes on without its terminal
+                self._previous[number] = signal.signal(number, handler)
         return self
 
     def __exit__(
@@ -128,12 +135,26 @@ class SignalFlags:
     def _ask_stop(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.stop == "SIGINT":
             raise KeyboardInterrupt
+        if number == getattr(signal, "SIGHUP", None):
+            _without_terminal()
         if self.stop is None:
             _answer(number)
         self.stop = signal.Signals(number).name
 
     def _ask_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
+
+
+def _without_terminal() -> None:
+    """Where the terminal is gone, what the run still says goes nowhere: a line of progress must not end it."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
 
 
 def _answer(number: int) -> None:

@@ -24,7 +24,7 @@ from .drawing import drawing
 from .growing_text import GrowingText
 from .modes import eval_mode, evaluating
 from .parts import positions_of
-from .sampling import validate_sampling
+from .sampling import validate_further, validate_sampling
 from .tokenizers import PromptStyle, prompt_style
 
 Conversation = Sequence[dict[str, str]]
@@ -142,6 +142,7 @@ def _arguments(tokenizer: Any, style: PromptStyle, options: Mapping[str, Any], b
     """The arguments of `generate`."""
     sampling, extra = Sampling.taken_from(options)
     validate_sampling(**asdict(sampling), batch_size=batch_size)
+    validate_further(extra)
     drawn = (
         {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         if sampling.do_sample

@@ -211,8 +211,13 @@ class JapaneseModel(BaseModel):
 
         Returns:
             Whether any was loaded. `model_name` is then the one that was.
+
+        Raises:
+            ConfigError: fallback_models is one name and no list.
         """
         requested = self.model_name
+        if isinstance(fallback_models, str):
+            require_texts("fallback_models", fallback_models)
         if fallback_models is None:
             fallback_models = catalog.fallback_order(
                 requested, free_memory_bytes(self.device or get_available_device())

@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
 from ..errors import ConfigError
+from ..messages import excerpt
 
 _WHOLE = ("batch_size", "max_new_tokens", "top_k")
+# Arguments of transformers' generate that no answer here can have another value of -> that value, and the way out.
+_FIXED: dict[str, tuple[Any, str, str]] = {
+    "num_return_sequences": (
+        1,
+        "質問 1 件の回答は 1 つです。同じ質問を generate_batch() に必要な数だけ渡してください。",
+        "a question has one answer here; give generate_batch() the question as often as answers are wanted.",
+    ),
+    "return_dict_in_generate": (
+        False,
+        "回答は文字列で返します。トークンやスコアは load_model() の generate() で得てください。",
+        "answers are text; for tokens and scores call generate() of load_model().",
+    ),
+    "streamer": (
+        None,
+        "少しずつ受け取るには stream_japanese() を使ってください。",
+        "for an answer piece by piece use stream_japanese().",
+    ),
+    "stopping_criteria": (
+        None,
+        "回答の終わりはモデルのテンプレートが決めます。独自の条件には load_model() の generate() を使ってください。",
+        "the model's template says where answers end; for conditions of your own call generate() of load_model().",
+    ),
+}
+
+
+def validate_further(options: Mapping[str, Any]) -> None:
+    """Refuses arguments of transformers' generate under which it returns no single text.
+
+    Raises:
+        ConfigError: with name, value and the way out.
+    """
+    for name, (only, ja, en) in _FIXED.items():
+        value = options.get(name, only)
+        if value is not only and value != only:
+            raise ConfigError(f"{name} が {excerpt(repr(value))} です。{ja}", f"{name} is {excerpt(repr(value))}; {en}")
 
 
 def validate_sampling(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..messages import notice
-from ..system.gpu import get_available_device, sixteen_bit
+from ..system.gpu import chosen_device, get_available_device, sixteen_bit
 from .activation_checkpointing import enable_activation_checkpointing
 
 
@@ -25,8 +25,11 @@ def optimize_model_for_gpu(
 
     Returns:
         (model, device).
+
+    Raises:
+        ConfigError: a device that this machine does not have.
     """
-    target_device = torch.device(device) if device is not None else get_available_device()
+    target_device = chosen_device(device) or get_available_device()
     dtype = sixteen_bit(target_device) if enable_mixed_precision else None
     if getattr(model, "is_quantized", False):
         dtype = None

@@ -31,17 +31,16 @@ def require_text(name: str, value: Any, *, several: str = "") -> None:
     )
 
 
-def require_texts(name: str, value: Any, one: str) -> None:
+def require_texts(name: str, value: Any, one: str = "") -> None:
     """Refuses anything but a list of texts; `one` is the function for a single one.
 
     Raises:
         ConfigError: with what was given.
     """
     if isinstance(value, str):
-        raise ConfigError(
-            f"{name} が 1 つの文字列です。[…] のリストにするか、{one}(…) を使ってください。",
-            f"{name} is one string; give a list, [...], or use {one}(...).",
-        )
+        ja = f"[…] のリストにするか、{one}(…) を使ってください。" if one else "[…] のリストにしてください。"
+        en = f"give a list, [...], or use {one}(...)." if one else "give a list, [...]."
+        raise ConfigError(f"{name} が 1 つの文字列です。{ja}", f"{name} is one string; {en}")
     for index, item in enumerate(value):
         require_text(f"{name}[{index}]", item)
 

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from ..messages import notice
+from ..errors import ConfigError
+from ..messages import excerpt, notice
 from .wire import decode, encode
 
 
@@ -40,9 +41,36 @@ class Launched:
 
 
 def launched() -> Launched:
-    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set, or empty."""
-    rank, size, local_rank = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Launched(int(rank or 0), int(size or 1), int(local_rank or 0))
+    """RANK, WORLD_SIZE and LOCAL_RANK; one process where they are not set, or empty. One process is the first, whatever
+    RANK is left in its shell.
+
+    Raises:
+        ConfigError: one of them is no whole number, or RANK is not below a WORLD_SIZE of several.
+    """
+    size = _from_launcher("WORLD_SIZE", 1, 1)
+    rank, local_rank = _from_launcher("RANK", 0, 0), _from_launcher("LOCAL_RANK", 0, 0)
+    if size == 1:
+        return Launched(0, 1, local_rank)
+    if rank >= size:
+        raise ConfigError(
+            f"環境変数 RANK が {rank} ですが、WORLD_SIZE は {size} です。torchrun などのランチャーで起動するか、RANK を消してください（unset RANK）。",
+            f"the environment variable RANK is {rank}, but WORLD_SIZE is {size}; start with a launcher such as torchrun, or "
+            "unset RANK.",
+        )
+    return Launched(rank, size, local_rank)
+
+
+def _from_launcher(name: str, otherwise: int, least: int) -> int:
+    """A number that a launcher wrote into the environment."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return otherwise
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise ConfigError(
+            f"環境変数 {name} が {excerpt(text)} です。{least} 以上の整数にするか、消してください（unset {name}）。",
+            f"the environment variable {name} is {excerpt(text)}; it must be a whole number of at least {least}, or unset it.",
+        )
+    return int(text)
 
 
 def backend_for(device: torch.device) -> str:
@@ -61,6 +89,14 @@ def _rendezvous(timeout: timedelta) -> tuple[Store, int, int]:
     me, file = launched(), os.environ.get(STORE)
     if file is not None:
         return dist.FileStore(file, me.size), me.rank, me.size  # type: ignore[attr-defined]
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        names = ", ".join(missing)
+        raise ConfigError(
+            f"環境変数 WORLD_SIZE が {me.size} ですが、{names} がありません。torchrun などのランチャーで起動するか、1 プロセスなら WORLD_SIZE を消してください（unset WORLD_SIZE RANK）。",
+            f"the environment variable WORLD_SIZE is {me.size} without {names}; start with a launcher such as torchrun, "
+            "or, for one process, unset WORLD_SIZE and RANK.",
+        )
     if me.is_main:
         notice(
             "外部のランチャーで起動されたため、torch のストアと gloo・NCCL のポートがネットワークに開きます"

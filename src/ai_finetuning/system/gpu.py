@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def set_memory_fraction(fraction: float = 0.9) -> None:
     Raises:
         ConfigError: a fraction that is not above 0 and at most 1.
     """
-    if isinstance(fraction, bool) or not 0 < fraction <= 1:
+    given: Any = fraction  # whatever it is
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) <= 1:
         raise ConfigError(
             f"fraction が {fraction!r} です。0 より大きく 1 以下にしてください。",
             f"fraction is {fraction!r}; it must be above 0 and at most 1.",

@@ -14,7 +14,7 @@ from ai_finetuning.config.fields import field_names
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.config.section import _SECTIONS
-from ai_finetuning.config.sections import OptimizerConfig, RuntimeConfig
+from ai_finetuning.config.sections import CheckpointConfig, OptimizerConfig, RuntimeConfig
 from ai_finetuning.config.training import MultiGPUTrainingConfig, TrainingConfig
 from ai_finetuning.errors import ConfigError
 
@@ -103,6 +103,11 @@ def test_every_kind_of_complaint_of_pydantic_was_met():
             "training.runtime.seed is 4294967296; it must be at least 0 and below 2^32.",
         ),
         (
+            lambda: TrainingConfig(max_grad_norm=float("inf")),
+            "training.max_grad_norm が inf です。0 以上の有限の数にしてください。",
+            "training.max_grad_norm is inf; it must be finite and at least 0.",
+        ),
+        (
             lambda: OptimizerConfig(betas=(0.9, 1.0)),
             "training.optimizer.betas が (0.9, 1.0) です。それぞれ 0 以上 1 未満にしてください。",
             "training.optimizer.betas is (0.9, 1.0); each must be at least 0 and below 1.",
@@ -116,6 +121,12 @@ def test_every_kind_of_complaint_of_pydantic_was_met():
             lambda: ParallelConfig(max_memory_per_gpu={0: "22"}),
             "parallel.max_memory_per_gpu[0] が '22' です。22GB や 22GiB のように書いてください。",
             "parallel.max_memory_per_gpu[0] is '22' (str); write it like 22GB or 22GiB.",
+        ),
+        (
+            lambda: CheckpointConfig(resume_from_checkpoint=""),
+            "training.checkpoint.resume_from_checkpoint が '' です。auto、チェックポイントか実行のフォルダー、または null（None）にしてください。",
+            "training.checkpoint.resume_from_checkpoint is '' (str); it must be auto, the folder of a checkpoint or of a run, or null "
+            "(None).",
         ),
         (
             lambda: DataConfig(eval=1),

@@ -29,6 +29,7 @@ BROKEN = [
     ("a: 1\n---\nb: 2", "2 行目", "文書は 1 つだけ", "one document"),
     ("? [a]\n: 1", "1 行目", "キーにはリストや組を使えません", "a key cannot be a list"),
     ("a: 1\nb: \x01", "2 行目 4 文字目", "制御文字", "control character"),
+    ("a:\n  <<: {b: 1}", "2 行目 3 文字目", "「<<」（マージ）は使えません", "<< (merge) is not read"),
     ("a: !!int x", "run.yaml", "タグ（!!）を消してください", "is not valid YAML"),
     ("a: &x 1\nb: &x 2", "2 行目 4 文字目", "書き方を確認してください", "line 2, column 4"),  # no words of our own
 ]
@@ -43,6 +44,19 @@ def test_broken_yaml_is_refused_in_both_languages(text: str, place: str, ja: str
     assert not ENGLISH_SENTENCE.search(refusal.value.ja)
     assert en in refusal.value.en
     assert "is not valid YAML" in refusal.value.en
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("0", 0), ("10", 10), ("-3", -3), ("+4", 4), ("1_000", 1000), ("0x10", 16), ("0b11", 3)),
+        *((text, text) for text in ("0512", "010", "-07", "00", "1:30", "12:30:00", "0o17")),
+    ],
+)
+def test_a_number_is_never_read_in_another_base_than_it_shows(text: str, value: Any):
+    """YAML 1.1 has 0512 as 330 and 1:30 as 90: a setting would be another than its user reads."""
+    read = parse_yaml(f"a: {text}", "run.yaml")["a"]
+    assert (read, type(read)) == (value, type(value))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from ai_finetuning.data.streamed import RowStream
 from ai_finetuning.data.streamed_loader import StreamedLoader
 from ai_finetuning.errors import ConfigError, DataError, InputNotFoundError, StorageError, UsageError
 from ai_finetuning.execution.sources import config_source
+from ai_finetuning.execution.validate import validate_data
 
 MODEL = "embedded:kotoha-tiny"
 
@@ -132,6 +133,19 @@ def test_a_name_that_only_looks_the_same_is_explained(tmp_path: Path):
     write(tmp_path / unicodedata.normalize("NFD", "ガイド.jsonl"), rows(1))
     with pytest.raises(InputNotFoundError, match="decomposed, as macOS does"):
         files.find_data(tmp_path / "ガイド.jsonl")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u3000"])
+def test_an_empty_name_is_not_the_current_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`data.train=$FILE` with a variable that is not set would train on whatever lies there."""
+    (tmp_path / "notes.txt").write_text("学習に使うつもりのない文章です。\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert files.find_data(".") == Path(".")
+    with pytest.raises(InputNotFoundError, match="the name of the data is empty"):
+        files.find_data(name)
+    for given in ({"train": name}, {"train": "notes.txt", "eval_data": name}):
+        with pytest.raises(InputNotFoundError, match="is empty"):
+            validate_data(**given)
 
 
 def test_a_file_that_goes_while_its_folder_is_read_is_refused(

@@ -16,7 +16,7 @@ from ai_finetuning.config.data import NormalizeConfig
 from ai_finetuning.data.messages import Conversation, Message, PlainText
 from ai_finetuning.data.prepare import hold_out, load_examples, prepare
 from ai_finetuning.data.tokenize import IGNORED, encode
-from ai_finetuning.errors import DataError
+from ai_finetuning.errors import ConfigError, DataError
 from ai_finetuning.japanese.prompts import render
 from ai_finetuning.japanese.templates import TEMPLATES
 
@@ -162,6 +162,9 @@ def test_text_dataset_cuts_with_one_line(logged):
     for bad in ([], "文", ["文", ""], ["文", 3]):
         with pytest.raises(DataError):
             TextDataset(bad, build_tokenizer())
+    for length in (0, -1, 16.0, "16", True, None):
+        with pytest.raises(ConfigError, match="max_length is .*at least 1"):
+            TextDataset(["文"], build_tokenizer(), length)  # type: ignore[arg-type]
 
 
 def test_held_out_rows_are_whole_sources_and_the_seed_decides():

@@ -11,6 +11,7 @@ from ai_finetuning.engine.faults import Faults
 def planned(monkeypatch: pytest.MonkeyPatch, text: str, rank: int = 0) -> Faults:
     monkeypatch.setenv("AIFT_FAULT", text)
     monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     return Faults.from_environment()
 
 

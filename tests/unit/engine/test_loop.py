@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +16,7 @@ from tests.support.loops import run_of, watched
 from tests.support.parity import CPU, Case
 
 from ai_finetuning.engine.faults import Faults
-from ai_finetuning.engine.hooks import Callback
+from ai_finetuning.engine.hooks import Callback, SignalFlags
 from ai_finetuning.engine.loop import advance, fit
 from ai_finetuning.engine.metrics import read_metrics
 from ai_finetuning.engine.step import next_step, step_with_retry
@@ -178,3 +182,47 @@ def test_a_checkpoint_written_beside_the_training_is_told_of_when_it_is_there(tm
     run.callbacks = [Told()]
     fit(run)
     assert seen == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGHUP")
+def test_a_lost_connection_is_a_request_to_stop_but_not_under_nohup():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for ours, expected in ((signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, None)):
+            signal.signal(signal.SIGHUP, ours)
+            with SignalFlags() as signals:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert signals.stop == expected
+            assert signal.getsignal(signal.SIGHUP) is ours
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+_ALONE = """
+import os, sys
+from ai_finetuning.engine.hooks import SignalFlags
+with SignalFlags() as signals:
+    print("ready", flush=True)
+    while signals.stop is None:
+        pass
+    print("3/150", flush=True)
+    print("saved", file=sys.stderr, flush=True)
+    open(sys.argv[1], "w").write(signals.stop)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
+def test_a_run_whose_terminal_is_closed_can_still_speak(tmp_path: Path):
+    """Its next line would end it with an OSError, before it has saved."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-c", _ALONE, str(tmp_path / "end")], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(60) == 0
+    assert (tmp_path / "end").read_text(encoding="utf-8") == "SIGHUP"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ai_finetuning.errors import ConfigError
-from ai_finetuning.models.sampling import validate_sampling
+from ai_finetuning.models.sampling import validate_further, validate_sampling
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,21 @@ def test_a_temperature_of_0_names_both_ways_out():
     for text in (refused.value.ja, refused.value.en):
         assert "--greedy" in text
         assert "do_sample=False" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "way_out"),
+    [
+        ("num_return_sequences", 2, r"generate_batch\(\)"),
+        ("return_dict_in_generate", True, r"load_model\(\)"),
+        ("streamer", object(), r"stream_japanese\(\)"),
+        ("stopping_criteria", [], "template"),
+    ],
+)
+def test_arguments_under_which_there_is_no_single_text_are_refused(name: str, value: object, way_out: str):
+    with pytest.raises(ConfigError, match=f"{name} is .*{way_out}"):
+        validate_further({name: value})
+
+
+def test_further_arguments_pass():
+    validate_further({"repetition_penalty": 1.2, "num_beams": 2, "num_return_sequences": 1, "streamer": None})

@@ -17,6 +17,7 @@ from ai_finetuning import (
     JapaneseModel,
     LoRAConfig,
     LoRAFinetuningTrainer,
+    MultiGPUTrainingConfig,
     TrainingConfig,
 )
 from ai_finetuning.convert.quantize import QuantizationOptimizer
@@ -82,6 +83,8 @@ def test_a22_lists_and_strings_in_each_others_place_are_refused(kotoha: str):
         model.generate_batch("一")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"instructions\[1\] is of type NoneType"):
         model.generate_batch(["一", None])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="fallback_models is one string"):
+        model.load_with_fallback("embedded:kotoha-tiny")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="not a model itself"):
         JapaneseModel(build_model())  # type: ignore[arg-type]
     assert model.model is None
@@ -89,6 +92,20 @@ def test_a22_lists_and_strings_in_each_others_place_are_refused(kotoha: str):
 
 def test_a22_a_path_is_a_name_too(tiny_model_dir: Path):
     assert JapaneseModel(tiny_model_dir).find().path == str(tiny_model_dir)  # type: ignore[arg-type]
+
+
+def test_a22_a_path_is_a_name_in_settings_too(tmp_path: Path):
+    for make in (TrainingConfig, MultiGPUTrainingConfig):
+        assert make(output_dir=tmp_path).output_dir == str(tmp_path)
+    config = TrainingConfig()
+    config.output_dir = tmp_path  # type: ignore[assignment]
+    assert config.output_dir == str(tmp_path)
+    data: Any = {"train": [tmp_path / "a.csv", {"path": tmp_path / "b.csv", "epochs": 2}], "eval": tmp_path / "c.csv"}
+    assert DataConfig(**data).train == [str(tmp_path / "a.csv"), {"path": str(tmp_path / "b.csv"), "epochs": 2}]
+    assert DataConfig(**data).eval == str(tmp_path / "c.csv")
+    assert LoRAConfig(adapter=tmp_path).adapter == str(tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"data\.system_prompt is (Posix|Windows)Path"):
+        DataConfig(system_prompt=Path("prompt.txt"))  # type: ignore[arg-type]
 
 
 def test_an_adapter_is_not_trained_as_a_base(tmp_path: Path, tiny_model_dir: Path):

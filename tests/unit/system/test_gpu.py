@@ -42,7 +42,7 @@ def test_on_a_cpu(logged):
     assert "no effect" in logged()
 
 
-@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, True])
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, True, "0.5", float("nan")])
 def test_fractions_out_of_range_are_refused(fraction: float):
     with pytest.raises(ConfigError, match="fraction"):
         set_memory_fraction(fraction)
@@ -60,6 +60,9 @@ def test_models_become_what_the_cpu_does_well():
     assert model.is_gradient_checkpointing
     plain, _ = optimize_model_for_gpu(torch.nn.Linear(2, 2), gradient_checkpointing=True)  # a module without it
     assert isinstance(plain, torch.nn.Linear)
+    for device in ("cuda", torch.device("cuda", 1)):
+        with pytest.raises(ConfigError, match="0 usable cuda devices"):
+            optimize_model_for_gpu(plain, device)
 
 
 def test_cuda_information_has_the_documented_keys(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -76,6 +77,18 @@ def _alone(
         from . import home
 
         home.home()
+
+
+def _stand_in_streams() -> None:
+    """Started with a stream closed (`>&-`, some services), a command has one that goes nowhere: else its first words would
+    end it, and a file that it writes would get the stream's number, and what libraries print.
+    """
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(nowhere, True)
+    os.close(nowhere)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _safe_streams() -> None:
@@ -153,6 +166,7 @@ def main() -> None:
     from ...system.children import end_with_owner
     from ...system.cores import wait_passively
 
+    _stand_in_streams()
     end_with_owner()
     collector.hold_back()
     _safe_streams()
@@ -164,7 +178,8 @@ def main() -> None:
         from ...parallel.processes import launched
         from ...system.leaving import leave
 
-        if launched().size > 1:  # by torchrun, accelerate launch or SLURM; ours end likewise (execution/worker.py)
-            leave(code)
+        with contextlib.suppress(ToolkitError):  # numbers that cannot be: the command has said so
+            if launched().size > 1:  # by torchrun, accelerate launch or SLURM; ours end likewise (execution/worker.py)
+                leave(code)
     collector.leave()
     sys.exit(code)
