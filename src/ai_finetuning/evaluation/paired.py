@@ -21,6 +21,9 @@ _Z_LEVEL, _Z_POWER = 1.959964, 0.841621
 # Share of items on which two models are assumed to differ, where no pilot has said it.
 DISCORDANT = 0.2
 CEILING = 0.98
+# Items (of prose: works) below which an interval is no ground to call something kept: resampling so few of them tells too
+# little of those that were not drawn. Of four works with a loss at the margin one in ten would pass, of one every second.
+FEWEST = 10
 # Random signs or indices that exist at a time.
 _CHUNK = 4_000_000
 # Different values up to which a sample is drawn by their numbers.
@@ -215,7 +218,7 @@ class Kept:
 
     Attributes:
         state: `kept`: the bad end of the interval is inside the margin; `lost`: its good end is outside; `unclear`:
-            neither.
+            neither, or the items are too few.
         needed: items with which it would be kept, were the difference what it is now; None where no number would do.
     """
 
@@ -223,15 +226,21 @@ class Kept:
     needed: int | None = None
 
 
-def non_inferior(compared: Compared, margin: float) -> Kept:
-    """Whether a model has lost at most `margin`."""
+def non_inferior(compared: Compared, margin: float, *, share: bool = False) -> Kept:
+    """Whether a model has lost at most `margin`.
+
+    Args:
+        share: the scores are 0 and 1. Then a single item must not be more than the margin: of fewer ones no loss that is
+            allowed could be told from none.
+    """
     low, high = compared.interval
+    fewest = max(FEWEST, math.ceil(1 / margin - 1e-9)) if share and margin > 0 else FEWEST
     if low >= -margin:
-        return Kept("kept")
-    if high < -margin:
+        return Kept("kept") if compared.count >= fewest else Kept("unclear", fewest)
+    if high < -margin and (compared.count >= FEWEST or compared.p < LEVEL):
         return Kept("lost")
     centre = (low + high) / 2
     room = centre + margin
     if room <= 0:
-        return Kept("unclear")
-    return Kept("unclear", math.ceil(compared.count * ((centre - low) / room) ** 2))
+        return Kept("unclear", fewest if compared.count < FEWEST else None)
+    return Kept("unclear", max(fewest, math.ceil(compared.count * ((centre - low) / room) ** 2)))

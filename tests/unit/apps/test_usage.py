@@ -1,0 +1,44 @@
+"""What the command says of names that are mistyped, and its list of verbs."""
+
+from __future__ import annotations
+
+import pytest
+
+from ai_finetuning.apps.cli.main import run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian"], "train"),
+        (["runs", "lst"], "list"),
+        (["models", "--fit"], "--fits"),
+        (["train", "--dryrun"], "--dry-run"),
+        (["train", "run.yaml", "--resum"], "--resume"),
+        (["train", "--hlep"], "--help"),
+        (["plan", "run.yaml", "--pilto=true"], "--pilot"),
+        (["resume", "outputs", "--alow-changed"], "--allow-changed"),
+    ],
+)
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_a_mistyped_name_is_told_the_right_one(
+    arguments: list[str], meant: str, language: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("AIFT_LANG", language)
+    assert run(arguments) == 64
+    error = capsys.readouterr().err
+    assert meant in error.split("(" if language == "en" else "もしかして")[-1].split("Did you mean")[-1], error
+
+
+def test_a_setting_that_is_nearly_an_option_stays_one(capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "--report_to", "none", "--restart", "--lora_rank", "3"]) == 78
+    assert "lora.r" in capsys.readouterr().err
+
+
+def test_the_list_of_verbs_has_whole_sentences(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for language in ("ja", "en"):
+        monkeypatch.setenv("AIFT_LANG", language)
+        assert run(["--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("（") == shown.count("）")
+        assert shown.count("(") == shown.count(")")
