@@ -42,3 +42,12 @@ def test_the_list_of_verbs_has_whole_sentences(monkeypatch: pytest.MonkeyPatch, 
         shown = capsys.readouterr().out
         assert shown.count("（") == shown.count("）")
         assert shown.count("(") == shown.count(")")
+
+
+def test_a_number_in_full_width_is_told_how_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("AIFT_LANG", "ja")
+    for arguments in (["generate", "m", "質問", "--max-new-tokens", "１０"], ["train", "--gpus=２"]):
+        assert run(arguments) == 64
+        assert "整数にしてください。全角の文字があります。半角で" in capsys.readouterr().err

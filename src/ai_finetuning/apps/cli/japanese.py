@@ -185,8 +185,14 @@ class App(typer.Typer):
         return super().command(name, **{"cls": Command, **settings})
 
 
-def usage_error(error: Any) -> str:
-    """What to print of an error that the parser raised: usage, where help is, and the reason."""
+def usage_error(error: Any, arguments: Sequence[str] = ()) -> str:
+    """What to print of an error that the parser raised: usage, where help is, and the reason.
+
+    Args:
+        arguments: of the command, for a number in full width, which the parser does not quote.
+    """
+    from ...config.full_width import narrow_hint
+
     context = getattr(error, "ctx", None)
     message = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -194,4 +200,6 @@ def usage_error(error: Any) -> str:
     lines = []
     if context is not None:
         lines = [context.get_usage(), f"`{context.command_path} --help` で使い方を表示します。", ""]
-    return "\n".join([*lines, f"エラー: {_error_text(message)}"])
+    values = [argument.rpartition("=")[2] for argument in arguments] if message.startswith("Invalid value") else []
+    wide = next((hint.ja for value in values if (hint := narrow_hint(value)).ja), "")
+    return "\n".join([*lines, f"エラー: {_error_text(message)}{wide}"])

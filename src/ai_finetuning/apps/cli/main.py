@@ -115,7 +115,7 @@ def run(arguments: list[str]) -> int:
         # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
         if hasattr(error, "show"):
             if prefers_japanese() and hasattr(error, "format_message"):
-                print(printable(without_secrets(usage_error(error))), file=sys.stderr)
+                print(printable(without_secrets(usage_error(error, arguments))), file=sys.stderr)
             else:
                 shown = io.StringIO()
                 error.show(shown)
