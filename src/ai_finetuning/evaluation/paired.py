@@ -118,7 +118,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def least_difference(count: int, discordant: float = DISCORDANT) -> float:
     """The smallest difference of two shares of right answers that a test on so many items finds in 80 % of cases.
 
-    Solves d = (1.960 sqrt(p) + 0.842 sqrt(p - d^2)) / sqrt(n) for McNemar's test.
+    Solves d = (1.960 sqrt(p) + 0.842 sqrt(p - d^2)) / sqrt(n) for McNemar's test. It is never less than what the fewest
+    items make of it with which that test sees anything, all of them going one way: of fewer items it is above 1.
 
     Args:
         count: items, n.
@@ -127,12 +128,18 @@ def least_difference(count: int, discordant: float = DISCORDANT) -> float:
     """
     if count <= 0 or discordant <= 0:
         return discordant if count > 0 else math.inf
+    fewest = least_items() / count
     low, high = 0.0, math.sqrt(discordant)
     for _ in range(60):
         middle = (low + high) / 2
         needed = (_Z_LEVEL * math.sqrt(discordant) + _Z_POWER * math.sqrt(discordant - middle**2)) / math.sqrt(count)
         low, high = (middle, high) if middle < needed else (low, middle)
-    return high
+    return max(high, fewest)
+
+
+def least_items() -> int:
+    """How many items have to differ, all in one direction, for a difference to be seen."""
+    return next(count for count in itertools.count(1) if mcnemar_mid_p(count, 0) <= LEVEL)
 
 
 def least_mean_difference(count: int, deviation: float) -> float:
@@ -145,8 +152,7 @@ def items_for(difference: float, discordant: float = DISCORDANT) -> int:
     discordant = max(discordant, abs(difference))  # items that differ are at least those that the difference is made of
     spread = max(discordant - difference**2, 0.0)
     needed = ((_Z_LEVEL * math.sqrt(discordant) + _Z_POWER * math.sqrt(spread)) / difference) ** 2
-    least = next(count for count in itertools.count(1) if mcnemar_mid_p(count, 0) <= LEVEL)
-    return math.ceil(max(needed, least / abs(difference)))
+    return math.ceil(max(needed, least_items() / abs(difference)))
 
 
 def above_chance(right: int, count: int, chance: float) -> bool:

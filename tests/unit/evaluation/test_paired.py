@@ -110,6 +110,9 @@ def test_no_difference_is_seen_with_fewer_items_than_the_exact_test_needs():
     assert mcnemar_mid_p(5, 0) <= 0.05 < mcnemar_mid_p(4, 0)
     assert items_for(1.0) == 5  # five that differ, all in one direction
     assert items_for(0.5) >= 10
+    assert least_difference(4) > 1
+    assert least_difference(6) == pytest.approx(5 / 6)
+    assert least_difference(10) == pytest.approx(0.5)
 
 
 def test_the_power_is_what_is_said():
