@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from ai_finetuning.apps.cli.main import run
@@ -51,3 +54,15 @@ def test_a_number_in_full_width_is_told_how_it_is_written(
     for arguments in (["generate", "m", "質問", "--max-new-tokens", "１０"], ["train", "--gpus=２"]):
         assert run(arguments) == 64
         assert "整数にしてください。全角の文字があります。半角で" in capsys.readouterr().err
+
+
+def test_in_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)  # and back, in the end
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for arguments in ([], ["runs", "list"], ["start", "faq.csv", "--yes"]):
+        assert run(arguments) == 66, arguments
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "the current folder is gone" in error
