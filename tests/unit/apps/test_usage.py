@@ -66,3 +66,8 @@ def test_in_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "the current folder is gone" in error
+
+
+def test_init_takes_a_settings_file_by_its_option(capsys: pytest.CaptureFixture[str]):
+    assert run(["init", "my run.yaml"]) == 64
+    assert "--out 'my run.yaml'" in capsys.readouterr().err
