@@ -91,6 +91,21 @@ def test_what_is_not_there_shows_no_cards_that_wait(web: Web, page: Any):
         web.open(page, path)
         expect(page.locator("#notice")).to_contain_text("この学習はありません")
         expect(page.locator("main .card").filter(visible=True)).to_have_count(0)
+    web.open(page, "/train?copy=none")
+    expect(page.locator("#notice")).to_contain_text("この学習はありません")
+    expect(page.locator("main")).not_to_contain_text("読み込んでいます")
+
+
+def test_an_address_of_a_run_that_is_gone_takes_no_other_model(web: Web, page: Any):
+    from playwright.sync_api import expect
+
+    for path in ("/answers?run=none", "/export?run=none", "/chat?run=none"):
+        web.open(page, path)
+        expect(page.locator("#notice")).to_contain_text("ここにありません")
+        expect(page.locator("#model")).to_have_value("")
+        expect(page.locator("#model")).to_contain_text("kotoha-tiny")
+    web.open(page, "/export")
+    expect(page.locator("#model")).to_have_value("model=embedded-kotoha-tiny")
 
 
 def test_what_others_send_is_refused_and_starts_nothing(web: Web, run_at_work: Path):

@@ -317,6 +317,26 @@ def test_split_writes_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run([*command, "--overwrite", "--time", "日時"]) == 65
 
 
+def test_settings_without_an_effect_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Where a training's setting is typed, and the command has an option for it, or none."""
+    data = tmp_path / "faq.csv"
+    data.write_text("質問,回答\n" + "".join(f"{n} は？,{n} です。\n" for n in range(9)), encoding="utf-8")
+    split = ["data", "split", str(data), "--out", str(tmp_path / "out")]
+    for more, told in (
+        (["data.eval=0.3"], "--share 0.1"),
+        (["--eval", "0.3"], "--share 0.1"),
+        (["num_epochs=3"], "does not take training"),
+    ):
+        assert run([*split, *more]) == 64
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run([*split, "data.columns={instruction: 質問, output: 回答}", "--share", "0.3"]) == 0
+    model = ["--model", "embedded:kotoha-tiny", "data.max_length=16"]
+    for verb in (["data", "stats", str(data)], ["data", "show", str(data), "--row", "1"]):
+        assert run([*verb, *model]) == 64
+        assert "--max-length 16" in capsys.readouterr().err
+
+
 def test_split_by_time_and_by_a_column(tmp_path: Path):
     rows = [{**row, "日": f"2024年{1 + number // 2}月1日", "店": f"店{number % 5}"} for number, row in enumerate(GOOD)]
     file = write(tmp_path / "a.jsonl", rows)

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,28 @@ def test_one_command_compares_the_adapter_with_its_base(measured: Path, adapter:
     assert found["tasks"]["data"]["primary"]
     assert (measured / "report.md").read_text(encoding="utf-8").startswith("# Before and after training")
     assert not (measured / "eval.lock").exists()
+
+
+@pytest.mark.parametrize(("asked", "known"), [(3, 2), (2, 2), (1, 0)])
+def test_questions_that_were_trained_on_are_told(
+    adapter: Path, kotoha: str, tmp_path: Path, logged: Any, asked: int, known: int
+):
+    """By the settings of the run that made the model; an equal question of another width and file counts."""
+    folder = tmp_path / "outputs"
+    shutil.copytree(adapter, folder)
+    train, data = tmp_path / "faq.csv", tmp_path / "test.csv"
+    train.write_text("質問,回答\n送料はいくらですか？,500 円です。\n返品できますか？,できます。\n", encoding="cp932")
+    rows = ["定休日はいつですか？,水曜です。", "送料はいくらですか?,500 円です。", "返品できますか？,はい。"]
+    data.write_text("\n".join(["質問,回答", *(rows[:1] if asked == 1 else rows[3 - asked :])]), encoding="utf-8")
+    settings = f"model: {{name: {kotoha}}}\nmethod: lora\ndata: {{train: {train}}}\n"
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps({"status": "completed"}), encoding="utf-8")
+    assert call("eval", str(folder), "--data", str(data), "--tasks", "data", "--dry-run") == 0
+    told = logged()
+    assert (f"of {asked} rows of {data} {known} have a question of the data" in told) == bool(known), told
+    train.unlink()  # and where it is gone nothing can be said
+    assert call("eval", str(folder), "--data", str(data), "--tasks", "data", "--dry-run") == 0
+    assert logged().count("have a question of the data") == bool(known)
 
 
 def test_statistics_can_be_redone_from_the_file(measured: Path, adapter: Path, questions: Path):

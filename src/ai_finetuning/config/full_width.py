@@ -1,8 +1,9 @@
-"""Full-width characters that Japanese input methods leave in YAML, where they are text and no syntax."""
+"""Full-width characters that Japanese input methods leave in YAML, where they are text and no syntax, and in values."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -43,6 +44,26 @@ _FOUND = (
         Reason("数字が全角です。半角にしてください", "a digit is full-width; use 0-9"),
     ),
 )
+
+
+# Dashes that stand for a minus in texts, which NFKC leaves as they are.
+_DASHES = dict.fromkeys(map(ord, "−–‐ー"), "-")
+
+
+def narrowed(text: str) -> str | None:
+    """A word or number as it is typed without an input method; None of what is so already, and of what is Japanese."""
+    plain = unicodedata.normalize("NFKC", text).translate(_DASHES).strip()
+    return plain if plain != text.strip() and plain.isascii() else None
+
+
+def narrow_hint(value: object) -> Reason:
+    """A sentence that names the plain spelling of a refused value with full-width characters; empty of others."""
+    plain = narrowed(value) if isinstance(value, str) else None
+    if not plain:
+        return Reason("", "")
+    return Reason(
+        f"全角の文字があります。半角で {plain} と書いてください。", f" It has full-width characters; write {plain}."
+    )
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ _DATA = set(
         ".pdf",
     ]
 )
+# What an input method or a word processor writes for the -- of an option.
+_WIDE_DASHES = "－ー―—–‐−"
 # Settings that name data.
 _FILES = {("data", "train"), ("data", "eval"), ("data", "replay", "path")}
 # Names that a line lists.
@@ -209,7 +211,12 @@ def _instead(path: Path) -> Reason:
             f"設定を書くときは、全角の「{wide}」ではなく半角の = を使ってください（例: learning_rate=1e-4）。",
             f" To write a setting use a plain =, not {wide} (learning_rate=1e-4).",
         )
-    return near_files(path, (".yaml", ".yml"))
+    if str(path)[0] in _WIDE_DASHES:
+        return Reason(
+            f"オプションは「{str(path)[0]}」ではなく半角の -- で始めてください（例: --dry-run）。",
+            f" An option begins with --, not with {str(path)[0]} (--dry-run).",
+        )
+    return near_files(path, (".yaml", ".yml", *_DATA))
 
 
 def _read(path: Path) -> _File:

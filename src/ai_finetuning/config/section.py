@@ -19,6 +19,7 @@ from typing_extensions import dataclass_transform
 
 from ..errors import ConfigError, Problem, Reason
 from .fields import field_names, field_path, field_types, label, options_of, plain_types, section_class
+from .full_width import narrow_hint
 from .hints import hint, value_hint
 from .limits import HUGE, NO_CHOICE, OUT_OF_RANGE, item_type, requirement
 from .shortened import cut, shortened
@@ -242,10 +243,10 @@ def _problem(cls: type, field: str, of_field: Sequence[ErrorDetails], values: Ma
         each = any(isinstance(part, int) for part in rest)
     ja, en = requirement(expected, kind, each=each)
     reported = "" if kind in OUT_OF_RANGE or kind == NO_CHOICE else f" ({type(value).__name__})"
-    meant = value_hint(key, value)
+    meant, narrow = value_hint(key, value), narrow_hint(value)
     return Problem(
-        f"{name} が {shortened(value)} です。{ja}{meant.ja}",
-        f"{name} is {shortened(value)}{reported}; {en}{meant.en}",
+        f"{name} が {shortened(value)} です。{ja}{meant.ja}{narrow.ja}",
+        f"{name} is {shortened(value)}{reported}; {en}{meant.en}{narrow.en}",
         key,
     )
 

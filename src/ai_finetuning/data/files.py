@@ -217,7 +217,14 @@ def _opened(
     if folder is None:
         return _batches_of(*_read_hub(str(path)), bad)
     if not folder.is_dir():
-        return _open_file(folder, str(path), bad, columns, sheet, hashed=hashed, beginning=beginning)
+        opened = _open_file(folder, str(path), bad, columns, sheet, hashed=hashed, beginning=beginning)
+        if sheet is not None and READERS[f".{opened[0].kind}"] is not read_workbook:
+            ja, en = (
+                f"Excel のファイルではないので、シート {sheet} の指定は使いません",
+                f"no workbook: sheet {sheet} has no effect",
+            )
+            opened[0].notes.append((ja, en))
+        return opened
     if any((folder / marker).is_file() for marker in _SAVED):
         return _batches_of(*read_saved(folder), bad)
     _refuse_tokens(path, folder)

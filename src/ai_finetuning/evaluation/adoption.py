@@ -199,7 +199,7 @@ def _kept(finding: Finding, margins: Margins) -> Finding:
     if finding.why is not None:  # at the floor there is nothing to lose
         return replace(finding, word="unmeasurable", p=None)
     margin = margins.of(finding.task)
-    kept = non_inferior(finding.compared, margin)
+    kept = non_inferior(finding.compared, margin, share=finding.task.is_share)
     if kept.state != "unclear":
         return replace(finding, word="kept" if kept.state == "kept" else "lost", why=_allowed(finding.task, margin))
     needed = kept.needed

@@ -14,7 +14,7 @@ from ..messages import argument, on_one_line
 from .adoption import WORDS, Adoption, Finding, LanguageFinding, Margins, is_primary, ja_shares
 from .before_after import Plan
 from .language import FAULTS
-from .paired import DISCORDANT, LEVEL, least_difference, least_mean_difference
+from .paired import DISCORDANT, LEVEL, least_difference, least_items, least_mean_difference
 from .results import FILE, Results
 from .tasks import Task
 
@@ -95,6 +95,11 @@ def _visible(task: Task, results: Results) -> str:
             f"{title}, {count:,} items: a difference below {least:.1f} points will not be seen (power 80 %)",
         )
     share = discordance(task, results)
+    if count < least_items():
+        return localized(
+            f"{title} {count:,} 件: 少なすぎて、どんな差も見えません（{least_items()} 件以上にしてください）",
+            f"{title}, {count:,} items: too few to see any difference (give at least {least_items()})",
+        )
     least = 100 * least_difference(count, share)
     text = localized(
         f"{title} {count:,} 件: {least:.1f} 点より小さい差は見えません（食い違い {share:.0%}、検出力 80 %）",

@@ -21,6 +21,9 @@ _Z_LEVEL, _Z_POWER = 1.959964, 0.841621
 # Share of items on which two models are assumed to differ, where no pilot has said it.
 DISCORDANT = 0.2
 CEILING = 0.98
+# Items (of prose: works) below which an interval is no ground to call something kept: resampling so few of them tells too
+# little of those that were not drawn. Of four works with a loss at the margin one in ten would pass, of one every second.
+FEWEST = 10
 # Random signs or indices that exist at a time.
 _CHUNK = 4_000_000
 # Different values up to which a sample is drawn by their numbers.
@@ -115,7 +118,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def least_difference(count: int, discordant: float = DISCORDANT) -> float:
     """The smallest difference of two shares of right answers that a test on so many items finds in 80 % of cases.
 
-    Solves d = (1.960 sqrt(p) + 0.842 sqrt(p - d^2)) / sqrt(n) for McNemar's test.
+    Solves d = (1.960 sqrt(p) + 0.842 sqrt(p - d^2)) / sqrt(n) for McNemar's test. It is never less than what the fewest
+    items make of it with which that test sees anything, all of them going one way: of fewer items it is above 1.
 
     Args:
         count: items, n.
@@ -124,12 +128,18 @@ def least_difference(count: int, discordant: float = DISCORDANT) -> float:
     """
     if count <= 0 or discordant <= 0:
         return discordant if count > 0 else math.inf
+    fewest = least_items() / count
     low, high = 0.0, math.sqrt(discordant)
     for _ in range(60):
         middle = (low + high) / 2
         needed = (_Z_LEVEL * math.sqrt(discordant) + _Z_POWER * math.sqrt(discordant - middle**2)) / math.sqrt(count)
         low, high = (middle, high) if middle < needed else (low, middle)
-    return high
+    return max(high, fewest)
+
+
+def least_items() -> int:
+    """How many items have to differ, all in one direction, for a difference to be seen."""
+    return next(count for count in itertools.count(1) if mcnemar_mid_p(count, 0) <= LEVEL)
 
 
 def least_mean_difference(count: int, deviation: float) -> float:
@@ -142,8 +152,7 @@ def items_for(difference: float, discordant: float = DISCORDANT) -> int:
     discordant = max(discordant, abs(difference))  # items that differ are at least those that the difference is made of
     spread = max(discordant - difference**2, 0.0)
     needed = ((_Z_LEVEL * math.sqrt(discordant) + _Z_POWER * math.sqrt(spread)) / difference) ** 2
-    least = next(count for count in itertools.count(1) if mcnemar_mid_p(count, 0) <= LEVEL)
-    return math.ceil(max(needed, least / abs(difference)))
+    return math.ceil(max(needed, least_items() / abs(difference)))
 
 
 def above_chance(right: int, count: int, chance: float) -> bool:
@@ -215,7 +224,7 @@ class Kept:
 
     Attributes:
         state: `kept`: the bad end of the interval is inside the margin; `lost`: its good end is outside; `unclear`:
-            neither.
+            neither, or the items are too few.
         needed: items with which it would be kept, were the difference what it is now; None where no number would do.
     """
 
@@ -223,15 +232,21 @@ class Kept:
     needed: int | None = None
 
 
-def non_inferior(compared: Compared, margin: float) -> Kept:
-    """Whether a model has lost at most `margin`."""
+def non_inferior(compared: Compared, margin: float, *, share: bool = False) -> Kept:
+    """Whether a model has lost at most `margin`.
+
+    Args:
+        share: the scores are 0 and 1. Then a single item must not be more than the margin: of fewer ones no loss that is
+            allowed could be told from none.
+    """
     low, high = compared.interval
+    fewest = max(FEWEST, math.ceil(1 / margin - 1e-9)) if share and margin > 0 else FEWEST
     if low >= -margin:
-        return Kept("kept")
-    if high < -margin:
+        return Kept("kept") if compared.count >= fewest else Kept("unclear", fewest)
+    if high < -margin and (compared.count >= FEWEST or compared.p < LEVEL):
         return Kept("lost")
     centre = (low + high) / 2
     room = centre + margin
     if room <= 0:
-        return Kept("unclear")
-    return Kept("unclear", math.ceil(compared.count * ((centre - low) / room) ** 2))
+        return Kept("unclear", fewest if compared.count < FEWEST else None)
+    return Kept("unclear", max(fewest, math.ceil(compared.count * ((centre - low) / room) ** 2)))

@@ -1,4 +1,6 @@
-"""Before training: what its data holds of the evaluation data, in one warning. Nothing of the run depends on it."""
+"""What training data holds of the evaluation data, in one warning, before training and before a model is evaluated. Nothing
+that is measured or trained depends on it.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
-from ..config.mixture import Sources
+from ..config.mixture import Sources, paths_of
+from ..config.preference import Objective
+from ..config.run import RunConfig
 from ..data.bad_rows import BadRows
 from ..data.cache import code_version
-from ..data.doctor.leakage import Leakage, find_leakage, pair_of
+from ..data.doctor.leakage import Leakage, find_leakage, pair_of, question_key
 from ..data.examples import digest_of
+from ..data.messages import Sample
 from ..data.prepare import PreparedData, read_samples
 from ..data.text_dataset import TextDataset
-from ..errors import ToolkitError
+from ..errors import Reason, ToolkitError
 from ..messages import warn
 from ..system.files import is_private, read_bounded, write_in_place
 from ..system.folders import private_cache
 
+# Bytes of training files in which questions of an evaluation are looked for.
+_MOST_BYTES = 256 << 20
 _COUNTS = ("question", "near", "coverage", "evaluated", "ours", "theirs", "of_ours", "of_theirs")
 
 
@@ -52,6 +59,45 @@ def warn_of_leakage(train: Any, eval_data: Any, data: PreparedData, config: Data
         with contextlib.suppress(OSError):
             write_in_place(entry, json.dumps(counts).encode())
     _say({name: 0 if f"leak_{name}" in config.doctor.ignore else count for name, count in counts.items()})
+
+
+def warn_of_trained(config: RunConfig, data: str) -> None:
+    """Warns where questions that a trained model is asked stand in the files that it was trained on. Files that are not here
+    any more, and more than a model is asked about in good time, are not looked at.
+
+    Args:
+        config: of the run.
+        data: a file of questions.
+    """
+    train = paths_of(config.data.train)
+    if not _is_file(train) or sum(Path(item).stat().st_size for item in train) > _MOST_BYTES:
+        return
+    asked = [question_key(pair_of(item)) for item in _read(data, DataConfig(), config.objective)]
+    known = {
+        question_key(pair_of(item)) for item in _read([Path(item) for item in train], config.data, config.objective)
+    } - {""}
+    count = sum(key in known for key in asked)
+    if not count:
+        return
+    divided = isinstance(config.data.eval, float)
+    part = Reason("（評価用に分けた行も数えています）", " (rows that were set aside for evaluation are counted)")
+    ja, en = (part.ja, part.en) if divided else ("", "")
+    warn(
+        f"{data} の {len(asked):,} 行のうち {count:,} 行の質問は、このモデルの学習データ（{', '.join(train)}）にあります{ja}。"
+        "覚えた答えを測ることになり、結果は実際より良く見えます。学習に使っていない質問で測ってください（aift data split で分けられます）。",
+        f"of {len(asked):,} rows of {data} {count:,} have a question of the data that this model was trained on "
+        f"({', '.join(train)}){en}: what it has learnt by heart is measured, and the result looks better than it is. Ask what "
+        "was not trained on (aift data split divides a file).",
+    )
+
+
+def _read(source: Any, config: DataConfig, objective: Objective) -> list[Sample]:
+    """The rows of files, by what a run learns from and else as answers, or pairs; none where they cannot be read."""
+    kinds: tuple[Objective, ...] = (objective, "sft", "preference")
+    for kind in dict.fromkeys(kinds):
+        with contextlib.suppress(ToolkitError):
+            return read_samples(source, config, BadRows(skip=True), kind)[0]
+    return []
 
 
 def _is_file(eval_data: Any) -> bool:

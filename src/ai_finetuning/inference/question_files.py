@@ -218,7 +218,7 @@ def _read_delimited(obtained: Questions, raw: bytes, column: str | None, sheet: 
         if _heading(table, column) is not None:
             best, obtained.delimiter = table, mark
             break
-        if best is None or max(map(len, table), default=0) > max(map(len, best), default=0):
+        if best is None or _width(table) > _width(best):
             best, obtained.delimiter = table, mark
     _take_table(obtained, best or [], column)
 
@@ -254,6 +254,11 @@ def _read_workbook(obtained: Questions, raw: bytes, column: str | None, sheet: s
     obtained.sheet = candidates[0]
     obtained.others = [name for name in tables if name != obtained.sheet]
     _take_table(obtained, tables[obtained.sheet], column)
+
+
+def _width(table: Sequence[tuple[int, Sequence[str]]]) -> int:
+    """Cells of the longest row."""
+    return max((len(cells) for _, cells in table), default=0)
 
 
 def _heading(table: Sequence[tuple[int, Sequence[str]]], column: str | None) -> int | None:

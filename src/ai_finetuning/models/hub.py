@@ -280,7 +280,8 @@ def _refused(model_id: str, status: int, code: str) -> HubError:
 def _suggestion(name: str) -> Reason:
     """Near names of the catalog for a name that is none of it, and, for one that may be a folder's, what is here."""
     near = catalog.near(name) if catalog.lookup(name) is None else []
-    here = what_is_here() if "/" not in name else Reason("", "")
+    folder, _, within = name.partition("/")
+    here = what_is_here() if not within or Path(folder).is_dir() else Reason("", "")
     if not near:
         return here
     return Reason(f"もしかして: {'、'.join(near)}。{here.ja}", f" Did you mean: {', '.join(near)}?{here.en}")

@@ -245,3 +245,14 @@ def test_the_record_says_what_it_was(site: Site):
     record = json.loads((made.folder / uploads.RECORD).read_text("utf-8"))
     assert record["size"] == len(CSV)
     assert len(record["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a" * 300 + ".csv", ".csv"), ("ご質問" * 80 + ".XLSX", ".xlsx"), ("社.内" * 90, None)]
+)
+def test_a_long_name_keeps_the_ending_by_which_it_is_read(name: str, kind: str | None):
+    shown = uploads.shown_name(name)
+    assert len(shown) == 200
+    assert name.startswith(shown[:150])
+    if kind:
+        assert uploads.kind_of(shown) == kind

@@ -40,3 +40,27 @@ def test_prose_keeps_them(tmp_path: Path):
     path.write_text(text, encoding="utf-8")
     assert load_config(path).data.system_prompt == "質問：　丁寧に\n　字下げ\n"
     assert full_width(text, {"system_prompt", "train"}) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "plain"),
+    [
+        ("num_epochs=３", "3"),
+        ("learning_rate=２e-４", "2e-4"),
+        ("learning_rate=1e−4", "1e-4"),
+        ("method=ＬｏＲＡ", "LoRA"),
+        ("data.packing=ｔｒｕｅ", "true"),
+    ],
+)
+def test_a_value_of_the_command_line_is_told_its_plain_spelling(override: str, plain: str):
+    with pytest.raises(ConfigError) as refusal:
+        load_config(None, [override])
+    assert f"半角で {plain} と書いてください" in refusal.value.ja
+    assert f"full-width characters; write {plain}." in refusal.value.en
+
+
+@pytest.mark.parametrize("override", ["num_epochs=三", "num_epochs=many", "data.packing=はい"])
+def test_other_values_are_not(override: str):
+    with pytest.raises(ConfigError) as refusal:
+        load_config(None, [override])
+    assert "半角で" not in refusal.value.ja

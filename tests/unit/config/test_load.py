@@ -151,6 +151,21 @@ def test_missing_and_misencoded_files(tmp_path: Path):
     assert load_config(tmp_path / "bom.yaml").model.name == "日本語"
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("rnu.yaml", "run.yaml"), ("faq.cvs", "faq.csv"), ("fqa.csv.yaml", "faq.csv"), ("－－dry-run", "begins with --")],
+)
+def test_what_was_meant_by_a_file_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").touch()
+    (tmp_path / "faq.csv").touch()
+    with pytest.raises(InputNotFoundError) as refusal:
+        load_config(name)
+    assert meant in refusal.value.en
+
+
 def test_yaml_values_that_surprise_people_are_read_as_they_look():
     assert parse_yaml("{a: 1e3, b: 1.5e-4, c: on, d: no, e: 012, f: 2026-01-01}", "x") | {"e": 0} == {
         "a": 1000.0,

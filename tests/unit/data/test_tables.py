@@ -148,6 +148,15 @@ def test_the_sheet_whose_heading_fits_is_read_and_the_others_are_named(tmp_path:
         texts(path, sheet="無い")
 
 
+def test_a_sheet_of_what_has_none_is_told_to_have_no_effect(tmp_path: Path):
+    path = tmp_path / "faq.csv"
+    path.write_text("質問,回答\nq,a\n", encoding="utf-8")
+    _, report = read_rows(path, sheet="FAQ")
+    assert "no workbook: sheet FAQ has no effect" in "".join(report.lines())
+    _, report = read_rows(path)
+    assert "no workbook" not in "".join(report.lines())
+
+
 def test_a_workbook_of_hidden_sheets_is_not_read_unsaid(tmp_path: Path):
     path = tmp_path / "a.xlsx"
     book = book_of(表紙=[["空"]], 隠し=FAQ)

@@ -102,6 +102,16 @@ def test_what_is_not_shown_to_be_kept_is_not_taken():
     assert decide(list(alone.values()), []).decision == "hold"  # type: ignore[union-attr]
 
 
+def test_two_passages_are_no_ground_to_take_a_model():
+    few = task("prose", 2, "prose")
+    found = findings((DATA, shares(100, 0), shares(100, 0.9)), (few, [3.7] * 2, [3.7] * 2))
+    assert found["prose"].word == "unclear"
+    assert "約 10 件あれば分かります" in str(found["prose"].why.ja if found["prose"].why else "")
+    adoption = decide(list(found.values()), [])
+    assert adoption is not None
+    assert adoption.decision == "hold"
+
+
 def test_chance_and_the_ceiling_cannot_be_measured():
     found = findings((CHOICES, shares(1000, 0.215), shares(1000, 0.19)))
     assert found["jcommonsenseqa"].word == "unmeasurable"

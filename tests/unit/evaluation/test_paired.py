@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ai_finetuning.evaluation.paired import (
+    Kept,
     above_chance,
     bootstrap_interval,
     compare_scores,
@@ -109,6 +110,9 @@ def test_no_difference_is_seen_with_fewer_items_than_the_exact_test_needs():
     assert mcnemar_mid_p(5, 0) <= 0.05 < mcnemar_mid_p(4, 0)
     assert items_for(1.0) == 5  # five that differ, all in one direction
     assert items_for(0.5) >= 10
+    assert least_difference(4) > 1
+    assert least_difference(6) == pytest.approx(5 / 6)
+    assert least_difference(10) == pytest.approx(0.5)
 
 
 def test_the_power_is_what_is_said():
@@ -154,6 +158,29 @@ def test_a_loss_beyond_the_margin_and_one_that_no_number_would_clear():
     noise = (0.06 + generator.normal(0, 0.2, 30)).tolist()
     unclear = non_inferior(compare_scores([0.0] * 30, noise, lower=True), 0.05)
     assert unclear.state == "unclear"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 6])
+def test_of_few_works_nothing_is_called_kept(count: int):
+    better = compare_scores([3.7] * count, [3.69] * count, lower=True)
+    assert better.interval[0] > 0
+    assert non_inferior(better, 0.05) == Kept("unclear", 10)
+    assert non_inferior(compare_scores([3.7] * 10, [3.69] * 10, lower=True), 0.05).state == "kept"
+
+
+def test_of_few_works_a_loss_is_one_only_where_it_is_significant():
+    for count, state in ((1, "unclear"), (5, "unclear"), (6, "lost"), (10, "lost")):
+        worse = compare_scores([3.7] * count, [4.7 + place / 100 for place in range(count)], lower=True)
+        assert non_inferior(worse, 0.05).state == state, count
+    assert non_inferior(compare_scores([3.7], [4.7], lower=True), 0.05).needed == 10
+
+
+def test_one_right_answer_must_not_be_more_than_the_margin():
+    for count, margin, state in ((33, 0.03, "unclear"), (34, 0.03, "kept"), (50, 0.02, "kept"), (10, 0.2, "kept")):
+        same = compare_scores([1.0] * count, [1.0] * count)
+        kept = non_inferior(same, margin, share=True)
+        assert kept.state == state, (count, margin)
+        assert kept.needed == (34 if state == "unclear" else None)
 
 
 def test_unequal_lengths_are_no_pairs():

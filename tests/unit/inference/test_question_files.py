@@ -141,3 +141,12 @@ def test_headings_are_known_of_a_file_of_which_nobody_knows_what_asks(tmp_path: 
     assert headings_of(file) == ["質問", "question"]
     with pytest.raises(InputNotFoundError):
         headings_of(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_the_columns_of_a_refusal_are_those_of_its_delimiter(mark: str, tmp_path: Path):
+    file = tmp_path / "list.csv"
+    file.write_text(f"番号{mark}件名\n1{mark}届きません\n", encoding="utf-8")
+    assert headings_of(file) == ["番号", "件名"]
+    with pytest.raises(ConfigError, match=r"番号, 件名"):
+        read_questions(file, column="問い")

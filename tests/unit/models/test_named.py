@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_finetuning.errors import InputNotFoundError, ModelError
+from ai_finetuning.errors import HubError, InputNotFoundError, ModelError
 from ai_finetuning.models import hub
 from ai_finetuning.models.named import checkpoints, find_named, models_here
 
@@ -231,3 +231,15 @@ def test_a04_a_base_that_is_nowhere_names_the_option_and_where_the_name_came_fro
     with pytest.raises(InputNotFoundError, match="--base my-model"):
         hub.validate_name("faq")
     assert hub.validate_name("faq", "my-model").kind == "adapter"
+
+
+def test_an_id_whose_beginning_is_a_folder_here_is_told_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "outputs" / "faq").mkdir(parents=True)
+    (tmp_path / "outputs" / "faq" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    for name, told in (("outputs/of-last-year", True), ("somebody/of-last-year", False)):
+        with pytest.raises(HubError) as refusal:
+            hub.locate(name)
+        assert ("outputs/faq" in refusal.value.ja) == told
+        assert ("outputs/faq" in refusal.value.en) == told

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ...errors import ToolkitError, localized
+from ...errors import ToolkitError, UsageError, localized
 
 if TYPE_CHECKING:
     from ...config.data import DataConfig
@@ -31,6 +31,11 @@ def load(
     from ...models.tokenizers import load_tokenizer
 
     config = load_config(None, list(context.args))
+    if "max_length" in explicitly_set(config.data):
+        raise UsageError(
+            f"ここでは data.max_length ではなく、--max-length {config.data.max_length} と指定してください。",
+            f"here it is --max-length {config.data.max_length}, not data.max_length.",
+        )
     refuses = not config.data.skip_bad_rows
     tokenizer = load_tokenizer(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,11 +11,16 @@ from ...errors import StorageError, UsageError, localized
 from ...messages import printable
 from .json_out import json_option, write_json
 
+if TYPE_CHECKING:
+    from ...config.run import RunConfig
+
 HELP = localized(
     "ファイルを学習用と評価用に分けます。同じ質問とほぼ同じ行は、同じ側に入ります。",
     "Divides a file into training and evaluation data; equal questions and near duplicates are on one side.",
 )
 _TRAIN, _EVAL = "train.jsonl", "eval.jsonl"
+# Settings that a division takes.
+_TAKEN = ("data.columns", "data.sheet", "data.skip_bad_rows")
 
 
 def split(
@@ -72,7 +78,9 @@ def split(
             f"{there} はすでにあります。別のフォルダーにするか、--overwrite を付けてください。",
             f"{there} exists already; choose another folder, or add --overwrite.",
         )
-    config = load_config(None, list(context.args)).data
+    whole = load_config(None, list(context.args))
+    _refuse_unused(whole)
+    config = whole.data
     rows, _ = read_rows(file, skip_bad_rows=config.skip_bad_rows, columns=config.columns, sheet=config.sheet)
     times = times_of(rows, time) if time is not None else None
     if group is not None:
@@ -109,6 +117,26 @@ def split(
         )
     for line in lines:
         print(printable(line))
+
+
+def _refuse_unused(config: RunConfig) -> None:
+    """Refuses settings that a division does not take, such as the share of a training.
+
+    Raises:
+        UsageError: with those that it takes, or the option that is meant.
+    """
+    from ...config.section import explicitly_set
+
+    own = {f"data.{name}" for name in explicitly_set(config.data)}
+    given = sorted((own - set(_TAKEN)) | (explicitly_set(config) - {"data"}))
+    if not given:
+        return
+    ja, en = "評価に使う割合は --share 0.1 で指定してください。", " The share for evaluation is --share 0.1."
+    ja, en = (ja, en) if "data.eval" in given else ("", "")
+    raise UsageError(
+        f"aift data split では {', '.join(given)} を使いません。{ja}使える設定: {', '.join(_TAKEN)}",
+        f"aift data split does not take {', '.join(given)}.{en} Settings that it takes: {', '.join(_TAKEN)}.",
+    )
 
 
 def _write(targets: list[Path], sides: list[list[dict[str, object]]]) -> None:

@@ -127,6 +127,8 @@ def evaluate(
     for reason in missing.values():
         notice(f"測っていません: {reason.ja}", f"not measured: {reason.en}")
     planned = plan(sides_of(model, before, base=base, bits=bits), found)
+    if data is not None and any(task.name == "data" for task in found):
+        _say_what_it_knows(model, data)
     if export_lm_eval is not None:
         from ...evaluation.lm_eval_export import export
 
@@ -138,6 +140,23 @@ def evaluate(
         return 0
     with only_one(out, out / "eval.lock"):
         return _measure(planned, Loaded(place=place), (out, margin / 100), gate=gate, restart=restart)
+
+
+def _say_what_it_knows(model: str, data: str) -> None:
+    """Warns where the run that made a model has trained on the questions, as far as its folder tells."""
+    from ...errors import ToolkitError
+    from ...execution.leakage import warn_of_trained
+    from ...models.named import find_named
+    from ...runs.recorded import find_run, recorded_config
+
+    run = find_named(model).run
+    if run is None:
+        return
+    try:
+        config = recorded_config(find_run(run))
+    except ToolkitError:  # its data is not here any more
+        return
+    warn_of_trained(config, data)
 
 
 def _validate_word(option: str, given: str, known: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ...errors import localized
+from ...errors import UsageError, localized
 from ...messages import argument
 
 
@@ -48,6 +48,13 @@ def init(
     from ...models.named import find_named
     from ...planner.presets import PRACTICE_RATE, USUAL_RATE
 
+    if file is not None and Path(file).suffix.lower() in (".yaml", ".yml"):
+        shown = argument(file)
+        raise UsageError(
+            f"{file} は学習データではなく設定ファイルの名前です。書き込むファイルは --out {shown} で指定してください（学習データがあれば aift init データ --out {shown}）。",
+            f"{file} is the name of a settings file, not of training data. Name the file to write with --out {shown} (and "
+            f"training data in front of it: aift init DATA --out {shown}).",
+        )
     if file is not None:
         find_data(file)
     find_named(model)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ...errors import localized
+from ...errors import ConfigError, UsageError, localized
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 _Table = Sequence[tuple[str, str]]
+
+# How much a mistyped option is like the one that is meant, at least.
+_ALIKE = 0.75
 
 # Patterns and replacements for help; what typer writes around the texts of this package.
 _USAGE: _Table = (
@@ -41,7 +45,7 @@ _ERRORS: _Table = (
         r"No such option:? (\S+?)\.?(?: \(Possible options: (.+)\)| Did you mean (.+)\?)?",
         "{1} というオプションはありません",
     ),
-    (r"No such command (.+?)\.(?: Did you mean .+)?", "{1} というコマンドはありません"),
+    (r"No such command (.+?)\.(?: Did you mean (.+)\?)?", "{1} というコマンドはありません"),
     (r"Missing (?:argument|parameter) (.+?)\.(?s:.*)", "引数 {1} がありません"),
     (r"Missing option (.+?)\.(?s:.*)", "オプション {1} がありません"),
     (r"Missing command\.", "コマンドがありません"),
@@ -74,18 +78,67 @@ def _error_text(message: str) -> str:
         match = re.fullmatch(pattern, message)
         if match is not None:
             text = japanese.format(message, *match.groups())
-            near = match.groups()[1:] if pattern.startswith("No such option") else ()
+            near = match.groups()[1:] if pattern.startswith("No such") else ()
             names = next((name for name in near if name), None)
             return f"{text}（もしかして: {names}）。" if names else f"{text}。"
     return f"コマンドの書き方が正しくありません（{message}）。"
 
 
 def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=。)|(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
+    """Up to the first full stop that stands in no brackets."""
+    text = " ".join(text.split())
+    for end in re.finditer(r"。|\.(?= )", text):
+        sentence = text[: end.end()]
+        if sum(map(sentence.count, "（(")) == sum(map(sentence.count, "）)")):
+            return sentence
+    return text
+
+
+def _letters(name: str) -> str:
+    """A name as it is compared with others: how its words are joined is seldom remembered."""
+    return re.sub("[-_]", "", name).lower()
+
+
+def _refuse_mistyped(arguments: Sequence[str], options: Sequence[str]) -> None:
+    """Refuses what is no setting and nearly an option; verbs that take settings hand everything on that is no option.
+
+    Raises:
+        UsageError: with the option that is meant.
+    """
+    from ...config.load import resolve_key  # help and the first line need no settings
+    from ...config.shortened import cut
+
+    known = {_letters(name): name for name in options if name.startswith("--")}
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        name = argument.partition("=")[0]
+        near = difflib.get_close_matches(_letters(name), known, n=1, cutoff=_ALIKE)
+        if not near:
+            continue
+        try:
+            resolve_key(name.removeprefix("--").replace("-", "_"))
+        except ConfigError:
+            shown = cut(name)
+            raise UsageError(
+                f"{shown} というオプションはありません（もしかして: {known[near[0]]}）。",
+                f"no such option: {shown} (did you mean {known[near[0]]}?).",
+            ) from None
 
 
 class Command(TyperCommand):
     """A verb whose help is in the language of the locale."""
+
+    # Options that the parser does not know, since their values may be left out.
+    MORE_OPTIONS: ClassVar[tuple[str, ...]] = ()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What is left for the verb; without options that are mistyped, where a verb takes settings as well."""
+        rest: list[str] = super().parse_args(ctx, args)
+        if ctx.ignore_unknown_options and not ctx.resilient_parsing:
+            known = [name for parameter in self.get_params(ctx) for name in parameter.opts]
+            _refuse_mistyped(ctx.args, [*known, *self.MORE_OPTIONS])
+        return rest
 
     def get_help(self, ctx: Any) -> str:
         """The help page."""
@@ -132,8 +185,14 @@ class App(typer.Typer):
         return super().command(name, **{"cls": Command, **settings})
 
 
-def usage_error(error: Any) -> str:
-    """What to print of an error that the parser raised: usage, where help is, and the reason."""
+def usage_error(error: Any, arguments: Sequence[str] = ()) -> str:
+    """What to print of an error that the parser raised: usage, where help is, and the reason.
+
+    Args:
+        arguments: of the command, for a number in full width, which the parser does not quote.
+    """
+    from ...config.full_width import narrow_hint
+
     context = getattr(error, "ctx", None)
     message = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -141,4 +200,6 @@ def usage_error(error: Any) -> str:
     lines = []
     if context is not None:
         lines = [context.get_usage(), f"`{context.command_path} --help` で使い方を表示します。", ""]
-    return "\n".join([*lines, f"エラー: {_error_text(message)}"])
+    values = [argument.rpartition("=")[2] for argument in arguments] if message.startswith("Invalid value") else []
+    wide = next((hint.ja for value in values if (hint := narrow_hint(value)).ja), "")
+    return "\n".join([*lines, f"エラー: {_error_text(message)}{wide}"])

@@ -16,7 +16,7 @@ from ...errors import PreemptedError, ToolkitError, localized, prefers_japanese,
 from ...messages import notice, printable, trace
 from .japanese import App, usage_error
 
-USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
+USAGE, NO_INPUT, INTERNAL, INTERRUPTED = 64, 66, 70, 130
 
 VERBS = (
     *("start", "init", "plan", "train", "resume", "generate", "chat", "answer", "sample", "score"),
@@ -101,6 +101,38 @@ def _safe_streams() -> None:
             reconfigure(errors="replace", line_buffering=True)
 
 
+def _folder_is_gone() -> bool:
+    """Whether the folder that a command stands in has been deleted: all that asks where it is fails."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _failed(error: Exception, arguments: Sequence[str]) -> int:
+    """Says what the parser refused, or what nobody foresaw; its exit code."""
+    # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
+    if hasattr(error, "show"):
+        if prefers_japanese() and hasattr(error, "format_message"):
+            print(printable(without_secrets(usage_error(error, arguments))), file=sys.stderr)
+        else:
+            shown = io.StringIO()
+            error.show(shown)
+            print(printable(without_secrets(shown.getvalue())), end="", file=sys.stderr)
+        return USAGE
+    if isinstance(error, FileNotFoundError) and _folder_is_gone():
+        ja = "エラー: 現在のフォルダーがなくなっています（削除されたか、作り直されました）。cd でフォルダーに入り直してください。"
+        en = "error: the current folder is gone (deleted, or made anew). Enter a folder again with cd."
+        print(localized(ja, en), file=sys.stderr)
+        return NO_INPUT
+    print(printable(trace(error, for_files=False)), end="", file=sys.stderr)
+    ja = f"内部エラー: {type(error).__name__}。上の内容と `aift env` の出力を添えて報告してください。"
+    en = f"internal error: {type(error).__name__}. Please report it with the lines above and what `aift env` prints."
+    print(localized(ja, en), file=sys.stderr)
+    return INTERNAL
+
+
 def run(arguments: list[str]) -> int:
     """Runs one command; returns its exit code (sysexits)."""
     try:
@@ -125,22 +157,7 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
-        if hasattr(error, "show"):
-            if prefers_japanese() and hasattr(error, "format_message"):
-                print(printable(without_secrets(usage_error(error))), file=sys.stderr)
-            else:
-                shown = io.StringIO()
-                error.show(shown)
-                print(printable(without_secrets(shown.getvalue())), end="", file=sys.stderr)
-            return USAGE
-        print(printable(trace(error, for_files=False)), end="", file=sys.stderr)
-        ja = f"内部エラー: {type(error).__name__}。上の内容と `aift env` の出力を添えて報告してください。"
-        en = (
-            f"internal error: {type(error).__name__}. Please report it with the lines above and what `aift env` prints."
-        )
-        print(localized(ja, en), file=sys.stderr)
-        return INTERNAL
+        return _failed(error, arguments)
     return result if isinstance(result, int) else 0
 
 

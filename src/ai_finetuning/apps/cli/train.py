@@ -110,6 +110,8 @@ class VerbWithSettings(WritesJson):
 
 
 class _Train(VerbWithSettings):
+    MORE_OPTIONS: ClassVar[tuple[str, ...]] = ("--resume",)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The options, and one that the parser cannot describe: its value may be left out."""
         super().format_options(ctx, formatter)

@@ -100,10 +100,15 @@ class Upload:
 
 
 def shown_name(header: str) -> str:
-    """A name from a header, percent-encoded, as it is shown: the last part, on one line, without controls."""
+    """A name from a header, percent-encoded, as it is shown: the last part, on one line, without controls; of a long one its
+    beginning and its ending, by which it is read.
+    """
     text = unicodedata.normalize("NFC", unquote(header, errors="replace")).replace("\\", "/")
     name = text.rstrip("/").rpartition("/")[2]
-    return on_one_line(name)[:_LONGEST] or "data"
+    name = on_one_line(name)
+    ending = Path(name).suffix if len(name) > _LONGEST else ""
+    ending = ending if ending.lower() in KINDS else ""
+    return name[: _LONGEST - len(ending)] + ending or "data"
 
 
 def kind_of(shown: str) -> str:

@@ -1,7 +1,7 @@
 """Personal data and secrets in texts, found by shape and check digits, and masked by fixed ones of the same shape.
 
 Digits and hyphens are folded to half width once for a text, character by character, so that a span of the folded text is
-one of the text itself; ー is a letter and stays. Names of persons are not looked for: by their characters, private persons
+one of the text itself; ー is a letter and stays, but for one between digits, where it is a mistyped hyphen. Names of persons are not looked for: by their characters, private persons
 cannot be told from the public ones that fill such data.
 """
 
@@ -13,7 +13,7 @@ import re
 Span = tuple[int, int]
 
 _FOLD: dict[int, int | str] = {0xFF10 + digit: ord("0") + digit for digit in range(10)}
-_FOLD |= dict.fromkeys(map(ord, "‐‑‒–—―−－"), "-")
+_FOLD |= dict.fromkeys(map(ord, "‐‑‒–—―−－﹣⁃"), "-")
 _FOLD |= {
     ord("（"): "(",
     ord("）"): ")",
@@ -23,16 +23,22 @@ _FOLD |= {
     ord("："): ":",
     ord("　"): " ",
 }
+_MISTYPED_HYPHEN = re.compile(r"(?<=[0-9])[ーｰ](?=[0-9])")
 _LETTERS = {code: code - 0xFEE0 for code in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
 
 _TWELVE = re.compile(r"(?<![\d-])(?:\d{4}-\d{4}-\d{4}|\d{4} \d{4} \d{4}|\d{12})(?![\d-])")
 _CARD = re.compile(
     r"(?<![\d-])(?:(?:4\d|5[1-5]|2[2-7]|3[0-9]|6[05])\d{2}[- ]?\d{4}[- ]?\d{4}[- ]?\d{2,4}|3[47]\d{2}[- ]?\d{6}[- ]?\d{5})(?![\d-])"
 )
-_MOBILE = re.compile(r"(?<![\d-])0[5789]0(?:-\d{4}-\d{4}|\(\d{4}\)\d{4}|\d{8}| \d{4} \d{4})(?![\d-])")
+# Also as it is written for callers from abroad: +81-90-1234-5678, +81 (0)3-1234-5678.
+_ABROAD = r"\+81[- ]?(?:\(0\)[- ]?)?"
+_MOBILE = re.compile(
+    rf"(?<![\d-])(?:0|{_ABROAD})[5789]0(?:-\d{{4}}-\d{{4}}|\(\d{{4}}\)\d{{4}}|\d{{8}}| \d{{4}} \d{{4}})(?![\d-])"
+)
 _PHONE = re.compile(
     r"(?<![\d-])(?:0120-\d{3}-\d{3}|0800-\d{3}-\d{4}|0570-\d{3}-\d{3}|0(?!0)\d-\d{4}-\d{4}|0\d{2}-\d{3}-\d{4}|0\d{3}-\d{2}-\d{4}|0\d{4}-\d-\d{4}"
-    r"|0\d{1,3}\(\d{2,4}\)\d{4}|\(0\d{1,3}\)\d{2,4}-\d{4})(?![\d-])"
+    rf"|0\d{{1,3}}\(\d{{2,4}}\)\d{{4}}|\(0\d{{1,3}}\)\d{{2,4}}-\d{{4}}"
+    rf"|{_ABROAD}(?![5789]0[- (])[1-9]\d{{0,3}}[- ]\d{{1,4}}[- ]\d{{3,4}})(?![\d-])"
 )
 _PHONE_BESIDE = re.compile(r"(?:電話|[Tt][Ee][Ll]|連絡先|[Ff][Aa][Xx])[^\d\n]{0,12}(0\d{9})(?!\d)")
 _POSTCODE = re.compile(r"〒\s?(\d{3}-?\d{4})(?!\d)")
@@ -59,7 +65,7 @@ _NEAR = 30
 @functools.lru_cache(maxsize=64)
 def folded(text: str) -> str:
     """A text of the same length with half-width digits, hyphens and brackets."""
-    return text.translate(_FOLD)
+    return _MISTYPED_HYPHEN.sub("-", text.translate(_FOLD))
 
 
 @functools.lru_cache(maxsize=64)

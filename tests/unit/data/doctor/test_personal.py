@@ -35,6 +35,38 @@ def test_folding_keeps_places_and_the_long_vowel_mark():
     assert text[start:stop] == "０９０－１２３４－５６７８"
 
 
+def test_a_long_vowel_mark_between_digits_is_a_mistyped_hyphen():
+    for text, find in (
+        ("携帯は０９０ー１２３４ー５６７８です", personal.find_mobile),
+        ("電話は03ｰ1234ｰ5678です", personal.find_phone),
+        ("〒１００ー０００１", personal.find_postcode),
+        ("カード4111ー1111ー1111ー1111", personal.find_card),
+    ):
+        assert len(personal.folded(text)) == len(text)
+        assert find(text), text
+    assert personal.folded("３ーカ月、セーター２ー") == "3ーカ月、セーター2ー"
+
+
+def test_telephone_numbers_for_callers_from_abroad():
+    mobiles = [
+        "+81-90-1234-5678",
+        "+81 90-1234-5678",
+        "＋８１　９０　１２３４　５６７８",
+        "+819012345678",
+        "+81 (0)80-1234-5678",
+    ]
+    fixed = ["+81-3-1234-5678", "+81 3 1234 5678", "+81 (0)45-123-4567", "+81-800-123-4567", "+81-120-123-456"]
+    for numbers, find, other in (
+        (mobiles, personal.find_mobile, personal.find_phone),
+        (fixed, personal.find_phone, personal.find_mobile),
+    ):
+        for number in numbers:
+            assert find(f"番号は{number}です。") == [(3, 3 + len(number))], number
+            assert other(f"番号は{number}です。") == [], number
+    for text in ("+81 という国番号", "10+81-3=88", "差は+81-90です", "+81 2024 12 31"):
+        assert personal.find_mobile(text) == personal.find_phone(text) == [], text
+
+
 def test_a_mask_has_the_shape_of_its_kind_and_is_stable():
     """A masked text is masked as it is: its rule finds the mask, and nothing changes."""
     for key, text in (

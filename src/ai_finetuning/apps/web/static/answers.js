@@ -16,7 +16,12 @@ async function prepare() {
     choices.filter((one) => one.by === by).map((one) => h("option", { value: `${one.by}=${one.id}` }, labelled(one))));
   replace($("model"), group("run", t("of_runs")), group("model", t("of_models")));
   const wanted = ["run", "model"].filter((by) => address.get(by)).map((by) => `${by}=${address.get(by)}`)[0];
-  if (choices.some((one) => `${one.by}=${one.id}` === wanted)) $("model").value = wanted;
+  const there = choices.some((one) => `${one.by}=${one.id}` === wanted);
+  if (wanted && !there) { // no other model takes its place unasked
+    $("model").prepend(h("option", { value: "" }, t("choose_one")));
+    notice(t("not_here"), "warn");
+  }
+  if (wanted) $("model").value = there ? wanted : "";
   if (found.files.some((one) => one.id === address.get("file"))) $("questions").value = address.get("file");
   chooseModel();
   await chooseFile();

@@ -21,7 +21,7 @@ async function choose() {
   replace($("model"), h("option", { value: "" }, t("choose")), group("run", t("of_runs")), group("model", t("of_models")));
   const wanted = ["run", "model"].filter((by) => address.get(by)).map((by) => `${by}=${address.get(by)}`)[0];
   const first = choices.find((one) => `${one.by}=${one.id}` === wanted) ?? (wanted ? null : choices[0]);
-  if (wanted && !first) notice(t("failed_to_load"));
+  if (wanted && !first) notice(t("not_here"), "warn");
   show(first ?? null);
   $("model").addEventListener("change", () => {
     const one = choices.find((found) => `${found.by}=${found.id}` === $("model").value);

@@ -50,7 +50,7 @@ async function copy() {
   try {
     form = await get(`/api/settings?copy=${encodeURIComponent(address.get("copy"))}`);
   } catch (error) {
-    return complain(error);
+    return showNothing(error);
   }
   Object.assign(draft, form.ids, { values: form.values, preset: "" });
   objective = draft.values.objective ?? "sft";

@@ -54,6 +54,11 @@ WORDS = {
         "There are {count} older ones as well, in {folder}.",
     ),
     "loading": ("読み込んでいます…", "Loading…"),
+    "choose_one": ("選んでください", "Choose one"),
+    "not_here": (
+        "このアドレスの学習結果かモデルは、ここにありません（名前が変わったか、ごみ箱にあります）。選び直してください。",
+        "The run or model of this address is not here (renamed, or in the trash). Choose another one.",
+    ),
     "failed_to_load": ("読み込めませんでした", "It could not be loaded"),
     "no_token": (
         "このページを開く許可がありません。aift web が表示したアドレスを、もう一度開いてください。",
