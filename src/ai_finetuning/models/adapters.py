@@ -24,7 +24,11 @@ from .options import validate_options
 from .quantized import quantized_bits
 
 # Ends of the names of a token embedding and of a head.
-_EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "lm_head.weight", "embed_out.weight")
+_EMBEDDINGS = tuple(
+    f"{name}.{end}"
+    for name in ("embed_tokens", "embed_in", "wte", "lm_head", "embed_out")
+    for end in ("weight", "base_layer.weight")
+)
 
 
 @contextlib.contextmanager
@@ -350,10 +354,11 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
 
 
 def _may_change(model: Any, stored: Mapping[str, Any], folder: str | Path) -> list[nn.Parameter]:
-    """The base's own weights that an adapter may change when it is put on: biases, which it may bring, and the weights of
+    """The base's own weights that an adapter may change when it is put on: biases and others that it brings, and those of
     its layers where its start takes a part out of them (PiSSA, OLoRA).
     """
-    obtained = [weight for name, weight in model.named_parameters() if "bias" in name]
+    brought = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in _shapes(folder)}
+    obtained = [weight for name, weight in model.named_parameters() if "bias" in name or name in brought]
     if stored.get("init_lora_weights", True) not in STARTS:
         modules, end = dict(model.named_modules()), ".lora_A.weight"
         names = [
@@ -396,9 +401,8 @@ def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:
     needed = {saved_name(name) for name in dict(wrapped.named_parameters()) if _ADDED.search(name)}
     if needed <= saved.keys() <= own.keys():
         with torch.no_grad():
-            for name in saved:
-                if name in needed or "bias" in name:
-                    own[name].copy_(saved[name])
+            for name in saved:  # weights of the base among them, such as an embedding that grew
+                own[name].copy_(saved[name])
         return []
     # Names of other versions of transformers, which PEFT knows how to read.
     loaded = wrapped.load_adapter(str(folder), "default", is_trainable=trainable)

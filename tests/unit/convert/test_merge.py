@@ -240,3 +240,24 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_words(tmp_path: Path):
     with pytest.raises(ModelError, match="cannot be merged"):
         merge_adapter(str(tmp_path / "a"), str(tmp_path / "m"), base=str(base), dtype="float32", device=CPU)
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_tied"])
+def test_weights_of_the_base_that_a_file_brings_are_taken(kind: str, tmp_path: Path):
+    """PEFT's save_embedding_layers writes embedding and head beside the adapter, and loads them; they were left out."""
+    from peft import LoraConfig, get_peft_model
+
+    base = save_tiny_model(tmp_path / "base", kind)
+    model: Any = load_causal_lm(str(base), dtype="float32", device=CPU)
+    plain = logits(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.1)
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    wrapped: Any = get_peft_model(model, config)
+    trained = logits(wrapped.eval())
+    wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    again = both(tmp_path / "a", base)
+    assert torch.equal(logits(again), trained)
+    assert not torch.equal(trained, plain)
+    with without_adapter(again):
+        assert torch.equal(logits(again), plain)
