@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..errors import HubError, ModelError, refusing
+from ..errors import DataError, HubError, ModelError, refusing
 from ..japanese.default_system import default_system, split_default_system, with_default_system
 from ..japanese.prompts import render, validate_template
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
@@ -356,6 +356,21 @@ def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     if template is None:
         return PromptStyle(stops)
     return PromptStyle(stops, template.stop_strings, template.newline, template.verified)
+
+
+def warn_without_end(tokenizer: Any) -> None:
+    """Says so where neither the tokenizer nor the chat template has a token that ends an answer: none is learnt."""
+    try:
+        ended = tokenizer.eos_token_id is not None or bool(prompt_style(tokenizer).stop_token_ids)
+    except (DataError, ModelError):  # a template that refuses every row refuses them by its own reason
+        return
+    if not ended:
+        warn(
+            "このトークナイザーには eos トークンがなく、チャットテンプレートの応答の後にもトークンがないため、モデルは回答の終わりを学べません（max_new_tokens まで続きます）。"
+            "model.special_tokens.eos_token に語彙のトークンを指定してください。",
+            "the tokenizer has no eos token, and the chat template puts no token behind an answer: the model learns no end of "
+            "its answers, which go on up to max_new_tokens. Name a token of the vocabulary as model.special_tokens.eos_token.",
+        )
 
 
 def repair_generation_config(config: Any) -> None:

@@ -14,7 +14,7 @@ from ai_finetuning.errors import ConfigError
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import tokenizers as module
 from ai_finetuning.models.probes import PROBES
-from ai_finetuning.models.tokenizers import ensure_pad, load_tokenizer, prompt_style
+from ai_finetuning.models.tokenizers import ensure_pad, load_tokenizer, prompt_style, warn_without_end
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["dummy prefix", "no prefix"])
@@ -225,3 +225,19 @@ def test_a_generation_config_that_is_refused_loses_only_what_has_no_effect(tmp_p
         "eos_token_id": 2
     } | left
     assert [name for name in values.keys() - left.keys() if name not in caplog.text] == []
+
+
+@pytest.mark.parametrize(
+    ("eos", "template", "said"),
+    [
+        ("</s>", "{% for m in messages %}{{ m.content }}\n{% endfor %}", False),
+        (None, "{% for m in messages %}{{ m.content }}<s>{% endfor %}", False),
+        (None, "{% for m in messages %}{{ m.content }}\n{% endfor %}", True),
+        (None, "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}", False),  # refused row by row
+    ],
+)
+def test_answers_that_nothing_ends_are_said(eos: str | None, template: str, said: bool, logged):
+    tokenizer = build_tokenizer(template)
+    tokenizer.eos_token = eos
+    warn_without_end(tokenizer)
+    assert ("model.special_tokens.eos_token" in logged()) is said
