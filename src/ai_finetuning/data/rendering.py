@@ -17,6 +17,8 @@ from .messages import Comparison, Conversation, Judged, Message, PlainText, Samp
 
 Span = tuple[int, int]
 SIDES = ("chosen", "rejected")
+# Characters of a message's first line that are looked for in what a template made of it.
+_BEGINNING = 24
 _MARKUP = re.compile(r"[<\[（(].*[>\]）)]", re.DOTALL)
 
 
@@ -258,6 +260,8 @@ def _check_shown(sample: Conversation, text: str, prompts: Prompts) -> None:
                 "it holds a tool message, which the chat template of this model does not show",
             )
     _check_beside(sample, text, prompts)
+    for role in sorted({item.role for item in sample.messages if not _begins_in(item, text)}):
+        prompts.note(role)
     if any(message.reasoning.strip() and message.reasoning.strip() not in text for message in sample.messages):
         prompts.note("reasoning_content")
     names = [tool.get("function", tool).get("name") for tool in sample.tools if isinstance(tool, Mapping)]
@@ -266,6 +270,18 @@ def _check_shown(sample: Conversation, text: str, prompts: Prompts) -> None:
     for key in sorted({key for message in sample.messages for key in message.extra}):
         if any(str(message.extra[key]) not in text for message in sample.messages if key in message.extra):
             prompts.note(key)
+
+
+def shows_beginning(content: str, text: str) -> bool:
+    """Whether a text has the first words of a content: some templates write a sentence of their own in place of any system
+    text, and some know contents as lists of parts only and show nothing of a text.
+    """
+    first = next((line for line in map(str.strip, content.splitlines()) if line), "")[:_BEGINNING]
+    return _shows(first, text)
+
+
+def _begins_in(message: Message, text: str) -> bool:
+    return message.role not in ("system", "user") or shows_beginning(message.content, text)
 
 
 def _shows(content: str, text: str) -> bool:

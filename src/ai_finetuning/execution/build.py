@@ -26,7 +26,7 @@ from ..errors import Reason
 from ..kernels.choice import chosen_products
 from ..kernels.lora import why_not_one_operation
 from ..kernels.products import LABELS, TORCH, products_of
-from ..messages import notice
+from ..messages import notice, warn
 from ..models import fused
 from ..models._upstream import attention_name
 from ..models.activation_checkpointing import enable_activation_checkpointing
@@ -41,7 +41,7 @@ from ..models.adapters import (
 )
 from ..models.documents import VarlenForward, select_forward_path, takes_positions
 from ..models.lora_forward import lighten
-from ..models.parts import unwrapped
+from ..models.parts import turn_of, unwrapped
 from ..models.placement import spread
 from ..models.plans import tensor_plan
 from ..models.special_tokens import grow_embedding, note_special_ids
@@ -332,6 +332,7 @@ def _documents(plan: RunPlan, model: nn.Module, strategy: Strategy) -> tuple[Var
     if kernels == "auto" and not plan.parallel.whole_blocks:
         kernels = "portable"  # fused blocks read weights of modules that are gathered or cut around them
     products = _products(plan, model, strategy, kernels)
+    warn_of_turn(unwrapped(model).config, plan.data.longest)
     path, reason = _path(plan, model, kernels, products)
     name = path.name if path is not None else "plain"
     if kernels == "auto" and len(set(strategy.gather(name))) > 1:  # a machine without a compiler among others
@@ -404,6 +405,23 @@ def _threads(plan: RunPlan, strategy: Strategy) -> int | None:
     threads = min(threads_of(had, now, cores, chosen=chosen) for now, cores, chosen in facts)
     torch.set_num_threads(threads)
     return threads
+
+
+def warn_of_turn(config: Any, longest: int | None) -> None:
+    """Says so where the rows of a step change what the model makes of each other's positions: long ones beside short ones,
+    in transformers as here.
+    """
+    turn = turn_of(config)
+    if turn is None or longest is None or longest <= turn[0]:
+        return
+    tokens, kind = turn
+    warn(
+        f"このモデルは、{tokens} トークンを超える行があるステップでは、一緒に計算する短い行の位置も長い文用（{kind}）に変えます。短い質問には短い文用のまま答えるため、"
+        f"data.max_length={tokens} にするか、長い行だけで学習してください（最長 {longest} トークン）。",
+        f"this model turns the positions of all rows of a step as those of long texts ({kind}) where one of them has more "
+        f"than {tokens} tokens, and answers short questions by those of short ones: set data.max_length={tokens}, or train "
+        f"on long rows only (the longest has {longest} tokens).",
+    )
 
 
 def _path(plan: RunPlan, model: nn.Module, kernels: str, products: str) -> tuple[VarlenForward | None, Reason | None]:

@@ -36,7 +36,7 @@ from ..models.plans import tensor_plan
 from ..models.quantized import warn_of_experts
 from ..models.source import ModelSource
 from ..models.special_tokens import grow_embedding, rows_for, validate_growth, warn_of_unused_turn_ends, with_tokens
-from ..models.tokenizers import ensure_pad
+from ..models.tokenizers import ensure_pad, warn_without_end
 from ..parallel.plan import ParallelPlan, validate_model
 from ..parallel.processes import launched
 from ..parallel.strategies.device_map import Split
@@ -476,6 +476,7 @@ def _tokenizer(request: TrainRequest, taken: dict[str, Any]) -> Any:
         tokenizer.chat_template = template
     if request.config.method != "pretrain":
         warn_of_unused_turn_ends(tokenizer)
+        warn_without_end(tokenizer)
         tokenizer = with_agreed_system(tokenizer, request.config.data.system_prompt)
     return tokenizer
 

@@ -6,9 +6,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
+from ..data.rendering import shows_beginning
+from ..errors import DataError, ModelError
 from ..japanese.default_system import default_system, split_default_system, with_default_system
-from ..japanese.prompts import validate_template
+from ..japanese.prompts import render, validate_template
 from ..messages import notice, on_one_line, warn
 
 _SHOWN = 40
@@ -62,6 +63,13 @@ def keep_system(tokenizer: Any, given: str | None, common: str | None) -> None:
     template = str(tokenizer.chat_template or "")
     system = given if given is not None else common or default_system(tokenizer)
     kept = with_default_system(template, system)
+    if system and not _reaches(tokenizer, system):
+        warn(
+            f"システムプロンプト「{shown(system)}」は、チャットテンプレートが使わないため、学習にも回答にも入りません（model.chat_template で別のテンプレートを指定できます）。",
+            f'the system prompt "{shown(system)}" is not used by the chat template: it is neither in the training nor in '
+            "answers (model.chat_template takes another template).",
+        )
+        return
     try:
         validate_template(kept)
     except ModelError as error:
@@ -78,6 +86,17 @@ def keep_system(tokenizer: Any, given: str | None, common: str | None) -> None:
             f'the system prompt "{shown(system)}" is saved with the model as the default of its answers (--system '
             'changes it, --system "" leaves it out).',
         )
+
+
+def _reaches(tokenizer: Any, system: str) -> bool:
+    """Whether a template shows a system text at all; one that refuses it has refused rows already."""
+    if not tokenizer.chat_template:
+        return True
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": "A"}]
+    try:
+        return shows_beginning(system, render(tokenizer, turns, add_generation_prompt=True))
+    except (DataError, ModelError):
+        return True
 
 
 def take_system(tokenizer: Any, folder: Path) -> None:

@@ -22,6 +22,8 @@ _ABOVE = 4
 # Bytes of its JSON files.
 _LARGEST = 4 << 20
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Starts of an adapter that leave the base's weights as they are; others, such as PiSSA's, take their part out of them.
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def is_adapter(folder: str | Path) -> bool:

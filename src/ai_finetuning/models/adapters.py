@@ -18,14 +18,17 @@ from typing_extensions import Unpack
 
 from ..errors import ModelError, refusing
 from ._upstream import leave_inputs_to_autocast, peft_turns_into_experts, tied_weight_names, without_bitsandbytes
-from .adapter_folder import CONFIG, WEIGHTS, adapter_config, base_name, note_base, unreadable
+from .adapter_folder import CONFIG, STARTS, WEIGHTS, adapter_config, base_name, note_base, unreadable
 from .lora_targets import ALL_LINEAR, resolve_modules_to_save, resolve_targets
 from .options import validate_options
 from .quantized import quantized_bits
-from .sizes import MOST_LAYERS
 
 # Ends of the names of a token embedding and of a head.
-_EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "lm_head.weight", "embed_out.weight")
+_EMBEDDINGS = tuple(
+    f"{name}.{end}"
+    for name in ("embed_tokens", "embed_in", "wte", "lm_head", "embed_out")
+    for end in ("weight", "base_layer.weight")
+)
 
 
 @contextlib.contextmanager
@@ -118,7 +121,7 @@ def add_lora(
         own = list(module.parameters(recurse=False))
         if "Norm" in type(module).__name__ and any(parameter.requires_grad for parameter in own):
             module.float()  # a norm takes its weight and its trained bias in one dtype
-    _remember_biases(wrapped, {weight: weight.detach().clone() for weight in _trained_biases(wrapped)})
+    _remember_base(wrapped, {weight: weight.detach().clone() for weight in _trained_biases(wrapped)})
     return wrapped
 
 
@@ -222,6 +225,8 @@ def _shapes(folder: str | Path) -> dict[str, list[int]]:
 # Keys of adapter_config.json whose values peft takes as regular expressions.
 _PATTERNS = ("exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
 _MOST_REPEATS = 3
+# Starts that took from the base what depends on random numbers or on data: on loading PEFT takes something else, or nothing.
+_LOST_STARTS = ("pissa_niter", "corda", "lora_ga")
 
 
 def _bound_patterns(config: Any, folder: str | Path) -> None:
@@ -265,26 +270,28 @@ def _bound_ranks(config: Any, folder: str | Path) -> None:
 
 def _refuse_unusual(stored: Mapping[str, Any], folder: str | Path) -> None:
     """Refuses what an adapter's configuration may ask of PEFT beside adapting layers: other kinds of adapters, a module to
-    import, copies of the base's layers, and starts that take as long as the file says.
+    import, copies of the base's layers, and starts that took a part out of the base which nobody can compute again.
 
     Raises:
         ModelError: with the key.
     """
-    copies = sum(part[-1] - part[0] for part in stored.get("layer_replication") or ())
-    rounds = re.search(r"niter_(\d+)", str(stored.get("init_lora_weights"))[:200])
     unusual = {
         "peft_type": stored.get("peft_type", "LORA") != "LORA",
         "alora_invocation_tokens": stored.get("alora_invocation_tokens") is not None,
         "trainable_token_indices": not isinstance(stored.get("trainable_token_indices"), list | dict | None),
         "megatron_config": stored.get("megatron_config") is not None,
-        "layer_replication": copies > MOST_LAYERS,
-        "init_lora_weights": rounds is not None and len(rounds.group(1)) > 2,
+        "layer_replication": bool(stored.get("layer_replication")),
+        "init_lora_weights": str(stored.get("init_lora_weights")).startswith(_LOST_STARTS),
     }
     for key in (key for key, yes in unusual.items() if yes):
         shown = repr(stored[key])[:60]
+        ja, en = ("", "")
+        if key == "init_lora_weights":
+            ja = "学習時に PEFT の save_pretrained(..., path_initial_model_for_weight_conversion=...) で保存し直してください。"
+            en = " Save it where it was trained, by PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         raise ModelError(
-            f"アダプター {folder} の {CONFIG} の {key} が {shown} です。読み込めるのは LoRA だけで、この設定は使えません。",
-            f"{key} in the {CONFIG} of the adapter {folder} is {shown}; only LoRA is read, and not with this setting.",
+            f"アダプター {folder} の {CONFIG} の {key} が {shown} です。読み込めるのは LoRA だけで、この設定は使えません。{ja}",
+            f"{key} in the {CONFIG} of the adapter {folder} is {shown}; only LoRA is read, and not with this setting.{en}",
         )
 
 
@@ -322,7 +329,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
         _refuse_unusual(stored, folder)
     validate_fit(model, folder)
     fit_rows(model, folder)
-    biases = {weight: weight.detach().clone() for name, weight in model.named_parameters() if "bias" in name}
+    before = {weight: weight.detach().clone() for weight in _may_change(model, stored, folder)}
     unfit = _other_base(folder, expected, "{reason}")
     with quiet_peft():
         with unreadable(folder):
@@ -338,12 +345,27 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, dro
     if apart:
         raise _other_base(folder, expected, apart[0].removeprefix("base_model.model.").replace(".default", ""))
     train = set(_trained_biases(wrapped)) if trainable else set()
-    _remember_biases(
+    _remember_base(
         wrapped,
-        {weight: value for weight, value in biases.items() if weight in train or not torch.equal(weight, value)},
+        {weight: value for weight, value in before.items() if weight in train or not torch.equal(weight, value)},
     )
     remember_origin(wrapped, folder, model.name_or_path)
     return wrapped
+
+
+def _may_change(model: Any, stored: Mapping[str, Any], folder: str | Path) -> list[nn.Parameter]:
+    """The base's own weights that an adapter may change when it is put on: biases and others that it brings, and those of
+    its layers where its start takes a part out of them (PiSSA, OLoRA).
+    """
+    brought = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in _shapes(folder)}
+    obtained = [weight for name, weight in model.named_parameters() if "bias" in name or name in brought]
+    if stored.get("init_lora_weights", True) not in STARTS:
+        modules, end = dict(model.named_modules()), ".lora_A.weight"
+        names = [
+            key.removeprefix("base_model.model.").removesuffix(end) for key in _shapes(folder) if key.endswith(end)
+        ]
+        obtained += [weight for name in names if (weight := getattr(modules.get(name), "weight", None)) is not None]
+    return obtained
 
 
 # Where the adapters of modules lie, and what their bases are called.
@@ -379,9 +401,8 @@ def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:
     needed = {saved_name(name) for name in dict(wrapped.named_parameters()) if _ADDED.search(name)}
     if needed <= saved.keys() <= own.keys():
         with torch.no_grad():
-            for name in saved:
-                if name in needed or "bias" in name:
-                    own[name].copy_(saved[name])
+            for name in saved:  # weights of the base among them, such as an embedding that grew
+                own[name].copy_(saved[name])
         return []
     # Names of other versions of transformers, which PEFT knows how to read.
     loaded = wrapped.load_adapter(str(folder), "default", is_trainable=trainable)
@@ -391,8 +412,8 @@ def _fill(wrapped: Any, folder: str | Path, *, trainable: bool) -> list[str]:
 
 # Names of parameters that an adapter adds to its base.
 _ADDED = re.compile(r"\.(lora_\w+|modules_to_save)\.")
-# The base's biases where an adapter brings or trains its own, which PEFT has in their place.
-_BASE_BIASES: WeakKeyDictionary[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = WeakKeyDictionary()
+# The base's weights where an adapter brings, trains or has changed them, which PEFT has in their place.
+_BASE_WEIGHTS: WeakKeyDictionary[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = WeakKeyDictionary()
 
 
 def _trained_biases(wrapped: nn.Module) -> list[nn.Parameter]:
@@ -400,18 +421,20 @@ def _trained_biases(wrapped: nn.Module) -> list[nn.Parameter]:
     return [weight for name, weight in wrapped.named_parameters() if weight.requires_grad and not _ADDED.search(name)]
 
 
-def _remember_biases(wrapped: nn.Module, values: Mapping[nn.Parameter, torch.Tensor]) -> None:
+def _remember_base(wrapped: nn.Module, values: Mapping[nn.Parameter, torch.Tensor]) -> None:
     if values:
-        _BASE_BIASES[wrapped] = list(values.items())
+        _BASE_WEIGHTS[wrapped] = list(values.items())
 
 
 @contextlib.contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
-    """The base's own answers inside the block: without the adapter, what it saved whole, and its biases."""
-    changed = _BASE_BIASES.get(model, [])
+    """The base's own answers inside the block: without the adapter, what it saved whole, and what it changed of the
+    base's weights.
+    """
+    changed = _BASE_WEIGHTS.get(model, [])
     trained = [weight.data for weight, _ in changed]
     with warnings.catch_warnings():
-        # It warns that biases stay: the swap below takes them back.
+        # It warns that biases stay: the swap below takes them back, as it does other weights.
         warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
         with model.disable_adapter():
             for weight, value in changed:
@@ -482,8 +505,8 @@ def merge_into(model: Any) -> Any:
     merged model's configuration has to say so.
 
     Raises:
-        ModelError: the base is quantized (merging would quantize the adapter too), or the merged weights are not
-            finite.
+        ModelError: the base is quantized (merging would quantize the adapter too), the merged weights are not finite, or
+            PEFT cannot merge the adapter (one with biases, into layers without).
     """
     if quantized_bits(model) is not None:
         raise ModelError(
@@ -493,8 +516,13 @@ def merge_into(model: Any) -> Any:
     part_shared_weights(model)
     try:
         return model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise ModelError(f"統合できません: {error}", f"cannot merge: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(
+            f"このアダプターは統合できません（{error}）。統合せずに、ベースとアダプターのまま使ってください。",
+            f"this adapter cannot be merged ({error}); use base and adapter as they are.",
+        ) from error
 
 
 def tied_names(model: Any) -> set[str]:

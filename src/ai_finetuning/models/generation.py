@@ -34,6 +34,19 @@ LOOP_TIMES, LOOP_CHARACTERS = 5, 100
 _WINDOW = 20
 # Tokens at the end of an answer among which a stop string is looked for.
 _TAIL = 32
+# How an answer is made, and in what form transformers hands it over, is the toolkit's to say, whatever a maker's
+# generation_config.json has for its own scripts.
+_OURS: dict[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "token_healing": False,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "prompt_lookup_num_tokens": None,
+    "custom_generate": None,
+    "max_time": None,
+}
 # Why an answer ended: as the model was trained to, at max_new_tokens, at the model's last position, in a loop.
 End = Literal["stop", "length", "positions", "loop"]
 
@@ -154,6 +167,8 @@ def _arguments(tokenizer: Any, style: PromptStyle, options: Mapping[str, Any], b
         "eos_token_id": list(style.stop_token_ids) or None,
         "pad_token_id": tokenizer.pad_token_id,
         "use_cache": True,
+        "tokenizer": tokenizer,  # for stop strings of generation_config.json
+        **_OURS,
         **drawn,
         **extra,
     }
@@ -381,8 +396,8 @@ def _answering() -> Iterator[None]:
     """Refuses a generation_config.json, a config.json or weights that transformers fails over."""
     try:
         yield
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        if isinstance(error, ToolkitError) or is_out_of_memory(error):
+    except Exception as error:  # whatever its settings and its own code raise
+        if isinstance(error, ToolkitError | MemoryError) or is_out_of_memory(error):
             raise
         raise ModelError(
             f"モデルが答えを生成できません（{reason_of(error)}）。フォルダーの generation_config.json と config.json、重みを確かめてください。",

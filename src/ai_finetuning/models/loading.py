@@ -270,7 +270,8 @@ def _with_attention(plan: LoadPlan, attention: str, extra: Mapping[str, object])
 
 
 def _about_attention(error: Exception) -> bool:
-    return "attention" in str(error).lower() or "flash" in str(error).lower()
+    text = str(error).lower().partition("model type should be one of")[0]  # a list of all families, some named by it
+    return "attention" in text or "flash" in text
 
 
 def _refusal(error: Exception) -> Reason:
@@ -312,6 +313,7 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
                 trust_remote_code=plan.source.remote_code,
                 local_files_only=plan.source.local_only,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 **extra,
             ),
         )
@@ -332,14 +334,62 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
             f"{plan.name} の重みファイルが壊れています ({error})。ダウンロードまたは保存をやり直してください。",
             f"{plan.name}: a weight file is damaged ({error}). Download or save it again.",
         ) from error
-    missing = sorted(info.get("missing_keys", ()))
+    _refuse_unfilled(plan.name, model, info)
+    return model
+
+
+def _refuse_unfilled(name: str, model: Any, info: Mapping[str, Any]) -> None:
+    """Refuses a language model that its files do not fill; says so where they hold what it has no place for, and where
+    what they lack is no matrix of its layers, embedding or head (a bias, a norm, a part for images).
+
+    Raises:
+        ModelError: a matrix would be filled at random; one has other sizes than config.json says.
+    """
+    ways_ja = "config.json と重みが揃ったモデルを、もう一度ダウンロードまたは保存してください"
+    ways_en = "download or save the model again, with a config.json that belongs to its weights"
+    apart = sorted(info.get("mismatched_keys", ()))
+    if apart:
+        key, there, expected = apart[0]
+        raise ModelError(
+            f"{name} の重み {len(apart)} 個の形が config.json と違います（例: {key} はファイルでは {_shape(there)}、config.json では {_shape(expected)}）。{ways_ja}。",
+            f"{name}: {len(apart)} weights have other sizes than its config.json says (for example {key}: {_shape(there)} in "
+            f"the files, {_shape(expected)} by config.json); {ways_en}.",
+        )
+    missing, unused = sorted(info.get("missing_keys", ())), sorted(info.get("unexpected_keys", ()))
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    own = {number for part in parts for number in _ids(part)}
+    holes = [key for key, weight in model.named_parameters() if key in set(missing) and id(weight) in own]
+    matrices = [key for key in holes if model.get_parameter(key).dim() > 1]
+    if matrices:
+        there_ja = f"ファイルには代わりに {unused[0]} などがあります。" if unused else ""
+        there_en = f"; its files hold {unused[0]} and others instead" if unused else ""
+        if len(matrices) == 1 and id(model.get_parameter(matrices[0])) in _ids(model.get_output_embeddings()):
+            there_ja += "出力層が埋め込みと同じモデルなら、config.json の tie_word_embeddings を true にしてください。"
+            there_en += "; a model whose head is its embedding has tie_word_embeddings: true in its config.json"
+        raise ModelError(
+            f"{name} のファイルに無い重みが {len(missing)} 個あり（例: {matrices[0]}）、乱数で埋まってしまうため読み込みません。{there_ja}{ways_ja}。",
+            f"{name}: {len(missing)} weights are not in its files (for example {matrices[0]}) and would be filled at "
+            f"random{there_en}; {ways_en}.",
+        )
     if missing:
         warn(
-            f"{plan.name} のファイルに無い重みが {len(missing)} 個あり、乱数で初期化されました (例: {missing[0]})。",
-            f"{plan.name}: {len(missing)} weights are not in its files and were initialised at random (for "
-            f"example {missing[0]}).",
+            f"{name} のファイルに無い重みが {len(missing)} 個あり、初期値のままです (例: {missing[0]})。",
+            f"{name}: {len(missing)} weights are not in its files and are as they begin (for example {missing[0]}).",
         )
-    return model
+    if unused:
+        warn(
+            f"{name} のファイルにある重み {len(unused)} 個は、config.json の形のモデルに入る場所がないため使いません (例: {unused[0]})。",
+            f"{name}: {len(unused)} weights of its files have no place in the model that config.json describes and are not "
+            f"used (for example {unused[0]}).",
+        )
+
+
+def _ids(module: nn.Module | None) -> set[int]:
+    return set() if module is None else {id(weight) for weight in module.parameters()}
+
+
+def _shape(sizes: Any) -> str:
+    return "x".join(map(str, sizes))
 
 
 def quiet_progress() -> None:

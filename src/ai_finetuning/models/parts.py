@@ -53,6 +53,24 @@ def windows_of(config: Any) -> list[int]:
     return sorted(found)
 
 
+def turn_of(config: Any) -> tuple[int, str] | None:
+    """(tokens, kind) beyond which a model turns its positions otherwise, by the longest document that is computed at once
+    (LongRoPE of Phi-3 and MiniCPM, dynamic NTK); None for models whose positions do not depend on that.
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    for settings in [given, *given.values()]:
+        if isinstance(settings, dict) and settings.get("rope_type") in ("longrope", "dynamic"):
+            for value in (
+                settings.get("original_max_position_embeddings"),
+                getattr(text, "original_max_position_embeddings", None),
+                positions_of(config),
+            ):
+                if isinstance(value, int) and value > 0:
+                    return value, str(settings["rope_type"])
+    return None
+
+
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers."""
     yield from module.parameters()

@@ -8,12 +8,10 @@ from pathlib import Path
 from ..errors import ToolkitError
 from ..system import nvml
 from ..system.files import read_bounded
-from .adapter_folder import places_of_base, recorded_base, recorded_config
+from .adapter_folder import STARTS, places_of_base, recorded_base, recorded_config
 from .catalog import rows
 from .hub import on_disk
 
-# Starts of an adapter that leave the base's weights as they are; others, such as PiSSA's, take their part out of them.
-_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 _LARGEST = 4 << 20
 
 
@@ -28,7 +26,7 @@ def shared_base(adapter: Path) -> tuple[str, int | None] | None:
     """
     try:
         config, recorded = recorded_config(adapter), recorded_base(adapter)
-        if config.get("init_lora_weights", True) not in _STARTS or config.get("layer_replication"):
+        if config.get("init_lora_weights", True) not in STARTS or config.get("layer_replication"):
             return None
         if recorded.bits == 8 or (recorded.bits == 4 and not nvml.gpus()):
             return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..errors import HubError, ModelError, refusing
+from ..errors import DataError, HubError, ModelError, refusing
 from ..japanese.default_system import default_system, split_default_system, with_default_system
 from ..japanese.prompts import render, validate_template
 from ..japanese.templates import TEMPLATES, ChatTemplate, template_of, template_text
@@ -92,6 +92,7 @@ def load_tokenizer(
     ):
         tokenizer = _loaded(obtained, trust_remote_code)
         refuse_empty(tokenizer, obtained.name, rows)
+        _read_special_tokens(tokenizer, obtained.name)
         ensure_pad(tokenizer, rows)
     tokenizer.chat_template = choose_template(tokenizer, obtained.name, chat_template)
     validate_template(tokenizer.chat_template)
@@ -120,6 +121,20 @@ def _loaded(source: ModelSource, trust_remote_code: bool) -> PreTrainedTokenizer
     tokenizer = _as_in_file(tokenizer, source.name, folder / "tokenizer.json")
     _compare(tokenizer, source.name, folder)
     return tokenizer
+
+
+def _read_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Switches off that special tokens are read as the characters that they are written with: the prompt is a text here,
+    and its marks, and the end of every answer, would be learnt as characters that end nothing.
+    """
+    if getattr(tokenizer, "split_special_tokens", False):
+        tokenizer.split_special_tokens = False
+        tokenizer.init_kwargs.pop("split_special_tokens", None)
+        notice(
+            f"{name} の tokenizer_config.json の split_special_tokens は使いません（回答の終わりなどの特殊トークンが、ただの文字として学習されてしまうため）。",
+            f"{name}: split_special_tokens of its tokenizer_config.json is not used; special tokens, such as the end of an "
+            "answer, would be learnt as plain characters.",
+        )
 
 
 def _folder(source: ModelSource) -> Path | None:
@@ -228,6 +243,8 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> Pr
     from transformers import PreTrainedTokenizerFast
 
     reference = Tokenizer.from_file(str(file))
+    reference.no_truncation()  # of whoever saved the file; every call of the tokenizer says its own
+    reference.no_padding()
     if all(
         tokenizer.encode(text, add_special_tokens=False) == reference.encode(text, add_special_tokens=False).ids
         for text in PROBES
@@ -339,6 +356,21 @@ def prompt_style(tokenizer: Any, generation_config: Any = None) -> PromptStyle:
     if template is None:
         return PromptStyle(stops)
     return PromptStyle(stops, template.stop_strings, template.newline, template.verified)
+
+
+def warn_without_end(tokenizer: Any) -> None:
+    """Says so where neither the tokenizer nor the chat template has a token that ends an answer: none is learnt."""
+    try:
+        ended = tokenizer.eos_token_id is not None or bool(prompt_style(tokenizer).stop_token_ids)
+    except (DataError, ModelError):  # a template that refuses every row refuses them by its own reason
+        return
+    if not ended:
+        warn(
+            "このトークナイザーには eos トークンがなく、チャットテンプレートの応答の後にもトークンがないため、モデルは回答の終わりを学べません（max_new_tokens まで続きます）。"
+            "model.special_tokens.eos_token に語彙のトークンを指定してください。",
+            "the tokenizer has no eos token, and the chat template puts no token behind an answer: the model learns no end of "
+            "its answers, which go on up to max_new_tokens. Name a token of the vocabulary as model.special_tokens.eos_token.",
+        )
 
 
 def repair_generation_config(config: Any) -> None:

@@ -56,6 +56,8 @@ def indexed_files(index: Path) -> list[str]:
     """
     try:
         names = json.loads(read_bounded(index, _LARGEST))["weight_map"].values()
+        if not names:
+            raise ValueError("no weights")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{index} を読めません（{type(error).__name__}）。モデルをダウンロードまたは保存し直してください。",

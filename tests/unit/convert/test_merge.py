@@ -177,3 +177,87 @@ def test_rows_that_an_adapter_brings_are_merged(tmp_path: Path):
     merged: Any = load_causal_lm(str(report.folder), dtype="float32", device=CPU)
     assert merged.get_input_embeddings().weight.shape[0] == len(tokenizer)
     assert adapter_origin.base_of(str(tmp_path / "a"), str(base), None).name == str(base)
+
+
+def write_peft(folder: Path, base: Path, **options: Any) -> torch.Tensor:
+    """An adapter that PEFT alone made; returns the logits that it was saved with."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=["query_key_value"], **options)
+    wrapped: Any = get_peft_model(load_causal_lm(str(base), dtype="float32", device=CPU), config)
+    with torch.no_grad():
+        for weight in wrapped.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05)
+    wrapped.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return logits(wrapped.eval())
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_the_base_answers_where_an_adapter_took_its_start_from_it(start: str, tmp_path: Path):
+    """PEFT takes the start of such an adapter out of the base's weights, and leaves them so without the adapter."""
+    base = save_tiny_model(tmp_path / "base", "gpt_neox")
+    trained = write_peft(tmp_path / "a", base, init_lora_weights=start)
+    wrapped = both(tmp_path / "a", base)
+    plain = logits(load_causal_lm(str(base), dtype="float32", device=CPU))
+    assert torch.allclose(logits(wrapped), trained, atol=1e-5)
+    assert not torch.allclose(trained, plain, atol=1e-2)
+    with without_adapter(wrapped):
+        assert torch.equal(logits(wrapped), plain)
+    assert torch.allclose(logits(wrapped), trained, atol=1e-5)
+    report = merge_adapter(str(tmp_path / "a"), str(tmp_path / "m"), base=str(base), dtype="float32", device=CPU)
+    merged = logits(load_causal_lm(str(report.folder), dtype="float32", device=CPU))
+    assert torch.allclose(merged, trained, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "lora_ga"), ("layer_replication", [[0, 2], [1, 2]])],
+)
+def test_a_start_that_cannot_be_made_again_is_refused(key: str, value: object, tmp_path: Path):
+    """PEFT loads such a file without an error, onto other weights than it was trained on."""
+    base = save_tiny_model(tmp_path / "base", "gpt_neox")
+    write_peft(tmp_path / "a", base)
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {key: value}), encoding="utf-8")
+    way = "path_initial_model_for_weight_conversion" if key == "init_lora_weights" else key
+    with pytest.raises(ModelError, match=key) as refused:
+        both(tmp_path / "a", base)
+    assert way in refused.value.en
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused_in_words(tmp_path: Path):
+    """The biases of LoRA's B have no place in layers without one."""
+    base = save_tiny_model(tmp_path / "base", "gpt_neox")
+    model: Any = load_causal_lm(str(base), dtype="float32", device=CPU)
+    model.config.attention_bias = False
+    for layer in model.gpt_neox.layers:
+        layer.attention.query_key_value.bias = None
+    model.save_pretrained(base)
+    trained = write_peft(tmp_path / "a", base, lora_bias=True)
+    assert torch.allclose(logits(both(tmp_path / "a", base)), trained, atol=1e-5)
+    with pytest.raises(ModelError, match="cannot be merged"):
+        merge_adapter(str(tmp_path / "a"), str(tmp_path / "m"), base=str(base), dtype="float32", device=CPU)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_tied"])
+def test_weights_of_the_base_that_a_file_brings_are_taken(kind: str, tmp_path: Path):
+    """PEFT's save_embedding_layers writes embedding and head beside the adapter, and loads them; they were left out."""
+    from peft import LoraConfig, get_peft_model
+
+    base = save_tiny_model(tmp_path / "base", kind)
+    model: Any = load_causal_lm(str(base), dtype="float32", device=CPU)
+    plain = logits(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.1)
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    wrapped: Any = get_peft_model(model, config)
+    trained = logits(wrapped.eval())
+    wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    again = both(tmp_path / "a", base)
+    assert torch.equal(logits(again), trained)
+    assert not torch.equal(trained, plain)
+    with without_adapter(again):
+        assert torch.equal(logits(again), plain)

@@ -15,6 +15,7 @@ from ai_finetuning.data.prepare import SPLITS, hold_out, load_examples, prepare,
 from ai_finetuning.data.sources import load_samples
 from ai_finetuning.data.tokenize import IGNORED, encode
 from ai_finetuning.errors import DataError
+from ai_finetuning.japanese.templates import TEMPLATES
 
 # A template that knows tools and thinking, as Qwen's do in other words.
 TOOLS = (
@@ -91,6 +92,39 @@ def test_what_a_template_cannot_show_is_refused_or_named():
     samples, _ = load_samples([{"instruction": "首都は？", "output": "東京", "tools": json.dumps(CALLED["tools"])}])
     _, report = encode(samples, tokenizer, max_length=512)
     assert report.not_in_prompt == {"tools": 1}
+
+
+# A sentence of the template's own in place of any system text, as in llm-jp's; contents as lists of parts only, as in some
+# models with images.
+FIXED = TEMPLATES["llm_jp_v2v3"].jinja
+PARTS = (
+    "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "left_out"), [(TOOLS, {}), (FIXED, {"system": 1}), (PARTS, {"system": 1, "user": 1})]
+)
+def test_messages_that_a_template_does_not_show_are_named(template: str, left_out: dict[str, int]):
+    turns = (
+        Message("system", "  あなたは親切です。\n短く答えます。"),
+        *talk("\n首都は？\n日本の", "東京です。").messages,
+    )
+    _, report = encode([Conversation(turns)], with_template(template), max_length=512)
+    assert report.not_in_prompt == left_out
+    assert sum("not used by the chat template" in line for line in report.lines()) == len(left_out)
+
+
+@pytest.mark.parametrize("key", sorted(set(TEMPLATES) - {"llm_jp_v2v3"}))
+def test_our_other_templates_show_system_and_question(key: str):
+    turns = (
+        Message("system", "あなたは親切です。\n短く。"),
+        *talk("首都は？\n\n日本の首都です。", "東京です。").messages,
+    )
+    _, report = encode([Conversation(turns)], with_template(TEMPLATES[key].jinja), max_length=2000)
+    assert report.not_in_prompt == {}
 
 
 @pytest.mark.parametrize("template", [None, TOOLS])

@@ -69,3 +69,14 @@ def test_a_system_turn_is_there_only_where_it_says_something():
     tokenizer = copy.deepcopy(build_tokenizer())
     assert system_turn(tokenizer, None) == system_turn(tokenizer, "") == []
     assert system_turn(tokenizer, "短く。") == [{"role": "system", "content": "短く。"}]
+
+
+@pytest.mark.parametrize(("key", "kept"), [("chatml", True), ("llm_jp_v2v3", False)])
+def test_a_system_text_that_the_template_leaves_out_is_no_default(key: str, kept: bool, logged):
+    """llm-jp's own template writes its fixed sentence in place of any system text."""
+    from ai_finetuning.execution.system_prompt import keep_system
+
+    tokenizer = build_tokenizer(TEMPLATES[key].jinja)
+    keep_system(tokenizer, "あなたは関西弁で話します。", None)
+    assert (default_system(tokenizer) is not None) is kept
+    assert ("is not used by the chat template" in logged()) is not kept

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from tests.sweep.families import build as tiny
+from tests.sweep.families import config_of
 
 from ai_finetuning.data.collate import collate
 from ai_finetuning.data.tokenize import IGNORED, Example
 from ai_finetuning.engine.loss import make_document_loss
 from ai_finetuning.errors import ModelError
+from ai_finetuning.execution.build import warn_of_turn
 from ai_finetuning.kernels import attention, native
 from ai_finetuning.kernels.build import why_unavailable
 from ai_finetuning.kernels.products import (
@@ -432,3 +435,39 @@ def test_a_plan_for_a_gpu_counts_its_loss_kernel_where_a_run_can_take_it(
     assert path is not None
     assert path.compiled is compiled
     path.close()
+
+
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "longest", "turn"),
+    [
+        ("phi3", {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 32}, 33, 32),
+        ("phi3", {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 32}, 32, None),
+        (
+            "llama",
+            {
+                "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+                "max_position_embeddings": 64,
+            },
+            100,
+            64,
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, 10**6, None),
+        ("gemma3_text", {}, 10**6, None),
+        ("gpt2", {}, 10**6, None),
+    ],
+)
+def test_rows_that_turn_the_positions_of_those_beside_them_are_said(
+    family: str, changes: dict[str, Any], longest: int, turn: int | None, logged
+):
+    """LongRoPE and dynamic NTK go by the longest row that is computed at once, in transformers as here."""
+    warn_of_turn(config_of(family, **changes), longest)
+    assert (f"data.max_length={turn}" in logged()) is (turn is not None)

@@ -173,6 +173,45 @@ def test_a_model_that_cannot_compute_is_refused_by_both_ways_of_asking():
         list(stream_text(model, tokenizer, QUESTION, max_new_tokens=2))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_return_sequences": 3, "do_sample": True},
+        {"num_beams": 3},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"stop_strings": ["鷗鷗"]},
+        {"token_healing": True},
+        {"penalty_alpha": 0.6},
+        {"prompt_lookup_num_tokens": 3},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_how_an_answer_is_made_is_not_a_generation_configs_to_say(values: dict):
+    """Such values are for a maker's own scripts: with them answers changed places, were lost, or could not be streamed."""
+    model, tokenizer = build_model(), build_tokenizer()
+    conversations = [QUESTION, [{"role": "user", "content": "今日は良い天気ですね。"}]]
+
+    def answers() -> list[object]:
+        drawn = generate_text(model, tokenizer, conversations, max_new_tokens=6, do_sample=True, seed=[1, 2])
+        greedy = generate_text(model, tokenizer, conversations, max_new_tokens=6, do_sample=False)
+        streamed = "".join(stream_text(model, tokenizer, QUESTION, max_new_tokens=6, do_sample=False))
+        return [drawn, greedy, streamed]
+
+    expected = answers()
+    for name, value in values.items():  # as they are read from a file, unchecked
+        setattr(model.generation_config, name, value)
+    assert answers() == expected
+
+
+def test_a_generation_config_that_needs_what_is_not_here_is_refused():
+    model, tokenizer = build_model(), build_tokenizer()
+    model.generation_config.cache_implementation = "offloaded"  # on a CPU
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has it")
+    with pytest.raises(ModelError, match=r"generation_config\.json"):
+        generate_text(model, tokenizer, [QUESTION], max_new_tokens=2)
+
+
 def test_an_empty_prompt_is_refused_by_its_reason():
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ '' }}"

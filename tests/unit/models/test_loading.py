@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -108,16 +109,85 @@ def test_damaged_weights_are_named(tiny_model_dir: Path, tmp_path: Path):
         load_causal_lm(str(folder))
 
 
-def test_missing_weights_are_said(tiny_model_dir: Path, tmp_path: Path, logged):
+def changed(source: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object], **config: object) -> Path:
+    """A copy of a model's folder with other weights, and other values in its config.json."""
     from safetensors.torch import load_file, save_file
 
-    folder = tmp_path / "less"
-    shutil.copytree(tiny_model_dir, folder)
+    shutil.copytree(source, folder)
     tensors = load_file(folder / "model.safetensors")
-    tensors.pop("model.layers.0.self_attn.q_proj.weight")
+    change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    load_causal_lm(str(folder))
-    assert "1 weights are not in its files" in logged()
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(values | config), encoding="utf-8")
+    return folder
+
+
+def as_of_another_tool(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if "proj" in name]:
+        tensors[name.replace("weight", "qweight")] = tensors.pop(name).to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "expected"),
+    [
+        (lambda tensors: tensors.pop("model.layers.0.self_attn.q_proj.weight"), {}, "1 weights are not in its files"),
+        (lambda tensors: tensors.pop("lm_head.weight"), {}, "tie_word_embeddings: true"),
+        (lambda tensors: None, {"num_hidden_layers": 3}, "model.layers.2"),
+        (as_of_another_tool, {}, "hold model.layers.0.mlp.down_proj.qweight"),
+        (lambda tensors: None, {"vocab_size": 300}, "400x64 in the files, 300x64 by config.json"),
+    ],
+    ids=["a layer", "the head", "a deeper config", "another quantization", "other sizes"],
+)
+def test_a_model_that_its_files_do_not_fill_is_refused(
+    change: Callable[[dict[str, torch.Tensor]], object],
+    config: dict[str, object],
+    expected: str,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+):
+    """Anything else would train, and answer, with random layers."""
+    with pytest.raises(ModelError) as refused:
+        load_causal_lm(str(changed(tiny_model_dir, tmp_path / "m", change, **config)))
+    assert expected in refused.value.en
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "expected"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), {}, "1 weights are not in its files"),
+        (lambda tensors: None, {"num_hidden_layers": 1}, "9 weights of its files have no place"),
+        (lambda tensors: tensors.update({"lora_A": torch.zeros(2)}), {}, "not used (for example lora_A)"),
+    ],
+    ids=["a norm", "a shallower config", "an adapter inside"],
+)
+def test_what_does_not_belong_together_is_said(
+    change: Callable[[dict[str, torch.Tensor]], object],
+    config: dict[str, object],
+    expected: str,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    logged,
+):
+    load_causal_lm(str(changed(tiny_model_dir, tmp_path / "m", change, **config)))
+    assert expected in logged()
+
+
+def test_a_model_that_writes_no_texts_is_refused_in_words(tmp_path: Path):
+    """The library's refusal lists all families, and some have `flash` in their names, as a refused attention has."""
+    import transformers
+
+    config = transformers.T5Config(vocab_size=400, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match="causal language model"):
+        load_causal_lm(str(tmp_path / "m"))
+
+
+def test_an_index_without_weights_is_damaged(tiny_model_dir: Path, tmp_path: Path):
+    folder = changed(tiny_model_dir, tmp_path / "m", lambda tensors: None)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"index\.json cannot be read"):
+        load_causal_lm(str(folder))
 
 
 def test_an_adapter_of_another_base_is_refused_by_name(tiny_model_dir: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ from ai_finetuning.errors import ConfigError
 from ai_finetuning.japanese.templates import TEMPLATES
 from ai_finetuning.models import tokenizers as module
 from ai_finetuning.models.probes import PROBES
-from ai_finetuning.models.tokenizers import ensure_pad, load_tokenizer, prompt_style
+from ai_finetuning.models.tokenizers import ensure_pad, load_tokenizer, prompt_style, warn_without_end
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["dummy prefix", "no prefix"])
@@ -106,6 +106,40 @@ def test_a_tokenizer_without_any_spare_token_does_not_outgrow_the_model():
     assert tokenizer.pad_token_id < 3
 
 
+@pytest.mark.parametrize("switch", ["truncation", "padding"])
+def test_switches_saved_in_a_tokenizer_json_make_no_other_tokenizer(switch: str, tmp_path: Path, logged):
+    """Whoever saved it had asked for batches: it segments as it always did."""
+    tokenizer = build_tokenizer()
+    expected = tokenizer.encode("日本の首都は東京です。" * 20)
+    core = tokenizer.backend_tokenizer
+    if switch == "truncation":
+        core.enable_truncation(8)
+    else:
+        core.enable_padding(length=64)
+    tokenizer.save_pretrained(tmp_path)
+    assert switch in (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    assert load_tokenizer(str(tmp_path)).encode("日本の首都は東京です。" * 20) == expected
+    assert "differently" not in logged()
+
+
+def test_the_end_of_an_answer_is_a_token_whatever_the_tokenizer_was_saved_with(tmp_path: Path, logged):
+    """Some tools save `split_special_tokens: true`: the end of every answer was then learnt as the characters of `</s>`."""
+    from transformers import AutoTokenizer
+
+    plain = build_tokenizer()
+    plain.split_special_tokens = True
+    plain.save_pretrained(tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer_config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) | {"split_special_tokens": True}
+    file.write_text(json.dumps(values), encoding="utf-8")
+    tokenizer = load_tokenizer(str(tmp_path / "m"))
+    assert tokenizer.encode("東京です。</s>")[-1] == tokenizer.eos_token_id
+    assert "split_special_tokens" in logged()
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again.encode("東京です。</s>")[-1] == tokenizer.eos_token_id
+
+
 def test_templates_come_from_the_user_then_the_tokenizer_then_alpaca(tiny_model_dir: Path, tmp_path: Path, logged):
     assert load_tokenizer(str(tiny_model_dir)).chat_template == build_tokenizer().chat_template
     assert load_tokenizer(str(tiny_model_dir), chat_template="calm2").chat_template == TEMPLATES["calm2"].jinja
@@ -191,3 +225,19 @@ def test_a_generation_config_that_is_refused_loses_only_what_has_no_effect(tmp_p
         "eos_token_id": 2
     } | left
     assert [name for name in values.keys() - left.keys() if name not in caplog.text] == []
+
+
+@pytest.mark.parametrize(
+    ("eos", "template", "said"),
+    [
+        ("</s>", "{% for m in messages %}{{ m.content }}\n{% endfor %}", False),
+        (None, "{% for m in messages %}{{ m.content }}<s>{% endfor %}", False),
+        (None, "{% for m in messages %}{{ m.content }}\n{% endfor %}", True),
+        (None, "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}", False),  # refused row by row
+    ],
+)
+def test_answers_that_nothing_ends_are_said(eos: str | None, template: str, said: bool, logged):
+    tokenizer = build_tokenizer(template)
+    tokenizer.eos_token = eos
+    warn_without_end(tokenizer)
+    assert ("model.special_tokens.eos_token" in logged()) is said
