@@ -7,6 +7,7 @@ sysexits(3) that the command line ends with, and is also the builtin exception a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,40 @@ class StorageError(ToolkitError, OSError):
     """A file cannot be written or there is too little space (EX_IOERR)."""
 
     exit_code = 74
+
+
+# What the system says of a path that nobody could have opened -> why, and the way out.
+_BY_SYSTEM = {
+    errno.ENAMETOOLONG: Reason(
+        "名前が長すぎます（多くのディスクでは、/ で区切った 1 つが 255 バイトまで）。短い名前にしてください",
+        "the name is too long (on most disks 255 bytes between two /); give a shorter one",
+    ),
+    errno.ELOOP: Reason(
+        "リンクが輪になっています。リンク先を直してください",
+        "its links lead round in a circle; mend where they lead to",
+    ),
+    errno.ENOTDIR: Reason(
+        "途中のフォルダーの名前がファイルのものです。別の場所にしてください",
+        "what should be a folder on the way is a file; give another place",
+    ),
+    errno.EACCES: Reason(
+        "読み書きする権限がありません。権限を変えるか、別の場所にしてください",
+        "you may not read or write it; change its permissions, or give another place",
+    ),
+}
+_SHOWN_PATH = 120
+
+
+def refused_by_system(error: BaseException) -> StorageError | None:
+    """A refusal in words of what the system cannot open by its name; None for other errors."""
+    if not isinstance(error, OSError) or isinstance(error, ToolkitError) or error.filename is None:
+        return None
+    reason = _BY_SYSTEM.get(error.errno or 0)
+    if reason is None:
+        return None
+    path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+    path = path if len(path) <= _SHOWN_PATH else path[: _SHOWN_PATH - 1] + "…"
+    return StorageError(f"{path} を開けません: {reason.ja}。", f"cannot open {path}: {reason.en}.")
 
 
 class RunLockedError(ToolkitError, BlockingIOError):

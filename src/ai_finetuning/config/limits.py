@@ -27,6 +27,8 @@ class Rule:
 
 
 AtLeastOne = Annotated[int, Field(ge=1)]
+# More than any cluster has; each of them is planned for.
+Processes = Annotated[int, Field(ge=1, le=65_536)]
 NotNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]

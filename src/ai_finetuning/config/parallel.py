@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .limits import AtLeastOne, NotNegative, PositiveFloat, Rule
+from .limits import AtLeastOne, NotNegative, PositiveFloat, Processes, Rule
 from .section import require, section
 
 MEMORY_SIZE = r"^\d+(\.\d+)?\s*(GB|GiB|MB|MiB)$"
@@ -49,7 +49,7 @@ class ParallelConfig:
     `fsdp` does the latter without DeepSpeed.
     ja: `ddp` で使う DeepSpeed ZeRO（追加パッケージ）。2 は勾配とオプティマイザーの状態を、3 は重みもプロセス間で分割します。`fsdp` は 3 と同じことを追加なしで行います。
     """
-    processes: AtLeastOne | None = None
+    processes: Processes | None = None
     """Processes to start on this machine; null for one process per GPU, or one on a CPU. No effect under a launcher.
     ja: この PC で起動するプロセスの数。null は GPU ごとに 1 つ（CPU では 1 つ）。torchrun などから起動したときは使いません。
     """

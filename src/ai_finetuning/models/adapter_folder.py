@@ -137,14 +137,16 @@ def note_training_base(place: Path, home: Path, name: str, bits: int | None) -> 
     """
     relative = _relative(name, home) if os.path.isdir(name) else None
     content = {"name": name, "bits": bits, "relative": relative}
-    (place / BASE).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    (place / BASE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def move_base(place: Path, home: Path, name: str) -> None:
     """Makes an adapter's folder, which will be `home`, name another place of its base."""
     bits = recorded_base(place).bits
     settings = recorded_config(place) | {"base_model_name_or_path": name}
-    (place / CONFIG).write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
+    text = json.dumps(settings, ensure_ascii=False, indent=2)
+    (place / CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")
     note_training_base(place, home, name, bits)
 
 

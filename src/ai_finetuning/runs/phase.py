@@ -50,7 +50,8 @@ def write_run(folder: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    write_in_place(folder / RUN, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    write_in_place(folder / RUN, text.encode("utf-8", "backslashreplace"))  # half a character, as JSON writes it
 
 
 def tell_phase(folder: Path, name: str) -> None:

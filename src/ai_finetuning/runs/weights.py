@@ -168,7 +168,9 @@ def keep_last(run: Path, step: int, values: dict[str, Any]) -> None:
     _move_base(staging)
     digests = {name: sha256_of(staging / name) for name in names if name != INDEX}
     note = {"step": step, "sha256": digests, **values}
-    write_in_place(staging / LAST_NOTE, json.dumps(note, ensure_ascii=False, indent=1).encode("utf-8"))
+    write_in_place(
+        staging / LAST_NOTE, json.dumps(note, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
+    )
     fsync_folder(staging)
     os.replace(staging, place)
     fsync_folder(place.parent)
@@ -188,7 +190,8 @@ def _move_base(folder: Path) -> None:
     stored = read_note(folder / BASE)
     if isinstance(stored.get("relative"), str):
         stored["relative"] = os.path.normpath(os.path.join("..", "..", stored["relative"]))
-        write_in_place(folder / BASE, json.dumps(stored, ensure_ascii=False, indent=1).encode("utf-8"))
+        text = json.dumps(stored, ensure_ascii=False, indent=1)
+        write_in_place(folder / BASE, text.encode("utf-8", "backslashreplace"))
 
 
 def put(source: Path, run: Path, *, mark: str = "", linked: bool = False) -> list[str]:

@@ -71,3 +71,25 @@ def test_in_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_init_takes_a_settings_file_by_its_option(capsys: pytest.CaptureFixture[str]):
     assert run(["init", "my run.yaml"]) == 64
     assert "--out 'my run.yaml'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "model=NAME", "data.train=rows.jsonl", "--dry-run"],
+        ["train", "model=embedded:kotoha-tiny", "data.train=NAME", "--dry-run"],
+        ["train", "NAME.yaml"],
+        ["resume", "NAME"],
+        ["plan", "NAME"],
+        ["start", "NAME.csv"],
+    ],
+)
+def test_a_name_longer_than_a_disk_takes(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n', encoding="utf-8")
+    assert run([argument.replace("NAME", "x" * 300) for argument in arguments]) in (66, 74)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "xxx" in error

@@ -47,7 +47,7 @@ def test_replace_counts_a_value_that_equals_the_default_and_nothing_else():
 
 
 def test_replace_checks():
-    with pytest.raises(ConfigError, match=r"training\.batch_size is 0; it must be at least 1\."):
+    with pytest.raises(ConfigError, match=r"training\.batch_size is 0; it must be at least 1 and at most"):
         dataclasses.replace(TrainingConfig(), batch_size=0)
     with pytest.raises(ConfigError, match=r"did you mean learning_rate\?"):
         dataclasses.replace(TrainingConfig(), learning_rte=1e-4)
@@ -112,7 +112,7 @@ def test_assignment_into_nested_sections():
         "training": {"warmup_steps": 5, "optimizer": {"betas": [0.8, 0.9], "eps": 1e-7}},
         "parallel": {"processes": 2},
     }
-    with pytest.raises(ConfigError, match=r"parallel\.processes is 0; it must be at least 1\."):
+    with pytest.raises(ConfigError, match=r"parallel\.processes is 0; it must be at least 1 and at most"):
         run.parallel.processes = 0
     with pytest.raises(ConfigError, match=r"training\.optimizer\.nam is not a known key; did you mean name\?"):
         run.training.optimizer.nam = "muon"

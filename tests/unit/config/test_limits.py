@@ -181,3 +181,10 @@ def test_schema_and_help_know_the_same_ranges():
     in_help = {item.key for item in settings() if re.search("at least|above|at most|below", item.values_en)}
     assert in_help - {"parallel.max_memory_per_gpu"} == bounded  # the bound of its keys: JSON's keys are texts
     assert len(bounded) > 30
+
+
+def test_more_processes_than_any_cluster_has_are_refused():
+    """A plan makes room for each of them."""
+    assert ParallelConfig(processes=65_536).processes == 65_536
+    with pytest.raises(ConfigError, match="at most"):
+        ParallelConfig(processes=100_000_000)

@@ -39,6 +39,15 @@ def test_a_process_is_known_by_more_than_its_number():
         assert not is_alive(mine | {"created": odd})
 
 
+def test_half_a_character_in_a_run_json_stays_what_it_is(tmp_path: Path):
+    """As it stands in a file that somebody changed: the next phase is written beside it."""
+    run = write(tmp_path / "run", status="running", name="a\ud83cb", **identity())
+    tell_phase(run, "data")
+    stored = json.loads((run / RUN).read_text(encoding="utf-8"))
+    assert stored["name"] == "a\ud83cb"
+    assert stored["phase"]["name"] == "data"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there are no zombies")
 def test_a_process_that_ended_and_nobody_waited_for_is_not_at_work():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from ...errors import PreemptedError, ToolkitError, localized, prefers_japanese, without_secrets
+from ...errors import PreemptedError, ToolkitError, localized, prefers_japanese, refused_by_system, without_secrets
 from ...messages import notice, printable, trace
 from .japanese import App, usage_error
 
@@ -110,6 +110,12 @@ def _folder_is_gone() -> bool:
     return False
 
 
+def _refused(error: ToolkitError) -> int:
+    """Says a refusal; its exit code."""
+    print(printable(localized(f"エラー: {error.ja}", f"error: {error.en}")), file=sys.stderr)
+    return error.exit_code
+
+
 def _failed(error: Exception, arguments: Sequence[str]) -> int:
     """Says what the parser refused, or what nobody foresaw; its exit code."""
     # click's own refusals; recent versions of typer carry a click of their own, so their class is not named here.
@@ -126,6 +132,9 @@ def _failed(error: Exception, arguments: Sequence[str]) -> int:
         en = "error: the current folder is gone (deleted, or made anew). Enter a folder again with cd."
         print(localized(ja, en), file=sys.stderr)
         return NO_INPUT
+    refused = refused_by_system(error)
+    if refused is not None:
+        return _refused(refused)
     print(printable(trace(error, for_files=False)), end="", file=sys.stderr)
     ja = f"内部エラー: {type(error).__name__}。上の内容と `aift env` の出力を添えて報告してください。"
     en = f"internal error: {type(error).__name__}. Please report it with the lines above and what `aift env` prints."
@@ -144,8 +153,7 @@ def run(arguments: list[str]) -> int:
         print(printable(str(error)), file=sys.stderr)
         return error.exit_code
     except ToolkitError as error:
-        print(printable(localized(f"エラー: {error.ja}", f"error: {error.en}")), file=sys.stderr)
-        return error.exit_code
+        return _refused(error)
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):

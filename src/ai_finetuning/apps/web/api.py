@@ -25,6 +25,7 @@ from ...errors import (
     StorageError,
     ToolkitError,
     UsageError,
+    refused_by_system,
 )
 from ...messages import printable, trace
 
@@ -83,6 +84,9 @@ async def refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         ja, en = "このページはありません。", "there is no such page."
         return JSONResponse({"error": {"ja": ja, "en": en, "kind": "http"}}, error.status_code)
+    by_system = refused_by_system(error)
+    if by_system is not None:
+        return refusal(by_system)
     print(printable(trace(error, for_files=False)), end="", file=sys.stderr)
     name = type(error).__name__
     ja = f"内部エラー: {name}。サーバーを始めたターミナルの表示を添えて報告してください。"
