@@ -47,7 +47,7 @@ def test_replace_counts_a_value_that_equals_the_default_and_nothing_else():
 
 
 def test_replace_checks():
-    with pytest.raises(ConfigError, match=r"training\.batch_size is 0; it must be at least 1 and at most"):
+    with pytest.raises(ConfigError, match=r"training\.batch_size is 0; it must be at least 1\."):
         dataclasses.replace(TrainingConfig(), batch_size=0)
     with pytest.raises(ConfigError, match=r"did you mean learning_rate\?"):
         dataclasses.replace(TrainingConfig(), learning_rte=1e-4)
