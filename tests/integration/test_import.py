@@ -204,7 +204,7 @@ def plan(path: Path, folder: Path, model: str) -> Any:
 
     out = folder / "run.yaml"
     out.write_text(yaml_of(convert(path)), encoding="utf-8")
-    objective = parse_yaml(out.read_text(encoding="utf-8")).get("objective", "sft")
+    objective = parse_yaml(out.read_text(encoding="utf-8"), out.name).get("objective", "sft")
     rows = folder / f"{objective}.jsonl"
     if not rows.exists():
         lines = [json.dumps(LOCAL_ROWS[objective](row), ensure_ascii=False) for row in ROWS * 100]

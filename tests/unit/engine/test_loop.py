@@ -199,8 +199,9 @@ def test_a_lost_connection_is_a_request_to_stop_but_not_under_nohup():
 
 
 _ALONE = """
-import os, sys
+import os, signal, sys
 from ai_finetuning.engine.hooks import SignalFlags
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 with SignalFlags() as signals:
     print("ready", flush=True)
     while signals.stop is None:
