@@ -194,6 +194,14 @@ def test_every_answer_carries_the_policy(web: Web):
         assert not {"server", "access-control-allow-origin", "set-cookie"} & set(headers)
 
 
+def test_an_address_that_is_none_is_a_page_for_a_browser(web: Web):
+    status, headers, page = ask(web, "GET", "/runs", accept="text/html,*/*;q=0.8")
+    assert (status, headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "このページはありません" in page.decode()
+    assert 'href="/"' in page.decode()
+    assert b'"error"' in ask(web, "GET", "/runs", accept="application/json")[2]
+
+
 def test_ids_name_nothing_outside_of_the_roots(web: Web, tmp_path: Path):
     token = {"x_aift_token": web.token}
     (tmp_path / "secret").mkdir()

@@ -50,6 +50,7 @@ class DataReport:
         unused_keys: the same for keys of messages.
         unlearnt: rows that say of themselves that they are not to be learnt.
         ties: pairs of answers neither of which is the better one.
+        against: pairs whose chosen answer has the lower score.
         winners: of pairs with a verdict in a column of its own, the column of the better answer.
         marked, unmarked: rows that were refused as answers that somebody marked as good or bad, and rows that are used
             although they have a column for such marks, by file.
@@ -70,6 +71,7 @@ class DataReport:
     unused_keys: Counter[str] = field(default_factory=Counter)
     unlearnt: int = 0
     ties: int = 0
+    against: Noted = field(default_factory=Noted)
     winners: Counter[str] = field(default_factory=Counter)
     marked: Counter[str] = field(default_factory=Counter)
     unmarked: Counter[str] = field(default_factory=Counter)
@@ -100,6 +102,7 @@ class DataReport:
             (self.likely_rows, later.likely_rows),
             (self.loop_rows, later.loop_rows),
             (self.template_rows, later.template_rows),
+            (self.against, later.against),
         ):
             noted.merge(more)
 
@@ -132,6 +135,11 @@ class DataReport:
                 "rows with control characters U+0080-U+009F (used as they are; data.normalize.strip_control=true removes them)",
             ),
             (self.likely_rows, "文字化けかもしれない行", "rows that are perhaps mojibake"),
+            (
+                self.against,
+                "良いとした回答の点数が、悪いとした回答より低い組（そのまま使います。取り違えていないか確かめてください）",
+                "pairs whose chosen answer has the lower score (used as they are; see that they are not the wrong way round)",
+            ),
             (
                 self.loop_rows,
                 "警告: 同じ語句の繰り返しで終わる回答のある行（aift data doctor で除けます）",

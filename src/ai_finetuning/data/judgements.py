@@ -360,6 +360,26 @@ def is_marked_bad(shape: Shape) -> bool:
     return any(_verdict(shape.values.get(name), name, stated=stated) is False for name in names)
 
 
+# Columns of the scores of a pair's answers.
+_SCORES = tuple(
+    pair
+    for word in ("score", "rating", "reward")
+    for pair in ((f"chosen_{word}", f"rejected_{word}"), (f"{word}_chosen", f"{word}_rejected"))
+)
+
+
+def is_scored_against(shape: Shape) -> bool:
+    """Whether the answer that a row calls chosen has the lower score of the two."""
+    for names in _SCORES:
+        columns = [next(iter(shape.filled(name)), None) for name in names]
+        try:
+            chosen, rejected = (float(str(shape.values[column])) for column in columns if column is not None)
+        except ValueError:  # no two, or no numbers
+            continue
+        return chosen < rejected
+    return False
+
+
 def mark_of(shape: Shape) -> tuple[bool, set[str]] | None:
     """(whether the answer of a row is called good, the columns that say so); None where no column could.
 

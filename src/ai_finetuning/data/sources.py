@@ -31,7 +31,7 @@ from .doctor.rules import validate_keys
 from .encoding import UNREADABLE
 from .files import read_rows
 from .formats import build, find_format, is_refused_mark, is_unmarked, no_format
-from .judgements import winner_of
+from .judgements import is_scored_against, winner_of
 from .messages import Comparison, Conversation, Judged, Message, PlainText, Sample, messages_of, words_beside
 from .row_format import Format, Shape
 from .rows import Row
@@ -375,6 +375,8 @@ def _row_sample(
         return
     if isinstance(made.sample, Comparison) and (column := winner_of(shape)):
         report.winners[column] += 1
+    if isinstance(made.sample, Comparison) and is_scored_against(shape):
+        report.against.note(row.source)
     if made.sample is None:
         report.unlearnt += 1
         return

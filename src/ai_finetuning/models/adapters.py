@@ -17,17 +17,17 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..errors import ModelError, refusing
+from ..messages import warn
 from ._upstream import leave_inputs_to_autocast, peft_turns_into_experts, tied_weight_names, without_bitsandbytes
 from .adapter_folder import CONFIG, STARTS, WEIGHTS, adapter_config, base_name, note_base, unreadable
 from .lora_targets import ALL_LINEAR, resolve_modules_to_save, resolve_targets
 from .options import validate_options
 from .quantized import quantized_bits
 
-# Ends of the names of a token embedding and of a head.
-_EMBEDDINGS = tuple(
-    f"{name}.{end}"
-    for name in ("embed_tokens", "embed_in", "wte", "lm_head", "embed_out")
-    for end in ("weight", "base_layer.weight")
+# Ends of the names of a head, and of a token embedding or a head.
+_HEADS = tuple(f"{name}.{end}" for name in ("lm_head", "embed_out") for end in ("weight", "base_layer.weight"))
+_EMBEDDINGS = _HEADS + tuple(
+    f"{name}.{end}" for name in ("embed_tokens", "embed_in", "wte") for end in ("weight", "base_layer.weight")
 )
 
 
@@ -178,9 +178,19 @@ def brought_rows(folder: str | Path) -> int:
 
 def fit_rows(model: Any, folder: str | Path) -> None:
     """Gives a base as many embedding rows as an adapter's file brings, where tokens were added in training."""
-    rows = brought_rows(folder)
-    if rows not in (0, model.get_input_embeddings().weight.shape[0]):
-        model.resize_token_embeddings(rows, mean_resizing=False)
+    rows, here = brought_rows(folder), model.get_input_embeddings().weight.shape[0]
+    if rows in (0, here):
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    head = model.get_output_embeddings()
+    tied = head is None or head.weight is model.get_input_embeddings().weight
+    if rows > here and not tied and not any(key.endswith(_HEADS) for key in _shapes(folder)):
+        warn(
+            f"アダプター {folder} は語彙を {here:,} から {rows:,} に広げますが、出力層の新しい行を含まないため、それらは乱数です。新しいトークンを正しく答え"
+            "られません。出力層も modules_to_save に入れて保存し直してください。",
+            f"the adapter {folder} grows the vocabulary from {here:,} to {rows:,} and does not bring the head's new rows: they "
+            "are random, so new tokens are not answered as they were learnt. Save it again with the head in modules_to_save.",
+        )
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:

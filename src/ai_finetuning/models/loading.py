@@ -334,8 +334,28 @@ def _from_pretrained(plan: LoadPlan, implementation: str, extra: Mapping[str, ob
             f"{plan.name} の重みファイルが壊れています ({error})。ダウンロードまたは保存をやり直してください。",
             f"{plan.name}: a weight file is damaged ({error}). Download or save it again.",
         ) from error
+    _refuse_encoder(plan.name, model.config)
     _refuse_unfilled(plan.name, model, info)
     return model
+
+
+def _refuse_encoder(name: str, config: Any) -> None:
+    """Refuses an encoder that transformers loads as a language model all the same: what it reads behind a token decides what
+    it says there.
+
+    Raises:
+        ModelError: with the setting by which a decoder of this family is one.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    encodes = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False
+    if encodes and not getattr(config, "is_encoder_decoder", False) and not getattr(config, "causal", False):
+        raise ModelError(
+            f"{name} は前後を同時に読むエンコーダー（{config.model_type}）で、文章を生成できません。デコーダーとして学習されたモデルなら "
+            "config.json の is_decoder を true にしてください。",
+            f"{name} is an encoder ({config.model_type}), which reads a text in both directions and cannot generate one; a "
+            "model that was trained as a decoder needs is_decoder: true in its config.json.",
+        )
 
 
 def _refuse_unfilled(name: str, model: Any, info: Mapping[str, Any]) -> None:

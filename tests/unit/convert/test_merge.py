@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,18 @@ def test_rows_that_an_adapter_brings_are_merged(tmp_path: Path):
     merged: Any = load_causal_lm(str(report.folder), dtype="float32", device=CPU)
     assert merged.get_input_embeddings().weight.shape[0] == len(tokenizer)
     assert adapter_origin.base_of(str(tmp_path / "a"), str(base), None).name == str(base)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_new_rows_of_a_head_that_nobody_saved_are_said(kept: bool, tmp_path: Path, logged: Callable[[], str]):
+    """They stay as they begin: random."""
+    base = save_tiny_model(tmp_path / "base")
+    model: Any = load_causal_lm(str(base), dtype="float32", device=CPU)
+    model.resize_token_embeddings(model.get_input_embeddings().weight.shape[0] + 5, mean_resizing=False)
+    wrapped = add_lora(model, r=2, alpha=4, modules_to_save=["embed_tokens", "lm_head"] if kept else ["embed_tokens"])
+    wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=kept)
+    load_adapter(load_causal_lm(str(base), dtype="float32", device=CPU), tmp_path / "a")
+    assert ("does not bring the head's new rows" in logged()) is not kept
 
 
 def write_peft(folder: Path, base: Path, **options: Any) -> torch.Tensor:

@@ -210,6 +210,18 @@ def test_the_user_names_the_columns():
     assert sample.messages[-1].content == GOOD  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("names", [("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")])
+def test_a_choice_against_its_scores_is_said(names: tuple[str, str]):
+    row = {"prompt": Q, "chosen": GOOD, "rejected": BAD}
+    fits, against, none = (row | dict(zip(names, pair, strict=True)) for pair in ((9, "3.5"), ("2", 7.0), ("高い", 1)))
+    samples, lines = read([fits, against, none, row])
+    assert len(samples) == 4
+    (line,) = [line for line in lines if "lower score" in line]
+    assert ": 1" in line
+    assert "2" in line
+    assert not [line for line in read([fits, none])[1] if "lower score" in line]
+
+
 def test_a_number_tells_only_where_the_user_says_for_whom_it_speaks():
     row = {"instruction": Q, "response1": BAD, "response2": GOOD, "preference": 2}
     with pytest.raises(DataError) as refusal:

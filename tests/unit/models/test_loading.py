@@ -182,6 +182,19 @@ def test_a_model_that_writes_no_texts_is_refused_in_words(tmp_path: Path):
         load_causal_lm(str(tmp_path / "m"))
 
 
+def test_an_encoder_that_is_loaded_as_a_language_model_is_refused(tmp_path: Path):
+    import transformers
+
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = transformers.BertConfig(**sizes, num_attention_heads=2)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match="is an encoder .bert.*is_decoder: true"):
+        load_causal_lm(str(tmp_path / "m"))
+    config.is_decoder = True
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path / "decoder")
+    load_causal_lm(str(tmp_path / "decoder"))
+
+
 def test_an_index_without_weights_is_damaged(tiny_model_dir: Path, tmp_path: Path):
     folder = changed(tiny_model_dir, tmp_path / "m", lambda tensors: None)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ...errors import (
     CheckpointError,
@@ -75,6 +75,21 @@ def refusal(error: ToolkitError) -> JSONResponse:
     return JSONResponse({"error": told}, status)
 
 
+# What a browser shows at an address that is none of the page's.
+_MISSING = """<!doctype html>
+<html lang="ja">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>aift</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/static/app.css">
+<main>
+<p>{ja} <a href="/">最初のページへ</a></p>
+<p lang="en">{en} <a href="/">To the first page</a></p>
+</main>
+"""
+
+
 async def refuse(request: Request, error: Exception) -> Response:
     """The answer to a request that ended in an error."""
     if isinstance(error, ToolkitError):
@@ -83,6 +98,8 @@ async def refuse(request: Request, error: Exception) -> Response:
         return Response(status_code=400)
     if isinstance(error, HTTPException):
         ja, en = "このページはありません。", "there is no such page."
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(_MISSING.format(ja=ja, en=en), error.status_code)
         return JSONResponse({"error": {"ja": ja, "en": en, "kind": "http"}}, error.status_code)
     by_system = refused_by_system(error)
     if by_system is not None:
