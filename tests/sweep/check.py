@@ -66,7 +66,7 @@ def sweep(family: str, folder: Path) -> Row:
     Raises:
         Unbuilt: transformers cannot build or run it tiny.
     """
-    model = _built(family)
+    model = built(family)
     row = Row(family)
     try:
         expected = reference(model)
@@ -87,7 +87,12 @@ def sweep(family: str, folder: Path) -> Row:
     return row
 
 
-def _built(family: str) -> Any:
+def built(family: str) -> Any:
+    """A tiny model of a family, which has run once.
+
+    Raises:
+        Unbuilt: transformers cannot build or run it, or it is not tiny.
+    """
     try:
         with torch.device("meta"):
             size = sum(weight.numel() for weight in build(family).parameters())

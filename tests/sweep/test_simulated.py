@@ -1,29 +1,34 @@
-"""Every family's step is simulated: `aift plan --plan exact` never falls back to the formula."""
+"""Every family's step is simulated: `aift plan --plan exact` falls back to the formula for the families that are named
+here, and says so.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from tests.integration.test_families import folder_of
 from tests.support.commands import call, write_run
-from tests.sweep.families import build, families
+from tests.sweep.check import Unbuilt, built
+from tests.sweep.families import families
+
+# How many tokens each expert gets, or which language a row has, are numbers that a simulation does not have; a number of layers
+# that cannot be set; positions that hold for one length of rows alone.
+BY_FORMULA = frozenset({"jetmoe", "prophetnet", "reformer", "xmod"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
-# Parts of blt keep their default sizes, 5 GB of weights.
-@pytest.mark.parametrize("family", [family for family in families() if family != "blt"])
+@pytest.mark.parametrize("family", families())
 def test_the_plan_of_a_family_is_simulated(
     family: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     try:
-        build(family)(input_ids=torch.tensor([[5, 6, 7]]))
-    except Exception as error:  # the tiny configuration makes no model that runs
-        pytest.skip(f"not built: {str(error)[:80]}")
+        built(family)
+    except Unbuilt as error:
+        pytest.skip(f"not built: {error}")
     (tmp_path / "cache").mkdir(mode=0o700)
     monkeypatch.setenv("AIFT_CACHE", str(tmp_path / "cache"))
     run = write_run(tmp_path, folder_of(tmp_path / "base", family))
@@ -34,4 +39,4 @@ def test_the_plan_of_a_family_is_simulated(
     status = call("plan", str(run), "--plan", "exact")
     if status != 0:
         pytest.skip("this family does not train")
-    assert "memory (simulated" in capsys.readouterr().out
+    assert ("memory (simulated" in capsys.readouterr().out) is (family not in BY_FORMULA)
