@@ -423,7 +423,12 @@ def test_a_python_list_in_a_cell_is_named_as_that(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("raw", "kind"),
-    [(b"PK\x03\x04\x14\xff\xfe", "Excel"), (gzip.compress(b"x"), "gzip"), (b"PAR1\x15\x04\xff\xff", "Parquet")],
+    [
+        (b"PK\x03\x04\x14\xff\xfe", "Excel"),
+        (gzip.compress(b"x", mtime=0), "gzip"),
+        (b"PAR1\x15\x04\xff\xff", "Parquet"),
+    ],
+    ids=["Excel", "gzip", "Parquet"],
 )
 def test_what_is_no_text_is_named_by_what_it_is(tmp_path: Path, raw: bytes, kind: str):
     path = tmp_path / "a.csv"
