@@ -173,6 +173,7 @@ _NOT_FINITE = "finite_number"
 OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", _NOT_FINITE)
 _WORDED = ("string_pattern_mismatch", "too_short")
 NO_CHOICE = "literal_error"
+_NOT_TEXT = "string_unicode"
 
 
 def requirement(hint: Any, problem: str, *, each: bool = False) -> Texts:
@@ -185,6 +186,11 @@ def requirement(hint: Any, problem: str, *, each: bool = False) -> Texts:
     """
     subject_ja, subject_en = ("それぞれ ", "each") if each else ("", "it")
     rule, bounds, options = _rule(hint), range_texts(hint), choices(hint)
+    if problem == _NOT_TEXT:
+        return (
+            "UTF-8 ではない文字が入っています。ほかの名前にしてください。",
+            "it holds what is not UTF-8; give it another name.",
+        )
     if problem in _WORDED and rule is not None:
         return rule.ja, rule.en
     if problem in OUT_OF_RANGE:

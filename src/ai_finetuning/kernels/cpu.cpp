@@ -295,7 +295,7 @@ WIDE static void gated_rows_forward(const real* gate, const real* up, real* h, i
 
 template <int act, bool again>
 WIDE static void gated_rows_backward(const real* dh, const real* gate, const real* up, real* dgate, real* dup, real* h,
-                                int64_t count) {
+                                     int64_t count) {
 #pragma omp parallel for simd schedule(static)
   for (int64_t i = 0; i < count; ++i) {
     float d = load(dh[i]), g = load(gate[i]), u = load(up[i]);

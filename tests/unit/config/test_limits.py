@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ai_finetuning.config.data import DataConfig
 from ai_finetuning.config.describe import json_schema, settings
 from ai_finetuning.config.fields import field_names
+from ai_finetuning.config.lora import LoRAConfig
 from ai_finetuning.config.parallel import ParallelConfig
 from ai_finetuning.config.run import RunConfig
 from ai_finetuning.config.section import _SECTIONS
@@ -188,3 +189,11 @@ def test_more_processes_than_any_cluster_has_are_refused():
     assert ParallelConfig(processes=65_536).processes == 65_536
     with pytest.raises(ConfigError, match="at most"):
         ParallelConfig(processes=100_000_000)
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_that():
+    """As Linux hands on a name that was written on Windows in Japan."""
+    name = "日本".encode("cp932").decode("utf-8", "surrogateescape")
+    for make in (lambda: TrainingConfig(output_dir=name), lambda: LoRAConfig(adapter=name)):
+        with pytest.raises(ConfigError, match="holds what is not UTF-8"):
+            make()
